@@ -1,0 +1,95 @@
+# upsnet-trt: `make help` lists what can be made. Variables: VENV, GPUS, CONFIG, RUN, COCO.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV ?= .venv
+TRITON_VENV := $(VENV)-triton
+GPUS ?= 1
+CONFIG ?= training/configs/demo.yaml
+RUN ?= runs/$(basename $(notdir $(CONFIG)))
+COCO ?= ../shared/data/coco_sample
+ARGS ?=
+
+BIN := $(VENV)/bin
+UPSNET := $(BIN)/upsnet
+READY := $(VENV)/.ready
+TRITON_READY := $(TRITON_VENV)/.ready
+export UPSNET_TRITON_ENV = $(abspath $(TRITON_VENV))
+
+# Configurations on the synthetic data set make it first.
+DATA := $(if $(filter demo,$(basename $(notdir $(CONFIG)))),data/shapes/train.json)
+ifeq ($(GPUS),1)
+TRAIN := $(UPSNET) train
+else
+TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
+endif
+
+.PHONY: help setup demo train onnx engine serve eval parity bench overfit test lint clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
+
+setup: $(READY) $(TRITON_READY) ## the environment in .venv, and the server's beside it (VENV=... for another place)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[serving,dev]'
+	$(BIN)/python -c 'import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), .5)'
+	touch $@
+
+$(TRITON_READY): serving/requirements-triton.txt
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/pip install --quiet --no-deps -r serving/requirements-triton.txt
+	touch $@
+
+demo: runs/demo/report.html ## train, export, build, serve and compare a small network, with a report in pictures
+	@echo "the report: runs/demo/report.html"
+
+runs/demo/report.html: $(RUN)/engine/engine.json $(TRITON_READY)
+	$(BIN)/python eval/parity.py --run runs/demo --runtimes pytorch --runtimes onnxruntime --runtimes triton
+
+data/shapes/train.json: $(READY) training/data/shapes.py training/data/scene.py
+	$(UPSNET) shapes --out data/shapes
+	touch $@
+
+train: $(READY) $(DATA) ## train CONFIG on GPUS processes (torchrun when there are several); resumes RUN if it exists
+	$(TRAIN) --config $(CONFIG) --out $(RUN) $(ARGS)
+
+$(RUN)/.trained: $(CONFIG) $(DATA) | $(READY)
+	$(TRAIN) --config $(CONFIG) --out $(RUN) $(ARGS)
+	touch $@
+
+onnx: $(RUN)/model.onnx ## export RUN's checkpoint to one ONNX file
+
+$(RUN)/model.onnx: $(RUN)/.trained
+	$(UPSNET) export --checkpoint $(RUN)/last.pt --out $@
+
+engine: $(RUN)/engine/engine.json ## build the engine of this machine from RUN's ONNX file
+
+$(RUN)/engine/engine.json: $(RUN)/model.onnx
+	$(UPSNET) engine --model $< --out $(RUN)/engine
+
+serve: $(RUN)/engine/engine.json $(TRITON_READY) ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
+	$(UPSNET) serve --run $(RUN) $(ARGS)
+
+eval: $(RUN)/model.onnx ## PQ of RUN on its validation set
+	$(UPSNET) eval --run $(RUN) $(ARGS)
+
+parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of PyTorch, ONNX Runtime and Triton on RUN's validation set
+	$(BIN)/python eval/parity.py --run $(RUN) $(ARGS)
+
+bench: $(RUN)/engine/engine.json $(TRITON_READY) ## ratios: ONNX Runtime to PyTorch eager, Triton over gRPC to ONNX Runtime
+	$(BIN)/python eval/bench.py --run $(RUN) $(ARGS)
+
+test: $(READY) $(TRITON_READY) ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean: ## remove what `make` built: runs/ and data/ (environments stay)
+	rm -rf runs data build

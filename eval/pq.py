@@ -1,0 +1,226 @@
+"""Panoptic quality of a prediction folder in the official COCO panoptic format, equal to the official panopticapi.
+
+    python eval/pq.py --gt-json val.json --pred-json predictions.json --json pq.json
+
+Exit code 2, and one line on stderr that names the image and the cause, where the input must be refused. Official
+quirks that touch the figures are warnings on stderr. The rules themselves are in eval/pq_stat.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from eval.pq_stat import PQStat, things_by_id
+from panoptic.coco_format import read_panoptic_png
+from panoptic.errors import InputError
+from panoptic.files import PathLike, read_json, write_json
+
+__all__ = ["PQStat", "evaluate", "main", "table"]
+
+SHOWN_WARNINGS = 50
+
+
+class _Pair(NamedTuple):
+    """One image to score: nothing is read yet. `image` is its name in messages."""
+
+    image: str
+    gt_png: Path
+    gt_segments: list[Mapping[str, Any]]
+    pred_png: Path
+    pred_segments: list[Mapping[str, Any]]
+
+
+def evaluate(
+    gt_json: PathLike,
+    pred_json: PathLike,
+    gt_folder: PathLike | None = None,
+    pred_folder: PathLike | None = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """PQ of the predictions that `pred_json` describes. Folders of PNGs: by default the JSON's path without .json.
+
+    -> {"results": {"All" | "Things" | "Stuff": pq, sq, rq, n}, "per_class": {category id: pq, sq, rq, tp, fp, fn, iou},
+    "images": count, "warnings": [lines that name the image]}, in fractions; pq, sq, rq are None where n is 0.
+    Images are read one by one, in `workers` processes; the figures do not depend on their number. Raises InputError.
+    """
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, not {workers}")
+    gt, pred = _read(gt_json), _read(pred_json)
+    if "categories" not in gt:
+        raise InputError(f"{gt_json}: key 'categories' is missing")
+    try:
+        isthing = things_by_id(gt["categories"])
+    except InputError as error:
+        raise InputError(f"{gt_json}: {error}") from error
+    stat = PQStat()
+    pairs = _pairs(
+        _annotations(gt, gt_json),
+        _annotations(pred, pred_json),
+        Path(gt_folder or Path(gt_json).with_suffix("")),
+        Path(pred_folder or Path(pred_json).with_suffix("")),
+        pred_json,
+        stat.warnings,
+    )
+    for pair in pairs:
+        _check_categories(pair, isthing, stat.warnings)
+    for score in tqdm(_scores(pairs, workers), "PQ", len(pairs), unit="image", disable=None):
+        stat += score
+    return {**stat.results(gt["categories"]), "images": stat.images, "warnings": stat.warnings}
+
+
+def _read(path: PathLike) -> dict[str, Any]:
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: expected an object with 'annotations', got a {type(document).__name__}")
+    return document
+
+
+def _annotations(document: dict[str, Any], path: PathLike) -> list[dict[str, Any]]:
+    """The `annotations` list, each entry with an image_id, a file_name and a segments_info list."""
+    annotations = document.get("annotations")
+    if not isinstance(annotations, list):
+        raise InputError(f"{path}: key 'annotations' is missing or not a list")
+    for index, annotation in enumerate(annotations):
+        where = f"{path}: annotations[{index}]"
+        if not isinstance(annotation, dict):
+            raise InputError(f"{where}: expected an object, got a {type(annotation).__name__}")
+        image_id = annotation.get("image_id")
+        if not isinstance(image_id, int | str):
+            raise InputError(f"{where}: 'image_id' is missing or neither a number nor a text")
+        for key, kind in (("file_name", str), ("segments_info", list)):
+            if not isinstance(annotation.get(key), kind):
+                raise InputError(f"{where}: image {image_id}: '{key}' is missing or not a {kind.__name__}")
+    return annotations
+
+
+def _pairs(
+    gt_annotations: list[dict[str, Any]],
+    pred_annotations: list[dict[str, Any]],
+    gt_folder: Path,
+    pred_folder: Path,
+    pred_json: PathLike,
+    warnings: list[str],
+) -> list[_Pair]:
+    """Pair by image_id. Of two predictions for one image the last counts, as in panopticapi."""
+    predictions: dict[int | str, dict[str, Any]] = {}
+    for annotation in pred_annotations:
+        if annotation["image_id"] in predictions:
+            warnings.append(f"image {annotation['image_id']}: predicted more than once; the last entry counts")
+        predictions[annotation["image_id"]] = annotation
+    pairs: list[_Pair] = []
+    seen: set[int | str] = set()
+    for annotation in gt_annotations:
+        image_id = annotation["image_id"]
+        if image_id not in predictions:
+            raise InputError(f"image {image_id}: no prediction in {pred_json}{_id_type_hint(image_id, predictions)}")
+        if image_id in seen:
+            warnings.append(f"image {image_id}: more than one ground truth; each counts")
+        seen.add(image_id)
+        pairs.append(
+            _Pair(
+                f"{image_id} ({annotation['file_name']})",
+                gt_folder / annotation["file_name"],
+                annotation["segments_info"],
+                pred_folder / predictions[image_id]["file_name"],
+                predictions[image_id]["segments_info"],
+            )
+        )
+    extra = [image_id for image_id in predictions if image_id not in seen]
+    if extra:
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        warnings.append(f"image {extra[0]}{more}: predicted, but not in the ground truth; ignored")
+    return pairs
+
+
+def _id_type_hint(image_id: int | str, predictions: Mapping[int | str, object]) -> str:
+    twins = [other for other in predictions if str(other) == str(image_id)]
+    return f" (it has {twins[0]!r}, which is another type than {image_id!r})" if twins else ""
+
+
+def _check_categories(pair: _Pair, isthing: Mapping[int, bool], warnings: list[str]) -> None:
+    """Categories outside the ground truth's table: refused in a prediction, left out with a warning otherwise."""
+    for side, segments in (("prediction", pair.pred_segments), ("ground truth", pair.gt_segments)):
+        for segment in segments:
+            # Other types, and a missing key, are for PQStat to refuse.
+            category = segment.get("category_id") if isinstance(segment, dict) else None
+            if not isinstance(category, int | float) or category in isthing:
+                continue
+            what = f"image {pair.image}: {side}: segment {segment.get('id')} has the unknown category_id {category}"
+            if side == "prediction":
+                raise InputError(f"{what}; predictions must carry the ground truth's category ids")
+            warnings.append(f"{what}; it is left out of every average, as in panopticapi")
+
+
+def _scores(pairs: Sequence[_Pair], workers: int) -> Iterator[PQStat]:
+    """One PQStat for each pair, in order."""
+    if workers == 1:
+        yield from map(_score, pairs)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_score, pairs, chunksize=8)
+
+
+def _score(pair: _Pair) -> PQStat:
+    gt_ids = _read_ids(pair.gt_png, f"image {pair.image}: ground truth")
+    pred_ids = _read_ids(pair.pred_png, f"image {pair.image}: prediction")
+    stat = PQStat()
+    stat.accumulate(gt_ids, pair.gt_segments, pred_ids, pair.pred_segments, pair.image)
+    return stat
+
+
+def _read_ids(path: Path, where: str) -> np.ndarray:
+    try:
+        return read_panoptic_png(path)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The three groups as text, in percent."""
+    lines = [f"{'':8}{'PQ':>7}{'SQ':>7}{'RQ':>7}{'N':>6}"]
+    for group, mean in report["results"].items():
+        figures = "".join(f"{'-' if mean[key] is None else f'{100 * mean[key]:.1f}':>7}" for key in ("pq", "sq", "rq"))
+        lines.append(f"{group:8}{figures}{mean['n']:>6}")
+    return "\n".join(lines)
+
+
+def _print_warnings(warnings: Sequence[str]) -> None:
+    for warning in warnings[:SHOWN_WARNINGS]:
+        print("warning:", " ".join(warning.split()), file=sys.stderr)
+    if len(warnings) > SHOWN_WARNINGS:
+        print(f"warning: and {len(warnings) - SHOWN_WARNINGS} more; --json has them all", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script. -> exit code."""
+    parser = argparse.ArgumentParser(description="PQ, SQ and RQ of COCO panoptic predictions, as panopticapi has them.")
+    parser.add_argument("--gt-json", required=True, help="ground truth, COCO panoptic format")
+    parser.add_argument("--gt-folder", help="its PNGs (default: the JSON's path without .json)")
+    parser.add_argument("--pred-json", required=True, help="predictions, the same format")
+    parser.add_argument("--pred-folder", help="their PNGs (default: the JSON's path without .json)")
+    parser.add_argument("--json", help="write the results, and those of each class, to this file")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    options = parser.parse_args(arguments)
+    try:
+        report = evaluate(options.gt_json, options.pred_json, options.gt_folder, options.pred_folder, options.workers)
+        if options.json:
+            write_json(options.json, report)
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    _print_warnings(report["warnings"])
+    print(table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Opening the network in any of the runtimes, and all the runtimes of one run side by side."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from panoptic.errors import InputError
+from panoptic.predictor import Predictor
+
+SERVER = "127.0.0.1:8001"
+RUNTIMES = ("pytorch", "onnxruntime", "triton")
+
+
+def open_predictor(
+    runtime: str,
+    *,
+    checkpoint: Path | None = None,
+    model: Path | None = None,
+    url: str | None = None,
+    manifest: Path | None = None,
+    threads: int | None = None,
+) -> Predictor:
+    """pytorch needs `checkpoint`, onnxruntime `model` (an exported ONNX file), triton `url` (host:port of gRPC).
+
+    `manifest` describes the model a Triton server runs (default: the one in triton_repo). `threads`: CPU threads of
+    pytorch and onnxruntime (default: theirs). Raises InputError for an unknown runtime or one without what it needs.
+    """
+    match runtime:
+        case "pytorch":
+            from training.predictor import PyTorchPredictor
+
+            return PyTorchPredictor(_needed(checkpoint, "pytorch", "a checkpoint"), device="cpu", threads=threads)
+        case "onnxruntime":
+            from export.predictor import OnnxRuntimePredictor
+
+            return OnnxRuntimePredictor(_needed(model, "onnxruntime", "an ONNX model"), threads=threads)
+        case "triton":
+            from serving.client import TritonPredictor
+
+            if url is None:
+                raise InputError("the runtime triton needs the address of a running server (host:port of its gRPC)")
+            return TritonPredictor(url, model="upsnet", manifest=manifest)
+    raise InputError(f"unknown runtime '{runtime}'; it is one of {', '.join(RUNTIMES)}")
+
+
+def open_chosen(
+    runtime: str,
+    run: Path,
+    *,
+    checkpoint: Path | None = None,
+    model: Path | None = None,
+    url: str | None = None,
+    manifest: Path | None = None,
+    threads: int | None = None,
+) -> Predictor:
+    """What a command line names: the run's own files unless others are given, and the server of `make serve`."""
+    return open_predictor(
+        runtime,
+        checkpoint=checkpoint or best_checkpoint(run),
+        model=model or run / "model.onnx",
+        url=url or SERVER,
+        manifest=manifest,
+        threads=threads,
+    )
+
+
+@contextmanager
+def open_run(
+    run: Path, runtimes: Sequence[str], *, url: str | None = None, threads: int | None = None
+) -> Iterator[list[Predictor]]:
+    """The runtimes of a run's folder, in the order given, closed at the end.
+
+    Triton without a `url`: a real server is started on a private copy of the run's model, and stopped at the end.
+    """
+    if not run.is_dir():
+        raise InputError(f"{run}: no such run; `make demo` makes runs/demo, `make train` any other")
+    model, manifest = run / "model.onnx", run / "model.manifest.json"
+    with ExitStack() as stack:
+        if "triton" in runtimes and url is None:
+            url = stack.enter_context(private_server(model, manifest))
+        predictors = []
+        for runtime in runtimes:
+            predictor = open_predictor(
+                runtime, checkpoint=best_checkpoint(run), model=model, url=url, manifest=manifest, threads=threads
+            )
+            stack.callback(predictor.close)
+            predictors.append(predictor)
+        yield predictors
+
+
+def best_checkpoint(run: Path) -> Path:
+    """best.pt, or last.pt where the run was never evaluated."""
+    return run / "last.pt" if (run / "last.pt").is_file() and not (run / "best.pt").is_file() else run / "best.pt"
+
+
+@contextmanager
+def private_server(model: Path, manifest: Path) -> Iterator[str]:
+    """A real Triton server for one model on free ports of this machine; yields its gRPC address."""
+    from serving.repository import make_repository
+    from serving.server import TritonServer
+
+    with tempfile.TemporaryDirectory(prefix="upsnet-") as folder:
+        repository = make_repository(Path(folder) / "repository", model, manifest)
+        with TritonServer(repository) as server:
+            yield server.url
+
+
+def _needed(path: Path | None, runtime: str, what: str) -> Path:
+    if path is None:
+        raise InputError(f"the runtime {runtime} needs {what}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; the runtime {runtime} needs {what}")
+    return path

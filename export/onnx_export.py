@@ -1,0 +1,87 @@
+"""Checkpoint -> one ONNX file: uint8 photo in, panoptic map and segment table out, custom operators as functions."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+
+import plugins_cuda
+from panoptic.files import atomic_path, sha256
+from panoptic.geometry import ResizeRule
+from panoptic.manifest import Manifest
+from training.checkpoint import load_model
+from training.model.upsnet import UPSNet
+
+OPSET = 20
+INPUTS = ["images", "sizes", "scales"]
+OUTPUTS = ["panoptic", "segments", "segment_count"]
+METADATA_KEY = "upsnet.manifest"
+
+
+def manifest_path(model: Path) -> Path:
+    """The manifest that goes with an ONNX file: model.onnx -> model.manifest.json beside it."""
+    return model.with_suffix(".manifest.json")
+
+
+def export_onnx(checkpoint: Path, out: Path) -> Manifest:
+    """Write `out` and its manifest from a training checkpoint. InputError when the checkpoint cannot be read."""
+    model, config, categories, _ = load_model(checkpoint)
+    manifest = Manifest(
+        name=config.name,
+        categories=list(categories),
+        resize=config.data.resize,
+        max_detections=config.model.panoptic.max_detections,
+        versions={"torch": torch.__version__, "onnx": onnx.__version__},
+    )
+    return write_onnx(model, manifest, out)
+
+
+def write_onnx(model: UPSNet, manifest: Manifest, out: Path) -> Manifest:
+    """Export an evaluation-mode network; both files appear together or not at all."""
+    proto = to_model_proto(model.eval(), manifest.resize)
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, manifest.model_dump_json()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        onnx.save(proto, str(temporary))
+        onnx.checker.check_model(str(temporary))
+        manifest = manifest.model_copy(update={"onnx_sha256": sha256(temporary)})
+        manifest.save(manifest_path(out))
+    return manifest
+
+
+def to_model_proto(model: UPSNet, resize: ResizeRule) -> onnx.ModelProto:
+    """Trace with batch, height and width dynamic (sides are multiples of `resize.divisor`)."""
+    divisor = resize.divisor
+    height, width = 3 * divisor, 4 * divisor
+    example = (
+        torch.zeros(2, height, width, 3, dtype=torch.uint8),
+        torch.tensor([[height, width], [height - 5, width - 7]], dtype=torch.int32),
+        torch.ones(2),
+    )
+    batch = torch.export.Dim("batch", min=1, max=64)
+    rows = torch.export.Dim("rows", min=1, max=128)
+    columns = torch.export.Dim("columns", min=1, max=128)
+    dynamic = ({0: batch, 1: divisor * rows, 2: divisor * columns}, {0: batch}, {0: batch})
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own deprecation notes
+        program = torch.onnx.export(
+            model,
+            example,
+            dynamo=True,
+            dynamic_shapes=dynamic,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    proto.functions.extend(plugins_cuda.onnx_functions())
+    declared = {entry.domain for entry in proto.opset_import}
+    if "upsnet" not in declared:
+        proto.opset_import.append(onnx.helper.make_opsetid("upsnet", 1))
+    return proto

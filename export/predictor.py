@@ -1,0 +1,56 @@
+"""The ONNX file in process, by ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from export.onnx_export import INPUTS, METADATA_KEY, OUTPUTS
+from panoptic.errors import InputError
+from panoptic.manifest import Manifest
+from panoptic.predictor import RawPrediction
+
+
+class OnnxRuntimePredictor:
+    """Runs an exported model on the CPU. The manifest comes out of the ONNX file itself."""
+
+    name = "onnxruntime"
+
+    def __init__(self, model: Path, threads: int | None = None) -> None:
+        self.session = open_session(Path(model), threads)
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if METADATA_KEY not in metadata:
+            raise InputError(f"{model}: not an upsnet model (no {METADATA_KEY} metadata); export it with `make onnx`")
+        self.manifest = Manifest.model_validate_json(metadata[METADATA_KEY])
+
+    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
+        """images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B."""
+        return RawPrediction(*self.session.run(OUTPUTS, dict(zip(INPUTS, (images, sizes, scales), strict=True))))
+
+    def close(self) -> None:
+        del self.session
+
+
+def open_session(model: Path, threads: int | None = None, optimized: Path | None = None) -> ort.InferenceSession:
+    """An ONNX Runtime session; with `optimized` the optimised graph is written there too.
+
+    InputError when the file is missing, truncated or not a valid graph.
+    """
+    if not model.is_file():
+        raise InputError(f"{model}: no such model; export it with `make onnx`")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if optimized is not None:
+        # Extended, not all: the layout optimisations depend on this processor, and are done again at loading.
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # ONNX Runtime's exception classes share no base but Exception.
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{model}: ONNX Runtime cannot load it ({reason}); export it again with `make onnx`") from None

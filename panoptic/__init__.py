@@ -1,0 +1,1 @@
+"""What every stage shares: photos, sizes, categories, results and files. numpy, Pillow and pydantic only."""

@@ -1,0 +1,24 @@
+"""The one exception that means "your input, not our code"."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+
+class InputError(Exception):
+    """Bad input. The message is ONE line that names the file, image or tensor, and the cure where there is one."""
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's message without its further lines; its type where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def one_line(error: ValidationError) -> str:
+    """A pydantic error as one line: `resize.short_side: Input should be greater than 0; name: Field required`."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(step) for step in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {message}" if where else message)
+    return "; ".join(parts)

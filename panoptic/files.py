@@ -1,0 +1,73 @@
+"""Files that are either complete or absent, and JSON with errors that name the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from panoptic.errors import InputError
+
+PathLike = str | os.PathLike[str]
+
+
+@contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, with its suffix; rename it to `path` on success, remove it on any error.
+
+    Missing parent folders are made. Raises InputError when the folder cannot be written to.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+    try:
+        yield temporary
+        _replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    try:
+        os.replace(temporary, target)
+    except OSError as error:  # the target is a folder, for one
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write strict JSON atomically. NaN and infinity are a ValueError: no other JSON reader accepts them."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """Read a JSON file. Raises InputError, naming the file, when it is missing, unreadable or malformed."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: malformed JSON, or bytes that are not UTF-8
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+
+
+def sha256(path: PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes. Raises InputError when it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,34 @@
+"""Deformable convolution v1 as embedding bags and one matrix product: for training on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plugins_cuda.sampling import bag_sum, corners, pixel_table
+
+
+def deform_conv(
+    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
+) -> Tensor:
+    """See `plugins_cuda.deform_conv`. Differentiable in every tensor."""
+    batch, channels, height, width = x.shape
+    out_channels, _, taps_y, taps_x = weight.shape
+    out_h, out_w = offset.shape[2:]
+    shift = offset.reshape(batch, taps_y, taps_x, 2, out_h, out_w).permute(3, 0, 4, 5, 1, 2)
+
+    def grid(length: int, taps: int) -> Tensor:
+        """[length, taps]: where the taps lie without an offset."""
+        place = torch.arange(length, device=x.device) * stride - padding
+        return place[:, None] + torch.arange(taps, device=x.device) * dilation
+
+    y = shift[0] + grid(out_h, taps_y)[:, None, :, None]
+    column = shift[1] + grid(out_w, taps_x)[:, None, :]
+    rows, weights = corners(y, column, height, width)
+    image = torch.arange(batch, device=x.device).reshape(-1, 1, 1, 1, 1, 1)
+    samples = bag_sum(pixel_table(x), (rows + image * height * width).reshape(-1, 4), weights.reshape(-1, 4))
+    kernel = weight.permute(2, 3, 1, 0).reshape(-1, out_channels)
+    out = samples.reshape(-1, taps_y * taps_x * channels) @ kernel
+    if bias is not None:
+        out = out + bias
+    return out.reshape(batch, out_h, out_w, out_channels).permute(0, 3, 1, 2)

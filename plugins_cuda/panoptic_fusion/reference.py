@@ -1,0 +1,153 @@
+"""UPSNet's panoptic head in plain PyTorch, one image after the other: the definition."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.no_grad()
+def panoptic_fusion(
+    semantic: Tensor,
+    boxes: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    mask_logits: Tensor,
+    counts: Tensor,
+    sizes: Tensor,
+    scales: Tensor,
+    num_stuff: int,
+    stuff_area_limit: float,
+    mask_overlap_threshold: float = 0.3,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `plugins_cuda.panoptic_fusion`."""
+    maps, tables, used = [], [], []
+    for image, count in enumerate(counts.tolist()):
+        logits = F.interpolate(semantic[image : image + 1], scale_factor=4, mode="bilinear", align_corners=False)[0]
+        valid = valid_pixels(sizes[image], logits)
+        terms = mask_terms(mask_logits[image, :count], boxes[image, :count], *valid.shape)
+        keep = prune((terms > 0) & valid, classes[image, :count], mask_overlap_threshold)
+        kept_boxes, kept_classes, kept_scores = (values[image, keep] for values in (boxes, classes, scores))
+        labels = panoptic_labels(logits, terms[keep], kept_boxes, kept_classes, num_stuff)
+        labels[~valid] = num_stuff + len(keep)
+        limit = stuff_area_limit * scales[image] * scales[image]
+        labels = merge(labels, logits.argmax(0), len(keep), num_stuff, len(logits), limit)
+        panoptic, table, rows = number_segments(labels, kept_classes, kept_scores, num_stuff, num_stuff + boxes.shape[1])
+        maps.append(panoptic)
+        tables.append(table)
+        used.append(rows)
+    return torch.stack(maps), torch.stack(tables), torch.tensor(used, dtype=torch.int32, device=semantic.device)
+
+
+def valid_pixels(size: Tensor, logits: Tensor) -> Tensor:
+    """bool [H, W]: the image inside the padding."""
+    height, width = logits.shape[1:]
+    rows = torch.arange(height, device=logits.device) < size[0]
+    columns = torch.arange(width, device=logits.device) < size[1]
+    return rows[:, None] & columns
+
+
+def hat_weights(low: Tensor, high: Tensor, mask_size: int, length: int) -> Tensor:
+    """[n, length, M]: row p of n holds the weights with which the M cells make pixel p of the integer box low..high (inclusive,
+    at least one pixel): bilinear, half-pixel centres, clamped at the edges; zero outside the box."""
+    start = low.trunc()
+    size = (high.trunc() - start + 1).clamp(min=1)
+    pixel = torch.arange(length, device=low.device, dtype=low.dtype) - start[:, None]
+    source = ((pixel + 0.5) * mask_size / size[:, None] - 0.5).clamp(0, mask_size - 1)
+    cell = torch.arange(mask_size, device=low.device, dtype=low.dtype)
+    weights = (1 - (source[..., None] - cell).abs()).clamp(min=0)
+    return weights * ((pixel >= 0) & (pixel < size[:, None]))[..., None]
+
+
+def mask_terms(mask_logits: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """[n, H, W]: mask logits [n, M, M] resized to the integer boxes [n, 4], zero outside them."""
+    mask_size = mask_logits.shape[-1]
+    rows = hat_weights(boxes[:, 1], boxes[:, 3], mask_size, height)
+    columns = hat_weights(boxes[:, 0], boxes[:, 2], mask_size, width)
+    return rows @ mask_logits @ columns.transpose(1, 2)
+
+
+def prune(masks: Tensor, classes: Tensor, overlap_threshold: float) -> Tensor:
+    """Indices [k] of the masks [n, H, W] that are neither empty nor covered, by more than the threshold, by the union of the
+    masks of the same class that were accepted before them."""
+    taken: dict[int, Tensor] = {}
+    keep = []
+    areas = masks.sum((1, 2))
+    threshold = torch.tensor(overlap_threshold, dtype=torch.float32, device=masks.device)
+    for row, (mask, area, label) in enumerate(zip(masks, areas, classes.tolist(), strict=True)):
+        before = taken.get(label, torch.zeros_like(mask))
+        if area > 0 and (mask & before).sum() / area <= threshold:
+            keep.append(row)
+            taken[label] = before | mask
+    return torch.tensor(keep, dtype=torch.int64, device=masks.device)
+
+
+def panoptic_labels(logits: Tensor, terms: Tensor, boxes: Tensor, classes: Tensor, num_stuff: int) -> Tensor:
+    """int64 [H, W], the argmax over [stuff | instances | unknown] with ties to the lowest: 0..S-1 stuff, S+k instance k, S+K unknown.
+
+    logits: [S + T, H, W] at full resolution. terms, boxes, classes: the mask terms of the K accepted instances, in score order.
+    Written as a running maximum, so that the [S + K + 1, H, W] logits never exist at once.
+    """
+    best, labels = logits[:num_stuff].max(0)
+    highest = torch.zeros_like(best) if len(terms) == 0 else torch.full_like(best, -torch.inf)
+    for instance, (term, label) in enumerate(zip(terms, classes.tolist(), strict=True)):
+        segment = segment_term(logits[num_stuff + label], boxes[instance])
+        highest = torch.maximum(highest, segment)
+        logit = segment + term
+        labels[logit > best] = num_stuff + instance
+        best = torch.maximum(best, logit)
+    unknown = logits[num_stuff:].amax(0) - highest
+    labels[unknown > best] = num_stuff + len(terms)
+    return labels
+
+
+def segment_term(channel: Tensor, box: Tensor) -> Tensor:
+    """[H, W]: a semantic channel inside rows int(y1) .. round(y2) + 1 (exclusive; half to even), likewise columns, 0 outside."""
+    row = torch.arange(channel.shape[0], device=channel.device)
+    column = torch.arange(channel.shape[1], device=channel.device)
+    first, last = box[:2].trunc(), box[2:].round()
+    rows = (row >= first[1]) & (row <= last[1])
+    columns = (column >= first[0]) & (column <= last[0])
+    return torch.where(rows[:, None] & columns, channel, 0)
+
+
+def merge(labels: Tensor, semantic: Tensor, instances: int, num_stuff: int, num_classes: int, area_limit: Tensor) -> Tensor:
+    """The majority rule, then the area limit, on labels as `panoptic_labels` gives them; semantic: int64 [H, W] contiguous classes.
+
+    An instance whose region holds one stuff class on at least half of its pixels, as the commonest semantic label (ties to the
+    lowest), becomes that stuff. Stuff with a total area < area_limit becomes unknown.
+    """
+    void = num_stuff + instances
+    labels = labels.clone()
+    for label in range(num_stuff, void):
+        region = labels == label
+        votes = torch.bincount(semantic[region], minlength=num_classes)
+        majority = int(votes.argmax())
+        if majority < num_stuff and 0 < votes.sum() <= 2 * votes[majority]:
+            labels[region] = majority
+    for label in range(num_stuff):
+        region = labels == label
+        if region.sum() < area_limit:
+            labels[region] = void
+    return labels
+
+
+def number_segments(
+    labels: Tensor, classes: Tensor, scores: Tensor, num_stuff: int, max_rows: int
+) -> tuple[Tensor, Tensor, int]:
+    """The map uint8 [H, W] (0 void, else 1 + row), the table float32 [max_rows, 7] and its number of rows."""
+    panoptic = torch.zeros_like(labels, dtype=torch.uint8)
+    table = torch.zeros(max_rows, 7, device=labels.device)
+    rows = 0
+    for label in range(num_stuff + len(classes)):
+        y, x = torch.nonzero(labels == label, as_tuple=True)
+        if len(y) == 0:
+            continue
+        instance = label - num_stuff
+        category, score = (label, 1.0) if instance < 0 else (num_stuff + int(classes[instance]), float(scores[instance]))
+        box = [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]
+        table[rows] = torch.tensor([category, score, len(y), *box])
+        rows += 1
+        panoptic[y, x] = rows
+    return panoptic, table, rows

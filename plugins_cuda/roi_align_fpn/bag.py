@@ -1,0 +1,70 @@
+"""RoIAlign over a feature pyramid as one embedding bag over the pixels of all levels: for training on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from plugins_cuda.roi_align_fpn.reference import FINEST_STRIDE, assign_levels
+from plugins_cuda.sampling import bag_sum, corners, pixel_table
+
+
+def roi_align_fpn(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_size: float,
+    inclusive: bool,
+) -> Tensor:
+    """See `plugins_cuda.roi_align_fpn`. Differentiable in the features."""
+    batch, count = rois.shape[:2]
+    rois = rois.detach()
+    level = assign_levels(rois, canonical_size, inclusive)
+    shapes = torch.tensor([feature.shape[2:] for feature in features], device=rois.device)
+    height, width = shapes[level].unbind(-1)
+    # Row of the table where the map of a box's level and image begins.
+    starts = torch.cat([shapes.new_zeros(1), batch * shapes.prod(1).cumsum(0)[:-1]])
+    image = torch.arange(batch, device=rois.device)[:, None]
+    first = starts[level] + image * height * width
+
+    scale = 1.0 / (FINEST_STRIDE * 2.0 ** level.to(rois.dtype))
+    corner = rois * scale[..., None] - (0.5 if aligned else 0.0)
+    size = corner[..., 2:] - corner[..., :2]
+    if not aligned:
+        size = size.clamp(min=1)
+    samples = output_size * sampling_ratio
+    place = (torch.arange(samples, device=rois.device, dtype=rois.dtype) + 0.5) / samples
+
+    def points(low: Tensor, extent: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, R, samples]: coordinates, drawn to the border; and whether they count at all."""
+        at = low[..., None] + place * extent[..., None]
+        counts = (at >= -1) & (at <= length[..., None])
+        return at.clamp(min=0).minimum(length[..., None] - 1), counts
+
+    x, x_counts = points(corner[..., 0], size[..., 0], width)
+    y, y_counts = points(corner[..., 1], size[..., 1], height)
+
+    def of_box(values: Tensor) -> Tensor:
+        return values[..., None, None]
+
+    rows, weights = corners(
+        y[..., :, None].expand(-1, -1, -1, samples),
+        x[..., None, :].expand(-1, -1, samples, -1),
+        of_box(height),
+        of_box(width),
+    )
+    weights = weights * (y_counts[..., :, None] & x_counts[..., None, :])[..., None] / sampling_ratio**2
+    rows = rows + of_box(first)[..., None]
+
+    def by_bin(values: Tensor) -> Tensor:
+        """[B, R, samples, samples, 4] -> [B * R * bins, samples of a bin * 4]."""
+        split = values.unflatten(3, (output_size, sampling_ratio)).unflatten(2, (output_size, sampling_ratio))
+        return split.permute(0, 1, 2, 4, 3, 5, 6).reshape(-1, 4 * sampling_ratio**2)
+
+    table = torch.cat([pixel_table(feature) for feature in features])
+    pooled = bag_sum(table, by_bin(rows), by_bin(weights).to(table.dtype))
+    return pooled.reshape(batch, count, output_size, output_size, -1).permute(0, 1, 4, 2, 3)

@@ -1,0 +1,75 @@
+"""RoiAlignFpn in standard ONNX operators (opset 20): every box is pooled once, on its own level."""
+
+from __future__ import annotations
+
+import onnx
+from onnxscript import FLOAT, script
+from onnxscript import opset20 as op
+from onnxscript.values import Opset
+
+
+@script(Opset("upsnet", 1), default_opset=op)
+def RoiAlignFpn(  # noqa: N802
+    p2: FLOAT,
+    p3: FLOAT,
+    p4: FLOAT,
+    p5: FLOAT,
+    rois: FLOAT,
+    output_size: int,
+    sampling_ratio: int,
+    coordinate_transformation_mode: str,
+    canonical_size: float,
+    inclusive: int,
+) -> FLOAT:
+    # The level of every box [B, R]; `reference.assign_levels`.
+    x1, y1, x2, y2 = op.Split(rois, axis=-1, num_outputs=4)
+    extra = op.Cast(op.Constant(value_int=inclusive), to=1)
+    area = op.Relu(x2 - x1 + extra) * op.Relu(y2 - y1 + extra)
+    ratio = op.Squeeze(op.Sqrt(area), [-1]) / op.Constant(value_float=canonical_size) + 1e-6
+    level = op.Cast(ratio >= 0.5, to=7) + op.Cast(ratio >= 1.0, to=7) + op.Cast(ratio >= 2.0, to=7)
+
+    size = op.Reshape(op.Constant(value_int=output_size), [1])
+    shape = op.Concat(op.Shape(rois, end=2), op.Shape(p2, start=1, end=2), size, size, axis=0)
+    pooled = op.ConstantOfShape(shape)
+
+    # [K, 2] (image, row) of the boxes of one level; their pooled features go to these places.
+    place = op.Transpose(op.NonZero(level == 0), perm=[1, 0])
+    image, _row = op.Split(place, axis=1, num_outputs=2)
+    part = op.RoiAlign(
+        p2, op.GatherND(rois, place), op.Squeeze(image, [1]),
+        coordinate_transformation_mode=coordinate_transformation_mode, sampling_ratio=sampling_ratio,
+        output_height=output_size, output_width=output_size, spatial_scale=0.25,
+    )  # fmt: skip
+    pooled = op.ScatterND(pooled, place, part)
+
+    place = op.Transpose(op.NonZero(level == 1), perm=[1, 0])
+    image, _row = op.Split(place, axis=1, num_outputs=2)
+    part = op.RoiAlign(
+        p3, op.GatherND(rois, place), op.Squeeze(image, [1]),
+        coordinate_transformation_mode=coordinate_transformation_mode, sampling_ratio=sampling_ratio,
+        output_height=output_size, output_width=output_size, spatial_scale=0.125,
+    )  # fmt: skip
+    pooled = op.ScatterND(pooled, place, part)
+
+    place = op.Transpose(op.NonZero(level == 2), perm=[1, 0])
+    image, _row = op.Split(place, axis=1, num_outputs=2)
+    part = op.RoiAlign(
+        p4, op.GatherND(rois, place), op.Squeeze(image, [1]),
+        coordinate_transformation_mode=coordinate_transformation_mode, sampling_ratio=sampling_ratio,
+        output_height=output_size, output_width=output_size, spatial_scale=0.0625,
+    )  # fmt: skip
+    pooled = op.ScatterND(pooled, place, part)
+
+    place = op.Transpose(op.NonZero(level == 3), perm=[1, 0])
+    image, _row = op.Split(place, axis=1, num_outputs=2)
+    part = op.RoiAlign(
+        p5, op.GatherND(rois, place), op.Squeeze(image, [1]),
+        coordinate_transformation_mode=coordinate_transformation_mode, sampling_ratio=sampling_ratio,
+        output_height=output_size, output_width=output_size, spatial_scale=0.03125,
+    )  # fmt: skip
+    return op.ScatterND(pooled, place, part)
+
+
+def roi_align_fpn_function() -> onnx.FunctionProto:
+    """The body of node upsnet::RoiAlignFpn."""
+    return RoiAlignFpn.to_function_proto()

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.charts import line_chart, smooth, thin, ticks
+from eval.dataset import PanopticFolder
+from eval.parity import run_parity
+from eval.report import difference_picture, embed, share, training_charts
+from panoptic.errors import InputError
+
+Fake = Callable[..., Any]
+
+
+def pictures(page: str) -> list[Image.Image]:
+    data = re.findall(r'<img[^>]* src="data:image/jpeg;base64,([^"]+)"', page)
+    return [Image.open(io.BytesIO(base64.b64decode(text))) for text in data]
+
+
+def test_page_is_self_contained_with_all_pictures(gt_json: Path, fake: Fake, tmp_path: Path) -> None:
+    run = tmp_path / "run<1>"
+    run.mkdir()
+    (run / "config.yaml").write_text("name: <script>alert(1)</script>\n")
+    rows = [{"step": step, "loss": 9 / step, "lr": 0.1} for step in range(1, 40)]
+    rows += [{"step": step, "pq": step / 100, "pq_things": 0.1, "pq_stuff": 0.2} for step in (20, 40)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    damaged = fake("triton", damage=((48, 60), 0.125))
+    run_parity([fake("pytorch"), fake("onnxruntime"), damaged], PanopticFolder(gt_json), run, run=run)
+    page = (run / "report.html").read_text()
+    assert len(page) < 2_000_000
+    assert not re.search(r'(src|href)="(?!data:)', page) and "@import" not in page and "url(" not in page
+    shown = re.findall(r"<h3>(\d+\.png)<span>(\w+)", page)
+    assert shown[0] == ("003.png", "worst")  # the damaged one
+    assert len(dict(shown)) == len(shown) == 5
+    # image, truth, three runtimes for each, and one picture of the pixels that differ
+    images = pictures(page)
+    assert len(images) == 5 * len(shown) + 1
+    assert all(np.ptp(np.asarray(image)) > 30 for image in images)
+    assert page.count("<polyline") == 2 + 3  # loss: smoothed and raw; PQ: all, things, stuff
+    assert "<script>" not in page and "&lt;script&gt;" in page
+    for word in ("✕ Not equal", "Triton, batch 4", "grass", "onnxruntime", "87.500 % identical", "no segments")[:5]:
+        assert word in page
+
+
+def test_one_runtime_alone_and_a_run_without_history(gt_json: Path, fake: Fake, tmp_path: Path) -> None:
+    run_parity([fake("onnxruntime")], PanopticFolder(gt_json), tmp_path, batch_sizes=[2], limit=1, run=tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Training" not in page and "Not equal" not in page
+    assert len(pictures(page)) == 3
+
+
+def test_broken_metrics_name_the_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2 is not JSON"):
+        training_charts(tmp_path / "metrics.jsonl")
+
+
+def test_share_is_never_rounded_up() -> None:
+    assert [share(value) for value in (1.0, 0.9999999, 0.99899, 0.5)] == ["100 %", "99.999 %", "99.899 %", "50.000 %"]
+
+
+def test_difference_picture_marks_only_what_differs() -> None:
+    identical = np.array([[True, False]])
+    picture = difference_picture(np.full((1, 2, 3), 200, np.uint8), identical)
+    assert picture.tolist() == [[[90, 90, 90], [255, 60, 60]]]
+
+
+def test_large_pictures_shrink() -> None:
+    data = base64.b64decode(embed(np.zeros((2000, 1000, 3), np.uint8)).split(",")[1])
+    assert Image.open(io.BytesIO(data)).size == (320, 640)
+
+
+def test_ticks() -> None:
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0.03, 0.31) == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert len(ticks(5, 5)) == 2
+
+
+def test_chart_spans_its_frame_and_survives_a_flat_line() -> None:
+    svg = line_chart({"a": [(0, 0.0), (100, 5.0)]}, "loss")
+    assert 'points="52.0,216.0 546.0,14.0"' in svg
+    assert "nan" not in line_chart({"a": [(3, 0.0), (3, 0.0)]}, "PQ").lower()
+
+
+def test_smooth_and_thin() -> None:
+    points = [(float(step), float(step % 2)) for step in range(1001)]
+    assert smooth(points, 2)[-1] == (1000.0, 0.5)
+    assert smooth(points, 1) == points
+    assert len(thin(points)) <= 402 and thin(points)[-1] == points[-1]

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from eval.bench import bench_photo, bench_table, compare
+from eval.cli import mount, run_script
+from eval.dataset import PanopticFolder
+from eval.machine import machine_facts, package_versions
+from eval.runtimes import best_checkpoint, open_predictor, open_run
+from panoptic.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("runtime", "files", "message"),
+    [
+        ("pytorch", {}, "pytorch needs a checkpoint"),
+        ("pytorch", {"checkpoint": Path("absent.pt")}, r"absent\.pt: no such file"),
+        ("onnxruntime", {}, "onnxruntime needs an ONNX model"),
+        ("onnxruntime", {"model": Path("absent.onnx")}, r"absent\.onnx: no such file"),
+        ("triton", {}, "triton needs the address"),
+        ("caffe", {}, "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, triton"),
+    ],
+)
+def test_missing_arguments_are_one_line(runtime: str, files: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        open_predictor(runtime, **files)
+    assert "\n" not in str(error.value)
+
+
+def test_absent_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such run"), open_run(tmp_path / "absent", ["pytorch"]):
+        pass
+
+
+def test_best_checkpoint(tmp_path: Path) -> None:
+    assert best_checkpoint(tmp_path).name == "best.pt"
+    (tmp_path / "last.pt").touch()
+    assert best_checkpoint(tmp_path).name == "last.pt"
+    (tmp_path / "best.pt").touch()
+    assert best_checkpoint(tmp_path).name == "best.pt"
+
+
+def test_no_framework_is_imported_before_it_is_needed(project_root: Path) -> None:
+    code = (
+        "import sys, eval.parity, eval.predict, eval.bench; "
+        "print([m for m in ('torch', 'onnxruntime', 'tritonclient', 'training') if m in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_list_options_take_several_values() -> None:
+    seen: list[Any] = []
+    app = typer.Typer()
+
+    def command(
+        names: Annotated[list[Path], typer.Argument()],
+        sizes: Annotated[list[int], typer.Option()] = [1],  # noqa: B006
+        word: Annotated[str, typer.Option()] = "",
+    ) -> None:
+        seen.append(([str(name) for name in names], list(sizes), word))
+
+    mount(app, "command", command)
+    for arguments in (["a", "--sizes", "1", "4", "--word", "x"], ["--word", "x", "a", "--sizes=1", "--sizes", "4"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert seen == [(["a"], [1, 4], "x")] * 2
+
+
+def test_scripts_turn_bad_input_into_code_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise InputError("x.jpg: no such file")
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as stop:
+        run_script(command)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: x.jpg: no such file\n"
+
+
+def test_bench_takes_turns_and_gives_ratios(gt_json: Path, fake: Callable[..., Any]) -> None:
+    turns: list[str] = []
+
+    class Recorded(fake):  # type: ignore[misc, valid-type]
+        def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> Any:
+            turns.append(self.name)
+            return super().predict(images, sizes, scales)
+
+    predictors = [Recorded(name) for name in ("pytorch", "onnxruntime", "triton")]
+    entries = compare(predictors, PanopticFolder(gt_json), [1, 7], rounds=2)  # 7: more than there are images
+    assert turns[:9] == ["pytorch"] * 3 + ["onnxruntime"] * 3 + ["triton"] * 3
+    assert len(turns) == 2 * 2 * 9
+    for entry in entries:
+        medians = entry["median_ms"]
+        assert entry["onnxruntime_speedup"] == medians["pytorch"] / medians["onnxruntime"]
+        assert entry["triton_overhead"] == medians["triton"] / medians["onnxruntime"] - 1
+        assert len(entry["times_ms"]["triton"]) == 4
+    assert entries[1]["shape"] == [7, 64, 64, 3]
+    assert bench_table(entries, 2).row_count == 2
+
+
+def test_bench_of_one_photo(gt_json: Path, fake: Callable[..., Any]) -> None:
+    facts = bench_photo(gt_json.parent / "val" / "000.png", fake("onnxruntime"))
+    assert facts["shape"] == [1, 64, 64, 3] and 0 < facts["best_ms"] <= facts["first_ms"]
+    assert facts["peak_rss_mib"] > 10
+
+
+def test_machine_facts() -> None:
+    assert set(machine_facts()) == {"cpu", "cores", "system"} and machine_facts()["cores"] >= 1
+    assert package_versions()["numpy"] == np.__version__

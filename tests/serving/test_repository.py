@@ -1,0 +1,150 @@
+"""The repository's files: two configurations with one contract, the model's code, and deploying into it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from panoptic.errors import InputError
+from serving.repository import REPOSITORY, deploy, latest_version, make_repository
+
+
+def config(name: str) -> Any:
+    reason = "needs tritonclient (pip install -e .[serving])"
+    messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason=reason)
+    text_format = pytest.importorskip("google.protobuf.text_format", reason=reason)
+    return text_format.Parse((REPOSITORY / "upsnet" / name).read_text(), messages.ModelConfig())
+
+
+def test_both_configurations_have_the_graphs_contract() -> None:
+    gpu, cpu = config("config.pbtxt"), config("configs/cpu.pbtxt")
+    assert (gpu.platform, cpu.backend) == ("tensorrt_plan", "python")
+    for each in (gpu, cpu):
+        assert each.name == "upsnet"
+        assert each.max_batch_size == 4
+        assert [
+            (
+                t.name,
+                each.input[0].DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[t.data_type].name,
+                list(t.dims),
+                t.HasField("reshape"),
+            )
+            for t in [*each.input, *each.output]
+        ] == [
+            ("images", "TYPE_UINT8", [-1, -1, 3], False),
+            ("sizes", "TYPE_INT32", [2], False),
+            ("scales", "TYPE_FP32", [1], True),
+            ("panoptic", "TYPE_UINT8", [-1, -1], False),
+            ("segments", "TYPE_FP32", [-1, 7], False),
+            ("segment_count", "TYPE_INT32", [1], True),
+        ]
+        assert each.HasField("dynamic_batching")
+        assert not each.dynamic_batching.HasField("default_queue_policy")
+        assert not each.dynamic_batching.priority_levels
+
+
+def test_deploy_replaces_the_model(exported: Any, repository: Path) -> None:
+    version = latest_version(repository)
+    for name in ("model.onnx", "manifest.json"):
+        (version / name).write_text("old")
+    deploy(exported.model, exported.manifest_path, repository)
+    assert (version / "model.onnx").read_bytes() == exported.model.read_bytes()
+    assert (version / "manifest.json").read_bytes() == exported.manifest_path.read_bytes()
+    assert sorted(path.name for path in version.iterdir()) == ["manifest.json", "model.onnx", "model.py"]
+    assert not (version / "model.onnx").samefile(exported.model)
+
+
+def test_deploy_refuses_a_manifest_of_another_model(exported: Any, repository: Path, tmp_path: Path) -> None:
+    before = (latest_version(repository) / "model.onnx").read_bytes()
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"another")
+    with pytest.raises(InputError, match=r"manifest.json belongs to another model than .*other.onnx"):
+        deploy(other, exported.manifest_path, repository)
+    assert (latest_version(repository) / "model.onnx").read_bytes() == before
+
+
+def test_deploy_names_what_is_missing(exported: Any, repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no model .*gone.onnx; make one with `make engine`"):
+        deploy(tmp_path / "gone.onnx", exported.manifest_path, repository)
+    with pytest.raises(InputError, match=r"gone.json"):
+        deploy(exported.model, tmp_path / "gone.json", repository)
+    with pytest.raises(InputError, match=r"is no model repository"):
+        deploy(exported.model, exported.manifest_path, tmp_path / "elsewhere")
+
+
+def test_make_repository_is_repeatable(exported: Any, tmp_path: Path) -> None:
+    for _ in range(2):
+        make_repository(tmp_path, exported.model, exported.manifest_path)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 5
+
+
+def test_latest_version_counts_as_numbers(tmp_path: Path) -> None:
+    for name in ("2", "10", "9", "configs"):
+        (tmp_path / "upsnet" / name).mkdir(parents=True)
+    assert latest_version(tmp_path).name == "10"
+
+
+class FakeError(Exception):
+    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.message, self.code = message, code
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """model.py with the little it uses of Triton's Python backend."""
+    triton = ModuleType("triton_python_backend_utils")
+    vars(triton).update(
+        TritonError=FakeError,
+        TritonModelException=FakeError,
+        Logger=SimpleNamespace(log_error=lambda text: None),
+        get_input_tensor_by_name=lambda request, name: SimpleNamespace(as_numpy=lambda: request[name]),
+        Tensor=lambda name, array: (name, array),
+        InferenceResponse=lambda outputs=(), error=None: SimpleNamespace(outputs=dict(outputs), error=error),
+    )
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
+    spec = importlib.util.spec_from_file_location("triton_model", REPOSITORY / "upsnet/1/model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_model_refuses_numpy_2(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.np, "__version__", "2.4.6")
+    with pytest.raises(FakeError, match=r"needs numpy < 2, and finds 2.4.6"):
+        backend.TritonPythonModel().initialize({"model_config": "{}"})
+
+
+def test_model_runs_one_batch_for_each_image_size(backend: Any, exported: Any, make_request: Any) -> None:
+    batches: list[int] = []
+
+    class Session:
+        def run(self, names: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+            batches.append(len(feeds["images"]))
+            return exported.session.run(names, feeds)
+
+    model = backend.TritonPythonModel()
+    model.session, model.max_pixels = Session(), 64 * 64
+    requests = [
+        make_request(*shape, seed=i) for i, shape in enumerate([(1, 32, 64), (2, 64, 64), (3, 32, 64), (1, 96, 64)])
+    ]
+    names = ("images", "sizes", "scales")
+    responses = model.execute([dict(zip(names, request, strict=True)) for request in requests])
+    assert batches == [4, 2]
+    assert responses[3].error.code == "INVALID_ARG"
+    assert responses[3].error.message == "images are 96 x 64: more than 4096 pixels"
+    for request, response in zip(requests[:3], responses, strict=False):
+        assert response.error is None
+        for name, expected in exported.predict(*request)._asdict().items():
+            np.testing.assert_array_equal(response.outputs[name], expected)

@@ -1,0 +1,124 @@
+"""Batches equal to the predictors' input, and a sampler whose batches depend on the step alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panoptic.geometry import ResizeRule, collate, to_network
+from panoptic.images import read_photo
+from training.data.batch import IGNORE, Sample, StepSampler, collate_train, make_loader, permutation
+from training.data.coco_panoptic import PanopticDataset
+from training.data.transforms import Augment
+
+
+def open_shapes(folder: Path, augment: Augment | None = None, divisor: int = 32) -> PanopticDataset:
+    rule = ResizeRule(short_side=80, max_side=120, divisor=divisor)
+    return PanopticDataset(folder / "train.json", folder / "panoptic_train", folder / "train", rule, augment)
+
+
+def flat_sample(height: int, width: int, things: int) -> Sample:
+    return Sample(
+        image=torch.full((3, height, width), 9, dtype=torch.uint8),
+        semantic=torch.full((height, width), 1),
+        masks=torch.ones(things, height, width, dtype=torch.bool),
+        boxes=torch.tensor([[0.0, 0.0, width, height]] * things).reshape(things, 4),
+        labels=torch.zeros(things, dtype=torch.int64),
+        image_id=height,
+        size=(height, width),
+        scale=0.5,
+    )
+
+
+def test_padding_by_hand() -> None:
+    batch = collate_train([flat_sample(3, 5, 2), flat_sample(9, 4, 0)], divisor=8)
+    assert batch.images.shape == (2, 16, 8, 3) and batch.images.dtype == torch.uint8 and batch.images.is_contiguous()
+    assert batch.images.sum(dtype=torch.int64) == 9 * 3 * (3 * 5 + 9 * 4)
+    assert (batch.images[0, :3, :5] == 9).all() and (batch.images[1, :9, :4] == 9).all()
+    assert batch.sizes.tolist() == [[3, 5], [9, 4]] and batch.sizes.dtype == torch.int32
+    assert batch.scales.tolist() == [0.5, 0.5] and batch.scales.dtype == torch.float32
+    assert (batch.semantic[0, :3, :5] == 1).all() and (batch.semantic == 1).sum() == 15 + 36
+    assert set(batch.semantic.unique().tolist()) == {1, IGNORE}
+    assert [tuple(m.shape) for m in batch.masks] == [(2, 16, 8), (0, 16, 8)]
+    assert batch.masks[0].dtype == torch.bool and batch.masks[0].sum() == 2 * 15
+    assert [tuple(b.shape) for b in batch.boxes] == [(2, 4), (0, 4)]
+    assert batch.image_ids == [3, 9]
+
+
+def test_images_are_the_predictors_input(shapes_folder: Path) -> None:
+    dataset = open_shapes(shapes_folder)
+    batch = collate_train([dataset[i] for i in range(5)])
+    photos = [read_photo(dataset.ground_truth(i).photo) for i in range(5)]
+    images, sizes, scales = collate([to_network(photo, dataset.rule) for photo in photos])
+    assert np.array_equal(batch.images, images) and np.array_equal(batch.sizes, sizes)
+    assert np.array_equal(batch.scales, scales)
+
+
+def test_to_a_device_moves_everything() -> None:
+    batch = collate_train([flat_sample(4, 4, 1)]).to("meta")
+    tensors = [batch.images, batch.sizes, batch.scales, batch.semantic, *batch.masks, *batch.boxes, *batch.labels]
+    assert {t.device.type for t in tensors} == {"meta"} and batch.image_ids == [4]
+
+
+def test_sampler_known_answers() -> None:
+    assert list(StepSampler(5, 2, 4, seed=0)) == [[(0, 1), (0, 2)], [(0, 0), (0, 4)], [(0, 3), (1, 2)], [(1, 4), (1, 0)]]
+    assert permutation(0, 0, 5).tolist() == [1, 2, 0, 4, 3]
+
+
+@given(
+    size=st.integers(1, 20),
+    share=st.integers(1, 5),
+    world=st.integers(1, 4),
+    first=st.integers(0, 12),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_sampler_properties(size: int, share: int, world: int, first: int, seed: int) -> None:
+    steps, total = 12, share * world
+    whole = list(StepSampler(size, total, steps, seed))
+    assert len(whole) == steps
+    row = [pair for batch in whole for pair in batch]
+    for epoch in range(len(row) // size):  # every epoch is a permutation, without gaps
+        part = row[epoch * size : (epoch + 1) * size]
+        assert {draw for draw, _ in part} == {epoch} and sorted(i for _, i in part) == list(range(size))
+    assert list(StepSampler(size, total, steps, seed, first_step=first)) == whole[first:]
+    ranks = [StepSampler(size, total, steps, seed, rank=rank, world=world) for rank in range(world)]
+    assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == whole
+    assert len(StepSampler(size, total, steps, seed, first_step=first)) == steps - first
+
+
+def test_seeds_and_epochs_differ() -> None:
+    orders = [permutation(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0, "images_per_step": 1, "steps": 1}, "size 0"),
+        ({"size": 4, "images_per_step": 0, "steps": 1}, "images_per_step 0"),
+        ({"size": 4, "images_per_step": 3, "steps": 1, "world": 2}, "cannot be shared equally"),
+        ({"size": 4, "images_per_step": 2, "steps": 1, "rank": 2, "world": 2}, "rank 2 of 2"),
+    ],
+)
+def test_impossible_samplers(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StepSampler(**arguments)  # type: ignore[arg-type]
+
+
+def test_loader_with_workers_gives_the_same_batches(shapes_folder: Path) -> None:
+    dataset = open_shapes(shapes_folder, Augment(0.5, 0.2, (0.7, 1.4)), divisor=16)
+    state = torch.get_rng_state()
+    alone = list(make_loader(dataset, StepSampler(len(dataset), 4, 3)))
+    helped = list(make_loader(dataset, StepSampler(len(dataset), 4, 3, first_step=1), workers=2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(alone) == 3 and len(helped) == 2
+    for one, two in zip(alone[1:], helped, strict=True):
+        assert torch.equal(one.images, two.images) and torch.equal(one.semantic, two.semantic)
+        assert one.image_ids == two.image_ids
+        assert all(torch.equal(a, b) for a, b in zip(one.boxes, two.boxes, strict=True))
+        assert one.images.shape[1] % 16 == one.images.shape[2] % 16 == 0

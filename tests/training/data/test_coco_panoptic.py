@@ -1,0 +1,229 @@
+"""The reader of COCO panoptic data sets: samples by hand, consistency with the evaluation's geometry, every error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from panoptic.errors import InputError
+from panoptic.geometry import ResizeRule, to_network
+from panoptic.images import read_photo, write_png
+from training.data.coco_panoptic import PanopticDataset, tight_boxes
+from training.data.transforms import Augment
+
+HandMade = Callable[..., dict[str, Path]]
+SAME = ResizeRule(short_side=6, max_side=8)  # the hand-made photo is 6 x 8
+DEMO = ResizeRule(short_side=96, max_side=160)
+
+
+def open_shapes(folder: Path, rule: ResizeRule = DEMO, augment: Augment | None = None, seed: int = 0) -> PanopticDataset:
+    return PanopticDataset(folder / "train.json", folder / "panoptic_train", folder / "train", rule, augment, seed)
+
+
+def test_sample_by_hand(hand_made: HandMade, content: dict[str, Any]) -> None:
+    dataset = PanopticDataset(**hand_made(content), rule=SAME)
+    sample = dataset[0]
+    assert dataset.categories.names == ["sky", "sea", "cat", "dog"]
+    assert sample["semantic"].tolist() == [
+        [0, 0, 0, 0, 0, 0, 0, 255],
+        [0, 2, 2, 0, 0, 0, 0, 255],
+        [0, 2, 2, 3, 3, 0, 0, 255],
+        [0, 0, 2, 3, 3, 0, 255, 255],
+        [1, 1, 1, 1, 1, 1, 255, 255],
+        [1, 1, 1, 1, 1, 1, 1, 1],
+    ]
+    assert sample["labels"].tolist() == [1, 0]  # dog, cat: the JSON's order; the crowd of cats is no instance
+    assert sample["boxes"].tolist() == [[3, 2, 5, 4], [1, 1, 3, 4]]
+    assert sample["masks"].dtype == torch.bool and sample["masks"].shape == (2, 6, 8)
+    assert sample["masks"].flatten(1).sum(1).tolist() == [4, 5]
+    assert (sample["image_id"], sample["size"], sample["scale"]) == (42, (6, 8), 1.0)
+    assert sample["image"].dtype == torch.uint8 and type(sample["image"]) is torch.Tensor
+
+
+def test_ground_truth_is_the_original(hand_made: HandMade, content: dict[str, Any]) -> None:
+    truth = PanopticDataset(**hand_made(content), rule=ResizeRule(short_side=32, max_side=64)).ground_truth(0)
+    assert truth.ids.shape == (6, 8) and truth.ids[5, 7] == 8 and truth.ids[3, 6] == 16777215
+    assert truth.segments == content["annotations"][0]["segments_info"]
+    assert (truth.file_name, truth.image_id, truth.photo.name) == ("a.png", 42, "a.png")
+
+
+def test_doubling_doubles_everything(hand_made: HandMade, content: dict[str, Any]) -> None:
+    paths = hand_made(content)
+    small = PanopticDataset(**paths, rule=SAME)[0]
+    large = PanopticDataset(**paths, rule=ResizeRule(short_side=12, max_side=16))[0]
+    assert large["size"] == (12, 16) and large["scale"] == 2.0
+    assert torch.equal(large["boxes"], small["boxes"] * 2)
+    assert torch.equal(large["semantic"], small["semantic"].repeat_interleave(2, 0).repeat_interleave(2, 1))
+
+
+def test_instances_that_vanish_are_dropped(hand_made: HandMade, content: dict[str, Any]) -> None:
+    ids = np.full((6, 8), 7, np.int32)
+    ids[0, 0], ids[3:, 4:] = 300, 70000
+    keep = (70000, 7, 300)
+    content["annotations"][0]["segments_info"] = [
+        s for s in content["annotations"][0]["segments_info"] if s["id"] in keep
+    ]
+    sample = PanopticDataset(**hand_made(content, ids), rule=ResizeRule(short_side=3, max_side=4))[0]
+    assert sample["labels"].tolist() == [1] and sample["boxes"].tolist() == [[2, 1, 4, 3]]  # rows 1, 3, 5 are kept
+    assert sample["masks"].shape == (1, 3, 4)
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_images_without_segments_or_things(hand_made: HandMade, content: dict[str, Any], value: int) -> None:
+    segments = content["annotations"][0]["segments_info"]
+    content["annotations"][0]["segments_info"] = [s for s in segments if s["id"] == value]
+    sample = PanopticDataset(**hand_made(content, np.full((6, 8), value, np.int32)), rule=SAME)[0]
+    assert sample["masks"].shape == (0, 6, 8) and sample["boxes"].shape == (0, 4) and sample["labels"].shape == (0,)
+    assert sample["labels"].dtype == torch.int64 and sample["boxes"].dtype == torch.float32
+    assert (sample["semantic"] == (0 if value else 255)).all()
+
+
+def test_network_image_is_the_one_of_the_predictors(shapes_folder: Path) -> None:
+    dataset = open_shapes(shapes_folder, ResizeRule(short_side=80, max_side=100))
+    for i in (0, 1, 2, 3):
+        net = to_network(read_photo(dataset.ground_truth(i).photo), dataset.rule)
+        sample = dataset[i]
+        assert sample["size"] == net.size and sample["scale"] == net.scale
+        assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), net.image[: net.size[0], : net.size[1]])
+
+
+def test_masks_boxes_labels_and_semantics_agree(shapes_folder: Path) -> None:
+    dataset = open_shapes(shapes_folder, ResizeRule(short_side=70, max_side=90), Augment(0.5, 0.3, (0.5, 2.0)))
+    stuff = dataset.categories.num_stuff
+    for i in range(len(dataset)):
+        sample = dataset[3, i]
+        height, width = sample["size"]
+        assert sample["image"].shape == (3, height, width) and sample["semantic"].shape == (height, width)
+        assert len(sample["masks"]) == len(sample["boxes"]) == len(sample["labels"])
+        assert sample["masks"].sum(0).max() <= 1
+        for mask, label, box in zip(sample["masks"], sample["labels"], sample["boxes"].int().tolist(), strict=True):
+            assert (sample["semantic"][mask] == stuff + label).all()
+            x1, y1, x2, y2 = box
+            assert mask[y1:y2, x1:x2].sum() == mask.sum() > 0
+            assert mask[y1].any() and mask[y2 - 1].any() and mask[:, x1].any() and mask[:, x2 - 1].any()
+        things = (sample["semantic"] >= stuff) & (sample["semantic"] != 255)
+        assert torch.equal(sample["masks"].any(0), things)
+
+
+def test_tight_boxes_of_no_masks() -> None:
+    assert tight_boxes(torch.zeros(0, 5, 7, dtype=torch.bool)).shape == (0, 4)
+
+
+def test_order_is_that_of_the_image_ids(hand_made: HandMade, content: dict[str, Any]) -> None:
+    for number in (7, 100, 2):
+        content["images"].append({"id": number, "file_name": "a.png", "height": 6, "width": 8})
+        content["annotations"].insert(0, content["annotations"][-1] | {"image_id": number})
+    dataset = PanopticDataset(**hand_made(content), rule=SAME)
+    assert dataset.image_ids == [2, 7, 42, 100] == [sample["image_id"] for sample in dataset]
+
+
+def test_official_coco(shared_data: Path) -> None:
+    root = shared_data / "coco_sample"
+    json_file = root / "annotations" / "panoptic_val2017.json"
+    rule = ResizeRule(short_side=200, max_side=333)
+    dataset = PanopticDataset(json_file, json_file.with_suffix(""), root / "val2017", rule)
+    assert dataset.image_ids == [142238, 233771, 356387, 439180]
+    assert (dataset.categories.num_stuff, dataset.categories.num_things) == (53, 80)
+    crowds = 0
+    for i in range(len(dataset)):
+        truth, sample = dataset.ground_truth(i), dataset[i]
+        assert all((truth.ids == s["id"]).sum() == s["area"] for s in truth.segments)
+        things = {c.id for c in dataset.categories if c.isthing}
+        crowds += sum(s["iscrowd"] for s in truth.segments)
+        assert len(sample["labels"]) <= sum(s["category_id"] in things and not s["iscrowd"] for s in truth.segments)
+        assert 0 <= sample["labels"].min() and sample["labels"].max() < 80
+    assert crowds == 4
+
+
+def edit_id(content: dict[str, Any]) -> None:
+    content["annotations"][0]["segments_info"][0]["id"] = 12345
+
+
+FAULTS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+    ("no list", lambda c: c.pop("annotations"), "set.json.*no list 'annotations'"),
+    ("image twice", lambda c: c["images"].append(c["images"][0]), "set.json: image 42 is listed twice"),
+    ("annotated twice", lambda c: c["annotations"].append(c["annotations"][0]), "set.json: image 42 has two annotations"),
+    ("not annotated", lambda c: c["annotations"].clear(), "set.json: image 42 has no annotation"),
+    ("no images", lambda c: (c["images"].clear(), c["annotations"].clear()), "set.json: lists no images"),
+    ("not listed", lambda c: c["annotations"].append({"image_id": 5}), "set.json: image 5 is annotated but not"),
+    ("no photo", lambda c: c["images"][0].update(file_name="b.jpg"), "image 42: its photo .*b.jpg is missing"),
+    ("no png", lambda c: c["annotations"][0].update(file_name="b.png"), "image 42: its truth .*b.png is missing"),
+    ("image id", lambda c: (c["images"][0].update(id="x"), c["annotations"][0].update(image_id="x")),
+     "set.json: image 'x': image ids must be integers"),
+    ("no segments", lambda c: c["annotations"][0].pop("segments_info"), "image 42 has no 'segments_info'"),
+    ("segments", lambda c: c["annotations"][0].update(segments_info=3), "image 42: segments_info must be a list"),
+    ("segment id", lambda c: c["annotations"][0]["segments_info"][0].pop("id"), "image 42: every segment needs an id"),
+    ("segment 0", lambda c: c["annotations"][0]["segments_info"][0].update(id=0), "image 42: every segment needs an id"),
+    ("same id", lambda c: c["annotations"][0]["segments_info"][0].update(id=7), "image 42: segment 7 is listed twice"),
+    ("category", lambda c: c["annotations"][0]["segments_info"][2].update(category_id=4),
+     "set.json: image 42: segment 300: category id 4"),
+    ("no category", lambda c: c["annotations"][0]["segments_info"][2].pop("category_id"),
+     "image 42: segment 300 has no valid category_id"),
+    ("odd category", lambda c: c["annotations"][0]["segments_info"][2].update(category_id=[]),
+     "image 42: segment 300 has no valid category_id"),
+    ("too many", lambda c: c["categories"].extend({"id": i, "name": "x", "isthing": 0} for i in range(100, 400)),
+     "set.json: 304 categories"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
+def test_faults_of_the_json_are_found_at_once(
+    hand_made: HandMade, content: dict[str, Any], change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    change(content)
+    with pytest.raises(InputError, match=message) as caught:
+        PanopticDataset(**hand_made(content), rule=SAME)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "set.json: not valid JSON"), ("[]", "set.json: not a COCO panoptic")])
+def test_malformed_json(hand_made: HandMade, content: dict[str, Any], text: str, message: str) -> None:
+    paths = hand_made(content)
+    paths["json_file"].write_text(text)
+    with pytest.raises(InputError, match=message):
+        PanopticDataset(**paths, rule=SAME)
+    paths["json_file"].unlink()
+    with pytest.raises(InputError, match="set.json: cannot be read"):
+        PanopticDataset(**paths, rule=SAME)
+
+
+def test_png_and_json_must_list_the_same_segments(hand_made: HandMade, content: dict[str, Any]) -> None:
+    paths = hand_made(content)
+    edit_id(content)
+    dataset = PanopticDataset(**hand_made(content), rule=SAME)
+    for read in (dataset.ground_truth, dataset.__getitem__):
+        with pytest.raises(InputError, match=r"a\.png: image 42: segment 70000 is in the PNG but not in .*set\.json"):
+            read(0)
+    content["annotations"][0]["segments_info"][0]["id"] = 70000
+    content["annotations"][0]["segments_info"].append({"id": 99, "category_id": 3})
+    dataset = PanopticDataset(**hand_made(content), rule=SAME)
+    with pytest.raises(InputError, match=r"a\.png: image 42: segment 99 is in .*set\.json but not in the PNG"):
+        dataset[0]
+    assert paths["segments"].is_dir()
+
+
+def test_photo_and_png_must_have_the_same_size(hand_made: HandMade, content: dict[str, Any]) -> None:
+    dataset = PanopticDataset(**hand_made(content, photo=np.zeros((8, 6, 3), np.uint8)), rule=SAME)
+    with pytest.raises(InputError, match=r"image 42: the photo .*a\.png is 6 x 8 .*truth .*a\.png 8 x 6"):
+        dataset[0]
+
+
+def test_damaged_files_are_named(hand_made: HandMade, content: dict[str, Any]) -> None:
+    paths = hand_made(content)
+    dataset = PanopticDataset(**paths, rule=SAME)
+    write_png(paths["segments"] / "a.png", np.zeros((6, 8), np.uint8))
+    with pytest.raises(InputError, match=r"segments/a\.png: an 8-bit PNG of mode L"):
+        dataset[0]
+    (paths["images"] / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(InputError, match=r"images/a\.png: not a readable image"):
+        dataset[0]
+
+
+def test_an_index_past_the_end_is_an_index_error(hand_made: HandMade, content: dict[str, Any]) -> None:
+    with pytest.raises(IndexError):
+        PanopticDataset(**hand_made(content), rule=SAME)[1]

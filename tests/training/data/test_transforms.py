@@ -1,0 +1,128 @@
+"""Augmentation: repeatable, without a trace in the global random state, and the same for photo and truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from panoptic.errors import InputError
+from panoptic.geometry import ResizeRule
+from training.data.batch import Sample
+from training.data.coco_panoptic import PanopticDataset
+from training.data.transforms import Augment
+
+RULE = ResizeRule(short_side=80, max_side=120)
+STRONG = Augment(flip=0.5, color=0.4, scale=(0.6, 1.6), short_sides=(64, 80, 96))
+
+
+def open_shapes(folder: Path, augment: Augment | None, seed: int = 0, rule: ResizeRule = RULE) -> PanopticDataset:
+    return PanopticDataset(folder / "train.json", folder / "panoptic_train", folder / "train", rule, augment, seed)
+
+
+def same(a: Sample, b: Sample) -> bool:
+    def equal(x: Any, y: Any) -> bool:
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+    return all(equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+def test_a_sample_is_a_function_of_seed_draw_and_index(shapes_folder: Path) -> None:
+    one, two = open_shapes(shapes_folder, STRONG), open_shapes(shapes_folder, STRONG)
+    for key in ((0, 3), (5, 3), (5, 4)):
+        first = one[key]
+        torch.rand(3), np.random.rand(3)  # what others draw does not matter
+        assert same(first, two[key]) and same(first, one[key])
+    assert same(one[3], one[0, 3])
+    assert not torch.equal(one[0, 3]["image"], one[1, 3]["image"])
+    assert not torch.equal(one[0, 3]["image"], open_shapes(shapes_folder, STRONG, seed=1)[0, 3]["image"])
+
+
+def test_the_global_random_state_stays_as_it_is(shapes_folder: Path) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    open_shapes(shapes_folder, STRONG)[2, 1]
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_flip_equivariance(shapes_folder: Path, index: int) -> None:
+    plain = open_shapes(shapes_folder, Augment(flip=0.0))[index]
+    flipped = open_shapes(shapes_folder, Augment(flip=1.0))[index]
+    width = plain["size"][1]
+    for key in ("image", "semantic", "masks"):
+        assert torch.equal(flipped[key], plain[key].flip(-1))  # type: ignore[literal-required]
+    x1, y1, x2, y2 = plain["boxes"].unbind(1)
+    assert torch.equal(flipped["boxes"], torch.stack([width - x2, y1, width - x1, y2], 1))
+    assert torch.equal(flipped["labels"], plain["labels"])
+    assert same(plain, open_shapes(shapes_folder, None)[index])
+
+
+def test_half_of_the_images_are_flipped(shapes_folder: Path) -> None:
+    plain, drawn = open_shapes(shapes_folder, None)[0], open_shapes(shapes_folder, Augment(flip=0.5))
+    flips = sum(not torch.equal(drawn[draw, 0]["image"], plain["image"]) for draw in range(40))
+    assert 10 <= flips <= 30
+
+
+def test_colour_jitter_leaves_the_truth_alone(shapes_folder: Path) -> None:
+    plain = open_shapes(shapes_folder, None)[0]
+    jittered = open_shapes(shapes_folder, Augment(flip=0.0, color=0.4))[0]
+    assert not torch.equal(jittered["image"], plain["image"])
+    assert same({**jittered, "image": plain["image"]}, plain)  # type: ignore[typeddict-item]
+
+
+def test_zoom_in_cuts_a_window_of_the_network_size(shapes_folder: Path) -> None:
+    plain = open_shapes(shapes_folder, None)[0]
+    dataset = open_shapes(shapes_folder, Augment(flip=0.0, scale=(2.0, 2.0)))
+    large = open_shapes(shapes_folder, None, rule=ResizeRule(short_side=160, max_side=240))[0]
+    windows = set()
+    for draw in range(8):
+        sample = dataset[draw, 0]
+        height, width = sample["size"]
+        assert sample["size"] == plain["size"] and sample["scale"] == large["scale"]
+        places = [
+            (top, left)
+            for top in range(large["size"][0] - height + 1)
+            for left in range(large["size"][1] - width + 1)
+            if torch.equal(large["image"][:, top, left : left + width], sample["image"][:, 0])
+        ]
+        (top, left), = places  # the window is found in the large image, in the truth at the same place
+        windows.add((top, left))
+        assert torch.equal(large["image"][:, top : top + height, left : left + width], sample["image"])
+        assert torch.equal(large["semantic"][top : top + height, left : left + width], sample["semantic"])
+    assert len(windows) > 4
+
+
+def test_zoom_out_leaves_a_smaller_image(shapes_folder: Path) -> None:
+    sample = open_shapes(shapes_folder, Augment(flip=0.0, scale=(0.5, 0.5)))[0]
+    small = open_shapes(shapes_folder, None, rule=ResizeRule(short_side=40, max_side=60))[0]
+    assert same(sample, small)
+
+
+def test_multi_scale_draws_every_short_side(shapes_folder: Path) -> None:
+    dataset = open_shapes(shapes_folder, Augment(flip=0.0, short_sides=(64, 72, 88)))
+    sides = {min(dataset[draw, 0]["size"]) for draw in range(30)}
+    assert sides == {64, 72, 88}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"flip": 1.5}, "flip 1.5"),
+        ({"color": -0.1}, "color -0.1"),
+        ({"scale": (0.0, 1.0)}, "scale"),
+        ({"scale": (1.5, 0.5)}, "scale"),
+        ({"short_sides": (0,)}, "short_sides"),
+    ],
+)
+def test_bad_settings(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Augment(**values)
+
+
+def test_short_sides_over_the_longest_side(shapes_folder: Path) -> None:
+    with pytest.raises(InputError, match="short_sides .* go over max_side 120"):
+        open_shapes(shapes_folder, Augment(short_sides=(128,)))

@@ -1,0 +1,71 @@
+"""Augmentation of a photo and its segment map together, on torchvision's tv_tensors.
+
+All random numbers come from the generator that the caller gives: torch's global random state is not touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from panoptic.errors import InputError
+from panoptic.geometry import ResizeRule
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What happens to a training image.
+
+    flip: probability of a horizontal flip. color: strength c of the photometric jitter: brightness, contrast and
+    saturation times a factor from [1 - c, 1 + c], hue turned by up to c / 10 of the circle. scale: range of the random
+    zoom, after which a random window of at most the unzoomed size is cut out. short_sides: one of them takes the place
+    of the rule's short side (multi-scale training).
+    """
+
+    flip: float = 0.5
+    color: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    short_sides: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.flip <= 1 and 0 <= self.color <= 1):
+            raise InputError(f"augment: flip {self.flip} and color {self.color} must lie in [0, 1]")
+        if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
+            raise InputError(f"augment: scale {list(self.scale)} must be a range of positive factors, the least first")
+        if any(side < 1 for side in self.short_sides):
+            raise InputError(f"augment: short_sides {list(self.short_sides)} must be at least 1")
+
+    def draw_rules(self, rule: ResizeRule, draws: np.random.Generator) -> tuple[ResizeRule, ResizeRule]:
+        """The rule of the sample's size, and the zoomed one to resize the photo with before a window is cut out."""
+        short = int(draws.choice(self.short_sides)) if self.short_sides else rule.short_side
+        zoom = draws.uniform(*self.scale)
+        return resized(rule, short, rule.max_side), resized(rule, round(short * zoom), round(rule.max_side * zoom))
+
+    def apply(
+        self, photo: np.ndarray, segments: np.ndarray, window: tuple[int, int], draws: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cut out, flip, change colours. photo: uint8 H x W x 3; segments: integer H x W; window: most height, width.
+
+        Returns the photo as uint8 3 x h x w and the segments as h x w. The number of draws is always the same.
+        """
+        image = tv_tensors.Image(torch.from_numpy(photo.copy()).permute(2, 0, 1))
+        mask = tv_tensors.Mask(torch.from_numpy(segments))
+        height, width = (min(most, side) for most, side in zip(window, segments.shape, strict=True))
+        top, left = draws.integers(0, segments.shape[0] - height + 1), draws.integers(0, segments.shape[1] - width + 1)
+        image, mask = (F.crop(t, int(top), int(left), height, width) for t in (image, mask))
+        if draws.random() < self.flip:
+            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+        brightness, contrast, saturation = draws.uniform(1 - self.color, 1 + self.color, 3)
+        hue = draws.uniform(-self.color, self.color) / 10
+        if self.color:
+            image = F.adjust_contrast(F.adjust_brightness(image, brightness), contrast)
+            image = F.adjust_hue(F.adjust_saturation(image, saturation), hue)
+        return image.as_subclass(torch.Tensor).contiguous(), mask.as_subclass(torch.Tensor).contiguous()
+
+
+def resized(rule: ResizeRule, short_side: int, max_side: int) -> ResizeRule:
+    return ResizeRule(short_side=max(1, short_side), max_side=max(1, max_side), divisor=rule.divisor)

@@ -1,0 +1,42 @@
+"""The feature pyramid (Lin et al., CVPR 2017) with UPSNet's optional global context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.config import FpnConfig
+
+
+class FPN(nn.Module):
+    """[C2..C5] -> [P2..P6], every level with `channels` channels; P6 is P5 subsampled by two.
+
+    With `global_context` the mean of C5 goes through a linear layer and is added to the C5 lateral.
+    """
+
+    def __init__(self, in_channels: Sequence[int], config: FpnConfig) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(c, config.channels, 1) for c in in_channels)
+        self.smooth = nn.ModuleList(nn.Conv2d(config.channels, config.channels, 3, padding=1) for _ in in_channels)
+        self.context = nn.Linear(in_channels[-1], config.channels) if config.global_context else None
+        self.upsample = config.upsample
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        laterals = [conv(x) for conv, x in zip(self.lateral, features, strict=True)]
+        if self.context is not None:
+            laterals[-1] = laterals[-1] + self.context(features[-1].mean(dim=(2, 3)))[:, :, None, None]
+        for i in range(len(laterals) - 1, 0, -1):
+            laterals[i - 1] = laterals[i - 1] + self._upsample(laterals[i])
+        outputs = [conv(x) for conv, x in zip(self.smooth, laterals, strict=True)]
+        return [*outputs, outputs[-1][:, :, ::2, ::2]]
+
+    def _upsample(self, x: Tensor) -> Tensor:
+        if self.upsample == "nearest":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

@@ -1,0 +1,84 @@
+"""Box, mask and semantic heads of UPSNet (Xiong et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.config import BoxHeadConfig, MaskHeadConfig, SemanticHeadConfig
+from training.model.deform import DeformConv
+
+BOX_POOL, MASK_POOL, MASK_SIZE = 7, 14, 28
+
+
+class BoxHead(nn.Module):
+    """RoI features [N, C, 7, 7] -> class logits [N, 1 + T] (background first) and deltas [N, 1 + T, 4]."""
+
+    def __init__(self, in_channels: int, num_things: int, config: BoxHeadConfig) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(in_channels * BOX_POOL**2, config.hidden)
+        self.fc7 = nn.Linear(config.hidden, config.hidden)
+        self.logits = nn.Linear(config.hidden, 1 + num_things)
+        self.deltas = nn.Linear(config.hidden, 4 * (1 + num_things))
+        for layer in (self.fc6, self.fc7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+        nn.init.normal_(self.logits.weight, std=0.01)
+        nn.init.normal_(self.deltas.weight, std=0.001)
+        for layer in (self.fc6, self.fc7, self.logits, self.deltas):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.relu(self.fc7(F.relu(self.fc6(features.flatten(1)))))
+        return self.logits(hidden), self.deltas(hidden).unflatten(1, (-1, 4))
+
+
+class MaskHead(nn.Module):
+    """RoI features [N, C, 14, 14] and labels [N] (thing index) -> mask logits [N, 28, 28] of the label's class."""
+
+    def __init__(self, in_channels: int, num_things: int, config: MaskHeadConfig) -> None:
+        super().__init__()
+        widths = [in_channels] + [config.channels] * config.layers
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.deconv = nn.ConvTranspose2d(config.channels, config.channels, 2, stride=2)
+        self.score = nn.Conv2d(config.channels, 1 + num_things, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        for conv in self.convs:
+            features = F.relu(conv(features))
+        logits = self.score(F.relu(self.deconv(features)))
+        channel = (labels + 1).reshape(-1, 1, 1, 1).expand(-1, 1, MASK_SIZE, MASK_SIZE)
+        return torch.gather(logits, 1, channel).squeeze(1)
+
+
+class SemanticHead(nn.Module):
+    """[P2..P5] -> semantic logits [B, S + T, H/4, W/4], stuff channels first.
+
+    One subnet of deformable convolutions is shared by the levels; their outputs, brought to 1/4, are concatenated.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, config: SemanticHeadConfig) -> None:
+        super().__init__()
+        widths = [in_channels, *config.channels]
+        self.convs = nn.ModuleList(DeformConv(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.score = nn.Conv2d(4 * widths[-1], num_classes, 1)
+        nn.init.normal_(self.score.weight, std=0.01)
+        nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        outputs = []
+        for index, x in enumerate(levels):
+            for conv in self.convs:
+                x = F.relu(conv(x))
+            if index > 0:
+                x = F.interpolate(x, scale_factor=float(2**index), mode="bilinear", align_corners=False)
+            outputs.append(x)
+        return self.score(torch.cat(outputs, dim=1))

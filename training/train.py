@@ -1,0 +1,43 @@
+"""`upsnet train`, also `python -m training.train --config X` and, on several GPUs, `torchrun ... -m training.train`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from panoptic.errors import InputError
+from training.config import load_config
+from training.loop import train
+
+BAD_INPUT = 2
+SIGNALLED = 128  # plus the signal's number: what a shell reports of a process that a signal ended
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="YAML configuration, see training/configs/.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as schedule.lr=0.001; repeatable.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    iterations: Annotated[int | None, typer.Option(help="Short for --set schedule.iterations=N.")] = None,
+) -> None:
+    """Train a network. A run that was interrupted goes on from its last checkpoint with the same command."""
+    overrides = list(set_ or [])
+    if iterations is not None:
+        overrides.append(f"schedule.iterations={iterations}")
+    try:
+        settings = load_config(config, tuple(overrides))
+        signal = train(settings, out or Path("runs") / settings.name, device)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from None
+    if signal:
+        raise typer.Exit(SIGNALLED + signal)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,57 @@
+"""The one command line, `upsnet`. It stands above the folders, since it knows them all; each command loads its own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+from panoptic.errors import InputError
+
+COMMANDS = {
+    "shapes": ("training.data.shapes", "Make the synthetic panoptic data set `shapes`."),
+    "train": ("training.train", "Train a network from a configuration; resumes where it stopped."),
+    "export": ("export.export", "Checkpoint -> one ONNX file and its manifest."),
+    "engine": ("export.engine", "ONNX file -> the engine of this machine."),
+    "serve": ("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
+    "predict": ("eval.predict", "Panoptic overlays and COCO panoptic files of your own photos."),
+    "eval": ("eval.evaluate", "PQ of one runtime on a data set."),
+    "parity": ("eval.parity", "PQ and pixels of several runtimes, compared."),
+    "bench": ("eval.bench", "Speed ratios between the runtimes."),
+}
+
+
+SUMMARY = "Panoptic segmentation from training to production: train, export, serve, and prove that PQ stays the same."
+
+
+def usage() -> str:
+    """The overview; `upsnet COMMAND --help` tells the rest. No command is imported for it."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        ["Usage: upsnet COMMAND [OPTIONS]", "", SUMMARY, "", "Commands (each has --help):", *rows]
+    )
+
+
+def main() -> None:
+    """Runs the `main` of the command's module, a function with typer's annotations. Bad input: one line, exit 2."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if arguments else 2)
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"upsnet: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    app = typer.Typer(add_completion=False)
+    try:
+        app.command()(importlib.import_module(COMMANDS[name][0]).main)
+        app(args=rest, prog_name=f"upsnet {name}")
+    except InputError as error:
+        print(f"upsnet {name}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
