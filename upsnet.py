@@ -12,7 +12,7 @@ from panoptic.errors import InputError
 COMMANDS = {
     "shapes": ("training.data.shapes", "Make the synthetic panoptic data set `shapes`."),
     "train": ("training.train", "Train a network from a configuration; resumes where it stopped."),
-    "export": ("export.export", "Checkpoint -> one ONNX file and its manifest."),
+    "export": ("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
     "engine": ("export.engine", "ONNX file -> the engine of this machine."),
     "serve": ("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
     "predict": ("eval.predict", "Panoptic overlays and COCO panoptic files of your own photos."),

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -71,11 +72,12 @@ def compare(
 
 
 def bench_table(entries: Sequence[dict[str, Any]], threads: int) -> Table:
-    table = Table(title=f"medians, {threads} threads each, taking turns")
-    for heading in ("batch", *(f"{title(name)}, ms" for name in entries[0]["median_ms"])):
+    """Milliseconds a call, and the ratios beside their goals."""
+    table = Table(title=f"Median ms a call; {threads} threads each, taking turns", box=SIMPLE)
+    for heading in ("batch", *(title(name) for name in entries[0]["median_ms"])):
         table.add_column(heading, justify="right")
-    table.add_column("ONNX Runtime / PyTorch speed (goal 1.5x)", justify="right")
-    table.add_column("Triton over ONNX Runtime (goal +15 % at batch 1)", justify="right")
+    table.add_column("ONNX Runtime is faster\nthan PyTorch (goal 1.5x)", justify="right")
+    table.add_column("Triton adds\n(goal 15 % at 1)", justify="right")
     for entry in entries:
         medians = [f"{value:.1f}" for value in entry["median_ms"].values()]
         speedup = f"{entry['onnxruntime_speedup']:.2f}x" if "onnxruntime_speedup" in entry else "–"

@@ -7,7 +7,7 @@ from html import escape
 
 Points = list[tuple[float, float]]
 WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 44, 28, 14, 46
 
 
 def line_chart(series: dict[str, Points], unit: str, faint: Points | None = None) -> str:
@@ -38,7 +38,7 @@ def line_chart(series: dict[str, Points], unit: str, faint: Points | None = None
             parts.append(
                 f'<text x="{place(x, 0)[0]:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:,.0f}</text>'
             )
-    parts.append(f'<text class="unit" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">step</text>')
+    parts.append(f'<text class="unit" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">step</text>')
     if faint:
         parts.append(path(thin(faint), "faint"))
     for number, line in enumerate(series.values()):

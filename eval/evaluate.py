@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -70,8 +71,7 @@ def predict_timed(predictor: Predictor, photos: Sequence[np.ndarray]) -> tuple[l
     raw = predictor.predict(*batch)
     milliseconds = 1e3 * (time.perf_counter() - start)
     results = [
-        decode(panoptic, segments, int(count), net)
-        for panoptic, segments, count, net in zip(*raw, nets, strict=True)
+        decode(panoptic, segments, int(count), net) for panoptic, segments, count, net in zip(*raw, nets, strict=True)
     ]
     return results, milliseconds
 
@@ -84,7 +84,7 @@ def score(stat: PQStat, record: Record, ids: np.ndarray, result: PanopticResult,
 
 def pq_table(report: dict[str, Any], title: str) -> Table:
     """PQ, SQ and RQ in points for all, things and stuff."""
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE)
     for heading in ("", "PQ", "SQ", "RQ", "classes"):
         table.add_column(heading, justify="right" if heading else "left")
     for group, figures in report["results"].items():
@@ -101,7 +101,7 @@ def main(
     gt_folder: Annotated[Path | None, typer.Option(help="Its truth PNGs [panoptic_<name> beside it].")] = None,
     images: Annotated[Path | None, typer.Option(help="Its photos [<name> beside it; official COCO: one up].")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the network.")] = 1,
-    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: another checkpoint than the run's best.pt.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: another checkpoint than the run's last.pt.")] = None,
     model: Annotated[Path | None, typer.Option(help="onnxruntime: another model than the run's model.onnx.")] = None,
     url: Annotated[str | None, typer.Option(help="triton: host:port of the server's gRPC [127.0.0.1:8001].")] = None,
     manifest: Annotated[Path | None, typer.Option(help="triton: the served model's manifest [triton_repo's].")] = None,

@@ -1,6 +1,6 @@
 """Panoptic segmentation of your own photos: pictures to look at, and the official COCO format to compute with.
 
-    upsnet predict photo.jpg other.png --out somewhere
+upsnet predict photo.jpg other.png --out somewhere
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the results; it may exist.")],
     runtime: Annotated[str, typer.Option(help="pytorch, onnxruntime or triton.")] = "onnxruntime",
     run: Annotated[Path, typer.Option(help="The run whose model is used.")] = Path("runs/demo"),
-    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: another checkpoint than the run's best.pt.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: another checkpoint than the run's last.pt.")] = None,
     model: Annotated[Path | None, typer.Option(help="onnxruntime: another model than the run's model.onnx.")] = None,
     url: Annotated[str | None, typer.Option(help="triton: host:port of the server's gRPC [127.0.0.1:8001].")] = None,
     manifest: Annotated[Path | None, typer.Option(help="triton: the served model's manifest [triton_repo's].")] = None,

@@ -134,7 +134,7 @@ def embed(image: np.ndarray) -> str:
     picture = Image.fromarray(image)
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88, subsampling=0)
+    picture.save(buffer, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import onnx
 import torch
+import typer
 
 from export.onnx_export import manifest_path
 from export.predictor import open_session
@@ -31,8 +32,9 @@ def build_engine(model: Path, folder: Path) -> dict[str, Any]:
     """
     manifest = Manifest.load(manifest_path(model))
     folder.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"model_sha256": sha256(model), "onnxruntime": optimize(model, folder / "model.onnx")}
-    manifest.save(manifest_path(folder / "model.onnx"))
+    optimized = folder / "model.onnx"
+    report: dict[str, Any] = {"model_sha256": sha256(model), "onnxruntime": optimize(model, optimized)}
+    manifest.model_copy(update={"onnx_sha256": sha256(optimized)}).save(manifest_path(optimized))
     report["tensorrt"] = _tensorrt(model, folder / "model.plan", manifest)
     report["tensorrt_rtx"] = _tensorrt_rtx(model, folder / "model.rtx.plan", manifest)
     write_json(folder / "engine.json", report)
@@ -86,3 +88,16 @@ def _run_build(module: str, model: Path, plan: Path, manifest: Manifest, env: di
         return json.loads(done.stdout.strip().splitlines()[-1])
     log = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
     return {"status": "refused", "stage": "process", "errors": [f"exit status {done.returncode}: {log[-1]}"]}
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="An exported ONNX file with its manifest.")] = Path("runs/demo/model.onnx"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the engine; default: engine/ beside the model.")] = None,
+) -> None:
+    """Build what this machine can run: ONNX Runtime's optimised graph, TensorRT's plan; says what it found."""
+    folder = out or model.parent / "engine"
+    report = build_engine(model, folder)
+    for runtime in ("onnxruntime", "tensorrt", "tensorrt_rtx"):
+        found = report[runtime]
+        reason = found.get("reason") or "; ".join(found.get("errors", [])) or f"{found['bytes'] / 1e6:.1f} MB"
+        print(f"{runtime}: {found['status']}: {reason}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Annotated
 
 import onnx
 import torch
+import typer
 
 import plugins_cuda
 from panoptic.files import atomic_path, sha256
@@ -14,6 +16,7 @@ from panoptic.geometry import ResizeRule
 from panoptic.manifest import Manifest
 from training.checkpoint import load_model
 from training.model.upsnet import UPSNet
+from training.predictor import make_manifest
 
 OPSET = 20
 INPUTS = ["images", "sizes", "scales"]
@@ -29,14 +32,7 @@ def manifest_path(model: Path) -> Path:
 def export_onnx(checkpoint: Path, out: Path) -> Manifest:
     """Write `out` and its manifest from a training checkpoint. InputError when the checkpoint cannot be read."""
     model, config, categories, _ = load_model(checkpoint)
-    manifest = Manifest(
-        name=config.name,
-        categories=list(categories),
-        resize=config.data.resize,
-        max_detections=config.model.panoptic.max_detections,
-        versions={"torch": torch.__version__, "onnx": onnx.__version__},
-    )
-    return write_onnx(model, manifest, out)
+    return write_onnx(model, make_manifest(config, categories), out)
 
 
 def write_onnx(model: UPSNet, manifest: Manifest, out: Path) -> Manifest:
@@ -85,3 +81,13 @@ def to_model_proto(model: UPSNet, resize: ResizeRule) -> onnx.ModelProto:
     if "upsnet" not in declared:
         proto.opset_import.append(onnx.helper.make_opsetid("upsnet", 1))
     return proto
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Option(help="A training checkpoint, as runs/NAME/last.pt.")] = Path("runs/demo/last.pt"),
+    out: Annotated[Path | None, typer.Option(help="The ONNX file; default: model.onnx beside the checkpoint.")] = None,
+) -> None:
+    """Checkpoint -> one ONNX file that plain ONNX Runtime and TensorRT run, and its manifest beside it."""
+    target = out or checkpoint.with_name("model.onnx")
+    export_onnx(checkpoint, target)
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")

@@ -12,7 +12,7 @@ from panoptic.categories import Categories
 from panoptic.errors import InputError
 from panoptic.result import PanopticResult, Segment
 
-LEGIBLE_SIDE = 512  # smaller photos are enlarged until their long side reaches this, so that labels fit
+LEGIBLE_SIDE = 320  # smaller photos are enlarged until their long side reaches this, so that labels fit
 GRID = 160  # labels are placed on a map of at most this side
 OPACITY = 0.5
 

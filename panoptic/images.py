@@ -24,6 +24,7 @@ DECODE_ERRORS = (
     IndexError,
     KeyError,
     OverflowError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,

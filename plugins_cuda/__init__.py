@@ -1,8 +1,9 @@
 """The operators that no framework has, one room each.
 
-Every function here runs its plain PyTorch definition (`<room>/reference.py`), except while `torch.onnx.export(dynamo=True)` traces it:
-then it emits one node `upsnet::<Name>`, whose body in standard operators `onnx_functions` gives. A plugin that TensorRT knows by
-that name replaces the body. The exporter must append the bodies to the model and import the domain:
+Every function here runs its plain PyTorch definition (`<room>/reference.py`), except while
+`torch.onnx.export(dynamo=True)` traces it: then it emits one node `upsnet::<Name>`, whose body in standard operators
+`onnx_functions` gives. A plugin that TensorRT knows by that name replaces the body. The exporter must append the bodies
+to the model and import the domain:
 
     model.functions.extend(plugins_cuda.onnx_functions())
 
@@ -30,10 +31,14 @@ __all__ = ["deform_conv", "nms", "onnx_functions", "panoptic_fusion", "roi_align
 
 
 def onnx_functions() -> list[onnx.FunctionProto]:
-    """The bodies of the four nodes, domain `upsnet` version 1, in standard operators of opset 20. Needs onnx and onnxscript."""
+    """The bodies of the four nodes, domain `upsnet` version 1, in standard operators of opset 20, and the stages that
+    the fusion calls.
+
+    Needs onnx and onnxscript.
+    """
     from plugins_cuda.deform_conv.onnx_function import deform_conv_function
     from plugins_cuda.nms.onnx_function import nms_function
-    from plugins_cuda.panoptic_fusion.onnx_function import panoptic_fusion_function
+    from plugins_cuda.panoptic_fusion.onnx_function import panoptic_fusion_functions
     from plugins_cuda.roi_align_fpn.onnx_function import roi_align_fpn_function
 
-    return [roi_align_fpn_function(), nms_function(), deform_conv_function(), panoptic_fusion_function()]
+    return [roi_align_fpn_function(), nms_function(), deform_conv_function(), *panoptic_fusion_functions()]

@@ -45,7 +45,7 @@ class TritonPredictor:
     ) -> None:
         try:
             from tritonclient import grpc
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # RuntimeError: tritonclient without its [grpc]
             raise InputError(
                 f"tritonclient is not installed ({error}); install it with `pip install -e .[serving]`"
             ) from error
@@ -64,16 +64,11 @@ class TritonPredictor:
     def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
         """images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B. A large B becomes several requests."""
         check_inputs(images, sizes, scales)
-        parts = [
-            self._request(images[start:end], sizes[start:end], scales[start:end])
-            for start in range(0, len(images), self.max_batch)
-            for end in [start + self.max_batch]
-        ]
-        return (
-            parts[0]
-            if len(parts) == 1
-            else RawPrediction(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-        )
+        slices = [slice(start, start + self.max_batch) for start in range(0, len(images), self.max_batch)]
+        parts = [self._request(images[each], sizes[each], scales[each]) for each in slices]
+        if len(parts) == 1:
+            return parts[0]
+        return RawPrediction(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def close(self) -> None:
         self._client.close()
@@ -86,16 +81,12 @@ class TritonPredictor:
         return max(1, config.max_batch_size)
 
     def _request(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
-        inputs = []
         # scales are B x 1 on the wire: Triton has no tensor without a dimension after the batch.
-        for name, array, kind in (
-            ("images", images, "UINT8"),
-            ("sizes", sizes, "INT32"),
-            ("scales", scales[:, None], "FP32"),
-        ):
-            tensor = self._grpc.InferInput(name, list(array.shape), kind)
-            tensor.set_data_from_numpy(np.ascontiguousarray(array))
-            inputs.append(tensor)
+        arrays = {"images": (images, "UINT8"), "sizes": (sizes, "INT32"), "scales": (scales[:, None], "FP32")}
+        inputs = []
+        for name, (array, kind) in arrays.items():
+            inputs.append(self._grpc.InferInput(name, list(array.shape), kind))
+            inputs[-1].set_data_from_numpy(np.ascontiguousarray(array))
         with self._one_line_errors():
             result = self._client.infer(self.model, inputs, client_timeout=self.timeout)
         return self._answer(result, images.shape[:3])
@@ -140,14 +131,9 @@ class TritonPredictor:
 def check_inputs(images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> None:
     """InputError naming the first tensor whose type or shape is not the graph's."""
     batch = len(images) if images.ndim else 0
+    photos = images.ndim == 4 and images.shape[3] == 3 and images.size > 0
     for name, array, dtype, expected, fits in (
-        (
-            "images",
-            images,
-            np.uint8,
-            "B x H x W x 3, all non-zero",
-            images.ndim == 4 and images.shape[3] == 3 and images.size > 0,
-        ),
+        ("images", images, np.uint8, "B x H x W x 3, all non-zero", photos),
         ("sizes", sizes, np.int32, f"{batch} x 2", sizes.shape == (batch, 2)),
         ("scales", scales, np.float32, f"{batch}", scales.shape == (batch,)),
     ):

@@ -202,19 +202,11 @@ class TritonServer:
         for file in environment.backend_files:
             (backends / "python" / file.name).symlink_to(file)
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())]
         server = environment.triton / "bin/tritonserver"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-c",
-                    LAUNCHER,
-                    str(os.getpid()),
-                    server,
-                    *self._flags(environment, backends),
-                ],
+                [*launcher, server, *self._flags(environment, backends)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -102,10 +102,11 @@ def load_model(path: Path, config: Config | None = None) -> tuple[UPSNet, Config
     the weights are not those of the configured network (every missing, unexpected and mis-shaped key is named).
     """
     checkpoint = load(path)
-    differing = differing_keys(checkpoint.config.model, config.model) if config else []
+    differing = differing_keys(checkpoint.config.model, config.model) if config else {}
     if differing:
+        named = "; ".join(f"model.{key} ({values})" for key, values in differing.items())
         raise InputError(
-            f"{path}: checkpoint of another configuration (checkpoint against given): {'; '.join(differing)}; "
+            f"{path}: checkpoint of another configuration (checkpoint against given): {named}; "
             "use the configuration it was trained with (config.yaml beside it), or train again"
         )
     model = UPSNet(checkpoint.config.model, checkpoint.categories.num_stuff, checkpoint.categories.num_things)

@@ -151,7 +151,7 @@ class ScheduleConfig(Section):
 
 class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig
@@ -193,11 +193,11 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def differing_keys(a: ModelConfig, b: ModelConfig) -> list[str]:
-    """Every leaf key in which two model configurations differ, with both values."""
+def differing_keys(a: Section, b: Section) -> dict[str, str]:
+    """Every leaf key in which two configurations of one kind differ -> "a's value against b's value"."""
     left, right = _leaves(a.model_dump(mode="json")), _leaves(b.model_dump(mode="json"))
     keys = sorted(left.keys() | right.keys())
-    return [f"model.{k} ({left.get(k)} against {right.get(k)})" for k in keys if left.get(k) != right.get(k)]
+    return {key: f"{left.get(key)} against {right.get(key)}" for key in keys if left.get(key) != right.get(key)}
 
 
 def _leaves(values: dict, prefix: str = "") -> dict[str, object]:

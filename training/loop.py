@@ -32,7 +32,7 @@ from panoptic.errors import InputError
 from panoptic.manifest import Manifest
 from panoptic.predictor import Predictor, predict_photos
 from training.checkpoint import Checkpoint, load, load_weights, save, versions
-from training.config import Config, DataConfig, SplitConfig, _leaves
+from training.config import Config, DataConfig, SplitConfig, differing_keys
 from training.data.batch import Batch, StepSampler, make_loader
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
@@ -104,9 +104,8 @@ def find_checkpoint(out: Path, config: Config) -> Checkpoint | None:
     if not path.exists():
         return None
     checkpoint = load(path)
-    theirs, ours = (_leaves(c.model_dump(mode="json")) for c in (checkpoint.config, config))
-    differing = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
-    described = [f"{key} ({theirs.get(key)} against {ours.get(key)})" for key in differing if key not in EXTENSIBLE]
+    differing = differing_keys(checkpoint.config, config)
+    described = [f"{key} ({values})" for key, values in differing.items() if key not in EXTENSIBLE]
     if described:
         raise InputError(
             f"{path}: this run was started with another configuration (it against yours): {'; '.join(described)}; "
@@ -294,8 +293,8 @@ def check_data(split: SplitConfig, key: str) -> None:
     for name, path in (("json_file", split.json_file), ("segments", split.segments), ("images", split.images)):
         if not path.exists():
             raise InputError(
-                f"{path}: no such {'file' if name == 'json_file' else 'folder'} ({key}.{name}); `make data` makes the "
-                f"demo's data set; for another, set {key}.* to its place"
+                f"{path}: no such {'file' if name == 'json_file' else 'folder'} ({key}.{name}); `upsnet shapes --out "
+                f"data/shapes` makes the demo's data set; for another, set {key}.* to its place"
             )
 
 

@@ -54,7 +54,7 @@ def build_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.O
     groups = parameter_groups(model, schedule)
     if schedule.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=schedule.base_lr, momentum=schedule.momentum)
-    return torch.optim.AdamW(groups, lr=schedule.base_lr)
+    return torch.optim.AdamW(groups, lr=schedule.base_lr, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig) -> float:

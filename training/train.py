@@ -36,6 +36,7 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
     if signal:
+        print(f"stopped by signal {signal}, checkpoint written; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(SIGNALLED + signal)
 
 

@@ -10,19 +10,25 @@ from plugins_cuda.sampling import trains_on_cpu
 
 
 def deform_conv(
-    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, padding: int = 1, dilation: int = 1
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 1,
+    dilation: int = 1,
 ) -> Tensor:
     """Convolution whose taps are shifted by an offset field (Dai et al., ICCV 2017), without a modulation mask.
 
-    x: [B, C, H, W]. offset: [B, 2 k k, Ho, Wo], (dy, dx) of every tap, row by row. weight: [O, C, k, k]. bias: [O] or None.
-    Bilinear samples, zero outside the map. Returns [B, O, Ho, Wo].
+    x: [B, C, H, W]. offset: [B, 2 k k, Ho, Wo], (dy, dx) of every tap, row by row. weight: [O, C, k, k].
+    bias: [O] or None. Bilinear samples, zero outside the map. Returns [B, O, Ho, Wo].
     ValueError unless there is one group of channels and one of offsets.
     """
     rows, columns = weight.shape[2:]
     if weight.shape[1] != x.shape[1] or offset.shape[1] != 2 * rows * columns:
         raise ValueError(
-            f"deform_conv takes one group: weight {tuple(weight.shape)} wants {weight.shape[1]} channels of x (got {x.shape[1]}) "
-            f"and {2 * rows * columns} channels of offset (got {offset.shape[1]})"
+            f"deform_conv takes one group: weight {tuple(weight.shape)} wants {weight.shape[1]} channels of x "
+            f"(got {x.shape[1]}) and {2 * rows * columns} channels of offset (got {offset.shape[1]})"
         )
     if not torch.onnx.is_in_onnx_export():
         definition = bag if trains_on_cpu(x, offset, weight) else reference

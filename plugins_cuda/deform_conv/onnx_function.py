@@ -1,5 +1,7 @@
 """DeformConv2d in standard ONNX operators (opset 20)."""
 
+# mypy: ignore-errors
+# (onnxscript is its own language in Python's clothes: what a checker reads here is not what happens)
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,8 +13,14 @@ from onnxscript.values import Opset
 
 
 @script(Opset("upsnet", 1), default_opset=op)
-def DeformConv2d(  # noqa: N802
-    x: FLOAT, offset: FLOAT, weight: FLOAT, bias: FLOAT, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int]
+def DeformConv2d(
+    x: FLOAT,
+    offset: FLOAT,
+    weight: FLOAT,
+    bias: FLOAT,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
 ) -> FLOAT:
     return op.DeformConv(x, weight, offset, bias, strides=strides, pads=pads, dilations=dilations)
 

@@ -1,5 +1,7 @@
 """PaddedNms in standard ONNX operators (opset 20)."""
 
+# mypy: ignore-errors
+# (onnxscript is its own language in Python's clothes: what a checker reads here is not what happens)
 from __future__ import annotations
 
 import onnx
@@ -9,7 +11,7 @@ from onnxscript.values import Opset
 
 
 @script(Opset("upsnet", 1), default_opset=op)
-def PaddedNms(  # noqa: N802
+def PaddedNms(
     boxes: FLOAT, scores: FLOAT, iou_threshold: float, score_threshold: float, max_output: int
 ) -> tuple[INT64, INT32]:
     # NonMaxSuppression takes any two opposite corners, torchvision lets an inverted box overlap nothing: make it empty.

@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, max_output: int) -> tuple[Tensor, Tensor]:
+def nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, max_output: int
+) -> tuple[Tensor, Tensor]:
     """See `plugins_cuda.nms`. The thresholds are rounded to float32 first, as every executor does."""
     batch = boxes.shape[0]
     iou_threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()

@@ -1,11 +1,13 @@
 """PanopticFusion in standard ONNX operators (opset 20), stage by stage as in `reference.py`.
 
-A Scan over the images; inside it two Loops over the valid detections (never over padded rows) for what is sequential: the pruning, and the
-running argmax over the instances. (ONNX Runtime refuses a Scan over nothing, so these are Loops.) Every stage is a model-local function of
-its own, which the main body calls. TensorRT's parser cannot inline Loops: there the plugin must be registered.
+A Scan over the images; inside it two Loops over the valid detections (never over padded rows) for what is sequential:
+the pruning, and the running argmax over the instances. (ONNX Runtime refuses a Scan over nothing, so these are Loops.)
+Every stage is a model-local function of its own, which the main body calls. TensorRT's parser cannot inline Loops:
+there the plugin must be registered.
 """
 
-# mypy: disable-error-code="type-arg, name-defined, valid-type, no-untyped-def, no-any-return"
+# mypy: ignore-errors
+# (onnxscript is its own language in Python's clothes: what a checker reads here is not what happens)
 from __future__ import annotations
 
 import onnx
@@ -17,8 +19,9 @@ upsnet = Opset("upsnet", 1)
 
 
 @script(upsnet, default_opset=op)
-def FusionHatWeights(low: FLOAT, high: FLOAT, cells: FLOAT, length: INT64, limit: INT32) -> FLOAT:  # noqa: N802
-    """[n, M, L]: weight of every mask cell in every pixel of a line; zero outside the integer box low..high and from limit on."""
+def FusionHatWeights(low: FLOAT, high: FLOAT, cells: FLOAT, length: INT64, limit: INT32) -> FLOAT:
+    """[n, M, L]: weight of every mask cell in every pixel of a line; zero outside the integer box low..high and from
+    limit on."""
     pixel = op.Range(0.0, op.Cast(length, to=1), 1.0)
     first = op.Cast(op.Cast(low, to=6), to=1)
     size = op.Max(op.Cast(op.Cast(high, to=6), to=1) - first + 1.0, 1.0)
@@ -32,7 +35,7 @@ def FusionHatWeights(low: FLOAT, high: FLOAT, cells: FLOAT, length: INT64, limit
 
 
 @script(upsnet, default_opset=op)
-def FusionMaskTerms(masks: FLOAT, boxes: FLOAT, height: INT64, width: INT64, size: INT32) -> FLOAT:  # noqa: N802
+def FusionMaskTerms(masks: FLOAT, boxes: FLOAT, height: INT64, width: INT64, size: INT32) -> FLOAT:
     """[n, H, W]: mask logits [n, M, M] resized to the integer boxes [n, 4], zero outside them and in the padding."""
     x1, y1, x2, y2 = op.Split(boxes, axis=1, num_outputs=4)
     valid_height, valid_width = op.Split(size, num_outputs=2)
@@ -43,15 +46,15 @@ def FusionMaskTerms(masks: FLOAT, boxes: FLOAT, height: INT64, width: INT64, siz
 
 
 @script(upsnet, default_opset=op)
-def FusionPrune(terms: FLOAT, classes: INT64, threshold: FLOAT) -> FLOAT:  # noqa: N802
-    """float [n], 1 for accepted masks. The masks come class by class, in score order within a class: one map carries the union of the
-    accepted masks, and is forgotten where the class changes."""
+def FusionPrune(terms: FLOAT, classes: INT64, threshold: FLOAT) -> FLOAT:
+    """float [n], 1 for accepted masks. The masks come class by class, in score order within a class: one map carries
+    the union of the accepted masks, and is forgotten where the class changes."""
     masks = terms > 0.0
     count = op.Shape(classes)
     same = classes == op.Slice(op.Concat([-1], classes, axis=0), [0], count)
 
     @graph()
-    def step(i: INT64, go: BOOL, union: BOOL["H", "W"]):
+    def step(i: INT64, go: BOOL, union: BOOL[None, None]):
         mask = op.Gather(masks, i)
         before = op.And(union, op.Gather(same, i))
         area = op.ReduceSum(op.Cast(mask, to=1), keepdims=0)
@@ -65,7 +68,7 @@ def FusionPrune(terms: FLOAT, classes: INT64, threshold: FLOAT) -> FLOAT:  # noq
 
 
 @script(upsnet, default_opset=op)
-def FusionLabels(  # noqa: N802
+def FusionLabels(
     stuff_logits: FLOAT, thing_logits: FLOAT, terms: FLOAT, places: INT64, boxes: FLOAT, classes: INT64
 ) -> tuple[INT32, INT32]:
     """int32 [H, W] twice: the argmax over [stuff | instances | unknown] and over all semantic channels.
@@ -90,7 +93,7 @@ def FusionLabels(  # noqa: N802
     in_columns = op.Unsqueeze(op.Cast(op.And(x >= left, x <= right), to=1), [1])
 
     @graph()
-    def step(i: INT64, go: BOOL, best: FLOAT["H", "W"], label: INT32["H", "W"], highest: FLOAT["H", "W"]):
+    def step(i: INT64, go: BOOL, best: FLOAT[None, None], label: INT32[None, None], highest: FLOAT[None, None]):
         inside = op.MatMul(op.Gather(in_rows, i), op.Gather(in_columns, i))
         segment_term = inside * op.Gather(thing_logits, op.Gather(classes, i))
         logit = segment_term + op.Gather(terms, op.Gather(places, i))
@@ -106,10 +109,11 @@ def FusionLabels(  # noqa: N802
 
 
 @script(upsnet, default_opset=op)
-def FusionMerge(  # noqa: N802
+def FusionMerge(
     labels: INT32, semantic: INT32, num_stuff: INT32, num_labels: INT32, num_classes: INT32, area_limit: FLOAT
 ) -> tuple[INT32, FLOAT]:
-    """The majority rule and the area limit: for every label, what it becomes, and its area then (0: void); both [S + K + 1]."""
+    """The majority rule and the area limit: for every label, what it becomes, and its area then (0: void); both [S + K
+    + 1]."""
     shape = op.Concat(op.Reshape(num_labels, [1]), op.Reshape(num_classes, [1]), axis=0)
     shape = op.Cast(shape, to=7)
     bins = op.ConstantOfShape(op.ReduceProd(shape, keepdims=1))
@@ -132,10 +136,11 @@ def FusionMerge(  # noqa: N802
 
 
 @script(upsnet, default_opset=op)
-def FusionSegments(  # noqa: N802
+def FusionSegments(
     labels: INT32, target: INT32, areas: FLOAT, categories: FLOAT, scores: FLOAT, rows: INT64
 ) -> tuple[UINT8, FLOAT, INT32]:
-    """The map uint8 [H, W], the table [rows, 7] and its used rows. categories, scores: those of every label but the last, void."""
+    """The map uint8 [H, W], the table [rows, 7] and its used rows. categories, scores: those of every label but the
+    last, void."""
     present = op.Cast(areas > 0.0, to=6)
     number = op.GatherElements(op.CumSum(present, 0) * present, target)
     shape = op.Shape(labels)
@@ -166,11 +171,11 @@ def FusionSegments(  # noqa: N802
         axis=1,
     )
     table = op.Pad(table, op.Concat([0, 0], rows - op.Shape(chosen), [0], axis=0))
-    return op.Cast(segment, to=2), table, op.Squeeze(used)
+    return op.Cast(segment, to=2), table, used
 
 
 @script(upsnet, default_opset=op)
-def PanopticFusion(  # noqa: N802
+def PanopticFusion(
     semantic: FLOAT,
     boxes: FLOAT,
     classes: INT64,
@@ -190,19 +195,25 @@ def PanopticFusion(  # noqa: N802
 
     @graph()
     def image(
-        quarter: FLOAT["C", "h", "w"],
-        box: FLOAT["N", 4],
-        category: INT64["N"],
-        score: FLOAT["N"],
-        mask: FLOAT["N", "M", "M"],
+        quarter: FLOAT[None, None, None],
+        box: FLOAT[None, 4],
+        category: INT64[None],
+        score: FLOAT[None],
+        mask: FLOAT[None, None, None],
         count: INT32,
         size: INT32[2],
         scale: FLOAT,
     ):
-        logits = op.Squeeze(op.Resize(op.Unsqueeze(quarter, [0]), None, [1.0, 1.0, 4.0, 4.0], mode="linear"), [0])
-        channels, height, width = op.Split(op.Shape(logits), num_outputs=3)
-        thing_logits = op.Slice(logits, stuff, channels, [0])
-        stuff_logits = op.Slice(logits, [0], stuff, [0])
+        channels, low_height, low_width = op.Split(op.Shape(quarter), num_outputs=3)
+        height = low_height * 4
+        width = low_width * 4
+        factors = [1.0, 1.0, 4.0, 4.0]
+        stuff_logits = op.Resize(op.Unsqueeze(op.Slice(quarter, [0], stuff), [0]), None, factors, mode="linear")
+        thing_logits = op.Resize(
+            op.Unsqueeze(op.Slice(quarter, stuff, channels, [0]), [0]), None, factors, mode="linear"
+        )
+        stuff_logits = op.Squeeze(stuff_logits, [0])
+        thing_logits = op.Squeeze(thing_logits, [0])
 
         # The valid detections by (class, score); accepted or not; then the accepted ones in score order.
         n = op.Reshape(op.Cast(count, to=7), [1])
@@ -227,16 +238,15 @@ def PanopticFusion(  # noqa: N802
         labels = op.Where(inside, labels, void)
 
         num_classes = op.Cast(op.Squeeze(channels), to=6)
-        target, areas = FusionMerge(
-            labels, semantic_labels, stuff32, void + 1, num_classes, area_limit * scale * scale
-        )
+        target, areas = FusionMerge(labels, semantic_labels, stuff32, void + 1, num_classes, area_limit * scale * scale)
         categories = op.Concat(op.Range(0, op.Squeeze(stuff), 1), kept_category + stuff, axis=0)
         confidence = op.Concat(op.Expand(1.0, stuff), op.Gather(score, kept), axis=0)
         rows = stuff + op.Shape(category)
-        panoptic, segments, used = FusionSegments(
-            labels, target, areas, op.Cast(categories, to=1), confidence, rows
-        )
-        return panoptic, segments, used
+        panoptic, segments, used = FusionSegments(labels, target, areas, op.Cast(categories, to=1), confidence, rows)
+        # ONNX Runtime's Scan wants outputs of a known rank.
+        panoptic = op.Reshape(panoptic, op.Concat(height, width, axis=0))
+        segments = op.Reshape(segments, op.Concat(rows, [7], axis=0))
+        return panoptic, segments, op.Squeeze(op.Reshape(used, [1]))
 
     panoptic, segments, segment_count = op.Scan(
         semantic, boxes, classes, scores, mask_logits, counts, sizes, scales, body=image, num_scan_inputs=8

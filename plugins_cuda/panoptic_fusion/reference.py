@@ -33,7 +33,9 @@ def panoptic_fusion(
         labels[~valid] = num_stuff + len(keep)
         limit = stuff_area_limit * scales[image] * scales[image]
         labels = merge(labels, logits.argmax(0), len(keep), num_stuff, len(logits), limit)
-        panoptic, table, rows = number_segments(labels, kept_classes, kept_scores, num_stuff, num_stuff + boxes.shape[1])
+        panoptic, table, rows = number_segments(
+            labels, kept_classes, kept_scores, num_stuff, num_stuff + boxes.shape[1]
+        )
         maps.append(panoptic)
         tables.append(table)
         used.append(rows)
@@ -49,8 +51,8 @@ def valid_pixels(size: Tensor, logits: Tensor) -> Tensor:
 
 
 def hat_weights(low: Tensor, high: Tensor, mask_size: int, length: int) -> Tensor:
-    """[n, length, M]: row p of n holds the weights with which the M cells make pixel p of the integer box low..high (inclusive,
-    at least one pixel): bilinear, half-pixel centres, clamped at the edges; zero outside the box."""
+    """[n, length, M]: row p of n holds the weights with which the M cells make pixel p of the integer box low..high
+    (inclusive, at least one pixel): bilinear, half-pixel centres, clamped at the edges; zero outside the box."""
     start = low.trunc()
     size = (high.trunc() - start + 1).clamp(min=1)
     pixel = torch.arange(length, device=low.device, dtype=low.dtype) - start[:, None]
@@ -69,8 +71,8 @@ def mask_terms(mask_logits: Tensor, boxes: Tensor, height: int, width: int) -> T
 
 
 def prune(masks: Tensor, classes: Tensor, overlap_threshold: float) -> Tensor:
-    """Indices [k] of the masks [n, H, W] that are neither empty nor covered, by more than the threshold, by the union of the
-    masks of the same class that were accepted before them."""
+    """Indices [k] of the masks [n, H, W] that are neither empty nor covered, by more than the threshold, by the union
+    of the masks of the same class that were accepted before them."""
     taken: dict[int, Tensor] = {}
     keep = []
     areas = masks.sum((1, 2))
@@ -84,10 +86,11 @@ def prune(masks: Tensor, classes: Tensor, overlap_threshold: float) -> Tensor:
 
 
 def panoptic_labels(logits: Tensor, terms: Tensor, boxes: Tensor, classes: Tensor, num_stuff: int) -> Tensor:
-    """int64 [H, W], the argmax over [stuff | instances | unknown] with ties to the lowest: 0..S-1 stuff, S+k instance k, S+K unknown.
+    """int64 [H, W], the argmax over [stuff | instances | unknown], ties to the lowest.
 
-    logits: [S + T, H, W] at full resolution. terms, boxes, classes: the mask terms of the K accepted instances, in score order.
-    Written as a running maximum, so that the [S + K + 1, H, W] logits never exist at once.
+    0..S-1 stuff, S+k instance k, S+K unknown.
+    logits: [S + T, H, W] at full resolution. terms, boxes, classes: the mask terms of the K accepted instances, in
+    score order. Written as a running maximum, so that the [S + K + 1, H, W] logits never exist at once.
     """
     best, labels = logits[:num_stuff].max(0)
     highest = torch.zeros_like(best) if len(terms) == 0 else torch.full_like(best, -torch.inf)
@@ -103,7 +106,7 @@ def panoptic_labels(logits: Tensor, terms: Tensor, boxes: Tensor, classes: Tenso
 
 
 def segment_term(channel: Tensor, box: Tensor) -> Tensor:
-    """[H, W]: a semantic channel inside rows int(y1) .. round(y2) + 1 (exclusive; half to even), likewise columns, 0 outside."""
+    """[H, W]: a semantic channel inside rows int(y1)..round(y2) (inclusive; half to even), likewise columns; else 0."""
     row = torch.arange(channel.shape[0], device=channel.device)
     column = torch.arange(channel.shape[1], device=channel.device)
     first, last = box[:2].trunc(), box[2:].round()
@@ -112,11 +115,14 @@ def segment_term(channel: Tensor, box: Tensor) -> Tensor:
     return torch.where(rows[:, None] & columns, channel, 0)
 
 
-def merge(labels: Tensor, semantic: Tensor, instances: int, num_stuff: int, num_classes: int, area_limit: Tensor) -> Tensor:
-    """The majority rule, then the area limit, on labels as `panoptic_labels` gives them; semantic: int64 [H, W] contiguous classes.
+def merge(
+    labels: Tensor, semantic: Tensor, instances: int, num_stuff: int, num_classes: int, area_limit: Tensor
+) -> Tensor:
+    """The majority rule, then the area limit, on labels as `panoptic_labels` gives them.
 
-    An instance whose region holds one stuff class on at least half of its pixels, as the commonest semantic label (ties to the
-    lowest), becomes that stuff. Stuff with a total area < area_limit becomes unknown.
+    semantic: int64 [H, W], the argmax over all semantic channels. area_limit: network pixels.
+    An instance whose region holds one stuff class on at least half of its pixels, as the commonest semantic label (ties
+    to the lowest), becomes that stuff. Stuff with a total area < area_limit becomes unknown.
     """
     void = num_stuff + instances
     labels = labels.clone()
@@ -145,7 +151,9 @@ def number_segments(
         if len(y) == 0:
             continue
         instance = label - num_stuff
-        category, score = (label, 1.0) if instance < 0 else (num_stuff + int(classes[instance]), float(scores[instance]))
+        category, score = (
+            (label, 1.0) if instance < 0 else (num_stuff + int(classes[instance]), float(scores[instance]))
+        )
         box = [int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1]
         table[rows] = torch.tensor([category, score, len(y), *box])
         rows += 1

@@ -22,9 +22,11 @@ def roi_align_fpn(
 ) -> Tensor:
     """Pool boxes from P2..P5 (FPN, CVPR 2017; RoIAlign, Mask R-CNN, ICCV 2017).
 
-    features: four maps [B, C, H/s, W/s] at strides 4, 8, 16, 32. rois: [B, R, 4], x1 y1 x2 y2 in network pixels; padded rows are
-    boxes like any other. aligned: torchvision's half-pixel shift (False: the legacy rule, boxes of at least 1 x 1 bin).
-    canonical_size: side in pixels of a box that belongs to P4. inclusive: the level rule takes w = x2 - x1 + 1.
+    features: four maps [B, C, H/s, W/s] at strides 4, 8, 16, 32.
+    rois: [B, R, 4], x1 y1 x2 y2 in network pixels; padded rows are boxes like any other.
+    aligned: torchvision's half-pixel shift (False: the legacy rule, boxes of at least one pixel of the map).
+    canonical_size: side in pixels of the smallest square box that belongs to P4.
+    inclusive: the level rule takes widths and heights with + 1.
     Returns [B, R, C, S, S] in the features' type. ValueError unless there are four features.
     """
     if len(features) != 4:

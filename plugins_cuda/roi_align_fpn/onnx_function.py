@@ -1,5 +1,7 @@
 """RoiAlignFpn in standard ONNX operators (opset 20): every box is pooled once, on its own level."""
 
+# mypy: ignore-errors
+# (onnxscript is its own language in Python's clothes: what a checker reads here is not what happens)
 from __future__ import annotations
 
 import onnx
@@ -9,7 +11,7 @@ from onnxscript.values import Opset
 
 
 @script(Opset("upsnet", 1), default_opset=op)
-def RoiAlignFpn(  # noqa: N802
+def RoiAlignFpn(
     p2: FLOAT,
     p3: FLOAT,
     p4: FLOAT,

@@ -12,10 +12,10 @@ FINEST_STRIDE = 4
 
 
 def assign_levels(rois: Tensor, canonical_size: float = 224.0, inclusive: bool = False) -> Tensor:
-    """Pyramid level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / canonical + 1e-6)), 0, 3) (FPN, CVPR 2017, eq. 1).
+    """Level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / canonical + 1e-6)), 0, 3).
 
-    Written as comparisons with 1/2, 1 and 2 instead of a logarithm, so that every executor rounds alike. Inverted boxes count
-    as empty (level 0). `inclusive` adds 1 to width and height, the legacy pixel convention.
+    Written as comparisons with 1/2, 1 and 2 instead of a logarithm, so that every executor rounds alike. Inverted boxes
+    count as empty (level 0). `inclusive` adds 1 to width and height, the legacy convention. (FPN, CVPR 2017, eq. 1)
     """
     extra = 1.0 if inclusive else 0.0
     width = (rois[..., 2] - rois[..., 0] + extra).clamp(min=0)

@@ -87,7 +87,7 @@ def test_ticks() -> None:
 
 def test_chart_spans_its_frame_and_survives_a_flat_line() -> None:
     svg = line_chart({"a": [(0, 0.0), (100, 5.0)]}, "loss")
-    assert 'points="52.0,216.0 546.0,14.0"' in svg
+    assert 'points="44.0,204.0 532.0,14.0"' in svg
     assert "nan" not in line_chart({"a": [(3, 0.0), (3, 0.0)]}, "PQ").lower()
 
 

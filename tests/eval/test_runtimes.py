@@ -15,7 +15,7 @@ from eval.bench import bench_photo, bench_table, compare
 from eval.cli import mount, run_script
 from eval.dataset import PanopticFolder
 from eval.machine import machine_facts, package_versions
-from eval.runtimes import best_checkpoint, open_predictor, open_run
+from eval.runtimes import open_predictor, open_run, set_threads
 from panoptic.errors import InputError
 
 
@@ -41,12 +41,16 @@ def test_absent_run(tmp_path: Path) -> None:
         pass
 
 
-def test_best_checkpoint(tmp_path: Path) -> None:
-    assert best_checkpoint(tmp_path).name == "best.pt"
-    (tmp_path / "last.pt").touch()
-    assert best_checkpoint(tmp_path).name == "last.pt"
-    (tmp_path / "best.pt").touch()
-    assert best_checkpoint(tmp_path).name == "best.pt"
+def test_threads_of_a_private_server(project_root: Path, tmp_path: Path) -> None:
+    config = tmp_path / "cpu.pbtxt"
+    original = (project_root / "triton_repo/upsnet/configs/cpu.pbtxt").read_text()
+    config.write_text(original)
+    set_threads(config, 3)
+    assert '{ key: "threads" value: { string_value: "3" } }' in config.read_text()
+    assert len(config.read_text()) == len(original)
+    config.write_text("name: 'upsnet'\n")
+    with pytest.raises(InputError, match="no parameter 'threads'"):
+        set_threads(config, 3)
 
 
 def test_no_framework_is_imported_before_it_is_needed(project_root: Path) -> None:
@@ -75,7 +79,7 @@ def test_list_options_take_several_values() -> None:
     assert seen == [(["a"], [1, 4], "x")] * 2
 
 
-def test_scripts_turn_bad_input_into_code_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_code_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         raise InputError("x.jpg: no such file")
 

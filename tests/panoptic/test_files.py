@@ -33,7 +33,7 @@ def test_atomic_path_keeps_the_old_file_on_error(tmp_path, error):
 def test_atomic_path_refuses_a_target_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(InputError, match="file/x.json"):
+    with pytest.raises(InputError, match=r"file/x\.json"):
         write_json(tmp_path / "file" / "x.json", {})
     with pytest.raises(InputError, match=r"folder\.json"):
         write_json(tmp_path / "folder.json", {})
@@ -58,7 +58,7 @@ def test_read_json_names_a_malformed_file_in_one_line(tmp_path, content):
 
 def test_missing_files_are_named(tmp_path):
     for read in (read_json, sha256):
-        with pytest.raises(InputError, match="none.json: cannot be read"):
+        with pytest.raises(InputError, match=r"none\.json: cannot be read"):
             read(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read"):
         read_json(tmp_path)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from panoptic.errors import InputError
-from panoptic.geometry import NetworkImage, ResizeRule, collate, to_network, to_original
+from panoptic.geometry import ResizeRule, collate, to_network, to_original
 
 COCO = ResizeRule(short_side=800, max_side=1333)
 sides = st.integers(1, 300)
@@ -146,7 +146,3 @@ def test_to_original_does_not_alias_and_refuses_nonsense():
     for size, original in (((5, 4), (4, 4)), ((0, 4), (4, 4)), ((4, 4), (0, 4))):
         with pytest.raises(InputError):
             to_original(ids, size, original)
-
-
-def test_network_image_fields():
-    assert NetworkImage._fields == ("image", "size", "scale", "original")

@@ -88,7 +88,7 @@ def test_ends_with_the_command_that_serves(exported: Any, tmp_path: Path, triton
     repository = make_repository(tmp_path, exported.model, exported.manifest_path)
     ports = ["--grpc-port=0", "--http-port=0", "--metrics-port=0"]
     command = [sys.executable, "-m", "upsnet", "serve", f"--repository={repository}", *ports]
-    environment = os.environ | {"UPSNET_TRITON_ENV": str(triton_environment)}
+    environment = os.environ | {"UPSNET_TRITON_ENV": str(triton_environment), "TMPDIR": str(tmp_path)}
     endings = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
     with ExitStack() as stack:
         hosts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +67,12 @@ def test_to_a_device_moves_everything() -> None:
 
 
 def test_sampler_known_answers() -> None:
-    assert list(StepSampler(5, 2, 4, seed=0)) == [[(0, 1), (0, 2)], [(0, 0), (0, 4)], [(0, 3), (1, 2)], [(1, 4), (1, 0)]]
-    assert permutation(0, 0, 5).tolist() == [1, 2, 0, 4, 3]
+    assert permutation(0, 0, 5).tolist() == [3, 2, 1, 0, 4]
+    assert permutation(0, 1, 5).tolist() == [4, 1, 2, 0, 3]
+    batches = [[(0, 3), (0, 2)], [(0, 1), (0, 0)], [(0, 4), (1, 4)], [(1, 1), (1, 2)]]
+    assert list(StepSampler(5, 2, 4, seed=0)) == batches
+    assert list(StepSampler(5, 2, 4, seed=0, first_step=2)) == batches[2:]
+    assert list(StepSampler(5, 2, 4, seed=0, rank=1, world=2)) == [[(0, 2)], [(0, 0)], [(1, 4)], [(1, 2)]]
 
 
 @given(
@@ -87,7 +92,7 @@ def test_sampler_properties(size: int, share: int, world: int, first: int, seed:
         assert {draw for draw, _ in part} == {epoch} and sorted(i for _, i in part) == list(range(size))
     assert list(StepSampler(size, total, steps, seed, first_step=first)) == whole[first:]
     ranks = [StepSampler(size, total, steps, seed, rank=rank, world=world) for rank in range(world)]
-    assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == whole
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == whole
     assert len(StepSampler(size, total, steps, seed, first_step=first)) == steps - first
 
 

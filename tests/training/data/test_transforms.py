@@ -89,7 +89,7 @@ def test_zoom_in_cuts_a_window_of_the_network_size(shapes_folder: Path) -> None:
             for left in range(large["size"][1] - width + 1)
             if torch.equal(large["image"][:, top, left : left + width], sample["image"][:, 0])
         ]
-        (top, left), = places  # the window is found in the large image, in the truth at the same place
+        ((top, left),) = places  # the window is found in the large image, in the truth at the same place
         windows.add((top, left))
         assert torch.equal(large["image"][:, top : top + height, left : left + width], sample["image"])
         assert torch.equal(large["semantic"][top : top + height, left : left + width], sample["semantic"])
@@ -124,5 +124,5 @@ def test_bad_settings(values: dict[str, Any], message: str) -> None:
 
 
 def test_short_sides_over_the_longest_side(shapes_folder: Path) -> None:
-    with pytest.raises(InputError, match="short_sides .* go over max_side 120"):
+    with pytest.raises(InputError, match=r"short_sides .* go over max_side 120"):
         open_shapes(shapes_folder, Augment(short_sides=(128,)))

@@ -1,0 +1,64 @@
+"""Running one operator's ONNX body in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import plugins_cuda
+
+RunNode = Callable[..., list[np.ndarray]]
+TYPES = {torch.float32: 1, torch.uint8: 2, torch.int32: 6, torch.int64: 7}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def run_node() -> RunNode:
+    """run_node(name, {input: tensor}, [output types], **attributes): the body of upsnet::name, as arrays."""
+    functions = plugins_cuda.onnx_functions()
+    sessions: dict[tuple[object, ...], onnxruntime.InferenceSession] = {}
+
+    def session(
+        name: str, inputs: dict[str, torch.Tensor], outputs: list[torch.dtype], attributes: dict[str, object]
+    ) -> onnxruntime.InferenceSession:
+        def any_shape(label: str, dtype: torch.dtype, rank: int | None) -> onnx.ValueInfoProto:
+            shape = None if rank is None else [None] * rank
+            return onnx.helper.make_tensor_value_info(label, TYPES[dtype], shape)
+
+        results = [f"out{index}" for index in range(len(outputs))]
+        node = onnx.helper.make_node(
+            name, list(inputs), results, domain="upsnet", plugin_version="1", plugin_namespace="", **attributes
+        )
+        graph = onnx.helper.make_graph(
+            [node],
+            "one_node",
+            [any_shape(label, tensor.dtype, tensor.ndim) for label, tensor in inputs.items()],
+            [any_shape(label, dtype, None) for label, dtype in zip(results, outputs, strict=True)],
+        )
+        opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
+        model = onnx.helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def run(
+        name: str, inputs: dict[str, torch.Tensor], outputs: list[torch.dtype], **attributes: object
+    ) -> list[np.ndarray]:
+        key = (name, *sorted((label, str(value)) for label, value in attributes.items()))
+        if key not in sessions:
+            sessions[key] = session(name, inputs, outputs, attributes)
+        return sessions[key].run(None, {label: tensor.numpy() for label, tensor in inputs.items()})
+
+    return run

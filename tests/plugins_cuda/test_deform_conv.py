@@ -1,0 +1,104 @@
+"""Deformable convolution: known answers, a slow loop, and the ONNX body."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import plugins_cuda
+from plugins_cuda.deform_conv import reference
+
+GEOMETRIES = [(1, 1, 1), (2, 1, 1), (1, 2, 2)]
+
+
+def case(stride: int, padding: int, dilation: int, spread: float = 2.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(stride + 10 * dilation)
+    height, width = ((length + 2 * padding - 2 * dilation - 1) // stride + 1 for length in (7, 9))
+    x = torch.randn(2, 3, 7, 9, generator=generator)
+    offset = torch.randn(2, 18, height, width, generator=generator) * spread
+    return x, offset, torch.randn(4, 3, 3, 3, generator=generator), torch.randn(4, generator=generator)
+
+
+def slow(x: np.ndarray, offset: np.ndarray, weight: np.ndarray, bias: np.ndarray, geometry: tuple[int, int, int]):
+    stride, padding, dilation = geometry
+    batch, _, height, width = x.shape
+    out = np.zeros((batch, len(weight), *offset.shape[2:]))
+    for b, row, column in np.ndindex(batch, *offset.shape[2:]):
+        for tap in range(9):
+            y = row * stride - padding + tap // 3 * dilation + float(offset[b, 2 * tap, row, column])
+            z = column * stride - padding + tap % 3 * dilation + float(offset[b, 2 * tap + 1, row, column])
+            value = np.zeros(x.shape[1])
+            for cy in (math.floor(y), math.floor(y) + 1):
+                for cx in (math.floor(z), math.floor(z) + 1):
+                    if 0 <= cy < height and 0 <= cx < width:
+                        value += (1 - abs(y - cy)) * (1 - abs(z - cx)) * x[b, :, cy, cx]
+            out[b, :, row, column] += weight[:, :, tap // 3, tap % 3] @ value
+    return out + bias[:, None, None]
+
+
+def run_body(run_node, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, geometry) -> np.ndarray:
+    stride, padding, dilation = geometry
+    inputs = {"x": x, "offset": offset, "weight": weight, "bias": bias}
+    attributes = {"strides": [stride] * 2, "pads": [padding] * 4, "dilations": [dilation] * 2}
+    return run_node("DeformConv2d", inputs, [torch.float32], **attributes)[0]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_equals_a_slow_loop_and_the_body(run_node, geometry: tuple[int, int, int]):
+    tensors = case(*geometry)
+    expected = slow(*(tensor.numpy() for tensor in tensors), geometry)
+    np.testing.assert_allclose(reference.deform_conv(*tensors, *geometry).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(run_body(run_node, *tensors, geometry), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_without_offsets_it_is_a_convolution(geometry: tuple[int, int, int]):
+    x, offset, weight, bias = case(*geometry)
+    plain = torch.nn.functional.conv2d(x, weight, bias, *geometry)
+    torch.testing.assert_close(plugins_cuda.deform_conv(x, offset * 0, weight, bias, *geometry), plain)
+
+
+def test_offsets_are_row_then_column():
+    x = torch.zeros(1, 1, 5, 5)
+    x[0, 0, 3, 1] = 1
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[0, 0, 1, 1] = 1  # the middle tap, number 4: offset channels 8 (dy) and 9 (dx)
+    offset = torch.zeros(1, 18, 5, 5)
+    offset[0, 8], offset[0, 9] = 1, -1
+    out = plugins_cuda.deform_conv(x, offset, weight)
+    assert out[0, 0].nonzero().tolist() == [[2, 2]]
+
+
+def test_far_offsets_give_the_bias(run_node):
+    x, offset, weight, bias = case(1, 1, 1)
+    expected = bias[None, :, None, None].expand(2, 4, 7, 9)
+    far = offset.sign() * 1e4
+    torch.testing.assert_close(plugins_cuda.deform_conv(x, far, weight, bias), expected)
+    np.testing.assert_allclose(run_body(run_node, x, far, weight, bias, (1, 1, 1)), expected.numpy(), atol=1e-6)
+
+
+def test_batch_invariance():
+    x, offset, weight, bias = case(1, 1, 1)
+    together = plugins_cuda.deform_conv(x, offset, weight, bias)
+    torch.testing.assert_close(plugins_cuda.deform_conv(x[1:], offset[1:], weight, bias), together[1:])
+
+
+def test_gradients():
+    x, offset, weight, bias = (tensor.double().requires_grad_() for tensor in case(2, 1, 1, spread=0.3))
+
+    def convolve(*tensors: Tensor) -> Tensor:
+        return reference.deform_conv(*tensors, 2, 1, 1)
+
+    assert torch.autograd.gradcheck(convolve, (x[:1, :, :4, :4], offset[:1, :, :2, :2], weight[:1], bias[:1]))
+
+
+def test_groups_are_refused():
+    x, offset, weight, bias = case(1, 1, 1)
+    with pytest.raises(ValueError, match="one group"):
+        plugins_cuda.deform_conv(x, offset, weight[:, :1], bias)
+    with pytest.raises(ValueError, match="one group"):
+        plugins_cuda.deform_conv(x, torch.cat([offset, offset], 1), weight, bias)
