@@ -73,14 +73,14 @@ def compare(
 
 def bench_table(entries: Sequence[dict[str, Any]], threads: int) -> Table:
     """Milliseconds a call, and the ratios beside their goals."""
-    table = Table(title=f"Median ms a call; {threads} threads each, taking turns", box=SIMPLE)
+    table = Table(title=f"Median ms a call; {threads} threads each, taking turns", box=SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("batch", *(title(name) for name in entries[0]["median_ms"])):
         table.add_column(heading, justify="right")
-    table.add_column("ONNX Runtime is faster\nthan PyTorch (goal 1.5x)", justify="right")
-    table.add_column("Triton adds\n(goal 15 % at 1)", justify="right")
+    table.add_column("PyTorch / ONNX\nRuntime\n(goal 1.5)", justify="right")
+    table.add_column("Triton adds\n(goal 15 %\nat batch 1)", justify="right")
     for entry in entries:
         medians = [f"{value:.1f}" for value in entry["median_ms"].values()]
-        speedup = f"{entry['onnxruntime_speedup']:.2f}x" if "onnxruntime_speedup" in entry else "–"
+        speedup = f"{entry['onnxruntime_speedup']:.2f}" if "onnxruntime_speedup" in entry else "–"
         overhead = f"{100 * entry['triton_overhead']:+.1f} %" if "triton_overhead" in entry else "–"
         table.add_row(f"{entry['batch']} ({entry['shape'][1]} x {entry['shape'][2]})", *medians, speedup, overhead)
     return table
@@ -125,13 +125,15 @@ def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads
 
 def main(
     run: Annotated[Path, typer.Option(help="The run to measure.")] = Path("runs/demo"),
-    runtimes: Annotated[list[str], typer.Option(help="One or more of the three.")] = list(RUNTIMES),  # noqa: B006
+    runtimes: Annotated[list[str], typer.Option(help="One or more of pytorch onnxruntime triton.")] = list(RUNTIMES),  # noqa: B006
     batch_sizes: Annotated[list[int], typer.Option(min=1, help="Images in one call.")] = [1, 4],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each runtime.")] = 15,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each runtime.")] = 2,
-    gt_json: Annotated[Path | None, typer.Option(help="Images to measure with [the run's validation set].")] = None,
-    url: Annotated[str | None, typer.Option(help="A running Triton's gRPC, host:port [one is started].")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON to write [bench.json in the run].")] = None,
+    gt_json: Annotated[
+        Path | None, typer.Option(help="Images to measure with (default: the run's validation set).")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="A running Triton's gRPC, host:port (one is started).")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON to write (default: bench.json in the run).")] = None,
     photo: Annotated[Path | None, typer.Option(help="Measure this photo alone, with --model or --checkpoint.")] = None,
     model: Annotated[Path | None, typer.Option(help="With --photo: an ONNX model.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="With --photo: a PyTorch checkpoint instead.")] = None,

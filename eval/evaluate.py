@@ -98,13 +98,19 @@ def main(
     runtime: Annotated[str, typer.Option(help="pytorch, onnxruntime or triton.")] = "onnxruntime",
     run: Annotated[Path, typer.Option(help="The run: its model, and its validation set.")] = Path("runs/demo"),
     gt_json: Annotated[Path | None, typer.Option(help="COCO panoptic JSON of another data set.")] = None,
-    gt_folder: Annotated[Path | None, typer.Option(help="Its truth PNGs [panoptic_<name> beside it].")] = None,
-    images: Annotated[Path | None, typer.Option(help="Its photos [<name> beside it; official COCO: one up].")] = None,
+    gt_folder: Annotated[Path | None, typer.Option(help="Its truth PNGs (default: panoptic_<name> beside it).")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Its photos (default: <name> beside it; official COCO: beside its folder).")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the network.")] = 1,
     checkpoint: Annotated[Path | None, typer.Option(help="pytorch: another checkpoint than the run's last.pt.")] = None,
     model: Annotated[Path | None, typer.Option(help="onnxruntime: another model than the run's model.onnx.")] = None,
-    url: Annotated[str | None, typer.Option(help="triton: host:port of the server's gRPC [127.0.0.1:8001].")] = None,
-    manifest: Annotated[Path | None, typer.Option(help="triton: the served model's manifest [triton_repo's].")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="triton: host:port of the server's gRPC (default: 127.0.0.1:8001).")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="triton: the served model's manifest (default: triton_repo's).")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")] = None,
 ) -> None:
     """PQ of one runtime on a data set in the COCO panoptic format."""

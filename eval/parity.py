@@ -196,7 +196,9 @@ def _worst_images(columns: list[Column], records: list[Record]) -> list[dict[str
 def parity_table(parity: dict[str, Any]) -> Table:
     """What the terminal shows: one line for each runtime and batch size. The difference is the largest of the three."""
     table = Table(
-        title=f"PQ on {parity['dataset']['images']} images, each against {title(parity['reference'])}", box=SIMPLE
+        title=f"PQ on {parity['dataset']['images']} images, each against {title(parity['reference'])}",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
     )
     for heading in ("runtime", "batch", "PQ", "things", "stuff", "difference", "identical", "ms/image"):
         table.add_column(heading, justify="left" if heading == "runtime" else "right", no_wrap=True)
@@ -221,19 +223,27 @@ def order(runtimes: Sequence[str], reference: str) -> list[str]:
 
 def main(
     run: Annotated[Path, typer.Option(help="The run: last.pt, model.onnx, config.yaml.")] = Path("runs/demo"),
-    runtimes: Annotated[list[str], typer.Option(help="One or more of the three.")] = list(RUNTIMES),  # noqa: B006
+    runtimes: Annotated[list[str], typer.Option(help="One or more of pytorch onnxruntime triton.")] = list(RUNTIMES),  # noqa: B006
     reference: Annotated[str, typer.Option(help="The runtime that the others are held against.")] = "pytorch",
-    checkpoint: Annotated[Path | None, typer.Option(help="What model.onnx was exported from [last.pt].")] = None,
-    gt_json: Annotated[Path | None, typer.Option(help="COCO panoptic JSON [the run's validation set].")] = None,
-    gt_folder: Annotated[Path | None, typer.Option(help="Its truth PNGs [panoptic_<name> beside it].")] = None,
-    images: Annotated[Path | None, typer.Option(help="Its photos [<name> beside it; official COCO: one up].")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="What model.onnx was exported from (default: last.pt).")
+    ] = None,
+    gt_json: Annotated[
+        Path | None, typer.Option(help="COCO panoptic JSON (default: the run's validation set).")
+    ] = None,
+    gt_folder: Annotated[Path | None, typer.Option(help="Its truth PNGs (default: panoptic_<name> beside it).")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Its photos (default: <name> beside it; official COCO: beside its folder).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     batch_sizes: Annotated[list[int], typer.Option(min=1, help="Images in one call of the network.")] = [1, 4],  # noqa: B006
     max_pq_difference: Annotated[float, typer.Option(min=0, help="Allowed; 0.001 is 0.1 points.")] = 0.001,
     min_identical: Annotated[float, typer.Option(min=0, max=1, help="Needed share of identical pixels.")] = 0.999,
-    url: Annotated[str | None, typer.Option(help="A running Triton's gRPC, host:port [one is started].")] = None,
+    url: Annotated[str | None, typer.Option(help="A running Triton's gRPC, host:port (one is started).")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for parity.json and report.html [the run's].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for parity.json and report.html (default: the run's).")
+    ] = None,
 ) -> None:
     """Compare runtimes on a data set: PQ and identical pixels. Exit code 0: equal, 1: not, 2: bad input."""
     names = order(runtimes, reference)

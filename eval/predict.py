@@ -83,8 +83,12 @@ def main(
     run: Annotated[Path, typer.Option(help="The run whose model is used.")] = Path("runs/demo"),
     checkpoint: Annotated[Path | None, typer.Option(help="pytorch: another checkpoint than the run's last.pt.")] = None,
     model: Annotated[Path | None, typer.Option(help="onnxruntime: another model than the run's model.onnx.")] = None,
-    url: Annotated[str | None, typer.Option(help="triton: host:port of the server's gRPC [127.0.0.1:8001].")] = None,
-    manifest: Annotated[Path | None, typer.Option(help="triton: the served model's manifest [triton_repo's].")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="triton: host:port of the server's gRPC (default: 127.0.0.1:8001).")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="triton: the served model's manifest (default: triton_repo's).")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")] = None,
 ) -> None:
     """Segment photos: a coloured overlay with class names, and COCO panoptic PNG + JSON, for each."""

@@ -2,10 +2,13 @@
 
 Every function here runs its plain PyTorch definition (`<room>/reference.py`), except while
 `torch.onnx.export(dynamo=True)` traces it: then it emits one node `upsnet::<Name>`, whose body in standard operators
-`onnx_functions` gives. A plugin that TensorRT knows by that name replaces the body. The exporter must append the bodies
-to the model and import the domain:
+`onnx_functions` gives. A plugin that TensorRT knows by that name replaces the body. The exporter (opset_version=20, as
+the bodies) must append them:
 
     model.functions.extend(plugins_cuda.onnx_functions())
+
+(Opset import `upsnet` version 1 is already there wherever a node was traced. Mapping the operators to onnxscript
+functions with a translation table instead does not get through the exporter's inliner.)
 
 | function | node |
 |---|---|

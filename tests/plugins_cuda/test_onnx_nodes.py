@@ -66,7 +66,6 @@ def network() -> Tiny:
 
 @pytest.fixture(scope="module")
 def model(network: Tiny) -> onnx.ModelProto:
-    # The example has two images: a dimension of one would be taken for a constant.
     batch = {0: Dim("B")}
     program = torch.onnx.export(
         network,

@@ -45,7 +45,10 @@ def random_inputs(
 
 
 def fuse(inputs: Inputs, limit: float = 60.0, overlap: float = 0.3, num_stuff: int = STUFF) -> list[np.ndarray]:
-    return [t.numpy() for t in plugins_cuda.panoptic_fusion(**inputs, num_stuff=num_stuff, stuff_area_limit=limit, mask_overlap_threshold=overlap)]  # fmt: skip  # noqa: E501
+    results = plugins_cuda.panoptic_fusion(
+        **inputs, num_stuff=num_stuff, stuff_area_limit=limit, mask_overlap_threshold=overlap
+    )
+    return [result.numpy() for result in results]
 
 
 def run_body(run_node, inputs: Inputs, limit: float = 60.0, overlap: float = 0.3, num_stuff: int = STUFF):

@@ -1,0 +1,74 @@
+"""The embedding-bag form of deform_conv and roi_align_fpn: the same values and gradients as torchvision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import plugins_cuda
+from plugins_cuda.deform_conv import bag as deform_bag
+from plugins_cuda.deform_conv import reference as deform_reference
+from plugins_cuda.roi_align_fpn import bag as roi_bag
+from plugins_cuda.roi_align_fpn import reference as roi_reference
+from plugins_cuda.sampling import corners, trains_on_cpu
+
+
+def gradients(output: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad((output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum(), inputs))
+
+
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 0, 1)])
+def test_deform_conv(stride: int, padding: int, dilation: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).requires_grad_()
+
+    height, width = ((side + 2 * padding - 2 * dilation - 1) // stride + 1 for side in (13, 17))
+    tensors = draw(2, 4, 13, 17), draw(2, 18, height, width, scale=3.0), draw(5, 4, 3, 3), draw(5)
+    found = deform_bag.deform_conv(*tensors, stride, padding, dilation)
+    expected = deform_reference.deform_conv(*tensors, stride, padding, dilation)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found, *tensors), gradients(expected, *tensors))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("canonical", [224.0, 30.0])
+def test_roi_align_fpn(aligned: bool, canonical: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = [
+        torch.randn(2, 3, 64 // s, 96 // s, generator=generator, dtype=torch.float64).requires_grad_()
+        for s in (4, 8, 16, 32)
+    ]
+    # Boxes inside, outside, across the border, empty and inverted.
+    rois = torch.rand(2, 60, 4, generator=generator, dtype=torch.float64) * 160 - 30
+    rois[:, :40] = torch.cat([rois[:, :40, :2].minimum(rois[:, :40, 2:]), rois[:, :40, :2].maximum(rois[:, :40, 2:])], 2)
+    rois[:, 59] = 0
+    found = roi_bag.roi_align_fpn(features, rois, 5, 2, aligned, canonical, False)
+    expected = roi_reference.roi_align_fpn(features, rois, 5, 2, aligned, canonical, False)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found, *features), gradients(expected, *features))
+
+
+def test_corners_by_hand() -> None:
+    rows, weights = corners(torch.tensor([0.25, -0.5, 5.0]), torch.tensor([1.5, 0.0, 0.0]), 2, 3)
+    assert rows[0].tolist() == [1, 2, 4, 5]
+    assert weights[0].tolist() == [0.375, 0.375, 0.125, 0.125]
+    assert weights[1].tolist() == [0, 0, 0.5, 0], "half of the point lies above the map"
+    assert weights[2].tolist() == [0, 0, 0, 0]
+
+
+def test_only_training_takes_the_bag() -> None:
+    x = torch.randn(1, 2, 8, 8)
+    assert not trains_on_cpu(x)
+    assert trains_on_cpu(x.clone().requires_grad_())
+    with torch.no_grad():
+        assert not trains_on_cpu(x.clone().requires_grad_())
+
+
+def test_public_functions_give_one_answer_in_training_and_inference() -> None:
+    torch.manual_seed(0)
+    x, offset, weight = torch.randn(1, 4, 8, 8), torch.randn(1, 18, 8, 8), torch.randn(3, 4, 3, 3)
+    inference = plugins_cuda.deform_conv(x, offset, weight)
+    training = plugins_cuda.deform_conv(x, offset, weight.requires_grad_())
+    torch.testing.assert_close(training, inference, rtol=1e-4, atol=1e-5)

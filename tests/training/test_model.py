@@ -1,0 +1,245 @@
+"""The network: its published size, its contract, its behaviour on odd batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.config import BackboneConfig, FpnConfig, ModelConfig, load_config
+from training.model import boxes as B
+from training.model.backbone import HybridBackbone
+from training.model.fpn import FPN
+from training.model.heads import SemanticHead
+from training.model.rpn import RPN, RpnOutput
+from training.model.upsnet import UPSNet
+
+
+@pytest.fixture(scope="module")
+def small(project_root) -> ModelConfig:
+    return load_config(project_root / "training/configs/demo.yaml").model
+
+
+@pytest.fixture()
+def network(small: ModelConfig) -> UPSNet:
+    torch.manual_seed(0)
+    model = UPSNet(small, num_stuff=4, num_things=4)
+    # At initialisation no detection passes the score threshold: spread the class scores.
+    torch.nn.init.normal_(model.box_head.logits.weight, std=1.0)
+    return model.eval()
+
+
+def photos(batch: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
+    return images, torch.tensor([[height, width]] * batch, dtype=torch.int32), torch.ones(batch)
+
+
+class TestPublishedSize:
+    """reference: 200.6 M parameters in the backbone, 246 GMACs at 512 x 672."""
+
+    @pytest.fixture(scope="class")
+    def backbone(self) -> HybridBackbone:
+        with torch.device("meta"):
+            return HybridBackbone(BackboneConfig()).eval()
+
+    def test_parameters(self, backbone: HybridBackbone) -> None:
+        assert sum(p.numel() for p in backbone.parameters()) == 200_556_448
+
+    def test_multiplications(self, backbone: HybridBackbone) -> None:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            backbone(torch.empty(1, 3, 512, 672, device="meta"))
+        assert counter.get_total_flops() / 2e9 == pytest.approx(246, abs=0.5)
+
+    def test_strides_and_widths(self, backbone: HybridBackbone) -> None:
+        maps = backbone(torch.empty(2, 3, 64, 96, device="meta"))
+        assert [tuple(m.shape) for m in maps] == [(2, 256, 16, 24), (2, 512, 8, 12), (2, 1024, 4, 6), (2, 2048, 2, 3)]
+
+    def test_small_network_has_one_to_three_million_parameters(self, small: ModelConfig) -> None:
+        with torch.device("meta"):
+            count = sum(p.numel() for p in UPSNet(small, 4, 4).parameters())
+        assert 1e6 < count < 3e6
+
+    def test_shortcuts(self, backbone: HybridBackbone) -> None:
+        assert [[block.shortcut for block in stage] for stage in backbone.stages] == [
+            [False] + [True] * (depth - 1) for depth in (3, 4, 6, 3)
+        ]
+
+    def test_deformable_variant_starts_as_a_dense_convolution(self) -> None:
+        torch.manual_seed(0)
+        config = BackboneConfig(stem=(4, 8), widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), expansion=2, deformable=True)
+        block = HybridBackbone(config).eval().stages[1][0]
+        x = torch.randn(1, 16, 12, 12)
+        expected = torch.nn.functional.conv2d(x, block.dw_conv.weight, stride=2, padding=1)
+        torch.testing.assert_close(block.dw_conv(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_frozen(network: UPSNet) -> None:
+    assert all(p.requires_grad for p in network.parameters())
+
+
+class TestContract:
+    @pytest.mark.parametrize(("batch", "height", "width"), [(1, 96, 128), (3, 64, 160)])
+    def test_shapes_and_types(self, network: UPSNet, batch: int, height: int, width: int) -> None:
+        with torch.no_grad():
+            panoptic, segments, count = network(*photos(batch, height, width))
+        assert panoptic.shape == (batch, height, width) and panoptic.dtype == torch.uint8
+        assert segments.shape == (batch, 36, 7) and segments.dtype == torch.float32
+        assert count.shape == (batch,) and count.dtype == torch.int32
+        for b in range(batch):
+            used = torch.bincount(panoptic[b].flatten().long(), minlength=37)[1:]
+            assert torch.equal(used.float(), segments[b, :, 2]), "area column counts the map's pixels"
+            assert (used[: count[b]] > 0).all() and (used[count[b] :] == 0).all()
+
+    def test_an_image_is_the_same_alone_and_in_a_batch(self, network: UPSNet) -> None:
+        images, sizes, scales = photos(4, 96, 96)
+        with torch.no_grad():
+            together = network(images, sizes, scales)[0]
+            alone = torch.cat([network(images[i : i + 1], sizes[:1], scales[:1])[0] for i in range(4)])
+        assert (together == alone).float().mean() > 0.999
+
+    def test_bytes_in_the_padding_do_not_matter(self, network: UPSNet) -> None:
+        images, sizes, scales = photos(1, 96, 128)
+        sizes = torch.tensor([[90, 100]], dtype=torch.int32)
+        noisy, clean = images, images.clone()
+        clean[:, 90:] = 0
+        clean[:, :, 100:] = 0
+        with torch.no_grad():
+            a, b = network(noisy, sizes, scales), network(clean, sizes, scales)
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert (a[0][:, 90:] == 0).all() and (a[0][:, :, 100:] == 0).all()
+
+    def test_no_detection(self, network: UPSNet) -> None:
+        with torch.no_grad():
+            network.box_head.logits.bias[0] = 1e4
+            panoptic, segments, count = network(*photos(2, 64, 64))
+        things = [segments[b, : count[b], 0] >= 4 for b in range(2)]
+        assert not torch.cat(things).any()
+        assert panoptic.max() <= 4
+
+
+class TestBoxes:
+    def test_decode_inverts_encode(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        corner = torch.rand(50, 2, generator=generator) * 100
+        boxes = torch.cat([corner, corner + 1 + torch.rand(50, 2, generator=generator) * 60], dim=1)
+        anchors = boxes.roll(1, dims=0)
+        back = B.decode(B.encode(boxes, anchors, B.BOX_WEIGHTS), anchors, B.BOX_WEIGHTS)
+        torch.testing.assert_close(back, boxes, rtol=1e-4, atol=1e-3)
+
+    def test_decode_by_hand(self) -> None:
+        anchor = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
+        box = B.decode(torch.tensor([[0.5, 0.1, 0.0, 0.0]]), anchor, B.RPN_WEIGHTS)
+        assert box.tolist() == [[5.0, 2.0, 15.0, 22.0]]
+
+    def test_growth_is_limited(self) -> None:
+        anchor = torch.tensor([[0.0, 0.0, 16.0, 16.0]])
+        box = B.decode(torch.tensor([[0.0, 0.0, 100.0, 100.0]]), anchor, B.RPN_WEIGHTS)
+        assert box[0, 2] - box[0, 0] == pytest.approx(1000, rel=1e-5)
+
+    def test_base_anchors_by_hand(self) -> None:
+        """Stride 16, ratio .5: width round(16 sqrt 2) = 23, height round(11.5) = 12; both times 8, centre 8."""
+        assert B.base_anchors(16, 8, (0.5, 1.0)).tolist() == [[-84, -40, 100, 56], [-56, -56, 72, 72]]
+
+    def test_grid_order_is_y_x_anchor(self) -> None:
+        base = torch.tensor([[0.0, 0, 1, 1], [0, 0, 2, 2]])
+        grid = B.grid_anchors(base, 2, 3, 10)
+        assert grid[[0, 1, 2, 6]].tolist() == [[0, 0, 1, 1], [0, 0, 2, 2], [10, 0, 11, 1], [0, 10, 1, 11]]
+
+    def test_top_k_breaks_ties_by_index(self) -> None:
+        scores = torch.zeros(1, 1000)
+        scores[0, 500] = 1
+        assert B.top_k(scores, 4)[1].tolist() == [[500, 0, 1, 2]]
+
+    def test_sample_is_bounded_and_disjoint(self) -> None:
+        positive = torch.arange(100) < 60
+        pos, neg = B.sample(positive, ~positive, total=40, positive_fraction=0.25)
+        assert len(pos) == 10 and len(neg) == 30
+        assert positive[pos].all() and not positive[neg].any()
+        pos, neg = B.sample(positive & False, ~positive, total=64, positive_fraction=0.25)
+        assert len(pos) == 0 and len(neg) == 40
+
+
+class TestProposals:
+    def test_against_a_plain_loop(self, small: ModelConfig) -> None:
+        """Per level: sort, decode, clip, NMS by hand; then all levels by score."""
+        torch.manual_seed(0)
+        rpn = RPN(64, small.rpn)
+        sizes = torch.tensor([[60, 90], [64, 96]])
+        shapes = [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+        anchors = [B.grid_anchors(rpn.base_anchors[i], h, w, 4 * 2**i) for i, (h, w) in enumerate(shapes)]
+        output = RpnOutput(
+            [torch.randn(2, len(a)) for a in anchors], [torch.randn(2, len(a), 4) * 0.2 for a in anchors], anchors
+        )
+        found, valid = rpn.propose(output, sizes, top_n=50)
+        for b in range(2):
+            rows = []
+            for logits, deltas, level in zip(output.logits, output.deltas, anchors, strict=True):
+                order = sorted(range(len(level)), key=lambda i: (-logits[b, i].item(), i))[:50]
+                boxes = B.decode(deltas[b, order], level[order], B.RPN_WEIGHTS)
+                boxes = torch.stack(
+                    [boxes[:, k].clamp(0, float(sizes[b, 1 - k % 2])) for k in range(4)], dim=1
+                )
+                kept: list[int] = []
+                for i in range(len(order)):
+                    if all(iou(boxes[i], boxes[j]) <= 0.7 for j in kept):
+                        kept.append(i)
+                rows += [(logits[b, order[i]].item(), boxes[i]) for i in kept]
+            rows.sort(key=lambda row: -row[0])
+            expected = torch.stack([box for _, box in rows[:50]])
+            assert valid[b].sum() == len(expected)
+            torch.testing.assert_close(found[b, : len(expected)], expected)
+            assert (found[b, len(expected) :] == 0).all()
+
+    def test_match_by_hand(self, small: ModelConfig) -> None:
+        rpn = RPN(64, small.rpn)
+        anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [-1, 0, 10, 10], [21, 20, 30, 24]])
+        boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 24, 24]])
+        positive, negative, matched = rpn.match(anchors, boxes, torch.tensor([40, 40]))
+        # Exact; IoU .9; .16 but the second box's best is anchor 4 (.27); outside the image; favourite of box 2.
+        assert positive.tolist() == [True, True, False, False, True]
+        assert negative.tolist() == [False, False, True, False, False]
+        assert matched[[0, 1, 4]].tolist() == [0, 0, 1]
+
+    def test_match_without_truth(self, small: ModelConfig) -> None:
+        positive, negative, _ = RPN(64, small.rpn).match(
+            torch.tensor([[0.0, 0, 9, 9], [0, 0, 99, 9]]), torch.zeros(0, 4), torch.tensor([40, 40])
+        )
+        assert positive.tolist() == [False, False] and negative.tolist() == [True, False]
+
+
+class TestFpn:
+    @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
+    @pytest.mark.parametrize("context", [True, False])
+    def test_levels(self, upsample: str, context: bool) -> None:
+        fpn = FPN([4, 8, 16, 32], FpnConfig(channels=6, upsample=upsample, global_context=context))
+        maps = fpn([torch.randn(2, 4 * 2**i, 32 >> i, 48 >> i) for i in range(4)])
+        assert [tuple(m.shape) for m in maps] == [(2, 6, 32 >> i, 48 >> i) for i in range(5)]
+        assert torch.equal(maps[4], maps[3][:, :, ::2, ::2])
+
+    def test_context_is_a_constant_on_the_top(self) -> None:
+        torch.manual_seed(0)
+        fpn = FPN([4, 8, 16, 32], FpnConfig(channels=6))
+        top = torch.randn(1, 32, 4, 4)
+        assert fpn.context is not None
+        added = fpn.context(top.mean((2, 3)))
+        without = FPN([4, 8, 16, 32], FpnConfig(channels=6, global_context=False))
+        without.load_state_dict(fpn.state_dict(), strict=False)
+        features = [torch.zeros(1, 4 * 2**i, 32 >> i, 32 >> i) for i in range(3)] + [top]
+        difference = (fpn(features)[3] - without(features)[3])[0, :, 1:3, 1:3]
+        expected = torch.einsum("oikl,i->o", fpn.smooth[3].weight, added[0])
+        torch.testing.assert_close(difference, expected[:, None, None].expand(6, 2, 2))
+
+
+def test_semantic_head_brings_all_levels_to_a_quarter(small: ModelConfig) -> None:
+    head = SemanticHead(8, 5, small.semantic_head)
+    maps = [torch.randn(2, 8, 32 >> i, 64 >> i) for i in range(4)]
+    assert head(maps).shape == (2, 5, 32, 64)
+
+
+def iou(a: Tensor, b: Tensor) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    return float(both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both))
