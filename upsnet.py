@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-import typer
-
-from panoptic.errors import InputError
+from panoptic.cli import BAD_INPUT, run
 
 COMMANDS = {
     "shapes": ("training.data.shapes", "Make the synthetic panoptic data set `shapes`."),
@@ -35,22 +33,16 @@ def usage() -> str:
 
 
 def main() -> None:
-    """Runs the `main` of the command's module, a function with typer's annotations. Bad input: one line, exit 2."""
+    """Runs the `main` of the command's module, a function with typer's annotations."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
-        sys.exit(0 if arguments else 2)
+        sys.exit(0 if arguments else BAD_INPUT)
     name, *rest = arguments
     if name not in COMMANDS:
-        print(f"upsnet: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-    app = typer.Typer(add_completion=False)
-    try:
-        app.command()(importlib.import_module(COMMANDS[name][0]).main)
-        app(args=rest, prog_name=f"upsnet {name}")
-    except InputError as error:
-        print(f"upsnet {name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    run(importlib.import_module(COMMANDS[name][0]).main, rest, f"upsnet {name}")
 
 
 if __name__ == "__main__":

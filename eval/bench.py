@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from eval.cli import run_script
-from eval.dataset import PanopticFolder, open_dataset
 from eval.machine import machine_facts, package_versions
 from eval.report import title
 from eval.runtimes import RUNTIMES, open_predictor, open_run
+from panoptic.cli import run
+from panoptic.dataset import PanopticFolder, open_dataset
 from panoptic.files import write_json
 from panoptic.geometry import collate, to_network
 from panoptic.images import read_photo
@@ -154,4 +154,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run(main)

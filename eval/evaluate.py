@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from eval.cli import run_script
-from eval.dataset import PanopticFolder, Record, check_categories, groups, open_dataset
 from eval.pq_stat import PQStat
 from eval.runtimes import open_chosen
 from eval.staging import staged_folder
 from panoptic.categories import Categories
+from panoptic.cli import run
 from panoptic.coco_format import PredictionWriter
+from panoptic.dataset import PanopticFolder, Record, check_categories, groups, open_dataset
 from panoptic.files import write_json
 from panoptic.geometry import collate, to_network
 from panoptic.predictor import Predictor
@@ -129,4 +129,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run(main)

@@ -11,11 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.compare import category_map, identical_pixels
-from eval.dataset import PanopticFolder, Record, check_categories, groups, truth_result
 from eval.evaluate import predict_timed, score
 from eval.pq_stat import PQStat
 from eval.report import Example, Shot
 from panoptic.categories import Categories
+from panoptic.dataset import PanopticFolder, Record, check_categories, groups, truth_result
 from panoptic.errors import InputError
 from panoptic.predictor import Predictor
 from panoptic.result import PanopticResult

@@ -21,14 +21,14 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from eval.cli import run_script
-from eval.dataset import PanopticFolder, Record, open_dataset
 from eval.lockstep import Column, run_lockstep
 from eval.machine import machine_facts, package_versions
 from eval.pq_stat import GROUPS
 from eval.report import share, title, write_report
 from eval.runtimes import RUNTIMES, open_run
 from panoptic.categories import Categories
+from panoptic.cli import run
+from panoptic.dataset import PanopticFolder, Record, open_dataset
 from panoptic.errors import InputError
 from panoptic.files import write_json
 from panoptic.predictor import Predictor
@@ -267,4 +267,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run(main)

@@ -14,10 +14,10 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
-from eval.cli import run_script
 from eval.runtimes import open_chosen
 from eval.staging import staged_folder
 from panoptic.categories import Categories
+from panoptic.cli import run
 from panoptic.coco_format import PredictionWriter
 from panoptic.draw import overlay
 from panoptic.errors import InputError
@@ -104,4 +104,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run(main)

@@ -91,7 +91,7 @@ def _run_build(module: str, model: Path, plan: Path, manifest: Manifest, env: di
 
 
 def main(
-    model: Annotated[Path, typer.Option(help="An exported ONNX file with its manifest.")] = Path("runs/demo/model.onnx"),
+    model: Annotated[Path, typer.Option(help="An exported ONNX file with its manifest.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the engine; default: engine/ beside the model.")] = None,
 ) -> None:
     """Build what this machine can run: ONNX Runtime's optimised graph, TensorRT's plan; says what it found."""

@@ -84,7 +84,7 @@ def to_model_proto(model: UPSNet, resize: ResizeRule) -> onnx.ModelProto:
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Option(help="A training checkpoint, as runs/NAME/last.pt.")] = Path("runs/demo/last.pt"),
+    checkpoint: Annotated[Path, typer.Option(help="A training checkpoint, as runs/NAME/last.pt.")],
     out: Annotated[Path | None, typer.Option(help="The ONNX file; default: model.onnx beside the checkpoint.")] = None,
 ) -> None:
     """Checkpoint -> one ONNX file that plain ONNX Runtime and TensorRT run, and its manifest beside it."""

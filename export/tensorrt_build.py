@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 def optimization_profile(resize: ResizeRule, max_batch: int) -> dict[str, tuple[Shape, Shape, Shape]]:
-    """Smallest, usual and largest shape of each input: one photo of 4:3 is usual, `max_batch` of the longest side most."""
+    """Smallest, usual (one photo of 4:3) and largest (`max_batch` of the longest side) shape of each input."""
 
     def padded(side: int) -> int:
         return -(-side // resize.divisor) * resize.divisor

@@ -24,10 +24,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from eval.dataset import PanopticFolder, check_categories, groups
 from eval.evaluate import score
 from eval.pq import PQStat
 from panoptic.categories import Categories
+from panoptic.dataset import PanopticFolder, check_categories, groups
 from panoptic.errors import InputError
 from panoptic.manifest import Manifest
 from panoptic.predictor import Predictor, predict_photos

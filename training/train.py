@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-from panoptic.errors import InputError
+from panoptic.cli import run
 from training.config import load_config
 from training.loop import train
 
-BAD_INPUT = 2
 SIGNALLED = 128  # plus the signal's number: what a shell reports of a process that a signal ended
 
 
@@ -29,16 +28,12 @@ def main(
     overrides = list(set_ or [])
     if iterations is not None:
         overrides.append(f"schedule.iterations={iterations}")
-    try:
-        settings = load_config(config, tuple(overrides))
-        signal = train(settings, out or Path("runs") / settings.name, device)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(BAD_INPUT) from None
+    settings = load_config(config, tuple(overrides))
+    signal = train(settings, out or Path("runs") / settings.name, device)
     if signal:
         print(f"stopped by signal {signal}, checkpoint written; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(SIGNALLED + signal)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from eval.dataset import PanopticFolder
 from eval.evaluate import evaluate
 from eval.pq import evaluate as evaluate_files
+from panoptic.dataset import PanopticFolder
 from panoptic.errors import InputError
 
 Fake = Callable[..., Any]

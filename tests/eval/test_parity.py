@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from eval import parity as parity_module
-from eval.cli import mount
-from eval.dataset import PanopticFolder
 from eval.parity import Limits, order, run_parity
+from panoptic.cli import make_app
+from panoptic.dataset import PanopticFolder
 from panoptic.errors import InputError
 from panoptic.geometry import ResizeRule
 
@@ -109,10 +108,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, predictors: dict[str, Any], *argumen
         yield [predictors[name] for name in names]
 
     monkeypatch.setattr(parity_module, "open_run", open_run)
-    app = typer.Typer()
-    mount(app, "parity", parity_module.main)
-    app.callback()(lambda: None)
-    return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["parity", *arguments])
+    return CliRunner(env={"COLUMNS": "160"}).invoke(make_app(parity_module.main), list(arguments))
 
 
 def test_command_line(gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

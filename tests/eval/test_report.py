@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from eval.charts import line_chart, smooth, thin, ticks
-from eval.dataset import PanopticFolder
 from eval.parity import run_parity
 from eval.report import difference_picture, embed, share, training_charts
+from panoptic.dataset import PanopticFolder
 from panoptic.errors import InputError
 
 Fake = Callable[..., Any]

@@ -12,10 +12,10 @@ import typer
 from typer.testing import CliRunner
 
 from eval.bench import bench_photo, bench_table, compare
-from eval.cli import mount, run_script
-from eval.dataset import PanopticFolder
 from eval.machine import machine_facts, package_versions
 from eval.runtimes import open_predictor, open_run, set_threads
+from panoptic.cli import make_app, run
+from panoptic.dataset import PanopticFolder
 from panoptic.errors import InputError
 
 
@@ -64,8 +64,6 @@ def test_no_framework_is_imported_before_it_is_needed(project_root: Path) -> Non
 
 def test_list_options_take_several_values() -> None:
     seen: list[Any] = []
-    app = typer.Typer()
-
     def command(
         names: Annotated[list[Path], typer.Argument()],
         sizes: Annotated[list[int], typer.Option()] = [1],  # noqa: B006
@@ -73,7 +71,7 @@ def test_list_options_take_several_values() -> None:
     ) -> None:
         seen.append(([str(name) for name in names], list(sizes), word))
 
-    mount(app, "command", command)
+    app = make_app(command)
     for arguments in (["a", "--sizes", "1", "4", "--word", "x"], ["--word", "x", "a", "--sizes=1", "--sizes", "4"]):
         assert CliRunner().invoke(app, arguments).exit_code == 0
     assert seen == [(["a"], [1, 4], "x")] * 2
@@ -85,7 +83,7 @@ def test_bad_input_is_code_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     monkeypatch.setattr(sys, "argv", ["script"])
     with pytest.raises(SystemExit) as stop:
-        run_script(command)
+        run(command)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: x.jpg: no such file\n"
 

@@ -42,7 +42,8 @@ def test_roi_align_fpn(aligned: bool, canonical: float) -> None:
     ]
     # Boxes inside, outside, across the border, empty and inverted.
     rois = torch.rand(2, 60, 4, generator=generator, dtype=torch.float64) * 160 - 30
-    rois[:, :40] = torch.cat([rois[:, :40, :2].minimum(rois[:, :40, 2:]), rois[:, :40, :2].maximum(rois[:, :40, 2:])], 2)
+    low, high = rois[:, :40, :2], rois[:, :40, 2:]
+    rois[:, :40] = torch.cat([low.minimum(high), low.maximum(high)], 2)
     rois[:, 59] = 0
     found = roi_bag.roi_align_fpn(features, rois, 5, 2, aligned, canonical, False)
     expected = roi_reference.roi_align_fpn(features, rois, 5, 2, aligned, canonical, False)

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 import training.loop
 import training.train
 from panoptic.categories import Categories
+from panoptic.cli import make_app
 from panoptic.errors import InputError
 from training.checkpoint import load, load_model
 from training.config import Config, load_config, parse_config
@@ -389,9 +390,7 @@ def test_step_seeds_differ() -> None:
 
 
 def run_command(*arguments: str) -> tuple[int, str]:
-    app = training.train.typer.Typer()
-    app.command()(training.train.main)
-    result = CliRunner().invoke(app, list(arguments))
+    result = CliRunner().invoke(make_app(training.train.main), list(arguments))
     return result.exit_code, result.stderr
 
 

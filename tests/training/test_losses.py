@@ -120,7 +120,8 @@ class TestTargets:
         ]
 
     def test_sampled_rois(self, losses: L.TrainingLosses) -> None:
-        boxes, labels = [torch.tensor([[0.0, 0, 20, 20]]), torch.zeros(0, 4)], [torch.tensor([2]), torch.zeros(0).long()]
+        boxes = [torch.tensor([[0.0, 0, 20, 20]]), torch.zeros(0, 4)]
+        labels = [torch.tensor([2]), torch.zeros(0).long()]
         proposals = torch.tensor([[0.0, 0, 20, 18], [40, 40, 60, 60]]).expand(2, 2, 4)
         valid = torch.tensor([[True, True], [True, False]])
         sampled = losses.sample_rois(proposals, valid, boxes, labels)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from eval.dataset import PanopticFolder, Record
 from panoptic.coco_format import read_panoptic_png
+from panoptic.dataset import PanopticFolder, Record
 from panoptic.errors import InputError
 from panoptic.geometry import ResizeRule, to_network, to_original
 from training.data.batch import IGNORE, Sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +43,7 @@ class MaskHead(nn.Module):
         super().__init__()
         widths = [in_channels] + [config.channels] * config.layers
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)
         )
         self.deconv = nn.ConvTranspose2d(config.channels, config.channels, 2, stride=2)
         self.score = nn.Conv2d(config.channels, 1 + num_things, 1)
@@ -68,7 +69,7 @@ class SemanticHead(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, config: SemanticHeadConfig) -> None:
         super().__init__()
         widths = [in_channels, *config.channels]
-        self.convs = nn.ModuleList(DeformConv(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.convs = nn.ModuleList(DeformConv(a, b) for a, b in itertools.pairwise(widths))
         self.score = nn.Conv2d(4 * widths[-1], num_classes, 1)
         nn.init.normal_(self.score.weight, std=0.01)
         nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A data set in the COCO panoptic format, read for evaluation: photos, truth maps and categories, without PyTorch."""
+"""A data set in the COCO panoptic format, read image by image: photos, truth maps and categories, without PyTorch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ class PanopticFolder:
         for key in ("images", "annotations", "categories"):
             if not isinstance(content.get(key), list):
                 raise InputError(f"{gt_json}: not a COCO panoptic file (no list '{key}')")
-        self.categories = Categories.from_coco(content["categories"])
+        try:
+            self.categories = Categories.from_coco(content["categories"])
+        except InputError as error:
+            raise InputError(f"{gt_json}: {error}") from None
+        self._known = {category.id for category in self.categories}
         self.records = self._records(content)
         if not self.records:
             raise InputError(f"{gt_json}: lists no images, so there is nothing to evaluate")
@@ -52,14 +56,14 @@ class PanopticFolder:
     def _records(self, content: dict[str, Any]) -> list[Record]:
         annotations: dict[int, dict[str, Any]] = {}
         for annotation in content["annotations"]:
-            image_id = _field(annotation, "image_id", f"{self.gt_json}: an annotation")
+            image_id = _image_id(annotation, "image_id", f"{self.gt_json}: an annotation")
             if image_id in annotations:
                 raise InputError(f"{self.gt_json}: image {image_id} has two annotations")
             annotations[image_id] = annotation
         records = []
         seen: set[int] = set()
         for entry in content["images"]:
-            image_id = _field(entry, "id", f"{self.gt_json}: an image")
+            image_id = _image_id(entry, "id", f"{self.gt_json}: an image")
             if image_id in seen:
                 raise InputError(f"{self.gt_json}: image {image_id} is listed twice")
             seen.add(image_id)
@@ -80,10 +84,11 @@ class PanopticFolder:
         if not png.is_file():
             raise InputError(f"{where}: its truth {png} is missing")
         segments = _field(annotation, "segments_info", where)
-        known = {category.id for category in self.categories}
+        if not isinstance(segments, list):
+            raise InputError(f"{where}: its segments_info is not a list")
         for segment in segments:
             category = _field(segment, "category_id", f"{where}: a segment")
-            if category not in known:
+            if not isinstance(category, int) or category not in self._known:
                 raise InputError(f"{where}: segment {segment.get('id')} has the unknown category {category}")
         return Record(image_id, photo.name, photo, png, segments)
 
@@ -174,6 +179,13 @@ def _field(entry: Any, key: str, where: str) -> Any:
     if not isinstance(entry, dict) or key not in entry:
         raise InputError(f"{where} has no '{key}'")
     return entry[key]
+
+
+def _image_id(entry: Any, key: str, where: str) -> int:
+    value = _field(entry, key, where)
+    if not isinstance(value, int):
+        raise InputError(f"{where} has the {key} {value!r}; image ids are integers")
+    return value
 
 
 def _describe(category: Category) -> str:

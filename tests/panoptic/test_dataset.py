@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from eval.dataset import PanopticFolder, check_categories, groups, open_dataset, truth_result
+from panoptic.dataset import PanopticFolder, check_categories, groups, open_dataset, truth_result
 from panoptic.errors import InputError
 
 
