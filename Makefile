@@ -45,14 +45,14 @@ $(TRITON_READY): serving/requirements-triton.txt
 	$(TRITON_VENV)/bin/pip install --quiet --no-deps -r serving/requirements-triton.txt
 	touch $@
 
-demo: runs/demo/report.html ## train, export, build, serve and compare a small network, with a report in pictures
-	@echo "the report: runs/demo/report.html"
+demo: $(RUN)/report.html ## train, export, build, serve and compare a small network, with a report in pictures
+	@echo "the report: $<"
 
-runs/demo/report.html: $(RUN)/engine/engine.json $(TRITON_READY)
-	$(BIN)/python eval/parity.py --run runs/demo --runtimes pytorch --runtimes onnxruntime --runtimes triton
+$(RUN)/report.html: $(RUN)/engine/engine.json $(TRITON_READY)
+	$(BIN)/python eval/parity.py --run $(RUN)
 
 data/shapes/train.json: $(READY) training/data/shapes.py training/data/scene.py
-	$(UPSNET) shapes --out data/shapes
+	$(UPSNET) shapes --folder data/shapes
 	touch $@
 
 train: $(READY) $(DATA) ## train CONFIG on GPUS processes (torchrun when there are several); resumes RUN if it exists

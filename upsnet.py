@@ -10,6 +10,7 @@ from panoptic.cli import BAD_INPUT, run
 COMMANDS = {
     "shapes": ("training.data.shapes", "Make the synthetic panoptic data set `shapes`."),
     "train": ("training.train", "Train a network from a configuration; resumes where it stopped."),
+    "init": ("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": ("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
     "engine": ("export.engine", "ONNX file -> the engine of this machine."),
     "serve": ("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),

@@ -84,14 +84,17 @@ def open_run(
     """The runtimes of a run's folder, in the order given, closed at the end.
 
     `checkpoint`: what its model.onnx was exported from (default: last.pt). Triton without a `url`: a real server is
-    started on a private copy of the model, with as many threads, and stopped at the end.
+    started on a private copy of the run's engine, with as many threads, and stopped at the end.
     """
     if not run.is_dir():
         raise InputError(f"{run}: no such run; `make demo` makes runs/demo, `make train` any other")
     model, manifest = run / "model.onnx", run / "model.manifest.json"
     with ExitStack() as stack:
         if "triton" in runtimes and url is None:
-            url = stack.enter_context(private_server(model, manifest, threads))
+            engine = run / "engine"
+            url = stack.enter_context(
+                private_server(engine / "model.onnx", engine / "model.manifest.json", threads)
+            )
         predictors = []
         for runtime in runtimes:
             predictor = open_predictor(

@@ -15,7 +15,7 @@ import onnx
 import torch
 import typer
 
-from export.onnx_export import manifest_path
+from export.contract import manifest_path
 from export.predictor import open_session
 from export.tensorrt_build import optimization_profile
 from panoptic.files import atomic_path, sha256, write_json

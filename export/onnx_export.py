@@ -11,6 +11,7 @@ import torch
 import typer
 
 import plugins_cuda
+from export.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
 from panoptic.files import atomic_path, sha256
 from panoptic.geometry import ResizeRule
 from panoptic.manifest import Manifest
@@ -19,14 +20,6 @@ from training.model.upsnet import UPSNet
 from training.predictor import make_manifest
 
 OPSET = 20
-INPUTS = ["images", "sizes", "scales"]
-OUTPUTS = ["panoptic", "segments", "segment_count"]
-METADATA_KEY = "upsnet.manifest"
-
-
-def manifest_path(model: Path) -> Path:
-    """The manifest that goes with an ONNX file: model.onnx -> model.manifest.json beside it."""
-    return model.with_suffix(".manifest.json")
 
 
 def export_onnx(checkpoint: Path, out: Path) -> Manifest:

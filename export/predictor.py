@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from export.onnx_export import INPUTS, METADATA_KEY, OUTPUTS
+from export.contract import INPUTS, METADATA_KEY, OUTPUTS
 from panoptic.errors import InputError
 from panoptic.manifest import Manifest
 from panoptic.predictor import RawPrediction

@@ -13,7 +13,7 @@ from serving.server import TritonServer
 
 
 def main(
-    run: Annotated[Path | None, typer.Option(help="Deploy this run's model.onnx first.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Deploy this run's engine first.")] = None,
     repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = REPOSITORY,
     host: Annotated[str, typer.Option(help="Address to listen on: 127.0.0.1 is this machine alone.")] = "127.0.0.1",
     grpc_port: int = 8001,
@@ -24,7 +24,7 @@ def main(
 ) -> None:
     """Serves a run's model, else the one already deployed, with a real Triton server. Ports of 0 are picked free."""
     if run is not None:
-        deploy(run / "model.onnx", run / "model.manifest.json", repository)
+        deploy(run / "engine/model.onnx", run / "engine/model.manifest.json", repository)
     server = TritonServer(
         repository,
         host=host,

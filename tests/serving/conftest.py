@@ -12,13 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from panoptic.categories import Category
-from panoptic.errors import InputError
 from panoptic.files import sha256
 from panoptic.geometry import ResizeRule
 from panoptic.manifest import Manifest
 from panoptic.predictor import RawPrediction
 from serving.repository import make_repository
-from serving.server import Environment, TritonServer
+from serving.server import TritonServer
 
 ROWS = np.arange(21, dtype=np.float32).reshape(1, 3, 7)
 ROWS[..., 0] = 0, 1, 1  # the category
@@ -139,14 +138,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 @pytest.fixture
 def repository(exported: Exported, tmp_path: Path) -> Path:
     return make_repository(tmp_path / "repository", exported.model, exported.manifest_path)
-
-
-@pytest.fixture(scope="session")
-def triton_environment() -> Path:
-    try:
-        return Environment.find(None).folder
-    except InputError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,164 @@
+"""The exported file: its contract, its operators, what a broken one says, and the engine built from it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+import export.engine
+import export.onnx_export
+from export.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
+from export.predictor import OnnxRuntimePredictor
+from export.tensorrt_build import optimization_profile
+from panoptic.cli import make_app
+from panoptic.errors import InputError
+from panoptic.files import sha256
+from panoptic.geometry import ResizeRule
+from panoptic.manifest import Manifest
+from training.predictor import PyTorchPredictor
+
+
+@pytest.fixture(scope="module")
+def proto(tiny_run: Path) -> onnx.ModelProto:
+    return onnx.load(tiny_run / "model.onnx")
+
+
+def dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+class TestContract:
+    def test_inputs_and_outputs(self, proto: onnx.ModelProto) -> None:
+        types = onnx.TensorProto
+        found = {v.name: v.type.tensor_type.elem_type for v in [*proto.graph.input, *proto.graph.output]}
+        assert found == {
+            "images": types.UINT8,
+            "sizes": types.INT32,
+            "scales": types.FLOAT,
+            "panoptic": types.UINT8,
+            "segments": types.FLOAT,
+            "segment_count": types.INT32,
+        }
+        assert [v.name for v in proto.graph.input] == INPUTS and [v.name for v in proto.graph.output] == OUTPUTS
+
+    def test_batch_height_and_width_are_dynamic(self, proto: onnx.ModelProto) -> None:
+        images = dimensions(proto.graph.input[0])
+        assert all(isinstance(side, str) for side in images[:3]) and images[3] == 3
+        panoptic, segments, count = (dimensions(v) for v in proto.graph.output)
+        assert panoptic == images[:3]
+        assert segments == [images[0], 36, 7] and count == [images[0]]
+
+    def test_custom_operators_are_functions_that_plugins_can_replace(self, proto: onnx.ModelProto) -> None:
+        nodes = [node for node in proto.graph.node if node.domain == "upsnet"]
+        assert {node.op_type for node in nodes} == {"RoiAlignFpn", "PaddedNms", "DeformConv2d", "PanopticFusion"}
+        for node in nodes:
+            attributes = {a.name: a.s for a in node.attribute}
+            assert attributes["plugin_version"] == b"1" and attributes["plugin_namespace"] == b""
+        assert {node.op_type for node in nodes} <= {f.name for f in proto.functions}
+
+    def test_main_graph_has_no_data_dependent_shape(self, proto: onnx.ModelProto) -> None:
+        """Those operators live in function bodies alone, where a plugin takes their place."""
+        forbidden = {"NonZero", "NonMaxSuppression", "RoiAlign", "Unique", "Compress", "Loop", "Scan", "DeformConv"}
+        assert not forbidden & {node.op_type for node in proto.graph.node}
+
+    def test_manifest_is_inside_and_beside(self, proto: onnx.ModelProto, tiny_run: Path) -> None:
+        inside = Manifest.model_validate_json({p.key: p.value for p in proto.metadata_props}[METADATA_KEY])
+        beside = Manifest.load(manifest_path(tiny_run / "model.onnx"))
+        assert inside.categories == beside.categories and len(inside.categories) == 8
+        assert beside.onnx_sha256 and beside.resize.short_side == 96
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 96, 128), (4, 160, 96), (3, 32, 32)])
+def test_onnx_runtime_equals_pytorch(tiny_run: Path, batch: int, height: int, width: int) -> None:
+    generator = np.random.default_rng(0)
+    inputs = (
+        generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8),
+        np.array([[height - 3 * b, width - b] for b in range(batch)], np.int32),
+        np.ones(batch, np.float32),
+    )
+    expected = PyTorchPredictor(tiny_run / "last.pt").predict(*inputs)
+    for model in (tiny_run / "model.onnx", tiny_run / "engine/model.onnx"):
+        found = OnnxRuntimePredictor(model).predict(*inputs)
+        assert (found.panoptic == expected.panoptic).mean() >= 0.999
+        np.testing.assert_array_equal(found.segment_count, expected.segment_count)
+        np.testing.assert_allclose(found.segments[..., :2], expected.segments[..., :2], atol=1e-4)
+
+
+class TestBrokenInput:
+    def test_truncated_onnx(self, tiny_run: Path, tmp_path: Path) -> None:
+        broken = tmp_path / "model.onnx"
+        broken.write_bytes((tiny_run / "model.onnx").read_bytes()[:100_000])
+        with pytest.raises(InputError, match=r"model\.onnx: ONNX Runtime cannot load it .*make onnx") as error:
+            OnnxRuntimePredictor(broken)
+        assert "\n" not in str(error.value)
+
+    def test_missing_onnx(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"no\.onnx: no such model"):
+            OnnxRuntimePredictor(tmp_path / "no.onnx")
+
+    def test_a_model_of_somebody_else(self, tmp_path: Path) -> None:
+        x = onnx.helper.make_tensor_value_info("x", 1, [1])
+        y = onnx.helper.make_tensor_value_info("y", 1, [1])
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+        onnx.save(model, tmp_path / "other.onnx")
+        with pytest.raises(InputError, match="not an upsnet model"):
+            OnnxRuntimePredictor(tmp_path / "other.onnx")
+
+    def test_truncated_checkpoint_writes_nothing(self, tiny_run: Path, tmp_path: Path) -> None:
+        broken = tmp_path / "last.pt"
+        broken.write_bytes((tiny_run / "last.pt").read_bytes()[:5000])
+        result = CliRunner().invoke(make_app(export.onnx_export.main), ["--checkpoint", str(broken)])
+        assert result.exit_code == 2 and "last.pt" in result.stderr and result.stderr.count("\n") == 1
+        assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+    def test_engine_of_a_missing_model(self, tmp_path: Path) -> None:
+        result = CliRunner().invoke(make_app(export.engine.main), ["--model", str(tmp_path / "model.onnx")])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+
+
+class TestEngine:
+    def test_report_says_what_was_found(self, tiny_run: Path) -> None:
+        report = json.loads((tiny_run / "engine/engine.json").read_text())
+        assert report["onnxruntime"]["status"] == "built"
+        for runtime in ("tensorrt", "tensorrt_rtx"):
+            found = report[runtime]
+            assert found["status"] in {"built", "refused", "absent"}
+            assert found["status"] == "built" or found.get("reason") or found["errors"]
+
+    def test_optimized_graph_has_no_custom_operator_left(self, tiny_run: Path) -> None:
+        optimized = onnx.load(tiny_run / "engine/model.onnx")
+        assert not optimized.functions
+        assert "upsnet" not in {node.domain for node in optimized.graph.node}
+
+    def test_manifest_belongs_to_the_optimized_model(self, tiny_run: Path) -> None:
+        model = tiny_run / "engine/model.onnx"
+        assert Manifest.load(manifest_path(model)).onnx_sha256 == sha256(model)
+
+    def test_profile_covers_what_the_resize_rule_can_give(self) -> None:
+        rule = ResizeRule(short_side=500, max_side=1333)
+        low, usual, high = optimization_profile(rule, 4)["images"]
+        assert (low, high) == ((1, 32, 32, 3), (4, 1344, 1344, 3))
+        assert usual == (1, 512, 672, 3)
+        for height, width in ((480, 640), (640, 480), (100, 2000), (1, 1)):
+            sides = [-(-side // 32) * 32 for side in rule.network_size(height, width)]
+            assert all(a <= b <= c for a, b, c in zip(low[1:3], sides, high[1:3], strict=True))
+
+
+def test_running_a_model_needs_no_torch(tiny_run: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from export.predictor import OnnxRuntimePredictor; "
+        "OnnxRuntimePredictor(Path(sys.argv[1])); print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tiny_run / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+

@@ -1,0 +1,42 @@
+"""`upsnet init`: a checkpoint with random weights, to export and measure a configuration that nobody has trained yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from panoptic.categories import Categories
+from panoptic.errors import InputError
+from panoptic.files import read_json
+from training.checkpoint import Checkpoint, save, versions
+from training.config import load_config
+from training.model.upsnet import UPSNet
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="YAML configuration, see training/configs/.")],
+    categories: Annotated[Path, typer.Option(help="A COCO panoptic JSON, or the list of its categories.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint to write.")],
+) -> None:
+    """Random weights as a checkpoint: it exports and runs like a trained one, and recognises nothing."""
+    settings = load_config(config)
+    table = read_categories(categories)
+    torch.manual_seed(settings.seed)
+    model = UPSNet(settings.model, table.num_stuff, table.num_things)
+    save(out, Checkpoint(settings, table, 0, None, model.state_dict(), {}, versions()))
+    print(f"{out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(table)} classes, untrained")
+
+
+def read_categories(path: Path) -> Categories:
+    """From a COCO panoptic JSON or a bare list of categories. InputError names the file."""
+    content = read_json(path)
+    entries = content.get("categories") if isinstance(content, dict) else content
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: holds no list of categories; give a COCO panoptic JSON or its category list")
+    try:
+        return Categories.from_coco(entries)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
