@@ -1,4 +1,4 @@
-# upsnet-trt: `make help` lists what can be made. Variables: VENV, GPUS, CONFIG, RUN, COCO.
+# upsnet-trt: `make help` lists what can be made. Variables: VENV, GPUS, CONFIG, RUN, COCO, COCO_SPLIT, ARGS.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -11,6 +11,7 @@ GPUS ?= 1
 CONFIG ?= training/configs/demo.yaml
 RUN ?= runs/$(basename $(notdir $(CONFIG)))
 COCO ?= ../shared/data/coco_sample
+COCO_SPLIT ?= val2017
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -83,6 +84,18 @@ parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of PyTorch, O
 
 bench: $(RUN)/engine/engine.json $(TRITON_READY) ## ratios: ONNX Runtime to PyTorch eager, Triton over gRPC to ONNX Runtime
 	$(BIN)/python eval/bench.py --run $(RUN) $(ARGS)
+
+OVERFIT := runs/coco_sample
+COCO_DATA := $(foreach split,train val,\
+	--set data.$(split).json_file=$(COCO)/annotations/panoptic_$(COCO_SPLIT).json \
+	--set data.$(split).segments=$(COCO)/annotations/panoptic_$(COCO_SPLIT) \
+	--set data.$(split).images=$(COCO)/$(COCO_SPLIT))
+
+overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; PQ there must reach 50 in every runtime
+	$(UPSNET) train --config training/configs/coco_sample.yaml --out $(OVERFIT) $(COCO_DATA)
+	$(UPSNET) export --checkpoint $(OVERFIT)/last.pt
+	$(UPSNET) engine --model $(OVERFIT)/model.onnx
+	$(BIN)/python eval/parity.py --run $(OVERFIT) --min-pq 0.5
 
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)

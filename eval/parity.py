@@ -37,10 +37,14 @@ LISTED = 20  # worst images and classes in parity.json
 
 
 class Limits(NamedTuple):
-    """max_pq_difference: fraction, of PQ for all, things and stuff alike; min_identical: share of the pixels."""
+    """max_pq_difference: fraction, of PQ for all, things and stuff alike; min_identical: share of the pixels.
+
+    min_pq: fraction, what PQ of all classes must reach in every runtime.
+    """
 
     max_pq_difference: float = 0.001
     min_identical: float = 0.999
+    min_pq: float = 0.0
 
 
 def run_parity(
@@ -134,6 +138,9 @@ def _reasons(row: dict[str, Any], limits: Limits) -> list[str]:
     ]
     if not row["identical"] >= limits.min_identical:
         reasons.append(f"{where}: {share(row['identical'])} of the pixels identical, needed {needed}")
+    quality = row["results"]["All"]["pq"] or 0.0
+    if not quality >= limits.min_pq:
+        reasons.append(f"{where}: PQ {100 * quality:.1f}, needed {100 * limits.min_pq:g}")
     return reasons
 
 
@@ -239,6 +246,7 @@ def main(
     batch_sizes: Annotated[list[int], typer.Option(min=1, help="Images in one call of the network.")] = [1, 4],  # noqa: B006
     max_pq_difference: Annotated[float, typer.Option(min=0, help="Allowed; 0.001 is 0.1 points.")] = 0.001,
     min_identical: Annotated[float, typer.Option(min=0, max=1, help="Needed share of identical pixels.")] = 0.999,
+    min_pq: Annotated[float, typer.Option(min=0, max=1, help="PQ that every runtime must reach; 0.5 is 50.")] = 0.0,
     url: Annotated[str | None, typer.Option(help="A running Triton's gRPC, host:port (one is started).")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")] = None,
     out: Annotated[
@@ -248,7 +256,7 @@ def main(
     """Compare runtimes on a data set: PQ and identical pixels. Exit code 0: equal, 1: not, 2: bad input."""
     names = order(runtimes, reference)
     dataset = open_dataset(gt_json, gt_folder, images, run)
-    limits = Limits(max_pq_difference, min_identical)
+    limits = Limits(max_pq_difference, min_identical, min_pq)
     sizes = list(dict.fromkeys(batch_sizes))
     out = out or run
     facts = {"threads": threads or "default"}
@@ -260,7 +268,7 @@ def main(
         print(f"warning: {warning}", file=sys.stderr)
     Console().print(parity_table(parity))
     for reason in parity["reasons"]:
-        print(f"not equal: {reason}")
+        print(f"failed: {reason}")
     print(f"{'equal' if parity['equal'] else 'NOT equal'}; wrote {out / 'parity.json'} and {out / 'report.html'}")
     if not parity["equal"]:
         raise typer.Exit(1)

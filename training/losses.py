@@ -30,7 +30,7 @@ class Sampled(NamedTuple):
 
 
 class TrainingLosses(nn.Module):
-    """Wraps a network; forward(batch) -> its weighted losses by name. Their sum is what to minimise.
+    """Wraps a network; forward(batch) -> its weighted losses by name, those of weight 0 left out. Minimise their sum.
 
     Every parameter takes part in every step, also when no image of the batch has an instance.
     """
@@ -50,16 +50,19 @@ class TrainingLosses(nn.Module):
             sampled = self.sample_rois(proposals, valid, batch.boxes, batch.labels)
         rcnn_cls, rcnn_box = self.box_losses(pyramid, sampled)
         semantic = model.semantic_head(pyramid[:PYRAMID_LEVELS])
-        return {
+        losses = {
             "rpn_cls": rpn_cls,
             "rpn_box": rpn_box,
             "rcnn_cls": rcnn_cls,
             "rcnn_box": rcnn_box,
             "mask": self.mask_loss(pyramid, sampled, batch.masks),
             "semantic": self.weights.semantic * self.semantic_loss(semantic, batch.semantic),
-            "semantic_roi": self.weights.semantic_roi * self.semantic_roi_loss(semantic, batch),
-            "panoptic": self.weights.panoptic * self.panoptic_loss(pyramid, semantic, batch),
         }
+        if self.weights.semantic_roi:
+            losses["semantic_roi"] = self.weights.semantic_roi * self.semantic_roi_loss(semantic, batch)
+        if self.weights.panoptic:
+            losses["panoptic"] = self.weights.panoptic * self.panoptic_loss(pyramid, semantic, batch)
+        return losses
 
     def sample_rois(
         self, proposals: Tensor, valid: Tensor, boxes: Sequence[Tensor], labels: Sequence[Tensor]

@@ -63,6 +63,9 @@ def test_names_the_image_and_the_class_that_differ(dataset: PanopticFolder, fake
     assert any("ONNX Runtime, batch 1: PQ (stuff) differs by -" in reason for reason in parity["reasons"])
     assert any("of the pixels identical, needed 99.9 %" in reason for reason in parity["reasons"])
     assert parity["per_class"][0]["name"] == "sky"
+    assert run_parity([fake("pytorch")], dataset, tmp_path, limits=Limits(min_pq=0.5))["equal"]
+    demanding = run_parity([fake("pytorch")], dataset, tmp_path, limits=Limits(min_pq=0.999))
+    assert "needed 99.9" in demanding["reasons"][0]
     wide = Limits(max_pq_difference=0.2, min_identical=0.9)
     assert run_parity([fake("pytorch"), damaged], dataset, tmp_path, limits=wide)["equal"]
     narrow = wide._replace(min_identical=0.99)
