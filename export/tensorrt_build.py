@@ -16,9 +16,10 @@ from panoptic.files import atomic_path
 from panoptic.geometry import ResizeRule
 
 Shape = tuple[int, ...]
+Profile = dict[str, tuple[Shape, Shape, Shape]]
 
 
-def optimization_profile(resize: ResizeRule, max_batch: int) -> dict[str, tuple[Shape, Shape, Shape]]:
+def optimization_profile(resize: ResizeRule, max_batch: int) -> Profile:
     """Smallest, usual (one photo of 4:3) and largest (`max_batch` of the longest side) shape of each input."""
 
     def padded(side: int) -> int:
@@ -34,7 +35,7 @@ def optimization_profile(resize: ResizeRule, max_batch: int) -> dict[str, tuple[
     }
 
 
-def build(trt: ModuleType, model: Path, plan: Path, profile: dict[str, tuple[Shape, Shape, Shape]]) -> dict[str, Any]:
+def build(trt: ModuleType, model: Path, plan: Path, profile: Profile) -> dict[str, Any]:
     """Parse and build. Returns {"status": "built", "bytes"} or {"status": "refused", "stage", "errors"}."""
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
@@ -60,7 +61,7 @@ def build(trt: ModuleType, model: Path, plan: Path, profile: dict[str, tuple[Sha
 def main() -> None:
     """argv: module name, model, plan, profile as JSON. The result is the last line, as JSON."""
     module, model, plan, profile = sys.argv[1:]
-    shapes = {name: tuple(map(tuple, rows)) for name, rows in json.loads(profile).items()}
+    shapes: Profile = {name: (tuple(a), tuple(b), tuple(c)) for name, (a, b, c) in json.loads(profile).items()}
     print(json.dumps(build(importlib.import_module(module), Path(model), Path(plan), shapes)))
 
 

@@ -1,4 +1,4 @@
-"""`upsnet init`: a checkpoint with random weights, to export and measure a configuration that nobody has trained yet."""
+"""`upsnet init`: a checkpoint with random weights, to export and measure a configuration before it is trained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def main(
     torch.manual_seed(settings.seed)
     model = UPSNet(settings.model, table.num_stuff, table.num_things)
     save(out, Checkpoint(settings, table, 0, None, model.state_dict(), {}, versions()))
-    print(f"{out}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {len(table)} classes, untrained")
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{out}: {millions:.1f} M parameters, {len(table)} classes, untrained")
 
 
 def read_categories(path: Path) -> Categories:
