@@ -18,6 +18,9 @@ BIN := $(VENV)/bin
 UPSNET := $(BIN)/upsnet
 READY := $(VENV)/.ready
 TRITON_READY := $(TRITON_VENV)/.ready
+# OpenMP's threads wait for each other spinning. On a busy machine that made a training step 20 times slower; spinning
+# this briefly costs nothing on a quiet one.
+export GOMP_SPINCOUNT ?= 10000
 export UPSNET_TRITON_ENV = $(abspath $(TRITON_VENV))
 
 # Configurations on the synthetic data set make it first.
