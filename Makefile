@@ -56,7 +56,7 @@ $(RUN)/report.html: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(BIN)/python eval/parity.py --run $(RUN)
 
 data/shapes/train.json: $(READY) training/data/shapes.py training/data/scene.py
-	$(UPSNET) shapes --folder data/shapes
+	$(UPSNET) shapes --out data/shapes
 	touch $@
 
 train: $(READY) $(DATA) ## train CONFIG on GPUS processes (torchrun when there are several); resumes RUN if it exists
@@ -80,7 +80,7 @@ serve: $(RUN)/engine/engine.json $(TRITON_READY) ## serve RUN's engine with Trit
 	$(UPSNET) serve --run $(RUN) $(ARGS)
 
 eval: $(RUN)/model.onnx ## PQ of RUN on its validation set
-	$(UPSNET) eval --run $(RUN) $(ARGS)
+	$(UPSNET) eval --run $(RUN) --out $(RUN)/eval $(ARGS)
 
 parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of PyTorch, ONNX Runtime and Triton on RUN's validation set
 	$(BIN)/python eval/parity.py --run $(RUN) $(ARGS)

@@ -6,11 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from export.contract import INPUTS, METADATA_KEY, OUTPUTS
 from panoptic.errors import InputError
 from panoptic.manifest import Manifest
 from panoptic.predictor import RawPrediction
+
+LOAD_ERRORS = (
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.NoModel,
+    state.NoSuchFile,
+    state.NotImplemented,
+    state.RuntimeException,
+)
 
 
 class OnnxRuntimePredictor:
@@ -50,7 +62,6 @@ def open_session(model: Path, threads: int | None = None, optimized: Path | None
         options.optimized_model_filepath = str(optimized)
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        # ONNX Runtime's exception classes share no base but Exception.
+    except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{model}: ONNX Runtime cannot load it ({reason}); export it again with `make onnx`") from None

@@ -101,11 +101,11 @@ def write_split(
 
 
 def main(
-    folder: Annotated[Path, typer.Option(help="Where the data set goes.")] = Path("data/shapes"),
+    out: Annotated[Path, typer.Option(help="Where the data set goes.")] = Path("data/shapes"),
     train: Annotated[int, typer.Option(help="Training images.")] = COUNTS["train"],
     val: Annotated[int, typer.Option(help="Validation images.")] = COUNTS["val"],
     seed: Annotated[int, typer.Option(help="Another seed gives another data set.")] = 0,
 ) -> None:
     """Make the synthetic panoptic data set `shapes`; nothing is done where it is there already."""
-    write_shapes(folder, {"train": train, "val": val}, seed)
-    print(f"{folder}: {train} training and {val} validation images")
+    write_shapes(out, {"train": train, "val": val}, seed)
+    print(f"{out}: {train} training and {val} validation images")
