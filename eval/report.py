@@ -102,7 +102,7 @@ def _pictures(example: Example, categories: Categories) -> dict[str, Any]:
         {
             "title": "Truth",
             "note": f"{len(example.truth.segments)} segments",
-            "src": embed(overlay(photo, example.truth, categories)),
+            "src": embed(overlay(photo, example.truth, categories, scores=False)),
             "difference": None,
         },
     ]

@@ -19,8 +19,10 @@ OPACITY = 0.5
 Color = tuple[int, int, int]
 
 
-def overlay(photo: np.ndarray, result: PanopticResult, categories: Categories) -> np.ndarray:
-    """Coloured segments, their outlines and names (with the score for things) over a uint8 H x W x 3 photo.
+def overlay(photo: np.ndarray, result: PanopticResult, categories: Categories, scores: bool = True) -> np.ndarray:
+    """Coloured segments, their outlines and names (things with their score) over a uint8 H x W x 3 photo.
+
+    `scores` False leaves the scores out, as for the truth.
 
     -> uint8 of the photo's size, or of a whole multiple of it where its long side is under LEGIBLE_SIDE. Void stays
     as it is in the photo. A label that would cover a larger segment's label is left out.
@@ -40,7 +42,7 @@ def overlay(photo: np.ndarray, result: PanopticResult, categories: Categories) -
     blended = _blend(photo, index, colors)
     blended[_outline(index, thickness=max(1, round(min(height, width) / 500)))] = 255
     image = Image.fromarray(blended)
-    _draw_labels(image, index, result.segments, colors, categories)
+    _draw_labels(image, index, result.segments, colors, categories, scores)
     return np.array(image)
 
 
@@ -119,7 +121,12 @@ class _Box(NamedTuple):
 
 
 def _draw_labels(
-    image: Image.Image, index: np.ndarray, segments: list[Segment], colors: list[Color], categories: Categories
+    image: Image.Image,
+    index: np.ndarray,
+    segments: list[Segment],
+    colors: list[Color],
+    categories: Categories,
+    scores: bool,
 ) -> None:
     """Names on their segments' colours, the largest segment first."""
     draw = ImageDraw.Draw(image)
@@ -131,7 +138,7 @@ def _draw_labels(
     for place in sorted(points, key=lambda place: -segments[place].area):
         segment = segments[place]
         category = categories[segment.category]
-        text = f"{category.name} {segment.score:.2f}" if category.isthing else category.name
+        text = f"{category.name} {segment.score:.2f}" if scores and category.isthing else category.name
         width = round(draw.textlength(text, font)) + 2 * margin
         box = _free_box(points[place], (width, size + 2 * margin), image.size, placed)
         if box is None:

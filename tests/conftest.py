@@ -52,7 +52,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for key, path in (("json_file", f"{name}.json"), ("segments", f"panoptic_{name}"), ("images", name))
     ]
     schedule = {"iterations": 80, "images_per_step": 2, "warmup": 10, "evaluate_every": 0, "log_every": 10}
-    overrides = [*splits, "name=tiny", "data.augment.flip=0", *(f"schedule.{key}={value}" for key, value in schedule.items())]
+    steps = [f"schedule.{key}={value}" for key, value in schedule.items()]
+    overrides = [*splits, *steps, "name=tiny", "data.augment.flip=0"]
     config = load_config(ROOT / "training/configs/demo.yaml", tuple(overrides))
     run = folder / "run"
     assert train(config, run, "cpu") == 0

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.config import BackboneConfig, FpnConfig, ModelConfig, load_config
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
-from training.model.fpn import FPN
+from training.model.fpn import FPN, mean_inside
 from training.model.heads import SemanticHead
 from training.model.rpn import RPN, RpnOutput
 from training.model.upsnet import UPSNet
@@ -214,7 +214,8 @@ class TestFpn:
     @pytest.mark.parametrize("context", [True, False])
     def test_levels(self, upsample: str, context: bool) -> None:
         fpn = FPN([4, 8, 16, 32], FpnConfig(channels=6, upsample=upsample, global_context=context))
-        maps = fpn([torch.randn(2, 4 * 2**i, 32 >> i, 48 >> i) for i in range(4)])
+        sizes = torch.tensor([[128, 192], [100, 90]])
+        maps = fpn([torch.randn(2, 4 * 2**i, 32 >> i, 48 >> i) for i in range(4)], sizes)
         assert [tuple(m.shape) for m in maps] == [(2, 6, 32 >> i, 48 >> i) for i in range(5)]
         assert torch.equal(maps[4], maps[3][:, :, ::2, ::2])
 
@@ -227,9 +228,17 @@ class TestFpn:
         without = FPN([4, 8, 16, 32], FpnConfig(channels=6, global_context=False))
         without.load_state_dict(fpn.state_dict(), strict=False)
         features = [torch.zeros(1, 4 * 2**i, 32 >> i, 32 >> i) for i in range(3)] + [top]
-        difference = (fpn(features)[3] - without(features)[3])[0, :, 1:3, 1:3]
+        sizes = torch.tensor([[128, 128]])
+        difference = (fpn(features, sizes)[3] - without(features, sizes)[3])[0, :, 1:3, 1:3]
         expected = torch.einsum("oikl,i->o", fpn.smooth[3].weight, added[0])
         torch.testing.assert_close(difference, expected[:, None, None].expand(6, 2, 2))
+
+
+def test_mean_inside_by_hand() -> None:
+    """32 x 48 pixels of a 2 x 3 map at stride 32: one row, one and a half columns."""
+    feature = torch.tensor([[[[2.0, 8.0, 99.0], [99.0, 99.0, 99.0]]]])
+    assert mean_inside(feature, torch.tensor([[32, 48]])).item() == pytest.approx((2 + 8 / 2) / 1.5)
+    assert mean_inside(feature, torch.tensor([[64, 96]])).item() == pytest.approx(feature.mean().item())
 
 
 def test_semantic_head_brings_all_levels_to_a_quarter(small: ModelConfig) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,9 @@ def write_split(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     first = FIRST_INDEX[split]
-    for index in tqdm(range(first, first + count), desc=f"shapes {split}", unit="image", disable=not progress):
+    indices = range(first, first + count)
+    every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates: a log file needs few
+    for index in tqdm(indices, desc=f"shapes {split}", unit="image", mininterval=every, disable=not progress):
         scene = draw_scene(seed, index, sizes)
         name = f"{index + 1:012d}.png"
         write_png(folder / split / name, scene.image)

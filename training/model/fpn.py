@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.config import FpnConfig
 
+TOP_STRIDE = 32  # of C5
+
 
 class FPN(nn.Module):
     """[C2..C5] -> [P2..P6], every level with `channels` channels; P6 is P5 subsampled by two.
 
-    With `global_context` the mean of C5 goes through a linear layer and is added to the C5 lateral.
+    With `global_context` the mean of C5 inside the image goes through a linear layer and is added to the C5 lateral.
     """
 
     def __init__(self, in_channels: Sequence[int], config: FpnConfig) -> None:
@@ -27,10 +30,11 @@ class FPN(nn.Module):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], sizes: Tensor) -> list[Tensor]:
+        """sizes [B, 2]: height and width of each image inside the padding, network pixels."""
         laterals = [conv(x) for conv, x in zip(self.lateral, features, strict=True)]
         if self.context is not None:
-            laterals[-1] = laterals[-1] + self.context(features[-1].mean(dim=(2, 3)))[:, :, None, None]
+            laterals[-1] = laterals[-1] + self.context(mean_inside(features[-1], sizes))[:, :, None, None]
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + self._upsample(laterals[i])
         outputs = [conv(x) for conv, x in zip(self.smooth, laterals, strict=True)]
@@ -40,3 +44,21 @@ class FPN(nn.Module):
         if self.upsample == "nearest":
             return F.interpolate(x, scale_factor=2.0, mode="nearest")
         return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def mean_inside(feature: Tensor, sizes: Tensor) -> Tensor:
+    """[B, C]: mean of C5 [B, C, h, w] over the image of sizes [B, 2] = (height, width).
+
+    A cell counts by its share in the image.
+
+    A mean over the padding too would make an image's result depend on the other images of its batch.
+    """
+
+    def shares(cells: int, length: Tensor) -> Tensor:
+        starts = torch.arange(cells, device=feature.device, dtype=feature.dtype) * TOP_STRIDE
+        return ((length[:, None] - starts) / TOP_STRIDE).clamp(0, 1)
+
+    lengths = sizes.to(feature.dtype)
+    rows, columns = shares(feature.shape[2], lengths[:, 0]), shares(feature.shape[3], lengths[:, 1])
+    total = (feature * rows[:, None, :, None] * columns[:, None, None, :]).sum(dim=(2, 3))
+    return total / (rows.sum(dim=1) * columns.sum(dim=1))[:, None]

@@ -57,7 +57,7 @@ class UPSNet(nn.Module):
         columns = torch.arange(width, device=images.device) < sizes[:, 1:]
         inside = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(3)
         x = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std * inside
-        return self.fpn(self.backbone(x.permute(0, 3, 1, 2)))
+        return self.fpn(self.backbone(x.permute(0, 3, 1, 2)), sizes)
 
     def roi_features(self, pyramid: list[Tensor], boxes: Tensor, output_size: int) -> Tensor:
         """RoIAlign over P2..P5 of boxes [B, R, 4] -> [B * R, C, output_size, output_size]."""
