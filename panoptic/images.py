@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -40,16 +41,21 @@ def read_photo(path: PathLike) -> np.ndarray:
     try:
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file")
-        with Image.open(path) as image:
+        with _open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"{path}: {image.width} x {image.height} pixels is over the limit of {MAX_PIXELS}; make it smaller"
-                )
+                size = f"{image.width} x {image.height}"
+                raise InputError(f"{path}: {size} pixels is over the limit of {MAX_PIXELS}; make it smaller")
             return np.array(_to_rgb(ImageOps.exif_transpose(image), path))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path}: over the limit of {MAX_PIXELS} pixels; make it smaller") from error
     except DECODE_ERRORS as error:
         raise InputError(f"{path}: not a readable image: {first_line(error)}") from error
+
+
+def _open(path: PathLike) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower than Pillow's limit
+        return Image.open(path)
 
 
 def _to_rgb(image: Image.Image, path: PathLike) -> Image.Image:

@@ -50,13 +50,13 @@ class TritonPredictor:
                 f"tritonclient is not installed ({error}); install it with `pip install -e .[serving]`"
             ) from error
         self.url, self.model, self.timeout = url, model, timeout
-        if manifest is None:
-            manifest = latest_version(REPOSITORY, model) / "manifest.json"
-        self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
         self._grpc = grpc
         self._client = grpc.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
         try:
             self.max_batch = self._max_batch()
+            if manifest is None:
+                manifest = latest_version(REPOSITORY, model) / "manifest.json"
+            self.manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
         except BaseException:
             self.close()
             raise

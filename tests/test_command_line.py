@@ -1,0 +1,61 @@
+"""`upsnet`: one entry to every stage, helpful without importing any, one line for what it refuses."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import training.init
+import upsnet
+from panoptic.cli import make_app
+from training.checkpoint import load_model
+
+
+def upsnet_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "upsnet", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_overview_names_every_command_and_imports_no_stage() -> None:
+    code = (
+        "import sys, upsnet; print(upsnet.usage()); "
+        "print([m for m in ('torch', 'onnx', 'tritonclient') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "[]"
+    for command in ("train", "export", "engine", "serve", "predict", "eval", "parity"):
+        assert f"  {command} " in output
+
+
+@pytest.mark.parametrize("command", upsnet.COMMANDS)
+def test_every_command_helps(command: str) -> None:
+    result = CliRunner(env={"COLUMNS": "100"}).invoke(
+        make_app(importlib.import_module(upsnet.COMMANDS[command][0]).main), ["--help"]
+    )
+    assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_unknown_command_and_no_command() -> None:
+    wrong = upsnet_process("trian")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "no command 'trian'" in wrong.stderr
+    assert upsnet_process().returncode == 2
+
+
+def test_init_writes_a_checkpoint_that_loads(project_root: Path, tmp_path: Path) -> None:
+    table = [{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
+    (tmp_path / "categories.json").write_text(json.dumps(table))
+    arguments = ["--config", str(project_root / "training/configs/demo.yaml"), "--out", str(tmp_path / "last.pt")]
+    app = make_app(training.init.main)
+    result = CliRunner().invoke(app, [*arguments, "--categories", str(tmp_path / "categories.json")])
+    assert result.exit_code == 0, result.output
+    model, _, categories, step = load_model(tmp_path / "last.pt")
+    assert (model.num_stuff, model.num_things, step) == (1, 1, 0) and categories.names == ["sky", "cat"]
+
+    (tmp_path / "categories.json").write_text("{}")
+    result = CliRunner().invoke(app, [*arguments, "--categories", str(tmp_path / "categories.json")])
+    assert result.exit_code == 2 and "holds no list of categories" in result.stderr
