@@ -184,7 +184,7 @@ def _field(entry: Any, key: str, where: str) -> Any:
 def _image_id(entry: Any, key: str, where: str) -> int:
     value = _field(entry, key, where)
     if not isinstance(value, int):
-        raise InputError(f"{where} has the {key} {value!r}; image ids are integers")
+        raise InputError(f"{where} has the {key} {value!r}: image ids must be integers")
     return value
 
 

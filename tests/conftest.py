@@ -1,10 +1,20 @@
-"""Fixtures that every test folder uses."""
+"""Fixtures that several test folders use: a tiny data set, a predictor without a network, a trained run."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from panoptic.categories import Categories
+from panoptic.coco_format import id2rgb
+from panoptic.geometry import ResizeRule
+from panoptic.manifest import Manifest
+from panoptic.predictor import RawPrediction
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,3 +70,115 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_onnx(run / "last.pt", run / "model.onnx")
     build_engine(run / "model.onnx", run / "engine")
     return run
+
+
+# A tiny data set in the COCO panoptic format, and a predictor that reads its answer out of the photo's colours
+
+CATEGORIES = [
+    {"id": 7, "name": "cat", "isthing": 1, "color": [220, 60, 40]},
+    {"id": 3, "name": "dog", "isthing": 1, "color": [40, 90, 220]},
+    {"id": 200, "name": "grass", "isthing": 0, "color": [80, 180, 80]},
+    {"id": 9, "name": "sky", "isthing": 0, "color": [120, 190, 250]},
+]
+ORDER = [9, 200, 3, 7]  # contiguous: stuff by id, then things by id
+SIZES = [(48, 64), (48, 48), (64, 48), (48, 60), (50, 48)]
+GRASS, SKY, DOG, CAT, CAT_2 = (1, 0), (0, 0), (2, 0), (3, 0), (3, 1)
+
+
+def scene(index: int) -> np.ndarray:
+    """int H x W x 2: (contiguous category, instance) of every pixel of image `index`."""
+    height, width = SIZES[index]
+    pixels = np.zeros((height, width, 2), int)
+    pixels[: height // 2], pixels[height // 2 :] = SKY, GRASS
+    pixels[10:30, 4 + index : 20 + index] = CAT
+    pixels[18:40, 14 + index : 30 + index] = CAT_2
+    pixels[30:44, 34:44] = DOG
+    return pixels
+
+
+def photo_of(pixels: np.ndarray) -> np.ndarray:
+    """Red = 60 (1 + category), green = 100 (1 + instance): what FakePredictor reads."""
+    return np.stack([60 * (pixels[..., 0] + 1), 100 * (pixels[..., 1] + 1), np.full(pixels.shape[:2], 90)], -1).astype(
+        np.uint8
+    )
+
+
+def write_dataset(root: Path, images: int = 5) -> Path:
+    """root/val.json, val/*.png, panoptic_val/*.png. Truth: the photo, but the dog of image 2 is grass there."""
+    entries, annotations = [], []
+    for index in range(images):
+        pixels = scene(index)
+        ids = np.zeros(pixels.shape[:2], int)
+        segments = []
+        if index == 2:
+            pixels[(pixels == DOG).all(-1)] = GRASS
+        for number, key in enumerate((SKY, GRASS, DOG, CAT, CAT_2)):
+            mask = (pixels == key).all(-1)
+            if not mask.any():
+                continue
+            segment_id = 300_000 * (number + 1) + index
+            ids[mask] = segment_id
+            segments.append(
+                {"id": segment_id, "category_id": ORDER[key[0]], "area": int(mask.sum()), "iscrowd": 0, "bbox": []}
+            )
+        for folder, array in (("val", photo_of(scene(index))), ("panoptic_val", id2rgb(ids))):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / folder / f"{index:03d}.png")
+        height, width = SIZES[index]
+        entries.append({"id": 10 + index, "file_name": f"{index:03d}.png", "height": height, "width": width})
+        annotations.append({"image_id": 10 + index, "file_name": f"{index:03d}.png", "segments_info": segments})
+    content = {"images": entries, "annotations": annotations[::-1], "categories": CATEGORIES}
+    (root / "val.json").write_text(json.dumps(content))
+    return root / "val.json"
+
+
+class FakePredictor:
+    """A predictor without a network: categories and instances come from the photo's colours.
+
+    permute: the segments in another order, with other scores. damage: the photo (by its size) in which a share of the
+    pixels becomes void.
+    """
+
+    def __init__(
+        self, name: str, *, permute: bool = False, damage: tuple[tuple[int, int], float] | None = None
+    ) -> None:
+        self.name, self.permute, self.damage = name, permute, damage
+        self.closed = False
+        self.batches: list[int] = []
+        self.manifest = Manifest(
+            name="fake",
+            categories=list(Categories.from_coco(CATEGORIES)),
+            resize=ResizeRule(short_side=48, max_side=64),
+            max_detections=8,
+            versions={"torch": "0.0"},
+        )
+
+    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
+        self.batches.append(len(images))
+        panoptic = np.zeros(images.shape[:3], np.uint8)
+        segments = np.zeros((len(images), 10, 7), np.float32)
+        counts = np.zeros(len(images), np.int32)
+        for index, (image, (height, width)) in enumerate(zip(images, sizes, strict=True)):
+            keys = [SKY, GRASS, DOG, CAT, CAT_2]
+            keys = keys[::-1] if self.permute else keys
+            category, instance = image[..., 0] // 60 - 1, image[..., 1] // 100 - 1
+            for row, (wanted, which) in enumerate(keys):
+                panoptic[index][(category == wanted) & (instance == which)] = row + 1
+                segments[index, row, :2] = wanted, 0.5 if self.permute else 0.9
+            counts[index] = len(keys)
+            if self.damage and (height, width) == self.damage[0]:
+                panoptic[index, : round(self.damage[1] * height)] = 0
+        return RawPrediction(panoptic, segments, counts)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def gt_json(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "data")
+
+
+@pytest.fixture
+def fake() -> Callable[..., FakePredictor]:
+    return FakePredictor

@@ -149,7 +149,7 @@ FAULTS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("no photo", lambda c: c["images"][0].update(file_name="b.jpg"), "image 42: its photo .*b.jpg is missing"),
     ("no png", lambda c: c["annotations"][0].update(file_name="b.png"), "image 42: its truth .*b.png is missing"),
     ("image id", lambda c: (c["images"][0].update(id="x"), c["annotations"][0].update(image_id="x")),
-     "set.json: image 'x': image ids must be integers"),
+     "set.json: an .* 'x': image ids must be integers"),
     ("no segments", lambda c: c["annotations"][0].pop("segments_info"), "image 42 has no 'segments_info'"),
     ("segment id", lambda c: c["annotations"][0]["segments_info"][0].pop("id"), "image 42: every segment needs an id"),
     ("segment 0", lambda c: c["annotations"][0]["segments_info"][0].update(id=0), "image 42: every .* from 1 up"),
