@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import export.engine
@@ -91,6 +93,16 @@ def test_onnx_runtime_equals_pytorch(tiny_run: Path, batch: int, height: int, wi
         np.testing.assert_allclose(found.segments[..., :2], expected.segments[..., :2], atol=1e-4)
 
 
+@pytest.mark.gpu
+def test_gpu_equals_cpu(tiny_run: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
+    inputs = images, np.array([[96, 128]] * 2, np.int32), np.ones(2, np.float32)
+    cpu, gpu = (PyTorchPredictor(tiny_run / "last.pt", device).predict(*inputs) for device in ("cpu", "cuda"))
+    assert (cpu.panoptic == gpu.panoptic).mean() >= 0.999
+
+
 class TestBrokenInput:
     def test_truncated_onnx(self, tiny_run: Path, tmp_path: Path) -> None:
         broken = tmp_path / "model.onnx"
@@ -142,6 +154,17 @@ class TestEngine:
     def test_manifest_belongs_to_the_optimized_model(self, tiny_run: Path) -> None:
         model = tiny_run / "engine/model.onnx"
         assert Manifest.load(manifest_path(model)).onnx_sha256 == sha256(model)
+
+    @pytest.mark.tensorrt
+    def test_rtx_builds_or_names_the_operator(self, tiny_run: Path) -> None:
+        """Without plugins TensorRT-RTX refuses the bodies of the custom operators: the report must say which."""
+        if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+            pytest.skip("TensorRT-RTX is not installed (pip install '.[rtx]')")
+        found = json.loads((tiny_run / "engine/engine.json").read_text())["tensorrt_rtx"]
+        if found["status"] == "built":
+            assert (tiny_run / "engine/model.rtx.plan").stat().st_size == found["bytes"]
+        else:
+            assert found["stage"] == "parser" and any("DeformConv" in error for error in found["errors"])
 
     def test_profile_covers_what_the_resize_rule_can_give(self) -> None:
         rule = ResizeRule(short_side=500, max_side=1333)
