@@ -22,6 +22,19 @@ def latest_version(repository: Path, model: str = MODEL) -> Path:
     return max(versions, key=lambda folder: int(folder.name))
 
 
+def deploy_engine(engine: Path, repository: Path = REPOSITORY) -> None:
+    """Deploys what `make engine` built in the folder `engine`, TensorRT's plan too where there is one.
+
+    A plan of another model does not stay behind. Raises like `deploy`.
+    """
+    deploy(engine / "model.onnx", engine / "model.manifest.json", repository)
+    plan, target = engine / "model.plan", latest_version(repository) / "model.plan"
+    if plan.is_file():
+        _copy(plan, target)
+    else:
+        target.unlink(missing_ok=True)
+
+
 def deploy(model_onnx: Path, manifest: Path, repository: Path = REPOSITORY) -> None:
     """Copies a model and its manifest into the repository's version folder, each by an atomic rename.
 

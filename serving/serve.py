@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from serving.repository import MODEL, REPOSITORY, deploy
+from serving.repository import MODEL, REPOSITORY, deploy_engine
 from serving.server import TritonServer
 
 
@@ -24,7 +24,7 @@ def main(
 ) -> None:
     """Serves a run's model, else the one already deployed, with a real Triton server. Ports of 0 are picked free."""
     if run is not None:
-        deploy(run / "engine/model.onnx", run / "engine/model.manifest.json", repository)
+        deploy_engine(run / "engine", repository)
     server = TritonServer(
         repository,
         host=host,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from panoptic.errors import InputError
-from serving.repository import REPOSITORY, deploy, latest_version, make_repository
+from serving.repository import REPOSITORY, deploy, deploy_engine, latest_version, make_repository
 
 
 def config(name: str) -> Any:
@@ -58,6 +59,18 @@ def test_deploy_replaces_the_model(exported: Any, repository: Path) -> None:
     assert (version / "manifest.json").read_bytes() == exported.manifest_path.read_bytes()
     assert sorted(path.name for path in version.iterdir()) == ["manifest.json", "model.onnx", "model.py"]
     assert not (version / "model.onnx").samefile(exported.model)
+
+
+def test_deploy_engine_brings_its_plan_and_leaves_no_other(exported: Any, repository: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    shutil.copytree(exported.model.parent, engine)
+    (engine / "model.plan").write_bytes(b"plan")
+    deploy_engine(engine, repository)
+    plan = latest_version(repository) / "model.plan"
+    assert plan.read_bytes() == b"plan"
+    (engine / "model.plan").unlink()
+    deploy_engine(engine, repository)
+    assert not plan.exists(), "the plan of another engine must not be served"
 
 
 def test_deploy_refuses_a_manifest_of_another_model(exported: Any, repository: Path, tmp_path: Path) -> None:
