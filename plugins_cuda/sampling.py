@@ -1,6 +1,6 @@
 """Bilinear sampling as weighted embedding bags: how deform_conv and roi_align_fpn train on a CPU.
 
-torchvision's backward passes of these operators are scalar loops on one core (they took 3 of 4 seconds of a training
+torchvision's backward passes of these operators are scalar loops on one core (they took two thirds of a training
 step). A bag sums weighted rows of a table, vectorised over the channels and over the cores in both directions.
 """
 
