@@ -16,6 +16,7 @@ functions with a translation table instead does not get through the exporter's i
 | nms | PaddedNms |
 | deform_conv | DeformConv2d |
 | panoptic_fusion | PanopticFusion |
+| top_k | ONNX's own TopK |
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ from plugins_cuda.deform_conv import deform_conv
 from plugins_cuda.nms import nms
 from plugins_cuda.panoptic_fusion import panoptic_fusion
 from plugins_cuda.roi_align_fpn import roi_align_fpn
+from plugins_cuda.top_k import top_k
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["deform_conv", "nms", "onnx_functions", "panoptic_fusion", "roi_align_fpn"]
+__all__ = ["deform_conv", "nms", "onnx_functions", "panoptic_fusion", "roi_align_fpn", "top_k"]
 
 
 def onnx_functions() -> list[onnx.FunctionProto]:

@@ -147,11 +147,6 @@ class TestBoxes:
         grid = B.grid_anchors(base, 2, 3, 10)
         assert grid[[0, 1, 2, 6]].tolist() == [[0, 0, 1, 1], [0, 0, 2, 2], [10, 0, 11, 1], [0, 10, 1, 11]]
 
-    def test_top_k_breaks_ties_by_index(self) -> None:
-        scores = torch.zeros(1, 1000)
-        scores[0, 500] = 1
-        assert B.top_k(scores, 4)[1].tolist() == [[500, 0, 1, 2]]
-
     def test_sample_is_bounded_and_disjoint(self) -> None:
         positive = torch.arange(100) < 60
         pos, neg = B.sample(positive, ~positive, total=40, positive_fraction=0.25)

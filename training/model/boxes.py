@@ -71,18 +71,6 @@ def sample(positive: Tensor, negative: Tensor, total: int, positive_fraction: fl
     return positives, negatives
 
 
-def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of [..., N >= k] along the last axis, in (score descending, index ascending) order.
-
-    torch.topk leaves the order of ties open; ONNX's TopK, which it becomes at export, fixes it as we do.
-    """
-    if torch.onnx.is_in_onnx_export():
-        values, indices = torch.topk(scores, k, dim=-1)
-        return values, indices
-    values, indices = torch.sort(scores, dim=-1, descending=True, stable=True)
-    return values[..., :k], indices[..., :k]
-
-
 def gather_rows(values: Tensor, indices: Tensor) -> Tensor:
     """values [B, N, C] at indices [B, K] -> [B, K, C]."""
     return torch.gather(values, 1, indices.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

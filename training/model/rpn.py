@@ -69,7 +69,7 @@ class RPN(nn.Module):
         valid = torch.arange(top_n, device=kept.device) < counts.unsqueeze(1)
         boxes = B.gather_rows(boxes, kept).reshape(batch, levels * top_n, 4)
         scores = torch.gather(scores, 1, kept).masked_fill(~valid, -torch.inf).reshape(batch, levels * top_n)
-        scores, order = B.top_k(scores, top_n)
+        scores, order = plugins_cuda.top_k(scores, top_n)
         valid = scores > -torch.inf
         return B.gather_rows(boxes, order) * valid.unsqueeze(-1), valid
 
@@ -78,7 +78,7 @@ class RPN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         batch = logits.shape[0]
         # Small maps have fewer anchors than top_n: pad, so that the shapes never depend on the image size.
-        scores, order = B.top_k(F.pad(logits, (0, top_n), value=-torch.inf), top_n)
+        scores, order = plugins_cuda.top_k(F.pad(logits, (0, top_n), value=-torch.inf), top_n)
         chosen = B.gather_rows(F.pad(deltas, (0, 0, 0, top_n)), order)
         bases = F.pad(anchors, (0, 0, 0, top_n))[order.reshape(-1)].reshape(batch, top_n, 4)
         return B.clip(B.decode(chosen, bases, B.RPN_WEIGHTS), sizes), scores
