@@ -3,7 +3,7 @@
     python eval/parity.py --run runs/demo
 
 Each runtime is held against the reference runtime at the same batch size. Against the first batch size it is compared
-for information only: a batch is padded to its common size, and what lies in the padding may move a border by a pixel.
+for information only: a batch is padded to its common size, which the convolutions see at an image's border.
 Writes parity.json and report.html. Exit code 0: equal; 1: not equal; 2: bad input.
 """
 
