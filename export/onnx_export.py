@@ -29,7 +29,7 @@ def export_onnx(checkpoint: Path, out: Path) -> Manifest:
 
 
 def write_onnx(model: UPSNet, manifest: Manifest, out: Path) -> Manifest:
-    """Export an evaluation-mode network; both files appear together or not at all."""
+    """Export an evaluation-mode network; the manifest holds the file's sha256, so a mismatch shows."""
     proto = to_model_proto(model.eval(), manifest.resize)
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.model_dump_json()

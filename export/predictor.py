@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
+from pydantic import ValidationError
 
 from export.contract import INPUTS, METADATA_KEY, OUTPUTS
-from panoptic.errors import InputError
+from panoptic.errors import InputError, one_line
 from panoptic.manifest import Manifest
 from panoptic.predictor import RawPrediction
 
@@ -35,7 +36,10 @@ class OnnxRuntimePredictor:
         metadata = self.session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata:
             raise InputError(f"{model}: not an upsnet model (no {METADATA_KEY} metadata); export it with `make onnx`")
-        self.manifest = Manifest.model_validate_json(metadata[METADATA_KEY])
+        try:
+            self.manifest = Manifest.model_validate_json(metadata[METADATA_KEY])
+        except ValidationError as error:
+            raise InputError(f"{model}: its manifest is damaged ({one_line(error)}); export it again") from None
 
     def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
         """images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from panoptic.errors import InputError
+from panoptic.errors import InputError, one_line
 from panoptic.geometry import ResizeRule
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -170,8 +170,7 @@ def parse_config(values: object, source: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
-        raise InputError(f"{source}: {problems}") from None
+        raise InputError(f"{source}: {one_line(error)}") from None
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:

@@ -124,6 +124,16 @@ class TestBrokenInput:
         with pytest.raises(InputError, match="not an upsnet model"):
             OnnxRuntimePredictor(tmp_path / "other.onnx")
 
+    def test_damaged_manifest_inside(self, proto: onnx.ModelProto, tmp_path: Path) -> None:
+        damaged = onnx.ModelProto()
+        damaged.CopyFrom(proto)
+        damaged.metadata_props[0].key, damaged.metadata_props[0].value = METADATA_KEY, '{"name": 3}'
+        del damaged.metadata_props[1:]
+        onnx.save(damaged, tmp_path / "model.onnx")
+        with pytest.raises(InputError, match=r"model\.onnx: its manifest is damaged") as error:
+            OnnxRuntimePredictor(tmp_path / "model.onnx")
+        assert "\n" not in str(error.value)
+
     def test_truncated_checkpoint_writes_nothing(self, tiny_run: Path, tmp_path: Path) -> None:
         broken = tmp_path / "last.pt"
         broken.write_bytes((tiny_run / "last.pt").read_bytes()[:5000])

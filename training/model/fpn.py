@@ -47,9 +47,7 @@ class FPN(nn.Module):
 
 
 def mean_inside(feature: Tensor, sizes: Tensor) -> Tensor:
-    """[B, C]: mean of C5 [B, C, h, w] over the image of sizes [B, 2] = (height, width).
-
-    A cell counts by its share in the image.
+    """[B, C]: mean of C5 [B, C, h, w] over the image of sizes [B, 2] = (height, width); a cell counts by its share.
 
     A mean over the padding too would make an image's result depend on the other images of its batch.
     """
