@@ -1,8 +1,10 @@
-"""Running one operator's ONNX body in ONNX Runtime."""
+"""Running one operator: its ONNX body in ONNX Runtime, its compiled libraries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import plugins_cuda
+from plugins_cuda import library
 
 RunNode = Callable[..., list[np.ndarray]]
 TYPES = {torch.float32: 1, torch.uint8: 2, torch.int32: 6, torch.int64: 7}
@@ -62,3 +65,26 @@ def run_node() -> RunNode:
         return sessions[key].run(None, {label: tensor.numpy() for label, tensor in inputs.items()})
 
     return run
+
+
+@dataclass(frozen=True)
+class Front:
+    """Where an operator runs: `cpu`, `emulated` (the CUDA kernels' text on the CPU) or `cuda`."""
+
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.name == "cuda" else "cpu")
+
+
+@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def front(request: pytest.FixtureRequest) -> Iterator[Front]:
+    """Every compiled way to run an operator; inside the test, CPU tensors go through it."""
+    chosen = Front(request.param)
+    if chosen.name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+    with library.emulation() if chosen.name == "emulated" else nullcontext():
+        compiled = library.load(chosen.name, library.gpu_architecture(chosen.device) if chosen.name == "cuda" else "")
+        assert library.compiled(chosen.device).path == compiled.path
+        yield chosen

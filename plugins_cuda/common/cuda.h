@@ -1,0 +1,42 @@
+// What every launch.cu needs of CUDA. Under the emulator <cuda_runtime.h> is ../emulator/cuda_runtime.h.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "common/numeric.h"
+#include "common/types.h"
+
+// Dynamic shared memory: UPSNET_DYNAMIC_SHARED(name) declares `unsigned char* name`, aligned to 16 bytes.
+#ifdef UPSNET_EMULATED
+#define UPSNET_DYNAMIC_SHARED(name) unsigned char* name = ::emulator::dynamic_shared()
+#else
+#define UPSNET_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+namespace upsnet {
+
+// kernel<<<grid, block, shared, stream>>>(arguments...), in a form that a C++ compiler accepts; cudaGetLastError().
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                          Arguments... arguments) {
+#ifdef UPSNET_EMULATED
+  static_cast<void>(stream);
+  ::emulator::run(grid, block, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
+#else
+  if (shared > 48 * 1024) {
+    const cudaError_t raised =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (raised != cudaSuccess) return raised;
+  }
+  kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
+#endif
+  return cudaGetLastError();
+}
+
+}  // namespace upsnet
+
+#define UPSNET_RETURN_IF_ERROR(call)                       \
+  do {                                                     \
+    const cudaError_t upsnet_error = (call);               \
+    if (upsnet_error != cudaSuccess) return upsnet_error;  \
+  } while (false)

@@ -1,0 +1,25 @@
+// The C interface that the PyTorch binding (../library.py) calls.
+//
+// UPSNET_EXPORT_CPU(room) in cpu.cpp, UPSNET_EXPORT_CUDA(room) in launch.cu; both give the size of the params struct,
+// so that a binding whose idea of it differs is refused.
+#pragma once
+
+#include <cstddef>
+
+#define UPSNET_EXPORT extern "C" __attribute__((visibility("default")))
+
+#define UPSNET_EXPORT_CPU(room)                                                                        \
+  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }        \
+  UPSNET_EXPORT int upsnet_##room##_cpu(const ::upsnet::room::Params* params, int threads) {           \
+    return ::upsnet::room::run_cpu(*params, threads);                                                  \
+  }
+
+#define UPSNET_EXPORT_CUDA(room)                                                                       \
+  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }        \
+  UPSNET_EXPORT size_t upsnet_##room##_workspace_size(const ::upsnet::room::Params* params) {          \
+    return ::upsnet::room::workspace_size(*params);                                                    \
+  }                                                                                                    \
+  UPSNET_EXPORT int upsnet_##room##_launch(const ::upsnet::room::Params* params, void* workspace,      \
+                                           CUstream_st* stream) {                                      \
+    return ::upsnet::room::launch(*params, workspace, stream);                                         \
+  }

@@ -1,0 +1,201 @@
+// The fibers behind cuda_runtime.h.
+#include "cuda_runtime.h"
+
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace emulator {
+namespace {
+
+constexpr size_t kStackSize = 256 * 1024;
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<unsigned char[]> stack;
+  uint3 thread;
+  State state;
+  unsigned warp_mask;
+  void* sanitizer_stack;
+};
+
+ucontext_t scheduler;
+void* scheduler_sanitizer_stack;
+const void* scheduler_stack_bottom;
+size_t scheduler_stack_size;
+std::vector<Fiber> fibers;  // grown to the largest block so far; stacks are kept
+unsigned block_threads, current;
+const std::function<void()>* kernel;
+std::vector<unsigned char> shared_memory;
+std::vector<uint64_t> slots;
+int counter;
+Place here;
+
+void before_switch([[maybe_unused]] void** save, [[maybe_unused]] const void* bottom, [[maybe_unused]] size_t size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(save, bottom, size);
+#endif
+}
+
+void after_switch([[maybe_unused]] void* saved, [[maybe_unused]] const void** bottom, [[maybe_unused]] size_t* size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(saved, bottom, size);
+#endif
+}
+
+void to_scheduler() {
+  Fiber& fiber = fibers[current];
+  const bool leaves = fiber.state == State::kDone;
+  before_switch(leaves ? nullptr : &fiber.sanitizer_stack, scheduler_stack_bottom, scheduler_stack_size);
+  swapcontext(&fiber.context, &scheduler);
+  after_switch(fiber.sanitizer_stack, &scheduler_stack_bottom, &scheduler_stack_size);
+}
+
+void to_fiber(unsigned index) {
+  current = index;
+  here.thread = fibers[index].thread;
+  before_switch(&scheduler_sanitizer_stack, fibers[index].stack.get(), kStackSize);
+  swapcontext(&scheduler, &fibers[index].context);
+  after_switch(scheduler_sanitizer_stack, nullptr, nullptr);
+}
+
+void fiber_main() {
+  after_switch(nullptr, &scheduler_stack_bottom, &scheduler_stack_size);
+  (*kernel)();
+  fibers[current].state = State::kDone;
+  to_scheduler();
+}
+
+void start(unsigned index, dim3 block) {
+  Fiber& fiber = fibers[index];
+  if (!fiber.stack) fiber.stack = std::make_unique<unsigned char[]>(kStackSize);
+  fiber.thread = {index % block.x, index / block.x % block.y, index / (block.x * block.y)};
+  fiber.state = State::kReady;
+  fiber.sanitizer_stack = nullptr;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = kStackSize;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, fiber_main, 0);
+}
+
+// Opens the barriers that everyone who must come has reached. False: nobody could go on.
+bool open_barriers() {
+  bool opened = false, all_at_block = true;
+  for (unsigned i = 0; i < block_threads; ++i) {
+    all_at_block &= fibers[i].state == State::kAtBlockBarrier || fibers[i].state == State::kDone;
+  }
+  for (unsigned i = 0; i < block_threads; ++i) {
+    Fiber& fiber = fibers[i];
+    if (fiber.state == State::kAtBlockBarrier && all_at_block) {
+      fiber.state = State::kReady;
+      opened = true;
+    }
+    if (fiber.state != State::kAtWarpBarrier) continue;
+    const unsigned first = i / 32 * 32, mask = fiber.warp_mask;
+    bool complete = true;
+    for (unsigned lane = 0; lane < 32 && first + lane < block_threads; ++lane) {
+      const Fiber& other = fibers[first + lane];
+      if (!(mask >> lane & 1u) || other.state == State::kDone) continue;
+      complete &= other.state == State::kAtWarpBarrier && other.warp_mask == mask;
+    }
+    if (!complete) continue;
+    for (unsigned lane = 0; lane < 32 && first + lane < block_threads; ++lane) {
+      Fiber& other = fibers[first + lane];
+      if ((mask >> lane & 1u) && other.state == State::kAtWarpBarrier) other.state = State::kReady;
+    }
+    opened = true;
+  }
+  return opened;
+}
+
+void run_block(const std::vector<unsigned>& order) {
+  for (unsigned done = 0; done < block_threads;) {
+    bool ran = false;
+    for (const unsigned i : order) {
+      if (fibers[i].state != State::kReady) continue;
+      to_fiber(i);
+      ran = true;
+      done += fibers[i].state == State::kDone;
+    }
+    if (!ran && !open_barriers()) {
+      std::fprintf(stderr, "emulator: block (%u, %u, %u) hangs: threads wait at a barrier that others never reach\n",
+                   here.block.x, here.block.y, here.block.z);
+      std::abort();
+    }
+  }
+}
+
+std::vector<unsigned> thread_order(unsigned count) {
+  std::vector<unsigned> order(count);
+  std::iota(order.begin(), order.end(), 0u);
+  const char* wish = std::getenv("UPSNET_EMULATOR_ORDER");
+  const std::string name = wish ? wish : "forward";
+  if (name == "reverse") std::reverse(order.begin(), order.end());
+  if (name == "shuffle") std::shuffle(order.begin(), order.end(), std::mt19937(count));
+  return order;
+}
+
+}  // namespace
+
+void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& body) {
+  block_threads = block.x * block.y * block.z;
+  if (fibers.size() < block_threads) fibers.resize(block_threads);
+  slots.assign((block_threads + 31) / 32 * 32, 0);
+  kernel = &body;
+  here.block_dim = block;
+  here.grid_dim = grid;
+  const std::vector<unsigned> order = thread_order(block_threads);
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; ++x) {
+        here.block = {x, y, z};
+        // Exactly the size asked for, and full of NaN: reading past it or before writing shows.
+        shared_memory = std::vector<unsigned char>(shared, 0xff);
+        counter = 0;
+        for (unsigned i = 0; i < block_threads; ++i) start(i, block);
+        run_block(order);
+      }
+    }
+  }
+}
+
+unsigned char* dynamic_shared() { return shared_memory.data(); }
+Place& place() { return here; }
+unsigned lane() { return current % 32; }
+uint64_t& warp_slot(unsigned lane) { return slots[current / 32 * 32 + lane]; }
+int& block_counter() { return counter; }
+
+void block_barrier() {
+  fibers[current].state = State::kAtBlockBarrier;
+  to_scheduler();
+}
+
+void warp_barrier(unsigned mask) {
+  fibers[current].state = State::kAtWarpBarrier;
+  fibers[current].warp_mask = mask;
+  to_scheduler();
+}
+
+}  // namespace emulator
+
+int __syncthreads_count(int predicate) {
+  emulator::block_barrier();
+  emulator::block_counter() = 0;
+  emulator::block_barrier();
+  emulator::block_counter() += predicate != 0;
+  emulator::block_barrier();
+  return emulator::block_counter();
+}
