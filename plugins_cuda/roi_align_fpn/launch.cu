@@ -122,12 +122,12 @@ __device__ __forceinline__ void add_bin(const T* map, int64_t line, int pitch, S
   const Tap* columns = shared.taps + column * shared.longest;
   const int row_count = shared.counts[row], column_count = shared.counts[column];
   for (int first = 0; first < column_count; first += kAtOnce) {
-    int offset[kAtOnce];
+    unsigned offset[kAtOnce];
     float weight[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const bool counts = first + i < column_count;
-      offset[i] = counts ? columns[first + i].index * pitch : -1;
+      offset[i] = counts ? columns[first + i].index * pitch : 0;
       weight[i] = counts ? columns[first + i].weight : 0.0f;
     }
 #pragma unroll 1
@@ -137,11 +137,11 @@ __device__ __forceinline__ void add_bin(const T* map, int64_t line, int pitch, S
       Pack<T, kVector> read[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        if (offset[i] >= 0) read[i] = *reinterpret_cast<const Pack<T, kVector>*>(pixels + offset[i]);
+        if (first + i < column_count) read[i] = *reinterpret_cast<const Pack<T, kVector>*>(pixels + offset[i]);
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        if (offset[i] < 0) continue;
+        if (first + i >= column_count) continue;
         const float both = tap.weight * weight[i];
 #pragma unroll
         for (int k = 0; k < kVector; ++k) sum[k] += both * to_float(read[i].value(k));
