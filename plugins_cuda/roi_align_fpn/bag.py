@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plugins_cuda.roi_align_fpn.reference import FINEST_STRIDE, assign_levels
+from plugins_cuda.roi_align_fpn.reference import FINEST_STRIDE, assign_levels, without_nonfinite
 from plugins_cuda.sampling import bag_sum, corners, pixel_table
 
 
@@ -22,8 +22,8 @@ def roi_align_fpn(
 ) -> Tensor:
     """See `plugins_cuda.roi_align_fpn`. Differentiable in the features."""
     batch, count = rois.shape[:2]
-    rois = rois.detach()
-    level = assign_levels(rois, canonical_size, inclusive)
+    rois = without_nonfinite(rois.detach())
+    level = assign_levels(rois.float(), canonical_size, inclusive)
     shapes = torch.tensor([feature.shape[2:] for feature in features], device=rois.device)
     height, width = shapes[level].unbind(-1)
     # Row of the table where the map of a box's level and image begins.

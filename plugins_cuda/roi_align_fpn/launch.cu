@@ -1,12 +1,342 @@
+// RoIAlign over P2..P5 on the GPU: one gather over channels-last maps.
+//
+// A block has one box and a group of 16-byte channel vectors (8 halves, 4 floats). It computes the taps (kernel.cuh) of
+// the box's rows and columns once, in shared memory. Then 16 (or 8) neighbouring threads share a bin: each sums its
+// vector over the bin's taps in float, so that a tap is one coalesced read of 256 (128) bytes, and up to four of them
+// are under way at once. Sums go to a tile in shared memory that already has the order of the output, each thread's
+// part shifted by one bank against its neighbour's; the tile leaves as one contiguous run of whole lines.
+// All boxes of one channel group run before those of the next: that part of the maps stays in the L2 cache.
+//
+// Contiguous (NCHW) maps are first written channels-last into the workspace, all levels by one launch.
+//
+// Floor, 1000 boxes x 256 channels x 7 x 7 on P2..P5 of 800 x 1344 in half precision: every pixel once (46 MB) and the
+// output once (25 MB), 15 us at an H200's 4.8 TB/s. What binds in practice is the L2 cache: a box of 14 to 28 pixels a
+// side touches 200 to 800 of them, 0.1 to 0.4 MB. NCHW adds a read and a write of the maps, 91 MB or 19 us.
+#include <cstring>
+#include <type_traits>
+
 #include "common/cuda.h"
 #include "common/exports.h"
+#include "roi_align_fpn/kernel.cuh"
 #include "roi_align_fpn/launch.h"
 
 namespace upsnet::roi_align_fpn {
+namespace {
 
-size_t workspace_size(const Params&) { return 0; }
+constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // of a multiprocessor: 64 registers a thread
+constexpr int kWarps = kThreads / 32;
+constexpr int kVectorBytes = 16;
+constexpr int kTileBytes = 32 * 1024;  // of shared memory for the sums of a block
+constexpr int kAtOnce = 4;             // columns of a bin whose reads are under way together
+constexpr int kSide = 64;              // of the transposed tiles, in pixels and in channels
+constexpr unsigned kMaxGrid = 65535;
 
-int launch(const Params&, void*, CUstream_st*) { return cudaErrorInvalidValue; }
+// What a thread reads or writes at once. Held as words: 16-bit members would cost a register each.
+template <typename T, int kVector>
+struct alignas(sizeof(T) * kVector) Pack {
+  using Word = std::conditional_t<(sizeof(T) * kVector > 4), uint32_t, T>;
+  Word words[sizeof(T) * kVector / sizeof(Word)];
+
+  __device__ __forceinline__ T value(int index) const {
+    T result;
+    std::memcpy(&result, reinterpret_cast<const unsigned char*>(words) + index * sizeof(T), sizeof result);
+    return result;
+  }
+  __device__ __forceinline__ void set(int index, T value) {
+    std::memcpy(reinterpret_cast<unsigned char*>(words) + index * sizeof(T), &value, sizeof value);
+  }
+};
+
+// Channels-last maps.
+struct Maps {
+  const void* data[kLevels];
+  int pitch;  // elements from pixel to pixel
+};
+
+struct Plan {
+  int lanes;      // threads that share a bin: a power of two, at most 32
+  int bins;       // of a block
+  int slab;       // elements of the tile that belong to one lane
+  int tap_bytes;  // of shared memory, before the tile
+  int shared;     // bytes
+};
+
+template <typename T, int kVector>
+Plan plan_of(const Params& params) {
+  const int all_bins = params.output_size * params.output_size;
+  const int padding = 4 / static_cast<int>(sizeof(T));  // one bank
+  Plan plan;
+  plan.lanes = kVector > 1 ? 16 : 32;
+  while (plan.lanes > 1 && plan.lanes / 2 * kVector >= params.channels) plan.lanes /= 2;
+  const int vector_bytes = kVector * static_cast<int>(sizeof(T));
+  while (plan.lanes > 8 && all_bins > kTileBytes / (plan.lanes * vector_bytes)) plan.lanes /= 2;
+  const int fitting = kTileBytes / (plan.lanes * vector_bytes);
+  plan.bins = all_bins < fitting ? all_bins : fitting;
+  plan.slab = kVector * plan.bins + padding;
+  const int tap_bytes = 2 * params.output_size * static_cast<int>(2 * params.sampling_ratio * sizeof(Tap) + sizeof(int));
+  plan.tap_bytes = (tap_bytes + 15) / 16 * 16;
+  plan.shared = plan.tap_bytes + plan.lanes * plan.slab * static_cast<int>(sizeof(T));
+  return plan;
+}
+
+// values[level], without the copy to local memory that an index into kernel parameters costs.
+template <typename Value>
+__device__ __forceinline__ Value pick(const Value (&values)[kLevels], int level) {
+  static_assert(kLevels == 4, "one choice for each level");
+  const Value low = level == 0 ? values[0] : values[1], high = level == 2 ? values[2] : values[3];
+  return level < 2 ? low : high;
+}
+
+// The taps of one box in shared memory: [rows, columns][bin][2 * samples], and how many of them count.
+struct SharedTaps {
+  Tap* taps;
+  int* counts;
+  int longest;
+
+  __device__ SharedTaps(unsigned char* memory, int bins, int samples) {
+    longest = 2 * samples;
+    taps = reinterpret_cast<Tap*>(memory);
+    counts = reinterpret_cast<int*>(taps + 2 * bins * longest);
+  }
+};
+
+__device__ __forceinline__ void find_taps(const Params& params, const float* box, int level, SharedTaps shared) {
+  const int bins = params.output_size;
+  const bool finite = is_finite(box);
+  for (int i = threadIdx.x; i < 2 * bins; i += kThreads) {
+    const int is_column = i >= bins, axis = is_column ? 0 : 1;
+    const int length = is_column ? pick(params.widths, level) : pick(params.heights, level);
+    const Extent extent = extent_of(box[axis], box[axis + 2], scale_of(level), bins, params.is_aligned != 0);
+    Tap* taps = shared.taps + i * shared.longest;
+    const int bin = is_column ? i - bins : i;
+    shared.counts[i] = finite ? bin_taps(extent, bin, params.sampling_ratio, length, taps) : 0;
+  }
+}
+
+// Adds the pixels of one bin, weighted, to sum. map: at the thread's channels.
+template <typename T, int kVector>
+__device__ __forceinline__ void add_bin(const T* map, int64_t line, int pitch, SharedTaps shared, int row, int column,
+                                        float (&sum)[kVector]) {
+  const Tap* rows = shared.taps + row * shared.longest;
+  const Tap* columns = shared.taps + column * shared.longest;
+  const int row_count = shared.counts[row], column_count = shared.counts[column];
+  for (int first = 0; first < column_count; first += kAtOnce) {
+    unsigned offset[kAtOnce];
+    float weight[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const bool counts = first + i < column_count;
+      offset[i] = counts ? columns[first + i].index * pitch : 0;
+      weight[i] = counts ? columns[first + i].weight : 0.0f;
+    }
+#pragma unroll 1
+    for (int y = 0; y < row_count; ++y) {
+      const Tap tap = rows[y];
+      const T* pixels = map + tap.index * line;
+      Pack<T, kVector> read[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i < column_count) read[i] = *reinterpret_cast<const Pack<T, kVector>*>(pixels + offset[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i >= column_count) continue;
+        const float both = tap.weight * weight[i];
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) sum[k] += both * to_float(read[i].value(k));
+      }
+    }
+  }
+}
+
+// The tile -> the output. first: of the block's channels; there are `channels` of them.
+template <typename T, int kVector>
+__device__ __forceinline__ void write_tile(const Params& params, const Plan& plan, const T* tile, int roi, int first,
+                                           int channels, int first_bin, int bins) {
+  const int all_bins = params.output_size * params.output_size;
+  T* output = static_cast<T*>(params.output) + (static_cast<int64_t>(roi) * params.channels + first) * all_bins;
+  const bool whole_words = static_cast<int64_t>(params.channels) * all_bins * sizeof(T) % 4 == 0;
+  if (kVector * sizeof(T) == kVectorBytes && bins == all_bins && whole_words) {
+    // Slabs lie one behind the other in the output: each warp copies whole ones, in words of four bytes.
+    const int slab_words = kVector * bins * sizeof(T) / 4, words = channels * bins * sizeof(T) / 4;
+    const uint32_t* source = reinterpret_cast<const uint32_t*>(tile);
+    uint32_t* target = reinterpret_cast<uint32_t*>(output);
+    for (int slab = threadIdx.x / 32; slab * slab_words < words; slab += kWarps) {
+      const int begin = slab * slab_words, end = begin + slab_words < words ? begin + slab_words : words;
+      for (int i = begin + threadIdx.x % 32; i < end; i += 32) target[i] = source[i + slab];
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < channels * bins; i += kThreads) {
+    const int channel = i / bins, bin = i - channel * bins;
+    output[static_cast<int64_t>(channel) * all_bins + first_bin + bin] =
+        tile[channel / kVector * plan.slab + channel % kVector * plan.bins + bin];
+  }
+}
+
+// Grid: boxes x channel groups x parts of the bins.
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kThreads, kBlocks) pool(Params params, Maps maps, Plan plan) {
+  UPSNET_DYNAMIC_SHARED(memory);
+  const int size = params.output_size, roi = blockIdx.x, image = roi / params.rois_per_image;
+  const float* box = params.rois + 4 * static_cast<int64_t>(roi);
+  const int level = level_of(box, params.canonical_size, params.inclusive != 0);
+  const SharedTaps shared(memory, size, params.sampling_ratio);
+  find_taps(params, box, level, shared);
+  __syncthreads();
+
+  T* tile = reinterpret_cast<T*>(memory + plan.tap_bytes);
+  const int group = plan.lanes * kVector, first = blockIdx.y * group;
+  const int lane = threadIdx.x % plan.lanes, channel = first + lane * kVector;
+  const int first_bin = blockIdx.z * plan.bins;
+  const int bins = plan.bins < size * size - first_bin ? plan.bins : size * size - first_bin;
+  const int64_t line = static_cast<int64_t>(pick(params.widths, level)) * maps.pitch;
+  const T* map = static_cast<const T*>(pick(maps.data, level)) + image * pick(params.heights, level) * line + channel;
+  if (channel < params.channels) {
+    for (int i = threadIdx.x / plan.lanes; i < bins; i += kThreads / plan.lanes) {
+      const int row = (first_bin + i) / size, column = first_bin + i - row * size;
+      float sum[kVector] = {};
+      add_bin<T, kVector>(map, line, maps.pitch, shared, row, size + column, sum);
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) tile[lane * plan.slab + k * plan.bins + i] = from_float<T>(sum[k]);
+    }
+  }
+  __syncthreads();
+  const int channels = params.channels - first < group ? params.channels - first : group;
+  write_tile<T, kVector>(params, plan, tile, roi, first, channels, first_bin, bins);
+}
+
+// Contiguous maps -> channels-last with `pitch` elements a pixel, zeros behind the channels.
+// Grid: tiles of kSide pixels of all levels x tiles of kSide channels x images.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) to_channels_last(Params params, Maps maps) {
+  constexpr int kVector = kVectorBytes / sizeof(T), kPacks = kSide / kVector;
+  constexpr int kPitch = kSide + 4 / sizeof(T);
+  __shared__ T tile[kSide * kPitch];
+  int level = 0, tile_of_level = blockIdx.x;
+#pragma unroll
+  for (int l = 0; l < kLevels - 1; ++l) {
+    const int tiles = (params.heights[l] * params.widths[l] + kSide - 1) / kSide;
+    if (level < l || tile_of_level < tiles) continue;
+    tile_of_level -= tiles;
+    level = l + 1;
+  }
+  const int pixels = pick(params.heights, level) * pick(params.widths, level);
+  const int first_pixel = tile_of_level * kSide, first_channel = blockIdx.y * kSide;
+  for (int image = blockIdx.z; image < params.batch; image += gridDim.z) {
+    const int64_t before = static_cast<int64_t>(image) * pixels;
+    const T* source = static_cast<const T*>(pick(params.features, level)) + before * params.channels;
+    T* target = static_cast<T*>(const_cast<void*>(pick(maps.data, level))) + before * maps.pitch;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < kSide * kSide; i += kThreads) {
+      const int pixel = i % kSide, channel = i / kSide;
+      const bool inside = first_pixel + pixel < pixels && first_channel + channel < params.channels;
+      tile[channel * kPitch + pixel] =
+          inside ? source[static_cast<int64_t>(first_channel + channel) * pixels + first_pixel + pixel]
+                 : from_float<T>(0.0f);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < kSide * kPacks; i += kThreads) {
+      const int pixel = i / kPacks, channel = i % kPacks * kVector;
+      if (first_pixel + pixel >= pixels || first_channel + channel >= maps.pitch) continue;
+      Pack<T, kVector> pack;
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) pack.set(k, tile[(channel + k) * kPitch + pixel]);
+      *reinterpret_cast<Pack<T, kVector>*>(target + static_cast<int64_t>(first_pixel + pixel) * maps.pitch +
+                                           first_channel + channel) = pack;
+    }
+    __syncthreads();
+  }
+}
+
+int padded_channels(const Params& params) {
+  const int vector = kVectorBytes / static_cast<int>(element_size(params.type));
+  return (params.channels + vector - 1) / vector * vector;
+}
+
+size_t map_bytes(const Params& params, int level) {
+  const size_t pixels = static_cast<size_t>(params.heights[level]) * params.widths[level];
+  return aligned(params.batch * pixels * padded_channels(params) * element_size(params.type));
+}
+
+bool is_valid(const Params& params) {
+  if (params.output_size < 1 || params.sampling_ratio < 1 ||
+      static_cast<int64_t>(params.output_size) * params.sampling_ratio > kMaxSamples) {
+    return false;
+  }
+  for (int level = 0; level < kLevels; ++level) {
+    // Offsets inside one line of a map, and pixels of a map, are 32-bit.
+    if (static_cast<int64_t>(params.widths[level]) * padded_channels(params) > INT32_MAX ||
+        static_cast<int64_t>(params.widths[level]) * params.heights[level] > INT32_MAX) {
+      return false;
+    }
+  }
+  return static_cast<int64_t>(params.batch) * params.rois_per_image <= INT32_MAX;
+}
+
+template <typename T>
+cudaError_t launch_transpose(const Params& params, unsigned char* workspace, cudaStream_t stream, Maps& maps) {
+  maps.pitch = padded_channels(params);
+  unsigned tiles = 0;
+  for (int level = 0; level < kLevels; ++level) {
+    maps.data[level] = workspace;
+    workspace += map_bytes(params, level);
+    tiles += (static_cast<unsigned>(params.heights[level]) * params.widths[level] + kSide - 1) / kSide;
+  }
+  const unsigned channel_tiles = (maps.pitch + kSide - 1) / kSide, images = params.batch;
+  if (channel_tiles > kMaxGrid) return cudaErrorInvalidValue;
+  if (tiles == 0) return cudaSuccess;
+  const dim3 grid(tiles, channel_tiles, images < kMaxGrid ? images : kMaxGrid);
+  return launch_kernel(to_channels_last<T>, grid, dim3(kThreads), 0, stream, params, maps);
+}
+
+template <typename T, int kVector>
+cudaError_t launch_pool(const Params& params, const Maps& maps, cudaStream_t stream) {
+  const Plan plan = plan_of<T, kVector>(params);
+  const unsigned group = plan.lanes * kVector, bins = params.output_size * params.output_size;
+  const dim3 grid(params.batch * params.rois_per_image, (params.channels + group - 1) / group,
+                  (bins + plan.bins - 1) / plan.bins);
+  if (grid.y > kMaxGrid || grid.z > kMaxGrid) return cudaErrorInvalidValue;
+  return launch_kernel(pool<T, kVector>, grid, dim3(kThreads), plan.shared, stream, params, maps, plan);
+}
+
+template <typename T>
+cudaError_t launch_typed(const Params& params, void* workspace, cudaStream_t stream) {
+  constexpr int kVector = kVectorBytes / sizeof(T);
+  Maps maps{};
+  if (params.layout == Layout::kNCHW) {
+    UPSNET_RETURN_IF_ERROR(launch_transpose<T>(params, static_cast<unsigned char*>(workspace), stream, maps));
+    return launch_pool<T, kVector>(params, maps, stream);
+  }
+  maps.pitch = params.channels;
+  bool in_vectors = params.channels % kVector == 0;
+  for (int level = 0; level < kLevels; ++level) {
+    maps.data[level] = params.features[level];
+    in_vectors &= reinterpret_cast<uintptr_t>(maps.data[level]) % kVectorBytes == 0;
+  }
+  return in_vectors ? launch_pool<T, kVector>(params, maps, stream) : launch_pool<T, 1>(params, maps, stream);
+}
+
+}  // namespace
+
+size_t workspace_size(const Params& params) {
+  if (params.layout == Layout::kNHWC) return 0;
+  size_t bytes = 0;
+  for (int level = 0; level < kLevels; ++level) bytes += map_bytes(params, level);
+  return bytes;
+}
+
+int launch(const Params& params, void* workspace, CUstream_st* stream) {
+  if (!is_valid(params)) return cudaErrorInvalidValue;
+  if (params.batch == 0 || params.rois_per_image == 0 || params.channels == 0) return cudaSuccess;
+  switch (params.type) {
+    case DType::kFloat32: return launch_typed<float>(params, workspace, stream);
+    case DType::kFloat16: return launch_typed<Half>(params, workspace, stream);
+    case DType::kBFloat16: return launch_typed<BFloat16>(params, workspace, stream);
+  }
+  return cudaErrorInvalidValue;
+}
 
 }  // namespace upsnet::roi_align_fpn
 

@@ -6,6 +6,7 @@
 namespace upsnet::roi_align_fpn {
 
 constexpr int kLevels = 4;
+constexpr int kMaxSamples = 1024;  // output_size * sampling_ratio: the samples of a box in one direction
 
 struct Params {
   const void* features[kLevels];  // [batch, channels, heights[l], widths[l]] of stride 4 << l

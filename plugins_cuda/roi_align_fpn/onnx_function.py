@@ -23,8 +23,13 @@ def RoiAlignFpn(
     canonical_size: float,
     inclusive: int,
 ) -> FLOAT:
+    # The maps may be float16 or bfloat16; everything in between is float32.
+    # A box with a NaN or infinite coordinate gives zeros; `reference.without_nonfinite`. (x - x is NaN for those.)
+    finite = op.ReduceSum(rois - rois, [-1], keepdims=1) == 0.0
+    boxes = op.Where(finite, rois, -1e6)
+
     # The level of every box [B, R]; `reference.assign_levels`.
-    x1, y1, x2, y2 = op.Split(rois, axis=-1, num_outputs=4)
+    x1, y1, x2, y2 = op.Split(boxes, axis=-1, num_outputs=4)
     extra = op.Cast(op.Constant(value_int=inclusive), to=1)
     area = op.Relu(x2 - x1 + extra) * op.Relu(y2 - y1 + extra)
     ratio = op.Squeeze(op.Sqrt(area), [-1]) / op.Constant(value_float=canonical_size) + 1e-6
@@ -38,7 +43,7 @@ def RoiAlignFpn(
     place = op.Transpose(op.NonZero(level == 0), perm=[1, 0])
     image, _row = op.Split(place, axis=1, num_outputs=2)
     part = op.RoiAlign(
-        p2, op.GatherND(rois, place), op.Squeeze(image, [1]),
+        op.Cast(p2, to=1), op.GatherND(boxes, place), op.Squeeze(image, [1]),
         coordinate_transformation_mode=coordinate_transformation_mode, sampling_ratio=sampling_ratio,
         output_height=output_size, output_width=output_size, spatial_scale=0.25,
     )  # fmt: skip
@@ -47,7 +52,7 @@ def RoiAlignFpn(
     place = op.Transpose(op.NonZero(level == 1), perm=[1, 0])
     image, _row = op.Split(place, axis=1, num_outputs=2)
     part = op.RoiAlign(
-        p3, op.GatherND(rois, place), op.Squeeze(image, [1]),
+        op.Cast(p3, to=1), op.GatherND(boxes, place), op.Squeeze(image, [1]),
         coordinate_transformation_mode=coordinate_transformation_mode, sampling_ratio=sampling_ratio,
         output_height=output_size, output_width=output_size, spatial_scale=0.125,
     )  # fmt: skip
@@ -56,7 +61,7 @@ def RoiAlignFpn(
     place = op.Transpose(op.NonZero(level == 2), perm=[1, 0])
     image, _row = op.Split(place, axis=1, num_outputs=2)
     part = op.RoiAlign(
-        p4, op.GatherND(rois, place), op.Squeeze(image, [1]),
+        op.Cast(p4, to=1), op.GatherND(boxes, place), op.Squeeze(image, [1]),
         coordinate_transformation_mode=coordinate_transformation_mode, sampling_ratio=sampling_ratio,
         output_height=output_size, output_width=output_size, spatial_scale=0.0625,
     )  # fmt: skip
@@ -65,11 +70,11 @@ def RoiAlignFpn(
     place = op.Transpose(op.NonZero(level == 3), perm=[1, 0])
     image, _row = op.Split(place, axis=1, num_outputs=2)
     part = op.RoiAlign(
-        p5, op.GatherND(rois, place), op.Squeeze(image, [1]),
+        op.Cast(p5, to=1), op.GatherND(boxes, place), op.Squeeze(image, [1]),
         coordinate_transformation_mode=coordinate_transformation_mode, sampling_ratio=sampling_ratio,
         output_height=output_size, output_width=output_size, spatial_scale=0.03125,
     )  # fmt: skip
-    return op.ScatterND(pooled, place, part)
+    return op.CastLike(op.ScatterND(pooled, place, part), p2)
 
 
 def roi_align_fpn_function() -> onnx.FunctionProto:

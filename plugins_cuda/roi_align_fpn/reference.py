@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 FINEST_STRIDE = 4
+OUTSIDE = -1e6  # a box at this corner lies outside of every map: it gives zeros
 
 
 def assign_levels(rois: Tensor, canonical_size: float = 224.0, inclusive: bool = False) -> Tensor:
@@ -24,6 +25,11 @@ def assign_levels(rois: Tensor, canonical_size: float = 224.0, inclusive: bool =
     return (ratio >= 0.5).long() + (ratio >= 1).long() + (ratio >= 2).long()
 
 
+def without_nonfinite(rois: Tensor) -> Tensor:
+    """Boxes [..., 4] with a NaN or infinite coordinate replaced by one that gives zeros."""
+    return rois.where(rois.isfinite().all(dim=-1, keepdim=True), rois.new_full((), OUTSIDE))
+
+
 def roi_align_fpn(
     features: Sequence[Tensor],
     rois: Tensor,
@@ -33,14 +39,19 @@ def roi_align_fpn(
     canonical_size: float = 224.0,
     inclusive: bool = False,
 ) -> Tensor:
-    """See `plugins_cuda.roi_align_fpn`. Every box is pooled on its own level only; differentiable in the features."""
+    """See `plugins_cuda.roi_align_fpn`. Every box is pooled on its own level only; differentiable in the features.
+
+    Half types are pooled in float32 and rounded once, float64 in float64.
+    """
     batch, count = rois.shape[:2]
     channels = features[0].shape[1]
-    level = assign_levels(rois, canonical_size, inclusive)
+    rois = without_nonfinite(rois.to(torch.promote_types(features[0].dtype, torch.float32)))
+    level = assign_levels(rois.float(), canonical_size, inclusive)
     pooled = features[0].new_zeros(batch, count, channels, output_size, output_size)
     for index, feature in enumerate(features):
         image, row = torch.nonzero(level == index, as_tuple=True)
         boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], dim=1)
         scale = 1.0 / (FINEST_STRIDE * 2**index)
-        pooled[image, row] = roi_align(feature, boxes, output_size, scale, sampling_ratio, aligned).to(pooled.dtype)
+        part = roi_align(feature.to(rois.dtype), boxes, output_size, scale, sampling_ratio, aligned)
+        pooled[image, row] = part.to(pooled.dtype)
     return pooled

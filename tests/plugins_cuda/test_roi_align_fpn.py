@@ -1,4 +1,7 @@
-"""RoIAlign over the pyramid: the level rule, the pooling, and the ONNX body against the reference."""
+"""RoIAlign over the pyramid: the definition, its ONNX body, its input checks, and how PyTorch sees it.
+
+The compiled fronts are held against the definition in test_roi_align_fpn_fronts.py.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
 
 import plugins_cuda
-from plugins_cuda.roi_align_fpn import reference
+from plugins_cuda.roi_align_fpn import MAX_SAMPLES, bag, binding, reference
 
 
 def pyramid(batch: int = 2, channels: int = 3, height: int = 64, width: int = 96, seed: int = 0) -> list[Tensor]:
@@ -111,6 +116,53 @@ def test_body_without_boxes_on_most_levels(run_node, count: int):
     np.testing.assert_allclose(run_body(run_node, features, rois, size=14), expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_body_takes_half_types(dtype: torch.dtype):
+    """ONNX Runtime pools in float32 whatever the maps are, and rounds once."""
+    features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
+    half = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}[dtype]
+    single = onnx.TensorProto.FLOAT
+    value = onnx.helper.make_tensor_value_info
+    nodes = [onnx.helper.make_node("Cast", [f"f{level}"], [f"p{level}"], to=half) for level in range(4)]
+    names = [*(f"p{level}" for level in range(4)), "rois"]
+    attributes = {"output_size": 7, "sampling_ratio": 2, "canonical_size": 100.0, "inclusive": 0}
+    mode = {"coordinate_transformation_mode": "half_pixel"}
+    nodes.append(onnx.helper.make_node("RoiAlignFpn", names, ["pooled"], domain="upsnet", **attributes, **mode))
+    nodes.append(onnx.helper.make_node("Cast", ["pooled"], ["out"], to=single))
+    inputs = [*(value(f"f{level}", single, [None] * 4) for level in range(4)), value("rois", single, [None] * 3)]
+    graph = onnx.helper.make_graph(
+        nodes, "half", inputs, [value("out", single, None)], value_info=[value("pooled", half, None)]
+    )
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
+    model = onnx.helper.make_model(graph, functions=plugins_cuda.onnx_functions(), opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    feeds = {f"f{level}": features[level].float().numpy() for level in range(4)} | {"rois": rois.numpy()}
+    expected = reference.roi_align_fpn(features, rois, 7, canonical_size=100.0)
+    np.testing.assert_allclose(
+        session.run(None, feeds)[0], expected.float().numpy(), rtol=torch.finfo(dtype).eps, atol=1e-5
+    )
+
+
+def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node):
+    features = pyramid()
+    rois = hostile_boxes()[:, :12].clone()
+    expected = reference.roi_align_fpn(features, rois, 7)
+    for index, value in enumerate((math.nan, math.inf, -math.inf)):
+        for coordinate in range(4):
+            rois[:, 4 * index + coordinate // 2 * 2, coordinate] = value
+    broken = ~rois.isfinite().all(-1)
+    expected[broken] = 0
+    assert torch.equal(reference.roi_align_fpn(features, rois, 7), expected)
+    torch.testing.assert_close(bag.roi_align_fpn(features, rois, 7, 2, True, 224.0, False), expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(run_body(run_node, features, rois), expected.numpy(), atol=1e-5)
+
+
+def test_reference_pools_half_types_in_float32():
+    features, rois = [feature.half() for feature in pyramid()], hostile_boxes()
+    exact = reference.roi_align_fpn([feature.float() for feature in features], rois, 7)
+    assert torch.equal(reference.roi_align_fpn(features, rois, 7), exact.half())
+
+
 def test_batch_and_order_do_not_matter():
     features, rois = pyramid(), hostile_boxes()
     together = plugins_cuda.roi_align_fpn(features, rois, 7)
@@ -132,9 +184,65 @@ def test_gradient_reaches_every_level():
     assert all(feature.grad.abs().sum() > 0 for feature in features)
 
 
-def test_wrong_number_of_levels():
-    with pytest.raises(ValueError, match="four levels"):
-        plugins_cuda.roi_align_fpn(pyramid()[:3], hostile_boxes(), 7)
+@pytest.mark.parametrize(
+    ("features", "rois", "options", "message"),
+    [
+        (pyramid()[:3], hostile_boxes(), {}, "four levels"),
+        ([*pyramid()[:3], torch.zeros(2, 3, 8)], hostile_boxes(), {}, r"features\[3\] must be \[B, C, H, W\]"),
+        ([*pyramid()[:3], pyramid()[3].half()], hostile_boxes(), {}, r"features\[3\] must be like features\[0\]"),
+        ([*pyramid()[:3], pyramid(channels=4)[3]], hostile_boxes(), {}, r"features\[3\] .* channels"),
+        (pyramid(), hostile_boxes()[0], {}, r"rois must be \[B, R, 4\]"),
+        (pyramid(), hostile_boxes().long(), {}, r"rois must be .* floating"),
+        (pyramid(), hostile_boxes(3), {}, "rois must have the batch"),
+        (pyramid(), hostile_boxes(), {"sampling_ratio": 0}, "sampling_ratio must be at least 1"),
+        (pyramid(), hostile_boxes(), {"sampling_ratio": -1}, "no adaptive sampling"),
+        (pyramid(), hostile_boxes(), {"sampling_ratio": MAX_SAMPLES // 7 + 1}, "at most 1024"),
+    ],
+)
+def test_wrong_inputs(features: list[Tensor], rois: Tensor, options: dict[str, int], message: str):
+    with pytest.raises(ValueError, match=message):
+        plugins_cuda.roi_align_fpn(features, rois, 7, **options)
+
+
+def test_rois_of_other_types_are_taken_as_float32():
+    features, rois = pyramid(), hostile_boxes().half()
+    expected = plugins_cuda.roi_align_fpn(features, rois.float(), 7)
+    for dtype in (torch.float16, torch.float64):
+        assert torch.equal(plugins_cuda.roi_align_fpn(features, rois.to(dtype), 7), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_is_one_operator_of_pytorch(dtype: torch.dtype):
+    features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
+    torch.library.opcheck(binding.roi_align_fpn, (features, rois, 7, 2, True, 100.0, False))
+
+    class Head(torch.nn.Module):
+        def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
+            return plugins_cuda.roi_align_fpn(features, rois, 7)
+
+    with torch.no_grad():
+        expected = Head()(features, rois)
+        compiled = torch.compile(Head(), fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(features, rois), expected)
+        program = torch.export.export(Head(), (features, rois))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert [target for target in targets if "roi" in target] == ["upsnet.roi_align_fpn.default"]
+    assert torch.equal(program.module()(features, rois), expected)
+
+
+def test_reference_serves_where_there_is_no_library(monkeypatch: pytest.MonkeyPatch):
+    features, rois = pyramid(), hostile_boxes()
+    monkeypatch.setattr(binding, "compiled", lambda device: None)
+    assert torch.equal(plugins_cuda.roi_align_fpn(features, rois, 7), reference.roi_align_fpn(features, rois, 7))
+
+
+def test_training_and_inference_agree():
+    features, rois = pyramid(), hostile_boxes()
+    expected = plugins_cuda.roi_align_fpn(features, rois, 7)
+    leaves = [feature.clone().requires_grad_() for feature in features]
+    trained = plugins_cuda.roi_align_fpn(leaves, rois, 7)
+    assert trained.requires_grad and not expected.requires_grad
+    torch.testing.assert_close(trained.detach(), expected, atol=1e-4, rtol=0)
 
 
 def test_levels_of_the_original(shared_data: Path):

@@ -1,0 +1,80 @@
+// RoIAlign over P2..P5: the level of a box, and where its bins sample.
+//
+// The samples of a bin form a grid and bilinear weights are products, so a bin is separable: a list of rows and a list
+// of columns ("taps", each with a weight), and its value is the sum over both of row weight * column weight * pixel.
+// Samples closer than a pixel share taps: merged, a bin of 2 x 2 samples has 4 to 16 pixels instead of always 16.
+// All of it is float, whatever the features are.
+#pragma once
+
+#include <cmath>
+
+#include "common/numeric.h"
+
+namespace upsnet::roi_align_fpn {
+
+constexpr int kFinestStride = 4;
+
+struct Tap {
+  int32_t index;  // row or column of the map
+  float weight;
+};
+
+// A box along one direction of its map, in pixels of the map.
+struct Extent {
+  float start;
+  float bin;  // size of a bin; negative for inverted boxes
+};
+
+UPSNET_HD bool is_finite(const float* box) {
+  // x - x is NaN for NaN and for infinities.
+  return (box[0] - box[0]) + (box[1] - box[1]) + (box[2] - box[2]) + (box[3] - box[3]) == 0.0f;
+}
+
+// 0..3: P2..P5. Inverted boxes count as empty; every comparison with NaN is false: level 0.
+UPSNET_HD int level_of(const float* box, float canonical_size, bool inclusive) {
+  const float extra = inclusive ? 1.0f : 0.0f;
+  const float width = fmaxf(box[2] - box[0] + extra, 0.0f), height = fmaxf(box[3] - box[1] + extra, 0.0f);
+  const float ratio = sqrtf(width * height) / canonical_size + 1e-6f;
+  return (ratio >= 0.5f) + (ratio >= 1.0f) + (ratio >= 2.0f);
+}
+
+UPSNET_HD float scale_of(int level) { return 1.0f / static_cast<float>(kFinestStride << level); }
+
+UPSNET_HD Extent extent_of(float low, float high, float scale, int bins, bool is_aligned) {
+  const float shift = is_aligned ? 0.5f : 0.0f;
+  const float start = low * scale - shift;
+  float size = high * scale - shift - start;
+  if (!is_aligned) size = fmaxf(size, 1.0f);
+  return {start, size / static_cast<float>(bins)};
+}
+
+UPSNET_HD int add_tap(Tap* taps, int count, int index, float weight) {
+  for (int i = 0; i < count; ++i) {
+    if (taps[i].index == index) {
+      taps[i].weight += weight;
+      return count;
+    }
+  }
+  taps[count] = {index, weight};
+  return count + 1;
+}
+
+// The taps of one bin along a map of `length` pixels; at most 2 * samples, returns how many. Samples outside
+// [-1, length] count as zero, and so do NaN ones; those between the border and its outermost pixel are drawn to it.
+UPSNET_HD int bin_taps(Extent extent, int bin, int samples, int length, Tap* taps) {
+  const float share = 1.0f / static_cast<float>(samples);
+  int count = 0;
+  for (int sample = 0; sample < samples; ++sample) {
+    const float offset = (static_cast<float>(sample) + 0.5f) * extent.bin / static_cast<float>(samples);
+    const float place = extent.start + static_cast<float>(bin) * extent.bin + offset;
+    if (!(place >= -1.0f && place <= static_cast<float>(length)) || length < 1) continue;
+    const float inside = fminf(fmaxf(place, 0.0f), static_cast<float>(length - 1));
+    const int index = static_cast<int>(inside);
+    const float fraction = inside - static_cast<float>(index);
+    count = add_tap(taps, count, index, (1.0f - fraction) * share);
+    if (fraction > 0.0f) count = add_tap(taps, count, index + 1, fraction * share);
+  }
+  return count;
+}
+
+}  // namespace upsnet::roi_align_fpn

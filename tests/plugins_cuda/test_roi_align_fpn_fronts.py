@@ -1,0 +1,284 @@
+"""Every compiled RoIAlign (CPU, the CUDA kernels emulated or on a GPU) against the definition and independent ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import plugins_cuda
+from plugins_cuda import library
+from plugins_cuda.roi_align_fpn import reference
+
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def pyramid(
+    batch: int = 2,
+    channels: int = 3,
+    height: int = 64,
+    width: int = 96,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(height)
+    sizes = [(max(height >> level, 1), max(width >> level, 1)) for level in range(4)]
+    maps = [torch.randn(batch, channels, *size, generator=generator) for size in sizes]
+    return [each.to(dtype).contiguous(memory_format=layout) for each in maps]
+
+
+def boxes(batch: int, count: int, seed: int = 1) -> Tensor:
+    """Of all levels, some of them partly or wholly outside an image of 256 x 384."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.rand(batch, count, 2, generator=generator) * torch.tensor([500.0, 350.0]) - 50
+    size = 2 ** (torch.rand(batch, count, 2, generator=generator) * 10 - 1)
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+def pool(front, features: list[Tensor], rois: Tensor, *arguments: object) -> Tensor:
+    """Through the front; back on the CPU."""
+    pooled = plugins_cuda.roi_align_fpn([each.to(front.device) for each in features], rois.to(front.device), *arguments)
+    assert pooled.is_contiguous()
+    assert pooled.dtype == features[0].dtype
+    return pooled.cpu()
+
+
+def decided(features: list[Tensor], rois: Tensor, size: int, ratio: int, aligned: bool, *level_rule: object) -> Tensor:
+    """bool [B, R]: no sample is so near to -1 or to the map's length, where the definition jumps, that it may flip."""
+    level = reference.assign_levels(rois, *level_rule)
+    lengths = torch.tensor([[each.shape[3], each.shape[2]] for each in features])[level].double()
+    corner = rois.double() / (4 * 2**level)[..., None] - (0.5 if aligned else 0.0)
+    extent = corner[..., 2:] - corner[..., :2]
+    if not aligned:
+        extent = extent.clamp(min=1)
+    share = (torch.arange(size * ratio) + 0.5) / (size * ratio)
+    places = corner[..., :2, None] + extent[..., None] * share
+    gap = (
+        torch.minimum((places + 1).abs(), (places - lengths[..., None]).abs())
+        / (1 + corner.abs().amax(-1))[..., None, None]
+    )
+    return (gap > 1e-5).flatten(2).all(-1)
+
+
+def assert_as_exact_as_the_reference(pooled: Tensor, features: list[Tensor], rois: Tensor, *arguments: object) -> None:
+    """Error against float64 at most twice that of PyTorch in the same precision."""
+    exact = reference.roi_align_fpn([each.double() for each in features], rois, *arguments)
+    same = reference.roi_align_fpn(features, rois, *arguments)
+    kept = decided(features, rois, *arguments)
+    assert kept.float().mean() > 0.9
+    error, allowed = (pooled - exact)[kept].abs().amax(), (same - exact)[kept].abs().amax()
+    assert error <= 2 * allowed + 1e-6
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("channels", [3, 40])  # no multiple of any vector; one of all vectors, but not of a CPU group
+@pytest.mark.parametrize(("aligned", "inclusive"), [(True, False), (False, True)])
+def test_equals_reference(front, channels: int, dtype: torch.dtype, layout, aligned: bool, inclusive: bool):
+    features, rois = pyramid(2, channels, dtype=dtype, layout=layout), boxes(2, 24)
+    arguments = (7, 2, aligned, 100.0, inclusive)
+    assert len(set(reference.assign_levels(rois, 100.0, inclusive).flatten().tolist())) == 4
+    assert_as_exact_as_the_reference(pool(front, features, rois, *arguments), features, rois, *arguments)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("size", "ratio", "channels", "count"),
+    [
+        (14, 2, 32, 3),  # the mask head
+        (1, 1, 1, 5),
+        (5, 3, 19, 3),
+        (3, 7, 2, 3),  # more columns in a bin than are read at once
+        (7, 2, 150, 2),  # several groups of channels, the last one in part
+        (28, 1, 136, 1),  # more bins than one block holds
+        (2, 512, 4, 1),  # the most samples
+    ],
+)
+def test_sizes(front, size: int, ratio: int, channels: int, count: int, dtype: torch.dtype, layout):
+    features, rois = pyramid(1, channels, 32, 48, dtype, layout), boxes(1, count, seed=2) / 2
+    arguments = (size, ratio, True, 60.0, False)
+    pooled = pool(front, features, rois, *arguments)
+    assert_as_exact_as_the_reference(pooled, features, rois, *arguments)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_hostile_boxes(front, aligned: bool):
+    features = pyramid()
+    special = [
+        [0, 0, 0, 0],
+        [20, 30, 20, 30],
+        [50, 50, 49.5, 60],
+        [300, 200, 10, 20],  # inverted
+        [-900.5, -900, 2000, 2000],
+        [-80, -60, -10, -5],
+        [380, 250, 500, 400],
+        [1000, 1000, 1200, 1300],
+        [0, 0, 384, 256],
+        [-3e38, -3e38, 3e38, 3e38],
+        [1e30, 0, -1e30, 10],
+    ]
+    broken = [[10.0, 10, 90, 90] for _ in range(12)]
+    for index, value in enumerate((math.nan, math.inf, -math.inf)):
+        for coordinate in range(4):
+            broken[4 * index + coordinate][coordinate] = value
+    rois = torch.tensor([special + broken] * 2)
+    pooled = pool(front, features, rois, 7, 2, aligned)
+    expected = reference.roi_align_fpn(features, rois, 7, 2, aligned)
+    torch.testing.assert_close(pooled, expected, atol=1e-4, rtol=0)
+    assert not pooled[:, len(special) :].any()
+    assert not pooled[:, 7].any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_smallest_maps(front, layout):
+    features = [each.contiguous(memory_format=layout) for each in pyramid(1, 8, 1, 1)]
+    rois = torch.tensor([[[0.0, 0, 4, 4], [-3, -3, 3, 3], [1, 1, 400, 300], [40, 40, 50, 50], [0, 0, 30, 8]]])
+    torch.testing.assert_close(pool(front, features, rois, 7), reference.roi_align_fpn(features, rois, 7))
+
+
+def test_nothing_to_do(front):
+    features = pyramid()
+    assert pool(front, features, torch.zeros(2, 0, 4), 7).shape == (2, 0, 3, 7, 7)
+    assert pool(front, [each[:0] for each in features], torch.zeros(0, 5, 4), 7).shape == (0, 5, 3, 7, 7)
+    assert pool(front, [each[:, :0] for each in features], torch.zeros(2, 5, 4), 7).shape == (2, 5, 0, 7, 7)
+    assert pool(front, [each[:, :, :0] for each in features], torch.zeros(2, 5, 4), 7).count_nonzero() == 0
+
+
+def test_levels_at_their_borders(front):
+    # Map l holds the value l + 1.
+    features = [torch.full((1, 1, 32, 32), level + 1.0) for level in range(4)]
+    sides = [111.0, 112.0, 113.0, 223.0, 224.0, 225.0, 447.0, 448.0, 449.0]
+    rois = torch.tensor([[[0.0, 0.0, side, side] for side in sides]])
+    for inclusive in (False, True):
+        found = pool(front, features, rois, 1, 2, True, 224.0, inclusive)[0, :, 0, 0, 0]
+        assert (found - 1).tolist() == reference.assign_levels(rois, 224.0, inclusive)[0].tolist()
+
+
+def test_maps_that_are_no_plain_tensors(front):
+    """Strided, not aligned to 16 bytes, or each in another layout."""
+    features, rois = pyramid(2, 8), boxes(2, 6)
+    expected = pool(front, features, rois, 7)
+    strided = [torch.stack([each, each], dim=-1)[..., 1] for each in features]
+    assert torch.equal(pool(front, strided, rois, 7), expected)
+    mixed = [each.contiguous(memory_format=LAYOUTS[level % 2]) for level, each in enumerate(features)]
+    assert torch.equal(pool(front, mixed, rois, 7), expected)
+    for layout in LAYOUTS:
+        shifted = []
+        for each in features:
+            target = torch.empty(each.numel() + 1, device=front.device)[1:].as_strided(
+                each.shape, each.contiguous(memory_format=layout).stride()
+            )
+            shifted.append(target.copy_(each))
+        torch.testing.assert_close(pool(front, shifted, rois, 7), expected, atol=1e-6, rtol=1e-6)
+
+
+coordinate = st.one_of(st.integers(-100, 500).map(float), st.floats(-500, 900, width=32))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    corners=st.lists(st.tuples(coordinate, coordinate, coordinate, coordinate), min_size=1, max_size=6),
+    size=st.integers(1, 8),
+    ratio=st.integers(1, 3),
+    channels=st.integers(1, 9),
+    flags=st.tuples(st.booleans(), st.booleans(), st.sampled_from(TYPES), st.sampled_from(LAYOUTS)),
+)
+def test_drawn_boxes(front, corners, size: int, ratio: int, channels: int, flags):
+    aligned, inclusive, dtype, layout = flags
+    features, rois = pyramid(1, channels, 32, 40, dtype, layout), torch.tensor([corners])
+    arguments = (size, ratio, aligned, 80.0, inclusive)
+    pooled = pool(front, features, rois, *arguments)
+    assert pooled.isfinite().all()
+    expected = reference.roi_align_fpn(features, rois, *arguments)
+    kept = decided(features, rois, *arguments)
+    # A sample on a map's pixel border may move by the rounding of its coordinate, times the map's steepness.
+    torch.testing.assert_close(pooled[kept], expected[kept], atol=4 * torch.finfo(dtype).eps + 2e-4, rtol=0)
+
+
+def test_many_boxes(front):
+    count = 60 if front.name == "emulated" else 2000
+    features, rois = pyramid(1, 64, 128, 192), boxes(1, count)
+    assert_as_exact_as_the_reference(pool(front, features, rois, 7), features, rois, 7, 2, True)
+
+
+def test_batch_and_order_do_not_matter(front):
+    features, rois = pyramid(), boxes(2, 20)
+    together = pool(front, features, rois, 7)
+    assert torch.equal(pool(front, [each[1:] for each in features], rois[1:], 7), together[1:])
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(pool(front, features, rois[:, order], 7), together[:, order])
+
+
+@pytest.mark.parametrize("order", ["reverse", "shuffle"])
+def test_emulated_threads_in_any_order(monkeypatch: pytest.MonkeyPatch, order: str):
+    with library.emulation():
+        for layout in LAYOUTS:
+            for size, channels in ((7, 40), (28, 5)):
+                features, rois = pyramid(1, channels, layout=layout), boxes(1, 4)
+                monkeypatch.delenv("UPSNET_EMULATOR_ORDER", raising=False)
+                expected = plugins_cuda.roi_align_fpn(features, rois, size)
+                monkeypatch.setenv("UPSNET_EMULATOR_ORDER", order)
+                assert torch.equal(plugins_cuda.roi_align_fpn(features, rois, size), expected)
+
+
+def test_cpu_threads_do_not_matter():
+    for layout in LAYOUTS:
+        features, rois = pyramid(2, 40, layout=layout), boxes(2, 50)
+        alone = plugins_cuda.roi_align_fpn(features, rois, 7)
+        torch.set_num_threads(3)
+        assert torch.equal(plugins_cuda.roi_align_fpn(features, rois, 7), alone)
+        torch.set_num_threads(1)
+
+
+def away_from_level_borders(rois: Tensor) -> Tensor:
+    """[1, R, 4] -> [1, r, 4]: other implementations round the level rule otherwise."""
+    size = (rois[..., 2:] - rois[..., :2]).clamp(min=1e-3)
+    level = torch.log2(size.prod(-1).sqrt() / 224)
+    return rois[(level - level.round()).abs() > 1e-3][None]
+
+
+def test_equals_torchvision_multi_scale(front):
+    features, rois = pyramid(1, 16), away_from_level_borders(boxes(1, 60))
+    rois = rois[decided(features, rois, 7, 2, False)][None]
+    pooler = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2)
+    maps = {str(level): each for level, each in enumerate(features)}
+    expected = pooler(maps, [rois[0]], [(256, 384)])[None]
+    torch.testing.assert_close(pool(front, features, rois, 7, 2, False), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_equals_onnxruntime_roi_align(front, aligned: bool):
+    features, rois = pyramid(1, 8), away_from_level_borders(boxes(1, 60))
+    rois = rois[decided(features, rois, 7, 2, aligned)][None]
+    pooled = pool(front, features, rois, 7, 2, aligned)[0].numpy()
+    level = reference.assign_levels(rois)[0]
+    value = onnx.helper.make_tensor_value_info
+    inputs = [
+        value("map", onnx.TensorProto.FLOAT, [None] * 4),
+        value("rois", onnx.TensorProto.FLOAT, [None, 4]),
+        value("image", onnx.TensorProto.INT64, [None]),
+    ]
+    for index in range(4):
+        node = onnx.helper.make_node(
+            "RoiAlign", ["map", "rois", "image"], ["out"], output_height=7, output_width=7, sampling_ratio=2,
+            spatial_scale=0.25 / 2**index,
+            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+        )  # fmt: skip
+        graph = onnx.helper.make_graph([node], "one", inputs, [value("out", onnx.TensorProto.FLOAT, None)])
+        opsets = [onnx.helper.make_opsetid("", 20)]
+        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        own = rois[0, level == index].numpy()
+        assert len(own) > 0
+        feeds = {"map": features[index].numpy(), "rois": own, "image": np.zeros(len(own), np.int64)}
+        np.testing.assert_allclose(pooled[level == index], session.run(None, feeds)[0], atol=1e-4)
