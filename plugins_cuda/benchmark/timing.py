@@ -14,22 +14,33 @@ COPIES = 20  # of an operator in one CUDA graph: a replay's own cost vanishes in
 FLUSH_BYTES = 256 << 20  # written between cold calls: several times a GPU's last cache
 
 
-def time_cpu(calls: dict[str, Call], rounds: int, least: float = 2e-3) -> Times:
-    """Seconds a call, `rounds` times each. Calls shorter than `least` are timed several at once."""
-    repeats = {}
-    for name, call in calls.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, math.ceil(least / max(time.perf_counter() - start, 1e-7)))
+def time_cpu(calls: dict[str, Call], rounds: int, least: float = 2e-3, budget: float = 30.0) -> Times:
+    """Seconds a call, `rounds` times each, or fewer (three at least) once they took `budget` seconds. Calls shorter
+    than `least` are timed several at once."""
+    repeats = {name: math.ceil(least / max(_warm_seconds(call), 1e-7)) or 1 for name, call in calls.items()}
     times: Times = {name: [] for name in calls}
-    for _ in range(rounds):
+    begin = time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - begin > budget:
+            break
         for name, call in calls.items():
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
             times[name].append((time.perf_counter() - start) / repeats[name])
     return times
+
+
+def _warm_seconds(call: Call) -> float:
+    """Of a second call; of the first where that is too long for its start to matter."""
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - start
+        if seconds > 0.5:
+            break
+    return seconds
 
 
 def capture(call: Call, copies: int = 1) -> torch.cuda.CUDAGraph:

@@ -95,6 +95,9 @@ def test_calls_take_turns():
     times = time_cpu(calls, rounds=3, least=0.0)
     assert order == list("aabb" + "ab" * 3)
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
+    order.clear()
+    time_cpu(calls, rounds=9, least=0.0, budget=0.0)
+    assert order == list("aabb" + "ab" * 3), "three rounds at least"
 
 
 def case_with(goal: Goal) -> Case:

@@ -183,6 +183,29 @@ def test_compiler_and_sanitizers_are_part_of_the_key(cmake_log: Path, fresh: Pat
     assert len(paths) == 3
 
 
+def test_address_sanitizer_sees_the_end_of_a_tensor(tmp_path: Path, project_root: Path):
+    """What `make sanitize` rests on: PyTorch's memory, written to by a library that is called from Python."""
+    if hasattr(ctypes.CDLL(None), "__asan_init"):
+        pytest.skip("this process runs under the address sanitizer")
+    source, compiled = tmp_path / "toy.cpp", tmp_path / "toy.so"
+    source.write_text('extern "C" void set(int* values, int index) { values[index] = 1; }')
+    subprocess.run(["g++", "-shared", "-fPIC", "-g", "-fsanitize=address", source, "-o", compiled], check=True)
+    names = ("libasan.so", "libstdc++.so")
+    preloaded = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
+    code = f"""
+import ctypes, torch
+toy, values = ctypes.CDLL({str(compiled)!r}), torch.zeros(12, dtype=torch.int32)
+for index in (11, 12):
+    toy.set(ctypes.c_void_p(values.data_ptr()), index)
+    print("wrote", index, flush=True)
+"""
+    environment = os.environ | {"LD_PRELOAD": " ".join(preloaded), "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "wrote 11\n"
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr and "in set" in done.stderr
+
+
 def test_address_sanitizer_is_refused_in_time(cmake_log: Path, monkeypatch: pytest.MonkeyPatch):
     if hasattr(ctypes.CDLL(None), "__asan_init"):
         pytest.skip("this process runs under the address sanitizer")
