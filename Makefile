@@ -1,4 +1,4 @@
-# upsnet-trt: `make help` lists what can be made. Variables: VENV, GPUS, CONFIG, RUN, COCO, COCO_SPLIT, ARGS.
+# upsnet-trt: `make help` lists what can be made. Variables: VENV, GPUS, CONFIG, RUN, COCO, COCO_SPLIT, ARGS, PYTHON.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -32,9 +32,10 @@ TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
 endif
 
 .PHONY: help setup demo train onnx engine serve eval parity bench overfit test lint clean
+.PHONY: bench-ops gpu-check sanitize
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 11
 
 setup: $(READY) $(TRITON_READY) ## the environment in .venv, and the server's beside it (VENV=... for another place)
 
@@ -87,6 +88,22 @@ parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of PyTorch, O
 
 bench: $(RUN)/engine/engine.json $(TRITON_READY) ## ratios: ONNX Runtime to PyTorch eager, Triton over gRPC to ONNX Runtime
 	$(BIN)/python eval/bench.py --run $(RUN) $(ARGS)
+
+bench-ops: $(READY) ## the operators against the machine's limits and torchvision (ARGS="--device cpu --only nms")
+	$(BIN)/python -m plugins_cuda.benchmark $(ARGS)
+
+# For a machine with a GPU and PyTorch, which may have no network: the environment if it is there, else PYTHON's own.
+gpu-check: ## build, check and measure the operators on an NVIDIA GPU; without .venv: make gpu-check PYTHON=python3
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m plugins_cuda.gpu_check --out runs/gpu_check $(ARGS)
+
+# Python itself is not instrumented: the sanitizer's library has to be there before anything else is. --capture=sys: a report
+# goes to the terminal, and not down with the process.
+sanitize: export UPSNET_SANITIZE := address,undefined
+sanitize: export ASAN_OPTIONS := detect_leaks=0
+sanitize: export UBSAN_OPTIONS := print_stacktrace=1
+sanitize: $(READY) ## the CPU fronts and the emulated CUDA kernels under the address and undefined-behaviour sanitizers
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front" $(ARGS)
 
 OVERFIT := runs/coco_sample
 COCO_DATA := $(foreach split,train val,\

@@ -2,8 +2,12 @@
 
 Three libraries hold the same operators: `cpu` (the CPU fronts), `cuda` (the launchers) and `emulated` (the launchers'
 very text, run on the CPU: tests only). Each is compiled on first use by CMake into build/operators/ and found there
-afterwards; its folder's name says what it was made from. UPSNET_OPERATORS=FOLDER uses the libraries that
-`make plugins` left in FOLDER instead. Where a library cannot be had, the reference serves, and a warning says so once.
+afterwards; its folder's name says what it was made from. Where a library cannot be had, the reference serves, and a
+warning says so once. Environment:
+
+UPSNET_OPERATORS=FOLDER    takes the libraries that `make plugins` left in FOLDER; nothing is compiled
+UPSNET_SANITIZE=address,undefined    compiles `cpu` and `emulated` with these sanitizers (`make sanitize`)
+CXX, CUDACXX    the compilers
 """
 
 from __future__ import annotations
@@ -12,14 +16,18 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock
@@ -46,7 +54,8 @@ def compiled(device: torch.device) -> Library | None:
     if device.type not in ("cpu", "cuda"):
         return None
     name = _emulated if _emulated and device.type == "cpu" else device.type
-    return _load_or_warn(name, gpu_architecture(device) if device.type == "cuda" else "")
+    with _lock:
+        return _load_or_warn(name, gpu_architecture(device) if device.type == "cuda" else "")
 
 
 @contextlib.contextmanager
@@ -60,7 +69,22 @@ def emulation() -> Iterator[None]:
         _emulated = before
 
 
+def gpu_architecture(device: torch.device) -> str:
+    """The GPU's compute capability as CMake names it: "90"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{major}{minor}"
+
+
 _emulated = ""
+_lock = threading.RLock()  # threads of one process take turns to load; processes, by a file's lock, to compile
+
+
+class _Operator(NamedTuple):
+    """One room's functions in a library."""
+
+    params_size: int
+    start: Callable[..., int]  # upsnet_<room>_cpu, or upsnet_<room>_launch
+    workspace_size: Callable[..., int] | None  # None: a CPU front
 
 
 class Library:
@@ -69,32 +93,57 @@ class Library:
     def __init__(self, name: str, path: Path) -> None:
         """BuildError when the file cannot be loaded."""
         self.name, self.path = name, path
+        self._operators: dict[str, _Operator] = {}
         try:
-            self._functions = ctypes.CDLL(str(path))
+            self._functions = ctypes.CDLL(str(path))  # its calls let other Python threads run
         except OSError as error:
-            raise BuildError(f"{path}: {error}") from error
+            raise BuildError(f"{path} cannot be loaded (delete it to have it made anew): {error}") from error
 
     def run(self, room: str, params: ctypes.Structure, device: torch.device) -> None:
         """Queue (cuda: on the current stream) or run (cpu, emulated) one operator. RuntimeError when it cannot run."""
-        if self._function(room, "params_size", ctypes.c_size_t)() != ctypes.sizeof(params):
-            raise RuntimeError(f"{self.path} was built from another version of {room}/launch.h; run `make clean`")
+        operator = self._operators.get(room) or self._find(room)
+        if operator.params_size != ctypes.sizeof(params):
+            raise RuntimeError(f"{self.path} was made from another version of {room}/launch.h; make it anew")
         reference = ctypes.byref(params)
-        if self.name == "cpu":
-            status = self._function(room, "cpu", ctypes.c_int)(reference, ctypes.c_int(torch.get_num_threads()))
+        if operator.workspace_size is None:
+            status = operator.start(reference, torch.get_num_threads())
+        elif device.type == "cuda":
+            with torch.cuda.device(device):
+                # Freed when this returns, perhaps before the kernels ran: PyTorch's allocator hands it only to later
+                # work of the same stream. The same holds for the tensors that a binding converts.
+                workspace = torch.empty(operator.workspace_size(reference), dtype=torch.uint8, device=device)
+                stream = torch.cuda.current_stream(device).cuda_stream
+                status = operator.start(reference, workspace.data_ptr(), stream)
         else:
-            size = self._function(room, "workspace_size", ctypes.c_size_t)(reference)
-            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-                workspace = torch.empty(size, dtype=torch.uint8, device=device)
-                stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
-                launch = self._function(room, "launch", ctypes.c_int)
-                status = launch(reference, ctypes.c_void_p(workspace.data_ptr()), ctypes.c_void_p(stream))
+            workspace = torch.empty(operator.workspace_size(reference), dtype=torch.uint8)
+            status = operator.start(reference, workspace.data_ptr(), None)
         if status != 0:
-            raise RuntimeError(f"{room}: the kernel was not launched, CUDA error {status}")
+            kind = "error" if operator.workspace_size is None else "CUDA error"
+            raise RuntimeError(f"{room}: the {self.name} library could not run it, {kind} {status}")
 
-    def _function(self, room: str, what: str, result: type) -> ctypes._NamedFuncPointer:
-        function = self._functions[f"upsnet_{room}_{what}"]
-        function.restype = result
-        return function
+    def _find(self, room: str) -> _Operator:
+        """Complete before others see it, so that threads share no half-typed function."""
+
+        def function(what: str, result: type, *arguments: type) -> Callable[..., int]:
+            found = self._functions[f"upsnet_{room}_{what}"]
+            found.restype, found.argtypes = result, arguments
+            return found
+
+        pointer = ctypes.c_void_p
+        try:
+            params_size = function("params_size", ctypes.c_size_t)()
+            if self.name == "cpu":
+                operator = _Operator(params_size, function("cpu", ctypes.c_int, pointer, ctypes.c_int), None)
+            else:
+                operator = _Operator(
+                    params_size,
+                    function("launch", ctypes.c_int, pointer, pointer, pointer),
+                    function("workspace_size", ctypes.c_size_t, pointer),
+                )
+        except AttributeError as error:
+            raise RuntimeError(f"{self.path} holds no {room}; make it anew") from error
+        self._operators[room] = operator
+        return operator
 
 
 @cache
@@ -108,9 +157,6 @@ def _load_or_warn(name: str, architecture: str) -> Library | None:
             stacklevel=3,
         )
         return None
-
-
-_lock = threading.Lock()
 
 
 def load(name: str, architecture: str = "") -> Library:
@@ -130,71 +176,96 @@ def load(name: str, architecture: str = "") -> Library:
 
 def _build(name: str, architecture: str) -> Path:
     """The compiled file of one target, in a folder of BUILD named by everything that it depends on."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise BuildError("no C++ compiler was found; install g++")
-    cmake = shutil.which("cmake")
+    compiler = _compiler("CXX", ["c++", "g++"], "no C++ compiler was found; install g++, or set CXX")
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=sysconfig.get_path("scripts"))
     if cmake is None:
         raise BuildError("cmake was not found; `pip install cmake`")
-    sanitize = os.environ.get("UPSNET_SANITIZE", "") if name != "cuda" else ""
-    made_from = hashlib.sha256(_sources())
-    for part in (name, architecture, sanitize, _version(compiler), _cpu_features() if name == "cpu" else ""):
-        made_from.update(part.encode() + b"\0")
-    folder = BUILD / f"{name}{architecture}-{made_from.hexdigest()[:16]}"
-    library = folder / f"libupsnet_{name}.so"
-    if library.is_file():
-        return library
-    try:
-        BUILD.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BuildError(f"{BUILD} cannot be made: {error}") from error
-    with FileLock(BUILD / f"{name}.lock"):  # several ranks start at once
-        if not library.is_file():
-            _compile(
-                cmake, name, [f"-DUPSNET_SANITIZE={sanitize}", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"], folder
-            )
+    environment = {**os.environ, "CXX": compiler}
+    made_from = [name, architecture, _version(compiler)]
+    options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
+    if name == "cuda":
+        toolkit = [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"]
+        environment["CUDACXX"] = _compiler(
+            "CUDACXX", ["nvcc", *toolkit], "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
+        )
+        made_from.append(_version(environment["CUDACXX"]))
+    else:
+        sanitizers = _sanitizers()
+        environment.pop("LD_PRELOAD", None)  # of the sanitizers: theirs is this process, not the compiler
+        options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
+        made_from += [sanitizers, _cpu_features() if name == "cpu" else ""]
+    digest = hashlib.sha256("\0".join(made_from).encode() + _sources()).hexdigest()[:16]
+    library = BUILD / f"{name}{architecture}-{digest}" / f"libupsnet_{name}.so"
+    if not library.is_file():
+        try:
+            BUILD.mkdir(parents=True, exist_ok=True)
+            with FileLock(BUILD / f"{name}.lock"):  # several ranks start at once
+                if not library.is_file():
+                    _compile(cmake, name, options, environment, library)
+        except OSError as error:
+            raise BuildError(f"{BUILD} cannot be written to: {error}") from error
     return library
 
 
-def _compile(cmake: str, name: str, options: list[str], folder: Path) -> None:
+def _compile(cmake: str, name: str, options: list[str], environment: dict[str, str], library: Path) -> None:
+    print(f"compiling the operators for {name} (once) ...", file=sys.stderr, flush=True)
+    jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(dir=BUILD) as temporary:
-        if name != "cuda":
-            options = [options[0], "-DCMAKE_CUDA_COMPILER=NOTFOUND"]
-        jobs = str(os.cpu_count() or 1)
         for command in (
             [cmake, "-S", str(SOURCES), "-B", temporary, *options],
             [cmake, "--build", temporary, "--target", f"upsnet_{name}", "--parallel", jobs],
         ):
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
             if done.returncode != 0:
                 log = BUILD / f"{name}.log"
                 log.write_text(done.stdout + done.stderr)
-                error = next((line for line in log.read_text().splitlines() if "rror" in line), "no error line")
-                raise BuildError(f"compiling it failed: {error.strip()} (whole log: {log})")
-        built = Path(temporary) / f"libupsnet_{name}.so"
-        folder.mkdir(exist_ok=True)
-        built.replace(folder / built.name)
+                raise BuildError(f"compiling it failed: {_first_error(done.stdout + done.stderr)} (whole log: {log})")
+        library.parent.mkdir(exist_ok=True)
+        (Path(temporary) / library.name).replace(library)
+
+
+def _first_error(log: str) -> str:
+    """The line that names the first error, and the next one: CMake gives the reason there."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    first = next((index for index, line in enumerate(lines) if "error" in line.lower()), None)
+    return "no error line" if first is None else " ".join(lines[first : first + 2])
+
+
+def _compiler(variable: str, names: list[str], missing: str) -> str:
+    """The command of a compiler: the environment variable's, else the first of the names that is there."""
+    found = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        raise BuildError(missing)
+    return found
+
+
+@cache
+def _version(compiler: str) -> str:
+    command = [*shlex.split(compiler), "--version"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"the compiler {compiler!r} does not run: {error}") from error
+
+
+def _sanitizers() -> str:
+    """UPSNET_SANITIZE. An address sanitizer that is not there from the start ends the process: refused in time."""
+    wanted = os.environ.get("UPSNET_SANITIZE", "")
+    if "address" in wanted and not hasattr(ctypes.CDLL(None), "__asan_init"):
+        raise BuildError(f"UPSNET_SANITIZE={wanted} needs libasan from the start (LD_PRELOAD); run `make sanitize`")
+    return wanted
 
 
 def _sources() -> bytes:
-    files = sorted(
-        p for p in SOURCES.rglob("*") if p.suffix in {".h", ".cuh", ".cu", ".cpp"} or p.name == "CMakeLists.txt"
-    )
+    """Everything that the three libraries are made from, with its names."""
+    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".cuh", ".cu", ".cpp"})
+    files = [SOURCES / "CMakeLists.txt", *(path for path in files if path.name != "plugin.cpp")]
     return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)
 
 
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-
-
+@cache
 def _cpu_features() -> str:
     """-march=native compiles for these."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def gpu_architecture(device: torch.device) -> str:
-    """The GPU's compute capability as CMake names it: "90"."""
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"{major}{minor}"

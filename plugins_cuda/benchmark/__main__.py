@@ -1,0 +1,198 @@
+"""python -m plugins_cuda.benchmark [--device cpu|cuda] [--only ROOM ...] [--json FILE] [--rounds N] [--quick]"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.machine import machine_facts, package_versions
+from plugins_cuda import library
+from plugins_cuda.benchmark import inputs
+from plugins_cuda.benchmark.cases import OPERATORS, Case, Make
+from plugins_cuda.benchmark.ceilings import Ceilings, measure_ceilings
+from plugins_cuda.benchmark.inputs import Sizes
+from plugins_cuda.benchmark.memory import fusion_peak
+from plugins_cuda.benchmark.report import print_table, progress, write_json
+from plugins_cuda.benchmark.timing import Call, Times, time_cpu, time_cuda
+
+MEMORY_GOAL = 64e6
+COLUMNS = (
+    "operator", "case", "type, layout", "floor us", "ours us (least)", "warm us", "x floor", "MB more",
+    "baseline us (least)", "times", "goal", "met",
+)  # fmt: skip
+
+
+def benchmark(device: torch.device, sizes: Sizes, only: Sequence[str] = (), rounds: int = 0) -> dict[str, Any]:
+    """The measurements, as the JSON file holds them. A case that cannot run has an `error` instead of times."""
+    ceilings = measure_ceilings(device, quick=sizes is inputs.QUICK)
+    makes = [make for room in only or OPERATORS for make in OPERATORS[room](sizes, device)]
+    rows = [measure(make, device, ceilings, rounds) for make in progress(makes, len(makes), "operators")]
+    facts: dict[str, Any] = {"machine": machine_facts() | {"threads": torch.get_num_threads()}}
+    if device.type == "cuda":
+        facts["machine"]["gpu"] = torch.cuda.get_device_name(device)
+    found = library.compiled(device)
+    return facts | {
+        "device": device.type,
+        "compiled": found is not None,
+        "versions": package_versions(),
+        "sizes": vars(sizes),
+        "ceilings": vars(ceilings),
+        "rows": rows,
+        "memory": cpu_memory(sizes) if device.type == "cpu" and "panoptic_fusion" in (only or OPERATORS) else None,
+    }
+
+
+def measure(make: Make, device: torch.device, ceilings: Ceilings, rounds: int) -> dict[str, Any]:
+    """One case: ours and the baseline taking turns."""
+    case = make()
+    row: dict[str, Any] = {
+        "operator": case.operator, "case": case.name, "dtype": case.dtype, "layout": case.layout,
+        "baseline": case.baseline_name, "work": vars(case.work), "goal": vars(case.goal),
+        "floor_s": ceilings.floor(case.work, case.dtype),
+    }  # fmt: skip
+    try:
+        with torch.inference_mode():
+            case.ours()
+    except Exception as error:  # the other cases still count
+        return row | {"error": f"{type(error).__name__}: {error}"}
+    baseline = supported(case)
+    if baseline is None:
+        row["baseline"] = None
+    calls = {"baseline": baseline} if baseline else {}
+    try:
+        with torch.inference_mode():
+            if device.type == "cuda":
+                cold, warm = time_cuda({"ours": case.ours}, calls, rounds or 30)
+                row["extra_bytes"] = {name: cuda_peak(call) for name, call in ({"ours": case.ours} | calls).items()}
+            else:
+                cold, warm = time_cpu({"ours": case.ours} | calls, rounds or 9), {}
+    except Exception as error:
+        return row | {"error": f"{type(error).__name__}: {error}"}
+    return row | judged(case, cold, warm)
+
+
+def supported(case: Case) -> Call | None:
+    """The baseline, unless it cannot do this type."""
+    try:
+        with torch.inference_mode():
+            case.baseline and case.baseline()
+    except (RuntimeError, NotImplementedError):
+        return None
+    return case.baseline
+
+
+def cuda_peak(call: Call) -> int:
+    """Bytes of device memory that the call takes at its peak, outputs included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def judged(case: Case, cold: Times, warm: Times) -> dict[str, Any]:
+    """Times, ratio (of the medians) and whether the goal was met; on a GPU the cold times count."""
+    medians = {name: statistics.median(values) for name, values in cold.items()}
+    ratio = medians["baseline"] / medians["ours"] if "baseline" in medians else None
+    goal, met = case.goal, None
+    if goal.ratio or goal.seconds:
+        enough = not goal.ratio or (ratio is not None and ratio >= goal.ratio)
+        met = enough and (not goal.seconds or medians["ours"] <= goal.seconds)
+    return {
+        "seconds": cold,
+        "warm_seconds": warm,
+        "median_s": medians,
+        "least_s": {name: min(values) for name, values in cold.items()},
+        "warm_median_s": {name: statistics.median(values) for name, values in warm.items()},
+        "ratio": ratio,
+        "met": met,
+    }
+
+
+def cpu_memory(sizes: Sizes) -> dict[str, Any]:
+    """Peak resident memory of one fusion beyond its inputs, ours and the reference's, in bytes."""
+    tensors = inputs.panoptic(sizes)
+    try:
+        peaks = {which: fusion_peak(tensors, sizes.stuff, which) for which in ("ours", "reference")}
+    except RuntimeError as error:
+        return {"error": str(error)}
+    return {"peak_bytes": peaks, "goal_bytes": MEMORY_GOAL, "met": peaks["ours"] <= MEMORY_GOAL}
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+
+    def micro(seconds: float | None) -> str:
+        return "–" if seconds is None else f"{1e6 * seconds:.0f}" if seconds >= 1e-4 else f"{1e6 * seconds:.1f}"
+
+    head = [row["operator"], row["case"], f"{row['dtype']}, {row['layout']}", micro(row["floor_s"])]
+    if "error" in row:
+        return [*head, f"failed: {row['error'].splitlines()[0]}", *[""] * (len(COLUMNS) - len(head) - 1)]
+    median, least, goal = row["median_s"], row["least_s"], row["goal"]
+    pair = {name: f"{micro(median[name])} ({micro(least[name])})" if name in median else "–" for name in
+            ("ours", "baseline")}  # fmt: skip
+    wishes = [f">= {goal['ratio']:g} x"] if goal["ratio"] else []
+    wishes += [f"<= {micro(goal['seconds'])} us"] if goal["seconds"] else []
+    extra = row.get("extra_bytes")
+    return [
+        *head,
+        pair["ours"],
+        micro(row["warm_median_s"].get("ours")),
+        f"{median['ours'] / row['floor_s']:.1f}",
+        "–" if extra is None else f"{extra['ours'] / 1e6:.1f}",
+        pair["baseline"],
+        "–" if row["ratio"] is None else f"{row['ratio']:.1f}",
+        ", ".join(wishes) or "–",
+        {None: "–", True: "yes", False: "NO"}[row["met"]],
+    ]
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table, the ceilings under it, and the memory."""
+    machine, ceilings = result["machine"], result["ceilings"]
+    where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+    print_table(f"Operators on {where}", COLUMNS, [cells(row) for row in result["rows"]])
+    baselines = {row["operator"]: row["baseline"] for row in result["rows"] if row["baseline"]}
+    print("baselines: " + "; ".join(f"{operator}: {name}" for operator, name in baselines.items()))
+    rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings["matrix_operations"].items())
+    print(f"floors: copies {ceilings['bandwidth'] / 1e9:.4g} GB/s, matrix products in TFLOP/s: {rates}")
+    if not result["compiled"]:
+        print("no compiled operators here: `ours` is the PyTorch reference")
+    memory = result["memory"]
+    if memory and "error" in memory:
+        print(memory["error"])
+    elif memory:
+        ours, reference = (memory["peak_bytes"][which] / 1e6 for which in ("ours", "reference"))
+        verdict = "met" if memory["met"] else "NOT met"
+        print(f"panoptic_fusion's memory beyond its inputs: {ours:.1f} MB, reference {reference:.1f} MB; "
+              f"goal <= {MEMORY_GOAL / 1e6:g} MB {verdict}")  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0; 1 when a case could not run; 2 when there is no such device."""
+    parser = argparse.ArgumentParser(prog="python -m plugins_cuda.benchmark", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", nargs="+", choices=tuple(OPERATORS), default=(), metavar="ROOM")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=0, help="timed calls of each (default: 9 on a CPU, 30 on a GPU)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("error: no NVIDIA GPU that PyTorch can use; --device cpu measures the CPU")
+        return 2
+    sizes = inputs.QUICK if options.quick else inputs.FULL
+    result = benchmark(torch.device(options.device), sizes, options.only, options.rounds)
+    show(result)
+    if options.json:
+        write_json(options.json, result)
+    return int(any("error" in row for row in result["rows"]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

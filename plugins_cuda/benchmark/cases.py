@@ -1,0 +1,241 @@
+"""What is measured: each operator at the sizes that its goals name, the baseline, and the least work it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, deform_conv2d
+
+import plugins_cuda
+from plugins_cuda.benchmark import inputs
+from plugins_cuda.benchmark.ceilings import Work
+from plugins_cuda.benchmark.inputs import Sizes
+from plugins_cuda.benchmark.timing import Call
+from plugins_cuda.nms import reference as nms_reference
+from plugins_cuda.panoptic_fusion import reference as fusion_reference
+from plugins_cuda.roi_align_fpn.reference import FINEST_STRIDE, assign_levels
+
+STUFF_AREA_LIMIT = 4096.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """At least `ratio` times as fast as the baseline, and at most `seconds`; 0: no such goal."""
+
+    ratio: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    operator: str
+    name: str
+    dtype: str
+    layout: str
+    ours: Call
+    baseline: Call | None
+    baseline_name: str
+    work: Work
+    goal: Goal
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Type and layout of the features."""
+
+    dtype: torch.dtype
+    channels_last: bool = False
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def layout(self) -> str:
+        return "channels_last" if self.channels_last else "NCHW"
+
+    def of(self, tensor: Tensor, device: torch.device) -> Tensor:
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        return tensor.to(device, self.dtype).contiguous(memory_format=order)
+
+
+def variants(device: torch.device) -> list[Variant]:
+    """fp32 on a CPU; on a GPU all three types; both layouts."""
+    types = [torch.float32, torch.float16, torch.bfloat16] if device.type == "cuda" else [torch.float32]
+    return [Variant(dtype, channels_last) for dtype in types for channels_last in (False, True)]
+
+
+Make = Callable[[], Case]
+
+
+def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
+    def make(variant: Variant) -> Case:
+        tensors = {name: tensor.to(device) for name, tensor in inputs.panoptic(sizes).items()}
+        tensors["semantic"] = variant.of(tensors["semantic"], device)
+        tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
+        wide = tensors | {name: tensors[name].float().contiguous() for name in ("semantic", "mask_logits")}
+        settings: dict[str, Any] = {"num_stuff": sizes.stuff, "stuff_area_limit": STUFF_AREA_LIMIT}
+        return Case(
+            "panoptic_fusion",
+            f"{sizes.stuff} + {sizes.things} classes, {sizes.height} x {sizes.width}, {sizes.detections} instances",
+            variant.dtype_name,
+            variant.layout,
+            partial(plugins_cuda.panoptic_fusion, **tensors, **settings),
+            partial(fusion_reference.panoptic_fusion, **wide, **settings),
+            "PyTorch reference, float32",
+            fusion_work(tensors, sizes),
+            Goal(30, 80e-6) if device.type == "cuda" else Goal(20),
+        )
+
+    for variant in variants(device):
+        yield partial(make, variant)
+
+
+def fusion_work(tensors: dict[str, Any], sizes: Sizes) -> Work:
+    """Logits once in, a byte a pixel out. A channel of a pixel costs a horizontal interpolation (two operations; the
+    vertical one is shared by four pixels) and a comparison; an instance's pixel, bilinear interpolation of its mask,
+    the sum and a comparison."""
+    pixels = sizes.height * sizes.width
+    boxes = tensors["boxes"].double()
+    covered = float(((boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)).sum())
+    inputs_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return Work(inputs_bytes + pixels, 3.5 * (sizes.stuff + sizes.things) * pixels + 8 * covered)
+
+
+def roi_align_fpn(sizes: Sizes, device: torch.device) -> Iterator[Make]:
+    def make(variant: Variant) -> Case:
+        features, rois = inputs.pyramid(sizes)
+        work = roi_work(features, rois, sizes, variant.dtype.itemsize)
+        features, rois = [variant.of(feature, device) for feature in features], rois.to(device)
+        return Case(
+            "roi_align_fpn",
+            f"{sizes.rois} RoIs x {sizes.channels} x {sizes.output_size} x {sizes.output_size}, "
+            f"P2-P5 of {sizes.height} x {sizes.width}",
+            variant.dtype_name,
+            variant.layout,
+            partial(plugins_cuda.roi_align_fpn, features, rois, sizes.output_size, aligned=False),
+            torchvision_pooler(features, rois, sizes),
+            "torchvision MultiScaleRoIAlign",
+            work,
+            roi_goal(variant, device),
+        )
+
+    for variant in variants(device):
+        yield partial(make, variant)
+
+
+def roi_goal(variant: Variant, device: torch.device) -> Goal:
+    if device.type == "cpu":
+        return Goal(1.5)
+    return Goal(2, 30e-6) if variant.dtype == torch.float16 else Goal()
+
+
+def torchvision_pooler(features: list[Tensor], rois: Tensor, sizes: Sizes) -> Call:
+    """It wants the boxes in the features' type, and knows the legacy rule (aligned=False) alone."""
+    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], sizes.output_size, 2)
+    named = {str(level): feature for level, feature in enumerate(features)}
+    return partial(pooler, named, [rois[0].to(features[0].dtype)], [(sizes.height, sizes.width)])
+
+
+def roi_work(features: list[Tensor], rois: Tensor, sizes: Sizes, element: int) -> Work:
+    """Every pixel of the pyramid that lies under a box of its level once in, the bins out; four samples a bin, each of
+    four multiply-adds."""
+    levels, touched = assign_levels(rois[0]), 0
+    for level, feature in enumerate(features):
+        seen = torch.zeros(feature.shape[2:], dtype=torch.bool)
+        for x1, y1, x2, y2 in (rois[0, levels == level] / (FINEST_STRIDE << level)).int().tolist():
+            seen[y1 : y2 + 1, x1 : x2 + 1] = True
+        touched += int(seen.sum())
+    bins = sizes.rois * sizes.output_size**2
+    return Work(sizes.channels * (touched + bins) * element + 16 * sizes.rois, 32.0 * sizes.channels * bins)
+
+
+def nms(sizes: Sizes, device: torch.device) -> Iterator[Make]:
+    goal = Goal(2, 60e-6) if device.type == "cuda" else Goal(2)
+
+    def make_detections(threshold: float) -> Case:
+        tensors = {name: tensor.to(device) for name, tensor in inputs.detections(sizes).items()}
+        boxes, scores, classes = tensors["boxes"], tensors["scores"], tensors["classes"]
+        competing = int((scores > threshold).sum())
+
+        def baseline() -> Tensor:
+            candidates = torch.nonzero(scores[0] > threshold)[:, 0]
+            kept = batched_nms(boxes[0, candidates], scores[0, candidates], classes[0, candidates], 0.5)
+            return candidates[kept[: sizes.detections]]
+
+        return Case(
+            "nms",
+            f"{sizes.boxes} boxes x {sizes.things} classes -> {sizes.detections}, {competing} above {threshold:g}",
+            "float32",
+            "–",
+            lambda: plugins_cuda.nms(boxes, scores, 0.5, threshold, sizes.detections, classes=classes),
+            baseline,
+            "torchvision batched_nms",
+            Work(28 * scores.numel() + 12 * sizes.detections, 15 * sizes.detections),
+            goal,
+        )
+
+    def make_proposals() -> Case:
+        tensors = {name: tensor.to(device) for name, tensor in inputs.proposals(sizes).items()}
+        arguments = (tensors["boxes"], tensors["scores"], 0.7, -1.0, sizes.boxes)
+        return Case(
+            "nms",
+            f"proposals: {sizes.proposal_rows} rows x {sizes.boxes} -> {sizes.boxes}",
+            "float32",
+            "–",
+            partial(plugins_cuda.nms, *arguments),
+            partial(nms_reference.nms, *arguments),
+            "torchvision nms, row by row",
+            Work(32 * tensors["scores"].numel(), 15 * tensors["scores"].numel()),
+            Goal(),
+        )
+
+    yield partial(make_detections, 0.05)
+    yield partial(make_detections, 0.0)
+    yield make_proposals
+
+
+def deform_conv(sizes: Sizes, device: torch.device) -> Iterator[Make]:
+    def make(variant: Variant) -> Case:
+        tensors = inputs.deformed(sizes)
+        x, weight = (variant.of(tensors[name], device) for name in ("x", "weight"))
+        offset, bias = tensors["offset"].to(device), tensors["bias"].to(device)
+        narrow = (offset.to(variant.dtype), weight, bias.to(variant.dtype))
+        pixels = x.shape[2] * x.shape[3]
+        samples = 9 * sizes.channels * pixels
+        moved = (sizes.channels + sizes.out_channels) * pixels * variant.dtype.itemsize + offset.numel() * 4
+        return Case(
+            "deform_conv",
+            f"{sizes.channels} -> {sizes.out_channels}, 3 x 3, {x.shape[2]} x {x.shape[3]}",
+            variant.dtype_name,
+            variant.layout,
+            partial(plugins_cuda.deform_conv, x, offset, weight, bias),
+            partial(deform_conv2d, x, *narrow, padding=1),
+            "torchvision deform_conv2d",
+            Work(moved + weight.numel() * weight.element_size(), 8.0 * samples, 2.0 * samples * sizes.out_channels),
+            deform_goal(variant, device),
+        )
+
+    for variant in variants(device):
+        yield partial(make, variant)
+
+
+def deform_goal(variant: Variant, device: torch.device) -> Goal:
+    if device.type == "cpu":
+        return Goal(1.5)
+    return Goal(2) if variant.dtype == torch.float16 else Goal()
+
+
+OPERATORS: dict[str, Callable[[Sizes, torch.device], Iterator[Make]]] = {
+    "panoptic_fusion": panoptic_fusion,
+    "roi_align_fpn": roi_align_fpn,
+    "nms": nms,
+    "deform_conv": deform_conv,
+}

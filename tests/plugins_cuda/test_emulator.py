@@ -1,0 +1,79 @@
+"""The emulator itself: kernels whose results are known by hand, and mistakes that it must expose."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ORDERS = ["forward", "reverse", "shuffle"]
+Compile = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def compile_kernels(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Compile:
+    """compile_kernels(flags...): emulator_kernels.cpp with the emulator, as a program."""
+    operators = project_root / "plugins_cuda"
+    sources = [Path(__file__).with_name("emulator_kernels.cpp"), operators / "emulator" / "emulator.cpp"]
+    made: dict[tuple[str, ...], Path] = {}
+
+    def compile_with(*flags: str) -> Path:
+        if flags not in made:
+            program = tmp_path_factory.mktemp("emulator") / "kernels"
+            includes = ["-I", str(operators / "emulator"), "-I", str(operators)]
+            command = ["g++", "-std=c++17", "-O1", *flags, *includes, *map(str, sources), "-o", str(program)]
+            environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+            subprocess.run(command, check=True, env=environment)
+            made[flags] = program
+        return made[flags]
+
+    return compile_with
+
+
+def run(program: Path, kernel: str, order: str = "forward") -> subprocess.CompletedProcess[str]:
+    """Without what a process under `make sanitize` has preloaded: the program brings its own."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "ASAN_OPTIONS")}
+    environment["UPSNET_EMULATOR_ORDER"] = order
+    return subprocess.run([str(program), kernel], capture_output=True, text=True, env=environment, timeout=60)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kernel", ["places", "shuffles", "votes", "block_votes", "atomics", "dynamic_shared"])
+def test_known_results(compile_kernels: Compile, kernel: str, order: str):
+    done = run(compile_kernels(), kernel, order)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("kernel", ["divergent", "wrong_mask"])
+def test_barrier_that_not_all_reach_aborts_with_a_message(compile_kernels: Compile, kernel: str):
+    done = run(compile_kernels(), kernel)
+    assert done.returncode < 0
+    assert "block (0, 0, 0) hangs: threads wait at a barrier that others never reach" in done.stderr
+
+
+def test_order_of_threads_exposes_a_race(compile_kernels: Compile):
+    racy = {run(compile_kernels(), "race", order).stdout for order in ORDERS}
+    sound = {run(compile_kernels(), "no_race", order).stdout for order in ORDERS}
+    assert len(racy) == 3
+    assert len(sound) == 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        ("outside_global", "AddressSanitizer: heap-buffer-overflow"),
+        ("outside_shared", "AddressSanitizer: heap-buffer-overflow"),
+        ("overflow", "signed integer overflow"),
+    ],
+)
+def test_sanitizers_see_into_kernels(compile_kernels: Compile, kernel: str, message: str):
+    program = compile_kernels("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+    for sound in ("block_votes", "dynamic_shared", "shuffles"):
+        assert run(program, sound).returncode == 0
+    done = run(program, kernel)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "emulator_kernels.cpp:" in done.stderr
