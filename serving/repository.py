@@ -10,6 +10,7 @@ from panoptic.files import atomic_path, sha256
 from panoptic.manifest import Manifest
 
 MODEL = "upsnet"
+PLUGINS = "libupsnet_plugins.so"  # a plan's custom operators; the server loads it as triton_repo/upsnet/config.pbtxt says
 REPOSITORY = Path(__file__).resolve().parent.parent / "triton_repo"
 SOURCES = (f"{MODEL}/config.pbtxt", f"{MODEL}/configs/cpu.pbtxt", f"{MODEL}/1/model.py")
 
@@ -23,16 +24,18 @@ def latest_version(repository: Path, model: str = MODEL) -> Path:
 
 
 def deploy_engine(engine: Path, repository: Path = REPOSITORY) -> None:
-    """Deploys what `make engine` built in the folder `engine`, TensorRT's plan too where there is one.
+    """Deploys what `make engine` built in the folder `engine`: TensorRT's plan too where there is one, and its plugins.
 
     A plan of another model does not stay behind. Raises like `deploy`.
     """
     deploy(engine / "model.onnx", engine / "model.manifest.json", repository)
-    plan, target = engine / "model.plan", latest_version(repository) / "model.plan"
-    if plan.is_file():
-        _copy(plan, target)
-    else:
-        target.unlink(missing_ok=True)
+    version = latest_version(repository)
+    has_plan = (engine / "model.plan").is_file()
+    for name in ("model.plan", PLUGINS):
+        if has_plan and (engine / name).is_file():
+            _copy(engine / name, version / name)
+        else:
+            (version / name).unlink(missing_ok=True)
 
 
 def deploy(model_onnx: Path, manifest: Path, repository: Path = REPOSITORY) -> None:
