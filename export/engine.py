@@ -16,7 +16,7 @@ import onnx
 import torch
 import typer
 
-from export.contract import manifest_path
+from export.contract import PLUGINS, manifest_path
 from export.predictor import open_session
 from export.tensorrt_build import optimization_profile
 from panoptic.errors import InputError
@@ -24,7 +24,7 @@ from panoptic.files import atomic_path, sha256, write_json
 from panoptic.manifest import Manifest
 
 BUILD_TIMEOUT = 3600  # seconds
-PLUGINS = Path(__file__).resolve().parent.parent / "build/plugins/libupsnet_plugins.so"  # `make plugins` puts it there
+MADE_PLUGINS = Path(__file__).resolve().parent.parent / "build/plugins" / PLUGINS  # by `make plugins`
 PLUGINS_VARIABLE = "UPSNET_PLUGINS"
 
 
@@ -51,7 +51,7 @@ def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> dict
         old.unlink(missing_ok=True)
     report["tensorrt"] = _tensorrt(model, plan, manifest, library)
     report["tensorrt_rtx"] = _tensorrt_rtx(model, rtx_plan, manifest, library)
-    _keep_plugins(library, folder / PLUGINS.name, needed=plan.is_file() or rtx_plan.is_file())
+    _keep_plugins(library, folder / PLUGINS, needed=plan.is_file() or rtx_plan.is_file())
     write_json(folder / "engine.json", report)
     return report
 
@@ -73,9 +73,9 @@ def find_plugins(given: Path | None) -> Path | None:
     variable = os.environ.get(PLUGINS_VARIABLE)
     named = given or (Path(variable) if variable else None)
     if named is None:
-        return PLUGINS if PLUGINS.is_file() else None
+        return MADE_PLUGINS if MADE_PLUGINS.is_file() else None
     if not named.is_file():
-        raise InputError(f"{named}: no such plugin library; build it with `make plugins` ({PLUGINS.name})")
+        raise InputError(f"{named}: no such plugin library; build it with `make plugins`")
     return named
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from export.contract import PLUGINS
 from panoptic.errors import InputError
 from panoptic.files import atomic_path, sha256
 from panoptic.manifest import Manifest
 
 MODEL = "upsnet"
-PLUGINS = "libupsnet_plugins.so"  # a plan's custom operators; the server loads it as triton_repo/upsnet/config.pbtxt says
 REPOSITORY = Path(__file__).resolve().parent.parent / "triton_repo"
 SOURCES = (f"{MODEL}/config.pbtxt", f"{MODEL}/configs/cpu.pbtxt", f"{MODEL}/1/model.py")
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export.contract import PLUGINS
 from panoptic.errors import InputError
-from serving.repository import PLUGINS, REPOSITORY, deploy, deploy_engine, latest_version, make_repository
+from serving.repository import REPOSITORY, deploy, deploy_engine, latest_version, make_repository
 
 
 def config(name: str) -> Any:
@@ -61,7 +62,9 @@ def test_deploy_replaces_the_model(exported: Any, repository: Path) -> None:
     assert not (version / "model.onnx").samefile(exported.model)
 
 
-def test_deploy_engine_brings_its_plan_with_plugins_and_leaves_no_other(exported: Any, repository: Path, tmp_path: Path) -> None:
+def test_deploy_engine_brings_its_plan_and_plugins_and_leaves_no_other(
+    exported: Any, repository: Path, tmp_path: Path
+) -> None:
     engine = tmp_path / "engine"
     shutil.copytree(exported.model.parent, engine)
     (engine / "model.plan").write_bytes(b"plan")
