@@ -2,14 +2,19 @@
 //
 // Pointers given to enqueue go through as they are: host memory for the plugins around emulated kernels, device memory
 // for the real ones. Expressions of dimensions are evaluated at once. Structs are TensorRT's own, mirrored in
-// test_plugins.py.
+// conftest.py. Loaded with RTLD_GLOBAL, the harness stands for TensorRT itself: it then has the registry and the
+// logger that a plugin library looks for.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
+
+// TensorRT 10 still wants the methods for V2 plugins.
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
 
 #define HARNESS_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -74,6 +79,54 @@ class LoggerFinder final : public ILoggerFinder {
 };
 LoggerFinder logger_finder;
 
+class Registry final : public IPluginRegistry {
+ public:
+  bool registerCreator(IPluginCreatorInterface& creator, const char*) noexcept override {
+    held.push_back(&creator);
+    return true;
+  }
+  bool deregisterCreator(const IPluginCreatorInterface& creator) noexcept override {
+    const auto found = std::find(held.begin(), held.end(), &creator);
+    if (found == held.end()) return false;
+    held.erase(found);
+    return true;
+  }
+  IPluginCreatorInterface* getCreator(const char* name, const char* version, const char* space) noexcept override {
+    for (IPluginCreatorInterface* creator : held) {
+      const auto* named = static_cast<IPluginCreatorV3One*>(creator);
+      if (std::strcmp(named->getPluginName(), name) == 0 && std::strcmp(named->getPluginVersion(), version) == 0 &&
+          std::strcmp(named->getPluginNamespace(), space) == 0) {
+        return creator;
+      }
+    }
+    return nullptr;
+  }
+  IPluginCreatorInterface* const* getAllCreators(int32_t* count) const noexcept override {
+    *count = static_cast<int32_t>(held.size());
+    return held.data();
+  }
+
+  // Nothing below is for a plugin library to call.
+  void setErrorRecorder(IErrorRecorder*) noexcept override {}
+  IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
+  bool isParentSearchEnabled() const override { return false; }
+  void setParentSearchEnabled(bool) override {}
+  PluginLibraryHandle loadLibrary(const char*) noexcept override { return nullptr; }
+  void deregisterLibrary(PluginLibraryHandle) noexcept override {}
+  IPluginResource* acquirePluginResource(const char*, IPluginResource*) noexcept override { return nullptr; }
+  int32_t releasePluginResource(const char*) noexcept override { return 0; }
+  virtual IPluginCreatorInterface* const* getAllCreatorsRecursive(int32_t*) noexcept { return nullptr; }  // since 10.13
+#if NV_TENSORRT_MAJOR < 11
+  bool registerCreator(IPluginCreator&, const char*) noexcept override { return false; }
+  IPluginCreator* const* getPluginCreatorList(int32_t*) const noexcept override { return nullptr; }
+  IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+  bool deregisterCreator(const IPluginCreator&) noexcept override { return false; }
+#endif
+
+  std::vector<IPluginCreatorInterface*> held;
+};
+Registry registry;
+
 IPluginCreatorInterface* const* creators;
 int32_t num_creators;
 
@@ -90,8 +143,11 @@ IPluginV3OneRuntime* runtime(IPluginV3* plugin) {
 
 }  // namespace
 
-// A plugin library asks the library that a logger finder is from.
+// TensorRT's own functions: a plugin library asks for the version of whatever library an object is from.
 HARNESS_EXPORT int32_t getInferLibVersion() noexcept { return NV_TENSORRT_VERSION; }
+HARNESS_EXPORT IPluginRegistry* getPluginRegistry() noexcept { return &registry; }
+HARNESS_EXPORT ILogger* getLogger() noexcept { return &logger; }
+HARNESS_EXPORT int32_t harness_num_registered() { return static_cast<int32_t>(registry.held.size()); }
 
 // Null, or why the library cannot be used.
 HARNESS_EXPORT const char* harness_load(const char* path) {
