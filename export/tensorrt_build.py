@@ -23,6 +23,8 @@ Counts = dict[str, dict[str, int]]
 
 # The layers that hold weights: their types are the network's precision.
 HEAVY_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+# Errors in the log of every builder without a GPU, which builds all the same.
+WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
 
 
 def optimization_profile(resize: ResizeRule, max_batch: int) -> Profile:
@@ -60,6 +62,7 @@ def build(trt: ModuleType, model: Path, plan: Path, profile: Profile, plugins: P
         found = sorted({f"{e.node_operator()} ({e.node_name()}): {e.desc()}" for e in errors})
         return {"status": "refused", "stage": "parser", "errors": found}
     layers, operators = _count_types(trt, network)
+    logger.errors.clear()
     config = builder.create_builder_config()
     shapes = builder.create_optimization_profile()
     for name, (low, usual, high) in profile.items():
@@ -81,7 +84,7 @@ def build(trt: ModuleType, model: Path, plan: Path, profile: Profile, plugins: P
 
 
 def _make_logger(trt: ModuleType) -> Any:
-    """A logger that keeps the errors. Without a GPU there is one about CUDA, which does not keep a builder from it."""
+    """A logger that keeps the errors."""
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -89,7 +92,8 @@ def _make_logger(trt: ModuleType) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR and "CUDA initialization failure" not in message:
+            errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+            if severity in errors and not any(text in message for text in WITHOUT_A_GPU):
                 self.errors.append(message)
 
     return Logger()
