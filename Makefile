@@ -31,7 +31,7 @@ else
 TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
 endif
 
-.PHONY: help setup demo train onnx engine serve eval parity bench overfit test lint clean
+.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test lint clean
 .PHONY: bench-ops gpu-check sanitize
 
 help: ## this list
@@ -116,6 +116,13 @@ overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; P
 	$(UPSNET) export --checkpoint $(OVERFIT)/last.pt
 	$(UPSNET) engine --model $(OVERFIT)/model.onnx
 	$(BIN)/python eval/parity.py --run $(OVERFIT) --min-pq 0.5
+
+# Without nvcc or TensorRT's headers, CMake says what it leaves out and how to get it.
+CMAKE := $(if $(wildcard $(BIN)/cmake),$(BIN)/cmake,cmake)
+plugins: ## libraries of the operators in build/plugins; TensorRT's with TENSORRT_INCLUDE_DIR=folder of NvInfer.h
+	$(CMAKE) -S plugins_cuda -B build/plugins \
+		$(if $(TENSORRT_INCLUDE_DIR),-DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_INCLUDE_DIR))) $(ARGS)
+	$(CMAKE) --build build/plugins --parallel --target everything
 
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)

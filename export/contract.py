@@ -6,6 +6,7 @@ from pathlib import Path
 
 INPUTS = ["images", "sizes", "scales"]
 OUTPUTS = ["panoptic", "segments", "segment_count"]
+PLUGINS = "libupsnet_plugins.so"  # a TensorRT plan's custom operators
 METADATA_KEY = "upsnet.manifest"
 
 

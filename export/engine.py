@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,28 +16,42 @@ import onnx
 import torch
 import typer
 
-from export.contract import manifest_path
+from export.contract import PLUGINS, manifest_path
 from export.predictor import open_session
 from export.tensorrt_build import optimization_profile
+from panoptic.errors import InputError
 from panoptic.files import atomic_path, sha256, write_json
 from panoptic.manifest import Manifest
 
 BUILD_TIMEOUT = 3600  # seconds
+MADE_PLUGINS = Path(__file__).resolve().parent.parent / "build/plugins" / PLUGINS  # by `make plugins`
+PLUGINS_VARIABLE = "UPSNET_PLUGINS"
 
 
-def build_engine(model: Path, folder: Path) -> dict[str, Any]:
+def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> dict[str, Any]:
     """Build into `folder`: model.onnx (optimised), model.manifest.json, model.plan if it can be, engine.json.
 
+    plugins: the library of TensorRT plugins; default: `find_plugins`. A copy lies beside the plans, which need it.
     Returns what engine.json says: one entry a runtime with its status and, where it was not built, the reason.
-    InputError when the model is missing, broken or has no manifest.
+    InputError when the model is missing, broken or has no manifest, or the plugin library named is missing.
     """
     manifest = Manifest.load(manifest_path(model))
+    library = find_plugins(plugins)
     folder.mkdir(parents=True, exist_ok=True)
     optimized = folder / "model.onnx"
-    report: dict[str, Any] = {"model_sha256": sha256(model), "onnxruntime": optimize(model, optimized)}
+    report: dict[str, Any] = {
+        "model_sha256": sha256(model),
+        "precision": manifest.precision,
+        "plugins": None if library is None else {"file": library.name, "sha256": sha256(library)},
+        "onnxruntime": optimize(model, optimized),
+    }
     manifest.model_copy(update={"onnx_sha256": sha256(optimized)}).save(manifest_path(optimized))
-    report["tensorrt"] = _tensorrt(model, folder / "model.plan", manifest)
-    report["tensorrt_rtx"] = _tensorrt_rtx(model, folder / "model.rtx.plan", manifest)
+    plan, rtx_plan = folder / "model.plan", folder / "model.rtx.plan"
+    for old in (plan, rtx_plan):
+        old.unlink(missing_ok=True)
+    report["tensorrt"] = _tensorrt(model, plan, manifest, library)
+    report["tensorrt_rtx"] = _tensorrt_rtx(model, rtx_plan, manifest, library)
+    _keep_plugins(library, folder / PLUGINS, needed=plan.is_file() or rtx_plan.is_file())
     write_json(folder / "engine.json", report)
     return report
 
@@ -50,15 +65,40 @@ def optimize(model: Path, out: Path) -> dict[str, Any]:
     return {"status": "built", "file": out.name, "nodes": nodes, "bytes": out.stat().st_size}
 
 
-def _tensorrt(model: Path, plan: Path, manifest: Manifest) -> dict[str, Any]:
+def find_plugins(given: Path | None) -> Path | None:
+    """The library of TensorRT plugins: `given`, else $UPSNET_PLUGINS, else what `make plugins` built, else None.
+
+    InputError when one is named and is not there.
+    """
+    variable = os.environ.get(PLUGINS_VARIABLE)
+    named = given or (Path(variable) if variable else None)
+    if named is None:
+        return MADE_PLUGINS if MADE_PLUGINS.is_file() else None
+    if not named.is_file():
+        raise InputError(f"{named}: no such plugin library; build it with `make plugins`")
+    return named
+
+
+def _keep_plugins(library: Path | None, copy: Path, needed: bool) -> None:
+    """A copy of the library beside the plans that need it, and no old one otherwise."""
+    if library is not None and library.resolve() == copy.resolve():
+        return
+    if library is None or not needed:
+        copy.unlink(missing_ok=True)
+        return
+    with atomic_path(copy) as temporary:
+        shutil.copyfile(library, temporary)
+
+
+def _tensorrt(model: Path, plan: Path, manifest: Manifest, plugins: Path | None) -> dict[str, Any]:
     if importlib.util.find_spec("tensorrt") is None:
         return {"status": "absent", "reason": "the package tensorrt is not installed (pip install '.[gpu]')"}
     if not torch.cuda.is_available():
         return {"status": "absent", "reason": "tensorrt is installed but there is no NVIDIA GPU"}
-    return _run_build("tensorrt", model, plan, manifest, {})
+    return _run_build("tensorrt", model, plan, manifest, plugins, {})
 
 
-def _tensorrt_rtx(model: Path, plan: Path, manifest: Manifest) -> dict[str, Any]:
+def _tensorrt_rtx(model: Path, plan: Path, manifest: Manifest, plugins: Path | None) -> dict[str, Any]:
     """TensorRT-RTX builds without a GPU: it proves that graph, shapes and types hold, not numerics nor speed."""
     module = "tensorrt_rtx_bindings"
     if importlib.util.find_spec(module) is None:
@@ -69,7 +109,7 @@ def _tensorrt_rtx(model: Path, plan: Path, manifest: Manifest) -> dict[str, Any]
         if library is not None:
             (Path(links) / "libtensorrt_rtx.so").symlink_to(library)
         path = os.pathsep.join(filter(None, [links, os.environ.get("LD_LIBRARY_PATH", "")]))
-        return _run_build(module, model, plan, manifest, {"LD_LIBRARY_PATH": path})
+        return _run_build(module, model, plan, manifest, plugins, {"LD_LIBRARY_PATH": path})
 
 
 def _rtx_library() -> Path | None:
@@ -78,26 +118,44 @@ def _rtx_library() -> Path | None:
     return next((path for folder in folders for path in Path(folder).rglob("libtensorrt_rtx.so.1")), None)
 
 
-def _run_build(module: str, model: Path, plan: Path, manifest: Manifest, env: dict[str, str]) -> dict[str, Any]:
+def _run_build(
+    module: str, model: Path, plan: Path, manifest: Manifest, plugins: Path | None, env: dict[str, str]
+) -> dict[str, Any]:
     profile = json.dumps(optimization_profile(manifest.resize, manifest.max_batch))
-    command = [sys.executable, "-m", "export.tensorrt_build", module, str(model), str(plan), profile]
+    arguments = [module, str(model), str(plan), profile, str(plugins or "")]
+    command = [sys.executable, "-m", "export.tensorrt_build", *arguments]
     done = subprocess.run(
         command, env={**os.environ, **env}, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False
     )
     if done.returncode == 0:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    log = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-    return {"status": "refused", "stage": "process", "errors": [f"exit status {done.returncode}: {log[-1]}"]}
+        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    else:
+        log = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+        errors = [f"exit status {done.returncode}: {log[-1]}"]
+        found = {"status": "refused", "stage": "process", "errors": errors}
+    if found["status"] == "refused" and plugins is None:
+        found["reason"] = "the custom operators need their plugins: `make plugins`, then `make engine` again"
+    return found
 
 
 def main(
     model: Annotated[Path, typer.Option(help="An exported ONNX file with its manifest.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the engine; default: engine/ beside the model.")] = None,
+    plugins: Annotated[
+        Path | None, typer.Option(help=f"TensorRT plugin library; default: ${PLUGINS_VARIABLE}, else `make plugins`'s.")
+    ] = None,
 ) -> None:
     """Build what this machine can run: ONNX Runtime's optimised graph, TensorRT's plan; says what it found."""
     folder = out or model.parent / "engine"
-    report = build_engine(model, folder)
+    report = build_engine(model, folder, plugins)
     for runtime in ("onnxruntime", "tensorrt", "tensorrt_rtx"):
         found = report[runtime]
-        reason = found.get("reason") or "; ".join(found.get("errors", [])) or f"{found['bytes'] / 1e6:.1f} MB"
-        print(f"{runtime}: {found['status']}: {reason}")
+        details = [found["reason"]] if "reason" in found else found.get("errors") or _summary(found)
+        print(f"{runtime}: {found['status']}: {'; '.join(details)}")
+
+
+def _summary(found: dict[str, Any]) -> list[str]:
+    """Of an engine: its size, and what its layers of weights and its plugins compute in."""
+    counts = {**found.get("layers", {}), **found.get("plugins", {})}
+    parts = [f"{count} {name} {kind}" for name, kinds in counts.items() for kind, count in kinds.items()]
+    return [f"{found['bytes'] / 1e6:.1f} MB", *([", ".join(parts)] if parts else [])]

@@ -12,9 +12,10 @@ import typer
 
 import plugins_cuda
 from export.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
+from export.precision import prepare
 from panoptic.files import atomic_path, sha256
 from panoptic.geometry import ResizeRule
-from panoptic.manifest import Manifest
+from panoptic.manifest import Manifest, Precision
 from training.checkpoint import load_model
 from training.model.upsnet import UPSNet
 from training.predictor import make_manifest
@@ -22,15 +23,16 @@ from training.predictor import make_manifest
 OPSET = 20
 
 
-def export_onnx(checkpoint: Path, out: Path) -> Manifest:
+def export_onnx(checkpoint: Path, out: Path, precision: Precision = "fp32") -> Manifest:
     """Write `out` and its manifest from a training checkpoint. InputError when the checkpoint cannot be read."""
     model, config, categories, _ = load_model(checkpoint)
-    return write_onnx(model, make_manifest(config, categories), out)
+    manifest = make_manifest(config, categories).model_copy(update={"precision": precision})
+    return write_onnx(prepare(model, precision), manifest, out)
 
 
 def write_onnx(model: UPSNet, manifest: Manifest, out: Path) -> Manifest:
-    """Export an evaluation-mode network; the manifest holds the file's sha256, so a mismatch shows."""
-    proto = to_model_proto(model.eval(), manifest.resize)
+    """Export a network that `prepare` has made; the manifest holds the file's sha256, so a mismatch shows."""
+    proto = to_model_proto(model, manifest.resize)
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.model_dump_json()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -73,14 +75,30 @@ def to_model_proto(model: UPSNet, resize: ResizeRule) -> onnx.ModelProto:
     declared = {entry.domain for entry in proto.opset_import}
     if "upsnet" not in declared:
         proto.opset_import.append(onnx.helper.make_opsetid("upsnet", 1))
+    _cast_bytes(proto.graph)
     return proto
+
+
+def _cast_bytes(graph: onnx.GraphProto) -> None:
+    """A Cast to uint8 after every uint8 output of the graph, which changes nothing.
+
+    TensorRT wants it: no plugin may give out bytes, and a network's uint8 output must come from a Cast.
+    """
+    for output in graph.output:
+        if output.type.tensor_type.elem_type != onnx.TensorProto.UINT8:
+            continue
+        name = f"{output.name}_bytes"
+        for node in graph.node:
+            node.output[:] = [name if each == output.name else each for each in node.output]
+        graph.node.append(onnx.helper.make_node("Cast", [name], [output.name], to=onnx.TensorProto.UINT8))
 
 
 def main(
     checkpoint: Annotated[Path, typer.Option(help="A training checkpoint, as runs/NAME/last.pt.")],
     out: Annotated[Path | None, typer.Option(help="The ONNX file; default: model.onnx beside the checkpoint.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of features and convolution weights.")] = "fp32",
 ) -> None:
     """Checkpoint -> one ONNX file that plain ONNX Runtime and TensorRT run, and its manifest beside it."""
     target = out or checkpoint.with_name("model.onnx")
-    export_onnx(checkpoint, target)
+    export_onnx(checkpoint, target, precision)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")

@@ -5,9 +5,11 @@ It runs as a process of its own (`python -m export.tensorrt_build`), since a fai
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,12 @@ from panoptic.geometry import ResizeRule
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
+Counts = dict[str, dict[str, int]]
+
+# The layers that hold weights: their types are the network's precision.
+HEAVY_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+# Errors in the log of every builder without a GPU, which builds all the same.
+WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
 
 
 def optimization_profile(resize: ResizeRule, max_batch: int) -> Profile:
@@ -35,16 +43,26 @@ def optimization_profile(resize: ResizeRule, max_batch: int) -> Profile:
     }
 
 
-def build(trt: ModuleType, model: Path, plan: Path, profile: Profile) -> dict[str, Any]:
-    """Parse and build. Returns {"status": "built", "bytes"} or {"status": "refused", "stage", "errors"}."""
-    logger = trt.Logger(trt.Logger.ERROR)
+def build(trt: ModuleType, model: Path, plan: Path, profile: Profile, plugins: Path | None) -> dict[str, Any]:
+    """Parse and build; `plugins`: the library with the custom operators, None to go without.
+
+    Returns {"status": "built", "bytes", "version", "layers", "plugins"}, where the last two count HEAVY_LAYERS and the
+    custom operators by type, or {"status": "refused", "stage", "errors"}.
+    """
+    logger = _make_logger(trt)
     builder = trt.Builder(logger)
+    if plugins is not None:
+        error = _load_plugins(trt, plugins)
+        if error:
+            return {"status": "refused", "stage": "plugins", "errors": [error]}
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.read_bytes()):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         found = sorted({f"{e.node_operator()} ({e.node_name()}): {e.desc()}" for e in errors})
         return {"status": "refused", "stage": "parser", "errors": found}
+    layers, operators = _count_types(trt, network)
+    logger.errors.clear()
     config = builder.create_builder_config()
     shapes = builder.create_optimization_profile()
     for name, (low, usual, high) in profile.items():
@@ -52,17 +70,75 @@ def build(trt: ModuleType, model: Path, plan: Path, profile: Profile) -> dict[st
     config.add_optimization_profile(shapes)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        return {"status": "refused", "stage": "builder", "errors": ["the builder made no engine; its log says why"]}
+        errors = logger.errors or ["the builder made no engine and said nothing"]
+        return {"status": "refused", "stage": "builder", "errors": errors}
     with atomic_path(plan) as temporary:
         temporary.write_bytes(bytes(serialized))
-    return {"status": "built", "bytes": plan.stat().st_size, "version": trt.__version__}
+    return {
+        "status": "built",
+        "bytes": plan.stat().st_size,
+        "version": trt.__version__,
+        "layers": layers,
+        "plugins": operators,
+    }
+
+
+def _make_logger(trt: ModuleType) -> Any:
+    """A logger that keeps the errors."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+            if severity in errors and not any(text in message for text in WITHOUT_A_GPU):
+                self.errors.append(message)
+
+    return Logger()
+
+
+def _load_plugins(trt: ModuleType, library: Path) -> str:
+    """Load the library, which registers its plugins itself. Returns what is wrong, else ""."""
+    registry = trt.get_plugin_registry()
+    before = len(registry.all_creators)
+    try:
+        ctypes.CDLL(str(library.resolve()))
+    except OSError as error:
+        return f"the plugin library cannot be loaded ({error}); build it again with `make plugins`"
+    if len(registry.all_creators) == before:
+        return f"{library} registered no plugin with {trt.__name__} {trt.__version__}; build it with `make plugins`"
+    return ""
+
+
+def _count_types(trt: ModuleType, network: Any) -> tuple[Counts, Counts]:
+    """How many of the HEAVY_LAYERS give out each type, and how many of each custom operator take each type (of their
+    first input)."""
+    layers, operators = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type == trt.LayerType.PLUGIN_V3:
+            layer.__class__ = trt.IPluginV3Layer
+            core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
+            operators[core.plugin_name, layer.get_input(0).dtype.name] += 1
+        elif layer.type.name in HEAVY_LAYERS:
+            layers[layer.type.name, layer.get_output(0).dtype.name] += 1
+    return _nested(layers), _nested(operators)
+
+
+def _nested(counter: Counter[tuple[str, str]]) -> Counts:
+    counts: Counts = {}
+    for (name, kind), count in sorted(counter.items()):
+        counts.setdefault(name, {})[kind] = count
+    return counts
 
 
 def main() -> None:
-    """argv: module name, model, plan, profile as JSON. The result is the last line, as JSON."""
-    module, model, plan, profile = sys.argv[1:]
+    """argv: module name, model, plan, profile as JSON, plugin library or "". The result is the last line, as JSON."""
+    module, model, plan, profile, plugins = sys.argv[1:]
     shapes: Profile = {name: (tuple(a), tuple(b), tuple(c)) for name, (a, b, c) in json.loads(profile).items()}
-    print(json.dumps(build(importlib.import_module(module), Path(model), Path(plan), shapes)))
+    library = Path(plugins) if plugins else None
+    print(json.dumps(build(importlib.import_module(module), Path(model), Path(plan), shapes, library)))
 
 
 if __name__ == "__main__":

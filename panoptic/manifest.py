@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from panoptic.categories import Categories, Category
@@ -9,6 +11,7 @@ from panoptic.errors import InputError, one_line
 from panoptic.files import PathLike, read_json, write_json
 from panoptic.geometry import ResizeRule
 
+Precision = Literal["fp32", "fp16"]  # of the exported features and convolution weights
 MAX_SEGMENTS = 255  # the panoptic map is uint8 and 0 is void
 
 
@@ -22,6 +25,7 @@ class Manifest(BaseModel):
     resize: ResizeRule
     max_detections: int = Field(gt=0)
     max_batch: int = Field(default=4, gt=0)
+    precision: Precision = "fp32"
     format_version: int = Field(default=1, ge=1, le=1)
     versions: dict[str, str] = {}
     onnx_sha256: str = ""

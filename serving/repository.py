@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from export.contract import PLUGINS
 from panoptic.errors import InputError
 from panoptic.files import atomic_path, sha256
 from panoptic.manifest import Manifest
@@ -23,16 +24,18 @@ def latest_version(repository: Path, model: str = MODEL) -> Path:
 
 
 def deploy_engine(engine: Path, repository: Path = REPOSITORY) -> None:
-    """Deploys what `make engine` built in the folder `engine`, TensorRT's plan too where there is one.
+    """Deploys what `make engine` built in the folder `engine`: TensorRT's plan too where there is one, and its plugins.
 
     A plan of another model does not stay behind. Raises like `deploy`.
     """
     deploy(engine / "model.onnx", engine / "model.manifest.json", repository)
-    plan, target = engine / "model.plan", latest_version(repository) / "model.plan"
-    if plan.is_file():
-        _copy(plan, target)
-    else:
-        target.unlink(missing_ok=True)
+    version = latest_version(repository)
+    has_plan = (engine / "model.plan").is_file()
+    for name in ("model.plan", PLUGINS):
+        if has_plan and (engine / name).is_file():
+            _copy(engine / name, version / name)
+        else:
+            (version / name).unlink(missing_ok=True)
 
 
 def deploy(model_onnx: Path, manifest: Path, repository: Path = REPOSITORY) -> None:

@@ -1,0 +1,200 @@
+// How TensorRT comes to know the plugins, and the plugins TensorRT's logger.
+//
+// Two ways in, and both may be taken by one process:
+//   a plain dlopen (Triton, trtexec and polygraphy --plugins): a constructor registers by itself, if TensorRT is in the
+//   process; where it is not, it stays silent;
+//   registry.load_library(path), which runs that constructor too, and then asks getCreators() for what to register.
+//   Registering a name twice makes it fail, and unload what the registry still points to. So getCreators() first takes
+//   back what the constructor did, and the library never leaves the process (-z nodelete).
+//
+// The library links against no TensorRT and works with every one from 10.9 to 11.x and TensorRT-RTX 1.7, whichever of
+// their headers it was compiled with: the plugins' own interfaces have not changed in between. Three others have, and
+// a call through a class of the wrong header would run some other function: IPluginRegistry lost its methods for V2
+// plugins in 11, ILogger and ILoggerFinder became versioned interfaces. Their methods are called by their place in the
+// virtual table, chosen by the version of the TensorRT that the object is from.
+#include <NvInferRuntime.h>
+#include <dlfcn.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "tensorrt/creators.h"
+#include "tensorrt/log.h"
+
+namespace upsnet::tensorrt {
+namespace {
+
+using nvinfer1::IPluginCreatorInterface;
+
+// Places in the virtual tables (Itanium C++ ABI: order of declaration, a virtual destructor takes two).
+struct Layout {
+  int register_creator;    // bool IPluginRegistry::registerCreator(IPluginCreatorInterface&, const char* namespace)
+  int get_creator;         // IPluginCreatorInterface* IPluginRegistry::getCreator(name, version, namespace)
+  int deregister_creator;  // bool IPluginRegistry::deregisterCreator(const IPluginCreatorInterface&)
+  int log;                 // void ILogger::log(Severity, const char*)
+  int find_logger;         // ILogger* ILoggerFinder::findLogger()
+};
+constexpr Layout kLayout10{12, 14, 15, 0, 0}, kLayout11{8, 10, 11, 4, 4};
+
+const Layout* layout_of_version(int32_t version) {
+  if (version >= 120000) return nullptr;  // nobody knows
+  if (version >= 110000) return &kLayout11;
+  if (version >= 100900) return &kLayout10;
+  return version >= 10700 && version < 20000 ? &kLayout11 : nullptr;  // TensorRT-RTX counts 1.7.1 as 10701
+}
+
+template <typename Result, typename... Arguments>
+Result call_virtual(void* object, int place, Arguments... arguments) {
+  using Method = Result (*)(void*, Arguments...);
+  return reinterpret_cast<Method>((*static_cast<void***>(object))[place])(object, arguments...);
+}
+
+template <typename Function>
+Function* find(void* library, const char* name) {
+  return reinterpret_cast<Function*>(dlsym(library, name));
+}
+
+const Layout* layout_in(void* library) {
+  const auto version = find<int32_t()>(library, "getInferLibVersion");
+  return version == nullptr ? nullptr : layout_of_version(version());
+}
+
+// The layout of an object that TensorRT made: that of the library which holds its virtual table.
+const Layout* layout_of(void* object) {
+  Dl_info info{};
+  if (dladdr(*static_cast<void**>(object), &info) == 0 || info.dli_fname == nullptr) return nullptr;
+  void* library = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return nullptr;
+  const Layout* layout = layout_in(library);
+  dlclose(library);
+  return layout;
+}
+
+// The TensorRT of this process. Looked for by symbol (the application links against it), then by name (Python loads it
+// with its symbols hidden). The reference that dlopen counts is kept: whoever registered must not lose the registry.
+void* find_tensorrt() {
+  if (dlsym(RTLD_DEFAULT, "getPluginRegistry") != nullptr) return RTLD_DEFAULT;
+  for (const char* name : {"libnvinfer.so.11", "libnvinfer.so.10", "libtensorrt_rtx.so.1", "libnvinfer_lean.so.11",
+                           "libnvinfer_lean.so.10"}) {
+    void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+    if (library != nullptr && dlsym(library, "getPluginRegistry") != nullptr) return library;
+  }
+  return nullptr;
+}
+
+const std::array<IPluginCreatorInterface*, 6>& all_creators() {
+  static const std::array<IPluginCreatorInterface*, 6> creators{
+      roi_align_fpn_creator(), padded_nms_creator(),            padded_batched_nms_creator(),
+      deform_conv_creator(),   modulated_deform_conv_creator(), panoptic_fusion_creator()};
+  return creators;
+}
+
+// The process's registry, as far as this library needs it.
+class Registry {
+ public:
+  // No TensorRT, or one that is not known: an empty registry that takes nothing.
+  Registry() {
+    void* tensorrt = find_tensorrt();
+    const auto get_registry = find<void*()>(tensorrt, "getPluginRegistry");
+    if (get_registry == nullptr) return;
+    layout_ = layout_in(tensorrt);
+    if (layout_ != nullptr) registry_ = get_registry();
+    if (layout_ == nullptr) log_error("plugins", "registration", "unknown version of TensorRT: use load_library()");
+  }
+
+  void add(IPluginCreatorInterface* creator) {
+    if (registry_ != nullptr) call_virtual<bool>(registry_, layout_->register_creator, creator, "");
+  }
+  void remove(IPluginCreatorInterface* creator) {
+    if (registry_ != nullptr) call_virtual<bool>(registry_, layout_->deregister_creator, creator);
+  }
+  // Who has the creator's name: this very creator, another copy of this library, nobody (null).
+  IPluginCreatorInterface* holder(IPluginCreatorInterface* creator) {
+    if (registry_ == nullptr) return nullptr;
+    const auto* named = static_cast<nvinfer1::IPluginCreatorV3One*>(creator);
+    return call_virtual<IPluginCreatorInterface*>(registry_, layout_->get_creator, named->getPluginName(),
+                                                  named->getPluginVersion(), named->getPluginNamespace());
+  }
+
+ private:
+  void* registry_ = nullptr;
+  const Layout* layout_ = nullptr;
+};
+
+std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
+
+__attribute__((constructor)) void register_creators() {
+  guarded("plugins", "registration", 0, [] {
+    Registry registry;
+    for (IPluginCreatorInterface* creator : all_creators()) {
+      if (registry.holder(creator) == nullptr) registry.add(creator);
+    }
+    return 0;
+  });
+}
+
+// For load_library: what the caller is to register, none of it registered any more.
+const std::vector<IPluginCreatorInterface*>& hand_over() {
+  static std::vector<IPluginCreatorInterface*> creators;
+  creators.clear();
+  Registry registry;
+  for (IPluginCreatorInterface* creator : all_creators()) {
+    const IPluginCreatorInterface* holder = registry.holder(creator);
+    if (holder == creator) registry.remove(creator);
+    if (holder == creator || holder == nullptr) creators.push_back(creator);
+  }
+  return creators;
+}
+
+// The logger of the engine or builder that runs on this thread; else the process's; else none.
+bool log_to_tensorrt(const char* line) {
+  void* logger = nullptr;
+  const Layout* layout = nullptr;
+  if (void* finder = logger_finder.load(); finder != nullptr) {
+    layout = layout_of(finder);
+    if (layout != nullptr) logger = call_virtual<void*>(finder, layout->find_logger);
+  }
+  if (logger == nullptr) {
+    void* tensorrt = find_tensorrt();
+    const auto get_logger = find<void*()>(tensorrt, "getLogger");
+    const bool is_tensorrt = find<void*()>(tensorrt, "getPluginRegistry") != nullptr;
+    layout = is_tensorrt ? layout_in(tensorrt) : nullptr;
+    if (layout != nullptr && get_logger != nullptr) logger = get_logger();
+  }
+  if (logger == nullptr) return false;
+  call_virtual<void>(logger, layout->log, nvinfer1::ILogger::Severity::kERROR, line);
+  return true;
+}
+
+}  // namespace
+
+void log_error(const char* plugin, const char* method, const char* what) noexcept {
+  try {
+    const std::string line = std::string("upsnet ") + plugin + ", " + method + ": " + what;
+    if (!log_to_tensorrt(line.c_str())) std::fprintf(stderr, "%s\n", line.c_str());
+  } catch (...) {
+    std::fputs(what, stderr);
+  }
+}
+
+}  // namespace upsnet::tensorrt
+
+#define UPSNET_PLUGIN_EXPORT extern "C" __attribute__((visibility("default")))
+
+UPSNET_PLUGIN_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+  upsnet::tensorrt::logger_finder.store(finder);
+}
+
+UPSNET_PLUGIN_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+  using Creators = nvinfer1::IPluginCreatorInterface* const*;
+  count = 0;
+  return upsnet::tensorrt::guarded("plugins", "getCreators", Creators{}, [&]() -> Creators {
+    const auto& creators = upsnet::tensorrt::hand_over();
+    count = static_cast<int32_t>(creators.size());
+    return creators.data();
+  });
+}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export.contract import PLUGINS
 from panoptic.errors import InputError
 from serving.repository import REPOSITORY, deploy, deploy_engine, latest_version, make_repository
 
@@ -61,16 +62,24 @@ def test_deploy_replaces_the_model(exported: Any, repository: Path) -> None:
     assert not (version / "model.onnx").samefile(exported.model)
 
 
-def test_deploy_engine_brings_its_plan_and_leaves_no_other(exported: Any, repository: Path, tmp_path: Path) -> None:
+def test_deploy_engine_brings_its_plan_and_plugins_and_leaves_no_other(
+    exported: Any, repository: Path, tmp_path: Path
+) -> None:
     engine = tmp_path / "engine"
     shutil.copytree(exported.model.parent, engine)
     (engine / "model.plan").write_bytes(b"plan")
+    (engine / "libupsnet_plugins.so").write_bytes(b"plugins")
     deploy_engine(engine, repository)
-    plan = latest_version(repository) / "model.plan"
-    assert plan.read_bytes() == b"plan"
+    plan, plugins = (latest_version(repository) / name for name in ("model.plan", "libupsnet_plugins.so"))
+    assert (plan.read_bytes(), plugins.read_bytes()) == (b"plan", b"plugins")
     (engine / "model.plan").unlink()
     deploy_engine(engine, repository)
-    assert not plan.exists(), "the plan of another engine must not be served"
+    assert not plan.exists() and not plugins.exists(), "the plan of another engine must not be served"
+
+
+def test_configuration_names_the_plugins_where_deploying_puts_them() -> None:
+    option = f"--backend-config=tensorrt,plugins=triton_repo/upsnet/1/{PLUGINS}"
+    assert option in (REPOSITORY / "upsnet/config.pbtxt").read_text()
 
 
 def test_deploy_refuses_a_manifest_of_another_model(exported: Any, repository: Path, tmp_path: Path) -> None:

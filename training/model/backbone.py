@@ -70,7 +70,7 @@ class HybridBackbone(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.stem(x)
+        x = self.stem(x.to(next(self.parameters()).dtype))
         features = []
         for stage in self.stages:
             x = stage(x)

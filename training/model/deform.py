@@ -9,7 +9,10 @@ import plugins_cuda
 
 
 class DeformConv(nn.Module):
-    """B x C x H x W -> B x O x H/stride x W/stride. At initialisation it equals an ordinary convolution."""
+    """B x C x H x W -> B x O x H/stride x W/stride. At initialisation it equals an ordinary convolution.
+
+    Offsets and bias are float32 whatever the type of the features and weights: half precision would move the samples.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, bias: bool = True) -> None:
         super().__init__()
@@ -22,7 +25,6 @@ class DeformConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.weight.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
-        return plugins_cuda.deform_conv(
-            x, self.conv_offset(x), self.weight, bias, stride=self.stride, padding=1, dilation=1
-        )
+        offset = self.conv_offset(x).float()
+        bias = offset.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
+        return plugins_cuda.deform_conv(x, offset, self.weight, bias, stride=self.stride, padding=1, dilation=1)

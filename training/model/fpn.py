@@ -49,14 +49,14 @@ class FPN(nn.Module):
 def mean_inside(feature: Tensor, sizes: Tensor) -> Tensor:
     """[B, C]: mean of C5 [B, C, h, w] over the image of sizes [B, 2] = (height, width); a cell counts by its share.
 
-    A mean over the padding too would make an image's result depend on the other images of its batch.
+    Summed in float32. A mean over the padding too would make an image's result depend on the other images of its batch.
     """
 
     def shares(cells: int, length: Tensor) -> Tensor:
-        starts = torch.arange(cells, device=feature.device, dtype=feature.dtype) * TOP_STRIDE
+        starts = torch.arange(cells, device=feature.device, dtype=torch.float32) * TOP_STRIDE
         return ((length[:, None] - starts) / TOP_STRIDE).clamp(0, 1)
 
-    lengths = sizes.to(feature.dtype)
+    lengths = sizes.float()
     rows, columns = shares(feature.shape[2], lengths[:, 0]), shares(feature.shape[3], lengths[:, 1])
-    total = (feature * rows[:, None, :, None] * columns[:, None, None, :]).sum(dim=(2, 3))
-    return total / (rows.sum(dim=1) * columns.sum(dim=1))[:, None]
+    total = (feature.float() * rows[:, None, :, None] * columns[:, None, None, :]).sum(dim=(2, 3))
+    return (total / (rows.sum(dim=1) * columns.sum(dim=1))[:, None]).to(feature.dtype)

@@ -33,7 +33,7 @@ class BoxHead(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         hidden = F.relu(self.fc7(F.relu(self.fc6(features.flatten(1)))))
-        return self.logits(hidden), self.deltas(hidden).unflatten(1, (-1, 4))
+        return self.logits(hidden).float(), self.deltas(hidden).float().unflatten(1, (-1, 4))
 
 
 class MaskHead(nn.Module):

@@ -45,8 +45,8 @@ class RPN(nn.Module):
         logits, deltas, anchors = [], [], []
         for level, feature in enumerate(features):
             hidden = F.relu(self.conv(feature))
-            logits.append(self.logits(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4))
+            logits.append(self.logits(hidden).float().permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(hidden).float().permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4))
             height, width = feature.shape[2:]
             anchors.append(B.grid_anchors(self.base_anchors[level], height, width, STRIDES[level]))
         return RpnOutput(logits, deltas, anchors)

@@ -1,0 +1,232 @@
+// TensorRT's IPluginV3 around an operator: everything that does not depend on which operator it is.
+//
+// An Operator is a plain struct of attributes with
+//   static constexpr const char* kName;                             the ONNX node's
+//   static constexpr Tensor kInputs[], kOutputs[];
+//   template <...> static void attributes(Self&, Visitor&);         names them: required(name, value), optional(...)
+//   void check() const;                                             their values; throws
+//   void check_sizes(const nvinfer1::Dims* inputs) const;           what patterns of shapes cannot say; throws
+//   void output_shapes(const DimsExprs* inputs, DimsExprs* outputs, Expressions&) const;
+//   size_t workspace_size(const Call&) const;
+//   int launch(const Call&, void* workspace, CUstream_st*) const;   a cudaError_t
+// A plugin keeps its attributes and nothing else, so that one object may be timed, cloned and run anywhere.
+#pragma once
+
+#include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "tensorrt/attributes.h"
+#include "tensorrt/log.h"
+#include "tensorrt/tensors.h"
+
+namespace upsnet::tensorrt {
+
+template <typename Operator>
+class Plugin final : public nvinfer1::IPluginV3,
+                     public nvinfer1::IPluginV3OneCore,
+                     public nvinfer1::IPluginV3OneBuild,
+                     public nvinfer1::IPluginV3OneRuntime {
+  using Dims = nvinfer1::Dims;
+  using DimsExprs = nvinfer1::DimsExprs;
+  using DataType = nvinfer1::DataType;
+  using Desc = nvinfer1::PluginTensorDesc;
+  using DynamicDesc = nvinfer1::DynamicPluginTensorDesc;
+  static constexpr int32_t kNumInputs = std::size(Operator::kInputs);
+  static constexpr int32_t kNumOutputs = std::size(Operator::kOutputs);
+
+ public:
+  explicit Plugin(const Operator& op) : op_(op) {
+    FieldWriter writer;
+    Operator::attributes(op_, writer);
+    fields_ = std::move(writer.fields);
+    collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+    Description description;
+    Operator::attributes(op_, description);
+    description_ = std::move(description.text);
+  }
+  Plugin(const Plugin&) = delete;  // the fields point into op_
+  Plugin& operator=(const Plugin&) = delete;
+
+  // IPluginV3
+  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
+    switch (type) {
+      case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+      case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
+      case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+  }
+  nvinfer1::IPluginV3* clone() noexcept override {
+    return guarded("clone", static_cast<nvinfer1::IPluginV3*>(nullptr), [&] { return new Plugin(op_); });
+  }
+
+  // Core
+  const char* getPluginName() const noexcept override { return Operator::kName; }
+  const char* getPluginVersion() const noexcept override { return "1"; }
+  const char* getPluginNamespace() const noexcept override { return ""; }
+
+  // Build
+  int32_t getNbOutputs() const noexcept override { return kNumOutputs; }
+  int32_t getOutputDataTypes(DataType* outputs, int32_t num_outputs, const DataType* inputs,
+                             int32_t num_inputs) const noexcept override {
+    return guarded("getOutputDataTypes", -1, [&] {
+      expect_counts(num_inputs, num_outputs);
+      for (int32_t i = 0; i < kNumOutputs; ++i) outputs[i] = output_type(Operator::kOutputs[i], inputs[0]);
+      return 0;
+    });
+  }
+  int32_t getOutputShapes(const DimsExprs* inputs, int32_t num_inputs, const DimsExprs*, int32_t, DimsExprs* outputs,
+                          int32_t num_outputs, nvinfer1::IExprBuilder& builder) noexcept override {
+    return guarded("getOutputShapes", -1, [&] {
+      expect_counts(num_inputs, num_outputs);
+      Dims dims[kNumInputs];
+      for (int32_t i = 0; i < kNumInputs; ++i) {
+        dims[i].nbDims = inputs[i].nbDims;
+        for (int32_t axis = 0; axis < inputs[i].nbDims; ++axis) {
+          const nvinfer1::IDimensionExpr& size = *inputs[i].d[axis];
+          dims[i].d[axis] = size.isConstant() ? size.getConstantValue() : -1;
+        }
+      }
+      check_sizes(dims);
+      Expressions expressions(builder);
+      op_.output_shapes(inputs, outputs, expressions);
+      return 0;
+    });
+  }
+  bool supportsFormatCombination(int32_t pos, const DynamicDesc* tensors, int32_t num_inputs,
+                                 int32_t num_outputs) noexcept override {
+    return guarded("supportsFormatCombination", false, [&] {
+      expect_counts(num_inputs, num_outputs);
+      const Tensor& tensor = pos < kNumInputs ? Operator::kInputs[pos] : Operator::kOutputs[pos - kNumInputs];
+      return supports(tensor, tensors[pos].desc, tensors[0].desc);
+    });
+  }
+  int32_t configurePlugin(const DynamicDesc* inputs, int32_t num_inputs, const DynamicDesc*,
+                          int32_t num_outputs) noexcept override {
+    return guarded("configurePlugin", -1, [&] {
+      expect_counts(num_inputs, num_outputs);
+      for (const auto which : {&DynamicDesc::min, &DynamicDesc::opt, &DynamicDesc::max}) {
+        Dims dims[kNumInputs];
+        for (int32_t i = 0; i < kNumInputs; ++i) dims[i] = inputs[i].*which;
+        check_sizes(dims);
+      }
+      return 0;
+    });
+  }
+  size_t getWorkspaceSize(const DynamicDesc* inputs, int32_t num_inputs, const DynamicDesc* outputs,
+                          int32_t num_outputs) const noexcept override {
+    // A failure asks for more than there is: TensorRT stops instead of running a kernel without its workspace.
+    return guarded("getWorkspaceSize", SIZE_MAX, [&] {
+      expect_counts(num_inputs, num_outputs);
+      Desc largest[kNumInputs + kNumOutputs];
+      for (int32_t i = 0; i < kNumInputs + kNumOutputs; ++i) {
+        const DynamicDesc& tensor = i < kNumInputs ? inputs[i] : outputs[i - kNumInputs];
+        largest[i] = tensor.desc;
+        largest[i].dims = tensor.max;
+      }
+      return op_.workspace_size({largest, largest + kNumInputs});
+    });
+  }
+  // The attributes: they and the shapes decide how fast a format is.
+  const char* getTimingCacheID() noexcept override { return description_.c_str(); }
+  const char* getMetadataString() noexcept override { return description_.c_str(); }
+
+  // Runtime
+  int32_t onShapeChange(const Desc* inputs, int32_t num_inputs, const Desc*, int32_t num_outputs) noexcept override {
+    return guarded("onShapeChange", -1, [&] {
+      expect_counts(num_inputs, num_outputs);
+      Dims dims[kNumInputs];
+      for (int32_t i = 0; i < kNumInputs; ++i) dims[i] = inputs[i].dims;
+      check_sizes(dims);
+      return 0;
+    });
+  }
+  int32_t enqueue(const Desc* input_descs, const Desc* output_descs, const void* const* inputs, void* const* outputs,
+                  void* workspace, cudaStream_t stream) noexcept override {
+    return guarded("enqueue", -1, [&] {
+      const int status = op_.launch({input_descs, output_descs, inputs, outputs}, workspace, stream);
+      if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(static_cast<cudaError_t>(status)));
+      return 0;
+    });
+  }
+  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
+  const nvinfer1::PluginFieldCollection* getFieldsToSerialize() noexcept override { return &collection_; }
+
+ private:
+  template <typename Result, typename Body>
+  static Result guarded(const char* method, Result failure, Body body) noexcept {
+    return tensorrt::guarded(Operator::kName, method, failure, body);
+  }
+
+  static void expect_counts(int32_t inputs, int32_t outputs) {
+    if (inputs == kNumInputs && outputs == kNumOutputs) return;
+    throw std::invalid_argument(std::to_string(inputs) + " inputs and " + std::to_string(outputs) + " outputs, not " +
+                                std::to_string(kNumInputs) + " and " + std::to_string(kNumOutputs));
+  }
+
+  void check_sizes(const Dims* inputs) const {
+    check_shapes(Operator::kInputs, inputs, kNumInputs);
+    const bool known = std::all_of(inputs, inputs + kNumInputs, [](const Dims& dims) {
+      return std::all_of(dims.d, dims.d + dims.nbDims, [](int64_t size) { return size >= 0; });
+    });
+    if (known) op_.check_sizes(inputs);
+  }
+
+  const Operator op_;
+  std::vector<nvinfer1::PluginField> fields_;
+  nvinfer1::PluginFieldCollection collection_;
+  std::string description_;
+};
+
+template <typename Operator>
+class Creator final : public nvinfer1::IPluginCreatorV3One {
+ public:
+  Creator() {
+    FieldWriter writer;
+    Operator::attributes(defaults_, writer);
+    fields_ = std::move(writer.fields);
+    for (nvinfer1::PluginField& field : fields_) field.data = nullptr;  // names and types
+    collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
+  }
+
+  nvinfer1::IPluginV3* createPlugin(const char*, const nvinfer1::PluginFieldCollection* fields,
+                                    nvinfer1::TensorRTPhase) noexcept override {
+    return guarded(Operator::kName, "createPlugin", static_cast<nvinfer1::IPluginV3*>(nullptr), [&] {
+      if (fields == nullptr) throw std::invalid_argument("no attributes");
+      Operator op;
+      FieldReader reader(*fields);
+      Operator::attributes(op, reader);
+      op.check();
+      return new Plugin<Operator>(op);
+    });
+  }
+  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &collection_; }
+  const char* getPluginName() const noexcept override { return Operator::kName; }
+  const char* getPluginVersion() const noexcept override { return "1"; }
+  const char* getPluginNamespace() const noexcept override { return ""; }
+
+ private:
+  const Operator defaults_{};
+  std::vector<nvinfer1::PluginField> fields_;
+  nvinfer1::PluginFieldCollection collection_;
+};
+
+// TensorRT keeps pointers to creators until the process ends, in an order that nobody knows: they are never destroyed.
+template <typename Operator>
+nvinfer1::IPluginCreatorInterface* creator() {
+  static auto* const instance = new Creator<Operator>;
+  return instance;
+}
+
+inline void require(bool condition, const char* otherwise) {
+  if (!condition) throw std::invalid_argument(otherwise);
+}
+
+}  // namespace upsnet::tensorrt

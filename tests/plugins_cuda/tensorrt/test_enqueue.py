@@ -1,0 +1,123 @@
+"""enqueue: the plugin gives what the PyTorch operator gives, which runs the same kernels. Bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import plugins_cuda
+
+pytestmark = pytest.mark.tensorrt
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = ["linear", "channels_last"]
+
+
+@pytest.fixture
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def layout_of(dtype: torch.dtype, layout: str) -> str:
+    return "linear" if layout == "linear" else "hwc" if dtype == torch.float32 else "hwc8"
+
+
+def memory_format(layout: str) -> torch.memory_format:
+    return torch.contiguous_format if layout == "linear" else torch.channels_last
+
+
+def boxes_of(random: torch.Generator, batch: int, count: int, size: float) -> Tensor:
+    corner = torch.rand(batch, count, 2, generator=random) * size
+    return torch.cat([corner, corner + torch.rand(batch, count, 2, generator=random) * size / 2], dim=-1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("aligned", [True, False])
+def test_roi_align_fpn(front, random, dtype: torch.dtype, layout: str, aligned: bool):
+    features = [
+        torch.randn(2, 8, 32 >> level, 24 >> level, generator=random)
+        .to(front.device, dtype)
+        .contiguous(memory_format=memory_format(layout))
+        for level in range(4)
+    ]
+    rois = boxes_of(random, 2, 9, 96).to(front.device)
+    expected = plugins_cuda.roi_align_fpn(features, rois, 3, 2, aligned, 32.0)
+    attributes = {
+        "output_size": 3,
+        "sampling_ratio": 2,
+        "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel",
+        "canonical_size": 32.0,
+        "inclusive": 0,
+    }
+    formats = [layout_of(dtype, layout)] * 4 + ["linear", "linear"]
+    (pooled,) = front.run("RoiAlignFpn", attributes, [*features, rois], formats)
+    assert torch.equal(pooled, expected)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_nms(front, random, batched: bool):
+    boxes = boxes_of(random, 2, 70, 40).to(front.device)
+    scores = torch.rand(2, 70, generator=random).to(front.device)
+    classes = torch.randint(0, 3, (2, 70), generator=random).to(front.device)
+    attributes = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 40}
+    if batched:
+        found = front.run("PaddedBatchedNms", attributes | {"top_k": 50, "inclusive": 1}, [boxes, scores, classes])
+        expected = plugins_cuda.nms(boxes, scores, 0.5, 0.25, 40, classes=classes, top_k=50, inclusive=True)
+    else:
+        found = front.run("PaddedNms", attributes, [boxes, scores])
+        expected = plugins_cuda.nms(boxes, scores, 0.5, 0.25, 40)
+    assert int(expected[1].min()) > 0
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deform_conv(front, random, dtype: torch.dtype, layout: str, modulated: bool):
+    x = torch.randn(2, 16, 9, 7, generator=random).to(front.device, dtype)
+    x = x.contiguous(memory_format=memory_format(layout))
+    offset, bias = torch.randn(2, 18, 5, 7, generator=random), torch.randn(8, generator=random)
+    weight = torch.randn(8, 16, 3, 3, generator=random).to(front.device, dtype)
+    offset, bias = offset.to(front.device), bias.to(front.device)
+    mask = torch.rand(2, 9, 5, 7, generator=random).to(front.device) if modulated else None
+    expected = plugins_cuda.deform_conv(x, offset, weight, bias, stride=(2, 1), padding=1, mask=mask)
+    attributes = {"strides": [2, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1]}
+    rest = [offset, weight, bias] if mask is None else [offset, weight, bias, mask]
+    image = layout_of(dtype, layout)
+    name = "ModulatedDeformConv2d" if modulated else "DeformConv2d"
+    (found,) = front.run(name, attributes, [x, *rest], [image, *["linear"] * len(rest), image])
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_panoptic_fusion(front, random, dtype: torch.dtype, layout: str):
+    stuff, things, detections = 5, 3, 6
+    semantic = torch.randn(2, stuff + things, 8, 12, generator=random).repeat_interleave(2, 2).to(front.device, dtype)
+    semantic = semantic.contiguous(memory_format=memory_format(layout))
+    inputs = [
+        boxes_of(random, 2, detections, 40),
+        torch.randint(0, things, (2, detections), generator=random),
+        torch.rand(2, detections, generator=random).sort(dim=1, descending=True).values,
+        2 * torch.randn(2, detections, 7, 7, generator=random).to(dtype),
+        torch.tensor([detections, 2], dtype=torch.int32),
+        torch.tensor([[64, 48], [50, 44]], dtype=torch.int32),
+        torch.tensor([1.0, 0.5]),
+    ]
+    inputs = [semantic, *(tensor.to(front.device) for tensor in inputs)]
+    expected = plugins_cuda.panoptic_fusion(*inputs, stuff, 50.0, 0.25)
+    attributes = {"num_stuff": stuff, "stuff_area_limit": 50.0, "mask_overlap_threshold": 0.25}
+    formats = [layout_of(dtype, layout), *["linear"] * 10]
+    panoptic, *found = front.run("PanopticFusion", attributes, inputs, formats)
+    assert panoptic.dtype == torch.float16 and len(panoptic.unique()) > 2
+    assert torch.equal(panoptic.to(torch.uint8), expected[0])
+    assert all(map(torch.equal, found, expected[1:]))
+
+
+def test_nothing(front):
+    attributes = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 4}
+    boxes, scores = torch.zeros(2, 0, 4, device=front.device), torch.zeros(2, 0, device=front.device)
+    indices, counts = front.run("PaddedNms", attributes, [boxes, scores])
+    assert counts.tolist() == [0, 0] and indices.tolist() == [[0] * 4] * 2

@@ -1,0 +1,232 @@
+"""What TensorRT asks a plugin before it runs: attributes, types, formats, shapes."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from plugins_cuda import library
+
+pytestmark = pytest.mark.tensorrt
+
+FLOAT, HALF, BF16, INT32, INT64 = torch.float32, torch.float16, torch.bfloat16, torch.int32, torch.int64
+NMS = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 12, "top_k": 0, "inclusive": 0}
+CONVOLUTION = {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1], "group": 1, "offset_group": 1}
+NODES: dict[str, dict[str, object]] = {
+    "RoiAlignFpn": {
+        "output_size": 7,
+        "sampling_ratio": 2,
+        "coordinate_transformation_mode": "half_pixel",
+        "canonical_size": 32.0,
+        "inclusive": 0,
+    },
+    "PaddedNms": NMS,
+    "PaddedBatchedNms": NMS,
+    "DeformConv2d": CONVOLUTION,
+    "ModulatedDeformConv2d": CONVOLUTION,
+    "PanopticFusion": {"num_stuff": 3, "stuff_area_limit": 50.0, "mask_overlap_threshold": 0.25},
+}
+
+BATCH, BOXES, CHANNELS = 2, 20, 16
+CONVOLVED = [(BATCH, CHANNELS, 12, 10), (BATCH, 18, 12, 10), (8, CHANNELS, 3, 3), (8,)]
+# Inputs, then outputs, of NODES' attributes.
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "RoiAlignFpn": [
+        *((BATCH, CHANNELS, 32 >> level, 48 >> level) for level in range(4)),
+        (BATCH, BOXES, 4),
+        (BATCH, BOXES, CHANNELS, 7, 7),
+    ],
+    "PaddedNms": [(BATCH, BOXES, 4), (BATCH, BOXES), (BATCH, 12), (BATCH,)],
+    "PaddedBatchedNms": [(BATCH, BOXES, 4), (BATCH, BOXES), (BATCH, BOXES), (BATCH, 12), (BATCH,)],
+    "DeformConv2d": [*CONVOLVED, (BATCH, 8, 12, 10)],
+    "ModulatedDeformConv2d": [*CONVOLVED, (BATCH, 9, 12, 10), (BATCH, 8, 12, 10)],
+    "PanopticFusion": [
+        (BATCH, CHANNELS, 8, 12), (BATCH, 6, 4), (BATCH, 6), (BATCH, 6), (BATCH, 6, 28, 28), (BATCH,), (BATCH, 2),
+        (BATCH,), (BATCH, 32, 48), (BATCH, 9, 7), (BATCH,),
+    ],
+}  # fmt: skip
+# The tensors that may be channels-last.
+IMAGES = {"RoiAlignFpn": [0, 1, 2, 3], "DeformConv2d": [0, 4], "ModulatedDeformConv2d": [0, 5], "PanopticFusion": [0]}
+
+
+def types_of(name: str, feature: torch.dtype) -> list[torch.dtype]:
+    return {
+        "RoiAlignFpn": [feature, feature, feature, feature, FLOAT, feature],
+        "PaddedNms": [FLOAT, FLOAT, INT64, INT32],
+        "PaddedBatchedNms": [FLOAT, FLOAT, INT64, INT64, INT32],
+        "DeformConv2d": [feature, FLOAT, feature, FLOAT, feature],
+        "ModulatedDeformConv2d": [feature, FLOAT, feature, FLOAT, FLOAT, feature],
+        "PanopticFusion": [feature, FLOAT, INT64, FLOAT, feature, INT32, INT32, FLOAT, HALF, FLOAT, INT32],
+    }[name]
+
+
+def test_creators_and_their_fields(harness):
+    assert set(harness.creators) == set(NODES)
+    for name, attributes in NODES.items():
+        assert harness.field_names(name) == list(attributes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("RoiAlignFpn", {"output_size": None}, "attribute output_size is missing"),
+        ("RoiAlignFpn", {"output_size": 0}, "attribute output_size must be at least 1"),
+        ("RoiAlignFpn", {"output_size": [7, 7]}, "attribute output_size holds 2 values, not 1"),
+        ("RoiAlignFpn", {"output_size": 7.0}, "attribute output_size is no integer"),
+        ("RoiAlignFpn", {"canonical_size": 224}, "attribute canonical_size is no floating-point number"),
+        ("RoiAlignFpn", {"coordinate_transformation_mode": "pixel"}, "must be half_pixel or output_half_pixel"),
+        ("RoiAlignFpn", {"coordinate_transformation_mode": 1}, "coordinate_transformation_mode is not a string"),
+        ("PaddedNms", {"max_output": 0}, "attribute max_output must be at least 1"),
+        ("PaddedNms", {"score_threshold": math.nan}, "attribute score_threshold is NaN"),
+        ("PaddedBatchedNms", {"top_k": -1}, "attribute top_k must not be negative"),
+        ("DeformConv2d", {"pads": [1, 1]}, "attribute pads holds 2 values, not 4"),
+        ("DeformConv2d", {"strides": [1, 0]}, "attribute strides must be at least 1"),
+        ("ModulatedDeformConv2d", {"dilations": None}, "attribute dilations is missing"),
+        ("PanopticFusion", {"num_stuff": -1}, "attribute num_stuff must not be negative"),
+    ],
+)
+def test_bad_attributes_are_refused(harness, name: str, changes: dict[str, object], message: str):
+    attributes = {label: value for label, value in (NODES[name] | changes).items() if value is not None}
+    assert harness.create(name, attributes) is None
+    logged = harness.messages()
+    assert message in logged and logged.startswith(f"upsnet {name}, createPlugin: ")
+
+
+def test_no_fields_and_numbers_that_are_too_large(harness):
+    assert harness.create_from("PaddedNms", None) is None
+    assert "no attributes" in harness.messages()
+    assert harness.create("PaddedNms", NMS | {"max_output": 2**40}, wide=True) is None
+    assert "attribute max_output is out of range: 1099511627776" in harness.messages()
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_attributes_survive_cloning_and_the_engine(harness, name: str):
+    first, wide = harness.create(name, NODES[name]), harness.create(name, NODES[name], wide=True)
+    text = " ".join(f"{label}={value}" for label, value in NODES[name].items())
+    assert (
+        first.metadata == wide.metadata == text.replace("[", "").replace("]", "").replace(", ", ",").replace(".0", "")
+    )
+    copies = [harness.create_from(name, first.serialized(), phase=1), first.copy("clone"), first.copy("attach")]
+    first.destroy()
+    assert [plugin.metadata for plugin in copies] == [wide.metadata] * 3
+    for plugin in (wide, *copies):
+        plugin.destroy()
+
+
+def test_optional_attributes(harness):
+    required = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 12}
+    assert harness.create("PaddedNms", required).metadata.endswith("top_k=0 inclusive=0")
+    required = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
+    assert harness.create("DeformConv2d", required).metadata.endswith("group=1 offset_group=1")
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_outputs(harness, name: str):
+    plugin = harness.create(name, NODES[name])
+    inputs = len(SHAPES[name]) - plugin.num_outputs
+    assert plugin.output_shapes(SHAPES[name][:inputs]) == SHAPES[name][inputs:]
+    for feature in (FLOAT, HALF, BF16):
+        types = types_of(name, feature)
+        assert plugin.output_types(types[:inputs]) == types[inputs:]
+
+
+@pytest.mark.parametrize("feature", [FLOAT, HALF, BF16])
+@pytest.mark.parametrize("name", NODES)
+def test_types(harness, name: str, feature: torch.dtype):
+    plugin, types = harness.create(name, NODES[name]), types_of(name, feature)
+    assert plugin.supports(SHAPES[name], types)
+    for index, dtype in enumerate(types):
+        for other in {FLOAT, HALF, INT32, INT64} - {dtype}:
+            # PanopticFusion's two sorts of logits have each their own type, the others' features all one.
+            free = name == "PanopticFusion" and index in (0, 4) and other in (FLOAT, HALF)
+            assert plugin.supports(SHAPES[name], [*types[:index], other, *types[index + 1 :]]) == free
+
+
+@pytest.mark.parametrize(
+    ("feature", "layout", "wrong"), [(FLOAT, "hwc", "hwc8"), (HALF, "hwc8", "hwc"), (BF16, "hwc8", "hwc")]
+)
+@pytest.mark.parametrize("name", NODES)
+def test_formats(harness, name: str, feature: torch.dtype, layout: str, wrong: str):
+    plugin, types, images = harness.create(name, NODES[name]), types_of(name, feature), IMAGES.get(name, [])
+
+    def supported(layout: str, where: list[int], channels: int = 0) -> bool:
+        formats = [layout if index in where else "linear" for index in range(len(types))]
+        shapes = [
+            (shape[0], channels, *shape[2:]) if channels and index in images else shape
+            for index, shape in enumerate(SHAPES[name])
+        ]
+        return plugin.supports(shapes, types, formats)
+
+    assert supported(layout, images)
+    for index in range(len(types)):  # one alone: only where there is but one
+        assert supported(layout, [index]) == (images == [index])
+    if images:
+        assert not supported(wrong, images)
+        assert supported("linear", images, channels=12)
+        assert supported(layout, images, channels=12) == (feature == FLOAT)  # kHWC8 pads the channels to 16
+        assert supported(layout, images, channels=-1) == (feature == FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "shape", "message"),
+    [
+        ("RoiAlignFpn", 4, (2, 20, 5), "rois is [2 20 5], not [B R 4]"),
+        ("RoiAlignFpn", 2, (2, 8, 8, 12), "P4 is [2 8 8 12], not [B C H4 W4] B=2 C=16"),
+        ("RoiAlignFpn", 0, (2, 2**31, 32, 48), "P2 is [2 2147483648 32 48], not [B C H2 W2]"),
+        ("PaddedNms", 1, (2, 20, 1), "scores is [2 20 1], not [B N]"),
+        ("PaddedBatchedNms", 2, (2, 19), "classes is [2 19], not [B N] B=2 N=20"),
+        ("DeformConv2d", 1, (2, 18, 12, 9), "offset's height and width are not the output's"),
+        ("DeformConv2d", 1, (2, 9, 12, 10), "offset's channels are not 2 * offset_group * kernel size"),
+        ("DeformConv2d", 2, (8, 8, 3, 3), "x's channels are not weight's channels times group"),
+        ("DeformConv2d", 2, (8, 16, 15, 3), "offset's channels are not 2 * offset_group * kernel size"),
+        ("ModulatedDeformConv2d", 4, (2, 18, 12, 10), "mask's channels are not offset_group * kernel size"),
+        ("PanopticFusion", 0, (2, 2, 8, 12), "semantic has fewer channels than num_stuff"),
+        ("PanopticFusion", 4, (2, 6, 28, 14), "mask_logits is [2 6 28 14], not [B N M M]"),
+    ],
+)
+def test_bad_shapes_are_refused(harness, name: str, index: int, shape: tuple[int, ...], message: str):
+    plugin = harness.create(name, NODES[name])
+    shapes, types = list(SHAPES[name]), types_of(name, FLOAT)
+    shapes[index] = shape
+    assert plugin.output_shapes(shapes[: len(shapes) - plugin.num_outputs]) is None
+    assert plugin.accepts(shapes, types) == (False, False)
+    assert harness.messages().count(message) == 3
+    assert plugin.accepts([(-1, *shape[1:]) for shape in SHAPES[name]], types) == (True, True)  # not known yet
+
+
+def test_groups(harness):
+    plugin = harness.create("DeformConv2d", CONVOLUTION | {"group": 4, "offset_group": 2, "strides": [2, 1]})
+    shapes = [(1, 16, 9, 8), (1, 36, 5, 8), (8, 4, 3, 3), (8,)]
+    assert plugin.output_shapes(shapes) == [(1, 8, 5, 8)]
+    assert plugin.output_shapes([shapes[0], (1, 18, 5, 8), *shapes[2:]]) is None
+    assert "offset's channels are not 2 * offset_group * kernel size" in harness.messages()
+
+
+def test_too_many_segments_for_a_byte(harness):
+    plugin = harness.create("PanopticFusion", NODES["PanopticFusion"] | {"num_stuff": 16})
+    shapes = [shape if len(shape) == 1 or shape[1] != 6 else (2, 240, *shape[2:]) for shape in SHAPES["PanopticFusion"]]
+    assert plugin.output_shapes(shapes[:8]) is None
+    assert "num_stuff and the detections do not fit a uint8 map (255)" in harness.messages()
+
+
+@pytest.mark.parametrize("folder", [path for path in os.environ.get("TENSORRT_INCLUDE_DIRS", "").split(":") if path])
+def test_compiles_with_other_headers(folder: str):
+    root: Path = library.SOURCES
+    for source in [*sorted(root.glob("*/plugin.cpp")), *sorted((root / "tensorrt").glob("*.cpp"))]:
+        command = [
+            "g++",
+            "-std=c++17",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-fsyntax-only",
+            f"-I{root}/emulator",
+            f"-I{root}",
+        ]
+        done = subprocess.run([*command, "-isystem", folder, str(source)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,168 @@
+"""How TensorRT finds the plugins: plain dlopen, load_library, both; and real builds with TensorRT-RTX on the CPU.
+
+Every case is a process of its own, as a registry lives as long as one. The packages tensorrt_lean_bindings (the lean
+runtime has TensorRT's own registry) and tensorrt_rtx_bindings are used where they are installed.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+import pytest
+
+import plugins_cuda
+
+pytestmark = pytest.mark.tensorrt
+
+NAMES = {"RoiAlignFpn", "PaddedNms", "PaddedBatchedNms", "DeformConv2d", "ModulatedDeformConv2d", "PanopticFusion"}
+FLOAT, UINT8, INT32, INT64, HALF = 1, 2, 6, 7, 10  # onnx.TensorProto
+
+REGISTER = """
+import ctypes, importlib, sys
+module, path, ways = sys.argv[1:]
+trt = importlib.import_module(module)
+registry = trt.get_plugin_registry()
+for way in ways.split():
+    if way == "dlopen":
+        ctypes.CDLL(path)
+    else:
+        print("handle", registry.load_library(path) is not None)
+print(*(creator.name for creator in registry.all_creators))
+"""
+
+STAND_IN = """
+import ctypes, sys
+tensorrt = ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+plugins = ctypes.CDLL(sys.argv[2])
+count = ctypes.c_int32()
+print(tensorrt.harness_num_registered())
+plugins.getCreators(ctypes.byref(count))
+print(count.value, tensorrt.harness_num_registered())
+"""
+
+
+def run(program: str, *arguments: object) -> str:
+    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("ways", ["dlopen", "load_library", "dlopen load_library", "load_library dlopen"])
+@pytest.mark.parametrize("module", ["tensorrt_lean_bindings", "tensorrt_rtx_bindings"])
+def test_every_way_of_loading(plugin_files: tuple[Path, Path], module: str, ways: str):
+    if find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    *handles, names = run(REGISTER, module, plugin_files[1], ways).splitlines()
+    assert (
+        sorted(set(names.split()) & NAMES) == sorted(name for name in names.split() if name in NAMES) == sorted(NAMES)
+    )
+    assert set(handles) <= {"handle True"}
+
+
+def test_the_registry_of_these_headers(plugin_files: tuple[Path, Path]):
+    """The harness's registry has the virtual table of TENSORRT_INCLUDE_DIR's, which 11 changed."""
+    assert run(STAND_IN, *plugin_files).split() == ["6", "6", "0"]
+
+
+def test_silent_without_tensorrt(plugin_files: tuple[Path, Path]):
+    program = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, str(plugin_files[1])], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+Value = tuple[str, int, list[int | str]]
+# Smallest, optimal and largest (batch, side of P2, boxes).
+SIZES = [(1, 16, 4), (2, 32, 20), (4, 64, 20)]
+
+
+def save_model(path: Path, name: str, inputs: list[Value], outputs: list[Value], attributes: dict[str, object]) -> None:
+    """One node with its body, as the exporter writes it: panoptic, fp16 out of a plugin, is cast to uint8."""
+    results = [label for label, _, _ in outputs]
+    nodes = [
+        onnx.helper.make_node(
+            name, [label for label, _, _ in inputs], results, domain="upsnet", plugin_version="1", plugin_namespace="",
+            **attributes,
+        )
+    ]  # fmt: skip
+    if name == "PanopticFusion":
+        nodes[0].output[0] = "wide"
+        nodes.append(onnx.helper.make_node("Cast", ["wide"], [results[0]], to=UINT8))
+    values = [[onnx.helper.make_tensor_value_info(*value) for value in part] for part in (inputs, outputs)]
+    graph = onnx.helper.make_graph(nodes, "one_node", *values)
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
+    functions = plugins_cuda.onnx_functions()
+    onnx.save(onnx.helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10), path)
+
+
+def model_of(name: str, feature: int) -> tuple[list[Value], list[Value], dict[str, object]]:
+    """Inputs, outputs, attributes. Sizes that are letters are dynamic: B, S (side of P2), R (boxes)."""
+    nms: dict[str, object] = {"iou_threshold": 0.5, "score_threshold": 0.1, "max_output": 12}
+    boxes: list[Value] = [("boxes", FLOAT, ["B", "R", 4]), ("scores", FLOAT, ["B", "R"])]
+    kept: list[Value] = [("indices", INT64, ["B", 12]), ("counts", INT32, ["B"])]
+    convolution: list[Value] = [
+        ("x", feature, ["B", 16, "S", "S"]), ("offset", FLOAT, ["B", 18, "S", "S"]), ("weight", feature, [8, 16, 3, 3]),
+        ("bias", FLOAT, [8]),
+    ]  # fmt: skip
+    y: list[Value] = [("y", feature, ["B", 8, "S", "S"])]
+    steps: dict[str, object] = {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1]}
+    if name == "RoiAlignFpn":
+        pyramid: list[Value] = [
+            (f"p{level}", feature, ["B", 16, f"S/{1 << level}", f"S/{1 << level}"]) for level in range(4)
+        ]
+        pooling = {"sampling_ratio": 2, "coordinate_transformation_mode": "half_pixel", "canonical_size": 224.0}
+        pooled: list[Value] = [("pooled", feature, ["B", "R", 16, 7, 7])]
+        return [*pyramid, ("rois", FLOAT, ["B", "R", 4])], pooled, {"output_size": 7, "inclusive": 0, **pooling}
+    if name == "PaddedNms":
+        return boxes, kept, nms
+    if name == "PaddedBatchedNms":
+        return [*boxes, ("classes", INT64, ["B", "R"])], kept, nms
+    if name == "DeformConv2d":
+        return convolution, y, steps
+    if name == "ModulatedDeformConv2d":
+        return [*convolution, ("mask", FLOAT, ["B", 9, "S", "S"])], y, steps
+    inputs: list[Value] = [
+        ("semantic", feature, ["B", 8, "S", "S"]), ("boxes", FLOAT, ["B", 6, 4]), ("classes", INT64, ["B", 6]),
+        ("scores", FLOAT, ["B", 6]), ("mask_logits", feature, ["B", 6, 28, 28]), ("counts", INT32, ["B"]),
+        ("sizes", INT32, ["B", 2]), ("scales", FLOAT, ["B"]),
+    ]  # fmt: skip
+    outputs: list[Value] = [
+        ("panoptic", UINT8, ["B", "4S", "4S"]),
+        ("segments", FLOAT, ["B", 9, 7]),
+        ("segment_count", INT32, ["B"]),
+    ]
+    return inputs, outputs, {"num_stuff": 3, "stuff_area_limit": 50.0, "mask_overlap_threshold": 0.3}
+
+
+def concrete(shape: Sequence[int | str], size: tuple[int, int, int]) -> list[int]:
+    known = {"B": size[0], "R": size[2]} | {f"S/{1 << level}": size[1] >> level for level in range(4)} | {"S": size[1]}
+    return [part if isinstance(part, int) else known[part] for part in shape]
+
+
+@pytest.mark.parametrize("feature", [FLOAT, HALF], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_builds_with_tensorrt_rtx(plugin_files: tuple[Path, Path], tmp_path: Path, name: str, feature: int):
+    if find_spec("tensorrt_rtx_bindings") is None:
+        pytest.skip("tensorrt_rtx_bindings is not installed")
+    if "Nms" in name and feature == HALF:
+        pytest.skip("boxes and scores are fp32")
+    inputs, outputs, attributes = model_of(name, feature)
+    save_model(tmp_path / "model.onnx", name, inputs, outputs, attributes)
+    profiles = {label: [concrete(shape, size) for size in SIZES] for label, _, shape in inputs if "B" in shape}
+    script = Path(__file__).with_name("rtx_build.py")
+    command = [sys.executable, str(script), str(tmp_path / "model.onnx"), str(plugin_files[1]), json.dumps(profiles)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["errors"] == [] and report["built"]
+    assert report["plugins"] == [name]
+    assert report["layers"] == ["LayerType.PLUGIN_V3"] + ["LayerType.CAST"] * (name == "PanopticFusion")
+    types = {FLOAT: "FLOAT", HALF: "HALF", UINT8: "UINT8", INT32: "INT32", INT64: "INT64"}
+    for label, element, shape in outputs:
+        dims = [part if isinstance(part, int) else -1 for part in shape]
+        assert report["outputs"][label] == [f"DataType.{types[element]}", dims]
