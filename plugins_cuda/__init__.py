@@ -13,7 +13,7 @@ functions with a translation table instead does not get through the exporter's i
 | function | node |
 |---|---|
 | roi_align_fpn | RoiAlignFpn |
-| nms | PaddedNms |
+| nms | PaddedNms, with classes PaddedBatchedNms |
 | deform_conv | DeformConv2d |
 | panoptic_fusion | PanopticFusion |
 | top_k | ONNX's own TopK |
@@ -36,14 +36,14 @@ __all__ = ["deform_conv", "nms", "onnx_functions", "panoptic_fusion", "roi_align
 
 
 def onnx_functions() -> list[onnx.FunctionProto]:
-    """The bodies of the four nodes, domain `upsnet` version 1, in standard operators of opset 20, and the stages that
-    the fusion calls.
+    """The bodies of the nodes, domain `upsnet` version 1, in standard operators of opset 20, and the functions that
+    they call.
 
     Needs onnx and onnxscript.
     """
     from plugins_cuda.deform_conv.onnx_function import deform_conv_function
-    from plugins_cuda.nms.onnx_function import nms_function
+    from plugins_cuda.nms.onnx_function import nms_functions
     from plugins_cuda.panoptic_fusion.onnx_function import panoptic_fusion_functions
     from plugins_cuda.roi_align_fpn.onnx_function import roi_align_fpn_function
 
-    return [roi_align_fpn_function(), nms_function(), deform_conv_function(), *panoptic_fusion_functions()]
+    return [roi_align_fpn_function(), *nms_functions(), deform_conv_function(), *panoptic_fusion_functions()]

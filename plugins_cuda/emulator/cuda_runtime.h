@@ -193,6 +193,8 @@ T atomicCAS(T* target, U expected, V value) { const T old = *target; if (old == 
 
 template <typename T>
 T __ldg(const T* source) { return *source; }
+using std::max;
+using std::min;
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
 inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(unsigned(value)); }

@@ -1,4 +1,8 @@
-"""PaddedNms in standard ONNX operators (opset 20)."""
+"""PaddedNms and PaddedBatchedNms in standard ONNX operators (opset 20).
+
+NonMaxSuppression's boxes have exclusive corners: in the legacy convention x2 and y2 move by one pixel. That is exact
+for coordinates with a few bits to spare; elsewhere an IoU within rounding of the threshold may fall on its other side.
+"""
 
 # mypy: ignore-errors
 # (onnxscript is its own language in Python's clothes: what a checker reads here is not what happens)
@@ -9,16 +13,43 @@ from onnxscript import FLOAT, INT32, INT64, script
 from onnxscript import opset20 as op
 from onnxscript.values import Opset
 
+upsnet = Opset("upsnet", 1)
 
-@script(Opset("upsnet", 1), default_opset=op)
-def PaddedNms(
-    boxes: FLOAT, scores: FLOAT, iou_threshold: float, score_threshold: float, max_output: int
-) -> tuple[INT64, INT32]:
-    # NonMaxSuppression takes any two opposite corners, torchvision lets an inverted box overlap nothing: make it empty.
+
+@script(upsnet, default_opset=op)
+def NmsCorners(boxes: FLOAT, inclusive: int = 0) -> FLOAT:
+    """The boxes as NonMaxSuppression wants them. It takes any two opposite corners, where an inverted box overlaps
+    nothing: make that one empty."""
     first, last = op.Split(boxes, axis=-1, num_outputs=2)
+    pixel = op.Cast(op.Constant(value_int=inclusive), to=1)
+    return op.Concat(first, op.Max(first, last + pixel), axis=-1)
+
+
+@script(upsnet, default_opset=op)
+def NmsCandidates(scores: FLOAT, score_threshold: float, top_k: int = 0) -> FLOAT:
+    """The scores [B, N]; -inf for what does not compete. Where all compete (top_k = 0), the TopK costs one look at each
+    score: it moves the best score to where it is."""
+    nothing = op.Constant(value_float=float("-inf"))
+    scores = op.Where(scores > op.Constant(value_float=score_threshold), scores, nothing)
+    most = op.Constant(value_int=top_k)
+    k = op.Min(op.Max(most, 1), op.Shape(scores, start=1))
+    best, where = op.TopK(scores, k, axis=1)
+    return op.ScatterElements(op.Where(most > 0, nothing, scores), where, best, axis=1)
+
+
+@script(upsnet, default_opset=op)
+def PaddedNms(
+    boxes: FLOAT,
+    scores: FLOAT,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+    top_k: int = 0,
+    inclusive: int = 0,
+) -> tuple[INT64, INT32]:
     selected = op.NonMaxSuppression(
-        op.Concat(first, op.Max(first, last), axis=-1),
-        op.Unsqueeze(scores, [1]),
+        NmsCorners(boxes, inclusive=inclusive),
+        op.Unsqueeze(NmsCandidates(scores, score_threshold=score_threshold, top_k=top_k), [1]),
         op.Reshape(op.Constant(value_int=max_output), [1]),
         op.Reshape(op.Constant(value_float=iou_threshold), [1]),
         op.Reshape(op.Constant(value_float=score_threshold), [1]),
@@ -39,6 +70,44 @@ def PaddedNms(
     return indices, op.Cast(count, to=6)
 
 
-def nms_function() -> onnx.FunctionProto:
-    """The body of node upsnet::PaddedNms."""
-    return PaddedNms.to_function_proto()
+@script(upsnet, default_opset=op)
+def PaddedBatchedNms(
+    boxes: FLOAT,
+    scores: FLOAT,
+    classes: INT64,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+    top_k: int = 0,
+    inclusive: int = 0,
+) -> tuple[INT64, INT32]:
+    nothing = op.Constant(value_float=float("-inf"))
+    competing = NmsCandidates(scores, score_threshold=score_threshold, top_k=top_k)
+    # [B, C, N]: each score in the row of its class alone.
+    labels, _first, _inverse, _counts = op.Unique(classes, sorted=1)
+    of_class = op.Unsqueeze(classes, [1]) == op.Unsqueeze(labels, [1])
+    limit = op.Reshape(op.Constant(value_int=max_output), [1])
+    selected = op.NonMaxSuppression(
+        NmsCorners(boxes, inclusive=inclusive),
+        op.Where(of_class, op.Unsqueeze(competing, [1]), nothing),
+        limit,
+        op.Reshape(op.Constant(value_float=iou_threshold), [1]),
+        op.Reshape(op.Constant(value_float=score_threshold), [1]),
+    )
+    # [K, 3] (image, class, box): the survivors of all classes by score, the lower index first.
+    place = op.Gather(selected, [0, 2], axis=1)
+    empty = op.Expand(nothing, op.Shape(scores))
+    survivors = op.ScatterND(empty, place, op.GatherND(competing, place))
+    width = op.Shape(scores, start=1)
+    k = op.Min(limit, width)
+    best, box = op.TopK(survivors, k, axis=1)
+    valid = best > nothing
+    box = op.Where(valid, box, 0)
+    indices = op.Pad(box, op.Concat([0, 0, 0], limit - k, axis=0))
+    return indices, op.Cast(op.ReduceSum(op.Cast(valid, to=7), [1], keepdims=0), to=6)
+
+
+def nms_functions() -> list[onnx.FunctionProto]:
+    """The bodies of the nodes upsnet::PaddedNms and upsnet::PaddedBatchedNms, and the functions that they call."""
+    functions = (PaddedNms, PaddedBatchedNms, NmsCorners, NmsCandidates)
+    return [function.to_function_proto() for function in functions]

@@ -9,17 +9,55 @@ from torch import Tensor
 
 @torch.no_grad()
 def nms(
-    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, max_output: int
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    score_threshold: float,
+    max_output: int,
+    classes: Tensor | None = None,
+    top_k: int = 0,
+    inclusive: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See `plugins_cuda.nms`. The thresholds are rounded to float32 first, as every executor does."""
+    boxes, scores = boxes.float(), scores.float()
     batch = boxes.shape[0]
     iou_threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
     score_threshold = torch.tensor(score_threshold, dtype=torch.float32).item()
     indices = torch.zeros(batch, max_output, dtype=torch.int64, device=boxes.device)
     counts = torch.zeros(batch, dtype=torch.int32, device=boxes.device)
+    suppress = _legacy_nms if inclusive else torchvision.ops.nms
     for image in range(batch):
         candidates = torch.nonzero(scores[image] > score_threshold).squeeze(1)
-        kept = torchvision.ops.nms(boxes[image, candidates], scores[image, candidates], iou_threshold)[:max_output]
-        indices[image, : len(kept)] = candidates[kept]
-        counts[image] = len(kept)
+        order = scores[image, candidates].argsort(descending=True, stable=True)
+        candidates = candidates[order[:top_k] if top_k else order]
+        kept = torch.zeros(len(candidates), dtype=torch.bool, device=boxes.device)
+        for members in _groups(candidates if classes is None else classes[image, candidates], classes is not None):
+            chosen = candidates[members]
+            kept[members[suppress(boxes[image, chosen], scores[image, chosen], iou_threshold)]] = True
+        best = candidates[kept][:max_output]
+        indices[image, : len(best)] = best
+        counts[image] = len(best)
     return indices, counts
+
+
+def _groups(labels: Tensor, by_label: bool) -> list[Tensor]:
+    """Positions of the boxes that compete with each other."""
+    if not by_label:
+        return [torch.arange(len(labels), device=labels.device)]
+    return [torch.nonzero(labels == label).squeeze(1) for label in labels.unique()]
+
+
+def _legacy_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """torchvision's nms of boxes whose x2 and y2 lie inside, in descending score."""
+    order = scores.argsort(descending=True, stable=True)
+    x1, y1, x2, y2 = boxes[order].unbind(1)
+    areas = (x2 - x1 + 1) * (y2 - y1 + 1)
+    alive = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        width = (torch.minimum(x2, x2[i]) - torch.maximum(x1, x1[i]) + 1).clamp(min=0)
+        height = (torch.minimum(y2, y2[i]) - torch.maximum(y1, y1[i]) + 1).clamp(min=0)
+        shared = width * height
+        alive[i + 1 :] &= ~(shared / (areas[i] + areas - shared) > iou_threshold)[i + 1 :]
+    return order[alive]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torchvision
+from onnx import helper, numpy_helper
 from torch import Tensor
 
 import plugins_cuda
@@ -23,19 +25,50 @@ def crowd(batch: int, count: int, seed: int, whole: bool = False) -> tuple[Tenso
     return (boxes.round(), (scores * 8).round() / 8) if whole else (boxes, scores)
 
 
-def run_body(run_node, boxes: Tensor, scores: Tensor, iou: float, least: float, top: int) -> list[np.ndarray]:
-    attributes = {"iou_threshold": iou, "score_threshold": least, "max_output": top}
-    return run_node("PaddedNms", {"boxes": boxes, "scores": scores}, [torch.int64, torch.int32], **attributes)
+def run_body(
+    run_node,
+    boxes: Tensor,
+    scores: Tensor,
+    iou: float,
+    least: float,
+    most: int,
+    classes: Tensor | None = None,
+    top_k: int = 0,
+    inclusive: bool = False,
+) -> list[np.ndarray]:
+    attributes = {"iou_threshold": iou, "score_threshold": least, "max_output": most}
+    attributes |= {"top_k": top_k, "inclusive": int(inclusive)}
+    inputs = {"boxes": boxes, "scores": scores}
+    if classes is None:
+        return run_node("PaddedNms", inputs, [torch.int64, torch.int32], **attributes)
+    return run_node("PaddedBatchedNms", inputs | {"classes": classes}, [torch.int64, torch.int32], **attributes)
 
 
-def brute_force(boxes: np.ndarray, scores: np.ndarray, iou: float, least: float) -> list[int]:
+def assert_same(actual, expected) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def brute_force(
+    boxes: list[list[float]],
+    scores: list[float],
+    iou: float,
+    least: float,
+    classes: list[int] | None = None,
+    top_k: int = 0,
+    inclusive: bool = False,
+) -> list[int]:
+    pixel = int(inclusive)
     kept: list[int] = []
-    for i in sorted((i for i in range(len(scores)) if scores[i] > least), key=lambda i: (-scores[i], i)):
+    candidates = sorted((i for i in range(len(scores)) if scores[i] > least), key=lambda i: (-scores[i], i))
+    for i in candidates[:top_k] if top_k else candidates:
         for k in kept:
-            width = max(0.0, min(boxes[i][2], boxes[k][2]) - max(boxes[i][0], boxes[k][0]))
-            height = max(0.0, min(boxes[i][3], boxes[k][3]) - max(boxes[i][1], boxes[k][1]))
-            areas = [(b[2] - b[0]) * (b[3] - b[1]) for b in (boxes[i], boxes[k])]
-            if width * height > iou * (sum(areas) - width * height):
+            if classes is not None and classes[k] != classes[i]:
+                continue
+            width = max(0.0, min(boxes[i][2], boxes[k][2]) - max(boxes[i][0], boxes[k][0]) + pixel)
+            height = max(0.0, min(boxes[i][3], boxes[k][3]) - max(boxes[i][1], boxes[k][1]) + pixel)
+            areas = [(b[2] - b[0] + pixel) * (b[3] - b[1] + pixel) for b in (boxes[i], boxes[k])]
+            if width * height > max(0.0, iou * (sum(areas) - width * height)):
                 break
         else:
             kept.append(i)
@@ -55,6 +88,15 @@ def test_known_answer():
     assert (indices.tolist(), counts.tolist()) == ([[3, 1]], [2])
     indices, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.8, 2)
     assert (indices.tolist(), counts.tolist()) == ([[3, 0]], [1])  # .8 is not > .8
+    classes = torch.tensor([[7, 7, 7, -1]])
+    indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6, classes)
+    assert (indices.tolist(), counts.tolist()) == ([[3, 0, 2, 0, 0, 0]], [3])
+    indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6, classes, top_k=2)
+    assert (indices.tolist(), counts.tolist()) == ([[3, 0, 0, 0, 0, 0]], [2])
+    # Corners inside the boxes: 6 x 11 / (121 + 121 - 66) = .375.
+    for iou, expected in ((0.374, [3, 2]), (0.376, [3, 1, 2])):
+        indices, counts = plugins_cuda.nms(boxes, scores, iou, 0.0, 6, inclusive=True)
+        assert indices[0, : counts[0]].tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -62,15 +104,91 @@ def test_known_answer():
 def test_equals_torchvision_and_brute_force(run_node, seed: int, iou: float):
     boxes, scores = crowd(3, 60, seed, whole=seed % 2 == 0)
     indices, counts = plugins_cuda.nms(boxes, scores, iou, 0.2, 50)
-    body_indices, body_counts = run_body(run_node, boxes, scores, iou, 0.2, 50)
-    np.testing.assert_array_equal(body_indices, indices.numpy())
-    np.testing.assert_array_equal(body_counts, counts.numpy())
+    assert_same(run_body(run_node, boxes, scores, iou, 0.2, 50), (indices, counts))
     for image in range(3):
         kept = indices[image, : counts[image]].tolist()
         assert kept == brute_force(boxes[image].tolist(), scores[image].tolist(), iou, 0.2)[:50]
         candidate = torch.nonzero(scores[image] > 0.2)[:, 0]
         expected = candidate[torchvision.ops.nms(boxes[image][candidate], scores[image][candidate], iou)]
         assert kept == expected[:50].tolist()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("iou", [0.3, 0.7])
+def test_classes_equal_batched_nms(run_node, iou: float, whole: bool):
+    boxes, scores = crowd(2, 150, 11, whole)
+    classes = torch.randint(-2, 4, (2, 150), generator=torch.Generator().manual_seed(1)) * 10**9
+    result = plugins_cuda.nms(boxes, scores, iou, 0.2, 150, classes)
+    assert_same(run_body(run_node, boxes, scores, iou, 0.2, 150, classes), result)
+    cut = plugins_cuda.nms(boxes, scores, iou, 0.2, 30, classes)
+    assert_same(run_body(run_node, boxes, scores, iou, 0.2, 30, classes), cut)
+    assert torch.equal(cut[0], result[0][:, :30])
+    for image in range(2):
+        kept = result[0][image, : result[1][image]].tolist()
+        members = (boxes[image].tolist(), scores[image].tolist(), iou, 0.2, classes[image].tolist())
+        assert kept == brute_force(*members)
+        if whole:  # its offsets of the coordinates are exact then
+            candidate = torch.nonzero(scores[image] > 0.2)[:, 0]
+            small = classes[image][candidate] // 10**9 + 2
+            expected = torchvision.ops.batched_nms(boxes[image][candidate], scores[image][candidate], small, iou)
+            # Equal scores of two classes: batched_nms leaves their order open.
+            assert sorted(kept) == sorted(candidate[expected].tolist())
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize("top_k", [0, 1, 25, 1000])
+def test_arguments_together(run_node, top_k: int, inclusive: bool, by_class: bool):
+    boxes, scores = crowd(3, 90, top_k, whole=True)
+    scores[1, ::4] = float("nan")
+    boxes[2, :30, 2] = boxes[2, :30, 0] - 0.75  # inverted; with the legacy pixel still a quarter wide
+    classes = torch.randint(0, 3, (3, 90)) if by_class else None
+    result = plugins_cuda.nms(boxes, scores, 0.45, 0.1, 60, classes, top_k, inclusive)
+    assert_same(run_body(run_node, boxes, scores, 0.45, 0.1, 60, classes, top_k, inclusive), result)
+    for image in range(3):
+        labels = None if classes is None else classes[image].tolist()
+        lists = (boxes[image].tolist(), scores[image].tolist())
+        expected = brute_force(*lists, 0.45, 0.1, labels, top_k, inclusive)[:60]
+        assert result[0][image, : result[1][image]].tolist() == expected
+
+
+def test_equals_onnx_runtimes_operator():
+    """[image, class, box] of NonMaxSuppression itself: every class of an image has the same boxes."""
+    boxes, scores = crowd(2, 50, 21)
+    per_class = torch.stack([scores, scores.flip(1), torch.rand(2, 50)], dim=1)  # [B, C, N]
+    selected = onnx_nms(boxes, per_class, 20, 0.4, 0.25)
+    flat = boxes[:, None].expand(2, 3, 50, 4).reshape(2, 150, 4)
+    labels = torch.arange(3).repeat_interleave(50).expand(2, 150)
+    indices, counts = plugins_cuda.nms(flat, per_class.reshape(2, 150), 0.4, 0.25, 150, labels)
+    for image in range(2):
+        kept = indices[image, : counts[image]]
+        for label in range(3):
+            expected = selected[(selected[:, 0] == image) & (selected[:, 1] == label), 2].tolist()
+            assert (kept[kept // 50 == label] % 50).tolist()[:20] == expected
+
+
+def onnx_nms(boxes: Tensor, scores: Tensor, most: int, iou: float, least: float) -> np.ndarray:
+    numbers = {"most": np.int64([most]), "iou": np.float32([iou]), "least": np.float32([least])}
+    graph = helper.make_graph(
+        [helper.make_node("NonMaxSuppression", ["boxes", "scores", *numbers], ["selected"])],
+        "nms",
+        [helper.make_tensor_value_info(name, 1, [None] * 3) for name in ("boxes", "scores")],
+        [helper.make_tensor_value_info("selected", 7, [None, 3])],
+        [numpy_helper.from_array(value, name) for name, value in numbers.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy()})[0]
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5), (3, 1)])
+def test_body_of_nothing(run_node, shape: tuple[int, int], by_class: bool):
+    boxes, scores = crowd(*shape, 3)
+    classes = torch.zeros(shape, dtype=torch.int64) if by_class else None
+    for top_k in (0, 4):
+        expected = reference.nms(boxes, scores, 0.5, 0.1, 6, classes, top_k)
+        assert_same(run_body(run_node, boxes, scores, 0.5, 0.1, 6, classes, top_k), expected)
 
 
 @pytest.mark.parametrize("top", [1, 7, 40])
@@ -84,9 +202,7 @@ def test_hostile_input(run_node, top: int):
     boxes[4, :, 2] = boxes[4, :, 0] - 1  # inverted
     boxes[5, :, 3] = boxes[5, :, 1]  # empty
     indices, counts = reference.nms(boxes, scores, 0.5, 0.1, top)
-    body_indices, body_counts = run_body(run_node, boxes, scores, 0.5, 0.1, top)
-    np.testing.assert_array_equal(body_indices, indices.numpy())
-    np.testing.assert_array_equal(body_counts, counts.numpy())
+    assert_same(run_body(run_node, boxes, scores, 0.5, 0.1, top), (indices, counts))
     assert counts[2] == 0
     assert not (set(indices[1, : counts[1]].tolist()) & set(range(0, 40, 3)))
     assert counts[4] == min(top, int((scores[4] > 0.1).sum()))
@@ -118,10 +234,16 @@ def test_keeps_what_the_original_kept(run_node, shared_data: Path, iou: float):
     golden = np.load(shared_data / "upsnet_golden" / "edge.npz")
     for name in ("nms_", "nms_exact_"):
         rows = torch.from_numpy(golden[f"{name}in"])[None]
-        # The original's widths are x2 - x1 + 1: exclusive corners are one further.
-        boxes, scores = rows[..., :4] + torch.tensor([0.0, 0, 1, 1]), rows[..., 4].contiguous()
+        count = rows.shape[1]
+        corners, scores = rows[..., :4].contiguous(), rows[..., 4].contiguous()
         expected = golden[f"{name}keep_{iou}"].tolist()
-        indices, counts = plugins_cuda.nms(boxes, scores, iou, -1.0, rows.shape[1])
+        indices, counts = plugins_cuda.nms(corners, scores, iou, -1.0, count, inclusive=True)
         assert indices[0, : counts[0]].tolist() == expected
-        body, body_count = run_body(run_node, boxes, scores, iou, -1.0, rows.shape[1])
+        body, body_count = run_body(run_node, corners, scores, iou, -1.0, count, inclusive=True)
+        assert body[0, : body_count[0]].tolist() == expected
+        # The original's widths are x2 - x1 + 1: exclusive corners are one further.
+        boxes = corners + torch.tensor([0.0, 0, 1, 1])
+        indices, counts = plugins_cuda.nms(boxes, scores, iou, -1.0, count)
+        assert indices[0, : counts[0]].tolist() == expected
+        body, body_count = run_body(run_node, boxes, scores, iou, -1.0, count)
         assert body[0, : body_count[0]].tolist() == expected

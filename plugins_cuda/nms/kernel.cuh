@@ -1,0 +1,54 @@
+// The arithmetic of NMS: the order of candidates and the overlap of two boxes. Compiled without FMA contraction on every
+// front, so that each decision is the same bit for bit, and the one that torchvision's CPU nms takes.
+#pragma once
+
+#include "common/numeric.h"
+
+namespace upsnet::nms {
+
+struct alignas(16) Box {
+  float x1, y1, x2, y2;
+};
+
+// `pixel` is 1 in the legacy convention, where x2 and y2 lie inside the box, else 0.
+UPSNET_HD float area(const Box& box, float pixel) { return (box.x2 - box.x1 + pixel) * (box.y2 - box.y1 + pixel); }
+
+UPSNET_HD float larger(float a, float b) { return a < b ? b : a; }
+UPSNET_HD float smaller(float a, float b) { return b < a ? b : a; }
+
+// IoU > threshold. A box with a coordinate that is NaN or infinite, or whose area is infinite, overlaps nothing: its IoU
+// is NaN or 0 (threshold >= 0). So does a box without area: 0 / 0 is NaN.
+UPSNET_HD bool suppresses(const Box& kept, float kept_area, const Box& other, float other_area, float pixel,
+                          float threshold) {
+  const float width = larger(0.0f, smaller(kept.x2, other.x2) - larger(kept.x1, other.x1) + pixel);
+  const float height = larger(0.0f, smaller(kept.y2, other.y2) - larger(kept.y1, other.y1) + pixel);
+  const float shared = width * height;
+  return shared / (kept_area + other_area - shared) > threshold;
+}
+
+// True only where suppresses() is false, in four comparisons: the intersection's width or height comes out as <= 0,
+// because rounding keeps the order (a > b + 1 rounded leaves b - a rounded at -1 at most). NaN goes on to suppresses().
+UPSNET_HD bool apart(const Box& a, const Box& b, float pixel) {
+  return a.x1 > b.x2 + pixel || b.x1 > a.x2 + pixel || a.y1 > b.y2 + pixel || b.y1 > a.y2 + pixel;
+}
+
+// Candidates as one 64-bit number each, all different, the best one the highest: score above, then the lower index.
+// 0 is no candidate. Scores compare like numbers: -0 and +0 are equal, NaN is over no threshold.
+UPSNET_HD uint32_t order_of(float score) {
+#ifdef __CUDA_ARCH__
+  const uint32_t bits = __float_as_uint(score);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &score, sizeof bits);
+#endif
+  if (bits << 1 == 0) return 0x80000000u;
+  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+UPSNET_HD uint64_t key_of(float score, float threshold, uint32_t index) {
+  return score > threshold ? uint64_t{order_of(score)} << 32 | uint32_t(~index) : 0;
+}
+
+UPSNET_HD uint32_t index_of(uint64_t key) { return ~uint32_t(key); }
+
+}  // namespace upsnet::nms

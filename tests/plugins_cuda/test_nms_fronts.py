@@ -1,0 +1,249 @@
+"""Padded NMS: every compiled front gives the integers of the reference; the operator inside PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import plugins_cuda
+from plugins_cuda import library
+from plugins_cuda.nms import binding, reference
+
+INFINITE, NAN = float("inf"), float("nan")
+
+
+def crowd(batch: int, count: int, seed: int, whole: bool = False) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(batch, count, 2, generator=generator) * 200
+    boxes = torch.cat([corner, corner + torch.rand(batch, count, 2, generator=generator) * 60 + 1], dim=-1)
+    scores = torch.rand(batch, count, generator=generator)
+    return (boxes.round(), (scores * 8).round() / 8) if whole else (boxes, scores)
+
+
+def labels(batch: int, count: int, classes: int) -> Tensor:
+    return torch.randint(0, classes, (batch, count), generator=torch.Generator().manual_seed(count)) * 10**10 - 3
+
+
+def check(front, boxes: Tensor, scores: Tensor, *arguments, **options) -> tuple[Tensor, Tensor]:
+    """The operator on this front equals the reference; its result, on the CPU."""
+    expected = reference.nms(boxes, scores, *arguments, **options)
+    moved = {name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in options.items()}
+    indices, counts = plugins_cuda.nms(boxes.to(front.device), scores.to(front.device), *arguments, **moved)
+    assert (indices.dtype, counts.dtype) == (torch.int64, torch.int32)
+    torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
+    return expected
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("whole", [False, True])
+def test_equals_the_reference(front, whole: bool, classes: int, inclusive: bool):
+    boxes, scores = crowd(2, 700, 3, whole)
+    options = {"classes": labels(2, 700, classes) if classes else None, "inclusive": inclusive}
+    for iou, least, most, top_k in ((0.5, 0.1, 1000, 0), (0.3, 0.5, 20, 0), (0.7, -INFINITE, 300, 450)):
+        _, counts = check(front, boxes, scores, iou, least, most, top_k=top_k, **options)
+        assert (counts > 10).all()
+
+
+def test_the_reference_is_torchvision():
+    boxes, scores = crowd(1, 500, 8)
+    for iou in (0.3, 0.5, 0.7):
+        indices, counts = reference.nms(boxes, scores, iou, -1.0, 500)
+        expected = torchvision.ops.nms(boxes[0], scores[0], torch.tensor(iou).item())
+        assert indices[0, : counts[0]].tolist() == expected.tolist()
+
+
+def test_several_rounds(front):
+    """More candidates than one round holds; both conventions of classes, and a cut in the middle of a round."""
+    boxes, scores = crowd(1, 5000, 5)
+    check(front, boxes, scores, 0.3, 0.02, 4000)
+    check(front, boxes, scores, 0.6, 0.0, 900, classes=labels(1, 5000, 80))
+    check(front, boxes, scores, 0.1, 0.0, 900, top_k=2500)
+
+
+@pytest.mark.parametrize("case", ["equal scores", "few scores", "one object", "tiny differences", "negative"])
+def test_scores_and_boxes_that_pile_up(front, case: str):
+    """Where one bin of the selection holds everything, and where nothing but one box survives."""
+    boxes, scores = crowd(1, 4500, 6)
+    if case == "equal scores":
+        scores[:] = 0.25
+    elif case == "few scores":
+        scores = (scores * 2).round() / 2
+    elif case == "one object":
+        boxes[:] = torch.tensor([1.0, 2.0, 30.0, 40.0])
+    elif case == "tiny differences":
+        scores = 0.5 + scores * 1e-6
+    else:
+        scores = -scores * 1e30
+    _, counts = check(front, boxes, scores, 0.5, -INFINITE, 300)
+    assert counts[0] == (1 if case == "one object" else 300)
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_hostile_boxes_and_scores(front, inclusive: bool):
+    boxes, scores = crowd(8, 60, 9, whole=True)
+    scores[0] = 0.5
+    scores[1, ::3] = NAN
+    scores[2] = NAN
+    scores[3, 5:9] = torch.tensor([INFINITE, INFINITE, -INFINITE, 0.0])
+    boxes[3, :12] = 0  # padded rows
+    boxes[4, :, 2] = boxes[4, :, 0] - 1  # inverted; empty in the legacy convention
+    boxes[5, :, 3] = boxes[5, :, 1]
+    boxes[6, ::2, 0] = -INFINITE
+    boxes[6, ::3, 3] = INFINITE
+    boxes[6, ::5, 1] = NAN
+    boxes[7] *= 1e30  # areas overflow
+    scores[7, ::2] *= -1
+    scores[7, 1::4] = -0.0
+    for least in (-INFINITE, 0.1):
+        _, counts = check(front, boxes, scores, 0.0, least, 60, inclusive=inclusive)
+        assert counts[2] == 0
+    broken = ~boxes[6].isfinite().all(dim=1) & (scores[6] > 0.1)
+    indices, counts = check(front, boxes, scores, 0.0, 0.1, 60, inclusive=inclusive)
+    kept = set(indices[6, : counts[6]].tolist())
+    assert set(torch.nonzero(broken)[:, 0].tolist()) <= kept  # they overlap nothing
+    for boundary in (INFINITE, 1e38):
+        check(front, boxes, scores, 1.0, boundary, 60, inclusive=inclusive)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (1, 1), (3, 2), (1, 33), (2, 257)])
+def test_small_and_empty(front, shape: tuple[int, int]):
+    boxes, scores = crowd(*shape, 1)
+    for most in (0, 1, 5, 300):
+        check(front, boxes, scores, 0.5, 0.2, most)
+        check(front, boxes, scores, 0.5, 0.2, most, classes=labels(*shape, 2), top_k=3)
+
+
+@pytest.mark.parametrize("order", ["reverse", "shuffle"])
+def test_order_of_the_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch, order: str):
+    monkeypatch.setenv("UPSNET_EMULATOR_ORDER", order)
+    boxes, scores = crowd(1, 2300, 12, whole=True)
+    expected = reference.nms(boxes, scores, 0.5, 0.1, 700, labels(1, 2300, 2))
+    with library.emulation():
+        actual = plugins_cuda.nms(boxes, scores, 0.5, 0.1, 700, labels(1, 2300, 2))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_rows_that_no_vector_load_fits(front):
+    """Rows of odd length begin off the 16-byte boundaries, and so do the tensors themselves."""
+    memory = torch.zeros(3 * 13 * 5 + 1, device=front.device)[1:]
+    boxes, scores = crowd(3, 13, 2)
+    there_boxes = memory[: 3 * 13 * 4].view(3, 13, 4).copy_(boxes)
+    there_scores = memory[3 * 13 * 4 :].view(3, 13).copy_(scores)
+    indices, counts = plugins_cuda.nms(there_boxes, there_scores, 0.2, 0.3, 13)
+    expected = reference.nms(boxes, scores, 0.2, 0.3, 13)
+    torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("distribution", ["detections", "uniform", "equal", "nan"])
+def test_eighty_thousand_pairs(front, distribution: str):
+    """1000 boxes x 80 classes -> 100."""
+    if front.name == "emulated" and distribution != "detections":
+        pytest.skip("the emulator takes seconds for each; several rounds are in the smaller cases")
+    boxes, _ = crowd(1, 1000, 7)
+    boxes = boxes[:, :, None].expand(1, 1000, 80, 4).reshape(1, 80000, 4)
+    classes = torch.arange(80).repeat(1000)[None]
+    generator = torch.Generator().manual_seed(4)
+    scores = {
+        "detections": (torch.randn(1, 1000, 80, generator=generator) * 3).softmax(-1).reshape(1, 80000),
+        "uniform": torch.rand(1, 80000, generator=generator),
+        "equal": torch.full((1, 80000), 0.5),
+        "nan": torch.full((1, 80000), NAN),
+    }[distribution]
+    _, counts = check(front, boxes, scores, 0.5, 0.05, 100, classes=classes)
+    assert counts[0] == (0 if distribution == "nan" else 100)
+
+
+corner = st.integers(-3, 12).map(float)
+awkward = st.sampled_from([NAN, INFINITE, -INFINITE, -0.0, 1e-40, 3e38])
+
+
+@st.composite
+def small_problems(draw: st.DrawFn):
+    count = draw(st.integers(1, 40))
+    boxes = draw(st.lists(st.tuples(*[st.one_of(corner, corner, awkward)] * 4), min_size=count, max_size=count))
+    score = st.one_of(st.integers(-2, 3).map(float), awkward)
+    scores = draw(st.lists(score, min_size=count, max_size=count))
+    classes = draw(st.none() | st.lists(st.integers(-1, 1), min_size=count, max_size=count))
+    return (
+        torch.tensor([boxes]),
+        torch.tensor([scores]),
+        draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
+        draw(st.sampled_from([-INFINITE, -1.0, 0.0, 0.5])),
+        draw(st.integers(0, 45)),
+        None if classes is None else torch.tensor([classes]),
+        draw(st.integers(0, 45)),
+        draw(st.booleans()),
+    )
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(problem=small_problems())
+def test_drawn_input(front, problem):
+    expected = reference.nms(*problem)
+    moved = [value.to(front.device) if isinstance(value, Tensor) else value for value in problem]
+    indices, counts = plugins_cuda.nms(*moved)
+    torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_are_computed_in_float32(front, dtype: torch.dtype):
+    boxes, scores = crowd(1, 100, 14)
+    boxes, scores = boxes.to(dtype), scores.to(dtype)
+    expected = reference.nms(boxes.float(), scores.float(), 0.4, 0.1, 50)
+    indices, counts = plugins_cuda.nms(boxes.to(front.device), scores.to(front.device), 0.4, 0.1, 50)
+    torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
+
+
+def test_operator_is_well_formed():
+    boxes, scores = crowd(2, 30, 1)
+    for classes in (None, labels(2, 30, 3)):
+        torch.library.opcheck(binding.nms, (boxes, scores, classes, 0.5, 0.1, 10, 0, False))
+
+
+def test_compiled_and_exported_graphs_hold_one_operator():
+    class Suppress(torch.nn.Module):
+        def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 10)
+
+    inputs = crowd(2, 30, 1)
+    expected = reference.nms(*inputs, 0.5, 0.1, 10)
+    compiled = torch.compile(Suppress(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), expected, rtol=0, atol=0)
+    batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
+    program = torch.export.export(Suppress(), inputs, dynamic_shapes=({0: batch, 1: count}, {0: batch, 1: count}))
+    calls = [node.target for node in program.graph.nodes if node.op == "call_function" and "upsnet" in str(node.target)]
+    assert calls == [torch.ops.upsnet.nms.default]
+    other = crowd(3, 50, 2)
+    torch.testing.assert_close(program.module()(*other), reference.nms(*other, 0.5, 0.1, 10), rtol=0, atol=0)
+
+
+def test_takes_boxes_that_want_a_gradient():
+    boxes, scores = crowd(1, 20, 1)
+    indices, _ = plugins_cuda.nms(boxes.requires_grad_(), scores.requires_grad_(), 0.5, 0.1, 10)
+    assert not indices.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"boxes": torch.zeros(2, 5, 3)}, r"boxes must be floating point \[B, N, 4\], got torch.float32 \(2, 5, 3\)"),
+        ({"boxes": torch.zeros(2, 5, 4, dtype=torch.int64)}, "boxes must be floating point"),
+        ({"scores": torch.zeros(2, 6)}, r"scores must be .* = \(2, 5\), got torch.float32 \(2, 6\)"),
+        ({"classes": torch.zeros(2, 4, dtype=torch.int64)}, r"classes must be int64 .*got torch.int64 \(2, 4\)"),
+        ({"classes": torch.zeros(2, 5)}, "classes must be int64 .*got torch.float32"),
+        ({"iou_threshold": -0.1}, r"iou_threshold must lie in 0..1, got -0.1"),
+        ({"iou_threshold": NAN}, "iou_threshold must lie"),
+        ({"score_threshold": NAN}, "score_threshold must be a number"),
+        ({"max_output": -1}, "max_output and top_k must be at least 0, got -1 and 0"),
+    ],
+)
+def test_refuses(change: dict[str, object], message: str):
+    arguments = {"boxes": torch.zeros(2, 5, 4), "scores": torch.zeros(2, 5)}
+    arguments |= {"iou_threshold": 0.5, "score_threshold": 0.0, "max_output": 3}
+    with pytest.raises(ValueError, match=message):
+        plugins_cuda.nms(**(arguments | change))
