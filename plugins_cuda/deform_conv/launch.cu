@@ -4,15 +4,17 @@
 // A block makes 8 x 16 output pixels x 64 or 128 output channels. Once for all channels it computes where each of its
 // pixels' taps sample (corners and weights, in float, to shared memory). Then, step by step (a step is a chunk of 64
 // bytes of channels of one tap), it gathers the four corners from NHWC rows in 16-byte loads, blends them in float,
-// rounds to the features' type and multiplies by the weights' chunk on the matrix units (tile.cuh). Steps overlap: while
-// one is multiplied, the corners of the next are on their way to registers and its weights (repacked in the workspace,
-// so that a chunk is one contiguous piece) to shared memory. The taps of a chunk follow each other, and pixels are a
-// square rather than a row, so that corners are found in L1 again: 9 taps x 4 corners read a pixel up to 36 times.
-// NCHW inputs are first transposed into the workspace.
+// rounds to the features' type and multiplies by the weights' chunk on the matrix units (tile.cuh). Steps overlap:
+// while one is multiplied, the corners of the next are on their way to registers and its weights (repacked in the
+// workspace, so that a chunk is one contiguous piece) to shared memory. The taps of a chunk follow each other, and
+// pixels are a square rather than a row, so that corners are found in L1 again: 9 taps x 4 corners read a pixel up to
+// 36 times. NCHW inputs are first transposed into the workspace.
 //
 // Floor at 256 -> 128 channels, 3x3, 200 x 336, fp16: 39.6 GFLOP (50 us at an H200's 790 TFLOP/s); 34 MB in and 17 MB
 // out, 5 MB of offsets (12 us at 4.8 TB/s; NCHW: 68 MB more, 14 us). The gather itself: 1.24 GB of corners through L1
 // (44 us at 128 bytes a clock and multiprocessor) and 155 M samples x 8 instructions (45 us).
+#include <algorithm>
+
 #include "common/cuda.h"
 #include "common/exports.h"
 #include "common/transpose.cuh"
@@ -287,11 +289,12 @@ cudaError_t multiply(const Problem& problem, cudaStream_t stream) {
   const int64_t blocks = int64_t(problem.p.batch) * problem.tiles_y * problem.tiles_x * problem.p.groups *
                          problem.output_tiles;
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  const size_t work = problem.taps_at_once * kPixels * sizeof(Sample) + 2 * (Products::kPixelBytes + Products::kWeightBytes);
+  const size_t stages = 2 * (Products::kPixelBytes + Products::kWeightBytes);
+  const size_t work = problem.taps_at_once * kPixels * sizeof(Sample) + stages;
   const size_t by_pixel = kPixels * (kOutputs + kPad) * sizeof(T), by_output = kOutputs * (kPixels + kPad) * sizeof(T);
   const size_t result = problem.p.layout == Layout::kNHWC ? by_pixel : by_output;
   return launch_kernel(deform_conv_kernel<T, kOutputs, kAligned>, dim3(unsigned(blocks)), dim3(kThreads),
-                       sizeof(Place) + (work > result ? work : result), stream, problem);
+                       sizeof(Place) + std::max(work, result), stream, problem);
 }
 
 template <typename T, int kOutputs>
@@ -300,9 +303,9 @@ cudaError_t run(Problem problem, unsigned char* workspace, cudaStream_t stream) 
   T* packed = reinterpret_cast<T*>(workspace);
   const int64_t elements = int64_t(p.groups) * problem.output_tiles * problem.steps() * kOutputs *
                            Tile<T, kOutputs>::kChunk;
-  const int64_t blocks = (elements + kThreads - 1) / kThreads;
-  UPSNET_RETURN_IF_ERROR(launch_kernel(pack_weights_kernel<T, kOutputs>, dim3(unsigned(blocks < 65535 ? blocks : 65535)),
-                                       dim3(kThreads), 0, stream, problem, packed));
+  const dim3 blocks(unsigned(std::min<int64_t>((elements + kThreads - 1) / kThreads, 65535)));
+  UPSNET_RETURN_IF_ERROR(
+      launch_kernel(pack_weights_kernel<T, kOutputs>, blocks, dim3(kThreads), 0, stream, problem, packed));
   problem.weights = packed;
   problem.features = p.input;
   if (p.layout == Layout::kNCHW && p.channels > 1) {

@@ -19,7 +19,7 @@ def deform_conv(
     dilation: int | Sequence[int],
     mask: Tensor | None = None,
 ) -> Tensor:
-    """See `plugins_cuda.deform_conv`. Computed in float32, or float64 for a float64 x; differentiable in every tensor."""
+    """See `plugins_cuda.deform_conv`. Computed in float32 (float64 for a float64 x); differentiable in every tensor."""
 
     def pair(value: int | Sequence[int]) -> tuple[int, int]:
         return (value, value) if isinstance(value, int) else (value[0], value[1])
