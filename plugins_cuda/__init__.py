@@ -14,7 +14,7 @@ functions with a translation table instead does not get through the exporter's i
 |---|---|
 | roi_align_fpn | RoiAlignFpn |
 | nms | PaddedNms, with classes PaddedBatchedNms |
-| deform_conv | DeformConv2d |
+| deform_conv | DeformConv2d, with a mask ModulatedDeformConv2d |
 | panoptic_fusion | PanopticFusion |
 | top_k | ONNX's own TopK |
 """
@@ -41,9 +41,9 @@ def onnx_functions() -> list[onnx.FunctionProto]:
 
     Needs onnx and onnxscript.
     """
-    from plugins_cuda.deform_conv.onnx_function import deform_conv_function
+    from plugins_cuda.deform_conv.onnx_function import deform_conv_functions
     from plugins_cuda.nms.onnx_function import nms_functions
     from plugins_cuda.panoptic_fusion.onnx_function import panoptic_fusion_functions
     from plugins_cuda.roi_align_fpn.onnx_function import roi_align_fpn_function
 
-    return [roi_align_fpn_function(), *nms_functions(), deform_conv_function(), *panoptic_fusion_functions()]
+    return [roi_align_fpn_function(), *nms_functions(), *deform_conv_functions(), *panoptic_fusion_functions()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,21 +11,28 @@ from plugins_cuda.sampling import bag_sum, corners, pixel_table
 
 
 def deform_conv(
-    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
 ) -> Tensor:
-    """See `plugins_cuda.deform_conv`. Differentiable in every tensor."""
+    """See `plugins_cuda.deform_conv`; one group of channels and one of offsets. Differentiable in every tensor."""
     batch, channels, height, width = x.shape
     out_channels, _, taps_y, taps_x = weight.shape
     out_h, out_w = offset.shape[2:]
     shift = offset.reshape(batch, taps_y, taps_x, 2, out_h, out_w).permute(3, 0, 4, 5, 1, 2)
 
-    def grid(length: int, taps: int) -> Tensor:
+    def grid(axis: int, length: int, taps: int) -> Tensor:
         """[length, taps]: where the taps lie without an offset."""
-        place = torch.arange(length, device=x.device) * stride - padding
-        return place[:, None] + torch.arange(taps, device=x.device) * dilation
+        step, before, apart = (v if isinstance(v, int) else v[axis] for v in (stride, padding, dilation))
+        place = torch.arange(length, device=x.device) * step - before
+        return place[:, None] + torch.arange(taps, device=x.device) * apart
 
-    y = shift[0] + grid(out_h, taps_y)[:, None, :, None]
-    column = shift[1] + grid(out_w, taps_x)[:, None, :]
+    y = shift[0] + grid(0, out_h, taps_y)[:, None, :, None]
+    column = shift[1] + grid(1, out_w, taps_x)[:, None, :]
     rows, weights = corners(y, column, height, width)
     image = torch.arange(batch, device=x.device).reshape(-1, 1, 1, 1, 1, 1)
     samples = bag_sum(pixel_table(x), (rows + image * height * width).reshape(-1, 4), weights.reshape(-1, 4))

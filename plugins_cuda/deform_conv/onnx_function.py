@@ -1,4 +1,7 @@
-"""DeformConv2d in standard ONNX operators (opset 20)."""
+"""DeformConv2d and ModulatedDeformConv2d in standard ONNX operators (opset 20).
+
+Executors know DeformConv in float32 alone, so features of other types are cast; offset, mask and bias are float32.
+"""
 
 # mypy: ignore-errors
 # (onnxscript is its own language in Python's clothes: what a checker reads here is not what happens)
@@ -21,10 +24,51 @@ def DeformConv2d(
     strides: Sequence[int],
     pads: Sequence[int],
     dilations: Sequence[int],
+    group: int,
+    offset_group: int,
 ) -> FLOAT:
-    return op.DeformConv(x, weight, offset, bias, strides=strides, pads=pads, dilations=dilations)
+    out = op.DeformConv(
+        op.Cast(x, to=1),
+        op.Cast(weight, to=1),
+        offset,
+        bias,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        group=group,
+        offset_group=offset_group,
+    )
+    return op.CastLike(out, x)
 
 
-def deform_conv_function() -> onnx.FunctionProto:
-    """The body of node upsnet::DeformConv2d."""
-    return DeformConv2d.to_function_proto()
+@script(Opset("upsnet", 1), default_opset=op)
+def ModulatedDeformConv2d(
+    x: FLOAT,
+    offset: FLOAT,
+    weight: FLOAT,
+    bias: FLOAT,
+    mask: FLOAT,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    group: int,
+    offset_group: int,
+) -> FLOAT:
+    out = op.DeformConv(
+        op.Cast(x, to=1),
+        op.Cast(weight, to=1),
+        offset,
+        bias,
+        mask,
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        group=group,
+        offset_group=offset_group,
+    )
+    return op.CastLike(out, x)
+
+
+def deform_conv_functions() -> list[onnx.FunctionProto]:
+    """The bodies of the nodes upsnet::DeformConv2d and upsnet::ModulatedDeformConv2d."""
+    return [DeformConv2d.to_function_proto(), ModulatedDeformConv2d.to_function_proto()]

@@ -1,13 +1,15 @@
-"""Deformable convolution: known answers, a slow loop, and the ONNX body."""
+"""Deformable convolution's function: known answers, a slow loop, the ONNX bodies, gradients, refusals."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import plugins_cuda
 from plugins_cuda.deform_conv import reference
@@ -96,9 +98,86 @@ def test_gradients():
     assert torch.autograd.gradcheck(convolve, (x[:1, :, :4, :4], offset[:1, :, :2, :2], weight[:1], bias[:1]))
 
 
-def test_groups_are_refused():
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_training_and_inference_agree(masked: bool, groups: int):
     x, offset, weight, bias = case(1, 1, 1)
-    with pytest.raises(ValueError, match="one group"):
-        plugins_cuda.deform_conv(x, offset, weight[:, :1], bias)
-    with pytest.raises(ValueError, match="one group"):
-        plugins_cuda.deform_conv(x, torch.cat([offset, offset], 1), weight, bias)
+    x, weight = x.repeat(1, 2, 1, 1), weight.repeat(1, 2 // groups, 1, 1)
+    offset = offset.repeat(1, groups, 1, 1)
+    mask = torch.rand(2, 9 * groups, 7, 9) if masked else None
+    inference = plugins_cuda.deform_conv(x, offset, weight, bias, mask=mask)
+    weight.requires_grad_()
+    training = plugins_cuda.deform_conv(x, offset, weight, bias, mask=mask)
+    training.sum().backward()
+    assert weight.grad is not None and weight.grad.abs().sum() > 0
+    torch.testing.assert_close(training.detach(), inference, atol=1e-4, rtol=1e-4)
+
+
+class Convolution(nn.Module):
+    """Half-precision features with float32 offsets, as an exported network has them."""
+
+    def __init__(self, dtype: torch.dtype, masked: bool) -> None:
+        super().__init__()
+        self.dtype, self.masked = dtype, masked
+        self.weight = nn.Parameter(torch.randn(6, 2, 3, 2, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        weight, chosen = self.weight.to(self.dtype), mask if self.masked else None
+        return plugins_cuda.deform_conv(
+            x.to(self.dtype), offset.to(self.dtype), weight, None, (2, 1), (1, 0), (1, 2), chosen
+        ).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_exported_node(dtype: torch.dtype, masked: bool):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 4, 9, 8, generator=generator)
+    offset = torch.randn(2, 24, 5, 6, generator=generator).to(dtype).float()
+    mask = torch.rand(2, 12, 5, 6, generator=generator)
+    network = Convolution(dtype, masked).eval()
+    batch = {0: torch.export.Dim("B")}
+    program = torch.onnx.export(
+        network, (x, offset, mask), dynamo=True, opset_version=20, verbose=False, dynamic_shapes=(batch, batch, batch)
+    )
+    assert program is not None
+    model = program.model_proto
+    (node,) = [node for node in model.graph.node if node.domain == "upsnet"]
+    assert node.op_type == ("ModulatedDeformConv2d" if masked else "DeformConv2d")
+    assert {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} == {
+        "strides": [2, 1], "pads": [1, 0, 1, 0], "dilations": [1, 2], "group": 2, "offset_group": 2,
+        "plugin_version": b"1", "plugin_namespace": b"",
+    }  # fmt: skip
+    model.functions.extend(plugins_cuda.onnx_functions())
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    given = {value.name: {"x": x, "offset": offset, "mask": mask}[value.name].numpy() for value in session.get_inputs()}
+    with torch.no_grad():
+        expected = network(x, offset, mask)
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-1}[dtype]
+    np.testing.assert_allclose(session.run(None, given)[0], expected.numpy(), atol=tolerance)
+
+
+def test_refusals_name_the_tensor():
+    x, offset, weight, bias = case(1, 1, 1)
+    mask = torch.rand(2, 9, 7, 9)
+    refused = [
+        ("x must", dict(x=x[0])),
+        ("x must", dict(x=x[:, :, :0])),
+        ("x must", dict(padding=0, dilation=4)),
+        ("weight must be torch.float32", dict(weight=weight.half())),
+        ("weight must", dict(weight=weight[:, :2])),
+        ("weight must", dict(weight=weight[:, :1])),  # three groups of four output channels
+        ("bias must", dict(bias=bias[:3])),
+        ("offset must", dict(offset=offset[:, :17])),
+        ("offset must", dict(offset=torch.cat([offset, offset], 1))),  # two groups of three channels
+        ("offset must", dict(offset=offset[:, :, :6])),
+        ("offset must", dict(stride=2)),
+        ("mask must", dict(mask=mask[:, :8])),
+        ("mask must", dict(mask=mask[:1])),
+        ("stride must", dict(stride=0)),
+        ("dilation must", dict(dilation=(1, 1, 1))),
+    ]
+    for message, change in refused:
+        with pytest.raises(ValueError, match=f"deform_conv: {message}"):
+            plugins_cuda.deform_conv(**{"x": x, "offset": offset, "weight": weight, "bias": bias, **change})

@@ -1,0 +1,112 @@
+// The matrix units and their feeding (sm_80 and newer): mma.sync.m16n8k16, ldmatrix, cp.async.
+//
+// Without nvcc (emulator) the same functions move the same values between the lanes by the fragment layouts that the
+// PTX manual documents, so a kernel that indexes its fragments wrongly gives wrong results there too. A lane is
+// 4 * g + t; every 32-bit register holds two 16-bit elements, the lower index in the lower half:
+//
+//   a[0] row g      k 2t, 2t+1        b[0] k 2t, 2t+1     column g        c[0], c[1] row g      columns 2t, 2t+1
+//   a[1] row g + 8  k 2t, 2t+1        b[1] k 2t+8, 2t+9   column g        c[2], c[3] row g + 8  columns 2t, 2t+1
+//   a[2] row g      k 2t+8, 2t+9
+//   a[3] row g + 8  k 2t+8, 2t+9
+#pragma once
+
+#include <type_traits>
+
+#include "common/cuda.h"
+
+namespace upsnet {
+
+// c[16 x 8] += a[16 x 16] b[16 x 8], T = Half or BFloat16, sums in float.
+template <typename T>
+__device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#ifdef __CUDACC__
+  if constexpr (std::is_same_v<T, Half>) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    static_assert(std::is_same_v<T, BFloat16>);
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#else
+  struct Registers { const uint32_t *a, *b; };
+  struct Sums { float value[4]; };
+  const Registers own{a, b};
+  const auto element = [](uint32_t pair, unsigned k) { return to_float(T{uint16_t(k % 2 ? pair >> 16 : pair)}); };
+  const Sums sums = emulator::collective(0xffffffffu, emulator::to_word(&own), [&] {
+    const auto of_lane = [](unsigned lane) { return emulator::from_word<const Registers*>(emulator::warp_slot(lane)); };
+    const unsigned g = emulator::lane() / 4, t = emulator::lane() % 4;
+    Sums result{{c[0], c[1], c[2], c[3]}};
+    for (unsigned k = 0; k < 16; ++k) {
+      const Registers& row = *of_lane(g * 4 + k % 8 / 2);
+      for (unsigned i = 0; i < 4; ++i) {
+        const Registers& column = *of_lane((2 * t + i % 2) * 4 + k % 8 / 2);
+        result.value[i] += element(row.a[k / 8 * 2 + i / 2], k) * element(column.b[k / 8], k);
+      }
+    }
+    return result;
+  });
+  for (int i = 0; i < 4; ++i) c[i] = sums.value[i];
+#endif
+}
+
+// Four 8 x 8 matrices of 16-bit elements from shared memory: lane i gives the address (16-byte aligned) of row i % 8 of
+// matrix i / 8, and receives of every matrix j, in r[j], elements 2t and 2t + 1 of row g.
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
+#ifdef __CUDACC__
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+#else
+  struct Matrices { uint32_t r[4]; };
+  const Matrices found = emulator::collective(0xffffffffu, emulator::to_word(row), [&] {
+    Matrices result;
+    for (unsigned j = 0; j < 4; ++j) {
+      const auto from = emulator::from_word<const uint32_t*>(emulator::warp_slot(8 * j + emulator::lane() / 4));
+      std::memcpy(&result.r[j], from + emulator::lane() % 4, 4);
+    }
+    return result;
+  });
+  for (int j = 0; j < 4; ++j) r[j] = found.r[j];
+#endif
+}
+
+// Starts copying 16 bytes (both addresses aligned to 16) to shared memory; there after wait_for_copies and a barrier.
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+#ifdef __CUDACC__
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#else
+  std::memcpy(shared, global, 16);
+#endif
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Two floats, rounded, in one register: `low` in the lower half.
+template <typename T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+#ifdef __CUDACC__
+  if constexpr (std::is_same_v<T, Half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+#else
+  return uint32_t{from_float<T>(high).bits} << 16 | from_float<T>(low).bits;
+#endif
+}
+
+}  // namespace upsnet

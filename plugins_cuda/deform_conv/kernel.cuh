@@ -1,0 +1,60 @@
+// Deformable convolution's arithmetic: where a tap samples, with which weights, and the blend of the four corners.
+#pragma once
+
+#include <cmath>
+#include <numeric>
+
+#include "common/numeric.h"
+#include "deform_conv/launch.h"
+
+namespace upsnet::deform_conv {
+
+// One bilinear sample of a map: corners outside it have pixel -1 and count as zero.
+struct alignas(16) Sample {
+  int32_t pixel[4];  // row * width + column: top left, top right, bottom left, bottom right
+  float weight[4];   // times the modulation mask
+};
+
+// A point off the map by a whole pixel or more gives zero, and so does one that is NaN or infinite.
+UPSNET_HD Sample sample_at(float y, float x, float mask, int32_t height, int32_t width) {
+  const bool inside = y > -1.0f && y < float(height) && x > -1.0f && x < float(width);
+  const float floor_y = inside ? floorf(y) : 0.0f, floor_x = inside ? floorf(x) : 0.0f;
+  const float down = inside ? y - floor_y : 0.0f, right = inside ? x - floor_x : 0.0f;
+  const float up = inside ? 1.0f - down : 0.0f, left = inside ? 1.0f - right : 0.0f;
+  const int32_t row = int32_t(floor_y), column = int32_t(floor_x), first = row * width + column;
+  const bool above = inside && row >= 0, below = inside && row + 1 < height;
+  const bool before = column >= 0, after = column + 1 < width;
+  Sample sample;
+  sample.pixel[0] = above && before ? first : -1;
+  sample.pixel[1] = above && after ? first + 1 : -1;
+  sample.pixel[2] = below && before ? first + width : -1;
+  sample.pixel[3] = below && after ? first + width + 1 : -1;
+  sample.weight[0] = up * left * mask;
+  sample.weight[1] = up * right * mask;
+  sample.weight[2] = down * left * mask;
+  sample.weight[3] = down * right * mask;
+  return sample;
+}
+
+// What tap `tap` (row by row) of output pixel (row, column) samples, for the channels of one offset group.
+UPSNET_HD Sample sample_of(const Params& p, int32_t image, int32_t offset_group, int32_t tap, int32_t row,
+                           int32_t column) {
+  const int64_t plane = int64_t(p.out_height) * p.out_width, place = int64_t(row) * p.out_width + column;
+  const int64_t index = (int64_t(image) * p.offset_groups + offset_group) * (p.kernel_h * p.kernel_w) + tap;
+  const float* shift = p.offset + 2 * index * plane + place;
+  const float mask = p.mask ? p.mask[index * plane + place] : 1.0f;
+  const float y = float(row * p.stride_h - p.pad_h + tap / p.kernel_w * p.dilation_h) + shift[0];
+  const float x = float(column * p.stride_w - p.pad_w + tap % p.kernel_w * p.dilation_w) + shift[plane];
+  return sample_at(y, x, mask, p.height, p.width);
+}
+
+UPSNET_HD float blend(const float (&weight)[4], float v0, float v1, float v2, float v3) {
+  return weight[0] * v0 + weight[1] * v1 + weight[2] * v2 + weight[3] * v3;
+}
+
+// Consecutive channels that share their group of weights and their group of offsets.
+inline int32_t segment_channels(const Params& p) {
+  return std::gcd(p.channels / p.groups, p.channels / p.offset_groups);
+}
+
+}  // namespace upsnet::deform_conv

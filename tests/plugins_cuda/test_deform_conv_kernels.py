@@ -1,0 +1,249 @@
+"""The compiled deformable convolution, on every front, against the reference in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import plugins_cuda
+from plugins_cuda import library
+from plugins_cuda.deform_conv import reference
+
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution; `spread` is the offsets' standard deviation in pixels."""
+
+    batch: int = 1
+    channels: int = 8
+    size: tuple[int, int] = (5, 7)
+    out_channels: int = 4
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    offset_groups: int = 1
+    masked: bool = False
+    spread: float = 1.5
+
+    def tensors(self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(self.channels + self.size[0])
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        height, width = (
+            (self.size[i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        taps = self.kernel[0] * self.kernel[1]
+        planes = self.batch, self.offset_groups * taps, height, width
+        tensors = {
+            "x": draw(self.batch, self.channels, *self.size).to(dtype).contiguous(memory_format=layout),
+            "offset": torch.cat([draw(*planes), draw(*planes)], 1) * self.spread,
+            "weight": draw(self.out_channels, self.channels // self.groups, *self.kernel).to(dtype),
+            "bias": draw(self.out_channels),
+        }
+        if self.masked:
+            tensors["mask"] = draw(*planes).sigmoid()
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    def run(self, tensors: dict[str, Tensor]) -> Tensor:
+        return plugins_cuda.deform_conv(**tensors, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    def exact(self, tensors: dict[str, Tensor]) -> Tensor:
+        wide = {name: tensor.double() for name, tensor in tensors.items()}
+        return reference.deform_conv(**wide, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    def same_precision(self, tensors: dict[str, Tensor]) -> Tensor:
+        """PyTorch's own way in the type of x: a column buffer of that type, and a matrix product with wide sums."""
+        x, weight = tensors["x"], tensors["weight"]
+        taps = self.kernel[0] * self.kernel[1]
+        pick = torch.eye(self.channels * taps, device=x.device).reshape(-1, self.channels, *self.kernel)
+        samples = {**tensors, "x": x.float(), "weight": pick, "bias": None}
+        columns = reference.deform_conv(**samples, stride=self.stride, padding=self.padding, dilation=self.dilation).to(
+            x.dtype
+        )
+        columns = columns.reshape(self.batch, self.groups, -1, columns.shape[2] * columns.shape[3]).float()
+        product = weight.reshape(self.groups, self.out_channels // self.groups, -1).float() @ columns
+        product = product.reshape(self.batch, self.out_channels, -1) + tensors["bias"][:, None]
+        return product.to(x.dtype).reshape(self.batch, self.out_channels, *tensors["offset"].shape[2:])
+
+    def check(self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device) -> Tensor:
+        """Runs it; the error may be twice that of the same-precision reference."""
+        tensors = self.tensors(dtype, layout, device)
+        out, exact = self.run(tensors), self.exact(tensors)
+        assert (out.dtype, out.shape) == (dtype, exact.shape)
+        assert out.is_contiguous(memory_format=layout)
+        allowed = 2 * (self.same_precision(tensors).double() - exact).abs().max()
+        floor = torch.finfo(dtype).eps * max(1.0, exact.abs().max().item())
+        assert (out.double() - exact).abs().max() <= allowed + floor
+        return out
+
+
+CASES = {
+    "plain": Case(),
+    "masked": Case(masked=True, batch=2),
+    "ragged": Case(channels=37, out_channels=5, size=(9, 17)),
+    "two chunks, two output tiles": Case(channels=40, out_channels=130, size=(3, 4)),
+    "strides": Case(stride=(2, 3), padding=(2, 0), size=(11, 12)),
+    "dilations": Case(dilation=(2, 3), padding=(2, 3), masked=True),
+    "even kernel": Case(kernel=(2, 4), padding=(1, 2), size=(6, 5)),
+    "kernel larger than the samples kept": Case(kernel=(5, 3), padding=(2, 1), channels=3),
+    "1x1 map and kernel": Case(kernel=(1, 1), padding=(0, 0), size=(1, 1)),
+    "1x1 map": Case(size=(1, 1), channels=1, out_channels=1),
+    "groups": Case(channels=32, out_channels=6, groups=2, size=(4, 4)),
+    "depthwise": Case(channels=4, out_channels=4, groups=4, masked=True),
+    "offset groups": Case(channels=16, offset_groups=2, masked=True, size=(4, 4)),
+    "groups across offset groups": Case(channels=12, out_channels=6, groups=3, offset_groups=2, size=(4, 4)),
+    "far offsets": Case(spread=20.0),
+}
+LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_within_twice_the_error_of_the_same_precision(front, name: str):
+    for index, dtype in enumerate(TYPES):
+        # Every type meets both layouts over the cases.
+        layout = list(LAYOUTS.values())[(index + list(CASES).index(name)) % 2]
+        CASES[name].check(dtype, layout, front.device)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_types_and_layouts(front, dtype: torch.dtype, layout: str):
+    case = Case(channels=16, out_channels=8, batch=2, size=(4, 5))
+    case.check(dtype, LAYOUTS[layout], front.device)
+    replace(case, channels=5).check(dtype, LAYOUTS[layout], front.device)
+
+
+# A GPU's own front is covered by the cases above; here the arithmetic meets sizes that nobody thought of.
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.builds(
+        Case,
+        batch=st.integers(1, 2),
+        channels=st.sampled_from([4, 8, 12, 64]),
+        size=st.tuples(st.integers(1, 9), st.integers(1, 20)),
+        out_channels=st.sampled_from([4, 12, 20]),
+        kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+        stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        padding=st.tuples(st.integers(2, 4), st.integers(2, 4)),
+        groups=st.sampled_from([1, 2, 4]),
+        offset_groups=st.sampled_from([1, 2, 4]),
+        masked=st.booleans(),
+        spread=st.sampled_from([0.0, 0.5, 5.0]),
+    ),
+    st.sampled_from(TYPES),
+    st.sampled_from(list(LAYOUTS.values())),
+)
+def test_drawn_cases(case: Case, dtype: torch.dtype, layout: torch.memory_format):
+    case.check(dtype, layout, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_hostile_offsets_sample_zero(front, dtype: torch.dtype):
+    case = Case(size=(4, 5), channels=8)
+    tensors = case.tensors(dtype, torch.contiguous_format, front.device)
+    for value in (1e9, -1e9, 3e38, float("inf"), float("-inf"), float("nan")):
+        for axis in (0, 1):
+            offset = torch.zeros_like(tensors["offset"])
+            offset[:, axis::2] = value
+            out = case.run({**tensors, "offset": offset})
+            torch.testing.assert_close(out, tensors["bias"].to(dtype)[None, :, None, None].expand_as(out))
+
+
+def test_infinite_features_stay_where_they_are(front):
+    case = Case(size=(4, 6), channels=8, spread=0.4)
+    tensors = case.tensors(torch.float32, torch.contiguous_format, front.device)
+    tensors["x"][0, 2, 0, 0] = float("inf")
+    tensors["x"][0, 5, 3, 5] = float("nan")
+    out, expected = case.run(tensors), case.exact(tensors)
+    assert torch.equal(out.isfinite(), expected.isfinite())
+    finite = expected.isfinite()
+    torch.testing.assert_close(out[finite], expected[finite].float(), atol=1e-4, rtol=1e-4)
+
+
+def test_border(front):
+    """Half a pixel outside, half of the border's value is there; a whole pixel outside, nothing."""
+    x, weight = torch.full((1, 8, 2, 3), 4.0, device=front.device), torch.zeros(1, 8, 1, 1, device=front.device)
+    weight[0, 0] = 1
+    for y, expected in ((-1.0, 0.0), (-0.5, 2.0), (0.0, 4.0), (1.0, 4.0), (1.5, 2.0), (2.0, 0.0)):
+        offset = torch.zeros(1, 2, 2, 3, device=front.device)
+        offset[0, 0, 0], offset[0, 0, 1] = y, y - 1
+        out = plugins_cuda.deform_conv(x, offset, weight, padding=0)
+        assert torch.equal(out, torch.full_like(out, expected))
+
+
+def test_empty_batch(front):
+    case = Case(batch=2)
+    tensors = case.tensors(torch.float16, torch.contiguous_format, front.device)
+    empty = {name: tensor[:0] if name in ("x", "offset") else tensor for name, tensor in tensors.items()}
+    assert case.run(empty).shape == (0, 4, 5, 7)
+
+
+def test_any_strides_of_the_tensors(front):
+    case = Case(channels=8, masked=True)
+    tensors = case.tensors(torch.float32, torch.contiguous_format, front.device)
+    expected = case.run(tensors)
+    apart = {name: torch.stack([tensor, tensor], -1)[..., 0] for name, tensor in tensors.items()}
+    assert not any(tensor.is_contiguous() for tensor in apart.values())
+    assert torch.equal(case.run(apart), expected)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_threads_of_a_block_in_any_order(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
+    case = Case(channels=40, kernel=(4, 3), size=(3, 4))
+    tensors = case.tensors(dtype, torch.contiguous_format, torch.device("cpu"))
+    with library.emulation():
+        forward = case.run(tensors)
+        for order in ("reverse", "shuffle"):
+            monkeypatch.setenv("UPSNET_EMULATOR_ORDER", order)
+            assert torch.equal(case.run(tensors), forward)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_the_networks_sizes_on_a_gpu(dtype: torch.dtype):
+    for channels, size in ((256, (200, 336)), (128, (25, 42))):
+        case = Case(channels=channels, out_channels=128, size=size)
+        for layout in LAYOUTS.values():
+            case.check(dtype, layout, torch.device("cuda"))
+
+
+def test_more_threads_give_the_same():
+    case = Case(batch=2, size=(13, 17), channels=24)
+    tensors = case.tensors(torch.float32, torch.contiguous_format, torch.device("cpu"))
+    expected = case.run(tensors)
+    torch.set_num_threads(3)
+    assert torch.equal(case.run(tensors), expected)
+
+
+def test_one_operator_for_pytorch():
+    case = Case(masked=True)
+    tensors = case.tensors(torch.float32, torch.channels_last, torch.device("cpu"))
+    x, offset, weight, bias, mask = (tensors[name] for name in ("x", "offset", "weight", "bias", "mask"))
+    for arguments in ((x, offset, weight, bias, mask), (x, offset, weight, None, None)):
+        torch.library.opcheck(torch.ops.upsnet.deform_conv.default, (*arguments, [1, 1], [1, 1], [1, 1]))
+
+    class Network(torch.nn.Module):
+        def forward(self, x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+            return plugins_cuda.deform_conv(x, offset, weight)
+
+    with torch.no_grad():
+        expected = Network()(x, offset, weight)
+        compiled = torch.compile(Network(), fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x, offset, weight), expected)
+        program = torch.export.export(Network(), (x, offset, weight))
+    assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == [
+        "upsnet.deform_conv.default"
+    ]
