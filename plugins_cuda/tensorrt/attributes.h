@@ -1,8 +1,8 @@
 // A plugin's attributes, from and to TensorRT's fields.
 //
 // Every operator has one function `attributes(self, visitor)` that names its attributes; the visitors here do the rest:
-// FieldReader reads them (from the ONNX node, from a caller, from a serialised engine), FieldWriter lists them as fields
-// (for the creator and for the engine), Description prints them.
+// FieldReader reads them (from the ONNX node, from a caller, from a serialised engine), FieldWriter lists them as
+// fields (for the creator and for the engine), Description prints them.
 #pragma once
 
 #include <NvInferRuntime.h>

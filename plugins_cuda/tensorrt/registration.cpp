@@ -15,11 +15,14 @@
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "tensorrt/creators.h"
@@ -33,12 +36,12 @@ using nvinfer1::IPluginCreatorInterface;
 // Places in the virtual tables (Itanium C++ ABI: order of declaration, a virtual destructor takes two).
 struct Layout {
   int register_creator;    // bool IPluginRegistry::registerCreator(IPluginCreatorInterface&, const char* namespace)
-  int get_creator;         // IPluginCreatorInterface* IPluginRegistry::getCreator(name, version, namespace)
+  int get_all_creators;    // IPluginCreatorInterface* const* IPluginRegistry::getAllCreators(int32_t* count) const
   int deregister_creator;  // bool IPluginRegistry::deregisterCreator(const IPluginCreatorInterface&)
   int log;                 // void ILogger::log(Severity, const char*)
   int find_logger;         // ILogger* ILoggerFinder::findLogger()
 };
-constexpr Layout kLayout10{12, 14, 15, 0, 0}, kLayout11{8, 10, 11, 4, 4};
+constexpr Layout kLayout10{12, 13, 15, 0, 0}, kLayout11{8, 9, 11, 4, 4};
 
 const Layout* layout_of_version(int32_t version) {
   if (version >= 120000) return nullptr;  // nobody knows
@@ -93,6 +96,11 @@ const std::array<IPluginCreatorInterface*, 6>& all_creators() {
   return creators;
 }
 
+std::tuple<std::string, std::string, std::string> identity(const IPluginCreatorInterface* creator) {
+  const auto* named = static_cast<const nvinfer1::IPluginCreatorV3One*>(creator);
+  return {named->getPluginName(), named->getPluginVersion(), named->getPluginNamespace()};
+}
+
 // The process's registry, as far as this library needs it.
 class Registry {
  public:
@@ -112,12 +120,17 @@ class Registry {
   void remove(IPluginCreatorInterface* creator) {
     if (registry_ != nullptr) call_virtual<bool>(registry_, layout_->deregister_creator, creator);
   }
-  // Who has the creator's name: this very creator, another copy of this library, nobody (null).
-  IPluginCreatorInterface* holder(IPluginCreatorInterface* creator) {
+  // Who has the creator's name: this very creator, another copy of this library, nobody (null). By the list, as asking
+  // for a name that nobody has makes TensorRT log an error.
+  IPluginCreatorInterface* holder(const IPluginCreatorInterface* creator) {
     if (registry_ == nullptr) return nullptr;
-    const auto* named = static_cast<nvinfer1::IPluginCreatorV3One*>(creator);
-    return call_virtual<IPluginCreatorInterface*>(registry_, layout_->get_creator, named->getPluginName(),
-                                                  named->getPluginVersion(), named->getPluginNamespace());
+    int32_t count = 0;
+    const auto* held = call_virtual<IPluginCreatorInterface* const*>(registry_, layout_->get_all_creators, &count);
+    const auto* found = std::find_if(held, held + count, [&](const IPluginCreatorInterface* other) {
+      return std::strcmp(other->getInterfaceInfo().kind, creator->getInterfaceInfo().kind) == 0 &&
+             identity(other) == identity(creator);
+    });
+    return found == held + count ? nullptr : *found;
   }
 
  private:

@@ -66,7 +66,7 @@ void check_shapes(const Tensor* tensors, const Dims* dims, int32_t count) {
       if (axis < dims[i].nbDims) all_fit &= fits(token, dims[i].d[axis], known);
     }
     if (all_fit && axis == dims[i].nbDims) continue;
-    std::string message = std::string(tensors[i].name) + " is " + to_string(dims[i]) + ", not [" + tensors[i].shape + "]";
+    std::string message = tensors[i].name + (" is " + to_string(dims[i])) + ", not [" + tensors[i].shape + "]";
     for (const auto& [name, size] : known) message += " " + name + "=" + std::to_string(size);
     throw std::invalid_argument(message);
   }

@@ -13,8 +13,8 @@ namespace upsnet::tensorrt {
 enum class Type { kFeatures, kLikeFirstInput, kFloat32, kFloat16, kInt32, kInt64 };  // kFeatures: fp32, fp16 or bf16
 
 // One input or output. `shape` is a pattern such as "B C H W": equal letters are equal sizes in all inputs, numbers are
-// themselves. Channels-last: kHWC for fp32, kHWC8 for fp16 and bf16, which is plain NHWC when the channels are a multiple
-// of 8 (and only then: otherwise each pixel's channels are padded); all tensors with the flag have one layout.
+// themselves. Channels-last: kHWC for fp32, kHWC8 for fp16 and bf16, which is plain NHWC when the channels are a
+// multiple of 8 (and only then: otherwise each pixel's channels are padded); all tensors with the flag have one layout.
 struct Tensor {
   const char* name;
   const char* shape;

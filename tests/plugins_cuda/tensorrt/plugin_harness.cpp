@@ -91,22 +91,13 @@ class Registry final : public IPluginRegistry {
     held.erase(found);
     return true;
   }
-  IPluginCreatorInterface* getCreator(const char* name, const char* version, const char* space) noexcept override {
-    for (IPluginCreatorInterface* creator : held) {
-      const auto* named = static_cast<IPluginCreatorV3One*>(creator);
-      if (std::strcmp(named->getPluginName(), name) == 0 && std::strcmp(named->getPluginVersion(), version) == 0 &&
-          std::strcmp(named->getPluginNamespace(), space) == 0) {
-        return creator;
-      }
-    }
-    return nullptr;
-  }
   IPluginCreatorInterface* const* getAllCreators(int32_t* count) const noexcept override {
     *count = static_cast<int32_t>(held.size());
     return held.data();
   }
 
   // Nothing below is for a plugin library to call.
+  IPluginCreatorInterface* getCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
   void setErrorRecorder(IErrorRecorder*) noexcept override {}
   IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
   bool isParentSearchEnabled() const override { return false; }

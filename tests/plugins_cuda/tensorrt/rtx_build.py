@@ -28,8 +28,8 @@ def main(model: str, library: str, profiles: dict[str, list[list[int]]]) -> dict
                 self.errors.append(message)
 
     logger = Logger()
-    ctypes.CDLL(library)  # as Triton, trtexec and polygraphy do
     builder = trt.Builder(logger)
+    ctypes.CDLL(library)  # as Triton, trtexec and polygraphy do; now that there is a logger, it must say nothing
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     parsed = parser.parse_from_file(model)
