@@ -2,9 +2,9 @@
 //
 // The best candidates are found lazily, some hundreds at a time: a histogram over the upper bits of all scores says from
 // which score on there are enough of them, one pass collects those, and only they are sorted. So 80 000 candidates of
-// which 100 are kept cost two passes over the scores (320 KB, floor about 40 us at one score a nanosecond and pass) and
-// a sort of a few hundred. Kept boxes lie in blocks of kLanes boxes of one class, chained class by class: a candidate is
-// tested against one block at a time in vector registers, and never against another class.
+// which 100 are kept cost two passes over 320 KB of scores, a nanosecond or two a score, and a sort of a few hundred.
+// Kept boxes lie in blocks of kLanes boxes of one class, chained class by class: a candidate is tested against one block
+// at a time in vector registers, and never against another class.
 #include <algorithm>
 #include <functional>
 #include <unordered_map>
@@ -154,7 +154,8 @@ void run_row(const Params& params, int row) {
 }  // namespace
 
 int run_cpu(const Params& params, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  const int team = std::max(1, std::min(threads, params.batch));  // a thread without a row would only be waited for
+#pragma omp parallel for num_threads(team) schedule(dynamic)
   for (int row = 0; row < params.batch; ++row) run_row(params, row);
   return 0;
 }

@@ -280,7 +280,7 @@ int most_kept(const Params& params) {
 }
 
 template <bool kByClass>
-__global__ void __launch_bounds__(kThreads) nms_kernel(Params params, Box* kept_boxes, int64_t* kept_classes) {
+__global__ void __launch_bounds__(kThreads, 1) nms_kernel(Params params, Box* kept_boxes, int64_t* kept_classes) {
   __shared__ Shared shared;
   const int64_t start = int64_t{blockIdx.x} * params.num_boxes;
   const int64_t kept_start = int64_t{blockIdx.x} * min(params.max_output, params.num_boxes);

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from onnx import helper, numpy_helper
+from onnx import checker, helper, numpy_helper
 from torch import Tensor
 
 import plugins_cuda
@@ -179,6 +179,47 @@ def onnx_nms(boxes: Tensor, scores: Tensor, most: int, iou: float, least: float)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy()})[0]
+
+
+def test_exported_with_classes():
+    class Suppress(torch.nn.Module):
+        def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, top_k=40, inclusive=True)
+
+    def problem(batch: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        return *crowd(batch, count, count), torch.randint(0, 3, (batch, count))
+
+    batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
+    program = torch.onnx.export(
+        Suppress().eval(),
+        problem(2, 50),
+        dynamo=True,
+        opset_version=20,
+        verbose=False,
+        input_names=["boxes", "scores", "classes"],
+        dynamic_shapes=({0: batch, 1: count},) * 3,
+    )
+    assert program is not None
+    model = program.model_proto
+    (node,) = model.graph.node
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    assert node.op_type == "PaddedBatchedNms"
+    assert attributes == {
+        "iou_threshold": 0.5,
+        "score_threshold": np.float32(0.1),
+        "max_output": 30,
+        "top_k": 40,
+        "inclusive": 1,
+        "plugin_version": b"1",
+        "plugin_namespace": b"",
+    }
+    model.functions.extend(plugins_cuda.onnx_functions())
+    checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for shape in ((2, 50), (3, 90), (1, 20)):
+        boxes, scores, classes = problem(*shape)
+        results = session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy(), "classes": classes.numpy()})
+        assert_same(results, reference.nms(boxes, scores, 0.5, 0.1, 30, classes, 40, True))
 
 
 @pytest.mark.parametrize("by_class", [False, True])

@@ -142,8 +142,6 @@ def test_rows_that_no_vector_load_fits(front):
 @pytest.mark.parametrize("distribution", ["detections", "uniform", "equal", "nan"])
 def test_eighty_thousand_pairs(front, distribution: str):
     """1000 boxes x 80 classes -> 100."""
-    if front.name == "emulated" and distribution != "detections":
-        pytest.skip("the emulator takes seconds for each; several rounds are in the smaller cases")
     boxes, _ = crowd(1, 1000, 7)
     boxes = boxes[:, :, None].expand(1, 1000, 80, 4).reshape(1, 80000, 4)
     classes = torch.arange(80).repeat(1000)[None]
