@@ -84,7 +84,9 @@ class Case:
         assert (out.dtype, out.shape) == (dtype, exact.shape)
         assert out.is_contiguous(memory_format=layout)
         allowed = 2 * (self.same_precision(tensors).double() - exact).abs().max()
-        floor = torch.finfo(dtype).eps * max(1.0, exact.abs().max().item())
+        # One rounding of the largest result, and sums of float32 in another order.
+        depth = tensors["weight"][0].numel()
+        floor = (torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * depth**0.5) * max(1.0, exact.abs().max())
         assert (out.double() - exact).abs().max() <= allowed + floor
         return out
 
@@ -93,7 +95,7 @@ CASES = {
     "plain": Case(),
     "masked": Case(masked=True, batch=2),
     "ragged": Case(channels=37, out_channels=5, size=(9, 17)),
-    "two chunks, two output tiles": Case(channels=40, out_channels=130, size=(3, 4)),
+    "two chunks, two output tiles": Case(channels=40, out_channels=130, size=(3, 4), kernel=(1, 2)),
     "strides": Case(stride=(2, 3), padding=(2, 0), size=(11, 12)),
     "dilations": Case(dilation=(2, 3), padding=(2, 3), masked=True),
     "even kernel": Case(kernel=(2, 4), padding=(1, 2), size=(6, 5)),
@@ -125,7 +127,7 @@ def test_types_and_layouts(front, dtype: torch.dtype, layout: str):
     replace(case, channels=5).check(dtype, LAYOUTS[layout], front.device)
 
 
-# A GPU's own front is covered by the cases above; here the arithmetic meets sizes that nobody thought of.
+# On the CPU front alone: small enough to be drawn often.
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.builds(
@@ -153,12 +155,13 @@ def test_drawn_cases(case: Case, dtype: torch.dtype, layout: torch.memory_format
 def test_hostile_offsets_sample_zero(front, dtype: torch.dtype):
     case = Case(size=(4, 5), channels=8)
     tensors = case.tensors(dtype, torch.contiguous_format, front.device)
-    for value in (1e9, -1e9, 3e38, float("inf"), float("-inf"), float("nan")):
-        for axis in (0, 1):
-            offset = torch.zeros_like(tensors["offset"])
-            offset[:, axis::2] = value
-            out = case.run({**tensors, "offset": offset})
-            torch.testing.assert_close(out, tensors["bias"].to(dtype)[None, :, None, None].expand_as(out))
+    hostile = torch.tensor([1e9, -1e9, 3e38, float("inf"), float("-inf"), float("nan"), -(2.0**31)])
+    for axis in (0, 1):
+        offset = torch.zeros_like(tensors["offset"])
+        shifted = offset[:, axis::2]
+        offset[:, axis::2] = hostile[torch.arange(shifted.numel()) % 7].reshape(shifted.shape).to(offset)
+        out = case.run({**tensors, "offset": offset})
+        torch.testing.assert_close(out, tensors["bias"].to(dtype)[None, :, None, None].expand_as(out))
 
 
 def test_infinite_features_stay_where_they_are(front):
