@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plugins_cuda.panoptic_fusion import reference
+from plugins_cuda.panoptic_fusion import binding
+
+MAX_ROWS = 255
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def panoptic_fusion(
@@ -23,28 +26,31 @@ def panoptic_fusion(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From semantic logits and detections to one label a pixel (UPSNet, CVPR 2019, section 3.2), at network resolution.
 
-    semantic: float32 [B, S + T, h, w], logits at a quarter of the network resolution, the S stuff channels first.
-    boxes: float32 [B, N, 4], x1 y1 x2 y2 in network pixels, inclusive corners, finite.
-    classes: int64 [B, N], thing index 0..T-1. scores: float32 [B, N], descending.
-    mask_logits: float32 [B, N, M, M], of the box's class. counts: int32 [B], how many detections are valid.
+    semantic: [B, S + T, h, w], logits at a quarter of the network resolution, the S stuff channels first (S, T >= 1).
+    boxes: float32 [B, N, 4], x1 y1 x2 y2 in network pixels, inclusive corners.
+    classes: int64 [B, N], thing index 0..T-1. scores: float32 [B, N], descending; they are only copied.
+    mask_logits: [B, N, M, M], of the box's class. counts: int32 [B], how many detections are valid.
     sizes: int32 [B, 2], height and width inside the padding. scales: float32 [B], network pixels per original pixel.
     stuff_area_limit: stuff with less area than this, in original pixels, becomes void.
     mask_overlap_threshold: a detection is dropped when more than this part of its mask lies on the masks of its class
     that were accepted before it.
+    semantic (contiguous or channels_last) and mask_logits may be float32, float16 or bfloat16; all arithmetic is float32.
 
     Returns panoptic uint8 [B, 4h, 4w] (0 void, else 1 + row of segments), segments float32 [B, S + N, 7] (contiguous
     category, score, area, tight box x1 y1 x2 y2 with exclusive x2, y2; stuff in class order, then instances in score
     order, then zeros) and segment_count int32 [B].
-    ValueError when S + N does not fit a byte.
+
+    Whatever the input holds, the compiled operators and the reference agree on it: logits count as at most 1e30 and at
+    least -1e30, NaN as the latter; a detection with a NaN coordinate or a class that does not exist is dropped; boxes
+    end at +-2^23; counts are clamped to 0..N and sizes to the map. (The ONNX body wants finite boxes, valid classes,
+    counts in 0..N.)
+    ValueError when a shape or type is another one, or S + N does not fit a byte.
     """
+    check(semantic, boxes, classes, scores, mask_logits, counts, sizes, scales, num_stuff)
     batch, _, height, width = semantic.shape
     rows = num_stuff + boxes.shape[1]
-    if rows > 255:
-        raise ValueError(
-            f"panoptic_fusion: {num_stuff} stuff classes + {boxes.shape[1]} detections do not fit a uint8 map (255)"
-        )
     if not torch.onnx.is_in_onnx_export():
-        return reference.panoptic_fusion(
+        return binding.panoptic_fusion(
             semantic, boxes, classes, scores, mask_logits, counts, sizes, scales,
             num_stuff, stuff_area_limit, mask_overlap_threshold,
         )  # fmt: skip
@@ -63,3 +69,50 @@ def panoptic_fusion(
         version=1,
     )
     return panoptic, segments, segment_count
+
+
+def check(
+    semantic: Tensor,
+    boxes: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    mask_logits: Tensor,
+    counts: Tensor,
+    sizes: Tensor,
+    scales: Tensor,
+    num_stuff: int,
+) -> None:
+    """ValueError, which names the tensor, unless these are inputs of `panoptic_fusion`."""
+    if semantic.ndim != 4 or boxes.ndim != 3 or mask_logits.ndim != 4:
+        raise ValueError(
+            "panoptic_fusion: semantic must be [B, S + T, h, w], boxes [B, N, 4] and mask_logits [B, N, M, M]; got "
+            f"{tuple(semantic.shape)}, {tuple(boxes.shape)} and {tuple(mask_logits.shape)}"
+        )
+    batch, channels = semantic.shape[:2]
+    rows, mask_size = mask_logits.shape[1:3]
+    expected: dict[str, tuple[Tensor, tuple[int, ...], tuple[torch.dtype, ...]]] = {
+        "semantic": (semantic, tuple(semantic.shape), FLOATS),
+        "boxes": (boxes, (batch, rows, 4), (torch.float32,)),
+        "classes": (classes, (batch, rows), (torch.int64,)),
+        "scores": (scores, (batch, rows), (torch.float32,)),
+        "mask_logits": (mask_logits, (batch, rows, mask_size, mask_size), FLOATS),
+        "counts": (counts, (batch,), (torch.int32,)),
+        "sizes": (sizes, (batch, 2), (torch.int32,)),
+        "scales": (scales, (batch,), (torch.float32,)),
+    }
+    for name, (tensor, shape, types) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"panoptic_fusion: {name} must have shape {shape}, not {tuple(tensor.shape)}")
+        if tensor.dtype not in types:
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in types)
+            raise ValueError(f"panoptic_fusion: {name} must be {names}, not {str(tensor.dtype).removeprefix('torch.')}")
+        if tensor.device != semantic.device:
+            raise ValueError(f"panoptic_fusion: {name} is on {tensor.device}, semantic on {semantic.device}")
+    if not 1 <= num_stuff < channels:
+        raise ValueError(f"panoptic_fusion: num_stuff is {num_stuff}, but semantic has {channels} channels, stuff and things")
+    if rows > 0 and mask_size == 0:
+        raise ValueError("panoptic_fusion: mask_logits holds masks of no size")
+    if num_stuff + rows > MAX_ROWS:
+        raise ValueError(
+            f"panoptic_fusion: {num_stuff} stuff classes + {rows} detections do not fit a uint8 map ({MAX_ROWS})"
+        )

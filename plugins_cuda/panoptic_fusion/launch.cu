@@ -1,12 +1,69 @@
+// Panoptic fusion on a GPU: six launches whose shapes depend on nothing but the parameters.
+//
+//   clear           areas, votes, extents (a few 100 KB at most)
+//   rasterize       every detection's mask as bits, its area                    prune.cuh
+//   prune           greedy, class by class, on the bits                         prune.cuh
+//   label_pixels    argmax over stuff, accepted instances, unknown; statistics  label.cuh
+//   merge           majority rule, area limit, table                            merge.cuh
+//   number_pixels   label -> panoptic value, in place                           merge.cuh
+//
+// Why it is fast: the logits are read once, at a quarter of the resolution; nothing of size instances x H x W exists but
+// bits; what merging needs is counted where the labels are made. COCO, 53 + 80 classes, 800 x 1344: 17.9 MB (half) or
+// 35.8 MB (float) of logits read, 3 MB of labels and values written and read: 5 to 9 us of an H200's memory. The floor is
+// arithmetic: 143 M interpolated logits at 2 operations and 1.8 to compare, 0.5 G operations or 19 us of its issue slots;
+// and about 25 operations for each pixel of each instance's box.
 #include "common/cuda.h"
 #include "common/exports.h"
-#include "panoptic_fusion/launch.h"
+#include "panoptic_fusion/label.cuh"
+#include "panoptic_fusion/merge.cuh"
+#include "panoptic_fusion/prune.cuh"
 
 namespace upsnet::panoptic_fusion {
+namespace {
 
-size_t workspace_size(const Params&) { return 0; }
+cudaError_t find_accepted(const Params& p, const Workspace& workspace, cudaStream_t stream) {
+  auto* raster = rasterize<float>;
+  if (p.mask_type == DType::kFloat16) raster = rasterize<Half>;
+  if (p.mask_type == DType::kBFloat16) raster = rasterize<BFloat16>;
+  const dim3 grid(kRasterBlocks, p.detections, p.batch);
+  UPSNET_RETURN_IF_ERROR(launch_kernel(raster, grid, dim3(32, kRasterWarps), 0, stream, p, workspace));
+  return launch_kernel(prune, dim3(slots_of(p), p.batch), dim3(kPruneThreads), 0, stream, p, workspace);
+}
 
-int launch(const Params&, void*, CUstream_st*) { return cudaErrorInvalidValue; }
+template <typename T>
+cudaError_t label(const Params& p, const Workspace& workspace, cudaStream_t stream) {
+  const auto kernel =
+      p.semantic_layout == Layout::kNCHW ? label_pixels<T, Layout::kNCHW> : label_pixels<T, Layout::kNHWC>;
+  const dim3 grid((p.width + 32) / 32, (2 * p.height + kWarps) / kWarps, p.batch);
+  const size_t lines = sizeof(float) * kWarps * kRows * p.mask_size;
+  return launch_kernel(kernel, grid, dim3(32, kWarps), lines, stream, p, workspace);
+}
+
+cudaError_t label(const Params& p, const Workspace& workspace, cudaStream_t stream) {
+  switch (p.semantic_type) {
+    case DType::kFloat32: return label<float>(p, workspace, stream);
+    case DType::kFloat16: return label<Half>(p, workspace, stream);
+    default: return label<BFloat16>(p, workspace, stream);
+  }
+}
+
+}  // namespace
+
+size_t workspace_size(const Params& params) { return workspace_of(params, nullptr).size; }
+
+int launch(const Params& params, void* memory, CUstream_st* stream) {
+  if (!is_supported(params)) return cudaErrorInvalidValue;
+  if (params.batch == 0) return cudaSuccess;
+  const Workspace workspace = workspace_of(params, memory);
+  const bool pixels = params.height > 0 && params.width > 0;
+  UPSNET_RETURN_IF_ERROR(cudaMemsetAsync(memory, 0, workspace.cleared, stream));
+  if (pixels && params.detections > 0) UPSNET_RETURN_IF_ERROR(find_accepted(params, workspace, stream));
+  if (pixels) UPSNET_RETURN_IF_ERROR(label(params, workspace, stream));
+  UPSNET_RETURN_IF_ERROR(launch_kernel(merge, dim3(params.batch), dim3(kLabels), 0, stream, params, workspace));
+  if (!pixels) return cudaSuccess;
+  const unsigned groups = (unsigned(params.height) * params.width + kLabels - 1) / kLabels;
+  return launch_kernel(number_pixels, dim3(groups, 1, params.batch), dim3(kLabels), 0, stream, params, workspace);
+}
 
 }  // namespace upsnet::panoptic_fusion
 

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LOGIT_LIMIT = 1e30
+FARTHEST = 2.0**23
+
 
 @torch.no_grad()
 def panoptic_fusion(
@@ -21,13 +24,18 @@ def panoptic_fusion(
     stuff_area_limit: float,
     mask_overlap_threshold: float = 0.3,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `plugins_cuda.panoptic_fusion`."""
+    """See `plugins_cuda.panoptic_fusion`. Computes in float32, or float64 where the semantic logits are float64."""
+    dtype = torch.promote_types(semantic.dtype, torch.float32)
+    semantic, mask_logits = bounded_logits(semantic.to(dtype)), bounded_logits(mask_logits.to(dtype))
+    usable = ~boxes.isnan().any(-1) & (classes >= 0) & (classes < semantic.shape[1] - num_stuff)
+    boxes = boxes.to(dtype).nan_to_num(nan=0).clamp(-FARTHEST, FARTHEST)
     maps, tables, used = [], [], []
-    for image, count in enumerate(counts.tolist()):
+    for image, count in enumerate(counts.clamp(0, boxes.shape[1]).tolist()):
         logits = F.interpolate(semantic[image : image + 1], scale_factor=4, mode="bilinear", align_corners=False)[0]
         valid = valid_pixels(sizes[image], logits)
         terms = mask_terms(mask_logits[image, :count], boxes[image, :count], *valid.shape)
-        keep = prune((terms > 0) & valid, classes[image, :count], mask_overlap_threshold)
+        masks = (terms > 0) & valid & usable[image, :count, None, None]
+        keep = prune(masks, classes[image, :count], mask_overlap_threshold)
         kept_boxes, kept_classes, kept_scores = (values[image, keep] for values in (boxes, classes, scores))
         labels = panoptic_labels(logits, terms[keep], kept_boxes, kept_classes, num_stuff)
         labels[~valid] = num_stuff + len(keep)
@@ -39,7 +47,16 @@ def panoptic_fusion(
         maps.append(panoptic)
         tables.append(table)
         used.append(rows)
+    if not maps:  # an empty batch
+        height, width = semantic.shape[2:]
+        empty = semantic.new_zeros(0, num_stuff + boxes.shape[1], 7, dtype=torch.float32)
+        return semantic.new_zeros(0, 4 * height, 4 * width, dtype=torch.uint8), empty, counts.int()
     return torch.stack(maps), torch.stack(tables), torch.tensor(used, dtype=torch.int32, device=semantic.device)
+
+
+def bounded_logits(logits: Tensor) -> Tensor:
+    """Everything within +-LOGIT_LIMIT, NaN at its lower end: sums stay finite and comparisons mean something."""
+    return logits.nan_to_num(nan=-LOGIT_LIMIT).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 def valid_pixels(size: Tensor, logits: Tensor) -> Tensor:

@@ -1,0 +1,197 @@
+// The CPU front's labels: one row of pixels at a time, all channels over it, then the accepted instances that touch it.
+//
+// A quarter-resolution row is turned into bounded floats, [channel][cell + 1], once for the pixel rows that lie between
+// it and its neighbours. Eight cells times four phases stay in vector registers while the channels run past: per channel
+// and 32 pixels, four loads, eight operations to interpolate, four (things) or twelve (stuff) to compare. Pixels of a row
+// are kept two places to the right (place = x + 2), so that place 4n + k is phase k of the cell before n.
+#pragma once
+
+#include "panoptic_fusion/cpu_masks.h"
+
+namespace upsnet::panoptic_fusion {
+
+constexpr int kLanes = 8;
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
+
+inline Floats load_floats(const float* from) {
+  Floats values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
+inline Floats splat(float value) { return value - Floats{}; }
+
+inline Floats lerp(Floats a, Floats b, float weight) {
+  const Floats difference = b - a;
+  Floats result;
+  for (int i = 0; i < kLanes; ++i) result[i] = multiply_add(weight, difference[i], a[i]);
+  return result;
+}
+
+inline Floats higher(Floats a, Floats b) { return a > b ? a : b; }
+
+// The memory of one thread.
+struct Scratch {
+  int cells, pitch;                      // width + 1; floats from one channel of a row to the next
+  std::vector<float> upper, lower;       // quarter-resolution rows [channels][pitch]; cell i at i + 1
+  std::vector<float> best, thing, highest, segment, terms, line;
+  std::vector<int> label, semantic;      // semantic: the best stuff, kNone where a thing is better
+  std::vector<uint8_t> absent;           // the first accepted detection that does not cover the pixel
+
+  explicit Scratch(const Params& p) : cells(p.width + 1) {
+    // Enough to read whole vectors beyond the last cell; an odd number of cache lines, or channels evict each other.
+    const int lines = (cells + 1 + 2 * kLanes + 15) / 16;
+    pitch = 16 * (lines | 1);
+    upper.resize(size_t(pitch) * (p.num_stuff + p.num_things));
+    lower.resize(upper.size());
+    const size_t places = size_t(kScale) * ((cells + kLanes - 1) / kLanes * kLanes);
+    for (auto* row : {&best, &thing, &highest, &segment, &terms}) row->resize(places);
+    line.resize(p.mask_size + 1);
+    label.resize(places), semantic.resize(places), absent.resize(places);
+  }
+};
+
+template <typename T>
+void load_row(const Params& p, int image, int row, int pitch, float* out) {
+  const int channels = p.num_stuff + p.num_things, width = p.width;
+  const size_t plane = size_t(p.height) * width;
+  const T* data = static_cast<const T*>(p.semantic) + image * channels * plane;
+  const size_t first = size_t(clamped(row, 0, p.height - 1)) * width;
+  if (p.semantic_layout == Layout::kNCHW) {
+    for (int c = 0; c < channels; ++c) {
+      const T* from = data + c * plane + first;
+      float* to = out + size_t(c) * pitch + 1;
+      for (int i = 0; i < width; ++i) to[i] = logit_of(from[i]);
+    }
+  } else {
+    for (int start = 0; start < width; start += 16) {  // one cache line of every channel
+      const int stop = smaller(start + 16, width);
+      for (int c = 0; c < channels; ++c) {
+        const T* from = data + first * channels + c;
+        float* to = out + size_t(c) * pitch + 1;
+        for (int i = start; i < stop; ++i) to[i] = logit_of(from[size_t(i) * channels]);
+      }
+    }
+  }
+  for (int c = 0; c < channels; ++c) {
+    float* cells = out + size_t(c) * pitch;
+    cells[0] = cells[1], cells[width + 1] = cells[width];
+  }
+}
+
+// Four phases of kLanes cells, in the order of the pixels.
+template <typename Vector, typename Value>
+inline void interleave(const Vector (&phases)[kScale], Value* out) {
+  for (int i = 0; i < kLanes; ++i) {
+    for (int k = 0; k < kScale; ++k) out[kScale * i + k] = phases[k][i];
+  }
+}
+
+// One channel of a row of pixels, at eight cells.
+inline void expand(const float* upper, const float* lower, float weight, Floats (&values)[kScale]) {
+  const Floats left = lerp(load_floats(upper), load_floats(lower), weight);
+  const Floats right = lerp(load_floats(upper + 1), load_floats(lower + 1), weight);
+  for (int k = 0; k < kScale; ++k) values[k] = lerp(left, right, phase_weight(k));
+}
+
+// label and best: of stuff, ties to the lowest. weight: of the lower row.
+inline void scan_channels(const Params& p, float weight, Scratch& s) {
+  const int channels = p.num_stuff + p.num_things;
+  for (int cell = 0; cell < s.cells; cell += kLanes) {
+    const float *upper = s.upper.data() + cell, *lower = s.lower.data() + cell;
+    Floats best[kScale], thing[kScale], values[kScale];
+    Ints label[kScale] = {}, semantic[kScale];
+    for (int k = 0; k < kScale; ++k) best[k] = thing[k] = splat(-INFINITY);
+    for (int c = 0; c < p.num_stuff; ++c, upper += s.pitch, lower += s.pitch) {
+      expand(upper, lower, weight, values);
+      for (int k = 0; k < kScale; ++k) {
+        label[k] = values[k] > best[k] ? c - Ints{} : label[k];
+        best[k] = higher(values[k], best[k]);
+      }
+    }
+    for (int c = p.num_stuff; c < channels; ++c, upper += s.pitch, lower += s.pitch) {
+      expand(upper, lower, weight, values);
+      for (int k = 0; k < kScale; ++k) thing[k] = higher(values[k], thing[k]);
+    }
+    for (int k = 0; k < kScale; ++k) semantic[k] = thing[k] > best[k] ? kNone - Ints{} : label[k];
+    const int place = kScale * cell;
+    interleave(best, &s.best[place]), interleave(thing, &s.thing[place]);
+    interleave(label, &s.label[place]), interleave(semantic, &s.semantic[place]);
+  }
+}
+
+// One instance competes for row y. Columns that it does not cover are noted in `absent`.
+inline void compete(const Params& p, const Detection& d, int y, int width, float weight, Scratch& s) {
+  const Window& window = d.window;
+  const bool in_mask = y >= d.first_y && y <= d.last_y, in_segment = y >= window.top && y <= window.segment_bottom;
+  const int first = larger(window.left, 0);
+  const int mask_stop = smaller(in_mask ? window.right + 1 : first, width);
+  const int segment_stop = smaller(in_segment ? window.segment_right + 1 : first, width);
+  const int stop = larger(mask_stop, segment_stop);
+  const uint8_t index = uint8_t(d.index);
+  uint8_t* absent = s.absent.data() + 2;
+  const auto note_absent = [&](int from, int to) {
+    for (int x = from; x < to; ++x) absent[x] = std::min(absent[x], index);
+  };
+  if (stop <= first) return note_absent(0, width);
+  note_absent(0, first);
+  note_absent(stop, width);
+
+  float *terms = s.terms.data() + 2 + first, *segment = s.segment.data() + 2;
+  if (mask_stop > first) mask_terms(d, y, s.line.data(), terms);
+  for (int x = larger(mask_stop, first); x < stop; ++x) s.terms[2 + x] = 0.0f;
+  if (segment_stop > first) {
+    const size_t channel = size_t(p.num_stuff + d.category) * s.pitch;
+    for (int cell = (first + 2) / kScale; cell <= (segment_stop + 1) / kScale; cell += kLanes) {
+      Floats values[kScale];
+      float pixels[kScale * kLanes];
+      expand(&s.upper[channel + cell], &s.lower[channel + cell], weight, values);
+      interleave(values, pixels);
+      const int place = kScale * cell, count = smaller(kScale * kLanes, int(s.segment.size()) - place);
+      std::memcpy(&s.segment[place], pixels, count * sizeof(float));
+    }
+  }
+  for (int x = larger(segment_stop, first); x < stop; ++x) segment[x] = 0.0f;
+  float *best = s.best.data() + 2, *highest = s.highest.data() + 2;
+  int* label = s.label.data() + 2;
+  const int own = p.num_stuff + d.index;
+  terms -= first;
+#pragma omp simd
+  for (int x = first; x < stop; ++x) {
+    const float logit = segment[x] + terms[x];
+    label[x] = logit > best[x] ? own : label[x];
+    best[x] = higher(logit, best[x]);
+    highest[x] = higher(segment[x], highest[x]);
+  }
+}
+
+// The labels of row y, columns 0 .. width - 1, into `out`.
+inline void label_row(const Params& p, const std::vector<Detection>& accepted, int y, int width, float weight, Scratch& s,
+                      uint8_t* out) {
+  scan_channels(p, weight, s);
+  std::fill(s.highest.begin(), s.highest.end(), accepted.empty() ? 0.0f : -INFINITY);
+  std::fill(s.absent.begin(), s.absent.end(), uint8_t(kNone));
+  for (const Detection& detection : accepted) {
+    const Window& window = detection.window;
+    if (y < window.top || y > window.last_row()) {
+      for (int x = 0; x < width; ++x) s.absent[x + 2] = std::min(s.absent[x + 2], uint8_t(detection.index));
+    } else {
+      compete(p, detection, y, width, weight, s);
+    }
+  }
+  const int num_stuff = p.num_stuff;
+#pragma omp simd
+  for (int x = 0; x < width; ++x) {
+    float best = s.best[x + 2], highest = s.highest[x + 2];
+    int label = s.label[x + 2];
+    const int absent = s.absent[x + 2];
+    if (absent != kNone) {
+      label = absent_wins(best, label, num_stuff + absent) ? num_stuff + absent : label;
+      best = higher(best, 0.0f), highest = higher(highest, 0.0f);
+    }
+    out[x] = uint8_t(s.thing[x + 2] - highest > best ? kVoid : label);
+  }
+}
+
+}  // namespace upsnet::panoptic_fusion

@@ -1,0 +1,147 @@
+// Panoptic fusion, pixel by pixel: every formula whose rounding decides a label, once for the GPU and the CPU.
+//
+// Fixed order of operations; the only fused multiply-adds are the explicit ones (both fronts are compiled without
+// contraction), so that all fronts give the same integers. Logits are bounded to +-1e30 (NaN counts as -1e30): every sum
+// below is finite then, and every comparison has one answer.
+#pragma once
+
+#include <cmath>
+
+#include "common/numeric.h"
+#include "common/types.h"
+#include "panoptic_fusion/launch.h"
+
+namespace upsnet::panoptic_fusion {
+
+constexpr int kScale = 4;             // network pixels for one cell of the semantic map
+constexpr int kMaxRows = 255;         // stuff classes + detections: the map is uint8
+constexpr int kVoid = 255;            // label of void and unknown; 0 .. S-1 are stuff, S + d is detection d
+constexpr int kNone = 255;            // no detection, no stuff class
+constexpr float kLogitLimit = 1e30f;
+constexpr float kFarthest = 8388608;  // 2^23: boxes are clamped to it, beyond every image
+
+// What every front can run; the bindings explain what they refuse.
+inline bool is_supported(const Params& p) {
+  const int64_t cells = int64_t{p.height} * p.width, channels = int64_t{p.num_stuff} + p.num_things;
+  return p.num_stuff >= 1 && p.num_things >= 1 && p.detections >= 0 && p.num_stuff + p.detections <= kMaxRows &&
+         (p.mask_size >= 1 || p.detections == 0) && p.batch >= 0 && p.batch <= 65535 &&
+         cells * kScale * kScale <= 0x7fffffff && cells * channels <= 0x7fffffff;
+}
+
+UPSNET_HD int smaller(int a, int b) { return a < b ? a : b; }
+UPSNET_HD int larger(int a, int b) { return a > b ? a : b; }
+UPSNET_HD int clamped(int value, int low, int high) { return value < low ? low : value > high ? high : value; }
+
+// The larger one; the second where the first is NaN.
+UPSNET_HD float higher(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return fmaxf(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+UPSNET_HD float lower(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return fminf(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+UPSNET_HD float multiply_add(float a, float b, float c) {
+#ifdef __CUDACC__
+  return fmaf(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
+
+template <typename T>
+UPSNET_HD float logit_of(T value) {
+  return lower(higher(to_float(value), -kLogitLimit), kLogitLimit);
+}
+
+UPSNET_HD float lerp(float a, float b, float weight) { return multiply_add(weight, b - a, a); }
+
+// --- the semantic map, four times as large ---------------------------------------------------------------------------
+// Half-pixel centres: pixels 4i + 2 .. 4i + 5 lie between the centres of cells i and i + 1, at these weights. (Cells are
+// clamped at the border, where both corners are one.) Rows are blended first, then columns.
+
+UPSNET_HD float phase_weight(int phase) { return 0.125f + 0.25f * float(phase); }
+
+// --- boxes -----------------------------------------------------------------------------------------------------------
+
+// The pixels of a detection, last ones inclusive, unclipped. Of both boxes left, top is the first pixel.
+struct Window {
+  int left, top;
+  int right, bottom;                  // of the mask: int(x1) .. int(x2), at least one pixel
+  int segment_right, segment_bottom;  // of the semantic channel: int(x1) .. round(x2), half to even
+
+  UPSNET_HD int last_column() const { return larger(right, segment_right); }
+  UPSNET_HD int last_row() const { return larger(bottom, segment_bottom); }
+};
+
+UPSNET_HD float bounded_coordinate(float value) { return lower(higher(value, -kFarthest), kFarthest); }
+
+UPSNET_HD Window window_of(const float* box) {
+  const float x1 = bounded_coordinate(box[0]), y1 = bounded_coordinate(box[1]);
+  const float x2 = bounded_coordinate(box[2]), y2 = bounded_coordinate(box[3]);
+  Window window;
+  window.left = int(x1);
+  window.top = int(y1);
+  window.right = larger(int(x2), window.left);
+  window.bottom = larger(int(y2), window.top);
+  window.segment_right = int(rintf(x2));
+  window.segment_bottom = int(rintf(y2));
+  return window;
+}
+
+// A detection with a NaN coordinate or a class that does not exist is dropped.
+UPSNET_HD bool is_usable(const float* box, int64_t category, int num_things) {
+  const bool numbers = box[0] == box[0] && box[1] == box[1] && box[2] == box[2] && box[3] == box[3];
+  return numbers && category >= 0 && category < num_things;
+}
+
+// --- the mask --------------------------------------------------------------------------------------------------------
+
+// Where a pixel of a line of `size` pixels lies among the cells of the mask: between cell and cell + 1.
+struct Sample {
+  int cell;
+  float weight;  // of cell + 1
+};
+
+UPSNET_HD Sample sample_of(int pixel, int size, int cells) {
+  const float source = (float(pixel) + 0.5f) * float(cells) / float(size) - 0.5f;
+  const float inside = lower(higher(source, 0.0f), float(cells - 1));
+  const int cell = int(inside);
+  return {cell, inside - float(cell)};
+}
+
+UPSNET_HD int next_cell(int cell, int cells) { return smaller(cell + 1, cells - 1); }
+
+// Cell `column` of the mask [cells, cells], blended down to a pixel's row. A mask term blends two such along the row.
+template <typename T>
+UPSNET_HD float mask_column(const T* mask, int cells, Sample row, int column) {
+  const float upper = logit_of(mask[row.cell * cells + column]);
+  return lerp(upper, logit_of(mask[next_cell(row.cell, cells) * cells + column]), row.weight);
+}
+
+// --- decisions -------------------------------------------------------------------------------------------------------
+
+UPSNET_HD bool is_accepted(int overlap, int area, float threshold) {
+  return area > 0 && float(overlap) / float(area) <= threshold;
+}
+
+// Instances that do not cover a pixel compete there with 0; of these only the first can win. Does it, over the best?
+UPSNET_HD bool absent_wins(float best, int label, int absent_label) {
+  return best < 0.0f || (best == 0.0f && label > absent_label);
+}
+
+// Stuff with this many votes takes an instance over. Half of the area is enough: no thing class can then have more, and
+// in a tie stuff comes first. So what things got need not be counted one by one.
+UPSNET_HD bool is_outvoted(int votes, int area) { return votes > 0 && votes >= area - votes; }
+
+UPSNET_HD float network_area(float original, float scale) { return original * scale * scale; }
+
+}  // namespace upsnet::panoptic_fusion

@@ -1,0 +1,360 @@
+// The label of every pixel: argmax over stuff channels, accepted instances and unknown; and what the merge needs of it.
+//
+// A thread owns 4 x 2 pixels that share the four corners of one cell, and runs over all channels: per pixel and channel
+// two operations to interpolate and one (things) or three (stuff) to compare. A block owns 32 cells x 4 such rows; it
+// stages its 33 x 3 corners of kStage channels at a time in shared memory, as bounded floats, while the next ones are
+// on their way. Then come the accepted instances whose boxes touch the block, in score order.
+#pragma once
+
+#include "panoptic_fusion/workspace.cuh"
+
+namespace upsnet::panoptic_fusion {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kStage = 8;                        // channels
+constexpr int kCornersX = 33, kCornersY = 3;
+constexpr int kCorners = kCornersX * kCornersY;
+constexpr int kColumns = 4, kRows = 2;           // pixels of a thread
+constexpr int kPixels = kColumns * kRows;
+
+// The semantic logits of one image; fewer than 2^31 (`is_supported`).
+template <typename T>
+struct SemanticMap {
+  const T* data;
+  int channel_stride, row_stride, column_stride;
+
+  __device__ float at(int channel, int row, int column) const {
+    return logit_of(data[channel * channel_stride + row * row_stride + column * column_stride]);
+  }
+};
+
+template <typename T, Layout kLayout>
+__device__ SemanticMap<T> semantic_map(const Params& p, int image) {
+  const size_t channels = p.num_stuff + p.num_things, cells = size_t(p.height) * p.width;
+  const T* data = static_cast<const T*>(p.semantic) + image * channels * cells;
+  if (kLayout == Layout::kNCHW) return {data, int(cells), p.width, 1};
+  return {data, 1, p.width * int(channels), int(channels)};
+}
+
+// Moves the block's corners, kStage channels at a time, first to registers, then to shared memory [kStage][kCorners].
+// Neighbouring threads read neighbouring addresses: corners of one channel (NCHW), channels of one corner (NHWC).
+template <typename T, Layout kLayout>
+struct Stager {
+  static constexpr int kLoads = kLayout == Layout::kNCHW ? kStage : (kStage * kCorners + kThreads - 1) / kThreads;
+  SemanticMap<T> map;
+  int channels, height, width;
+  T values[kLoads];
+
+  static __device__ int thread() { return threadIdx.y * 32 + threadIdx.x; }
+  static __device__ int corner(int load) {
+    return kLayout == Layout::kNCHW ? thread() : (thread() + load * kThreads) / kStage;
+  }
+  static __device__ int channel(int load) { return kLayout == Layout::kNCHW ? load : thread() % kStage; }
+
+  __device__ int offset_of(int corner) const {
+    const int row = clamped(int(blockIdx.y) * 2 - 1 + corner / kCornersX, 0, height - 1);
+    const int column = clamped(int(blockIdx.x) * 32 - 1 + corner % kCornersX, 0, width - 1);
+    return row * map.row_stride + column * map.column_stride;
+  }
+  __device__ void fetch(int first) {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      const int c = first + channel(load);
+      if (c < channels && corner(load) < kCorners) values[load] = map.data[offset_of(corner(load)) + c * map.channel_stride];
+    }
+  }
+  __device__ void store(int first, float* stage) const {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      const int c = channel(load);
+      if (first + c < channels && corner(load) < kCorners) stage[c * kCorners + corner(load)] = logit_of(values[load]);
+    }
+  }
+};
+
+// A thread's pixels from the corners of its cell. half: 0 for the cell's upper two rows, 1 for its lower two.
+__device__ inline void expand(float a, float b, float c, float d, int half, float (&values)[kPixels]) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const float weight = phase_weight(2 * half + r);
+    const float left = lerp(a, c, weight), right = lerp(b, d, weight);
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) values[r * kColumns + k] = lerp(left, right, phase_weight(k));
+  }
+}
+
+// Eight bytes, each of which is found at a constant place.
+struct Bytes {
+  unsigned words[kRows];
+
+  __device__ int get(int i) const { return words[i / kColumns] >> 8 * (i % kColumns) & 0xffu; }
+  __device__ void set(int i, int value) {
+    unsigned& word = words[i / kColumns];
+    word = (word & ~(0xffu << 8 * (i % kColumns))) | unsigned(value) << 8 * (i % kColumns);
+  }
+};
+
+// A thread's pixels while their argmax is sought.
+struct Pixels {
+  float best[kPixels], thing[kPixels], highest[kPixels];  // logit so far, of things semantically, of segment terms
+  Bytes label, semantic;                                  // semantic: the best stuff, kNone where a thing is better
+  int x, y;                                               // of the first one
+};
+
+// All channels: label and best become the best stuff's, ties to the lowest.
+template <typename T, Layout kLayout>
+__device__ void scan_channels(const Params& p, const SemanticMap<T>& map, Pixels& pixels) {
+  __shared__ float stage[2][kStage * kCorners];
+  const int channels = p.num_stuff + p.num_things, half = threadIdx.y % 2;
+  const int corner = threadIdx.y / 2 * kCornersX + threadIdx.x;
+  Stager<T, kLayout> stager{map, channels, p.height, p.width, {}};
+  int stuff[kPixels];
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) pixels.best[i] = pixels.thing[i] = -INFINITY, stuff[i] = 0;
+  stager.fetch(0);
+  for (int first = 0, turn = 0; first < channels; first += kStage, turn ^= 1) {
+    stager.store(first, stage[turn]);
+    __syncthreads();
+    stager.fetch(first + kStage);
+    for (int c = first; c < smaller(first + kStage, channels); ++c) {
+      const float* at = stage[turn] + (c - first) * kCorners + corner;
+      float values[kPixels];
+      expand(at[0], at[1], at[kCornersX], at[kCornersX + 1], half, values);
+      if (c < p.num_stuff) {
+#pragma unroll
+        for (int i = 0; i < kPixels; ++i) {
+          if (values[i] > pixels.best[i]) stuff[i] = c;
+          pixels.best[i] = higher(values[i], pixels.best[i]);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kPixels; ++i) pixels.thing[i] = higher(values[i], pixels.thing[i]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) {
+    pixels.label.set(i, stuff[i]);
+    pixels.semantic.set(i, pixels.thing[i] > pixels.best[i] ? kNone : stuff[i]);
+  }
+}
+
+// The accepted detections whose boxes touch the block's pixels, in score order.
+struct Instances {
+  int count;
+  int absent;  // the first accepted detection that does not touch the block; kNone
+  uint8_t detections[kLabels];
+  Window windows[kLabels];
+};
+
+__device__ inline bool touches(const Window& window, int first_x, int last_x, int first_y, int last_y) {
+  return window.left <= last_x && window.last_column() >= first_x && window.top <= last_y && window.last_row() >= first_y;
+}
+
+// The whole block calls it.
+__device__ inline void list_instances(const Params& p, const uint8_t* accepted, int image, Instances& list) {
+  __shared__ unsigned near[kLabels / 32];
+  const int t = threadIdx.y * 32 + threadIdx.x;
+  const int first_x = int(blockIdx.x) * 128 - 2, first_y = int(blockIdx.y) * 8 - 2;
+  if (t == 0) list.absent = kNone;
+  __syncthreads();
+  for (int round = 0; round < kLabels / kThreads; ++round) {
+    const int d = round * kThreads + t;
+    const size_t row = size_t(image) * p.detections + d;
+    const bool exists = d < p.detections && accepted[row] != 0;
+    const bool is_near =
+        exists && touches(window_of(p.boxes + 4 * row), first_x, first_x + 127, first_y, first_y + 2 * kWarps - 1);
+    if (exists && !is_near) atomicMin(&list.absent, d);
+    const unsigned vote = __ballot_sync(~0u, is_near);
+    if (threadIdx.x == 0) near[d / 32] = vote;
+  }
+  __syncthreads();
+  for (int round = 0; round < kLabels / kThreads; ++round) {
+    const int d = round * kThreads + t;
+    int place = __popc(near[d / 32] & ((1u << d % 32) - 1));
+    for (int word = 0; word < d / 32; ++word) place += __popc(near[word]);
+    if (near[d / 32] >> d % 32 & 1u) {
+      list.detections[place] = uint8_t(d);
+      list.windows[place] = window_of(p.boxes + 4 * (size_t(image) * p.detections + d));
+    }
+    if (d == kLabels - 1) list.count = place + int(near[d / 32] >> 31);
+  }
+  __syncthreads();
+}
+
+// The mask cells of a detection blended down to the warp's two rows: lines[kRows][mask_size]. One lane, one column.
+template <typename M>
+__device__ void blend_rows(const M* mask, int cells, const Window& window, int first_y, float* lines) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const Sample row = sample_of(first_y + r - window.top, window.bottom - window.top + 1, cells);
+    for (int c = threadIdx.x; c < cells; c += 32) lines[r * cells + c] = mask_column(mask, cells, row, c);
+  }
+}
+
+__device__ inline void blend_rows(const Params& p, size_t row, const Window& window, int first_y, float* lines) {
+  const int cells = p.mask_size;
+  const size_t first = row * cells * cells;
+  switch (p.mask_type) {
+    case DType::kFloat32: return blend_rows(static_cast<const float*>(p.mask_logits) + first, cells, window, first_y, lines);
+    case DType::kFloat16: return blend_rows(static_cast<const Half*>(p.mask_logits) + first, cells, window, first_y, lines);
+    default: return blend_rows(static_cast<const BFloat16*>(p.mask_logits) + first, cells, window, first_y, lines);
+  }
+}
+
+// One instance competes for a thread's pixels. segment: its class's semantic logits there.
+__device__ inline void compete(const Window& window, int label, int cells, const float* lines,
+                               const float (&segment)[kPixels], Pixels& pixels) {
+#pragma unroll
+  for (int k = 0; k < kColumns; ++k) {
+    const int x = pixels.x + k;
+    const bool mask_x = x >= window.left && x <= window.right, segment_x = x >= window.left && x <= window.segment_right;
+    const Sample column = sample_of(x - window.left, window.right - window.left + 1, cells);
+    const int next = next_cell(column.cell, cells);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int i = r * kColumns + k, y = pixels.y + r;
+      const bool mask_y = y >= window.top && y <= window.bottom, segment_y = y >= window.top && y <= window.segment_bottom;
+      const float* line = lines + r * cells;
+      const float term = mask_x && mask_y ? lerp(line[column.cell], line[next], column.weight) : 0.0f;
+      const float in_segment = segment_x && segment_y ? segment[i] : 0.0f;
+      const float logit = in_segment + term;
+      if (logit > pixels.best[i]) pixels.label.set(i, label);
+      pixels.best[i] = higher(logit, pixels.best[i]);
+      pixels.highest[i] = higher(in_segment, pixels.highest[i]);
+    }
+  }
+}
+
+// Accepted instances, then unknown, take over the pixels where their logit is higher. lines: shared memory of the warp.
+template <typename T>
+__device__ void scan_instances(const Params& p, const SemanticMap<T>& map, const Instances& list, int image, float* lines,
+                               Pixels& pixels) {
+  const int half = threadIdx.y % 2;
+  const int row = int(blockIdx.y) * 2 - 1 + threadIdx.y / 2, column = int(blockIdx.x) * 32 - 1 + threadIdx.x;
+  const int top = clamped(row, 0, p.height - 1), bottom = clamped(row + 1, 0, p.height - 1);
+  const int left = clamped(column, 0, p.width - 1), right = clamped(column + 1, 0, p.width - 1);
+  int absent = list.absent;
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) pixels.highest[i] = -INFINITY;
+  for (int k = 0; k < list.count; ++k) {
+    const Window window = list.windows[k];
+    const int detection = list.detections[k];
+    const bool near = touches(window, pixels.x, pixels.x + kColumns - 1, pixels.y, pixels.y + kRows - 1);
+    if (!near) absent = smaller(absent, detection);
+    if (!__any_sync(~0u, near)) continue;
+    const size_t index = size_t(image) * p.detections + detection;
+    blend_rows(p, index, window, pixels.y, lines);
+    __syncwarp();
+    if (near) {
+      const int c = p.num_stuff + int(p.classes[index]);
+      float segment[kPixels];
+      expand(map.at(c, top, left), map.at(c, top, right), map.at(c, bottom, left), map.at(c, bottom, right), half, segment);
+      compete(window, p.num_stuff + detection, p.mask_size, lines, segment, pixels);
+    }
+    __syncwarp();
+  }
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) {
+    float best = pixels.best[i], highest = pixels.highest[i];
+    if (absent != kNone) {
+      if (absent_wins(best, pixels.label.get(i), p.num_stuff + absent)) pixels.label.set(i, p.num_stuff + absent);
+      best = higher(best, 0.0f), highest = higher(highest, 0.0f);
+    }
+    if (list.count == 0 && absent == kNone) highest = 0.0f;
+    if (pixels.thing[i] - highest > best) pixels.label.set(i, kVoid);
+  }
+}
+
+// Adds a thread's pixels to the areas, boxes and votes of their labels. Pixels with the same label (and vote) are added
+// up over the thread, then over the warp, then, but for votes, over the block in `extents` [kExtents][kLabels].
+__device__ inline void count_pixels(const Params& p, const Pixels& pixels, int* votes, int* extents) {
+  const int full_width = kScale * p.width, full_height = kScale * p.height;
+  unsigned left = 0;  // pixels yet to be counted
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) left |= unsigned(pixels.label.get(i) != kVoid) << i;
+  while (const unsigned pending = __ballot_sync(~0u, left != 0)) {
+    if (left == 0) continue;
+    int key = -1;
+    unsigned same = 0;
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      const int label = pixels.label.get(i), vote = label >= p.num_stuff ? pixels.semantic.get(i) : kNone;
+      const bool waits = left >> i & 1u;
+      if (waits && key < 0) key = label << 8 | vote;
+      same |= unsigned(waits && key == (label << 8 | vote)) << i;
+    }
+    left &= ~same;
+    const unsigned peers = __match_any_sync(pending, key);
+    const unsigned columns = (same | same >> kColumns) & 0xfu;
+    const int area = __reduce_add_sync(peers, __popc(same));
+    const int first_x = __reduce_min_sync(peers, pixels.x + __ffs(columns) - 1);
+    const int last_x = __reduce_max_sync(peers, pixels.x + 31 - __clz(columns));
+    const int first_y = __reduce_min_sync(peers, same & 0xfu ? pixels.y : pixels.y + 1);
+    const int last_y = __reduce_max_sync(peers, same >> kColumns ? pixels.y + 1 : pixels.y);
+    if (int(threadIdx.x) != __ffs(peers) - 1) continue;
+    const int label = key >> 8, vote = key & 0xff;
+    atomicAdd(&extents[kArea * kLabels + label], area);
+    atomicMax(&extents[kFromRight * kLabels + label], full_width - first_x);
+    atomicMax(&extents[kFromBottom * kLabels + label], full_height - first_y);
+    atomicMax(&extents[kToRight * kLabels + label], last_x + 1);
+    atomicMax(&extents[kToBottom * kLabels + label], last_y + 1);
+    if (vote != kNone) atomicAdd(&votes[(label - p.num_stuff) * p.num_stuff + vote], area);
+  }
+}
+
+// A thread's x is 2 beyond a multiple of 4: two stores of two pixels a row, each wholly inside the map or outside.
+__device__ inline void store_labels(const Params& p, const Pixels& pixels, uint8_t* map) {
+  const int width = kScale * p.width;
+  if (pixels.y < 0 || pixels.y >= kScale * p.height) return;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    uint8_t* at = map + size_t(pixels.y + r) * width + pixels.x;
+    const unsigned word = pixels.label.words[r];
+    if (pixels.x >= 0 && pixels.x < width) *reinterpret_cast<uint16_t*>(at) = uint16_t(word);
+    if (pixels.x + 2 < width) *reinterpret_cast<uint16_t*>(at + 2) = uint16_t(word >> 16);
+  }
+}
+
+// Labels into p.panoptic, their extents and votes into the workspace. grid: (cells + 1 by 32, pairs of rows + 1 by 4,
+// batch).
+template <typename T, Layout kLayout>
+__global__ void __launch_bounds__(kThreads, 6) label_pixels(Params p, Workspace workspace) {
+  UPSNET_DYNAMIC_SHARED(lines);
+  __shared__ Instances list;
+  __shared__ int extents[kExtents * kLabels];
+  const int image = blockIdx.z, t = threadIdx.y * 32 + threadIdx.x;
+  const Valid valid = valid_of(p, image);
+  Pixels pixels;
+  pixels.x = int(blockIdx.x * 32 + threadIdx.x) * kColumns - 2;
+  pixels.y = int(blockIdx.y * kWarps + threadIdx.y) * kRows - 2;
+  uint8_t* map = p.panoptic + size_t(image) * kScale * p.height * kScale * p.width;
+  if (int(blockIdx.x) * 128 - 2 >= valid.width || int(blockIdx.y) * 8 - 2 >= valid.height) {
+    pixels.label = {~0u, ~0u};
+    store_labels(p, pixels, map);
+    return;
+  }
+  for (int i = t; i < kExtents * kLabels; i += kThreads) extents[i] = 0;
+  list_instances(p, workspace.accepted, image, list);
+  const SemanticMap<T> semantic = semantic_map<T, kLayout>(p, image);
+  scan_channels<T, kLayout>(p, semantic, pixels);
+  scan_instances(p, semantic, list, image, reinterpret_cast<float*>(lines) + threadIdx.y * kRows * p.mask_size, pixels);
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) {
+    const int x = pixels.x + i % kColumns, y = pixels.y + i / kColumns;
+    if (x < 0 || y < 0 || x >= valid.width || y >= valid.height) pixels.label.set(i, kVoid);
+  }
+  store_labels(p, pixels, map);
+  count_pixels(p, pixels, workspace.votes + size_t(image) * p.detections * p.num_stuff, extents);
+  __syncthreads();
+  int* totals = workspace.extents + size_t(image) * kExtents * kLabels;
+  for (int label = t; label < kLabels; label += kThreads) {
+    const int area = extents[kArea * kLabels + label];
+    if (area == 0) continue;
+    atomicAdd(&totals[kArea * kLabels + label], area);
+    for (int i = kFromRight; i < kExtents; ++i) atomicMax(&totals[i * kLabels + label], extents[i * kLabels + label]);
+  }
+}
+
+}  // namespace upsnet::panoptic_fusion

@@ -1,0 +1,77 @@
+// The device memory that the kernels hand to each other.
+#pragma once
+
+#include "common/cuda.h"
+#include "panoptic_fusion/kernel.cuh"
+
+namespace upsnet::panoptic_fusion {
+
+constexpr int kLabels = 256;
+
+// What is known of a label's pixels: area, and a box as distances from the far and the near edges of the map, so that
+// all five grow from zero.
+enum Extent { kArea, kFromRight, kFromBottom, kToRight, kToBottom, kExtents };
+
+struct Workspace {
+  // Cleared before every run.
+  int* mask_areas;    // [batch, detections]
+  int* votes;         // [batch, detections, num_stuff] pixels of the detection that are this stuff, semantically
+  int* extents;       // [batch, kExtents, kLabels]
+  uint8_t* accepted;  // [batch, detections]
+  size_t cleared;     // bytes from mask_areas on
+  // Written before they are read.
+  uint8_t* numbers;  // [batch, kLabels] label -> panoptic value
+  unsigned* masks;   // [batch, detections, 4 height, words]: one bit a pixel, of which only words of the box count
+  unsigned* unions;  // [batch, slots, 4 height, words]: accepted masks of one class
+  size_t size;
+};
+
+inline int words_of(const Params& p) { return (kScale * p.width + 31) / 32; }
+// Classes that an image's detections can have.
+inline int slots_of(const Params& p) { return smaller(p.detections, p.num_things); }
+
+inline Workspace workspace_of(const Params& p, void* memory) {
+  auto* base = static_cast<unsigned char*>(memory);
+  Workspace workspace{};
+  size_t used = 0;
+  const auto cut = [&](auto*& slice, size_t count) {
+    slice = reinterpret_cast<std::remove_reference_t<decltype(slice)>>(base + used);
+    used = aligned(used + count * sizeof *slice);
+  };
+  const size_t batch = p.batch, rows = batch * p.detections;
+  const size_t plane = size_t{kScale} * p.height * words_of(p);
+  cut(workspace.mask_areas, rows);
+  cut(workspace.votes, rows * p.num_stuff);
+  cut(workspace.extents, batch * kExtents * kLabels);
+  cut(workspace.accepted, rows);
+  workspace.cleared = used;
+  cut(workspace.numbers, batch * kLabels);
+  cut(workspace.masks, rows * plane);
+  cut(workspace.unions, batch * slots_of(p) * plane);
+  workspace.size = used;
+  return workspace;
+}
+
+// A detection's mask box inside the valid part of its image; empty when last < first.
+struct Clip {
+  int first_x, first_y, last_x, last_y;
+
+  UPSNET_HD bool empty() const { return last_x < first_x || last_y < first_y; }
+};
+
+UPSNET_HD Clip clip_of(const Window& window, int valid_height, int valid_width) {
+  return {larger(window.left, 0), larger(window.top, 0), smaller(window.right, valid_width - 1),
+          smaller(window.bottom, valid_height - 1)};
+}
+
+// The part of an image inside its padding, and how many of its detections are valid.
+struct Valid {
+  int height, width, detections;
+};
+
+UPSNET_HD Valid valid_of(const Params& p, int image) {
+  return {clamped(p.sizes[2 * image], 0, kScale * p.height), clamped(p.sizes[2 * image + 1], 0, kScale * p.width),
+          clamped(p.counts[image], 0, p.detections)};
+}
+
+}  // namespace upsnet::panoptic_fusion
