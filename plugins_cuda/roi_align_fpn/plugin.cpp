@@ -39,7 +39,7 @@ struct RoiAlignFpn {
     require(output_size >= 1, "attribute output_size must be at least 1");
     require(sampling_ratio >= 1, "attribute sampling_ratio must be at least 1");
     require(int64_t{output_size} * sampling_ratio <= room::kMaxSamples,
-            "attributes output_size * sampling_ratio are over " + std::to_string(room::kMaxSamples));
+            "attributes output_size and sampling_ratio must multiply to at most 1024");
     require(canonical_size > 0, "attribute canonical_size must be positive");
     require(is_aligned() || coordinate_transformation_mode == "output_half_pixel",
             "attribute coordinate_transformation_mode must be half_pixel or output_half_pixel");
