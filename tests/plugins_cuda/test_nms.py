@@ -242,6 +242,8 @@ def test_hostile_input(run_node, top: int):
     boxes[3, :8] = 0  # padded rows
     boxes[4, :, 2] = boxes[4, :, 0] - 1  # inverted
     boxes[5, :, 3] = boxes[5, :, 1]  # empty
+    boxes[0, ::7, 2] = float("inf")
+    boxes[1, 1::5, 1] = float("nan")
     indices, counts = reference.nms(boxes, scores, 0.5, 0.1, top)
     assert_same(run_body(run_node, boxes, scores, 0.5, 0.1, top), (indices, counts))
     assert counts[2] == 0
