@@ -8,7 +8,8 @@
 // while one is multiplied, the corners of the next are on their way to registers and its weights (repacked in the
 // workspace, so that a chunk is one contiguous piece) to shared memory. The taps of a chunk follow each other, and
 // pixels are a square rather than a row, so that corners are found in L1 again: 9 taps x 4 corners read a pixel up to
-// 36 times. NCHW inputs are first transposed into the workspace.
+// 36 times. NCHW inputs are first transposed into the workspace. Maps too small to fill a GPU (P4, P5) have their
+// chunks of channels split among blocks, whose float sums a last kernel adds up, always in the same order.
 //
 // Floor at 256 -> 128 channels, 3x3, 200 x 336, fp16: 39.6 GFLOP (50 us at an H200's 790 TFLOP/s); 34 MB in and 17 MB
 // out, 5 MB of offsets (12 us at 4.8 TB/s; NCHW: 68 MB more, 14 us). The gather itself: 1.24 GB of corners through L1
@@ -18,198 +19,12 @@
 #include "common/cuda.h"
 #include "common/exports.h"
 #include "common/transpose.cuh"
-#include "deform_conv/kernel.cuh"
-#include "deform_conv/tile.cuh"
+#include "deform_conv/block.cuh"
 
 namespace upsnet::deform_conv {
 namespace {
 
-constexpr int kTileRows = 8, kTileColumns = 16;
-static_assert(kTileRows * kTileColumns == kPixels);
-constexpr int kTapsAtOnce = 9;  // whose samples are in shared memory together
-constexpr int kItems = kPixels * kUnits / kThreads;
-static_assert(kItems == kHalves, "one unit of 16 bytes is gathered during each half of a step");
-
-struct Problem {
-  Params p;
-  const void* features;  // NHWC
-  const void* weights;   // [groups][output tile][segment][chunk][tap] pieces of Tile::kWeightBytes
-  int32_t taps;
-  int32_t taps_at_once;
-  int32_t segment;            // channels that share both groups
-  int32_t segments;           // in one group of weights
-  int32_t chunks;             // in one segment
-  int32_t group_outputs;      // output channels of one group
-  int32_t output_tiles;       // in one group
-  int32_t tiles_y, tiles_x;   // of pixels, in one image
-
-  UPSNET_HD int32_t steps() const { return segments * chunks * taps; }
-};
-
-struct Step { int32_t chunk, tap; };
-
-// What a block makes. In shared memory: no registers are held for it during the main loop.
-struct alignas(16) Place { int32_t group, output_tile, image, top, left; };
-
-// Blocks of the same pixels follow each other.
-__device__ inline Place place_of_block(const Problem& problem) {
-  Place place;
-  unsigned index = blockIdx.x;
-  place.output_tile = index % problem.output_tiles, index /= problem.output_tiles;
-  place.group = index % problem.p.groups, index /= problem.p.groups;
-  place.left = index % problem.tiles_x * kTileColumns, index /= problem.tiles_x;
-  place.top = index % problem.tiles_y * kTileRows;
-  place.image = index / problem.tiles_y;
-  return place;
-}
-
-template <typename T, int kOutputs, bool kAligned>
-struct Block {
-  using Products = Tile<T, kOutputs>;
-  static constexpr int kLanes = Products::kLanes;
-  static constexpr int kStageBytes = Products::kPixelBytes + Products::kWeightBytes;
-  struct Corners { uint4 unit[4]; };
-
-  const Problem& problem;
-  Place& place;
-  Sample* samples;            // [taps_at_once][kPixels]
-  unsigned char* stages;      // two of pixels and weights
-  int32_t segment, first_tap;  // of the samples
-
-  __device__ Block(const Problem& problem, unsigned char* shared)
-      : problem(problem),
-        place(*reinterpret_cast<Place*>(shared)),
-        samples(reinterpret_cast<Sample*>(shared + sizeof(Place))),
-        stages(shared + sizeof(Place) + problem.taps_at_once * kPixels * sizeof(Sample)) {
-    if (threadIdx.x == 0) place = place_of_block(problem);
-    __syncthreads();
-  }
-
-  __device__ unsigned char* pixels(int stage) const { return stages + stage * kStageBytes; }
-  __device__ unsigned char* weights(int stage) const { return pixels(stage) + Products::kPixelBytes; }
-  __device__ int32_t first_channel() const { return (place.group * problem.segments + segment) * problem.segment; }
-
-  __device__ void compute_samples(int taps) const {
-    const Params& p = problem.p;
-    const int32_t offset_group = first_channel() / (p.channels / p.offset_groups);
-    for (int i = threadIdx.x; i < taps * kPixels; i += kThreads) {
-      const int32_t row = place.top + i % kPixels / kTileColumns, column = place.left + i % kTileColumns;
-      samples[i] = row < p.out_height && column < p.out_width
-                       ? sample_of(p, place.image, offset_group, first_tap + i / kPixels, row, column)
-                       : Sample{{-1, -1, -1, -1}, {0.0f, 0.0f, 0.0f, 0.0f}};
-    }
-  }
-
-  __device__ const unsigned char* first_weights() const {
-    const int64_t tile = int64_t(place.group) * problem.output_tiles + place.output_tile;
-    const int64_t piece = (tile * problem.segments + segment) * problem.chunks * problem.taps + first_tap;
-    return static_cast<const unsigned char*>(problem.weights) + piece * Products::kWeightBytes;
-  }
-
-  __device__ void fetch_weights(const unsigned char* pieces, int stage, Step step) const {
-    const unsigned char* source = pieces + int64_t(step.chunk * problem.taps + step.tap) * Products::kWeightBytes;
-    for (int i = threadIdx.x * kUnitBytes; i < Products::kWeightBytes; i += kThreads * kUnitBytes) {
-      copy_async(weights(stage) + i, source + i);
-    }
-  }
-
-  __device__ static int pixel_of(int item) { return item * (kThreads / kUnits) + threadIdx.x / kUnits; }
-  __device__ static int unit_of_thread() { return threadIdx.x % kUnits; }
-
-  // Four corners of one pixel's sample, one unit of channels; zeros outside the map and past the segment.
-  __device__ Corners gather(const T* features, int item, Step step) const {
-    const Sample& sample = samples[step.tap * kPixels + pixel_of(item)];
-    const Params& p = problem.p;
-    const int32_t within = step.chunk * Products::kChunk + unit_of_thread() * kLanes;
-    Corners corners;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int32_t pixel = sample.pixel[i];
-      corners.unit[i] = make_uint4(0, 0, 0, 0);
-      if (pixel < 0 || within >= problem.segment) continue;
-      const T* source = features + (int64_t(pixel) * p.channels + within);
-      if constexpr (kAligned) {
-        corners.unit[i] = __ldg(reinterpret_cast<const uint4*>(source));
-      } else {
-        T values[kLanes];
-#pragma unroll
-        for (int lane = 0; lane < kLanes; ++lane) {
-          values[lane] = within + lane < problem.segment ? source[lane] : from_float<T>(0.0f);
-        }
-        memcpy(&corners.unit[i], values, kUnitBytes);
-      }
-    }
-    return corners;
-  }
-
-  __device__ void blend_and_store(int stage, int item, Step step, const Corners& corners) const {
-    const Sample& sample = samples[step.tap * kPixels + pixel_of(item)];
-    T values[4][kLanes];
-    memcpy(values, corners.unit, sizeof values);
-    float blended[kLanes];
-#pragma unroll
-    for (int lane = 0; lane < kLanes; ++lane) {
-      blended[lane] = blend(sample.weight, to_float(values[0][lane]), to_float(values[1][lane]),
-                            to_float(values[2][lane]), to_float(values[3][lane]));
-    }
-    Products::store(pixels(stage), pixel_of(item), unit_of_thread(), blended);
-  }
-
-  // All steps of `taps` taps from first_tap on, whose samples are there.
-  __device__ void accumulate(Products& products, int taps) const {
-    const int steps = problem.chunks * taps;
-    const Params& p = problem.p;
-    const T* features = static_cast<const T*>(problem.features) +
-                        (int64_t(place.image) * p.height * p.width * p.channels + first_channel());
-    const unsigned char* pieces = first_weights();
-    Step next{0, 0};
-    fetch_weights(pieces, 0, next);
-#pragma unroll
-    for (int item = 0; item < kItems; ++item) blend_and_store(0, item, next, gather(features, item, next));
-    wait_for_copies();
-    __syncthreads();
-    for (int i = 0; i < steps; ++i) {
-      const int stage = i & 1;
-      const bool more = i + 1 < steps;
-      if (++next.tap == taps) next = {next.chunk + 1, 0};
-      if (more) fetch_weights(pieces, stage ^ 1, next);
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        Corners corners;
-        if (more) corners = gather(features, half, next);
-        products.multiply(pixels(stage), weights(stage), half);
-        if (more) blend_and_store(stage ^ 1, half, next, corners);
-      }
-      wait_for_copies();
-      __syncthreads();
-    }
-  }
-
-  // Sums + bias, rounded, through shared memory to the output in runs of its layout.
-  __device__ void write(const Products& products) const {
-    const Params& p = problem.p;
-    constexpr int kPad = kUnitBytes / sizeof(T);
-    const bool by_pixel = p.layout == Layout::kNHWC;
-    const int pixel_stride = by_pixel ? kOutputs + kPad : 1, output_stride = by_pixel ? 1 : kPixels + kPad;
-    T* staged = reinterpret_cast<T*>(samples);
-    const int32_t first = place.output_tile * kOutputs, channel = place.group * problem.group_outputs + first;
-    products.for_each([&](int pixel, int output, float sum) {
-      const float bias = p.bias && first + output < problem.group_outputs ? p.bias[channel + output] : 0.0f;
-      staged[pixel * pixel_stride + output * output_stride] = from_float<T>(sum + bias);
-    });
-    __syncthreads();
-    const int64_t plane = int64_t(p.out_height) * p.out_width;
-    T* target = static_cast<T*>(p.output) + place.image * plane * p.out_channels;
-    for (int i = threadIdx.x; i < kPixels * kOutputs; i += kThreads) {
-      const int pixel = by_pixel ? i / kOutputs : i % kPixels, output = by_pixel ? i % kOutputs : i / kPixels;
-      const int32_t row = place.top + pixel / kTileColumns, column = place.left + pixel % kTileColumns;
-      if (row >= p.out_height || column >= p.out_width || first + output >= problem.group_outputs) continue;
-      const int64_t place = int64_t(row) * p.out_width + column;
-      target[by_pixel ? place * p.out_channels + channel + output : (channel + output) * plane + place] =
-          staged[pixel * pixel_stride + output * output_stride];
-    }
-  }
-};
+constexpr int kBlocksWanted = 256;  // about two a multiprocessor; with half of them or fewer, channels are split
 
 template <typename T, int kOutputs, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 2) deform_conv_kernel(const Problem problem) {
@@ -225,7 +40,25 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_kernel(const Problem 
       block.accumulate(products, taps);
     }
   }
-  block.write(products);
+  if (problem.splits > 1) {
+    block.write_partial(products);
+  } else {
+    block.write(products);
+  }
+}
+
+// Adds the splits and the bias, rounds, and writes in the output's layout.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) add_splits_kernel(const Problem problem) {
+  const Params& p = problem.p;
+  const int64_t plane = int64_t(p.out_height) * p.out_width, total = p.batch * plane * p.out_channels;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < total; i += int64_t(gridDim.x) * kThreads) {
+    const int64_t channel = i % p.out_channels, pixel = i / p.out_channels;
+    float sum = p.bias ? p.bias[channel] : 0.0f;
+    for (int split = 0; split < problem.splits; ++split) sum += problem.partial[split * total + i];
+    const int64_t at = (pixel / plane * p.out_channels + channel) * plane + pixel % plane;
+    static_cast<T*>(p.output)[p.layout == Layout::kNHWC ? i : at] = from_float<T>(sum);
+  }
 }
 
 // weight [out_channels, channels / groups, taps] -> the order in which deform_conv_kernel reads; ragged ends are zero.
@@ -261,6 +94,10 @@ int32_t ceil_divide(int32_t a, int32_t b) { return (a + b - 1) / b; }
 // Few output channels take the narrower tile.
 int32_t tile_outputs(const Params& p) { return p.out_channels / p.groups <= 64 ? 64 : 128; }
 
+int64_t unsplit_blocks(const Problem& problem) {
+  return int64_t(problem.p.batch) * problem.tiles_y * problem.tiles_x * problem.p.groups * problem.output_tiles;
+}
+
 Problem plan(const Params& p) {
   Problem problem{};
   const int32_t chunk = kUnits * kUnitBytes / int32_t(element_size(p.type));
@@ -274,20 +111,41 @@ Problem plan(const Params& p) {
   problem.output_tiles = ceil_divide(problem.group_outputs, tile_outputs(p));
   problem.tiles_y = ceil_divide(p.out_height, kTileRows);
   problem.tiles_x = ceil_divide(p.out_width, kTileColumns);
+  const int64_t wanted = problem.segments > 1 ? 1 : kBlocksWanted / unsplit_blocks(problem);
+  problem.split_chunks = ceil_divide(problem.chunks, int32_t(std::max<int64_t>(wanted, 1)));
+  problem.splits = ceil_divide(problem.chunks, problem.split_chunks);
   return problem;
 }
 
+// The slices of the workspace, in this order.
 size_t packed_bytes(const Problem& problem) {
   const size_t pieces = size_t(problem.p.groups) * problem.output_tiles * problem.steps();
   return aligned(pieces * tile_outputs(problem.p) * kUnits * kUnitBytes);
+}
+
+size_t partial_bytes(const Problem& problem) {
+  const Params& p = problem.p;
+  const size_t outputs = size_t(p.batch) * p.out_channels * p.out_height * p.out_width;
+  return problem.splits > 1 ? aligned(problem.splits * outputs * sizeof(float)) : 0;
+}
+
+bool transposes(const Params& p) { return p.layout == Layout::kNCHW && p.channels > 1; }
+
+size_t features_bytes(const Params& p) {
+  const size_t elements = size_t(p.batch) * p.channels * p.height * p.width;
+  return transposes(p) ? aligned(elements * element_size(p.type)) : 0;
+}
+
+// Blocks for a kernel whose threads stride over `elements`.
+dim3 striding_blocks(int64_t elements) {
+  return dim3(unsigned(std::min<int64_t>((elements + kThreads - 1) / kThreads, 65535)));
 }
 
 template <typename T, int kOutputs, bool kAligned>
 cudaError_t multiply(const Problem& problem, cudaStream_t stream) {
   using Products = Tile<T, kOutputs>;
   constexpr size_t kPad = kUnitBytes / sizeof(T);
-  const int64_t blocks = int64_t(problem.p.batch) * problem.tiles_y * problem.tiles_x * problem.p.groups *
-                         problem.output_tiles;
+  const int64_t blocks = unsplit_blocks(problem) * problem.splits;
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
   const size_t stages = 2 * (Products::kPixelBytes + Products::kWeightBytes);
   const size_t work = problem.taps_at_once * kPixels * sizeof(Sample) + stages;
@@ -301,15 +159,14 @@ template <typename T, int kOutputs>
 cudaError_t run(Problem problem, unsigned char* workspace, cudaStream_t stream) {
   const Params& p = problem.p;
   T* packed = reinterpret_cast<T*>(workspace);
-  const int64_t elements = int64_t(p.groups) * problem.output_tiles * problem.steps() * kOutputs *
-                           Tile<T, kOutputs>::kChunk;
-  const dim3 blocks(unsigned(std::min<int64_t>((elements + kThreads - 1) / kThreads, 65535)));
-  UPSNET_RETURN_IF_ERROR(
-      launch_kernel(pack_weights_kernel<T, kOutputs>, blocks, dim3(kThreads), 0, stream, problem, packed));
+  const int64_t packed_elements = packed_bytes(problem) / sizeof(T);
+  UPSNET_RETURN_IF_ERROR(launch_kernel(pack_weights_kernel<T, kOutputs>, striding_blocks(packed_elements),
+                                       dim3(kThreads), 0, stream, problem, packed));
   problem.weights = packed;
+  problem.partial = reinterpret_cast<float*>(workspace + packed_bytes(problem));
   problem.features = p.input;
-  if (p.layout == Layout::kNCHW && p.channels > 1) {
-    T* features = reinterpret_cast<T*>(workspace + packed_bytes(problem));
+  if (transposes(p)) {
+    T* features = reinterpret_cast<T*>(workspace + packed_bytes(problem) + partial_bytes(problem));
     UPSNET_RETURN_IF_ERROR(transpose(static_cast<const T*>(p.input), features, p.batch, p.channels,
                                      int64_t(p.height) * p.width, stream));
     problem.features = features;
@@ -317,7 +174,11 @@ cudaError_t run(Problem problem, unsigned char* workspace, cudaStream_t stream) 
   constexpr int kLanes = Tile<T, kOutputs>::kLanes;
   const bool is_aligned = p.channels % kLanes == 0 && problem.segment % kLanes == 0 &&
                           reinterpret_cast<uintptr_t>(problem.features) % kUnitBytes == 0;
-  return is_aligned ? multiply<T, kOutputs, true>(problem, stream) : multiply<T, kOutputs, false>(problem, stream);
+  const cudaError_t error =
+      is_aligned ? multiply<T, kOutputs, true>(problem, stream) : multiply<T, kOutputs, false>(problem, stream);
+  if (error != cudaSuccess || problem.splits == 1) return error;
+  const int64_t outputs = int64_t(p.batch) * p.out_channels * p.out_height * p.out_width;
+  return launch_kernel(add_splits_kernel<T>, striding_blocks(outputs), dim3(kThreads), 0, stream, problem);
 }
 
 template <typename T>
@@ -334,10 +195,8 @@ bool is_empty(const Params& p) {
 
 size_t workspace_size(const Params& p) {
   if (is_empty(p)) return 0;
-  const size_t features = p.layout == Layout::kNCHW && p.channels > 1
-                              ? size_t(p.batch) * p.channels * p.height * p.width * element_size(p.type)
-                              : 0;
-  return packed_bytes(plan(p)) + aligned(features);
+  const Problem problem = plan(p);
+  return packed_bytes(problem) + partial_bytes(problem) + features_bytes(p);
 }
 
 int launch(const Params& p, void* workspace, CUstream_st* stream) {

@@ -119,6 +119,13 @@ def test_within_twice_the_error_of_the_same_precision(front, name: str):
         CASES[name].check(dtype, layout, front.device)
 
 
+@pytest.mark.parametrize("size", [(88, 120), (129, 121)])
+def test_larger_maps(front, size: tuple[int, int]):
+    """88 and 136 blocks of pixels: the launcher splits the channels in two, and not at all."""
+    case = Case(channels=52, size=size, kernel=(1, 1), padding=(0, 0))
+    case.check(torch.float32, torch.contiguous_format, front.device)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_types_and_layouts(front, dtype: torch.dtype, layout: str):
