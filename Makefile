@@ -74,7 +74,11 @@ $(RUN)/model.onnx: $(RUN)/.trained
 
 engine: $(RUN)/engine/engine.json ## build the engine of this machine from RUN's ONNX file
 
+# A TensorRT plan needs the plugins; without TensorRT nobody asks for them.
+WANTS_PLUGINS := import sys; from importlib.util import find_spec; \
+	sys.exit(not any(map(find_spec, ["tensorrt", "tensorrt_rtx_bindings"])))
 $(RUN)/engine/engine.json: $(RUN)/model.onnx
+	if [ ! -f build/plugins/libupsnet_plugins.so ] && $(BIN)/python -c '$(WANTS_PLUGINS)'; then $(MAKE) plugins; fi
 	$(UPSNET) engine --model $< --out $(RUN)/engine
 
 serve: $(RUN)/engine/engine.json $(TRITON_READY) ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
