@@ -34,16 +34,15 @@ def panoptic_fusion(
     stuff_area_limit: stuff with less area than this, in original pixels, becomes void.
     mask_overlap_threshold: a detection is dropped when more than this part of its mask lies on the masks of its class
     that were accepted before it.
-    semantic (contiguous or channels_last) and mask_logits may be float32, float16 or bfloat16; all arithmetic is float32.
+    semantic (contiguous or channels_last) and mask_logits: float32, float16 or bfloat16; all arithmetic is float32.
 
     Returns panoptic uint8 [B, 4h, 4w] (0 void, else 1 + row of segments), segments float32 [B, S + N, 7] (contiguous
     category, score, area, tight box x1 y1 x2 y2 with exclusive x2, y2; stuff in class order, then instances in score
     order, then zeros) and segment_count int32 [B].
 
-    Whatever the input holds, the compiled operators and the reference agree on it: logits count as at most 1e30 and at
-    least -1e30, NaN as the latter; a detection with a NaN coordinate or a class that does not exist is dropped; boxes
-    end at +-2^23; counts are clamped to 0..N and sizes to the map. (The ONNX body wants finite boxes, valid classes,
-    counts in 0..N.)
+    Whatever the input holds, the compiled operators and the reference agree on it: logits are clamped to +-2^100, NaN
+    counts as -2^100; a detection with a NaN coordinate or a class that does not exist is dropped; boxes are clamped to
+    +-2^23, counts to 0..N, sizes to the map. (The ONNX body wants finite boxes, valid classes and counts.)
     ValueError when a shape or type is another one, or S + N does not fit a byte.
     """
     check(semantic, boxes, classes, scores, mask_logits, counts, sizes, scales, num_stuff)
@@ -109,7 +108,9 @@ def check(
         if tensor.device != semantic.device:
             raise ValueError(f"panoptic_fusion: {name} is on {tensor.device}, semantic on {semantic.device}")
     if not 1 <= num_stuff < channels:
-        raise ValueError(f"panoptic_fusion: num_stuff is {num_stuff}, but semantic has {channels} channels, stuff and things")
+        raise ValueError(
+            f"panoptic_fusion: num_stuff is {num_stuff}, but semantic has {channels} channels, stuff and things"
+        )
     if rows > 0 and mask_size == 0:
         raise ValueError("panoptic_fusion: mask_logits holds masks of no size")
     if num_stuff + rows > MAX_ROWS:

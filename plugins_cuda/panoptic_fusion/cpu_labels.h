@@ -37,7 +37,8 @@ struct Scratch {
   std::vector<float> upper, lower;       // quarter-resolution rows [channels][pitch]; cell i at i + 1
   std::vector<float> best, thing, highest, segment, terms, line;
   std::vector<int> label, semantic;      // semantic: the best stuff, kNone where a thing is better
-  std::vector<uint8_t> absent;           // the first accepted detection that does not cover the pixel
+  std::vector<uint8_t> absent;           // the first accepted detection that does not cover the pixel; kNone
+  int absent_row;                        // that covers nothing of the row
 
   explicit Scratch(const Params& p) : cells(p.width + 1) {
     // Enough to read whole vectors beyond the last cell; an odd number of cache lines, or channels evict each other.
@@ -121,7 +122,14 @@ inline void scan_channels(const Params& p, float weight, Scratch& s) {
   }
 }
 
-// One instance competes for row y. Columns that it does not cover are noted in `absent`.
+// Detection `index` does not cover columns first .. stop - 1.
+inline void note_absent(uint8_t index, int first, int stop, uint8_t* absent) {
+#pragma omp simd
+  for (int x = first; x < stop; ++x) absent[x] = absent[x] < index ? absent[x] : index;
+}
+
+// One instance competes for row y. Columns that it does not cover are noted in `absent`, unless other instances before
+// it cover nothing of the row.
 inline void compete(const Params& p, const Detection& d, int y, int width, float weight, Scratch& s) {
   const Window& window = d.window;
   const bool in_mask = y >= d.first_y && y <= d.last_y, in_segment = y >= window.top && y <= window.segment_bottom;
@@ -129,14 +137,11 @@ inline void compete(const Params& p, const Detection& d, int y, int width, float
   const int mask_stop = smaller(in_mask ? window.right + 1 : first, width);
   const int segment_stop = smaller(in_segment ? window.segment_right + 1 : first, width);
   const int stop = larger(mask_stop, segment_stop);
-  const uint8_t index = uint8_t(d.index);
-  uint8_t* absent = s.absent.data() + 2;
-  const auto note_absent = [&](int from, int to) {
-    for (int x = from; x < to; ++x) absent[x] = std::min(absent[x], index);
-  };
-  if (stop <= first) return note_absent(0, width);
-  note_absent(0, first);
-  note_absent(stop, width);
+  if (d.index < s.absent_row) {
+    note_absent(uint8_t(d.index), 0, smaller(first, width), s.absent.data() + 2);
+    note_absent(uint8_t(d.index), larger(smaller(first, width), stop), width, s.absent.data() + 2);
+  }
+  if (stop <= first) return;
 
   float *terms = s.terms.data() + 2 + first, *segment = s.segment.data() + 2;
   if (mask_stop > first) mask_terms(d, y, s.line.data(), terms);
@@ -171,17 +176,14 @@ inline void label_row(const Params& p, const std::vector<Detection>& accepted, i
                       uint8_t* out) {
   scan_channels(p, weight, s);
   std::fill(s.highest.begin(), s.highest.end(), accepted.empty() ? 0.0f : -INFINITY);
-  std::fill(s.absent.begin(), s.absent.end(), uint8_t(kNone));
+  const auto touches = [y](const Detection& d) { return y >= d.window.top && y <= d.window.last_row(); };
+  const auto elsewhere = std::find_if_not(accepted.begin(), accepted.end(), touches);
+  s.absent_row = elsewhere == accepted.end() ? kNone : elsewhere->index;
+  std::fill(s.absent.begin(), s.absent.end(), uint8_t(s.absent_row));
   for (const Detection& detection : accepted) {
-    const Window& window = detection.window;
-    if (y < window.top || y > window.last_row()) {
-      for (int x = 0; x < width; ++x) s.absent[x + 2] = std::min(s.absent[x + 2], uint8_t(detection.index));
-    } else {
-      compete(p, detection, y, width, weight, s);
-    }
+    if (touches(detection)) compete(p, detection, y, width, weight, s);
   }
   const int num_stuff = p.num_stuff;
-#pragma omp simd
   for (int x = 0; x < width; ++x) {
     float best = s.best[x + 2], highest = s.highest[x + 2];
     int label = s.label[x + 2];

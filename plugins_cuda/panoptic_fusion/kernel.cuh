@@ -1,8 +1,8 @@
 // Panoptic fusion, pixel by pixel: every formula whose rounding decides a label, once for the GPU and the CPU.
 //
 // Fixed order of operations; the only fused multiply-adds are the explicit ones (both fronts are compiled without
-// contraction), so that all fronts give the same integers. Logits are bounded to +-1e30 (NaN counts as -1e30): every sum
-// below is finite then, and every comparison has one answer.
+// contraction), so that all fronts give the same integers. Logits are bounded to +-2^100 (NaN counts as -2^100): every
+// sum below is finite then, and every comparison has one answer.
 #pragma once
 
 #include <cmath>
@@ -17,8 +17,8 @@ constexpr int kScale = 4;             // network pixels for one cell of the sema
 constexpr int kMaxRows = 255;         // stuff classes + detections: the map is uint8
 constexpr int kVoid = 255;            // label of void and unknown; 0 .. S-1 are stuff, S + d is detection d
 constexpr int kNone = 255;            // no detection, no stuff class
-constexpr float kLogitLimit = 1e30f;
-constexpr float kFarthest = 8388608;  // 2^23: boxes are clamped to it, beyond every image
+constexpr float kLogitLimit = 0x1p100f;
+constexpr float kFarthest = 0x1p23f;  // boxes are clamped to it, beyond every image
 
 // What every front can run; the bindings explain what they refuse.
 inline bool is_supported(const Params& p) {

@@ -19,6 +19,14 @@ upsnet = Opset("upsnet", 1)
 
 
 @script(upsnet, default_opset=op)
+def FusionBoundedLogits(logits: FLOAT) -> FLOAT:
+    """float32 within +-2^100, NaN at the lower end; any float type in."""
+    logits = op.Cast(logits, to=1)
+    lowest = -1267650600228229401496703205376.0
+    return op.Where(op.IsNaN(logits), lowest, op.Clip(logits, lowest, 0.0 - lowest))
+
+
+@script(upsnet, default_opset=op)
 def FusionHatWeights(low: FLOAT, high: FLOAT, cells: FLOAT, length: INT64, limit: INT32) -> FLOAT:
     """[n, M, L]: weight of every mask cell in every pixel of a line; zero outside the integer box low..high and from
     limit on."""
@@ -249,14 +257,31 @@ def PanopticFusion(
         return panoptic, segments, op.Squeeze(op.Reshape(used, [1]))
 
     panoptic, segments, segment_count = op.Scan(
-        semantic, boxes, classes, scores, mask_logits, counts, sizes, scales, body=image, num_scan_inputs=8
+        FusionBoundedLogits(semantic),
+        boxes,
+        classes,
+        scores,
+        FusionBoundedLogits(mask_logits),
+        counts,
+        sizes,
+        scales,
+        body=image,
+        num_scan_inputs=8,
     )
     return panoptic, segments, segment_count
 
 
 def panoptic_fusion_functions() -> list[onnx.FunctionProto]:
     """The body of node upsnet::PanopticFusion, after the stages that it calls."""
-    stages = [FusionHatWeights, FusionMaskTerms, FusionPrune, FusionLabels, FusionMerge, FusionSegments]
+    stages = [
+        FusionBoundedLogits,
+        FusionHatWeights,
+        FusionMaskTerms,
+        FusionPrune,
+        FusionLabels,
+        FusionMerge,
+        FusionSegments,
+    ]
     body = PanopticFusion.to_function_proto()
     body.opset_import.append(onnx.helper.make_opsetid("upsnet", 1))  # onnxscript overlooks calls inside a nested graph
     return [*(stage.to_function_proto() for stage in stages), body]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOGIT_LIMIT = 1e30
+LOGIT_LIMIT = 2.0**100
 FARTHEST = 2.0**23
 
 

@@ -44,11 +44,18 @@ def random_inputs(
     }
 
 
-def fuse(inputs: Inputs, limit: float = 60.0, overlap: float = 0.3, num_stuff: int = STUFF) -> list[np.ndarray]:
+def fuse(
+    inputs: Inputs,
+    limit: float = 60.0,
+    overlap: float = 0.3,
+    num_stuff: int = STUFF,
+    device: str | torch.device = "cpu",
+) -> list[np.ndarray]:
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
     results = plugins_cuda.panoptic_fusion(
         **inputs, num_stuff=num_stuff, stuff_area_limit=limit, mask_overlap_threshold=overlap
     )
-    return [result.numpy() for result in results]
+    return [result.cpu().numpy() for result in results]
 
 
 def run_body(run_node, inputs: Inputs, limit: float = 60.0, overlap: float = 0.3, num_stuff: int = STUFF):
@@ -143,9 +150,9 @@ def slow_image(inputs: dict[str, np.ndarray], limit: float, overlap: float) -> t
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_a_slow_loop(seed: int):
+def test_equals_a_slow_loop(front, seed: int):
     inputs = random_inputs(seed, [7, 2, 0])
-    panoptic, segments, count = fuse(inputs)
+    panoptic, segments, count = fuse(inputs, device=front.device)
     for image in range(3):
         one = {name: tensor[image].numpy() for name, tensor in inputs.items()}
         expected_map, expected_table, expected_count = slow_image(one, 60.0, 0.3)
@@ -175,64 +182,66 @@ INSTANCE_BOX = np.zeros((8, 8), np.uint8)
 INSTANCE_BOX[1:5, 2:6] = 1
 
 
-def check_flat(run_node, inputs: Inputs, panoptic: np.ndarray, rows: list[list[float]], limit: float = 0.0) -> None:
+def check_flat(
+    run_node, front, inputs: Inputs, panoptic: np.ndarray, rows: list[list[float]], limit: float = 0.0
+) -> None:
     table = np.zeros((3, 7), np.float32)
     table[: len(rows)] = np.array(rows).reshape(-1, 7)
     expected = [panoptic[None].astype(np.uint8), table[None], np.array([len(rows)], np.int32)]
-    assert_same(fuse(inputs, limit, num_stuff=2), expected)
+    assert_same(fuse(inputs, limit, num_stuff=2, device=front.device), expected)
     assert_same(run_body(run_node, inputs, limit, num_stuff=2), expected)
 
 
-def test_instance_and_unknown(run_node):
+def test_instance_and_unknown(run_node, front):
     # Inside the box: stuff 1 and 0, instance 1.5 + 2, unknown 1.5 - 1.5. Outside: stuff 1, instance 0, unknown 1.5 - 0.
-    check_flat(run_node, flat_inputs([1.0, 0.0, 1.5]), INSTANCE_BOX, [[2, 0.75, 16, 2, 1, 6, 5]])
+    check_flat(run_node, front, flat_inputs([1.0, 0.0, 1.5]), INSTANCE_BOX, [[2, 0.75, 16, 2, 1, 6, 5]])
 
 
-def test_majority_turns_the_instance_into_stuff(run_node):
+def test_majority_turns_the_instance_into_stuff(run_node, front):
     # The instance wins its box with .5 + 2, but stuff 0 is the semantic argmax there.
-    check_flat(run_node, flat_inputs([1.0, 0.0, 0.5]), np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]])
+    check_flat(run_node, front, flat_inputs([1.0, 0.0, 0.5]), np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]])
 
 
-def test_instance_logit_outside_its_box_is_zero(run_node):
+def test_instance_logit_outside_its_box_is_zero(run_node, front):
     # All of the semantic logits are negative: the instance's 0 beats stuff -2 and unknown -1 everywhere.
-    check_flat(run_node, flat_inputs([-2.0, -3.0, -1.0], 3.0), np.ones((8, 8)), [[2, 0.75, 64, 0, 0, 8, 8]])
+    check_flat(run_node, front, flat_inputs([-2.0, -3.0, -1.0], 3.0), np.ones((8, 8)), [[2, 0.75, 64, 0, 0, 8, 8]])
 
 
-def test_ties_go_to_the_lowest(run_node):
+def test_ties_go_to_the_lowest(run_node, front):
     # Everything is 0: stuff 0 everywhere, although the instance and unknown reach 0 too.
     inputs = flat_inputs([0.0, 0.0, 0.0])
     inputs["boxes"][:] = torch.tensor([2.0, 1, 2, 1])
     expected = np.ones((8, 8))
-    check_flat(run_node, inputs, expected, [[0, 1.0, 64, 0, 0, 8, 8]])
+    check_flat(run_node, front, inputs, expected, [[0, 1.0, 64, 0, 0, 8, 8]])
 
 
-def test_no_detections(run_node):
+def test_no_detections(run_node, front):
     # Unknown is max over things - 0: it beats stuff.
     inputs = flat_inputs([1.0, 0.0, 1.5])
     inputs["counts"][:] = 0
-    check_flat(run_node, inputs, np.zeros((8, 8)), [])
+    check_flat(run_node, front, inputs, np.zeros((8, 8)), [])
     inputs["semantic"] = inputs["semantic"] * torch.tensor([1.0, 1, 0.5]).reshape(1, 3, 1, 1)
-    check_flat(run_node, inputs, np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]])
+    check_flat(run_node, front, inputs, np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]])
 
 
-def test_area_limit_is_in_original_pixels(run_node):
+def test_area_limit_is_in_original_pixels(run_node, front):
     inputs = flat_inputs([1.0, 0.0, 0.5])
     inputs["scales"][:] = 2.0
-    check_flat(run_node, inputs, np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]], limit=16.0)
-    check_flat(run_node, inputs, np.zeros((8, 8)), [], limit=16.25)
+    check_flat(run_node, front, inputs, np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]], limit=16.0)
+    check_flat(run_node, front, inputs, np.zeros((8, 8)), [], limit=16.25)
 
 
-def test_padding_is_void_and_counts_nowhere(run_node):
+def test_padding_is_void_and_counts_nowhere(run_node, front):
     inputs = flat_inputs([1.0, 0.0, 1.5])
     inputs["sizes"][:] = torch.tensor([3, 5])
     expected = INSTANCE_BOX.copy()
     expected[3:], expected[:, 5:] = 0, 0
-    check_flat(run_node, inputs, expected, [[2, 0.75, 6, 2, 1, 5, 3]])
+    check_flat(run_node, front, inputs, expected, [[2, 0.75, 6, 2, 1, 5, 3]])
     inputs = flat_inputs([1.0, 0.0, 0.5])
     inputs["sizes"][:] = torch.tensor([3, 5])
     stuff = np.zeros((8, 8))
     stuff[:3, :5] = 1
-    check_flat(run_node, inputs, stuff, [[0, 1.0, 15, 0, 0, 5, 3]])
+    check_flat(run_node, front, inputs, stuff, [[0, 1.0, 15, 0, 0, 5, 3]])
 
 
 def test_semantic_and_mask_boxes_round_differently():
@@ -381,7 +390,7 @@ def test_merges_like_the_original(shared_data: Path, limit: int):
     assert torch.equal(category[merged], golden[f"merge_out_limit{limit}"][..., 0].long())
 
 
-def test_whole_head_like_the_original(run_node, shared_data: Path):
+def test_whole_head_like_the_original(run_node, front, shared_data: Path):
     golden = tensors(shared_data, "cityscapes_r50")
     inputs = {
         "semantic": golden["fcn_score"][None],
@@ -394,7 +403,7 @@ def test_whole_head_like_the_original(run_node, shared_data: Path):
         "scales": torch.tensor([0.5]),
     }
     for panoptic, segments, count in (
-        fuse(inputs, 2048.0, num_stuff=11),
+        fuse(inputs, 2048.0, num_stuff=11, device=front.device),
         run_body(run_node, inputs, 2048.0, num_stuff=11),
     ):
         category = np.concatenate([[255], segments[0, : count[0], 0]])[panoptic[0]]

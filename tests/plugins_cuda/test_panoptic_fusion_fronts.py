@@ -1,0 +1,406 @@
+"""The compiled panoptic head on every front: the same integers as the reference, whatever the input."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import plugins_cuda
+from plugins_cuda import library
+from plugins_cuda.panoptic_fusion import binding, reference
+
+Inputs = dict[str, Tensor]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def make_inputs(
+    seed: int,
+    *,
+    counts: list[int],
+    rows: int = 6,
+    stuff: int = 3,
+    things: int = 2,
+    height: int = 6,
+    width: int = 9,
+    mask_size: int = 5,
+    dtype: torch.dtype = torch.float32,
+) -> Inputs:
+    """Random detections over random logits; `num_stuff` is among the values. The images end inside their padding."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = len(counts)
+    extent = torch.tensor([4.0 * width, 4.0 * height])
+    centre = torch.rand(batch, rows, 2, generator=generator) * extent
+    half = torch.rand(batch, rows, 2, generator=generator) * extent * 0.4
+    sizes = [[4 * height - image % 3, 4 * width - 3 * (image % 2)] for image in range(batch)]
+    return {
+        "semantic": (torch.randn(batch, stuff + things, height, width, generator=generator) * 2).to(dtype),
+        "boxes": torch.cat([centre - half, centre + half], dim=-1),
+        "classes": torch.randint(0, things, (batch, rows), generator=generator),
+        "scores": torch.rand(batch, rows, generator=generator).sort(dim=1, descending=True)[0],
+        "mask_logits": (torch.randn(batch, rows, mask_size, mask_size, generator=generator) * 3 + 0.5).to(dtype),
+        "counts": torch.tensor(counts, dtype=torch.int32),
+        "sizes": torch.tensor(sizes, dtype=torch.int32).reshape(batch, 2),
+        "scales": torch.linspace(0.5, 1.5, batch),
+        "num_stuff": stuff,
+    }
+
+
+def run(front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3) -> list[Tensor]:
+    inputs = {name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    results = plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=limit, mask_overlap_threshold=overlap)
+    return [result.cpu() for result in results]
+
+
+def define(inputs: Inputs, limit: float = 20.0, overlap: float = 0.3, double: bool = False) -> list[Tensor]:
+    inputs = inputs | {"semantic": inputs["semantic"].double()} if double else inputs
+    return list(reference.panoptic_fusion(**inputs, stuff_area_limit=limit, mask_overlap_threshold=overlap))
+
+
+def check(front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3, double: bool = False) -> list[Tensor]:
+    actual = run(front, inputs, limit, overlap)
+    for one, other in zip(actual, define(inputs, limit, overlap, double), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    return actual
+
+
+# --- random logits, against float64 ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_type_and_layout(front, dtype: torch.dtype, layout: torch.memory_format):
+    inputs = make_inputs(1, counts=[6, 3], dtype=dtype)
+    inputs["semantic"] = inputs["semantic"].contiguous(memory_format=layout)
+    check(front, inputs, double=True)
+    inputs["mask_logits"] = inputs["mask_logits"].float()
+    check(front, inputs, double=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "height, width, stuff, things, mask_size",
+    [(1, 1, 3, 2, 5), (1, 70, 1, 1, 1), (19, 3, 9, 8, 28), (11, 35, 5, 20, 7), (3, 33, 2, 300, 2)],
+)
+def test_sizes(front, layout, height: int, width: int, stuff: int, things: int, mask_size: int):
+    sizes = {"height": height, "width": width, "stuff": stuff, "things": things, "mask_size": mask_size}
+    inputs = make_inputs(2, counts=[5], rows=5, **sizes)
+    inputs["classes"] %= 3
+    inputs["semantic"] = inputs["semantic"].contiguous(memory_format=layout)
+    check(front, inputs, double=True)
+
+
+def test_batch_of_different_counts_and_sizes(front):
+    inputs = make_inputs(3, counts=[6, 0, 4, 1])
+    inputs["sizes"] = torch.tensor([[24, 36], [24, 36], [1, 36], [13, 2]], dtype=torch.int32)
+    panoptic, segments, segment_count = check(front, inputs, double=True)
+    for image in range(4):
+        alone = {name: value[image : image + 1] for name, value in inputs.items() if isinstance(value, Tensor)}
+        one = run(front, alone | {"num_stuff": 3})
+        assert all(torch.equal(a[0], b[image]) for a, b in zip(one, (panoptic, segments, segment_count), strict=True))
+
+
+def test_as_many_rows_as_fit(front):
+    inputs = make_inputs(4, counts=[254], rows=254, stuff=1, things=40, height=3, width=4, mask_size=3)
+    check(front, inputs, limit=0.0, overlap=1.0)
+
+
+def test_order_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch):
+    inputs = make_inputs(5, counts=[6, 5], height=5, width=40)
+    expected = define(inputs)
+    for order in ("reverse", "shuffle"):
+        monkeypatch.setenv("UPSNET_EMULATOR_ORDER", order)
+        with library.emulation():
+            actual = plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=20.0, mask_overlap_threshold=0.3)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+def test_threads_of_the_cpu_do_not_matter():
+    inputs = make_inputs(6, counts=[6, 5], height=40, width=10)
+    torch.set_num_threads(3)
+    actual = plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=20.0)
+    assert all(torch.equal(a, b) for a, b in zip(actual, define(inputs), strict=True))
+
+
+# --- exact arithmetic: ties decide -----------------------------------------------------------------------------------
+
+
+@st.composite
+def dyadic_inputs(draw: st.DrawFn) -> tuple[Inputs, float, float]:
+    """Few values on a coarse grid, and boxes whose sizes are the mask's times powers of two: no operation rounds."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    batch, rows = draw(st.integers(0, 2)), draw(st.integers(0, 6))
+    stuff, things = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    height, width = draw(st.integers(1, 7)), draw(st.integers(1, 9))
+    mask_size, levels = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 3, 9]))
+    dtype, layout = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(LAYOUTS))
+    shift = draw(st.sampled_from([-3.0, -1.0, 0.0, 1.0]))
+
+    def grid(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.integers(-levels + 1, levels, shape) / 2).float()
+
+    low = rng.integers(-10, 4 * max(height, width), (batch, rows, 2)).astype(np.float32)
+    size = mask_size * 2 ** rng.integers(0, 4, (batch, rows, 2))
+    # Fractions that leave the mask's box alone and move the semantic one.
+    boxes = np.concatenate([low, low + size - 1], axis=-1)
+    boxes = boxes + np.where(boxes >= 0, rng.choice([0.0, 0.5, 0.75], boxes.shape), 0)
+    inputs = {
+        "semantic": (grid(batch, stuff + things, height, width) + shift).to(dtype).contiguous(memory_format=layout),
+        "boxes": torch.from_numpy(boxes).float(),
+        "classes": torch.from_numpy(rng.integers(0, things, (batch, rows))),
+        "scores": torch.from_numpy(rng.integers(0, 4, (batch, rows)) / 4).float(),
+        "mask_logits": (grid(batch, rows, mask_size, mask_size) + draw(st.sampled_from([0.0, 0.5, 2.0]))).to(dtype),
+        "counts": torch.from_numpy(rng.integers(-1, rows + 2, batch)).int(),
+        "sizes": torch.from_numpy(rng.integers(-1, 4 * max(height, width) + 3, (batch, 2))).int(),
+        "scales": torch.from_numpy(rng.choice([0.0, 0.5, 1.0, 2.0], batch)).float(),
+        "num_stuff": stuff,
+    }
+    return inputs, draw(st.sampled_from([0.0, 10.0, 1e6])), draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(drawn=dyadic_inputs())
+def test_dyadic_inputs(front, drawn: tuple[Inputs, float, float]):
+    check(front, *drawn)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_constant_logits(front, value: float):
+    inputs = make_inputs(7, counts=[6, 2])
+    inputs["semantic"].fill_(value)
+    inputs["mask_logits"].fill_(1.0)
+    check(front, inputs)
+
+
+def test_negative_stuff_loses_to_absent_instances(front):
+    inputs = make_inputs(8, counts=[6, 3])
+    inputs["semantic"] = -inputs["semantic"].abs() - 0.5
+    inputs["semantic"][:, :3] -= 10  # no majority for stuff
+    panoptic, segments, _count = check(front, inputs, limit=0.0)
+    assert (segments[0, 0, :1] >= 3).all() and (panoptic[0, :22] > 0).float().mean() > 0.9
+
+
+def test_identical_boxes_and_masks(front):
+    inputs = make_inputs(9, counts=[6, 6])
+    inputs["boxes"][:] = torch.tensor([-5.0, -5, 100, 100])
+    inputs["mask_logits"][:] = inputs["mask_logits"][:1, :1]
+    inputs["classes"][0] = 1
+    for overlap in (0.0, 0.3, 1.0, -1.0):
+        check(front, inputs, overlap=overlap)
+
+
+def test_everything_dropped(front):
+    inputs = make_inputs(10, counts=[6, 6])
+    inputs["mask_logits"].fill_(-1.0)
+    check(front, inputs)
+    inputs["mask_logits"].fill_(0.0)
+    _panoptic, segments, count = check(front, inputs, limit=1e9)
+    assert not segments.any() and not count.any()
+
+
+def test_sizes_of_nothing_and_beyond_the_map(front):
+    inputs = make_inputs(11, counts=[6, 6, 6, 6])
+    inputs["sizes"] = torch.tensor([[0, 0], [-4, 7], [1000, 1000], [5, 2**31 - 1]], dtype=torch.int32)
+    check(front, inputs)
+
+
+@pytest.mark.parametrize("batch, rows, height, width", [(0, 3, 2, 2), (2, 0, 3, 2), (0, 0, 1, 1), (2, 3, 0, 4)])
+def test_empty_tensors(front, batch: int, rows: int, height: int, width: int):
+    inputs = make_inputs(12, counts=[rows] * batch, rows=rows, height=height, width=width)
+    if height:
+        check(front, inputs)
+        return
+    panoptic, segments, count = run(front, inputs)
+    assert panoptic.shape == (2, 0, 16) and not segments.any() and not count.any()
+
+
+# --- hostile ---------------------------------------------------------------------------------------------------------
+
+BAD = [float("nan"), float("inf"), -float("inf")]
+
+
+def test_no_number_among_the_logits(front):
+    inputs = make_inputs(13, counts=[6, 6, 6])
+    for image, bad in enumerate(BAD):
+        inputs["semantic"][image, :, 2:4] = bad  # whole rows: of sums with 2^100 nothing else is left
+        inputs["mask_logits"][image, ::2] = bad
+    check(front, inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [*BAD, None])
+def test_no_number_at_all(front, dtype: torch.dtype, bad: float | None):
+    inputs = make_inputs(14, counts=[6], dtype=dtype)
+    bad = torch.finfo(dtype).max if bad is None else bad
+    inputs["semantic"].fill_(bad)
+    check(front, inputs)
+    inputs["mask_logits"].fill_(bad)
+    inputs["scores"].fill_(bad)
+    inputs["scales"].fill_(bad)
+    check(front, inputs)
+
+
+def test_boxes_of_all_kinds(front):
+    inputs = make_inputs(15, counts=[6] * 6)
+    boxes = inputs["boxes"]
+    boxes[0, :, 2:] = boxes[0, :, :2] - 0.75
+    boxes[1, :, 2:] = boxes[1, :, :2] - 20
+    boxes[2] += torch.tensor([50.0, 0, 50, 0])
+    boxes[3] *= torch.tensor([3.4e38, -1, -3e38, 7])[:, None].repeat(2, 1)[:6]
+    boxes[4, :3], boxes[4, 3:] = float("nan"), float("inf")
+    boxes[5] = torch.tensor([-float("inf"), -1e9, float("inf"), 1e9])
+    check(front, inputs)
+    boxes[:, 1::2, 1] = float("nan")
+    check(front, inputs)
+
+
+def test_classes_that_do_not_exist(front):
+    inputs = make_inputs(16, counts=[6, 6])
+    inputs["classes"][0, :3] = torch.tensor([-1, 2, 2**40])
+    inputs["classes"][1] = 2**32
+    check(front, inputs)
+
+
+def test_counts_out_of_range(front):
+    inputs = make_inputs(17, counts=[-3, 7, 2**31 - 1, -(2**31)])
+    check(front, inputs)
+
+
+def test_rows_beyond_the_count_are_not_read(front):
+    inputs = make_inputs(18, counts=[3, 0])
+    expected = define(inputs)
+    for name in ("boxes", "scores", "mask_logits"):
+        for image, count in enumerate(inputs["counts"]):
+            inputs[name][image, count:] = float("nan")
+    inputs["classes"][0, 3:], inputs["classes"][1] = 10**6, -5
+    assert all(torch.equal(a, b) for a, b in zip(run(front, inputs), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("semantic", torch.zeros(2, 5, 6)),
+        ("semantic", torch.zeros(2, 5, 6, 9, dtype=torch.float64)),
+        ("boxes", torch.zeros(2, 6, 5)),
+        ("boxes", torch.zeros(2, 6, 4, dtype=torch.float16)),
+        ("classes", torch.zeros(2, 6, dtype=torch.int32)),
+        ("scores", torch.zeros(2, 7)),
+        ("mask_logits", torch.zeros(2, 6, 5, 4)),
+        ("mask_logits", torch.zeros(2, 6, 0, 0)),
+        ("counts", torch.zeros(2, dtype=torch.int64)),
+        ("sizes", torch.zeros(2, 3, dtype=torch.int32)),
+        ("scales", torch.zeros(1)),
+        ("num_stuff", 0),
+        ("num_stuff", 5),
+    ],
+)
+def test_errors_name_the_tensor(name: str, value: Tensor | int):
+    inputs = make_inputs(19, counts=[6, 6]) | {name: value}
+    with pytest.raises(ValueError, match=f"^panoptic_fusion: .*{name}"):
+        plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=1.0)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "batch, height, width, stuff, things, rows, mask_size",
+    [
+        (1, 200, 336, 53, 80, 100, 28),
+        (4, 256, 512, 11, 8, 100, 28),
+        (2, 125, 170, 53, 80, 202, 28),
+        (1, 16, 24, 3, 2, 7, 5),
+    ],
+)
+def test_workspace_is_small(name: str, batch, height, width, stuff, things, rows, mask_size):
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+    compiled = library.load(name, library.gpu_architecture(torch.device("cuda")) if name == "cuda" else "")
+    params = binding.Params(
+        batch=batch,
+        num_stuff=stuff,
+        num_things=things,
+        height=height,
+        width=width,
+        detections=rows,
+        mask_size=mask_size,
+    )
+    size = compiled._function("panoptic_fusion", "workspace_size", ctypes.c_size_t)(ctypes.byref(params))
+    pixels = batch * 16 * height * width
+    assert size <= 16 * pixels + pixels * (things + rows) / 8
+
+
+# --- PyTorch and ONNX Runtime ----------------------------------------------------------------------------------------
+
+
+def arguments(inputs: Inputs) -> tuple[object, ...]:
+    return (*inputs.values(), 20.0, 0.3)
+
+
+def test_operator_keeps_pytorch_rules():
+    inputs = make_inputs(20, counts=[6, 2])
+    torch.library.opcheck(torch.ops.upsnet.panoptic_fusion, arguments(inputs))
+    inputs["semantic"] = inputs["semantic"].half().contiguous(memory_format=torch.channels_last)
+    torch.library.opcheck(torch.ops.upsnet.panoptic_fusion, arguments(inputs))
+
+
+class Head(torch.nn.Module):
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return plugins_cuda.panoptic_fusion(*tensors, num_stuff=3, stuff_area_limit=20.0)
+
+
+def test_compile_and_export_see_one_operator():
+    inputs = make_inputs(21, counts=[6, 2])
+    inputs.pop("num_stuff")
+    expected = Head()(*inputs.values())
+    compiled = torch.compile(Head(), fullgraph=True, backend="aot_eager")(*inputs.values())
+    assert all(torch.equal(a, b) for a, b in zip(compiled, expected, strict=True))
+    exported = torch.export.export(Head(), tuple(inputs.values()))
+    calls = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+    assert calls[0] == torch.ops.upsnet.panoptic_fusion.default
+    assert all("getitem" in str(target) for target in calls[1:])
+
+
+def test_strided_inputs(front):
+    inputs = make_inputs(22, counts=[6, 2])
+    expected = define(inputs)
+    inputs["semantic"] = inputs["semantic"].repeat_interleave(2, dim=3)[..., ::2]
+    inputs["mask_logits"] = inputs["mask_logits"].mT.contiguous().mT
+    inputs["boxes"] = inputs["boxes"].repeat(1, 1, 2)[..., :4]
+    assert all(torch.equal(a, b) for a, b in zip(run(front, inputs), expected, strict=True))
+
+
+@pytest.mark.parametrize("mask_type", [torch.float16, torch.float32])
+def test_body_takes_half_precision(front, mask_type: torch.dtype):
+    inputs = make_inputs(23, counts=[6, 2], dtype=torch.float16)
+    inputs["mask_logits"] = inputs["mask_logits"].to(mask_type)
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    node = onnx.helper.make_node(
+        "PanopticFusion", [*tensors], ["a", "b", "c"], domain="upsnet", plugin_version="1", plugin_namespace="",
+        num_stuff=3, stuff_area_limit=20.0, mask_overlap_threshold=0.3,
+    )  # fmt: skip
+
+    def info(name: str, tensor: Tensor) -> onnx.ValueInfoProto:
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
+        return onnx.helper.make_tensor_value_info(name, dtype, tensor.shape)
+
+    expected = define(inputs)
+    results = [info(name, tensor) for name, tensor in zip("abc", expected, strict=True)]
+    graph = onnx.helper.make_graph([node], "head", [info(*item) for item in tensors.items()], results)
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
+    model = onnx.helper.make_model(graph, functions=plugins_cuda.onnx_functions(), opset_imports=opsets, ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    body = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
+    for one, other, ours in zip(body, expected, run(front, inputs), strict=True):
+        np.testing.assert_array_equal(one, other.numpy())
+        np.testing.assert_array_equal(ours.numpy(), other.numpy())
