@@ -101,10 +101,7 @@ class Library:
 
     def run(self, room: str, params: ctypes.Structure, device: torch.device) -> None:
         """Queue (cuda: on the current stream) or run (cpu, emulated) one operator. RuntimeError when it cannot run."""
-        operator = self._operators.get(room) or self._find(room)
-        if operator.params_size != ctypes.sizeof(params):
-            raise RuntimeError(f"{self.path} was made from another version of {room}/launch.h; make it anew")
-        reference = ctypes.byref(params)
+        operator, reference = self._operator(room, params), ctypes.byref(params)
         if operator.workspace_size is None:
             status = operator.start(reference, torch.get_num_threads())
         elif device.type == "cuda":
@@ -120,6 +117,17 @@ class Library:
         if status != 0:
             kind = "error" if operator.workspace_size is None else "CUDA error"
             raise RuntimeError(f"{room}: the {self.name} library could not run it, {kind} {status}")
+
+    def workspace_size(self, room: str, params: ctypes.Structure) -> int:
+        """Bytes of device memory that one launch works in; a CPU front takes none from its caller."""
+        operator = self._operator(room, params)
+        return 0 if operator.workspace_size is None else operator.workspace_size(ctypes.byref(params))
+
+    def _operator(self, room: str, params: ctypes.Structure) -> _Operator:
+        operator = self._operators.get(room) or self._find(room)
+        if operator.params_size != ctypes.sizeof(params):
+            raise RuntimeError(f"{self.path} was made from another version of {room}/launch.h; make it anew")
+        return operator
 
     def _find(self, room: str) -> _Operator:
         """Complete before others see it, so that threads share no half-typed function."""

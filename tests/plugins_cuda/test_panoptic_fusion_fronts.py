@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -335,7 +333,7 @@ def test_workspace_is_small(name: str, batch, height, width, stuff, things, rows
         detections=rows,
         mask_size=mask_size,
     )
-    size = compiled._function("panoptic_fusion", "workspace_size", ctypes.c_size_t)(ctypes.byref(params))
+    size = compiled.workspace_size("panoptic_fusion", params)
     pixels = batch * 16 * height * width
     assert size <= 16 * pixels + pixels * (things + rows) / 8
 
