@@ -37,38 +37,77 @@ __device__ SemanticMap<T> semantic_map(const Params& p, int image) {
   return {data, 1, p.width * int(channels), int(channels)};
 }
 
-// Moves the block's corners, kStage channels at a time, first to registers, then to shared memory [kStage][kCorners].
-// Neighbouring threads read neighbouring addresses: corners of one channel (NCHW), channels of one corner (NHWC).
+// The cell of a block's corner, clamped at the border.
+struct Corner {
+  int row, column;
+};
+
+__device__ inline Corner corner_of(const Params& p, int corner) {
+  return {clamped(int(blockIdx.y) * 2 - 1 + corner / kCornersX, 0, p.height - 1),
+          clamped(int(blockIdx.x) * 32 - 1 + corner % kCornersX, 0, p.width - 1)};
+}
+
+// Moves the block's corners, kStage channels at a time in order, first to registers (fetch), then to shared memory
+// [kStage][kCorners] (store). Neighbouring threads read neighbouring addresses: here corners of one channel.
 template <typename T, Layout kLayout>
 struct Stager {
-  static constexpr int kLoads = kLayout == Layout::kNCHW ? kStage : (kStage * kCorners + kThreads - 1) / kThreads;
-  SemanticMap<T> map;
-  int channels, height, width;
+  const T* from;
+  int stride, left;  // channels yet to be fetched
+  bool active;
+  T values[kStage];
+
+  __device__ Stager(const Params& p, const SemanticMap<T>& map, int thread) : stride(map.channel_stride), values() {
+    const Corner corner = corner_of(p, thread);
+    active = thread < kCorners;
+    from = map.data + corner.row * map.row_stride + corner.column;
+    left = p.num_stuff + p.num_things;
+  }
+  __device__ void fetch() {
+#pragma unroll
+    for (int load = 0; load < kStage; ++load) {
+      if (active && load < left) values[load] = *from;
+      from += stride;
+    }
+    left -= kStage;
+  }
+  __device__ void store(int thread, float* stage) const {
+    if (!active) return;
+#pragma unroll
+    for (int load = 0; load < kStage; ++load) stage[load * kCorners + thread] = logit_of(values[load]);
+  }
+};
+
+// Channels of one corner.
+template <typename T>
+struct Stager<T, Layout::kNHWC> {
+  static constexpr int kLoads = (kStage * kCorners + kThreads - 1) / kThreads;
+  static constexpr int kStep = kThreads / kStage;  // corners from one load to the next
+  const T* from;
+  int offsets[kLoads];  // of the corners
+  int left;
   T values[kLoads];
 
-  static __device__ int thread() { return threadIdx.y * 32 + threadIdx.x; }
-  static __device__ int corner(int load) {
-    return kLayout == Layout::kNCHW ? thread() : (thread() + load * kThreads) / kStage;
-  }
-  static __device__ int channel(int load) { return kLayout == Layout::kNCHW ? load : thread() % kStage; }
-
-  __device__ int offset_of(int corner) const {
-    const int row = clamped(int(blockIdx.y) * 2 - 1 + corner / kCornersX, 0, height - 1);
-    const int column = clamped(int(blockIdx.x) * 32 - 1 + corner % kCornersX, 0, width - 1);
-    return row * map.row_stride + column * map.column_stride;
-  }
-  __device__ void fetch(int first) {
+  __device__ Stager(const Params& p, const SemanticMap<T>& map, int thread) : values() {
 #pragma unroll
     for (int load = 0; load < kLoads; ++load) {
-      const int c = first + channel(load);
-      if (c < channels && corner(load) < kCorners) values[load] = map.data[offset_of(corner(load)) + c * map.channel_stride];
+      const Corner corner = corner_of(p, thread / kStage + load * kStep);
+      offsets[load] = corner.row * map.row_stride + corner.column * map.column_stride;
     }
+    from = map.data + thread % kStage;
+    left = p.num_stuff + p.num_things - thread % kStage;
   }
-  __device__ void store(int first, float* stage) const {
+  __device__ void fetch() {
 #pragma unroll
     for (int load = 0; load < kLoads; ++load) {
-      const int c = channel(load);
-      if (first + c < channels && corner(load) < kCorners) stage[c * kCorners + corner(load)] = logit_of(values[load]);
+      if (left > 0) values[load] = from[offsets[load]];
+    }
+    from += kStage, left -= kStage;
+  }
+  __device__ void store(int thread, float* stage) const {
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) {
+      const int corner = thread / kStage + load * kStep;
+      if (corner < kCorners) stage[thread % kStage * kCorners + corner] = logit_of(values[load]);
     }
   }
 };
@@ -106,31 +145,34 @@ struct Pixels {
 template <typename T, Layout kLayout>
 __device__ void scan_channels(const Params& p, const SemanticMap<T>& map, Pixels& pixels) {
   __shared__ float stage[2][kStage * kCorners];
-  const int channels = p.num_stuff + p.num_things, half = threadIdx.y % 2;
-  const int corner = threadIdx.y / 2 * kCornersX + threadIdx.x;
-  Stager<T, kLayout> stager{map, channels, p.height, p.width, {}};
+  const int channels = p.num_stuff + p.num_things, half = threadIdx.y % 2, thread = threadIdx.y * 32 + threadIdx.x;
+  Stager<T, kLayout> stager(p, map, thread);
+  float values[kPixels];
   int stuff[kPixels];
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) pixels.best[i] = pixels.thing[i] = -INFINITY, stuff[i] = 0;
-  stager.fetch(0);
+  stager.fetch();
   for (int first = 0, turn = 0; first < channels; first += kStage, turn ^= 1) {
-    stager.store(first, stage[turn]);
+    stager.store(thread, stage[turn]);
     __syncthreads();
-    stager.fetch(first + kStage);
-    for (int c = first; c < smaller(first + kStage, channels); ++c) {
-      const float* at = stage[turn] + (c - first) * kCorners + corner;
-      float values[kPixels];
+    stager.fetch();
+    const float* at = stage[turn] + threadIdx.y / 2 * kCornersX + threadIdx.x;
+    const int stop = smaller(first + kStage, channels), stop_stuff = smaller(p.num_stuff, stop);
+    int c = first;
+#pragma unroll 4
+    for (; c < stop_stuff; ++c, at += kCorners) {
       expand(at[0], at[1], at[kCornersX], at[kCornersX + 1], half, values);
-      if (c < p.num_stuff) {
 #pragma unroll
-        for (int i = 0; i < kPixels; ++i) {
-          if (values[i] > pixels.best[i]) stuff[i] = c;
-          pixels.best[i] = higher(values[i], pixels.best[i]);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kPixels; ++i) pixels.thing[i] = higher(values[i], pixels.thing[i]);
+      for (int i = 0; i < kPixels; ++i) {
+        if (values[i] > pixels.best[i]) stuff[i] = c;
+        pixels.best[i] = higher(values[i], pixels.best[i]);
       }
+    }
+#pragma unroll 4
+    for (; c < stop; ++c, at += kCorners) {
+      expand(at[0], at[1], at[kCornersX], at[kCornersX + 1], half, values);
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) pixels.thing[i] = higher(values[i], pixels.thing[i]);
     }
   }
 #pragma unroll
