@@ -8,6 +8,7 @@ from torch import Tensor
 from plugins_cuda.panoptic_fusion import binding
 
 MAX_ROWS = 255
+MAX_MASK = 512
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -111,8 +112,8 @@ def check(
         raise ValueError(
             f"panoptic_fusion: num_stuff is {num_stuff}, but semantic has {channels} channels, stuff and things"
         )
-    if rows > 0 and mask_size == 0:
-        raise ValueError("panoptic_fusion: mask_logits holds masks of no size")
+    if mask_size > MAX_MASK or (rows > 0 and mask_size == 0):
+        raise ValueError(f"panoptic_fusion: mask_logits has {mask_size} cells a side, not 1 to {MAX_MASK}")
     if num_stuff + rows > MAX_ROWS:
         raise ValueError(
             f"panoptic_fusion: {num_stuff} stuff classes + {rows} detections do not fit a uint8 map ({MAX_ROWS})"

@@ -1,9 +1,10 @@
 // Panoptic fusion on the CPU: the arithmetic of kernel.cuh, image after image, in parallel over detections, classes and
 // bands of rows.
 //
-// Why it is fast: nothing but bits of the size instances x H x W, the running maximum in vector registers (cpu_labels.h),
-// counts per run of equal labels. COCO, 53 + 80 classes, 800 x 1344: 143 M interpolated logits at 0.6 vector operations
-// for 8 of them, some 90 M operations or 10 ms of one core, is the floor; the same again for 100 large instances.
+// Why it is fast: nothing but bits of the size instances x H x W, the running maximum in vector registers
+// (cpu_labels.h), counts per run of equal labels. COCO, 53 + 80 classes, 800 x 1344: 143 M interpolated logits at five
+// vector operations for eight of them, 90 M operations or 10 ms of one core, is the floor; instances cost as much
+// again.
 #include "common/exports.h"
 #include "panoptic_fusion/cpu_labels.h"
 
@@ -48,8 +49,8 @@ struct Statistics {
 
 // Labels of the pixels between rows of cells first - 1 .. stop - 1 and the next ones.
 template <typename T>
-void label_band(const Params& p, int image, const std::vector<Detection>& accepted, Extent valid, int first, int stop,
-                Scratch& scratch, Statistics& statistics) {
+void label_band(const Params& p, int image, const std::vector<Detection>& accepted, const Valid& valid, int first,
+                int stop, Scratch& scratch, Statistics& statistics) {
   const int width = kScale * p.width;
   uint8_t* map = p.panoptic + size_t(image) * kScale * p.height * width;
   load_row<T>(p, image, first - 1, scratch.pitch, scratch.lower.data());
@@ -67,10 +68,11 @@ void label_band(const Params& p, int image, const std::vector<Detection>& accept
 }
 
 template <typename T>
-Statistics label_pixels(const Params& p, int image, const std::vector<Detection>& accepted, Extent valid, int threads) {
+Statistics label_pixels(const Params& p, int image, const std::vector<Detection>& accepted, const Valid& valid,
+                        int threads) {
   Statistics total(p);
-  const int rows = valid.width > 0 ? (valid.height + 1) / kScale + 1 : 0;  // of cells: the last pixel's, and those before
-  const int bands = valid.height > 0 ? (rows + kBand - 1) / kBand : 0;
+  const int rows = (valid.height + 1) / kScale + 1;  // of cells: the last pixel's, and those before
+  const int bands = valid.height > 0 && valid.width > 0 ? (rows + kBand - 1) / kBand : 0;
 #pragma omp parallel num_threads(smaller(threads, larger(bands, 1)))
   {
     Scratch scratch(p);
@@ -129,7 +131,7 @@ std::vector<uint8_t> merge(const Params& p, int image, const Statistics& statist
 }
 
 // Labels become panoptic values in place; padding becomes void.
-void number_pixels(const Params& p, int image, Extent valid, const std::vector<uint8_t>& values, int threads) {
+void number_pixels(const Params& p, int image, const Valid& valid, const std::vector<uint8_t>& values, int threads) {
   const int height = kScale * p.height, width = kScale * p.width;
   uint8_t* map = p.panoptic + size_t(image) * height * width;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -141,7 +143,8 @@ void number_pixels(const Params& p, int image, Extent valid, const std::vector<u
   }
 }
 
-Statistics label_pixels(const Params& p, int image, const std::vector<Detection>& accepted, Extent valid, int threads) {
+Statistics label_pixels(const Params& p, int image, const std::vector<Detection>& accepted, const Valid& valid,
+                        int threads) {
   switch (p.semantic_type) {
     case DType::kFloat32: return label_pixels<float>(p, image, accepted, valid, threads);
     case DType::kFloat16: return label_pixels<Half>(p, image, accepted, valid, threads);
@@ -154,8 +157,7 @@ Statistics label_pixels(const Params& p, int image, const std::vector<Detection>
 int run_cpu(const Params& params, int threads) {
   if (!is_supported(params)) return 1;
   for (int image = 0; image < params.batch; ++image) {
-    const Extent valid{clamped(params.sizes[2 * image], 0, kScale * params.height),
-                       clamped(params.sizes[2 * image + 1], 0, kScale * params.width)};
+    const Valid valid = valid_of(params, image);
     const std::vector<Detection> accepted = accepted_detections(params, image, valid, threads);
     const Statistics statistics = label_pixels(params, image, accepted, valid, threads);
     number_pixels(params, image, valid, merge(params, image, statistics), threads);

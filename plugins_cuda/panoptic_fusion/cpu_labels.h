@@ -1,9 +1,9 @@
 // The CPU front's labels: one row of pixels at a time, all channels over it, then the accepted instances that touch it.
 //
 // A quarter-resolution row is turned into bounded floats, [channel][cell + 1], once for the pixel rows that lie between
-// it and its neighbours. Eight cells times four phases stay in vector registers while the channels run past: per channel
-// and 32 pixels, four loads, eight operations to interpolate, four (things) or twelve (stuff) to compare. Pixels of a row
-// are kept two places to the right (place = x + 2), so that place 4n + k is phase k of the cell before n.
+// it and its neighbours. Eight cells times four phases stay in vector registers while the channels run past: per
+// channel and 32 pixels, four loads, nine operations to interpolate, four (things) or twelve (stuff) to compare. Pixels
+// of a row are kept two places to the right (place = x + 2), so that place 4n + k is phase k of the cell before n.
 #pragma once
 
 #include "panoptic_fusion/cpu_masks.h"
@@ -132,7 +132,8 @@ inline void note_absent(uint8_t index, int first, int stop, uint8_t* absent) {
 // it cover nothing of the row.
 inline void compete(const Params& p, const Detection& d, int y, int width, float weight, Scratch& s) {
   const Window& window = d.window;
-  const bool in_mask = y >= d.first_y && y <= d.last_y, in_segment = y >= window.top && y <= window.segment_bottom;
+  const bool in_mask = y >= d.clip.first_y && y <= d.clip.last_y;
+  const bool in_segment = y >= window.top && y <= window.segment_bottom;
   const int first = larger(window.left, 0);
   const int mask_stop = smaller(in_mask ? window.right + 1 : first, width);
   const int segment_stop = smaller(in_segment ? window.segment_right + 1 : first, width);
@@ -172,8 +173,8 @@ inline void compete(const Params& p, const Detection& d, int y, int width, float
 }
 
 // The labels of row y, columns 0 .. width - 1, into `out`.
-inline void label_row(const Params& p, const std::vector<Detection>& accepted, int y, int width, float weight, Scratch& s,
-                      uint8_t* out) {
+inline void label_row(const Params& p, const std::vector<Detection>& accepted, int y, int width, float weight,
+                      Scratch& s, uint8_t* out) {
   scan_channels(p, weight, s);
   std::fill(s.highest.begin(), s.highest.end(), accepted.empty() ? 0.0f : -INFINITY);
   const auto touches = [y](const Detection& d) { return y >= d.window.top && y <= d.window.last_row(); };

@@ -9,25 +9,20 @@
 
 namespace upsnet::panoptic_fusion {
 
-// The part of an image inside its padding.
-struct Extent {
-  int height, width;
-};
-
 struct Detection {
   int index, category;
   Window window;
-  int first_x, first_y, last_x, last_y;  // the mask's box inside the image; empty where last < first
+  Clip clip;
   int mask_size = 0;
   std::vector<float> mask;    // bounded logits [mask_size, mask_size]
-  std::vector<int> cells;     // of every column first_x .. last_x: see Sample
+  std::vector<int> cells;     // of every column of the clip: see Sample
   std::vector<float> weights;
-  std::vector<uint64_t> bits;  // rows first_y .. last_y of words(): term > 0
+  std::vector<uint64_t> bits;  // the clip's rows, words() each: term > 0
   int area = 0;
 
-  bool empty() const { return last_x < first_x || last_y < first_y; }
-  int first_word() const { return first_x / 64; }
-  int words() const { return last_x / 64 - first_word() + 1; }
+  int columns() const { return clip.last_x - clip.first_x + 1; }
+  int first_word() const { return clip.first_x / 64; }
+  int words() const { return clip.last_x / 64 - first_word() + 1; }
 };
 
 template <typename T>
@@ -47,27 +42,26 @@ inline std::vector<float> bounded_mask(const Params& p, size_t row) {
   }
 }
 
-inline void place(const Params& p, int image, int index, Extent valid, Detection& detection) {
+inline void place(const Params& p, int image, int index, const Valid& valid, Detection& detection) {
   const size_t row = size_t(image) * p.detections + index;
   const Window window = window_of(p.boxes + 4 * row);
   detection.index = index;
   detection.category = int(p.classes[row]);
   detection.window = window;
-  detection.first_x = larger(window.left, 0), detection.last_x = smaller(window.right, valid.width - 1);
-  detection.first_y = larger(window.top, 0), detection.last_y = smaller(window.bottom, valid.height - 1);
-  if (detection.empty()) return;
+  detection.clip = clip_of(window, valid);
+  if (detection.clip.empty()) return;
   detection.mask_size = p.mask_size;
   detection.mask = bounded_mask(p, row);
-  const int columns = detection.last_x - detection.first_x + 1;
+  const int columns = detection.columns();
   detection.cells.resize(columns), detection.weights.resize(columns);
   for (int i = 0; i < columns; ++i) {
-    const int pixel = detection.first_x + i - window.left;
+    const int pixel = detection.clip.first_x + i - window.left;
     const Sample sample = sample_of(pixel, window.right - window.left + 1, p.mask_size);
     detection.cells[i] = sample.cell, detection.weights[i] = sample.weight;
   }
 }
 
-// The mask terms of row y, columns first_x .. last_x. line: scratch of mask_size + 1.
+// The mask terms of row y, the clip's columns. line: scratch of mask_size + 1.
 inline void mask_terms(const Detection& detection, int y, float* line, float* __restrict terms) {
   const Window& window = detection.window;
   const int cells = detection.mask_size, columns = int(detection.cells.size());
@@ -87,14 +81,14 @@ inline uint64_t gather_bits(const uint8_t* flags) {
 }
 
 inline void rasterize(Detection& detection) {
-  if (detection.empty()) return;
-  const int words = detection.words(), offset = detection.first_x % 64;
-  const int columns = detection.last_x - detection.first_x + 1;
+  const Clip& clip = detection.clip;
+  if (clip.empty()) return;
+  const int words = detection.words(), columns = detection.columns(), offset = clip.first_x % 64;
   std::vector<float> line(detection.mask_size + 1), terms(columns);
   std::vector<uint8_t> flags(size_t(words) * 64, 0);
-  detection.bits.resize(size_t(words) * (detection.last_y - detection.first_y + 1));
+  detection.bits.resize(size_t(words) * (clip.last_y - clip.first_y + 1));
   uint64_t* word = detection.bits.data();
-  for (int y = detection.first_y; y <= detection.last_y; ++y) {
+  for (int y = clip.first_y; y <= clip.last_y; ++y) {
     mask_terms(detection, y, line.data(), terms.data());
     for (int i = 0; i < columns; ++i) flags[offset + i] = terms[i] > 0.0f;
     for (int w = 0; w < words; ++w, ++word) {
@@ -112,9 +106,9 @@ inline void prune(const std::vector<Detection>& detections, const std::vector<in
   int first_word = 1 << 30, first_y = 1 << 30, last_word = -1, last_y = -1;  // around all masks
   for (const int member : members) {
     const Detection& d = detections[member];
-    if (d.empty()) continue;
+    if (d.clip.empty()) continue;
     first_word = smaller(first_word, d.first_word()), last_word = larger(last_word, d.first_word() + d.words() - 1);
-    first_y = smaller(first_y, d.first_y), last_y = larger(last_y, d.last_y);
+    first_y = smaller(first_y, d.clip.first_y), last_y = larger(last_y, d.clip.last_y);
   }
   if (last_y < 0) return;
   const int pitch = last_word - first_word + 1;
@@ -124,9 +118,9 @@ inline void prune(const std::vector<Detection>& detections, const std::vector<in
     if (d.area == 0) continue;
     const int words = d.words();
     const auto rows = [&](auto visit) {
-      for (int y = d.first_y; y <= d.last_y; ++y) {
+      for (int y = d.clip.first_y; y <= d.clip.last_y; ++y) {
         visit(&taken[size_t(y - first_y) * pitch + d.first_word() - first_word],
-              &d.bits[size_t(y - d.first_y) * words]);
+              &d.bits[size_t(y - d.clip.first_y) * words]);
       }
     };
     int overlap = 0;
@@ -145,10 +139,9 @@ inline void prune(const std::vector<Detection>& detections, const std::vector<in
 }
 
 // The detections of an image that survive, in score order; their bits are gone again.
-inline std::vector<Detection> accepted_detections(const Params& p, int image, Extent valid, int threads) {
+inline std::vector<Detection> accepted_detections(const Params& p, int image, const Valid& valid, int threads) {
   std::vector<Detection> detections;
-  const int count = clamped(p.counts[image], 0, p.detections);
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < valid.detections; ++i) {
     const size_t row = size_t(image) * p.detections + i;
     if (!is_usable(p.boxes + 4 * row, p.classes[row], p.num_things)) continue;
     detections.emplace_back();

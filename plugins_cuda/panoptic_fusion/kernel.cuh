@@ -15,6 +15,7 @@ namespace upsnet::panoptic_fusion {
 
 constexpr int kScale = 4;             // network pixels for one cell of the semantic map
 constexpr int kMaxRows = 255;         // stuff classes + detections: the map is uint8
+constexpr int kMaxMask = 512;         // cells of a mask's side
 constexpr int kVoid = 255;            // label of void and unknown; 0 .. S-1 are stuff, S + d is detection d
 constexpr int kNone = 255;            // no detection, no stuff class
 constexpr float kLogitLimit = 0x1p100f;
@@ -24,7 +25,7 @@ constexpr float kFarthest = 0x1p23f;  // boxes are clamped to it, beyond every i
 inline bool is_supported(const Params& p) {
   const int64_t cells = int64_t{p.height} * p.width, channels = int64_t{p.num_stuff} + p.num_things;
   return p.num_stuff >= 1 && p.num_things >= 1 && p.detections >= 0 && p.num_stuff + p.detections <= kMaxRows &&
-         (p.mask_size >= 1 || p.detections == 0) && p.batch >= 0 && p.batch <= 65535 &&
+         (p.mask_size >= 1 || p.detections == 0) && p.mask_size <= kMaxMask && p.batch >= 0 && p.batch <= 65535 &&
          cells * kScale * kScale <= 0x7fffffff && cells * channels <= 0x7fffffff;
 }
 
@@ -65,8 +66,8 @@ UPSNET_HD float logit_of(T value) {
 UPSNET_HD float lerp(float a, float b, float weight) { return multiply_add(weight, b - a, a); }
 
 // --- the semantic map, four times as large ---------------------------------------------------------------------------
-// Half-pixel centres: pixels 4i + 2 .. 4i + 5 lie between the centres of cells i and i + 1, at these weights. (Cells are
-// clamped at the border, where both corners are one.) Rows are blended first, then columns.
+// Half-pixel centres: pixels 4i + 2 .. 4i + 5 lie between the centres of cells i and i + 1, at these weights. (Cells
+// are clamped at the border, where both corners are one.) Rows are blended first, then columns.
 
 UPSNET_HD float phase_weight(int phase) { return 0.125f + 0.25f * float(phase); }
 
@@ -103,6 +104,28 @@ UPSNET_HD bool is_usable(const float* box, int64_t category, int num_things) {
   return numbers && category >= 0 && category < num_things;
 }
 
+// The part of an image inside its padding, and how many of its detections are valid.
+struct Valid {
+  int height, width, detections;
+};
+
+UPSNET_HD Valid valid_of(const Params& p, int image) {
+  return {clamped(p.sizes[2 * image], 0, kScale * p.height), clamped(p.sizes[2 * image + 1], 0, kScale * p.width),
+          clamped(p.counts[image], 0, p.detections)};
+}
+
+// A detection's mask box inside the valid part of its image; empty when last < first.
+struct Clip {
+  int first_x, first_y, last_x, last_y;
+
+  UPSNET_HD bool empty() const { return last_x < first_x || last_y < first_y; }
+};
+
+UPSNET_HD Clip clip_of(const Window& window, const Valid& valid) {
+  return {larger(window.left, 0), larger(window.top, 0), smaller(window.right, valid.width - 1),
+          smaller(window.bottom, valid.height - 1)};
+}
+
 // --- the mask --------------------------------------------------------------------------------------------------------
 
 // Where a pixel of a line of `size` pixels lies among the cells of the mask: between cell and cell + 1.
@@ -120,7 +143,8 @@ UPSNET_HD Sample sample_of(int pixel, int size, int cells) {
 
 UPSNET_HD int next_cell(int cell, int cells) { return smaller(cell + 1, cells - 1); }
 
-// Cell `column` of the mask [cells, cells], blended down to a pixel's row. A mask term blends two such along the row.
+// Cell `column` of the mask [cells, cells], blended to a pixel's row: rows first, as in the reference's rows @ mask @
+// columns. A mask term is the lerp of two such along the row.
 template <typename T>
 UPSNET_HD float mask_column(const T* mask, int cells, Sample row, int column) {
   const float upper = logit_of(mask[row.cell * cells + column]);

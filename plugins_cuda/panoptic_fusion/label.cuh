@@ -1,144 +1,12 @@
 // The label of every pixel: argmax over stuff channels, accepted instances and unknown; and what the merge needs of it.
 //
-// A thread owns 4 x 2 pixels that share the four corners of one cell, and runs over all channels: per pixel and channel
-// two operations to interpolate and one (things) or three (stuff) to compare. A block owns 32 cells x 4 such rows; it
-// stages its 33 x 3 corners of kStage channels at a time in shared memory, as bounded floats, while the next ones are
-// on their way. Then come the accepted instances whose boxes touch the block, in score order.
+// After the channels (channels.cuh) come the accepted instances whose boxes touch the block, in score order. A warp
+// blends the mask down to its two rows of pixels once, then its lanes blend along them.
 #pragma once
 
-#include "panoptic_fusion/workspace.cuh"
+#include "panoptic_fusion/channels.cuh"
 
 namespace upsnet::panoptic_fusion {
-
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kStage = 8;                        // channels
-constexpr int kCornersX = 33, kCornersY = 3;
-constexpr int kCorners = kCornersX * kCornersY;
-constexpr int kColumns = 4, kRows = 2;           // pixels of a thread
-constexpr int kPixels = kColumns * kRows;
-
-// The semantic logits of one image; fewer than 2^31 (`is_supported`).
-template <typename T>
-struct SemanticMap {
-  const T* data;
-  int channel_stride, row_stride, column_stride;
-
-  __device__ float at(int channel, int row, int column) const {
-    return logit_of(data[channel * channel_stride + row * row_stride + column * column_stride]);
-  }
-};
-
-template <typename T, Layout kLayout>
-__device__ SemanticMap<T> semantic_map(const Params& p, int image) {
-  const size_t channels = p.num_stuff + p.num_things, cells = size_t(p.height) * p.width;
-  const T* data = static_cast<const T*>(p.semantic) + image * channels * cells;
-  if (kLayout == Layout::kNCHW) return {data, int(cells), p.width, 1};
-  return {data, 1, p.width * int(channels), int(channels)};
-}
-
-// Moves the block's corners, kStage channels at a time, first to registers, then to shared memory [kStage][kCorners].
-// Neighbouring threads read neighbouring addresses: corners of one channel (NCHW), channels of one corner (NHWC).
-template <typename T, Layout kLayout>
-struct Stager {
-  static constexpr int kLoads = kLayout == Layout::kNCHW ? kStage : (kStage * kCorners + kThreads - 1) / kThreads;
-  SemanticMap<T> map;
-  int channels, height, width;
-  T values[kLoads];
-
-  static __device__ int thread() { return threadIdx.y * 32 + threadIdx.x; }
-  static __device__ int corner(int load) {
-    return kLayout == Layout::kNCHW ? thread() : (thread() + load * kThreads) / kStage;
-  }
-  static __device__ int channel(int load) { return kLayout == Layout::kNCHW ? load : thread() % kStage; }
-
-  __device__ int offset_of(int corner) const {
-    const int row = clamped(int(blockIdx.y) * 2 - 1 + corner / kCornersX, 0, height - 1);
-    const int column = clamped(int(blockIdx.x) * 32 - 1 + corner % kCornersX, 0, width - 1);
-    return row * map.row_stride + column * map.column_stride;
-  }
-  __device__ void fetch(int first) {
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      const int c = first + channel(load);
-      if (c < channels && corner(load) < kCorners) values[load] = map.data[offset_of(corner(load)) + c * map.channel_stride];
-    }
-  }
-  __device__ void store(int first, float* stage) const {
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      const int c = channel(load);
-      if (first + c < channels && corner(load) < kCorners) stage[c * kCorners + corner(load)] = logit_of(values[load]);
-    }
-  }
-};
-
-// A thread's pixels from the corners of its cell. half: 0 for the cell's upper two rows, 1 for its lower two.
-__device__ inline void expand(float a, float b, float c, float d, int half, float (&values)[kPixels]) {
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const float weight = phase_weight(2 * half + r);
-    const float left = lerp(a, c, weight), right = lerp(b, d, weight);
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) values[r * kColumns + k] = lerp(left, right, phase_weight(k));
-  }
-}
-
-// Eight bytes, each of which is found at a constant place.
-struct Bytes {
-  unsigned words[kRows];
-
-  __device__ int get(int i) const { return words[i / kColumns] >> 8 * (i % kColumns) & 0xffu; }
-  __device__ void set(int i, int value) {
-    unsigned& word = words[i / kColumns];
-    word = (word & ~(0xffu << 8 * (i % kColumns))) | unsigned(value) << 8 * (i % kColumns);
-  }
-};
-
-// A thread's pixels while their argmax is sought.
-struct Pixels {
-  float best[kPixels], thing[kPixels], highest[kPixels];  // logit so far, of things semantically, of segment terms
-  Bytes label, semantic;                                  // semantic: the best stuff, kNone where a thing is better
-  int x, y;                                               // of the first one
-};
-
-// All channels: label and best become the best stuff's, ties to the lowest.
-template <typename T, Layout kLayout>
-__device__ void scan_channels(const Params& p, const SemanticMap<T>& map, Pixels& pixels) {
-  __shared__ float stage[2][kStage * kCorners];
-  const int channels = p.num_stuff + p.num_things, half = threadIdx.y % 2;
-  const int corner = threadIdx.y / 2 * kCornersX + threadIdx.x;
-  Stager<T, kLayout> stager{map, channels, p.height, p.width, {}};
-  int stuff[kPixels];
-#pragma unroll
-  for (int i = 0; i < kPixels; ++i) pixels.best[i] = pixels.thing[i] = -INFINITY, stuff[i] = 0;
-  stager.fetch(0);
-  for (int first = 0, turn = 0; first < channels; first += kStage, turn ^= 1) {
-    stager.store(first, stage[turn]);
-    __syncthreads();
-    stager.fetch(first + kStage);
-    for (int c = first; c < smaller(first + kStage, channels); ++c) {
-      const float* at = stage[turn] + (c - first) * kCorners + corner;
-      float values[kPixels];
-      expand(at[0], at[1], at[kCornersX], at[kCornersX + 1], half, values);
-      if (c < p.num_stuff) {
-#pragma unroll
-        for (int i = 0; i < kPixels; ++i) {
-          if (values[i] > pixels.best[i]) stuff[i] = c;
-          pixels.best[i] = higher(values[i], pixels.best[i]);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kPixels; ++i) pixels.thing[i] = higher(values[i], pixels.thing[i]);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kPixels; ++i) {
-    pixels.label.set(i, stuff[i]);
-    pixels.semantic.set(i, pixels.thing[i] > pixels.best[i] ? kNone : stuff[i]);
-  }
-}
 
 // The accepted detections whose boxes touch the block's pixels, in score order.
 struct Instances {
@@ -149,7 +17,8 @@ struct Instances {
 };
 
 __device__ inline bool touches(const Window& window, int first_x, int last_x, int first_y, int last_y) {
-  return window.left <= last_x && window.last_column() >= first_x && window.top <= last_y && window.last_row() >= first_y;
+  return window.left <= last_x && window.last_column() >= first_x && window.top <= last_y &&
+         window.last_row() >= first_y;
 }
 
 // The whole block calls it.
@@ -193,13 +62,13 @@ __device__ void blend_rows(const M* mask, int cells, const Window& window, int f
   }
 }
 
-__device__ inline void blend_rows(const Params& p, size_t row, const Window& window, int first_y, float* lines) {
+__device__ inline void blend_rows(const Params& p, size_t row, const Window& window, int y, float* lines) {
   const int cells = p.mask_size;
   const size_t first = row * cells * cells;
   switch (p.mask_type) {
-    case DType::kFloat32: return blend_rows(static_cast<const float*>(p.mask_logits) + first, cells, window, first_y, lines);
-    case DType::kFloat16: return blend_rows(static_cast<const Half*>(p.mask_logits) + first, cells, window, first_y, lines);
-    default: return blend_rows(static_cast<const BFloat16*>(p.mask_logits) + first, cells, window, first_y, lines);
+    case DType::kFloat32: return blend_rows(static_cast<const float*>(p.mask_logits) + first, cells, window, y, lines);
+    case DType::kFloat16: return blend_rows(static_cast<const Half*>(p.mask_logits) + first, cells, window, y, lines);
+    default: return blend_rows(static_cast<const BFloat16*>(p.mask_logits) + first, cells, window, y, lines);
   }
 }
 
@@ -209,13 +78,15 @@ __device__ inline void compete(const Window& window, int label, int cells, const
 #pragma unroll
   for (int k = 0; k < kColumns; ++k) {
     const int x = pixels.x + k;
-    const bool mask_x = x >= window.left && x <= window.right, segment_x = x >= window.left && x <= window.segment_right;
+    const bool mask_x = x >= window.left && x <= window.right;
+    const bool segment_x = x >= window.left && x <= window.segment_right;
     const Sample column = sample_of(x - window.left, window.right - window.left + 1, cells);
     const int next = next_cell(column.cell, cells);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const int i = r * kColumns + k, y = pixels.y + r;
-      const bool mask_y = y >= window.top && y <= window.bottom, segment_y = y >= window.top && y <= window.segment_bottom;
+      const bool mask_y = y >= window.top && y <= window.bottom;
+      const bool segment_y = y >= window.top && y <= window.segment_bottom;
       const float* line = lines + r * cells;
       const float term = mask_x && mask_y ? lerp(line[column.cell], line[next], column.weight) : 0.0f;
       const float in_segment = segment_x && segment_y ? segment[i] : 0.0f;
@@ -229,8 +100,8 @@ __device__ inline void compete(const Window& window, int label, int cells, const
 
 // Accepted instances, then unknown, take over the pixels where their logit is higher. lines: shared memory of the warp.
 template <typename T>
-__device__ void scan_instances(const Params& p, const SemanticMap<T>& map, const Instances& list, int image, float* lines,
-                               Pixels& pixels) {
+__device__ void scan_instances(const Params& p, const SemanticMap<T>& map, const Instances& list, int image,
+                               float* lines, Pixels& pixels) {
   const int half = threadIdx.y % 2;
   const int row = int(blockIdx.y) * 2 - 1 + threadIdx.y / 2, column = int(blockIdx.x) * 32 - 1 + threadIdx.x;
   const int top = clamped(row, 0, p.height - 1), bottom = clamped(row + 1, 0, p.height - 1);
@@ -250,7 +121,8 @@ __device__ void scan_instances(const Params& p, const SemanticMap<T>& map, const
     if (near) {
       const int c = p.num_stuff + int(p.classes[index]);
       float segment[kPixels];
-      expand(map.at(c, top, left), map.at(c, top, right), map.at(c, bottom, left), map.at(c, bottom, right), half, segment);
+      expand(map.at(c, top, left), map.at(c, top, right), map.at(c, bottom, left), map.at(c, bottom, right), half,
+             segment);
       compete(window, p.num_stuff + detection, p.mask_size, lines, segment, pixels);
     }
     __syncwarp();

@@ -3,15 +3,18 @@
 //   clear           areas, votes, extents (a few 100 KB at most)
 //   rasterize       every detection's mask as bits, its area                    prune.cuh
 //   prune           greedy, class by class, on the bits                         prune.cuh
-//   label_pixels    argmax over stuff, accepted instances, unknown; statistics  label.cuh
+//   label_pixels    argmax over stuff, accepted instances, unknown; statistics  channels.cuh, label.cuh
 //   merge           majority rule, area limit, table                            merge.cuh
 //   number_pixels   label -> panoptic value, in place                           merge.cuh
 //
-// Why it is fast: the logits are read once, at a quarter of the resolution; nothing of size instances x H x W exists but
-// bits; what merging needs is counted where the labels are made. COCO, 53 + 80 classes, 800 x 1344: 17.9 MB (half) or
-// 35.8 MB (float) of logits read, 3 MB of labels and values written and read: 5 to 9 us of an H200's memory. The floor is
-// arithmetic: 143 M interpolated logits at 2 operations and 1.8 to compare, 0.5 G operations or 19 us of its issue slots;
-// and about 25 operations for each pixel of each instance's box.
+// Why it is fast: the logits are read once, at a quarter of the resolution; nothing of size instances x H x W exists
+// but bits; what merging needs is counted where the labels are made. COCO, 53 + 80 classes, 800 x 1344: 17.9 MB (half)
+// or 35.8 MB (float) of logits read, 3 MB of labels and values written and read: 5 to 9 us of an H200's memory. The
+// floor is arithmetic: 143 M interpolated logits at 2 operations and 1.8 to compare, 0.54 G operations or 19 us of its
+// issue slots (132 SMs x 128 lanes x 1.7 GHz); and about 25 operations for each pixel of each instance's box.
+//
+// Workspace: (detections + min(detections, things)) bits a pixel, rows rounded up to 32 pixels, and small tables; no
+// more than 16 bytes a pixel over that for any map beyond a few cells.
 #include "common/cuda.h"
 #include "common/exports.h"
 #include "panoptic_fusion/label.cuh"

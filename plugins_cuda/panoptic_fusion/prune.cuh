@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspa
   const Valid valid = valid_of(p, image);
   if (detection >= valid.detections || !is_usable(p.boxes + 4 * row, p.classes[row], p.num_things)) return;
   const Window window = window_of(p.boxes + 4 * row);
-  const Clip clip = clip_of(window, valid.height, valid.width);
+  const Clip clip = clip_of(window, valid);
   if (clip.empty()) return;
 
   const int cells = p.mask_size, words = (kScale * p.width + 31) / 32;
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspa
         lower_left = logit_of(lower[column.cell]), lower_right = logit_of(lower[next]);
         loaded = cell;
       }
-      const float term = lerp(lerp(upper_left, lower_left, weight), lerp(upper_right, lower_right, weight), column.weight);
-      const unsigned line = __ballot_sync(~0u, inside && term > 0.0f);
+      const float left = lerp(upper_left, lower_left, weight), right = lerp(upper_right, lower_right, weight);
+      const unsigned line = __ballot_sync(~0u, inside && lerp(left, right, column.weight) > 0.0f);
       if (lane == r) own = line;
     }
     if (lane < rows) bits[(first_y + lane) * words + word] = own;
@@ -94,7 +94,7 @@ __device__ inline bool find_members(const Params& p, int image, int slot, Clip* 
   const unsigned chosen = __ballot_sync(~0u, member);
   if (t < kLabels && t % 32 == 0) members.words[t / 32] = chosen;
   if (member) {
-    const Clip clip = clips[t] = clip_of(window_of(p.boxes + 4 * row), valid.height, valid.width);
+    const Clip clip = clips[t] = clip_of(window_of(p.boxes + 4 * row), valid);
     if (!clip.empty()) {
       atomicMin(&hull.first_x, clip.first_x), atomicMin(&hull.first_y, clip.first_y);
       atomicMax(&hull.last_x, clip.last_x), atomicMax(&hull.last_y, clip.last_y);
@@ -110,7 +110,9 @@ __device__ void for_words(const Clip& clip, int words, Visit visit) {
   if (clip.empty()) return;
   const int first = clip.first_x / 32, across = clip.last_x / 32 - first + 1;
   const int count = across * (clip.last_y - clip.first_y + 1);
-  for (int i = threadIdx.x; i < count; i += kPruneThreads) visit((clip.first_y + i / across) * words + first + i % across);
+  for (int i = threadIdx.x; i < count; i += kPruneThreads) {
+    visit((clip.first_y + i / across) * words + first + i % across);
+  }
 }
 
 // Greedy pruning: one block for each class of an image, its detections in score order. grid: (slots, batch).

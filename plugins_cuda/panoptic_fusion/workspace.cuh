@@ -52,26 +52,4 @@ inline Workspace workspace_of(const Params& p, void* memory) {
   return workspace;
 }
 
-// A detection's mask box inside the valid part of its image; empty when last < first.
-struct Clip {
-  int first_x, first_y, last_x, last_y;
-
-  UPSNET_HD bool empty() const { return last_x < first_x || last_y < first_y; }
-};
-
-UPSNET_HD Clip clip_of(const Window& window, int valid_height, int valid_width) {
-  return {larger(window.left, 0), larger(window.top, 0), smaller(window.right, valid_width - 1),
-          smaller(window.bottom, valid_height - 1)};
-}
-
-// The part of an image inside its padding, and how many of its detections are valid.
-struct Valid {
-  int height, width, detections;
-};
-
-UPSNET_HD Valid valid_of(const Params& p, int image) {
-  return {clamped(p.sizes[2 * image], 0, kScale * p.height), clamped(p.sizes[2 * image + 1], 0, kScale * p.width),
-          clamped(p.counts[image], 0, p.detections)};
-}
-
 }  // namespace upsnet::panoptic_fusion
