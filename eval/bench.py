@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from eval.machine import machine_facts, package_versions
 from eval.report import title
 from eval.runtimes import RUNTIMES, open_predictor, open_run
 from panoptic.cli import run
@@ -31,6 +30,7 @@ from panoptic.dataset import PanopticFolder, open_dataset
 from panoptic.files import write_json
 from panoptic.geometry import collate, to_network
 from panoptic.images import read_photo
+from panoptic.machine import machine_facts, package_versions
 from panoptic.predictor import Predictor
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.lockstep import Column, run_lockstep
-from eval.machine import machine_facts, package_versions
 from eval.pq_stat import GROUPS
 from eval.report import share, title, write_report
 from eval.runtimes import RUNTIMES, open_run
@@ -31,6 +30,7 @@ from panoptic.cli import run
 from panoptic.dataset import PanopticFolder, Record, open_dataset
 from panoptic.errors import InputError
 from panoptic.files import write_json
+from panoptic.machine import machine_facts, package_versions
 from panoptic.predictor import Predictor
 
 LISTED = 20  # worst images and classes in parity.json

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eval.machine import machine_facts, package_versions
+from panoptic.machine import machine_facts, package_versions
 from plugins_cuda import library
 from plugins_cuda.benchmark import inputs
 from plugins_cuda.benchmark.cases import OPERATORS, Case, Make

@@ -12,11 +12,11 @@ import typer
 from typer.testing import CliRunner
 
 from eval.bench import bench_photo, bench_table, compare
-from eval.machine import machine_facts, package_versions
 from eval.runtimes import open_predictor, open_run, set_threads
 from panoptic.cli import make_app, run
 from panoptic.dataset import PanopticFolder
 from panoptic.errors import InputError
+from panoptic.machine import machine_facts, package_versions
 
 
 @pytest.mark.parametrize(

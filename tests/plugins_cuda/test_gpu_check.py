@@ -110,14 +110,15 @@ def test_commands_are_logged_and_stopped(tmp_path: Path, monkeypatch: pytest.Mon
 def test_steps_say_what_they_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.delenv("TENSORRT_INCLUDE_DIR", raising=False)
+    for name in ("TENSORRT_INCLUDE_DIR", "UPSNET_OPERATORS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gpu_check, "find_spec", lambda name: None if name in ("hypothesis", "pydantic") else name)
     steps = {step.name: step.run for step in gpu_check.all_steps(CPU, tmp_path)}
     for name, reason in {
         "pytest": "not installed: hypothesis, pydantic",
         "memcheck": "compute-sanitizer is not on PATH",
         "racecheck": "compute-sanitizer is not on PATH",
-        "enqueue": "TENSORRT_INCLUDE_DIR is not set",
+        "enqueue": "set TENSORRT_INCLUDE_DIR",
         "rtx_engine": "no --engine and --plugins were given",
     }.items():
         with pytest.raises(Skip, match=reason):
