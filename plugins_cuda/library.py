@@ -25,6 +25,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -51,22 +52,31 @@ def layout_of(tensor: torch.Tensor) -> int | None:
 
 def compiled(device: torch.device) -> Library | None:
     """The library that runs operators on tensors of this device; None (after one warning) where the reference must."""
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or _instead == "reference":
         return None
-    name = _emulated if _emulated and device.type == "cpu" else device.type
+    name = _instead if _instead and device.type == "cpu" else device.type
     with _lock:
         return _load_or_warn(name, gpu_architecture(device) if device.type == "cuda" else "")
 
 
-@contextlib.contextmanager
-def emulation() -> Iterator[None]:
+def emulation() -> AbstractContextManager[None]:
     """Inside, operators on CPU tensors run the CUDA kernels' text on the CPU (slow; for tests)."""
-    global _emulated
-    before, _emulated = _emulated, "emulated"
+    return _taking_instead("emulated")
+
+
+def definitions() -> AbstractContextManager[None]:
+    """Inside, operators run their reference: a baseline for benchmarks."""
+    return _taking_instead("reference")
+
+
+@contextlib.contextmanager
+def _taking_instead(name: str) -> Iterator[None]:
+    global _instead
+    before, _instead = _instead, name
     try:
         yield
     finally:
-        _emulated = before
+        _instead = before
 
 
 def gpu_architecture(device: torch.device) -> str:
@@ -75,7 +85,7 @@ def gpu_architecture(device: torch.device) -> str:
     return f"{major}{minor}"
 
 
-_emulated = ""
+_instead = ""  # of the library that the device asks for
 _lock = threading.RLock()  # threads of one process take turns to load; processes, by a file's lock, to compile
 
 

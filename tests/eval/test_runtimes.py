@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
-from eval.bench import bench_photo, bench_table, compare
+from eval.bench import PlainPyTorch, bench_photo, bench_table, compare
 from eval.runtimes import open_predictor, open_run, set_threads
 from panoptic.cli import make_app, run
 from panoptic.dataset import PanopticFolder
 from panoptic.errors import InputError
 from panoptic.machine import machine_facts, package_versions
+from plugins_cuda import library
 
 
 @pytest.mark.parametrize(
@@ -96,17 +98,31 @@ def test_bench_takes_turns_and_gives_ratios(gt_json: Path, fake: Callable[..., A
             turns.append(self.name)
             return super().predict(images, sizes, scales)
 
-    predictors = [Recorded(name) for name in ("pytorch", "onnxruntime", "triton")]
+    names = (PlainPyTorch.name, "onnxruntime", "triton")
+    predictors = [Recorded(name) for name in names]
     entries = compare(predictors, PanopticFolder(gt_json), [1, 7], rounds=2)  # 7: more than there are images
-    assert turns[:9] == ["pytorch"] * 3 + ["onnxruntime"] * 3 + ["triton"] * 3
+    assert turns[:9] == [name for name in names for _ in range(3)]
     assert len(turns) == 2 * 2 * 9
     for entry in entries:
         medians = entry["median_ms"]
-        assert entry["onnxruntime_speedup"] == medians["pytorch"] / medians["onnxruntime"]
+        assert entry["onnxruntime_speedup"] == medians[PlainPyTorch.name] / medians["onnxruntime"]
         assert entry["triton_overhead"] == medians["triton"] / medians["onnxruntime"] - 1
         assert len(entry["times_ms"]["triton"]) == 4
     assert entries[1]["shape"] == [7, 64, 64, 3]
     assert bench_table(entries, 2).row_count == 2
+
+
+def test_plain_pytorch_runs_the_definitions(fake: Callable[..., Any]) -> None:
+    served = []
+
+    class Asks(fake):  # type: ignore[misc, valid-type]
+        def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> Any:
+            served.append(library.compiled(torch.device("cpu")))
+
+    plain, batch = PlainPyTorch(Asks("pytorch")), [np.zeros(0)] * 3
+    plain.predict(*batch)
+    Asks("pytorch").predict(*batch)
+    assert served[0] is None and served[1] is not None
 
 
 def test_bench_of_one_photo(gt_json: Path, fake: Callable[..., Any]) -> None:
