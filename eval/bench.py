@@ -41,7 +41,7 @@ PAUSE_S = 0.02  # between runtimes: idle thread pools stop spinning
 class PlainPyTorch:
     """PyTorch eager without the project's compiled operators, which run their torchvision definitions: the baseline."""
 
-    name = "PyTorch, torchvision's operators"
+    name = "plain PyTorch"
 
     def __init__(self, pytorch: Predictor) -> None:
         self._pytorch = pytorch
@@ -95,7 +95,7 @@ def bench_table(entries: Sequence[dict[str, Any]], threads: int) -> Table:
     table = Table(title=f"Median ms a call; {threads} threads each, taking turns", box=SIMPLE, padding=(0, 1, 0, 0))
     for heading in ("batch", *(title(name) for name in entries[0]["median_ms"])):
         table.add_column(heading, justify="right")
-    table.add_column("first /\nONNX Runtime\n(goal 1.5)", justify="right")
+    table.add_column("plain / ONNX\nRuntime\n(goal 1.5)", justify="right")
     table.add_column("Triton adds\n(goal 15 %\nat batch 1)", justify="right")
     for entry in entries:
         medians = [f"{value:.1f}" for value in entry["median_ms"].values()]
