@@ -1,8 +1,9 @@
 // How TensorRT comes to know the plugins, and the plugins TensorRT's logger.
 //
 // Two ways in, and both may be taken by one process:
-//   a plain dlopen (Triton, trtexec and polygraphy --plugins): a constructor registers by itself, if TensorRT is in the
-//   process; where it is not, it stays silent;
+//   a plain dlopen (Triton, trtexec and polygraphy --plugins): a constructor registers by itself, with the TensorRT in the
+//   process. Polygraphy loads plugins before TensorRT: then with the one that the dynamic loader finds, as if the library
+//   were linked against it; where it finds none, a line says so;
 //   registry.load_library(path), which runs that constructor too, and then asks getCreators() for what to register.
 //   Registering a name twice makes it fail, and unload what the registry still points to. So getCreators() first takes
 //   back what the constructor did, and the library never leaves the process (-z nodelete).
@@ -77,16 +78,22 @@ const Layout* layout_of(void* object) {
   return layout;
 }
 
-// The TensorRT of this process. Looked for by symbol (the application links against it), then by name (Python loads it
-// with its symbols hidden). The reference that dlopen counts is kept: whoever registered must not lose the registry.
-void* find_tensorrt() {
-  if (dlsym(RTLD_DEFAULT, "getPluginRegistry") != nullptr) return RTLD_DEFAULT;
+// TensorRT by name; flags: RTLD_NOLOAD for one that is in the process already, else 0. The reference that dlopen counts is
+// kept: whoever registered must not lose the registry.
+void* open_tensorrt(int flags) {
   for (const char* name : {"libnvinfer.so.11", "libnvinfer.so.10", "libtensorrt_rtx.so.1", "libnvinfer_lean.so.11",
                            "libnvinfer_lean.so.10"}) {
-    void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+    void* library = dlopen(name, RTLD_LAZY | flags);
     if (library != nullptr && dlsym(library, "getPluginRegistry") != nullptr) return library;
   }
   return nullptr;
+}
+
+// The TensorRT of this process. Looked for by symbol (the application links against it), then by name (Python loads it
+// with its symbols hidden).
+void* find_tensorrt() {
+  if (dlsym(RTLD_DEFAULT, "getPluginRegistry") != nullptr) return RTLD_DEFAULT;
+  return open_tensorrt(RTLD_NOLOAD);
 }
 
 const std::array<IPluginCreatorInterface*, 6>& all_creators() {
@@ -142,6 +149,13 @@ std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
 
 __attribute__((constructor)) void register_creators() {
   guarded("plugins", "registration", 0, [] {
+    const bool is_there = find<void*()>(find_tensorrt(), "getPluginRegistry") != nullptr;
+    if (!is_there && open_tensorrt(0) == nullptr) {
+      log_error("plugins", "registration",
+                "no TensorRT is in this process, and the dynamic loader finds none: load TensorRT first, or put its "
+                "folder on LD_LIBRARY_PATH");
+      return 0;
+    }
     Registry registry;
     for (IPluginCreatorInterface* creator : all_creators()) {
       if (registry.holder(creator) == nullptr) registry.add(creator);

@@ -7,6 +7,7 @@ runtime has TensorRT's own registry) and tensorrt_rtx_bindings are used where th
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -70,10 +71,29 @@ def test_the_registry_of_these_headers(plugin_files: tuple[Path, Path]):
     assert run(STAND_IN, *plugin_files).split() == ["6", "6", "0"]
 
 
-def test_silent_without_tensorrt(plugin_files: tuple[Path, Path]):
+def test_says_so_without_tensorrt(plugin_files: tuple[Path, Path]):
     program = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", program, str(plugin_files[1])], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout) == (0, "")
+    (line,) = done.stderr.splitlines()
+    assert "no TensorRT is in this process" in line and "LD_LIBRARY_PATH" in line
+
+
+@pytest.mark.parametrize("module", ["tensorrt_lean", "tensorrt_rtx"])
+def test_loaded_before_tensorrt(plugin_files: tuple[Path, Path], module: str):
+    """As polygraphy does it."""
+    libraries = find_spec(f"{module}_libs")
+    if libraries is None or libraries.submodule_search_locations is None:
+        pytest.skip(f"{module}_libs is not installed")
+    program = """
+import ctypes, importlib, sys
+ctypes.CDLL(sys.argv[1])
+print(*(creator.name for creator in importlib.import_module(sys.argv[2]).get_plugin_registry().all_creators))
+"""
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries.submodule_search_locations[0])}
+    command = [sys.executable, "-c", program, str(plugin_files[1]), f"{module}_bindings"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert set(done.stdout.split()) >= NAMES, done.stdout + done.stderr
 
 
 Value = tuple[str, int, list[int | str]]
