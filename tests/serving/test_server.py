@@ -83,11 +83,6 @@ def test_dead_model_is_noticed_and_stop_leaves_nothing(
         _ = server.pid
 
 
-def heed_interrupts() -> None:
-    """A shell's background jobs, and so a test suite that is one, ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.triton
 def test_ends_with_the_command_that_serves(exported: Any, tmp_path: Path, triton_environment: Path) -> None:
     repository = make_repository(tmp_path, exported.model, exported.manifest_path)
@@ -97,11 +92,7 @@ def test_ends_with_the_command_that_serves(exported: Any, tmp_path: Path, triton
     endings = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
     with ExitStack() as stack:
         hosts = [
-            stack.enter_context(
-                subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-                )
-            )
+            stack.enter_context(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
             for _ in endings
         ]
         started = []
