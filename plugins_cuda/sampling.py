@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def trains_on_cpu(*tensors: Tensor) -> bool:
-    """Is a gradient wanted, on a CPU? Then the operators go through `bag_sum`; the values agree with the reference."""
-    return torch.is_grad_enabled() and any(t.requires_grad and t.device.type == "cpu" for t in tensors)
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Then an operator computes through `bag_sum` on a CPU, else through its reference: compiled ones have no backward
+    pass. The values agree."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def pixel_table(feature: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from plugins_cuda.deform_conv import bag, binding, reference
+from plugins_cuda.sampling import wants_gradient
 
 Pair = int | Sequence[int]
 
@@ -37,8 +38,7 @@ def deform_conv(
     groups, offset_groups = _check(x, offset, weight, bias, stride, padding, dilation, mask)
     if torch.onnx.is_in_onnx_export():
         return _node(x, offset, weight, bias, stride, padding, dilation, mask, groups, offset_groups)
-    tensors = [tensor for tensor in (x, offset, weight, bias, mask) if tensor is not None]
-    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+    if not wants_gradient(x, offset, weight, bias, mask):
         return binding.deform_conv(x, offset, weight, bias, mask, stride, padding, dilation)
     if x.device.type == "cpu" and mask is None and groups == offset_groups == 1:
         return bag.deform_conv(x, offset, weight, bias, stride, padding, dilation)

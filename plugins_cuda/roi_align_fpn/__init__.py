@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from plugins_cuda.roi_align_fpn import bag, binding, reference
-from plugins_cuda.sampling import trains_on_cpu
+from plugins_cuda.sampling import wants_gradient
 
 MAX_SAMPLES = 1024
 
@@ -39,11 +39,11 @@ def roi_align_fpn(
     if not torch.onnx.is_in_onnx_export():
         _check_sizes(features, rois)
         options = (output_size, sampling_ratio, aligned, float(canonical_size), inclusive)
-        if trains_on_cpu(*features):
+        if not wants_gradient(*features):
+            return binding.roi_align_fpn(list(features), rois.detach(), *options)
+        if rois.device.type == "cpu":
             return bag.roi_align_fpn(features, rois, *options)
-        if torch.is_grad_enabled() and any(feature.requires_grad for feature in features):
-            return reference.roi_align_fpn(features, rois.detach(), *options)
-        return binding.roi_align_fpn(list(features), rois.detach(), *options)
+        return reference.roi_align_fpn(features, rois.detach(), *options)
     return torch.onnx.ops.symbolic(
         "upsnet::RoiAlignFpn",
         [*features, rois],

@@ -10,7 +10,7 @@ from plugins_cuda.deform_conv import bag as deform_bag
 from plugins_cuda.deform_conv import reference as deform_reference
 from plugins_cuda.roi_align_fpn import bag as roi_bag
 from plugins_cuda.roi_align_fpn import reference as roi_reference
-from plugins_cuda.sampling import corners, trains_on_cpu
+from plugins_cuda.sampling import corners, wants_gradient
 
 
 def gradients(output: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -59,12 +59,12 @@ def test_corners_by_hand() -> None:
     assert weights[2].tolist() == [0, 0, 0, 0]
 
 
-def test_only_training_takes_the_bag() -> None:
+def test_only_training_wants_a_gradient() -> None:
     x = torch.randn(1, 2, 8, 8)
-    assert not trains_on_cpu(x)
-    assert trains_on_cpu(x.clone().requires_grad_())
+    assert not wants_gradient(x)
+    assert wants_gradient(x.clone().requires_grad_())
     with torch.no_grad():
-        assert not trains_on_cpu(x.clone().requires_grad_())
+        assert not wants_gradient(x.clone().requires_grad_())
 
 
 def test_public_functions_give_one_answer_in_training_and_inference() -> None:
