@@ -133,7 +133,7 @@ def things_by_id(categories: Categories | Iterable[Mapping[str, Any]]) -> dict[i
     for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or "isthing" not in entry:
             raise InputError(f"categories[{index}]: expected an object with 'id' and 'isthing'")
-        table[_integer(entry, "id", f"categories[{index}]")] = entry["isthing"] == 1
+        table[integer(entry, "id", f"categories[{index}]")] = entry["isthing"] == 1
     return table
 
 
@@ -190,9 +190,9 @@ class _ImageScore:
         for index, info in enumerate(infos):
             if not isinstance(info, Mapping):
                 raise InputError(f"{where}: segments_info[{index}] is not an object")
-            id = _integer(info, "id", f"{where}: segments_info[{index}]")
-            category = _integer(info, "category_id", f"{where}: segment {id}")
-            iscrowd = side == "ground truth" and _integer(info, "iscrowd", f"{where}: segment {id}") == 1
+            id = integer(info, "id", f"{where}: segments_info[{index}]")
+            category = integer(info, "category_id", f"{where}: segment {id}")
+            iscrowd = side == "ground truth" and integer(info, "iscrowd", f"{where}: segment {id}") == 1
             if id in segments:
                 self._warn(f"{side} lists segment {id} more than once; the last entry counts")
             segments[id] = _Segment(category, iscrowd, info.get("area"))
@@ -311,7 +311,7 @@ class _ImageScore:
                 self.counts[segment.category].fp += 1
 
 
-def _integer(entry: Mapping[str, Any], key: str, where: str) -> int:
+def integer(entry: Mapping[str, Any], key: str, where: str) -> int:
     """entry[key] as an int. 5 and 5.0 are integers, as in panopticapi; "5", true and null are not."""
     if key not in entry:
         raise InputError(f"{where}: key '{key}' is missing")
@@ -320,7 +320,7 @@ def _integer(entry: Mapping[str, Any], key: str, where: str) -> int:
         return int(value)
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.isinteger():
         return int(value)
     raise InputError(f"{where}: '{key}' is {value!r}, not an integer")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from panoptic.geometry import collate, to_network
+from panoptic.geometry import NetworkImage, collate, to_network, to_original
 from panoptic.manifest import Manifest
 from panoptic.result import PanopticResult, decode
 
@@ -35,6 +35,42 @@ class Predictor(Protocol):
         ...
 
 
+class Instances(NamedTuple):
+    """Detections of a batch as AP wants them, in descending score; rows from counts[b] on are padding."""
+
+    boxes: np.ndarray  # float32 B x N x 4: x1, y1, x2, y2 in network pixels, x2 and y2 exclusive
+    scores: np.ndarray  # float32 B x N
+    categories: np.ndarray  # int64 B x N, contiguous
+    counts: np.ndarray  # int32 B
+    masks: np.ndarray  # float32 B x N x M x M: probabilities on a grid over the box
+
+
+class Details(NamedTuple):
+    """All that the network says about a batch of photos; maps and boxes at the size of `nets`."""
+
+    nets: list[NetworkImage]
+    raw: RawPrediction
+    semantic: np.ndarray  # uint8 B x H x W: the likeliest contiguous category of each pixel
+    instances: Instances
+
+
+@runtime_checkable
+class DetailedPredictor(Predictor, Protocol):
+    """A predictor that also gives what mIoU and AP need; the exported graph does not hold it."""
+
+    def predict_detailed(self, photos: Sequence[np.ndarray]) -> Details:
+        """uint8 H x W x 3 photos of any sizes, as one batch."""
+        ...
+
+
+class Prediction(NamedTuple):
+    """One photo's answer at its own size; `semantic` and `instances` only from a DetailedPredictor."""
+
+    result: PanopticResult
+    semantic: np.ndarray | None = None  # uint8 H x W, contiguous category
+    instances: Instances | None = None  # of a batch of one, boxes in photo pixels, without padding
+
+
 def predict_photos(predictor: Predictor, photos: Sequence[np.ndarray]) -> list[PanopticResult]:
     """uint8 H x W x 3 photos of any sizes -> results at their own sizes, in batches of the manifest's max_batch."""
     results: list[PanopticResult] = []
@@ -49,3 +85,25 @@ def predict_photos(predictor: Predictor, photos: Sequence[np.ndarray]) -> list[P
             for panoptic, segments, count, net in zip(*raw, nets, strict=True)
         ]
     return results
+
+
+def unpack(details: Details) -> list[Prediction]:
+    """A batch's answers one by one, brought to the photos' exact sizes."""
+    predictions = []
+    for index, (panoptic, segments, count, net) in enumerate(zip(*details.raw, details.nets, strict=True)):
+        predictions.append(
+            Prediction(
+                decode(panoptic, segments, int(count), net),
+                to_original(details.semantic[index], net.size, net.original),
+                _of_photo(details.instances, index, net),
+            )
+        )
+    return predictions
+
+
+def _of_photo(instances: Instances, index: int, net: NetworkImage) -> Instances:
+    count = int(instances.counts[index])
+    row = Instances(*(array[index : index + 1] for array in instances))
+    height, width = (original / size for original, size in zip(net.original, net.size, strict=True))
+    boxes = row.boxes[:, :count] * np.array([width, height, width, height], np.float32)
+    return Instances(boxes, row.scores[:, :count], row.categories[:, :count], row.counts, row.masks[:, :count])
