@@ -103,7 +103,7 @@ def main(
         Path | None, typer.Option(help="Its photos (default: <name> beside it; official COCO: beside its folder).")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the network.")] = 1,
-    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: another checkpoint than the run's last.pt.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: instead of the run's last.safetensors.")] = None,
     model: Annotated[Path | None, typer.Option(help="onnxruntime: another model than the run's model.onnx.")] = None,
     url: Annotated[
         str | None, typer.Option(help="triton: host:port of the server's gRPC (default: 127.0.0.1:8001).")

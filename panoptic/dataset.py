@@ -26,6 +26,7 @@ class Record(NamedTuple):
     photo: Path
     png: Path
     segments: list[dict[str, Any]]
+    size: tuple[int, int] | None = None  # height, width where the JSON has them
 
 
 class PanopticFolder:
@@ -90,7 +91,9 @@ class PanopticFolder:
             category = _field(segment, "category_id", f"{where}: a segment")
             if not isinstance(category, int) or category not in self._known:
                 raise InputError(f"{where}: segment {segment.get('id')} has the unknown category {category}")
-        return Record(image_id, photo.name, photo, png, segments)
+        height, width = entry.get("height"), entry.get("width")
+        size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        return Record(image_id, photo.name, photo, png, segments, size)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -56,8 +56,8 @@ def small_checkpoint(config: Config | None = None) -> Checkpoint:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    save(tmp_path / "last.pt", small_checkpoint())
-    return tmp_path / "last.pt"
+    save(tmp_path / "last.safetensors", small_checkpoint())
+    return tmp_path / "last.safetensors"
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -230,7 +230,7 @@ def test_predictor(path: Path) -> None:
 
 def test_too_many_segments_for_the_map(tmp_path: Path) -> None:
     stuff = Categories.from_coco([{"id": i, "name": f"s{i}", "isthing": 0} for i in range(1, 151)])
-    path = tmp_path / "last.pt"
+    path = tmp_path / "last.safetensors"
     config = small_config(panoptic={"max_detections": 150})
     model = UPSNet(config.model, stuff.num_stuff, stuff.num_things)
     save(path, small_checkpoint()._replace(config=config, categories=stuff, model=model.state_dict()))
