@@ -26,7 +26,6 @@ class Record(NamedTuple):
     photo: Path
     png: Path
     segments: list[dict[str, Any]]
-    size: tuple[int, int] | None = None  # height, width where the JSON has them
 
 
 class PanopticFolder:
@@ -91,9 +90,7 @@ class PanopticFolder:
             category = _field(segment, "category_id", f"{where}: a segment")
             if not isinstance(category, int) or category not in self._known:
                 raise InputError(f"{where}: segment {segment.get('id')} has the unknown category {category}")
-        height, width = entry.get("height"), entry.get("width")
-        size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-        return Record(image_id, photo.name, photo, png, segments, size)
+        return Record(image_id, photo.name, photo, png, segments)
 
     def __len__(self) -> int:
         return len(self.records)
