@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction as Ratio
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,14 +22,42 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BackboneConfig(Section):
+class HybridConfig(Section):
     """ResNet-50's layout filled with MBConv blocks; the defaults are the published 200.6 M parameter network."""
 
+    kind: Literal["hybrid"] = "hybrid"
     stem: tuple[Positive, Positive] = (32, 64)
     widths: tuple[Positive, Positive, Positive, Positive] = (256, 512, 1024, 2048)
     depths: tuple[Positive, Positive, Positive, Positive] = (3, 4, 6, 3)
     expansion: Positive = 6
     deformable: bool = False
+
+
+class TimmConfig(Section):
+    """A timm network with features at strides 4, 8, 16 and 32.
+
+    pretrained: start from timm's weights of that name (needs a network connection), or from the file `weights`, in
+    timm's own format. freeze: how many stages of a pretrained network are not trained (1: the stem, 2: res2 too);
+    frozen_norm: its batch normalisations keep their statistics and scales. What is not pretrained is trained whole.
+    deformable_stages (ResNets): the 3x3 convolutions of these stages, 2 to 5, are deformable.
+    """
+
+    kind: Literal["timm"]
+    name: str
+    pretrained: bool = False
+    weights: Path | None = None
+    freeze: int = Field(0, ge=0, le=5)
+    frozen_norm: bool = False
+    deformable_stages: tuple[Annotated[int, Field(ge=2, le=5)], ...] = ()
+
+    @model_validator(mode="after")
+    def _frozen_is_pretrained(self) -> TimmConfig:
+        if (self.freeze or self.frozen_norm) and not (self.pretrained or self.weights):
+            raise ValueError("freeze and frozen_norm are for pretrained weights; what is not pretrained is trained")
+        return self
+
+
+BackboneConfig = Annotated[HybridConfig | TimmConfig, Field(discriminator="kind")]
 
 
 class FpnConfig(Section):
@@ -63,9 +92,10 @@ class MaskHeadConfig(Section):
 
 
 class SemanticHeadConfig(Section):
-    """`channels`: output channels of each deformable 3x3 convolution."""
+    """`channels`: output channels of each 3x3 convolution. `deformable` False makes them ordinary ones (ablation)."""
 
     channels: tuple[Positive, ...] = (256, 128, 128)
+    deformable: bool = True
 
 
 class PanopticConfig(Section):
@@ -80,7 +110,12 @@ class PanopticConfig(Section):
 
 
 class ModelConfig(Section):
-    backbone: BackboneConfig = BackboneConfig()
+    """legacy: the original's conventions, for imported weights: boxes with inclusive corners (widths + 1), RoIAlign
+    without the half-pixel shift, the stride of a ResNet stage in its first 1x1, a global context that averages over the
+    padding, and pixels minus a mean. The means and deviations are in RGB order."""
+
+    legacy: bool = False
+    backbone: BackboneConfig = HybridConfig()
     fpn: FpnConfig = FpnConfig()
     rpn: RpnConfig = RpnConfig()
     box_head: BoxHeadConfig = BoxHeadConfig()
@@ -89,6 +124,19 @@ class ModelConfig(Section):
     panoptic: PanopticConfig = PanopticConfig()
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: Any) -> Any:
+        """A backbone is a hybrid one unless it says otherwise; legacy networks have their own pixel scale."""
+        if not isinstance(values, dict):
+            return values
+        backbone = values.get("backbone")
+        if isinstance(backbone, dict) and "kind" not in backbone:
+            values = values | {"backbone": backbone | {"kind": "hybrid"}}
+        if values.get("legacy") is True:
+            values = {"pixel_mean": (122.7717, 115.9465, 102.9801), "pixel_std": (1.0, 1.0, 1.0)} | values
+        return values
 
 
 class LossConfig(Section):
@@ -116,37 +164,60 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """`short_sides`: one of them is drawn for each training image; evaluation uses `resize`."""
+    """`short_sides`: one of them is drawn for each training image; evaluation uses `resize`. group_aspect_ratio: the
+    images of one forward pass are all portrait or all landscape."""
 
     train: SplitConfig
     val: SplitConfig
     resize: ResizeRule
     short_sides: tuple[Positive, ...] = ()
     augment: AugmentConfig = AugmentConfig()
+    group_aspect_ratio: bool = False
     workers: int = Field(0, ge=0)
 
 
 class ScheduleConfig(Section):
-    """`images_per_step` is the global batch over all processes. lr None: .00125 an image (SGD's published rule)."""
+    """How long, how fast, and with how many images at once.
 
-    iterations: Positive
-    images_per_step: Positive
+    images_per_step: the global batch (None: processes x images_per_gpu). images_per_gpu: images in one forward pass
+    (None: the process's whole share of the global batch); a larger share is gathered in several passes (gradient
+    accumulation). Exactly one of `iterations` and `images` gives the length. lr None: .00125 an image (SGD's published
+    rule). decay: fractions of the schedule, as 2/3, after which the lr is a tenth. ema: decay of the weights' average.
+    """
+
+    iterations: Positive | None = None
+    images: Positive | None = None
+    images_per_step: Positive | None = None
+    images_per_gpu: Positive | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float | None = Field(None, gt=0)
     momentum: Fraction = 0.9
     weight_decay: float = Field(1e-4, ge=0)
     warmup: int = Field(1500, ge=0)
     policy: Literal["step", "cosine"] = "step"
-    decay: tuple[Positive, ...] = ()
+    decay: tuple[Annotated[Ratio, Field(gt=0, lt=1)], ...] = ()
     clip_norm: float | None = Field(None, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
     checkpoint_every: Positive = 1000
     evaluate_every: int = Field(0, ge=0)
-    evaluate_images: Positive = 50
+    evaluate_images: Positive | None = None
     log_every: Positive = 20
 
-    @property
-    def base_lr(self) -> float:
-        return self.lr if self.lr is not None else 0.00125 * self.images_per_step
+    @model_validator(mode="after")
+    def _complete(self) -> ScheduleConfig:
+        if (self.iterations is None) == (self.images is None):
+            raise ValueError("give exactly one of iterations and images: the length of the schedule")
+        if self.images_per_step is None and self.images_per_gpu is None:
+            raise ValueError("give images_per_step (the global batch), images_per_gpu (one forward pass), or both")
+        return self
+
+
+class ComputeConfig(Section):
+    """How a step is computed. precision: of the forward pass (autocast); weights and optimizer stay fp32."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
 
 
 class Config(Section):
@@ -156,13 +227,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     data: DataConfig
     schedule: ScheduleConfig
-
-    @model_validator(mode="after")
-    def _decay_inside_schedule(self) -> Config:
-        late = [step for step in self.schedule.decay if step >= self.schedule.iterations]
-        if late:
-            raise ValueError(f"schedule.decay {late} must come before schedule.iterations {self.schedule.iterations}")
-        return self
+    compute: ComputeConfig = ComputeConfig()
 
 
 def parse_config(values: object, source: str) -> Config:

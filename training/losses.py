@@ -55,8 +55,8 @@ class TrainingLosses(nn.Module):
             "rpn_box": rpn_box,
             "rcnn_cls": rcnn_cls,
             "rcnn_box": rcnn_box,
-            "mask": self.mask_loss(pyramid, sampled, batch.masks),
-            "semantic": self.weights.semantic * self.semantic_loss(semantic, batch.semantic),
+            "mask": self.mask_loss(pyramid, sampled, instance_masks(batch)),
+            "semantic": self.weights.semantic * self.semantic_loss(semantic, batch.semantic.long()),
         }
         if self.weights.semantic_roi:
             losses["semantic_roi"] = self.weights.semantic_roi * self.semantic_roi_loss(semantic, batch)
@@ -130,7 +130,7 @@ class TrainingLosses(nn.Module):
         commute, so cropping the logits gives the same with a fraction of the work.
         """
         crops = roi_align(semantic, list(batch.boxes), MASK_SIZE, 1 / STRIDE, sampling_ratio=2, aligned=True)
-        targets = [crop_labels(labels, boxes) for labels, boxes in zip(batch.semantic, batch.boxes, strict=True)]
+        targets = [crop_labels(labels, boxes) for labels, boxes in zip(batch.semantic.long(), batch.boxes, strict=True)]
         return masked_cross_entropy(crops, torch.cat(targets))
 
     def panoptic_loss(self, pyramid: list[Tensor], semantic: Tensor, batch: Batch) -> Tensor:
@@ -153,9 +153,19 @@ class TrainingLosses(nn.Module):
             logits = panoptic_logits(
                 semantic[i], boxes, batch.labels[i][k], masks[i, : len(k)], self.model.num_stuff
             )
-            target = panoptic_target(batch.semantic[i], batch.masks[i], k, self.model.num_stuff)
+            target = panoptic_target(batch.semantic[i].long(), masks_of(batch, i), k, self.model.num_stuff)
             total = total + masked_cross_entropy(logits.unsqueeze(0), target.unsqueeze(0))
         return total / len(kept)
+
+
+def masks_of(batch: Batch, image: int) -> Tensor:
+    """The instances' masks, bool [n, H, W]."""
+    numbers = torch.arange(1, 1 + len(batch.boxes[image]), device=batch.instances.device)
+    return batch.instances[image] == numbers[:, None, None]
+
+
+def instance_masks(batch: Batch) -> list[Tensor]:
+    return [masks_of(batch, image) for image in range(len(batch.boxes))]
 
 
 def panoptic_logits(semantic: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor, num_stuff: int) -> Tensor:

@@ -12,6 +12,11 @@ from training.config import ScheduleConfig
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
+def base_lr(schedule: ScheduleConfig) -> float:
+    """The learning rate after the warm-up: what the configuration says, else .00125 an image of the global batch."""
+    return schedule.lr if schedule.lr is not None else 0.00125 * schedule.images_per_step
+
+
 def lr_factor(step: int, schedule: ScheduleConfig) -> float:
     """What the base learning rate is multiplied by at `step` (0-based).
 
@@ -20,7 +25,7 @@ def lr_factor(step: int, schedule: ScheduleConfig) -> float:
     """
     warmup = 0.1 + 0.9 * step / schedule.warmup if step < schedule.warmup else 1.0
     if schedule.policy == "step":
-        return warmup * 0.1 ** sum(step >= milestone for milestone in schedule.decay)
+        return warmup * 0.1 ** sum(step >= round(ratio * schedule.iterations) for ratio in schedule.decay)
     progress = max(step - schedule.warmup, 0) / max(schedule.iterations - schedule.warmup, 1)
     return warmup * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
@@ -53,13 +58,13 @@ def parameter_groups(model: nn.Module, schedule: ScheduleConfig) -> list[dict]:
 def build_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
     groups = parameter_groups(model, schedule)
     if schedule.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=schedule.base_lr, momentum=schedule.momentum)
-    return torch.optim.AdamW(groups, lr=schedule.base_lr, fused=True)
+        return torch.optim.SGD(groups, lr=base_lr(schedule), momentum=schedule.momentum)
+    return torch.optim.AdamW(groups, lr=base_lr(schedule), fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, schedule: ScheduleConfig) -> float:
     """Give every group its learning rate for `step` (0-based); returns the one of the weights."""
-    lr = schedule.base_lr * lr_factor(step, schedule)
+    lr = base_lr(schedule) * lr_factor(step, schedule)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     return lr

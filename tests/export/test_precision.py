@@ -19,7 +19,7 @@ from panoptic.cli import make_app
 from panoptic.geometry import collate, to_network
 from panoptic.images import read_photo
 from panoptic.manifest import Manifest
-from training.config import BackboneConfig, ModelConfig
+from training.config import HybridConfig, ModelConfig
 from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
 
@@ -30,7 +30,7 @@ FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 def network() -> UPSNet:
     """Random weights, a deformable backbone, and batch normalisation that has seen something."""
     torch.manual_seed(0)
-    backbone = BackboneConfig(stem=(4, 8), widths=(8, 8, 8, 8), depths=(1, 2, 1, 1), expansion=2, deformable=True)
+    backbone = HybridConfig(stem=(4, 8), widths=(8, 8, 8, 8), depths=(1, 2, 1, 1), expansion=2, deformable=True)
     model = UPSNet(ModelConfig(backbone=backbone), num_stuff=3, num_things=2).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -27,27 +27,26 @@ def make_batch(instances: list[int], height: int = 64, width: int = 96) -> Batch
     generator = torch.Generator().manual_seed(3)
     count = len(instances)
     semantic = (torch.arange(width) // 16 % STUFF).expand(count, height, width).clone()
-    boxes, labels, masks = [], [], []
+    boxes, labels = [], []
+    instances_map = torch.zeros(count, height, width, dtype=torch.int16)
     for b, n in enumerate(instances):
         corner = torch.randint(0, 40, (n, 2), generator=generator)
         box = torch.cat([corner, corner + torch.randint(8, 24, (n, 2), generator=generator)], dim=1)
         label = torch.randint(0, THINGS, (n,), generator=generator)
-        mask = torch.zeros(n, height, width, dtype=torch.bool)
         for i, (x1, y1, x2, y2) in enumerate(box.tolist()):
-            mask[:, y1:y2, x1:x2] = False
-            mask[i, y1:y2, x1:x2] = True
+            instances_map[b, y1:y2, x1:x2] = i + 1
             semantic[b, y1:y2, x1:x2] = STUFF + label[i]
         boxes.append(box.float())
         labels.append(label)
-        masks.append(mask)
     return Batch(
         images=torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator),
         sizes=torch.tensor([[height, width]] * count, dtype=torch.int32),
         scales=torch.ones(count),
-        semantic=semantic,
-        masks=masks,
+        semantic=semantic.byte(),
+        instances=instances_map,
         boxes=boxes,
         labels=labels,
+        seeds=torch.arange(count),
         image_ids=list(range(count)),
     )
 
@@ -178,7 +177,7 @@ def slow_panoptic_loss(semantic: Tensor, masks: Tensor, batch: Batch) -> float:
             logits.append(semantic[STUFF:, y, x].max().item() - max(terms))
             label = int(batch.semantic[0, 4 * y + 2, 4 * x + 2])
             for i in range(len(labels)):
-                if batch.masks[0][i, 4 * y + 2, 4 * x + 2]:
+                if batch.instances[0, 4 * y + 2, 4 * x + 2] == i + 1:
                     label = STUFF + i
             total += math.log(sum(math.exp(v) for v in logits)) - logits[label]
     return total / (height * width)

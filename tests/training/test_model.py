@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.config import BackboneConfig, FpnConfig, ModelConfig, load_config
+from training.config import FpnConfig, HybridConfig, ModelConfig, load_config
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
 from training.model.fpn import FPN, mean_inside
@@ -42,7 +42,7 @@ class TestPublishedSize:
     @pytest.fixture(scope="class")
     def backbone(self) -> HybridBackbone:
         with torch.device("meta"):
-            return HybridBackbone(BackboneConfig()).eval()
+            return HybridBackbone(HybridConfig()).eval()
 
     def test_parameters(self, backbone: HybridBackbone) -> None:
         assert sum(p.numel() for p in backbone.parameters()) == 200_556_448
@@ -68,7 +68,7 @@ class TestPublishedSize:
 
     def test_deformable_variant_starts_as_a_dense_convolution(self) -> None:
         torch.manual_seed(0)
-        config = BackboneConfig(stem=(4, 8), widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), expansion=2, deformable=True)
+        config = HybridConfig(stem=(4, 8), widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), expansion=2, deformable=True)
         block = HybridBackbone(config).eval().stages[1][0]
         x = torch.randn(1, 16, 12, 12)
         expected = torch.nn.functional.conv2d(x, block.dw_conv.weight, stride=2, padding=1)

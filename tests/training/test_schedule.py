@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import nn
 
-from training.config import BackboneConfig, BoxHeadConfig, FpnConfig, MaskHeadConfig, ModelConfig, ScheduleConfig
+from training.config import BoxHeadConfig, FpnConfig, HybridConfig, MaskHeadConfig, ModelConfig, ScheduleConfig
 from training.model.upsnet import UPSNet
 from training.schedule import build_optimizer, lr_factor, parameter_groups, set_lr
 
-PUBLISHED = ScheduleConfig(iterations=90_000, images_per_step=16, decay=(60_000, 80_000))
+PUBLISHED = ScheduleConfig(iterations=90_000, images_per_step=16, decay=(Fraction(2, 3), Fraction(8, 9)))
 COSINE = ScheduleConfig(iterations=2100, images_per_step=8, optimizer="adamw", lr=0.002, warmup=100, policy="cosine")
 
 
@@ -79,7 +80,7 @@ def test_groups(optimizer: str, norm_decay: float, bias_scale: float) -> None:
 
 def test_every_parameter_of_the_network_is_in_exactly_one_group() -> None:
     config = ModelConfig(
-        backbone=BackboneConfig(stem=(4, 4), widths=(4, 4, 4, 4), depths=(1, 1, 1, 1), expansion=1),
+        backbone=HybridConfig(stem=(4, 4), widths=(4, 4, 4, 4), depths=(1, 1, 1, 1), expansion=1),
         fpn=FpnConfig(channels=8),
         box_head=BoxHeadConfig(hidden=8),
         mask_head=MaskHeadConfig(channels=8, layers=1),

@@ -22,13 +22,14 @@ class Sample(TypedDict):
     """One image of h x w network pixels, not padded, with n instances."""
 
     image: Tensor  # uint8 3 x h x w, RGB
-    semantic: Tensor  # int64 h x w: contiguous category or IGNORE
-    masks: Tensor  # bool n x h x w: visible pixels
+    semantic: Tensor  # uint8 h x w: contiguous category or IGNORE
+    instances: Tensor  # int16 h x w: 0, or 1 + row in boxes; the visible pixels, which no two instances share
     boxes: Tensor  # float32 n x 4: x1, y1, x2, y2, tight, x2 and y2 exclusive
     labels: Tensor  # int64 n: thing index, 0 is the first thing
     image_id: int
     size: tuple[int, int]  # h, w
     scale: float  # network pixels for one original pixel
+    seed: int  # of the random draws that the losses make for this image; from 0 up, below 2^63
 
 
 class Batch(NamedTuple):
@@ -37,19 +38,21 @@ class Batch(NamedTuple):
     images: Tensor  # uint8 B x H x W x 3
     sizes: Tensor  # int32 B x 2
     scales: Tensor  # float32 B
-    semantic: Tensor  # int64 B x H x W, IGNORE in the padding
-    masks: list[Tensor]  # bool n x H x W each
+    semantic: Tensor  # uint8 B x H x W, IGNORE in the padding
+    instances: Tensor  # int16 B x H x W: 0, or 1 + row in the image's boxes
     boxes: list[Tensor]  # float32 n x 4 each
     labels: list[Tensor]  # int64 n each
+    seeds: Tensor  # int64 B: of the losses' random draws, a function of (run's seed, draw, index) alone
     image_ids: list[int]
 
     def to(self, device: torch.device | str) -> Batch:
         def move(tensors: list[Tensor]) -> list[Tensor]:
             return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
-        images, sizes, scales, semantic = move([self.images, self.sizes, self.scales, self.semantic])
-        masks, boxes, labels = move(self.masks), move(self.boxes), move(self.labels)
-        return Batch(images, sizes, scales, semantic, masks, boxes, labels, self.image_ids)
+        images, sizes, scales, seeds = move([self.images, self.sizes, self.scales, self.seeds])
+        semantic, instances = move([self.semantic, self.instances])
+        boxes, labels = move(self.boxes), move(self.labels)
+        return Batch(images, sizes, scales, semantic, instances, boxes, labels, seeds, self.image_ids)
 
 
 def collate_train(samples: Sequence[Sample], divisor: int = 32) -> Batch:
@@ -64,9 +67,10 @@ def collate_train(samples: Sequence[Sample], divisor: int = 32) -> Batch:
         sizes=torch.tensor([s["size"] for s in samples], dtype=torch.int32),
         scales=torch.tensor([s["scale"] for s in samples], dtype=torch.float32),
         semantic=torch.stack([pad(s["semantic"], IGNORE) for s in samples]),
-        masks=[pad(s["masks"]) for s in samples],
+        instances=torch.stack([pad(s["instances"]) for s in samples]),
         boxes=[s["boxes"] for s in samples],
         labels=[s["labels"] for s in samples],
+        seeds=torch.tensor([s["seed"] for s in samples], dtype=torch.int64),
         image_ids=[s["image_id"] for s in samples],
     )
 

@@ -87,27 +87,33 @@ class PanopticDataset(Dataset[Sample]):
             rule.network_size(*net.original),
             draws,
         )
-        return self._sample(record, image, segments, net.scale)
+        seed = int(np.random.SeedSequence([self.seed, draw, index % len(self), 1]).generate_state(1, np.uint64)[0] >> 1)
+        return self._sample(record, image, segments, net.scale, seed)
 
-    def _sample(self, record: Record, image: Tensor, segments: Tensor, scale: float) -> Sample:
+    def _sample(self, record: Record, image: Tensor, segments: Tensor, scale: float, seed: int) -> Sample:
         """`segments`: h x w, 0 for void, else 1 + row in record.segments."""
         category = [self.categories.index_of_id(s["category_id"]) for s in record.segments]
         crowd = [bool(s.get("iscrowd", 0)) for s in record.segments]
-        semantic = torch.tensor([IGNORE, *(IGNORE if c else k for k, c in zip(category, crowd, strict=True))])
+        semantic = torch.tensor(
+            [IGNORE, *(IGNORE if c else k for k, c in zip(category, crowd, strict=True))], dtype=torch.uint8
+        )
         things = [i for i, k in enumerate(category) if k >= self.categories.num_stuff and not crowd[i]]
         masks = segments == (torch.tensor(things, dtype=segments.dtype) + 1)[:, None, None]
         seen = masks.flatten(1).any(1)
         masks = masks[seen]
         labels = torch.tensor([category[i] - self.categories.num_stuff for i in things], dtype=torch.int64)[seen]
+        number = torch.zeros(1 + len(category), dtype=torch.int16)
+        number[torch.tensor(things, dtype=torch.int64)[seen] + 1] = torch.arange(1, 1 + len(labels), dtype=torch.int16)
         return Sample(
             image=image,
             semantic=semantic[segments],
-            masks=masks,
+            instances=number[segments],
             boxes=tight_boxes(masks),
             labels=labels,
             image_id=record.image_id,
             size=(int(segments.shape[0]), int(segments.shape[1])),
             scale=scale,
+            seed=seed,
         )
 
     def _check(self, record: Record) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.config import BackboneConfig
+from training.config import HybridConfig
 from training.model.deform import DeformConv
 
 
@@ -41,7 +41,7 @@ class MBConv(nn.Module):
 class HybridBackbone(nn.Module):
     """B x 3 x H x W -> (C2, C3, C4, C5) at strides 4, 8, 16, 32; `out_channels` lists their widths."""
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         first, second = config.stem
         self.stem = nn.Sequential(

@@ -63,13 +63,16 @@ class MaskHead(nn.Module):
 class SemanticHead(nn.Module):
     """[P2..P5] -> semantic logits [B, S + T, H/4, W/4], stuff channels first.
 
-    One subnet of deformable convolutions is shared by the levels; their outputs, brought to 1/4, are concatenated.
+    One subnet of (deformable) convolutions is shared by the levels; their outputs, brought to 1/4, are concatenated.
     """
 
     def __init__(self, in_channels: int, num_classes: int, config: SemanticHeadConfig) -> None:
         super().__init__()
         widths = [in_channels, *config.channels]
-        self.convs = nn.ModuleList(DeformConv(a, b) for a, b in itertools.pairwise(widths))
+        self.convs = nn.ModuleList(
+            DeformConv(a, b) if config.deformable else nn.Conv2d(a, b, 3, padding=1)
+            for a, b in itertools.pairwise(widths)
+        )
         self.score = nn.Conv2d(4 * widths[-1], num_classes, 1)
         nn.init.normal_(self.score.weight, std=0.01)
         nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]

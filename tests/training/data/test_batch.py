@@ -26,13 +26,14 @@ def open_shapes(folder: Path, augment: Augment | None = None, divisor: int = 32)
 def flat_sample(height: int, width: int, things: int) -> Sample:
     return Sample(
         image=torch.full((3, height, width), 9, dtype=torch.uint8),
-        semantic=torch.full((height, width), 1),
-        masks=torch.ones(things, height, width, dtype=torch.bool),
+        semantic=torch.full((height, width), 1, dtype=torch.uint8),
+        instances=torch.full((height, width), things, dtype=torch.int16),
         boxes=torch.tensor([[0.0, 0.0, width, height]] * things).reshape(things, 4),
         labels=torch.zeros(things, dtype=torch.int64),
         image_id=height,
         size=(height, width),
         scale=0.5,
+        seed=height,
     )
 
 
@@ -45,8 +46,8 @@ def test_padding_by_hand() -> None:
     assert batch.scales.tolist() == [0.5, 0.5] and batch.scales.dtype == torch.float32
     assert (batch.semantic[0, :3, :5] == 1).all() and (batch.semantic == 1).sum() == 15 + 36
     assert set(batch.semantic.unique().tolist()) == {1, IGNORE}
-    assert [tuple(m.shape) for m in batch.masks] == [(2, 16, 8), (0, 16, 8)]
-    assert batch.masks[0].dtype == torch.bool and batch.masks[0].sum() == 2 * 15
+    assert batch.instances.shape == (2, 16, 8) and batch.instances.dtype == torch.int16
+    assert batch.instances[0].sum() == 2 * 15 and not batch.instances[1].any() and batch.seeds.tolist() == [3, 9]
     assert [tuple(b.shape) for b in batch.boxes] == [(2, 4), (0, 4)]
     assert batch.image_ids == [3, 9]
 
@@ -62,7 +63,8 @@ def test_images_are_the_predictors_input(shapes_folder: Path) -> None:
 
 def test_to_a_device_moves_everything() -> None:
     batch = collate_train([flat_sample(4, 4, 1)]).to("meta")
-    tensors = [batch.images, batch.sizes, batch.scales, batch.semantic, *batch.masks, *batch.boxes, *batch.labels]
+    maps = [batch.images, batch.semantic, batch.instances]
+    tensors = [*maps, batch.sizes, batch.scales, batch.seeds, *batch.boxes, *batch.labels]
     assert {t.device.type for t in tensors} == {"meta"} and batch.image_ids == [4]
 
 

@@ -38,8 +38,8 @@ def test_sample_by_hand(hand_made: HandMade, content: dict[str, Any]) -> None:
     ]
     assert sample["labels"].tolist() == [1, 0]  # dog, cat: the JSON's order; the crowd of cats is no instance
     assert sample["boxes"].tolist() == [[3, 2, 5, 4], [1, 1, 3, 4]]
-    assert sample["masks"].dtype == torch.bool and sample["masks"].shape == (2, 6, 8)
-    assert sample["masks"].flatten(1).sum(1).tolist() == [4, 5]
+    assert sample["instances"].dtype == torch.int16 and sample["instances"].shape == (6, 8)
+    assert sample["instances"].flatten().bincount().tolist()[1:] == [4, 5]
     assert (sample["image_id"], sample["size"], sample["scale"]) == (42, (6, 8), 1.0)
     assert sample["image"].dtype == torch.uint8 and type(sample["image"]) is torch.Tensor
 
@@ -69,7 +69,7 @@ def test_instances_that_vanish_are_dropped(hand_made: HandMade, content: dict[st
     ]
     sample = PanopticDataset(**hand_made(content, ids), rule=ResizeRule(short_side=3, max_side=4))[0]
     assert sample["labels"].tolist() == [1] and sample["boxes"].tolist() == [[2, 1, 4, 3]]  # rows 1, 3, 5 are kept
-    assert sample["masks"].shape == (1, 3, 4)
+    assert sample["instances"].shape == (3, 4) and sample["instances"].max() == 1
 
 
 @pytest.mark.parametrize("value", [0, 7])
@@ -77,7 +77,7 @@ def test_images_without_segments_or_things(hand_made: HandMade, content: dict[st
     segments = content["annotations"][0]["segments_info"]
     content["annotations"][0]["segments_info"] = [s for s in segments if s["id"] == value]
     sample = PanopticDataset(**hand_made(content, np.full((6, 8), value, np.int32)), rule=SAME)[0]
-    assert sample["masks"].shape == (0, 6, 8) and sample["boxes"].shape == (0, 4) and sample["labels"].shape == (0,)
+    assert not sample["instances"].any() and sample["boxes"].shape == (0, 4) and sample["labels"].shape == (0,)
     assert sample["labels"].dtype == torch.int64 and sample["boxes"].dtype == torch.float32
     assert (sample["semantic"] == (0 if value else 255)).all()
 
@@ -98,15 +98,15 @@ def test_masks_boxes_labels_and_semantics_agree(shapes_folder: Path) -> None:
         sample = dataset[3, i]
         height, width = sample["size"]
         assert sample["image"].shape == (3, height, width) and sample["semantic"].shape == (height, width)
-        assert len(sample["masks"]) == len(sample["boxes"]) == len(sample["labels"])
-        assert sample["masks"].sum(0).max() <= 1
-        for mask, label, box in zip(sample["masks"], sample["labels"], sample["boxes"].int().tolist(), strict=True):
+        assert len(sample["boxes"]) == len(sample["labels"])
+        masks = [sample["instances"] == row + 1 for row in range(len(sample["boxes"]))]
+        for mask, label, box in zip(masks, sample["labels"], sample["boxes"].int().tolist(), strict=True):
             assert (sample["semantic"][mask] == stuff + label).all()
             x1, y1, x2, y2 = box
             assert mask[y1:y2, x1:x2].sum() == mask.sum() > 0
             assert mask[y1].any() and mask[y2 - 1].any() and mask[:, x1].any() and mask[:, x2 - 1].any()
         things = (sample["semantic"] >= stuff) & (sample["semantic"] != 255)
-        assert torch.equal(sample["masks"].any(0), things)
+        assert torch.equal(sample["instances"] > 0, things)
 
 
 def test_tight_boxes_of_no_masks() -> None:
