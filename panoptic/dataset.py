@@ -17,6 +17,8 @@ from panoptic.images import read_photo
 from panoptic.manifest import Manifest
 from panoptic.result import PanopticResult, Segment, measure
 
+CITYSCAPES = "cityscapes_panoptic_"
+
 
 class Record(NamedTuple):
     """One image of the data set: where its photo and truth lie, and the truth's segments_info."""
@@ -131,13 +133,17 @@ def open_dataset(
 
 
 def default_gt_folder(gt_json: Path) -> Path:
-    """The truth PNGs of panoptic_X.json (official COCO) lie in panoptic_X beside it; those of X.json too."""
-    official = gt_json.stem.startswith("panoptic_")
+    """The truth PNGs of panoptic_X.json (official COCO) and cityscapes_panoptic_X.json (official Cityscapes) lie in a
+    folder of that name beside it; those of X.json in panoptic_X."""
+    official = gt_json.stem.startswith(("panoptic_", CITYSCAPES))
     return gt_json.with_suffix("") if official else gt_json.parent / f"panoptic_{gt_json.stem}"
 
 
 def default_images(gt_json: Path) -> Path:
-    """The photos of X.json: the folder X beside it; of annotations/panoptic_X.json (official COCO): ../X."""
+    """The photos of X.json: the folder X beside it; of annotations/panoptic_X.json (official COCO): ../X; of
+    gtFine/cityscapes_panoptic_X.json and ..._X_trainId.json (official Cityscapes): ../leftImg8bit/X."""
+    if gt_json.stem.startswith(CITYSCAPES):
+        return gt_json.parent.parent / "leftImg8bit" / gt_json.stem.removeprefix(CITYSCAPES).removesuffix("_trainId")
     if gt_json.stem.startswith("panoptic_"):
         return gt_json.parent.parent / gt_json.stem.removeprefix("panoptic_")
     return gt_json.with_suffix("")

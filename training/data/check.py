@@ -113,11 +113,7 @@ def choose_splits(data: Path, gt_folder: Path | None, images: Path | None) -> li
         return find_splits(data)
     if not data.is_file():
         raise InputError(f"{data}: no such file or folder")
-    split = open_split(data, gt_folder, images)
-    for folder, option in ((split.gt_folder, "--gt-folder"), (split.images, "--images")):
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; give {option}")
-    return [split]
+    return [open_split(data, gt_folder, images)]
 
 
 def main(

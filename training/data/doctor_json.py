@@ -12,10 +12,10 @@ from panoptic.categories import Categories
 from panoptic.dataset import default_gt_folder, default_images
 from panoptic.errors import InputError
 from panoptic.files import read_json
-from training.data.batch import IGNORE
 from training.data.doctor import Finding, Tally, is_integer
 from training.data.doctor_image import ImageTask
 
+MOST_CATEGORIES = 255  # label maps are bytes, and the last value means "ignored"
 LISTS = ("images", "annotations", "categories")
 
 
@@ -45,7 +45,12 @@ def find_splits(folder: Path) -> list[Split]:
 
 
 def open_split(gt_json: Path, gt_folder: Path | None = None, images: Path | None = None) -> Split:
-    return Split(gt_json, gt_folder or default_gt_folder(gt_json), images or default_images(gt_json))
+    """The split of a JSON, in the folders given or the usual ones. InputError when one is missing."""
+    split = Split(gt_json, gt_folder or default_gt_folder(gt_json), images or default_images(gt_json))
+    for folder, what in ((split.gt_folder, "the PNGs of"), (split.images, "the photos of")):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; {what} {gt_json} are looked for there; give the JSON's folders")
+    return split
 
 
 class Chart(NamedTuple):
@@ -75,7 +80,8 @@ def read_chart(split: Split, tally: Tally) -> Chart:
     annotations = _entries(content["annotations"], "annotations", "image_id", ("file_name", "segments_info"), tally)
     if not content["images"]:
         tally.report([Finding("json", f"{split.gt_json}: lists no images")])
-    tally.report(Finding("not-annotated", f"image {n} ({images[n]['file_name']})") for n in images if n not in annotations)
+    alone = [n for n in images if n not in annotations]
+    tally.report(Finding("not-annotated", f"image {n} ({images[n]['file_name']})") for n in alone)
     tally.report(Finding("not-listed", f"image {n}") for n in annotations if n not in images)
     tally.report(_same_names("images", images))
     tally.report(_same_names("annotations", annotations))
@@ -121,8 +127,8 @@ def _categories(entries: list[Any], tally: Tally) -> tuple[dict[int, str], dict[
             tally.report([Finding("color", f"{here}: the colour of '{colors[category.color]}'")])
         colors.setdefault(category.color, category.name)
         names[category.id], things[category.id] = category.name, category.isthing
-    if len(things) > IGNORE:
-        tally.report([Finding("category", f"{len(things)} categories; the most is {IGNORE}")])
+    if len(things) > MOST_CATEGORIES:
+        tally.report([Finding("category", f"{len(things)} categories; the most is {MOST_CATEGORIES}")])
     if things and len(set(things.values())) == 1:
         tally.report([Finding("one-sided", f"all {len(things)} categories are {_side(next(iter(things.values())))}")])
     return names, things
