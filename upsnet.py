@@ -35,9 +35,7 @@ def usage(group: str = "") -> str:
     chosen = {name: text for name, (_, text) in COMMANDS.items() if name.startswith(group)}
     width = max(map(len, chosen))
     rows = [f"  {name:<{width}}  {text}" for name, text in chosen.items()]
-    return "\n".join(
-        ["Usage: upsnet COMMAND [OPTIONS]", "", SUMMARY, "", "Commands (each has --help):", *rows]
-    )
+    return "\n".join(["Usage: upsnet COMMAND [OPTIONS]", "", SUMMARY, "", "Commands (each has --help):", *rows])
 
 
 def main() -> None:

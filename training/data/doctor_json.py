@@ -28,8 +28,8 @@ class Split(NamedTuple):
 
 
 def find_splits(folder: Path) -> list[Split]:
-    """The data sets in a folder, sorted: X.json with panoptic_X beside it, panoptic_X.json and cityscapes_panoptic_X.json
-    with a folder of that name, in the folder itself, in its annotations/ and in its gtFine/.
+    """The data sets in a folder, in its annotations/ and in its gtFine/: X.json with panoptic_X beside it, and
+    panoptic_X.json and cityscapes_panoptic_X.json with a folder of that name.
 
     Raises InputError when there is none.
     """
@@ -49,7 +49,7 @@ def open_split(gt_json: Path, gt_folder: Path | None = None, images: Path | None
     split = Split(gt_json, gt_folder or default_gt_folder(gt_json), images or default_images(gt_json))
     for folder, what in ((split.gt_folder, "the PNGs of"), (split.images, "the photos of")):
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; {what} {gt_json} are looked for there; give the JSON's folders")
+            raise InputError(f"{folder}: no such folder; {what} {gt_json} are looked for there unless you say where")
     return split
 
 

@@ -84,7 +84,7 @@ JSON_FAULTS: list[tuple[str, Change, dict[str, int], str]] = [
     ("no png", lambda c: c["annotations"][0].update(file_name="b.png"), {"png-missing": 1, "png-unlisted": 1},
      "image 42: .*b.png: no such file"),
     ("category id", lambda c: c["categories"].append(c["categories"][0]), {"category": 1}, "category 3 'cat': its id"),
-    ("category keys", lambda c: c["categories"].append({"id": 4, "name": "x"}), {"category": 1}, "'isthing' is missing"),
+    ("category keys", lambda c: c["categories"].append({"id": 4, "name": "x"}), {"category": 1}, "'isthing' is mis"),
     ("isthing", lambda c: c["categories"].append({"id": 4, "name": "x", "isthing": 2}), {"category": 1}, "isthing"),
     ("isthing word", lambda c: c["categories"][0].update(isthing="yes"), {"category": 1}, "isthing is 'yes'"),
     ("name", lambda c: c["categories"][0].update(name="dog"), {"category": 1}, "category 9 'dog': another has"),
