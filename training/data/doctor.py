@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 LISTED = 10_000  # findings of one kind that a report spells out; all are counted
 
@@ -91,8 +91,8 @@ class Tally:
         self.void_pixels += other.void_pixels
         for category_id, count in other.categories.items():
             self.categories.setdefault(category_id, CategoryCount()).add(count)
-        for kind, count in other.counts.items():
-            self.counts[kind] = self.counts.get(kind, 0) + count
+        for kind, number in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + number
             texts = self.texts.setdefault(kind, [])
             texts.extend(other.texts[kind][: LISTED - len(texts)])
 
@@ -118,5 +118,5 @@ class Tally:
         }
 
 
-def is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

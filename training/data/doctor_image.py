@@ -114,7 +114,8 @@ def check_segments(
             yield Finding("segment-twice", here)
             continue
         seen.add(number)
-        yield from check_category(here, segment, things, categories, truth.get(number, (0,))[0], tally)
+        pixels = truth[number][0] if number in truth else 0
+        yield from check_category(here, segment, things, categories, pixels, tally)
         if number in truth:
             yield from check_extent(here, segment, *truth[number])
         elif measured is not None:

@@ -180,14 +180,14 @@ def test_faults_are_named(cityscapes: Path) -> None:
         make_split(cityscapes, "train", False, 1)
     labels.write_bytes(whole)
     Image.new("RGB", (40, 25)).save(photo)
-    with pytest.raises(InputError, match="is 40 x 25 pixels .*instanceIds.png 40 x 24"):
+    with pytest.raises(InputError, match=r"is 40 x 25 pixels .*instanceIds.png 40 x 24"):
         make_split(cityscapes, "train", False, 1)
     photo.unlink()
-    with pytest.raises(InputError, match="leftImg8bit/train: lacks 1 of 4 .*aachen_000000_000019; unpack leftImg8bit_"):
+    with pytest.raises(InputError, match=r"leftImg8bit/train: lacks 1 of 4 .*aachen_000000_000019; unpack leftImg8bit_"):
         make_split(cityscapes, "train", False, 1)
     labels.unlink()
     Image.new("RGB", (40, 24)).save(photo.with_name("aachen_000000_000099_leftImg8bit.png"))
-    with pytest.raises(InputError, match="gtFine/train: lacks 1 of 4 .*000099; unpack gtFine_trainvaltest"):
+    with pytest.raises(InputError, match=r"gtFine/train: lacks 1 of 4 .*000099; unpack gtFine_trainvaltest"):
         make_split(cityscapes, "train", False, 1)
     write_image(cityscapes, "train", "aachen", 99, np.full((24, 40), 7))
     labels.with_name("x_gtFine_instanceIds.png").write_bytes(whole)

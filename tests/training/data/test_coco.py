@@ -1,4 +1,4 @@
-"""An official COCO download: archives are unpacked whole or not at all, and what is missing is named with its source."""
+"""An official COCO download: archives are unpacked whole or not at all; what is missing is named with its source."""
 
 from __future__ import annotations
 
