@@ -183,7 +183,7 @@ def test_faults_are_named(cityscapes: Path) -> None:
     with pytest.raises(InputError, match=r"is 40 x 25 pixels .*instanceIds.png 40 x 24"):
         make_split(cityscapes, "train", False, 1)
     photo.unlink()
-    with pytest.raises(InputError, match=r"leftImg8bit/train: lacks 1 of 4 .*aachen_000000_000019; unpack leftImg8bit_"):
+    with pytest.raises(InputError, match=r"leftImg8bit/train: lacks 1 of 4 .*n_000000_000019; unpack leftImg8bit_"):
         make_split(cityscapes, "train", False, 1)
     labels.unlink()
     Image.new("RGB", (40, 24)).save(photo.with_name("aachen_000000_000099_leftImg8bit.png"))
