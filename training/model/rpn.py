@@ -55,7 +55,13 @@ class RPN(nn.Module):
         return RpnOutput(logits, deltas, anchors)
 
     def propose(self, output: RpnOutput, sizes: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
-        """The best proposals of each image: boxes [B, top_n, 4] clipped to `sizes`, and which rows are valid.
+        """The best proposals of each image: boxes [B, top_n, 4] clipped to `sizes`, and which rows are valid."""
+        boxes, scores = self.ranked(output, sizes, top_n)
+        valid = scores > -torch.inf
+        return boxes * valid.unsqueeze(-1), valid
+
+    def ranked(self, output: RpnOutput, sizes: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
+        """Boxes [B, top_n, 4] and their logits [B, top_n], descending; -inf in the rows that are padding.
 
         Top `top_n` of each level, decoded, clipped, NMS in each level; then the top `top_n` of all levels together.
         """
@@ -74,8 +80,7 @@ class RPN(nn.Module):
         boxes = B.gather_rows(boxes, kept).reshape(batch, levels * top_n, 4)
         scores = torch.gather(scores, 1, kept).masked_fill(~valid, -torch.inf).reshape(batch, levels * top_n)
         scores, order = plugins_cuda.top_k(scores, top_n)
-        valid = scores > -torch.inf
-        return B.gather_rows(boxes, order) * valid.unsqueeze(-1), valid
+        return B.gather_rows(boxes, order), scores
 
     def _best_of_level(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, top_n: int
