@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 import plugins_cuda
 from training.config import RpnConfig
@@ -92,40 +91,3 @@ class RPN(nn.Module):
         bases = F.pad(anchors, (0, 0, 0, top_n))[order.reshape(-1)].reshape(batch, top_n, 4)
         decoded = B.decode(chosen, bases, B.RPN_WEIGHTS, self.inclusive)
         return B.clip(decoded, sizes, self.inclusive), scores
-
-    def losses(self, output: RpnOutput, sizes: Tensor, truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Objectness and box loss of a batch, `truth` one [n, 4] a image (n may be 0); each a mean over images."""
-        anchors = torch.cat(output.anchors)
-        logits, deltas = torch.cat(output.logits, dim=1), torch.cat(output.deltas, dim=1)
-        objectness, regression = logits.new_zeros(()), logits.new_zeros(())
-        for i, boxes in enumerate(truth):
-            positive, negative, matched = self.match(anchors, boxes, sizes[i])
-            pos, neg = B.sample(positive, negative, self.config.samples, self.config.positive_fraction)
-            chosen = torch.cat([pos, neg])
-            target = torch.zeros_like(logits[i, chosen])
-            target[: len(pos)] = 1
-            count = max(len(chosen), 1)
-            loss = F.binary_cross_entropy_with_logits(logits[i, chosen], target, reduction="sum")
-            objectness = objectness + loss / count
-            wanted = B.encode(boxes[matched[pos]], anchors[pos], B.RPN_WEIGHTS)
-            loss = F.smooth_l1_loss(deltas[i, pos], wanted, beta=1 / 9, reduction="sum")
-            regression = regression + loss / count
-        return objectness / len(truth), regression / len(truth)
-
-    def match(self, anchors: Tensor, boxes: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each anchor: is it positive, is it negative, and the index of its best box.
-
-        Only anchors wholly inside the unpadded image count. Positive: IoU >= positive_iou, or the best of a box.
-        """
-        height, width = size.tolist()
-        inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
-        if len(boxes) == 0:
-            return torch.zeros_like(inside), inside, torch.zeros_like(inside, dtype=torch.long)
-        iou = box_iou(anchors, boxes) * inside.unsqueeze(1)
-        best, matched = iou.max(dim=1)
-        positive = best >= self.config.positive_iou
-        best_of_box = iou.max(dim=0).values
-        favourite = (iou == best_of_box) & (best_of_box > 0)
-        matched = torch.where(favourite.any(1), favourite.to(torch.uint8).argmax(1), matched)
-        positive = (positive | favourite.any(1)) & inside
-        return positive, inside & ~positive & (best < self.config.negative_iou), matched
