@@ -53,7 +53,7 @@ class TimmConfig(Section):
     @model_validator(mode="after")
     def _frozen_is_pretrained(self) -> TimmConfig:
         if (self.freeze or self.frozen_norm) and not (self.pretrained or self.weights):
-            raise ValueError("freeze and frozen_norm are for pretrained weights: what is not pretrained must be trained")
+            raise ValueError("freeze and frozen_norm are for pretrained weights; what is not pretrained is trained")
         return self
 
 

@@ -68,7 +68,7 @@ class TinyLosses(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         self.calls += 1
-        errors = F.cross_entropy(self.model.logits(batch.images), batch.semantic, ignore_index=IGNORE, reduction="none")
+        errors = F.cross_entropy(self.model.logits(batch.images), batch.semantic.long(), ignore_index=IGNORE, reduction="none")
         labelled = (batch.semantic != IGNORE).flatten(1).sum(1)
         losses = {"semantic": (errors.flatten(1).sum(1) / labelled).mean()}
         if self.noise:

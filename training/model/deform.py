@@ -27,4 +27,5 @@ class DeformConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         offset = self.conv_offset(x).float()
         bias = offset.new_zeros(self.weight.shape[0]) if self.bias is None else self.bias
-        return plugins_cuda.deform_conv(x, offset, self.weight, bias, stride=self.stride, padding=1, dilation=1)
+        weight = self.weight.to(x.dtype)  # under autocast the features are narrower than the weights
+        return plugins_cuda.deform_conv(x, offset, weight, bias, stride=self.stride, padding=1, dilation=1)

@@ -78,6 +78,10 @@ class SemanticHead(nn.Module):
         nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        return self.score(self.features(levels))
+
+    def features(self, levels: Sequence[Tensor]) -> Tensor:
+        """What `score` reads, B x 4C x H/4 x W/4: C channels of each level, P2 first."""
         outputs = []
         for index, x in enumerate(levels):
             for conv in self.convs:
@@ -85,4 +89,4 @@ class SemanticHead(nn.Module):
             if index > 0:
                 x = F.interpolate(x, scale_factor=float(2**index), mode="bilinear", align_corners=False)
             outputs.append(x)
-        return self.score(torch.cat(outputs, dim=1))
+        return torch.cat(outputs, dim=1)
