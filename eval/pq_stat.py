@@ -311,6 +311,25 @@ class _ImageScore:
                 self.counts[segment.category].fp += 1
 
 
+def listed_segments(
+    infos: Sequence[Mapping[str, Any]], categories: Categories, image: object
+) -> dict[int, tuple[int, bool]]:
+    """The truth's segments: id -> (contiguous category, is it a crowd). Of entries with the same id the last counts.
+
+    Raises InputError, naming `image`, for a category outside the table and a missing or wrong key.
+    """
+    segments = {}
+    for info in infos:
+        where = f"image {image}: ground truth"
+        id, category = integer(info, "id", where), integer(info, "category_id", where)
+        crowd = integer(info, "iscrowd", f"{where}: segment {id}") == 1
+        try:
+            segments[id] = categories.index_of_id(category), crowd
+        except InputError as error:
+            raise InputError(f"{where}: segment {id}: {error}") from None
+    return segments
+
+
 def integer(entry: Mapping[str, Any], key: str, where: str) -> int:
     """entry[key] as an int. 5 and 5.0 are integers, as in panopticapi; "5", true and null are not."""
     if key not in entry:
