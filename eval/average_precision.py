@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from eval.masks import encode, paste_and_encode
-from eval.pq_stat import integer
+from eval.pq_stat import listed_segments
 from panoptic.categories import Categories
 from panoptic.errors import InputError
 from panoptic.files import PathLike, atomic_path
@@ -104,22 +104,13 @@ def truth_objects(
     ids: np.ndarray, segments_info: Sequence[Mapping[str, Any]], categories: Categories, image: object
 ) -> Objects:
     """The things of a panoptic map; boxes and areas are measured on it. Of entries with one id the last counts."""
-    where = f"image {image}: ground truth"
-    things = [
-        segment
-        for segment in {segment["id"]: segment for segment in segments_info}.values()
-        if categories[categories.index_of_id(segment["category_id"])].isthing
-    ]
+    segments = listed_segments(segments_info, categories, image)
+    things = [(id, categories[index].id, crowd) for id, (index, crowd) in segments.items() if categories[index].isthing]
     columns = np.ascontiguousarray(ids.T)
-    masks = [encode((columns == segment["id"]).T) for segment in things]
-    return _objects(
-        [segment["category_id"] for segment in things],
-        rle.toBbox(_coded(masks, ids.shape)),
-        masks,
-        np.ones(len(things)),
-        np.array([integer(segment, "iscrowd", where) == 1 for segment in things], bool),
-        ids.shape,
-    )
+    masks = [encode((columns == id).T) for id, _, _ in things]
+    boxes = rle.toBbox(_coded(masks, ids.shape))
+    crowds = np.array([crowd for *_, crowd in things], bool)
+    return _objects([category for _, category, _ in things], boxes, masks, np.ones(len(things)), crowds, ids.shape)
 
 
 def found_objects(found: Instances, size: tuple[int, int], categories: Categories) -> Objects:

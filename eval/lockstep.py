@@ -11,8 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.compare import category_map, identical_pixels
-from eval.evaluate import predict_timed, score
 from eval.pq_stat import PQStat
+from eval.quality import predict_timed, score
 from eval.report import Example, Shot
 from panoptic.categories import Categories
 from panoptic.dataset import PanopticFolder, Record, check_categories, groups, truth_result
@@ -96,7 +96,7 @@ def _predict(column: Column, photos: Sequence[np.ndarray]) -> list[PanopticResul
         part = photos[start : start + column.batch]
         answer, milliseconds = predict_timed(column.predictor, part)
         column.milliseconds.append(milliseconds / len(part))
-        results += answer
+        results += [prediction.result for prediction in answer]
     return results
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.overlaps import overlaps
-from eval.pq_stat import integer
+from eval.pq_stat import listed_segments
 from panoptic.categories import Categories
 from panoptic.errors import InputError
 
@@ -45,15 +45,11 @@ class MeanIoU:
                 f"image {image}: the semantic prediction holds category {predicted.max()}, but there are "
                 f"{len(self.confusion)}"
             )
-        where = f"image {image}: ground truth"
-        category = {
-            segment["id"]: categories.index_of_id(segment["category_id"])
-            for segment in gt_segments_info
-            if integer(segment, "iscrowd", where) != 1
-        }
+        segments = listed_segments(gt_segments_info, categories, image)
         for id, index, pixels in zip(*(column.tolist() for column in overlaps(gt_ids, predicted)), strict=True):
-            if id in category:
-                self.confusion[category[id], index] += pixels
+            category, crowd = segments.get(id, (0, True))
+            if not crowd:
+                self.confusion[category, index] += pixels
 
     def results(self, categories: Categories) -> dict[str, Any]:
         """-> {"miou", "n", "per_class": {category id: IoU}}, fractions.

@@ -27,6 +27,7 @@ from panoptic.files import PathLike, read_json, write_json
 __all__ = ["PQStat", "evaluate", "main", "table"]
 
 SHOWN_WARNINGS = 50
+CHUNK = 16  # images that a process scores at a time
 
 
 class _Pair(NamedTuple):
@@ -72,8 +73,10 @@ def evaluate(
     )
     for pair in pairs:
         _check_categories(pair, isthing, stat.warnings)
-    for score in tqdm(_scores(pairs, workers), "PQ", len(pairs), unit="image", disable=None):
-        stat += score
+    with tqdm(desc="PQ", total=len(pairs), unit="image", disable=None) as progress:
+        for part in _scores(pairs, workers):
+            stat += part
+            progress.update(part.images)
     return {**stat.results(gt["categories"]), "images": stat.images, "warnings": stat.warnings}
 
 
@@ -161,19 +164,21 @@ def _check_categories(pair: _Pair, isthing: Mapping[int, bool], warnings: list[s
 
 
 def _scores(pairs: Sequence[_Pair], workers: int) -> Iterator[PQStat]:
-    """One PQStat for each pair, in order."""
+    """One PQStat for each CHUNK of pairs, in order: what travels between processes is short lists and small sums."""
+    chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
     if workers == 1:
-        yield from map(_score, pairs)
+        yield from map(_score, chunks)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_score, pairs, chunksize=8)
+        yield from pool.map(_score, chunks)
 
 
-def _score(pair: _Pair) -> PQStat:
-    gt_ids = _read_ids(pair.gt_png, f"image {pair.image}: ground truth")
-    pred_ids = _read_ids(pair.pred_png, f"image {pair.image}: prediction")
+def _score(pairs: Sequence[_Pair]) -> PQStat:
     stat = PQStat()
-    stat.accumulate(gt_ids, pair.gt_segments, pred_ids, pair.pred_segments, pair.image)
+    for pair in pairs:
+        gt_ids = _read_ids(pair.gt_png, f"image {pair.image}: ground truth")
+        pred_ids = _read_ids(pair.pred_png, f"image {pair.image}: prediction")
+        stat.accumulate(gt_ids, pair.gt_segments, pred_ids, pair.pred_segments, pair.image)
     return stat
 
 

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eval.overlaps import overlaps
 from panoptic.categories import Categories
-from panoptic.coco_format import ID_LIMIT
 from panoptic.errors import InputError
 
 VOID = 0
+IOU_STEP = 2.0**-53
 GROUPS: dict[str, tuple[bool, ...]] = {"All": (True, False), "Things": (True,), "Stuff": (False,)}
 
 Overlaps = dict[tuple[int, int], int]  # (ground-truth id, predicted id) -> pixels
@@ -30,19 +31,24 @@ Overlaps = dict[tuple[int, int], int]  # (ground-truth id, predicted id) -> pixe
 
 @dataclass
 class Count:
-    """What one category has gathered; iou is the sum over its matches."""
+    """What one category has gathered. Sums are exact: in whatever order parts are added, the figures are the same."""
 
     tp: int = 0
     fp: int = 0
     fn: int = 0
-    iou: float = 0.0
+    iou_steps: int = 0  # a match's IoU lies in (.5, 1], where a float64 is a multiple of IOU_STEP
 
     def __iadd__(self, other: Count) -> Count:
         self.tp += other.tp
         self.fp += other.fp
         self.fn += other.fn
-        self.iou += other.iou
+        self.iou_steps += other.iou_steps
         return self
+
+    @property
+    def iou(self) -> float:
+        """The sum over the matches."""
+        return self.iou_steps * IOU_STEP
 
     def quality(self) -> dict[str, float]:
         """PQ = SQ * RQ, SQ = mean IoU of the matches, RQ = F1 of the matching; all 0 without any segment."""
@@ -199,10 +205,7 @@ class _ImageScore:
         return segments
 
     def _overlaps(self, gt_ids: np.ndarray, pred_ids: np.ndarray) -> Overlaps:
-        """Pixels of every (ground truth, prediction) pair of ids that meets, sorted by ids.
-
-        Counts runs of equal pairs along the rows, not pixels: panoptic maps are made of long runs.
-        """
+        """Pixels of every (ground truth, prediction) pair of ids that meets, sorted by ids."""
         if gt_ids.shape != pred_ids.shape:
             raise InputError(
                 f"{self.name}: the prediction is {_size(pred_ids)} pixels but the ground truth {_size(gt_ids)}; "
@@ -211,14 +214,11 @@ class _ImageScore:
         for side, ids in (("ground truth", gt_ids), ("prediction", pred_ids)):
             if not np.issubdtype(ids.dtype, np.integer):
                 raise InputError(f"{self.name}: the {side}'s ids are {ids.dtype}, not integers")
-            if ids.size and not 0 <= ids.min() <= ids.max() < ID_LIMIT:
-                raise InputError(f"{self.name}: the {side}'s ids must lie in [0, {ID_LIMIT})")
-        pairs = (gt_ids.astype(np.int64) * ID_LIMIT + pred_ids.astype(np.int64)).ravel()
-        starts = np.flatnonzero(np.diff(pairs, prepend=-1))
-        lengths = np.diff(starts, append=pairs.size)
-        values, inverse = np.unique(pairs[starts], return_inverse=True)
-        pixels = np.bincount(inverse, weights=lengths, minlength=len(values))  # float64: exact below 2^53
-        return {divmod(int(pair), ID_LIMIT): int(count) for pair, count in zip(values, pixels, strict=True)}
+        try:
+            gt, pred, pixels = overlaps(gt_ids, pred_ids)
+        except ValueError as error:
+            raise InputError(f"{self.name}: segment ids: {error}") from None
+        return dict(zip(zip(gt.tolist(), pred.tolist(), strict=True), pixels.tolist(), strict=True))
 
     def _check_prediction(self, pred: dict[int, _Segment], pred_area: Counter[int]) -> None:
         unlisted = sorted(pred_area.keys() - pred.keys() - {VOID})
@@ -273,7 +273,7 @@ class _ImageScore:
             iou = intersection / union
             if iou > 0.5:
                 self.counts[target.category].tp += 1
-                self.counts[target.category].iou += iou
+                self.counts[target.category].iou_steps += int(iou / IOU_STEP)
                 matched_gt.add(gt_id)
                 matched_pred.add(pred_id)
         return matched_gt, matched_pred
@@ -311,6 +311,25 @@ class _ImageScore:
                 self.counts[segment.category].fp += 1
 
 
+def listed_segments(
+    infos: Sequence[Mapping[str, Any]], categories: Categories, image: object
+) -> dict[int, tuple[int, bool]]:
+    """The truth's segments: id -> (contiguous category, is it a crowd). Of entries with the same id the last counts.
+
+    Raises InputError, naming `image`, for a category outside the table and a missing or wrong key.
+    """
+    segments = {}
+    for info in infos:
+        where = f"image {image}: ground truth"
+        id, category = integer(info, "id", where), integer(info, "category_id", where)
+        crowd = integer(info, "iscrowd", f"{where}: segment {id}") == 1
+        try:
+            segments[id] = categories.index_of_id(category), crowd
+        except InputError as error:
+            raise InputError(f"{where}: segment {id}: {error}") from None
+    return segments
+
+
 def integer(entry: Mapping[str, Any], key: str, where: str) -> int:
     """entry[key] as an int. 5 and 5.0 are integers, as in panopticapi; "5", true and null are not."""
     if key not in entry:
@@ -320,7 +339,7 @@ def integer(entry: Mapping[str, Any], key: str, where: str) -> int:
         return int(value)
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return int(value)
-    if isinstance(value, float) and value.isinteger():
+    if isinstance(value, float) and value.is_integer():
         return int(value)
     raise InputError(f"{where}: '{key}' is {value!r}, not an integer")
 

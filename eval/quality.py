@@ -11,8 +11,9 @@ exactly: neither the number of parts nor their order changes a figure. Without P
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -62,18 +63,28 @@ class Partial:
             assert prediction.semantic is not None
             self.miou.accumulate(ids, record.segments, prediction.semantic, categories, record.image_id)
 
+    def report(self, categories: Categories) -> dict[str, Any]:
+        """Everything: PQ's "results", "per_class" and "warnings" as eval/pq.py has them, "ap" and "miou"."""
+        report: dict[str, Any] = {}
+        if self.pq is not None:
+            report |= self.pq.results(categories) | {"warnings": self.pq.warnings}
+        if self.ap is not None:
+            report["ap"] = self.ap.results(categories)
+        if self.miou is not None:
+            report["miou"] = self.miou.results(categories)
+        return report
+
     def results(self, categories: Categories) -> dict[str, float | None]:
-        """Fractions; None where nothing counts: pq, pq_things, pq_stuff; miou; box_ap, mask_ap."""
+        """The headlines, fractions, None where nothing counts: pq, pq_things, pq_stuff; miou; box_ap, mask_ap."""
+        report = self.report(categories)
         figures: dict[str, float | None] = {}
         if self.pq is not None:
-            groups_ = self.pq.results(categories)["results"]
-            figures |= {"pq": groups_["All"]["pq"], "pq_things": groups_["Things"]["pq"]}
-            figures["pq_stuff"] = groups_["Stuff"]["pq"]
+            for key, group in (("pq", "All"), ("pq_things", "Things"), ("pq_stuff", "Stuff")):
+                figures[key] = report["results"][group]["pq"]
         if self.miou is not None:
-            figures["miou"] = self.miou.results(categories)["miou"]
+            figures["miou"] = report["miou"]["miou"]
         if self.ap is not None:
-            ap = self.ap.results(categories)
-            figures |= {"box_ap": ap["box"]["AP"], "mask_ap": ap["mask"]["AP"]}
+            figures |= {"box_ap": report["ap"]["box"]["AP"], "mask_ap": report["ap"]["mask"]["AP"]}
         return figures
 
 
@@ -96,7 +107,8 @@ def measure(
     with tqdm(total=len(records), desc="evaluation", unit="image", disable=None if progress else True) as bar:
         for group in groups(list(records), batch_size):
             photos, truths = zip(*(folder.read(record) for record in group), strict=True)
-            for record, ids, answer in zip(group, truths, predict(predictor, photos, metrics), strict=True):
+            answers, _ = predict_timed(predictor, photos, metrics)
+            for record, ids, answer in zip(group, truths, answers, strict=True):
                 part.add(record, ids, answer, folder.categories)
             bar.update(len(group))
     return part
@@ -120,13 +132,27 @@ def check_metrics(predictor: Predictor, metrics: Sequence[Metric]) -> None:
         )
 
 
-def predict(predictor: Predictor, photos: Sequence[np.ndarray], metrics: Sequence[Metric]) -> list[Prediction]:
-    """The photos as one batch, with as much detail as the metrics need."""
-    if isinstance(predictor, DetailedPredictor) and tuple(metrics) != ("pq",):
-        return unpack(predictor.predict_detailed(photos))
+def predict_timed(
+    predictor: Predictor, photos: Sequence[np.ndarray], metrics: Sequence[Metric] = ("pq",)
+) -> tuple[list[Prediction], float]:
+    """The photos as one batch, with as much detail as the metrics need, and the milliseconds of the predictor's call.
+
+    Details, and test-time augmentation with them, include the resizing of the photos.
+    """
+    if isinstance(predictor, DetailedPredictor) and (predictor.augments or tuple(metrics) != ("pq",)):
+        start = time.perf_counter()
+        details = predictor.predict_detailed(photos)
+        milliseconds = 1e3 * (time.perf_counter() - start)
+        return unpack(details), milliseconds
     nets = [to_network(photo, predictor.manifest.resize) for photo in photos]
-    raw = predictor.predict(*collate(nets))
-    return [Prediction(decode(*row, net)) for *row, net in zip(*raw, nets, strict=True)]
+    batch = collate(nets)
+    start = time.perf_counter()
+    raw = predictor.predict(*batch)
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    results = [
+        decode(panoptic, segments, int(count), net) for panoptic, segments, count, net in zip(*raw, nets, strict=True)
+    ]
+    return [Prediction(result) for result in results], milliseconds
 
 
 def score(stat: PQStat, record: Record, ids: np.ndarray, result: PanopticResult, categories: Categories) -> None:

@@ -25,18 +25,22 @@ def open_predictor(
     url: str | None = None,
     manifest: Path | None = None,
     threads: int | None = None,
+    device: str = "cpu",
+    short_sides: Sequence[int] = (),
+    flip: bool = False,
 ) -> Predictor:
     """pytorch needs `checkpoint`, onnxruntime `model` (an exported ONNX file), triton `url` (host:port of gRPC).
 
     `manifest` describes the model a Triton server runs (default: the one in triton_repo). `threads`: CPU threads of
-    pytorch and onnxruntime (default: theirs). Raises InputError for an unknown runtime or one without what it needs.
+    pytorch and onnxruntime (default: theirs). `device`, `short_sides` and `flip` (test-time augmentation) are for
+    pytorch. Raises InputError for an unknown runtime or one without what it needs.
     """
     match runtime:
         case "pytorch":
             checkpoint = _needed(checkpoint, "pytorch", "a checkpoint")
             from training.predictor import PyTorchPredictor
 
-            return PyTorchPredictor(checkpoint, device="cpu", threads=threads)
+            return PyTorchPredictor(checkpoint, device, threads, short_sides, flip)
         case "onnxruntime":
             model = _needed(model, "onnxruntime", "an ONNX model")
             from export.predictor import OnnxRuntimePredictor
@@ -60,6 +64,9 @@ def open_chosen(
     url: str | None = None,
     manifest: Path | None = None,
     threads: int | None = None,
+    device: str = "cpu",
+    short_sides: Sequence[int] = (),
+    flip: bool = False,
 ) -> Predictor:
     """What a command line names: the run's own files unless others are given, and the server of `make serve`."""
     return open_predictor(
@@ -69,6 +76,9 @@ def open_chosen(
         url=url or SERVER,
         manifest=manifest,
         threads=threads,
+        device=device,
+        short_sides=short_sides,
+        flip=flip,
     )
 
 

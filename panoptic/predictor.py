@@ -58,6 +58,8 @@ class Details(NamedTuple):
 class DetailedPredictor(Predictor, Protocol):
     """A predictor that also gives what mIoU and AP need; the exported graph does not hold it."""
 
+    augments: bool  # predict_detailed answers from several views of each photo, hence otherwise than predict
+
     def predict_detailed(self, photos: Sequence[np.ndarray]) -> Details:
         """uint8 H x W x 3 photos of any sizes, as one batch."""
         ...

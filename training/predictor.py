@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from panoptic.categories import Categories
 from panoptic.errors import InputError, one_line
+from panoptic.geometry import NetworkImage, ResizeRule, collate, to_network
 from panoptic.manifest import Manifest
-from panoptic.predictor import RawPrediction
+from panoptic.predictor import Details, Instances, RawPrediction
 from training.checkpoint import load_model, versions
 from training.config import Config
+from training.inference import View, infer
+from training.model.upsnet import UPSNet
 
 
 def make_manifest(config: Config, categories: Categories) -> Manifest:
@@ -32,29 +37,69 @@ def make_manifest(config: Config, categories: Categories) -> Manifest:
 
 
 class ModelPredictor:
-    """A network in memory. It is put into eval mode for each prediction and left as it was."""
+    """A network in memory. It is put into eval mode for each prediction and left as it was; fp32 throughout (no TF32).
+
+    Test-time augmentation, of predict_detailed alone: `short_sides` are the sizes that photos are shown at (none: the
+    manifest's; the longest side is limited in proportion), `flip` shows each of them mirrored too. Answers are at the
+    manifest's size always.
+    """
 
     name = "pytorch"
 
-    def __init__(self, model: nn.Module, manifest: Manifest, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        manifest: Manifest,
+        device: torch.device,
+        short_sides: Sequence[int] = (),
+        flip: bool = False,
+    ) -> None:
         self.model = model
         self.manifest = manifest
         self.device = device
+        self.rules = [_at_short_side(manifest.resize, side) for side in dict.fromkeys(short_sides)]
+        self.flip = flip
+        self.augments = flip or self.rules not in ([], [manifest.resize])
 
     def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
-        """images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B; fp32 throughout (no TF32)."""
-        inputs = [torch.from_numpy(array).to(self.device) for array in (images, sizes, scales)]
+        """images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B."""
+        with self._evaluating():
+            outputs = self.model(*self._tensors(images, sizes, scales))
+            return RawPrediction(*(output.cpu().numpy() for output in outputs))
+
+    def predict_detailed(self, photos: Sequence[np.ndarray]) -> Details:
+        """uint8 H x W x 3 photos of any sizes, as one batch, with all the views of test-time augmentation."""
+        nets = [to_network(photo, self.manifest.resize) for photo in photos]
+        images, sizes, scales = self._tensors(*collate(nets))
+        base, views = View(images, sizes), []
+        for rule in self.rules or [self.manifest.resize]:
+            seen = nets if rule == self.manifest.resize else [to_network(photo, rule) for photo in photos]
+            for flipped in (False, True)[: 1 + self.flip]:
+                shown = [mirrored(net) for net in seen] if flipped else seen
+                views.append(View(*self._tensors(*collate(shown))[:2], flipped))
+        with self._evaluating():
+            assert isinstance(self.model, UPSNet)
+            outputs = infer(self.model, views, base, scales)
+            arrays = [tensor.cpu().numpy() for tensor in (*outputs[:4], *outputs.instances, outputs.masks)]
+        panoptic, segments, segment_count, semantic, boxes, scores, labels, counts, masks = arrays
+        instances = Instances(boxes, scores, labels + self.model.num_stuff, counts, masks)
+        return Details(nets, RawPrediction(panoptic, segments, segment_count), semantic, instances)
+
+    def close(self) -> None:
+        """Nothing is held beyond the model itself."""
+
+    def _tensors(self, *arrays: np.ndarray) -> list[Tensor]:
+        return [torch.from_numpy(array).to(self.device) for array in arrays]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                outputs = self.model(*inputs)
+                yield
         finally:
             self.model.train(was_training)
-        return RawPrediction(*(output.cpu().numpy() for output in outputs))
-
-    def close(self) -> None:
-        """Nothing is held beyond the model itself."""
 
 
 class PyTorchPredictor(ModelPredictor):
@@ -63,12 +108,35 @@ class PyTorchPredictor(ModelPredictor):
     InputError: the checkpoint cannot be read (see training.checkpoint.load), or the device is not there.
     """
 
-    def __init__(self, checkpoint: Path, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        short_sides: Sequence[int] = (),
+        flip: bool = False,
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         target = open_device(device)
         model, config, categories, _ = load_model(checkpoint)
-        super().__init__(model.to(target), make_manifest(config, categories), target)
+        super().__init__(model.to(target), make_manifest(config, categories), target, short_sides, flip)
+
+
+def mirrored(net: NetworkImage) -> NetworkImage:
+    """The image flipped left to right inside its padding."""
+    height, width = net.size
+    image = np.zeros_like(net.image)
+    image[:height, :width] = net.image[:height, :width][:, ::-1]
+    return net._replace(image=image)
+
+
+def _at_short_side(rule: ResizeRule, short_side: int) -> ResizeRule:
+    """The rule for another short side, the longest side in proportion, so that all views have the photo's shape."""
+    if short_side < 1:
+        raise InputError(f"a short side of {short_side} pixels: give at least 1")
+    longest = round(rule.max_side * short_side / rule.short_side)
+    return ResizeRule(short_side=short_side, max_side=max(longest, short_side), divisor=rule.divisor)
 
 
 def open_device(name: str) -> torch.device:

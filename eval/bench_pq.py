@@ -1,0 +1,220 @@
+"""How fast PQ is computed, against the algorithm of panopticapi in the same run, one core; and over processes.
+
+    python eval/bench_pq.py
+
+Maps of 640 x 480 pixels with about 20 segments a side: `smooth` regions, and `ragged` ones whose borders are noise.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+from PIL import Image
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from eval.pq import evaluate
+from eval.pq_stat import PQStat
+from panoptic.cli import run
+from panoptic.coco_format import id2rgb, read_panoptic_png
+from panoptic.files import write_json
+from panoptic.images import write_png
+from panoptic.machine import machine_facts
+
+HEIGHT, WIDTH = 480, 640
+SEGMENTS, CATEGORIES = 20, 8
+GOALS = {"arrays": 2.5, "PNG files": 1.3}  # times the baseline's rate
+OFFSET = 256**3
+
+Infos = list[dict[str, Any]]
+
+
+class Pair(NamedTuple):
+    """Truth and prediction of one image."""
+
+    gt: np.ndarray  # int32 H x W
+    gt_infos: Infos
+    pred: np.ndarray
+    pred_infos: Infos
+
+
+def make_pair(seed: int, ragged: float) -> Pair:
+    """Regions around random points, which the prediction has moved a little. ragged: noise on each pixel's place."""
+    rng = np.random.default_rng(seed)
+    points = rng.random((SEGMENTS, 2)) * (HEIGHT, WIDTH)
+    place = np.stack(np.mgrid[:HEIGHT, :WIDTH], -1).astype(np.float32)
+    sides: list[Any] = []
+    for side, moved in enumerate((points, points + rng.normal(0, 10, points.shape))):
+        seen = place + rng.normal(0, ragged, place.shape).astype(np.float32) if ragged else place
+        nearest = np.stack([((seen - point.astype(np.float32)) ** 2).sum(-1) for point in moved]).argmin(0)
+        # Official truths have ids of 24 bits, predictions usually count from 1.
+        names = np.arange(1, SEGMENTS + 1) if side else rng.choice(OFFSET - 1, SEGMENTS, replace=False) + 1
+        areas = np.bincount(nearest.ravel(), minlength=SEGMENTS)
+        sides += [names.astype(np.int32)[nearest], [
+            {"id": int(names[i]), "category_id": i % CATEGORIES, "iscrowd": 0, "area": int(areas[i])}
+            for i in range(SEGMENTS) if areas[i]
+        ]]  # fmt: skip
+    return Pair(*sides)
+
+
+def baseline(gt: np.ndarray, gt_infos: Infos, pred: np.ndarray, pred_infos: Infos) -> tuple[int, int, int, float]:
+    """panopticapi's steps on uint32 maps: unique over all pixels twice, then loops. -> tp, fp, fn, sum of IoUs."""
+    truth = {info["id"]: info for info in gt_infos}
+    found = {info["id"]: dict(info) for info in pred_infos}
+    for label, area in zip(*np.unique(pred, return_counts=True), strict=True):
+        if label:
+            found[label]["area"] = area
+    pairs = gt.astype(np.uint64) * OFFSET + pred.astype(np.uint64)
+    overlap = {
+        (int(label) // OFFSET, int(label) % OFFSET): pixels
+        for label, pixels in zip(*np.unique(pairs, return_counts=True), strict=True)
+    }
+    total, matched_gt, matched_pred = 0.0, set(), set()
+    for (a, b), pixels in overlap.items():
+        if a not in truth or b not in found or truth[a]["iscrowd"]:
+            continue
+        if truth[a]["category_id"] != found[b]["category_id"]:
+            continue
+        iou = pixels / (found[b]["area"] + truth[a]["area"] - pixels - overlap.get((0, b), 0))
+        if iou > 0.5:
+            total += iou
+            matched_gt.add(a)
+            matched_pred.add(b)
+    missed = sum(id not in matched_gt and not info["iscrowd"] for id, info in truth.items())
+    wrong = sum(
+        id not in matched_pred and overlap.get((0, id), 0) / info["area"] <= 0.5 for id, info in found.items()
+    )
+    return len(matched_gt), wrong, missed, total
+
+
+def baseline_png(path: Path) -> np.ndarray:
+    """Pillow, then uint32 arithmetic on the channels."""
+    with Image.open(path) as image:
+        rgb = np.array(image, dtype=np.uint32)
+    return rgb[:, :, 0] + 256 * rgb[:, :, 1] + 256 * 256 * rgb[:, :, 2]
+
+
+def ours(pair: Pair) -> tuple[int, int, int, float]:
+    stat = PQStat()
+    stat.accumulate(*pair)
+    counts = stat.counts.values()
+    return (
+        sum(c.tp for c in counts), sum(c.fp for c in counts), sum(c.fn for c in counts), sum(c.iou for c in counts)
+    )  # fmt: skip
+
+
+def write_pairs(folder: Path, pairs: list[Pair]) -> list[tuple[Path, Path]]:
+    """folder/{gt,pred}/<index>.png."""
+    paths = []
+    for index, pair in enumerate(pairs):
+        files = folder / "gt" / f"{index}.png", folder / "pred" / f"{index}.png"
+        for file, ids in zip(files, (pair.gt, pair.pred), strict=True):
+            write_png(file, id2rgb(ids))
+        paths.append(files)
+    return paths
+
+
+def compare(pairs: list[Pair], paths: list[tuple[Path, Path]], rounds: int, name: str) -> list[dict[str, Any]]:
+    """Best of the rounds in ms, mean over images, the two taking turns. AssertionError where their counts differ."""
+    wide = [pair._replace(gt=pair.gt.astype(np.uint32), pred=pair.pred.astype(np.uint32)) for pair in pairs]
+
+    def read(index: int, reader: Callable[[Path], np.ndarray]) -> Pair:
+        gt, pred = (reader(path) for path in paths[index])
+        return pairs[index]._replace(gt=gt, pred=pred)
+
+    contests: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {
+        "arrays": (lambda i: ours(pairs[i]), lambda i: baseline(*wide[i])),
+        "PNG files": (lambda i: ours(read(i, read_panoptic_png)), lambda i: baseline(*read(i, baseline_png))),
+    }
+    rows = []
+    for source, contestants in contests.items():
+        best = np.full((2, len(pairs)), np.inf)
+        for _ in tqdm(range(rounds), desc=f"{name}, {source}", disable=None):
+            for index in range(len(pairs)):
+                answers = []
+                for which, contestant in enumerate(contestants):
+                    start = time.perf_counter()
+                    answers.append(contestant(index))
+                    best[which, index] = min(best[which, index], 1e3 * (time.perf_counter() - start))
+                assert answers[0][:3] == answers[1][:3] and abs(answers[0][3] - answers[1][3]) < 1e-9, answers
+        mine, baselines = best.mean(1).tolist()
+        rows.append({"maps": name, "source": source, "ms": mine, "baseline_ms": baselines, "ratio": baselines / mine})
+    return rows
+
+
+def scaling(folder: Path, pairs: list[Pair], images: int, processes: list[int]) -> list[dict[str, Any]]:
+    """Whole evaluations of `images` images from PNG files; seconds include the start of the processes."""
+    for side, infos in (("gt", "gt_infos"), ("pred", "pred_infos")):
+        annotations = [
+            {
+                "image_id": index,
+                "file_name": f"{index % len(pairs)}.png",
+                "segments_info": getattr(pairs[index % len(pairs)], infos),
+            }
+            for index in range(images)
+        ]
+        categories = [{"id": id, "isthing": id % 2} for id in range(CATEGORIES)]
+        write_json(folder / f"{side}.json", {"annotations": annotations, "categories": categories})
+    rows: list[dict[str, Any]] = []
+    for count in processes:
+        start = time.perf_counter()
+        evaluate(folder / "gt.json", folder / "pred.json", workers=count)
+        seconds = time.perf_counter() - start
+        rows.append({"processes": count, "images": images, "seconds": seconds, "images_per_s": images / seconds})
+        rows[-1]["speedup"] = rows[0]["seconds"] / seconds
+    return rows
+
+
+def bench_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="PQ, ms an image of 640 x 480 on one core, taking turns", box=SIMPLE)
+    for heading in ("maps", "from", "ours", "baseline", "ratio", "goal"):
+        table.add_column(heading, justify="left" if heading in ("maps", "from") else "right")
+    for row in rows:
+        figures = [f"{row[key]:.2f}" for key in ("ms", "baseline_ms", "ratio")]
+        table.add_row(row["maps"], row["source"], *figures, f"{GOALS[row['source']]}")
+    return table
+
+
+def scaling_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"PQ of {rows[0]['images']} images from PNG files", box=SIMPLE)
+    for heading in ("processes", "seconds", "images/s", "speedup"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            str(row["processes"]), f"{row['seconds']:.2f}", f"{row['images_per_s']:.0f}", f"{row['speedup']:.2f}"
+        )
+    return table
+
+
+def main(
+    images: Annotated[int, typer.Option(min=1, help="Different images of each kind.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that each image is scored.")] = 10,
+    scaling_images: Annotated[int, typer.Option(min=1, help="Images of the evaluation over processes.")] = 600,
+    processes: Annotated[list[int], typer.Option(min=1, help="Numbers of processes.")] = [1, 2],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
+) -> None:
+    """Time PQ against panopticapi's algorithm, from arrays and from PNG files, and over processes."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="pq-") as name:
+        for kind, ragged in (("smooth", 0.0), ("ragged", 8.0)):
+            folder = Path(name) / kind
+            pairs = [make_pair(seed, ragged) for seed in range(images)]
+            rows += compare(pairs, write_pairs(folder, pairs), rounds, kind)
+            if not ragged:
+                over_processes = scaling(folder, pairs, scaling_images, list(processes))
+    Console().print(bench_table(rows), scaling_table(over_processes))
+    if out is not None:
+        write_json(out, {"machine": machine_facts(), "ratios": rows, "processes": over_processes})
+        print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,235 @@
+"""What the exported graph does not give: every instance for AP, the semantic map, and test-time augmentation.
+
+Test-time augmentation shows the network several views of the same photos (other sizes, mirrored) and answers at the
+size of one of them, the base:
+
+* semantic logits: each view's are resampled onto the base's grid and averaged;
+* boxes: each view's detections, after the view's own NMS, are mapped to the base, pooled, and go through the same NMS
+  again (same threshold, same number kept);
+* masks: the boxes that remain are mapped into each view, the mask head runs there, and the answers are averaged (logits
+  for the panoptic map, probabilities for the instances);
+* one panoptic fusion at the base's size.
+
+Views come one after the other, twice where there are several (before and after the boxes are known): of all views at
+once only the photos and detections are in memory. With the base as the only view all this is the network's `forward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import plugins_cuda
+from training.model import boxes as B
+from training.model.heads import BOX_POOL, MASK_POOL
+from training.model.rpn import LOWEST
+from training.model.upsnet import PYRAMID_LEVELS, Detections, UPSNet, inclusive
+
+SCORE_THRESHOLD, NMS_THRESHOLD, MAX_INSTANCES = 0.05, 0.5, 100  # of the AP branch, as Mask R-CNN has them
+STRIDE = 4  # of the semantic logits
+CHANNELS_AT_ONCE = 8
+
+
+class View(NamedTuple):
+    """A batch of photos at one size. `flipped`: mirrored left to right inside the padding."""
+
+    images: Tensor  # uint8 B x H x W x 3
+    sizes: Tensor  # int32 B x 2
+    flipped: bool = False
+
+
+class Outputs(NamedTuple):
+    """The graph's outputs, and what it does not give; all at the base's size."""
+
+    panoptic: Tensor  # uint8 B x H x W
+    segments: Tensor  # float32 B x K x 7
+    segment_count: Tensor  # int32 B
+    semantic: Tensor  # uint8 B x H x W, the likeliest of the contiguous categories
+    instances: Detections  # exclusive corners
+    masks: Tensor  # float32 B x N x 28 x 28, probabilities
+
+
+def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> Outputs:
+    """The network in eval mode on `views` (on its device), answers at the size of `base`, which need not be a view.
+
+    scales: float32 B, base pixels for one original pixel. Every image of `base` must be the same photo in all views.
+    """
+    semantic: Tensor | None = None
+    segments, instances = [], []
+    for view in views:
+        pyramid = model.pyramid(view.images, view.sizes)
+        logits = to_base(model.semantic_head(pyramid[:PYRAMID_LEVELS]), view, base)
+        semantic = logits if semantic is None else semantic + logits
+        proposals, valid = model.rpn.propose(model.rpn(pyramid), view.sizes, model.config.rpn.test_top_n)
+        logits, deltas = model.box_head(model.roi_features(pyramid, proposals, BOX_POOL))
+        scored = (proposals, valid, logits.softmax(dim=1), deltas, view.sizes)
+        for found, detections in ((segments, model.select(*scored)), (instances, select_instances(model, *scored))):
+            found.append(detections._replace(boxes=boxes_to_base(detections.boxes, view, base, model.inclusive)))
+    assert semantic is not None
+    semantic = semantic / len(views)
+    panoptic = model.config.panoptic
+    things = join(segments, panoptic.nms_threshold, panoptic.max_detections, model.inclusive)
+    objects = join(instances, NMS_THRESHOLD, MAX_INSTANCES, model.inclusive, by_class=True)
+    thing_masks, object_masks = torch.zeros(()), torch.zeros(())
+    for view in views:
+        if len(views) > 1:
+            pyramid = model.pyramid(view.images, view.sizes)
+        thing_masks = thing_masks + mask_logits(model, pyramid, things, view, base)
+        object_masks = object_masks + mask_logits(model, pyramid, objects, view, base).sigmoid()
+    fused = fuse(model, semantic, things, thing_masks / len(views), base.sizes, scales)
+    exclusive = objects.boxes + objects.boxes.new_tensor([0, 0, 1, 1]) * float(model.inclusive)
+    return Outputs(*fused, label_map(semantic), objects._replace(boxes=exclusive), object_masks / len(views))
+
+
+def select_instances(
+    model: UPSNet, proposals: Tensor, valid: Tensor, probabilities: Tensor, deltas: Tensor, sizes: Tensor
+) -> Detections:
+    """Mask R-CNN's detections (ICCV 2017): every (proposal, class) above a low score, NMS in each class, the best 100.
+
+    proposals [B, R, 4], valid [B, R]; probabilities [B * R, 1 + T] and deltas [B * R, 1 + T, 4], background first.
+    """
+    batch, rows = valid.shape
+    things = probabilities.shape[1] - 1
+    scores = probabilities[:, 1:].reshape(batch, rows, things) * valid.unsqueeze(2)
+    deltas = deltas[:, 1:].reshape(batch, rows, things, 4)
+    boxes = B.decode(deltas, proposals.unsqueeze(2), B.BOX_WEIGHTS, model.inclusive).flatten(1, 2)
+    boxes = B.clip(boxes, sizes, model.inclusive)
+    labels = torch.arange(things, device=boxes.device).repeat(batch, rows)
+    return _suppress(
+        boxes, scores.flatten(1), labels, SCORE_THRESHOLD, NMS_THRESHOLD, MAX_INSTANCES, model.inclusive, True
+    )
+
+
+def join(
+    found: Sequence[Detections], nms_threshold: float, max_output: int, inclusive: bool, by_class: bool = False
+) -> Detections:
+    """The detections of all views, boxes in one frame -> one set without duplicates. One view's stay as they are."""
+    if len(found) == 1:
+        return found[0]
+    scores = [
+        part.scores.masked_fill(
+            torch.arange(part.scores.shape[1], device=part.scores.device) >= part.counts.unsqueeze(1), -torch.inf
+        )
+        for part in found
+    ]
+    boxes, labels = (torch.cat([getattr(part, name) for part in found], dim=1) for name in ("boxes", "labels"))
+    return _suppress(
+        boxes, torch.cat(scores, dim=1), labels, LOWEST, nms_threshold, max_output, inclusive, by_class
+    )
+
+
+def _suppress(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    score_threshold: float,
+    nms_threshold: float,
+    max_output: int,
+    inclusive: bool,
+    by_class: bool,
+) -> Detections:
+    classes = labels if by_class else None
+    kept, counts = plugins_cuda.nms(
+        boxes, scores, nms_threshold, score_threshold, max_output, classes=classes, inclusive=inclusive
+    )
+    return Detections(
+        B.gather_rows(boxes, kept), torch.gather(scores, 1, kept), torch.gather(labels, 1, kept), counts
+    )
+
+
+def mask_logits(model: UPSNet, pyramid: list[Tensor], found: Detections, view: View, base: View) -> Tensor:
+    """[B, N, 28, 28] of detections in the base's frame, as this view sees them, the right way round."""
+    boxes = boxes_to_view(found.boxes, view, base, model.inclusive)
+    logits = model.mask_head(model.roi_features(pyramid, boxes, MASK_POOL), found.labels.flatten())
+    logits = logits.float().unflatten(0, found.labels.shape)
+    return logits.flip(-1) if view.flipped else logits
+
+
+def fuse(
+    model: UPSNet, semantic: Tensor, things: Detections, masks: Tensor, sizes: Tensor, scales: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The panoptic head as `UPSNet.forward` runs it."""
+    panoptic = model.config.panoptic
+    return plugins_cuda.panoptic_fusion(
+        semantic,
+        things.boxes if model.inclusive else inclusive(things.boxes),
+        things.labels,
+        things.scores,
+        masks,
+        things.counts,
+        sizes,
+        scales,
+        num_stuff=model.num_stuff,
+        stuff_area_limit=panoptic.stuff_area_limit,
+        mask_overlap_threshold=panoptic.mask_overlap,
+    )
+
+
+# Frames: a view's pixels and the base's
+
+
+def same_frame(view: View, base: View) -> bool:
+    return not view.flipped and view.images.shape == base.images.shape and torch.equal(view.sizes, base.sizes)
+
+
+def boxes_to_base(boxes: Tensor, view: View, base: View, inclusive: bool) -> Tensor:
+    """Boxes [B, N, 4] in the view's pixels -> in the base's."""
+    return boxes if same_frame(view, base) else _move(boxes, view.sizes, base.sizes, view.flipped, inclusive)
+
+
+def boxes_to_view(boxes: Tensor, view: View, base: View, inclusive: bool) -> Tensor:
+    """Boxes [B, N, 4] in the base's pixels -> in the view's."""
+    return boxes if same_frame(view, base) else _move(boxes, base.sizes, view.sizes, view.flipped, inclusive)
+
+
+def _move(boxes: Tensor, source: Tensor, target: Tensor, flipped: bool, inclusive: bool) -> Tensor:
+    last = boxes.new_tensor([0, 0, 1, 1]) * float(inclusive)
+    x1, y1, x2, y2 = (boxes + last).unbind(-1)
+    if flipped:
+        width = source[:, 1:].to(boxes.dtype)
+        x1, x2 = width - x2, width - x1
+    ratio = (target.to(boxes.dtype) / source)[:, None, [1, 0, 1, 0]]
+    return torch.stack([x1, y1, x2, y2], dim=-1) * ratio - last
+
+
+def to_base(logits: Tensor, view: View, base: View) -> Tensor:
+    """A view's semantic logits [B, C, h, w] on the base's grid: bilinear at the same places of each photo."""
+    if same_frame(view, base):
+        return logits
+
+    def places(axis: int) -> Tensor:
+        """[B, cells] of the base's grid along y (0) or x (1), in the view's padded map from -1 to 1."""
+        cells = base.images.shape[1 + axis] // STRIDE
+        pixels = (torch.arange(cells, device=logits.device, dtype=torch.float32) + 0.5) * STRIDE
+        pixels = pixels * (view.sizes[:, axis] / base.sizes[:, axis]).unsqueeze(1)
+        if axis and view.flipped:
+            pixels = view.sizes[:, 1:] - pixels
+        return pixels * 2 / view.images.shape[1 + axis] - 1
+
+    y, x = places(0), places(1)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+    return F.grid_sample(logits.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def label_map(semantic: Tensor) -> Tensor:
+    """uint8 [B, 4h, 4w]: the argmax of semantic logits [B, C, h, w] brought to full size, ties to the lowest category.
+
+    A few channels at a time: the full-size logits of all channels, 570 MB on COCO, never exist at once.
+    """
+    best, labels = None, None
+    for start in range(0, semantic.shape[1], CHANNELS_AT_ONCE):
+        part = semantic[:, start : start + CHANNELS_AT_ONCE].float()
+        part = F.interpolate(part, scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
+        highest, index = part.max(dim=1)
+        index = (index + start).to(torch.uint8)
+        if best is None or labels is None:
+            best, labels = highest, index
+        else:
+            labels = torch.where(highest > best, index, labels)
+            best = torch.maximum(best, highest)
+    assert labels is not None
+    return labels
