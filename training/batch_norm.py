@@ -7,6 +7,7 @@ kernels, so over gloo the few layers of a small network talk to each other in pl
 from __future__ import annotations
 
 import torch
+from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -17,8 +18,6 @@ def synchronise(model: nn.Module, process: Process) -> None:
     """Make every BatchNorm inside `model` one over all processes, in place: same parameters, buffers and names."""
     if process.world == 1:
         return
-    from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm  # seconds: only where it is needed
-
     if process.device.type == "cuda":
         convert_sync_batchnorm(model)
         return
@@ -52,8 +51,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         centred = wide - mean[:, None, None]
         variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
-            assert self.momentum is not None
+            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+            assert self.num_batches_tracked is not None
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1

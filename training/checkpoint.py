@@ -105,11 +105,13 @@ def load(path: Path) -> Checkpoint:
     missing = [name for name in ("config", "categories", *VALUES) if name not in metadata]
     if missing:
         raise InputError(f"{path}: checkpoint without {', '.join(missing)}; {RETRAIN}")
-    values = {name: json.loads(metadata[name]) for name in ("config", "categories", *VALUES)}
+    values: dict[str, Any] = {name: json.loads(metadata[name]) for name in ("config", "categories", *VALUES)}
     return Checkpoint(
         config=parse_config(values.pop("config"), f"{path} (its configuration)"),
         categories=Categories.from_coco(values.pop("categories")),
-        **{section: within(section, tensors) for section in TENSORS},
+        model=within("model", tensors),
+        ema=within("ema", tensors),
+        optimizer=within("optimizer", tensors),
         **values,
     )
 
@@ -163,11 +165,11 @@ def within(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of the metadata and of every contiguous CPU tensor's name, type, shape and bytes, in alphabetical order."""
+    """SHA-256 of the metadata and of every contiguous CPU tensor's name, type, shape and bytes, by name."""
     described = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in tensors.items()}
     result = hashlib.sha256(json.dumps([dict(metadata), described], sort_keys=True).encode())
     for name in sorted(tensors):
-        result.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        result.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return result.hexdigest()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
+
 from panoptic.dataset import PanopticFolder, check_categories
 from panoptic.errors import InputError
 from panoptic.manifest import Manifest
@@ -51,13 +53,13 @@ def make_sampler(
     """This process's share of every global batch from `first_step` on."""
     groups = None
     if data.group_aspect_ratio:
-        unknown = [record.image_id for record in dataset.records if record.size is None]
-        if unknown:
+        unknown = np.flatnonzero(~dataset.sizes.all(1))
+        if len(unknown):
             raise InputError(
-                f"{data.train.json_file}: image {unknown[0]} has no width and height, which data.group_aspect_ratio "
-                "needs; add them, or turn it off"
+                f"{data.train.json_file}: image {dataset.image_ids[unknown[0]]} has no width and height, which "
+                "data.group_aspect_ratio needs; add them, or turn it off"
             )
-        groups = orientations([record.size for record in dataset.records if record.size])
+        groups = orientations(dataset.sizes)
     return StepSampler(
         len(dataset),
         plan.images_per_step,

@@ -26,7 +26,7 @@ from training.distributed import Process, gather, processes
 from training.evaluation import pictures, quality
 from training.log import Log
 from training.losses import TrainingLosses
-from training.model.upsnet import UPSNet
+from training.model.upsnet import UPSNet, load_pretrained_backbone
 from training.predictor import ModelPredictor, make_manifest
 from training.schedule import make_plan, optimizer_tensors
 from training.signals import stop_signals
@@ -125,7 +125,7 @@ class Run:
         if len(set(gather(self.step, process))) > 1:
             raise InputError(f"{out}: the processes found different checkpoints; give an --out that all of them share")
         average = self.stepper.ema
-        self.predicting = average.module if average else self.model  # the network that is evaluated and kept as the best
+        self.predicting = average.module if average else self.model  # what is evaluated, and kept as the best
         self.predictor = ModelPredictor(self.predicting, manifest, process.device)
 
     @property
@@ -133,17 +133,13 @@ class Run:
         return self.step >= self.plan.iterations and self.evaluated
 
     def _start(self, init: Path | None) -> None:
-        """A new run's weights: a checkpoint's, or random ones with a pretrained backbone if the configuration says so."""
+        """A new run's weights: a checkpoint's, or random ones with a pretrained backbone where one is configured."""
         if init:
             source = start_from(self.model, init, self.config, self.categories)
-        elif self.config.model.backbone.kind == "timm":
-            from training.model.upsnet import load_pretrained_backbone
-
-            source = load_pretrained_backbone(self.model)
         else:
-            source = "random weights"
+            source = load_pretrained_backbone(self.model) if isinstance(self.model, UPSNet) else ""
         if self.process.first:
-            print(f"{self.config.name} starts from {source}")
+            print(f"{self.config.name} starts from {source or 'random weights'}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         path = self.out / LAST
@@ -263,9 +259,9 @@ def start_from(model: nn.Module, path: Path, config: Config, categories: Categor
     if checkpoint.categories != categories:
         raise InputError(f"--init {path}: its categories are not those of {config.data.train.json_file}")
     differing = differing_keys(checkpoint.config.model, config.model)
-    conventions = [f"model.{key} ({differing[key]})" for key in ("legacy", "pixel_mean", "pixel_std") if key in differing]
-    if conventions:
-        raise InputError(f"--init {path}: trained with another {', '.join(conventions)}; set them as it has them")
+    for key in ("legacy", "pixel_mean", "pixel_std"):
+        if key in differing:
+            raise InputError(f"--init {path}: trained with another model.{key} ({differing[key]}); set it as there")
     load_weights(model, checkpoint.weights, path)
     return f"{path} (step {checkpoint.step})"
 

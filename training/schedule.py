@@ -137,10 +137,10 @@ def build_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.O
     groups = parameter_groups(model, schedule)
     if schedule.optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=0.0, momentum=schedule.momentum, fused=True)
-        names = ("momentum_buffer",) if schedule.momentum else ()
+        names = ["momentum_buffer"] if schedule.momentum else []
     else:
         optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        names = ("exp_avg", "exp_avg_sq")
+        names = ["exp_avg", "exp_avg_sq"]
     for group in groups:
         for parameter in group["params"]:
             # What the optimizer itself would begin with, but for SGD's first momentum: it would be the first gradient,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -63,9 +64,9 @@ class Stepper:
     def __init__(self, model: nn.Module, losses: nn.Module, config: Config, plan: Plan, process: Process) -> None:
         self.model, self.config, self.plan, self.process = model, config, plan, process
         compute = config.compute
-        losses.to(process.device)
+        losses.to(process.device).train()
         if compute.channels_last:
-            losses.to(memory_format=torch.channels_last)  # type: ignore[call-overload] (missing in torch's types)
+            losses.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         synchronise(losses, process)
         self.optimizer = build_optimizer(model, config.schedule)
         self.ema = average_of(model, config.schedule.ema) if config.schedule.ema else None
@@ -102,9 +103,9 @@ class Stepper:
         self._pending.append(Pending(step + 1, list(losses[0]), lr, image_ids, *to_host(values)))
 
     def reports(self, drain: bool) -> list[Report]:
-        """Of the steps whose numbers have arrived; of all steps so far if `drain`. TrainingError where one is not finite.
+        """Of the steps whose numbers have arrived, or of all so far if `drain`; TrainingError where one is not finite.
 
-        How many that are is the same on every process, so that they act on the same step.
+        How many they are is the same on every process, so that all act on the same step.
         """
         reports = []
         while len(self._pending) > (0 if drain else self._late):
@@ -125,10 +126,10 @@ class Stepper:
         return {name: loss.detach().float() for name, loss in losses.items()}
 
     def _update(self, norm: Tensor, refused: Tensor, step: int) -> None:
-        """Clip the gradient and apply it, unless `refused`, which stays on the device."""
+        """Clip the gradient and apply it, unless `refused`, which the fused kernels read on the device."""
         if self.config.schedule.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.schedule.clip_norm, norm)
-        self.optimizer.found_inf = refused.float()  # type: ignore[attr-defined] (read by the fused kernels)
+        self.optimizer.found_inf = refused.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.scaler.update()
         if self.ema:
@@ -151,13 +152,11 @@ class Stepper:
         return report
 
 
-def average_of(model: nn.Module, decay: float) -> nn.Module:
+def average_of(model: nn.Module, decay: float) -> ModelEmaV3:
     """The exponential moving average of the parameters, beginning with a short memory; buffers are copied.
 
     After t updates the decay is min(decay, 1 - t^-.75): the first update copies, the rate .999 comes after 10,000.
     """
-    from timm.utils import ModelEmaV3  # seconds: only where it is needed
-
     return ModelEmaV3(model, decay, use_warmup=True, warmup_power=0.75, exclude_buffers=True)
 
 

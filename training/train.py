@@ -1,7 +1,7 @@
-"""`upsnet train`, also `python -m training.train --config X`; on several GPUs `torchrun ... -m training.train --config X`.
+"""`upsnet train`, also `python -m training.train --config X`; on several GPUs torchrun starts it, one process for each.
 
-One machine: torchrun --standalone --nproc_per_node 4. Two machines, the same command on both, HOST being one of them:
-torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500.
+One machine: torchrun --standalone --nproc_per_node 4 -m training.train --config X. Two machines, the same on both, HOST
+one of them: torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m training.train ...
 """
 
 from __future__ import annotations

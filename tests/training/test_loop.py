@@ -1,7 +1,4 @@
-"""The training loop on a stand-in network: interrupted runs, refusals, several processes. One test trains the real one.
-
-Run as a script it trains the stand-in in processes that can be killed: see `script`.
-"""
+"""The training loop on a stand-in network: its folder, interruptions, refusals. One test trains the real network."""
 
 from __future__ import annotations
 
@@ -9,161 +6,46 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-import training.evaluation
 import training.loop
 import training.train
 from panoptic.categories import Categories
 from panoptic.cli import make_app
 from panoptic.errors import InputError
-from training.checkpoint import load, load_model
-from training.config import Config, load_config, parse_config
-from training.data.batch import IGNORE, Batch
-from training.data.shapes import write_shapes
+from tests.training.standin import SMALL, TinyNetwork, assert_same_run, builder, metrics, sends_signal, settings
+from training.checkpoint import load, load_model, save
+from training.config import Config, load_config
 from training.distributed import Process
 from training.log import SPEED
 from training.loop import Run, train
+from training.schedule import make_plan
 from training.signals import stop_signals
 from training.step import TrainingError, step_seed
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class TinyNetwork(nn.Module):
-    """Semantic segmentation by one convolution; every stuff class is one row of the segments."""
-
-    def __init__(self, config: Config, categories: Categories) -> None:
-        super().__init__()
-        self.num_stuff = categories.num_stuff
-        self.rows = categories.num_stuff + config.model.panoptic.max_detections
-        self.conv = nn.Conv2d(3, len(categories), 5, padding=2)
-
-    def logits(self, images: Tensor) -> Tensor:
-        return self.conv(images.permute(0, 3, 1, 2) / 255)
-
-    def forward(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        stuff = self.logits(images)[:, : self.num_stuff].argmax(1)
-        segments = torch.zeros(len(images), self.rows, 7)
-        segments[..., 0] = torch.arange(self.rows).clamp(max=self.num_stuff - 1)
-        return (stuff + 1).byte(), segments, torch.full((len(images),), self.num_stuff, dtype=torch.int32)
-
-
-class TinyLosses(nn.Module):
-    """Cross-entropy, a mean over the images, and optionally a term that depends on the random state.
-
-    `accident` is called in every forward with the number of forwards so far and may alter the losses.
-    """
-
-    def __init__(self, model: TinyNetwork, noise: bool, accident: Any = None) -> None:
-        super().__init__()
-        self.model, self.noise, self.accident, self.calls = model, noise, accident, 0
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        self.calls += 1
-        errors = F.cross_entropy(self.model.logits(batch.images), batch.semantic.long(), ignore_index=IGNORE, reduction="none")
-        labelled = (batch.semantic != IGNORE).flatten(1).sum(1)
-        losses = {"semantic": (errors.flatten(1).sum(1) / labelled).mean()}
-        if self.noise:
-            losses["noise"] = 0.1 * torch.rand(()) * self.model.conv.bias.square().sum()
-        return self.accident(self.calls, losses, self.model) if self.accident else losses
-
-
-def builder(noise: bool = True, accident: Any = None) -> Any:
-    def build(config: Config, categories: Categories) -> tuple[nn.Module, nn.Module]:
-        model = TinyNetwork(config, categories)
-        return model, TinyLosses(model, noise, accident)
-
-    return build
-
-
-def sends_signal(number: int, call: int) -> Any:
-    def accident(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        if calls == call:
-            os.kill(os.getpid(), number)
-        return losses
-
-    return accident
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    return write_shapes(folder, {"train": 6, "val": 3}, sizes=[(64, 64), (64, 96)], progress=False)
-
-
-def settings(shapes: Path, *, model: dict | None = None, **schedule: Any) -> Config:
-    def split(name: str) -> dict[str, str]:
-        return {
-            "json_file": str(shapes / f"{name}.json"),
-            "segments": str(shapes / f"panoptic_{name}"),
-            "images": str(shapes / name),
-        }
-
-    defaults = {"iterations": 12, "images_per_step": 2, "lr": 0.1, "warmup": 4, "log_every": 1, "checkpoint_every": 4}
-    return parse_config(
-        {
-            "name": "tiny",
-            "seed": 3,
-            "model": model or {},
-            "data": {
-                "train": split("train"),
-                "val": split("val"),
-                "resize": {"short_side": 64, "max_side": 96},
-                "augment": {"flip": 0.5, "color": 0.3, "scale": [0.8, 1.2]},
-            },
-            "schedule": defaults | {"evaluate_every": 6} | schedule,
-        },
-        "test",
-    )
-
-
-@pytest.fixture(autouse=True)
-def panoptic_quality_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in has no instances for AP, nor a semantic map."""
-    monkeypatch.setattr(training.evaluation, "METRICS", ("pq",))
-
-
-def metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl without what depends on the clock."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in SPEED} for line in lines]
-
-
-def assert_same_run(out: Path, reference: Path) -> None:
-    """The same metrics and the same weights, bit for bit."""
-    assert metrics(out) == metrics(reference)
-    for name in ("last.safetensors", "best.safetensors"):
-        ours, theirs = load(out / name), load(reference / name)
-        assert (ours.step, ours.best_pq) == (theirs.step, theirs.best_pq)
-        assert all(torch.equal(ours.model[key], value) for key, value in theirs.model.items())
-
-
-@pytest.fixture(scope="module")
-def unbroken(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "unbroken"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.evaluation, "METRICS", ("pq",))
-        assert train(settings(shapes), out, "cpu", builder()) == 0
-    return out
+pytestmark = pytest.mark.usefixtures("panoptic_quality_alone")
 
 
 def test_the_folder_of_a_run(unbroken: Path, shapes: Path) -> None:
     files = {"config.yaml", "plan.json", "versions.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "tb"}
     assert files == set(os.listdir(unbroken))
     assert load_config(unbroken / "config.yaml") == settings(shapes)
+    assert json.loads((unbroken / "plan.json").read_text()) == make_plan(settings(shapes).schedule, 1).to_json()
+    made_with = json.loads((unbroken / "versions.json").read_text())
+    assert (made_with["processes"], made_with["device"]) == (1, "cpu") and "torch" in made_with and "commit" in made_with
+    raw = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    assert all({"images_per_second", "data_share"} <= set(line) for line in raw if "loss" in line)
+    assert "gpu_gib" in SPEED and all(0 <= line["data_share"] <= 1 for line in raw if "loss" in line)
     assert list((unbroken / "tb").glob("events.*"))
     lines = metrics(unbroken)
     steps = [line for line in lines if "loss" in line]
@@ -177,7 +59,19 @@ def test_the_folder_of_a_run(unbroken: Path, shapes: Path) -> None:
     last, best = load(unbroken / "last.safetensors"), load(unbroken / "best.safetensors")
     assert last.step == 12
     assert last.best_pq == best.best_pq == max(line["pq"] for line in evaluations)
-    assert best.optimizer == {}
+    assert best.optimizer == {} and last.optimizer.keys() == {"conv.weight.momentum_buffer", "conv.bias.momentum_buffer"}
+    assert all(line["grad_norm"] > 0 for line in steps)
+
+
+def test_tensorboard_has_figures_and_pictures(unbroken: Path) -> None:
+    board = EventAccumulator(str(unbroken / "tb"))
+    board.Reload()
+    scalars = {"train/loss", "train/lr", "train/semantic", "train/grad_norm", "speed/images_per_second", "speed/data_share"}
+    assert scalars | {"val/pq"} <= set(board.Tags()["scalars"])
+    assert [event.step for event in board.Scalars("val/pq")] == [6, 12]
+    assert len(board.Tags()["images"]) == 3
+    picture = board.Images(board.Tags()["images"][0])[0]
+    assert picture.width == 2 * 320  # the prediction beside the truth, enlarged to be legible
 
 
 def test_best_checkpoint_is_that_of_the_best_evaluation(
@@ -211,32 +105,6 @@ def test_stopped_by_sigterm_goes_on_as_if_nothing_had_been(
     torch.manual_seed(99)  # the outer random state must not matter
     assert train(settings(shapes), tmp_path, "cpu", builder()) == 0
     assert_same_run(tmp_path, unbroken)
-
-
-def script(config: Config, folder: Path, *stages: list[dict[str, str]]) -> list[list[int]]:
-    """Train in folder/run, stage after stage, in processes of their own; a stage has a process for each environment.
-
-    Returns the wait status of each process.
-    """
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    command = [sys.executable, __file__, str(folder / "tiny.yaml"), str(folder / "run"), json.dumps(stages)]
-    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, timeout=120, check=True)
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def test_killed_twice_goes_on_as_if_nothing_had_been(unbroken: Path, shapes: Path, tmp_path: Path) -> None:
-    """SIGKILL in step 8 (last checkpoint: 6), then in step 9, right after the checkpoint of step 8."""
-    out = tmp_path / "run"
-    statuses = script(settings(shapes), tmp_path, [{"TINY_KILL_AT": "8"}], [{"TINY_KILL_AT": "3"}])
-    assert statuses == [[signal.SIGKILL], [signal.SIGKILL]]
-    assert load(out / "last.safetensors").step == 8
-    with (out / "metrics.jsonl").open("a") as stream:
-        stream.write('{"step": 9, "loss": 0.5}\n{"step": 10, "lo')  # written, and half written, after the checkpoint
-    (out / ".last.0123abcd.safetensors").write_bytes(b"half a checkpoint")
-    assert train(settings(shapes), out, "cpu", builder()) == 0
-    assert_same_run(out, unbroken)
-    assert not list(out.glob(".*"))
 
 
 def test_killed_before_the_first_checkpoint_starts_anew(unbroken: Path, shapes: Path, tmp_path: Path) -> None:
@@ -356,24 +224,59 @@ def test_clipping_bounds_the_step(shapes: Path, tmp_path: Path) -> None:
     assert math.hypot(weight, bias / 2) == pytest.approx(1e-3, rel=1e-2)  # biases learn at twice the rate
 
 
-def test_two_processes_learn_what_one_does(shapes: Path, tmp_path: Path) -> None:
-    """Two processes with the environment that torchrun gives them, over gloo."""
-    config = settings(shapes, iterations=4, images_per_step=4, evaluate_every=4)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    torchrun = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TINY_NOISE": "0"}
-    ranks = [torchrun | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-    assert script(config, tmp_path, ranks) == [[0, 0]]
-    assert train(config, tmp_path / "one", "cpu", builder(noise=False)) == 0
-    two, one = metrics(tmp_path / "run"), metrics(tmp_path / "one")
-    assert [line["step"] for line in two] == [1, 2, 3, 4, 4]
-    for line, expected in zip(two, one, strict=True):
-        assert line == pytest.approx(expected, rel=1e-5)
-
-
 def test_images_that_cannot_be_shared(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images_per_step 2 cannot be shared equally by 3 processes"):
         Run(settings(shapes), tmp_path, Process(0, 3, torch.device("cpu")), None, builder())
+
+
+def test_averaged_weights_are_evaluated_and_are_the_best(shapes: Path, tmp_path: Path) -> None:
+    assert train(settings(shapes, iterations=6, ema=0.9, evaluate_every=6), tmp_path, "cpu", builder()) == 0
+    last, best = load(tmp_path / "last.safetensors"), load(tmp_path / "best.safetensors")
+    assert best.ema == {} and last.ema.keys() == last.model.keys()
+    assert all(torch.equal(best.model[name], tensor) for name, tensor in last.ema.items())
+    assert not any(torch.equal(best.model[name], tensor) for name, tensor in last.model.items())
+
+
+def test_a_new_run_starts_from_the_weights_of_a_checkpoint(
+    unbroken: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(shapes, iterations=1, lr=1e-9, warmup=0, evaluate_every=0)
+    init = unbroken / "best.safetensors"
+    assert train(config, tmp_path, "cpu", builder(), init) == 0
+    assert f"starts from {init} (step " in capsys.readouterr().out
+    ours, start = load(tmp_path / "last.safetensors"), load(init)
+    assert ours.step == 1
+    assert all(torch.allclose(ours.model[name], tensor, atol=1e-7) for name, tensor in start.model.items())
+
+    entries = start.categories.to_coco()
+    entries[0]["name"] = "ring"
+    save(tmp_path / "other", start._replace(categories=Categories.from_coco(entries)))
+    with pytest.raises(InputError, match="other: its categories are not those of"):
+        train(config, tmp_path / "x", "cpu", builder(), tmp_path / "other")
+    with pytest.raises(InputError, match=r"another model\.legacy \(False against True\)"):
+        train(settings(shapes, model={"legacy": True}), tmp_path / "x", "cpu", builder(), init)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_resumed_run_finds_its_data_elsewhere_but_not_other_data(shapes: Path, tmp_path: Path) -> None:
+    out, moved = tmp_path / "run", tmp_path / "moved"
+    assert train(settings(shapes, iterations=1), out, "cpu", builder()) == 0
+    shutil.copytree(shapes, moved)
+    assert train(settings(moved, iterations=2), out, "cpu", builder()) == 0
+    assert load(out / "last.safetensors").step == 2
+    content = json.loads((moved / "train.json").read_text())
+    for entries, key in ((content["images"], "id"), (content["annotations"], "image_id")):
+        entries[0][key] = 999
+    (moved / "train.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="its categories or images are not those of"):
+        train(settings(moved, iterations=3), out, "cpu", builder())
+
+
+def test_a_run_of_an_older_version_is_not_overwritten(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(InputError, match=r"last\.pt: a run of an older version"):
+        train(settings(shapes), tmp_path, "cpu", builder())
+    assert os.listdir(tmp_path) == ["last.pt"]
 
 
 def test_validation_set_of_other_categories(shapes: Path, tmp_path: Path) -> None:
@@ -394,6 +297,13 @@ def test_a_second_signal_is_not_held_back() -> None:
         assert received == [signal.SIGINT]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_under_torchrun_a_second_signal_is_the_first_one_again() -> None:
+    with stop_signals(patient=True) as received:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGINT, signal.SIGINT]
 
 
 def test_step_seeds_differ() -> None:
@@ -462,17 +372,6 @@ def test_command_passes_everything_on(shapes: Path, tmp_path: Path, monkeypatch:
 
 # The real network
 
-SMALL = {
-    "backbone": {"stem": [4, 8], "widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "expansion": 2},
-    "fpn": {"channels": 16},
-    "rpn": {"channels": 16, "anchor_scale": 4.0, "train_top_n": 50, "test_top_n": 30, "samples": 32},
-    "box_head": {"hidden": 16, "samples": 16},
-    "mask_head": {"channels": 16, "layers": 1},
-    "semantic_head": {"channels": [16]},
-    "panoptic": {"max_detections": 8, "stuff_area_limit": 16},
-}
-
-
 def test_the_real_network_resumes_bit_for_bit(shapes: Path, tmp_path: Path) -> None:
     config = settings(shapes, model=SMALL, optimizer="adamw", lr=0.001, clip_norm=5.0, iterations=4, evaluate_every=2)
     assert train(config, tmp_path / "unbroken", "cpu") == 0
@@ -484,24 +383,3 @@ def test_the_real_network_resumes_bit_for_bit(shapes: Path, tmp_path: Path) -> N
     assert set(metrics(tmp_path / "resumed")[0]) > {"loss", "rpn_cls", "rcnn_box", "mask", "semantic", "panoptic"}
     model, *_ = load_model(tmp_path / "resumed" / "best.safetensors", config)
     assert sum(p.numel() for p in model.parameters()) > 10_000
-
-
-def forked(config: str, out: str, environment: dict[str, str]) -> int:
-    """Train the stand-in in a child of this process; returns its process id."""
-    if child := os.fork():
-        return child
-    os.environ.update(environment)
-    kill_at = int(environment.get("TINY_KILL_AT", "0"))
-    accident = sends_signal(signal.SIGKILL, kill_at) if kill_at else None
-    os._exit(
-        train(load_config(Path(config)), Path(out), "cpu", builder(environment.get("TINY_NOISE") != "0", accident))
-    )
-
-
-if __name__ == "__main__":
-    training.evaluation.METRICS = ("pq",)
-    statuses = []
-    for stage in json.loads(sys.argv[3]):
-        children = [forked(sys.argv[1], sys.argv[2], environment) for environment in stage]
-        statuses.append([os.waitpid(child, 0)[1] for child in children])
-    print(json.dumps(statuses))

@@ -163,10 +163,9 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         return [(order[chosen], chosen) for chosen in places]
 
 
-def orientations(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """(height, width) of each image -> 1 for portraits, 0 for landscapes and squares: groups of a StepSampler."""
-    heights, widths = np.asarray(sizes).reshape(-1, 2).T
-    return (heights > widths).astype(np.int64)
+def orientations(sizes: np.ndarray) -> np.ndarray:
+    """N x 2 heights and widths -> 1 for portraits, 0 for landscapes and squares: groups of a StepSampler."""
+    return (sizes[:, 0] > sizes[:, 1]).astype(np.int64)
 
 
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:

@@ -1,0 +1,41 @@
+"""Fixtures of the training loop's tests: a data set of a few pictures, a run that nothing has interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import training.evaluation
+from tests.training.standin import Helper, builder, settings
+from training.data.shapes import write_shapes
+from training.loop import train
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    return write_shapes(folder, {"train": 6, "val": 3}, sizes=[(64, 64), (64, 96)], progress=False)
+
+
+@pytest.fixture
+def panoptic_quality_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in has no instances for AP, nor a semantic map."""
+    monkeypatch.setattr(training.evaluation, "METRICS", ("pq",))
+
+
+@pytest.fixture(scope="session")
+def unbroken(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.evaluation, "METRICS", ("pq",))
+        assert train(settings(shapes), out, "cpu", builder()) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def helper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Helper]:
+    helper = Helper(tmp_path_factory.mktemp("jobs"))
+    yield helper
+    helper.close()

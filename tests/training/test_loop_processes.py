@@ -1,0 +1,120 @@
+"""Training in processes of their own: killed at any moment, several at once, their number changed on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.training.standin import ROOT, SMALL, Helper, assert_same_run, builder, free_port, metrics, settings
+from training.checkpoint import load
+from training.config import Config
+from training.data.shapes import write_shapes
+from training.loop import train
+
+pytestmark = pytest.mark.usefixtures("panoptic_quality_alone")
+KILLED = -signal.SIGKILL
+
+
+def test_killed_at_ten_random_moments(helper: Helper, shapes: Path, tmp_path: Path) -> None:
+    """Most of the time goes into checkpoints and evaluations, so that many kills hit them. After each, every file that
+    is there can be read; in the end the run is the unbroken one."""
+    config = settings(shapes, iterations=44, checkpoint_every=1, evaluate_every=5, ema=0.9, optimizer="adamw")
+    assert train(config, tmp_path / "unbroken", "cpu", builder()) == 0
+    out, draw, steps = tmp_path / "run", random.Random(0), []
+    for _ in range(10):
+        kill = (draw.randint(1, 3), draw.uniform(0, 0.08))
+        assert helper.run(helper.job(config, out, kill=kill)) == [KILLED]
+        steps.append(load(out / "last.safetensors").step if (out / "last.safetensors").exists() else 0)
+        if (out / "best.safetensors").exists():
+            load(out / "best.safetensors")
+    assert steps == sorted(steps) and steps[-1] < 44
+    assert helper.run(helper.job(config, out)) == [0]
+    assert_same_run(out, tmp_path / "unbroken")
+    assert not list(out.glob(".*"))
+
+
+def test_killed_while_it_writes(helper: Helper, unbroken: Path, shapes: Path, tmp_path: Path) -> None:
+    """Half a checkpoint: the first one, one after an evaluation, the best one. What was there before still is."""
+    left = []
+    for number in (1, 2, 2, 3):  # of a process's checkpoints: steps 4; 6 (before its evaluation); 6 (best); then 8
+        assert helper.run(helper.job(settings(shapes), tmp_path, kill_in_save=number)) == [KILLED]
+        assert len(list(tmp_path.glob(".*.safetensors"))) == 1
+        left.append(load(tmp_path / "last.safetensors").step if (tmp_path / "last.safetensors").exists() else 0)
+    assert left == [0, 4, 6, 6]
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 9, "loss": 0.5}\n{"step": 10, "lo')  # written, and half written, after the checkpoint
+    assert train(settings(shapes), tmp_path, "cpu", builder()) == 0
+    assert_same_run(tmp_path, unbroken)
+    assert not list(tmp_path.glob(".*"))
+
+
+def assert_close_runs(out: Path, reference: Path, steps: list[int]) -> None:
+    ours, theirs = metrics(out), metrics(reference)
+    assert [line["step"] for line in ours] == steps
+    for line, expected in zip(ours, theirs, strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 2), (2, 1), (1, 2)])
+def test_the_number_of_processes_may_change(
+    helper: Helper, shapes: Path, tmp_path: Path, first: int, second: int
+) -> None:
+    """images_per_step is not in the configuration: the run keeps the 4 images a step of its first processes."""
+
+    def config(iterations: int, world: int) -> Config:
+        return settings(
+            shapes, iterations=iterations, images_per_step=None, images_per_gpu=4 // world, lr=None, ema=0.9, clip_norm=1.0
+        )
+
+    for iterations, world in ((3, first), (6, second)):
+        jobs = helper.ranks(world, config(iterations, world), tmp_path / "run")
+        assert helper.run(*jobs) == [0] * world
+    assert train(config(6, 1), tmp_path / "one", "cpu", builder(noise=False)) == 0
+    ours = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    theirs = [line for line in metrics(tmp_path / "one") if "loss" in line]
+    assert [line["step"] for line in ours] == [1, 2, 3, 4, 5, 6]
+    for line, expected in zip(ours, theirs, strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+    assert load(tmp_path / "run" / "last.safetensors").images_per_step == 4
+
+
+def test_a_signal_to_one_process_stops_all(helper: Helper, shapes: Path, tmp_path: Path) -> None:
+    jobs = helper.ranks(2, settings(shapes, iterations=100_000, evaluate_every=0), tmp_path)
+    assert helper.run(jobs[0], jobs[1] | {"stop": 3}) == [signal.SIGTERM, signal.SIGTERM]
+    assert load(tmp_path / "last.safetensors").step == 3
+
+
+def test_two_nodes_of_torchrun_train_the_real_network_as_one_process(tmp_path: Path) -> None:
+    """Images of one size, or each process would pad its own: then batch normalisation over both sees the same numbers."""
+    shapes = write_shapes(tmp_path / "shapes", {"train": 6, "val": 3}, sizes=[(64, 96)], progress=False)
+    config = settings(
+        shapes, model=SMALL, iterations=3, images_per_step=4, evaluate_every=3, optimizer="adamw", lr=1e-3, ema=0.9
+    )
+    config = config.model_copy(update={"data": config.data.model_copy(update={"augment": {}})})
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json") | {"name": "small"}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"]
+    command += [f"--rdzv_endpoint=127.0.0.1:{free_port()}", "-m", "training.train", "--config", "small.yaml"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    nodes = [
+        subprocess.Popen([*command, "--out", "two"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [node.communicate(timeout=150)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert "4 = 2 processes x 2 images x 1 passes" in "".join(said)
+    alone = [sys.executable, "-m", "training.train", "--config", "small.yaml", "--out", "one"]
+    subprocess.run(alone, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL)
+    two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")
+    assert [line["step"] for line in two] == [1, 2, 3, 3]
+    for line, expected in zip(two, one, strict=True):
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert {"pq", "miou", "box_ap", "mask_ap"} <= set(two[-1])
