@@ -6,10 +6,12 @@ kernels, so over gloo the few layers of a small network talk to each other in pl
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from training.distributed import Process
 
@@ -29,6 +31,20 @@ def synchronise(model: nn.Module, process: Process) -> None:
                 setattr(parent, name, GlobalBatchNorm(child, nn.Identity()))
 
 
+class Total(torch.autograd.Function):
+    """The sum of everyone's tensor. Each process's loss depends on all of them, so the gradients are summed alike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return Total.apply(gradients[0])
+
+
 class GlobalBatchNorm(nn.BatchNorm2d):
     """BatchNorm2d of B x C x H x W whose mean and variance are those of all processes' batches together."""
 
@@ -46,10 +62,10 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     def _global(self, x: Tensor) -> Tensor:
         """In two passes: the mean of squares minus the squared mean would lose the digits that the variance is in."""
         wide = x.float()
-        count = all_reduce(wide.new_tensor(x.numel() / x.shape[1]))
-        mean = all_reduce(wide.sum((0, 2, 3))) / count
+        count = Total.apply(wide.new_tensor(x.numel() / x.shape[1]))
+        mean = Total.apply(wide.sum((0, 2, 3))) / count
         centred = wide - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = Total.apply(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
             assert self.num_batches_tracked is not None

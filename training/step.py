@@ -48,7 +48,7 @@ class Report(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A step's numbers on their way to the host: [stop, gradient norm, loss scale, losses ...]."""
+    """A step's numbers on their way to the host: [stop, gradient norm, loss scale before, and after, losses ...]."""
 
     step: int
     names: list[str]
@@ -89,7 +89,7 @@ class Stepper:
         lr = set_lr(self.optimizer, step, self.plan)
         self.optimizer.zero_grad()
         losses = [self._backward(batch, last=batch is passes[-1]) for batch in passes]
-        scale = self.scaler.scale(torch.ones((), device=self.process.device))
+        scale = self._scale()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         terms = torch.stack([torch.stack(list(some.values())) for some in losses]).mean(0)
@@ -97,8 +97,8 @@ class Stepper:
         if self.process.world > 1:  # one small exchange a step: all processes see the same numbers and decide alike
             dist.all_reduce(terms)
             terms = terms / self.process.world
-        values = torch.cat([terms[-1:], norm[None], scale[None], terms[:-1]])
-        self._update(norm, ~torch.isfinite(values).all(), step)
+        self._update(norm, ~torch.isfinite(torch.cat([norm[None], terms])).all(), step)
+        values = torch.cat([torch.stack([terms[-1], norm, scale, self._scale()]), terms[:-1]])
         image_ids = list(chain.from_iterable(batch.image_ids for batch in passes))
         self._pending.append(Pending(step + 1, list(losses[0]), lr, image_ids, *to_host(values)))
 
@@ -135,12 +135,16 @@ class Stepper:
         if self.ema:
             self.ema.update(self.model, step + 1)
 
+    def _scale(self) -> Tensor:
+        """What losses are multiplied by for the backward pass, on the device; 1 unless the precision is fp16."""
+        return self.scaler.scale(torch.ones((), device=self.process.device))
+
     def _report(self, pending: Pending) -> Report:
         if pending.arrived:
             pending.arrived.synchronize()
-        stop, norm, scale, *terms = pending.values.tolist()
+        stop, norm, before, after, *terms = pending.values.tolist()
         report = Report(pending.step, dict(zip(pending.names, terms, strict=True)), norm, pending.lr, stop > 0)
-        left_out = self.scaler.is_enabled() and scale > 1.0  # an overflow of fp16, after which the scale is halved
+        left_out = 1.0 <= after < before  # an overflow of fp16: the step was left out, and the scale lowered
         if not all(map(math.isfinite, terms)) or not (math.isfinite(norm) or left_out):
             everyones = gather(pending.image_ids, self.process)
             raise TrainingError(

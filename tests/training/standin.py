@@ -101,7 +101,14 @@ def sends_signal(number: int, call: int) -> Any:
     return accident
 
 
-def settings(shapes: Path, *, model: dict | None = None, **schedule: Any) -> Config:
+def settings(
+    shapes: Path,
+    *,
+    model: dict | None = None,
+    compute: dict | None = None,
+    zoom: tuple[float, float] = (0.8, 1.2),
+    **schedule: Any,
+) -> Config:
     def split(name: str) -> dict[str, str]:
         return {
             "json_file": str(shapes / f"{name}.json"),
@@ -115,11 +122,12 @@ def settings(shapes: Path, *, model: dict | None = None, **schedule: Any) -> Con
             "name": "tiny",
             "seed": 3,
             "model": model or {},
+            "compute": compute or {},
             "data": {
                 "train": split("train"),
                 "val": split("val"),
                 "resize": {"short_side": 64, "max_side": 96},
-                "augment": {"flip": 0.5, "color": 0.3, "scale": [0.8, 1.2]},
+                "augment": {"flip": 0.5, "color": 0.3, "scale": zoom},
             },
             "schedule": defaults | {"evaluate_every": 6} | schedule,
         },
@@ -154,7 +162,8 @@ class Helper:
     """The helper process. `run` starts one process for each job, together, and waits for all.
 
     A job: config and out (paths), env (more environment), real (the real network), kill (forward pass, seconds: SIGKILL
-    that much later), stop (forward pass: SIGTERM), kill_in_save (the number of a checkpoint: SIGKILL when half of it is written).
+    that much later), kill_in_save (the number of a checkpoint: SIGKILL when half of it is written), stop (forward pass:
+    SIGTERM).
     """
 
     def __init__(self, folder: Path) -> None:

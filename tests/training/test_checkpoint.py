@@ -125,7 +125,8 @@ def test_tensors_of_any_layout_type_and_size(tmp_path: Path) -> None:
     }
     save(tmp_path / "x", small_checkpoint()._replace(optimizer=tensors))
     loaded = load(tmp_path / "x").optimizer
-    assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
 
 
 def test_copies_keep_the_layout() -> None:

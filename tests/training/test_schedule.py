@@ -2,19 +2,88 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from fractions import Fraction
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
+from panoptic.errors import InputError
 from training.config import BoxHeadConfig, FpnConfig, HybridConfig, MaskHeadConfig, ModelConfig, ScheduleConfig
 from training.model.upsnet import UPSNet
-from training.schedule import build_optimizer, lr_factor, parameter_groups, set_lr
+from training.schedule import build_optimizer, lr_factor, make_plan, optimizer_tensors, parameter_groups, set_lr
 
-PUBLISHED = ScheduleConfig(iterations=90_000, images_per_step=16, decay=(Fraction(2, 3), Fraction(8, 9)))
-COSINE = ScheduleConfig(iterations=2100, images_per_step=8, optimizer="adamw", lr=0.002, warmup=100, policy="cosine")
+DECAY = (Fraction(2, 3), Fraction(8, 9))
+SCHEDULE = ScheduleConfig(images=1_440_000, images_per_gpu=1, decay=DECAY)
+PUBLISHED = make_plan(SCHEDULE, 16)
+COSINE = make_plan(
+    ScheduleConfig(iterations=2100, images_per_step=8, optimizer="adamw", lr=0.002, warmup=100, policy="cosine"), 1
+)
+
+
+@pytest.mark.parametrize(
+    ("processes", "lr", "iterations", "decay"),
+    [
+        (1, 0.00125, 1_440_000, (960_000, 1_280_000)),
+        (4, 0.005, 360_000, (240_000, 320_000)),
+        (8, 0.01, 180_000, (120_000, 160_000)),
+        (16, 0.02, 90_000, (60_000, 80_000)),
+    ],
+)
+def test_the_published_schedules_are_one_file(
+    processes: int, lr: float, iterations: int, decay: tuple[int, int]
+) -> None:
+    plan = make_plan(SCHEDULE, processes)
+    assert plan.lr == pytest.approx(lr, rel=1e-12)
+    assert (plan.images_per_step, plan.iterations, plan.decay_steps) == (processes, iterations, decay)
+    assert (plan.images_per_gpu, plan.passes, plan.warmup) == (1, 1, 1500)
+
+
+def test_sixteen_images_a_step_on_fewer_gpus_take_more_passes() -> None:
+    schedule = SCHEDULE.model_copy(update={"images_per_step": 16, "images_per_gpu": 2})
+    plans = [make_plan(schedule, processes) for processes in (1, 2, 4, 8)]
+    assert [plan.passes for plan in plans] == [8, 4, 2, 1]
+    assert {(plan.lr, plan.iterations, plan.images_per_gpu) for plan in plans} == {(0.02, 90_000, 2)}
+    assert make_plan(schedule.model_copy(update={"images_per_gpu": None}), 4).images_per_gpu == 4
+
+
+def test_a_resumed_run_keeps_its_global_batch() -> None:
+    plan = make_plan(SCHEDULE, 4, images_per_step=16)
+    assert (plan.images_per_step, plan.passes, plan.iterations) == (16, 4, 90_000) and plan.lr == pytest.approx(0.02)
+
+
+def test_the_last_step_may_go_beyond_the_images() -> None:
+    plan = make_plan(ScheduleConfig(images=10, images_per_step=4), 1)
+    assert plan.iterations == 3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "processes", "resumed", "message"),
+    [
+        ({"images_per_step": 6}, 4, None, r"schedule.images_per_step 6 cannot be shared .* 4 processes; .*multiple"),
+        ({"images_per_gpu": 1}, 3, 16, r"the resumed run's global batch 16 cannot be shared equally by 3 processes"),
+        ({"images_per_step": 8, "images_per_gpu": 3}, 1, None, r"images_per_gpu 3 does not divide the 8 images of one"),
+        ({"images_per_gpu": 2}, 4, 4, r"images_per_gpu 2 does not divide the 1 images .* a divisor of 1"),
+    ],
+)
+def test_batches_that_cannot_be_shared(schedule: dict, processes: int, resumed: int | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan(ScheduleConfig(iterations=1, **schedule), processes, resumed)
+
+
+def test_the_table_tells_every_number() -> None:
+    console = Console(width=100, file=io.StringIO())
+    console.print(PUBLISHED.table("coco", 118_287), COSINE.table("demo", 100))
+    printed = console.file.getvalue()
+    for text in ("16 = 16 processes x 1 images x 1 passes", "90,000", "1,440,000, 12.17 epochs of 118,287", "0.02"):
+        assert text in printed
+    for text in ("1,500 steps", "a tenth from step 60,000, 80,000", "half a cosine to 0"):
+        assert text in printed
+    assert json.loads(json.dumps(PUBLISHED.to_json()))["decay_steps"] == [60_000, 80_000]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +101,7 @@ COSINE = ScheduleConfig(iterations=2100, images_per_step=8, optimizer="adamw", l
     ],
 )
 def test_published_schedule(step: int, lr: float) -> None:
-    assert PUBLISHED.base_lr * lr_factor(step, PUBLISHED) == pytest.approx(lr, rel=1e-9)
+    assert PUBLISHED.lr * lr_factor(step, PUBLISHED) == pytest.approx(lr, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -45,8 +114,8 @@ def test_cosine(step: int, factor: float) -> None:
 @pytest.mark.parametrize("policy", ["step", "cosine"])
 def test_no_warmup_starts_at_the_full_rate_and_a_warmup_longer_than_the_run_never_reaches_it(policy: str) -> None:
     short = {"iterations": 10, "images_per_step": 1, "policy": policy}
-    assert lr_factor(0, ScheduleConfig(**short, warmup=0)) == 1.0
-    assert lr_factor(9, ScheduleConfig(**short, warmup=20)) == pytest.approx(0.1 + 0.9 * 9 / 20)
+    assert lr_factor(0, make_plan(ScheduleConfig(**short, warmup=0), 1)) == 1.0
+    assert lr_factor(9, make_plan(ScheduleConfig(**short, warmup=20), 1)) == pytest.approx(0.1 + 0.9 * 9 / 20)
 
 
 class Everything(nn.Module):
@@ -86,7 +155,7 @@ def test_every_parameter_of_the_network_is_in_exactly_one_group() -> None:
         mask_head=MaskHeadConfig(channels=8, layers=1),
     )
     model = UPSNet(config, num_stuff=2, num_things=3)
-    groups = parameter_groups(model, PUBLISHED)
+    groups = parameter_groups(model, SCHEDULE)
     grouped = [p for g in groups for p in g["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == set(model.parameters())
@@ -100,7 +169,7 @@ def test_sgd_step_by_hand() -> None:
     with torch.no_grad():
         layer.weight.fill_(2.0)
         layer.bias.fill_(3.0)
-    assert set_lr(optimizer, 0, schedule) == 0.5
+    assert set_lr(optimizer, 0, make_plan(schedule, 1)) == 0.5
     for _ in range(2):
         layer.weight.grad, layer.bias.grad = torch.ones(1, 1), torch.ones(1)
         optimizer.step()
@@ -116,9 +185,40 @@ def test_adamw_step_by_hand() -> None:
     with torch.no_grad():
         layer.weight.fill_(2.0)
         layer.bias.fill_(3.0)
-    assert set_lr(optimizer, 0, schedule) == pytest.approx(0.05)
+    assert set_lr(optimizer, 0, make_plan(schedule, 1)) == pytest.approx(0.05)
     layer.weight.grad, layer.bias.grad = torch.full((1, 1), 7.0), torch.full((1,), -7.0)
     optimizer.step()
     # the first step of Adam has the size of the learning rate, whatever the gradient's size
     assert layer.weight.item() == pytest.approx(2 - 0.05 * 0.1 * 2 - 0.05, rel=1e-6)
     assert layer.bias.item() == pytest.approx(3 + 0.05, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizers_leave_out_a_step_that_they_are_told_to(name: str) -> None:
+    """The flag is a tensor, so that nobody waits for it; the very first step may be the one."""
+    layer = nn.Linear(2, 1)
+    schedule = ScheduleConfig(iterations=9, images_per_step=1, optimizer=name, lr=0.5, warmup=0)
+    optimizer = build_optimizer(layer, schedule)
+    set_lr(optimizer, 0, make_plan(schedule, 1))
+    layer.weight.grad, layer.bias.grad = torch.full((1, 2), torch.nan), torch.ones(1)
+    before = [tensor.clone() for tensor in (layer.weight, layer.bias, *optimizer_tensors(layer, optimizer).values())]
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    after = [layer.weight, layer.bias, *optimizer_tensors(layer, optimizer).values()]
+    assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+    optimizer.found_inf = torch.tensor(0.0)
+    layer.weight.grad = torch.ones(1, 2)
+    optimizer.step()
+    assert not torch.equal(layer.weight, before[0])
+
+
+def test_optimizer_state_by_name() -> None:
+    layer = nn.Linear(2, 1)
+    layer.bias.requires_grad_(False)
+    names = {
+        "sgd": ["weight.momentum_buffer"],
+        "adamw": ["weight.exp_avg", "weight.exp_avg_sq", "weight.step"],
+    }
+    for optimizer, expected in names.items():
+        schedule = ScheduleConfig(iterations=9, images_per_step=1, optimizer=optimizer)
+        assert sorted(optimizer_tensors(layer, build_optimizer(layer, schedule))) == expected

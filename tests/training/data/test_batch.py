@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from panoptic.geometry import ResizeRule, collate, to_network
 from panoptic.images import read_photo
-from training.data.batch import IGNORE, Sample, StepSampler, collate_train, make_loader, permutation
+from training.data.batch import IGNORE, Sample, StepSampler, collate_train, make_loader, orientations, permutation
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
 
@@ -96,6 +96,53 @@ def test_sampler_properties(size: int, share: int, world: int, first: int, seed:
     ranks = [StepSampler(size, total, steps, seed, rank=rank, world=world) for rank in range(world)]
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == whole
     assert len(StepSampler(size, total, steps, seed, first_step=first)) == steps - first
+
+
+def test_passes_share_a_step_in_order() -> None:
+    whole = list(StepSampler(5, 4, 3, seed=0))
+    passes = StepSampler(5, 4, 3, seed=0, passes=2)
+    assert list(passes) == [part for batch in whole for part in (batch[:2], batch[2:])] and len(passes) == 6
+    second = StepSampler(5, 4, 3, seed=0, first_step=1, rank=1, world=2, passes=2)
+    assert list(second) == [[pair] for batch in whole[1:] for pair in batch[2:]]
+
+
+def test_groups_known_answer() -> None:
+    """The row: 3 2 1 0 4 | 4 1 2 0 3 | ...; 0 and 3 are portraits. Landscapes 2 1, portraits 3 0, then 4 4, ..."""
+    groups = orientations(np.array([[9, 5], [5, 9], [5, 5], [6, 5], [5, 6]], np.int32))
+    assert groups.tolist() == [1, 0, 0, 1, 0]
+    expected = [[(0, 2), (0, 1)], [(0, 3), (0, 0)], [(0, 4), (1, 4)], [(1, 1), (1, 2)], [(1, 0), (1, 3)]]
+    assert list(StepSampler(5, 2, 5, seed=0, groups=groups)) == expected
+    assert list(StepSampler(5, 2, 5, seed=0, groups=groups, first_step=3)) == expected[3:]
+
+
+@given(
+    groups=st.lists(st.integers(0, 2), min_size=1, max_size=20),
+    share=st.integers(1, 5),
+    world=st.integers(1, 3),
+    passes=st.integers(1, 2),
+    first=st.integers(0, 12),
+    seed=st.integers(0, 99),
+)
+def test_groups_properties(groups: list[int], share: int, world: int, passes: int, first: int, seed: int) -> None:
+    size, steps, total = len(groups), 12, share * world * passes
+    kinds = np.array(groups)
+    whole = list(StepSampler(size, total, steps, seed, groups=kinds))
+    assert all(len(batch) == total and len({groups[index] for _, index in batch}) == 1 for batch in whole)
+    for kind in set(groups):  # every group walks through its own part of every permutation, without gaps
+        members = [index for index in range(size) if groups[index] == kind]
+        row = [pair for batch in whole if groups[batch[0][1]] == kind for pair in batch]
+        for epoch in range(-(-len(row) // len(members))):
+            order = [index for index in permutation(seed, epoch, size).tolist() if index in members]
+            part = row[epoch * len(members) : (epoch + 1) * len(members)]
+            assert part == [(epoch, index) for index in order[: len(part)]]
+    seen = size + len(set(groups)) * total  # images that wait for their batch are fewer than one batch a group
+    assert all(abs(draw * size - step * total) <= seen for step, batch in enumerate(whole) for draw, _ in batch[-1:])
+    ranks = [
+        StepSampler(size, total, steps, seed, first_step=first, rank=rank, world=world, passes=passes, groups=kinds)
+        for rank in range(world)
+    ]
+    rows = [np.array(list(chain(*rank))).reshape(-1, share * passes, 2) for rank in ranks]  # by step
+    assert np.array_equal(np.concatenate(rows, axis=1), np.array(whole[first:]).reshape(-1, total, 2))
 
 
 def test_seeds_and_epochs_differ() -> None:

@@ -1,0 +1,181 @@
+"""One step: accumulated gradients, precisions, averaged weights, batch normalisation over processes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+
+from tests.training.standin import builder, free_port, metrics, settings
+from training.batch_norm import GlobalBatchNorm, synchronise
+from training.checkpoint import load
+from training.distributed import Process
+from training.loop import Run, train
+from training.step import TrainingError, average_of
+
+pytestmark = pytest.mark.usefixtures("panoptic_quality_alone")
+CPU = Process(0, 1, torch.device("cpu"))
+
+
+def final_weights(out: Path) -> dict[str, Tensor]:
+    return load(out / "last.safetensors").model
+
+
+def losses_of(shapes: Path, out: Path, **options: Any) -> list[float]:
+    """Of a run of the stand-in without noise."""
+    options = {"evaluate_every": 0, "warmup": 0} | options
+    assert train(settings(shapes, **options), out, "cpu", builder(noise=False)) == 0
+    return [line["loss"] for line in metrics(out)]
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(shapes: Path, tmp_path: Path) -> None:
+    whole = {"images_per_step": 8, "iterations": 4, "clip_norm": 0.5}
+    expected = losses_of(shapes, tmp_path / "whole", **whole)
+    assert losses_of(shapes, tmp_path / "parts", **whole, images_per_gpu=2) == pytest.approx(expected, rel=1e-6)
+    weights = final_weights(tmp_path / "parts")
+    for name, tensor in final_weights(tmp_path / "whole").items():
+        assert torch.allclose(weights[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_fewer_images_at_once_resume_a_run(shapes: Path, tmp_path: Path) -> None:
+    expected = losses_of(shapes, tmp_path / "whole", images_per_step=4, iterations=4)
+    losses_of(shapes, tmp_path / "run", images_per_step=4, iterations=2)
+    parts = losses_of(shapes, tmp_path / "run", images_per_step=4, iterations=4, images_per_gpu=1)
+    assert parts == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_learns_about_the_same(shapes: Path, tmp_path: Path, precision: str) -> None:
+    options: dict[str, Any] = {"iterations": 16, "images_per_step": 6, "lr": 0.5}
+    full = losses_of(shapes, tmp_path / "fp32", **options)
+    low = losses_of(shapes, tmp_path / "low", **options, compute={"precision": precision})
+    assert low != full and low == pytest.approx(full, rel=0.05)
+    assert low[-1] < 0.9 * low[0]
+    assert {tensor.dtype for tensor in final_weights(tmp_path / "low").values()} == {torch.float32}
+
+
+def test_fp16_leaves_out_steps_that_overflow_and_halves_its_scale(shapes: Path, tmp_path: Path) -> None:
+    """The scale survives in the checkpoint, and the resumed run is the unbroken one."""
+
+    def overflows(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        if calls in (1, 3):  # the gradient of a finite loss overflows once it is scaled
+            losses["semantic"] = losses["semantic"] + 1e35 * (model.conv.weight - model.conv.weight.detach()).sum()
+        return losses
+
+    compute = {"precision": "fp16"}
+    config = settings(shapes, iterations=4, evaluate_every=0, warmup=0, momentum=0.9, compute=compute)
+    run = Run(config, tmp_path / "a", CPU, None, builder(noise=False, accident=overflows))
+    start = run.model.conv.weight.detach().clone()
+    assert run.loop() == 0
+    norms = [line["grad_norm"] for line in metrics(tmp_path / "a")]
+    assert [norm is None for norm in norms] == [True, False, True, False]
+    assert load(tmp_path / "a" / "last.safetensors").scaler["scale"] == 65536 / 4
+    assert all(torch.isfinite(tensor).all() for tensor in load(tmp_path / "a" / "last.safetensors").optimizer.values())
+    assert not torch.equal(run.model.conv.weight, start)
+
+
+@pytest.mark.parametrize(("fault", "step"), [("gradient", 17), ("large", 1), ("loss", 1)])
+def test_fp16_stops_where_a_smaller_scale_cannot_help(shapes: Path, tmp_path: Path, fault: str, step: int) -> None:
+    """A gradient that is not finite at any scale down to 1; finite ones whose norm is not; a loss."""
+
+    def accident(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        weight = model.conv.weight
+        extra = {
+            "gradient": (weight * 0).sqrt().sum(),
+            "large": 1e25 * (weight - weight.detach()).sum(),
+            "loss": math.inf * weight.detach().square().sum(),
+        }
+        return losses | {"semantic": losses["semantic"] + extra[fault]}
+
+    config = settings(shapes, iterations=40, evaluate_every=0, compute={"precision": "fp16"})
+    with pytest.raises(TrainingError, match=rf"^step {step}: not finite"):
+        train(config, tmp_path, "cpu", builder(accident=accident))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_channels_last_changes_no_result(shapes: Path, tmp_path: Path, optimizer: str) -> None:
+    """Also when the optimizer's state, strided as the weights are, has been through a checkpoint."""
+    options: dict[str, Any] = {"optimizer": optimizer, "lr": 0.01}
+    expected = losses_of(shapes, tmp_path / "plain", iterations=6, **options)
+    last = options | {"compute": {"channels_last": True}}
+    losses_of(shapes, tmp_path / "last", iterations=3, **last)
+    assert losses_of(shapes, tmp_path / "last", iterations=6, **last) == pytest.approx(expected, rel=1e-4)
+
+
+def test_compiled_parts_compute_the_same(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and run without the code generator, which takes minutes for C++."""
+    compiled_parts: list[nn.Module] = []
+
+    def trace(part: nn.Module) -> None:
+        compiled_parts.append(part)
+        part._compiled_call_impl = torch.compile(part._call_impl, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    expected = losses_of(shapes, tmp_path / "plain", iterations=2)
+    compiled = losses_of(shapes, tmp_path / "compiled", iterations=2, compute={"compile": True})
+    assert compiled == pytest.approx(expected, rel=1e-5) and [type(part) for part in compiled_parts] == [nn.Conv2d]
+
+
+def test_average_by_hand() -> None:
+    """The decay of update t is 1 - t^-.75, at most .5: 0, 1 - 2^-.75 = .4054, then .5."""
+    model = nn.BatchNorm1d(1)
+    average = average_of(model, 0.5)
+    expected = None
+    for update, value in enumerate([8.0, 4.0, 2.0], 1):
+        with torch.no_grad():
+            model.weight.fill_(value)
+            model.running_mean.fill_(value)
+        average.update(model, update)
+        decay = min(0.5, 1 - update**-0.75)
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-6)
+        assert average.module.running_mean.item() == value  # statistics are not averaged again
+    assert expected == pytest.approx(0.5 * (0.4054 * 8 + 0.5946 * 4) + 0.5 * 2, rel=1e-4)
+
+
+@pytest.fixture
+def alone_in_gloo() -> Any:
+    """A group of one process: sums over it are the process's own."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_global_batch_norm_is_batch_norm(alone_in_gloo: None) -> None:
+    """In one process: outputs, running statistics and all gradients; with timm's built-in activation too."""
+    torch.manual_seed(0)
+    for build in (nn.BatchNorm2d, BatchNormAct2d):
+        plain, holder = build(3), nn.Sequential(build(3))
+        holder[0].load_state_dict(plain.state_dict())
+        names = list(holder.state_dict())
+        synchronise(holder, Process(0, 2, torch.device("cpu")))
+        assert isinstance(holder[0], GlobalBatchNorm) and list(holder.state_dict()) == names
+        x = (5 + torch.randn(4, 3, 6, 5))
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        for _ in range(2):
+            out, expected = holder(ours), plain(theirs)
+            assert torch.allclose(out, expected, atol=1e-6)
+        weight = torch.randn_like(out)
+        (out * weight).sum().backward()
+        (expected * weight).sum().backward()
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+        assert torch.allclose(holder[0].weight.grad, plain.weight.grad, atol=1e-5)
+        for name, buffer in plain.named_buffers():
+            assert torch.allclose(holder[0].state_dict()[name], buffer, rtol=1e-6)
+        holder.eval(), plain.eval()
+        assert torch.allclose(holder(x), plain(x), atol=1e-5)
+
+
+def test_frozen_batch_norm_stays_frozen(alone_in_gloo: None) -> None:
+    holder = nn.Sequential(nn.BatchNorm2d(3))
+    holder[0].requires_grad_(False).eval()
+    synchronise(holder, Process(0, 2, torch.device("cpu")))
+    assert not holder[0].training and not holder[0].weight.requires_grad
+    holder(torch.randn(2, 3, 4, 4))
+    assert holder[0].num_batches_tracked == 0
