@@ -197,7 +197,7 @@ def scaling_table(rows: list[dict[str, Any]]) -> Table:
 def main(
     images: Annotated[int, typer.Option(min=1, help="Different images of each kind.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each image is scored.")] = 10,
-    scaling_images: Annotated[int, typer.Option(min=1, help="Images of the evaluation over processes.")] = 600,
+    scaling_images: Annotated[int, typer.Option(min=1, help="Images of the evaluation over processes.")] = 1500,
     processes: Annotated[list[int], typer.Option(min=1, help="Numbers of processes.")] = [1, 2],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
 ) -> None:
