@@ -9,6 +9,9 @@ from panoptic.cli import BAD_INPUT, run
 
 COMMANDS = {
     "shapes": ("training.data.shapes", "Make the synthetic panoptic data set `shapes`."),
+    "data check": ("training.data.check", "Look for faults in a data set in COCO panoptic format."),
+    "data coco": ("training.data.coco", "Unpack and check an official COCO download."),
+    "data cityscapes": ("training.data.cityscapes", "Make the panoptic ground truth of a Cityscapes download."),
     "train": ("training.train", "Train a network from a configuration; resumes where it stopped."),
     "init": ("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": ("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
@@ -24,22 +27,26 @@ COMMANDS = {
 SUMMARY = "Panoptic segmentation from training to production: train, export, serve, and prove that PQ stays the same."
 
 
-def usage() -> str:
-    """The overview; `upsnet COMMAND --help` tells the rest. No command is imported for it."""
-    width = max(map(len, COMMANDS))
-    rows = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(
-        ["Usage: upsnet COMMAND [OPTIONS]", "", SUMMARY, "", "Commands (each has --help):", *rows]
-    )
+def usage(group: str = "") -> str:
+    """The overview, of all commands or of those that begin with `group`; `upsnet COMMAND --help` tells the rest.
+
+    No command is imported for it.
+    """
+    chosen = {name: text for name, (_, text) in COMMANDS.items() if name.startswith(group)}
+    width = max(map(len, chosen))
+    rows = [f"  {name:<{width}}  {text}" for name, text in chosen.items()]
+    return "\n".join(["Usage: upsnet COMMAND [OPTIONS]", "", SUMMARY, "", "Commands (each has --help):", *rows])
 
 
 def main() -> None:
-    """Runs the `main` of the command's module, a function with typer's annotations."""
+    """Runs the `main` of the command's module, a function with typer's annotations. Names are one word or two."""
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        sys.exit(0 if arguments else BAD_INPUT)
-    name, *rest = arguments
+    group = f"{arguments[0]} " if arguments else ""
+    words = 2 if group and any(name.startswith(group) for name in COMMANDS) else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    if len(arguments) < words or arguments[words - 1] in ("-h", "--help"):
+        print(usage(group if words == 2 else ""))
+        sys.exit(0 if len(arguments) >= words else BAD_INPUT)
     if name not in COMMANDS:
         print(f"error: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(BAD_INPUT)

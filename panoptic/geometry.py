@@ -99,7 +99,9 @@ def to_original(array: np.ndarray, size: tuple[int, int], original: tuple[int, i
     if tuple(size) == tuple(original):
         return array[: size[0], : size[1]].copy()
     rows, columns = (_source_index(size[axis], original[axis]) for axis in (0, 1))
-    return array[rows[:, None], columns]
+    if len(rows) < size[0]:
+        return array.take(rows, axis=0).take(columns, axis=1)
+    return array.take(columns, axis=1).take(rows, axis=0)
 
 
 def _source_index(size: int, original: int) -> np.ndarray:

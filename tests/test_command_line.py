@@ -46,6 +46,17 @@ def test_unknown_command_and_no_command() -> None:
     assert upsnet_process().returncode == 2
 
 
+def test_commands_of_two_words(shared_data: Path) -> None:
+    for arguments in (["data"], ["data", "--help"]):
+        group = upsnet_process(*arguments)
+        assert group.returncode == (0 if "--help" in arguments else 2)
+        assert "  data check " in group.stdout and "  train " not in group.stdout
+    wrong = upsnet_process("data", "chek")
+    assert wrong.returncode == 2 and "no command 'data chek'" in wrong.stderr and wrong.stderr.count("\n") == 1
+    checked = upsnet_process("data", "check", str(shared_data / "coco_sample"), "--workers", "2")
+    assert checked.returncode == 0 and "4 images" in checked.stdout and "0 errors, 0 warnings" in checked.stdout
+
+
 def test_init_writes_a_checkpoint_that_loads(project_root: Path, tmp_path: Path) -> None:
     table = [{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
     (tmp_path / "categories.json").write_text(json.dumps(table))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 
 if TYPE_CHECKING:
@@ -59,15 +58,18 @@ def collate_train(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     """Pad to the largest height and width among the samples, up to multiples of `divisor`."""
     height, width = (-(-max(s["size"][axis] for s in samples) // divisor) * divisor for axis in (0, 1))
 
-    def pad(tensor: Tensor, value: int = 0) -> Tensor:
-        return F.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]), value=value)
+    def pad(tensors: list[Tensor], value: int = 0) -> Tensor:
+        padded = tensors[0].new_full((len(tensors), height, width, *tensors[0].shape[2:]), value)
+        for row, tensor in zip(padded, tensors, strict=True):
+            row[: tensor.shape[0], : tensor.shape[1]] = tensor
+        return padded
 
     return Batch(
-        images=torch.stack([pad(s["image"]) for s in samples]).permute(0, 2, 3, 1).contiguous(),
+        images=pad([s["image"].permute(1, 2, 0) for s in samples]),
         sizes=torch.tensor([s["size"] for s in samples], dtype=torch.int32),
         scales=torch.tensor([s["scale"] for s in samples], dtype=torch.float32),
-        semantic=torch.stack([pad(s["semantic"], IGNORE) for s in samples]),
-        instances=torch.stack([pad(s["instances"]) for s in samples]),
+        semantic=pad([s["semantic"] for s in samples], IGNORE),
+        instances=pad([s["instances"] for s in samples]),
         boxes=[s["boxes"] for s in samples],
         labels=[s["labels"] for s in samples],
         seeds=torch.tensor([s["seed"] for s in samples], dtype=torch.int64),

@@ -14,8 +14,11 @@ from panoptic.coco_format import read_panoptic_png
 from panoptic.dataset import PanopticFolder, Record
 from panoptic.errors import InputError
 from panoptic.geometry import ResizeRule, to_network, to_original
+from panoptic.runs import Runs, find_runs, measure_runs, paint
 from training.data.batch import IGNORE, Sample
 from training.data.transforms import Augment
+
+MOST_SEGMENTS = (1 << 15) - 1  # of an image: instances are int16
 
 
 class GroundTruth(NamedTuple):
@@ -49,9 +52,7 @@ class PanopticDataset(Dataset[Sample]):
         self.folder = PanopticFolder(Path(json_file), Path(segments), Path(images))
         self.categories = self.folder.categories
         self.rule, self.augment, self.seed = rule, augment, seed
-        for record in self.folder.records:
-            self._check(record)
-        self.records = sorted(self.folder.records, key=lambda record: record.image_id)
+        self.records = self.folder.records.by_image_id()
         if len(self.categories) > IGNORE:
             raise InputError(f"{json_file}: {len(self.categories)} categories; the most is {IGNORE}")
         if augment and any(side > rule.max_side for side in augment.short_sides):
@@ -59,7 +60,12 @@ class PanopticDataset(Dataset[Sample]):
 
     @property
     def image_ids(self) -> list[int]:
-        return [record.image_id for record in self.records]
+        return self.records.image_ids.tolist()
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int32 N x 2: height and width of every photo as the JSON has them, 0 and 0 where it does not tell."""
+        return self.records.sizes
 
     def __len__(self) -> int:
         return len(self.records)
@@ -68,14 +74,15 @@ class PanopticDataset(Dataset[Sample]):
         """The truth of sample `index`, checked against the JSON; the photo is not read."""
         record = self.records[index]
         ids = read_panoptic_png(record.png)
-        self._segment_rows(record, ids)
+        self._segment_rows(record, find_runs(ids))
         return GroundTruth(ids, record.segments, record.file_name, record.image_id, record.photo)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         draw, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         photo, ids = self.folder.read(record)
-        rows = self._segment_rows(record, ids)
+        runs = find_runs(ids)
+        rows = paint(runs, self._segment_rows(record, runs))
         draws = np.random.default_rng([self.seed, draw, index % len(self)])
         rule, zoomed = self.augment.draw_rules(self.rule, draws) if self.augment else (self.rule, self.rule)
         net = to_network(photo, zoomed)
@@ -92,64 +99,46 @@ class PanopticDataset(Dataset[Sample]):
 
     def _sample(self, record: Record, image: Tensor, segments: Tensor, scale: float, seed: int) -> Sample:
         """`segments`: h x w, 0 for void, else 1 + row in record.segments."""
-        category = [self.categories.index_of_id(s["category_id"]) for s in record.segments]
-        crowd = [bool(s.get("iscrowd", 0)) for s in record.segments]
-        semantic = torch.tensor(
-            [IGNORE, *(IGNORE if c else k for k, c in zip(category, crowd, strict=True))], dtype=torch.uint8
-        )
-        things = [i for i, k in enumerate(category) if k >= self.categories.num_stuff and not crowd[i]]
-        masks = segments == (torch.tensor(things, dtype=segments.dtype) + 1)[:, None, None]
-        seen = masks.flatten(1).any(1)
-        masks = masks[seen]
-        labels = torch.tensor([category[i] - self.categories.num_stuff for i in things], dtype=torch.int64)[seen]
-        number = torch.zeros(1 + len(category), dtype=torch.int16)
-        number[torch.tensor(things, dtype=torch.int64)[seen] + 1] = torch.arange(1, 1 + len(labels), dtype=torch.int16)
+        runs = find_runs(segments.numpy())
+        measured = measure_runs(runs)
+        semantic = np.full(1 + len(record.segments), IGNORE, np.uint8)
+        number = np.zeros(len(semantic), np.int16)
+        labels, boxes = [], []
+        for row, box in zip(measured.ids.tolist(), measured.boxes, strict=True):
+            if row == 0 or record.segments[row - 1].get("iscrowd", 0):
+                continue
+            semantic[row] = category = self.categories.index_of_id(record.segments[row - 1]["category_id"])
+            if category >= self.categories.num_stuff:
+                labels.append(category - self.categories.num_stuff)
+                boxes.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
+                number[row] = len(boxes)
         return Sample(
             image=image,
-            semantic=semantic[segments],
-            instances=number[segments],
-            boxes=tight_boxes(masks),
-            labels=labels,
+            semantic=torch.from_numpy(paint(runs, semantic[runs.values])),
+            instances=torch.from_numpy(paint(runs, number[runs.values])),
+            boxes=torch.tensor(np.array(boxes), dtype=torch.float32).reshape(-1, 4),
+            labels=torch.tensor(labels, dtype=torch.int64),
             image_id=record.image_id,
-            size=(int(segments.shape[0]), int(segments.shape[1])),
+            size=runs.shape,
             scale=scale,
             seed=seed,
         )
 
-    def _check(self, record: Record) -> None:
-        """InputError unless the image's segments have ids of their own."""
-        where = f"{self.folder.gt_json}: image {record.image_id}"
-        seen: set[int] = set()
-        for segment in record.segments:
-            number = segment.get("id")
-            if not isinstance(number, int) or number < 1:
-                raise InputError(f"{where}: every segment needs an id, an integer from 1 up, not {number!r}")
-            if number in seen:
-                raise InputError(f"{where}: segment {number} is listed twice")
-            seen.add(number)
-
-    def _segment_rows(self, record: Record, ids: np.ndarray) -> np.ndarray:
-        """ids -> int64 H x W, 0 for void, else 1 + row in record.segments. InputError where PNG and JSON differ."""
+    def _segment_rows(self, record: Record, runs: Runs) -> np.ndarray:
+        """int16, for each run of the PNG: 0 for void, else 1 + row in record.segments. InputError where PNG and JSON
+        differ."""
+        where = f"{record.png}: image {record.image_id}"
+        if len(record.segments) > MOST_SEGMENTS:
+            raise InputError(f"{where}: {len(record.segments)} segments; the most is {MOST_SEGMENTS}")
         listed = np.array([0, *(segment["id"] for segment in record.segments)], dtype=np.int64)
         order = np.argsort(listed)
-        place = np.searchsorted(listed, ids, sorter=order).clip(max=len(listed) - 1)
-        rows = order[place]
-        unknown = listed[rows] != ids
-        where = f"{record.png}: image {record.image_id}"
+        rows = order[np.searchsorted(listed, runs.values, sorter=order).clip(max=len(listed) - 1)]
+        unknown = listed[rows] != runs.values
         if unknown.any():
-            raise InputError(f"{where}: segment {ids[unknown][0]} is in the PNG but not in {self.folder.gt_json}")
-        pixels = np.bincount(rows.ravel(), minlength=len(listed))[1:]
-        if not pixels.all():
-            missing = record.segments[int(np.argmin(pixels))]["id"]
+            number = runs.values[unknown][0]
+            raise InputError(f"{where}: segment {number} is in the PNG but not in {self.folder.gt_json}")
+        seen = np.bincount(rows, minlength=len(listed))[1:]
+        if not seen.all():
+            missing = record.segments[int(np.argmin(seen))]["id"]
             raise InputError(f"{where}: segment {missing} is in {self.folder.gt_json} but not in the PNG")
-        return rows
-
-
-def tight_boxes(masks: Tensor) -> Tensor:
-    """bool N x H x W, none empty -> float32 N x 4: x1, y1, x2, y2 of the set pixels, x2 and y2 exclusive."""
-    edges = []
-    for filled in (masks.any(1), masks.any(2)):  # columns, rows
-        first = filled.int().argmax(1)
-        edges.append((first, filled.shape[1] - filled.flip(1).int().argmax(1)))
-    (x1, x2), (y1, y2) = edges
-    return torch.stack([x1, y1, x2, y2], dim=1).float()
+        return rows.astype(np.int16)

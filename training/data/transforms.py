@@ -50,9 +50,10 @@ class Augment:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut out, flip, change colours. photo: uint8 H x W x 3; segments: integer H x W; window: most height, width.
 
-        Returns the photo as uint8 3 x h x w and the segments as h x w. The number of draws is always the same.
+        Returns the photo as uint8 3 x h x w, its channels innermost in memory, and the segments as h x w; both may be
+        views of what was given. The number of draws is always the same.
         """
-        image = tv_tensors.Image(torch.from_numpy(photo.copy()).permute(2, 0, 1))
+        image = tv_tensors.Image(torch.from_numpy(photo).permute(2, 0, 1))
         mask = tv_tensors.Mask(torch.from_numpy(segments))
         height, width = (min(most, side) for most, side in zip(window, segments.shape, strict=True))
         top, left = draws.integers(0, segments.shape[0] - height + 1), draws.integers(0, segments.shape[1] - width + 1)
@@ -64,7 +65,7 @@ class Augment:
         if self.color:
             image = F.adjust_contrast(F.adjust_brightness(image, brightness), contrast)
             image = F.adjust_hue(F.adjust_saturation(image, saturation), hue)
-        return image.as_subclass(torch.Tensor).contiguous(), mask.as_subclass(torch.Tensor).contiguous()
+        return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
 
 
 def resized(rule: ResizeRule, short_side: int, max_side: int) -> ResizeRule:

@@ -37,7 +37,7 @@ IDS = np.array(
 )
 SEGMENTS = [
     {"id": 70000, "category_id": 9, "area": 4, "bbox": [3, 2, 2, 2], "iscrowd": 0},
-    {"id": 7, "category_id": 5, "area": 19, "bbox": [0, 0, 7, 4], "iscrowd": 0},
+    {"id": 7, "category_id": 5, "area": 18, "bbox": [0, 0, 7, 4], "iscrowd": 0},
     {"id": 300, "category_id": 3, "area": 5, "bbox": [1, 1, 2, 3], "iscrowd": 0},
     {"id": 16777215, "category_id": 3, "area": 4, "bbox": [6, 3, 2, 2], "iscrowd": 1},
     {"id": 8, "category_id": 70, "area": 14, "bbox": [0, 4, 8, 2], "iscrowd": 0},

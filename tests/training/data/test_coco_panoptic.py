@@ -13,7 +13,7 @@ import torch
 from panoptic.errors import InputError
 from panoptic.geometry import ResizeRule, to_network
 from panoptic.images import read_photo, write_png
-from training.data.coco_panoptic import PanopticDataset, tight_boxes
+from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
 
 HandMade = Callable[..., dict[str, Path]]
@@ -107,10 +107,6 @@ def test_masks_boxes_labels_and_semantics_agree(shapes_folder: Path) -> None:
             assert mask[y1].any() and mask[y2 - 1].any() and mask[:, x1].any() and mask[:, x2 - 1].any()
         things = (sample["semantic"] >= stuff) & (sample["semantic"] != 255)
         assert torch.equal(sample["instances"] > 0, things)
-
-
-def test_tight_boxes_of_no_masks() -> None:
-    assert tight_boxes(torch.zeros(0, 5, 7, dtype=torch.bool)).shape == (0, 4)
 
 
 def test_order_is_that_of_the_image_ids(hand_made: HandMade, content: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def test_flip_equivariance(shapes_folder: Path, index: int) -> None:
     plain = open_shapes(shapes_folder, Augment(flip=0.0))[index]
     flipped = open_shapes(shapes_folder, Augment(flip=1.0))[index]
     width = plain["size"][1]
-    for key in ("image", "semantic", "masks"):
+    for key in ("image", "semantic", "instances"):
         assert torch.equal(flipped[key], plain[key].flip(-1))  # type: ignore[literal-required]
     x1, y1, x2, y2 = plain["boxes"].unbind(1)
     assert torch.equal(flipped["boxes"], torch.stack([width - x2, y1, width - x1, y2], 1))

@@ -1,0 +1,51 @@
+"""A map of ids as horizontal runs: what is asked of every pixel costs one step a run, and images have few of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Runs(NamedTuple):
+    """Stretches of equal value in an H x W map, row by row; none goes over the end of its row."""
+
+    values: np.ndarray  # N, of the map's type
+    starts: np.ndarray  # int64 N: index of the first pixel in the flattened map
+    lengths: np.ndarray  # int64 N
+    shape: tuple[int, int]  # H, W
+
+
+class Measured(NamedTuple):
+    """The ids of a map in rising order, with their pixel counts and tight boxes."""
+
+    ids: np.ndarray  # n, of the map's type
+    areas: np.ndarray  # int64 n
+    boxes: np.ndarray  # int64 n x 4: x, y, width, height
+
+
+def find_runs(ids: np.ndarray) -> Runs:
+    """Cut an H x W map, not empty, into its runs."""
+    height, width = ids.shape
+    flat = ids.ravel()
+    begins = np.empty(flat.size, bool)
+    np.not_equal(flat[1:], flat[:-1], out=begins[1:])
+    begins[::width] = True
+    starts = np.flatnonzero(begins)
+    return Runs(flat[starts], starts, np.diff(starts, append=flat.size), (height, width))
+
+
+def paint(runs: Runs, values: np.ndarray) -> np.ndarray:
+    """The H x W map that has values[i] in run i, of their type."""
+    return np.repeat(values, runs.lengths).reshape(runs.shape)
+
+
+def measure_runs(runs: Runs) -> Measured:
+    """Area and box of every value, without a mask for each."""
+    order = np.argsort(runs.values, kind="stable")
+    values, lengths = runs.values[order], runs.lengths[order]
+    y, x = np.divmod(runs.starts[order], runs.shape[1])
+    first = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
+    x1, x2 = np.minimum.reduceat(x, first), np.maximum.reduceat(x + lengths, first)
+    y1, y2 = np.minimum.reduceat(y, first), np.maximum.reduceat(y, first) + 1
+    return Measured(values[first], np.add.reduceat(lengths, first), np.stack([x1, y1, x2 - x1, y2 - y1], axis=1))
