@@ -70,7 +70,7 @@ $(RUN)/.trained: $(CONFIG) $(DATA) | $(READY)
 onnx: $(RUN)/model.onnx ## export RUN's checkpoint to one ONNX file
 
 $(RUN)/model.onnx: $(RUN)/.trained
-	$(UPSNET) export --checkpoint $(RUN)/last.pt --out $@
+	$(UPSNET) export --checkpoint $(RUN)/last.safetensors --out $@
 
 engine: $(RUN)/engine/engine.json ## build the engine of this machine from RUN's ONNX file
 
@@ -117,7 +117,7 @@ COCO_DATA := $(foreach split,train val,\
 
 overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; PQ there must reach 50 in every runtime
 	$(UPSNET) train --config training/configs/coco_sample.yaml --out $(OVERFIT) $(COCO_DATA)
-	$(UPSNET) export --checkpoint $(OVERFIT)/last.pt
+	$(UPSNET) export --checkpoint $(OVERFIT)/last.safetensors
 	$(UPSNET) engine --model $(OVERFIT)/model.onnx
 	$(BIN)/python eval/parity.py --run $(OVERFIT) --min-pq 0.5
 

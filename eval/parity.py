@@ -229,11 +229,11 @@ def order(runtimes: Sequence[str], reference: str) -> list[str]:
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="The run: last.pt, model.onnx, config.yaml.")] = Path("runs/demo"),
+    run: Annotated[Path, typer.Option(help="The run: last.safetensors, model.onnx, config.yaml.")] = Path("runs/demo"),
     runtimes: Annotated[list[str], typer.Option(help="One or more of pytorch onnxruntime triton.")] = list(RUNTIMES),  # noqa: B006
     reference: Annotated[str, typer.Option(help="The runtime that the others are held against.")] = "pytorch",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="What model.onnx was exported from (default: last.pt).")
+        Path | None, typer.Option(help="What model.onnx was exported from (default: last.safetensors).")
     ] = None,
     gt_json: Annotated[
         Path | None, typer.Option(help="COCO panoptic JSON (default: the run's validation set).")

@@ -81,7 +81,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the results; it may exist.")],
     runtime: Annotated[str, typer.Option(help="pytorch, onnxruntime or triton.")] = "onnxruntime",
     run: Annotated[Path, typer.Option(help="The run whose model is used.")] = Path("runs/demo"),
-    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: another checkpoint than the run's last.pt.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: instead of the run's last.safetensors.")] = None,
     model: Annotated[Path | None, typer.Option(help="onnxruntime: another model than the run's model.onnx.")] = None,
     url: Annotated[
         str | None, typer.Option(help="triton: host:port of the server's gRPC (default: 127.0.0.1:8001).")

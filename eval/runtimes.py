@@ -13,7 +13,7 @@ from panoptic.files import write_text
 from panoptic.predictor import Predictor
 
 SERVER = "127.0.0.1:8001"
-CHECKPOINT = "last.pt"  # what `make onnx` exports
+CHECKPOINT = "last.safetensors"  # what `make onnx` exports
 RUNTIMES = ("pytorch", "onnxruntime", "triton")
 
 
@@ -93,7 +93,7 @@ def open_run(
 ) -> Iterator[list[Predictor]]:
     """The runtimes of a run's folder, in the order given, closed at the end.
 
-    `checkpoint`: what its model.onnx was exported from (default: last.pt). Triton without a `url`: a real server is
+    `checkpoint`: what its model.onnx was exported from (default: last.safetensors). Triton without `url`: a real server is
     started on a private copy of the run's engine, with as many threads, and stopped at the end.
     """
     if not run.is_dir():

@@ -94,7 +94,7 @@ def _cast_bytes(graph: onnx.GraphProto) -> None:
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Option(help="A training checkpoint, as runs/NAME/last.pt.")],
+    checkpoint: Annotated[Path, typer.Option(help="A training checkpoint, as runs/NAME/last.safetensors.")],
     out: Annotated[Path | None, typer.Option(help="The ONNX file; default: model.onnx beside the checkpoint.")] = None,
     precision: Annotated[Precision, typer.Option(help="Of features and convolution weights.")] = "fp32",
 ) -> None:

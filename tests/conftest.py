@@ -75,7 +75,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(ROOT / "training/configs/demo.yaml", tuple(overrides))
     run = folder / "run"
     assert train(config, run, "cpu") == 0
-    export_onnx(run / "last.pt", run / "model.onnx")
+    export_onnx(run / "last.safetensors", run / "model.onnx")
     build_engine(run / "model.onnx", run / "engine")
     return run
 

@@ -60,11 +60,11 @@ def test_commands_of_two_words(shared_data: Path) -> None:
 def test_init_writes_a_checkpoint_that_loads(project_root: Path, tmp_path: Path) -> None:
     table = [{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
     (tmp_path / "categories.json").write_text(json.dumps(table))
-    arguments = ["--config", str(project_root / "training/configs/demo.yaml"), "--out", str(tmp_path / "last.pt")]
+    arguments = ["--config", str(project_root / "training/configs/demo.yaml"), "--out", str(tmp_path / "last.safetensors")]
     app = make_app(training.init.main)
     result = CliRunner().invoke(app, [*arguments, "--categories", str(tmp_path / "categories.json")])
     assert result.exit_code == 0, result.output
-    model, _, categories, step = load_model(tmp_path / "last.pt")
+    model, _, categories, step = load_model(tmp_path / "last.safetensors")
     assert (model.num_stuff, model.num_things, step) == (1, 1, 0) and categories.names == ["sky", "cat"]
 
     (tmp_path / "categories.json").write_text("{}")

@@ -1,15 +1,23 @@
-"""Checkpoints: one file of plain tensors and values that carries everything needed to resume or to export."""
+"""Checkpoints: one safetensors file that carries everything needed to resume or to export.
+
+Tensors: `model.*`, the weights' average `ema.*`, and `optimizer.<parameter>.<what>`; everything else is text in the
+metadata, with a SHA-256 over all of it, because the format itself would not notice a flipped bit. Nothing is unpickled.
+"""
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import json
+import os
 import platform
-import zipfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from panoptic.categories import Categories
@@ -19,23 +27,33 @@ from training.config import Config, differing_keys, parse_config
 from training.model.upsnet import UPSNet
 
 FORMAT = "upsnet-trt checkpoint"
-FORMAT_VERSION = 1
-RETRAIN = "give the path of a whole checkpoint (runs/<name>/last.pt or best.pt), or train again"
-
-# What torch.load raises for an archive that is whole but is not a checkpoint of plain values.
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError)
+FORMAT_VERSION = 2
+TENSORS = ("model", "ema", "optimizer")  # fields of Checkpoint; a tensor's name begins with one of them
+VALUES = ("step", "best_pq", "versions", "images_per_step", "evaluated", "scaler", "image_ids")  # JSON as they are
+RETRAIN = "give the path of a whole checkpoint (runs/<name>/last.safetensors or best.safetensors), or train again"
 
 
 class Checkpoint(NamedTuple):
-    """The state after `step` updates. `best_pq` is None until the first evaluation."""
+    """The state after `step` updates. `best_pq` is None until the first evaluation; `optimizer` is {} in a file that
+    holds weights alone; `evaluated`: whether an evaluation that was due at this step has been done."""
 
     config: Config
     categories: Categories
     step: int
     best_pq: float | None
     model: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Tensor]  # <parameter's name>.<exp_avg, momentum_buffer ...>
     versions: dict[str, str]
+    ema: dict[str, Tensor] = {}  # noqa: RUF012 (never changed)
+    images_per_step: int = 0  # the run's global batch; 0: not of a run
+    evaluated: bool = True
+    scaler: dict[str, float] = {}  # noqa: RUF012 (state of fp16's loss scaling)
+    image_ids: str = ""  # digest of the training images' ids
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What to predict with: the average where there is one."""
+        return self.ema or self.model
 
 
 def versions() -> dict[str, str]:
@@ -46,60 +64,62 @@ def versions() -> dict[str, str]:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint under a temporary name, then move it into place: the old one is whole until then."""
-    content = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+    """Write the checkpoint under a temporary name, then move it into place: the old one is whole until then.
+
+    It is on the disk, not in a cache, when this returns. Tensors on the CPU are written from where they lie.
+    """
+    tensors = {
+        f"{section}.{name}": tensor.detach().cpu().contiguous()
+        for section in TENSORS
+        for name, tensor in getattr(checkpoint, section).items()
+    }
+    values = {
         "config": checkpoint.config.model_dump(mode="json"),
         "categories": checkpoint.categories.to_coco(),
-        "step": checkpoint.step,
-        "best_pq": checkpoint.best_pq,
-        "model": checkpoint.model,
-        "optimizer": checkpoint.optimizer,
-        "versions": checkpoint.versions,
+        **{name: getattr(checkpoint, name) for name in VALUES},
     }
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
+    metadata |= {name: json.dumps(value, allow_nan=False) for name, value in values.items()}
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        save_file(tensors, temporary, metadata | {"sha256": digest(tensors, metadata)})
+        _flush(temporary)
+    _flush(Path(path).parent)
 
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU. InputError: missing, truncated or corrupt, not ours, of another format version.
 
-    Nothing but tensors and plain values is unpickled. Every byte is checked against the archive's CRCs first, because
-    torch does not, and weights with a flipped bit would otherwise be taken for good ones.
+    Every byte is checked against the SHA-256, or weights with a flipped bit would be taken for good ones.
     """
     path = Path(path)
-    _check_archive(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE:
-        raise InputError(f"{path}: not a checkpoint of this project; {RETRAIN}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    tensors, metadata = _read(path)
+    if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of this project; {RETRAIN}")
-    if content.get("format_version") != FORMAT_VERSION:
+    if metadata.get("format_version") != str(FORMAT_VERSION):
         raise InputError(
-            f"{path}: checkpoint format {content.get('format_version')}, this version reads {FORMAT_VERSION}; "
+            f"{path}: checkpoint format {metadata.get('format_version')}, this version reads {FORMAT_VERSION}; "
             "use the version of upsnet-trt that wrote it, or train again"
         )
-    missing = [field for field in Checkpoint._fields if field not in content]
+    if metadata.pop("sha256", None) != digest(tensors, metadata):
+        raise InputError(f"{path}: truncated or corrupt (its SHA-256 is another); {RETRAIN}")
+    missing = [name for name in ("config", "categories", *VALUES) if name not in metadata]
     if missing:
         raise InputError(f"{path}: checkpoint without {', '.join(missing)}; {RETRAIN}")
+    values = {name: json.loads(metadata[name]) for name in ("config", "categories", *VALUES)}
     return Checkpoint(
-        config=parse_config(content["config"], f"{path} (its configuration)"),
-        categories=Categories.from_coco(content["categories"]),
-        step=content["step"],
-        best_pq=content["best_pq"],
-        model=content["model"],
-        optimizer=content["optimizer"],
-        versions=content["versions"],
+        config=parse_config(values.pop("config"), f"{path} (its configuration)"),
+        categories=Categories.from_coco(values.pop("categories")),
+        **{section: within(section, tensors) for section in TENSORS},
+        **values,
     )
 
 
 def load_model(path: Path, config: Config | None = None) -> tuple[UPSNet, Config, Categories, int]:
     """The network of a checkpoint in eval mode, its configuration, its categories and its step.
 
-    InputError, besides `load`'s: the model section of `config` is not the checkpoint's (every differing key is named);
-    the weights are not those of the configured network (every missing, unexpected and mis-shaped key is named).
+    The weights are the averaged ones where the run averaged them. InputError, besides `load`'s: the model section of
+    `config` is not the checkpoint's (every differing key is named); the weights are not those of the configured network
+    (every missing, unexpected and mis-shaped key is named).
     """
     checkpoint = load(path)
     differing = differing_keys(checkpoint.config.model, config.model) if config else {}
@@ -110,36 +130,72 @@ def load_model(path: Path, config: Config | None = None) -> tuple[UPSNet, Config
             "use the configuration it was trained with (config.yaml beside it), or train again"
         )
     model = UPSNet(checkpoint.config.model, checkpoint.categories.num_stuff, checkpoint.categories.num_things)
-    load_weights(model, checkpoint.model, path)
+    load_weights(model, checkpoint.weights, path)
     return model.eval(), checkpoint.config, checkpoint.categories, checkpoint.step
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Strict: one InputError lists every missing, unexpected and mis-shaped key of the file at `path`."""
-    own = model.state_dict()
-    problems = [f"missing {key}" for key in own if key not in weights]
-    problems += [f"unexpected {key}" for key in weights if key not in own]
+    copy_tensors(model.state_dict(), weights, f"{path}: its weights do not fit the network")
+
+
+def copy_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], complaint: str) -> None:
+    """Copy `saved` into the tensors `own` of the same names, in place. InputError, before anything is copied, that
+    begins with `complaint` and lists every missing, unexpected and mis-shaped name."""
+    problems = [f"missing {name}" for name in own if name not in saved]
+    problems += [f"unexpected {name}" for name in saved if name not in own]
     problems += [
-        f"{key} is {list(weights[key].shape)} instead of {list(tensor.shape)}"
-        for key, tensor in own.items()
-        if key in weights and weights[key].shape != tensor.shape
+        f"{name} is {list(saved[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in saved and saved[name].shape != tensor.shape
     ]
     if problems:
-        raise InputError(f"{path}: its weights do not fit the network: {'; '.join(problems)}; {RETRAIN}")
-    model.load_state_dict(weights)
+        raise InputError(f"{complaint}: {'; '.join(problems)}; {RETRAIN}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
 
 
-def _check_archive(path: Path) -> None:
-    """InputError unless `path` is a zip archive (torch.save's container) whose every member has its right CRC."""
+def within(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose name begins with `section` and a dot, without that."""
+    prefix = f"{section}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the metadata and of every contiguous CPU tensor's name, type, shape and bytes, in alphabetical order."""
+    described = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in tensors.items()}
+    result = hashlib.sha256(json.dumps([dict(metadata), described], sort_keys=True).encode())
+    for name in sorted(tensors):
+        result.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return result.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. InputError where it is none, or not a whole one."""
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train first, or give the path of a checkpoint")
-    damaged = f"{path}: truncated or corrupt, or not a checkpoint; {RETRAIN}"
     try:
-        with zipfile.ZipFile(path) as archive:
-            attributes = [member.external_attr for member in archive.infolist()]  # torch writes 0 and obeys others
-            if any(attributes) or archive.testzip() is not None:
-                raise InputError(damaged)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError):
-        raise InputError(damaged) from None
+        with path.open("rb") as stream:
+            archive = stream.read(4) == b"PK\3\4"
+        if archive:
+            raise InputError(
+                f"{path}: a checkpoint of PyTorch's pickle format, as older versions of this project wrote them; "
+                "train again (an original UPSNet checkpoint is read by `upsnet import`)"
+            )
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata: dict[str, Any] = file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+    except SafetensorError:
+        raise InputError(f"{path}: truncated or corrupt, or not a checkpoint; {RETRAIN}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {RETRAIN}") from None
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

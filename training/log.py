@@ -1,49 +1,86 @@
-"""What a run tells: the progress bar, metrics.jsonl and TensorBoard's scalars."""
+"""What a run tells: the progress bar, metrics.jsonl, TensorBoard's tb/, and what the run was made with."""
 
 from __future__ import annotations
 
 import json
+import math
+import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+import numpy as np
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from panoptic.files import write_json, write_text
 from training.checkpoint import versions
 from training.config import Config, dump_config
+from training.distributed import Process
+from training.schedule import Plan
+from training.step import Report
+
+SPEED = ("images_per_second", "data_share", "gpu_gib")  # keys of metrics.jsonl that are not the same in every run
 
 
-class Report(NamedTuple):
-    """What one step came to: means over the processes. signal: 0, or the one that asks the run to stop."""
+class Meter:
+    """Images a second, the share of the time that went into waiting for data, and the GPU's peak of memory."""
 
-    loss: float
-    losses: dict[str, float]
-    lr: float
-    signal: int
+    def __init__(self, images_per_step: int, device: torch.device) -> None:
+        self.images_per_step, self.device = images_per_step, device
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was; to be called after a pause as well."""
+        self.start, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for one step's data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Since the last restart or reading; {} when there was no step."""
+        seconds = time.perf_counter() - self.start
+        if not self.steps:
+            return {}
+        speed = {"images_per_second": self.steps * self.images_per_step / seconds, "data_share": self.waited / seconds}
+        if self.device.type == "cuda":
+            speed["gpu_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self.restart()
+        return speed
 
 
 class Log:
     """Progress bar, metrics.jsonl and TensorBoard's tb/, by the first process only. A context manager."""
 
-    def __init__(self, out: Path, config: Config, step: int, writes: bool) -> None:
-        """Start after `step`: what an interrupted run had written beyond it is cut off."""
-        self.writes = writes
-        if not writes:
+    def __init__(self, out: Path, config: Config, plan: Plan, process: Process, step: int, evaluated: bool) -> None:
+        """Start after `step`: what an interrupted run had written beyond it is cut off, and its evaluation at `step`
+        too if it is yet to be done (not `evaluated`)."""
+        self.writes = process.first
+        self.meter = Meter(plan.images_per_step, process.device)
+        if not self.writes:
             return
-        self.schedule = config.schedule
+        self.every, self.last = config.schedule.log_every, plan.iterations
+        self.shown: dict[str, str] = {}
         self.metrics = out / "metrics.jsonl"
         write_text(out / "config.yaml", dump_config(config))
-        write_json(out / "versions.json", versions())
-        write_text(self.metrics, "".join(lines_until(self.metrics, step)))
+        write_json(out / "versions.json", surroundings(process))
+        write_json(out / "plan.json", plan.to_json())
+        write_text(self.metrics, "".join(lines_until(self.metrics, step, evaluated)))
         self.board = SummaryWriter(str(out / "tb"), purge_step=step + 1)
         self.bar = tqdm(
             desc=config.name,
             unit="step",
             initial=step,
-            total=config.schedule.iterations,
+            total=plan.iterations,
             mininterval=0.5 if sys.stderr.isatty() else 30,
         )
 
@@ -55,32 +92,68 @@ class Log:
             self.bar.close()
             self.board.close()
 
-    def progress(self, step: int, report: Report) -> None:
-        """Move the bar; each `log_every` steps and at the last also write the losses and the learning rate."""
+    def progress(self, report: Report) -> None:
+        """Move the bar; each `log_every` steps and at the last also write losses, learning rate and speed."""
         if not self.writes:
             return
-        self.bar.set_postfix(loss=f"{report.loss:.3f}", lr=f"{report.lr:.2g}", refresh=False)
+        self.shown |= {"loss": f"{report.loss:.3f}", "lr": f"{report.lr:.2g}"}
+        self.bar.set_postfix(self.shown, refresh=False)
         self.bar.update()
-        if step % self.schedule.log_every == 0 or step == self.schedule.iterations:
-            self._write(step, {"loss": report.loss, "lr": report.lr, **report.losses}, "train")
+        if report.step % self.every and report.step != self.last:
+            return
+        speed = self.meter.read()
+        self.shown["waiting"] = f"{speed.get('data_share', 0):.0%}"
+        norm = report.norm if math.isfinite(report.norm) else None
+        values = {"loss": report.loss, "lr": report.lr, **report.losses, "grad_norm": norm}
+        self._write(report.step, {"train": values, "speed": speed})
 
-    def quality(self, step: int, quality: dict[str, float | None]) -> None:
-        """Write the validation PQ."""
-        if self.writes:
-            self._write(step, quality, "val")
-            tqdm.write(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None))
+    def quality(self, step: int, quality: Mapping[str, float | None], pictures: Mapping[str, np.ndarray]) -> None:
+        """Write the figures of an evaluation, and pictures H x W x 3 by name."""
+        if not self.writes:
+            return
+        self._write(step, {"val": quality})
+        for name, picture in pictures.items():
+            self.board.add_image(f"prediction_and_truth/{name}", picture, step, dataformats="HWC")
+        tqdm.write(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None))
 
-    def _write(self, step: int, values: Mapping[str, float | None], group: str) -> None:
+    def _write(self, step: int, groups: Mapping[str, Mapping[str, float | None]]) -> None:
+        line: dict[str, Any] = {"step": step}
+        for group, values in groups.items():
+            line |= values
+            for name, value in values.items():
+                if value is not None:
+                    self.board.add_scalar(f"{group}/{name}", value, step)
         with self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            if value is not None:
-                self.board.add_scalar(f"{group}/{name}", value, step)
+            stream.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def lines_until(metrics: Path, step: int) -> list[str]:
+def lines_until(metrics: Path, step: int, evaluated: bool) -> list[str]:
     """The whole lines of metrics.jsonl that belong to the first `step` steps; none when there is no file."""
     if not step or not metrics.exists():
         return []
-    lines = [line for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    return [line for line in lines if json.loads(line)["step"] <= step]
+    kept = []
+    for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            continue
+        content = json.loads(line)
+        if content["step"] < step or (content["step"] == step and (evaluated or "loss" in content)):
+            kept.append(line)
+    return kept
+
+
+def surroundings(process: Process) -> dict[str, Any]:
+    """Versions, the project's commit where this is a checkout, and what the run computes on."""
+    device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "cpu"
+    return versions() | {"commit": commit(), "processes": process.world, "device": device}
+
+
+def commit() -> str | None:
+    """The commit that this code is a checkout of, "-dirty" where files differ from it; None where it is none."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a folder of another owner
+        return None

@@ -1,63 +1,53 @@
-"""The training loop: plain PyTorch, one process or several under torchrun, fp32.
+"""The training loop: plain PyTorch, one process or several under torchrun.
 
-A step is a function of (configuration, step, weights) alone: its images come from a sampler over (seed, step) and its
-random draws from a generator seeded with (seed, step, rank). So a run that was killed and is started again goes on from
-its last checkpoint with the losses of a run that was not (bit for bit on the CPU with the same number of threads).
+A step is a function of (configuration, step, weights) alone: its images come from a sampler over (seed, step), the
+draws of their augmentation and losses from (seed, epoch, image), and any others from a generator seeded with (seed,
+step, rank). So a run that was killed and is started again goes on from its last checkpoint with the losses of a run
+that was not (bit for bit on the CPU with the same number of threads and processes).
 """
 
 from __future__ import annotations
 
-import math
-import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from itertools import chain
 from pathlib import Path
-from types import FrameType
-from typing import Any, NamedTuple, NoReturn
 
 import torch
-import torch.distributed as dist
+from rich.console import Console
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from eval.evaluate import score
-from eval.pq import PQStat
 from panoptic.categories import Categories
-from panoptic.dataset import PanopticFolder, check_categories, groups
 from panoptic.errors import InputError
-from panoptic.manifest import Manifest
-from panoptic.predictor import Predictor, predict_photos
-from training.checkpoint import Checkpoint, load, load_weights, save, versions
-from training.config import Config, DataConfig, SplitConfig, differing_keys
-from training.data.batch import Batch, StepSampler, make_loader
-from training.data.coco_panoptic import PanopticDataset
-from training.data.transforms import Augment
-from training.log import Log, Report
+from training.checkpoint import Checkpoint, copy_tensors, load, load_weights, save, versions
+from training.config import Config, differing_keys
+from training.data.batch import Batch, make_loader
+from training.datasets import image_digest, make_sampler, open_training, open_validation
+from training.distributed import Process, gather, processes
+from training.evaluation import pictures, quality
+from training.log import Log
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
-from training.predictor import ModelPredictor, make_manifest, open_device
-from training.schedule import build_optimizer, set_lr
+from training.predictor import ModelPredictor, make_manifest
+from training.schedule import make_plan, optimizer_tensors
+from training.signals import stop_signals
+from training.step import Stepper, TrainingError
 
 Builder = Callable[[Config, Categories], tuple[nn.Module, nn.Module]]
 
-EXTENSIBLE = ("schedule.iterations",)  # what a run may be continued with a new value of
-LONGEST_WAIT = timedelta(hours=2)  # of the other processes, while the first one evaluates
-
-
-class TrainingError(InputError):
-    """Training cannot go on: a loss, a gradient or a weight is not finite."""
-
-
-class Process(NamedTuple):
-    """This process among `world`; each has its own device on GPUs."""
-
-    rank: int
-    world: int
-    device: torch.device
+LAST, BEST = "last.safetensors", "best.safetensors"
+# What a run may be continued with a new value of: its length, how a step is computed, how often it tells, its place.
+EXTENSIBLE = (
+    "schedule.iterations",
+    "schedule.images",
+    "schedule.images_per_gpu",
+    "schedule.checkpoint_every",
+    "schedule.evaluate_every",
+    "schedule.log_every",
+    "compute.",
+    "data.workers",
+    "data.train.",
+    "data.val.",
+)
 
 
 def build_network(config: Config, categories: Categories) -> tuple[nn.Module, nn.Module]:
@@ -66,46 +56,35 @@ def build_network(config: Config, categories: Categories) -> tuple[nn.Module, nn
     return model, TrainingLosses(model, config.loss)
 
 
-def train(config: Config, out: Path, device: str = "auto", build: Builder = build_network) -> int:
-    """Train until `schedule.iterations`, going on from out/last.pt where there is one.
+def train(
+    config: Config, out: Path, device: str = "auto", build: Builder = build_network, init: Path | None = None
+) -> int:
+    """Train to the end of the schedule, going on from out/last.safetensors where there is one.
 
-    Writes config.yaml, versions.json, metrics.jsonl, tb/, last.pt and, at evaluations, best.pt (best PQ; no optimizer
-    state). Returns 0 at the end of the schedule, else the number of the signal (SIGTERM, SIGINT) that stopped it.
-    InputError for bad configurations, data and checkpoints; TrainingError when a loss is not finite.
+    init: a checkpoint whose weights a new run starts from. Writes config.yaml, plan.json, versions.json, metrics.jsonl,
+    tb/, last.safetensors and, at evaluations, best.safetensors (best PQ; weights alone). Returns 0 at the end of the
+    schedule, else the number of the signal (SIGTERM, SIGINT) that stopped it. InputError for bad configurations, data
+    and checkpoints; TrainingError when a loss is not finite.
     """
     with processes(device) as process:
-        checkpoint = find_checkpoint(out, config)
-        if checkpoint and checkpoint.step >= config.schedule.iterations:
-            if process.rank == 0:
-                print(f"{out}: finished already at step {checkpoint.step}; raise schedule.iterations to go on")
+        run = Run(config, out, process, find_checkpoint(out, config), build, init)
+        if run.finished:
+            if process.first:
+                print(f"{out}: finished already at step {run.step}; raise the schedule's iterations or images to go on")
             return 0
-        return Run(config, out, process, checkpoint, build).loop()
-
-
-@contextmanager
-def processes(device: str) -> Iterator[Process]:
-    """This process's place; under torchrun it joins the others (NCCL on GPUs, else gloo)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    target = open_device(device)
-    if world == 1:
-        yield Process(0, 1, target)
-        return
-    if target.type == "cuda":
-        target = open_device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(target)
-    dist.init_process_group("nccl" if target.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
-    yield Process(dist.get_rank(), world, target)
-    dist.destroy_process_group()  # not after an error: the others may be waiting inside a collective
+        return run.loop()
 
 
 def find_checkpoint(out: Path, config: Config) -> Checkpoint | None:
-    """out/last.pt, which must come from the same configuration; only schedule.iterations may differ."""
-    path = out / "last.pt"
+    """out/last.safetensors, which must come from the same configuration; only EXTENSIBLE keys may differ."""
+    path = out / LAST
     if not path.exists():
+        if (out / "last.pt").exists():
+            raise InputError(f"{out / 'last.pt'}: a run of an older version; give another folder with --out")
         return None
     checkpoint = load(path)
     differing = differing_keys(checkpoint.config, config)
-    described = [f"{key} ({values})" for key, values in differing.items() if key not in EXTENSIBLE]
+    described = [f"{key} ({values})" for key, values in differing.items() if not key.startswith(EXTENSIBLE)]
     if described:
         raise InputError(
             f"{path}: this run was started with another configuration (it against yours): {'; '.join(described)}; "
@@ -117,209 +96,182 @@ def find_checkpoint(out: Path, config: Config) -> Checkpoint | None:
 
 
 class Run:
-    """The state of one training run and what a step does to it."""
+    """The state of one training run, and when it tells, evaluates and saves."""
 
     def __init__(
-        self, config: Config, out: Path, process: Process, checkpoint: Checkpoint | None, build: Builder
+        self,
+        config: Config,
+        out: Path,
+        process: Process,
+        checkpoint: Checkpoint | None,
+        build: Builder,
+        init: Path | None = None,
     ) -> None:
         self.config, self.schedule, self.out, self.process = config, config.schedule, out, process
-        if self.schedule.images_per_step % process.world:
-            raise InputError(
-                f"schedule.images_per_step {self.schedule.images_per_step} cannot be shared equally by "
-                f"{process.world} processes; make it a multiple, or change the number of GPUs"
-            )
+        self.plan = make_plan(config.schedule, process.world, checkpoint.images_per_step if checkpoint else None)
         self.dataset = open_training(config.data, config.seed)
-        self.categories = self.dataset.categories
+        self.categories, self.digest = self.dataset.categories, image_digest(self.dataset)
         manifest = make_manifest(config, self.categories)
-        self.validation = None
-        if self.schedule.evaluate_every and process.rank == 0:
-            self.validation = open_validation(config.data.val, manifest)
+        self.validation = open_validation(config.data.val, manifest) if self.schedule.evaluate_every else None
         torch.manual_seed(config.seed)
         self.model, losses = build(config, self.categories)
-        losses.to(process.device)
-        if process.world > 1 and process.device.type == "cuda":
-            nn.SyncBatchNorm.convert_sync_batchnorm(losses)  # statistics of the global batch, whatever the GPUs' number
-        self.optimizer = build_optimizer(self.model, self.schedule)
-        self.step = 0
+        if not checkpoint:
+            self._start(init)
+        self.stepper = Stepper(self.model, losses, config, self.plan, process)
+        self.step, self.evaluated = 0, True
         self.best_pq: float | None = None
         if checkpoint:
             self._restore(checkpoint)
-        self.losses = DistributedDataParallel(losses) if process.world > 1 else losses
-        self.predictor = ModelPredictor(self.model, manifest, process.device)
+        if len(set(gather(self.step, process))) > 1:
+            raise InputError(f"{out}: the processes found different checkpoints; give an --out that all of them share")
+        average = self.stepper.ema
+        self.predicting = average.module if average else self.model  # the network that is evaluated and kept as the best
+        self.predictor = ModelPredictor(self.predicting, manifest, process.device)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.plan.iterations and self.evaluated
+
+    def _start(self, init: Path | None) -> None:
+        """A new run's weights: a checkpoint's, or random ones with a pretrained backbone if the configuration says so."""
+        if init:
+            source = start_from(self.model, init, self.config, self.categories)
+        elif self.config.model.backbone.kind == "timm":
+            from training.model.upsnet import load_pretrained_backbone
+
+            source = load_pretrained_backbone(self.model)
+        else:
+            source = "random weights"
+        if self.process.first:
+            print(f"{self.config.name} starts from {source}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.categories != self.categories:
+        path = self.out / LAST
+        if checkpoint.categories != self.categories or checkpoint.image_ids != self.digest:
             raise InputError(
-                f"{self.out / 'last.pt'}: its categories are not those of {self.config.data.train.json_file}; "
+                f"{path}: its categories or images are not those of {self.config.data.train.json_file}; "
                 "give another folder with --out"
             )
-        load_weights(self.model, checkpoint.model, self.out / "last.pt")
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.step, self.best_pq = checkpoint.step, checkpoint.best_pq
+        stepper = self.stepper
+        load_weights(self.model, checkpoint.model, path)
+        if stepper.ema:
+            load_weights(stepper.ema.module, checkpoint.ema, path)
+        own = optimizer_tensors(self.model, stepper.optimizer)
+        copy_tensors(own, checkpoint.optimizer, f"{path}: its optimizer state does not fit the network")
+        if checkpoint.scaler:
+            stepper.scaler.load_state_dict(dict(checkpoint.scaler))
+        self.step, self.best_pq, self.evaluated = checkpoint.step, checkpoint.best_pq, checkpoint.evaluated
 
     def loop(self) -> int:
         """Step until the schedule ends or a signal comes; returns 0 or the signal's number."""
-        if self.process.rank == 0:
+        if self.process.first:
             remove_leftovers(self.out)
-        with stop_signals() as received, Log(self.out, self.config, self.step, self.process.rank == 0) as log:
-            for batch in self.batches():
-                report = self.update(batch, received)
-                last = self.step == self.schedule.iterations or report.signal > 0
-                evaluating = self._evaluation_due()
-                log.progress(self.step, report)
-                if evaluating:
-                    log.quality(self.step, self.evaluate())
-                if last or evaluating or self.step % self.schedule.checkpoint_every == 0:
-                    self.save("last.pt")
-                if report.signal:
-                    return report.signal
+            Console().print(self.plan.table(f"{self.config.name}, from step {self.step}", len(self.dataset)))
+        with (
+            stop_signals(patient=self.process.world > 1) as received,
+            Log(self.out, self.config, self.plan, self.process, self.step, self.evaluated) as log,
+        ):
+            if not self.evaluated:
+                self.evaluate(log)
+            for passes in self.batches(log):
+                self.stepper.step(passes, self.step, received)
+                self.step += 1
+                if self._advance(log):
+                    return (received or [signal.SIGTERM])[0]
         return 0
 
-    def batches(self) -> DataLoader:
-        """This process's share of every global batch from the next step on."""
-        sampler = StepSampler(
-            len(self.dataset),
-            self.schedule.images_per_step,
-            self.schedule.iterations,
-            self.config.seed,
-            first_step=self.step,
-            rank=self.process.rank,
-            world=self.process.world,
-        )
-        return make_loader(self.dataset, sampler, self.config.data.workers)
+    def _advance(self, log: Log) -> bool:
+        """What follows a step: progress, checkpoint, evaluation. Whether the run has been asked to stop."""
+        evaluating = self._evaluation_due()
+        due = evaluating or self.step == self.plan.iterations or self.step % self.schedule.checkpoint_every == 0
+        reports = self.stepper.reports(drain=due)
+        stopping = any(report.stop for report in reports)
+        if stopping:
+            reports += self.stepper.reports(drain=True)
+        for report in reports:
+            log.progress(report)
+        if due or stopping:
+            self.evaluated = not evaluating
+            self.save(LAST)
+            if evaluating and not stopping:
+                self.evaluate(log)
+            log.meter.restart()
+        return stopping
 
-    def update(self, batch: Batch, received: list[int]) -> Report:
-        """One step of the optimizer. Where a number is not finite: TrainingError, and the weights stay as they were."""
-        torch.manual_seed(step_seed(self.config.seed, self.step, self.process.rank))
-        lr = set_lr(self.optimizer, self.step, self.schedule)
-        self.optimizer.zero_grad()
-        losses = self.losses(batch.to(self.process.device))
-        total = torch.stack(list(losses.values())).sum()
-        total.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        values = torch.stack([total.new_tensor(float(bool(received))), norm, total, *losses.values()]).detach()
-        if self.process.world > 1:  # one small exchange a step: all processes see the same numbers and decide alike
-            dist.all_reduce(values)
-            values /= self.process.world
-        stop, norm_value, loss, *terms = values.tolist()
-        number = (received or [signal.SIGTERM])[0] if stop else 0
-        report = Report(loss, dict(zip(losses, terms, strict=True)), lr, number)
-        if not (math.isfinite(loss) and math.isfinite(norm_value)):
-            self._refuse(report, norm_value, batch.image_ids)
-        if self.schedule.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.schedule.clip_norm, norm)
-        self.optimizer.step()
-        self.step += 1
-        return report
-
-    def _refuse(self, report: Report, norm: float, image_ids: list[int]) -> NoReturn:
-        everyones = [image_ids]
-        if self.process.world > 1:
-            everyones = [[] for _ in range(self.process.world)]
-            dist.all_gather_object(everyones, image_ids)
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in report.losses.items())
-        raise TrainingError(
-            f"step {self.step + 1}: not finite: loss {report.loss:.4g} ({terms}), gradient norm {norm:.4g}; images "
-            f"{', '.join(map(str, chain.from_iterable(everyones)))}; the checkpoints are from before; "
-            "lower schedule.lr or set schedule.clip_norm"
-        )
+    def batches(self, log: Log) -> Iterator[list[Batch]]:
+        """This process's batches of each step from the next one on, one for each forward pass."""
+        sampler = make_sampler(self.dataset, self.config.data, self.config.seed, self.plan, self.process, self.step)
+        loader = iter(make_loader(self.dataset, sampler, self.config.data.workers))
+        log.meter.restart()
+        for _ in range(self.step, self.plan.iterations):
+            with log.meter.waiting():
+                passes = [next(loader) for _ in range(self.plan.passes)]
+            yield passes
 
     def _evaluation_due(self) -> bool:
         every = self.schedule.evaluate_every
-        return bool(every) and (self.step % every == 0 or self.step == self.schedule.iterations)
+        return bool(every) and (self.step % every == 0 or self.step == self.plan.iterations)
 
-    def evaluate(self) -> dict[str, float | None]:
-        """PQ in [0, 1] on the first `evaluate_images` of the validation set; the best weights so far go to best.pt.
-
-        The first process does it; the others wait. Empty on the others.
-        """
-        quality: dict[str, float | None] = {}
-        if self.validation is not None:
-            quality = panoptic_quality(self.predictor, self.validation, self.schedule.evaluate_images)
-            pq = quality["pq"] or 0.0
+    def evaluate(self, log: Log) -> None:
+        """Score the network on the first `evaluate_images` of the validation set; the best so far goes to BEST."""
+        self.evaluated = True
+        if self.validation is None:
+            return
+        figures = quality(self.predictor, self.validation, self.schedule.evaluate_images, self.process)
+        if self.process.first:
+            log.quality(self.step, figures, pictures(self.predictor, self.validation, self.schedule.evaluate_images))
+            pq = figures["pq"] or 0.0
             if self.best_pq is None or pq > self.best_pq:
                 self.best_pq = pq
-                self.save("best.pt", optimizer=False)
-        if self.process.world > 1:
-            dist.barrier()
-        return quality
+                self.save(BEST)
+        self.save(LAST)
 
-    def save(self, name: str, optimizer: bool = True) -> None:
+    def save(self, name: str) -> None:
         """Write the checkpoint (the first process). TrainingError, and no file, when a weight is not finite."""
-        if self.process.rank:
+        if not self.process.first:
             return
-        weights = self.model.state_dict()
-        bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+        stepper, best = self.stepper, name == BEST
+        weights = (self.predicting if best else self.model).state_dict()
+        bad = [key for key, tensor in weights.items() if not torch.isfinite(tensor).all()]
         if bad:
             raise TrainingError(
                 f"step {self.step}: weights not finite: {', '.join(bad)}; {name} is from before; lower schedule.lr"
             )
-        state = self.optimizer.state_dict() if optimizer else {}
-        checkpoint = Checkpoint(self.config, self.categories, self.step, self.best_pq, weights, state, versions())
+        checkpoint = Checkpoint(
+            self.config,
+            self.categories,
+            self.step,
+            self.best_pq,
+            weights,
+            {} if best else dict(optimizer_tensors(self.model, stepper.optimizer)),
+            versions(),
+            ema=stepper.ema.module.state_dict() if stepper.ema and not best else {},
+            images_per_step=self.plan.images_per_step,
+            evaluated=self.evaluated,
+            scaler={} if best else stepper.scaler.state_dict(),
+            image_ids=self.digest,
+        )
         save(self.out / name, checkpoint)
+
+
+def start_from(model: nn.Module, path: Path, config: Config, categories: Categories) -> str:
+    """Load a checkpoint's weights (averaged ones where it has them) into a new run's network -> what was loaded.
+
+    InputError: other categories, other conventions of pixels and boxes, or weights that do not fit.
+    """
+    checkpoint = load(path)
+    if checkpoint.categories != categories:
+        raise InputError(f"--init {path}: its categories are not those of {config.data.train.json_file}")
+    differing = differing_keys(checkpoint.config.model, config.model)
+    conventions = [f"model.{key} ({differing[key]})" for key in ("legacy", "pixel_mean", "pixel_std") if key in differing]
+    if conventions:
+        raise InputError(f"--init {path}: trained with another {', '.join(conventions)}; set them as it has them")
+    load_weights(model, checkpoint.weights, path)
+    return f"{path} (step {checkpoint.step})"
 
 
 def remove_leftovers(out: Path) -> None:
     """Delete the half-written temporary checkpoints of a process that was killed while it wrote them."""
-    for name in ("last", "best"):
-        for leftover in out.glob(f".{name}.*.pt"):
+    for name in (LAST, BEST):
+        for leftover in out.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
             leftover.unlink()
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Gathers SIGTERM and SIGINT instead of dying of them; a second one acts as it did before."""
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    previous: dict[int, Any] = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of a step's random draws, different for each step and process."""
-    return ((seed << 40) + (step << 10) + rank) % (1 << 63)
-
-
-def check_data(split: SplitConfig, key: str) -> None:
-    """InputError naming the first part of a data set that is not there."""
-    for name, path in (("json_file", split.json_file), ("segments", split.segments), ("images", split.images)):
-        if not path.exists():
-            raise InputError(
-                f"{path}: no such {'file' if name == 'json_file' else 'folder'} ({key}.{name}); `upsnet shapes --out "
-                f"data/shapes` makes the demo's data set; for another, set {key}.* to its place"
-            )
-
-
-def open_training(data: DataConfig, seed: int) -> PanopticDataset:
-    """The training set with its augmentation; InputError where it is missing or faulty."""
-    check_data(data.train, "data.train")
-    augment = Augment(**data.augment.model_dump(), short_sides=data.short_sides)
-    return PanopticDataset(data.train.json_file, data.train.segments, data.train.images, data.resize, augment, seed)
-
-
-def open_validation(split: SplitConfig, manifest: Manifest) -> PanopticFolder:
-    """The validation set; InputError where it is missing or its categories are not the training set's."""
-    check_data(split, "data.val")
-    folder = PanopticFolder(split.json_file, split.segments, split.images)
-    check_categories(folder, manifest)
-    return folder
-
-
-def panoptic_quality(predictor: Predictor, folder: PanopticFolder, images: int) -> dict[str, float | None]:
-    """PQ, PQ of things and of stuff (in [0, 1]; None without such segments) on the first `images` images."""
-    stat = PQStat()
-    for group in groups(folder.records[:images], predictor.manifest.max_batch):
-        pairs = [folder.read(record) for record in group]
-        results = predict_photos(predictor, [photo for photo, _ in pairs])
-        for record, (_, truth), result in zip(group, pairs, results, strict=True):
-            score(stat, record, truth, result, folder.categories)
-    results = stat.results(folder.categories)["results"]
-    return {"pq": results["All"]["pq"], "pq_things": results["Things"]["pq"], "pq_stuff": results["Stuff"]["pq"]}

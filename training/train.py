@@ -1,4 +1,8 @@
-"""`upsnet train`, also `python -m training.train --config X` and, on several GPUs, `torchrun ... -m training.train`."""
+"""`upsnet train`, also `python -m training.train --config X`; on several GPUs `torchrun ... -m training.train --config X`.
+
+One machine: torchrun --standalone --nproc_per_node 4. Two machines, the same command on both, HOST being one of them:
+torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,9 @@ def main(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as schedule.lr=0.001; repeatable.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    init: Annotated[
+        Path | None, typer.Option(help="Start from this checkpoint's weights (fine-tuning); a resumed run has its own.")
+    ] = None,
     iterations: Annotated[int | None, typer.Option(help="Short for --set schedule.iterations=N.")] = None,
 ) -> None:
     """Train a network. A run that was interrupted goes on from its last checkpoint with the same command."""
@@ -29,7 +36,7 @@ def main(
     if iterations is not None:
         overrides.append(f"schedule.iterations={iterations}")
     settings = load_config(config, tuple(overrides))
-    signal = train(settings, out or Path("runs") / settings.name, device)
+    signal = train(settings, out or Path("runs") / settings.name, device, init=init)
     if signal:
         print(f"stopped by signal {signal}, checkpoint written; the same command goes on from there", file=sys.stderr)
         raise typer.Exit(SIGNALLED + signal)

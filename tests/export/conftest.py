@@ -13,5 +13,5 @@ def tiny_half(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export.onnx_export import export_onnx
 
     model = tmp_path_factory.mktemp("half") / "model.onnx"
-    export_onnx(tiny_run / "last.pt", model, "fp16")
+    export_onnx(tiny_run / "last.safetensors", model, "fp16")
     return model

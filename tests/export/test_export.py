@@ -85,7 +85,7 @@ def test_onnx_runtime_equals_pytorch(tiny_run: Path, batch: int, height: int, wi
         np.array([[height - 3 * b, width - b] for b in range(batch)], np.int32),
         np.ones(batch, np.float32),
     )
-    expected = PyTorchPredictor(tiny_run / "last.pt").predict(*inputs)
+    expected = PyTorchPredictor(tiny_run / "last.safetensors").predict(*inputs)
     for model in (tiny_run / "model.onnx", tiny_run / "engine/model.onnx"):
         found = OnnxRuntimePredictor(model).predict(*inputs)
         assert (found.panoptic == expected.panoptic).mean() >= 0.999
@@ -99,7 +99,7 @@ def test_gpu_equals_cpu(tiny_run: Path) -> None:
         pytest.skip("needs an NVIDIA GPU")
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
     inputs = images, np.array([[96, 128]] * 2, np.int32), np.ones(2, np.float32)
-    cpu, gpu = (PyTorchPredictor(tiny_run / "last.pt", device).predict(*inputs) for device in ("cpu", "cuda"))
+    cpu, gpu = (PyTorchPredictor(tiny_run / "last.safetensors", device).predict(*inputs) for device in ("cpu", "cuda"))
     assert (cpu.panoptic == gpu.panoptic).mean() >= 0.999
 
 
@@ -135,11 +135,11 @@ class TestBrokenInput:
         assert "\n" not in str(error.value)
 
     def test_truncated_checkpoint_writes_nothing(self, tiny_run: Path, tmp_path: Path) -> None:
-        broken = tmp_path / "last.pt"
-        broken.write_bytes((tiny_run / "last.pt").read_bytes()[:5000])
+        broken = tmp_path / "last.safetensors"
+        broken.write_bytes((tiny_run / "last.safetensors").read_bytes()[:5000])
         result = CliRunner().invoke(make_app(export.onnx_export.main), ["--checkpoint", str(broken)])
-        assert result.exit_code == 2 and "last.pt" in result.stderr and result.stderr.count("\n") == 1
-        assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+        assert result.exit_code == 2 and "last.safetensors" in result.stderr and result.stderr.count("\n") == 1
+        assert [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
 
     def test_engine_of_a_missing_model(self, tmp_path: Path) -> None:
         result = CliRunner().invoke(make_app(export.engine.main), ["--model", str(tmp_path / "model.onnx")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from panoptic.categories import Categories
 from panoptic.errors import InputError
-from training.checkpoint import Checkpoint, load, load_model, save, versions
+from training.checkpoint import Checkpoint, copy_tensors, digest, load, load_model, save, versions
 from training.config import Config, parse_config
 from training.model.upsnet import UPSNet
 from training.predictor import PyTorchPredictor
@@ -51,17 +54,22 @@ def small_checkpoint(config: Config | None = None) -> Checkpoint:
     torch.manual_seed(0)
     config = config or small_config()
     model = UPSNet(config.model, CATEGORIES.num_stuff, CATEGORIES.num_things)
-    return Checkpoint(config, CATEGORIES, 7, 0.25, model.state_dict(), {"state": {}, "param_groups": []}, versions())
+    momentum = {"rpn.conv.weight.momentum_buffer": torch.randn(3, 2), "rpn.conv.weight.step": torch.tensor(7.0)}
+    return Checkpoint(config, CATEGORIES, 7, 0.25, model.state_dict(), momentum, versions())
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    save(tmp_path / "last.pt", small_checkpoint())
-    return tmp_path / "last.pt"
+    save(tmp_path / "last.safetensors", small_checkpoint())
+    return tmp_path / "last.safetensors"
 
 
-def rewrite(path: Path, **changes: Any) -> None:
-    torch.save(torch.load(path, weights_only=True) | changes, path)
+def rewrite(path: Path, remove: tuple[str, ...] = (), **changes: str) -> None:
+    """Other metadata in a file that is whole: its SHA-256 is right."""
+    with safe_open(path, framework="pt") as file:
+        metadata = {key: value for key, value in (file.metadata() | changes).items() if key not in (*remove, "sha256")}
+    tensors = load_file(path)
+    save_file(tensors, path, metadata | {"sha256": digest(tensors, metadata)})
 
 
 def refusal(path: Path, config: Config | None = None) -> str:
@@ -83,6 +91,51 @@ def test_round_trip(path: Path) -> None:
     assert (config, categories, step) == (saved.config, CATEGORIES, 7)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, saved.model[name])
+    assert loaded.optimizer.keys() == saved.optimizer.keys() and loaded.ema == {} and loaded.scaler == {}
+    assert all(torch.equal(loaded.optimizer[name], tensor) for name, tensor in saved.optimizer.items())
+
+
+def test_all_that_a_run_keeps(tmp_path: Path) -> None:
+    saved = small_checkpoint()._replace(
+        best_pq=None, images_per_step=16, evaluated=False, scaler={"scale": 1.5e-7}, image_ids="ab", versions={"a": "1"}
+    )
+    save(tmp_path / "x", saved)
+    loaded = load(tmp_path / "x")
+    for field in Checkpoint._fields:
+        if field not in ("model", "optimizer"):
+            assert getattr(loaded, field) == getattr(saved, field)
+
+
+def test_averaged_weights_are_the_ones_to_predict_with(tmp_path: Path) -> None:
+    saved = small_checkpoint()
+    ema = {name: tensor + 1 for name, tensor in saved.model.items()}
+    save(tmp_path / "x", saved._replace(ema=ema))
+    model, *_ = load_model(tmp_path / "x")
+    assert all(torch.equal(tensor, ema[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, saved.model[name]) for name, tensor in load(tmp_path / "x").model.items())
+
+
+def test_tensors_of_any_layout_type_and_size(tmp_path: Path) -> None:
+    """Strided as channels_last weights are, empty, without dimensions, of two bytes."""
+    tensors = {
+        "a": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "b": torch.zeros(0, 4),
+        "c": torch.tensor(True),
+        "d": torch.randn(3).bfloat16(),
+    }
+    save(tmp_path / "x", small_checkpoint()._replace(optimizer=tensors))
+    loaded = load(tmp_path / "x").optimizer
+    assert all(torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def test_copies_keep_the_layout() -> None:
+    """Optimizers' kernels expect a state of its parameter's strides."""
+    own = {"a": torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)}
+    strides, saved = own["a"].stride(), {"a": torch.randn(2, 3, 4, 5)}
+    copy_tensors(own, saved, "x")
+    assert own["a"].stride() == strides and torch.equal(own["a"], saved["a"])
+    with pytest.raises(InputError, match=r"^x: missing a; unexpected b; give"):
+        copy_tensors(own, {"b": torch.zeros(1)}, "x")
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
@@ -133,8 +186,17 @@ def test_damaged_anywhere(path: Path) -> None:
     assert refused > 50
 
 
+def test_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    for metadata in (None, {"format": "pt"}):
+        save_file(small_checkpoint().model, path, metadata)
+        assert "not a checkpoint of this project" in refusal(path)
+    path.write_text("not a checkpoint at all\n" * 100)
+    assert "not a checkpoint" in refusal(path)
+
+
 class Marker:
-    """Creates a file when it is unpickled by a careless reader."""
+    """Creates a folder when it is unpickled by a careless reader."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,39 +205,32 @@ class Marker:
         return os.mkdir, (str(self.path),)
 
 
-def test_not_ours(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    contents: list[Any] = [
-        {},
-        [1, 2],
-        torch.zeros(3),
-        small_checkpoint().model,
-        {"format": "other"},
-        Marker(tmp_path / "bad"),
-    ]
-    for content in contents:
-        torch.save(content, path)
-        assert "not a checkpoint of this project" in refusal(path)
-    path.write_text("not a zip archive at all\n" * 100)
-    assert "not a checkpoint" in refusal(path)
+def test_pickled_checkpoints_of_older_versions_are_not_opened(tmp_path: Path) -> None:
+    torch.save(Marker(tmp_path / "bad"), tmp_path / "last.pt")
+    assert "older versions of this project" in refusal(tmp_path / "last.pt")
     assert not (tmp_path / "bad").exists()
 
 
 def test_other_format_version_and_missing_part(path: Path) -> None:
-    rewrite(path, format_version=2)
-    assert "checkpoint format 2, this version reads 1" in refusal(path)
+    rewrite(path, format_version="3")
+    assert "checkpoint format 3, this version reads 2" in refusal(path)
     save(path, small_checkpoint())
-    content = torch.load(path, weights_only=True)
-    del content["optimizer"], content["step"]
-    torch.save(content, path)
-    assert "without step, optimizer" in refusal(path)
+    rewrite(path, remove=("config", "step"))
+    assert "without config, step" in refusal(path)
 
 
 def test_unknown_configuration_key(path: Path) -> None:
-    content = torch.load(path, weights_only=True)["config"]
+    content = small_config().model_dump(mode="json")
     content["model"]["fpn"]["colour"] = 1
-    rewrite(path, config=content)
+    rewrite(path, config=json.dumps(content))
     assert "model.fpn.colour" in refusal(path)
+
+
+def test_changed_metadata_is_noticed(path: Path) -> None:
+    content = path.read_bytes()
+    assert content.count(b'"step":"7"') == 1
+    path.write_bytes(content.replace(b'"step":"7"', b'"step":"8"'))
+    assert "SHA-256" in refusal(path)
 
 
 def test_every_wrong_weight_is_named(path: Path) -> None:
@@ -186,7 +241,8 @@ def test_every_wrong_weight_is_named(path: Path) -> None:
         del weights[name]
     for name in wrong:
         weights[name] = torch.zeros(3, 1, 2)
-    rewrite(path, model={**weights, "head.extra": torch.zeros(1), "head.more": torch.zeros(1)})
+    weights |= {"head.extra": torch.zeros(1), "head.more": torch.zeros(1)}
+    save(path, small_checkpoint()._replace(model=weights))
     message = refusal(path)
     for name in missing:
         assert f"missing {name};" in message
@@ -206,8 +262,11 @@ def test_every_differing_key_is_named(path: Path) -> None:
 
 def test_failed_save_leaves_the_old_file_alone(path: Path) -> None:
     before = path.read_bytes()
-    with pytest.raises(AttributeError):
-        save(path, small_checkpoint()._replace(optimizer={"state": lambda: None}))
+    with pytest.raises(TypeError):
+        save(path, small_checkpoint()._replace(versions={"torch": object()}))  # type: ignore[dict-item]
+    shared = torch.zeros(4)
+    with pytest.raises(RuntimeError, match="share memory"):
+        save(path, small_checkpoint()._replace(optimizer={"a": shared, "b": shared}))
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
@@ -230,7 +289,7 @@ def test_predictor(path: Path) -> None:
 
 def test_too_many_segments_for_the_map(tmp_path: Path) -> None:
     stuff = Categories.from_coco([{"id": i, "name": f"s{i}", "isthing": 0} for i in range(1, 151)])
-    path = tmp_path / "last.pt"
+    path = tmp_path / "last.safetensors"
     config = small_config(panoptic={"max_detections": 150})
     model = UPSNet(config.model, stuff.num_stuff, stuff.num_things)
     save(path, small_checkpoint()._replace(config=config, categories=stuff, model=model.state_dict()))

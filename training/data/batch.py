@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
+
+from training.signals import ignore_stop_signals
 
 if TYPE_CHECKING:
     from training.data.coco_panoptic import PanopticDataset
@@ -78,11 +81,16 @@ def collate_train(samples: Sequence[Sample], divisor: int = 32) -> Batch:
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (draw, index) for the steps first_step .. steps - 1 of rank `rank`.
+    """Lists of (draw, index), one for each forward pass of process `rank` in the steps first_step .. steps - 1.
 
-    The steps walk through one endless row of permutations of the data set, one permutation an epoch; draw is the epoch.
-    The global batch of a step depends on (size, images_per_step, seed, step) alone: a resumed run sees what an
-    uninterrupted one would have seen, and the ranks share the batch in equal, consecutive parts.
+    The images come from one endless row of permutations of the data set, one permutation an epoch; draw is the epoch.
+    The global batch of a step depends on (groups, images_per_step, seed, step) alone: a resumed run sees what an
+    uninterrupted one would have seen. The ranks share it in equal, consecutive parts, and each its part in `passes`
+    forward passes, so these numbers do not change it either.
+
+    groups: an integer for each of the `size` images, as `orientations` gives; all images of a step are of one group.
+    Every group fills batches of its own in the order of the row, and a batch's step comes when its last image comes up.
+    So each epoch is a permutation within every group, and what is left at its end waits for the group's next images.
     """
 
     def __init__(
@@ -95,28 +103,70 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         first_step: int = 0,
         rank: int = 0,
         world: int = 1,
+        passes: int = 1,
+        groups: np.ndarray | None = None,
     ) -> None:
         if size < 1 or images_per_step < 1 or seed < 0:
             raise ValueError(f"size {size}, images_per_step {images_per_step} (from 1 up) or seed {seed} (from 0 up)")
-        if not 0 <= rank < world or images_per_step % world:
-            raise ValueError(f"rank {rank} of {world}: {images_per_step} images a step cannot be shared equally")
+        if not 0 <= rank < world or images_per_step % (world * passes):
+            raise ValueError(
+                f"rank {rank} of {world}, {passes} passes: {images_per_step} images a step cannot be shared equally"
+            )
         self.size, self.images_per_step, self.steps, self.seed = size, images_per_step, steps, seed
-        self.first_step, self.rank, self.share = first_step, rank, images_per_step // world
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self.first_step, self.rank = first_step, rank
+        self.share, self.at_once = images_per_step // world, images_per_step // world // passes
+        groups = np.zeros(size, np.int64) if groups is None else groups
+        _, self.groups, counts = np.unique(groups, return_inverse=True, return_counts=True)
+        self.counts: list[int] = counts.tolist()
+        self._epoch = lru_cache(maxsize=8)(self._draw)
+        self._batches = lru_cache(maxsize=2)(self._completed)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.first_step, self.steps):
-            start = step * self.images_per_step + self.rank * self.share
-            yield [self._at(place) for place in range(start, start + self.share)]
+            batch = self.batch(step)
+            for start in range(self.rank * self.share, (self.rank + 1) * self.share, self.at_once):
+                yield batch[start : start + self.at_once]
 
     def __len__(self) -> int:
-        return max(0, self.steps - self.first_step)
+        return max(0, self.steps - self.first_step) * (self.share // self.at_once)
 
-    def _at(self, place: int) -> tuple[int, int]:
-        epoch, offset = divmod(place, self.size)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self.seed, epoch, self.size)
-        return epoch, int(self._order[offset])
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """The (draw, index) of all processes in that step."""
+        most = (step + len(self.counts)) * self.images_per_step // self.size + 2  # epochs that surely go beyond it
+        epoch = bisect_right(range(most), step, key=self._complete) - 1
+        group, number = self._batches(epoch)[step - self._complete(epoch)]
+        images = range(number * self.images_per_step, (number + 1) * self.images_per_step)
+        return [self._image(group, place) for place in images]
+
+    def _complete(self, epochs: int) -> int:
+        """How many batches are complete after that many epochs."""
+        return sum(epochs * count // self.images_per_step for count in self.counts)
+
+    def _completed(self, epoch: int) -> list[tuple[int, int]]:
+        """The (group, number among the group's) of the batches that an epoch completes, in their order."""
+        ends: list[tuple[int, int, int]] = []
+        for group, (count, (_, places)) in enumerate(zip(self.counts, self._epoch(epoch), strict=True)):
+            first, end = (e * count // self.images_per_step for e in (epoch, epoch + 1))
+            last = np.arange(first + 1, end + 1) * self.images_per_step - 1 - epoch * count
+            ends += [(place, group, first + i) for i, place in enumerate(places[last].tolist())]
+        return [(group, number) for _, group, number in sorted(ends)]
+
+    def _image(self, group: int, number: int) -> tuple[int, int]:
+        """(draw, index) of a group's image `number`, counted through all epochs."""
+        epoch, offset = divmod(number, self.counts[group])
+        return epoch, int(self._epoch(epoch)[group][0][offset])
+
+    def _draw(self, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """An epoch's permutation by group: its images in order, and their places in the whole."""
+        order = permutation(self.seed, epoch, self.size)
+        places = [np.flatnonzero(self.groups[order] == group) for group in range(len(self.counts))]
+        return [(order[chosen], chosen) for chosen in places]
+
+
+def orientations(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """(height, width) of each image -> 1 for portraits, 0 for landscapes and squares: groups of a StepSampler."""
+    heights, widths = np.asarray(sizes).reshape(-1, 2).T
+    return (heights > widths).astype(np.int64)
 
 
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
@@ -126,12 +176,17 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def make_loader(dataset: PanopticDataset, sampler: StepSampler, workers: int = 0) -> DataLoader:
-    """A loader of Batch over `sampler`. The global random state of torch stays as it is."""
+    """A loader of Batch, one for each forward pass, over `sampler`. The global random state of torch stays as it is.
+
+    Images of one forward pass are padded to the largest of them, so several processes may pad to different sizes.
+    """
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=partial(collate_train, divisor=dataset.rule.divisor),
         num_workers=workers,
+        prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_stop_signals,
         generator=torch.Generator().manual_seed(sampler.seed),
     )

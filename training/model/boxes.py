@@ -83,16 +83,6 @@ def grid_anchors(base: Tensor, height: int, width: int, stride: int) -> Tensor:
     return (shift[:, :, None, :] + base).reshape(-1, 4)
 
 
-def sample(positive: Tensor, negative: Tensor, total: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Indices of at most total * fraction random positives and as many random negatives as fill up to `total`."""
-    positives = positive.nonzero().squeeze(1)
-    negatives = negative.nonzero().squeeze(1)
-    wanted = min(int(total * positive_fraction), len(positives))
-    positives = positives[torch.randperm(len(positives), device=positives.device)[:wanted]]
-    negatives = negatives[torch.randperm(len(negatives), device=negatives.device)[: total - wanted]]
-    return positives, negatives
-
-
 def gather_rows(values: Tensor, indices: Tensor) -> Tensor:
     """values [B, N, C] at indices [B, K] -> [B, K, C]."""
     return torch.gather(values, 1, indices.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 import plugins_cuda
 from training.config import RpnConfig
@@ -55,7 +54,13 @@ class RPN(nn.Module):
         return RpnOutput(logits, deltas, anchors)
 
     def propose(self, output: RpnOutput, sizes: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
-        """The best proposals of each image: boxes [B, top_n, 4] clipped to `sizes`, and which rows are valid.
+        """The best proposals of each image: boxes [B, top_n, 4] clipped to `sizes`, and which rows are valid."""
+        boxes, scores = self.ranked(output, sizes, top_n)
+        valid = scores > -torch.inf
+        return boxes * valid.unsqueeze(-1), valid
+
+    def ranked(self, output: RpnOutput, sizes: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
+        """Boxes [B, top_n, 4] and their logits [B, top_n], descending; -inf in the rows that are padding.
 
         Top `top_n` of each level, decoded, clipped, NMS in each level; then the top `top_n` of all levels together.
         """
@@ -74,8 +79,7 @@ class RPN(nn.Module):
         boxes = B.gather_rows(boxes, kept).reshape(batch, levels * top_n, 4)
         scores = torch.gather(scores, 1, kept).masked_fill(~valid, -torch.inf).reshape(batch, levels * top_n)
         scores, order = plugins_cuda.top_k(scores, top_n)
-        valid = scores > -torch.inf
-        return B.gather_rows(boxes, order) * valid.unsqueeze(-1), valid
+        return B.gather_rows(boxes, order), scores
 
     def _best_of_level(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, top_n: int
@@ -87,40 +91,3 @@ class RPN(nn.Module):
         bases = F.pad(anchors, (0, 0, 0, top_n))[order.reshape(-1)].reshape(batch, top_n, 4)
         decoded = B.decode(chosen, bases, B.RPN_WEIGHTS, self.inclusive)
         return B.clip(decoded, sizes, self.inclusive), scores
-
-    def losses(self, output: RpnOutput, sizes: Tensor, truth: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Objectness and box loss of a batch, `truth` one [n, 4] a image (n may be 0); each a mean over images."""
-        anchors = torch.cat(output.anchors)
-        logits, deltas = torch.cat(output.logits, dim=1), torch.cat(output.deltas, dim=1)
-        objectness, regression = logits.new_zeros(()), logits.new_zeros(())
-        for i, boxes in enumerate(truth):
-            positive, negative, matched = self.match(anchors, boxes, sizes[i])
-            pos, neg = B.sample(positive, negative, self.config.samples, self.config.positive_fraction)
-            chosen = torch.cat([pos, neg])
-            target = torch.zeros_like(logits[i, chosen])
-            target[: len(pos)] = 1
-            count = max(len(chosen), 1)
-            loss = F.binary_cross_entropy_with_logits(logits[i, chosen], target, reduction="sum")
-            objectness = objectness + loss / count
-            wanted = B.encode(boxes[matched[pos]], anchors[pos], B.RPN_WEIGHTS)
-            loss = F.smooth_l1_loss(deltas[i, pos], wanted, beta=1 / 9, reduction="sum")
-            regression = regression + loss / count
-        return objectness / len(truth), regression / len(truth)
-
-    def match(self, anchors: Tensor, boxes: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For each anchor: is it positive, is it negative, and the index of its best box.
-
-        Only anchors wholly inside the unpadded image count. Positive: IoU >= positive_iou, or the best of a box.
-        """
-        height, width = size.tolist()
-        inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
-        if len(boxes) == 0:
-            return torch.zeros_like(inside), inside, torch.zeros_like(inside, dtype=torch.long)
-        iou = box_iou(anchors, boxes) * inside.unsqueeze(1)
-        best, matched = iou.max(dim=1)
-        positive = best >= self.config.positive_iou
-        best_of_box = iou.max(dim=0).values
-        favourite = (iou == best_of_box) & (best_of_box > 0)
-        matched = torch.where(favourite.any(1), favourite.to(torch.uint8).argmax(1), matched)
-        positive = (positive | favourite.any(1)) & inside
-        return positive, inside & ~positive & (best < self.config.negative_iou), matched

@@ -136,7 +136,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         weights = load_state_dict(str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; model.backbone.weights are weights in timm's format") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, TypeError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, TypeError) as error:
         raise InputError(f"{path}: not a file of weights ({first_line(error)})") from None
     if not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a file of weights alone; save the network's state_dict")

@@ -1,0 +1,269 @@
+"""Every configuration builds, counts what the published network counts, and follows the published schedules."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import typer.main
+import yaml
+
+from panoptic.cli import make_app
+from panoptic.errors import InputError
+from training.config import Config, HybridConfig, TimmConfig, load_config, parse_config
+from training.model.upsnet import UPSNet
+from training.schedule import make_plan
+from upsnet import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "training/configs").glob("*.yaml"))
+NAMES = [path.stem for path in FILES]
+COCO, CITYSCAPES = (53, 80), (11, 8)  # stuff and thing categories
+RESNET_50, RESNET_101 = 23_508_032, 42_500_160  # torchvision's counts less the classifier
+OFFSETS = 4 * (128 * 9 * 18 + 18) + 23 * (256 * 9 * 18 + 18) + 3 * (512 * 9 * 18 + 18)  # of res3 to res5
+EFFICIENTNET_B0 = 3_595_388  # the published 5 288 548 less the last convolution, its norm and the classifier
+# The original's names of the parts, and ours.
+PARTS = {
+    "resnet_backbone": "backbone",
+    "fpn": "fpn",
+    "rpn": "rpn",
+    "rcnn": "box_head",
+    "mask_branch": "mask_head",
+    "fcn_head": "semantic_head",
+}
+
+
+def config_of(name: str, *overrides: str) -> Config:
+    return load_config(ROOT / f"training/configs/{name}.yaml", overrides)
+
+
+def build(config: Config, classes: tuple[int, int]) -> UPSNet:
+    with torch.device("meta"):
+        return UPSNet(config.model, *classes)
+
+
+def numbers(shapes: dict[str, tuple[int, ...]]) -> Counter[str]:
+    """Numbers in weights and statistics, by the first part of the name."""
+    counts: Counter[str] = Counter()
+    for key, shape in shapes.items():
+        if not key.endswith("num_batches_tracked"):
+            counts[key.split(".")[0]] += torch.Size(shape).numel()
+    return counts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_is_its_name_and_builds(name: str) -> None:
+    config = config_of(name)
+    assert config.name == name
+    model = build(config, CITYSCAPES if name.startswith("cityscapes") else COCO)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    frozen = {key.split(".")[0] for key, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen <= {"backbone"}
+    if isinstance(config.model.backbone, HybridConfig):
+        assert not frozen  # there are no pretrained weights of it
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("coco_r50", RESNET_50),
+        ("coco_r101_dcn_3x", RESNET_101 + OFFSETS),
+        ("cityscapes_r50", RESNET_50),
+        ("cityscapes_r101", RESNET_101),
+        ("coco_efficientnet_b0", EFFICIENTNET_B0),
+    ],
+)
+def test_parameters_of_timm_backbones(name: str, weights: int) -> None:
+    assert sum(p.numel() for p in build(config_of(name), COCO).backbone.parameters()) == weights
+
+
+def test_parameters_of_the_hybrid_backbone() -> None:
+    def block(channels: int, out: int) -> int:
+        hidden = 6 * channels
+        return channels * hidden + 9 * hidden + hidden * out + 2 * (hidden + hidden + out)  # norms: scale and shift
+
+    wanted = 3 * 9 * 32 + 2 * 32 + 32 * 9 * 64 + 2 * 64
+    channels = 64
+    for width, depth in ((256, 3), (512, 4), (1024, 6), (2048, 3)):
+        wanted += block(channels, width) + (depth - 1) * block(width, width)
+        channels = width
+    found = sum(p.numel() for p in build(config_of("coco_hybrid"), COCO).backbone.parameters())
+    assert found == wanted
+    assert round(found / 1e6, 1) == 200.6  # as published
+
+
+@pytest.fixture(scope="module")
+def original(shared_data: Path) -> ModuleType:
+    """The recipe of the original's weights: the names and shapes of its tensors."""
+    spec = importlib.util.spec_from_file_location("original", shared_data / "upsnet_golden/make_checkpoint.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "golden", "classes"),
+    [
+        ("coco_r50", "coco_r50", COCO),
+        ("coco_hybrid", "coco_hybrid", COCO),
+        ("coco_r101_dcn_3x", "coco_r101_dcn", COCO),
+        ("cityscapes_r50", "cityscapes_r50", CITYSCAPES),
+    ],
+)
+def test_legacy_networks_are_the_original_ones(
+    original: ModuleType, name: str, golden: str, classes: tuple[int, int]
+) -> None:
+    config = config_of(name, "model.legacy=true")
+    ours = numbers({key: tuple(tensor.shape) for key, tensor in build(config, classes).state_dict().items()})
+    theirs = numbers(original.key_shapes(golden))
+    assert ours == {PARTS[part]: count for part, count in theirs.items()}
+    assert config.model.pixel_mean == (122.7717, 115.9465, 102.9801)
+    assert config.model.pixel_std == (1, 1, 1)
+    assert config.model.fpn.upsample == ("bilinear" if name == "coco_hybrid" else "nearest")
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "images", "lr", "iterations", "decay"),
+    [
+        ("coco_r50", 16, 16, 0.02, 90_000, (60_000, 80_000)),
+        ("coco_r50", 8, 8, 0.01, 180_000, (120_000, 160_000)),
+        ("coco_r50", 4, 4, 0.005, 360_000, (240_000, 320_000)),
+        ("coco_r50", 1, 1, 0.00125, 1_440_000, (960_000, 1_280_000)),
+        ("coco_r101_dcn_3x", 16, 16, 0.02, 270_000, (210_000, 250_000)),
+        ("coco_hybrid", 4, 4, 0.005, 360_000, (240_000, 320_000)),
+        ("coco_hybrid", 1, 4, 0.005, 360_000, (240_000, 320_000)),
+        ("cityscapes_r50", 16, 16, 0.02, 12_000, (9_000,)),
+        ("cityscapes_r50", 4, 4, 0.005, 48_000, (36_000,)),
+        ("cityscapes_r101", 16, 16, 0.02, 3_000, (2_000,)),
+    ],
+)
+def test_published_schedules(
+    name: str, processes: int, images: int, lr: float, iterations: int, decay: tuple[int, ...]
+) -> None:
+    schedule = config_of(name).schedule
+    plan = make_plan(schedule, processes, 118_287 if name.startswith("coco") else 2_975)
+    assert (plan.images_per_step, plan.iterations, plan.decay_steps) == (images, iterations, decay)
+    assert plan.lr == pytest.approx(lr)
+    assert plan.passes == 1
+    assert plan.warmup == (0 if name == "cityscapes_r101" else 1500)
+    assert (schedule.optimizer, schedule.momentum, schedule.weight_decay) == ("sgd", 0.9, 1e-4)
+    assert (schedule.policy, schedule.clip_norm, schedule.ema) == ("step", None, None)
+
+
+def test_one_gpu_gathers_the_global_batch_where_it_is_asked_to() -> None:
+    schedule = config_of("coco_r50", "schedule.images_per_step=16", "schedule.images_per_gpu=2").schedule
+    plan = make_plan(schedule, 1, 118_287)
+    assert (plan.images_per_gpu, plan.passes, plan.iterations) == (2, 8, 90_000)
+    assert plan.lr == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "short_sides", "test_side", "max_side", "loss", "stuff_limit", "layers"),
+    [
+        ("coco_r50", (), 800, 1333, (0.2, 0.04, 0.1), 4096, (256, 128, 128)),
+        ("coco_hybrid", (), 500, 1333, (0.2, 0.04, 0.1), 4096, (256, 128, 128)),
+        ("coco_r101_dcn_3x", tuple(range(640, 833, 32)), 800, 1333, (0.2, 0.04, 0.1), 4096, (256, 128, 128)),
+        ("cityscapes_r50", tuple(range(800, 1025, 32)), 1024, 2048, (1.0, 0.0, 0.5), 2048, (128, 128)),
+        ("cityscapes_r101", tuple(range(800, 1025, 32)), 1024, 2048, (1.0, 0.0, 0.5), 2048, (128, 128)),
+    ],
+)
+def test_published_sizes_and_losses(
+    name: str,
+    short_sides: tuple[int, ...],
+    test_side: int,
+    max_side: int,
+    loss: tuple[float, float, float],
+    stuff_limit: int,
+    layers: tuple[int, ...],
+) -> None:
+    config = config_of(name)
+    assert config.data.short_sides == short_sides
+    assert (config.data.resize.short_side, config.data.resize.max_side) == (test_side, max_side)
+    assert (config.loss.semantic, config.loss.semantic_roi, config.loss.panoptic) == loss
+    assert config.model.panoptic.stuff_area_limit == stuff_limit
+    assert config.model.semantic_head.channels == layers
+    assert config.model.fpn.global_context == name.startswith("coco")
+    augment = config.data.augment
+    assert (augment.flip, augment.color, augment.scale) == (0.5, 0.0, (1.0, 1.0))
+    rpn, box = config.model.rpn, config.model.box_head
+    assert (rpn.anchor_scale, rpn.train_top_n, rpn.test_top_n, rpn.samples) == (8.0, 2000, 1000, 256)
+    assert (box.hidden, box.samples, box.positive_fraction) == (1024, 512, 0.25)
+    if isinstance(config.model.backbone, TimmConfig):
+        assert config.model.backbone.freeze == 2
+        assert config.model.backbone.frozen_norm
+    else:
+        assert config.model.backbone == HybridConfig()
+
+
+def test_long_shapes_train_the_network_of_the_demo() -> None:
+    demo, long = config_of("demo"), config_of("shapes_long")
+    assert (long.model, long.loss) == (demo.model, demo.loss)
+    assert long.data.train.json_file.parent == Path("data/shapes_long")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("section", ["", "model", "model.fpn", "data.train", "schedule"])
+def test_unknown_keys_are_refused(name: str, section: str) -> None:
+    values = yaml.safe_load((ROOT / f"training/configs/{name}.yaml").read_text())
+    place = values
+    for key in section.split(".") if section else ():
+        place = place.setdefault(key, {})
+    place["chanels"] = 1
+    wanted = f"{section}.chanels".lstrip(".")
+    with pytest.raises(InputError, match=rf"{re.escape(wanted)}: Extra inputs are not permitted"):
+        parse_config(values, name)
+
+
+# What the comments tell people to type
+
+
+def comments(path: Path) -> list[str]:
+    return [line.partition("#")[2].strip() for line in path.read_text().splitlines() if "#" in line]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words after `upsnet` in the comments, up to a backtick or the end of the line."""
+    found = re.findall(r"\bupsnet ((?:data )?[a-z]+\b[^`]*)", "\n".join(comments(path)))
+    return [line.splitlines()[0].split() for line in found]
+
+
+def options_of(main: Callable[..., None]) -> set[str]:
+    return {option for parameter in typer.main.get_command(make_app(main)).params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_commands_in_comments_exist(path: Path) -> None:
+    for words in commands(path):
+        name = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
+        options = options_of(importlib.import_module(COMMANDS[name][0]).main)
+        assert {word for word in words if word.startswith("--")} <= options, words
+    for line in comments(path):
+        for target in re.findall(r"`make ([a-z-]+)", line):
+            assert f"\n{target}:" in (ROOT / "Makefile").read_text()
+        for file in re.findall(r"\b(?:training/configs/)?([a-z0-9_]+\.yaml)", line):
+            assert file == "my.yaml" or (path.parent / file).is_file(), file
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_overrides_in_comments_are_keys(path: Path) -> None:
+    for line in comments(path):
+        for override in re.findall(r"--set ([\w.]+=[\w.]+)", line):
+            load_config(path, (override,))
+
+
+def test_the_schedules_in_the_comment_of_coco_r50() -> None:
+    text = "\n".join(comments(ROOT / "training/configs/coco_r50.yaml"))
+    found = re.findall(r"(\d+)(?: GPUs)?: lr (\.\d+), ([\d ]+\d)", text)
+    assert [int(gpus) for gpus, _, _ in found] == [16, 8, 4, 1]
+    for gpus, lr, iterations in found:
+        plan = make_plan(config_of("coco_r50").schedule, int(gpus), 118_287)
+        assert plan.lr == pytest.approx(float(lr))
+        assert plan.iterations == int(iterations.replace(" ", ""))

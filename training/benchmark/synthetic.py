@@ -1,0 +1,103 @@
+"""A data set of made-up photos in the COCO panoptic format, to measure loaders and training steps without a download.
+
+Nothing can be learned from it. It costs what real data costs: JPEG photos of COCO's size and weight, and PNGs of about 20
+segments with crooked borders, half of them stuff in the back and half things of all sizes before it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from panoptic.coco_format import id2rgb
+from panoptic.errors import InputError
+from panoptic.files import write_json
+from panoptic.images import write_png
+from training.config import SplitConfig
+
+STUFF, THINGS = 53, 80  # COCO's categories
+LEAST_SIDE = 32
+STUFF_SEGMENTS, THING_SEGMENTS = 7, 14  # of an image, before some are covered wholly
+LEAST_PIXELS = 16  # of a segment
+
+
+def write_panoptic_set(
+    folder: Path, images: int, photo: tuple[int, int] = (480, 640), seed: int = 0, classes: tuple[int, int] | None = None
+) -> SplitConfig:
+    """Write `images` photos of `photo` (height, width) pixels, every third one upright, and their truth into `folder`.
+
+    classes: numbers of stuff and of thing categories (None: COCO's). InputError for sizes and numbers that make none.
+    """
+    stuff, things = classes or (STUFF, THINGS)
+    if min(photo) < LEAST_SIDE or images < 1 or min(stuff, things) < 1:
+        raise InputError(
+            f"synthetic data: {images} photos of {photo[1]} x {photo[0]} pixels with {stuff} stuff and {things} thing "
+            f"categories; give at least one of each, and sides from {LEAST_SIDE} pixels"
+        )
+    categories = [{"id": i + 1, "name": f"thing {i + 1}", "isthing": 1} for i in range(things)]
+    categories += [{"id": things + i + 1, "name": f"stuff {i + 1}", "isthing": 0} for i in range(stuff)]
+    entries: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in tqdm(range(images), desc="synthetic data", unit="image", disable=None):
+        draws = np.random.default_rng([seed, index])
+        height, width = photo[::-1] if index % 3 == 2 else photo
+        rows = draw_segments(draws, height, width)
+        stem = f"{index + 1:012d}"
+        segments = [
+            {"id": row * 70001 + 1, "category_id": int(category), "iscrowd": 0, "area": area, "bbox": box_of(rows == row)}
+            for row, area in enumerate(np.bincount(rows.ravel()).tolist())
+            for category in [draws.integers(things) + 1 if row >= STUFF_SEGMENTS else things + 1 + row % stuff]
+            if area
+        ]
+        write_png(folder / "segments" / f"{stem}.png", id2rgb(rows * 70001 + 1))
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_photo(draws, rows)).save(folder / "images" / f"{stem}.jpg", quality=90)
+        entries.append({"id": index + 1, "file_name": f"{stem}.jpg", "height": height, "width": width})
+        annotations.append({"image_id": index + 1, "file_name": f"{stem}.png", "segments_info": segments})
+    content = {"images": entries, "annotations": annotations, "categories": categories}
+    write_json(folder / "panoptic.json", content)
+    return SplitConfig(json_file=folder / "panoptic.json", segments=folder / "segments", images=folder / "images")
+
+
+def draw_segments(draws: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """int64 H x W: 0 .. STUFF_SEGMENTS - 1 the back's regions, from there on things, the later ones in front.
+
+    Things are ellipses with half axes of 3 % to 30 % of the short side, on coordinates bent by smooth noise. Segments of
+    fewer than LEAST_PIXELS pixels give way to the region behind everything.
+    """
+    bend = 0.06 * min(height, width)
+    y = np.arange(height)[:, None] + bend * smooth_noise(draws, height, width)
+    x = np.arange(width) + bend * smooth_noise(draws, height, width)
+    centres = draws.uniform(0, 1, (STUFF_SEGMENTS, 2)) * (height, width)
+    back = np.stack([(y - cy) ** 2 + (x - cx) ** 2 for cy, cx in centres]).argmin(0)
+    rows = back.copy()
+    for thing in range(STUFF_SEGMENTS, STUFF_SEGMENTS + THING_SEGMENTS):
+        cy, cx = draws.uniform(0, 1, 2) * (height, width)
+        ry, rx = min(height, width) * 0.03 * 10 ** draws.uniform(0, 1, 2)
+        rows[((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1] = thing
+    tiny = np.flatnonzero(np.bincount(rows.ravel()) < LEAST_PIXELS)
+    return np.where(np.isin(rows, tiny), np.bincount(rows.ravel()).argmax(), rows)
+
+
+def draw_photo(draws: np.random.Generator, rows: np.ndarray) -> np.ndarray:
+    """uint8 H x W x 3: a colour for each segment, shading and fine noise, so that a JPEG has something to do."""
+    height, width = rows.shape
+    colours = draws.uniform(40, 215, (STUFF_SEGMENTS + THING_SEGMENTS, 3))
+    shade = 25 * smooth_noise(draws, height, width)[..., None]
+    return (colours[rows] + shade + draws.normal(0, 8, (height, width, 3))).clip(0, 255).astype(np.uint8)
+
+
+def smooth_noise(draws: np.random.Generator, height: int, width: int, cells: int = 8) -> np.ndarray:
+    """float32 H x W of about unit deviation, from `cells` x `cells` numbers."""
+    coarse = Image.fromarray(draws.normal(size=(cells, cells)).astype(np.float32))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def box_of(mask: np.ndarray) -> list[int]:
+    """COCO's x, y, width, height of the set pixels; there is at least one."""
+    y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]

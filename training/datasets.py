@@ -1,0 +1,71 @@
+"""The data sets that a configuration names."""
+
+from __future__ import annotations
+
+import hashlib
+
+from panoptic.dataset import PanopticFolder, check_categories
+from panoptic.errors import InputError
+from panoptic.manifest import Manifest
+from training.config import DataConfig, SplitConfig
+from training.data.batch import StepSampler, orientations
+from training.data.coco_panoptic import PanopticDataset
+from training.data.transforms import Augment
+from training.distributed import Process
+from training.schedule import Plan
+
+
+def check_data(split: SplitConfig, key: str) -> None:
+    """InputError naming the first part of a data set that is not there."""
+    for name, path in (("json_file", split.json_file), ("segments", split.segments), ("images", split.images)):
+        if not path.exists():
+            raise InputError(
+                f"{path}: no such {'file' if name == 'json_file' else 'folder'} ({key}.{name}); `upsnet shapes --out "
+                f"data/shapes` makes the demo's data set; for another, set {key}.* to its place"
+            )
+
+
+def open_training(data: DataConfig, seed: int) -> PanopticDataset:
+    """The training set with its augmentation; InputError where it is missing or faulty."""
+    check_data(data.train, "data.train")
+    augment = Augment(**data.augment.model_dump(), short_sides=data.short_sides)
+    return PanopticDataset(data.train.json_file, data.train.segments, data.train.images, data.resize, augment, seed)
+
+
+def open_validation(split: SplitConfig, manifest: Manifest) -> PanopticFolder:
+    """The validation set; InputError where it is missing or its categories are not the training set's."""
+    check_data(split, "data.val")
+    folder = PanopticFolder(split.json_file, split.segments, split.images)
+    check_categories(folder, manifest)
+    return folder
+
+
+def image_digest(dataset: PanopticDataset) -> str:
+    """SHA-256 of the images' ids: a resumed run's data may have moved, but it must be the same images."""
+    return hashlib.sha256(" ".join(map(str, dataset.image_ids)).encode()).hexdigest()
+
+
+def make_sampler(
+    dataset: PanopticDataset, data: DataConfig, seed: int, plan: Plan, process: Process, first_step: int
+) -> StepSampler:
+    """This process's share of every global batch from `first_step` on."""
+    groups = None
+    if data.group_aspect_ratio:
+        unknown = [record.image_id for record in dataset.records if record.size is None]
+        if unknown:
+            raise InputError(
+                f"{data.train.json_file}: image {unknown[0]} has no width and height, which data.group_aspect_ratio "
+                "needs; add them, or turn it off"
+            )
+        groups = orientations([record.size for record in dataset.records if record.size])
+    return StepSampler(
+        len(dataset),
+        plan.images_per_step,
+        plan.iterations,
+        seed,
+        first_step=first_step,
+        rank=process.rank,
+        world=process.world,
+        passes=plan.passes,
+        groups=groups,
+    )

@@ -1,0 +1,36 @@
+"""Evaluation during training: every process predicts its share of the validation set, the first one adds up."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from eval.quality import METRICS, measure, merge
+from panoptic.dataset import PanopticFolder, truth_result
+from panoptic.draw import overlay
+from panoptic.predictor import Predictor, predict_photos
+from training.distributed import Process, gather
+
+PICTURES = 4
+
+
+def quality(
+    predictor: Predictor, folder: PanopticFolder, images: int | None, process: Process
+) -> dict[str, float | None]:
+    """PQ, mIoU and AP (fractions, see eval.quality) on the first `images` images; {} on all processes but the first.
+
+    Images go through the network one by one, so that their number and that of the processes cannot change a figure.
+    """
+    share = folder.records[:images][process.rank :: process.world]
+    parts = gather(measure(predictor, folder, share, METRICS), process)
+    return merge(parts).results(folder.categories) if process.first else {}
+
+
+def pictures(predictor: Predictor, folder: PanopticFolder, images: int | None) -> dict[str, np.ndarray]:
+    """The first few validation images: file name -> uint8 H x W x 3, the prediction beside the truth."""
+    drawn = {}
+    for record in folder.records[:images][:PICTURES]:
+        photo, ids = folder.read(record)
+        (result,) = predict_photos(predictor, [photo])
+        truth = overlay(photo, truth_result(record, ids, folder.categories), folder.categories, scores=False)
+        drawn[record.file_name] = np.concatenate([overlay(photo, result, folder.categories), truth], axis=1)
+    return drawn

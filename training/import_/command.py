@@ -1,0 +1,129 @@
+"""`upsnet import`: a checkpoint of the original UPSNet, or of its hybrid fork, as one of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from panoptic.categories import Categories
+from panoptic.errors import InputError
+from training.checkpoint import Checkpoint, save, versions
+from training.config import Config, load_config
+from training.import_.dump import read_inputs, write_dump
+from training.import_.weights import COCO_CLASSES, COCO_STUFF, Moved, class_counts, read_original, to_cityscapes, to_ours
+from training.init import read_categories
+from training.model.upsnet import UPSNet
+
+
+def main(
+    checkpoint: Annotated[Path, typer.Argument(help="The original's weights, a state_dict as torch.save wrote it.")],
+    config: Annotated[Path, typer.Option(help="YAML configuration with the same layers, and model.legacy: true.")],
+    categories: Annotated[
+        Path | None, typer.Option(help="A COCO panoptic JSON, or the list of its categories. --out needs it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The checkpoint to write, as runs/NAME/last.safetensors.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as model.legacy=true; repeatable.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Go on where keys do not fit: list them, and keep random weights there.")
+    ] = False,
+    cityscapes: Annotated[
+        bool, typer.Option("--to-cityscapes", help="COCO weights; --config and --categories are Cityscapes'.")
+    ] = False,
+    dump: Annotated[
+        Path | None, typer.Option(help="Write every intermediate array of one image to this .npz (see README).")
+    ] = None,
+    net_input: Annotated[
+        Path | None,
+        typer.Option(
+            help="The image of --dump as the original's network reads it: float32 3 x H x W, BGR minus the means, "
+            "zero-padded to multiples of 32. A .npy, or an .npz with net_input and im_info."
+        ),
+    ] = None,
+    im_info: Annotated[
+        str, typer.Option(metavar="H,W,SCALE", help="Size inside the padding, network pixels an original pixel.")
+    ] = "",
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            help="An .npz of such arrays. roi_boxes, mask_roi_index and mask_roi_class are read from it; and stages "
+            "start from its arrays, not from the dumped network's own: proposals from rpn_*, detections from "
+            "proposal_boxes and cand_*, masks from det_* and pan_det_*, the panoptic map from fcn_score (where whole), "
+            "pan_det_* and pan_keep. Without it everything is end to end."
+        ),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="--dump: fcn_score whole, not [::4, ::2, ::2]; and all_cls_*, all_bbox_pred.")
+    ] = False,
+) -> None:
+    """A checkpoint of the original UPSNet or its hybrid fork -> one of ours that computes the same."""
+    settings = load_config(config, tuple(set_ or []))
+    if not settings.model.legacy:
+        raise InputError(f"{config}: the original's weights need its conventions: set model.legacy: true, or --set it")
+    if not out and not dump:
+        raise InputError("nothing to do: give --out to write a checkpoint, --dump to write intermediate arrays, or both")
+    if dump and not net_input:
+        raise InputError("--dump needs an image: give --net-input")
+    if not categories and (out or cityscapes):
+        raise InputError("give --categories, the COCO panoptic JSON that the network is for")
+    table = read_categories(categories) if categories else None
+    weights = read_original(checkpoint)
+    model, lines = build(settings, weights, table, checkpoint, partial, cityscapes)
+    for line in lines:
+        print(line)
+    if dump and net_input:
+        write_dump(dump, model, read_inputs(net_input, im_info, inputs), full)
+        print(f"{dump}: intermediate arrays of {net_input}")
+    if out and table:
+        save(out, Checkpoint(settings, table, 0, None, model.state_dict(), {}, versions()))
+        print(f"{out}: {len(weights)} tensors of {checkpoint}, {len(table)} classes")
+
+
+def build(
+    settings: Config,
+    weights: dict[str, torch.Tensor],
+    table: Categories | None,
+    source: Path,
+    partial: bool = False,
+    cityscapes: bool = False,
+) -> tuple[UPSNet, list[str]]:
+    """The network with the original's weights, in eval mode, and lines for the user.
+
+    InputError names every missing, unexpected and mis-shaped key, unless `partial`.
+    """
+    found = class_counts(weights, source)
+    expected = (COCO_STUFF, COCO_CLASSES - COCO_STUFF) if cityscapes else (table.num_stuff, table.num_things) if table else found
+    if found != expected:
+        raise InputError(
+            f"{source}: has {found[0]} stuff and {found[1]} thing classes, expected {expected[0]} and {expected[1]}; "
+            "give the categories that it was trained with"
+        )
+    torch.manual_seed(settings.seed)
+    model = UPSNet(settings.model, *found)
+    moved = to_ours(model, weights)
+    if moved.problems and not partial:
+        raise InputError(
+            f"{source}: {len(moved.problems)} keys do not fit the configured network: {'; '.join(moved.problems)}; "
+            "change the configuration, or go on with --partial"
+        )
+    lines = list(moved.problems)
+    if cityscapes and table:
+        model, more = _cityscapes(settings, moved, table)
+        lines += more
+    else:
+        model.load_state_dict(moved.state)
+    return model.eval(), lines
+
+
+def _cityscapes(settings: Config, coco: Moved, table: Categories) -> tuple[UPSNet, list[str]]:
+    torch.manual_seed(settings.seed)
+    model = UPSNet(settings.model, table.num_stuff, table.num_things)
+    fresh = model.state_dict()
+    state = {key: coco.state[key] if coco.state[key].shape == own.shape else own for key, own in fresh.items()}
+    lines = to_cityscapes(state, coco.state, table)
+    model.load_state_dict(state)
+    return model, lines

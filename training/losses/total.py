@@ -1,0 +1,124 @@
+"""All losses of UPSNet (Xiong et al., CVPR 2019, section 3.3) for one batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from training.config import LossConfig
+from training.data.batch import IGNORE, Batch
+from training.losses import terms
+from training.losses.assign import assign_anchors, assign_rois, foreground_rows
+from training.losses.semantic import UpsampledCrossEntropy
+from training.losses.targets import (
+    STRIDE,
+    Targets,
+    crop_labels,
+    mask_targets,
+    panoptic_targets,
+    truth_boxes,
+    with_image,
+)
+from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE
+from training.model.rpn import RpnOutput
+from training.model.upsnet import PYRAMID_LEVELS, UPSNet, inclusive
+
+
+class TrainingLosses(nn.Module):
+    """Wraps a network; forward(batch) -> its weighted losses by name, those of weight 0 left out. Minimise their sum.
+
+    Each is the mean over the images of what it is for an image alone, so that processes with equal shares of a batch
+    make the gradient of one process with all of it. All random choices for an image are functions of its seed.
+    Every parameter takes part in every step, also when no image of the batch has an instance. Nothing waits for the
+    device. Under autocast the network runs in the lower precision, targets and losses in float32.
+    """
+
+    def __init__(self, model: UPSNet, config: LossConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.weights = config
+
+    def forward(self, batch: Batch, given: Targets | None = None) -> dict[str, Tensor]:
+        """given: targets to use instead of the drawn ones, to compare with another implementation."""
+        model, weights = self.model, self.weights
+        full_precision = torch.autocast(batch.images.device.type, enabled=False)
+        pyramid = model.pyramid(batch.images, batch.sizes)
+        proposed = model.rpn(pyramid)
+        semantic = model.semantic_head(pyramid[:PYRAMID_LEVELS]).float()
+        if given is None:
+            with torch.no_grad(), full_precision:
+                given = self.targets(batch, proposed)
+        scores, deltas = model.box_head(model.roi_features(pyramid, given.rois.rois, BOX_POOL))
+        masks, kept_masks = self.mask_logits(pyramid, given)
+        with full_precision:
+            rpn_cls, rpn_box = terms.rpn_losses(torch.cat(proposed.logits, 1), torch.cat(proposed.deltas, 1), given.rpn)
+            rcnn_cls, rcnn_box = terms.box_losses(scores, deltas, given.rois)
+            losses = {
+                "rpn_cls": rpn_cls,
+                "rpn_box": rpn_box,
+                "rcnn_cls": rcnn_cls,
+                "rcnn_box": rcnn_box,
+                "mask": terms.mask_loss(masks, given.masks, is_thing(given.rois.labels[:, : masks.shape[1]])),
+                "semantic": weights.semantic * UpsampledCrossEntropy.apply(semantic, batch.semantic).mean(),
+            }
+            if weights.semantic_roi:
+                losses["semantic_roi"] = weights.semantic_roi * self.semantic_roi_loss(semantic, batch, given.crops)
+            if weights.panoptic:
+                losses["panoptic"] = weights.panoptic * self.panoptic_loss(semantic, kept_masks, given)
+        return losses
+
+    def targets(self, batch: Batch, proposed: RpnOutput) -> Targets:
+        """Match and sample anchors, propose and sample RoIs, and cut out what the heads should have said."""
+        model, config = self.model, self.model.config
+        boxes, labels, seeds = truth_boxes(batch, config.legacy), batch.labels, batch.seeds
+        proposals, valid = model.rpn.propose(proposed, batch.sizes, config.rpn.train_top_n)
+        anchors = torch.cat(proposed.anchors)
+        rois = assign_rois(proposals, valid, boxes, labels, seeds, config.box_head, config.legacy)
+        first = foreground_rows(config.box_head)
+        keep = config.panoptic.keep_fraction if self.weights.panoptic else 0.0
+        return Targets(
+            rpn=assign_anchors(anchors, boxes, batch.sizes, seeds, config.rpn, config.legacy),
+            rois=rois,
+            masks=mask_targets(batch.instances, rois.rois[:, :first], rois.owners[:, :first]),
+            crops=crop_labels(batch.semantic, with_image(boxes)),
+            panoptic=panoptic_targets(batch, boxes, keep, model.num_stuff),
+        )
+
+    def mask_logits(self, pyramid: list[Tensor], targets: Targets) -> tuple[Tensor, Tensor]:
+        """The mask head, run once: logits [B, F, 28, 28] of the foreground RoIs and [B, K, 28, 28] of the kept boxes.
+
+        Background and padding among these rows are computed too: to leave them out, the host would have to wait for
+        the device to tell their number.
+        """
+        first = targets.masks.shape[1]
+        labels = targets.rois.labels[:, :first]
+        rois = torch.cat([targets.rois.rois[:, :first], targets.panoptic.boxes], dim=1)
+        things = torch.cat([torch.where(is_thing(labels), labels - 1, 0), targets.panoptic.labels], dim=1)
+        features = self.model.roi_features(pyramid, rois, MASK_POOL)
+        logits = self.model.mask_head(features, things.flatten()).float().unflatten(0, things.shape)
+        return logits[:, :first], logits[:, first:]
+
+    def semantic_roi_loss(self, semantic: Tensor, batch: Batch, crops: Tensor) -> Tensor:
+        """Cross-entropy on 28x28 crops at the ground truth boxes.
+
+        The paper crops the features and scores the crops. A 1x1 convolution and bilinear sampling inside the map
+        commute, so cropping the logits gives the same with a fraction of the work.
+        """
+        legacy = self.model.config.legacy
+        boxes = with_image(truth_boxes(batch, legacy)).to(semantic.dtype)
+        cut = roi_align(semantic, boxes, MASK_SIZE, 1 / STRIDE, sampling_ratio=2, aligned=not legacy)
+        return terms.crop_loss(cut, crops, [len(own) for own in batch.boxes])
+
+    def panoptic_loss(self, semantic: Tensor, masks: Tensor, targets: Targets) -> Tensor:
+        """Cross-entropy of the panoptic logits at quarter resolution. The instances that were drawn away teach the
+        unknown class."""
+        boxes, labels, kept, pixels = targets.panoptic
+        corners = boxes if self.model.config.legacy else inclusive(boxes)
+        logits = terms.panoptic_logits(semantic, corners / STRIDE, labels, masks, kept, self.model.num_stuff)
+        return terms.panoptic_loss(logits, pixels)
+
+
+def is_thing(labels: Tensor) -> Tensor:
+    """Which RoIs are foreground."""
+    return (labels > 0) & (labels != IGNORE)

@@ -1,0 +1,177 @@
+"""One step of training: forward and backward passes, the update, and its numbers, without waiting for the device.
+
+A step's numbers are copied to the host while the next step is computed and read when that one has been queued. A step
+whose numbers are not finite does not touch the weights: the optimizer's kernels themselves read that flag.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from panoptic.errors import InputError
+from training.batch_norm import synchronise
+from training.config import Config
+from training.data.batch import Batch
+from training.distributed import Process, gather
+from training.schedule import Plan, build_optimizer, set_lr
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainingError(InputError):
+    """Training cannot go on: a loss, a gradient or a weight is not finite."""
+
+
+class Report(NamedTuple):
+    """What one step came to: means over the processes. stop: a process was asked to stop"""
+
+    step: int  # from 1 up: the number of updates after it
+    losses: dict[str, float]
+    norm: float  # of the gradient, before it is clipped; not finite in the steps that fp16 leaves out
+    lr: float
+    stop: bool
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses.values())
+
+
+class Pending(NamedTuple):
+    """A step's numbers on their way to the host: [stop, gradient norm, loss scale, losses ...]."""
+
+    step: int
+    names: list[str]
+    lr: float
+    image_ids: list[int]
+    values: Tensor
+    arrived: torch.cuda.Event | None
+
+
+class Stepper:
+    """A network with its losses, its optimizer and, where the schedule asks for it, its averaged copy `ema`."""
+
+    def __init__(self, model: nn.Module, losses: nn.Module, config: Config, plan: Plan, process: Process) -> None:
+        self.model, self.config, self.plan, self.process = model, config, plan, process
+        compute = config.compute
+        losses.to(process.device)
+        if compute.channels_last:
+            losses.to(memory_format=torch.channels_last)  # type: ignore[call-overload] (missing in torch's types)
+        synchronise(losses, process)
+        self.optimizer = build_optimizer(model, config.schedule)
+        self.ema = average_of(model, config.schedule.ema) if config.schedule.ema else None
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=compute.precision == "fp16")
+        if compute.compile:
+            for part in model.children():
+                part.compile()
+        self.losses = losses
+        if process.world > 1:  # buffers need no exchange: batch statistics are those of the global batch
+            self.losses = DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._pending: deque[Pending] = deque()
+        self._late = 1 if process.device.type == "cuda" else 0  # steps; waiting for the CPU costs nothing
+
+    def step(self, passes: Sequence[Batch], step: int, signals: Sequence[int]) -> None:
+        """Step number `step` (0-based) on this process's batches; the gradient is the mean over all their images.
+
+        signals: those that this process has received, perhaps meanwhile; everybody learns of them with the numbers.
+        """
+        torch.manual_seed(step_seed(self.config.seed, step, self.process.rank))
+        lr = set_lr(self.optimizer, step, self.plan)
+        self.optimizer.zero_grad()
+        losses = [self._backward(batch, last=batch is passes[-1]) for batch in passes]
+        scale = self.scaler.scale(torch.ones((), device=self.process.device))
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        terms = torch.stack([torch.stack(list(some.values())) for some in losses]).mean(0)
+        terms = torch.cat([terms, terms.new_full((1,), float(bool(signals)))])
+        if self.process.world > 1:  # one small exchange a step: all processes see the same numbers and decide alike
+            dist.all_reduce(terms)
+            terms = terms / self.process.world
+        values = torch.cat([terms[-1:], norm[None], scale[None], terms[:-1]])
+        self._update(norm, ~torch.isfinite(values).all(), step)
+        image_ids = list(chain.from_iterable(batch.image_ids for batch in passes))
+        self._pending.append(Pending(step + 1, list(losses[0]), lr, image_ids, *to_host(values)))
+
+    def reports(self, drain: bool) -> list[Report]:
+        """Of the steps whose numbers have arrived; of all steps so far if `drain`. TrainingError where one is not finite.
+
+        How many that are is the same on every process, so that they act on the same step.
+        """
+        reports = []
+        while len(self._pending) > (0 if drain else self._late):
+            reports.append(self._report(self._pending.popleft()))
+        return reports
+
+    def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+        """Forward and backward pass of one batch -> its losses; gradients are exchanged in the last one."""
+        device, precision = self.process.device, self.config.compute.precision
+        alone: AbstractContextManager = nullcontext()
+        if isinstance(self.losses, DistributedDataParallel) and not last:
+            alone = self.losses.no_sync()
+        with alone:
+            with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+                losses = self.losses(batch.to(device))
+            total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.plan.passes
+            self.scaler.scale(total).backward()
+        return {name: loss.detach().float() for name, loss in losses.items()}
+
+    def _update(self, norm: Tensor, refused: Tensor, step: int) -> None:
+        """Clip the gradient and apply it, unless `refused`, which stays on the device."""
+        if self.config.schedule.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.schedule.clip_norm, norm)
+        self.optimizer.found_inf = refused.float()  # type: ignore[attr-defined] (read by the fused kernels)
+        self.optimizer.step()
+        self.scaler.update()
+        if self.ema:
+            self.ema.update(self.model, step + 1)
+
+    def _report(self, pending: Pending) -> Report:
+        if pending.arrived:
+            pending.arrived.synchronize()
+        stop, norm, scale, *terms = pending.values.tolist()
+        report = Report(pending.step, dict(zip(pending.names, terms, strict=True)), norm, pending.lr, stop > 0)
+        left_out = self.scaler.is_enabled() and scale > 1.0  # an overflow of fp16, after which the scale is halved
+        if not all(map(math.isfinite, terms)) or not (math.isfinite(norm) or left_out):
+            everyones = gather(pending.image_ids, self.process)
+            raise TrainingError(
+                f"step {report.step}: not finite: loss {report.loss:.4g} "
+                f"({', '.join(f'{name} {value:.4g}' for name, value in report.losses.items())}), gradient norm "
+                f"{norm:.4g}; images {', '.join(map(str, chain.from_iterable(everyones)))}; the checkpoints are from "
+                "before; lower schedule.lr or set schedule.clip_norm"
+            )
+        return report
+
+
+def average_of(model: nn.Module, decay: float) -> nn.Module:
+    """The exponential moving average of the parameters, beginning with a short memory; buffers are copied.
+
+    After t updates the decay is min(decay, 1 - t^-.75): the first update copies, the rate .999 comes after 10,000.
+    """
+    from timm.utils import ModelEmaV3  # seconds: only where it is needed
+
+    return ModelEmaV3(model, decay, use_warmup=True, warmup_power=0.75, exclude_buffers=True)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a step's random draws, different for each step and process."""
+    return ((seed << 40) + (step << 10) + rank) % (1 << 63)
+
+
+def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy on the host, which on a GPU is complete once the event is: nobody waits for it here."""
+    if values.device.type != "cuda":
+        return values, None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event
