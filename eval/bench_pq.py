@@ -50,7 +50,7 @@ def make_pair(seed: int, ragged: float) -> Pair:
     """Regions around random points, which the prediction has moved a little. ragged: noise on each pixel's place."""
     rng = np.random.default_rng(seed)
     points = rng.random((SEGMENTS, 2)) * (HEIGHT, WIDTH)
-    place = np.stack(np.mgrid[:HEIGHT, :WIDTH], -1).astype(np.float32)
+    place = np.moveaxis(np.mgrid[:HEIGHT, :WIDTH], 0, -1).astype(np.float32)
     sides: list[Any] = []
     for side, moved in enumerate((points, points + rng.normal(0, 10, points.shape))):
         seen = place + rng.normal(0, ragged, place.shape).astype(np.float32) if ragged else place
