@@ -149,7 +149,8 @@ class TestEndToEnd:
     @pytest.mark.parametrize("branch", ["det", "pan_det"])
     def test_detections(self, whole: Arrays, golden: Arrays, branch: str) -> None:
         """Matched by best IoU within the class: rows with nearly equal scores may swap."""
-        found, wanted = ({key: each[f"{branch}_{key}"] for key in ("boxes", "scores", "cls")} for each in (whole, golden))
+        keys = ("boxes", "scores", "cls")
+        found, wanted = ({key: each[f"{branch}_{key}"] for key in keys} for each in (whole, golden))
         assert len(found["boxes"]) == len(wanted["boxes"])
         grow = np.array([0, 0, 1, 1], np.float32)
         iou = box_iou(torch.from_numpy(found["boxes"] + grow), torch.from_numpy(wanted["boxes"] + grow)).numpy()
