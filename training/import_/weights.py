@@ -15,7 +15,10 @@ from training.import_.keys import FIRST_CONV, original_names
 from training.model.upsnet import UPSNet
 
 # What torch.load raises for a file that is not a plain archive of tensors.
-UNREADABLE = (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError)
+UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, AttributeError, LookupError, TypeError, ValueError),
+    pickle.UnpicklingError,
+)
 PREFIX = "module."  # of a network that DataParallel wrapped
 COUNTER = "num_batches_tracked"  # of no use at test time; many checkpoints lack it
 
