@@ -42,7 +42,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> SplitConfig:
 
 def test_steps_against_torchvision(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    size = ["--size", "96x128", "--images-per-gpu", "1", "--steps", "1", "--workers", "0"]
+    size = ["--size", "64x96", "--images-per-gpu", "1", "--steps", "1", "--workers", "0"]
     result = bench("--config", DEMO, *size, "--parts", "--out", str(out))
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text())
@@ -50,7 +50,7 @@ def test_steps_against_torchvision(tmp_path: Path) -> None:
     ours, theirs = (row["images_per_s"] for row in written["steps"])
     assert 0 < written["ratio"] == pytest.approx(ours / theirs)
     assert math.isfinite(written["ratio"])
-    assert written["batch_shapes"] in ([[1, 96, 128, 3]], [[1, 128, 96, 3]])
+    assert written["batch_shapes"] in ([[1, 64, 96, 3]], [[1, 96, 64, 3]])
     assert written["goal"] is None  # it is one for ResNet-50
     assert written["machine"]["threads"] == torch.get_num_threads()
     assert written["settings"]["images"] == 1
@@ -114,7 +114,8 @@ def test_sizes() -> None:
 
 
 def test_made_up_data_is_a_sound_panoptic_set(made_up: SplitConfig) -> None:
-    dataset = PanopticDataset(made_up.json_file, made_up.segments, made_up.images, ResizeRule(short_side=96, max_side=128))
+    rule = ResizeRule(short_side=96, max_side=128)
+    dataset = PanopticDataset(made_up.json_file, made_up.segments, made_up.images, rule)
     assert (dataset.categories.num_stuff, dataset.categories.num_things) == (53, 80)
     assert [dataset[i]["size"] for i in range(3)] == [(96, 128), (96, 128), (128, 96)]
     content = json.loads(made_up.json_file.read_text())
@@ -145,7 +146,7 @@ def test_made_up_data_is_the_same_again(made_up: SplitConfig, tmp_path: Path) ->
             assert one.read_bytes() == other.read_bytes()
 
 
-@pytest.mark.parametrize("bad", [{"images": 0}, {"photo": (16, 64)}, {"classes": (0, 3)}])
+@pytest.mark.parametrize("bad", [{"images": 0}, {"photo": (16, 64)}])
 def test_made_up_data_that_cannot_be(tmp_path: Path, bad: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="synthetic data"):
         write_panoptic_set(tmp_path / "set", **{"images": 1, **bad})
@@ -182,7 +183,8 @@ def test_turns_alternate_and_go_through_the_batches() -> None:
     timed = take_turns(warm, 12, CPU)
     # Five turns of 2, 2, 3, 2, 3 steps.
     assert "".join(log) == "a0a1|b0b1|a2a0|b2b0|a1a2a0|b1b2b0|a1a2|b1b2|a0a1a2|b0b1b2|"
-    assert [(row.name, len(row.seconds), row.images, row.memory) for row in timed] == [("a", 5, 2, None), ("b", 5, 2, None)]
+    assert [row.name for row in timed] == ["a", "b"]
+    assert all((len(row.seconds), row.images, row.memory) == (5, 2, None) for row in timed)
 
 
 def test_rate_is_the_median_of_the_turns() -> None:

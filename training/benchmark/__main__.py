@@ -11,6 +11,7 @@ same batches, made up unless --data is given. The panoptic branches come on top 
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -92,7 +93,9 @@ def is_resnet50(config: Config) -> bool:
     return isinstance(backbone, TimmConfig) and backbone.name.split(".")[0] == "resnet50"
 
 
-def show(console: Console, result: dict[str, Any], where: str) -> None:
+def show(result: dict[str, Any], where: str) -> None:
+    # Into a file or a log, lines are not folded to 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     settings = result["settings"]
     if "loader" in result:
         console.print(loader_table(f"{settings['config']}: the loader alone, on {where}", result["loader"]))
@@ -119,7 +122,7 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (the configuration's).")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of made-up photos, not resized then.")] = None,
-    data: Annotated[bool, typer.Option("--data/--synthetic", help="The configuration's photos or made-up ones.")] = False,
+    data: Annotated[bool, typer.Option("--data/--synthetic", help="Its photos, or made-up ones.")] = False,
     parts: Annotated[bool, typer.Option("--parts", help="Also where the time of a step goes.")] = False,
     loader: Annotated[bool, typer.Option("--loader", help="The loader alone.")] = False,
     workers: Annotated[list[int] | None, typer.Option(min=0, help="Loader workers; several with --loader.")] = None,
@@ -157,7 +160,7 @@ def main(
             result["loader"] = loader_rates(dataset, settings, workers, steps)
         else:
             result |= measure_steps(settings, dataset, target, steps, parts, workers[0])
-    show(Console(), result, facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads")
+    show(result, facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads")
     write_json(out, result)
     print(f"wrote {out}")
 

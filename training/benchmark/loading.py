@@ -22,7 +22,7 @@ from training.schedule import make_plan
 
 def open_loader(dataset: PanopticDataset, config: Config, batches: int, workers: int) -> DataLoader:
     """The first `batches` batches of a run on one GPU."""
-    plan = replace(make_plan(config.schedule, 1, len(dataset)), iterations=batches)
+    plan = replace(make_plan(config.schedule, 1), iterations=batches)
     one = Process(0, 1, torch.device("cpu"))
     return make_loader(dataset, make_sampler(dataset, config.data, config.seed, plan, one, first_step=0), workers)
 

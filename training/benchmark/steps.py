@@ -70,8 +70,8 @@ class Timed(NamedTuple):
 
 
 class UpsnetStep:
-    """Ours, by the loop's own Stepper. What the configuration wants pretrained holds random weights here, and is as frozen
-    as with pretrained ones."""
+    """Ours, by the loop's own Stepper. What the configuration wants pretrained holds random weights here, and is as
+    frozen as with pretrained ones."""
 
     name = "upsnet-trt"
 
@@ -80,14 +80,14 @@ class UpsnetStep:
         torch.manual_seed(config.seed)
         self.model = UPSNet(config.model, categories.num_stuff, categories.num_things)
         self.losses = TrainingLosses(self.model, config.loss)
-        plan = make_plan(config.schedule, 1, 1)
+        plan = make_plan(config.schedule, 1)
         self.stepper = Stepper(self.model, self.losses, config, plan, Process(0, 1, device))
 
     def prepare(self, batch: Batch) -> Batch:
         return batch
 
     def step(self, prepared: Batch) -> None:
-        self.stepper.step([prepared], 0, False)  # always the first step's lr: nothing is to be learned here
+        self.stepper.step([prepared], 0, ())  # always the first step's lr: nothing is to be learned here
         self.stepper.reports(drain=False)
 
     def finish(self) -> None:
