@@ -230,9 +230,9 @@ def comments(path: Path) -> list[str]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words after `upsnet` in the comments, up to a backtick or the end of the line."""
-    found = re.findall(r"\bupsnet ((?:data )?[a-z]+\b[^`]*)", "\n".join(comments(path)))
-    return [line.splitlines()[0].split() for line in found]
+    """The words after `upsnet` in the comments, up to a backtick or the end of the line, which a backslash continues."""
+    text = "\n".join(comments(path)).replace("\\\n", "")
+    return [line.split() for line in re.findall(r"\bupsnet ([a-z]+\b[^`\n]*)", text)]
 
 
 def options_of(main: Callable[..., None]) -> set[str]:

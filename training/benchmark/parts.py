@@ -53,11 +53,10 @@ class Stopwatch:
                 delattr(owner, method)
 
     def _mark(self) -> None:
+        moment: Any = time.perf_counter()
         if self.device.type == "cuda":
             moment = torch.cuda.Event(enable_timing=True)
             moment.record()
-        else:
-            moment = time.perf_counter()
         self._marks.append((self._running[-1], moment))
 
     def seconds(self) -> dict[str, float]:
