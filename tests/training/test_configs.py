@@ -230,7 +230,7 @@ def comments(path: Path) -> list[str]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words after `upsnet` in the comments, up to a backtick or the end of the line, which a backslash continues."""
+    """The words after `upsnet` in the comments, to a backtick or the end of the line (a backslash continues it)."""
     text = "\n".join(comments(path)).replace("\\\n", "")
     return [line.split() for line in re.findall(r"\bupsnet ([a-z]+\b[^`\n]*)", text)]
 
