@@ -1,4 +1,4 @@
-"""Mask, crop and panoptic targets: by hand, against loops over pixels, against torchvision's RoIAlign of mask stacks."""
+"""Mask, crop and panoptic targets: by hand, against loops over pixels, against RoIAlign of mask stacks."""
 
 from __future__ import annotations
 
