@@ -6,8 +6,8 @@
 
 No weights are downloaded: both networks are untrained, and as frozen as they are with pretrained weights. Both get the
 same batches, made up unless --data is given. The panoptic branches come on top of what Mask R-CNN does. Untrained
-networks propose fewer foreground boxes than trained ones, to torchvision's advantage: its mask head runs on these alone,
-ours on a fixed number of rows.
+networks propose fewer foreground boxes than trained ones, to torchvision's advantage: its mask head runs on these
+alone, ours on a fixed number of rows.
 """
 
 from __future__ import annotations
