@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from training.config import LossConfig, ModelConfig
@@ -65,15 +66,15 @@ def test_instances_of_one_pixel(losses: TrainingLosses, make_batch: MakeBatch) -
 
 def test_losses_fall_when_one_batch_is_learned(losses: TrainingLosses, make_batch: MakeBatch) -> None:
     batch = make_batch([3, 2])
-    optimizer = torch.optim.AdamW(losses.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(losses.parameters(), lr=3e-3)
     seen = []
-    for step in range(12):
+    for step in range(8):
         values = losses(batch._replace(seeds=batch.seeds + step))
         optimizer.zero_grad()
         sum(values.values()).backward()
         optimizer.step()
         seen.append(sum(values.values()).item())
-    assert min(seen[-3:]) < 0.7 * seen[0]
+    assert min(seen[-3:]) < 0.75 * seen[0]
 
 
 def test_a_batch_is_the_mean_of_its_images(losses: TrainingLosses, make_batch: MakeBatch) -> None:
@@ -256,19 +257,32 @@ def test_under_autocast(small: ModelConfig, losses: TrainingLosses, make_batch: 
     assert low["semantic"].item() != full["semantic"].item(), "the network did not run in bfloat16"
 
 
-def test_no_value_is_read_back(small: ModelConfig, make_batch: MakeBatch) -> None:
-    """A step on tensors without values: what depends on a value, in a shape or a branch, raises.
+class ReadsNothing(TorchDispatchMode):
+    """Fails where a shape or a branch of the host depends on the values of a tensor: it would wait for the device."""
 
-    So the host never waits for the device.
-    """
-    batch, mode = make_batch([3, 0]), FakeTensorMode()
-    images, sizes, scales, semantic, numbers, boxes, labels, seeds, image_ids = batch
-    maps = [mode.from_tensor(values) for values in (images, sizes, scales, semantic, numbers)]
-    lists = [[mode.from_tensor(own) for own in values] for values in (boxes, labels)]
-    batch = Batch(*maps, *lists, mode.from_tensor(seeds), image_ids)
-    with mode:
-        losses = TrainingLosses(UPSNet(small, 4, 3), LossConfig())
+    reading = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "bincount")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        mask = name.startswith("index") and any(
+            isinstance(index, Tensor) and index.dtype == torch.bool
+            for index in (args[1] if isinstance(args[1], list | tuple) else [])
+        )
+        assert name not in self.reading and not mask, f"{name} reads the values of a tensor"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("instances", [[3, 0], [0, 0]])
+def test_no_value_is_read_back(
+    losses: TrainingLosses, make_batch: MakeBatch, instances: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tolist(self: Tensor) -> None:  # on a CPU it reads the memory without asking PyTorch
+        raise AssertionError("tolist reads the values of a tensor")
+
+    batch = make_batch(instances)
+    monkeypatch.setattr(Tensor, "tolist", tolist)
+    with ReadsNothing():
         sum(losses(batch).values()).backward()
-        assert all(p.grad is not None for p in losses.parameters())
-        with pytest.raises(DataDependentOutputException):
-            batch.seeds.max().item()
+        for reads in (lambda: bool(batch.seeds[0] > 0), lambda: batch.seeds[batch.seeds > 0], batch.seeds.tolist):
+            with pytest.raises(AssertionError, match="reads the values"):
+                reads()
