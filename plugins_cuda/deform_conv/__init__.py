@@ -40,7 +40,8 @@ def deform_conv(
         return _node(x, offset, weight, bias, stride, padding, dilation, mask, groups, offset_groups)
     if not wants_gradient(x, offset, weight, bias, mask):
         return binding.deform_conv(x, offset, weight, bias, mask, stride, padding, dilation)
-    if x.device.type == "cpu" and mask is None and groups == offset_groups == 1:
+    # A bag takes one type alone: not half features with float32 offsets, as under autocast.
+    if x.device.type == "cpu" and x.dtype == offset.dtype and mask is None and groups == offset_groups == 1:
         return bag.deform_conv(x, offset, weight, bias, stride, padding, dilation)
     return reference.deform_conv(x, offset, weight, bias, stride, padding, dilation, mask)
 

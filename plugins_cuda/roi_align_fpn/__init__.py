@@ -41,7 +41,7 @@ def roi_align_fpn(
         options = (output_size, sampling_ratio, aligned, float(canonical_size), inclusive)
         if not wants_gradient(*features):
             return binding.roi_align_fpn(list(features), rois.detach(), *options)
-        if rois.device.type == "cpu":
+        if rois.device.type == "cpu" and features[0].dtype == rois.dtype:  # a bag takes one type alone
             return bag.roi_align_fpn(features, rois, *options)
         return reference.roi_align_fpn(features, rois.detach(), *options)
     return torch.onnx.ops.symbolic(

@@ -13,7 +13,14 @@ from panoptic.errors import InputError
 from training.checkpoint import Checkpoint, save, versions
 from training.config import Config, load_config
 from training.import_.dump import read_inputs, write_dump
-from training.import_.weights import COCO_CLASSES, COCO_STUFF, Moved, class_counts, read_original, to_cityscapes, to_ours
+from training.import_.weights import (
+    COCO_COUNTS,
+    Moved,
+    class_counts,
+    read_original,
+    to_cityscapes,
+    to_ours,
+)
 from training.init import read_categories
 from training.model.upsnet import UPSNet
 
@@ -65,7 +72,7 @@ def main(
     if not settings.model.legacy:
         raise InputError(f"{config}: the original's weights need its conventions: set model.legacy: true, or --set it")
     if not out and not dump:
-        raise InputError("nothing to do: give --out to write a checkpoint, --dump to write intermediate arrays, or both")
+        raise InputError("nothing to do: give --out to write a checkpoint, --dump to write its arrays, or both")
     if dump and not net_input:
         raise InputError("--dump needs an image: give --net-input")
     if not categories and (out or cityscapes):
@@ -96,7 +103,9 @@ def build(
     InputError names every missing, unexpected and mis-shaped key, unless `partial`.
     """
     found = class_counts(weights, source)
-    expected = (COCO_STUFF, COCO_CLASSES - COCO_STUFF) if cityscapes else (table.num_stuff, table.num_things) if table else found
+    expected = (table.num_stuff, table.num_things) if table else found
+    if cityscapes:
+        expected = COCO_COUNTS
     if found != expected:
         raise InputError(
             f"{source}: has {found[0]} stuff and {found[1]} thing classes, expected {expected[0]} and {expected[1]}; "
@@ -113,17 +122,15 @@ def build(
     lines = list(moved.problems)
     if cityscapes and table:
         model, more = _cityscapes(settings, moved, table)
-        lines += more
-    else:
-        model.load_state_dict(moved.state)
+        return model.eval(), lines + more
+    model.load_state_dict(moved.state)
     return model.eval(), lines
 
 
 def _cityscapes(settings: Config, coco: Moved, table: Categories) -> tuple[UPSNet, list[str]]:
+    """The Cityscapes network made of a COCO network's state_dict; classes that COCO lacks have the seed's weights."""
     torch.manual_seed(settings.seed)
     model = UPSNet(settings.model, table.num_stuff, table.num_things)
-    fresh = model.state_dict()
-    state = {key: coco.state[key] if coco.state[key].shape == own.shape else own for key, own in fresh.items()}
-    lines = to_cityscapes(state, coco.state, table)
+    state, lines = to_cityscapes(model.state_dict(), coco.state, table)
     model.load_state_dict(state)
     return model, lines

@@ -132,14 +132,15 @@ def _maps(labels: Tensor, semantic: Tensor, things: Tensor, model: UPSNet, input
     rows, columns = (_nearest(side, scale) for side in (height, width))
     large, semantic_large = (each[rows[:, None], columns] for each in (labels, semantic))
     limit = torch.tensor(model.config.panoptic.stuff_area_limit)
-    arrays = {"pan_orig_before": coded(large, model.num_stuff + len(things)), "sem_orig": semantic_large.to(torch.uint8)}
+    before = coded(large, model.num_stuff + len(things))
+    arrays = {"pan_orig_before": before, "sem_orig": semantic_large.to(torch.uint8)}
     for name, before, votes, smallest in (
         ("pan_orig_after", large, semantic_large, limit),
         ("pan_net_after", labels, semantic, limit * scale * scale),
     ):
         classes = model.num_stuff + model.num_things
         after = merge(before, votes, len(things), model.num_stuff, classes, smallest)
-        arrays[name] = two_channels(after, things, model.num_stuff)
+        arrays[name] = two_channels(before, after, things, model.num_stuff)
     return arrays
 
 
@@ -164,9 +165,14 @@ def coded(labels: Tensor, unknown: int) -> Tensor:
     return torch.where(labels == unknown, UNKNOWN, labels).to(torch.uint8)
 
 
-def two_channels(labels: Tensor, things: Tensor, num_stuff: int) -> Tensor:
-    """uint8 [H, W, 2]: the semantic class or 255, and 1 + the instance's number or 0."""
+def two_channels(before: Tensor, after: Tensor, things: Tensor, num_stuff: int) -> Tensor:
+    """uint8 [H, W, 2] of the labels after the rules: the semantic class or 255; an instance's number or 0.
+
+    Instances are numbered from 1, those alone that have a pixel before the rules.
+    """
     unknown = num_stuff + len(things)
     classes = torch.cat([torch.arange(num_stuff), num_stuff + things, torch.tensor([UNKNOWN])])
-    numbers = torch.where((labels >= num_stuff) & (labels < unknown), labels - num_stuff + 1, 0)
-    return torch.stack([classes[labels], numbers], dim=-1).to(torch.uint8)
+    present = torch.bincount(before.flatten(), minlength=unknown + 1) > 0
+    present[:num_stuff] = present[unknown] = False
+    numbers = present.cumsum(0) * present
+    return torch.stack([classes[after], numbers[after]], dim=-1).to(torch.uint8)

@@ -12,6 +12,7 @@ BLOCK_PARTS = {
     "hybrid": ("expand_conv", "bn0", "dw_conv", "bn1", "project_conv", "bn2"),
     "resnet": ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample.0", "downsample.1"),
 }
+RESNETS = ("resnet50", "resnet101", "resnet152")
 FIRST_CONV = "resnet_backbone.conv1.conv1.weight"  # reads the image, there in BGR
 
 
@@ -68,8 +69,9 @@ def _backbone(model: UPSNet) -> dict[str, str]:
         }
         return {f"backbone.{own}": f"{theirs}.{name}" for own, name in (stem | blocks).items()}
     network = model.backbone.network
-    if config.name not in ("resnet50", "resnet101", "resnet152") or not isinstance(network, nn.Module):
-        raise InputError(f"backbone {config.name}: the original UPSNet has none such; use resnet50, resnet101 or hybrid")
+    assert isinstance(network, nn.Module)
+    if config.name not in RESNETS:
+        raise InputError(f"backbone {config.name}: the original UPSNet has none such; use {', '.join(RESNETS)}, hybrid")
     names = {"conv1": "conv1.conv1", "bn1": "conv1.bn1"}
     for stage in range(2, 6):
         for block in range(len(getattr(network, f"layer{stage - 1}"))):

@@ -14,6 +14,11 @@ from panoptic.errors import InputError
 from training.import_.keys import FIRST_CONV, original_names
 from training.model.upsnet import UPSNet
 
+# What torch.load raises for a file that is not a plain archive of tensors.
+UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, AttributeError, LookupError, TypeError, ValueError),
+    pickle.UnpicklingError,
+)
 PREFIX = "module."  # of a network that DataParallel wrapped
 COUNTER = "num_batches_tracked"  # of no use at test time; many checkpoints lack it
 
@@ -37,7 +42,7 @@ COCO_CHANNELS = {
     "vegetation": 36,
     "sky": 39,
 } | {name: 52 + label for name, label in COCO_THINGS.items()}
-COCO_STUFF, COCO_CLASSES = 53, 133
+COCO_COUNTS = (53, 80)  # stuff and thing classes
 CLASS_LAYERS = ("box_head.logits", "box_head.deltas", "mask_head.score", "semantic_head.score")
 
 
@@ -58,7 +63,7 @@ def read_original(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, LookupError, ValueError, TypeError):
+    except UNREADABLE:
         raise InputError(f"{path}: not a file of weights that torch.load reads with weights_only=True") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a plain state_dict; save the network's state_dict() alone")
@@ -71,7 +76,7 @@ def class_counts(weights: dict[str, Tensor], path: Path) -> tuple[int, int]:
     """Stuff and thing classes of an original's weights. InputError when it does not tell."""
     scores = [weights.get(key) for key in ("fcn_head.score.weight", "rcnn.cls_score.weight")]
     if scores[0] is None or scores[1] is None or len(scores[0]) < len(scores[1]):
-        raise InputError(f"{path}: no UPSNet, without fcn_head.score.weight and rcnn.cls_score.weight that fit together")
+        raise InputError(f"{path}: no UPSNet: lacks fcn_head.score.weight or rcnn.cls_score.weight, or they do not fit")
     things = len(scores[1]) - 1
     return len(scores[0]) - things, things
 
@@ -96,18 +101,19 @@ def to_ours(model: UPSNet, weights: dict[str, Tensor]) -> Moved:
     return Moved(state, problems)
 
 
-def to_cityscapes(state: dict[str, Tensor], coco: dict[str, Tensor], categories: Categories) -> list[str]:
-    """Move the classes of a COCO network's state_dict into that of a Cityscapes network, in place; both under our names.
+def to_cityscapes(
+    fresh: dict[str, Tensor], coco: dict[str, Tensor], categories: Categories
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state_dict of a Cityscapes network from a COCO network's, and lines that tell what went where.
 
-    A class that COCO does not have keeps the values of `state`. Returns lines that tell what went where. InputError:
-    the categories are not Cityscapes', or `coco` is not a COCO network.
+    A class that COCO does not have keeps its weights in `fresh`, a new Cityscapes network. InputError: the categories
+    are not those of Cityscapes.
     """
     names = categories.names
     unknown = [name for name in COCO_CHANNELS if name not in names]
     if unknown:
         raise InputError(f"--to-cityscapes: the categories lack {', '.join(unknown)}; give those of Cityscapes")
-    if len(coco["semantic_head.score.weight"]) != COCO_CLASSES:
-        raise InputError(f"--to-cityscapes: the checkpoint has no {COCO_CLASSES} classes, so it is not a COCO network")
+    state = dict(coco)
     things = names[categories.num_stuff :]
     labels = {0: 0} | {1 + things.index(name): label for name, label in COCO_THINGS.items()}
     channels = {names.index(name): channel for name, channel in COCO_CHANNELS.items()}
@@ -116,7 +122,7 @@ def to_cityscapes(state: dict[str, Tensor], coco: dict[str, Tensor], categories:
         for key in (f"{layer}.weight", f"{layer}.bias"):
             # The deltas have four rows a class.
             size = 4 if layer == "box_head.deltas" else 1
-            own, given = state[key].unflatten(0, (-1, size)).clone(), coco[key].unflatten(0, (-1, size))
+            own, given = fresh[key].unflatten(0, (-1, size)).clone(), coco[key].unflatten(0, (-1, size))
             own[list(rows)] = given[list(rows.values())]
             state[key] = own.flatten(0, 1)
 
@@ -124,7 +130,7 @@ def to_cityscapes(state: dict[str, Tensor], coco: dict[str, Tensor], categories:
         moved = ", ".join(f"{name} <- {index}" for name, index in table.items())
         return f"{moved}; random: {', '.join(name for name in present if name not in table) or 'none'}"
 
-    return [
+    return state, [
         f"boxes and masks: background <- 0, {told(COCO_THINGS, things)}",
         f"semantic channels: {told(COCO_CHANNELS, names)}",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import timm
 from safetensors import SafetensorError
@@ -30,7 +31,7 @@ class TimmBackbone(nn.Module):
     def __init__(self, config: TimmConfig, legacy: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.network = _create(config.name, pretrained=False)
+        self.network: Any = _create(config.name, pretrained=False)
         strides = self.network.feature_info.reduction()
         if missing := [stride for stride in STRIDES if stride not in strides]:
             raise InputError(
@@ -115,7 +116,7 @@ class TimmBackbone(nn.Module):
         return parameters[: ends[stages - 1]]
 
 
-def _create(name: str, pretrained: bool) -> nn.Module:
+def _create(name: str, pretrained: bool) -> Any:
     """timm's network of that name. InputError: unknown, or without features, or no weights to be had."""
     if not timm.is_model(name):
         raise InputError(f"backbone {name}: timm has no network of that name; see timm.list_models()")

@@ -1,0 +1,149 @@
+"""The conventions that imported networks were trained with, and that other networks do not have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+import plugins_cuda
+from export.onnx_export import to_model_proto
+from export.precision import prepare
+from panoptic.geometry import ResizeRule
+from training.config import FpnConfig, ModelConfig, RpnConfig
+from training.model import boxes as B
+from training.model.fpn import FPN
+from training.model.rpn import RPN, RpnOutput
+from training.model.upsnet import UPSNet
+
+SMALL: dict[str, Any] = {
+    "backbone": {"stem": [8, 8], "widths": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "expansion": 2},
+    "fpn": {"channels": 16},
+    "rpn": {"channels": 16, "test_top_n": 40, "anchor_scale": 4},
+    "box_head": {"hidden": 32},
+    "mask_head": {"channels": 8, "layers": 1},
+    "semantic_head": {"channels": [16]},
+    "panoptic": {"max_detections": 10, "stuff_area_limit": 16},
+}
+TIMM = {"kind": "timm", "name": "resnet14t", "deformable_stages": [4]}  # bottlenecks, one a stage
+
+
+def network(**changes: Any) -> UPSNet:
+    torch.manual_seed(0)
+    model = UPSNet(ModelConfig.model_validate(SMALL | changes), num_stuff=3, num_things=2)
+    torch.nn.init.normal_(model.box_head.logits.weight, std=1.0)  # spread the scores: some pass the threshold
+    return model.eval()
+
+
+def photos() -> tuple[Tensor, Tensor, Tensor]:
+    images = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return images, torch.tensor([[96, 128], [80, 97]], dtype=torch.int32), torch.tensor([1.0, 0.5])
+
+
+def test_anchors_by_hand() -> None:
+    """Window 0..15, centre 7.5; ratio .5: width round(16 sqrt 2) = 23, height round(11.5) = 12, both times 8."""
+    assert B.base_anchors(16, 8, (0.5, 1.0), inclusive=True).tolist() == [[-84, -40, 99, 55], [-56, -56, 71, 71]]
+    anchors = RPN(8, RpnConfig(), inclusive=True).base_anchors
+    assert torch.equal(anchors[2][:2], B.base_anchors(16, 8, (0.5, 1.0), inclusive=True))
+
+
+def test_proposals_are_clipped_to_the_last_pixel() -> None:
+    rpn = RPN(8, RpnConfig(), inclusive=True)
+    anchors = torch.tensor([[10.0, 20, 19, 39]])
+    shift = torch.tensor([[[[0.1, 0.0, 0.0, 0.0]]], [[[9.0, 9.0, 0.0, 0.0]]]])
+    wanted = torch.tensor([[11.0, 20, 20, 39], [63.0, 31, 63, 31]])
+    for deltas, box in zip(shift, wanted, strict=True):
+        output = RpnOutput([torch.ones(1, 1)] * 5, [deltas] * 5, [anchors] * 5)
+        boxes, valid = rpn.propose(output, torch.tensor([[32, 64]]), 1)
+        assert valid.all() and torch.equal(boxes[0, 0], box.clamp(max=63) if box[3] < 32 else box.minimum(limit()))
+
+
+def limit() -> Tensor:
+    return torch.tensor([63.0, 31, 63, 31])
+
+
+def test_boxes_inverted_by_less_than_a_pixel_stay_boxes() -> None:
+    """A width under 1 puts x2 before x1: still on a level, with features, and never suppressed by itself."""
+    boxes = B.decode(torch.tensor([[0.0, 0, -9, -9]]), torch.tensor([[20.0, 20, 27, 27]]), B.RPN_WEIGHTS, True)
+    assert (boxes[0, 2:] < boxes[0, :2]).all() and (B.sides(boxes, inclusive=True) > 0).all()
+    pyramid = [torch.randn(1, 16, 32 >> i, 32 >> i) for i in range(5)]
+    features = network(legacy=True).roi_features(pyramid, boxes[None], 7)
+    assert features.isfinite().all() and features.abs().max() > 0
+    pair = torch.cat([boxes, boxes + 40])[None]
+    kept, count = plugins_cuda.nms(pair, torch.tensor([[0.9, 0.8]]), 0.5, 0.0, 5, inclusive=True)
+    assert count.tolist() == [2] and kept[0, :2].tolist() == [0, 1]
+
+
+def test_context_is_a_mean_over_the_padding() -> None:
+    torch.manual_seed(0)
+    fpn = FPN([4, 4, 4, 4], FpnConfig(channels=4), legacy=True)
+    features = [torch.randn(1, 4, 32 >> i, 32 >> i) for i in range(4)]
+    small, large = (fpn(features, torch.tensor([size])) for size in ([40, 40], [128, 128]))
+    assert all(torch.equal(a, b) for a, b in zip(small, large, strict=True))
+
+
+def test_pixels() -> None:
+    """RGB minus the means, not scaled; zero in the padding."""
+    images, sizes, _ = photos()
+    x = network(legacy=True).normalize(images, sizes)
+    red = images[0, 5, 7, 0].item()
+    assert x[0, 0, 5, 7].item() == pytest.approx(red - 122.7717, abs=1e-3)
+    assert (x[1, :, 80:] == 0).all() and (x[1, :, :, 97:] == 0).all()
+
+
+def test_stride_is_in_the_first_convolution() -> None:
+    for legacy, wanted in ((False, ((1, 1), (2, 2))), (True, ((2, 2), (1, 1)))):
+        block = network(legacy=legacy, backbone=TIMM | {"deformable_stages": []}).backbone.network.layer2[0]
+        assert (block.conv1.stride, block.conv2.stride) == wanted
+    x = torch.randn(1, 3, 64, 96)
+    maps = network(legacy=True, backbone=TIMM).backbone(x)
+    assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_operators_are_told(legacy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every NMS and every RoIAlign of the network; and what the panoptic head gets are inclusive corners."""
+    seen: dict[str, list[dict[str, Any]]] = {"nms": [], "roi_align_fpn": []}
+    for name, calls in seen.items():
+        operator = getattr(plugins_cuda, name)
+
+        def recorded(*arguments: Any, operator: Any = operator, calls: Any = calls, **named: Any) -> Any:
+            calls.append(named)
+            return operator(*arguments, **named)
+
+        monkeypatch.setattr(plugins_cuda, name, recorded)
+    model = network(legacy=legacy)
+    with torch.no_grad():
+        model(*photos())
+    assert [named["inclusive"] for named in seen["nms"]] == [legacy] * 2
+    assert [(n["inclusive"], n["aligned"]) for n in seen["roi_align_fpn"]] == [(legacy, not legacy)] * 2
+
+
+class TestExport:
+    @pytest.fixture(scope="class", params=["legacy ResNet", "modern ResNet"])
+    def model(self, request: pytest.FixtureRequest) -> UPSNet:
+        return network(legacy=request.param.startswith("legacy"), backbone=TIMM)
+
+    def test_onnx_runtime_equals_pytorch(self, model: UPSNet, tmp_path: Path) -> None:
+        rule = ResizeRule(short_side=96, max_side=128)
+        proto = to_model_proto(prepare(model, "fp32"), rule)
+        legacy = model.config.legacy
+        attributes = [{a.name: a for a in node.attribute} for node in proto.graph.node if node.domain == "upsnet"]
+        told = [entry["inclusive"].i for entry in attributes if "inclusive" in entry]
+        assert told == [int(legacy)] * 4
+        modes = [entry["coordinate_transformation_mode"].s for entry in attributes if "sampling_ratio" in entry]
+        assert modes == [b"output_half_pixel" if legacy else b"half_pixel"] * 2
+        session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+        inputs = photos()
+        found = session.run(None, dict(zip(["images", "sizes", "scales"], (x.numpy() for x in inputs), strict=True)))
+        with torch.no_grad():
+            wanted = [x.numpy() for x in model(*inputs)]
+        assert (wanted[2] > 0).all()
+        np.testing.assert_array_equal(found[2], wanted[2])
+        assert (found[0] == wanted[0]).mean() > 0.999
+        np.testing.assert_allclose(found[1][..., :2], wanted[1][..., :2], atol=1e-3)
