@@ -112,8 +112,8 @@ def assign_rois(
 
 
 def foreground_rows(config: BoxHeadConfig) -> int:
-    """The most foreground RoIs of an image; they are the first rows of `RoiTargets`."""
-    return int(config.samples * config.positive_fraction)
+    """The most foreground RoIs of an image, at least one; they are the first rows of `RoiTargets`."""
+    return max(1, int(config.samples * config.positive_fraction))
 
 
 def choose(positive: Tensor, negative: Tensor, order: Tensor, total: int, most_positive: int) -> Chosen:
