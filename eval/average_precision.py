@@ -170,9 +170,15 @@ def _coco(images: Mapping[int, ImageObjects], things: Sequence[int], kind: str, 
     annotations: list[dict[str, Any]] = []
     for image_id, image in sorted(images.items()):
         for category, box, area, counts, score, crowd in zip(*getattr(image, side), strict=True):
-            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(category)}
-            annotation |= {"bbox": box.tolist(), "score": float(score), "iscrowd": int(crowd)}
-            annotation["area"] = box[2] * box[3] if (kind, side) == ("bbox", "found") else float(area)
+            annotation: dict[str, Any] = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": int(category),
+                "bbox": box.tolist(),
+                "area": box[2] * box[3] if (kind, side) == ("bbox", "found") else float(area),
+                "iscrowd": int(crowd),
+                "score": float(score),
+            }
             if kind == "segm":
                 annotation["segmentation"] = {"size": list(image.size), "counts": counts}
             annotations.append(annotation)

@@ -50,7 +50,7 @@ def make_pair(seed: int, ragged: float) -> Pair:
     """Regions around random points, which the prediction has moved a little. ragged: noise on each pixel's place."""
     rng = np.random.default_rng(seed)
     points = rng.random((SEGMENTS, 2)) * (HEIGHT, WIDTH)
-    place = np.stack(np.mgrid[:HEIGHT, :WIDTH], -1).astype(np.float32)
+    place = np.moveaxis(np.mgrid[:HEIGHT, :WIDTH], 0, -1).astype(np.float32)
     sides: list[Any] = []
     for side, moved in enumerate((points, points + rng.normal(0, 10, points.shape))):
         seen = place + rng.normal(0, ragged, place.shape).astype(np.float32) if ragged else place
@@ -197,7 +197,7 @@ def scaling_table(rows: list[dict[str, Any]]) -> Table:
 def main(
     images: Annotated[int, typer.Option(min=1, help="Different images of each kind.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each image is scored.")] = 10,
-    scaling_images: Annotated[int, typer.Option(min=1, help="Images of the evaluation over processes.")] = 600,
+    scaling_images: Annotated[int, typer.Option(min=1, help="Images of the evaluation over processes.")] = 1500,
     processes: Annotated[list[int], typer.Option(min=1, help="Numbers of processes.")] = [1, 2],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
 ) -> None:

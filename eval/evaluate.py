@@ -13,7 +13,6 @@ from rich.console import Console
 from tqdm import tqdm
 
 from eval.quality import METRICS, Metric, Partial, check_metrics, predict_timed
-from eval.quality import score as score  # the training loop's way to it
 from eval.runtimes import open_chosen
 from eval.staging import staged_folder
 from eval.tables import class_table, summary_tables

@@ -332,9 +332,11 @@ def listed_segments(
 
 def integer(entry: Mapping[str, Any], key: str, where: str) -> int:
     """entry[key] as an int. 5 and 5.0 are integers, as in panopticapi; "5", true and null are not."""
+    value = entry.get(key)
+    if type(value) is int:  # nearly always
+        return value
     if key not in entry:
         raise InputError(f"{where}: key '{key}' is missing")
-    value = entry[key]
     if isinstance(value, bool) and key == "iscrowd":
         return int(value)
     if isinstance(value, int | np.integer) and not isinstance(value, bool):

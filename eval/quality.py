@@ -105,7 +105,7 @@ def measure(
     part = Partial(metrics, folder.categories)
     check_metrics(predictor, metrics)
     with tqdm(total=len(records), desc="evaluation", unit="image", disable=None if progress else True) as bar:
-        for group in groups(list(records), batch_size):
+        for group in groups(records, batch_size):
             photos, truths = zip(*(folder.read(record) for record in group), strict=True)
             answers, _ = predict_timed(predictor, photos, metrics)
             for record, ids, answer in zip(group, truths, answers, strict=True):

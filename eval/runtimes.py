@@ -93,8 +93,8 @@ def open_run(
 ) -> Iterator[list[Predictor]]:
     """The runtimes of a run's folder, in the order given, closed at the end.
 
-    `checkpoint`: what its model.onnx was exported from (default: last.safetensors). Triton without `url`: a server is
-    started on a private copy of the run's engine, with as many threads, and stopped at the end.
+    `checkpoint`: what its model.onnx was exported from (default: last.safetensors). Triton without a `url`: a real
+    server is started on a private copy of the run's engine, with as many threads, and stopped at the end.
     """
     if not run.is_dir():
         raise InputError(f"{run}: no such run; `make demo` makes runs/demo, `make train` any other")

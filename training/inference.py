@@ -25,13 +25,24 @@ from torch import Tensor
 
 import plugins_cuda
 from training.model import boxes as B
+from training.model import upsnet
 from training.model.heads import BOX_POOL, MASK_POOL
 from training.model.rpn import LOWEST
-from training.model.upsnet import PYRAMID_LEVELS, Detections, UPSNet, inclusive
+from training.model.upsnet import PYRAMID_LEVELS, Detections, UPSNet
 
-SCORE_THRESHOLD, NMS_THRESHOLD, MAX_INSTANCES = 0.05, 0.5, 100  # of the AP branch, as Mask R-CNN has them
 STRIDE = 4  # of the semantic logits
 CHANNELS_AT_ONCE = 8
+
+
+class Suppression(NamedTuple):
+    """Which of overlapping detections stay: NMS of all together or class by class, then the best."""
+
+    nms_threshold: float
+    max_output: int
+    by_class: bool
+
+
+INSTANCE_SCORE, INSTANCES = 0.05, Suppression(0.5, 100, by_class=True)  # of the AP branch, as Mask R-CNN has them
 
 
 class View(NamedTuple):
@@ -58,31 +69,29 @@ def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> O
 
     scales: float32 B, base pixels for one original pixel. Every image of `base` must be the same photo in all views.
     """
-    semantic: Tensor | None = None
-    segments, instances = [], []
+    inclusive = model.inclusive
+    semantic, segments, instances = torch.zeros((), device=scales.device), [], []
     for view in views:
         pyramid = model.pyramid(view.images, view.sizes)
-        logits = to_base(model.semantic_head(pyramid[:PYRAMID_LEVELS]), view, base)
-        semantic = logits if semantic is None else semantic + logits
+        semantic = semantic + to_base(model.semantic_head(pyramid[:PYRAMID_LEVELS]), view, base)
         proposals, valid = model.rpn.propose(model.rpn(pyramid), view.sizes, model.config.rpn.test_top_n)
         logits, deltas = model.box_head(model.roi_features(pyramid, proposals, BOX_POOL))
         scored = (proposals, valid, logits.softmax(dim=1), deltas, view.sizes)
-        for found, detections in ((segments, model.select(*scored)), (instances, select_instances(model, *scored))):
-            found.append(detections._replace(boxes=boxes_to_base(detections.boxes, view, base, model.inclusive)))
-    assert semantic is not None
+        segments.append(to_base_boxes(model.select(*scored), view, base, inclusive))
+        instances.append(to_base_boxes(select_instances(model, *scored), view, base, inclusive))
     semantic = semantic / len(views)
     panoptic = model.config.panoptic
-    things = join(segments, panoptic.nms_threshold, panoptic.max_detections, model.inclusive)
-    objects = join(instances, NMS_THRESHOLD, MAX_INSTANCES, model.inclusive, by_class=True)
-    thing_masks, object_masks = torch.zeros(()), torch.zeros(())
+    rule = Suppression(panoptic.nms_threshold, panoptic.max_detections, by_class=False)
+    things, objects = join(segments, rule, inclusive), join(instances, INSTANCES, inclusive)
+    thing_masks = object_masks = torch.zeros((), device=scales.device)
     for view in views:
         if len(views) > 1:
             pyramid = model.pyramid(view.images, view.sizes)
         thing_masks = thing_masks + mask_logits(model, pyramid, things, view, base)
         object_masks = object_masks + mask_logits(model, pyramid, objects, view, base).sigmoid()
     fused = fuse(model, semantic, things, thing_masks / len(views), base.sizes, scales)
-    exclusive = objects.boxes + objects.boxes.new_tensor([0, 0, 1, 1]) * float(model.inclusive)
-    return Outputs(*fused, label_map(semantic), objects._replace(boxes=exclusive), object_masks / len(views))
+    exclusive = objects._replace(boxes=objects.boxes + last_pixel(objects.boxes, inclusive))
+    return Outputs(*fused, label_map(semantic), exclusive, object_masks / len(views))
 
 
 def select_instances(
@@ -99,42 +108,26 @@ def select_instances(
     boxes = B.decode(deltas, proposals.unsqueeze(2), B.BOX_WEIGHTS, model.inclusive).flatten(1, 2)
     boxes = B.clip(boxes, sizes, model.inclusive)
     labels = torch.arange(things, device=boxes.device).repeat(batch, rows)
-    return _suppress(
-        boxes, scores.flatten(1), labels, SCORE_THRESHOLD, NMS_THRESHOLD, MAX_INSTANCES, model.inclusive, True
-    )
+    return suppress(boxes, scores.flatten(1), labels, INSTANCE_SCORE, INSTANCES, model.inclusive)
 
 
-def join(
-    found: Sequence[Detections], nms_threshold: float, max_output: int, inclusive: bool, by_class: bool = False
-) -> Detections:
+def join(found: Sequence[Detections], rule: Suppression, inclusive: bool) -> Detections:
     """The detections of all views, boxes in one frame -> one set without duplicates. One view's stay as they are."""
     if len(found) == 1:
         return found[0]
-    scores = [
-        part.scores.masked_fill(
-            torch.arange(part.scores.shape[1], device=part.scores.device) >= part.counts.unsqueeze(1), -torch.inf
-        )
-        for part in found
-    ]
-    boxes, labels = (torch.cat([getattr(part, name) for part in found], dim=1) for name in ("boxes", "labels"))
-    return _suppress(
-        boxes, torch.cat(scores, dim=1), labels, LOWEST, nms_threshold, max_output, inclusive, by_class
-    )
+    boxes, scores, labels = (torch.cat([part[field] for part in found], dim=1) for field in range(3))
+    rows = torch.arange(found[0].scores.shape[1], device=scores.device)
+    padding = torch.cat([rows >= part.counts.unsqueeze(1) for part in found], dim=1)
+    return suppress(boxes, scores.masked_fill(padding, -torch.inf), labels, LOWEST, rule, inclusive)
 
 
-def _suppress(
-    boxes: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    score_threshold: float,
-    nms_threshold: float,
-    max_output: int,
-    inclusive: bool,
-    by_class: bool,
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, score_threshold: float, rule: Suppression, inclusive: bool
 ) -> Detections:
-    classes = labels if by_class else None
+    """boxes [B, N, 4], scores and labels [B, N]."""
+    classes = labels if rule.by_class else None
     kept, counts = plugins_cuda.nms(
-        boxes, scores, nms_threshold, score_threshold, max_output, classes=classes, inclusive=inclusive
+        boxes, scores, rule.nms_threshold, score_threshold, rule.max_output, classes=classes, inclusive=inclusive
     )
     return Detections(
         B.gather_rows(boxes, kept), torch.gather(scores, 1, kept), torch.gather(labels, 1, kept), counts
@@ -143,7 +136,9 @@ def _suppress(
 
 def mask_logits(model: UPSNet, pyramid: list[Tensor], found: Detections, view: View, base: View) -> Tensor:
     """[B, N, 28, 28] of detections in the base's frame, as this view sees them, the right way round."""
-    boxes = boxes_to_view(found.boxes, view, base, model.inclusive)
+    boxes = found.boxes
+    if not same_frame(view, base):
+        boxes = move(boxes, base.sizes, view.sizes, view.flipped, model.inclusive)
     logits = model.mask_head(model.roi_features(pyramid, boxes, MASK_POOL), found.labels.flatten())
     logits = logits.float().unflatten(0, found.labels.shape)
     return logits.flip(-1) if view.flipped else logits
@@ -156,7 +151,7 @@ def fuse(
     panoptic = model.config.panoptic
     return plugins_cuda.panoptic_fusion(
         semantic,
-        things.boxes if model.inclusive else inclusive(things.boxes),
+        things.boxes if model.inclusive else upsnet.inclusive(things.boxes),
         things.labels,
         things.scores,
         masks,
@@ -176,24 +171,27 @@ def same_frame(view: View, base: View) -> bool:
     return not view.flipped and view.images.shape == base.images.shape and torch.equal(view.sizes, base.sizes)
 
 
-def boxes_to_base(boxes: Tensor, view: View, base: View, inclusive: bool) -> Tensor:
-    """Boxes [B, N, 4] in the view's pixels -> in the base's."""
-    return boxes if same_frame(view, base) else _move(boxes, view.sizes, base.sizes, view.flipped, inclusive)
+def to_base_boxes(found: Detections, view: View, base: View, inclusive: bool) -> Detections:
+    """Boxes in the view's pixels -> in the base's."""
+    if same_frame(view, base):
+        return found
+    return found._replace(boxes=move(found.boxes, view.sizes, base.sizes, view.flipped, inclusive))
 
 
-def boxes_to_view(boxes: Tensor, view: View, base: View, inclusive: bool) -> Tensor:
-    """Boxes [B, N, 4] in the base's pixels -> in the view's."""
-    return boxes if same_frame(view, base) else _move(boxes, base.sizes, view.sizes, view.flipped, inclusive)
-
-
-def _move(boxes: Tensor, source: Tensor, target: Tensor, flipped: bool, inclusive: bool) -> Tensor:
-    last = boxes.new_tensor([0, 0, 1, 1]) * float(inclusive)
+def move(boxes: Tensor, source: Tensor, target: Tensor, flipped: bool, inclusive: bool) -> Tensor:
+    """Boxes [B, N, 4] of images of `source` sizes [B, 2] -> where they lie in images of `target` sizes."""
+    last = last_pixel(boxes, inclusive)
     x1, y1, x2, y2 = (boxes + last).unbind(-1)
     if flipped:
         width = source[:, 1:].to(boxes.dtype)
         x1, x2 = width - x2, width - x1
     ratio = (target.to(boxes.dtype) / source)[:, None, [1, 0, 1, 0]]
     return torch.stack([x1, y1, x2, y2], dim=-1) * ratio - last
+
+
+def last_pixel(boxes: Tensor, inclusive: bool) -> Tensor:
+    """What turns the model's boxes into boxes with exclusive corners."""
+    return boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) * float(inclusive)
 
 
 def to_base(logits: Tensor, view: View, base: View) -> Tensor:
@@ -220,16 +218,13 @@ def label_map(semantic: Tensor) -> Tensor:
 
     A few channels at a time: the full-size logits of all channels, 570 MB on COCO, never exist at once.
     """
-    best, labels = None, None
-    for start in range(0, semantic.shape[1], CHANNELS_AT_ONCE):
+    batch, channels, height, width = semantic.shape
+    best = semantic.new_full((batch, STRIDE * height, STRIDE * width), -torch.inf, dtype=torch.float32)
+    labels = torch.zeros_like(best, dtype=torch.uint8)
+    for start in range(0, channels, CHANNELS_AT_ONCE):
         part = semantic[:, start : start + CHANNELS_AT_ONCE].float()
         part = F.interpolate(part, scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
         highest, index = part.max(dim=1)
-        index = (index + start).to(torch.uint8)
-        if best is None or labels is None:
-            best, labels = highest, index
-        else:
-            labels = torch.where(highest > best, index, labels)
-            best = torch.maximum(best, highest)
-    assert labels is not None
+        labels = torch.where(highest > best, (index + start).to(torch.uint8), labels)
+        best = torch.maximum(best, highest)
     return labels

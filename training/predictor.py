@@ -76,7 +76,8 @@ class ModelPredictor:
             seen = nets if rule == self.manifest.resize else [to_network(photo, rule) for photo in photos]
             for flipped in (False, True)[: 1 + self.flip]:
                 shown = [mirrored(net) for net in seen] if flipped else seen
-                views.append(View(*self._tensors(*collate(shown))[:2], flipped))
+                view_images, view_sizes, _ = self._tensors(*collate(shown))
+                views.append(View(view_images, view_sizes, flipped))
         with self._evaluating():
             assert isinstance(self.model, UPSNet)
             outputs = infer(self.model, views, base, scales)
