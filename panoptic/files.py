@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -57,11 +58,25 @@ def write_json(path: PathLike, value: Any) -> None:
 def read_json(path: PathLike) -> Any:
     """Read a JSON file. Raises InputError, naming the file, when it is missing, unreadable or malformed."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with _no_collection():
+            return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # ValueError: malformed JSON, or bytes that are not UTF-8
         raise InputError(f"{path}: not valid JSON: {error}") from error
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for cycles, which a JSON cannot hold: it looks at millions of new objects again and again, and
+    takes longer than reading them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def sha256(path: PathLike) -> str:

@@ -10,7 +10,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from panoptic.dataset import PanopticFolder, check_categories, groups, open_dataset, truth_result
+from panoptic.dataset import (
+    Listing,
+    PanopticFolder,
+    check_categories,
+    default_gt_folder,
+    default_images,
+    groups,
+    open_dataset,
+    truth_result,
+)
 from panoptic.errors import InputError
 
 
@@ -29,6 +38,60 @@ def test_pairs_by_image_id_and_keeps_the_order_of_the_images(gt_json: Path) -> N
         assert photo.shape[:2] == ids.shape
         assert record.photo.stem == record.png.stem
         assert {segment["id"] for segment in record.segments} == set(np.unique(ids)) - {0}
+
+
+def test_records_are_a_sequence(gt_json: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["images"] = [content["images"][i] for i in (3, 0, 4, 1, 2)]
+        content["images"][1].pop("width")
+        content["images"][2]["height"] = 10**20
+        content["annotations"][0]["segments_info"][0]["note"] = [1.5, None, {"a": "ü"}]
+
+    records = PanopticFolder(edit(gt_json, change)).records
+    content = json.loads(gt_json.read_text())
+    truth = {annotation["image_id"]: annotation["segments_info"] for annotation in content["annotations"]}
+    assert len(records) == 5 and [record.image_id for record in records] == [13, 10, 14, 11, 12]
+    assert all(record.segments == truth[record.image_id] for record in records)
+    assert records[-1] == records[4] == list(records)[4] and records[1:4:2] == [records[1], records[3]]
+    assert records[0].photo == gt_json.parent / "val/003.png" and records[0].file_name == "003.png"
+    assert records[0].png == gt_json.parent / "panoptic_val/003.png"
+    assert [record.size for record in records] == [(48, 60), None, None, (48, 48), (64, 48)]
+    assert records.sizes.tolist() == [[48, 60], [0, 0], [0, 0], [48, 48], [64, 48]]
+    ordered = records.by_image_id()
+    assert ordered.image_ids.tolist() == [10, 11, 12, 13, 14] and ordered.sizes[3].tolist() == [48, 60]
+    assert [ordered[i] for i in range(5)] == sorted(records, key=lambda record: record.image_id)
+    with pytest.raises(IndexError):
+        records[5]
+
+
+def test_photos_in_folders_of_their_own(gt_json: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for number, entry in enumerate(content["images"]):
+            entry["file_name"] = f"city{number % 2}/{entry['file_name']}"
+            target = gt_json.parent / "val" / entry["file_name"]
+            target.parent.mkdir(exist_ok=True)
+            (target.parent.parent / target.name).rename(target)
+
+    dataset = PanopticFolder(edit(gt_json, change))
+    assert dataset.records[3].file_name == "city1/003.png" and dataset.read(dataset.records[3])[0].shape == (48, 60, 3)
+
+
+def test_listing_knows_files_and_links_not_folders(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.png").touch()
+    (tmp_path / "link.png").symlink_to(tmp_path / "deep" / "a.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "none")
+    listing = Listing(tmp_path)
+    assert [name in listing for name in ("deep/a.png", "link.png")] == [True, True]
+    hostile = ("deep", "broken.png", "none/a.png", "a.png", "", "\0", "deep/a.png/x", "x" * 5000)
+    assert [name in listing for name in hostile] == [False] * len(hostile)
+
+
+def test_official_layouts_of_cityscapes() -> None:
+    for name in ("cityscapes_panoptic_val", "cityscapes_panoptic_val_trainId"):
+        gt_json = Path("x/gtFine") / f"{name}.json"
+        assert default_gt_folder(gt_json) == Path("x/gtFine") / name
+        assert default_images(gt_json) == Path("x/leftImg8bit/val")
 
 
 def test_official_layout_is_found(gt_json: Path) -> None:
@@ -58,6 +121,9 @@ def test_real_coco_sample(shared_data: Path) -> None:
         (lambda c: c["images"].pop(), "image 14 is annotated but not among the images"),
         (lambda c: c["images"][1].update(file_name="gone.png"), "image 11: its photo .*gone.png is missing"),
         (lambda c: c["annotations"][0].update(file_name="gone.png"), "image 14: its truth .*gone.png is missing"),
+        (lambda c: c["images"][1].update(file_name=7), "image 11 has the file_name 7: it must be a string"),
+        (lambda c: c["images"][1].update(id=1 << 63), "an image has the id 9223372036854775808: image ids must be int"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(id=0), "image 14: every segment needs an id"),
         (lambda c: c["annotations"][0].pop("segments_info"), "image 14 has no 'segments_info'"),
         (
             lambda c: c["annotations"][0]["segments_info"][0].update(category_id=55),

@@ -111,7 +111,7 @@ def _categories(entries: list[Any], tally: Tally) -> tuple[dict[int, str], dict[
             category = next(iter(Categories.from_coco([entry])))
         except InputError as error:
             shown = entry.get("id") if isinstance(entry, dict) else entry
-            tally.report([Finding("category", f"category {shown!r:.40}: {error}")])
+            tally.report([Finding("category", f"category {shown!r:.40}: {str(error).removeprefix('categories[0]: ')}")])
             continue
         here = f"category {category.id} '{category.name}'"
         if entry["isthing"] not in (0, 1):

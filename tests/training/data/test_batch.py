@@ -61,6 +61,14 @@ def test_images_are_the_predictors_input(shapes_folder: Path) -> None:
     assert np.array_equal(batch.scales, scales)
 
 
+def test_images_may_lie_in_memory_in_any_order() -> None:
+    sample = flat_sample(6, 4, 0)
+    sample["image"] = torch.arange(72, dtype=torch.uint8).reshape(6, 4, 3).permute(2, 0, 1)
+    other = {**sample, "image": sample["image"].contiguous()}
+    first, second = (collate_train([s], divisor=4).images for s in (sample, other))  # type: ignore[list-item]
+    assert torch.equal(first, second) and first.is_contiguous() and first[0, 5, 3].tolist() == [69, 70, 71]
+
+
 def test_to_a_device_moves_everything() -> None:
     batch = collate_train([flat_sample(4, 4, 1)]).to("meta")
     maps = [batch.images, batch.semantic, batch.instances]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from typer.testing import CliRunner
 from panoptic.cli import make_app
 from panoptic.coco_format import id2rgb
 from panoptic.errors import InputError
+from panoptic.geometry import ResizeRule
 from panoptic.images import write_png
 from training.data.check import check_split, main
+from training.data.coco_panoptic import PanopticDataset
 from training.data.doctor import KINDS, LISTED, Finding, Tally
 from training.data.doctor_image import photo_size
 from training.data.doctor_json import Split, find_splits
@@ -128,6 +131,31 @@ def test_faults_of_the_json(
     assert tally.errors == sum(count for kind, count in counts.items() if KINDS[kind].error)
     texts = [text for kind in counts for text in tally.texts[kind]]
     assert any(re.search(message, text) for text in texts) and all("\n" not in text for text in texts)
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    if isinstance(node, dict | list):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from places(child, (*path, key))
+
+
+@pytest.mark.parametrize("value", [None, -1, "x", [[]], {}, True, 2**70, "\0"], ids=repr)
+def test_no_value_anywhere_stops_it(hand_made: HandMade, content: dict[str, Any], value: Any) -> None:
+    paths = hand_made(content)
+    for *above, key in list(places(content)):
+        broken = copy.deepcopy(content)
+        node = broken
+        for step in above:
+            node = node[step]
+        node[key] = value
+        paths["json_file"].write_text(json.dumps(broken))
+        tally = examine(paths)
+        assert all(kind in KINDS for kind in tally.counts)
+        if tally.errors == 0:  # then training reads it
+            rule = ResizeRule(short_side=6, max_side=8)
+            assert PanopticDataset(**paths, rule=rule)[0]["size"] == (6, 8)
 
 
 def test_one_fault_does_not_hide_another(hand_made: HandMade, content: dict[str, Any]) -> None:
@@ -270,8 +298,4 @@ def test_parallel_keeps_the_order_and_raises() -> None:
     with pytest.raises(TypeError):
         list(map_parallel(abs, [1, "x", 2], 2))
     with pytest.raises(InputError, match="worker processes died"):
-        list(map_parallel(exit_now, [1], 2))
-
-
-def exit_now(_: int) -> None:
-    os._exit(3)
+        list(map_parallel(os._exit, [3], 2))

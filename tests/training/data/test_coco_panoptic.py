@@ -109,6 +109,46 @@ def test_masks_boxes_labels_and_semantics_agree(shapes_folder: Path) -> None:
         assert torch.equal(sample["instances"] > 0, things)
 
 
+def test_maps_against_a_mask_for_each_segment(shared_data: Path) -> None:
+    json_file = shared_data / "coco_sample/annotations/panoptic_val2017.json"
+    rule = ResizeRule(short_side=300, max_side=400)
+    dataset = PanopticDataset(json_file, json_file.with_suffix(""), shared_data / "coco_sample/val2017", rule)
+    for index in range(len(dataset)):
+        truth, sample = dataset.ground_truth(index), dataset[index]
+        height, width = sample["size"]
+        y = [int((i + 0.5) * truth.ids.shape[0] / height) for i in range(height)]
+        x = [int((i + 0.5) * truth.ids.shape[1] / width) for i in range(width)]
+        ids = truth.ids[np.ix_(y, x)]
+        semantic, instances = np.full(ids.shape, 255), np.zeros(ids.shape, int)
+        boxes, labels = [], []
+        for segment in truth.segments:
+            rows, columns = np.nonzero(ids == segment["id"])
+            category = dataset.categories.index_of_id(segment["category_id"])
+            if segment["iscrowd"] or not len(rows):
+                continue
+            semantic[rows, columns] = category
+            if dataset.categories[category].isthing:
+                boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+                labels.append(category - 53)
+                instances[rows, columns] = len(boxes)
+        assert sample["semantic"].dtype == torch.uint8 and np.array_equal(sample["semantic"], semantic)
+        assert sample["instances"].dtype == torch.int16 and np.array_equal(sample["instances"], instances)
+        assert sample["boxes"].tolist() == boxes and sample["labels"].tolist() == labels
+
+
+def test_more_segments_than_int16_counts(hand_made: HandMade, content: dict[str, Any]) -> None:
+    content["annotations"][0]["segments_info"] = [{"id": 1 + i, "category_id": 3} for i in range(1 << 15)]
+    dataset = PanopticDataset(**hand_made(content), rule=SAME)
+    with pytest.raises(InputError, match=r"a\.png: image 42: 32768 segments; the most is 32767"):
+        dataset[0]
+
+
+def test_sizes_follow_the_order_of_the_images(hand_made: HandMade, content: dict[str, Any]) -> None:
+    content["images"].append({"id": 7, "file_name": "a.png"})
+    content["annotations"].append(content["annotations"][0] | {"image_id": 7})
+    assert PanopticDataset(**hand_made(content), rule=SAME).sizes.tolist() == [[0, 0], [6, 8]]
+
+
 def test_order_is_that_of_the_image_ids(hand_made: HandMade, content: dict[str, Any]) -> None:
     for number in (7, 100, 2):
         content["images"].append({"id": number, "file_name": "a.png", "height": 6, "width": 8})
