@@ -32,10 +32,10 @@ TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
 endif
 
 .PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test lint clean
-.PHONY: bench-ops gpu-check sanitize
+.PHONY: bench-ops bench-train gpu-check sanitize
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 11
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
 
 setup: $(READY) $(TRITON_READY) ## the environment in .venv, and the server's beside it (VENV=... for another place)
 
@@ -95,6 +95,10 @@ bench: $(RUN)/engine/engine.json $(TRITON_READY) ## ratios: ONNX Runtime to PyTo
 
 bench-ops: $(READY) ## the operators against the machine's limits and torchvision (ARGS="--device cpu --only nms")
 	$(BIN)/python -m plugins_cuda.benchmark $(ARGS)
+
+bench-train: BENCH_CONFIG := $(if $(filter file,$(origin CONFIG)),training/configs/coco_r50.yaml,$(CONFIG))
+bench-train: ## training steps of CONFIG (or COCO R50) against torchvision's; ARGS=--loader: the loader alone
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m training.benchmark --config $(BENCH_CONFIG) $(ARGS)
 
 # For a machine with a GPU and PyTorch, which may have no network: the environment if it is there, else PYTHON's own.
 gpu-check: ## build, check and measure the operators on an NVIDIA GPU; without .venv: make gpu-check PYTHON=python3

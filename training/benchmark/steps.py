@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,22 +19,31 @@ from panoptic.categories import Categories
 from panoptic.errors import InputError
 from training.config import Config
 from training.data.batch import Batch
-from training.loop import build_network
-from training.schedule import build_optimizer, set_lr
+from training.distributed import Process
+from training.losses import TrainingLosses
+from training.model.upsnet import UPSNet
+from training.schedule import make_plan
+from training.step import PRECISIONS, Stepper
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-WARM_UP = 3  # steps of each before the first that counts: allocations, and the choice of kernels
+WARM_UP = {"cuda": 3, "cpu": 1}  # steps of each before the first that counts: allocations, the choice of kernels
 ROUNDS = 5
 
 
 class Contender(Protocol):
     name: str
+    images: int  # of a step
 
     def prepare(self, batch: Batch) -> Any:
         """What its own loader would hand over, on the host; not timed."""
 
-    def step(self, prepared: Any) -> Tensor:
-        """One step, from the copy to the device to the new weights; the loss, still on the device."""
+    def step(self, prepared: Any) -> None:
+        """One step, from the copy to the device to the new weights."""
+
+    def finish(self) -> None:
+        """Wait for the last step. InputError when a loss was not finite."""
+
+
+C = TypeVar("C", bound=Contender, covariant=True)
 
 
 class Timed(NamedTuple):
@@ -50,27 +59,71 @@ class Timed(NamedTuple):
         """Images a second: the median of the turns."""
         return self.images / statistics.median(self.seconds)
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "images_per_s": self.rate,
+            "median_s": statistics.median(self.seconds),
+            "seconds": self.seconds,
+            "memory_bytes": self.memory,
+        }
+
+
+class UpsnetStep:
+    """Ours, by the loop's own Stepper. What the configuration wants pretrained holds random weights here, and is as
+    frozen as with pretrained ones."""
+
+    name = "upsnet-trt"
+
+    def __init__(self, config: Config, categories: Categories, device: torch.device) -> None:
+        self.images = config.schedule.images_per_gpu or 1
+        torch.manual_seed(config.seed)
+        self.model = UPSNet(config.model, categories.num_stuff, categories.num_things)
+        self.losses = TrainingLosses(self.model, config.loss)
+        plan = make_plan(config.schedule, 1)
+        self.stepper = Stepper(self.model, self.losses, config, plan, Process(0, 1, device))
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch
+
+    def step(self, prepared: Batch) -> None:
+        self.stepper.step([prepared], 0, ())  # always the first step's lr: nothing is to be learned here
+        self.stepper.reports(drain=False)
+
+    def finish(self) -> None:
+        self.stepper.reports(drain=True)
+
 
 class TorchvisionStep:
     """maskrcnn_resnet50_fpn in training, as pretrained weights would make it: stem and first stage frozen, frozen
-    normalisation; its own losses, SGD. What its transform would resize has its size already."""
+    normalisation; its own losses, SGD. It proposes and samples as many boxes as ours (by default both do what they
+    published). Its transform resizes nothing."""
 
     def __init__(self, num_things: int, config: Config, device: torch.device, channels_last: bool) -> None:
+        self.images = config.schedule.images_per_gpu or 1
         self.name = "torchvision Mask R-CNN R50" + (", channels last" if channels_last else "")
         backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
         for name, module in backbone.named_modules():
             # Untrained: without this the frozen normalisation lets every block double what it passes on.
             if isinstance(module, FrozenBatchNorm2d) and name.endswith("bn3"):
                 module.weight.zero_()
-        self.model = MaskRCNN(backbone, 1 + num_things, _skip_resize=True).to(device)
+        rpn, samples = config.model.rpn, config.model.box_head.samples
+        self.model = MaskRCNN(
+            backbone,
+            1 + num_things,
+            rpn_pre_nms_top_n_train=rpn.train_top_n,
+            rpn_post_nms_top_n_train=rpn.train_top_n,
+            rpn_batch_size_per_image=rpn.samples,
+            box_batch_size_per_image=samples,
+            _skip_resize=True,
+        ).to(device)
         if channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.device, self.precision = device, config.compute.precision
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # The first step's lr: nothing is to be learned here, and nothing may diverge.
-        lr = 0.1 * 0.00125 * (config.schedule.images_per_gpu or 1)
-        self.optimizer = torch.optim.SGD(trained, lr=lr, momentum=0.9, weight_decay=1e-4)
+        self.optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self._loss = torch.zeros(())
 
     def prepare(self, batch: Batch) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """Unpadded photos uint8 3 x h x w and their targets, masks included."""
@@ -85,7 +138,7 @@ class TorchvisionStep:
             prepared.append((batch.images[i, :height, :width].permute(2, 0, 1).contiguous(), target))
         return [(self._pin(image), {k: self._pin(t) for k, t in target.items()}) for image, target in prepared]
 
-    def step(self, prepared: list[tuple[Tensor, dict[str, Tensor]]]) -> Tensor:
+    def step(self, prepared: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
         images = [image.to(self.device, non_blocking=True).float() / 255 for image, _ in prepared]
         targets = [{k: t.to(self.device, non_blocking=True) for k, t in target.items()} for _, target in prepared]
         self.optimizer.zero_grad()
@@ -95,10 +148,78 @@ class TorchvisionStep:
         self.scaler.scale(total).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return total.detach()
+        self._loss = total.detach()
+
+    def finish(self) -> None:
+        if not math.isfinite(self._loss.item()):
+            raise InputError(f"{self.name}: the loss is {self._loss.item()}, so its time says nothing; see --precision")
 
     def _pin(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+
+class Warm(NamedTuple, Generic[C]):
+    """A contender after its first steps, and the batches as it wants them."""
+
+    contender: C
+    inputs: list[Any]
+    held: int  # bytes of GPU memory between steps: weights, gradients, optimizer
+
+
+def warm_up(make: Callable[[], C], batches: Sequence[Batch], device: torch.device) -> Warm[C]:
+    """Make a contender and let it do its first steps, on a GPU one with every batch: their sizes differ."""
+    before = allocated(device)
+    contender = make()
+    inputs = [contender.prepare(batch) for batch in batches]
+    for i in range(max(WARM_UP[device.type], len(batches) if device.type == "cuda" else 0)):
+        contender.step(inputs[i % len(inputs)])
+    contender.finish()
+    synchronize(device)
+    return Warm(contender, inputs, allocated(device) - before)
+
+
+def take_turns(contenders: Sequence[Warm[Contender]], steps: int, device: torch.device) -> list[Timed]:
+    """`steps` steps of each over its batches again and again, in turns (A B A B ...): what else the machine does falls
+    on all of them alike."""
+    rounds = min(ROUNDS, steps)
+    turns = [range(steps * i // rounds, steps * (i + 1) // rounds) for i in range(rounds)]
+    seconds: list[list[float]] = [[] for _ in contenders]
+    peaks = [0] * len(contenders)
+    for turn in tqdm(turns, desc="training steps", unit="turn", disable=None):
+        for i, (contender, inputs, _) in enumerate(contenders):
+            before = allocated(device)
+            reset_peak(device)
+            start = time.perf_counter()
+            for step in turn:
+                contender.step(inputs[step % len(inputs)])
+            contender.finish()
+            synchronize(device)
+            seconds[i].append((time.perf_counter() - start) / len(turn))
+            peaks[i] = max(peaks[i], peak(device) - before)
+    on_gpu = device.type == "cuda"
+    return [
+        Timed(warm.contender.name, own, warm.contender.images, warm.held + most if on_gpu else None)
+        for warm, own, most in zip(contenders, seconds, peaks, strict=True)
+    ]
+
+
+def feed(contender: Contender, batches: Iterable[Batch], device: torch.device) -> tuple[float, float]:
+    """Steps on batches as a loader brings them -> images a second, and the share of the time spent waiting for data.
+
+    Each step is waited for, so that nothing hides in the next one; the first one does not count.
+    """
+    images, waited, begin = 0, 0.0, 0.0
+    asked = time.perf_counter()
+    for number, batch in enumerate(batches):
+        if number:
+            waited += time.perf_counter() - asked
+            images += len(batch.images)
+        contender.step(contender.prepare(batch))
+        contender.finish()
+        synchronize(device)
+        asked = time.perf_counter()
+        begin = begin or asked
+    return images / (asked - begin), waited / (asked - begin)
 
 
 def synchronize(device: torch.device) -> None:
@@ -108,3 +229,12 @@ def synchronize(device: torch.device) -> None:
 
 def allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

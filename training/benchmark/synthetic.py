@@ -1,11 +1,12 @@
 """A data set of made-up photos in the COCO panoptic format, to measure loaders and training steps without a download.
 
-Nothing can be learned from it. It costs what real data costs: JPEG photos of COCO's size and weight, and PNGs of about 20
-segments with crooked borders, half of them stuff in the back and half things of all sizes before it.
+Nothing can be learned from it. It costs what real data costs: JPEG photos of COCO's size and weight, and PNGs of about
+20 segments with crooked borders, a third of them stuff in the back, the rest things of all sizes before it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +26,31 @@ STUFF_SEGMENTS, THING_SEGMENTS = 7, 14  # of an image, before some are covered w
 LEAST_PIXELS = 16  # of a segment
 
 
-def write_panoptic_set(
-    folder: Path, images: int, photo: tuple[int, int] = (480, 640), seed: int = 0, classes: tuple[int, int] | None = None
-) -> SplitConfig:
-    """Write `images` photos of `photo` (height, width) pixels, every third one upright, and their truth into `folder`.
+def write_panoptic_set(folder: Path, images: int, photo: tuple[int, int] = (480, 640), seed: int = 0) -> SplitConfig:
+    """Write `images` photos of `photo` (height, width) pixels, every third one turned, and their truth into `folder`.
 
-    classes: numbers of stuff and of thing categories (None: COCO's). InputError for sizes and numbers that make none.
+    The categories are as many as COCO's. InputError for photos that are too small, or none.
     """
-    stuff, things = classes or (STUFF, THINGS)
-    if min(photo) < LEAST_SIDE or images < 1 or min(stuff, things) < 1:
+    if min(photo) < LEAST_SIDE or images < 1:
         raise InputError(
-            f"synthetic data: {images} photos of {photo[1]} x {photo[0]} pixels with {stuff} stuff and {things} thing "
-            f"categories; give at least one of each, and sides from {LEAST_SIDE} pixels"
+            f"synthetic data: {images} photos of {photo[1]} x {photo[0]} pixels; give one at least, and sides from "
+            f"{LEAST_SIDE} pixels"
         )
-    categories = [{"id": i + 1, "name": f"thing {i + 1}", "isthing": 1} for i in range(things)]
-    categories += [{"id": things + i + 1, "name": f"stuff {i + 1}", "isthing": 0} for i in range(stuff)]
+    categories = [{"id": i + 1, "name": f"thing {i + 1}", "isthing": 1} for i in range(THINGS)]
+    categories += [{"id": THINGS + i + 1, "name": f"stuff {i + 1}", "isthing": 0} for i in range(STUFF)]
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(images), desc="synthetic data", unit="image", disable=None):
         draws = np.random.default_rng([seed, index])
         height, width = photo[::-1] if index % 3 == 2 else photo
         rows = draw_segments(draws, height, width)
+        # An image has a stuff class once at most.
+        stuff, things = draws.permutation(STUFF)[:STUFF_SEGMENTS] + THINGS, draws.integers(THINGS, size=THING_SEGMENTS)
+        segments = describe(rows, [int(i) + 1 for i in (*stuff, *things)])
         stem = f"{index + 1:012d}"
-        segments = [
-            {"id": row * 70001 + 1, "category_id": int(category), "iscrowd": 0, "area": area, "bbox": box_of(rows == row)}
-            for row, area in enumerate(np.bincount(rows.ravel()).tolist())
-            for category in [draws.integers(things) + 1 if row >= STUFF_SEGMENTS else things + 1 + row % stuff]
-            if area
-        ]
-        write_png(folder / "segments" / f"{stem}.png", id2rgb(rows * 70001 + 1))
-        (folder / "images").mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw_photo(draws, rows)).save(folder / "images" / f"{stem}.jpg", quality=90)
+        write_png(folder / "segments" / f"{stem}.png", id2rgb(segment_id(rows)))
         entries.append({"id": index + 1, "file_name": f"{stem}.jpg", "height": height, "width": width})
         annotations.append({"image_id": index + 1, "file_name": f"{stem}.png", "segments_info": segments})
     content = {"images": entries, "annotations": annotations, "categories": categories}
@@ -63,11 +58,28 @@ def write_panoptic_set(
     return SplitConfig(json_file=folder / "panoptic.json", segments=folder / "segments", images=folder / "images")
 
 
+def segment_id(rows: Any) -> Any:
+    """The id of a row, or of a map of them: all three bytes of the colour are used."""
+    return rows * 70_001 + 1
+
+
+def describe(rows: np.ndarray, categories: Sequence[int]) -> list[dict[str, Any]]:
+    """segments_info of a map of rows; `categories` holds the category id of each row."""
+    segments = []
+    for row in np.unique(rows).tolist():
+        mask = rows == row
+        y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]
+        entry = {"id": segment_id(row), "category_id": categories[row], "iscrowd": 0, "area": int(mask.sum())}
+        segments.append(entry | {"bbox": box})
+    return segments
+
+
 def draw_segments(draws: np.random.Generator, height: int, width: int) -> np.ndarray:
     """int64 H x W: 0 .. STUFF_SEGMENTS - 1 the back's regions, from there on things, the later ones in front.
 
-    Things are ellipses with half axes of 3 % to 30 % of the short side, on coordinates bent by smooth noise. Segments of
-    fewer than LEAST_PIXELS pixels give way to the region behind everything.
+    Things are ellipses with half axes of 3 % to 30 % of the short side, on coordinates bent by smooth noise. Segments
+    of fewer than LEAST_PIXELS pixels become part of the largest one.
     """
     bend = 0.06 * min(height, width)
     y = np.arange(height)[:, None] + bend * smooth_noise(draws, height, width)
@@ -95,9 +107,3 @@ def smooth_noise(draws: np.random.Generator, height: int, width: int, cells: int
     """float32 H x W of about unit deviation, from `cells` x `cells` numbers."""
     coarse = Image.fromarray(draws.normal(size=(cells, cells)).astype(np.float32))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def box_of(mask: np.ndarray) -> list[int]:
-    """COCO's x, y, width, height of the set pixels; there is at least one."""
-    y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]

@@ -1,0 +1,260 @@
+"""The training benchmark runs at a tiny size, its made-up data is sound, and its stopwatch adds up."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from panoptic.cli import make_app
+from panoptic.coco_format import read_panoptic_png
+from panoptic.errors import InputError
+from panoptic.geometry import ResizeRule
+from training.benchmark.__main__ import configure, is_resnet50, main, parse_size
+from training.benchmark.parts import REST, Stopwatch
+from training.benchmark.steps import Timed, TorchvisionStep, feed, take_turns, warm_up
+from training.benchmark.synthetic import LEAST_PIXELS, THING_SEGMENTS, write_panoptic_set
+from training.config import SplitConfig
+from training.data.batch import Batch, collate_train
+from training.data.coco_panoptic import PanopticDataset
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO, R50 = (str(ROOT / f"training/configs/{name}.yaml") for name in ("demo", "coco_r50"))
+CPU = torch.device("cpu")
+
+
+def bench(*arguments: str) -> Any:
+    return CliRunner().invoke(make_app(main), ["--device", "cpu", *arguments])
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> SplitConfig:
+    return write_panoptic_set(tmp_path_factory.mktemp("set"), 3, (96, 128))
+
+
+def test_steps_against_torchvision(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    size = ["--size", "64x96", "--images-per-gpu", "1", "--steps", "1", "--workers", "0"]
+    result = bench("--config", DEMO, *size, "--parts", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    written = json.loads(out.read_text())
+    assert [row["name"] for row in written["steps"]] == ["upsnet-trt", "torchvision Mask R-CNN R50"]
+    ours, theirs = (row["images_per_s"] for row in written["steps"])
+    assert 0 < written["ratio"] == pytest.approx(ours / theirs)
+    assert math.isfinite(written["ratio"])
+    assert written["batch_shapes"] in ([[1, 64, 96, 3]], [[1, 96, 64, 3]])
+    assert written["goal"] is None  # it is one for GPUs
+    assert written["machine"]["threads"] == torch.get_num_threads()
+    assert written["settings"]["images"] == 1
+    assert 0 <= written["fed"]["waiting_share"] < 1
+    parts = written["parts"]
+    assert {"backbone", "backward", "optimizer", "mask head", "assignment", "panoptic loss"} <= parts.keys()
+    assert all(seconds >= 0 for seconds in parts.values())
+    assert "ratio" in result.output
+    assert "waiting for data" in result.output
+
+
+def test_loader_alone(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    size = ["--size", "64x96", "--images-per-gpu", "2", "--steps", "3"]
+    result = bench("--config", DEMO, *size, "--loader", "--workers", "0", "1", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    rows = json.loads(out.read_text())["loader"]
+    assert [(row["workers"], row["images"]) for row in rows] == [(0, 6), (1, 6)]
+    assert all(row["images_per_s"] == pytest.approx(6 / row["seconds"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "800"], "--size 800: give HEIGHTxWIDTH"),
+        (["--size", "20x20"], "20 x 20 pixels"),
+        (["--data"], r"data/coco/.*no such file"),
+        (["--data", "--size", "96x128"], "--size is for made-up photos"),
+        (["--parts", "--set", "compute.compile=true"], "compute.compile=false"),
+        (["--workers", "1", "2"], "--loader alone"),
+        (["--precision", "fp8"], "compute.precision"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration"),
+    ],
+)
+def test_bad_requests_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = bench("--config", R50, *arguments, "--out", str(tmp_path / "bench.json"))
+    assert result.exit_code == 2
+    line = [line for line in result.output.splitlines() if line.startswith("error:")][-1]
+    assert re.search(message, line), line
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_takes_all_images_of_a_step_at_once() -> None:
+    hybrid = configure(ROOT / "training/configs/coco_hybrid.yaml", [], None, None, None)
+    assert (hybrid.schedule.images_per_gpu, hybrid.schedule.images_per_step) == (4, None)
+    r50 = configure(Path(R50), ["seed=3"], 2, "fp16", "480x320")
+    assert (r50.schedule.images_per_gpu, r50.seed, r50.compute.precision) == (2, 3, "fp16")
+    assert r50.data.resize == ResizeRule(short_side=320, max_side=480)
+    assert is_resnet50(r50)
+    assert not is_resnet50(hybrid)
+
+
+def test_sizes() -> None:
+    assert parse_size("96x128") == (96, 128)
+    for text in ("96", "x", "0x5", "96 x 128", "-96x128"):
+        with pytest.raises(InputError):
+            parse_size(text)
+
+
+# The made-up data
+
+
+def test_made_up_data_is_a_sound_panoptic_set(made_up: SplitConfig) -> None:
+    rule = ResizeRule(short_side=96, max_side=128)
+    dataset = PanopticDataset(made_up.json_file, made_up.segments, made_up.images, rule)
+    assert (dataset.categories.num_stuff, dataset.categories.num_things) == (53, 80)
+    assert [dataset[i]["size"] for i in range(3)] == [(96, 128), (96, 128), (128, 96)]
+    content = json.loads(made_up.json_file.read_text())
+    for annotation in content["annotations"]:
+        ids = read_panoptic_png(made_up.segments / annotation["file_name"])
+        segments = annotation["segments_info"]
+        assert 5 < len(segments) < 22
+        assert sorted(segment["id"] for segment in segments) == np.unique(ids).tolist()  # no void
+        for segment in segments:
+            assert segment["area"] == (ids == segment["id"]).sum() >= LEAST_PIXELS
+            x, y, width, height = segment["bbox"]
+            inside = np.zeros(ids.shape, bool)
+            inside[y : y + height, x : x + width] = True
+            assert (inside | (ids != segment["id"])).all()
+            edges = inside.copy()
+            edges[y + 1 : y + height - 1, x + 1 : x + width - 1] = False
+            assert (edges & (ids == segment["id"])).any()
+    assert 1 <= len(dataset[0]["boxes"]) <= THING_SEGMENTS
+
+
+def test_made_up_data_is_the_same_again(made_up: SplitConfig, tmp_path: Path) -> None:
+    again = write_panoptic_set(tmp_path, 3, (96, 128))
+    assert again.json_file.read_bytes() == made_up.json_file.read_bytes()
+    for folder in ("images", "segments"):
+        for one, other in zip(
+            sorted((tmp_path / folder).iterdir()), sorted((made_up.json_file.parent / folder).iterdir()), strict=True
+        ):
+            assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("bad", [{"images": 0}, {"photo": (16, 64)}])
+def test_made_up_data_that_cannot_be(tmp_path: Path, bad: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="synthetic data"):
+        write_panoptic_set(tmp_path / "set", **{"images": 1, **bad})
+    assert not (tmp_path / "set").exists()
+
+
+# Turns, and torchvision's step
+
+
+class Recorder:
+    """A contender that writes down what it is told to do."""
+
+    images = 2
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def prepare(self, batch: Any) -> str:
+        return f"{self.name}{batch}"
+
+    def step(self, prepared: str) -> None:
+        self.log.append(prepared)
+
+    def finish(self) -> None:
+        self.log.append("|")
+
+
+def test_turns_alternate_and_go_through_the_batches() -> None:
+    log: list[str] = []
+    batches: Any = [0, 1, 2]
+    warm = [warm_up(lambda name=name: Recorder(name, log), batches, CPU) for name in "ab"]  # type: ignore[misc]
+    assert "".join(log) == "a0|b0|"
+    log.clear()
+    timed = take_turns(warm, 12, CPU)
+    # Five turns of 2, 2, 3, 2, 3 steps.
+    assert "".join(log) == "a0a1|b0b1|a2a0|b2b0|a1a2a0|b1b2b0|a1a2|b1b2|a0a1a2|b0b1b2|"
+    assert [row.name for row in timed] == ["a", "b"]
+    assert all((len(row.seconds), row.images, row.memory) == (5, 2, None) for row in timed)
+
+
+def test_rate_is_the_median_of_the_turns() -> None:
+    assert Timed("x", [0.5, 100.0, 0.1], 4, None).rate == 8
+
+
+def test_feeding_counts_what_the_loader_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def loader() -> Any:
+        for _ in range(4):
+            clock[0] += 1.0
+            yield type("Batch", (), {"images": [0, 0]})
+
+    class Slow(Recorder):
+        def step(self, prepared: str) -> None:
+            clock[0] += 3.0
+
+    rate, waiting = feed(Slow("s", []), loader(), CPU)
+    assert rate == pytest.approx(2 * 3 / (3 * 4.0))  # the first batch does not count
+    assert waiting == pytest.approx(0.25)
+
+
+def test_torchvision_gets_the_truth_of_the_batch(made_up: SplitConfig) -> None:
+    rule = ResizeRule(short_side=96, max_side=128)
+    dataset = PanopticDataset(made_up.json_file, made_up.segments, made_up.images, rule)
+    batch: Batch = collate_train([dataset[0], dataset[2]])
+    config = configure(Path(DEMO), [], 2, None, None)
+    theirs = TorchvisionStep(80, config, CPU, channels_last=False)
+    for i, (image, target) in enumerate(theirs.prepare(batch)):
+        sample = dataset[(0, 2)[i]]
+        assert torch.equal(image, sample["image"])  # without the padding
+        assert torch.equal(target["labels"], sample["labels"] + 1)
+        assert torch.equal(target["boxes"], sample["boxes"])
+        assert torch.equal(target["masks"].sum(0) > 0, sample["instances"] > 0)
+        for mask, (x1, y1, x2, y2) in zip(target["masks"], target["boxes"].int().tolist(), strict=True):
+            assert mask[y1:y2, x1:x2].sum() == mask.sum() > 0
+    frozen = {name.split(".")[2] for name, p in theirs.model.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "layer1"}  # stem and res2
+
+
+# The stopwatch
+
+
+def test_stopwatch_takes_out_what_is_called_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    class Work:
+        def outer(self) -> str:
+            clock[0] += 1
+            self.inner()
+            clock[0] += 2
+            return "done"
+
+        def inner(self) -> None:
+            clock[0] += 10
+
+    work, watch = Work(), Stopwatch(CPU)
+    with watch.part(REST), watch.watch(work, "outer", "outer"), watch.watch(work, "inner", "inner"):
+        clock[0] += 100
+        assert work.outer() == "done"
+        work.inner()
+    assert watch.seconds() == {REST: 100, "outer": 3, "inner": 20}
+    assert not vars(work)  # the methods are the class's own again
+
+
+def test_stopwatch_gives_functions_of_modules_back() -> None:
+    original = torch.autograd.backward
+    with Stopwatch(CPU).watch(torch.autograd, "backward", "backward"):
+        assert torch.autograd.backward is not original
+    assert torch.autograd.backward is original

@@ -1,0 +1,171 @@
+"""How fast a configuration trains: its steps against torchvision's Mask R-CNN in the same run, and its loader.
+
+    python -m training.benchmark --config training/configs/coco_r50.yaml --images-per-gpu 4 --parts
+    python -m training.benchmark --config training/configs/coco_r50.yaml --data       # the configuration's own photos
+    python -m training.benchmark --loader --workers 0 1 2 4
+
+No weights are downloaded: both networks are untrained, and as frozen as they are with pretrained weights. Both get the
+same batches, made up unless --data is given. The panoptic branches come on top of what Mask R-CNN does. Untrained
+networks propose fewer foreground boxes than trained ones, to torchvision's advantage: its mask head runs on these
+alone, ours on a fixed number of rows.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from panoptic.cli import run
+from panoptic.errors import InputError
+from panoptic.files import write_json
+from panoptic.machine import machine_facts, package_versions
+from training.benchmark.loading import loader_rates, open_loader, take_batches
+from training.benchmark.parts import breakdown
+from training.benchmark.report import loader_table, parts_table, step_table
+from training.benchmark.steps import TorchvisionStep, UpsnetStep, feed, take_turns, warm_up
+from training.benchmark.synthetic import write_panoptic_set
+from training.config import Config, TimmConfig, load_config
+from training.data.coco_panoptic import PanopticDataset
+from training.datasets import open_training
+from training.predictor import open_device
+
+GOAL = 1.3  # times torchvision's images a second, with a ResNet-50 on a GPU
+BATCHES = 4  # different ones, again and again
+PHOTO = (480, 640)  # height, width of most of COCO's photos
+PHOTOS = 48  # of the synthetic set
+
+
+def configure(path: Path, given: Sequence[str], images: int | None, precision: str | None, size: str | None) -> Config:
+    """The configuration for one process that takes all images of a step at once."""
+    overrides = [*given, f"compute.precision={precision}"] if precision else list(given)
+    if size:
+        height, width = parse_size(size)
+        sides = f"{{short_side: {min(height, width)}, max_side: {max(height, width)}}}"
+        overrides += [f"data.resize={sides}", "data.short_sides=[]"]
+    schedule = load_config(path, tuple(overrides)).schedule
+    images = images or schedule.images_per_gpu or schedule.images_per_step
+    return load_config(path, (*overrides, f"schedule.images_per_gpu={images}", "schedule.images_per_step=null"))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH -> height, width."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found:
+        raise InputError(f"--size {text}: give HEIGHTxWIDTH in pixels, as 800x1088")
+    return int(found[1]), int(found[2])
+
+
+def measure_steps(
+    config: Config, dataset: PanopticDataset, device: torch.device, steps: int, parts: bool, workers: int
+) -> dict[str, Any]:
+    """Ours and torchvision's by turns; then ours alone, by part where it is asked for, and fed by the loader."""
+    batches = take_batches(dataset, config, min(BATCHES, steps))
+    ours = warm_up(partial(UpsnetStep, config, dataset.categories, device), batches, device)
+    baseline = partial(TorchvisionStep, dataset.categories.num_things, config, device)
+    # Torchvision gets the layout that suits it better, whichever that is.
+    layouts = [False, True] if device.type == "cuda" else [False]
+    baselines = [warm_up(partial(baseline, layout), batches, device) for layout in layouts]
+    timed = take_turns([ours, *baselines], steps, device)
+    del baselines
+    best = max(row.rate for row in timed[1:])
+    result: dict[str, Any] = {
+        "batch_shapes": [list(batch.images.shape) for batch in batches],
+        "instances": [sum(map(len, batch.boxes)) for batch in batches],
+        "steps": [row.to_json() for row in timed],
+        "ratio": timed[0].rate / best,
+        "goal": GOAL if is_resnet50(config) and device.type == "cuda" else None,
+        "parts": breakdown(ours.contender, batches, steps, device) if parts else None,
+    }
+    rate, waiting = feed(ours.contender, open_loader(dataset, config, 1 + steps, workers), device)
+    return result | {"fed": {"workers": workers, "images_per_s": rate, "waiting_share": waiting}}
+
+
+def is_resnet50(config: Config) -> bool:
+    backbone = config.model.backbone
+    return isinstance(backbone, TimmConfig) and backbone.name.split(".")[0] == "resnet50"
+
+
+def show(result: dict[str, Any], where: str) -> None:
+    # Into a file or a log, lines are not folded to 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    settings = result["settings"]
+    if "loader" in result:
+        console.print(loader_table(f"{settings['config']}: the loader alone, on {where}", result["loader"]))
+        return
+    sizes = " and ".join(sorted({f"{h} x {w}" for _, h, w, _ in result["batch_shapes"]}))
+    title = f"{settings['config']}: batch {settings['images']}, {sizes}, {settings['precision']}, on {where}"
+    console.print(step_table(title, result["steps"], result["ratio"]))
+    if result["parts"]:
+        console.print(parts_table(result["parts"]))
+    fed = result["fed"]
+    print(
+        f"fed by {fed['workers']} loader workers: {fed['images_per_s']:.2f} images a second, "
+        f"{100 * fed['waiting_share']:.1f} % of the time waiting for data"
+    )
+    if result["goal"]:
+        verdict = "met" if result["ratio"] >= result["goal"] else "NOT met"
+        print(f"{result['ratio']:.2f} times torchvision's images a second; goal {result['goal']}: {verdict}")
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="YAML configuration.")] = Path("training/configs/coco_r50.yaml"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each that count; with --loader: batches.")] = 50,
+    images_per_gpu: Annotated[int | None, typer.Option(min=1, help="Images a step (the configuration's).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (the configuration's).")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of made-up photos, not resized then.")] = None,
+    data: Annotated[bool, typer.Option("--data/--synthetic", help="Its photos, or made-up ones.")] = False,
+    parts: Annotated[bool, typer.Option("--parts", help="Also where the time of a step goes.")] = False,
+    loader: Annotated[bool, typer.Option("--loader", help="The loader alone.")] = False,
+    workers: Annotated[list[int] | None, typer.Option(min=0, help="Loader workers; several with --loader.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
+    out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("runs/bench_train.json"),
+) -> None:
+    """Measure training steps against torchvision's Mask R-CNN R50-FPN, or the loader (--loader)."""
+    settings = configure(config, set_ or [], images_per_gpu, precision, size)
+    workers = workers if workers is not None else [settings.data.workers]
+    if data and size:
+        raise InputError("--size is for made-up photos; with --data set data.resize instead")
+    if parts and settings.compute.compile:
+        raise InputError("--parts times the parts of an uncompiled network; add --set compute.compile=false")
+    if len(workers) > 1 and not loader:
+        raise InputError("--workers takes several numbers with --loader alone")
+    target = open_device(device)
+    facts: dict[str, Any] = machine_facts() | {"threads": torch.get_num_threads()}
+    if target.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(target)
+    result: dict[str, Any] = {"machine": facts, "versions": package_versions(), "device": target.type}
+    result["settings"] = {
+        "config": settings.name,
+        "data": str(settings.data.train.json_file) if data else "synthetic",
+        "images": settings.schedule.images_per_gpu,
+        "resize": settings.data.resize.model_dump(),
+        **settings.compute.model_dump(),
+    }
+    with ExitStack() as stack:
+        if not data:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="upsnet-bench-")))
+            split = write_panoptic_set(folder, PHOTOS, parse_size(size) if size else PHOTO, settings.seed)
+            settings = settings.model_copy(update={"data": settings.data.model_copy(update={"train": split})})
+        dataset = open_training(settings.data, settings.seed)
+        if loader:
+            result["loader"] = loader_rates(dataset, settings, workers, steps)
+        else:
+            result |= measure_steps(settings, dataset, target, steps, parts, workers[0])
+    show(result, facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads")
+    write_json(out, result)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,53 @@
+"""The training set's batches as the loop sees them, and how many images a second the loader alone brings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from training.config import Config
+from training.data.batch import Batch, make_loader
+from training.data.coco_panoptic import PanopticDataset
+from training.datasets import make_sampler
+from training.distributed import Process
+from training.schedule import make_plan
+
+
+def open_loader(dataset: PanopticDataset, config: Config, batches: int, workers: int) -> DataLoader:
+    """The first `batches` batches of a run on one GPU."""
+    plan = replace(make_plan(config.schedule, 1), iterations=batches)
+    one = Process(0, 1, torch.device("cpu"))
+    return make_loader(dataset, make_sampler(dataset, config.data, config.seed, plan, one, first_step=0), workers)
+
+
+def take_batches(dataset: PanopticDataset, config: Config, count: int) -> list[Batch]:
+    """The first `count` batches, kept in memory."""
+    return list(tqdm(open_loader(dataset, config, count, 0), desc="batches", unit="batch", disable=None))
+
+
+def loader_rates(
+    dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int
+) -> list[dict[str, Any]]:
+    """Images a second for each number of workers (0: in the process itself), over `batches` batches.
+
+    What came before every worker had delivered its first batch does not count.
+    """
+    rates = []
+    for count in workers:
+        warm_up = max(1, count)
+        loader = iter(open_loader(dataset, config, batches + warm_up, count))
+        for _ in islice(loader, warm_up):
+            pass
+        start = time.perf_counter()
+        bar = tqdm(loader, f"{count} workers", batches, unit="batch", disable=None)
+        images = sum(len(batch.images) for batch in bar)
+        seconds = time.perf_counter() - start
+        rates.append({"workers": count, "images": images, "seconds": seconds, "images_per_s": images / seconds})
+    return rates

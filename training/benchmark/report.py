@@ -1,0 +1,42 @@
+"""The benchmark's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+
+def step_table(title: str, steps: Sequence[dict[str, Any]], ratio: float) -> Table:
+    table = make_table(title, "", "images a second", "seconds a step", "least ... most", "GPU memory (GiB)")
+    for row in steps:
+        spread = f"{min(row['seconds']):.3f} ... {max(row['seconds']):.3f}"
+        memory = "–" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 2**30:.2f}"
+        table.add_row(row["name"], f"{row['images_per_s']:.2f}", f"{row['median_s']:.3f}", spread, memory)
+    table.add_row("ratio", f"{ratio:.2f}")
+    return table
+
+
+def parts_table(parts: dict[str, float]) -> Table:
+    table = make_table("One step of ours by part", "", "ms", "share")
+    total = sum(parts.values())
+    for name, seconds in parts.items():
+        table.add_row(name, f"{1e3 * seconds:.2f}", f"{100 * seconds / total:.1f} %")
+    table.add_row("step", f"{1e3 * total:.2f}")
+    return table
+
+
+def loader_table(title: str, rates: Sequence[dict[str, Any]]) -> Table:
+    table = make_table(title, "workers", "images a second")
+    for row in rates:
+        table.add_row(str(row["workers"]), f"{row['images_per_s']:.1f}")
+    return table
+
+
+def make_table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    return table
