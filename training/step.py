@@ -75,8 +75,8 @@ class Stepper:
             for part in model.children():
                 part.compile()
         self.losses = losses
-        if process.world > 1:  # buffers need no exchange: batch statistics are those of the global batch
-            self.losses = DistributedDataParallel(losses, broadcast_buffers=False, gradient_as_bucket_view=True)
+        if process.world > 1:
+            self.losses = DistributedDataParallel(losses, gradient_as_bucket_view=True)
         self._pending: deque[Pending] = deque()
         self._late = 1 if process.device.type == "cuda" else 0  # steps; waiting for the CPU costs nothing
 

@@ -25,7 +25,7 @@ from panoptic.cli import make_app
 from panoptic.errors import InputError
 from tests.training.standin import SMALL, TinyNetwork, assert_same_run, builder, metrics, sends_signal, settings
 from training.checkpoint import load, load_model, save
-from training.config import load_config
+from training.config import Config, load_config
 from training.distributed import Process
 from training.log import SPEED
 from training.loop import Run, train
@@ -387,7 +387,7 @@ def test_the_real_network_resumes_bit_for_bit(shapes: Path, tmp_path: Path) -> N
 
 
 def test_grouped_images_have_one_shape_a_step(shapes: Path, tmp_path: Path) -> None:
-    """The stand-in's photos are squares and landscapes: made portraits of, in the JSON alone, the latter are a group."""
+    """The photos are squares and landscapes. The JSON calls the latter portraits here, which makes two groups."""
     moved = tmp_path / "data"
     shutil.copytree(shapes, moved)
     content = json.loads((moved / "train.json").read_text())
@@ -398,7 +398,7 @@ def test_grouped_images_have_one_shape_a_step(shapes: Path, tmp_path: Path) -> N
 
     def build(config: Config, categories: Categories) -> tuple[nn.Module, nn.Module]:
         model, losses = builder()(config, categories)
-        losses.register_forward_pre_hook(lambda _, given: seen.append({tuple(size) for size in given[0].sizes.tolist()}))
+        losses.register_forward_pre_hook(lambda _, given: seen.append({(h, w) for h, w in given[0].sizes.tolist()}))
         return model, losses
 
     config = settings(moved, zoom=(1, 1), iterations=6, evaluate_every=0)

@@ -56,7 +56,10 @@ def test_killed_while_it_writes(helper: Helper, unbroken: Path, shapes: Path, tm
 
 
 def assert_close_runs(out: Path, reference: Path, steps: list[int]) -> None:
-    ours, theirs = metrics(out), metrics(reference)
+    """Up to rounding: the losses of every step, and the evaluation of the last."""
+    ours, theirs = (
+        [line for line in metrics(run) if "loss" in line or line["step"] == steps[-1]] for run in (out, reference)
+    )
     assert [line["step"] for line in ours] == steps
     for line, expected in zip(ours, theirs, strict=True):
         assert line == pytest.approx(expected, rel=1e-5)
