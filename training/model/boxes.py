@@ -27,7 +27,8 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float], inclusive: 
     anchor_size, box_size = sides(anchors, inclusive), sides(boxes, inclusive)
     shift = (boxes[..., :2] + box_size / 2 - anchors[..., :2] - anchor_size / 2) / anchor_size
     scale = torch.log(box_size / anchor_size)
-    return torch.cat([shift, scale], dim=-1) * shift.new_tensor(weights)
+    parts = zip([*shift.unbind(-1), *scale.unbind(-1)], weights, strict=True)
+    return torch.stack([part * weight for part, weight in parts], dim=-1)
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float], inclusive: bool = False) -> Tensor:

@@ -155,4 +155,4 @@ def load_pretrained_backbone(model: UPSNet) -> str:
 
 def inclusive(boxes: Tensor) -> Tensor:
     """Corners as the panoptic head counts them: the last pixel that belongs to the box instead of the first outside."""
-    return boxes - boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    return torch.cat([boxes[..., :2], boxes[..., 2:] - 1], dim=-1)
