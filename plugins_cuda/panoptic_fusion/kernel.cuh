@@ -76,7 +76,7 @@ UPSNET_HD float phase_weight(int phase) { return 0.125f + 0.25f * float(phase); 
 // The pixels of a detection, last ones inclusive, unclipped. Of both boxes left, top is the first pixel.
 struct Window {
   int left, top;
-  int right, bottom;                  // of the mask: int(x1) .. int(x2), at least one pixel
+  int right, bottom;                  // of the mask: int(x1) .. int(x2), none when inverted
   int segment_right, segment_bottom;  // of the semantic channel: int(x1) .. round(x2), half to even
 
   UPSNET_HD int last_column() const { return larger(right, segment_right); }
@@ -91,8 +91,8 @@ UPSNET_HD Window window_of(const float* box) {
   Window window;
   window.left = int(x1);
   window.top = int(y1);
-  window.right = larger(int(x2), window.left);
-  window.bottom = larger(int(y2), window.top);
+  window.right = int(x2);
+  window.bottom = int(y2);
   window.segment_right = int(rintf(x2));
   window.segment_bottom = int(rintf(y2));
   return window;

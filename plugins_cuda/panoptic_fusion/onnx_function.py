@@ -28,13 +28,13 @@ def FusionBoundedLogits(logits: FLOAT) -> FLOAT:
 
 @script(upsnet, default_opset=op)
 def FusionHatWeights(low: FLOAT, high: FLOAT, cells: FLOAT, length: INT64, limit: INT32) -> FLOAT:
-    """[n, M, L]: weight of every mask cell in every pixel of a line; zero outside the integer box low..high and from
-    limit on."""
+    """[n, M, L]: weight of every mask cell in every pixel of a line; zero outside the integer box low..high (nothing
+    where high < low) and from limit on."""
     pixel = op.Range(0.0, op.Cast(length, to=1), 1.0)
     first = op.Cast(op.Cast(low, to=6), to=1)
-    size = op.Max(op.Cast(op.Cast(high, to=6), to=1) - first + 1.0, 1.0)
+    size = op.Cast(op.Cast(high, to=6), to=1) - first + 1.0
     offset = pixel - first
-    source = op.Min(op.Max((offset + 0.5) * cells / size - 0.5, 0.0), cells - 1.0)
+    source = op.Min(op.Max((offset + 0.5) * cells / op.Max(size, 1.0) - 0.5, 0.0), cells - 1.0)
     inside = op.And(op.And(offset >= 0.0, offset < size), pixel < op.Cast(limit, to=1))
     nowhere = -2.0
     source = op.Unsqueeze(op.Where(inside, source, nowhere), [1])

@@ -69,11 +69,11 @@ def valid_pixels(size: Tensor, logits: Tensor) -> Tensor:
 
 def hat_weights(low: Tensor, high: Tensor, mask_size: int, length: int) -> Tensor:
     """[n, length, M]: row p of n holds the weights with which the M cells make pixel p of the integer box low..high
-    (inclusive, at least one pixel): bilinear, half-pixel centres, clamped at the edges; zero outside the box."""
+    (inclusive; nothing where high < low): bilinear, half-pixel centres, clamped at the edges; zero outside the box."""
     start = low.trunc()
-    size = (high.trunc() - start + 1).clamp(min=1)
+    size = high.trunc() - start + 1
     pixel = torch.arange(length, device=low.device, dtype=low.dtype) - start[:, None]
-    source = ((pixel + 0.5) * mask_size / size[:, None] - 0.5).clamp(0, mask_size - 1)
+    source = ((pixel + 0.5) * mask_size / size[:, None].clamp(min=1) - 0.5).clamp(0, mask_size - 1)
     cell = torch.arange(mask_size, device=low.device, dtype=low.dtype)
     weights = (1 - (source[..., None] - cell).abs()).clamp(min=0)
     return weights * ((pixel >= 0) & (pixel < size[:, None]))[..., None]

@@ -84,7 +84,7 @@ def bilinear(grid: np.ndarray, y: float, x: float) -> float:
 def slow_terms(box: list[float], mask: np.ndarray, channel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mask_term, segment_term = np.zeros_like(channel), np.zeros_like(channel)
     left, top, right, bottom = (int(value) for value in box)
-    width, height = max(right - left + 1, 1), max(bottom - top + 1, 1)
+    width, height = right - left + 1, bottom - top + 1
     for y, x in np.ndindex(*channel.shape):
         if top <= y < top + height and left <= x < left + width:
             row = (y - top + 0.5) * len(mask) / height - 0.5
@@ -253,6 +253,14 @@ def test_semantic_and_mask_boxes_round_differently():
     terms = reference.mask_terms(torch.ones(1, 4, 4), torch.tensor([[1.9, 2.2, 4.5, 5.5]]), 10, 10)[0]
     assert terms.nonzero().min(0)[0].tolist() == [2, 1]
     assert terms.nonzero().max(0)[0].tolist() == [5, 4]
+
+
+def test_inverted_boxes_have_no_mask():
+    # Columns 10 .. 9 and 10 .. 3 are none; 10 .. 10 is one although x2 < x1.
+    boxes = torch.tensor([[10.2, 4.0, 9.9, 6.0], [10.2, 4.0, 3.0, 6.0], [10.7, 4.0, 10.2, 6.0]])
+    terms = reference.mask_terms(torch.ones(3, 4, 4), boxes, 12, 12)
+    assert (terms != 0).sum((1, 2)).tolist() == [0, 0, 3]
+    assert terms.isfinite().all() and reference.prune(terms > 0, torch.zeros(3, dtype=torch.int64), 0.3).tolist() == [2]
 
 
 def test_pruning_by_hand():
