@@ -156,7 +156,7 @@ def test_global_batch_norm_is_batch_norm(alone_in_gloo: None) -> None:
         names = list(holder.state_dict())
         synchronise(holder, Process(0, 2, torch.device("cpu")))
         assert isinstance(holder[0], GlobalBatchNorm) and list(holder.state_dict()) == names
-        x = (5 + torch.randn(4, 3, 6, 5))
+        x = 5 + torch.randn(4, 3, 6, 5)
         ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
         for _ in range(2):
             out, expected = holder(ours), plain(theirs)
