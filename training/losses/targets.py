@@ -12,11 +12,11 @@ from torch import Tensor
 from training.data.batch import IGNORE, Batch
 from training.losses import draws
 from training.losses.assign import RoiTargets, RpnTargets, count_boxes, padded
+from training.losses.semantic import STRIDE
 from training.model.boxes import gather_rows
 from training.model.heads import MASK_SIZE
 from training.model.upsnet import inclusive
 
-STRIDE = 4  # of the semantic logits
 SAMPLES = 2  # a bin of a mask target, in each direction
 
 

@@ -10,16 +10,8 @@ from training.config import LossConfig
 from training.data.batch import IGNORE, Batch
 from training.losses import terms
 from training.losses.assign import assign_anchors, assign_rois, foreground_rows
-from training.losses.semantic import UpsampledCrossEntropy
-from training.losses.targets import (
-    STRIDE,
-    Targets,
-    crop_labels,
-    mask_targets,
-    panoptic_targets,
-    truth_boxes,
-    with_image,
-)
+from training.losses.semantic import STRIDE, UpsampledCrossEntropy
+from training.losses.targets import Targets, crop_labels, mask_targets, panoptic_targets, truth_boxes, with_image
 from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE
 from training.model.rpn import RpnOutput
 from training.model.upsnet import PYRAMID_LEVELS, UPSNet, inclusive
