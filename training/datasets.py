@@ -50,7 +50,7 @@ def image_digest(dataset: PanopticDataset) -> str:
 def make_sampler(
     dataset: PanopticDataset, data: DataConfig, seed: int, plan: Plan, process: Process, first_step: int
 ) -> StepSampler:
-    """This process's share of every global batch from `first_step` on."""
+    """This process's share of every global batch from `first_step` on; InputError where it needs unknown sizes."""
     groups = None
     if data.group_aspect_ratio:
         unknown = np.flatnonzero(~dataset.sizes.all(1))

@@ -124,6 +124,7 @@ class Run:
             self._restore(checkpoint)
         if len(set(gather(self.step, process))) > 1:
             raise InputError(f"{out}: the processes found different checkpoints; give an --out that all of them share")
+        self.sampler = make_sampler(self.dataset, config.data, config.seed, self.plan, process, self.step)
         average = self.stepper.ema
         self.predicting = average.module if average else self.model  # what is evaluated, and kept as the best
         self.predictor = ModelPredictor(self.predicting, manifest, process.device)
@@ -196,8 +197,7 @@ class Run:
 
     def batches(self, log: Log) -> Iterator[list[Batch]]:
         """This process's batches of each step from the next one on, one for each forward pass."""
-        sampler = make_sampler(self.dataset, self.config.data, self.config.seed, self.plan, self.process, self.step)
-        loader = iter(make_loader(self.dataset, sampler, self.config.data.workers))
+        loader = iter(make_loader(self.dataset, self.sampler, self.config.data.workers))
         log.meter.restart()
         for _ in range(self.step, self.plan.iterations):
             with log.meter.waiting():

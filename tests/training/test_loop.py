@@ -13,15 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 import training.loop
 import training.train
 from panoptic.categories import Categories
-from panoptic.cli import make_app
 from panoptic.errors import InputError
 from tests.training.standin import SMALL, TinyNetwork, assert_same_run, builder, metrics, sends_signal, settings
 from training.checkpoint import load, load_model, save
@@ -312,66 +309,6 @@ def test_step_seeds_differ() -> None:
     assert len(seeds) == 27
     assert all(0 <= seed < 1 << 63 for seed in seeds)
 
-
-# The command
-
-
-def run_command(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(make_app(training.train.main), list(arguments))
-    return result.exit_code, result.stderr
-
-
-def test_command_refuses_bad_input_in_one_line(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(shapes).model_dump(mode="json")))
-    for arguments, expected in {
-        ("--config", "none.yaml"): "none.yaml: no such configuration",
-        ("--config", "tiny.yaml", "--set", "schedule.speed=1"): "schedule.speed",
-        (
-            "--config",
-            "tiny.yaml",
-            "--set",
-            "data.train.json_file=a/b.json",
-        ): "a/b.json: no such file (data.train.json_file)",
-        ("--config", "tiny.yaml", "--set", "data.val.images=a/b"): "a/b: no such folder (data.val.images)",
-        ("--config", "tiny.yaml", "--device", "tpu9"): "device 'tpu9'",
-        ("--config", "tiny.yaml", "--iterations", "0"): "schedule.iterations",
-    }.items():
-        code, stderr = run_command(*arguments)
-        assert code == 2
-        assert expected in stderr
-        assert stderr.startswith("error: ")
-        assert stderr.count("\n") == 1
-    assert os.listdir(tmp_path) == ["tiny.yaml"]
-
-
-def test_command_passes_everything_on(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[Any] = []
-    monkeypatch.setattr(training.train, "train", lambda *given, **more: called.append((given, more)) or signal.SIGTERM)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(shapes).model_dump(mode="json")))
-    command = (
-        "--config",
-        str(tmp_path / "tiny.yaml"),
-        "--set",
-        "schedule.lr=0.5",
-        "--iterations",
-        "77",
-        "--device",
-        "cpu",
-        "--init",
-        "start.safetensors",
-    )
-    for arguments in (command, (*command, "--out", "x/y")):
-        code, stderr = run_command(*arguments)
-        assert code == 143
-        assert "stopped by signal 15" in stderr
-    ((config, out, device), options), ((_, named, _), _) = called
-    assert options == {"init": Path("start.safetensors")}
-    assert (config.schedule.lr, config.schedule.iterations, device) == (0.5, 77, "cpu")
-    assert (out, named) == (Path("runs/tiny"), Path("x/y"))
-
-
-# The real network
 
 def test_the_real_network_resumes_bit_for_bit(shapes: Path, tmp_path: Path) -> None:
     config = settings(shapes, model=SMALL, optimizer="adamw", lr=0.001, clip_norm=5.0, iterations=4, evaluate_every=2)
