@@ -28,7 +28,7 @@ def panoptic_fusion(
     """From semantic logits and detections to one label a pixel (UPSNet, CVPR 2019, section 3.2), at network resolution.
 
     semantic: [B, S + T, h, w], logits at a quarter of the network resolution, the S stuff channels first (S, T >= 1).
-    boxes: float32 [B, N, 4], x1 y1 x2 y2 in network pixels, inclusive corners; no mask where int(x2) < int(x1) or so in y.
+    boxes: float32 [B, N, 4], x1 y1 x2 y2 in network pixels, inclusive corners; inverted ones have no mask.
     classes: int64 [B, N], thing index 0..T-1. scores: float32 [B, N], descending; they are only copied.
     mask_logits: [B, N, M, M], of the box's class. counts: int32 [B], how many detections are valid.
     sizes: int32 [B, 2], height and width inside the padding. scales: float32 [B], network pixels per original pixel.
