@@ -42,7 +42,7 @@ def main(
         bool, typer.Option("--to-cityscapes", help="COCO weights; --config and --categories are Cityscapes'.")
     ] = False,
     dump: Annotated[
-        Path | None, typer.Option(help="Write every intermediate array of one image to this .npz (see README).")
+        Path | None, typer.Option(help="Write every intermediate array of one image to this .npz.")
     ] = None,
     net_input: Annotated[
         Path | None,
