@@ -25,6 +25,7 @@ export UPSNET_TRITON_ENV = $(abspath $(TRITON_VENV))
 
 # Configurations on the synthetic data set make it first.
 DATA := $(if $(filter demo,$(basename $(notdir $(CONFIG)))),data/shapes/train.json)
+DATA += $(if $(filter shapes_long,$(basename $(notdir $(CONFIG)))),data/shapes_long/train.json)
 ifeq ($(GPUS),1)
 TRAIN := $(UPSNET) train
 else
@@ -32,7 +33,7 @@ TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
 endif
 
 .PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test lint clean
-.PHONY: bench-ops bench-train gpu-check sanitize
+.PHONY: ablation bench-ops bench-pq bench-train gpu-check sanitize
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
@@ -58,6 +59,10 @@ $(RUN)/report.html: $(RUN)/engine/engine.json $(TRITON_READY)
 
 data/shapes/train.json: $(READY) training/data/shapes.py training/data/scene.py
 	$(UPSNET) shapes --out data/shapes
+	touch $@
+
+data/shapes_long/train.json: $(READY) training/data/shapes.py training/data/scene.py
+	$(UPSNET) shapes --out data/shapes_long --train 3000
 	touch $@
 
 train: $(READY) $(DATA) ## train CONFIG on GPUS processes (torchrun when there are several); resumes RUN if it exists
@@ -92,6 +97,12 @@ parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of PyTorch, O
 
 bench: $(RUN)/engine/engine.json $(TRITON_READY) ## ratios: ONNX Runtime to PyTorch eager, Triton over gRPC to ONNX Runtime
 	$(BIN)/python eval/bench.py --run $(RUN) $(ARGS)
+
+bench-pq: $(READY) ## PQ of an image against panopticapi's way, from arrays and from files, in 1 and 2 processes
+	$(BIN)/python eval/bench_pq.py $(ARGS)
+
+ablation: $(READY) data/shapes/train.json ## the demo without its panoptic loss, deformable convolutions, mask pruning
+	$(BIN)/python eval/ablation.py $(ARGS)
 
 bench-ops: $(READY) ## the operators against the machine's limits and torchvision (ARGS="--device cpu --only nms")
 	$(BIN)/python -m plugins_cuda.benchmark $(ARGS)
@@ -139,5 +150,5 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-clean: ## remove what `make` built: runs/ and data/ (environments stay)
-	rm -rf runs data build
+clean: ## remove build/, the synthetic data and the demo's run (environments, other runs and other data stay)
+	rm -rf build data/shapes data/shapes_long runs/demo

@@ -1,0 +1,107 @@
+"""What each part of the network is worth: the same training without it, on the same seed.
+
+    python eval/ablation.py --config training/configs/demo.yaml --out runs/ablation
+
+Every variant is a run folder of its own under --out; one that is finished is not trained again.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from eval.quality import measure
+from panoptic.cli import run
+from panoptic.dataset import open_dataset
+from panoptic.errors import InputError
+from panoptic.files import write_json
+
+
+class Variant(NamedTuple):
+    """What is left out. `training`: overrides of the configuration; `mask_overlap`: another one at inference."""
+
+    name: str
+    training: tuple[str, ...] = ()
+    mask_overlap: float | None = None
+
+
+BASE = Variant("everything")
+VARIANTS = (
+    BASE,
+    Variant("no panoptic loss", ("loss.panoptic=0",)),
+    Variant("no deformable convolutions", ("model.semantic_head.deformable=false",)),
+    Variant("no mask pruning", mask_overlap=1.0),
+)
+
+
+def ablate(config: Path, out: Path, device: str = "auto", overrides: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Train and score every variant; writes out/ablation.json and returns its rows: name, pq, pq_things, pq_stuff."""
+    rows = []
+    for variant in VARIANTS:
+        trained = variant if variant.training else BASE
+        folder = out / trained.name.replace(" ", "_")
+        train(config, folder, device, (*overrides, *trained.training))
+        figures = score(folder, device, variant.mask_overlap)
+        rows.append({"name": variant.name, **{key: figures[key] for key in ("pq", "pq_things", "pq_stuff")}})
+        write_json(out / "ablation.json", rows)
+    return rows
+
+
+def train(config: Path, folder: Path, device: str, overrides: tuple[str, ...]) -> None:
+    """`upsnet train` in a process of its own; a finished run ends at once."""
+    command = [sys.executable, "-m", "training.train", "--config", str(config), "--out", str(folder)]
+    command += ["--device", device, *(word for override in overrides for word in ("--set", override))]
+    if code := subprocess.run(command, check=False).returncode:
+        raise InputError(f"{folder}: training ended with exit status {code}; see above")
+
+
+def score(folder: Path, device: str, mask_overlap: float | None) -> dict[str, float | None]:
+    """PQ of a run's last weights on its whole validation set, image by image."""
+    from training.checkpoint import load_model
+    from training.predictor import ModelPredictor, make_manifest, open_device
+
+    model, config, categories, _ = load_model(folder / "last.safetensors")
+    if mask_overlap is not None:
+        panoptic = model.config.panoptic.model_copy(update={"mask_overlap": mask_overlap})
+        model.config = model.config.model_copy(update={"panoptic": panoptic})
+    target = open_device(device)
+    predictor = ModelPredictor(model.to(target), make_manifest(config, categories), target)
+    dataset = open_dataset(None, run=folder)
+    return measure(predictor, dataset, dataset.records, progress=True).results(dataset.categories)
+
+
+def ablation_table(rows: list[dict[str, Any]]) -> Table:
+    """PQ in points, and how much of it is lost."""
+    table = Table(title="Ablation, one seed", box=SIMPLE)
+    for heading in ("", "PQ", "things", "stuff", "PQ lost"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        points = [100 * (row[key] or 0.0) for key in ("pq", "pq_things", "pq_stuff")]
+        lost = 100 * (rows[0]["pq"] or 0.0) - points[0]
+        table.add_row(row["name"], *(f"{value:.1f}" for value in [*points, lost]))
+    return table
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="The configuration to take apart.")] = Path("training/configs/demo.yaml"),
+    out: Annotated[Path, typer.Option(help="Folder for the runs and ablation.json.")] = Path("runs/ablation"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override for every variant; repeatable.")
+    ] = None,
+) -> None:
+    """Train without the panoptic loss, without deformable convolutions, and predict without mask pruning."""
+    rows = ablate(config, out, device, tuple(set_ or []))
+    Console().print(ablation_table(rows))
+    print(f"wrote {out / 'ablation.json'}")
+
+
+if __name__ == "__main__":
+    run(main)
