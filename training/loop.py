@@ -267,7 +267,9 @@ def start_from(model: nn.Module, path: Path, config: Config, categories: Categor
 
 
 def remove_leftovers(out: Path) -> None:
-    """Delete the half-written temporary checkpoints of a process that was killed while it wrote them."""
-    for name in (LAST, BEST):
-        for leftover in out.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
+    """Delete the half-written temporary checkpoints of a process that was killed while it wrote them: our own, and
+    those that safetensors writes before it renames them to ours."""
+    ours = [f".{Path(name).stem}.*{Path(name).suffix}" for name in (LAST, BEST)]
+    for pattern in (*ours, ".tmp??????"):
+        for leftover in out.glob(pattern):
             leftover.unlink()
