@@ -23,7 +23,8 @@ def check_data(split: SplitConfig, key: str) -> None:
         if not path.exists():
             raise InputError(
                 f"{path}: no such {'file' if name == 'json_file' else 'folder'} ({key}.{name}); `upsnet shapes --out "
-                f"data/shapes` makes the demo's data set; for another, set {key}.* to its place"
+                "data/shapes` makes the demo's data set, `upsnet data coco` and `upsnet data cityscapes` prepare "
+                f"theirs; for another, set {key}.* to its place"
             )
 
 

@@ -25,7 +25,6 @@ from torch import Tensor
 
 import plugins_cuda
 from training.model import boxes as B
-from training.model import upsnet
 from training.model.heads import BOX_POOL, MASK_POOL
 from training.model.rpn import LOWEST
 from training.model.upsnet import PYRAMID_LEVELS, Detections, UPSNet
@@ -89,7 +88,7 @@ def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> O
             pyramid = model.pyramid(view.images, view.sizes)
         thing_masks = thing_masks + mask_logits(model, pyramid, things, view, base)
         object_masks = object_masks + mask_logits(model, pyramid, objects, view, base).sigmoid()
-    fused = fuse(model, semantic, things, thing_masks / len(views), base.sizes, scales)
+    fused = model.fuse(semantic, things, thing_masks / len(views), base.sizes, scales)
     exclusive = objects._replace(boxes=objects.boxes + last_pixel(objects.boxes, inclusive))
     return Outputs(*fused, label_map(semantic), exclusive, object_masks / len(views))
 
@@ -142,26 +141,6 @@ def mask_logits(model: UPSNet, pyramid: list[Tensor], found: Detections, view: V
     logits = model.mask_head(model.roi_features(pyramid, boxes, MASK_POOL), found.labels.flatten())
     logits = logits.float().unflatten(0, found.labels.shape)
     return logits.flip(-1) if view.flipped else logits
-
-
-def fuse(
-    model: UPSNet, semantic: Tensor, things: Detections, masks: Tensor, sizes: Tensor, scales: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The panoptic head as `UPSNet.forward` runs it."""
-    panoptic = model.config.panoptic
-    return plugins_cuda.panoptic_fusion(
-        semantic,
-        things.boxes if model.inclusive else upsnet.inclusive(things.boxes),
-        things.labels,
-        things.scores,
-        masks,
-        things.counts,
-        sizes,
-        scales,
-        num_stuff=model.num_stuff,
-        stuff_area_limit=panoptic.stuff_area_limit,
-        mask_overlap_threshold=panoptic.mask_overlap,
-    )
 
 
 # Frames: a view's pixels and the base's

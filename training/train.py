@@ -29,12 +29,12 @@ def main(
     init: Annotated[
         Path | None, typer.Option(help="Start from this checkpoint's weights (fine-tuning); a resumed run has its own.")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(help="Short for --set schedule.iterations=N.")] = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps, instead of the configured length.")] = None,
 ) -> None:
     """Train a network. A run that was interrupted goes on from its last checkpoint with the same command."""
     overrides = list(set_ or [])
     if iterations is not None:
-        overrides.append(f"schedule.iterations={iterations}")
+        overrides += [f"schedule.iterations={iterations}", "schedule.images=null"]
     settings = load_config(config, tuple(overrides))
     signal = train(settings, out or Path("runs") / settings.name, device, init=init)
     if signal:

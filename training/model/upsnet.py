@@ -120,13 +120,19 @@ class UPSNet(nn.Module):
         found = self.detect(pyramid, sizes)
         masks = self.mask_head(self.roi_features(pyramid, found.boxes, MASK_POOL), found.labels.flatten())
         batch, rows = found.scores.shape
+        return self.fuse(semantic, found, masks.reshape(batch, rows, *masks.shape[1:]), sizes, scales)
+
+    def fuse(
+        self, semantic: Tensor, found: Detections, masks: Tensor, sizes: Tensor, scales: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The panoptic head on semantic logits [B, S + T, h, w], detections and their mask logits [B, K, M, M]."""
         panoptic = self.config.panoptic
         return plugins_cuda.panoptic_fusion(
             semantic,
             found.boxes if self.inclusive else inclusive(found.boxes),
             found.labels,
             found.scores,
-            masks.reshape(batch, rows, *masks.shape[1:]),
+            masks,
             found.counts,
             sizes,
             scales,
