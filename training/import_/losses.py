@@ -44,9 +44,9 @@ def loss_arrays(model: UPSNet, inputs: Inputs, truth: Truth, settings: Config) -
     gradients = torch.autograd.grad(total, list(trained.values()))
     names = original_names(model)
     return {
-        **{f"loss_{name}": np.float64(value.item()) for name, value in (values | {"total": total}).items()},
+        **{f"loss_{name}": np.array(value.item()) for name, value in (values | {"total": total}).items()},
         **{
-            f"grad_norm/{names[key]}": np.float64(gradient.double().norm().item())
+            f"grad_norm/{names[key]}": np.array(gradient.double().norm().item())
             for key, gradient in zip(trained, gradients, strict=True)
         },
         **used_samples(targets, kept, len(torch.cat(proposed.anchors))),
