@@ -178,6 +178,12 @@ class TestWeights:
         assert moved.problems == []
         assert all(torch.equal(moved.state[key], value) for key, value in model.state_dict().items())
 
+    def test_names_of_pretrained_backbones(self) -> None:
+        """The tag of timm's weights, as the configurations have it, makes no other network."""
+        backbone = {"kind": "timm", "name": "resnet50.tv_in1k"}
+        names = original_names(network(backbone=backbone, fpn={"channels": 8, "upsample": "nearest"}))
+        assert names["backbone.network.layer4.2.bn3.weight"] == "resnet_backbone.res5.layers.2.bn3.weight"
+
     def test_class_counts(self, files: Path) -> None:
         assert class_counts(read_original(files / "original.pth"), files) == (2, 2)
 

@@ -13,6 +13,8 @@ from panoptic.errors import InputError
 from training.checkpoint import Checkpoint, save, versions
 from training.config import Config, load_config
 from training.import_.dump import read_inputs, write_dump
+from training.import_.losses import loss_arrays
+from training.import_.truth import read_truth
 from training.import_.weights import (
     COCO_COUNTS,
     Moved,
@@ -63,6 +65,18 @@ def main(
             "pan_det_* and pan_keep. Without it everything is end to end."
         ),
     ] = None,
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            help="An .npz with the ground truth of the image of --dump: adds the training losses, the gradients' norms "
+            "and the samples behind them. In network pixels, H x W with the padding: gt_boxes float [n,4] (inclusive "
+            "corners), gt_classes int [n] (from 1), semantic uint8 [H,W] (255 ignored), and gt_masks uint8 [n,H,W] or "
+            "instances int16 [H,W] (0 or 1 + row). Samples to use instead of drawn ones, all optional: rpn_labels "
+            "[anchors] (1, 0, or -1 unused; P2..P6, then y, x, anchor), rois [R,4] with roi_labels [R] (0 background) "
+            "and roi_owners [R] (row; else by IoU), mask_targets [F,28,28] of the foreground rois, crop_labels "
+            "[n,28,28], kept [K] (rows), panoptic_target [H/4,W/4] (stuff; S + k for row kept[k]; S + K unknown; 255)."
+        ),
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="--dump: fcn_score whole, not [::4, ::2, ::2]; and all_cls_*, all_bbox_pred.")
     ] = False,
@@ -75,6 +89,8 @@ def main(
         raise InputError("nothing to do: give --out to write a checkpoint, --dump to write its arrays, or both")
     if dump and not net_input:
         raise InputError("--dump needs an image: give --net-input")
+    if truth and not dump:
+        raise InputError("--truth is for the image of --dump: give --dump and --net-input")
     if not categories and (out or cityscapes):
         raise InputError("give --categories, the COCO panoptic JSON that the network is for")
     table = read_categories(categories) if categories else None
@@ -83,8 +99,10 @@ def main(
     for line in lines:
         print(line)
     if dump and net_input:
-        write_dump(dump, model, read_inputs(net_input, im_info, inputs), full)
-        print(f"{dump}: intermediate arrays of {net_input}")
+        image = read_inputs(net_input, im_info, inputs)
+        more = loss_arrays(model, image, read_truth(truth, model, image), settings) if truth else {}
+        write_dump(dump, model, image, full, more)
+        print(f"{dump}: intermediate arrays{' and losses' if truth else ''} of {net_input}")
     if out and table:
         save(out, Checkpoint(settings, table, 0, None, model.state_dict(), {}, versions()))
         print(f"{out}: {len(weights)} tensors of {checkpoint}, {len(table)} classes")

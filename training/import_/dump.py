@@ -57,10 +57,16 @@ class Inputs(NamedTuple):
         """The array that a stage starts from: the given one, else the network's own."""
         return torch.from_numpy(self.given[name]).to(own.dtype) if name in self.given else own
 
+    def pyramid(self, model: UPSNet) -> tuple[list[Tensor], list[Tensor]]:
+        """[C2..C5] and [P2..P6] of the image."""
+        image = torch.from_numpy(np.ascontiguousarray(self.image[::-1])) / model.pixel_std[:, None, None]
+        levels = model.backbone(image[None])
+        return levels, model.fpn(levels, self.sizes)
+
 
 def read_inputs(net_input: Path, im_info: str, inputs: Path | None) -> Inputs:
     """InputError: unreadable files, an image of a wrong shape or type, or nothing that tells its size and scale."""
-    arrays = _read(net_input)
+    arrays = read_arrays(net_input)
     image = arrays.get("net_input", np.zeros(0))
     image = image[0] if image.ndim == 4 and len(image) == 1 else image
     if image.dtype != np.float32 or image.ndim != 3 or len(image) != 3 or any(side % 32 for side in image.shape[1:]):
@@ -76,15 +82,13 @@ def read_inputs(net_input: Path, im_info: str, inputs: Path | None) -> Inputs:
         raise InputError(f"{net_input}: has no im_info: give --im-info H,W,SCALE, for example 240,320,0.5")
     if not (0 < height <= image.shape[1] and 0 < width <= image.shape[2] and scale > 0):
         raise InputError(f"{net_input}: im_info {height:g} x {width:g}, scale {scale:g} does not fit {image.shape[1:]}")
-    return Inputs(image, int(height), int(width), scale, _read(inputs) if inputs else {})
+    return Inputs(image, int(height), int(width), scale, read_arrays(inputs) if inputs else {})
 
 
 @torch.no_grad()
 def dump(model: UPSNet, inputs: Inputs, full: bool = False) -> Arrays:
     """All arrays of a network in eval mode. `full`: see `upsnet import --help`."""
-    image = torch.from_numpy(np.ascontiguousarray(inputs.image[::-1])) / model.pixel_std[:, None, None]
-    levels = model.backbone(image[None])
-    pyramid = model.fpn(levels, inputs.sizes)
+    levels, pyramid = inputs.pyramid(model)
     arrays = {}
     for names, maps in (("C2 C3 C4 C5", levels), ("P2 P3 P4 P5 P6", pyramid)):
         for name, feature in zip(names.split(), maps, strict=True):
@@ -103,8 +107,9 @@ def dump(model: UPSNet, inputs: Inputs, full: bool = False) -> Arrays:
     return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
 
 
-def write_dump(path: Path, model: UPSNet, inputs: Inputs, full: bool) -> None:
-    arrays = dump(model, inputs, full)
+def write_dump(path: Path, model: UPSNet, inputs: Inputs, full: bool, more: Arrays) -> None:
+    """`more`: other arrays for the same file."""
+    arrays = dump(model, inputs, full) | more
     with atomic_path(path.with_suffix(".npz")) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
 
@@ -196,7 +201,7 @@ def _semantic(model: UPSNet, pyramid: list[Tensor], inputs: Inputs, full: bool) 
     return (inputs.stage("fcn_score", score[0]) if whole else score[0]), arrays
 
 
-def _read(path: Path) -> Arrays:
+def read_arrays(path: Path) -> Arrays:
     """The arrays of an .npz; the one of a .npy is net_input."""
     try:
         with path.open("rb") as stream:

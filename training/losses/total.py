@@ -33,9 +33,12 @@ class TrainingLosses(nn.Module):
 
     def forward(self, batch: Batch, given: Targets | None = None) -> dict[str, Tensor]:
         """given: targets to use instead of the drawn ones, to compare with another implementation."""
+        return self.of_pyramid(self.model.pyramid(batch.images, batch.sizes), batch, given)
+
+    def of_pyramid(self, pyramid: list[Tensor], batch: Batch, given: Targets | None = None) -> dict[str, Tensor]:
+        """The losses when [P2..P6] are there already; the batch's images are not read."""
         model, weights = self.model, self.weights
-        full_precision = torch.autocast(batch.images.device.type, enabled=False)
-        pyramid = model.pyramid(batch.images, batch.sizes)
+        full_precision = torch.autocast(pyramid[0].device.type, enabled=False)
         proposed = model.rpn(pyramid)
         semantic = model.semantic_head(pyramid[:PYRAMID_LEVELS]).float()
         if given is None:
