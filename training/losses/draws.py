@@ -19,11 +19,6 @@ FIRST_FACTOR = 0xBF58476D1CE4E5B9 - 2**64
 SECOND_FACTOR = 0x94D049BB133111EB - 2**64
 
 
-def uniform(seeds: Tensor, count: int, stream: int) -> Tensor:
-    """float32 [B, count] in [0, 1), multiples of 2^-24, for seeds int64 [B]."""
-    return (keys(seeds, count, stream) >> 39).float() * 2.0**-24
-
-
 def keys(seeds: Tensor, count: int, stream: int) -> Tensor:
     """int64 [B, count] from 0 up, 63 random bits: to order by, since equal ones practically never occur."""
     start = mix(mix(seeds) + stream)
