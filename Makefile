@@ -42,7 +42,7 @@ setup: $(READY) $(TRITON_READY) ## the environment in .venv, and the server's be
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[serving,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -c 'import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), .5)'
 	touch $@
 
@@ -57,11 +57,11 @@ demo: $(RUN)/report.html ## train, export, build, serve and compare a small netw
 $(RUN)/report.html: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(BIN)/python eval/parity.py --run $(RUN)
 
-data/shapes/train.json: $(READY) training/data/shapes.py training/data/scene.py
+data/shapes/train.json: $(READY) upsnet/datasets/shapes.py upsnet/datasets/scene.py
 	$(UPSNET) shapes --out data/shapes
 	touch $@
 
-data/shapes_long/train.json: $(READY) training/data/shapes.py training/data/scene.py
+data/shapes_long/train.json: $(READY) upsnet/datasets/shapes.py upsnet/datasets/scene.py
 	$(UPSNET) shapes --out data/shapes_long --train 3000
 	touch $@
 

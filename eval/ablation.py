@@ -17,11 +17,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from eval.quality import measure
-from panoptic.cli import run
-from panoptic.dataset import open_dataset
-from panoptic.errors import InputError
-from panoptic.files import write_json
+from eval.validation_set import open_dataset
+from upsnet.command_line.command import run
+from upsnet.errors import InputError
+from upsnet.files import write_json
+from upsnet.metrics.quality import measure
 
 
 class Variant(NamedTuple):

@@ -24,14 +24,16 @@ from rich.table import Table
 from tqdm import tqdm
 
 from eval.report import title
-from eval.runtimes import RUNTIMES, open_predictor, open_run
-from panoptic.cli import run
-from panoptic.dataset import PanopticFolder, open_dataset
-from panoptic.files import write_json
-from panoptic.geometry import collate, to_network
-from panoptic.images import read_photo
-from panoptic.machine import machine_facts, package_versions
-from panoptic.predictor import Predictor, RawPrediction
+from eval.runtimes import open_run
+from eval.validation_set import open_dataset
+from upsnet.command_line.command import run
+from upsnet.datasets.folder import PanopticFolder
+from upsnet.files import write_json
+from upsnet.geometry import collate, to_network
+from upsnet.machine import machine_facts, package_versions
+from upsnet.photos import read_photo
+from upsnet.runtimes.open import RUNTIMES, open_predictor
+from upsnet.runtimes.predictor import Predictor, RawPrediction
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 CALLS = 3  # of one runtime in a row; the first one is not counted

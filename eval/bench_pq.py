@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from eval.pq import evaluate
-from eval.pq_stat import PQStat
-from panoptic.cli import run
-from panoptic.coco_format import id2rgb, read_panoptic_png
-from panoptic.files import write_json
-from panoptic.images import write_png
-from panoptic.machine import machine_facts
+from upsnet.command_line.command import run
+from upsnet.datasets.coco_format import id2rgb, read_panoptic_png
+from upsnet.files import write_json
+from upsnet.machine import machine_facts
+from upsnet.metrics.pq import PQStat
+from upsnet.metrics.pq_files import evaluate
+from upsnet.photos import write_png
 
 HEIGHT, WIDTH = 480, 640
 SEGMENTS, CATEGORIES = 20, 8

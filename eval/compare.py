@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from panoptic.errors import InputError
-from panoptic.result import PanopticResult
+from upsnet.errors import InputError
+from upsnet.result import PanopticResult
 
 
 def identical_pixels(a: PanopticResult, b: PanopticResult) -> np.ndarray:

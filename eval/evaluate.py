@@ -12,16 +12,16 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
-from eval.quality import METRICS, Metric, Partial, check_metrics, predict_timed
-from eval.runtimes import open_chosen
-from eval.staging import staged_folder
 from eval.tables import class_table, summary_tables
-from panoptic.cli import run
-from panoptic.coco_format import PredictionWriter
-from panoptic.dataset import PanopticFolder, check_categories, groups, open_dataset
-from panoptic.errors import InputError
-from panoptic.files import write_json
-from panoptic.predictor import Predictor
+from eval.validation_set import open_dataset
+from upsnet.command_line.command import run
+from upsnet.datasets.coco_format import PredictionWriter
+from upsnet.datasets.folder import PanopticFolder, check_categories, groups
+from upsnet.errors import InputError
+from upsnet.files import staged_folder, write_json
+from upsnet.metrics.quality import METRICS, Metric, Partial, check_metrics, predict_timed
+from upsnet.runtimes.open import open_chosen
+from upsnet.runtimes.predictor import Predictor
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
     """Predicts every image, `batch_size` consecutive ones at a time, and scores it against the truth.
 
     Writes out/predictions.json, out/predictions/*.png, out/pq.json and, with AP, out/instances.json (official COCO
-    results), all or none, and returns pq.json's content: "results" and "per_class" as eval/pq.py has them, "ap" and
+    results), all or none, and returns pq.json's content: "results" and "per_class" as `upsnet pq` has them, "ap" and
     "miou" where asked for, "warnings", and what was measured. Images are streamed; of each, AP keeps run-length codes.
     Raises InputError naming the image, and when data set, metrics and model do not go together.
     """

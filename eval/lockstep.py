@@ -11,14 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 from eval.compare import category_map, identical_pixels
-from eval.pq_stat import PQStat
-from eval.quality import predict_timed, score
 from eval.report import Example, Shot
-from panoptic.categories import Categories
-from panoptic.dataset import PanopticFolder, Record, check_categories, groups, truth_result
-from panoptic.errors import InputError
-from panoptic.predictor import Predictor
-from panoptic.result import PanopticResult
+from upsnet.categories import Categories
+from upsnet.datasets.folder import PanopticFolder, Record, check_categories, groups, truth_result
+from upsnet.errors import InputError
+from upsnet.metrics.pq import PQStat
+from upsnet.metrics.quality import predict_timed, score
+from upsnet.result import PanopticResult
+from upsnet.runtimes.predictor import Predictor
 
 WORST, TYPICAL = 4, 4  # images that are kept for the report's pictures
 

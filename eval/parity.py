@@ -22,16 +22,18 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.lockstep import Column, run_lockstep
-from eval.pq_stat import GROUPS
 from eval.report import share, title, write_report
-from eval.runtimes import RUNTIMES, open_run
-from panoptic.categories import Categories
-from panoptic.cli import run
-from panoptic.dataset import PanopticFolder, Record, open_dataset
-from panoptic.errors import InputError
-from panoptic.files import write_json
-from panoptic.machine import machine_facts, package_versions
-from panoptic.predictor import Predictor
+from eval.runtimes import open_run
+from eval.validation_set import open_dataset
+from upsnet.categories import Categories
+from upsnet.command_line.command import run
+from upsnet.datasets.folder import PanopticFolder, Record
+from upsnet.errors import InputError
+from upsnet.files import write_json
+from upsnet.machine import machine_facts, package_versions
+from upsnet.metrics.pq import GROUPS
+from upsnet.runtimes.open import RUNTIMES
+from upsnet.runtimes.predictor import Predictor
 
 LISTED = 20  # worst images and classes in parity.json
 

@@ -14,11 +14,11 @@ from markupsafe import Markup
 from PIL import Image
 
 from eval.charts import Points, line_chart, smooth
-from panoptic.categories import Categories
-from panoptic.draw import overlay
-from panoptic.errors import InputError
-from panoptic.files import write_text
-from panoptic.result import PanopticResult
+from upsnet.categories import Categories
+from upsnet.draw import overlay
+from upsnet.errors import InputError
+from upsnet.files import write_text
+from upsnet.result import PanopticResult
 
 TITLES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "triton": "Triton"}
 PICTURE_SIDE = 640

@@ -8,8 +8,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from eval.average_precision import FIGURES
-from panoptic.categories import Categories
+from upsnet.categories import Categories
+from upsnet.metrics.average_precision import FIGURES
 
 
 def points(value: float | None) -> str:

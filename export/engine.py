@@ -16,12 +16,12 @@ import onnx
 import torch
 import typer
 
-from export.contract import PLUGINS, manifest_path
-from export.predictor import open_session
 from export.tensorrt_build import optimization_profile
-from panoptic.errors import InputError
-from panoptic.files import atomic_path, sha256, write_json
-from panoptic.manifest import Manifest
+from upsnet.contract import PLUGINS, manifest_path
+from upsnet.errors import InputError
+from upsnet.files import atomic_path, sha256, write_json
+from upsnet.manifest import Manifest
+from upsnet.runtimes.onnx_runtime import open_session
 
 BUILD_TIMEOUT = 3600  # seconds
 MADE_PLUGINS = Path(__file__).resolve().parent.parent / "build/plugins" / PLUGINS  # by `make plugins`

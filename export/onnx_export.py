@@ -11,14 +11,14 @@ import torch
 import typer
 
 import plugins_cuda
-from export.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
 from export.precision import prepare
-from panoptic.files import atomic_path, sha256
-from panoptic.geometry import ResizeRule
-from panoptic.manifest import Manifest, Precision
 from training.checkpoint import load_model
 from training.model.upsnet import UPSNet
 from training.predictor import make_manifest
+from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
+from upsnet.files import atomic_path, sha256
+from upsnet.geometry import ResizeRule
+from upsnet.manifest import Manifest, Precision
 
 OPSET = 20
 

@@ -11,10 +11,10 @@ from torch.fx import Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from panoptic.manifest import Precision
 from training.model.backbone import HybridBackbone
 from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
+from upsnet.manifest import Precision
 
 
 def prepare(model: UPSNet, precision: Precision) -> UPSNet:

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from panoptic.files import atomic_path
-from panoptic.geometry import ResizeRule
+from upsnet.files import atomic_path
+from upsnet.geometry import ResizeRule
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from panoptic.machine import machine_facts, package_versions
 from plugins_cuda import library
 from plugins_cuda.benchmark.report import print_table, write_json
+from upsnet.machine import machine_facts, package_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT_S = 500

@@ -1,29 +1,33 @@
-"""Triton's model repository: what lies where, and putting a model into it."""
+"""Triton's model repository of a run: what lies where, and putting a model into it. triton_repo/ is its template."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from export.contract import PLUGINS
-from panoptic.errors import InputError
-from panoptic.files import atomic_path, sha256
-from panoptic.manifest import Manifest
+from upsnet.contract import METADATA_KEY, MODEL, PLUGINS
+from upsnet.errors import InputError
+from upsnet.files import atomic_path, sha256, write_text
+from upsnet.manifest import Manifest
 
-MODEL = "upsnet"
-REPOSITORY = Path(__file__).resolve().parent.parent / "triton_repo"
-SOURCES = (f"{MODEL}/config.pbtxt", f"{MODEL}/configs/cpu.pbtxt", f"{MODEL}/1/model.py")
+TEMPLATE = Path(__file__).resolve().parent.parent / "triton_repo"
+CONFIGS = (f"{MODEL}/config.pbtxt", f"{MODEL}/configs/cpu.pbtxt")
+
+
+def repository_of(run: Path) -> Path:
+    """Where a run's own repository lies."""
+    return run / "triton_repo"
 
 
 def latest_version(repository: Path, model: str = MODEL) -> Path:
     """The version folder that Triton serves: the highest number. InputError where there is none."""
     versions = [folder for folder in (repository / model).glob("*") if folder.is_dir() and folder.name.isdigit()]
     if not versions:
-        raise InputError(f"{repository} is no model repository: it has no {model}/1 folder")
+        raise InputError(f"{repository} is no model repository: it has no {model}/1; make one with `upsnet deploy`")
     return max(versions, key=lambda folder: int(folder.name))
 
 
-def deploy_engine(engine: Path, repository: Path = REPOSITORY) -> None:
+def deploy_engine(engine: Path, repository: Path) -> None:
     """Deploys what `make engine` built in the folder `engine`: TensorRT's plan too where there is one, and its plugins.
 
     A plan of another model does not stay behind. Raises like `deploy`.
@@ -38,29 +42,36 @@ def deploy_engine(engine: Path, repository: Path = REPOSITORY) -> None:
             (version / name).unlink(missing_ok=True)
 
 
-def deploy(model_onnx: Path, manifest: Path, repository: Path = REPOSITORY) -> None:
-    """Copies a model and its manifest into the repository's version folder, each by an atomic rename.
+def deploy(model_onnx: Path, manifest: Path, repository: Path) -> Path:
+    """Makes the repository, or puts another model into it: each file by an atomic rename, none before all is checked.
 
-    A running server keeps what it loaded. InputError when either file is missing, or the manifest is another model's.
+    The manifest goes into the configurations too, so that a client needs only the server's address. A running server
+    keeps what it loaded. InputError when either file is missing, the manifest is another model's, or the repository
+    would be the template. Returns the repository.
     """
     if not model_onnx.is_file():
         raise InputError(f"there is no model {model_onnx}; make one with `make engine`")
-    if Manifest.load(manifest).onnx_sha256 not in ("", sha256(model_onnx)):
+    described = Manifest.load(manifest)
+    if described.onnx_sha256 not in ("", sha256(model_onnx)):
         raise InputError(f"{manifest} belongs to another model than {model_onnx}; export again with `make engine`")
-    version = latest_version(repository)
-    for source, name in ((model_onnx, "model.onnx"), (manifest, "manifest.json")):
+    if repository.resolve() == TEMPLATE:
+        raise InputError(f"{repository} is the template of all repositories; give another folder with --repository")
+    version = latest_version(repository) if (repository / MODEL).is_dir() else repository / MODEL / "1"
+    code = TEMPLATE / MODEL / "1/model.py"
+    for source, name in ((model_onnx, "model.onnx"), (manifest, "manifest.json"), (code, "model.py")):
         _copy(source, version / name)
+    for name in CONFIGS:
+        text = (TEMPLATE / name).read_text()
+        write_text(repository / name, text + _parameter(METADATA_KEY, described.model_dump_json()))
+    return repository
 
 
-def make_repository(dest: Path, model: Path, manifest: Path) -> Path:
-    """A repository of its own at dest, holding this model: for tests and demos, which leave triton_repo alone."""
-    for name in SOURCES:
-        _copy(REPOSITORY / name, dest / name)
-    deploy(model, manifest, dest)
-    return dest
+def _parameter(key: str, value: str) -> str:
+    """One more entry of a model configuration's map of parameters, in protobuf's text format."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'\nparameters {{ key: "{key}" value: {{ string_value: "{escaped}" }} }}\n'
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)

@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
-from serving.repository import MODEL, REPOSITORY, deploy_engine
+from serving.repository import deploy_engine, repository_of
 from serving.server import TritonServer
+from upsnet.contract import MODEL
+from upsnet.errors import InputError
 
 
 def main(
     run: Annotated[Path | None, typer.Option(help="Deploy this run's engine first.")] = None,
-    repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = REPOSITORY,
+    repository: Annotated[
+        Path | None, typer.Option(help="Triton's model repository; default: triton_repo/ in the run.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on: 127.0.0.1 is this machine alone.")] = "127.0.0.1",
     grpc_port: int = 8001,
     http_port: int = 8000,
@@ -22,9 +26,12 @@ def main(
     log: Annotated[Path | None, typer.Option(help="Keep the server's output here.")] = None,
     start_timeout: Annotated[float, typer.Option(help="Seconds until the model must answer.")] = 120.0,
 ) -> None:
-    """Serves a run's model, else the one already deployed, with a real Triton server. Ports of 0 are picked free."""
+    """Serves a run's model, else the repository's, with a real Triton server. Ports of 0 are picked free."""
     if run is not None:
+        repository = repository or repository_of(run)
         deploy_engine(run / "engine", repository)
+    elif repository is None:
+        raise InputError("nothing to serve: give --run, for instance runs/demo, or --repository")
     server = TritonServer(
         repository,
         host=host,

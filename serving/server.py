@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from panoptic.errors import InputError
-from serving.client import TritonPredictor
-from serving.repository import MODEL, REPOSITORY, latest_version
+from serving.repository import latest_version
+from upsnet.contract import MODEL
+from upsnet.errors import InputError
+from upsnet.runtimes.triton import TritonPredictor
 
 ENVIRONMENT = Path(__file__).resolve().parent.parent / ".venv-triton"
 
@@ -87,7 +88,7 @@ class Environment(NamedTuple):
 class TritonServer:
     """A context manager: inside it the server runs and has answered a test inference; after it nothing is left of it.
 
-    repository is the model repository (default: triton_repo). Ports of 0 are picked free. log keeps the output. A start
+    repository is the model repository. Ports of 0 are picked free. log keeps the output. A start
     that is not ready after start_timeout seconds fails; so does one whose model refuses a zero image of probe_size
     (height, width). InputError, in one line, for whatever the caller can cure.
     The server ends with the thread that started it, even if that one is killed.
@@ -95,7 +96,7 @@ class TritonServer:
 
     def __init__(
         self,
-        repository: Path = REPOSITORY,
+        repository: Path,
         *,
         environment: Path | None = None,
         host: str = "127.0.0.1",

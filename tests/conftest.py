@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from panoptic.categories import Categories
-from panoptic.coco_format import id2rgb
-from panoptic.geometry import ResizeRule
-from panoptic.manifest import Manifest
-from panoptic.predictor import RawPrediction
+from upsnet.categories import Categories
+from upsnet.datasets.coco_format import id2rgb
+from upsnet.geometry import ResizeRule
+from upsnet.manifest import Manifest
+from upsnet.runtimes.predictor import RawPrediction
 
 ROOT = Path(__file__).resolve().parent.parent
+pytest_plugins = ["tests.hand_made"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,8 +45,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def triton_environment() -> Path:
     """The virtual environment that holds the real Triton server."""
-    from panoptic.errors import InputError
     from serving.server import Environment
+    from upsnet.errors import InputError
 
     try:
         return Environment.find(None).folder
@@ -59,8 +60,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export.engine import build_engine
     from export.onnx_export import export_onnx
     from training.config import load_config
-    from training.data.shapes import write_shapes
     from training.loop import train
+    from upsnet.datasets.shapes import write_shapes
 
     folder = tmp_path_factory.mktemp("tiny")
     data = write_shapes(folder / "shapes", {"train": 2, "val": 4}, progress=False)

@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import eval.parity
-import eval.predict
-from panoptic.cli import make_app
+import upsnet.command_line.predict
+from upsnet.command_line.command import make_app
 
 
 @pytest.mark.triton
@@ -38,7 +38,7 @@ def test_predict_an_own_photo(tiny_run: Path, tmp_path: Path) -> None:
     photo = tmp_path / "mine.jpg"
     Image.new("CMYK", (100, 70), (10, 40, 90, 0)).save(photo)
     result = CliRunner().invoke(
-        make_app(eval.predict.main),
+        make_app(upsnet.command_line.predict.main),
         [str(photo), "--out", str(tmp_path / "out"), "--runtime", "onnxruntime", "--run", str(tiny_run)],
     )
     assert result.exit_code == 0, result.output

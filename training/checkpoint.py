@@ -20,11 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from panoptic.categories import Categories
-from panoptic.errors import InputError
-from panoptic.files import atomic_path
 from training.config import Config, differing_keys, parse_config
 from training.model.upsnet import UPSNet
+from upsnet.categories import Categories
+from upsnet.errors import InputError
+from upsnet.files import atomic_path
 
 FORMAT = "upsnet-trt checkpoint"
 FORMAT_VERSION = 2

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from panoptic.errors import InputError, one_line
-from panoptic.geometry import ResizeRule
+from upsnet.errors import InputError, one_line
+from upsnet.geometry import ResizeRule
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]

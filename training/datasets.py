@@ -6,15 +6,15 @@ import hashlib
 
 import numpy as np
 
-from panoptic.dataset import PanopticFolder, check_categories
-from panoptic.errors import InputError
-from panoptic.manifest import Manifest
 from training.config import DataConfig, SplitConfig
 from training.data.batch import StepSampler, orientations
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
 from training.distributed import Process
 from training.schedule import Plan
+from upsnet.datasets.folder import PanopticFolder, check_categories
+from upsnet.errors import InputError
+from upsnet.manifest import Manifest
 
 
 def check_data(split: SplitConfig, key: str) -> None:

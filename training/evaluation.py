@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from eval.quality import METRICS, measure, merge
-from panoptic.dataset import PanopticFolder, truth_result
-from panoptic.draw import overlay
-from panoptic.predictor import Predictor, predict_photos
 from training.distributed import Process, gather
+from upsnet.datasets.folder import PanopticFolder, truth_result
+from upsnet.draw import overlay
+from upsnet.metrics.quality import METRICS, measure, merge
+from upsnet.runtimes.predictor import Predictor, predict_photos
 
 PICTURES = 4
 
@@ -16,7 +16,7 @@ PICTURES = 4
 def quality(
     predictor: Predictor, folder: PanopticFolder, images: int | None, process: Process
 ) -> dict[str, float | None]:
-    """PQ, mIoU and AP (fractions, see eval.quality) on the first `images` images; {} on all processes but the first.
+    """PQ, mIoU and AP (fractions, see metrics/quality.py) of the first `images` images; {} on all processes but one.
 
     Images go through the network one by one, so that their number and that of the processes cannot change a figure.
     """

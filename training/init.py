@@ -8,12 +8,12 @@ from typing import Annotated
 import torch
 import typer
 
-from panoptic.categories import Categories
-from panoptic.errors import InputError
-from panoptic.files import read_json
 from training.checkpoint import Checkpoint, save, versions
 from training.config import load_config
 from training.model.upsnet import UPSNet
+from upsnet.categories import Categories
+from upsnet.errors import InputError
+from upsnet.files import read_json
 
 
 def main(

@@ -17,12 +17,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from panoptic.files import write_json, write_text
 from training.checkpoint import versions
 from training.config import Config, dump_config
 from training.distributed import Process
 from training.schedule import Plan
 from training.step import Report
+from upsnet.files import write_json, write_text
 
 SPEED = ("images_per_second", "data_share", "gpu_gib")  # keys of metrics.jsonl that are not the same in every run
 

@@ -16,8 +16,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from panoptic.categories import Categories
-from panoptic.errors import InputError
 from training.checkpoint import Checkpoint, copy_tensors, load, load_weights, save, versions
 from training.config import Config, differing_keys
 from training.data.batch import Batch, make_loader
@@ -31,6 +29,8 @@ from training.predictor import ModelPredictor, make_manifest
 from training.schedule import make_plan, optimizer_tensors
 from training.signals import stop_signals
 from training.step import Stepper, TrainingError
+from upsnet.categories import Categories
+from upsnet.errors import InputError
 
 Builder = Callable[[Config, Categories], tuple[nn.Module, nn.Module]]
 

@@ -1,4 +1,4 @@
-"""The network in PyTorch behind the project's one `Predictor` interface (panoptic/predictor.py)."""
+"""The network in PyTorch behind the project's one `Predictor` interface (upsnet/runtimes/predictor.py)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from panoptic.categories import Categories
-from panoptic.errors import InputError, one_line
-from panoptic.geometry import NetworkImage, ResizeRule, collate, to_network
-from panoptic.manifest import Manifest
-from panoptic.predictor import Details, Instances, RawPrediction
 from training.checkpoint import load_model, versions
 from training.config import Config
 from training.inference import View, infer
 from training.model.upsnet import UPSNet
+from upsnet.categories import Categories
+from upsnet.errors import InputError, one_line
+from upsnet.geometry import NetworkImage, ResizeRule, collate, to_network
+from upsnet.manifest import Manifest
+from upsnet.runtimes.predictor import Details, Instances, RawPrediction
 
 
 def make_manifest(config: Config, categories: Categories) -> Manifest:

@@ -12,8 +12,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 from torch import Tensor, nn
 
-from panoptic.errors import InputError
 from training.config import ScheduleConfig
+from upsnet.errors import InputError
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 LR_OF_AN_IMAGE = 0.00125  # SGD's published .02 at 16 images a step

@@ -19,12 +19,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from panoptic.errors import InputError
 from training.batch_norm import synchronise
 from training.config import Config
 from training.data.batch import Batch
 from training.distributed import Process, gather
 from training.schedule import Plan, build_optimizer, set_lr
+from upsnet.errors import InputError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

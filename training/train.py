@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from panoptic.cli import run
 from training.config import load_config
 from training.loop import train
+from upsnet.command_line.command import run
 
 SIGNALLED = 128  # plus the signal's number: what a shell reports of a process that a signal ended
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from panoptic.machine import machine_facts, package_versions
 from plugins_cuda import library
 from plugins_cuda.benchmark import inputs
 from plugins_cuda.benchmark.cases import OPERATORS, Case, Make
@@ -19,6 +18,7 @@ from plugins_cuda.benchmark.inputs import Sizes
 from plugins_cuda.benchmark.memory import fusion_peak
 from plugins_cuda.benchmark.report import print_table, progress, write_json
 from plugins_cuda.benchmark.timing import Call, Times, time_cpu, time_cuda
+from upsnet.machine import machine_facts, package_versions
 
 MEMORY_GOAL = 64e6
 COLUMNS = (

@@ -44,9 +44,9 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically, as `panoptic.files` does; that module needs pydantic, which a bare GPU image may lack."""
+    """Atomically, as `upsnet.files` does; that module needs pydantic, which a bare GPU image may lack."""
     try:
-        from panoptic import files
+        from upsnet import files
     except ImportError:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eval import ablation
-from panoptic.errors import InputError
+from upsnet.errors import InputError
 
 
 def test_variants_and_table(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

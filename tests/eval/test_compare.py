@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.compare import category_map, identical_pixels
-from panoptic.errors import InputError
-from panoptic.result import PanopticResult, Segment
+from upsnet.errors import InputError
+from upsnet.result import PanopticResult, Segment
 
 
 def result(ids: list[list[int]] | np.ndarray, categories: dict[int, int]) -> PanopticResult:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from eval.evaluate import evaluate
-from eval.pq import evaluate as evaluate_files
-from panoptic.dataset import PanopticFolder
-from panoptic.errors import InputError
+from upsnet.datasets.folder import PanopticFolder
+from upsnet.errors import InputError
+from upsnet.metrics.pq_files import evaluate as evaluate_files
 
 Fake = Callable[..., Any]
 

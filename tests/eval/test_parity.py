@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from eval import parity as parity_module
 from eval.parity import Limits, order, run_parity
-from panoptic.cli import make_app
-from panoptic.dataset import PanopticFolder
-from panoptic.errors import InputError
-from panoptic.geometry import ResizeRule
+from upsnet.command_line.command import make_app
+from upsnet.datasets.folder import PanopticFolder
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule
 
 Fake = Callable[..., Any]
 

@@ -15,8 +15,8 @@ from PIL import Image
 from eval.charts import line_chart, smooth, thin, ticks
 from eval.parity import run_parity
 from eval.report import difference_picture, embed, share, training_charts
-from panoptic.dataset import PanopticFolder
-from panoptic.errors import InputError
+from upsnet.datasets.folder import PanopticFolder
+from upsnet.errors import InputError
 
 Fake = Callable[..., Any]
 

@@ -13,12 +13,14 @@ import typer
 from typer.testing import CliRunner
 
 from eval.bench import PlainPyTorch, bench_photo, bench_table, compare
-from eval.runtimes import open_predictor, open_run, set_threads
-from panoptic.cli import make_app, run
-from panoptic.dataset import PanopticFolder
-from panoptic.errors import InputError
-from panoptic.machine import machine_facts, package_versions
+from eval.runtimes import open_run
 from plugins_cuda import library
+from serving.private import set_threads
+from upsnet.command_line.command import make_app, run
+from upsnet.datasets.folder import PanopticFolder
+from upsnet.errors import InputError
+from upsnet.machine import machine_facts, package_versions
+from upsnet.runtimes.open import open_predictor
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_threads_of_a_private_server(project_root: Path, tmp_path: Path) -> None
 
 def test_no_framework_is_imported_before_it_is_needed(project_root: Path) -> None:
     code = (
-        "import sys, eval.parity, eval.predict, eval.bench; "
+        "import sys, eval.parity, upsnet.command_line.predict, eval.bench; "
         "print([m for m in ('torch', 'onnxruntime', 'tritonclient', 'training') if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True)

@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 
 import export.engine
 import export.onnx_export
-from export.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
-from export.predictor import OnnxRuntimePredictor
 from export.tensorrt_build import optimization_profile
-from panoptic.cli import make_app
-from panoptic.errors import InputError
-from panoptic.files import sha256
-from panoptic.geometry import ResizeRule
-from panoptic.manifest import Manifest
 from training.predictor import PyTorchPredictor
+from upsnet.command_line.command import make_app
+from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
+from upsnet.errors import InputError
+from upsnet.files import sha256
+from upsnet.geometry import ResizeRule
+from upsnet.manifest import Manifest
+from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ class TestEngine:
 
 def test_running_a_model_needs_no_torch(tiny_run: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from export.predictor import OnnxRuntimePredictor; "
+        "import sys; from pathlib import Path; from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor; "
         "OnnxRuntimePredictor(Path(sys.argv[1])); print('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(tiny_run / "model.onnx")]

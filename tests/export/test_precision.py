@@ -12,16 +12,16 @@ from torch import nn
 from typer.testing import CliRunner
 
 import export.onnx_export
-from export.contract import METADATA_KEY, manifest_path
 from export.precision import prepare
-from export.predictor import OnnxRuntimePredictor
-from panoptic.cli import make_app
-from panoptic.geometry import collate, to_network
-from panoptic.images import read_photo
-from panoptic.manifest import Manifest
 from training.config import HybridConfig, ModelConfig
 from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
+from upsnet.command_line.command import make_app
+from upsnet.contract import METADATA_KEY, manifest_path
+from upsnet.geometry import collate, to_network
+from upsnet.manifest import Manifest
+from upsnet.photos import read_photo
+from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
 FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 

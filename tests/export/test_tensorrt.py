@@ -17,13 +17,13 @@ import pytest
 from typer.testing import CliRunner
 
 from export import engine
-from export.contract import PLUGINS, manifest_path
 from export.engine import MADE_PLUGINS, PLUGINS_VARIABLE, build_engine, find_plugins
 from export.tensorrt_build import HEAVY_LAYERS, _load_plugins, optimization_profile
-from panoptic.cli import make_app
-from panoptic.errors import InputError
-from panoptic.files import sha256
-from panoptic.manifest import Manifest
+from upsnet.command_line.command import make_app
+from upsnet.contract import PLUGINS, manifest_path
+from upsnet.errors import InputError
+from upsnet.files import sha256
+from upsnet.manifest import Manifest
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from panoptic.categories import Category
-from panoptic.files import sha256
-from panoptic.geometry import ResizeRule
-from panoptic.manifest import Manifest
-from panoptic.predictor import RawPrediction
-from serving.repository import make_repository
+from serving.repository import deploy
 from serving.server import TritonServer
+from upsnet.categories import Category
+from upsnet.files import sha256
+from upsnet.geometry import ResizeRule
+from upsnet.manifest import Manifest
+from upsnet.runtimes.predictor import RawPrediction
 
 ROWS = np.arange(21, dtype=np.float32).reshape(1, 3, 7)
 ROWS[..., 0] = 0, 1, 1  # the category
@@ -137,7 +137,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture
 def repository(exported: Exported, tmp_path: Path) -> Path:
-    return make_repository(tmp_path / "repository", exported.model, exported.manifest_path)
+    return deploy(exported.model, exported.manifest_path, tmp_path / "repository")
 
 
 @pytest.fixture(scope="session")
@@ -146,6 +146,6 @@ def server(
 ) -> Iterator[TritonServer]:
     """One server for all tests that leave it alive."""
     folder = tmp_path_factory.mktemp("triton")
-    repository = make_repository(folder / "repository", exported.model, exported.manifest_path)
+    repository = deploy(exported.model, exported.manifest_path, folder / "repository")
     with TritonServer(repository, environment=triton_environment, log=folder / "triton.log") as running:
         yield running

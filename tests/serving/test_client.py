@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from panoptic.errors import InputError
-from panoptic.predictor import RawPrediction, predict_photos
-from serving.client import TritonPredictor, check_inputs
 from serving.server import TritonServer
+from upsnet.errors import InputError
+from upsnet.runtimes.predictor import RawPrediction, predict_photos
+from upsnet.runtimes.triton import TritonPredictor, check_inputs
 
 grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient (pip install -e .[serving])")
 

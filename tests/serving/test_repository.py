@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.contract import PLUGINS
-from panoptic.errors import InputError
-from serving.repository import REPOSITORY, deploy, deploy_engine, latest_version, make_repository
+from serving.repository import TEMPLATE, deploy, deploy_engine, latest_version
+from upsnet.contract import PLUGINS
+from upsnet.errors import InputError
 
 
 def config(name: str) -> Any:
     reason = "needs tritonclient (pip install -e .[serving])"
     messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason=reason)
     text_format = pytest.importorskip("google.protobuf.text_format", reason=reason)
-    return text_format.Parse((REPOSITORY / "upsnet" / name).read_text(), messages.ModelConfig())
+    return text_format.Parse((TEMPLATE / "upsnet" / name).read_text(), messages.ModelConfig())
 
 
 def test_both_configurations_have_the_graphs_contract() -> None:
@@ -78,8 +78,8 @@ def test_deploy_engine_brings_its_plan_and_plugins_and_leaves_no_other(
 
 
 def test_configuration_names_the_plugins_where_deploying_puts_them() -> None:
-    option = f"--backend-config=tensorrt,plugins=triton_repo/upsnet/1/{PLUGINS}"
-    assert option in (REPOSITORY / "upsnet/config.pbtxt").read_text()
+    option = f"--backend-config=tensorrt,plugins=REPOSITORY/upsnet/1/{PLUGINS}"
+    assert option in (TEMPLATE / "upsnet/config.pbtxt").read_text()
 
 
 def test_deploy_refuses_a_manifest_of_another_model(exported: Any, repository: Path, tmp_path: Path) -> None:
@@ -95,14 +95,15 @@ def test_deploy_names_what_is_missing(exported: Any, repository: Path, tmp_path:
     with pytest.raises(InputError, match=r"there is no model .*gone.onnx; make one with `make engine`"):
         deploy(tmp_path / "gone.onnx", exported.manifest_path, repository)
     with pytest.raises(InputError, match=r"gone.json"):
-        deploy(exported.model, tmp_path / "gone.json", repository)
-    with pytest.raises(InputError, match=r"is no model repository"):
-        deploy(exported.model, exported.manifest_path, tmp_path / "elsewhere")
+        deploy(exported.model, tmp_path / "gone.json", tmp_path / "elsewhere")
+    assert not list((tmp_path / "elsewhere").glob("*"))
+    with pytest.raises(InputError, match=r"is the template"):
+        deploy(exported.model, exported.manifest_path, TEMPLATE)
 
 
-def test_make_repository_is_repeatable(exported: Any, tmp_path: Path) -> None:
+def test_deploying_is_repeatable(exported: Any, tmp_path: Path) -> None:
     for _ in range(2):
-        make_repository(tmp_path, exported.model, exported.manifest_path)
+        deploy(exported.model, exported.manifest_path, tmp_path)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 5
 
 
@@ -133,7 +134,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
         InferenceResponse=lambda outputs=(), error=None: SimpleNamespace(outputs=dict(outputs), error=error),
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
-    spec = importlib.util.spec_from_file_location("triton_model", REPOSITORY / "upsnet/1/model.py")
+    spec = importlib.util.spec_from_file_location("triton_model", TEMPLATE / "upsnet/1/model.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

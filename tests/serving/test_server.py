@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from panoptic.errors import InputError
-from serving.client import TritonPredictor
-from serving.repository import make_repository
+from serving.repository import deploy
 from serving.server import Environment, TritonServer, pick_ports
+from upsnet.errors import InputError
+from upsnet.runtimes.triton import TritonPredictor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +85,7 @@ def test_dead_model_is_noticed_and_stop_leaves_nothing(
 
 @pytest.mark.triton
 def test_ends_with_the_command_that_serves(exported: Any, tmp_path: Path, triton_environment: Path) -> None:
-    repository = make_repository(tmp_path, exported.model, exported.manifest_path)
+    repository = deploy(exported.model, exported.manifest_path, tmp_path)
     ports = ["--grpc-port=0", "--http-port=0", "--metrics-port=0"]
     command = [sys.executable, "-m", "upsnet", "serve", f"--repository={repository}", *ports]
     environment = os.environ | {"UPSNET_TRITON_ENV": str(triton_environment), "TMPDIR": str(tmp_path)}

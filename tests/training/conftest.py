@@ -9,8 +9,8 @@ import pytest
 
 import training.evaluation
 from tests.training.standin import Helper, builder, settings
-from training.data.shapes import write_shapes
 from training.loop import train
+from upsnet.datasets.shapes import write_shapes
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 import training.checkpoint
 import training.evaluation
-from panoptic.categories import Categories
 from training.checkpoint import load
 from training.config import Config, load_config, parse_config
-from training.data.batch import IGNORE, Batch
+from training.data.batch import Batch
+from training.data.sample import IGNORE
 from training.log import SPEED
 from training.loop import build_network, train
+from upsnet.categories import Categories
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,10 +14,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from panoptic.cli import make_app
-from panoptic.coco_format import read_panoptic_png
-from panoptic.errors import InputError
-from panoptic.geometry import ResizeRule
 from training.benchmark.__main__ import configure, is_resnet50, main, parse_size
 from training.benchmark.parts import REST, Stopwatch
 from training.benchmark.steps import Timed, TorchvisionStep, feed, take_turns, warm_up
@@ -25,6 +21,10 @@ from training.benchmark.synthetic import LEAST_PIXELS, THING_SEGMENTS, write_pan
 from training.config import SplitConfig
 from training.data.batch import Batch, collate_train
 from training.data.coco_panoptic import PanopticDataset
+from upsnet.command_line.command import make_app
+from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO, R50 = (str(ROOT / f"training/configs/{name}.yaml") for name in ("demo", "coco_r50"))

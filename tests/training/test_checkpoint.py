@@ -13,12 +13,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from panoptic.categories import Categories
-from panoptic.errors import InputError
 from training.checkpoint import Checkpoint, copy_tensors, digest, load, load_model, save, versions
 from training.config import Config, parse_config
 from training.model.upsnet import UPSNet
 from training.predictor import PyTorchPredictor
+from upsnet.categories import Categories
+from upsnet.errors import InputError
 
 CATEGORIES = Categories.from_coco(
     [

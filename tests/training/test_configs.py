@@ -15,12 +15,12 @@ import torch
 import typer.main
 import yaml
 
-from panoptic.cli import make_app
-from panoptic.errors import InputError
 from training.config import Config, HybridConfig, TimmConfig, load_config, parse_config
 from training.model.upsnet import UPSNet
 from training.schedule import make_plan
-from upsnet import COMMANDS
+from upsnet.command_line.command import make_app
+from upsnet.command_line.main import COMMANDS
+from upsnet.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "training/configs").glob("*.yaml"))
@@ -243,7 +243,7 @@ def options_of(main: Callable[..., None]) -> set[str]:
 def test_commands_in_comments_exist(path: Path) -> None:
     for words in commands(path):
         name = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
-        options = options_of(importlib.import_module(COMMANDS[name][0]).main)
+        options = options_of(importlib.import_module(COMMANDS[name].module).main)
         assert {word for word in words if word.startswith("--")} <= options, words
     for line in comments(path):
         for target in re.findall(r"`make ([a-z-]+)", line):

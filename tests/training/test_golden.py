@@ -20,10 +20,11 @@ from torchvision.ops import box_iou
 import plugins_cuda
 from plugins_cuda.panoptic_fusion.reference import mask_terms, merge, panoptic_labels, prune, segment_term
 from training.config import ModelConfig
-from training.import_.detections import coded, two_channels
-from training.import_.dump import Arrays, dump, read_inputs
-from training.import_.keys import original_names
-from training.import_.weights import to_ours
+from training.importers.upsnet.detections import coded, two_channels
+from training.importers.upsnet.dump import dump
+from training.importers.upsnet.inputs import Arrays, read_inputs
+from training.importers.upsnet.keys import original_names
+from training.importers.upsnet.weights import to_ours
 from training.model import boxes as B
 from training.model.upsnet import UPSNet
 

@@ -12,14 +12,21 @@ import yaml
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from panoptic.categories import Categories
-from panoptic.cli import make_app
 from training.checkpoint import load_model
 from training.config import ModelConfig
-from training.import_.command import main
-from training.import_.keys import FIRST_CONV, original_names
-from training.import_.weights import COCO_CHANNELS, COCO_THINGS, class_counts, read_original, to_cityscapes, to_ours
+from training.importers.upsnet.command import main
+from training.importers.upsnet.keys import FIRST_CONV, original_names
+from training.importers.upsnet.weights import (
+    COCO_CHANNELS,
+    COCO_THINGS,
+    class_counts,
+    read_original,
+    to_cityscapes,
+    to_ours,
+)
 from training.model.upsnet import UPSNet
+from upsnet.categories import Categories
+from upsnet.command_line.command import make_app
 
 SMALL = {
     "legacy": True,

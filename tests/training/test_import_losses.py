@@ -11,18 +11,19 @@ import yaml
 from torch import Tensor
 from typer.testing import CliRunner
 
-from panoptic.cli import make_app
-from panoptic.errors import InputError
 from tests.training.test_import import DATA, SMALL, original_of
 from training.config import Config, LossConfig, parse_config
-from training.data.batch import IGNORE, Batch
-from training.import_.command import main
-from training.import_.dump import Arrays, Inputs
-from training.import_.keys import original_names
-from training.import_.losses import loss_arrays
-from training.import_.truth import read_truth
+from training.data.batch import Batch
+from training.data.sample import IGNORE
+from training.importers.upsnet.command import main
+from training.importers.upsnet.inputs import Arrays, Inputs
+from training.importers.upsnet.keys import original_names
+from training.importers.upsnet.losses import loss_arrays
+from training.importers.upsnet.truth import read_truth
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
+from upsnet.command_line.command import make_app
+from upsnet.errors import InputError
 
 HEIGHT, WIDTH, ANCHORS = 64, 96, 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
 SMALL_LOSSES = {"rpn": {"channels": 8, "train_top_n": 40, "samples": 32}, "box_head": {"hidden": 16, "samples": 24}}

@@ -10,11 +10,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, nms
 
-from panoptic.categories import Categories, Category
-from panoptic.errors import InputError
-from panoptic.geometry import ResizeRule, collate, to_network
-from panoptic.manifest import Manifest
-from panoptic.predictor import DetailedPredictor, unpack
 from training import inference
 from training.config import ModelConfig, load_config
 from training.inference import Outputs, Suppression, View, infer, join, label_map, move, to_base
@@ -22,6 +17,11 @@ from training.model import boxes as B
 from training.model.heads import BOX_POOL
 from training.model.upsnet import Detections, UPSNet
 from training.predictor import ModelPredictor, mirrored
+from upsnet.categories import Categories, Category
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule, collate, to_network
+from upsnet.manifest import Manifest
+from upsnet.runtimes.predictor import DetailedPredictor, unpack
 
 STUFF, THINGS = 4, 4
 

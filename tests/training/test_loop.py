@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 import training.loop
 import training.train
-from panoptic.categories import Categories
-from panoptic.errors import InputError
 from tests.training.standin import SMALL, TinyNetwork, assert_same_run, builder, metrics, sends_signal, settings
 from training.checkpoint import load, load_model, save
 from training.config import Config, load_config
@@ -29,6 +27,8 @@ from training.loop import Run, train
 from training.schedule import make_plan
 from training.signals import stop_signals
 from training.step import TrainingError, step_seed
+from upsnet.categories import Categories
+from upsnet.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("panoptic_quality_alone")
 

@@ -15,8 +15,8 @@ import torch
 from tests.training.standin import ROOT, SMALL, Helper, assert_same_run, builder, free_port, metrics, settings
 from training.checkpoint import load
 from training.config import Config
-from training.data.shapes import write_shapes
 from training.loop import train
+from upsnet.datasets.shapes import write_shapes
 
 pytestmark = pytest.mark.usefixtures("panoptic_quality_alone")
 KILLED = -signal.SIGKILL

@@ -13,12 +13,12 @@ from torch import Tensor
 import plugins_cuda
 from export.onnx_export import to_model_proto
 from export.precision import prepare
-from panoptic.geometry import ResizeRule
 from training.config import FpnConfig, ModelConfig, RpnConfig
 from training.model import boxes as B
 from training.model.fpn import FPN
 from training.model.rpn import RPN, RpnOutput
 from training.model.upsnet import UPSNet
+from upsnet.geometry import ResizeRule
 
 SMALL: dict[str, Any] = {
     "backbone": {"stem": [8, 8], "widths": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "expansion": 2},

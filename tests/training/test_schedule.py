@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from panoptic.errors import InputError
 from training.config import BoxHeadConfig, FpnConfig, HybridConfig, MaskHeadConfig, ModelConfig, ScheduleConfig
 from training.model.upsnet import UPSNet
 from training.schedule import build_optimizer, lr_factor, make_plan, optimizer_tensors, parameter_groups, set_lr
+from upsnet.errors import InputError
 
 DECAY = (Fraction(2, 3), Fraction(8, 9))
 SCHEDULE = ScheduleConfig(images=1_440_000, images_per_gpu=1, decay=DECAY)

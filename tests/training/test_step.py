@@ -13,7 +13,6 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from panoptic.categories import Categories
 from tests.training.standin import assert_same_run, builder, free_port, metrics, sends_signal, settings
 from training.batch_norm import GlobalBatchNorm, synchronise
 from training.checkpoint import load
@@ -21,6 +20,7 @@ from training.config import Config
 from training.distributed import Process
 from training.loop import Run, find_checkpoint, train
 from training.step import TrainingError, average_of
+from upsnet.categories import Categories
 
 pytestmark = pytest.mark.usefixtures("panoptic_quality_alone")
 CPU = Process(0, 1, torch.device("cpu"))

@@ -12,8 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 import training.train
-from panoptic.cli import make_app
 from tests.training.standin import settings
+from upsnet.command_line.command import make_app
 
 
 def run_command(*arguments: str) -> tuple[int, str]:

@@ -25,10 +25,6 @@ import torch
 import typer
 from rich.console import Console
 
-from panoptic.cli import run
-from panoptic.errors import InputError
-from panoptic.files import write_json
-from panoptic.machine import machine_facts, package_versions
 from training.benchmark.loading import loader_rates, open_loader, take_batches
 from training.benchmark.parts import breakdown
 from training.benchmark.report import loader_table, parts_table, step_table
@@ -38,6 +34,10 @@ from training.config import Config, TimmConfig, load_config
 from training.data.coco_panoptic import PanopticDataset
 from training.datasets import open_training
 from training.predictor import open_device
+from upsnet.command_line.command import run
+from upsnet.errors import InputError
+from upsnet.files import write_json
+from upsnet.machine import machine_facts, package_versions
 
 GOAL = 1.3  # times torchvision's images a second, with a ResNet-50 on a GPU
 BATCHES = 4  # different ones, again and again

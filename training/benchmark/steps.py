@@ -15,8 +15,6 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from tqdm import tqdm
 
-from panoptic.categories import Categories
-from panoptic.errors import InputError
 from training.config import Config
 from training.data.batch import Batch
 from training.distributed import Process
@@ -24,6 +22,8 @@ from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
 from training.schedule import make_plan
 from training.step import PRECISIONS, Stepper
+from upsnet.categories import Categories
+from upsnet.errors import InputError
 
 WARM_UP = {"cuda": 3, "cpu": 1}  # steps of each before the first that counts: allocations, the choice of kernels
 ROUNDS = 5

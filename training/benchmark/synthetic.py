@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from panoptic.coco_format import id2rgb
-from panoptic.errors import InputError
-from panoptic.files import write_json
-from panoptic.images import write_png
 from training.config import SplitConfig
+from upsnet.datasets.coco_format import id2rgb
+from upsnet.errors import InputError
+from upsnet.files import write_json
+from upsnet.photos import write_png
 
 STUFF, THINGS = 53, 80  # COCO's categories
 LEAST_SIDE = 32

@@ -5,33 +5,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from training.data.coco_panoptic import PanopticDataset
+from training.data.sample import IGNORE, Sample
 from training.signals import ignore_stop_signals
-
-if TYPE_CHECKING:
-    from training.data.coco_panoptic import PanopticDataset
-
-IGNORE = 255  # semantic label of void, crowds and padding
-
-
-class Sample(TypedDict):
-    """One image of h x w network pixels, not padded, with n instances."""
-
-    image: Tensor  # uint8 3 x h x w, RGB
-    semantic: Tensor  # uint8 h x w: contiguous category or IGNORE
-    instances: Tensor  # int16 h x w: 0, or 1 + row in boxes; the visible pixels, which no two instances share
-    boxes: Tensor  # float32 n x 4: x1, y1, x2, y2, tight, x2 and y2 exclusive
-    labels: Tensor  # int64 n: thing index, 0 is the first thing
-    image_id: int
-    size: tuple[int, int]  # h, w
-    scale: float  # network pixels for one original pixel
-    seed: int  # of the random draws that the losses make for this image; from 0 up, below 2^63
 
 
 class Batch(NamedTuple):

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from panoptic.coco_format import read_panoptic_png
-from panoptic.dataset import PanopticFolder, Record
-from panoptic.errors import InputError
-from panoptic.geometry import ResizeRule, to_network, to_original
-from panoptic.runs import Runs, find_runs, measure_runs, paint
-from training.data.batch import IGNORE, Sample
+from training.data.sample import IGNORE, Sample
 from training.data.transforms import Augment
+from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.folder import PanopticFolder, Record
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule, to_network, to_original
+from upsnet.run_lengths import Runs, find_runs, measure_runs, paint
 
 MOST_SEGMENTS = (1 << 15) - 1  # of an image: instances are int16
 

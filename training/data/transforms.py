@@ -12,8 +12,8 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from panoptic.errors import InputError
-from panoptic.geometry import ResizeRule
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule
 
 
 @dataclass(frozen=True)

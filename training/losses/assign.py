@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.config import BoxHeadConfig, RpnConfig
-from training.data.batch import IGNORE
+from training.data.sample import IGNORE
 from training.losses import draws
 from training.model import boxes as B
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.data.batch import IGNORE
+from training.data.sample import IGNORE
 
 STRIDE = 4  # of the semantic logits
 CHUNK = 1 << 24  # about how many full-resolution logits exist at once, each with its gradients: 20 bytes

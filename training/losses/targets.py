@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.batch import IGNORE, Batch
+from training.data.batch import Batch
+from training.data.sample import IGNORE
 from training.losses import draws
 from training.losses.assign import RoiTargets, RpnTargets, count_boxes, padded
 from training.losses.semantic import STRIDE

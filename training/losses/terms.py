@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugins_cuda.panoptic_fusion.reference import mask_terms
-from training.data.batch import IGNORE
+from training.data.sample import IGNORE
 from training.losses.assign import RoiTargets, RpnTargets
 from training.model.boxes import gather_rows
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from training.config import LossConfig
-from training.data.batch import IGNORE, Batch
+from training.data.batch import Batch
+from training.data.sample import IGNORE
 from training.losses import terms
 from training.losses.assign import assign_anchors, assign_rois, foreground_rows
 from training.losses.semantic import STRIDE, UpsampledCrossEntropy

@@ -14,9 +14,9 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from panoptic.errors import InputError, first_line
 from training.config import TimmConfig
 from training.model.deform import DeformConv
+from upsnet.errors import InputError, first_line
 
 STRIDES = (4, 8, 16, 32)
 

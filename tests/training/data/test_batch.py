@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from panoptic.geometry import ResizeRule, collate, to_network
-from panoptic.images import read_photo
-from training.data.batch import IGNORE, Sample, StepSampler, collate_train, make_loader, orientations, permutation
+from training.data.batch import StepSampler, collate_train, make_loader, orientations, permutation
 from training.data.coco_panoptic import PanopticDataset
+from training.data.sample import IGNORE, Sample
 from training.data.transforms import Augment
+from upsnet.geometry import ResizeRule, collate, to_network
+from upsnet.photos import read_photo
 
 
 def open_shapes(folder: Path, augment: Augment | None = None, divisor: int = 32) -> PanopticDataset:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from panoptic.errors import InputError
-from panoptic.geometry import ResizeRule, to_network
-from panoptic.images import read_photo, write_png
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule, to_network
+from upsnet.photos import read_photo, write_png
 
 HandMade = Callable[..., dict[str, Path]]
 SAME = ResizeRule(short_side=6, max_side=8)  # the hand-made photo is 6 x 8

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from panoptic.errors import InputError
-from panoptic.geometry import ResizeRule
-from training.data.batch import Sample
 from training.data.coco_panoptic import PanopticDataset
+from training.data.sample import Sample
 from training.data.transforms import Augment
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule
 
 RULE = ResizeRule(short_side=80, max_side=120)
 STRONG = Augment(flip=0.5, color=0.4, scale=(0.6, 1.6), short_sides=(64, 80, 96))

@@ -13,7 +13,7 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import box_iou
 
 from training.config import BoxHeadConfig, RpnConfig
-from training.data.batch import IGNORE
+from training.data.sample import IGNORE
 from training.losses import draws
 from training.losses.assign import RoiTargets, RpnTargets, assign_anchors, assign_rois, choose, match, padded
 from training.model import boxes as B

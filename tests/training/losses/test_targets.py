@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from training.data.batch import IGNORE, Batch
+from training.data.batch import Batch
+from training.data.sample import IGNORE
 from training.losses import draws
 from training.losses.targets import crop_labels, mask_targets, panoptic_pixels, panoptic_targets, with_image
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from plugins_cuda.panoptic_fusion.reference import mask_terms, panoptic_labels, segment_term
-from training.data.batch import IGNORE
+from training.data.sample import IGNORE
 from training.losses import semantic as S
 from training.losses import terms
 from training.losses.assign import RoiTargets, RpnTargets

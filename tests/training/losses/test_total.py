@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from training.config import LossConfig, ModelConfig
-from training.data.batch import IGNORE, Batch
+from training.data.batch import Batch
+from training.data.sample import IGNORE
 from training.losses import TrainingLosses
 from training.losses.targets import Targets
 from training.losses.total import is_thing

@@ -1,0 +1,28 @@
+"""The data set that a figure is measured on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from upsnet.datasets.folder import PanopticFolder
+from upsnet.errors import InputError
+
+
+def open_dataset(
+    gt_json: Path | None, gt_folder: Path | None = None, images: Path | None = None, run: Path | None = None
+) -> PanopticFolder:
+    """The data set the user names, else the validation set in the run's config.yaml."""
+    if gt_json is not None:
+        return PanopticFolder(gt_json, gt_folder, images)
+    if gt_folder or images:
+        raise InputError("--gt-folder and --images go with --gt-json: give it too")
+    config = run / "config.yaml" if run else None
+    if config is None or not config.is_file():
+        raise InputError(f"no data set: give --gt-json{f' ({config} is missing)' if config else ''}")
+    try:
+        split = yaml.safe_load(config.read_text())["data"]["val"]
+        return PanopticFolder(Path(split["json_file"]), Path(split["segments"]), Path(split["images"]))
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise InputError(f"{config}: names no validation set (data.val); give --gt-json") from None

@@ -1,1 +1,0 @@
-"""What every stage shares: photos, sizes, categories, results and files. numpy, Pillow and pydantic only."""

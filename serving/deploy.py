@@ -1,0 +1,20 @@
+"""`upsnet deploy`: a run's engine as the model repository that any Triton server reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serving.repository import deploy_engine, repository_of
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="The run: its engine/ is deployed.")],
+    repository: Annotated[Path | None, typer.Option(help="Where to; default: triton_repo/ in the run.")] = None,
+) -> None:
+    """Make the run's Triton model repository, or renew it; a running server keeps what it has loaded."""
+    target = repository or repository_of(run)
+    deploy_engine(run / "engine", target)
+    print(f"wrote {target}; `upsnet serve --repository {target}` serves it, or `tritonserver --model-repository` does")

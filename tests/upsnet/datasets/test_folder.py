@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from eval.validation_set import open_dataset
+from upsnet.datasets.folder import (
+    Listing,
+    PanopticFolder,
+    check_categories,
+    default_gt_folder,
+    default_images,
+    groups,
+    truth_result,
+)
+from upsnet.errors import InputError
+
+
+def edit(gt_json: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    content = json.loads(gt_json.read_text())
+    change(content)
+    gt_json.write_text(json.dumps(content))
+    return gt_json
+
+
+def test_pairs_by_image_id_and_keeps_the_order_of_the_images(gt_json: Path) -> None:
+    dataset = PanopticFolder(gt_json)  # its annotations are in reverse order
+    assert [record.image_id for record in dataset.records] == [10, 11, 12, 13, 14]
+    for record in dataset.records:
+        photo, ids = dataset.read(record)
+        assert photo.shape[:2] == ids.shape
+        assert record.photo.stem == record.png.stem
+        assert {segment["id"] for segment in record.segments} == set(np.unique(ids)) - {0}
+
+
+def test_records_are_a_sequence(gt_json: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["images"] = [content["images"][i] for i in (3, 0, 4, 1, 2)]
+        content["images"][1].pop("width")
+        content["images"][2]["height"] = 10**20
+        content["annotations"][0]["segments_info"][0]["note"] = [1.5, None, {"a": "ü"}]
+
+    records = PanopticFolder(edit(gt_json, change)).records
+    content = json.loads(gt_json.read_text())
+    truth = {annotation["image_id"]: annotation["segments_info"] for annotation in content["annotations"]}
+    assert len(records) == 5 and [record.image_id for record in records] == [13, 10, 14, 11, 12]
+    assert all(record.segments == truth[record.image_id] for record in records)
+    assert records[-1] == records[4] == list(records)[4] and records[1:4:2] == [records[1], records[3]]
+    assert records[0].photo == gt_json.parent / "val/003.png" and records[0].file_name == "003.png"
+    assert records[0].png == gt_json.parent / "panoptic_val/003.png"
+    assert [record.size for record in records] == [(48, 60), None, None, (48, 48), (64, 48)]
+    assert records.sizes.tolist() == [[48, 60], [0, 0], [0, 0], [48, 48], [64, 48]]
+    ordered = records.by_image_id()
+    assert ordered.image_ids.tolist() == [10, 11, 12, 13, 14] and ordered.sizes[3].tolist() == [48, 60]
+    assert [ordered[i] for i in range(5)] == sorted(records, key=lambda record: record.image_id)
+    with pytest.raises(IndexError):
+        records[5]
+
+
+def test_photos_in_folders_of_their_own(gt_json: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for number, entry in enumerate(content["images"]):
+            entry["file_name"] = f"city{number % 2}/{entry['file_name']}"
+            target = gt_json.parent / "val" / entry["file_name"]
+            target.parent.mkdir(exist_ok=True)
+            (target.parent.parent / target.name).rename(target)
+
+    dataset = PanopticFolder(edit(gt_json, change))
+    assert dataset.records[3].file_name == "city1/003.png" and dataset.read(dataset.records[3])[0].shape == (48, 60, 3)
+
+
+def test_listing_knows_files_and_links_not_folders(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.png").touch()
+    (tmp_path / "link.png").symlink_to(tmp_path / "deep" / "a.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "none")
+    listing = Listing(tmp_path)
+    assert [name in listing for name in ("deep/a.png", "link.png")] == [True, True]
+    hostile = ("deep", "broken.png", "none/a.png", "a.png", "", "\0", "deep/a.png/x", "x" * 5000)
+    assert [name in listing for name in hostile] == [False] * len(hostile)
+
+
+def test_official_layouts_of_cityscapes() -> None:
+    for name in ("cityscapes_panoptic_val", "cityscapes_panoptic_val_trainId"):
+        gt_json = Path("x/gtFine") / f"{name}.json"
+        assert default_gt_folder(gt_json) == Path("x/gtFine") / name
+        assert default_images(gt_json) == Path("x/leftImg8bit/val")
+
+
+def test_official_layout_is_found(gt_json: Path) -> None:
+    official = gt_json.parent / "annotations" / "panoptic_val.json"
+    official.parent.mkdir()
+    gt_json.rename(official)
+    (gt_json.parent / "panoptic_val").rename(official.parent / "panoptic_val")
+    assert len(PanopticFolder(official)) == 5
+
+
+def test_real_coco_sample(shared_data: Path) -> None:
+    dataset = PanopticFolder(shared_data / "coco_sample/annotations/panoptic_val2017.json")
+    assert (len(dataset), len(dataset.categories)) == (4, 133)
+    photo, ids = dataset.read(dataset.records[0])
+    truth = truth_result(dataset.records[0], ids, dataset.categories)
+    assert photo.shape[:2] == truth.ids.shape
+    assert [segment.area for segment in truth.segments] == [info["area"] for info in dataset.records[0].segments]
+    assert [list(segment.bbox) for segment in truth.segments] == [info["bbox"] for info in dataset.records[0].segments]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["images"].append(c["images"][0]), "image 10 is listed twice"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), "image 14 has two annotations"),
+        (lambda c: c["annotations"].pop(), "image 10 has no annotation"),
+        (lambda c: c["images"].pop(), "image 14 is annotated but not among the images"),
+        (lambda c: c["images"][1].update(file_name="gone.png"), "image 11: its photo .*gone.png is missing"),
+        (lambda c: c["annotations"][0].update(file_name="gone.png"), "image 14: its truth .*gone.png is missing"),
+        (lambda c: c["images"][1].update(file_name=7), "image 11 has the file_name 7: it must be a string"),
+        (lambda c: c["images"][1].update(id=1 << 63), "an image has the id 9223372036854775808: image ids must be int"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(id=0), "image 14: every segment needs an id"),
+        (lambda c: c["annotations"][0].pop("segments_info"), "image 14 has no 'segments_info'"),
+        (
+            lambda c: c["annotations"][0]["segments_info"][0].update(category_id=55),
+            "image 14: segment 300004 has the unknown category 55",
+        ),
+        (lambda c: c.pop("images"), "no list 'images'"),
+        (lambda c: (c["images"].clear(), c["annotations"].clear()), "lists no images"),
+    ],
+)
+def test_refuses(gt_json: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        PanopticFolder(edit(gt_json, change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_photo_of_another_size_names_the_image(gt_json: Path) -> None:
+    Image.new("RGB", (64, 47)).save(gt_json.parent / "val" / "000.png")
+    dataset = PanopticFolder(gt_json)
+    with pytest.raises(InputError, match=r"image 10: .* is 64 x 47 pixels .* 64 x 48"):
+        dataset.read(dataset.records[0])
+
+
+def test_names_the_categories_that_differ(gt_json: Path, fake: Callable[..., Any]) -> None:
+    check_categories(PanopticFolder(gt_json), fake("a").manifest)
+
+    def change(content: dict[str, Any]) -> None:
+        content["categories"][0]["name"] = "lion"
+        content["categories"][3]["id"] = 10
+        for annotation in content["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment["category_id"] = 10 if segment["category_id"] == 9 else segment["category_id"]
+
+    edit(gt_json, change)
+    with pytest.raises(InputError) as error:
+        check_categories(PanopticFolder(gt_json), fake("a").manifest)
+    assert "7 'lion' (thing) in the data set, 'cat' (thing) in the model" in str(error.value)
+    assert "9 'sky' only in the model" in str(error.value)
+    assert "10 'sky' only in the data set" in str(error.value)
+    assert "grass" not in str(error.value)
+
+
+def test_the_runs_own_validation_set(gt_json: Path, tmp_path: Path) -> None:
+    root = gt_json.parent
+    split = {"json_file": str(gt_json), "segments": str(root / "panoptic_val"), "images": str(root / "val")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"val": split}}))
+    assert len(open_dataset(None, run=tmp_path)) == 5
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    with pytest.raises(InputError, match="names no validation set"):
+        open_dataset(None, run=tmp_path)
+    with pytest.raises(InputError, match="give --gt-json"):
+        open_dataset(None, run=tmp_path / "absent")
+
+
+def test_groups_are_consecutive(gt_json: Path) -> None:
+    records = PanopticFolder(gt_json).records
+    assert [[record.image_id for record in group] for group in groups(records, 2)] == [[10, 11], [12, 13], [14]]

@@ -1,0 +1,264 @@
+"""PQ of folders and JSON files: the official cases, the script, hostile input. The rules: test_pq_stat.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upsnet.categories import Categories
+from upsnet.command_line import command, pq
+from upsnet.datasets.coco_format import PredictionWriter, id2rgb
+from upsnet.metrics.pq_files import evaluate
+from upsnet.photos import write_png
+from upsnet.result import PanopticResult, Segment, measure
+
+CASES = Path(__file__).resolve().parents[4] / "shared" / "data" / "pq_cases"
+OFFICIAL_NONSENSE = {"gt_id_zero_listed", "size_mismatch_broadcasts"}
+OFFICIAL_QUIRKS = {
+    "crowd_two_same_category_first",
+    "gt_area_wrong_in_json",
+    "gt_duplicate_segment_id",
+    "gt_json_id_not_in_png",
+    "pred_duplicate_image",
+}
+
+PERSON, CAR, SKY = 1, 3, 187
+CATEGORIES = [{"id": PERSON, "isthing": 1}, {"id": CAR, "isthing": 1}, {"id": SKY, "isthing": 0}]
+
+
+def main(arguments: list[str]) -> int:
+    """`upsnet pq` -> exit code."""
+    with pytest.raises(SystemExit) as stop:
+        command.run(pq.main, arguments)
+    return stop.value.code
+
+
+# The official cases
+
+
+def near(value, expected):
+    """The same keys, and figures within 1e-9."""
+    if isinstance(expected, dict):
+        assert value.keys() == expected.keys()
+        for key in expected:
+            near(value[key], expected[key])
+    elif expected is None:
+        assert value is None
+    else:
+        assert value == pytest.approx(expected, rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CASES.glob("*")) or ["(absent)"])
+def test_official_case(shared_data, tmp_path, capsys, name):
+    case = shared_data / "pq_cases" / name
+    expected = json.loads((case / "expected.json").read_text())
+    out = tmp_path / "out.json"
+    code = main(["--gt-json", f"{case}/gt.json", "--pred-json", f"{case}/pred.json", "--json", str(out)])
+    stderr = capsys.readouterr().err.splitlines()
+    if expected["status"] == "error" or name in OFFICIAL_NONSENSE:
+        assert code == 2 and len(stderr) == 1 and stderr[0].startswith("error: image 1")
+        assert not out.exists()
+        return
+    assert code == 0
+    report = json.loads(out.read_text())
+    for group, figures in expected["results"].items():
+        near(report["results"][group], figures or {"pq": None, "sq": None, "rq": None, "n": 0})
+    if expected["per_class"] is not None:
+        near(report["per_class"], expected["per_class"])
+    assert report["images"] == expected["images"]
+    assert all(line.startswith("warning: image ") for line in stderr)
+    assert [line.removeprefix("warning: ") for line in stderr] == report["warnings"]
+    assert bool(stderr) >= (name in OFFICIAL_QUIRKS)
+
+
+def test_cases_are_all_there(shared_data):
+    assert len(list((shared_data / "pq_cases").glob("*/expected.json"))) >= 41
+
+
+# Files
+
+
+IDS = np.repeat([1, 2], [40, 60]).astype(np.int32).reshape(10, 10)
+SEGMENTS = [
+    {"id": 1, "category_id": PERSON, "iscrowd": 0, "area": 40},
+    {"id": 2, "category_id": SKY, "iscrowd": 0, "area": 60},
+]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Ground truth and predictions of two images on disk, as documents that a test may spoil before `run`."""
+    gt = {"categories": copy.deepcopy(CATEGORIES), "annotations": []}
+    pred = {"annotations": []}
+    for image_id in (1, 2):
+        for document, name in ((gt, "gt"), (pred, "pred")):
+            file_name = f"{image_id:012}.png"
+            write_png(tmp_path / name / file_name, id2rgb(IDS))
+            segments = copy.deepcopy(SEGMENTS)
+            document["annotations"].append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
+    return tmp_path, gt, pred
+
+
+def run(dataset, *more: str) -> int:
+    folder, gt, pred = dataset
+    (folder / "gt.json").write_text(gt if isinstance(gt, str) else json.dumps(gt))
+    (folder / "pred.json").write_text(pred if isinstance(pred, str) else json.dumps(pred))
+    out = ["--json", str(folder / "out.json")]
+    return main(["--gt-json", str(folder / "gt.json"), "--pred-json", str(folder / "pred.json"), *out, *more])
+
+
+def refused(dataset, capsys, *more: str) -> str:
+    """Run, expect exit code 2 without output, and return the one line on stderr."""
+    assert run(dataset, *more) == 2
+    captured = capsys.readouterr()
+    assert not (dataset[0] / "out.json").exists() and not captured.out
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_script_from_another_folder(dataset, tmp_path, project_root):
+    assert run(dataset) == 0
+    command = [sys.executable, str(project_root / "eval" / "pq.py"), "--workers", "2"]
+    command += ["--gt-json", "gt.json", "--gt-folder", "gt", "--pred-json", "pred.json", "--pred-folder", "pred"]
+    environment = {**os.environ, "PYTHONPATH": str(project_root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--json", "two.json"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "100.0" in done.stdout
+    assert (tmp_path / "two.json").read_text() == (tmp_path / "out.json").read_text()
+    (tmp_path / "pred" / "000000000002.png").unlink()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "error: image 2" in done.stderr
+
+
+def test_order_of_the_predictions_does_not_matter(dataset):
+    folder, _, pred = dataset
+    pred["annotations"][1]["segments_info"][0]["category_id"] = CAR
+    assert run(dataset) == 0
+    first = (folder / "out.json").read_text()
+    pred["annotations"].reverse()
+    assert run(dataset) == 0 and (folder / "out.json").read_text() == first
+
+
+def test_of_two_predictions_for_one_image_the_last_counts(dataset, capsys):
+    wrong = copy.deepcopy(dataset[2]["annotations"][1])
+    wrong["segments_info"][0]["category_id"] = CAR
+    dataset[2]["annotations"].insert(0, wrong)
+    assert run(dataset) == 0
+    assert "warning: image 2: predicted more than once" in capsys.readouterr().err
+    assert json.loads((dataset[0] / "out.json").read_text())["results"]["All"]["pq"] == 1
+
+
+def test_strings_are_fine_as_ids_on_both_sides(dataset):
+    for document in dataset[1:]:
+        for annotation in document["annotations"]:
+            annotation["image_id"] = f"frankfurt_{annotation['image_id']}"
+    assert run(dataset) == 0
+
+
+def test_extra_predictions_are_ignored_with_a_warning(dataset, capsys):
+    dataset[1]["annotations"].pop()
+    assert run(dataset) == 0
+    assert "warning: image 2: predicted, but not in the ground truth" in capsys.readouterr().err
+
+
+def test_unknown_ground_truth_category_is_left_out_with_a_warning(dataset, capsys):
+    dataset[1]["annotations"][0]["segments_info"][0]["category_id"] = 77
+    assert run(dataset) == 0
+    assert (
+        "image 1 (000000000001.png): ground truth: segment 1 has the unknown category_id 77" in capsys.readouterr().err
+    )
+    report = json.loads((dataset[0] / "out.json").read_text())
+    assert report["per_class"].keys() == {"1", "3", "187"} and report["per_class"]["1"]["fp"] == 1
+
+
+def test_many_warnings_are_cut_on_stderr_but_not_in_the_json(dataset, capsys):
+    dataset[2]["annotations"] *= 50
+    assert run(dataset) == 0
+    assert len(capsys.readouterr().err.splitlines()) == 51
+    assert len(json.loads((dataset[0] / "out.json").read_text())["warnings"]) == 98
+
+
+@pytest.mark.parametrize(
+    ("side", "path", "value", "message"),
+    [
+        (2, ("annotations", 1), None, r"pred\.json: annotations\[1\]: expected an object"),
+        (2, ("annotations", 1, "image_id"), None, r"pred\.json: annotations\[1\]: 'image_id'"),
+        (2, ("annotations", 1, "image_id"), "2", "image 2: no prediction in .* another type"),
+        (2, ("annotations", 1, "image_id"), 3, "image 2: no prediction"),
+        (2, ("annotations", 1, "image_id"), [2], "image_id"),
+        (2, ("annotations", 1, "file_name"), 7, "image 2: 'file_name'"),
+        (2, ("annotations", 1, "file_name"), "none.png", r"image 2 .*prediction: .*none\.png: no such file"),
+        (2, ("annotations", 1, "file_name"), "", "image 2 .*no such file"),
+        (2, ("annotations", 1, "segments_info"), None, "image 2: 'segments_info'"),
+        (2, ("annotations", 1, "segments_info", 0), 5, r"image 2 .*segments_info\[0\] is not an object"),
+        (2, ("annotations", 1, "segments_info", 0, "category_id"), 77, "image 2 .*segment 1 .*category_id 77"),
+        (2, ("annotations", 1, "segments_info", 0, "category_id"), "1", "image 2 .*not an integer"),
+        (2, ("annotations", 1, "segments_info", 0, "id"), 8, "image 2 .*ids 1 that its JSON lacks"),
+        (2, ("annotations",), {}, r"pred\.json: key 'annotations'"),
+        (1, ("annotations",), None, r"gt\.json: key 'annotations'"),
+        (1, ("annotations", 0, "image_id"), 9, "image 9: no prediction"),
+        (1, ("annotations", 0, "file_name"), "none.png", "image 1 .*ground truth: .*no such file"),
+        (1, ("annotations", 0, "segments_info", 0, "iscrowd"), None, "image 1 .*'iscrowd' is None"),
+        (1, ("annotations", 0, "segments_info", 0, "area"), 7, "image 1 .*IoU above 1"),
+        (1, ("categories",), 5, r"gt\.json: categories"),
+        (1, ("categories", 0), {"id": 1}, r"gt\.json: categories\[0\]"),
+        (1, ("categories", 0, "id"), None, r"gt\.json: categories\[0\]"),
+        (1, ("categories",), [], "unknown category_id"),
+    ],
+)
+def test_hostile_documents(dataset, capsys, side, path, value, message):
+    place = dataset[side]
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    assert re.search(message, refused(dataset, capsys))
+
+
+def test_categories_missing_and_no_json_at_all(dataset, capsys):
+    folder, gt, pred = dataset
+    assert "gt.json: key 'categories'" in refused((folder, {"annotations": []}, pred), capsys)
+    assert "pred.json: expected an object" in refused((folder, gt, []), capsys)
+    assert "pred.json: not valid JSON" in refused((folder, gt, '{"annotations": [\n{'), capsys)
+    assert "workers" in refused(dataset, capsys, "--workers", "0")
+    assert "none.json: cannot be read" in refused(dataset, capsys, "--pred-json", "none.json")
+    assert "cannot be written" in refused(dataset, capsys, "--json", str(folder / "gt.json" / "x.json"))
+
+
+def test_hostile_pngs(dataset, capsys):
+    folder = dataset[0]
+    path = folder / "pred" / "000000000002.png"
+    whole = path.read_bytes()
+    for content in (b"", whole[:40], whole[: len(whole) // 2], b"GIF89a"):
+        path.write_bytes(content)
+        assert "image 2 (000000000002.png): prediction: " in refused(dataset, capsys)
+    for image in (Image.new("L", (10, 10)), Image.new("P", (10, 10)), Image.new("I;16", (10, 10))):
+        image.save(path)
+        assert "image 2 (000000000002.png): prediction: " in refused(dataset, capsys)
+    for shape in ((1, 10), (10, 1), (1, 1), (20, 5), (10, 11)):
+        write_png(path, id2rgb(np.full(shape, 1)))
+        assert f"the prediction is {shape[0]} x {shape[1]} pixels" in refused(dataset, capsys)
+    path.write_bytes(whole)
+    with Image.open(path) as image:
+        image.convert("RGBA").save(path)
+    assert run(dataset) == 0
+
+
+def test_what_the_writer_writes_scores(tmp_path):
+    entries = [{"id": 1, "name": "person", "isthing": 1}, {"id": 187, "name": "sky", "isthing": 0}]
+    area, bbox = measure(IDS, 3)
+    segments = [Segment(1, 1, 0.9, int(area[1]), bbox[1]), Segment(2, 0, 1.0, int(area[2]), bbox[2])]
+    with PredictionWriter(tmp_path, Categories.from_coco(entries)) as writer:
+        writer.add(5, "5.jpg", PanopticResult(IDS, segments))
+    report = evaluate(tmp_path / "predictions.json", tmp_path / "predictions.json")
+    assert report["results"]["All"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0, "n": 2} and not report["warnings"]

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from upsnet.errors import InputError
+from upsnet.files import atomic_path, read_json, sha256, write_json, write_text
+
+
+def test_atomic_path_writes_on_success_and_makes_parents(tmp_path):
+    target = tmp_path / "a" / "b" / "model.onnx"
+    with atomic_path(target) as temporary:
+        assert temporary.parent == target.parent and temporary.suffix == ".onnx" and temporary != target
+        temporary.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_atomic_path_keeps_the_old_file_on_error(tmp_path, error):
+    target = tmp_path / "x.txt"
+    target.write_text("old")
+    with pytest.raises(error), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_atomic_path_refuses_a_target_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(InputError, match=r"file/x\.json"):
+        write_json(tmp_path / "file" / "x.json", {})
+    with pytest.raises(InputError, match=r"folder\.json"):
+        write_json(tmp_path / "folder.json", {})
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.json"}
+
+
+def test_json_round_trip_is_strict(tmp_path):
+    write_json(tmp_path / "x.json", {"ä": [1, 2.5, None]})
+    assert read_json(tmp_path / "x.json") == {"ä": [1, 2.5, None]}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", float("nan"))
+    assert json.loads((tmp_path / "x.json").read_text("utf-8")) == {"ä": [1, 2.5, None]}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "cut", "not utf-8", "deep"])
+def test_read_json_names_a_malformed_file_in_one_line(tmp_path, content):
+    (tmp_path / "bad.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.json: not valid JSON") as caught:
+        read_json(tmp_path / "bad.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_are_named(tmp_path):
+    for read in (read_json, sha256):
+        with pytest.raises(InputError, match=r"none\.json: cannot be read"):
+            read(tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+def test_sha256(tmp_path):
+    write_text(tmp_path / "x", "abc")
+    assert sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()

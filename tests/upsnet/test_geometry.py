@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule, collate, to_network, to_original
+
+COCO = ResizeRule(short_side=800, max_side=1333)
+sides = st.integers(1, 300)
+
+
+@pytest.mark.parametrize(
+    ("original", "size", "padded"),
+    [
+        ((480, 640), (800, 1067), (800, 1088)),
+        ((640, 480), (1067, 800), (1088, 800)),
+        ((800, 800), (800, 800), (800, 800)),
+        ((100, 1000), (133, 1333), (160, 1344)),
+        ((1, 5000), (1, 1333), (32, 1344)),
+        ((1, 1), (800, 800), (800, 800)),
+    ],
+)
+def test_network_size_by_hand(original, size, padded):
+    assert COCO.network_size(*original) == size
+    assert COCO.padded_size(*size) == padded
+
+
+def test_halves_round_up():
+    assert ResizeRule(short_side=1, max_side=9).network_size(2, 5) == (1, 3)  # 5 / 2
+
+
+def test_network_sizes_of_the_original(shared_data):
+    table = json.loads((shared_data / "upsnet_golden" / "sizes.json").read_text())
+    for row in table["rows"]:
+        case = dict(zip(table["columns"], row, strict=True))
+        rule = ResizeRule(short_side=case["target"], max_side=case["max_size"])
+        size = rule.network_size(case["orig_h"], case["orig_w"])
+        assert size == (case["net_h"], case["net_w"])
+        assert rule.padded_size(*size) == (case["pad_h"], case["pad_w"])
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000))
+def test_network_size_keeps_its_limits_and_flips_with_the_photo(height, width):
+    size = COCO.network_size(height, width)
+    assert size == COCO.network_size(width, height)[::-1]
+    assert min(size) >= 1 and max(size) <= 1333 and min(size) <= 800
+    assert min(size) == 800 or max(size) == 1333
+
+
+@pytest.mark.parametrize("fields", [{"short_side": 0}, {"max_side": 10}, {"divisor": 0}, {"extra": 1}])
+def test_rule_refuses(fields):
+    with pytest.raises(ValidationError):
+        ResizeRule(**{"short_side": 96, "max_side": 128, **fields})
+
+
+def test_to_network_at_the_right_size_only_pads():
+    photo = np.random.default_rng(0).integers(1, 256, (96, 100, 3), dtype=np.uint8)
+    net = to_network(photo, ResizeRule(short_side=96, max_side=128))
+    assert (net.size, net.original, net.scale) == ((96, 100), (96, 100), 1.0)
+    assert net.image.shape == (96, 128, 3) and net.image.dtype == np.uint8
+    assert np.array_equal(net.image[:, :100], photo) and not net.image[:, 100:].any()
+
+
+def test_to_network_averages_when_it_reduces():
+    photo = np.zeros((64, 64, 3), np.uint8)
+    photo[::2] = 200  # without antialiasing the stripes would alias to 0 or 200
+    net = to_network(photo, ResizeRule(short_side=8, max_side=8, divisor=8))
+    assert abs(net.image.astype(int) - 100).max() <= 8
+    assert net.scale == 1 / 8
+
+
+@given(sides, sides)
+@settings(max_examples=40, deadline=None)
+def test_to_network_shapes_and_scale(height, width):
+    rule = ResizeRule(short_side=32, max_side=64, divisor=16)
+    net = to_network(np.full((height, width, 3), 255, np.uint8), rule)
+    assert net.size == rule.network_size(height, width)
+    assert net.image.shape[:2] == rule.padded_size(*net.size)
+    assert (net.image[: net.size[0], : net.size[1]] == 255).all()
+    assert net.image.sum() == 255 * 3 * net.size[0] * net.size[1]
+    assert math.isclose(net.scale**2 * height * width, net.size[0] * net.size[1])
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)],
+)
+def test_to_network_refuses_what_is_no_photo(photo):
+    with pytest.raises(InputError):
+        to_network(photo, COCO)
+
+
+def test_collate_pads_to_the_largest():
+    rule = ResizeRule(short_side=32, max_side=64)
+    nets = [to_network(np.full(shape, 255, np.uint8), rule) for shape in ((32, 64, 3), (50, 32, 3))]
+    images, sizes, scales = collate(nets)
+    assert images.shape == (2, 64, 64, 3) and images.dtype == np.uint8
+    assert sizes.tolist() == [[32, 64], [50, 32]] and sizes.dtype == np.int32
+    assert scales.tolist() == [1, 1] and scales.dtype == np.float32
+    assert (images.reshape(2, -1).sum(1) == [255 * 3 * 32 * 64, 255 * 3 * 50 * 32]).all()
+    with pytest.raises(InputError, match="at least one"):
+        collate([])
+
+
+def test_to_original_by_hand():
+    network = np.array([[1, 2, 0], [3, 4, 0], [0, 0, 0]], np.uint8)  # 2 x 2 inside the padding
+    assert to_original(network, (2, 2), (2, 2)).tolist() == [[1, 2], [3, 4]]
+    assert to_original(network, (2, 2), (4, 3)).tolist() == [[1, 2, 2], [1, 2, 2], [3, 4, 4], [3, 4, 4]]
+    assert to_original(network, (2, 2), (1, 1)).tolist() == [[4]]
+
+
+@given(sides, sides, sides, sides)
+@settings(deadline=None)
+def test_to_original_has_the_exact_size_and_only_content(height, width, original_height, original_width):
+    rows, columns = np.mgrid[:height, :width]
+    padded = np.full((height + 3, width + 5, 2), -1)
+    padded[:height, :width] = np.stack([rows, columns], -1)
+    out = to_original(padded, (height, width), (original_height, original_width))
+    assert out.shape == (original_height, original_width, 2) and out.min() >= 0
+    for axis, (size, original) in enumerate(((height, original_height), (width, original_width))):
+        index = out[..., axis].take(0, axis=1 - axis)
+        wanted = [min(math.floor((i + 0.5) * size / original + 1e-9), size - 1) for i in range(original)]
+        assert index.tolist() == wanted
+
+
+@given(sides, sides, st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_enlarging_by_a_whole_factor_and_back_is_the_identity(height, width, factor):
+    ids = np.random.default_rng(height * 301 + width).integers(0, 9, (height, width))
+    large = to_original(ids, ids.shape, (height * factor, width * factor))
+    assert np.array_equal(large, ids.repeat(factor, 0).repeat(factor, 1))
+    assert np.array_equal(to_original(large, large.shape, ids.shape), ids)
+
+
+def test_to_original_does_not_alias_and_refuses_nonsense():
+    ids = np.zeros((4, 4), np.uint8)
+    to_original(ids, (4, 4), (4, 4))[:] = 1
+    assert not ids.any()
+    for size, original in (((5, 4), (4, 4)), ((0, 4), (4, 4)), ((4, 4), (0, 4))):
+        with pytest.raises(InputError):
+            to_original(ids, size, original)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from upsnet.categories import Categories
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule
+from upsnet.manifest import Manifest
+
+TABLE = Categories.from_coco([{"id": 7, "name": "cat", "isthing": 1}, {"id": 90, "name": "sky", "isthing": 0}])
+MANIFEST = Manifest(
+    name="demo", categories=list(TABLE), resize=ResizeRule(short_side=96, max_side=128), max_detections=20
+)
+
+
+def test_round_trip(tmp_path):
+    manifest = MANIFEST.model_copy(update={"versions": {"torch": "2"}, "onnx_sha256": "ab"})
+    manifest.save(tmp_path / "x.json")
+    assert Manifest.load(tmp_path / "x.json") == manifest
+    assert manifest.categories_table == TABLE
+    assert manifest.max_segments == 21
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"surprise": 1}, "surprise"),
+        ({"name": ""}, "name"),
+        ({"max_detections": 0}, "max_detections"),
+        ({"max_detections": 255}, "exceed 255"),
+        ({"format_version": 2}, "format_version"),
+        ({"categories": []}, "empty"),
+        ({"categories": list(reversed(TABLE.to_coco()))}, "contiguous order"),
+        ({"categories": TABLE.to_coco()[:1] * 2}, "more than once"),
+        ({"resize": {"short_side": 96, "max_side": 64}}, "max_side 64 is less"),
+        ({"resize": {"short_side": 96}}, r"resize\.max_side: Field required"),
+    ],
+)
+def test_a_bad_manifest_is_refused_with_its_file_and_field(tmp_path, change, message):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps({**MANIFEST.model_dump(mode="json"), **change}))
+    with pytest.raises(InputError, match=rf"bad\.json: .*{message}") as caught:
+        Manifest.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_refuses_what_is_no_object(tmp_path):
+    (tmp_path / "bad.json").write_text("[]")
+    with pytest.raises(InputError, match=r"bad\.json"):
+        Manifest.load(tmp_path / "bad.json")

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upsnet import photos as images
+from upsnet.errors import InputError
+from upsnet.photos import read_photo, write_png
+
+RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (90, 90, 90)
+UPRIGHT = np.array([[RED, GREEN, BLUE], [GREY, GREY, RED]], np.uint8)  # no symmetry
+
+# What a camera stores under each EXIF orientation so that the viewer sees UPRIGHT (EXIF 2.32, tag 0x0112).
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.transpose(1, 0, 2),
+    6: np.rot90(UPRIGHT, 1),
+    7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientations(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(read_photo(tmp_path / "x.png"), UPRIGHT)
+
+
+def test_exif_of_a_jpeg(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)
+    assert read_photo(tmp_path / "x.jpg").shape == (40, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "expected"),
+    [
+        ("RGB", (1, 2, 3), (1, 2, 3)),
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("LA", (0, 0), (255, 255, 255)),
+        ("LA", (40, 255), (40, 40, 40)),
+        ("RGBA", (9, 9, 9, 0), (255, 255, 255)),
+        ("RGBA", (9, 8, 7, 255), (9, 8, 7)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+        ("I;16", 0x8012, (0x80, 0x80, 0x80)),
+        ("I;16", 65535, (255, 255, 255)),
+    ],
+)
+def test_png_modes(tmp_path, mode, color, expected):
+    Image.new(mode, (3, 2), color).save(tmp_path / "x.png")
+    photo = read_photo(tmp_path / "x.png")
+    assert photo.shape == (2, 3, 3) and photo.dtype == np.uint8
+    assert (photo == expected).all()
+
+
+def test_palette_with_and_without_transparency(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "opaque.png")
+    image.save(tmp_path / "clear.png", transparency=1)
+    assert read_photo(tmp_path / "opaque.png").tolist() == [[[255, 0, 0], [0, 0, 255]]]
+    assert read_photo(tmp_path / "clear.png").tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+def test_cmyk_jpeg_and_gif_and_tiff(tmp_path):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "x.jpg")
+    assert abs(read_photo(tmp_path / "x.jpg").astype(int) - (255, 0, 0)).max() < 6
+    Image.new("RGB", (4, 4), RED).save(
+        tmp_path / "x.gif", save_all=True, append_images=[Image.new("RGB", (4, 4), BLUE)]
+    )
+    assert (read_photo(tmp_path / "x.gif") == RED).all()
+    Image.new("F", (4, 4), 0.5).save(tmp_path / "x.tiff")
+    with pytest.raises(InputError, match="floating-point"):
+        read_photo(tmp_path / "x.tiff")
+
+
+def test_damaged_files_are_named_in_one_line(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for suffix in ("png", "jpg", "bmp", "gif"):
+        buffer = io.BytesIO()
+        Image.fromarray(noise).save(buffer, {"jpg": "jpeg"}.get(suffix, suffix))
+        whole = buffer.getvalue()
+        for length in (0, 1, 10, len(whole) // 2):
+            path = tmp_path / f"cut{length}.{suffix}"
+            path.write_bytes(whole[:length])
+            with pytest.raises(InputError, match=path.name) as caught:
+                read_photo(path)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "gif", "tiff", "bmp", "webp"])
+def test_flipped_bytes_either_read_or_are_refused(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(buffer, suffix, exif=exif)
+    whole = np.frombuffer(buffer.getvalue(), np.uint8)
+    for _ in range(60):
+        damaged = whole.copy()
+        damaged[rng.integers(0, len(whole), 4)] = rng.integers(0, 256, 4)
+        (tmp_path / "x").write_bytes(damaged.tobytes())
+        try:
+            assert read_photo(tmp_path / "x").dtype == np.uint8
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+def test_missing_folder_and_text(tmp_path):
+    (tmp_path / "x.jpg").write_text("no photo")
+    for path in (tmp_path / "none.jpg", tmp_path, tmp_path / "x.jpg", tmp_path / ("n" * 300)):
+        with pytest.raises(InputError, match=path.name):
+            read_photo(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    for width in (8000, 12_000, 100_000):  # over ours, over Pillow's warning, over Pillow's error
+        header = struct.pack(">IIBBBBB", width, 8000, 8, 2, 0, 0, 0)
+        path = tmp_path / "bomb.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+        with pytest.raises(InputError, match=r"bomb\.png.* limit of 50000000"):
+            read_photo(path)
+    write_png(tmp_path / "x.png", np.zeros((5, 5, 3), np.uint8))
+    monkeypatch.setattr(images, "MAX_PIXELS", 25)
+    assert read_photo(tmp_path / "x.png").shape == (5, 5, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 24)
+    with pytest.raises(InputError, match="limit of 24"):
+        read_photo(tmp_path / "x.png")
+
+
+def test_write_png_round_trip_and_refusals(tmp_path):
+    write_png(tmp_path / "x.png", UPRIGHT)
+    assert np.array_equal(read_photo(tmp_path / "x.png"), UPRIGHT)
+    write_png(tmp_path / "grey.png", UPRIGHT[..., 0])
+    assert np.array_equal(read_photo(tmp_path / "grey.png")[..., 1], UPRIGHT[..., 0])
+    for bad in (UPRIGHT.astype(np.int32), UPRIGHT[..., :2], UPRIGHT[0, 0]):
+        with pytest.raises(InputError, match=r"bad\.png"):
+            write_png(tmp_path / "bad.png", bad)
+    assert not (tmp_path / "bad.png").exists()
+
+
+def test_real_photos(shared_data):
+    for path in (shared_data / "coco_sample" / "val2017").glob("*.jpg"):
+        with Image.open(path) as image:
+            assert np.array_equal(read_photo(path), np.array(image.convert("RGB")))

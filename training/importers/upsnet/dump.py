@@ -1,0 +1,154 @@
+"""Every intermediate array of one image, to hold an imported network against the one it came from.
+
+Names, shapes and subsampling are those of the project's golden arrays: one image, no batch axis; [channel, y, x]; boxes
+x1, y1, x2, y2 with inclusive corners in network pixels; detection classes from 1, 0 the background. The network's parts
+and the operators' definitions compute everything; here it is only put into that form.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plugins_cuda.roi_align_fpn.reference import assign_levels
+from training.importers.upsnet.detections import ap_branch, near_tie, panoptic_branch
+from training.importers.upsnet.inputs import Arrays, Inputs
+from training.model import boxes as B
+from training.model.heads import BOX_POOL, MASK_POOL
+from training.model.rpn import STRIDES, RpnOutput
+from training.model.upsnet import PYRAMID_LEVELS, UPSNet
+from upsnet.files import atomic_path
+
+CANDIDATE = 0.04  # least probability of the listed (proposal, class) pairs
+MANY_CLASSES = 20  # above it decoded boxes are written for every fourth class
+FEATURE_SAMPLES = {
+    "C2": (16, 4, 4),
+    "C3": (16, 2, 2),
+    "C4": (32, 1, 1),
+    "C5": (32, 1, 1),
+    "P2": (16, 2, 2),
+    "P3": (16, 1, 1),
+    "P4": (8, 1, 1),
+    "P5": (4, 1, 1),
+    "P6": (1, 1, 1),
+}
+
+
+@torch.no_grad()
+def dump(model: UPSNet, inputs: Inputs, full: bool = False) -> Arrays:
+    """All arrays of a network in eval mode. `full`: see `upsnet import --help`."""
+    levels, pyramid = inputs.pyramid(model)
+    arrays = {}
+    for names, maps in (("C2 C3 C4 C5", levels), ("P2 P3 P4 P5 P6", pyramid)):
+        for name, feature in zip(names.split(), maps, strict=True):
+            channel, y, x = FEATURE_SAMPLES[name]
+            arrays[name] = feature[0, ::channel, ::y, ::x]
+    proposals, more = _proposals(model, pyramid, inputs)
+    arrays |= more
+    probabilities, deltas, more = _box_head(model, pyramid, proposals, inputs, full)
+    arrays |= more
+    if "roi_boxes" in inputs.given:
+        arrays |= _hand_made_rois(model, pyramid, inputs)
+    semantic, more = _semantic(model, pyramid, inputs, full)
+    arrays |= more
+    arrays |= ap_branch(model, pyramid, proposals, probabilities, deltas, inputs)
+    arrays |= panoptic_branch(model, pyramid, semantic, proposals, probabilities, deltas, inputs)
+    return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
+
+
+def write_dump(path: Path, model: UPSNet, inputs: Inputs, full: bool, more: Arrays) -> None:
+    """`more`: other arrays for the same file."""
+    arrays = dump(model, inputs, full) | more
+    with atomic_path(path.with_suffix(".npz")) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+
+
+def _proposals(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> tuple[Tensor, dict]:
+    """The proposals [N, 4] that the next stages start from."""
+    own = model.rpn(pyramid)
+    arrays: dict = {}
+    logits, deltas = [], []
+    for level, (feature, stride) in enumerate(zip(pyramid, STRIDES, strict=True)):
+        height, width = feature.shape[2:]
+        name = f"P{level + 2}"
+        score = own.logits[level].reshape(height, width, -1).permute(2, 0, 1)
+        delta = own.deltas[level].reshape(height, width, -1).permute(2, 0, 1)
+        arrays |= {f"rpn_cls_logit_{name}": score, f"rpn_bbox_delta_{name}": delta}
+        score, delta = inputs.stage(f"rpn_cls_logit_{name}", score), inputs.stage(f"rpn_bbox_delta_{name}", delta)
+        logits.append(score.permute(1, 2, 0).reshape(1, -1))
+        deltas.append(delta.permute(1, 2, 0).reshape(1, -1, 4))
+        base = model.rpn.base_anchors[level].double()
+        anchors = B.grid_anchors(base, height, width, stride)
+        arrays |= {f"anchor_base_{name}": base, f"anchor_first12_{name}": anchors[:12]}
+        arrays[f"anchor_last3_{name}"] = anchors[-3:]
+    output = RpnOutput(logits, deltas, own.anchors)
+    boxes, scores = model.rpn.ranked(output, inputs.sizes, model.config.rpn.test_top_n)
+    valid = scores > -torch.inf
+    arrays |= {"proposal_boxes": boxes[valid], "proposal_scores": scores[valid].sigmoid()}
+    return inputs.stage("proposal_boxes", boxes[valid]), arrays
+
+
+def _box_head(
+    model: UPSNet, pyramid: list[Tensor], proposals: Tensor, inputs: Inputs, full: bool
+) -> tuple[Tensor, Tensor, dict]:
+    """Probabilities [N, 1 + T] and deltas [N, 1 + T, 4] that the detections start from."""
+    logits, deltas = model.box_head(model.roi_features(pyramid, proposals[None], BOX_POOL))
+    probabilities = logits.softmax(dim=1)
+    listed = probabilities > CANDIDATE
+    listed[:, 0] = False
+    index = listed.nonzero()
+    arrays = {"cand_index": index.to(torch.int16), "cand_prob": probabilities[listed], "cand_delta": deltas[listed]}
+    if full:
+        arrays |= {"all_cls_prob": probabilities, "all_cls_score": logits, "all_bbox_pred": deltas.flatten(1)}
+    if "cand_index" in inputs.given:
+        row, label = torch.from_numpy(inputs.given["cand_index"]).long().unbind(1)
+        probabilities, deltas = torch.zeros_like(probabilities), torch.zeros_like(deltas)
+        probabilities[row, label] = inputs.stage("cand_prob", arrays["cand_prob"])
+        deltas[row, label] = inputs.stage("cand_delta", arrays["cand_delta"])
+    return probabilities, deltas, arrays
+
+
+def _hand_made_rois(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> dict:
+    """Both heads on RoIs that are given."""
+    rois = torch.from_numpy(inputs.given["roi_boxes"])
+    pooled = model.roi_features(pyramid, rois[None], BOX_POOL)
+    logits, deltas = model.box_head(pooled)
+    decoded = B.decode(deltas, rois[:, None], B.BOX_WEIGHTS, model.inclusive)
+    step = 4 if logits.shape[1] > MANY_CLASSES else 1
+    arrays = {
+        "roi_boxes": rois,
+        "roi_level": (2 + assign_levels(rois, inclusive=model.inclusive)).to(torch.int8),
+        "roi_pool7": pooled[:, ::32],
+        "roi_cls_score": logits,
+        "roi_bbox_pred": deltas.flatten(1),
+        "roi_decoded": decoded[:, ::step],
+        "roi_decoded_clipped": B.clip(decoded.flatten(0, 1)[None], inputs.sizes, model.inclusive)[0].reshape(
+            decoded.shape
+        )[:, ::step],
+    }
+    if "mask_roi_index" in inputs.given and "mask_roi_class" in inputs.given:
+        index, label = (torch.from_numpy(inputs.given[f"mask_roi_{name}"]) for name in ("index", "class"))
+        pooled = model.roi_features(pyramid, rois[index.long()][None], MASK_POOL)
+        arrays |= {"mask_roi_index": index, "mask_roi_class": label, "mask_pool14": pooled[:, ::32]}
+        arrays["mask_logits"] = model.mask_head(pooled, label.long() - 1)
+    return arrays
+
+
+def _semantic(model: UPSNet, pyramid: list[Tensor], inputs: Inputs, full: bool) -> tuple[Tensor, dict]:
+    """The semantic logits at 1/4 that the panoptic stage starts from, [S + T, h, w]."""
+    features = model.semantic_head.features(pyramid[:PYRAMID_LEVELS])
+    score = model.semantic_head.score(features)
+    large = F.interpolate(score, scale_factor=4.0, mode="bilinear", align_corners=False)[0]
+    arrays = {
+        "fcn_feat": features[0, ::16, ::4, ::4],
+        "fcn_score": score[0] if full else score[0, ::4, ::2, ::2],
+        "sem_argmax": large.argmax(0).to(torch.uint8),
+        "sem_near_tie": near_tie(large),
+        "sem_full_sample": large[::8, 3::16, 5::16],
+    }
+    whole = inputs.given.get("fcn_score", np.zeros(0)).shape == score[0].shape
+    return (inputs.stage("fcn_score", score[0]) if whole else score[0]), arrays

@@ -1,0 +1,136 @@
+"""Weights of the original UPSNet and of its hybrid fork -> a state_dict of ours, with a report of every key."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.importers.upsnet.keys import FIRST_CONV, original_names
+from training.model.upsnet import UPSNet
+from upsnet.categories import Categories
+from upsnet.errors import InputError
+
+# What torch.load raises for a file that is not a plain archive of tensors.
+UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, AttributeError, LookupError, TypeError, ValueError),
+    pickle.UnpicklingError,
+)
+PREFIX = "module."  # of a network that DataParallel wrapped
+COUNTER = "num_batches_tracked"  # of no use at test time; many checkpoints lack it
+
+# Cityscapes' classes -> the COCO network's detection classes (1 .. 80) and semantic channels (0 .. 132)
+COCO_THINGS = {
+    "person": 1,
+    "car": 3,
+    "truck": 8,
+    "bus": 6,
+    "train": 7,
+    "motorcycle": 4,
+    "bicycle": 2,
+}
+COCO_CHANNELS = {
+    "road": 20,
+    "sidewalk": 43,
+    "building": 49,
+    "wall": 51,
+    "fence": 37,
+    "traffic light": 62,
+    "vegetation": 36,
+    "sky": 39,
+} | {name: 52 + label for name, label in COCO_THINGS.items()}
+COCO_COUNTS = (53, 80)  # stuff and thing classes
+CLASS_LAYERS = ("box_head.logits", "box_head.deltas", "mask_head.score", "semantic_head.score")
+
+
+class Moved(NamedTuple):
+    """A state_dict for `UPSNet`, and what did not come from the checkpoint."""
+
+    state: dict[str, Tensor]
+    problems: list[str]
+    """Every missing, unexpected and mis-shaped key, in words."""
+
+
+def read_original(path: Path) -> dict[str, Tensor]:
+    """A state_dict as torch.save wrote it, without DataParallel's prefix. Nothing but tensors is unpickled.
+
+    InputError: no such file, not a file of tensors.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    except UNREADABLE:
+        raise InputError(f"{path}: not a file of weights that torch.load reads with weights_only=True") from None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(f"{path}: not a plain state_dict; save the network's state_dict() alone")
+    if weights and all(key.startswith(PREFIX) for key in weights):
+        weights = {key.removeprefix(PREFIX): value for key, value in weights.items()}
+    return weights
+
+
+def class_counts(weights: dict[str, Tensor], path: Path) -> tuple[int, int]:
+    """Stuff and thing classes of an original's weights. InputError when it does not tell."""
+    scores = [weights.get(key) for key in ("fcn_head.score.weight", "rcnn.cls_score.weight")]
+    if scores[0] is None or scores[1] is None or len(scores[0]) < len(scores[1]):
+        raise InputError(f"{path}: no UPSNet: lacks fcn_head.score.weight or rcnn.cls_score.weight, or they do not fit")
+    things = len(scores[1]) - 1
+    return len(scores[0]) - things, things
+
+
+def to_ours(model: UPSNet, weights: dict[str, Tensor]) -> Moved:
+    """The original's tensors under our names; where one is missing or mis-shaped, `model`'s own."""
+    state, problems = model.state_dict(), []
+    names = original_names(model)
+    for key, own in state.items():
+        name = names[key]
+        given = weights.get(name)
+        if given is None:
+            if not name.endswith(COUNTER):
+                problems.append(f"missing {name} {list(own.shape)}")
+        elif given.shape != own.shape:
+            problems.append(f"{name} is {list(given.shape)} instead of {list(own.shape)}")
+        else:
+            # Input channels of the first convolution: BGR there, RGB here.
+            state[key] = given.flip(1) if name == FIRST_CONV else given
+    known = set(names.values())
+    problems += [f"unexpected {name} {list(tensor.shape)}" for name, tensor in weights.items() if name not in known]
+    return Moved(state, problems)
+
+
+def to_cityscapes(
+    fresh: dict[str, Tensor], coco: dict[str, Tensor], categories: Categories
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state_dict of a Cityscapes network from a COCO network's, and lines that tell what went where.
+
+    A class that COCO does not have keeps its weights in `fresh`, a new Cityscapes network. InputError: the categories
+    are not those of Cityscapes.
+    """
+    names = categories.names
+    unknown = [name for name in COCO_CHANNELS if name not in names]
+    if unknown:
+        raise InputError(f"--to-cityscapes: the categories lack {', '.join(unknown)}; give those of Cityscapes")
+    state = dict(coco)
+    things = names[categories.num_stuff :]
+    labels = {0: 0} | {1 + things.index(name): label for name, label in COCO_THINGS.items()}
+    channels = {names.index(name): channel for name, channel in COCO_CHANNELS.items()}
+    for layer in CLASS_LAYERS:
+        rows = channels if layer.startswith("semantic") else labels
+        for key in (f"{layer}.weight", f"{layer}.bias"):
+            # The deltas have four rows a class.
+            size = 4 if layer == "box_head.deltas" else 1
+            own, given = fresh[key].unflatten(0, (-1, size)).clone(), coco[key].unflatten(0, (-1, size))
+            own[list(rows)] = given[list(rows.values())]
+            state[key] = own.flatten(0, 1)
+
+    def told(table: dict[str, int], present: list[str]) -> str:
+        moved = ", ".join(f"{name} <- {index}" for name, index in table.items())
+        return f"{moved}; random: {', '.join(name for name in present if name not in table) or 'none'}"
+
+    return state, [
+        f"boxes and masks: background <- 0, {told(COCO_THINGS, things)}",
+        f"semantic channels: {told(COCO_CHANNELS, names)}",
+    ]

@@ -1,0 +1,43 @@
+"""Panoptic segmentation for applications: load a trained UPSNet in any runtime, and give it photos. No PyTorch.
+
+    import upsnet
+
+    with upsnet.load("runs/demo") as model:
+        model.predict("street.jpg").overlay()
+
+Importing this package loads nothing heavy: each name below comes with its module when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+DISTRIBUTION = "upsnet-trt"  # the name to pip install
+
+if TYPE_CHECKING:
+    from upsnet.categories import Categories as Categories
+    from upsnet.categories import Category as Category
+    from upsnet.command_line.main import main as main
+    from upsnet.errors import InputError as InputError
+    from upsnet.photos import read_photo as read_photo
+
+_HOMES = {
+    "Categories": "upsnet.categories",
+    "Category": "upsnet.categories",
+    "InputError": "upsnet.errors",
+    "main": "upsnet.command_line.main",
+    "read_photo": "upsnet.photos",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'upsnet' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,5 @@
+"""`python -m upsnet`: the command line."""
+
+from upsnet.command_line.main import main
+
+main()

@@ -1,0 +1,123 @@
+"""Categories, and the contiguous order (stuff first, then things) that every stage uses."""
+
+from __future__ import annotations
+
+import colorsys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from upsnet.errors import InputError, one_line
+
+Channel = Annotated[int, Field(ge=0, le=255)]
+
+
+class Category(BaseModel):
+    """One category under its original id, as the data set's JSON has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: int
+    name: str = Field(min_length=1)
+    isthing: bool
+    color: tuple[Channel, Channel, Channel]
+
+
+class Categories:
+    """An immutable table in contiguous order: stuff in id order, then things in id order.
+
+    Contiguous index i is the channel of the semantic head and the category of a result's segment.
+    """
+
+    def __init__(self, categories: Iterable[Category]) -> None:
+        """Any order in. Raises InputError for an empty table or an id that occurs twice."""
+        self._table = tuple(sorted(categories, key=lambda category: (category.isthing, category.id)))
+        if not self._table:
+            raise InputError("categories: the list is empty")
+        twice = [id for id, count in Counter(category.id for category in self._table).items() if count > 1]
+        if twice:
+            raise InputError(f"categories: id {twice[0]} occurs more than once")
+
+    @classmethod
+    def from_coco(cls, entries: Iterable[Mapping[str, Any]]) -> Categories:
+        """From the `categories` list of a COCO panoptic JSON (isthing 0/1; without a colour one is made from the id).
+
+        Raises InputError for an empty list, missing keys, wrong types and duplicate ids.
+        """
+        return cls([_from_coco(index, entry) for index, entry in enumerate(entries)])
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """The `categories` list of a COCO panoptic JSON, in contiguous order."""
+        return [
+            {"id": category.id, "name": category.name, "isthing": int(category.isthing), "color": list(category.color)}
+            for category in self._table
+        ]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Category:
+        return self._table[index]
+
+    def __iter__(self) -> Iterator[Category]:
+        return iter(self._table)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Categories) and self._table == other._table
+
+    def __hash__(self) -> int:
+        return hash(self._table)
+
+    def __repr__(self) -> str:
+        return f"Categories({self.num_stuff} stuff, {self.num_things} things)"
+
+    @cached_property
+    def num_stuff(self) -> int:
+        return sum(not category.isthing for category in self._table)
+
+    @property
+    def num_things(self) -> int:
+        return len(self) - self.num_stuff
+
+    @property
+    def names(self) -> list[str]:
+        return [category.name for category in self._table]
+
+    @cached_property
+    def _index(self) -> dict[int, int]:
+        return {category.id: index for index, category in enumerate(self._table)}
+
+    def index_of_id(self, id: int) -> int:
+        """Original category id -> contiguous index. Raises InputError for an unknown id."""
+        try:
+            return self._index[id]
+        except KeyError:
+            raise InputError(f"category id {id} is not in the table of {len(self)} categories") from None
+
+
+def _from_coco(index: int, entry: Mapping[str, Any]) -> Category:
+    where = f"categories[{index}]"
+    if not isinstance(entry, Mapping):
+        raise InputError(f"{where}: expected an object, got {type(entry).__name__}")
+    for key in ("id", "name", "isthing"):
+        if key not in entry:
+            raise InputError(f"{where}: key '{key}' is missing")
+    try:
+        return Category(
+            id=entry["id"],
+            name=entry["name"],
+            isthing=entry["isthing"],
+            color=entry["color"] if "color" in entry else _color_of_id(entry["id"]),
+        )
+    except ValidationError as error:
+        raise InputError(f"{where}: {one_line(error)}") from error
+
+
+def _color_of_id(id: Any) -> tuple[int, int, int]:
+    """A vivid colour; neighbouring ids are a golden angle of hue apart."""
+    hue = id * 0.618033988749895 % 1.0 if isinstance(id, int) else 0.0  # any other type is refused by Category
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, 0.9)
+    return round(red * 255), round(green * 255), round(blue * 255)

@@ -1,0 +1,53 @@
+"""`upsnet pq`, also `python eval/pq.py`: PQ of prediction files in the official COCO panoptic format.
+
+Exit code 2, and one line on stderr that names the image and the cause, where the input must be refused. Official
+quirks that touch the figures are warnings on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from upsnet.files import write_json
+from upsnet.metrics.pq_files import evaluate
+
+SHOWN_WARNINGS = 50
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The three groups as text, in percent."""
+    lines = [f"{'':8}{'PQ':>7}{'SQ':>7}{'RQ':>7}{'N':>6}"]
+    for group, mean in report["results"].items():
+        figures = "".join(f"{'-' if mean[key] is None else f'{100 * mean[key]:.1f}':>7}" for key in ("pq", "sq", "rq"))
+        lines.append(f"{group:8}{figures}{mean['n']:>6}")
+    return "\n".join(lines)
+
+
+def _print_warnings(warnings: Sequence[str]) -> None:
+    for warning in warnings[:SHOWN_WARNINGS]:
+        print("warning:", " ".join(warning.split()), file=sys.stderr)
+    if len(warnings) > SHOWN_WARNINGS:
+        print(f"warning: and {len(warnings) - SHOWN_WARNINGS} more; --json has them all", file=sys.stderr)
+
+
+def main(
+    gt_json: Annotated[Path, typer.Option(help="Ground truth, COCO panoptic format.")],
+    pred_json: Annotated[Path, typer.Option(help="Predictions, the same format.")],
+    gt_folder: Annotated[Path | None, typer.Option(help="Its PNGs (default: the JSON's path without .json).")] = None,
+    pred_folder: Annotated[
+        Path | None, typer.Option(help="Their PNGs (default: the JSON's path without .json).")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results, and each class's, to this file.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+) -> None:
+    """PQ, SQ and RQ of COCO panoptic predictions, as panopticapi has them. Exit status 2: the input is refused."""
+    report = evaluate(gt_json, pred_json, gt_folder, pred_folder, workers)
+    if json:
+        write_json(json, report)
+    _print_warnings(report["warnings"])
+    print(table(report))

@@ -1,0 +1,137 @@
+"""The doctor of data sets in the COCO panoptic format: looks at everything, stops at nothing, tells all it found.
+
+upsnet data check FOLDER_OR_JSON [--report report.json]
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from tqdm import tqdm
+
+from upsnet.datasets.doctor.findings import CategoryCount, Tally
+from upsnet.datasets.doctor.image import check_images
+from upsnet.datasets.doctor.json_file import Chart, Split, find_splits, open_split, read_chart
+from upsnet.datasets.parallel import chunked, map_parallel, usable_cores
+from upsnet.errors import InputError
+from upsnet.files import write_json
+
+CHUNK = 32  # images that a process takes at once
+SHOWN = 3  # findings of a kind in the table
+
+FOUND_ERRORS = 1  # exit status
+
+
+class Checkup(NamedTuple):
+    """One split's findings and counts."""
+
+    split: Split
+    chart: Chart
+    tally: Tally
+    seconds: float  # for the images, without reading the JSON
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.tally.images / max(self.seconds, 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        counts = self.tally.categories
+        rows = [(id, name, counts.get(id, CategoryCount())) for id, name in self.chart.names.items()]
+        return {
+            "json_file": str(self.split.gt_json),
+            "segments": str(self.split.gt_folder),
+            "images_folder": str(self.split.images),
+            "errors": self.tally.errors,
+            "warnings": self.tally.warnings,
+            "images": self.tally.images,
+            "segments_of_things": self.segments(True),
+            "segments_of_stuff": self.segments(False),
+            "void_pixels": self.tally.void_pixels,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.rate, 1),
+            "categories": [
+                {"id": id, "name": name, "isthing": int(self.chart.things[id]), **vars(count)}
+                for id, name, count in rows
+            ],
+            "findings": self.tally.findings(),
+        }
+
+    def segments(self, things: bool) -> int:
+        counts = self.tally.categories.items()
+        return sum(count.segments for id, count in counts if self.chart.things[id] == things)
+
+
+def check_split(split: Split, workers: int, progress: bool = True) -> Checkup:
+    """Looks at the JSON, then at every image that has an annotation."""
+    tally = Tally()
+    chart = read_chart(split, tally)
+    began = time.perf_counter()
+    look = partial(check_images, things=chart.things)
+    with tqdm(total=len(chart.tasks), desc=split.gt_json.stem, unit="image", disable=not progress) as bar:
+        for part in map_parallel(look, chunked(chart.tasks, CHUNK), workers):
+            tally.add(part)
+            bar.update(part.images)
+    return Checkup(split, chart, tally, time.perf_counter() - began)
+
+
+def show(checkup: Checkup, console: Console) -> None:
+    """A table of what was found, worst first, and the counts."""
+    tally = checkup.tally
+    if tally.counts:
+        table = Table(title=escape(str(checkup.split.gt_json)), title_justify="left")
+        for column in ("", "what", "count", "for example"):
+            table.add_column(column, justify="right" if column == "count" else "left", overflow="fold")
+        for kind, finding in tally.findings().items():
+            level = "[red]error[/]" if finding["level"] == "error" else "[yellow]warning[/]"
+            examples = "\n".join(map(escape, finding["texts"][:SHOWN]))
+            table.add_row(level, f"{kind}: {finding['meaning']}", f"{finding['count']:,}", examples)
+        console.print(table)
+    used = sum(count.segments > 0 for count in tally.categories.values())
+    console.print(
+        f"{checkup.split.gt_json}: {tally.images:,} images, {checkup.segments(True):,} segments of things, "
+        f"{checkup.segments(False):,} of stuff, {used} of {len(checkup.chart.names)} categories in use; "
+        f"{tally.errors:,} errors, {tally.warnings:,} warnings; {checkup.rate:.1f} images a second",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def choose_splits(data: Path, gt_folder: Path | None, images: Path | None) -> list[Split]:
+    if data.is_dir():
+        if gt_folder or images:
+            raise InputError("--gt-folder and --images go with a JSON, not with a folder")
+        return find_splits(data)
+    if not data.is_file():
+        raise InputError(f"{data}: no such file or folder")
+    return [open_split(data, gt_folder, images)]
+
+
+def main(
+    data: Annotated[Path, typer.Argument(help="A folder with data sets, or the JSON of one.", show_default=False)],
+    gt_folder: Annotated[Path | None, typer.Option(help="The PNGs; default: beside the JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The photos; default: where COCO has them.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one for each core.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write everything that was found to this JSON.")] = None,
+) -> None:
+    """Look for faults in a data set in COCO panoptic format. Exit status: 0 no errors, 1 errors, 2 bad use."""
+    processes = usable_cores() if workers is None else workers
+    checkups = [check_split(split, processes) for split in choose_splits(data, gt_folder, images)]
+    console = Console()
+    for checkup in checkups:
+        show(checkup, console)
+    errors = sum(checkup.tally.errors for checkup in checkups)
+    if report is not None:
+        splits = [checkup.to_json() for checkup in checkups]
+        write_json(report, {"clean": not errors, "workers": processes, "splits": splits})
+    if errors:
+        raise typer.Exit(FOUND_ERRORS)
+

@@ -1,0 +1,163 @@
+"""The doctor at one image: its photo, its PNG and its segments. Runs in worker processes: numpy and Pillow only."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from PIL import ExifTags, Image
+
+from upsnet.datasets.coco_format import ID_LIMIT, read_panoptic_png
+from upsnet.datasets.doctor.findings import CategoryCount, Finding, Tally, is_integer
+from upsnet.errors import InputError, first_line
+from upsnet.photos import DECODE_ERRORS, MAX_PIXELS, read_photo
+from upsnet.run_lengths import Measured, find_runs, measure_runs
+
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+Box = tuple[int, int, int, int]
+
+
+class ImageTask(NamedTuple):
+    """One image with its annotation, as the JSON has them."""
+
+    image_id: int
+    photo: str
+    png: str
+    width: Any
+    height: Any
+    segments: list[Any]
+
+
+def check_images(tasks: list[ImageTask], things: Mapping[int, bool]) -> Tally:
+    """things: category id -> is it a thing."""
+    tally = Tally()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about oddities of EXIF and about sizes that are checked here
+        for task in tasks:
+            tally.images += 1
+            tally.report(check_image(task, things, tally))
+    return tally
+
+
+def check_image(task: ImageTask, things: Mapping[int, bool], tally: Tally) -> Iterator[Finding]:
+    """Yields the findings; adds what the PNG holds to `tally`."""
+    where = f"image {task.image_id}"
+    sizes: dict[str, tuple[Any, Any]] = {}
+    try:
+        sizes[f"the photo {task.photo}"] = photo_size(task.photo)
+    except InputError as error:
+        yield Finding("photo-unreadable" if os.path.isfile(task.photo) else "photo-missing", f"{where}: {error}")
+    measured = None
+    try:
+        ids = read_panoptic_png(task.png)
+        sizes[f"the PNG {task.png}"] = ids.shape[1], ids.shape[0]
+        measured = measure_runs(find_runs(ids))
+    except InputError as error:
+        yield Finding("png-unreadable" if os.path.isfile(task.png) else "png-missing", f"{where}: {error}")
+    if task.width is None or task.height is None:
+        yield Finding("size-missing", f"{where}: no width or no height")
+    else:
+        sizes["the JSON"] = task.width, task.height
+    values = list(sizes.values())
+    if any(size != values[0] for size in values[1:]):
+        told = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sizes.items())
+        yield Finding("size", f"{where}: {told}")
+    yield from check_segments(where, task.segments, things, measured, tally)
+
+
+def photo_size(path: str) -> tuple[int, int]:
+    """Width and height as shown, after reading the whole file. InputError where upsnet.photos.read_photo has one.
+
+    A JPEG is decoded at an eighth of its size: every byte passes the entropy decoder, so that a cut file is found just
+    as in a full decode, at two thirds of the time.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.format == "JPEG" and image.mode in ("RGB", "L") and width * height <= MAX_PIXELS:
+                image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
+                image.load()
+                turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+                return (height, width) if turned else (width, height)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except DECODE_ERRORS as error:
+        raise InputError(f"{path}: not a readable image: {first_line(error)}") from error
+    photo = read_photo(path)
+    return photo.shape[1], photo.shape[0]
+
+
+def check_segments(
+    where: str, segments: list[Any], things: Mapping[int, bool], measured: Measured | None, tally: Tally
+) -> Iterator[Finding]:
+    """measured: what the PNG holds; None: it could not be read, so that areas and boxes are not judged."""
+    truth = in_png(measured)
+    void_area, _ = truth.pop(0, (0, (0, 0, 0, 0)))
+    tally.void_pixels += void_area
+    if not segments and not truth:
+        yield Finding("empty", f"{where}: no segments")
+    seen: set[int] = set()
+    categories: set[int] = set()
+    for segment in segments:
+        if not isinstance(segment, dict):
+            yield Finding("json", f"{where}: a segment that is not an object: {segment!r:.40}")
+            continue
+        number = segment.get("id")
+        if not is_integer(number) or not 1 <= number < ID_LIMIT:
+            yield Finding("segment-id", f"{where}: segment id {number!r:.40}")
+            continue
+        here = f"{where}: segment {number}"
+        if number in seen:
+            yield Finding("segment-twice", here)
+            continue
+        seen.add(number)
+        pixels = truth[number][0] if number in truth else 0
+        yield from check_category(here, segment, things, categories, pixels, tally)
+        if number in truth:
+            yield from check_extent(here, segment, *truth[number])
+        elif measured is not None:
+            yield Finding("only-json", f"{here} is not in the PNG")
+    if measured is not None:
+        listed = sorted(truth.keys() - seen)
+        yield from (Finding("only-png", f"{where}: segment {n} ({truth[n][0]} pixels)") for n in listed)
+
+
+def in_png(measured: Measured | None) -> dict[int, tuple[int, Box]]:
+    """Segment id -> area, box."""
+    if measured is None:
+        return {}
+    ids, areas, boxes = (array.tolist() for array in measured)
+    return dict(zip(ids, zip(areas, map(tuple, boxes), strict=True), strict=True))
+
+
+def check_category(
+    here: str, segment: dict[str, Any], things: Mapping[int, bool], categories: set[int], pixels: int, tally: Tally
+) -> Iterator[Finding]:
+    """Category and crowd flag of a segment, and its place in the counts. categories: those met in the image so far."""
+    category, crowd = segment.get("category_id"), segment.get("iscrowd")
+    if isinstance(crowd, bool) or crowd not in (0, 1):
+        yield Finding("iscrowd", f"{here} has iscrowd {crowd!r:.40}")
+    if not is_integer(category) or category not in things:
+        yield Finding("unknown-category", f"{here} has category {category!r:.40}")
+        return
+    count = tally.categories.setdefault(category, CategoryCount())
+    count.add(CategoryCount(1, int(crowd == 1), int(category not in categories), pixels))
+    if not things[category]:
+        if crowd == 1:
+            yield Finding("stuff-crowd", f"{here} of stuff category {category}")
+        if category in categories:
+            yield Finding("stuff-twice", f"{here}: another of stuff category {category}")
+    categories.add(category)
+
+
+def check_extent(here: str, segment: dict[str, Any], area: int, box: Box) -> Iterator[Finding]:
+    if segment.get("area") != area:
+        yield Finding("area", f"{here} has area {segment.get('area')!r:.40}; in the PNG {area}")
+    bbox = segment.get("bbox")
+    if not bbox:
+        yield Finding("bbox-missing", here)
+    elif not isinstance(bbox, list) or tuple(bbox) != box:
+        yield Finding("bbox", f"{here} has bbox {bbox!r:.60}; in the PNG {list(box)}")

@@ -1,0 +1,284 @@
+"""A data set in the COCO panoptic format, read image by image: photos, truth maps and categories, without PyTorch."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard, overload
+
+import numpy as np
+
+from upsnet.categories import Categories, Category
+from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.errors import InputError
+from upsnet.files import read_json
+from upsnet.manifest import Manifest
+from upsnet.photos import read_photo
+from upsnet.result import PanopticResult, Segment, measure
+
+MOST_ID = (1 << 63) - 1
+MOST_SIDE = (1 << 31) - 1
+CITYSCAPES = "cityscapes_panoptic_"
+
+
+class Record(NamedTuple):
+    """One image of the data set: where its photo and truth lie, and the truth's segments_info."""
+
+    image_id: int
+    file_name: str  # as the JSON has it: below the folder of the photos
+    photo: Path
+    png: Path
+    segments: list[dict[str, Any]]
+    size: tuple[int, int] | None = None  # height, width where the JSON has them
+
+
+# Image id, names of the photo and the PNG in their folders, segments, size
+Row = tuple[int, str, str, list[dict[str, Any]], tuple[int, int] | None]
+
+
+class Records(Sequence[Record]):
+    """Records by place, packed: 118 000 images of COCO take 70 MB, and 670 MB as Python objects.
+
+    The bytes of all records are one object, so that forked workers go on sharing it: reading a Python object writes to
+    its reference count, and each worker would end up with a copy of every one.
+    """
+
+    def __init__(self, rows: Iterable[Row], images: Path, gt_folder: Path) -> None:
+        self._images, self._gt_folder = images, gt_folder
+        packed, starts, ids, sizes = bytearray(), array("q", [0]), array("q"), array("i")
+        for row in rows:
+            packed += pickle.dumps(row, pickle.HIGHEST_PROTOCOL)
+            starts.append(len(packed))
+            ids.append(row[0])
+            sizes.extend(row[4] or (0, 0))
+        self._packed, bounds = bytes(packed), np.array(starts, np.int64)
+        self._starts, self._ends = bounds[:-1], bounds[1:]
+        self.image_ids = np.array(ids, np.int64)
+        self.sizes = np.array(sizes, np.int32).reshape(-1, 2)  # height, width; 0, 0 where the JSON does not tell
+
+    def by_image_id(self) -> Records:
+        """The same records in rising order of the image ids; nothing is copied but the order."""
+        order = np.argsort(self.image_ids, kind="stable")
+        other = Records([], self._images, self._gt_folder)
+        other._packed, other._starts, other._ends = self._packed, self._starts[order], self._ends[order]
+        other.image_ids, other.sizes = self.image_ids[order], self.sizes[order]
+        return other
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        content = memoryview(self._packed)[self._starts[index] : self._ends[index]]
+        image_id, photo, png, segments, size = pickle.loads(content)
+        return Record(image_id, photo, self._images / photo, self._gt_folder / png, segments, size)
+
+
+class PanopticFolder:
+    """The records of one COCO panoptic JSON, in the order of its images; every photo and PNG is there.
+
+    Raises InputError naming the image: listed twice, without annotation, photo or truth PNG missing, segments without
+    an id of their own or of an unknown category.
+    """
+
+    def __init__(self, gt_json: Path, gt_folder: Path | None = None, images: Path | None = None) -> None:
+        self.gt_json = gt_json
+        self.gt_folder = gt_folder or default_gt_folder(gt_json)
+        self.images = images or default_images(gt_json)
+        content = read_json(gt_json)
+        if not isinstance(content, dict):
+            raise InputError(f"{gt_json}: not a COCO panoptic file (its content is not an object)")
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(content.get(key), list):
+                raise InputError(f"{gt_json}: not a COCO panoptic file (no list '{key}')")
+        try:
+            self.categories = Categories.from_coco(content["categories"])
+        except InputError as error:
+            raise InputError(f"{gt_json}: {error}") from None
+        self._known = {category.id for category in self.categories}
+        self.records = Records(self._rows(content), self.images, self.gt_folder)
+        if not self.records:
+            raise InputError(f"{gt_json}: lists no images, so there is nothing to evaluate")
+
+    def _rows(self, content: dict[str, Any]) -> Iterator[Row]:
+        photos, pngs = Listing(self.images), Listing(self.gt_folder)
+        annotations: dict[int, dict[str, Any]] = {}
+        for annotation in content["annotations"]:
+            image_id = _image_id(annotation, "image_id", f"{self.gt_json}: an annotation")
+            if image_id in annotations:
+                raise InputError(f"{self.gt_json}: image {image_id} has two annotations")
+            annotations[image_id] = annotation
+        seen: set[int] = set()
+        for entry in content["images"]:
+            image_id = _image_id(entry, "id", f"{self.gt_json}: an image")
+            if image_id in seen:
+                raise InputError(f"{self.gt_json}: image {image_id} is listed twice")
+            seen.add(image_id)
+            if image_id not in annotations:
+                raise InputError(f"{self.gt_json}: image {image_id} has no annotation")
+            yield self._row(image_id, entry, annotations[image_id], photos, pngs)
+        unlisted = sorted(str(image_id) for image_id in annotations.keys() - seen)
+        if unlisted:
+            raise InputError(f"{self.gt_json}: image {unlisted[0]} is annotated but not among the images")
+
+    def _row(
+        self, image_id: int, entry: dict[str, Any], annotation: dict[str, Any], photos: Listing, pngs: Listing
+    ) -> Row:
+        where = f"{self.gt_json}: image {image_id}"
+        photo, png = _name(entry, where), _name(annotation, where)
+        if photo not in photos:
+            raise InputError(f"{where}: its photo {self.images / photo} is missing")
+        if png not in pngs:
+            raise InputError(f"{where}: its truth {self.gt_folder / png} is missing")
+        segments = _field(annotation, "segments_info", where)
+        if not isinstance(segments, list):
+            raise InputError(f"{where}: its segments_info is not a list")
+        self._check_segments(segments, where)
+        height, width = entry.get("height"), entry.get("width")
+        size = (height, width) if _is_side(height) and _is_side(width) else None
+        return image_id, photo, png, segments, size
+
+    def _check_segments(self, segments: list[Any], where: str) -> None:
+        """InputError unless every segment has an id of its own and a known category."""
+        seen: set[int] = set()
+        for segment in segments:
+            category = _field(segment, "category_id", f"{where}: a segment")
+            number = segment.get("id")
+            if not isinstance(category, int) or category not in self._known:
+                raise InputError(f"{where}: segment {number} has the unknown category {category}")
+            if not isinstance(number, int) or number < 1:
+                raise InputError(f"{where}: every segment needs an id, an integer from 1 up, not {number!r}")
+            if number in seen:
+                raise InputError(f"{where}: segment {number} is listed twice")
+            seen.add(number)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        """Photo uint8 H x W x 3 and truth ids int32 H x W (0 = void); InputError when their sizes differ."""
+        photo, ids = read_photo(record.photo), read_panoptic_png(record.png)
+        if photo.shape[:2] != ids.shape:
+            raise InputError(
+                f"image {record.image_id}: the photo {record.photo} is {_size(photo)} pixels (width x height), "
+                f"its truth {record.png} {_size(ids)}"
+            )
+        return photo, ids
+
+
+class Listing:
+    """The files below a folder. Each folder is listed once: asking for every file costs ten times as much."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._names: dict[str, set[str]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        below, base = os.path.split(name)
+        if below not in self._names:
+            self._names[below] = self._list(self._root / below)
+        return base in self._names[below]
+
+    @staticmethod
+    def _list(folder: Path) -> set[str]:
+        try:
+            return {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
+
+
+def groups(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
+    """Consecutive records, `size` at a time; the last group may be shorter."""
+    for start in range(0, len(records), size):
+        yield list(records[start : start + size])
+
+
+def default_gt_folder(gt_json: Path) -> Path:
+    """The truth PNGs of panoptic_X.json (official COCO) and cityscapes_panoptic_X.json (official Cityscapes) lie in a
+    folder of that name beside it; those of X.json in panoptic_X."""
+    official = gt_json.stem.startswith(("panoptic_", CITYSCAPES))
+    return gt_json.with_suffix("") if official else gt_json.parent / f"panoptic_{gt_json.stem}"
+
+
+def default_images(gt_json: Path) -> Path:
+    """The photos of X.json: the folder X beside it; of annotations/panoptic_X.json (official COCO): ../X; of
+    gtFine/cityscapes_panoptic_X.json and ..._X_trainId.json (official Cityscapes): ../leftImg8bit/X."""
+    if gt_json.stem.startswith(CITYSCAPES):
+        return gt_json.parent.parent / "leftImg8bit" / gt_json.stem.removeprefix(CITYSCAPES).removesuffix("_trainId")
+    if gt_json.stem.startswith("panoptic_"):
+        return gt_json.parent.parent / gt_json.stem.removeprefix("panoptic_")
+    return gt_json.with_suffix("")
+
+
+def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:
+    """InputError naming the categories in which data set and model differ (id, name, thing or stuff)."""
+    truth = {category.id: category for category in dataset.categories}
+    model = {category.id: category for category in manifest.categories}
+    differences = []
+    for category_id in sorted(truth.keys() | model.keys()):
+        mine, theirs = truth.get(category_id), model.get(category_id)
+        if mine is None or theirs is None:
+            only, where = (mine, "the data set") if theirs is None else (theirs, "the model")
+            assert only is not None
+            differences.append(f"{category_id} '{only.name}' only in {where}")
+        elif (mine.name, mine.isthing) != (theirs.name, theirs.isthing):
+            differences.append(f"{category_id} {_describe(mine)} in the data set, {_describe(theirs)} in the model")
+    if differences:
+        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise InputError(
+            f"{dataset.gt_json}: its categories are not those of the model '{manifest.name}': "
+            f"{'; '.join(differences[:5])}{more}; give the data set that the model was trained for"
+        )
+
+
+def truth_result(record: Record, ids: np.ndarray, categories: Categories) -> PanopticResult:
+    """The truth in the form of a prediction (ids renumbered from 1, score 1), to be drawn like one."""
+    renumbered = np.zeros(ids.shape, np.int32)
+    for row, segment in enumerate(record.segments, 1):
+        renumbered[ids == segment["id"]] = row
+    area, bbox = measure(renumbered, len(record.segments) + 1)
+    indices = [categories.index_of_id(segment["category_id"]) for segment in record.segments]
+    segments = [Segment(row, index, 1.0, int(area[row]), bbox[row]) for row, index in enumerate(indices, 1)]
+    return PanopticResult(renumbered, segments)
+
+
+def _field(entry: Any, key: str, where: str) -> Any:
+    if not isinstance(entry, dict) or key not in entry:
+        raise InputError(f"{where} has no '{key}'")
+    return entry[key]
+
+
+def _name(entry: Any, where: str) -> str:
+    value = _field(entry, "file_name", where)
+    if not isinstance(value, str):
+        raise InputError(f"{where} has the file_name {value!r}: it must be a string")
+    return value
+
+
+def _image_id(entry: Any, key: str, where: str) -> int:
+    value = _field(entry, key, where)
+    if not isinstance(value, int) or abs(value) > MOST_ID:
+        raise InputError(f"{where} has the {key} {value!r:.40}: image ids must be integers")
+    return value
+
+
+def _is_side(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 < value <= MOST_SIDE
+
+
+def _describe(category: Category) -> str:
+    return f"'{category.name}' ({'thing' if category.isthing else 'stuff'})"
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]} x {array.shape[0]}"

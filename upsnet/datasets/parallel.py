@@ -1,0 +1,55 @@
+"""A function over many pieces of work in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+from upsnet.errors import InputError
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+AHEAD = 4  # pieces given out for each process: none waits for work, and memory does not grow with the number of pieces
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def map_parallel(function: Callable[[Work], Result], pieces: Iterable[Work], workers: int) -> Iterator[Result]:
+    """function(piece) of every piece, in their order. One worker: in this process. More: `function` is a module's own.
+
+    Raises what `function` raises, without waiting for the rest; InputError when a process dies or workers < 1.
+    """
+    if workers < 1:
+        raise InputError(f"--workers {workers}: give at least 1")
+    if workers == 1:
+        yield from map(function, pieces)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        rest = iter(pieces)
+        pending: deque[Future[Result]] = deque(pool.submit(function, p) for p in islice(rest, AHEAD * workers))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, piece) for piece in islice(rest, 1))
+            yield result
+    except BrokenProcessPool as error:
+        raise InputError(f"one of {workers} worker processes died; if memory ran out, give fewer --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def chunked(items: Iterable[Work], size: int) -> Iterator[list[Work]]:
+    """Lists of `size` consecutive items; the last may be shorter."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk

@@ -1,0 +1,114 @@
+"""`shapes`: a small synthetic data set in the official COCO panoptic format, the same on every machine.
+
+Four shape classes (things) in clusters that touch and overlap, four textures (stuff), thin void seams, 24-bit ids and
+some crowds. Most things touch others of their class: connected components of perfect semantics are not enough here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from upsnet.datasets.coco_format import id2rgb
+from upsnet.datasets.scene import CATEGORIES, SIZES, draw_scene
+from upsnet.errors import InputError
+from upsnet.files import read_json, write_json
+from upsnet.photos import write_png
+
+VERSION = 1  # of the pixels: to be raised whenever a scene changes
+COUNTS = {"train": 600, "val": 100}
+FIRST_INDEX = {"train": 0, "val": 1_000_000}  # splits share no scene, whatever their counts
+LEAST_SIDE = 64
+STAMP = "shapes.json"
+
+
+def write_shapes(
+    folder: Path,
+    counts: Mapping[str, int] = COUNTS,
+    seed: int = 0,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    progress: bool = True,
+) -> Path:
+    """Write the data set unless `folder` already holds it; returns `folder`.
+
+    folder/{train,val}.json, folder/{train,val}/%012d.png (photos), folder/panoptic_{train,val}/%012d.png (segment ids).
+    An image depends on (seed, split, its number, sizes) alone. sizes: (height, width) to draw from, sides >= 64 pixels.
+    The folder appears in one rename. Raises InputError for bad arguments and where `folder` holds anything else.
+    """
+    folder = Path(folder)
+    check_arguments(counts, seed, sizes)
+    stamp = {"version": VERSION, "seed": seed, "counts": dict(counts), "sizes": [list(size) for size in sizes]}
+    if (folder / STAMP).is_file():
+        if read_json(folder / STAMP) == stamp:
+            return folder
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: exists and is not a shapes data set; give another folder or remove it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}") from error
+    try:
+        for split, count in counts.items():
+            write_split(building / "new", split, count, seed, sizes, progress)
+        write_json(building / "new" / STAMP, stamp)
+        if folder.exists():
+            os.rename(folder, building / "old")
+        os.rename(building / "new", folder)
+    finally:
+        shutil.rmtree(building)
+    return folder
+
+
+def check_arguments(counts: Mapping[str, int], seed: int, sizes: Sequence[tuple[int, int]]) -> None:
+    limit = FIRST_INDEX["val"]
+    for split, count in counts.items():
+        if split not in FIRST_INDEX:
+            raise InputError(f"shapes: no split '{split}'; the splits are {', '.join(FIRST_INDEX)}")
+        if not 1 <= count <= limit:
+            raise InputError(f"shapes: {count} images in '{split}'; give from 1 to {limit}")
+    if not counts or seed < 0:
+        raise InputError(f"shapes: give at least one split and a seed from 0 up, not {list(counts)} and {seed}")
+    if not sizes or min(min(size) for size in sizes) < LEAST_SIDE:
+        raise InputError(f"shapes: image sizes {list(sizes)}; give at least one, with sides from {LEAST_SIDE} pixels")
+
+
+def write_split(
+    folder: Path, split: str, count: int, seed: int, sizes: Sequence[tuple[int, int]], progress: bool
+) -> None:
+    """Write the photos, the label PNGs and the JSON of one split. An image's id is its scene's index + 1."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    first = FIRST_INDEX[split]
+    indices = range(first, first + count)
+    every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates: a log file needs few
+    for index in tqdm(indices, desc=f"shapes {split}", unit="image", mininterval=every, disable=not progress):
+        scene = draw_scene(seed, index, sizes)
+        name = f"{index + 1:012d}.png"
+        write_png(folder / split / name, scene.image)
+        write_png(folder / f"panoptic_{split}" / name, id2rgb(scene.ids))
+        height, width = scene.ids.shape
+        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        annotations.append({"image_id": index + 1, "file_name": name, "segments_info": scene.segments})
+    info = {"description": f"shapes ({split}), synthetic", "version": str(VERSION), "seed": seed}
+    content = {"info": info, "images": images, "annotations": annotations, "categories": CATEGORIES}
+    write_json(folder / f"{split}.json", content)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the data set goes.")] = Path("data/shapes"),
+    train: Annotated[int, typer.Option(help="Training images.")] = COUNTS["train"],
+    val: Annotated[int, typer.Option(help="Validation images.")] = COUNTS["val"],
+    seed: Annotated[int, typer.Option(help="Another seed gives another data set.")] = 0,
+) -> None:
+    """Make the synthetic panoptic data set `shapes`; nothing is done where it is there already."""
+    write_shapes(out, {"train": train, "val": val}, seed)
+    print(f"{out}: {train} training and {val} validation images")

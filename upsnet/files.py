@@ -1,0 +1,121 @@
+"""Files and folders that are either complete or absent, and JSON with errors that name the file."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from upsnet.errors import InputError
+
+PathLike = str | os.PathLike[str]
+
+
+@contextmanager
+def atomic_path(path: PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, with its suffix; rename it to `path` on success, remove it on any error.
+
+    Missing parent folders are made. Raises InputError when the folder cannot be written to.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+    try:
+        yield temporary
+        _replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """Yields an empty folder; on success its files move into `out` (made if absent, other files there stay).
+
+    The folder lies in `out`, or in its nearest parent that exists, hence on the same file system: each file arrives by
+    one rename, files in `out` itself after those in its subfolders. On an error nothing reaches `out`.
+    Raises InputError when `out` is a file or cannot be written to.
+    """
+    nearest = out.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InputError(f"{out}: {nearest} is a file, not a folder")
+    try:
+        stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=nearest))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
+    try:
+        yield stage
+        files = sorted((path for path in stage.rglob("*") if path.is_file()), key=lambda path: -len(path.parts))
+        for file in files:
+            target = out / file.relative_to(stage)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target)
+            except OSError as error:
+                raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(stage)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    try:
+        os.replace(temporary, target)
+    except OSError as error:  # the target is a folder, for one
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: PathLike, value: Any) -> None:
+    """Write strict JSON atomically. NaN and infinity are a ValueError: no other JSON reader accepts them."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+    """Read a JSON file. Raises InputError, naming the file, when it is missing, unreadable or malformed."""
+    try:
+        with _no_collection():
+            return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: malformed JSON, or bytes that are not UTF-8
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for cycles, which a JSON cannot hold: it looks at millions of new objects again and again, and
+    takes longer than reading them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def sha256(path: PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes. Raises InputError when it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error

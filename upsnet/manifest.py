@@ -1,0 +1,66 @@
+"""The manifest: what a client must know about an exported model, in a JSON file beside it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from upsnet.categories import Categories, Category
+from upsnet.errors import InputError, one_line
+from upsnet.files import PathLike, read_json, write_json
+from upsnet.geometry import ResizeRule
+
+Precision = Literal["fp32", "fp16"]  # of the exported features and convolution weights
+MAX_SEGMENTS = 255  # the panoptic map is uint8 and 0 is void
+
+
+class Manifest(BaseModel):
+    """Categories in contiguous order, sizes and versions of one model. Unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    categories: list[Category]
+    resize: ResizeRule
+    max_detections: int = Field(gt=0)
+    max_batch: int = Field(default=4, gt=0)
+    precision: Precision = "fp32"
+    format_version: int = Field(default=1, ge=1, le=1)
+    versions: dict[str, str] = {}
+    onnx_sha256: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        try:
+            table = Categories(self.categories)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        if list(table) != self.categories:
+            raise ValueError("categories are not in contiguous order (stuff by id, then things by id)")
+        if self.max_segments > MAX_SEGMENTS:
+            raise ValueError(
+                f"{table.num_stuff} stuff classes + {self.max_detections} detections exceed {MAX_SEGMENTS} segments"
+            )
+        return self
+
+    @property
+    def categories_table(self) -> Categories:
+        return Categories(self.categories)
+
+    @property
+    def max_segments(self) -> int:
+        """K, the rows of the graph's `segments` output: stuff classes + most detections."""
+        return sum(not category.isthing for category in self.categories) + self.max_detections
+
+    def save(self, path: PathLike) -> None:
+        """Write atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: PathLike) -> Manifest:
+        """Raises InputError, naming the file and the field, when it is missing, malformed or inconsistent."""
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            raise InputError(f"{path}: {one_line(error)}") from error
