@@ -33,6 +33,7 @@ TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
 endif
 
 .PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test lint clean
+.PHONY: docs docs-check overview
 .PHONY: ablation bench-ops bench-pq bench-train gpu-check sanitize
 
 help: ## this list
@@ -98,6 +99,9 @@ parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of PyTorch, O
 bench: $(RUN)/engine/engine.json $(TRITON_READY) ## ratios: ONNX Runtime to PyTorch eager, Triton over gRPC to ONNX Runtime
 	$(BIN)/python eval/bench.py --run $(RUN) $(ARGS)
 
+overview: $(RUN)/report.html ## docs/overview.jpg, the picture in the README, from RUN (the demo)
+	$(BIN)/python eval/overview.py --run $(RUN) $(ARGS)
+
 bench-pq: $(READY) ## PQ of an image against panopticapi's way, from arrays and from files, in 1 and 2 processes
 	$(BIN)/python eval/bench_pq.py $(ARGS)
 
@@ -149,6 +153,17 @@ test: $(READY) $(TRITON_READY) ## the whole test suite
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs-check: $(READY) ## every command, option, file and link that README.md and docs/ name exists
+	$(BIN)/python -m pytest -q tests/docs $(ARGS)
+
+DOCS_READY := $(VENV)/.docs-ready
+$(DOCS_READY): pyproject.toml $(READY)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS_READY) ## the site, with API pages from the docstrings, in build/site
+	$(BIN)/python -m mkdocs build --quiet --strict -f docs/site/mkdocs.yml
 
 clean: ## remove build/, the synthetic data and the demo's run (environments, other runs and other data stay)
 	rm -rf build data/shapes data/shapes_long runs/demo

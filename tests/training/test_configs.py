@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-import typer.main
 import yaml
 
+from tests.docs.commands import faults
 from training.config import Config, HybridConfig, TimmConfig, load_config, parse_config
 from training.model.upsnet import UPSNet
 from training.schedule import make_plan
-from upsnet.command_line.command import make_app
-from upsnet.command_line.main import COMMANDS
 from upsnet.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,27 +225,13 @@ def comments(path: Path) -> list[str]:
     return [line.partition("#")[2].strip() for line in path.read_text().splitlines() if "#" in line]
 
 
-def commands(path: Path) -> list[list[str]]:
-    """The words after `upsnet` in the comments, to a backtick or the end of the line (a backslash continues it)."""
-    text = "\n".join(comments(path)).replace("\\\n", "")
-    return [line.split() for line in re.findall(r"\bupsnet ([a-z]+\b[^`\n]*)", text)]
-
-
-def options_of(main: Callable[..., None]) -> set[str]:
-    return {option for parameter in typer.main.get_command(make_app(main)).params for option in parameter.opts}
-
-
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_commands_in_comments_exist(path: Path) -> None:
-    for words in commands(path):
-        name = next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
-        options = options_of(importlib.import_module(COMMANDS[name].module).main)
-        assert {word for word in words if word.startswith("--")} <= options, words
-    for line in comments(path):
-        for target in re.findall(r"`make ([a-z-]+)", line):
-            assert f"\n{target}:" in (ROOT / "Makefile").read_text()
-        for file in re.findall(r"\b(?:training/configs/)?([a-z0-9_]+\.yaml)", line):
-            assert file == "my.yaml" or (path.parent / file).is_file(), file
+    text = "\n".join(comments(path)).replace("\\\n", "")
+    for command in re.findall(r"\b(?:upsnet|make) [a-z][^`\n]*", text):
+        assert faults(command) == [], command
+    for file in re.findall(r"\b(?:training/configs/)?([a-z0-9_]+\.yaml)", text):
+        assert file == "my.yaml" or (path.parent / file).is_file(), file
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

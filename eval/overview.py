@@ -1,0 +1,101 @@
+"""docs/overview.jpg: a held-out photo, its panoptic overlay, and the parity table of the run. `make overview`
+
+Shows what parity.json and model.onnx of the run say, and nothing else: after another training, make it again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import typer
+from matplotlib.axes import Axes
+from PIL import Image
+
+from eval.report import share, title
+from eval.validation_set import open_dataset
+from upsnet.command_line.command import run
+from upsnet.draw import overlay
+from upsnet.errors import InputError
+from upsnet.files import atomic_path, read_json
+from upsnet.photos import read_photo
+from upsnet.result import PanopticResult
+from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
+from upsnet.runtimes.predictor import predict_photos
+
+INCHES, DPI, QUALITY = (12.4, 3.9), 100, 86  # under 150 KB
+SIDE = 480  # pixels that a photo's long side is enlarged to, at least, so that labels leave room for the shapes
+GROUPS = ("All", "Things", "Stuff")
+
+
+def pictures(model: Path, photo_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The photo and its overlay by the ONNX file, uint8 H x W x 3, enlarged by the same whole factor."""
+    photo = read_photo(photo_file)
+    predictor = OnnxRuntimePredictor(model)
+    try:
+        (result,) = predict_photos(predictor, [photo])
+    finally:
+        predictor.close()
+    factor = -(-SIDE // max(photo.shape[:2]))
+    height, width = photo.shape[0] * factor, photo.shape[1] * factor
+    photo = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC))
+    result = PanopticResult(result.ids.repeat(factor, 0).repeat(factor, 1), result.segments)
+    return photo, overlay(photo, result, predictor.manifest.categories_table, scores=False)
+
+
+def table_rows(parity: dict[str, Any]) -> list[list[str]]:
+    """One row a runtime and batch size: PQ of all, things and stuff, and the share of identical pixels."""
+    return [
+        [
+            title(column["runtime"]),
+            str(column["batch"]),
+            *(f"{100 * column['results'][group]['pq']:.1f}" for group in GROUPS),
+            "reference" if column["reference"] else share(column["identical"]),
+        ]
+        for column in parity["columns"]
+    ]
+
+
+def draw(photo: np.ndarray, coloured: np.ndarray, parity: dict[str, Any], path: Path) -> None:
+    """Writes the three panels side by side as a JPEG, atomically."""
+    figure, axes = plt.subplots(1, 3, figsize=INCHES, dpi=DPI, width_ratios=(1, 1, 1.45), layout="constrained")
+    for axis, picture, heading in zip(axes, (photo, coloured), ("photo", "panoptic result"), strict=False):
+        axis.imshow(picture)
+        axis.set_title(heading)
+        axis.axis("off")
+    _draw_table(axes[2], parity)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="jpg", pil_kwargs={"quality": QUALITY, "optimize": True})
+    plt.close(figure)
+
+
+def _draw_table(axis: Axes, parity: dict[str, Any]) -> None:
+    axis.axis("off")
+    axis.set_title(f"PQ of {parity['model']} on {parity['dataset']['images']} held-out images, by runtime")
+    headings = ["runtime", "batch", "PQ", "things", "stuff", "same pixels"]
+    widths = [0.29, 0.11, 0.11, 0.13, 0.12, 0.24]
+    table = axis.table(table_rows(parity), colLabels=headings, colWidths=widths, loc="upper center", edges="horizontal")
+    table.auto_set_font_size(False)
+    table.set_fontsize(11)
+    table.scale(1, 2.1)
+    for row in range(len(parity["columns"]) + 1):
+        table[row, 0].set_text_props(ha="left")
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="The run: parity.json, model.onnx, config.yaml.")] = Path("runs/demo"),
+    image: Annotated[str, typer.Option(help="File name of one image of its validation set.")] = "000001000014.png",
+    out: Annotated[Path, typer.Option(help="The JPEG to write.")] = Path("docs/overview.jpg"),
+) -> None:
+    """Draw a photo, its overlay and the parity table of a run."""
+    photo_file = open_dataset(None, run=run).images / image
+    if not photo_file.is_file():
+        raise InputError(f"{photo_file}: no such image; --image names a file of the validation set")
+    draw(*pictures(run / "model.onnx", photo_file), read_json(run / "parity.json"), out)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    run(main)
