@@ -163,7 +163,7 @@ $(DOCS_READY): pyproject.toml $(READY)
 	touch $@
 
 docs: $(DOCS_READY) ## the site, with API pages from the docstrings, in build/site
-	$(BIN)/python -m mkdocs build --quiet --strict -f docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f docs/site/mkdocs.yml
 
 clean: ## remove build/, the synthetic data and the demo's run (environments, other runs and other data stay)
 	rm -rf build data/shapes data/shapes_long runs/demo

@@ -29,7 +29,7 @@ def faults(command: str) -> list[str]:
     try:
         words = shlex.split(command, comments=True)
     except ValueError as error:
-        return [f"not a shell line ({error})"]
+        return [f"not a shell line ({error})"] if PROGRAMS.fullmatch(command.split()[0]) else []
     while words and re.fullmatch(r"\w+=.*", words[0]):  # variables of the environment
         words = words[1:]
     words = [word.strip("[]") if word.startswith(("[-", "-")) else word for word in words]  # a synopsis' brackets
