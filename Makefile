@@ -8,6 +8,9 @@ PYTHON ?= python3.11
 VENV ?= .venv
 TRITON_VENV := $(VENV)-triton
 GPUS ?= 1
+ifdef RUN # a run that is there has its own configuration
+CONFIG ?= $(or $(wildcard $(RUN)/config.yaml),training/configs/demo.yaml)
+endif
 CONFIG ?= training/configs/demo.yaml
 RUN ?= runs/$(basename $(notdir $(CONFIG)))
 COCO ?= ../shared/data/coco_sample
@@ -163,7 +166,7 @@ $(DOCS_READY): pyproject.toml $(READY)
 	touch $@
 
 docs: $(DOCS_READY) ## the site, with API pages from the docstrings, in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
 
 clean: ## remove build/, the synthetic data and the demo's run (environments, other runs and other data stay)
 	rm -rf build data/shapes data/shapes_long runs/demo
