@@ -36,8 +36,8 @@ TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
 endif
 
 .PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test lint clean
-.PHONY: docs docs-check overview
 .PHONY: ablation bench-ops bench-pq bench-train gpu-check sanitize
+.PHONY: docs docs-check overview
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
@@ -105,6 +105,17 @@ bench: $(RUN)/engine/engine.json $(TRITON_READY) ## ratios: ONNX Runtime to PyTo
 overview: $(RUN)/report.html ## docs/overview.jpg, the picture in the README, from RUN (the demo)
 	$(BIN)/python eval/overview.py --run $(RUN) $(ARGS)
 
+docs-check: $(READY) ## every command, option, file and link that README.md and docs/ name exists
+	$(BIN)/python -m pytest -q tests/docs $(ARGS)
+
+DOCS_READY := $(VENV)/.docs-ready
+$(DOCS_READY): pyproject.toml $(READY)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(DOCS_READY) ## the site, with API pages from the docstrings, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
+
 bench-pq: $(READY) ## PQ of an image against panopticapi's way, from arrays and from files, in 1 and 2 processes
 	$(BIN)/python eval/bench_pq.py $(ARGS)
 
@@ -156,17 +167,6 @@ test: $(READY) $(TRITON_READY) ## the whole test suite
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-docs-check: $(READY) ## every command, option, file and link that README.md and docs/ name exists
-	$(BIN)/python -m pytest -q tests/docs $(ARGS)
-
-DOCS_READY := $(VENV)/.docs-ready
-$(DOCS_READY): pyproject.toml $(READY)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
-	touch $@
-
-docs: $(DOCS_READY) ## the site, with API pages from the docstrings, in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
 
 clean: ## remove build/, the synthetic data and the demo's run (environments, other runs and other data stay)
 	rm -rf build data/shapes data/shapes_long runs/demo
