@@ -47,15 +47,13 @@ def pictures(model: Path, photo_file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def table_rows(parity: dict[str, Any]) -> list[list[str]]:
     """One row a runtime and batch size: PQ of all, things and stuff, and the share of identical pixels."""
-    return [
-        [
-            title(column["runtime"]),
-            str(column["batch"]),
-            *(f"{100 * column['results'][group]['pq']:.1f}" for group in GROUPS),
-            "reference" if column["reference"] else share(column["identical"]),
-        ]
-        for column in parity["columns"]
-    ]
+    rows = []
+    for column in parity["columns"]:
+        scores = [column["results"][group]["pq"] for group in GROUPS]
+        figures = ["–" if pq is None else f"{100 * pq:.1f}" for pq in scores]
+        same = "reference" if column["reference"] else share(column["identical"])
+        rows.append([title(column["runtime"]), str(column["batch"]), *figures, same])
+    return rows
 
 
 def draw(photo: np.ndarray, coloured: np.ndarray, parity: dict[str, Any], path: Path) -> None:

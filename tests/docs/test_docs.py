@@ -12,7 +12,7 @@ import pytest
 from tests.docs import pages
 from tests.docs.commands import OURS, ROOT, faults
 
-README_LINES = 150
+README_LINES, PICTURE_BYTES = 150, 150_000
 each_page = pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -76,6 +76,10 @@ def resolves(name: str) -> bool:
 def test_the_readme_is_short() -> None:
     lines = len((ROOT / "README.md").read_text().splitlines())
     assert lines <= README_LINES, "README.md is too long"
+
+
+def test_the_picture_is_small() -> None:
+    assert (ROOT / "docs/overview.jpg").stat().st_size < PICTURE_BYTES
 
 
 # The checker itself
