@@ -18,12 +18,8 @@ OUTSIDE_DOCS = {
     "CHANGELOG.md": "changelog.md",
     "plugins_cuda/BENCHMARKS.md": "benchmarks.md",
 }
-API = (
-    "upsnet",
-    "upsnet.metrics",
-    "upsnet.datasets",
-    "upsnet.runtimes",
-)  # a page each; its modules, one after the other
+# A page each: what the package says of itself, then its modules.
+API = ("upsnet", "upsnet.metrics", "upsnet.datasets", "upsnet.runtimes")
 FIRST = ("model", "prediction")  # what a reader of the page wants to see before the rest
 FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
@@ -49,7 +45,8 @@ def _api_page(package: str) -> str:
     found = folder.glob("*.py") if package == "upsnet" else folder.rglob("*.py")
     modules = [".".join(path.relative_to(folder).with_suffix("").parts) for path in found if path.name[0] != "_"]
     modules.sort(key=lambda name: (name not in FIRST, name))
-    return "\n\n".join([f"# {package}", *(f"::: {package}.{module}" for module in modules)]) + "\n"
+    itself = f"::: {package}\n    options:\n      show_root_heading: false\n"
+    return "\n\n".join([f"# {package}", itself, *(f"::: {package}.{module}" for module in modules)]) + "\n"
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
