@@ -17,6 +17,7 @@ from upsnet.files import PathLike
 from upsnet.manifest import Manifest
 from upsnet.photos import Photo, photo_path, read_photo
 from upsnet.prediction import PanopticPrediction
+from upsnet.result import PanopticResult
 from upsnet.runtimes.open import open_source
 from upsnet.runtimes.predictor import Predictor, predict_photos
 from upsnet.sources import Source, find_sources, is_video
@@ -69,7 +70,10 @@ class Model:
     def predict(self, photo: list[OnePhoto] | tuple[OnePhoto, ...]) -> list[PanopticPrediction]: ...
 
     def predict(self, photo: Any) -> PanopticPrediction | list[PanopticPrediction]:
-        """What is in a photo; of a list of photos, of any sizes, a list, in batches of the manifest's max_batch.
+        """What is in a photo; of a list of photos, of any sizes, a list.
+
+        A list goes in batches of the manifest's max_batch, photos of one shape together: no answer depends on the
+        other photos.
 
         photo: a path, the bytes of an encoded image, a PIL image, or a uint8 H x W x 3 array in RGB (OpenCV's are BGR:
         `image[..., ::-1]`). Orientation (EXIF), CMYK, 16 bits and transparency are seen to.
@@ -87,8 +91,8 @@ class Model:
 
         source: a folder (its photos and videos, and those of its subfolders, by name), a pattern such as
         "photos/*.jpg", a video (frame by frame, with PyAV), a photo, or any iterable of photos. What a folder holds
-        besides is left out, with a warning of the logger `upsnet`. batch_size: photos in one call of the network, at
-        most the manifest's max_batch; more than 1 makes an accelerator busy, and pads photos to the largest.
+        besides is left out, with a warning of the logger `upsnet`. batch_size: photos that are read before they go to
+        the network, those of one shape together, at most the manifest's max_batch: more than 1 keeps a GPU busy.
         Raises InputError as `predict` does, for what is not there, and for a folder or a pattern without photos.
 
         >>> for prediction in model.stream("photos"):  # doctest: +SKIP
@@ -115,13 +119,13 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Model {self.name} in {self.runtime}: {self.categories}>"
+        return f"<Model {self.name} in {self.runtime}: {self.categories.num_stuff} stuff, {self.categories.num_things} things>"
 
     def _answers(self, photos: Iterator[_Read], batch_size: int) -> Iterator[PanopticPrediction]:
         while batch := list(islice(photos, batch_size)):
             if self._predictor is None:
                 raise InputError(f"the model {self.name} is closed; load it again")
-            results = predict_photos(self._predictor, [read.photo for read in batch])
+            results = _predict_by_shape(self._predictor, [read.photo for read in batch])
             for result, read in zip(results, batch, strict=True):
                 yield PanopticPrediction(result, self.categories, *read)
 
@@ -132,6 +136,17 @@ class _Read(NamedTuple):
     photo: np.ndarray
     source: str
     name: str
+
+
+def _predict_by_shape(predictor: Predictor, photos: list[np.ndarray]) -> list[PanopticResult]:
+    """Photos of one shape at a time: padding, which the network sees at the border, is then what it is for one photo."""
+    rule = predictor.manifest.resize
+    shapes = [rule.padded_size(*rule.network_size(*photo.shape[:2])) for photo in photos]
+    results: dict[int, PanopticResult] = {}
+    for shape in dict.fromkeys(shapes):
+        places = [place for place, other in enumerate(shapes) if other == shape]
+        results |= zip(places, predict_photos(predictor, [photos[place] for place in places]), strict=True)
+    return [results[place] for place in range(len(photos))]
 
 
 def _read(photo: Photo, source: str, name: str) -> _Read:

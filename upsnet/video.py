@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -15,6 +16,8 @@ from upsnet.errors import InputError
 from upsnet.files import PathLike
 from upsnet.photos import MAX_PIXELS
 
+logger = logging.getLogger("upsnet")
+
 VIDEO_SUFFIXES = (
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov"),
     *(".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv"),
@@ -27,6 +30,7 @@ class Video:
         with Video("clip.mp4") as video:
             for frame in video: ...
 
+    They are read once. A file that ends early is told as a warning of the logger `upsnet`, since what it has is good.
     InputError, in one line: no such file, not a video, damaged (with the number of the frame), or no PyAV.
     """
 
@@ -67,6 +71,8 @@ class Video:
                 yield np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
         if not self._count:
             raise InputError(f"{self.path}: not a readable video: it has no frame")
+        if self.length and self._count < 0.95 * self.length:
+            logger.warning("%s: damaged or cut: only %d of %d frames are there", self.path, self._count, self.length)
 
     def close(self) -> None:
         self._container.close()
