@@ -119,7 +119,8 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Model {self.name} in {self.runtime}: {self.categories.num_stuff} stuff, {self.categories.num_things} things>"
+        stuff, things = self.categories.num_stuff, self.categories.num_things
+        return f"<Model {self.name} in {self.runtime}: {stuff} stuff, {things} things>"
 
     def _answers(self, photos: Iterator[_Read], batch_size: int) -> Iterator[PanopticPrediction]:
         while batch := list(islice(photos, batch_size)):
@@ -139,7 +140,7 @@ class _Read(NamedTuple):
 
 
 def _predict_by_shape(predictor: Predictor, photos: list[np.ndarray]) -> list[PanopticResult]:
-    """Photos of one shape at a time: padding, which the network sees at the border, is then what it is for one photo."""
+    """Photos of one shape at a time: the padding, which the network sees at the border, is that of each photo alone."""
     rule = predictor.manifest.resize
     shapes = [rule.padded_size(*rule.network_size(*photo.shape[:2])) for photo in photos]
     results: dict[int, PanopticResult] = {}

@@ -24,7 +24,11 @@ from upsnet.prediction import PanopticPrediction, PredictedSegment, save_coco
 from upsnet.result import PanopticResult, Segment, measure
 
 TABLE = Categories.from_coco(
-    [{"id": 7, "name": "cat", "isthing": 1}, {"id": 90, "name": "sky", "isthing": 0}, {"id": 8, "name": "dog", "isthing": 1}]
+    [
+        {"id": 7, "name": "cat", "isthing": 1},
+        {"id": 90, "name": "sky", "isthing": 0},
+        {"id": 8, "name": "dog", "isthing": 1},
+    ]
 )
 SKY, CAT, DOG = range(3)
 
@@ -144,5 +148,5 @@ def test_supervision_detections(small: PanopticPrediction) -> None:
 
 def test_without_supervision(small: PanopticPrediction, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(InputError, match="to_supervision needs a package .*pip install supervision"):
+    with pytest.raises(InputError, match=r"to_supervision needs a package .*pip install supervision"):
         small.to_supervision()

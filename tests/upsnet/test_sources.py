@@ -17,7 +17,16 @@ from upsnet.sources import Source, expand, find_sources
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Files by name only, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    for name in ("z.JPG", "a.jpg", "notes.txt", ".hidden.jpg", "B/clip.MP4", "B/a.v2.png", "B/deep/x.webp", ".git/y.png"):
+    for name in (
+        "z.JPG",
+        "a.jpg",
+        "notes.txt",
+        ".hidden.jpg",
+        "B/clip.MP4",
+        "B/a.v2.png",
+        "B/deep/x.webp",
+        ".git/y.png",
+    ):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -132,7 +132,8 @@ def test_an_exception_leaves_the_folder_as_it_was(tmp_path, error):
         raise error
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["predictions.json", "predictions/a.png"]
-    assert [entry["image_id"] for entry in json.loads((tmp_path / "predictions.json").read_text())["annotations"]] == [1]
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert [entry["image_id"] for entry in content["annotations"]] == [1]
 
 
 @pytest.mark.parametrize(
@@ -190,10 +191,8 @@ def test_adding_to_a_folder(tmp_path):
     add_prediction(tmp_path, "a.png", PanopticResult(IDS * 0, []), TABLE)
     content = json.loads((tmp_path / "predictions.json").read_text())
     assert content["categories"] == TABLE.to_coco()
-    assert sorted((entry["image_id"], entry["file_name"], entry["segments_info"]) for entry in content["annotations"]) == [
-        (1, "a.png", []),
-        (2, "sub/b.png", []),
-    ]
+    entries = [(each["image_id"], each["file_name"], each["segments_info"]) for each in content["annotations"]]
+    assert sorted(entries) == [(1, "a.png", []), (2, "sub/b.png", [])]
     assert read_panoptic_png(tmp_path / "predictions" / "a.png").tolist() == (IDS * 0).tolist()
     other = Categories.from_coco([{"id": 7, "name": "dog", "isthing": 1}])
     with pytest.raises(InputError, match=r"predictions\.json: holds no predictions of these categories"):
