@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import upsnet
 from serving.repository import deploy
 from serving.server import TritonServer
+from tests.test_python_page import BLOCKS, SERVER
+from upsnet.command_line.predict import main
 from upsnet.contract import METADATA_KEY
 from upsnet.runtimes.triton import TritonPredictor
 
@@ -32,16 +35,23 @@ def test_the_server_tells_what_its_model_is(server: TritonServer, exported: Any)
 
 @pytest.mark.triton
 def test_predict_command_with_a_server(server: TritonServer, tmp_path: Path) -> None:
-    from PIL import Image
-
-    from upsnet.command_line.predict import main
-
     Image.fromarray(WHITE).save(tmp_path / "white.png")
     for number, place in enumerate(({"url": server.url, "runtime": "triton"}, {"url": f"grpc://{server.url}"})):
         main([tmp_path / "white.png"], tmp_path / f"out{number}", **place)  # type: ignore[arg-type]
     main([tmp_path / "white.png"], tmp_path / "out2", run=f"grpc://{server.url}")
     texts = [(tmp_path / f"out{number}" / "predictions.json").read_text() for number in range(3)]
     assert len(set(texts)) == 1 and '"file_name": "white.png"' in texts[0]
+
+
+@pytest.mark.triton
+def test_the_example_of_the_python_page(
+    server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(WHITE).save("street.jpg")
+    (block,) = (block for block in BLOCKS if SERVER in block)
+    exec(block.replace(SERVER, server.url), {"upsnet": upsnet})
+    assert capsys.readouterr().out == "<PanopticPrediction of street.jpg, 50 x 70: sky>\n"
 
 
 @pytest.mark.triton

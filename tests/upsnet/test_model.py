@@ -66,9 +66,9 @@ def test_every_form_of_a_model(tiny_run: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("empty", "run", "engine"):
+    for name in ("empty", "run", "engine", "trained"):
         (tmp_path / name).mkdir()
-    for name in ("run/model.onnx", "engine/model.onnx", "notes.txt", "old.pth"):
+    for name in ("run/model.onnx", "engine/model.onnx", "trained/last.safetensors", "notes.txt", "old.pth"):
         (tmp_path / name).write_bytes(b"not a model")
     return tmp_path
 
@@ -86,7 +86,8 @@ def folder(tmp_path: Path) -> Path:
         ("notes.txt", {}, "notes.txt: no model by its name; a model is .*grpc://host:port$"),
         ("old.pth", {}, "old.pth: no model by its name; .* `upsnet import` reads the original"),
         ("run", {}, "model.onnx: ONNX Runtime cannot load it"),
-        ("run", {"runtime": "pytorch"}, "run: has nothing for the runtime pytorch, only for onnxruntime"),
+        ("run", {"runtime": "pytorch"}, "run: holds nothing for the runtime pytorch, only for onnxruntime"),
+        ("trained", {"runtime": "onnxruntime"}, "trained: holds nothing .*, only for pytorch; `make onnx` exports it"),
         ("run", {"runtime": "caffe"}, "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, triton"),
         ("run", {"device": "cuda"}, "run: device is no option of the runtime onnxruntime: threads$"),
         ("run", {"threads": 0}, "threads 0: give at least 1"),
@@ -94,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
         ("grpc://127.0.0.1", {}, "grpc://127.0.0.1: a server is grpc://host:port"),
         ("grpc://host:port", {}, "grpc://host:port: a server is grpc://host:port"),
         ("http://127.0.0.1:8000", {}, "http://127.0.0.1:8000: a server is grpc://host:port, with the port of its gRPC"),
-        ("grpc://127.0.0.1:1", {"runtime": "pytorch"}, "has nothing for the runtime pytorch, only for triton"),
+        ("grpc://127.0.0.1:1", {"runtime": "pytorch"}, "holds nothing for the runtime pytorch, only for triton$"),
         ("grpc://127.0.0.1:1", {"threads": 2}, "threads is no option of the runtime triton: manifest"),
     ],
 )

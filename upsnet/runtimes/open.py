@@ -130,7 +130,8 @@ def find_model(source: PathLike, runtime: str | None = None) -> tuple[str, Path 
             hint = "; `upsnet import` reads the original UPSNet's checkpoints" if path.suffix in (".pth", ".pt") else ""
             raise InputError(f"{source}: no model by its name; a model is {MODELS}{hint}")
     if runtime is not None and runtime not in found:
-        raise InputError(f"{source}: has nothing for the runtime {runtime}, only for {' and '.join(found)}")
+        cure = "; `make onnx` exports it" if path.is_dir() and runtime == "onnxruntime" else ""
+        raise InputError(f"{source}: holds nothing for the runtime {runtime}, only for {' and '.join(found)}{cure}")
     return (runtime, found[runtime]) if runtime else next(iter(found.items()))
 
 
