@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "predict": Entry("upsnet.command_line.predict", "Panoptic overlays and COCO panoptic files of your photos and videos."),
+    "predict": Entry("upsnet.command_line.predict", "Panoptic overlays and COCO panoptic files of photos and videos."),
     "pq": Entry("upsnet.command_line.pq", "PQ of prediction files in the official COCO panoptic format."),
     "shapes": Entry("upsnet.datasets.shapes", "Make the synthetic panoptic data set `shapes`."),
     "data check": Entry("upsnet.datasets.doctor.check", "Look for faults in a data set in COCO panoptic format."),
