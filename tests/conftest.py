@@ -183,6 +183,34 @@ class FakePredictor:
         self.closed = True
 
 
+class Halves:
+    """Sky above, grass below: a predictor for photos of any content."""
+
+    name = "halves"
+
+    def __init__(self, manifest: Manifest | None = None) -> None:
+        self.manifest = manifest or FakePredictor("x").manifest
+        self.batches: list[int] = []
+        self.closed = 0
+
+    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
+        self.batches.append(len(images))
+        panoptic = np.zeros(images.shape[:3], np.uint8)
+        segments = np.zeros((len(images), 10, 7), np.float32)
+        segments[:, 1, 0], segments[:, :2, 1] = 1, 1
+        for row, (height, width) in zip(panoptic, sizes, strict=True):
+            row[: (height + 1) // 2, :width], row[(height + 1) // 2 : height, :width] = 1, 2
+        return RawPrediction(panoptic, segments, np.full(len(images), 2, np.int32))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def halves() -> Halves:
+    return Halves()
+
+
 @pytest.fixture
 def gt_json(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "data")

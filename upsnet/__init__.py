@@ -21,14 +21,24 @@ if TYPE_CHECKING:
     from upsnet.categories import Category as Category
     from upsnet.command_line.main import main as main
     from upsnet.errors import InputError as InputError
+    from upsnet.model import Model as Model
+    from upsnet.model import load as load
     from upsnet.photos import read_photo as read_photo
+    from upsnet.prediction import PanopticPrediction as PanopticPrediction
+    from upsnet.prediction import PredictedSegment as PredictedSegment
+    from upsnet.prediction import save_coco as save_coco
 
 _HOMES = {
     "Categories": "upsnet.categories",
     "Category": "upsnet.categories",
     "InputError": "upsnet.errors",
+    "Model": "upsnet.model",
+    "PanopticPrediction": "upsnet.prediction",
+    "PredictedSegment": "upsnet.prediction",
+    "load": "upsnet.model",
     "main": "upsnet.command_line.main",
     "read_photo": "upsnet.photos",
+    "save_coco": "upsnet.prediction",
 }
 __all__ = [*_HOMES, "__version__"]
 

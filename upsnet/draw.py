@@ -138,7 +138,8 @@ def _draw_labels(
     for place in sorted(points, key=lambda place: -segments[place].area):
         segment = segments[place]
         category = categories[segment.category]
-        text = f"{category.name} {segment.score:.2f}" if scores and category.isthing else category.name
+        name = " ".join(category.name.split())  # a label is one line
+        text = f"{name} {segment.score:.2f}" if scores and category.isthing else name
         width = round(draw.textlength(text, font)) + 2 * margin
         box = _free_box(points[place], (width, size + 2 * margin), image.size, placed)
         if box is None:

@@ -43,8 +43,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
 def staged_folder(out: Path) -> Iterator[Path]:
     """Yields an empty folder; on success its files move into `out` (made if absent, other files there stay).
 
-    The folder lies in `out`, or in its nearest parent that exists, hence on the same file system: each file arrives by
-    one rename, files in `out` itself after those in its subfolders. On an error nothing reaches `out`.
+    The folder lies in `out`, or in its nearest parent that exists, hence on the same file system: each file, or folder
+    that is new, arrives by one rename, files in `out` itself last. On an error nothing reaches `out`.
     Raises InputError when `out` is a file or cannot be written to.
     """
     nearest = out.absolute()
@@ -58,16 +58,23 @@ def staged_folder(out: Path) -> Iterator[Path]:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from error
     try:
         yield stage
-        files = sorted((path for path in stage.rglob("*") if path.is_file()), key=lambda path: -len(path.parts))
-        for file in files:
-            target = out / file.relative_to(stage)
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, target)
-            except OSError as error:
-                raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+        _move_into(stage, out)
     finally:
         shutil.rmtree(stage)
+
+
+def _move_into(source: Path, target: Path) -> None:
+    """What is in one folder goes into another: subfolders first, those that the other has not as they are."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(os.scandir(source), key=lambda entry: entry.is_file()):
+            if entry.is_dir() and (target / entry.name).exists():
+                _move_into(Path(entry.path), target / entry.name)
+            else:
+                os.replace(entry.path, target / entry.name)
+    except OSError as error:
+        place = error.filename2 or error.filename or target
+        raise InputError(f"{place}: cannot be written: {error.strerror}") from error
 
 
 def _replace(temporary: Path, target: Path) -> None:

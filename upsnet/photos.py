@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import os
 import struct
 import warnings
 import zlib
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike, atomic_path
@@ -33,36 +36,74 @@ DECODE_ERRORS = (
 )
 
 
-def read_photo(path: PathLike) -> np.ndarray:
-    """Any photo that Pillow reads -> uint8 H x W x 3 RGB, upright (EXIF applied), transparency on white.
+# What a photo may be given as: a file's path, an encoded image, a PIL image, or a uint8 H x W x 3 RGB array.
+Photo = PathLike | bytes | bytearray | Image.Image | np.ndarray
 
-    16-bit greys are scaled to 8 bits. Raises InputError for a missing, damaged or empty file and above MAX_PIXELS.
+
+def read_photo(photo: Photo, name: str | None = None) -> np.ndarray:
+    """Any photo -> a uint8 H x W x 3 RGB array of its own: upright (EXIF applied), transparency on white.
+
+    photo: a path, the bytes of an encoded image or a PIL image, in any format and mode that Pillow has (16-bit greys
+    are scaled to 8 bits), or a uint8 H x W x 3 array in RGB. name: what messages call it (default: its path).
+    Raises InputError for what is missing, damaged, empty, over MAX_PIXELS, or none of these.
+
+    >>> read_photo(np.zeros((480, 640, 3), np.uint8)).shape
+    (480, 640, 3)
     """
+    name = name or photo_path(photo) or "the photo"
+    if isinstance(photo, np.ndarray):
+        return _checked_array(photo, name)
     try:
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such file")
-        with _open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width} x {image.height}"
-                raise InputError(f"{path}: {size} pixels is over the limit of {MAX_PIXELS}; make it smaller")
-            return np.array(_to_rgb(ImageOps.exif_transpose(image), path))
+        with _open(photo, name) as image:
+            _check_size(image.width, image.height, name)
+            return np.array(_to_rgb(ImageOps.exif_transpose(image), name))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{path}: over the limit of {MAX_PIXELS} pixels; make it smaller") from error
+        raise InputError(f"{name}: over the limit of {MAX_PIXELS} pixels; make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{name}: not a readable image: in no format that Pillow knows") from error
     except DECODE_ERRORS as error:
-        raise InputError(f"{path}: not a readable image: {first_line(error)}") from error
+        raise InputError(f"{name}: not a readable image: {first_line(error)}") from error
 
 
-def _open(path: PathLike) -> Image.Image:
+def photo_path(photo: Photo) -> str | None:
+    """The path of a photo that has one: PIL's images know the file that they were opened from."""
+    path = photo if isinstance(photo, str | os.PathLike) else getattr(photo, "filename", None)
+    return os.fspath(path) if path else None
+
+
+def _open(photo: Photo, name: str) -> AbstractContextManager[Image.Image]:
+    if isinstance(photo, Image.Image):
+        return nullcontext(photo)  # the caller's, and not closed here
+    if isinstance(photo, str | os.PathLike):
+        if Path(photo).is_dir():
+            raise InputError(f"{name}: a folder, not a photo")
+        if not Path(photo).is_file():
+            raise InputError(f"{name}: no such file")
+    elif not isinstance(photo, bytes | bytearray):
+        kinds = "a path, the bytes of an image, a PIL image or a uint8 H x W x 3 array"
+        raise InputError(f"{name}: a photo is {kinds}, not {type(photo).__name__}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower than Pillow's limit
-        return Image.open(path)
+        return Image.open(io.BytesIO(photo) if isinstance(photo, bytes | bytearray) else photo)
 
 
-def _to_rgb(image: Image.Image, path: PathLike) -> Image.Image:
-    if image.width == 0 or image.height == 0:
-        raise InputError(f"{path}: the image has no pixels")
+def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise InputError(f"{name}: an array must be uint8 H x W x 3 RGB, not {array.dtype} {list(array.shape)}")
+    _check_size(array.shape[1], array.shape[0], name)
+    return np.array(array)
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width == 0 or height == 0:
+        raise InputError(f"{name}: the image has no pixels")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name}: {width} x {height} pixels is over the limit of {MAX_PIXELS}; make it smaller")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
-        raise InputError(f"{path}: a floating-point image has no defined white; convert it to 8 bits")
+        raise InputError(f"{name}: a floating-point image has no defined white; convert it to 8 bits")
     if image.mode.startswith("I"):  # I;16, I;16B, and I, which is how Pillow opens some 16-bit files
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -135,3 +135,10 @@ def test_real_ground_truth(shared_data, spied_texts):
         picture = overlay(photo, PanopticResult(ids, segments), table)
         assert picture.shape == photo.shape
         assert len(spied_texts) > len(segments) / 2
+
+
+def test_a_line_break_in_a_name_is_a_space(spied_texts) -> None:
+    table = Categories.from_coco([{"id": 2, "name": "sky\n at day", "isthing": 0}])
+    result = PanopticResult(np.ones((200, 400), np.int32), [Segment(1, 0, 1, 80_000, (0, 0, 400, 200))])
+    overlay(np.zeros((200, 400, 3), np.uint8), result, table)
+    assert spied_texts == ["sky at day"]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from upsnet.errors import InputError
-from upsnet.files import atomic_path, read_json, sha256, write_json, write_text
+from upsnet.files import atomic_path, read_json, sha256, staged_folder, write_json, write_text
 
 
 def test_atomic_path_writes_on_success_and_makes_parents(tmp_path):
@@ -67,3 +67,25 @@ def test_missing_files_are_named(tmp_path):
 def test_sha256(tmp_path):
     write_text(tmp_path / "x", "abc")
     assert sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_staged_folder_joins_what_is_there(tmp_path):
+    out = tmp_path / "out"
+    (out / "old").mkdir(parents=True)
+    (out / "old" / "kept.txt").write_text("kept")
+    with staged_folder(out) as stage:
+        for name in ("old/new.txt", "fresh/deep/a.txt", "root.txt"):
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            (stage / name).write_text(name)
+    found = {path.relative_to(out).as_posix(): path.read_text() for path in out.rglob("*") if path.is_file()}
+    names = ("old/new.txt", "fresh/deep/a.txt", "root.txt")
+    assert found == {"old/kept.txt": "kept", **{name: name for name in names}}
+
+
+def test_staged_folder_names_what_is_in_its_way(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "place").write_text("a file")
+    with pytest.raises(InputError, match=r"out/place: cannot be written"), staged_folder(tmp_path / "out") as stage:
+        (stage / "place").mkdir()
+        (stage / "place" / "x").write_text("")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["place"]

@@ -161,3 +161,63 @@ def test_real_photos(shared_data):
     for path in (shared_data / "coco_sample" / "val2017").glob("*.jpg"):
         with Image.open(path) as image:
             assert np.array_equal(read_photo(path), np.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_bytes_and_pil_images_take_the_road_of_files(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(tmp_path / "x.png", exif=exif)
+    content = (tmp_path / "x.png").read_bytes()
+    with Image.open(tmp_path / "x.png") as image:
+        for photo in (str(tmp_path / "x.png"), content, bytearray(content), image):
+            assert np.array_equal(read_photo(photo), UPRIGHT)
+        assert image.size == STORED[orientation].shape[1::-1], "the caller's image stays open, and as it was"
+        image.load()
+
+
+def test_a_pil_image_of_any_mode():
+    for mode, color, expected in (("CMYK", (0, 0, 0, 255), 0), ("I;16", 0x8012, 0x80), ("RGBA", (0, 0, 0, 51), 204)):
+        assert (read_photo(Image.new(mode, (3, 2), color)) == expected).all()
+
+
+def test_an_array_is_copied():
+    array = UPRIGHT.copy()
+    photo = read_photo(array[:, ::-1])
+    array[:] = 0
+    assert np.array_equal(photo, UPRIGHT[:, ::-1]) and photo.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("photo", "message"),
+    [
+        (b"", "the photo: not a readable image: in no format that Pillow knows"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(30), "the photo: not a readable image"),
+        (np.zeros((4, 4, 3), np.float32), r"the photo: an array must be uint8 H x W x 3 RGB, not float32 \[4, 4, 3\]"),
+        (np.zeros((4, 4), np.uint8), r"not uint8 \[4, 4\]"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"not uint8 \[2, 4, 4, 3\]"),
+        (np.zeros((0, 4, 3), np.uint8), "the photo: the image has no pixels"),
+        (Image.new("RGB", (0, 3)), "the photo: the image has no pixels"),
+        (Image.new("F", (3, 3)), "the photo: a floating-point image"),
+        (17, "the photo: a photo is a path, the bytes of an image, .* not int"),
+        (None, "the photo: a photo is .* not NoneType"),
+    ],
+)
+def test_what_is_no_photo_is_told_in_one_line(photo, message):
+    with pytest.raises(InputError, match=message) as caught:
+        read_photo(photo)
+    assert "\n" not in str(caught.value) and " at 0x" not in str(caught.value)
+
+
+def test_the_limit_holds_for_every_kind(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 5)
+    for photo in (UPRIGHT, Image.fromarray(UPRIGHT)):
+        with pytest.raises(InputError, match="3 x 2 pixels is over the limit of 5"):
+            read_photo(photo)
+
+
+def test_a_folder_is_no_photo(tmp_path):
+    with pytest.raises(InputError, match="a folder, not a photo"):
+        read_photo(tmp_path)
+    with pytest.raises(InputError, match=r"none\.jpg: no such file"):
+        read_photo(tmp_path / "none.jpg")

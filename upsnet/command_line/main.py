@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import sys
 from typing import Annotated, Any, NamedTuple
 
@@ -26,7 +27,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "predict": Entry("upsnet.command_line.predict", "Panoptic overlays and COCO panoptic files of your own photos."),
+    "predict": Entry("upsnet.command_line.predict", "Panoptic overlays and COCO panoptic files of photos and videos."),
     "pq": Entry("upsnet.command_line.pq", "PQ of prediction files in the official COCO panoptic format."),
     "shapes": Entry("upsnet.datasets.shapes", "Make the synthetic panoptic data set `shapes`."),
     "data check": Entry("upsnet.datasets.doctor.check", "Look for faults in a data set in COCO panoptic format."),
@@ -133,9 +134,10 @@ def make_root() -> typer.Typer:
 
 def main() -> None:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text of the terminal's encoding
     try:
         make_root()(prog_name="upsnet")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-

@@ -1,103 +1,161 @@
-"""Panoptic segmentation of your own photos: pictures to look at, and the official COCO format to compute with.
+"""Panoptic segmentation of your own photos and videos: pictures to look at, and the COCO format to compute with.
 
-upsnet predict photo.jpg other.png --out somewhere
+upsnet predict photo.jpg holiday/ 'more/*.png' clip.mp4 --out somewhere
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
+import numpy as np
 import typer
-from PIL import Image
 from tqdm import tqdm
 
-from upsnet.categories import Categories
 from upsnet.datasets.coco_format import PredictionWriter
-from upsnet.draw import overlay
 from upsnet.errors import InputError
-from upsnet.files import staged_folder
+from upsnet.files import PathLike, staged_folder
+from upsnet.model import Model
 from upsnet.photos import read_photo
-from upsnet.result import PanopticResult
 from upsnet.runtimes.open import open_chosen
-from upsnet.runtimes.predictor import Predictor, predict_photos
+from upsnet.sources import Source, expand, find_sources
+from upsnet.video import Video, VideoWriter
+
+MOST_OF_JPEG = 65500  # pixels along a side
 
 
-def predict_files(predictor: Predictor, photos: Sequence[Path], out: Path) -> list[str]:
-    """Writes, into `out`, for each photo <stem>_overlay.jpg and predictions/<stem>.png, and predictions.json for all.
+def predict_files(model: Model, given: Sequence[PathLike], out: Path) -> Iterator[str]:
+    """Predicts photos, videos, and those in folders and patterns; yields what was found, one line each.
 
-    PNG and JSON are official COCO panoptic: the photo's exact size, original category ids, image ids 1 .. n in the
-    order given. Every photo is read before the first is predicted, one at a time, so a bad one is an InputError with
-    nothing written. Returns what was found, one line a photo.
+    Into `out` come, for a photo, <name>_overlay.jpg and predictions/<name>.png; for a video <name>_overlay.mp4 and
+    predictions/<name>/000001.png for each frame; and predictions.json for all. <name> is the file's without suffix,
+    with the subfolders below a folder that was given. PNG and JSON are official COCO panoptic: the photo's exact size,
+    original category ids, image ids 1 .. n in order.
+
+    All or nothing: `out` is as it was until the last line. Every photo, and every video's beginning, is read before the
+    first is predicted; a bad one is an InputError. Of a photo its name stays in memory, of a video nothing.
     """
-    check_names(photos, out)
-    for path in tqdm(photos, desc="reading", disable=None):
-        read_photo(path)
-    categories = predictor.manifest.categories_table
-    found = []
-    with staged_folder(out) as stage, PredictionWriter(stage, categories) as writer:
-        for image_id, path in enumerate(tqdm(photos, desc="predicting", disable=None), 1):
-            photo = read_photo(path)
-            result = predict_photos(predictor, [photo])[0]
-            writer.add(image_id, path.name, result)
-            Image.fromarray(overlay(photo, result, categories)).save(stage / overlay_name(path), quality=92)
-            found.append(f"{path}: {describe(result, categories)}")
-    return found
+    total = check_sources(given, out)
+    with (
+        staged_folder(out) as stage,
+        PredictionWriter(stage, model.categories) as writer,
+        tqdm(total=total, desc="predicting", unit="image", disable=None) as bar,
+    ):
+        image_ids = count(1)
+        for source in find_sources(given, without=out, warn=False):
+            if source.is_video:
+                yield _predict_video(model, source, stage, writer, image_ids, bar)
+                continue
+            prediction = model.predict(source.path)
+            writer.add(next(image_ids), _png_name(source, 1), prediction.result)
+            picture = prediction.overlay()
+            picture.save(_in_stage(stage, overlay_name(source, picture.size)), quality=92)
+            bar.update()
+            yield f"{source.path}: {prediction.describe()}"
 
 
-def check_names(photos: Sequence[Path], out: Path) -> None:
-    """InputError when two photos would have the same output, or an output would replace one of the photos."""
-    by_stem: dict[str, Path] = {}
-    for path in photos:
-        if path.stem in by_stem:
-            raise InputError(f"{by_stem[path.stem]} and {path} would both be written as {path.stem}; rename one")
-        by_stem[path.stem] = path
-    inputs = {path.resolve() for path in photos}
-    for path in photos:
-        for output in (out / overlay_name(path), out / "predictions" / f"{path.stem}.png"):
-            if output.resolve() in inputs:
+def _predict_video(
+    model: Model, source: Source, stage: Path, writer: PredictionWriter, image_ids: Iterator[int], bar: tqdm
+) -> str:
+    seen: set[int] = set()
+    frames = 0
+    path = _in_stage(stage, overlay_name(source, (0, 0)))
+    with Video(source.path) as video, VideoWriter(path, video.rate) as overlays:
+        for prediction in model.stream(video):
+            frames += 1
+            writer.add(next(image_ids), _png_name(source, frames), prediction.result)
+            overlays.add(np.asarray(prediction.overlay()))
+            seen.update(segment.category for segment in prediction.result.segments)
+            bar.update()
+    names = [category.name for index, category in enumerate(model.categories) if index in seen]
+    return f"{source.path}: {frames} frames: {', '.join(names) or 'nothing found'}"
+
+
+def _in_stage(stage: Path, name: str) -> Path:
+    path = stage / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_sources(given: Sequence[PathLike], out: Path) -> int:
+    """About how many pictures there are, frames counted. InputError for what is no readable photo or video.
+
+    And where two would be written to the same place, or an output would replace one of the photos.
+    """
+    paths = [path.resolve() for path in expand(given)]
+    files = {path for path in paths if not path.is_dir()}
+    folders = [path for path in paths if path.is_dir() and not out.resolve().is_relative_to(path)]
+    photos: set[str] = set()
+    subfolders: dict[str, bool] = {}  # is it a video's?
+    pictures = 0
+    for source in tqdm(find_sources(given, without=out), desc="reading", unit="file", disable=None):
+        above = [str(folder) for folder in PurePosixPath(source.name).parents]
+        if source.name in (subfolders if source.is_video else photos) or any(subfolders.get(each) for each in above):
+            other = next(other for other in find_sources(given, without=out, warn=False) if _clash(source, other))
+            raise InputError(f"{other.path} and {source.path} would both be written as {other.name}; rename one")
+        subfolders |= {each: False for each in above}
+        if source.is_video:
+            subfolders[source.name] = True
+            with Video(source.path) as video:
+                size = next(iter(video)).shape[:2]
+                pictures += video.length or 1
+        else:
+            photos.add(source.name)
+            size = read_photo(source.path).shape[:2]
+            pictures += 1
+        for output in (out / overlay_name(source, size), out / "predictions" / _png_name(source, 1)):
+            place = output.resolve()
+            if place in files or (place.exists() and any(place.is_relative_to(folder) for folder in folders)):
                 raise InputError(f"{output} is one of the photos and would be replaced; choose another --out")
+    return pictures
 
 
-def overlay_name(photo: Path) -> str:
-    return f"{photo.stem}_overlay.jpg"
+def _clash(one: Source, other: Source) -> bool:
+    if one.is_video == other.is_video:
+        return one.name == other.name
+    video, photo = (one, other) if one.is_video else (other, one)
+    return photo.name.startswith(f"{video.name}/")
 
 
-def describe(result: PanopticResult, categories: Categories) -> str:
-    """'3 person, sky, grass': the segments of a result in words, things with their number."""
-    counts = Counter(segment.category for segment in result.segments)
-    words = [
-        f"{count} {categories[index].name}" if categories[index].isthing else categories[index].name
-        for index, count in sorted(counts.items(), key=lambda item: (not categories[item[0]].isthing, item[0]))
-    ]
-    return ", ".join(words) or "nothing found"
+def overlay_name(source: Source, size: tuple[int, ...]) -> str:
+    """A JPEG for a photo of that height and width, a PNG where a JPEG cannot be as long; a video for a video."""
+    suffix = "mp4" if source.is_video else "jpg" if max(size) <= MOST_OF_JPEG else "png"
+    return f"{source.name}_overlay.{suffix}"
+
+
+def _png_name(source: Source, frame: int) -> str:
+    return f"{source.name}/{frame:06}.png" if source.is_video else f"{source.name}.png"
 
 
 def main(
-    photos: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photos, in any format that Pillow reads.")],
+    photos: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Photos, videos, folders of them, or patterns ('photos/**/*.jpg')."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the results; it may exist.")],
-    runtime: Annotated[str, typer.Option(help="pytorch, onnxruntime or triton.")] = "onnxruntime",
-    run: Annotated[Path, typer.Option(help="The run whose model is used.")] = Path("runs/demo"),
+    runtime: Annotated[
+        str | None, typer.Option(help="pytorch, onnxruntime or triton (default: what the model is for).")
+    ] = None,
+    run: Annotated[
+        str, typer.Option(help="The run whose model is used; or any model that upsnet.load takes.")
+    ] = "runs/demo",
     checkpoint: Annotated[Path | None, typer.Option(help="pytorch: instead of the run's last.safetensors.")] = None,
     model: Annotated[Path | None, typer.Option(help="onnxruntime: another model than the run's model.onnx.")] = None,
     url: Annotated[
         str | None, typer.Option(help="triton: host:port of the server's gRPC (default: 127.0.0.1:8001).")
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="triton: the served model's manifest (default: triton_repo's).")
+        Path | None, typer.Option(help="triton: the served model's manifest (default: what the server says).")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")] = None,
 ) -> None:
-    """Segment photos: a coloured overlay with class names, and COCO panoptic PNG + JSON, for each."""
+    """Segment photos and videos: coloured overlays with class names, and COCO panoptic PNG + JSON."""
     predictor = open_chosen(
         runtime, run, checkpoint=checkpoint, model=model, url=url, manifest=manifest, threads=threads
     )
-    try:
-        for line in predict_files(predictor, photos, out):
-            print(line)
-    finally:
-        predictor.close()
+    with Model(predictor) as opened:
+        for line in predict_files(opened, photos, out):
+            tqdm.write(line)
     print(f"wrote {out}/*_overlay.jpg, {out}/predictions.json and {out}/predictions/")
-

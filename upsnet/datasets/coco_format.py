@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -11,10 +13,11 @@ from PIL import Image
 
 from upsnet.categories import Categories
 from upsnet.errors import InputError, first_line
-from upsnet.files import PathLike, write_json
+from upsnet.files import PathLike, read_json, staged_folder, write_json
 from upsnet.photos import DECODE_ERRORS, write_png
 from upsnet.result import PanopticResult
 
+JSON_NAME = "predictions.json"
 ID_LIMIT = 1 << 24  # ids are 24 bits: R + 256 G + 65536 B
 
 
@@ -62,35 +65,38 @@ def _ids(image: Image.Image) -> np.ndarray:
 
 
 class PredictionWriter:
-    """Streams results into `folder`: PNGs in folder/predictions/, and folder/predictions.json on a clean exit.
+    """Streams results into `folder`: PNGs in folder/predictions/, and folder/predictions.json for them all.
 
         with PredictionWriter(folder, categories) as writer:
             writer.add(142238, "000000142238.jpg", result)
 
-    Maps are written at once and not kept. The JSON carries original category ids. An exception leaves no JSON.
+    Memory does not grow with the results: each goes to a folder beside, from where all move into `folder` on a clean
+    exit. An exception leaves `folder` as it was. The JSON carries original category ids.
     """
 
     def __init__(self, folder: PathLike, categories: Categories) -> None:
-        self.json_path = Path(folder) / "predictions.json"
-        self.png_folder = Path(folder) / "predictions"
-        self._categories = categories
-        self._annotations: dict[int, dict[str, Any]] = {}
-        self._file_names: set[str] = set()
+        self._folder, self._categories = Path(folder), categories
+        self._open = ExitStack()
+        self._next_id = 1  # image ids 1 .. next - 1 were written
+        self._other_ids: set[int] = set()
 
     def __enter__(self) -> PredictionWriter:
-        try:
-            self.png_folder.mkdir(parents=True, exist_ok=True)
-            self.json_path.unlink(missing_ok=True)  # an older JSON must not describe the new PNGs
-        except OSError as error:
-            raise InputError(f"{self.json_path.parent}: cannot be written: {error.strerror}") from error
+        self._stage = self._open.enter_context(staged_folder(self._folder))
+        (self._stage / "predictions").mkdir()
+        self._json = self._open.enter_context(open(self._stage / JSON_NAME, "w", encoding="utf-8"))
+        self._json.write('{"annotations": [')
+        self._separator = "\n"
+        self._open.push(self._end_json)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._open.__exit__(kind, error, traceback)
+
+    def _end_json(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            annotations = list(self._annotations.values())
-            write_json(self.json_path, {"annotations": annotations, "categories": self._categories.to_coco()})
+            self._json.write(f'\n], "categories": {json.dumps(self._categories.to_coco())}}}\n')
 
     def add(self, image_id: int, file_name: str, result: PanopticResult) -> None:
         """Write one image. `file_name` is the photo's or the PNG's: the suffix becomes .png.
@@ -101,24 +107,54 @@ class PredictionWriter:
         if not name.name or name.is_absolute() or ".." in name.parts:
             raise InputError(f"image {image_id}: '{file_name}' is not a file name inside the folder")
         png_name = name.with_suffix(".png")
-        if image_id in self._annotations:
+        png = self._stage / "predictions" / png_name
+        if 1 <= image_id < self._next_id or image_id in self._other_ids:
             raise InputError(f"image {image_id} ({file_name}): this image id was already written")
-        if str(png_name) in self._file_names:
+        if png.exists():
             raise InputError(f"image {image_id} ({file_name}): {png_name} was already written")
-        write_png(self.png_folder / png_name, id2rgb(result.ids))
-        self._file_names.add(str(png_name))
-        self._annotations[image_id] = {
-            "image_id": image_id,
-            "file_name": str(png_name),
-            "segments_info": [
-                {
-                    "id": segment.id,
-                    "category_id": self._categories[segment.category].id,
-                    "area": segment.area,
-                    "bbox": list(segment.bbox),
-                    "score": segment.score,
-                    "iscrowd": 0,
-                }
-                for segment in result.segments
-            ],
-        }
+        write_png(png, id2rgb(result.ids))
+        entry = annotation(image_id, str(png_name), result, self._categories)
+        self._json.write(self._separator + json.dumps(entry, allow_nan=False))
+        self._separator = ",\n"
+        if image_id == self._next_id:
+            self._next_id += 1
+        else:
+            self._other_ids.add(image_id)
+
+
+def add_prediction(folder: PathLike, file_name: str, result: PanopticResult, categories: Categories) -> None:
+    """Write one image beside those that the folder holds; one of the same file name is replaced.
+
+    The whole predictions.json is written again: for many images, PredictionWriter is the way.
+    Raises InputError when the folder holds predictions of other categories, or something else of that name.
+    """
+    path, png_name = Path(folder) / JSON_NAME, str(PurePosixPath(file_name).with_suffix(".png"))
+    content = read_json(path) if path.exists() else {"annotations": [], "categories": categories.to_coco()}
+    if not isinstance(content, dict) or content.get("categories") != categories.to_coco():
+        raise InputError(f"{path}: holds no predictions of these categories; choose another folder")
+    others = {entry["file_name"]: entry for entry in content["annotations"]}
+    replaced = others.pop(png_name, None)
+    next_id = max((entry["image_id"] for entry in others.values()), default=0) + 1
+    image_id = replaced["image_id"] if replaced else next_id
+    entries = [*others.values(), annotation(image_id, png_name, result, categories)]
+    write_png(Path(folder) / "predictions" / png_name, id2rgb(result.ids))
+    write_json(path, {"annotations": entries, "categories": categories.to_coco()})
+
+
+def annotation(image_id: int, png_name: str, result: PanopticResult, categories: Categories) -> dict[str, Any]:
+    """An entry of the JSON's `annotations`."""
+    return {
+        "image_id": image_id,
+        "file_name": png_name,
+        "segments_info": [
+            {
+                "id": segment.id,
+                "category_id": categories[segment.category].id,
+                "area": segment.area,
+                "bbox": list(segment.bbox),
+                "score": segment.score,
+                "iscrowd": 0,
+            }
+            for segment in result.segments
+        ],
+    }

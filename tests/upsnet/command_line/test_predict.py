@@ -1,48 +1,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from upsnet.categories import Categories
+from tests.conftest import Halves
 from upsnet.command_line import predict as predict_module
-from upsnet.command_line.predict import describe, predict_files
+from upsnet.command_line.predict import predict_files
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.errors import InputError
-from upsnet.manifest import Manifest
+from upsnet.files import PathLike
 from upsnet.metrics.pq_files import PQStat
-from upsnet.result import PanopticResult, Segment
+from upsnet.model import Model
 from upsnet.runtimes.predictor import RawPrediction
-
-
-class Halves:
-    """Sky above, grass below: a predictor for photos of any content."""
-
-    name = "halves"
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
-        panoptic = np.zeros(images.shape[:3], np.uint8)
-        segments = np.zeros((len(images), 10, 7), np.float32)
-        segments[:, 1, 0], segments[:, :2, 1] = 1, 1
-        for row, (height, width) in zip(panoptic, sizes, strict=True):
-            row[: (height + 1) // 2, :width], row[(height + 1) // 2 : height, :width] = 1, 2
-        return RawPrediction(panoptic, segments, np.full(len(images), 2, np.int32))
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def halves(fake: Callable[..., Any]) -> Halves:
-    return Halves(fake("x").manifest)
+from upsnet.video import Video, VideoWriter
 
 
 def weird_photos(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
@@ -66,7 +46,7 @@ def weird_photos(folder: Path) -> list[tuple[Path, tuple[int, int]]]:
 def test_photos_of_every_kind(halves: Halves, tmp_path: Path) -> None:
     photos = weird_photos(tmp_path / "photos")
     out = tmp_path / "new" / "out"
-    lines = predict_files(halves, [path for path, _ in photos], out)
+    lines = list(predict_files(Model(halves), [path for path, _ in photos], out))
     assert lines[0] == f"{photos[0][0]}: sky, grass"
     content = json.loads((out / "predictions.json").read_text())
     assert [entry["image_id"] for entry in content["annotations"]] == list(range(1, len(photos) + 1))
@@ -88,64 +68,202 @@ def test_photos_of_every_kind(halves: Halves, tmp_path: Path) -> None:
 
 def test_a_bad_photo_among_good_ones_leaves_nothing(halves: Halves, tmp_path: Path) -> None:
     photos = [path for path, _ in weird_photos(tmp_path / "photos")]
-    bad = tmp_path / "cut.jpg"
+    bad, empty = tmp_path / "cut.jpg", tmp_path / "empty"
     bad.write_bytes((tmp_path / "photos" / "rotated.jpg").read_bytes()[:400])
-    for missing in (bad, tmp_path / "absent.jpg", tmp_path):
-        with pytest.raises(InputError, match=missing.name):
-            predict_files(halves, [*photos, missing], tmp_path / "out")
-        assert not (tmp_path / "out").exists()
+    empty.mkdir()
+    for wrong in (bad, tmp_path / "absent.jpg", empty, tmp_path / "*.webp"):
+        with pytest.raises(InputError, match=wrong.stem.replace("*", r"\*")):
+            predict(halves, [*photos, wrong], tmp_path / "out")
+        assert not (tmp_path / "out").exists() and halves.batches == []
 
 
 def test_a_failure_midway_leaves_an_existing_folder_as_it_was(halves: Halves, tmp_path: Path) -> None:
     photos = [path for path, _ in weird_photos(tmp_path / "photos")]
     out = tmp_path / "out"
-    predict_files(halves, photos[:1], out)
+    predict(halves, photos[:1], out)
     (out / "notes.txt").write_text("mine")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    calls = []
+    before = contents(out)
 
     class Failing(Halves):
         def predict(self, *arrays: np.ndarray) -> RawPrediction:
-            calls.append(1)
-            if len(calls) == 3:
+            if len(self.batches) == 2:
                 raise InputError("the server is gone")
             return super().predict(*arrays)
 
     with pytest.raises(InputError, match="gone"):
-        predict_files(Failing(halves.manifest), photos, out)
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert not list(out.glob(".*"))
-    predict_files(halves, photos[1:2], out)  # and a later run adds to the folder
+        predict(Failing(), photos, out)
+    assert contents(out) == before and not list(out.glob(".*"))
+    predict(halves, photos[1:2], out)  # and a later run adds to the folder
     assert (out / "notes.txt").read_text() == "mine"
     assert (out / f"{photos[0].stem}_overlay.jpg").is_file() and (out / f"{photos[1].stem}_overlay.jpg").is_file()
 
 
+def predict(halves: Halves, given: Sequence[PathLike], out: Path) -> list[str]:
+    return list(predict_files(Model(halves), given, out))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_colliding_names(halves: Halves, tmp_path: Path) -> None:
-    one, other = tmp_path / "a.jpg", tmp_path / "sub" / "a.png"
-    with pytest.raises(InputError, match=r"a\.jpg and .*sub/a\.png would both be written as a"):
-        predict_files(halves, [one, other], tmp_path / "out")
+    one, other, out = tmp_path / "a.jpg", tmp_path / "sub" / "a.png", tmp_path / "out"
+    other.parent.mkdir()
+    for path in (one, other, tmp_path / "a_overlay.jpg"):
+        Image.new("RGB", (5, 5)).save(path)
+    with pytest.raises(InputError, match=r"a\.jpg and .*sub/a\.png would both be written as a; rename one"):
+        predict(halves, [one, other], out)
+    with pytest.raises(InputError, match=r"a\.jpg and .*a\.jpg would both"):
+        predict(halves, [one, one], out)
     with pytest.raises(InputError, match="is one of the photos and would be replaced"):
-        predict_files(halves, [one, tmp_path / "a_overlay.jpg"], tmp_path)
+        predict(halves, [one, tmp_path / "a_overlay.jpg"], tmp_path)
     file = tmp_path / "file"
     file.write_text("")
-    Image.new("RGB", (5, 5)).save(one)
     with pytest.raises(InputError, match="is a file, not a folder"):
-        predict_files(halves, [one], file)
+        predict(halves, [one], file)
 
 
-def test_description_counts_things_and_puts_them_first(halves: Halves) -> None:
-    categories: Categories = halves.manifest.categories_table
-    segments = [Segment(i, category, 1.0, 1, (0, 0, 1, 1)) for i, category in enumerate([1, 3, 2, 3], 1)]
-    assert describe(PanopticResult(np.zeros((1, 1), np.int32), segments), categories) == "1 dog, 2 cat, grass"
-    assert describe(PanopticResult(np.zeros((1, 1), np.int32), []), categories) == "nothing found"
+# Folders
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Three photos in two folders, and what is no photo."""
+    for name in ("b.png", "sub/b.jpg", "sub/c.v2.png"):
+        path = tmp_path / "album" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 7)).save(path)
+    (tmp_path / "album" / "notes.txt").touch()
+    return tmp_path / "album"
+
+
+ALBUM = [
+    *("b_overlay.jpg", "predictions.json", "predictions/b.png", "predictions/sub/b.png", "predictions/sub/c.v2.png"),
+    *("sub/b_overlay.jpg", "sub/c.v2_overlay.jpg"),
+]
+
+
+def test_a_folder_keeps_its_subfolders(
+    halves: Halves, album: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "upsnet"):
+        lines = predict(halves, [album], tmp_path / "out")
+    assert lines == [f"{album / name}: sky, grass" for name in ("b.png", "sub/b.jpg", "sub/c.v2.png")]
+    assert sorted(contents(tmp_path / "out")) == ALBUM
+    assert len(caplog.messages) == 1 and "notes.txt" in caplog.messages[0], "told once, though it is looked at twice"
+    annotations = json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]
+    assert [(entry["image_id"], entry["file_name"]) for entry in annotations] == [
+        (1, "b.png"),
+        (2, "sub/b.png"),
+        (3, "sub/c.v2.png"),
+    ]
+
+
+def test_output_inside_the_folder_is_not_read_again(halves: Halves, album: Path) -> None:
+    for _ in range(2):
+        predict(halves, [album], album / "out")
+        assert sorted(contents(album / "out")) == ALBUM
+    before = contents(album)
+    with pytest.raises(InputError, match="album: both the folder of the photos and the output's"):
+        predict(halves, [album], album)
+    assert contents(album) == before
+
+
+def test_output_above_the_folder_replaces_no_photo(halves: Halves, album: Path) -> None:
+    predict(halves, [album / "sub"], album)
+    assert "b_overlay.jpg" in contents(album) and "predictions/c.v2.png" in contents(album)
+    again = album / "sub" / "sub"
+    again.mkdir()
+    Image.new("RGB", (5, 5)).save(album / "sub" / "x_overlay.jpg")
+    Image.new("RGB", (5, 5)).save(again / "x.png")
+    with pytest.raises(InputError, match=r"sub/x_overlay\.jpg is one of the photos and would be replaced"):
+        predict(halves, [album / "sub"], album)
+
+
+def test_two_photos_of_one_stem_in_a_folder(halves: Halves, album: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (5, 5)).save(album / "sub" / "b.png")
+    with pytest.raises(InputError, match=r"sub/b\.jpg and .*sub/b\.png would both be written as sub/b; rename one"):
+        predict(halves, [album], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scan_longer_than_a_jpeg_can_be(halves: Halves, tmp_path: Path) -> None:
+    Image.new("RGB", (3, 65501)).save(tmp_path / "scan.png")
+    predict(halves, [tmp_path / "scan.png"], tmp_path / "out")
+    assert sorted(contents(tmp_path / "out")) == ["predictions.json", "predictions/scan.png", "scan_overlay.png"]
+
+
+# Videos
+
+
+@pytest.fixture
+def clip(album: Path) -> Path:
+    pytest.importorskip("av", reason="needs PyAV (pip install -e '.[video]')")
+    path = album / "clip.mp4"
+    with VideoWriter(path, Fraction(10)) as writer:
+        for shade in range(4):
+            writer.add(np.full((36, 400, 3), 60 * shade, np.uint8))
+    return path
+
+
+def test_a_video_frame_by_frame(halves: Halves, album: Path, clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    lines = predict(halves, [album], out)
+    assert lines[1] == f"{clip}: 4 frames: sky, grass"
+    frames = [f"predictions/clip/{number:06}.png" for number in range(1, 5)]
+    assert sorted(contents(out)) == sorted([*ALBUM, "clip_overlay.mp4", *frames])
+    annotations = json.loads((out / "predictions.json").read_text())["annotations"]
+    assert [entry["image_id"] for entry in annotations] == list(range(1, 8))
+    assert [entry["file_name"] for entry in annotations[1:5]] == [name.removeprefix("predictions/") for name in frames]
+    assert read_panoptic_png(out / frames[0]).shape == (36, 400)
+    with Video(out / "clip_overlay.mp4") as video:
+        assert video.rate == 10 and [frame.shape for frame in video] == [(36, 400, 3)] * 4
+
+
+def test_a_damaged_video_leaves_nothing(halves: Halves, album: Path, clip: Path, tmp_path: Path) -> None:
+    clip.write_bytes(clip.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"clip\.mp4: not a readable video"):
+        predict(halves, [album], tmp_path / "out")
+    assert not (tmp_path / "out").exists() and halves.batches == []
+
+
+def test_a_video_and_a_folder_of_its_name(halves: Halves, album: Path, clip: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (5, 5)).save(album / "clip.png")  # goes well: predictions/clip.png
+    predict(halves, [album], tmp_path / "out")
+    (album / "sub").rename(album / "clip")
+    for given in ([album], [album / "clip.png", album]):
+        with pytest.raises(InputError, match="would both be written as"):
+            predict(halves, given, tmp_path / "again")
+    with pytest.raises(InputError, match=r"clip/b\.jpg and .*clip\.mp4 would both be written as clip/b"):
+        (tmp_path / "first").mkdir()
+        (album / "clip").rename(tmp_path / "first" / "clip")
+        predict(halves, [tmp_path / "first", clip], tmp_path / "again")
+
+
+# The command
 
 
 def test_command_closes_what_it_opens(halves: Halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = []
-    monkeypatch.setattr(halves, "close", lambda: closed.append(1))
     monkeypatch.setattr(predict_module, "open_chosen", lambda *_, **__: halves)
     Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
     predict_module.main([tmp_path / "a.png"], tmp_path / "out")
     with pytest.raises(InputError):
         predict_module.main([tmp_path / "b.png"], tmp_path / "out")
-    assert closed == [1, 1]
+    assert halves.closed == 2
+
+
+def test_command_prints_names_that_are_no_text(halves: Halves, tmp_path: Path) -> None:
+    """A Latin-1 name in a UTF-8 terminal, through the console script's `main`."""
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.new("RGB", (5, 5)).save(tmp_path / name)
+    code = (
+        "import sys, upsnet.command_line.predict as predict\n"
+        "from tests.conftest import Halves\n"
+        "predict.open_chosen = lambda *_, **__: Halves()\n"
+        "import upsnet; upsnet.main()"
+    )
+    command = [sys.executable, "-c", code, "predict", str(tmp_path / name), "--out", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "caf\\udce9.png: sky, grass" in done.stdout

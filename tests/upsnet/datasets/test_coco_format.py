@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from upsnet.categories import Categories
-from upsnet.datasets.coco_format import PredictionWriter, id2rgb, read_panoptic_png, rgb2id
+from upsnet.datasets.coco_format import PredictionWriter, add_prediction, id2rgb, read_panoptic_png, rgb2id
 from upsnet.errors import InputError
 from upsnet.photos import write_png
 from upsnet.result import PanopticResult, Segment
@@ -97,8 +98,8 @@ def test_writer_round_trip(tmp_path):
     with PredictionWriter(tmp_path, TABLE) as writer:
         writer.add(42, "000042.jpg", RESULT)
         writer.add(3, "sub/3.png", PanopticResult(np.zeros((4, 5), np.int32), []))
-        assert (tmp_path / "predictions" / "000042.png").exists()  # streamed
-        assert not (tmp_path / "predictions.json").exists()
+        assert len(list(tmp_path.glob(".partial-*/predictions/**/*.png"))) == 2  # streamed
+        assert not (tmp_path / "predictions").exists() and not (tmp_path / "predictions.json").exists()
     document = json.loads((tmp_path / "predictions.json").read_text())
     assert document["categories"] == TABLE.to_coco()
     first, second = document["annotations"]
@@ -123,13 +124,16 @@ def test_writer_keeps_any_map(tmp_path_factory, height, width, seed):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_leaves_no_json_not_even_an_old_one(tmp_path, error):
+def test_an_exception_leaves_the_folder_as_it_was(tmp_path, error):
     with PredictionWriter(tmp_path, TABLE) as writer:
         writer.add(1, "a.jpg", RESULT)
     with pytest.raises(error), PredictionWriter(tmp_path, TABLE) as writer:
         writer.add(2, "b.jpg", RESULT)
         raise error
-    assert [path.name for path in tmp_path.iterdir()] == ["predictions"]
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert files == ["predictions.json", "predictions/a.png"]
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert [entry["image_id"] for entry in content["annotations"]] == [1]
 
 
 @pytest.mark.parametrize(
@@ -153,3 +157,44 @@ def test_writer_needs_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"), PredictionWriter(tmp_path / "file", TABLE):
         pass
+
+
+def test_empty_and_unsorted_ids(tmp_path):
+    with PredictionWriter(tmp_path / "none", TABLE):
+        pass
+    assert json.loads((tmp_path / "none" / "predictions.json").read_text())["annotations"] == []
+    with PredictionWriter(tmp_path, TABLE) as writer:
+        for image_id in (3, 1, 2, -5, 10**12):
+            writer.add(image_id, f"{image_id}.jpg", RESULT)
+        for image_id in (3, 1, 2, -5, 10**12):
+            with pytest.raises(InputError, match="already written"):
+                writer.add(image_id, "other.jpg", RESULT)
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert [entry["image_id"] for entry in content["annotations"]] == [3, 1, 2, -5, 10**12]
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    with PredictionWriter(tmp_path, TABLE) as writer:
+        writer.add(1, "1.jpg", RESULT)
+        tracemalloc.start()
+        for image_id in range(2, 402):
+            writer.add(image_id, f"{image_id}.jpg", RESULT)
+        grown, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert grown < 400 * 100  # an annotation of two segments takes over 1000 bytes
+    assert len(json.loads((tmp_path / "predictions.json").read_text())["annotations"]) == 400 + 1
+
+
+def test_adding_to_a_folder(tmp_path):
+    add_prediction(tmp_path, "a.jpg", RESULT, TABLE)
+    add_prediction(tmp_path, "sub/b.png", PanopticResult(np.zeros((4, 5), np.int32), []), TABLE)
+    add_prediction(tmp_path, "a.png", PanopticResult(IDS * 0, []), TABLE)
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert content["categories"] == TABLE.to_coco()
+    entries = [(each["image_id"], each["file_name"], each["segments_info"]) for each in content["annotations"]]
+    assert sorted(entries) == [(1, "a.png", []), (2, "sub/b.png", [])]
+    assert read_panoptic_png(tmp_path / "predictions" / "a.png").tolist() == (IDS * 0).tolist()
+    other = Categories.from_coco([{"id": 7, "name": "dog", "isthing": 1}])
+    with pytest.raises(InputError, match=r"predictions\.json: holds no predictions of these categories"):
+        add_prediction(tmp_path, "c.jpg", RESULT, other)
+    assert not (tmp_path / "predictions" / "c.png").exists()

@@ -1,0 +1,173 @@
+"""`upsnet.load`: a trained network, in whatever form it comes, as one object that takes photos."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, overload
+
+import numpy as np
+from PIL import Image
+
+from upsnet.categories import Categories
+from upsnet.errors import InputError
+from upsnet.files import PathLike
+from upsnet.manifest import Manifest
+from upsnet.photos import Photo, photo_path, read_photo
+from upsnet.prediction import PanopticPrediction
+from upsnet.result import PanopticResult
+from upsnet.runtimes.open import open_source
+from upsnet.runtimes.predictor import Predictor, predict_photos
+from upsnet.sources import Source, find_sources, is_video
+from upsnet.video import Video
+
+OnePhoto = TypeVar("OnePhoto", bound=Photo)
+
+
+def load(
+    source: PathLike,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    manifest: PathLike | None = None,
+) -> Model:
+    """Open a trained network; what it is tells which runtime runs it.
+
+    source: a run's folder (its model.onnx in ONNX Runtime; where there is none, its last.safetensors in PyTorch), an
+    engine's folder or an .onnx file (ONNX Runtime), a checkpoint .safetensors (PyTorch, from the project's checkout),
+    or grpc://host:port (a Triton server).
+
+    runtime: "onnxruntime" or "pytorch", for a run's folder that has both. threads: CPU threads of these two (default:
+    theirs). device: PyTorch's, "auto", "cpu", "cuda" or "cuda:N" (default: "cpu"). manifest: the file that describes a
+    server's model, for a server that does not tell.
+
+    Raises InputError, in one line with the cure, for what is no model, a package that is not installed, an option that
+    the runtime does not have, and a server that does not answer.
+
+    >>> with upsnet.load("runs/demo") as model:  # doctest: +SKIP
+    ...     model.predict("street.jpg").save_coco("out")
+    """
+    return Model(open_source(source, runtime=runtime, threads=threads, device=device, manifest=manifest))
+
+
+class Model:
+    """A loaded network, from `upsnet.load`. Use it as a context manager, or call `close`."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor: Predictor | None = predictor
+        self.manifest: Manifest = predictor.manifest
+        self.name: str = predictor.manifest.name
+        self.runtime: str = predictor.name  # pytorch, onnxruntime or triton
+        self.categories: Categories = predictor.manifest.categories_table
+
+    @overload
+    def predict(self, photo: Photo) -> PanopticPrediction: ...
+
+    @overload
+    def predict(self, photo: list[OnePhoto] | tuple[OnePhoto, ...]) -> list[PanopticPrediction]: ...
+
+    def predict(self, photo: Any) -> PanopticPrediction | list[PanopticPrediction]:
+        """What is in a photo; of a list of photos, of any sizes, a list.
+
+        A list goes in batches of the manifest's max_batch, photos of one shape together: no answer depends on the
+        other photos.
+
+        photo: a path, the bytes of an encoded image, a PIL image, or a uint8 H x W x 3 array in RGB (OpenCV's are BGR:
+        `image[..., ::-1]`). Orientation (EXIF), CMYK, 16 bits and transparency are seen to.
+        Raises InputError for what is no photo, and when the server fails.
+        """
+        if isinstance(photo, list | tuple):
+            return list(self._answers(_read_all(photo), self.manifest.max_batch))
+        path = photo_path(photo)
+        if path and (Path(path).is_dir() or is_video(path)):
+            raise InputError(f"{path}: more than one photo; iterate over model.stream({path!r})")
+        return next(self._answers(iter([_read(photo, "photo", "photo")]), 1))
+
+    def stream(self, source: PathLike | Iterable[Photo], batch_size: int = 1) -> Iterator[PanopticPrediction]:
+        """Predictions one after the other, while the photos are read: memory does not grow with their number.
+
+        source: a folder (its photos and videos, and those of its subfolders, by name), a pattern such as
+        "photos/*.jpg", a video (frame by frame, with PyAV), a photo, or any iterable of photos. What a folder holds
+        besides is left out, with a warning of the logger `upsnet`. batch_size: photos that are read before they go to
+        the network, those of one shape together, at most the manifest's max_batch: more than 1 keeps a GPU busy.
+        Raises InputError as `predict` does, for what is not there, and for a folder or a pattern without photos.
+
+        >>> for prediction in model.stream("photos"):  # doctest: +SKIP
+        ...     print(prediction)
+        """
+        if not 1 <= batch_size <= self.manifest.max_batch:
+            raise InputError(f"batch_size {batch_size}: give 1 to {self.manifest.max_batch}, the model's largest batch")
+        if isinstance(source, str | os.PathLike):
+            return self._answers(_read_sources(find_sources([source])), batch_size)
+        if isinstance(source, bytes | bytearray | Image.Image) or not isinstance(source, Iterable):
+            raise InputError("stream takes a folder, a pattern, a video or an iterable of photos; predict takes one")
+        return self._answers(_read_all(source), batch_size)
+
+    def close(self) -> None:
+        """Free the network or the connection. A second call does nothing."""
+        if self._predictor is not None:
+            self._predictor.close()
+            self._predictor = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        stuff, things = self.categories.num_stuff, self.categories.num_things
+        return f"<Model {self.name} in {self.runtime}: {stuff} stuff, {things} things>"
+
+    def _answers(self, photos: Iterator[_Read], batch_size: int) -> Iterator[PanopticPrediction]:
+        while batch := list(islice(photos, batch_size)):
+            if self._predictor is None:
+                raise InputError(f"the model {self.name} is closed; load it again")
+            results = _predict_by_shape(self._predictor, [read.photo for read in batch])
+            for result, read in zip(results, batch, strict=True):
+                yield PanopticPrediction(result, self.categories, *read)
+
+
+class _Read(NamedTuple):
+    """A photo in memory, and PanopticPrediction's `source` and `name` for it."""
+
+    photo: np.ndarray
+    source: str
+    name: str
+
+
+def _predict_by_shape(predictor: Predictor, photos: list[np.ndarray]) -> list[PanopticResult]:
+    """Photos of one shape at a time: the padding, which the network sees at the border, is that of each photo alone."""
+    rule = predictor.manifest.resize
+    shapes = [rule.padded_size(*rule.network_size(*photo.shape[:2])) for photo in photos]
+    results: dict[int, PanopticResult] = {}
+    for shape in dict.fromkeys(shapes):
+        places = [place for place, other in enumerate(shapes) if other == shape]
+        results |= zip(places, predict_photos(predictor, [photos[place] for place in places]), strict=True)
+    return [results[place] for place in range(len(photos))]
+
+
+def _read(photo: Photo, source: str, name: str) -> _Read:
+    """`source` and `name` are for a photo without a path."""
+    path = photo_path(photo)
+    if path is None:
+        return _Read(read_photo(photo, source), source, name)
+    return _Read(read_photo(photo), path, Path(path).stem)
+
+
+def _read_all(photos: Iterable[Photo]) -> Iterator[_Read]:
+    for number, photo in enumerate(photos, 1):
+        yield _read(photo, f"photo {number}", f"{number:06}")
+
+
+def _read_sources(sources: Iterator[Source]) -> Iterator[_Read]:
+    for source in sources:
+        if not source.is_video:
+            yield _Read(read_photo(source.path), str(source.path), source.name)
+            continue
+        with Video(source.path) as frames:
+            for number, frame in enumerate(frames, 1):
+                yield _Read(frame, f"{source.path}, frame {number}", f"{source.name}/{number:06}")

@@ -1,0 +1,99 @@
+"""Which photos and videos a path, a folder or a pattern stands for."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from upsnet.errors import InputError
+from upsnet.files import PathLike
+from upsnet.video import VIDEO_SUFFIXES
+
+# In a folder, what has one of these names is a photo; a file that is given by its own name may have any.
+PHOTO_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+
+logger = logging.getLogger("upsnet")
+
+
+class Source(NamedTuple):
+    """A photo or a video."""
+
+    path: Path
+    name: str  # without suffix, with the folders below the one that was given: what is made of it is named after it
+    is_video: bool
+
+
+def find_sources(given: Iterable[PathLike], without: Path | None = None, warn: bool = True) -> Iterator[Source]:
+    """Files as they are; of folders, the photos and videos in them and below; of patterns, the files that match.
+
+    In the order given; in a folder by name, its own files before its subfolders'. Hidden files (.x) are passed over,
+    other files too, with one warning a folder (`warn`) of the logger `upsnet`. `without`: a folder whose content is
+    left out. Raises InputError for what is not there, a pattern without a match and a folder without photo and video.
+    """
+    for path in expand(given):
+        if path.is_dir():
+            yield from _in_folder(path, without and without.resolve(), warn)
+        elif path.exists():
+            yield Source(path, path.stem, is_video(path))
+        else:
+            raise InputError(f"{path}: no such file")
+
+
+def expand(given: Iterable[PathLike]) -> Iterator[Path]:
+    """Patterns (`*`, `?`, `[...]`, and `**` for any folders) that are no file's own name, as a shell expands them."""
+    for text in (os.fspath(path) for path in given):
+        if os.path.lexists(text) or not glob.has_magic(text):
+            yield Path(text)
+            continue
+        found = sorted(glob.glob(text, recursive=True))
+        if not found:
+            raise InputError(f"{text}: no file matches")
+        yield from map(Path, found)
+
+
+def is_video(path: PathLike) -> bool:
+    """By its suffix."""
+    return os.fspath(path).lower().endswith(VIDEO_SUFFIXES)
+
+
+def _in_folder(folder: Path, without: Path | None, warn: bool) -> Iterator[Source]:
+    if folder.resolve() == without:
+        raise InputError(f"{folder}: both the folder of the photos and the output's; choose another for the output")
+    found, others = 0, 0
+    example = ""
+    for path in _walk(folder, without):
+        if path.name.lower().endswith((*PHOTO_SUFFIXES, *VIDEO_SUFFIXES)):
+            found += 1
+            name = PurePosixPath(path.relative_to(folder).with_suffix(""))
+            yield Source(path, str(name), is_video(path))
+        else:
+            others += 1
+            example = example or path.name
+    if not found:
+        kinds = f"; what it holds is no photo by its name ({example})" if others else ""
+        raise InputError(f"{folder}: a folder without photos{kinds}")
+    if others and warn:
+        more = f" and {others - 1} more" if others > 1 else ""
+        logger.warning("%s: left out what is neither photo nor video by its name: %s%s", folder, example, more)
+
+
+def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
+    """Every file below, the names of one folder in memory at a time. A link to a folder above is not followed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted((entry.is_dir(), entry.name) for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+    for is_folder, name in names:
+        path = folder / name
+        if not is_folder:
+            yield path
+        elif (real := path.resolve()) != without and not folder.resolve().is_relative_to(real):
+            yield from _walk(path, without)
