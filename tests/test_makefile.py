@@ -1,4 +1,4 @@
-"""make's own decisions: which Python it takes, what it refuses. The interpreters are stand-ins: nothing is installed."""
+"""make's own decisions: which Python it takes, what it refuses. The interpreters are stand-ins, and install nothing."""
 
 from __future__ import annotations
 
