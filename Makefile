@@ -76,11 +76,11 @@ demo: $(RUN)/report.html ## train, export, build, serve and compare a small netw
 $(RUN)/report.html: $(RUN)/engine/engine.json $(wildcard $(TRITON_READY)) | $(TRITON_READY)
 	$(BIN)/python eval/parity.py --run $(RUN)
 
-data/shapes/train.json: $(READY) upsnet/datasets/shapes.py upsnet/datasets/scene.py
+data/shapes/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py | $(READY)
 	$(UPSNET) shapes --out data/shapes
 	touch $@
 
-data/shapes_long/train.json: $(READY) upsnet/datasets/shapes.py upsnet/datasets/scene.py
+data/shapes_long/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py | $(READY)
 	$(UPSNET) shapes --out data/shapes_long --train 3000
 	touch $@
 
