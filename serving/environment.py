@@ -48,7 +48,7 @@ class Environment(NamedTuple):
     def find(cls, folder: Path | None) -> Environment:
         """folder, else $UPSNET_TRITON_ENV, else .venv-triton in the project. InputError when it cannot run Triton."""
         folder = Path(folder or os.environ.get("UPSNET_TRITON_ENV") or ENVIRONMENT).absolute()
-        cure = "make it with `make setup`, or name another with UPSNET_TRITON_ENV"
+        cure = f"make it with `make setup` (Python {' or '.join(VERSIONS)}), or name another with UPSNET_TRITON_ENV"
         try:
             site, libraries, version = _ask(str(folder / "bin/python"), PROBE)
         except (OSError, subprocess.SubprocessError) as error:
@@ -94,7 +94,7 @@ def find_python() -> str:
         if version in VERSIONS and libraries:
             return python
     raise InputError(
-        f"Triton needs Python {' or '.join(VERSIONS)} with venv and its shared library, and none is here; {CURE}"
+        f"the server needs Python {' or '.join(VERSIONS)} with venv and its shared library, and none is here; {CURE}"
     )
 
 

@@ -53,7 +53,7 @@ def test_left_out_or_refused(path: Path) -> None:
     app = make_app(module.main)
     refused = CliRunner().invoke(app, [str(path / "new")])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
-    assert refused.stderr.startswith("error: Triton needs")
+    assert refused.stderr.startswith("error: the server needs")
     left_out = CliRunner().invoke(app, [str(path / "new"), "--optional"])
     assert (left_out.exit_code, left_out.stderr.count("\n")) == (0, 1)
     assert left_out.stderr.startswith("Triton is left out: ") and not (path / "new").exists()
