@@ -4,7 +4,6 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-PYTHON ?= python3.11
 VENV ?= .venv
 TRITON_VENV := $(VENV)-triton
 GPUS ?= 1
@@ -26,6 +25,21 @@ TRITON_READY := $(TRITON_VENV)/.ready
 export GOMP_SPINCOUNT ?= 10000
 export UPSNET_TRITON_ENV = $(abspath $(TRITON_VENV))
 
+# What is named wrongly is told before anything is made.
+ifneq ($(filter train demo onnx engine serve eval parity bench,$(MAKECMDGOALS)),)
+$(foreach name,CONFIG RUN VENV,$(if $(filter-out 1,$(words $($(name)))),\
+	$(error error: $(name)=$($(name)): give one path, without spaces)))
+$(if $(wildcard $(CONFIG)),,$(error error: CONFIG=$(CONFIG): no such file; some are in training/configs/))
+ifneq ($(words $(GPUS)) $(filter-out $(shell seq 1024),$(GPUS)),1 )
+$(error error: GPUS=$(GPUS): give the number of processes, a whole one from 1 on)
+endif
+endif
+COCO_JSON := $(COCO)/annotations/panoptic_$(COCO_SPLIT).json
+ifneq ($(filter overfit,$(MAKECMDGOALS)),)
+$(if $(wildcard $(COCO_JSON)),,$(error error: COCO=$(COCO): it has no $(COCO_JSON:$(COCO)/%=%); name a folder of photos \
+	with their panoptic truth, and its split with COCO_SPLIT))
+endif
+
 # Configurations on the synthetic data set make it first.
 DATA := $(if $(filter demo,$(basename $(notdir $(CONFIG)))),data/shapes/train.json)
 DATA += $(if $(filter shapes_long,$(basename $(notdir $(CONFIG)))),data/shapes_long/train.json)
@@ -35,37 +49,42 @@ else
 TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
 endif
 
-.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test lint clean
+.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test test-install lint clean
 .PHONY: ablation bench-ops bench-pq bench-train gpu-check sanitize
 .PHONY: docs docs-check overview
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
 
-setup: $(READY) $(TRITON_READY) ## the environment in .venv, and the server's beside it (VENV=... for another place)
+setup: $(READY) $(TRITON_READY) ## the environment in .venv, and the server's beside it (VENV=elsewhere, PYTHON=python3.13)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@if ! $(BIN)/python -c '' 2>/dev/null; then \
+		python=$$(.ci/find_python.sh); echo "$(VENV): $$($$python --version), $$(command -v $$python)"; \
+		$$python -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV); fi
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -c 'import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), .5)'
 	touch $@
 
-$(TRITON_READY): serving/requirements-triton.txt
-	$(PYTHON) -m venv $(TRITON_VENV)
-	$(TRITON_VENV)/bin/pip install --quiet --no-deps -r serving/requirements-triton.txt
-	touch $@
+# Where no interpreter is there that Triton can use, this says so, makes nothing, and the rest goes on; `make serve` ends.
+$(TRITON_READY): serving/requirements-triton.txt | $(READY)
+	@$(BIN)/python -m serving.environment $(if $(filter serve,$(MAKECMDGOALS)),,--optional) $(TRITON_VENV)
 
+NAMED = $(foreach name,CONFIG RUN VENV,$(if $(filter command,$(origin $(name))),$(name)))
 demo: $(RUN)/report.html ## train, export, build, serve and compare a small network, with a report in pictures
-	@echo "the report: $<"
+	@echo '1. Open $<: the figures and pictures of every runtime.'
+	@echo '2. Predict your photo: $(UPSNET) predict photo.jpg --run $(RUN) --out predicted'
+	@echo '3. Serve: $(strip make serve $(foreach name,$(NAMED),$(name)=$($(name))))'
+	@$(if $(strip $(DATA)),echo 'This network knows synthetic shapes only; for your own: training/configs/custom.yaml')
 
-$(RUN)/report.html: $(RUN)/engine/engine.json $(TRITON_READY)
+$(RUN)/report.html: $(RUN)/engine/engine.json $(wildcard $(TRITON_READY)) | $(TRITON_READY)
 	$(BIN)/python eval/parity.py --run $(RUN)
 
-data/shapes/train.json: $(READY) upsnet/datasets/shapes.py upsnet/datasets/scene.py
+data/shapes/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py | $(READY)
 	$(UPSNET) shapes --out data/shapes
 	touch $@
 
-data/shapes_long/train.json: $(READY) upsnet/datasets/shapes.py upsnet/datasets/scene.py
+data/shapes_long/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py | $(READY)
 	$(UPSNET) shapes --out data/shapes_long --train 3000
 	touch $@
 
@@ -90,7 +109,7 @@ $(RUN)/engine/engine.json: $(RUN)/model.onnx
 	if [ ! -f build/plugins/libupsnet_plugins.so ] && $(BIN)/python -c '$(WANTS_PLUGINS)'; then $(MAKE) plugins; fi
 	$(UPSNET) engine --model $< --out $(RUN)/engine
 
-serve: $(RUN)/engine/engine.json $(TRITON_READY) ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
+serve: $(TRITON_READY) $(RUN)/engine/engine.json ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
 	$(UPSNET) serve --run $(RUN) $(ARGS)
 
 eval: $(RUN)/model.onnx ## PQ of RUN on its validation set
@@ -127,11 +146,11 @@ bench-ops: $(READY) ## the operators against the machine's limits and torchvisio
 
 bench-train: BENCH_CONFIG := $(if $(filter file,$(origin CONFIG)),training/configs/coco_r50.yaml,$(CONFIG))
 bench-train: ## training steps of CONFIG (or COCO R50) against torchvision's; ARGS=--loader: the loader alone
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m training.benchmark --config $(BENCH_CONFIG) $(ARGS)
+	$(or $(wildcard $(BIN)/python),$(PYTHON),python3) -m training.benchmark --config $(BENCH_CONFIG) $(ARGS)
 
-# For a machine with a GPU and PyTorch, which may have no network: the environment if it is there, else PYTHON's own.
-gpu-check: ## build, check and measure the operators on an NVIDIA GPU; without .venv: make gpu-check PYTHON=python3
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m plugins_cuda.gpu_check --out runs/gpu_check $(ARGS)
+# For a machine with a GPU and PyTorch, which may have no network: the environment if it is there, else PYTHON.
+gpu-check: ## build, check and measure the operators on an NVIDIA GPU; without .venv, with the PyTorch of PYTHON (python3)
+	$(or $(wildcard $(BIN)/python),$(PYTHON),python3) -m plugins_cuda.gpu_check --out runs/gpu_check $(ARGS)
 
 # Python itself is not instrumented: the sanitizer's library has to be there before anything else is. --capture=sys: a report
 # goes to the terminal, and not down with the process.
@@ -144,8 +163,8 @@ sanitize: $(READY) ## the CPU fronts and the emulated CUDA kernels under the add
 
 OVERFIT := runs/coco_sample
 COCO_DATA := $(foreach split,train val,\
-	--set data.$(split).json_file=$(COCO)/annotations/panoptic_$(COCO_SPLIT).json \
-	--set data.$(split).segments=$(COCO)/annotations/panoptic_$(COCO_SPLIT) \
+	--set data.$(split).json_file=$(COCO_JSON) \
+	--set data.$(split).segments=$(COCO_JSON:.json=) \
 	--set data.$(split).images=$(COCO)/$(COCO_SPLIT))
 
 overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; PQ there must reach 50 in every runtime
@@ -164,9 +183,13 @@ plugins: ## libraries of the operators in build/plugins; TensorRT's with TENSORR
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY) ## ruff and mypy
+test-install: $(READY) ## the wheel in fresh environments (base, client), and the workshop from other folders
+	$(BIN)/python -m pytest tests/install $(ARGS)
+
+lint: $(READY) ## ruff, mypy, and the layers (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean: ## remove build/, the synthetic data and the demo's run (environments, other runs and other data stay)
 	rm -rf build data/shapes data/shapes_long runs/demo

@@ -24,7 +24,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from eval.report import title
-from eval.runtimes import open_run
+from eval.runtimes import open_run, runtimes_here
 from eval.validation_set import open_dataset
 from upsnet.command_line.command import run
 from upsnet.datasets.folder import PanopticFolder
@@ -32,7 +32,7 @@ from upsnet.files import write_json
 from upsnet.geometry import collate, to_network
 from upsnet.machine import machine_facts, package_versions
 from upsnet.photos import read_photo
-from upsnet.runtimes.open import RUNTIMES, open_predictor
+from upsnet.runtimes.open import open_predictor
 from upsnet.runtimes.predictor import Predictor, RawPrediction
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -146,7 +146,9 @@ def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads
 
 def main(
     run: Annotated[Path, typer.Option(help="The run to measure.")] = Path("runs/demo"),
-    runtimes: Annotated[list[str], typer.Option(help="One or more of pytorch onnxruntime triton.")] = list(RUNTIMES),  # noqa: B006
+    runtimes: Annotated[
+        list[str] | None, typer.Option(help="One or more of pytorch onnxruntime triton (default: those that are here).")
+    ] = None,
     batch_sizes: Annotated[list[int], typer.Option(min=1, help="Images in one call.")] = [1, 4],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each runtime.")] = 15,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each runtime.")] = 2,
@@ -165,7 +167,10 @@ def main(
         report["photo"] = _one_photo(photo, model, checkpoint, threads)
     else:
         dataset = open_dataset(gt_json, run=run)
-        with open_run(run, runtimes, url=url, threads=threads) as predictors:
+        here, left_out = (runtimes, None) if runtimes else runtimes_here(url)
+        if left_out:
+            print(f"Triton is left out: {left_out}", file=sys.stderr)
+        with open_run(run, here, url=url, threads=threads) as predictors:
             plain = [PlainPyTorch(each) for each in predictors if each.name == "pytorch"]
             report["batches"] = compare([*plain, *predictors], dataset, batch_sizes, rounds)
         Console().print(bench_table(report["batches"], threads))

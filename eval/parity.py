@@ -23,7 +23,7 @@ from rich.table import Table
 
 from eval.lockstep import Column, run_lockstep
 from eval.report import share, title, write_report
-from eval.runtimes import open_run
+from eval.runtimes import open_run, runtimes_here
 from eval.validation_set import open_dataset
 from upsnet.categories import Categories
 from upsnet.command_line.command import run
@@ -232,7 +232,9 @@ def order(runtimes: Sequence[str], reference: str) -> list[str]:
 
 def main(
     run: Annotated[Path, typer.Option(help="The run: last.safetensors, model.onnx, config.yaml.")] = Path("runs/demo"),
-    runtimes: Annotated[list[str], typer.Option(help="One or more of pytorch onnxruntime triton.")] = list(RUNTIMES),  # noqa: B006
+    runtimes: Annotated[
+        list[str] | None, typer.Option(help="One or more of pytorch onnxruntime triton (default: those that are here).")
+    ] = None,
     reference: Annotated[str, typer.Option(help="The runtime that the others are held against.")] = "pytorch",
     checkpoint: Annotated[
         Path | None, typer.Option(help="What model.onnx was exported from (default: last.safetensors).")
@@ -256,12 +258,16 @@ def main(
     ] = None,
 ) -> None:
     """Compare runtimes on a data set: PQ and identical pixels. Exit code 0: equal, 1: not, 2: bad input."""
-    names = order(runtimes, reference)
+    here, left_out = (runtimes, None) if runtimes else runtimes_here(url)
+    names = order(here, reference)
     dataset = open_dataset(gt_json, gt_folder, images, run)
     limits = Limits(max_pq_difference, min_identical, min_pq)
     sizes = list(dict.fromkeys(batch_sizes))
     out = out or run
-    facts = {"threads": threads or "default"}
+    facts: dict[str, Any] = {"threads": threads or "default"}
+    if left_out:
+        facts["Triton"] = f"left out: {left_out}"
+        print(f"Triton is left out: {left_out}", file=sys.stderr)
     with open_run(run, names, checkpoint=checkpoint, url=url, threads=threads) as predictors:
         parity = run_parity(
             predictors, dataset, out, batch_sizes=sizes, limit=limit, limits=limits, run=run, facts=facts

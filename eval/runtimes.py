@@ -7,8 +7,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from upsnet.errors import InputError
-from upsnet.runtimes.open import CHECKPOINT, open_predictor
+from upsnet.runtimes.open import CHECKPOINT, RUNTIMES, open_predictor
 from upsnet.runtimes.predictor import Predictor
+
+
+def runtimes_here(url: str | None) -> tuple[list[str], str | None]:
+    """Every runtime that can be opened here, and why Triton is left out: no `url`, and no environment for a server."""
+    if url is None:
+        from serving.environment import Environment
+
+        try:
+            Environment.find(None)
+        except InputError as error:
+            return [runtime for runtime in RUNTIMES if runtime != "triton"], str(error)
+    return list(RUNTIMES), None
 
 
 @contextmanager

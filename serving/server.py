@@ -1,12 +1,11 @@
 """Starts and stops a real Triton Inference Server without a container.
 
-The server comes out of the nvidia-pytriton wheel, in a virtual environment of its own (.venv-triton, `make setup`): its
-Python backend needs numpy < 2. It serves configs/cpu.pbtxt of the model repository: ONNX Runtime inside model.py.
+The server lives in a virtual environment of its own (serving/environment.py). It serves configs/cpu.pbtxt of the model
+repository: ONNX Runtime inside model.py.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,16 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 
+from serving.environment import Environment
 from serving.repository import latest_version
 from upsnet.contract import MODEL
 from upsnet.errors import InputError
 from upsnet.runtimes.triton import TritonPredictor
-
-ENVIRONMENT = Path(__file__).resolve().parent.parent / ".venv-triton"
 
 # Becomes the server, after asking the kernel to send it SIGTERM should this process die without stopping it.
 LAUNCHER = """
@@ -36,53 +33,6 @@ ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGTERM)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
-
-
-class Environment(NamedTuple):
-    """A virtual environment with nvidia-pytriton: its packages, the folder of its libpython, its Python version."""
-
-    folder: Path
-    site: Path
-    libraries: Path
-    version: str
-
-    @classmethod
-    def find(cls, folder: Path | None) -> Environment:
-        """folder, else $UPSNET_TRITON_ENV, else .venv-triton in the project. InputError when it cannot run Triton."""
-        folder = Path(folder or os.environ.get("UPSNET_TRITON_ENV") or ENVIRONMENT).absolute()
-        cure = "make it with `make setup`, or name another with UPSNET_TRITON_ENV"
-        question = "[s.get_path('purelib'), s.get_config_var('LIBDIR'), s.get_python_version()]"
-        script = f"import json, sysconfig as s; print(json.dumps({question}))"
-        try:
-            answer = subprocess.run(
-                [folder / "bin/python", "-I", "-c", script], capture_output=True, text=True, check=True, timeout=60
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise InputError(f"the server's environment {folder} is missing or broken; {cure}") from error
-        site, libraries, version = json.loads(answer.stdout)
-        found = cls(folder, Path(site), Path(libraries), version)
-        for file in (found.triton / "bin/tritonserver", *found.backend_files):
-            if not file.is_file():
-                raise InputError(f"the server's environment {folder} has no {file.relative_to(found.site)}; {cure}")
-        return found
-
-    @property
-    def triton(self) -> Path:
-        return self.site / "pytriton/tritonserver"
-
-    @property
-    def backend_files(self) -> list[Path]:
-        backend = self.triton / "backends/python"
-        stub = self.triton / "python_backend_stubs" / self.version / "triton_python_backend_stub"
-        return [backend / "libtriton_python.so", backend / "triton_python_backend_utils.py", stub]
-
-    def variables(self) -> dict[str, str]:
-        """The server's process environment: where the model's process finds libpython, and this venv's packages."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        return kept | {
-            "LD_LIBRARY_PATH": f"{self.site / 'nvidia_pytriton.libs'}:{self.libraries}",
-            "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', os.defpath)}",
-        }
 
 
 class TritonServer:

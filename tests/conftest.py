@@ -18,7 +18,7 @@ from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
 
 ROOT = Path(__file__).resolve().parent.parent
-pytest_plugins = ["tests.hand_made"]
+pytest_plugins = ["tests.hand_made", "tests.shared"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,18 +34,9 @@ def project_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real photos and official PQ results that live beside the project; absent on most machines."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"needs the shared data folder {folder.parent.name}/{folder.name} beside the project")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def triton_environment() -> Path:
     """The virtual environment that holds the real Triton server."""
-    from serving.server import Environment
+    from serving.environment import Environment
     from upsnet.errors import InputError
 
     try:

@@ -127,6 +127,15 @@ def test_command_line(gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: py
     assert json.loads((tmp_path / "parity.json").read_text())["dataset"]["images"] == 3
 
 
+def test_triton_is_left_out_aloud(gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPSNET_TRITON_ENV", "/nowhere")
+    predictors = {name: fake(name) for name in ("pytorch", "onnxruntime")}
+    result = invoke(monkeypatch, predictors, "--gt-json", str(gt_json), "--run", str(tmp_path), "--batch-sizes", "2")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("Triton is left out: the server's environment /nowhere is missing")
+    assert json.loads((tmp_path / "parity.json").read_text())["machine"]["Triton"].startswith("left out: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

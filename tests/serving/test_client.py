@@ -16,7 +16,7 @@ from upsnet.errors import InputError
 from upsnet.runtimes.predictor import RawPrediction, predict_photos
 from upsnet.runtimes.triton import TritonPredictor, check_inputs
 
-grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient (pip install -e .[serving])")
+grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient (pip install 'upsnet-trt[triton]')")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from upsnet.errors import InputError
 
 
 def config(name: str) -> Any:
-    reason = "needs tritonclient (pip install -e .[serving])"
+    reason = "needs tritonclient (pip install 'upsnet-trt[triton]')"
     messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason=reason)
     text_format = pytest.importorskip("google.protobuf.text_format", reason=reason)
     return text_format.Parse((TEMPLATE / "upsnet" / name).read_text(), messages.ModelConfig())

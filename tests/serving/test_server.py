@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from serving.repository import deploy
-from serving.server import Environment, TritonServer, pick_ports
+from serving.server import TritonServer, pick_ports
 from upsnet.errors import InputError
 from upsnet.runtimes.triton import TritonPredictor
 
@@ -165,18 +165,6 @@ def test_missing_model(repository: Path, triton_environment: Path, name: str) ->
     (repository / "upsnet/1" / name).unlink()
     with pytest.raises(InputError, match=f"no model to serve: .*{name} is missing; make one with `make engine`"):
         TritonServer(repository, environment=triton_environment).start()
-
-
-@pytest.mark.parametrize("folder", ["nothing", sys.prefix], ids=["no folder", "no server in it"])
-def test_missing_environment(repository: Path, folder: str) -> None:
-    with pytest.raises(InputError, match=r"the server's environment .*make it with `make setup`"):
-        TritonServer(repository, environment=Path(folder)).start()
-
-
-def test_environment_from_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UPSNET_TRITON_ENV", "/nowhere")
-    with pytest.raises(InputError, match=r"the server's environment /nowhere is missing"):
-        Environment.find(None)
 
 
 def test_pick_ports() -> None:

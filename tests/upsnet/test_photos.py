@@ -158,7 +158,9 @@ def test_write_png_round_trip_and_refusals(tmp_path):
 
 
 def test_real_photos(shared_data):
-    for path in (shared_data / "coco_sample" / "val2017").glob("*.jpg"):
+    photos = list((shared_data / "coco_sample" / "val2017").glob("*.jpg"))
+    assert len(photos) == 4
+    for path in photos:
         with Image.open(path) as image:
             assert np.array_equal(read_photo(path), np.array(image.convert("RGB")))
 

@@ -56,7 +56,12 @@ class LazyCommand(TyperCommand):
         self._full_name, self._entry = name, entry
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        command = typer.main.get_command(make_app(load_main(self._full_name, self._entry.module)))
+        try:
+            command = typer.main.get_command(make_app(load_main(self._full_name, self._entry.module)))
+        except InputError:
+            if kwargs.get("resilient_parsing"):  # a shell asks for completions: none, rather than an error
+                return super().make_context(*args, **kwargs)
+            raise
         return command.make_context(*args, **kwargs)
 
 

@@ -248,8 +248,6 @@ class TestPanoptic:
 
     def test_terms_of_the_original(self, shared_data: Path) -> None:
         """The original's SegTerm and MaskTerm of seven boxes at quarter resolution."""
-        if not (shared_data / "upsnet_golden").is_dir():
-            pytest.skip("needs the golden outputs of the original network, upsnet_golden")
         golden = np.load(shared_data / "upsnet_golden" / "edge.npz")
         boxes, masks, channels, pasted = (
             torch.from_numpy(golden[f"term_{name}"]) for name in ("boxes", "mask_logits", "seg_channels", "mask_out")

@@ -8,12 +8,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.shared import shared_names
 from upsnet.categories import Categories
 from upsnet.command_line import command, pq
 from upsnet.datasets.coco_format import PredictionWriter, id2rgb
@@ -21,7 +21,6 @@ from upsnet.metrics.pq_files import evaluate
 from upsnet.photos import write_png
 from upsnet.result import PanopticResult, Segment, measure
 
-CASES = Path(__file__).resolve().parents[4] / "shared" / "data" / "pq_cases"
 OFFICIAL_NONSENSE = {"gt_id_zero_listed", "size_mismatch_broadcasts"}
 OFFICIAL_QUIRKS = {
     "crowd_two_same_category_first",
@@ -57,7 +56,7 @@ def near(value, expected):
         assert value == pytest.approx(expected, rel=0, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in CASES.glob("*")) or ["(absent)"])
+@pytest.mark.parametrize("name", shared_names("pq_cases"))
 def test_official_case(shared_data, tmp_path, capsys, name):
     case = shared_data / "pq_cases" / name
     expected = json.loads((case / "expected.json").read_text())

@@ -1,0 +1,89 @@
+"""`pip install upsnet-trt`: small, quick to import, helpful about what it has not."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.install.conftest import Installed
+from upsnet import __version__
+from upsnet.command_line.main import COMMANDS, WORKSHOP
+
+IMPORT_SECONDS = 0.3
+TIMED_IMPORT = """
+import sys, time
+start = time.perf_counter()
+import upsnet
+seconds = time.perf_counter() - start
+print(upsnet.__file__, seconds, *({"torch", "onnxruntime", "tritonclient"} & set(sys.modules)))
+"""
+# As bash asks when TAB is pressed after the words that follow; prints what it would offer.
+PRESS_TAB = """
+eval "$(upsnet --show-completion bash)"
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_upsnet_completion upsnet
+echo "${COMPREPLY[@]}"
+"""
+
+
+def test_wheel_holds_the_library_alone(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    metadata = f"upsnet_trt-{__version__}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"upsnet", metadata}
+    assert {"upsnet/py.typed", f"{metadata}/licenses/LICENSE"} <= set(names)
+
+
+def test_import_is_quick_and_light(base: Installed) -> None:
+    seconds = []
+    for _ in range(5):
+        file, duration, *heavy = base.run("python", "-c", TIMED_IMPORT)[0].split()
+        assert Path(file).is_relative_to(base.folder) and not heavy
+        seconds.append(float(duration))
+    assert min(seconds) < IMPORT_SECONDS
+
+
+def test_version_and_help(base: Installed) -> None:
+    assert base.upsnet("--version") == (f"upsnet-trt {__version__}\n", "")
+    overview, _ = base.upsnet("--help")
+    assert all(f" {name.split()[0]} " in overview for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("tr",), ["train"]),
+        (("data", "c"), ["check", "coco", "cityscapes"]),
+        (("shapes", "--tr"), ["--train"]),
+        (("train", "--conf"), []),  # its options are in the checkout
+    ],
+)
+def test_tab_completes_without_the_workshop(base: Installed, words: tuple[str, ...], offered: list[str]) -> None:
+    script = base.work / "press_tab.sh"
+    script.write_text(PRESS_TAB)
+    command = ["-c", "import os, sys; os.execvp('bash', sys.argv[1:])", "bash", script, "upsnet", *words]
+    output, errors = base.run("python", *command)
+    assert (output.split(), errors) == (offered, "")
+
+
+def test_data_sets(base: Installed) -> None:
+    base.upsnet("shapes", "--out", "shapes", "--train", "3", "--val", "2")
+    checked, _ = base.upsnet("data", "check", "shapes")
+    assert "0 errors" in checked
+
+
+@pytest.mark.parametrize("command", [name for name, entry in COMMANDS.items() if entry.module.startswith(WORKSHOP)])
+def test_workshop_commands_name_the_checkout(base: Installed, command: str) -> None:
+    output, error = base.upsnet(*command.split(), "--help", code=2)
+    assert not output and error.count("\n") == 1
+    assert error.startswith(f"error: upsnet {command} needs the project's checkout") and "make setup" in error
+
+
+def test_runtime_that_is_not_installed_names_its_extra(base: Installed) -> None:
+    Image.new("RGB", (60, 40)).save(base.work / "photo.png")
+    (base.work / "model.onnx").touch()
+    for extra, place in (("onnxruntime", ["--model", "model.onnx"]), ("triton", ["--url", "127.0.0.1:1"])):
+        _, error = base.upsnet("predict", "photo.png", "--out", "out", "--runtime", extra, *place, code=2)
+        assert error.count("\n") == 1 and f"pip install 'upsnet-trt[{extra}]'" in error

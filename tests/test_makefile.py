@@ -1,0 +1,147 @@
+"""make's own decisions: which Python it takes, what it refuses. The interpreters are stand-ins, and install nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TOOLS = ("mkdir", "touch", "cat", "chmod", "seq", "grep", "sed", "expand")
+# Answers make's and find_python.sh's questions; as `-m venv [--clear] FOLDER` it makes an environment of stand-ins.
+INTERPRETER = """#!/bin/bash
+case "$1 $2" in
+    --version*) echo "Python {version}" ;;
+    "-m venv") for folder; do :; done; mkdir -p "$folder/bin"; touch "$folder/pyvenv.cfg"
+        for name in python pip; do cat "$0" > "$folder/bin/$name"; chmod +x "$folder/bin/$name"; done ;;
+    "-m serving.environment") echo "the server's environment was asked for: $*" ;;
+    -c*ensurepip*) {answer} ;;
+esac
+"""
+SOUND = "exit 0"
+WITHOUT_VENV = "echo 'it makes no environments (Debian has that in python3-venv)' >&2; exit 1"
+SHIM = """#!/bin/bash
+echo "pyenv: $0: command not found
+The command exists in these Python versions" >&2
+exit 127
+"""
+
+
+class Machine:
+    """A machine with nothing on its PATH but what make needs and the interpreters that are put there."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root, self.path, self.venv = root, folder / "path", folder / "venv"
+        self.path.mkdir()
+        for tool in TOOLS:
+            (self.path / tool).symlink_to(shutil.which(tool) or tool)
+
+    def put(self, name: str, script: str) -> None:
+        (self.path / name).write_text(script)
+        (self.path / name).chmod(0o755)
+
+    def python(self, version: str, answer: str = SOUND, name: str | None = None) -> None:
+        self.put(name or f"python{version}", INTERPRETER.format(version=version, answer=answer))
+
+    def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        make = shutil.which("make")
+        assert make is not None
+        command = [make, "-C", str(self.root), "--no-print-directory", *arguments, f"VENV={self.venv}"]
+        variables = {"PATH": str(self.path), "HOME": os.environ.get("HOME", "/")}
+        return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def machine(project_root: Path, tmp_path: Path) -> Machine:
+    return Machine(project_root, tmp_path)
+
+
+def test_newest_usable_python_is_taken(machine: Machine) -> None:
+    machine.put("python3.14", SHIM)
+    machine.python("3.13", WITHOUT_VENV)
+    machine.python("3.12")
+    machine.python("3.11")
+    done = machine.make("setup")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"{machine.venv}: Python 3.12, {machine.path}/python3.12"
+    assert f"serving.environment --optional {machine.venv}-triton" in done.stdout
+    assert (machine.venv / ".ready").exists() and "command not found" not in done.stderr
+
+
+def test_python3_alone_is_enough(machine: Machine) -> None:
+    machine.python("3.14", name="python3")
+    assert machine.make("setup").stdout.startswith(f"{machine.venv}: Python 3.14, {machine.path}/python3\n")
+
+
+def test_environment_that_is_there_is_kept(machine: Machine) -> None:
+    machine.python("3.11")
+    machine.make("setup")
+    machine.python("3.13")
+    (machine.venv / ".ready").unlink()
+    done = machine.make("setup")
+    assert done.returncode == 0 and "Python 3.13" not in done.stdout
+    (machine.venv / "bin/python").unlink()  # its interpreter went
+    assert "Python 3.13" in machine.make("setup", "-B").stdout
+
+
+def test_without_python_one_line_names_the_cure(machine: Machine) -> None:
+    machine.python("3.11", WITHOUT_VENV, name="python3")
+    done = machine.make("setup")
+    error, stop = done.stderr.splitlines()
+    assert error.startswith("error: none of Python 3.14 3.13 3.12 3.11 is here and makes environments")
+    assert "`uv python install 3.13`" in error and "python3-venv" in error
+    assert stop.startswith("make: ***") and done.returncode == 2 and not machine.venv.exists()
+    listed = machine.make("help")
+    assert listed.returncode == 0 and "\nsetup " in listed.stdout and not listed.stderr
+
+
+def test_named_python(machine: Machine) -> None:
+    machine.python("3.13")
+    machine.python("3.11")
+    machine.python("3.10", "echo 'it is Python 3.10' >&2; exit 1")
+    for name, reason in (("python3.10", "it is Python 3.10"), ("python3.12", "not found")):
+        done = machine.make("setup", f"PYTHON={name}")
+        assert done.stderr.splitlines()[0] == f"error: PYTHON={name}: {reason}; supported are 3.14 3.13 3.12 3.11"
+    assert f"Python 3.11, {machine.path}/python3.11\n" in machine.make("setup", "PYTHON=python3.11").stdout
+
+
+def test_server_without_an_interpreter_ends_before_anything_is_trained(machine: Machine) -> None:
+    machine.python("3.13")
+    machine.make("setup")
+    asked = machine.make("serve", "-n").stdout.splitlines()[0]
+    assert asked.endswith(f"-m serving.environment  {machine.venv}-triton")  # not --optional
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "GPUS=0"], "error: GPUS=0: give the number of processes"),
+        (["train", "GPUS=abc"], "error: GPUS=abc: give"),
+        (["train", "GPUS=1.5"], "error: GPUS=1.5: give"),
+        (["train", "GPUS=-1"], "error: GPUS=-1: give"),
+        (["demo", "GPUS=1 2"], "error: GPUS=1 2: give"),
+        (["train", "GPUS="], "error: GPUS=: give"),
+        (["train", "GPUS=%"], "error: GPUS=%: give"),
+        (["train", "CONFIG=absent.yaml"], "error: CONFIG=absent.yaml: no such file; some are in training/configs/"),
+        (["demo", "RUN=my run"], "error: RUN=my run: give one path, without spaces"),
+        (["eval", "RUN="], "error: RUN=: give one path"),
+        (["overfit", "COCO=/nowhere"], "error: COCO=/nowhere: it has no annotations/panoptic_val2017.json; name"),
+    ],
+)
+def test_wrong_variables_are_one_line(machine: Machine, arguments: list[str], message: str) -> None:
+    done = machine.make(*arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert not machine.venv.exists()
+
+
+def test_several_processes_are_torchruns(machine: Machine) -> None:
+    assert "torchrun --standalone --nproc_per_node=4 -m training.train" in machine.make("train", "GPUS=4", "-n").stdout
+    assert "torchrun" not in machine.make("train", "-n").stdout
+
+
+def test_demo_says_what_to_do_next(machine: Machine) -> None:
+    said = machine.make("demo", "-n", "RUN=runs/mine").stdout.splitlines()[-4:]
+    assert "Open runs/mine/report.html" in said[0] and "predict photo.jpg --run runs/mine" in said[1]
+    assert f"make serve RUN=runs/mine VENV={machine.venv}'" in said[2] and "synthetic shapes only" in said[3]
