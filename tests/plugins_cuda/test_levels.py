@@ -19,6 +19,26 @@ ROOMS = ["roi_align_fpn", "nms", "deform_conv", "panoptic_fusion"]
 # AVX and later begin with v or use registers of their own; BMI and what else v3 has.
 BEYOND_V2 = re.compile(r"^[kv]|[yz]mm|^(andn|bextr|bls|bzhi|lzcnt|movbe|mulx|pdep|pext |rorx|sarx|shlx|shrx)")
 
+# The library's function against ours, on floats of all sizes; every other sum is within a bit or two of a tie.
+FUSED = """
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include "panoptic_fusion/kernel.cuh"
+int main() {
+  std::mt19937 random(1);
+  const auto number = [&](int exponents) {
+    return std::ldexp(float(random() & 0xffffff) - 0x800000, int(random() % exponents) - exponents / 2 - 20);
+  };
+  for (int i = 0; i < 4000000; ++i) {
+    const float a = number(30), b = number(60);
+    const float c = i % 2 ? number(60) : float(-double(a) * b * (1 + std::ldexp(1.0, i / 2 % 60 - 30)));
+    const float ours = upsnet::panoptic_fusion::multiply_add(a, b, c), exact = std::fmaf(a, b, c);
+    if (ours != exact) return std::printf("%a * %a + %a: %a, not %a", a, b, c, ours, exact), 1;
+  }
+}
+"""
+
 
 def supported() -> str:
     """The highest level of this CPU, as Linux sees it."""
@@ -104,3 +124,10 @@ def test_higher_levels_have_code_of_their_own(disassembly: Disassembly, room: st
 def test_the_choice_itself_runs_anywhere(disassembly: Disassembly):
     code = disassembly.instructions(disassembly.reached_from("upsnet_cpu_level"))
     assert code and [each for each in code if BEYOND_V2.search(each)] == []
+
+
+def test_one_rounding_without_such_an_instruction(tmp_path: Path, project_root: Path):
+    (tmp_path / "fused.cpp").write_text(FUSED)
+    flags = ["-std=c++17", "-O2", "-march=x86-64-v2", "-ffp-contract=off", f"-I{project_root / 'plugins_cuda'}"]
+    subprocess.run(["g++", *flags, tmp_path / "fused.cpp", "-o", tmp_path / "fused"], check=True)
+    assert subprocess.run([tmp_path / "fused"], capture_output=True, text=True).stdout == ""
