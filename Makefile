@@ -49,9 +49,9 @@ else
 TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
 endif
 
-.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test test-install lint clean
-.PHONY: ablation bench-ops bench-pq bench-train gpu-check sanitize
-.PHONY: docs docs-check overview
+.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins lint clean
+.PHONY: test test-cpus test-install sanitize gpu-check docs docs-check overview
+.PHONY: ablation bench-ops bench-pq bench-train
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
@@ -185,6 +185,14 @@ test: $(READY) $(TRITON_READY) ## the whole test suite
 
 test-install: $(READY) ## the wheel in fresh environments (base, client), and the workshop from other folders
 	$(BIN)/python -m pytest tests/install $(ARGS)
+
+# Emulated kernels have no levels. What the variables bound, and what nothing does: docs/cpus.md.
+NUMERIC := $(BIN)/python -m pytest -m numeric -k "not emulated"
+test-cpus: $(READY) ## the numerical tests as a CPU with AVX2 computes, and as one without AVX (docs/cpus.md)
+	UPSNET_CPU_LEVEL=v3 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 \
+		OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" $(NUMERIC) $(ARGS)
+	UPSNET_CPU_LEVEL=v2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
+		OPENBLAS_CORETYPE=Nehalem NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4 AVX512_ICL AVX512_SPR" $(NUMERIC) $(ARGS)
 
 lint: $(READY) ## ruff, mypy, and the layers (import-linter)
 	$(BIN)/ruff check .

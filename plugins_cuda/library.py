@@ -6,6 +6,7 @@ afterwards; its folder's name says what it was made from. Where a library cannot
 warning says so once. Environment:
 
 UPSNET_OPERATORS=FOLDER    takes the libraries that `make plugins` left in FOLDER; nothing is compiled
+UPSNET_CPU_LEVEL=v2, v3 or v4    the highest level of x86-64 that `cpu` may use (docs/cpus.md)
 UPSNET_SANITIZE=address,undefined    compiles `cpu` and `emulated` with these sanitizers (`make sanitize`)
 CXX, CUDACXX    the compilers
 """
@@ -16,6 +17,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -33,10 +35,13 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock
 
+from upsnet.errors import InputError
+
 SOURCES = Path(__file__).parent
 BUILD = SOURCES.parent / "build" / "operators"
 FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NCHW, NHWC = 0, 1
+CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
 
 
 class BuildError(RuntimeError):
@@ -109,6 +114,10 @@ class Library:
         except OSError as error:
             raise BuildError(f"{path} cannot be loaded (delete it to have it made anew): {error}") from error
 
+    def cpu_level(self) -> str:
+        """The level of x86-64 that `cpu` runs at in this process: "v3"."""
+        return f"v{self._functions.upsnet_cpu_level()}"
+
     def run(self, room: str, params: ctypes.Structure, device: torch.device) -> None:
         """Queue (cuda: on the current stream) or run (cpu, emulated) one operator. RuntimeError when it cannot run."""
         operator, reference = self._operator(room, params), ctypes.byref(params)
@@ -180,8 +189,11 @@ def _load_or_warn(name: str, architecture: str) -> Library | None:
 def load(name: str, architecture: str = "") -> Library:
     """Library `name` (cpu, cuda, emulated), compiled first if need be. BuildError when that fails.
 
-    architecture: of the GPU, as "90"; for cuda alone.
+    architecture: of the GPU, as "90"; for cuda alone. InputError: an unknown UPSNET_CPU_LEVEL.
     """
+    level = os.environ.get("UPSNET_CPU_LEVEL", CPU_LEVELS[-1])
+    if level not in CPU_LEVELS:
+        raise InputError(f"UPSNET_CPU_LEVEL={level}: give {', '.join(CPU_LEVELS)}, or unset it")
     given = os.environ.get("UPSNET_OPERATORS")
     if given and name != "emulated":
         path = Path(given) / f"libupsnet_{name}.so"
@@ -199,7 +211,7 @@ def _build(name: str, architecture: str) -> Path:
     if cmake is None:
         raise BuildError("cmake was not found; `pip install cmake`")
     environment = {**os.environ, "CXX": compiler}
-    made_from = [name, architecture, _version(compiler)]
+    made_from = [name, platform.machine(), architecture, _version(compiler)]
     options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
     if name == "cuda":
         toolkit = [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"]
@@ -211,7 +223,7 @@ def _build(name: str, architecture: str) -> Path:
         sanitizers = _sanitizers()
         environment.pop("LD_PRELOAD", None)  # of the sanitizers: theirs is this process, not the compiler
         options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
-        made_from += [sanitizers, _cpu_features() if name == "cpu" else ""]
+        made_from.append(sanitizers)
     digest = hashlib.sha256("\0".join(made_from).encode() + _sources()).hexdigest()[:16]
     library = BUILD / f"{name}{architecture}-{digest}" / f"libupsnet_{name}.so"
     if not library.is_file():
@@ -279,11 +291,3 @@ def _sources() -> bytes:
     files = sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".cuh", ".cu", ".cpp"})
     files = [SOURCES / "CMakeLists.txt", *(path for path in files if path.name != "plugin.cpp")]
     return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)
-
-
-@cache
-def _cpu_features() -> str:
-    """-march=native compiles for these."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

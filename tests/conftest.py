@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,21 @@ from upsnet.runtimes.predictor import RawPrediction
 
 ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.hand_made", "tests.shared"]
+
+
+def pytest_report_header() -> str | None:
+    """`make test-cpus` says what it bounds, and ends where that did not take."""
+    wanted = {"default": ("DEFAULT", "v2"), "avx2": ("AVX2", "v3")}.get(os.environ.get("ATEN_CPU_CAPABILITY", ""))
+    if wanted is None:
+        return None
+    import torch
+
+    from plugins_cuda import library
+
+    taken = torch.backends.cpu.get_cpu_capability(), library.load("cpu").cpu_level()
+    if taken != wanted:
+        raise pytest.UsageError(f"instruction sets of PyTorch and the operators: {taken}, wanted {wanted}")
+    return f"instruction sets: PyTorch {taken[0]}, operators {taken[1]}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,18 +1,28 @@
 // The C interface that the PyTorch binding (../library.py) calls.
 //
 // UPSNET_EXPORT_CPU(room) in cpu.cpp, UPSNET_EXPORT_CUDA(room) in launch.cu; both give the size of the params struct,
-// so that a binding whose idea of it differs is refused.
+// so that a binding whose idea of it differs is refused. Compiled for one level of x86-64 among others
+// (UPSNET_CPU_LEVEL=v3), a CPU front is called upsnet_<room>_cpu_v3, and levels.cpp exports what chooses.
 #pragma once
 
 #include <cstddef>
 
 #define UPSNET_EXPORT extern "C" __attribute__((visibility("default")))
 
+#ifdef UPSNET_CPU_LEVEL
+#define UPSNET_CPU_FRONT(room, level) upsnet_##room##_cpu_##level
+#define UPSNET_EXPORT_CPU_AT(room, level)                                                              \
+  extern "C" int UPSNET_CPU_FRONT(room, level)(const ::upsnet::room::Params* params, int threads) {    \
+    return ::upsnet::room::run_cpu(*params, threads);                                                  \
+  }
+#define UPSNET_EXPORT_CPU(room) UPSNET_EXPORT_CPU_AT(room, UPSNET_CPU_LEVEL)
+#else
 #define UPSNET_EXPORT_CPU(room)                                                                        \
   UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }        \
   UPSNET_EXPORT int upsnet_##room##_cpu(const ::upsnet::room::Params* params, int threads) {           \
     return ::upsnet::room::run_cpu(*params, threads);                                                  \
   }
+#endif
 
 #define UPSNET_EXPORT_CUDA(room)                                                                       \
   UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }        \

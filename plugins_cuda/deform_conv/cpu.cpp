@@ -21,9 +21,11 @@ namespace {
 
 // The register tile: kRows pixels x two vectors of output channels.
 #ifdef __AVX512F__
-constexpr int kWidth = 16, kRows = 12;
+constexpr int kWidth = 16, kRows = 12;  // 24 sums of 32 registers
+#elif defined(__AVX__)
+constexpr int kWidth = 8, kRows = 6;  // 12 sums of 16 registers
 #else
-constexpr int kWidth = 8, kRows = 6;  // 12 sums of the 16 registers of AVX2; elsewhere the compiler splits vectors
+constexpr int kWidth = 4, kRows = 6;
 #endif
 constexpr int kColumns = 2 * kWidth;
 constexpr int kPixels = 96;

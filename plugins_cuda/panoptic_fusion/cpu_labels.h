@@ -10,7 +10,11 @@
 
 namespace upsnet::panoptic_fusion {
 
+#ifdef __AVX__
 constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
 
@@ -24,9 +28,11 @@ inline Floats splat(float value) { return value - Floats{}; }
 
 inline Floats lerp(Floats a, Floats b, float weight) {
   const Floats difference = b - a;
-  Floats result;
-  for (int i = 0; i < kLanes; ++i) result[i] = multiply_add(weight, difference[i], a[i]);
-  return result;
+  float from[kLanes], step[kLanes];
+  std::memcpy(from, &a, sizeof a), std::memcpy(step, &difference, sizeof difference);
+#pragma omp simd
+  for (int i = 0; i < kLanes; ++i) from[i] = multiply_add(weight, step[i], from[i]);
+  return load_floats(from);
 }
 
 inline Floats higher(Floats a, Floats b) { return a > b ? a : b; }

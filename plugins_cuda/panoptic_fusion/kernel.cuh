@@ -50,11 +50,25 @@ UPSNET_HD float lower(float a, float b) {
 #endif
 }
 
+// a * b + c, rounded once; finite.
 UPSNET_HD float multiply_add(float a, float b, float c) {
-#ifdef __CUDACC__
+#if defined(__CUDACC__)
   return fmaf(a, b, c);
-#else
+#elif defined(__FP_FAST_FMAF)
   return __builtin_fmaf(a, b, c);
+#else  // no such instruction, and the library's function takes one value at a time
+  // The product is exact. The sum is rounded to odd, that is towards zero with its last bit set where anything was lost
+  // (Boldo, Melquiond: Emulation of FMA, 2008): float(odd) then rounds as if from the true sum. Free of branches.
+  const double product = double(a) * double(b), sum = product + double(c), part = sum - product;
+  const double error = (product - (sum - part)) + (double(c) - part);
+  int64_t bits, sign;
+  std::memcpy(&bits, &sum, sizeof bits);
+  std::memcpy(&sign, &error, sizeof sign);
+  bits -= error != 0.0 && (sign ^ bits) < 0 ? 1 : 0;
+  bits |= error != 0.0 ? 1 : 0;
+  double odd;
+  std::memcpy(&odd, &bits, sizeof odd);
+  return float(odd);
 #endif
 }
 

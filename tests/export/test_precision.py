@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -13,6 +12,7 @@ from typer.testing import CliRunner
 
 import export.onnx_export
 from export.precision import prepare
+from tests.agreement import assert_same_segments
 from training.config import HybridConfig, ModelConfig
 from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
@@ -134,9 +134,7 @@ class TestHalfPrecisionFile:
         for photo in photos:
             inputs = collate([to_network(read_photo(photo), full.manifest.resize)])
             expected, found = full.predict(*inputs), half.predict(*inputs)
-            np.testing.assert_array_equal(found.segment_count, expected.segment_count)
-            np.testing.assert_allclose(found.segments[..., :2], expected.segments[..., :2], atol=0.02)
-            assert (found.panoptic == expected.panoptic).mean() >= 0.98
+            assert_same_segments(found, expected, identical=0.98, score=0.02)
 
 
 def test_an_unknown_precision_is_refused(tiny_run: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import plugins_cuda
 from plugins_cuda.deform_conv import reference
 
+pytestmark = pytest.mark.numeric
+
 GEOMETRIES = [(1, 1, 1), (2, 1, 1), (1, 2, 2)]
 
 

@@ -14,6 +14,8 @@ import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.deform_conv import reference
 
+pytestmark = pytest.mark.numeric
+
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 

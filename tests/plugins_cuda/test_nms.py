@@ -15,6 +15,8 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda.nms import reference
 
+pytestmark = pytest.mark.numeric
+
 
 def crowd(batch: int, count: int, seed: int, whole: bool = False) -> tuple[Tensor, Tensor]:
     """Overlapping boxes and scores; whole: integer corners and few distinct scores, so that ties abound."""

@@ -13,6 +13,8 @@ import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.nms import binding, reference
 
+pytestmark = pytest.mark.numeric
+
 INFINITE, NAN = float("inf"), float("nan")
 
 

@@ -12,6 +12,10 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.panoptic_fusion import reference
+from tests.agreement import assert_same_segments
+from upsnet.runtimes.predictor import RawPrediction
+
+pytestmark = pytest.mark.numeric
 
 STUFF, THINGS, MASK = 3, 2, 5
 Inputs = dict[str, Tensor]
@@ -301,18 +305,35 @@ def test_too_many_rows_for_a_byte():
 # --- the ONNX body ---------------------------------------------------------------------------------------------------
 
 
+def assert_agree(body: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    """ONNX Runtime may round otherwise, and so differ where two logits nearly tie."""
+    assert_same_segments(RawPrediction(*body), RawPrediction(*expected), identical=0.995, score=0.0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_body_where_nothing_rounds(run_node, seed: int):
+    """Logits on a coarse grid, boxes of the masks' size times powers of two: equal, and many pixels are ties."""
+    inputs = random_inputs(seed, [7, 4])
+    for name in ("semantic", "mask_logits"):
+        inputs[name] = inputs[name].round() / 2
+    low = inputs["boxes"][..., :2].floor()
+    sides = MASK * 2 ** torch.arange(14).remainder(3).reshape(2, 7, 1)
+    inputs["boxes"] = torch.cat([low, low + sides - 1], -1)
+    assert_same(run_body(run_node, inputs), fuse(inputs))
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("counts", [[7], [0], [0, 0], [3, 0, 7, 1]])
 def test_body_equals_reference(run_node, seed: int, counts: list[int]):
     for sharp in (0.5, 5.0):
         inputs = random_inputs(seed, counts, sharp=sharp)
-        assert_same(run_body(run_node, inputs), fuse(inputs))
+        assert_agree(run_body(run_node, inputs), fuse(inputs))
 
 
 @pytest.mark.parametrize("height, width, rows", [(16, 24, 20), (9, 5, 3)])
 def test_body_at_other_sizes(run_node, height: int, width: int, rows: int):
     inputs = random_inputs(11, [rows, rows // 2], height, width, rows)
-    assert_same(run_body(run_node, inputs), fuse(inputs))
+    assert_agree(run_body(run_node, inputs), fuse(inputs))
 
 
 def test_body_with_hostile_input(run_node):
@@ -330,7 +351,7 @@ def test_body_with_hostile_input(run_node):
     inputs["scales"][7] = 0.0
     for overlap in (0.0, 0.3, 1.0):
         for limit in (0.0, 1e6):
-            assert_same(run_body(run_node, inputs, limit, overlap), fuse(inputs, limit, overlap))
+            assert_agree(run_body(run_node, inputs, limit, overlap), fuse(inputs, limit, overlap))
 
 
 def test_padded_rows_and_batch_do_not_matter(run_node):
@@ -341,10 +362,10 @@ def test_padded_rows_and_batch_do_not_matter(run_node):
             inputs[name][image, count:] = float("nan")
     inputs["classes"][0, 4:] = 10**6
     assert_same(fuse(inputs), expected)
-    assert_same(run_body(run_node, inputs), expected)
+    assert_agree(run_body(run_node, inputs), expected)
     for image in range(3):
         alone = {name: tensor[image : image + 1] for name, tensor in inputs.items()}
-        assert_same(run_body(run_node, alone), [result[image : image + 1] for result in expected])
+        assert_agree(run_body(run_node, alone), [result[image : image + 1] for result in expected])
 
 
 def test_map_and_table_agree():

@@ -18,6 +18,8 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda.roi_align_fpn import MAX_SAMPLES, bag, binding, reference
 
+pytestmark = pytest.mark.numeric
+
 
 def pyramid(batch: int = 2, channels: int = 3, height: int = 64, width: int = 96, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)

@@ -18,6 +18,8 @@ import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.roi_align_fpn import reference
 
+pytestmark = pytest.mark.numeric
+
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 

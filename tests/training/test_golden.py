@@ -28,6 +28,8 @@ from training.importers.upsnet.weights import to_ours
 from training.model import boxes as B
 from training.model.upsnet import UPSNet
 
+pytestmark = pytest.mark.numeric
+
 RESNET_FPN = {"global_context": True, "upsample": "nearest"}
 MODELS = {
     "coco_r50": {"backbone": {"kind": "timm", "name": "resnet50"}, "fpn": RESNET_FPN},
@@ -61,7 +63,13 @@ ABSOLUTE = {
     "pan_mask_energy_sum": 1e-2,
     "pan_seg_inst_sum": 1e-2,
 }
-NEARLY_EXACT = {"sem_near_tie", "pan_near_tie", "det_mask_area"}  # bits and areas at a threshold
+# Bits and areas at a threshold.
+NEARLY_EXACT = {"sem_near_tie", "pan_near_tie", "det_mask_area", "det_mask_bits_first6"}
+# Maps of labels: the best of logits that every CPU rounds in its own way, so they are free where two nearly tie.
+TIES = {
+    **dict.fromkeys(["sem_argmax", "sem_orig"], "sem_near_tie"),
+    **dict.fromkeys(["pan_argmax_net", "pan_orig_before", "pan_orig_after", "pan_net_after"], "pan_near_tie"),
+}
 
 
 def recipe(shared_data: Path) -> dict:
@@ -111,6 +119,18 @@ def whole(network: UPSNet, folder: Path) -> Arrays:
     return dump(network, read_inputs(folder / "common.npz", "", None), full=True)
 
 
+def assert_same_labels(found: Arrays, golden: Arrays, name: str) -> None:
+    """Equal but at near ties, and there in 100 pixels of the network at most (README)."""
+    near = np.unpackbits(golden[TIES[name]]).reshape(256, 320).astype(bool)
+    differs = found[name] != golden[name]
+    differs = differs.any(-1) if differs.ndim == 3 else differs  # category and number of an instance
+    if differs.shape != near.shape:
+        near = near[:240, :320]  # no padding
+    enlarged = len(differs) // len(near)  # 2: at the photo's size, to the nearest
+    near = near.repeat(enlarged, 0).repeat(enlarged, 1)
+    assert not differs[~near].any() and differs.sum() <= 100 * enlarged**2, name
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_key_of_the_checkpoint_has_its_place(shared_data: Path, name: str) -> None:
     with torch.device("meta"):
@@ -131,21 +151,28 @@ class TestStages:
         worst = {name: np.abs(staged[name] - golden[name]).max() for name in ABSOLUTE}
         assert {name: error for name, error in worst.items() if not error <= ABSOLUTE[name]} == {}
 
+    @pytest.mark.parametrize("name", TIES)
+    def test_labels_differ_only_at_near_ties(self, staged: Arrays, golden: Arrays, name: str) -> None:
+        assert_same_labels(staged, golden, name)
+
     def test_everything_else_is_equal(self, staged: Arrays, golden: Arrays) -> None:
-        rest = golden.keys() - ABSOLUTE.keys() - NEARLY_EXACT
+        """Also what is chosen by a threshold: no probability is closer to its own than 4e-5, no IoU than 1e-5, and
+        scores of neighbours are 1e-5 apart, where CPUs differ by 1e-6."""
+        rest = golden.keys() - ABSOLUTE.keys() - NEARLY_EXACT - TIES.keys()
         assert [name for name in sorted(rest) if not np.array_equal(staged[name], golden[name])] == []
-        assert {"anchor_base_P2", "roi_level", "det_cls", "pan_keep", "pan_argmax_net", "pan_orig_after"} <= rest
+        assert {"anchor_base_P2", "cand_index", "roi_level", "det_cls", "pan_det_cls", "pan_keep"} <= rest
 
     def test_pasted_masks(self, staged: Arrays, golden: Arrays) -> None:
-        np.testing.assert_allclose(staged["det_mask_area"], golden["det_mask_area"], rtol=5e-3, atol=5)
+        area, name = golden["det_mask_area"], "det_mask_bits_first6"
+        np.testing.assert_allclose(staged["det_mask_area"], area, rtol=5e-3, atol=5)
+        differs = np.unpackbits(staged[name] ^ golden[name], axis=1).sum(1)
+        assert (differs <= 5 + 5e-3 * area[: len(differs)]).all()
 
 
 class TestEndToEnd:
-    @pytest.mark.parametrize(("labels", "ties"), [("sem_argmax", "sem_near_tie"), ("pan_argmax_net", "pan_near_tie")])
-    def test_labels_differ_only_at_near_ties(self, whole: Arrays, golden: Arrays, labels: str, ties: str) -> None:
-        differs = whole[labels] != golden[labels]
-        near = np.unpackbits(golden[ties]).reshape(differs.shape).astype(bool)
-        assert not differs[~near].any() and differs.sum() <= 100
+    @pytest.mark.parametrize("name", ["sem_argmax", "pan_argmax_net"])
+    def test_labels_differ_only_at_near_ties(self, whole: Arrays, golden: Arrays, name: str) -> None:
+        assert_same_labels(whole, golden, name)
 
     @pytest.mark.parametrize("branch", ["det", "pan_det"])
     def test_detections(self, whole: Arrays, golden: Arrays, branch: str) -> None:
@@ -169,7 +196,7 @@ class TestEndToEnd:
             assert (whole[name] != golden[name]).mean() < 1e-3, name
 
     def test_the_operator_gives_the_map_after_the_rules(self, network: UPSNet, staged: Arrays, golden: Arrays) -> None:
-        """The fused operator, fed with the stored arrays, as `UPSNet.forward` feeds it."""
+        """The fused operator, fed with the stored arrays, as `UPSNet.forward` feeds it; every CPU rounds it alike."""
         masks = torch.from_numpy(golden["pan_det_mask_logits"])[None]
         panoptic, segments, _ = plugins_cuda.panoptic_fusion(
             torch.from_numpy(golden["fcn_score"])[None],

@@ -23,6 +23,8 @@ from upsnet.geometry import ResizeRule, collate, to_network
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import DetailedPredictor, unpack
 
+pytestmark = pytest.mark.numeric
+
 STUFF, THINGS = 4, 4
 
 
@@ -88,7 +90,10 @@ class TestOneView:
             full = torch.nn.functional.interpolate(logits, scale_factor=4.0, mode="bilinear", align_corners=False)
         labels = run(network, [view], view).semantic
         assert labels.dtype == torch.uint8 and len(labels.unique()) > 1
-        assert torch.equal(labels, full.argmax(1).to(torch.uint8))
+        first, second = full.topk(2, dim=1).values.unbind(1)
+        clear = first - second > 1e-5  # the map is made in parts, and a CPU may round those otherwise
+        assert clear.float().mean() > 0.99
+        assert torch.equal(labels[clear], full.argmax(1).to(torch.uint8)[clear])
 
     def test_label_map_over_many_channels_and_ties(self) -> None:
         logits = torch.randint(-3, 4, (1, 21, 5, 7)).float()

@@ -1,0 +1,44 @@
+// The CPU fronts of libupsnet_cpu.so on x86-64, each there three times: for x86-64-v2 (SSE4.2), -v3 (AVX2) and -v4
+// (AVX-512). The first call takes the highest that this CPU has; UPSNET_CPU_LEVEL=v2 or v3 is a ceiling.
+#include <cstdlib>
+#include <cstring>
+
+#include "common/exports.h"
+#include "deform_conv/launch.h"
+#include "nms/launch.h"
+#include "panoptic_fusion/launch.h"
+#include "roi_align_fpn/launch.h"
+
+namespace {
+
+int chosen_level() {
+  const char* const variable = std::getenv("UPSNET_CPU_LEVEL");
+  const auto is_below = [variable](const char* level) { return variable && std::strcmp(variable, level) < 0; };
+  if (__builtin_cpu_supports("x86-64-v4") && !is_below("v4")) return 4;
+  return __builtin_cpu_supports("x86-64-v3") && !is_below("v3") ? 3 : 2;
+}
+
+int level() {
+  static const int chosen = chosen_level();
+  return chosen;
+}
+
+}  // namespace
+
+UPSNET_EXPORT int upsnet_cpu_level() { return level(); }
+
+#define UPSNET_ROOM(room)                                                                      \
+  extern "C" int upsnet_##room##_cpu_v2(const ::upsnet::room::Params* params, int threads);    \
+  extern "C" int upsnet_##room##_cpu_v3(const ::upsnet::room::Params* params, int threads);    \
+  extern "C" int upsnet_##room##_cpu_v4(const ::upsnet::room::Params* params, int threads);    \
+  int upsnet::room::run_cpu(const Params& params, int threads) {                               \
+    return level() == 4   ? upsnet_##room##_cpu_v4(&params, threads)                           \
+           : level() == 3 ? upsnet_##room##_cpu_v3(&params, threads)                           \
+                          : upsnet_##room##_cpu_v2(&params, threads);                          \
+  }                                                                                            \
+  UPSNET_EXPORT_CPU(room)
+
+UPSNET_ROOM(roi_align_fpn)
+UPSNET_ROOM(nms)
+UPSNET_ROOM(deform_conv)
+UPSNET_ROOM(panoptic_fusion)
