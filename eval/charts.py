@@ -1,73 +1,59 @@
-"""Line charts as inline SVG: no library, no external file; the page's CSS gives the colours, light or dark."""
+"""The report's line charts: matplotlib's, as pictures inside the page, one for a light page and one for a dark one."""
 
 from __future__ import annotations
 
-import math
-from html import escape
+import base64
+import io
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
 
 Points = list[tuple[float, float]]
-WIDTH, HEIGHT = 560, 250
-LEFT, RIGHT, TOP, BOTTOM = 44, 28, 14, 46
+
+# The colours of report.html: text, grid, faint line, series.
+THEMES = {
+    "light": ("#5b6472", "#e3e7ec", "#cfdcf3", ("#2f6bd8", "#c2571a", "#15857b")),
+    "dark": ("#a5aebb", "#2b313b", "#2c3f63", ("#7aa7f8", "#f0a067", "#59c9bd")),
+}
 
 
-def line_chart(series: dict[str, Points], unit: str, faint: Points | None = None) -> str:
-    """<svg> of named series over training steps; `faint` is drawn thin behind them (unsmoothed values).
+def line_chart(series: dict[str, Points], faint: Points | None = None) -> dict[str, str]:
+    """Named series over training steps -> theme: SVG as a data: address. `faint` is drawn thin behind them."""
+    return {theme: _draw(series, faint or [], *colors) for theme, colors in THEMES.items()}
 
-    `unit` labels the vertical axis. Series take the CSS classes line-0, line-1, ... in order.
-    """
-    points = [point for line in [*series.values(), faint or []] for point in line]
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(0.0, *ys), max(ys))
-    x_low, x_high, y_low, y_high = min(xs), max(max(xs), min(xs) + 1e-9), y_ticks[0], y_ticks[-1]
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        return across, HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-
-    def path(line: Points, css: str) -> str:
-        steps = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in line))
-        return f'<polyline class="{css}" points="{steps}"/>'
-
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(unit)} over training steps">']
-    for y in y_ticks:
-        _, height = place(x_low, y)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{height + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in x_ticks:
-        if x_low <= x <= x_high:
-            parts.append(
-                f'<text x="{place(x, 0)[0]:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:,.0f}</text>'
-            )
-    parts.append(f'<text class="unit" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">step</text>')
+def _draw(series: dict[str, Points], faint: Points, text: str, grid: str, thin: str, lines: tuple[str, ...]) -> str:
+    figure = Figure(figsize=(5.6, 2.5), layout="constrained")
+    axes = figure.subplots()
     if faint:
-        parts.append(path(thin(faint), "faint"))
-    for number, line in enumerate(series.values()):
-        parts.append(path(thin(line), f"line line-{number}"))
-        x, y = place(*line[-1])
-        parts.append(f'<circle class="dot dot-{number}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
-    return "".join([*parts, "</svg>"])
+        axes.plot(*_columns(faint), color=thin, linewidth=0.8)
+    for (name, points), color in zip(series.items(), lines, strict=False):
+        axes.plot(*_columns(points), color=color, linewidth=1.8, label=name)
+        axes.plot(*points[-1], "o", color=color, markersize=5)
+    axes.set_ylim(bottom=min(0.0, *(value for points in [*series.values(), faint] for _, value in points)))
+    axes.set_xlabel("step", color=text, loc="right")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.tick_params(labelcolor=text, length=0)
+    axes.grid(axis="y", color=grid)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    if len(series) > 1:
+        axes.legend(labelcolor=text, frameon=False, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1))
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "upsnet"}):  # the same picture gives the same bytes
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from at or below `low` to at or above `high`."""
-    span = max(high - low, 1e-9)
-    step = 10.0 ** math.floor(math.log10(span / count))
-    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= count)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(number * step, 10) for number in range(first, max(last, first + 1) + 1)]
+def _columns(points: Points) -> np.ndarray:
+    return np.array(points, float).reshape(-1, 2).T
 
 
 def smooth(points: Points, window: int) -> Points:
     """Moving average over the last `window` values."""
-    result = []
-    for index, (x, _) in enumerate(points):
-        recent = [y for _, y in points[max(0, index + 1 - window) : index + 1]]
-        result.append((x, sum(recent) / len(recent)))
-    return result
-
-
-def thin(points: Points, most: int = 400) -> Points:
-    """At most about `most` points, evenly chosen, the last one always kept."""
-    stride = max(1, math.ceil(len(points) / most))
-    kept = points[::stride]
-    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
+    steps, values = _columns(points)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return list(zip(steps.tolist(), ((sums[ends] - sums[starts]) / (ends - starts)).tolist(), strict=True))

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 from PIL import Image
 
 from eval.charts import Points, line_chart, smooth
@@ -69,8 +68,8 @@ def write_report(
     write_text(path, page)
 
 
-def training_charts(metrics: Path) -> list[dict[str, Any]]:
-    """Loss and validation PQ over the steps of metrics.jsonl; [] when the run has no such file."""
+def training_charts(metrics: Path) -> list[dict[str, str]]:
+    """Loss and validation PQ over the steps of metrics.jsonl: title, and `line_chart`'s; [] without such a file."""
     if not metrics.is_file():
         return []
     rows = []
@@ -86,12 +85,11 @@ def training_charts(metrics: Path) -> list[dict[str, Any]]:
     charts = []
     loss = column("loss")
     if len(loss) > 1:
-        series = {"loss": smooth(loss, max(1, len(loss) // 25))}
-        charts.append({"title": "Training loss", "names": ["loss"], "svg": Markup(line_chart(series, "loss", loss))})
+        charts.append({"title": "Training loss"} | line_chart({"loss": smooth(loss, max(1, len(loss) // 25))}, loss))
     scores = {"all": column("pq", 100), "things": column("pq_things", 100), "stuff": column("pq_stuff", 100)}
     scores = {name: line for name, line in scores.items() if len(line) > 1}
     if scores:
-        charts.append({"title": "Validation PQ", "names": list(scores), "svg": Markup(line_chart(scores, "PQ"))})
+        charts.append({"title": "Validation PQ"} | line_chart(scores))
     return charts
 
 

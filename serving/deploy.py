@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,8 @@ def main(
     repository: Annotated[Path | None, typer.Option(help="Where to; default: triton_repo/ in the run.")] = None,
 ) -> None:
     """Make the run's Triton model repository, or renew it; a running server keeps what it has loaded."""
-    target = repository or repository_of(run)
-    deploy_engine(run / "engine", target)
-    print(f"wrote {target}; `upsnet serve --repository {target}` serves it, or `tritonserver --model-repository` does")
+    target = deploy_engine(run / "engine", repository or repository_of(run))
+    print(
+        f"wrote {target}; `upsnet serve --repository {shlex.quote(str(target))}` serves it, or "
+        "`tritonserver --model-repository` does"
+    )

@@ -28,8 +28,7 @@ def main(
 ) -> None:
     """Serves a run's model, else the repository's, with a real Triton server. Ports of 0 are picked free."""
     if run is not None:
-        repository = repository or repository_of(run)
-        deploy_engine(run / "engine", repository)
+        repository = deploy_engine(run / "engine", repository or repository_of(run))
     elif repository is None:
         raise InputError("nothing to serve: give --run, for instance runs/demo, or --repository")
     server = TritonServer(

@@ -148,16 +148,17 @@ class TritonServer:
 
     def _launch(self, environment: Environment) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="upsnet-triton-")
-        backends = Path(self._scratch.name) / "backends"
-        (backends / "python").mkdir(parents=True)
+        folder = Path(self._scratch.name)
+        (folder / "repository").symlink_to(self.repository.absolute())  # the backend fails on paths with a space
+        (folder / "backends/python").mkdir(parents=True)
         for file in environment.backend_files:
-            (backends / "python" / file.name).symlink_to(file)
+            (folder / "backends/python" / file.name).symlink_to(file)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())]
         server = environment.triton / "bin/tritonserver"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*launcher, server, *self._flags(environment, backends)],
+                [*launcher, server, *self._flags(environment, folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -165,12 +166,12 @@ class TritonServer:
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server; its stubs are in its group
             )
 
-    def _flags(self, environment: Environment, backends: Path) -> list[str]:
+    def _flags(self, environment: Environment, folder: Path) -> list[str]:
         addresses = [f"--{name}-address={self.host}" for name in self.ports]
         ports = [f"--{name}-port={port}" for name, port in self.ports.items()]
         return [
-            f"--model-repository={self.repository.absolute()}",
-            f"--backend-directory={backends}",
+            f"--model-repository={folder / 'repository'}",
+            f"--backend-directory={folder / 'backends'}",
             f"--cache-directory={environment.triton / 'caches'}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             *addresses,
@@ -219,7 +220,8 @@ class TritonServer:
         # Every machine without a GPU has the CUDA line.
         errors = [line for line in lines if re.match(r"E\d{4} |error: ", line) and "CudaDriverHelper" not in line]
         last = (errors or lines or ["nothing"])[-1]
-        return "its log says: " + re.sub(r"^[IWE]\d{4} .*?\] ", "", last).split("\\n")[0].strip('" ')
+        last = re.sub(r"^[IWE]\d{4} .*?\] ", "", last).split("\\n")[0].strip('" ')
+        return "its log says: " + re.sub(r"/\S*/upsnet-triton-\w+/repository", lambda _: str(self.repository), last)
 
 
 def pick_ports(host: str, wanted: dict[str, int]) -> dict[str, int]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from training.predictor import open_device
+from upsnet.errors import InputError
 
 T = TypeVar("T")
 
@@ -31,9 +34,34 @@ class Process(NamedTuple):
         return self.rank == 0
 
 
+def launched_rank() -> int:
+    """This process's place among those that torchrun started; 0 where it started none."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def first_to_fail() -> bool:
+    """Whether no process of this run on this machine has asked before: one of them says what is wrong, not all.
+
+    torchrun names a file for the error of each, ATTEMPT/RANK/error.json; the first to leave a mark in ATTEMPT it is.
+    When another one ends, torchrun ends all; the first is to have its say before.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file:
+        return True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        (Path(error_file).parents[1] / "failed").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
 @contextmanager
 def processes(device: str) -> Iterator[Process]:
-    """This process's place; under torchrun it joins the others (NCCL on GPUs, else gloo)."""
+    """This process's place; under torchrun it joins the others (NCCL on GPUs, else gloo).
+
+    InputError where gloo has lost another process, which has told why, or could not.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     target = open_device(device)
     if world == 1:
@@ -45,7 +73,12 @@ def processes(device: str) -> Iterator[Process]:
         dist.init_process_group("nccl", timeout=LONGEST_WAIT, device_id=target)
     else:
         dist.init_process_group("gloo", timeout=LONGEST_WAIT)
-    yield Process(dist.get_rank(), world, target)
+    try:
+        yield Process(dist.get_rank(), world, target)
+    except RuntimeError as error:
+        if "gloo/transport" in str(error):
+            raise InputError("another process of this run has ended; the checkpoints are from before") from None
+        raise
     dist.destroy_process_group()  # not after an error: the others may be waiting inside a collective
 
 

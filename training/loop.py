@@ -9,7 +9,8 @@ that was not (bit for bit on the CPU with the same number of threads and process
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -18,10 +19,11 @@ from torch import nn
 
 from training.checkpoint import Checkpoint, copy_tensors, load, load_weights, save, versions
 from training.config import Config, differing_keys
-from training.data.batch import Batch, make_loader
+from training.data.batch import Batch, fit_workers, make_loader, reading
 from training.datasets import image_digest, make_sampler, open_training, open_validation
 from training.distributed import Process, gather, processes
 from training.evaluation import pictures, quality
+from training.lock import only_run
 from training.log import Log
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet, load_pretrained_backbone
@@ -64,9 +66,9 @@ def train(
     init: a checkpoint whose weights a new run starts from. Writes config.yaml, plan.json, versions.json, metrics.jsonl,
     tb/, last.safetensors and, at evaluations, best.safetensors (best PQ; weights alone). Returns 0 at the end of the
     schedule, else the number of the signal (SIGTERM, SIGINT) that stopped it. InputError for bad configurations, data
-    and checkpoints; TrainingError when a loss is not finite.
+    and checkpoints, and where another process trains in `out`; TrainingError when a loss is not finite.
     """
-    with processes(device) as process:
+    with processes(device) as process, only_run(out, process):
         run = Run(config, out, process, find_checkpoint(out, config), build, init)
         if run.finished:
             if process.first:
@@ -124,6 +126,7 @@ class Run:
             self._restore(checkpoint)
         if len(set(gather(self.step, process))) > 1:
             raise InputError(f"{out}: the processes found different checkpoints; give an --out that all of them share")
+        self.workers = fit_workers(config.data.workers)
         self.sampler = make_sampler(self.dataset, config.data, config.seed, self.plan, process, self.step)
         average = self.stepper.ema
         self.predicting = average.module if average else self.model  # what is evaluated, and kept as the best
@@ -164,13 +167,16 @@ class Run:
         if self.process.first:
             remove_leftovers(self.out)
             Console().print(self.plan.table(f"{self.config.name}, from step {self.step}", len(self.dataset)))
+            if self.workers < (wanted := self.config.data.workers):
+                print(f"data.workers: {wanted}, and {self.workers} a process are started, for want of cores")
         with (
             stop_signals(patient=self.process.world > 1) as received,
             Log(self.out, self.config, self.plan, self.process, self.step, self.evaluated) as log,
+            closing(self.batches(log)) as batches,
         ):
             if not self.evaluated:
                 self.evaluate(log)
-            for passes in self.batches(log):
+            for passes in batches:
                 self.stepper.step(passes, self.step, received)
                 self.step += 1
                 if self._advance(log):
@@ -195,14 +201,14 @@ class Run:
             log.meter.restart()
         return stopping
 
-    def batches(self, log: Log) -> Iterator[list[Batch]]:
+    def batches(self, log: Log) -> Generator[list[Batch]]:
         """This process's batches of each step from the next one on, one for each forward pass."""
-        loader = iter(make_loader(self.dataset, self.sampler, self.config.data.workers))
-        log.meter.restart()
-        for _ in range(self.step, self.plan.iterations):
-            with log.meter.waiting():
-                passes = [next(loader) for _ in range(self.plan.passes)]
-            yield passes
+        with reading(make_loader(self.dataset, self.sampler, self.workers)) as batches:
+            log.meter.restart()
+            for _ in range(self.step, self.plan.iterations):
+                with log.meter.waiting():
+                    passes = [next(batches) for _ in range(self.plan.passes)]
+                yield passes
 
     def _evaluation_due(self) -> bool:
         every = self.schedule.evaluate_every

@@ -76,6 +76,10 @@ class Stepper:
                 part.compile()
         self.losses = losses
         if process.world > 1:
+            # Gradients that are there from the start are added to. A new one of a 1x1 convolution may come with other
+            # strides than its weight's, which DDP warns of.
+            for parameter in losses.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             self.losses = DistributedDataParallel(losses, gradient_as_bucket_view=True)
         self._pending: deque[Pending] = deque()
         self._late = 1 if process.device.type == "cuda" else 0  # steps; waiting for the CPU costs nothing
@@ -87,7 +91,7 @@ class Stepper:
         """
         torch.manual_seed(step_seed(self.config.seed, step, self.process.rank))
         lr = set_lr(self.optimizer, step, self.plan)
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=self.process.world == 1)
         losses = [self._backward(batch, last=batch is passes[-1]) for batch in passes]
         scale = self._scale()
         self.scaler.unscale_(self.optimizer)

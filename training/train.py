@@ -1,7 +1,7 @@
-"""`upsnet train`, also `python -m training.train --config X`; on several GPUs torchrun starts it, one process for each.
+"""`upsnet train`, also `python -m training.train --config X`; `--processes 4` is torchrun's four processes.
 
-One machine: torchrun --standalone --nproc_per_node 4 -m training.train --config X. Two machines, the same on both, HOST
-one of them: torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m training.train ...
+On two machines torchrun itself starts them, by the same command on both, HOST one of them: torchrun --nnodes 2
+--nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m training.train --config X.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Annotated
 import typer
 
 from training.config import load_config
+from training.distributed import first_to_fail, launched_rank
+from training.launch import SIGNALLED, launch, process_count
 from training.loop import train
-from upsnet.command_line.command import run
-
-SIGNALLED = 128  # plus the signal's number: what a shell reports of a process that a signal ended
+from upsnet.command_line.command import BAD_INPUT, run
+from upsnet.errors import InputError
 
 
 def main(
@@ -30,15 +31,31 @@ def main(
         Path | None, typer.Option(help="Start from this checkpoint's weights (fine-tuning); a resumed run has its own.")
     ] = None,
     iterations: Annotated[int | None, typer.Option(help="Steps, instead of the configured length.")] = None,
+    processes: Annotated[
+        str, typer.Option(help="How many processes on this machine share each step; gpu: one on each GPU.")
+    ] = "1",
 ) -> None:
     """Train a network. A run that was interrupted goes on from its last checkpoint with the same command."""
     overrides = list(set_ or [])
     if iterations is not None:
         overrides += [f"schedule.iterations={iterations}", "schedule.images=null"]
-    settings = load_config(config, tuple(overrides))
-    signal = train(settings, out or Path("runs") / settings.name, device, init=init)
+    try:
+        settings = load_config(config, tuple(overrides))
+        out = out or Path("runs") / settings.name
+        count = process_count(processes)
+        if count > 1:
+            arguments = [f"--config={config}", f"--out={out}", f"--device={device}"]
+            arguments += [f"--init={init}"] if init else []
+            raise typer.Exit(launch(count, [*arguments, *(f"--set={each}" for each in overrides)]))
+        signal = train(settings, out, device, init=init)
+    except InputError:
+        if first_to_fail():
+            raise
+        raise typer.Exit(BAD_INPUT) from None
     if signal:
-        print(f"stopped by signal {signal}, checkpoint written; the same command goes on from there", file=sys.stderr)
+        if launched_rank() == 0:
+            words = f"stopped by signal {signal}, checkpoint written; the same command goes on from there"
+            print(words, file=sys.stderr)
         raise typer.Exit(SIGNALLED + signal)
 
 

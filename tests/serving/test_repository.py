@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,17 +13,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import serving.deploy
+import serving.serve
 from serving.repository import TEMPLATE, deploy, deploy_engine, latest_version
-from upsnet.contract import PLUGINS
+from serving.server import TritonServer
+from upsnet.categories import Category
+from upsnet.command_line.command import make_app
+from upsnet.contract import METADATA_KEY, PLUGINS
 from upsnet.errors import InputError
+from upsnet.manifest import Manifest
+from upsnet.runtimes.triton import TritonPredictor
 
 
-def config(name: str) -> Any:
+def config(name: str, repository: Path = TEMPLATE) -> Any:
     reason = "needs tritonclient (pip install 'upsnet-trt[triton]')"
     messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason=reason)
     text_format = pytest.importorskip("google.protobuf.text_format", reason=reason)
-    return text_format.Parse((TEMPLATE / "upsnet" / name).read_text(), messages.ModelConfig())
+    return text_format.Parse((repository / "upsnet" / name).read_text(), messages.ModelConfig())
 
 
 def test_both_configurations_have_the_graphs_contract() -> None:
@@ -97,8 +107,9 @@ def test_deploy_names_what_is_missing(exported: Any, repository: Path, tmp_path:
     with pytest.raises(InputError, match=r"gone.json"):
         deploy(exported.model, tmp_path / "gone.json", tmp_path / "elsewhere")
     assert not list((tmp_path / "elsewhere").glob("*"))
-    with pytest.raises(InputError, match=r"is the template"):
-        deploy(exported.model, exported.manifest_path, TEMPLATE)
+    for folder in (TEMPLATE, TEMPLATE / "upsnet", TEMPLATE / "new"):
+        with pytest.raises(InputError, match=r"is the template"):
+            deploy(exported.model, exported.manifest_path, folder)
 
 
 def test_deploying_is_repeatable(exported: Any, tmp_path: Path) -> None:
@@ -111,6 +122,128 @@ def test_latest_version_counts_as_numbers(tmp_path: Path) -> None:
     for name in ("2", "10", "9", "configs"):
         (tmp_path / "upsnet" / name).mkdir(parents=True)
     assert latest_version(tmp_path).name == "10"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_deployment_that_fails_changes_nothing(
+    exported: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (latest_version(repository) / "model.plan").write_text("of the model that is there")
+    before = contents(repository)
+    with pytest.raises(InputError, match=r"repository: cannot be written: No such file or directory"):
+        deploy(exported.model, exported.manifest_path, repository, [tmp_path / "gone.so"])
+
+    def full(*paths: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(InputError, match=r"repository: cannot be written: No space left on device"):
+        deploy(exported.model, exported.manifest_path, repository)
+    assert contents(repository) == before
+    assert not list(repository.glob(".*"))
+
+
+def test_deploying_into_an_empty_folder_of_the_models_name(exported: Any, tmp_path: Path) -> None:
+    (tmp_path / "upsnet").mkdir()
+    assert latest_version(deploy(exported.model, exported.manifest_path, tmp_path)).name == "1"
+
+
+HOSTILE = [
+    'a "quoted" one',
+    "back\\slash\\",
+    "two\nlines\tand a tab",
+    "naïve 猫 🐈",
+    '" } } parameters { key: "threads" value: { string_value: "x',
+    "'single' # no comment",
+    "\u2028\x7f\x01",
+]
+
+
+@pytest.fixture
+def hostile(exported: Any, tmp_path: Path) -> Manifest:
+    """A manifest, also in hostile.json, of categories that need quoting."""
+    things = [Category(id=3 + i, name=name, isthing=True, color=(i, 0, 0)) for i, name in enumerate(HOSTILE)]
+    categories = [exported.manifest.categories[0], *things]
+    manifest = exported.manifest.model_copy(update={"name": HOSTILE[4], "categories": categories})
+    manifest.save(tmp_path / "hostile.json")
+    return manifest
+
+
+@pytest.mark.parametrize("name", ["config.pbtxt", "configs/cpu.pbtxt"])
+def test_the_configuration_carries_the_manifest_whatever_the_names(
+    exported: Any, hostile: Manifest, tmp_path: Path, name: str
+) -> None:
+    repository = deploy(exported.model, tmp_path / "hostile.json", tmp_path / "repository")
+    given, made = config(name), config(name, repository)
+    carried = made.parameters.pop(METADATA_KEY).string_value
+    assert Manifest.model_validate_json(carried) == hostile
+    assert made == given
+
+
+@pytest.mark.triton
+def test_a_live_server_tells_hostile_names_and_keeps_them_when_another_model_is_deployed(
+    exported: Any, hostile: Manifest, make_request: Any, triton_environment: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "a model repository"
+    request = make_request(1, 32, 64)
+    with TritonServer(
+        deploy(exported.model, tmp_path / "hostile.json", place), environment=triton_environment
+    ) as server:
+        for _ in range(2):
+            predictor = TritonPredictor(server.url)
+            assert predictor.manifest == hostile
+            np.testing.assert_array_equal(predictor.predict(*request).panoptic, exported.predict(*request).panoptic)
+            predictor.close()
+            deploy(exported.model, exported.manifest_path, place)
+    with TritonServer(place, environment=triton_environment) as server:
+        predictor = TritonPredictor(server.url)
+        assert predictor.manifest == exported.manifest
+        predictor.close()
+
+
+def run_command(main: Any, *arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(make_app(main), list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_commands_make_the_repository_beside_the_run_and_leave_the_template(
+    exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UPSNET_TRITON_ENV", str(tmp_path / "nothing"))
+    run, template = tmp_path / "a run", contents(TEMPLATE)
+    shutil.copytree(exported.model.parent, run / "engine")
+    code, stdout, _ = run_command(serving.deploy.main, "--run", str(run))
+    assert code == 0
+    assert f"--repository '{run / 'triton_repo'}'" in stdout and stdout.count("\n") == 1
+    assert latest_version(run / "triton_repo").name == "1"
+    code, _, stderr = run_command(serving.serve.main, "--run", str(run), "--repository", str(tmp_path / "elsewhere"))
+    assert code == 2
+    assert re.fullmatch(r"error: the server's environment .*/nothing is missing or broken; .*\n", stderr)
+    assert contents(tmp_path / "elsewhere") == contents(run / "triton_repo")
+    assert contents(TEMPLATE) == template
+
+
+def test_commands_refuse_in_one_line(tmp_path: Path) -> None:
+    for main, arguments, said in (
+        (serving.serve.main, (), "nothing to serve: give --run, for instance runs/demo, or --repository"),
+        (
+            serving.serve.main,
+            ("--run", str(tmp_path)),
+            f"there is no model {tmp_path}/engine/model.onnx; make one with",
+        ),
+        (
+            serving.deploy.main,
+            ("--run", str(tmp_path)),
+            f"there is no model {tmp_path}/engine/model.onnx; make one with",
+        ),
+    ):
+        code, _, stderr = run_command(main, *arguments)
+        assert code == 2
+        assert stderr.startswith(f"error: {said}") and stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 class FakeError(Exception):

@@ -185,7 +185,7 @@ def test_non_finite_numbers_stop_the_run(shapes: Path, tmp_path: Path, fault: An
     def accident(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         if calls < 6:
             return losses
-        good.update({path.name: path.read_bytes() for path in tmp_path.glob("*.*")})
+        good.update({path.name: path.read_bytes() for path in tmp_path.glob("[!.]*.*")})
         return fault(losses, model)
 
     with pytest.raises(TrainingError) as caught:
@@ -197,7 +197,7 @@ def test_non_finite_numbers_stop_the_run(shapes: Path, tmp_path: Path, fault: An
     assert "noise" in message
     assert re.search(r"images \d+, \d+;", message)
     assert load(tmp_path / "last.safetensors").step == 4
-    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == good
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("[!.]*.*")} == good
 
 
 def test_non_finite_weights_are_not_saved(shapes: Path, tmp_path: Path) -> None:

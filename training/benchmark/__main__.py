@@ -31,6 +31,7 @@ from training.benchmark.report import loader_table, parts_table, step_table
 from training.benchmark.steps import TorchvisionStep, UpsnetStep, feed, take_turns, warm_up
 from training.benchmark.synthetic import write_panoptic_set
 from training.config import Config, TimmConfig, load_config
+from training.data.batch import fit_workers
 from training.data.coco_panoptic import PanopticDataset
 from training.datasets import open_training
 from training.predictor import open_device
@@ -133,7 +134,7 @@ def main(
 ) -> None:
     """Measure training steps against torchvision's Mask R-CNN R50-FPN, or the loader (--loader)."""
     settings = configure(config, set_ or [], images_per_gpu, precision, size)
-    workers = workers if workers is not None else [settings.data.workers]
+    workers = workers if workers is not None else [fit_workers(settings.data.workers)]
     if data and size:
         raise InputError("--size is for made-up photos; with --data set data.resize instead")
     if parts and settings.compute.compile:

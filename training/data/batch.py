@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -15,6 +17,8 @@ from torch.utils.data import DataLoader, Sampler
 from training.data.coco_panoptic import PanopticDataset
 from training.data.sample import IGNORE, Sample
 from training.signals import ignore_stop_signals
+from upsnet.datasets.parallel import usable_cores
+from upsnet.errors import InputError
 
 
 class Batch(NamedTuple):
@@ -157,6 +161,13 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.argsort(raw, kind="stable")
 
 
+def fit_workers(wanted: int) -> int:
+    """At most as many loader workers as this process has cores, which torchrun's processes on a machine share alike;
+    at least one where any is wanted. Their number changes no batch."""
+    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(wanted, max(1, cores))
+
+
 def make_loader(dataset: PanopticDataset, sampler: StepSampler, workers: int = 0) -> DataLoader:
     """A loader of Batch, one for each forward pass, over `sampler`. The global random state of torch stays as it is.
 
@@ -172,3 +183,20 @@ def make_loader(dataset: PanopticDataset, sampler: StepSampler, workers: int = 0
         worker_init_fn=ignore_stop_signals,
         generator=torch.Generator().manual_seed(sampler.seed),
     )
+
+
+@contextmanager
+def reading(loader: DataLoader) -> Iterator[Iterator[Batch]]:
+    """The loader's batches. InputError, in one line, where one of its workers finds a faulty image.
+
+    The workers end with it. Python would wait for them for ever where an error's traceback still holds the loader: they
+    ignore the SIGTERM by which it ends them.
+    """
+    batches = iter(loader)
+    try:
+        yield batches
+    except InputError as error:  # a worker's begins with its traceback
+        raise InputError(str(error).splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")) from None
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import re
+import shutil
 from itertools import chain
 from pathlib import Path
 
@@ -11,10 +14,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.batch import StepSampler, collate_train, make_loader, orientations, permutation
+import training.data.batch
+from training.data.batch import (
+    StepSampler,
+    collate_train,
+    fit_workers,
+    make_loader,
+    orientations,
+    permutation,
+    reading,
+)
 from training.data.coco_panoptic import PanopticDataset
 from training.data.sample import IGNORE, Sample
 from training.data.transforms import Augment
+from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, collate, to_network
 from upsnet.photos import read_photo
 
@@ -185,3 +198,28 @@ def test_loader_with_workers_gives_the_same_batches(shapes_folder: Path) -> None
         assert one.image_ids == two.image_ids
         assert all(torch.equal(a, b) for a, b in zip(one.boxes, two.boxes, strict=True))
         assert one.images.shape[1] % 16 == one.images.shape[2] % 16 == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_faulty_image_is_one_line_and_no_worker_stays(shapes_folder: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(shapes_folder, tmp_path / "shapes")
+    dataset = open_shapes(tmp_path / "shapes")
+    photo = dataset.ground_truth(0).photo
+    photo.write_text("not a photo")
+    loader = make_loader(dataset, StepSampler(len(dataset), 1, len(dataset)), workers)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(photo))}: not a readable image: ") as caught:  # noqa: SIM117
+        with reading(loader) as batches:
+            for _ in batches:
+                pass
+    assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children(), "Python would wait for it at the end, for ever"
+
+
+def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.data.batch, "usable_cores", lambda: 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [fit_workers(wanted) for wanted in (0, 1, 8, 9)] == [0, 1, 8, 8]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert [fit_workers(wanted) for wanted in (0, 1, 8, 9)] == [0, 1, 2, 2]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert [fit_workers(wanted) for wanted in (0, 1, 8)] == [0, 1, 1]

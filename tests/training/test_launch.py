@@ -1,0 +1,122 @@
+"""`upsnet train --processes`: what a person reads of several processes is one run's words."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+from tests.training.standin import ROOT, SMALL, settings
+from training.checkpoint import load
+from training.distributed import first_to_fail
+from training.launch import launch, process_count
+from upsnet.datasets.parallel import usable_cores
+from upsnet.errors import InputError
+
+
+@pytest.fixture
+def small(shapes: Path, tmp_path: Path) -> Path:
+    """A folder with the real network's small configuration, and more loader workers than any machine has cores."""
+    config = settings(shapes, model=SMALL, iterations=3, images_per_step=4, evaluate_every=3, lr=0.005, ema=0.9)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 4096})})
+    (tmp_path / "small.yaml").write_text(config.model_dump_json())  # which is YAML too
+    return tmp_path
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "upsnet", "train", "--processes=2", "--config=small.yaml", "--out=run", *more]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def assert_progress_alone(stderr: str) -> None:
+    """Of the progress bar, not of a warning."""
+    lines = [line for line in re.split(r"[\r\n]", stderr) if line.strip()]
+    assert lines
+    assert [line for line in lines if not re.match(r"tiny: +\d+%\|", line)] == []
+
+
+def test_two_processes_train_without_a_warning(small: Path) -> None:
+    with start(small) as run:
+        stdout, stderr = run.communicate(timeout=150)
+    assert run.returncode == 0, stderr
+    assert_progress_alone(stderr)
+    workers = max(1, usable_cores() // 2)
+    assert f"data.workers: 4096, and {workers} a process are started, for want of cores\n" in stdout
+    assert stdout.count("starts from random weights") == 1
+    assert load(small / "run/last.safetensors").step == 3
+
+
+def test_a_signal_stops_both_and_saves(small: Path) -> None:
+    with start(small, "--iterations=100000", "--set=schedule.evaluate_every=0") as run:
+        metrics = small / "run/metrics.jsonl"
+        while not metrics.exists() or not metrics.read_text():  # the first step's
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert stderr.splitlines()[-1] == "stopped by signal 15, checkpoint written; the same command goes on from there"
+    assert load(small / "run/last.safetensors").step > 0
+
+
+def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [process_count(text) for text in ("1", "12", "gpu")] == [1, 12, 3]
+    for text in ("0", "-1", "abc", "1.5", ""):
+        with pytest.raises(InputError, match=rf"^--processes {text}: give a number from 1 up, .*has 3\)$"):
+            process_count(text)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match=r"--processes gpu: .*has 0"):
+        process_count("gpu")
+
+
+@pytest.mark.parametrize(
+    ("ended", "status", "said"),
+    [
+        ({1: 2, 0: -signal.SIGTERM}, 2, ""),
+        ({1: -signal.SIGKILL, 0: 2}, 137, "error: process 1 of 2 was ended by SIGKILL\n"),
+    ],
+)
+def test_the_first_process_to_fail_decides(
+    ended: dict[int, int],
+    status: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def fails(arguments: Any) -> None:
+        assert (arguments.nproc_per_node, arguments.training_script_args) == ("2", ["--config=a b.yaml"])
+        failures = {rank: ProcessFailure(rank, 1, code, str(tmp_path / "none")) for rank, code in ended.items()}
+        raise ChildFailedError("training.train", failures)
+
+    monkeypatch.setattr(torchrun, "run", fails)
+    monkeypatch.setattr("logging.disable", lambda level: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch(2, ["--config=a b.yaml"]) == status
+    assert capsys.readouterr().err == said
+
+
+def test_one_process_of_a_machine_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    assert [first_to_fail(), first_to_fail()] == [True, True]
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    told = []
+    for rank in range(3):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}/error.json"))
+        told.append(first_to_fail())
+    assert told == [True, False, False]

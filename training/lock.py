@@ -1,0 +1,78 @@
+"""One run in a folder at a time.
+
+The lock is the kernel's (flock, by filelock): it ends with the process that holds it, however that one ends, and no
+forked loader worker keeps it. NFS carries it between machines (version 4, or 3 with its lock daemon); where a file
+system keeps locks within a machine (NFS's local_lock, Lustre's localflock), two machines are not told apart.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from training.distributed import Process, gather
+from upsnet.errors import InputError
+
+NAME = ".lock"
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def only_run(out: Path, process: Process) -> Iterator[None]:
+    """Everything inside it belongs to the only run in `out`. The first process holds the lock for all of a run's.
+
+    InputError, on every process, that names the folder and the process that trains there.
+    """
+    with ExitStack() as stack:
+        refusal = ""
+        if process.first:
+            try:
+                stack.enter_context(locked(out))
+            except InputError as error:
+                refusal = str(error)
+        refusal = gather(refusal, process)[0]
+        if refusal:
+            raise InputError(refusal)
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds `folder`, made if absent, against all other processes. Leaves no file behind, nor a folder that stayed
+    empty. InputError when another process holds it, or when it cannot be written to."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    path = folder / NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, blocking=False, fallback_to_soft=False)
+        lock.acquire()
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    except Timeout:
+        raise InputError(f"{folder}: {holder(path)} trains there; stop it, or give another folder with --out") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
+        print(f"{folder}: its file system has no locks; see that no other run writes there", file=sys.stderr)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):  # no longer empty
+            for each in made:
+                each.rmdir()
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock file, as it wrote there."""
+    try:
+        return path.read_text() or "another process"
+    except OSError:  # it has ended just now
+        return "another process"
