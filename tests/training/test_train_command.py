@@ -36,6 +36,8 @@ def test_command_refuses_bad_input_in_one_line(shapes: Path, tmp_path: Path, mon
         ("--config", "tiny.yaml", "--set", "data.val.images=a/b"): "a/b: no such folder (data.val.images)",
         ("--config", "tiny.yaml", "--device", "tpu9"): "device 'tpu9'",
         ("--config", "tiny.yaml", "--iterations", "0"): "schedule.iterations",
+        ("--config", "tiny.yaml", "--processes", "0"): "--processes 0: give a number from 1 up",
+        ("--config", "tiny.yaml", "--processes", "2", "--set", "schedule.speed=1"): "schedule.speed",
     }.items():
         code, stderr = run_command(*arguments)
         assert code == 2
@@ -69,3 +71,14 @@ def test_command_passes_everything_on(shapes: Path, tmp_path: Path, monkeypatch:
     assert options == {"init": Path("start.safetensors")}
     assert (config.schedule.lr, config.schedule.iterations, device) == (0.5, 77, "cpu")
     assert (out, named) == (Path("runs/tiny"), Path("x/y"))
+
+
+def test_several_processes_get_everything_too(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(training.train, "launch", lambda *given: called.append(given) or 143)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(settings(shapes).model_dump(mode="json")))
+    options = ["--set=schedule.lr=0.5", "--iterations=77", "--device=cpu", "--init=a b", "--processes=3"]
+    assert run_command(f"--config={config}", *options) == (143, "")
+    sets = ["--set=schedule.lr=0.5", "--set=schedule.iterations=77", "--set=schedule.images=null"]
+    assert called == [(3, [f"--config={config}", "--out=runs/tiny", "--device=cpu", "--init=a b", *sets])]
