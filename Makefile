@@ -30,8 +30,8 @@ ifneq ($(filter train demo onnx engine serve eval parity bench,$(MAKECMDGOALS)),
 $(foreach name,CONFIG RUN VENV,$(if $(filter-out 1,$(words $($(name)))),\
 	$(error error: $(name)=$($(name)): give one path, without spaces)))
 $(if $(wildcard $(CONFIG)),,$(error error: CONFIG=$(CONFIG): no such file; some are in training/configs/))
-ifneq ($(words $(GPUS)) $(filter-out $(shell seq 1024),$(GPUS)),1 )
-$(error error: GPUS=$(GPUS): give the number of processes, a whole one from 1 on)
+ifneq ($(words $(GPUS)) $(filter-out gpu $(shell seq 1024),$(GPUS)),1 )
+$(error error: GPUS=$(GPUS): give the number of processes, from 1 on, or gpu for one on each GPU)
 endif
 endif
 COCO_JSON := $(COCO)/annotations/panoptic_$(COCO_SPLIT).json
@@ -43,11 +43,7 @@ endif
 # Configurations on the synthetic data set make it first.
 DATA := $(if $(filter demo,$(basename $(notdir $(CONFIG)))),data/shapes/train.json)
 DATA += $(if $(filter shapes_long,$(basename $(notdir $(CONFIG)))),data/shapes_long/train.json)
-ifeq ($(GPUS),1)
-TRAIN := $(UPSNET) train
-else
-TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
-endif
+TRAIN := $(UPSNET) train --processes $(GPUS)
 
 .PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins lint clean
 .PHONY: test test-cpus test-install sanitize gpu-check docs docs-check overview
@@ -88,7 +84,7 @@ data/shapes_long/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py 
 	$(UPSNET) shapes --out data/shapes_long --train 3000
 	touch $@
 
-train: $(READY) $(DATA) ## train CONFIG on GPUS processes (torchrun when there are several); resumes RUN if it exists
+train: $(READY) $(DATA) ## train CONFIG on GPUS processes (a number, or gpu: one on each GPU); resumes RUN if it exists
 	$(TRAIN) --config $(CONFIG) --out $(RUN) $(ARGS)
 
 $(RUN)/.trained: $(CONFIG) $(DATA) | $(READY)
