@@ -46,7 +46,7 @@ else
 TRAIN := $(BIN)/torchrun --standalone --nproc_per_node=$(GPUS) -m training.train
 endif
 
-.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test test-install lint clean
+.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins test lint clean
 .PHONY: ablation bench-ops bench-pq bench-train gpu-check sanitize
 
 help: ## this list
@@ -165,6 +165,7 @@ plugins: ## libraries of the operators in build/plugins; TensorRT's with TENSORR
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-install
 test-install: $(READY) ## the wheel in fresh environments (base, client), and the workshop from other folders
 	$(BIN)/python -m pytest tests/install $(ARGS)
 
