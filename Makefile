@@ -179,6 +179,7 @@ plugins: ## libraries of the operators in build/plugins; TensorRT's with TENSORR
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-install
 test-install: $(READY) ## the wheel in fresh environments (base, client), and the workshop from other folders
 	$(BIN)/python -m pytest tests/install $(ARGS)
 

@@ -136,9 +136,9 @@ def test_wrong_variables_are_one_line(machine: Machine, arguments: list[str], me
     assert not machine.venv.exists()
 
 
-def test_several_processes_are_torchruns(machine: Machine) -> None:
-    assert "torchrun --standalone --nproc_per_node=4 -m training.train" in machine.make("train", "GPUS=4", "-n").stdout
-    assert "torchrun" not in machine.make("train", "-n").stdout
+@pytest.mark.parametrize("processes", ["1", "4", "gpu"])
+def test_train_starts_that_many_processes(machine: Machine, processes: str) -> None:
+    assert f"upsnet train --processes {processes} --config" in machine.make("train", f"GPUS={processes}", "-n").stdout
 
 
 def test_demo_says_what_to_do_next(machine: Machine) -> None:

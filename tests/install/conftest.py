@@ -57,11 +57,13 @@ class Installed:
         pip = [self.folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "-c", ROOT / "constraints.txt", *requirements], check=True)
 
-    def run(self, program: str, *arguments: str | Path, code: int = 0, **variables: str) -> tuple[str, str]:
+    def run(
+        self, program: str, *arguments: str | Path, code: int = 0, cwd: Path | None = None, **variables: str
+    ) -> tuple[str, str]:
         """stdout and stderr of a program in the environment's bin/, which must end with `code`."""
         done = subprocess.run(
             [self.folder / "bin" / program, *arguments],
-            cwd=self.work,
+            cwd=cwd or self.work,
             env={"PATH": f"{self.folder / 'bin'}:{os.defpath}", "HOME": str(self.work), "COLUMNS": "120", **variables},
             capture_output=True,
             text=True,
