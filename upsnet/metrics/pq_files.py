@@ -171,7 +171,7 @@ def _are_plain_ids(annotations: list[dict[str, Any]]) -> bool:
 
 
 def _truth_warnings(pairs: Sequence[Pair], check_all: bool) -> Iterator[str]:
-    """Quirks in the truth of regular images; whether PNG and JSON say the same is looked up in some of them, or in all."""
+    """Quirks in the truth of regular images. Whether PNG and JSON say the same is looked up in some, or in all."""
     count = len(pairs) if check_all else min(len(pairs), max(CHECKED, len(pairs) // CHECKED_SHARE))
     checked = {place * len(pairs) // count for place in range(count)}
     for place, pair in enumerate(pairs):
