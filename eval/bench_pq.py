@@ -37,7 +37,7 @@ HEIGHT, WIDTH = 480, 640
 SEGMENTS, CATEGORIES = 20, 8
 GOALS = {"arrays": 2.5, "PNG files": 1.3}  # times the baseline's rate
 HOTCOCO_GOAL = 0.9  # of its rate
-COMPRESSIONS = {"default": {}, "fast": {"compress_level": 1}}  # Pillow's
+COMPRESSIONS: dict[str, dict[str, Any]] = {"default": {}, "fast": {"compress_level": 1}}  # Pillow's
 OFFSET = 256**3
 
 Infos = list[dict[str, Any]]
@@ -117,7 +117,7 @@ def ours(pair: Pair) -> tuple[int, int, int, float]:
     )  # fmt: skip
 
 
-def write_pairs(folder: Path, pairs: list[Pair], options: dict[str, int]) -> list[tuple[Path, Path]]:
+def write_pairs(folder: Path, pairs: list[Pair], options: dict[str, Any]) -> list[tuple[Path, Path]]:
     """folder/{gt,pred}/<index>.png, with Pillow's `options`."""
     paths = []
     for index, pair in enumerate(pairs):
@@ -198,7 +198,8 @@ def scaling(gt: Path, pred: Path, images: int, workers: list[int]) -> list[dict[
     environment = {key: value for key, value in os.environ.items() if key != "RAYON_NUM_THREADS"}
     rows: list[dict[str, Any]] = []
     for count in workers:
-        command = [sys.executable, "-m", "upsnet", "pq", "--gt-json", gt, "--pred-json", pred, "--workers", str(count)]
+        command = [sys.executable, "-m", "upsnet", "pq", "--gt-json", str(gt), "--pred-json", str(pred)]
+        command += ["--workers", str(count)]
         start = time.perf_counter()
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
@@ -245,7 +246,7 @@ def main(
     processes: Annotated[list[int], typer.Option(min=1, help="Numbers of workers.")] = [1, 2],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
 ) -> None:
-    """Time PQ against panopticapi's algorithm, from arrays and from PNG files; against hotcoco; and on several cores."""
+    """Time PQ against panopticapi's algorithm, from arrays and from PNG files; against hotcoco; on several cores."""
     rows: list[dict[str, Any]] = []
     rivals: list[dict[str, Any]] = []
     os.environ["RAYON_NUM_THREADS"] = "1"

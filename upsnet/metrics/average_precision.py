@@ -125,16 +125,19 @@ def make_objects(
     their boxes. scores n, in [0, 1] as a rule: of detections. crowds n: of the truth.
     """
     rle, n = engine.load().mask, len(categories)
+    for name, column in (("boxes", boxes), ("masks", masks), ("scores", scores), ("crowds", crowds)):
+        if column is not None and len(column) != n:
+            raise InputError(f"{n} categories, but {name} of {len(column)} objects")
+        if column is not None and not np.isfinite(column).all():
+            raise InputError(f"the {name} are not finite numbers")
     if masks is not None:
-        coded = [encode(np.asarray(mask, bool)) for mask in masks]
-        shapes = {tuple(mask.shape) for mask in masks}
+        if masks.shape[1:] != tuple(size):
+            raise InputError(f"masks of {masks.shape[1:]} pixels in an image of {tuple(size)}")
+        coded = [encode(mask.astype(bool)) for mask in masks]
     elif boxes is not None:
         coded = [rle.frPyObjects([box], *size)[0]["counts"] for box in np.asarray(boxes, np.float64).tolist()]
-        shapes = set()
     else:
         raise InputError("objects need boxes or masks")
-    if shapes - {tuple(size)}:
-        raise InputError(f"masks of {sorted(shapes)[0]} pixels in an image of {tuple(size)}")
     if boxes is None:
         boxes = rle.toBbox(_coded(coded, size))
     return _objects(

@@ -42,7 +42,7 @@ def evaluate(
 
     -> {"results": {"All" | "Things" | "Stuff": pq, sq, rq, n}, "per_class": {category id: pq, sq, rq, tp, fp, fn, iou},
     "images": count, "warnings": [lines that name the image]}, in fractions; pq, sq, rq are None where n is 0.
-    Images are read one by one, in `workers` processes; the figures do not depend on their number. Raises InputError.
+    `workers` cores read the images one by one; the figures do not depend on their number. Raises InputError.
 
     Predictions are checked in every image, and so is what the truth's JSON says. Whether the truth's PNGs hold the ids
     and areas of its JSON is looked up in 8 images or a hundredth of them, spread evenly; check_all: in all, which takes
@@ -70,7 +70,9 @@ def evaluate(
                 sides = renumbered(pairs, isthing)
             gathered = counts(*sides, workers)
         if gathered is None:
-            for part in _scores(pairs, isthing, stat.warnings, workers):
+            for pair in pairs:
+                _check_categories(pair, isthing, stat.warnings)
+            for part in _scores(pairs, workers):
                 stat += part
                 progress.update(part.images)
         else:
@@ -182,10 +184,8 @@ def _truth_warnings(pairs: Sequence[Pair], check_all: bool) -> Iterator[str]:
             yield from truth_warnings(pair.gt_segments, pair.image)
 
 
-def _scores(pairs: Sequence[Pair], isthing: Mapping[int, bool], warnings: list[str], workers: int) -> Iterator[PQStat]:
+def _scores(pairs: Sequence[Pair], workers: int) -> Iterator[PQStat]:
     """One PQStat for each CHUNK of pairs, in order: what travels between processes is short lists and small sums."""
-    for pair in pairs:
-        _check_categories(pair, isthing, warnings)
     chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
     if workers == 1:
         yield from map(_score, chunks)
