@@ -1,12 +1,16 @@
-"""How fast PQ is computed, against the algorithm of panopticapi in the same run, one core; and over processes.
+"""How fast PQ is computed, against panopticapi's algorithm and against hotcoco in the same run, one core; and on more.
 
     python eval/bench_pq.py
 
 Maps of 640 x 480 pixels with about 20 segments a side: `smooth` regions, and `ragged` ones whose borders are noise.
+hotcoco's own call checks less than `upsnet pq`, which is timed with all its checks.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,13 +29,15 @@ from upsnet.command_line.command import run
 from upsnet.datasets.coco_format import id2rgb, read_panoptic_png
 from upsnet.files import write_json
 from upsnet.machine import machine_facts
+from upsnet.metrics import engine
 from upsnet.metrics.pq import PQStat
 from upsnet.metrics.pq_files import evaluate
-from upsnet.photos import write_png
 
 HEIGHT, WIDTH = 480, 640
 SEGMENTS, CATEGORIES = 20, 8
 GOALS = {"arrays": 2.5, "PNG files": 1.3}  # times the baseline's rate
+HOTCOCO_GOAL = 0.9  # of its rate
+COMPRESSIONS: dict[str, dict[str, Any]] = {"default": {}, "fast": {"compress_level": 1}}  # Pillow's
 OFFSET = 256**3
 
 Infos = list[dict[str, Any]]
@@ -111,15 +117,32 @@ def ours(pair: Pair) -> tuple[int, int, int, float]:
     )  # fmt: skip
 
 
-def write_pairs(folder: Path, pairs: list[Pair]) -> list[tuple[Path, Path]]:
-    """folder/{gt,pred}/<index>.png."""
+def write_pairs(folder: Path, pairs: list[Pair], options: dict[str, Any]) -> list[tuple[Path, Path]]:
+    """folder/{gt,pred}/<index>.png, with Pillow's `options`."""
     paths = []
     for index, pair in enumerate(pairs):
         files = folder / "gt" / f"{index}.png", folder / "pred" / f"{index}.png"
         for file, ids in zip(files, (pair.gt, pair.pred), strict=True):
-            write_png(file, id2rgb(ids))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(id2rgb(ids)).save(file, **options)
         paths.append(files)
     return paths
+
+
+def write_jsons(folder: Path, pairs: list[Pair], images: int) -> tuple[Path, Path]:
+    """folder/{gt,pred}.json of `images` images, which share the pairs' PNGs."""
+    for side, infos in (("gt", "gt_infos"), ("pred", "pred_infos")):
+        annotations = [
+            {
+                "image_id": index,
+                "file_name": f"{index % len(pairs)}.png",
+                "segments_info": getattr(pairs[index % len(pairs)], infos),
+            }
+            for index in range(images)
+        ]
+        categories = [{"id": id, "name": str(id), "isthing": id % 2} for id in range(CATEGORIES)]
+        write_json(folder / f"{side}.json", {"annotations": annotations, "categories": categories})
+    return folder / "gt.json", folder / "pred.json"
 
 
 def compare(pairs: list[Pair], paths: list[tuple[Path, Path]], rounds: int, name: str) -> list[dict[str, Any]]:
@@ -150,25 +173,37 @@ def compare(pairs: list[Pair], paths: list[tuple[Path, Path]], rounds: int, name
     return rows
 
 
-def scaling(folder: Path, pairs: list[Pair], images: int, processes: list[int]) -> list[dict[str, Any]]:
-    """Whole evaluations of `images` images from PNG files; seconds include the start of the processes."""
-    for side, infos in (("gt", "gt_infos"), ("pred", "pred_infos")):
-        annotations = [
-            {
-                "image_id": index,
-                "file_name": f"{index % len(pairs)}.png",
-                "segments_info": getattr(pairs[index % len(pairs)], infos),
-            }
-            for index in range(images)
-        ]
-        categories = [{"id": id, "isthing": id % 2} for id in range(CATEGORIES)]
-        write_json(folder / f"{side}.json", {"annotations": annotations, "categories": categories})
+def against_hotcoco(gt: Path, pred: Path, images: int, rounds: int) -> dict[str, float]:
+    """Best of the rounds in ms of CPU an image, the two taking turns. AssertionError where their figures differ."""
+    hotcoco = engine.load()
+
+    def theirs() -> Any:
+        evaluation = hotcoco.panoptic.PanopticEval(gt, pred)
+        evaluation.evaluate()
+        return evaluation.results()
+
+    best = np.full(2, np.inf)
+    for _ in range(rounds):
+        answers = []
+        for which, contestant in enumerate((lambda: evaluate(gt, pred)["results"], theirs)):
+            start = time.process_time()
+            answers.append(contestant())
+            best[which] = min(best[which], 1e3 * (time.process_time() - start) / images)
+        assert abs(answers[0]["All"]["pq"] - answers[1]["All"]["pq"]) < 1e-9, answers
+    return {"ms": best[0], "hotcoco_ms": best[1], "ratio": best[1] / best[0]}
+
+
+def scaling(gt: Path, pred: Path, images: int, workers: list[int]) -> list[dict[str, Any]]:
+    """`upsnet pq` on so many cores; seconds include the start of the command."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAYON_NUM_THREADS"}
     rows: list[dict[str, Any]] = []
-    for count in processes:
+    for count in workers:
+        command = [sys.executable, "-m", "upsnet", "pq", "--gt-json", str(gt), "--pred-json", str(pred)]
+        command += ["--workers", str(count)]
         start = time.perf_counter()
-        evaluate(folder / "gt.json", folder / "pred.json", workers=count)
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
-        rows.append({"processes": count, "images": images, "seconds": seconds, "images_per_s": images / seconds})
+        rows.append({"workers": count, "images": images, "seconds": seconds, "images_per_s": images / seconds})
         rows[-1]["speedup"] = rows[0]["seconds"] / seconds
     return rows
 
@@ -183,13 +218,23 @@ def bench_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def hotcoco_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"PQ of {rows[0]['images']} images from files, ms of CPU an image, taking turns", box=SIMPLE)
+    for heading in ("maps", "PNGs", "ours", "hotcoco", "of its rate", "goal"):
+        table.add_column(heading, justify="left" if heading in ("maps", "PNGs") else "right")
+    for row in rows:
+        figures = [f"{row[key]:.2f}" for key in ("ms", "hotcoco_ms", "ratio")]
+        table.add_row(row["maps"], row["compression"], *figures, str(HOTCOCO_GOAL))
+    return table
+
+
 def scaling_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"PQ of {rows[0]['images']} images from PNG files", box=SIMPLE)
-    for heading in ("processes", "seconds", "images/s", "speedup"):
+    table = Table(title=f"upsnet pq, {rows[0]['images']} images", box=SIMPLE)
+    for heading in ("workers", "seconds", "images/s", "speedup"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            str(row["processes"]), f"{row['seconds']:.2f}", f"{row['images_per_s']:.0f}", f"{row['speedup']:.2f}"
+            str(row["workers"]), f"{row['seconds']:.2f}", f"{row['images_per_s']:.0f}", f"{row['speedup']:.2f}"
         )
     return table
 
@@ -197,22 +242,29 @@ def scaling_table(rows: list[dict[str, Any]]) -> Table:
 def main(
     images: Annotated[int, typer.Option(min=1, help="Different images of each kind.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Times that each image is scored.")] = 10,
-    scaling_images: Annotated[int, typer.Option(min=1, help="Images of the evaluation over processes.")] = 1500,
-    processes: Annotated[list[int], typer.Option(min=1, help="Numbers of processes.")] = [1, 2],  # noqa: B006
+    scaling_images: Annotated[int, typer.Option(min=1, help="Images of an evaluation of whole files.")] = 1500,
+    processes: Annotated[list[int], typer.Option(min=1, help="Numbers of workers.")] = [1, 2],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
 ) -> None:
-    """Time PQ against panopticapi's algorithm, from arrays and from PNG files, and over processes."""
+    """Time PQ against panopticapi's algorithm, from arrays and from PNG files; against hotcoco; on several cores."""
     rows: list[dict[str, Any]] = []
+    rivals: list[dict[str, Any]] = []
+    os.environ["RAYON_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="pq-") as name:
         for kind, ragged in (("smooth", 0.0), ("ragged", 8.0)):
-            folder = Path(name) / kind
             pairs = [make_pair(seed, ragged) for seed in range(images)]
-            rows += compare(pairs, write_pairs(folder, pairs), rounds, kind)
-            if not ragged:
-                over_processes = scaling(folder, pairs, scaling_images, list(processes))
-    Console().print(bench_table(rows), scaling_table(over_processes))
+            for compression, options in COMPRESSIONS.items():
+                folder = Path(name) / f"{kind}-{compression}"
+                paths = write_pairs(folder, pairs, options)
+                if compression == "default":
+                    rows += compare(pairs, paths, rounds, kind)
+                jsons = write_jsons(folder, pairs, scaling_images)
+                rivals.append({"maps": kind, "compression": compression, "images": scaling_images})
+                rivals[-1] |= against_hotcoco(*jsons, scaling_images, max(rounds // 2, 1))
+        on_cores = scaling(*jsons, scaling_images, list(processes))
+    Console().print(bench_table(rows), hotcoco_table(rivals), scaling_table(on_cores))
     if out is not None:
-        write_json(out, {"machine": machine_facts(), "ratios": rows, "processes": over_processes})
+        write_json(out, {"machine": machine_facts(), "ratios": rows, "hotcoco": rivals, "workers": on_cores})
         print(f"wrote {out}")
 
 

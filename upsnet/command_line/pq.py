@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from upsnet.files import write_json
+from upsnet.files import read_json, write_json
 from upsnet.metrics.pq_files import evaluate
 
 SHOWN_WARNINGS = 50
@@ -25,6 +25,18 @@ def table(report: Mapping[str, Any]) -> str:
     for group, mean in report["results"].items():
         figures = "".join(f"{'-' if mean[key] is None else f'{100 * mean[key]:.1f}':>7}" for key in ("pq", "sq", "rq"))
         lines.append(f"{group:8}{figures}{mean['n']:>6}")
+    return "\n".join(lines)
+
+
+def class_table(report: Mapping[str, Any], categories: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each category that has any segment, in the order of the table."""
+    lines = [f"{'PQ':>6}{'SQ':>7}{'RQ':>7}{'TP':>8}{'FP':>8}{'FN':>8}  category"]
+    for category in categories:
+        figures = report["per_class"][str(int(category["id"]))]
+        if any(figures[count] for count in ("tp", "fp", "fn")):
+            fractions = f"{100 * figures['pq']:>6.1f}{100 * figures['sq']:>7.1f}{100 * figures['rq']:>7.1f}"
+            numbers = "".join(f"{figures[count]:>8}" for count in ("tp", "fp", "fn"))
+            lines.append(f"{fractions}{numbers}  {category.get('name', category['id'])}")
     return "\n".join(lines)
 
 
@@ -43,11 +55,20 @@ def main(
         Path | None, typer.Option(help="Their PNGs (default: the JSON's path without .json).")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the results, and each class's, to this file.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(help="Cores to use; the figures do not depend on it.")] = 1,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Print each category's figures too.")] = False,
+    check_all: Annotated[
+        bool,
+        typer.Option(
+            "--check-all", help="Compare every ground-truth PNG with its JSON, not 8 or one in a hundred of them."
+        ),
+    ] = False,
 ) -> None:
     """PQ, SQ and RQ of COCO panoptic predictions, as panopticapi has them. Exit status 2: the input is refused."""
-    report = evaluate(gt_json, pred_json, gt_folder, pred_folder, workers)
+    report = evaluate(gt_json, pred_json, gt_folder, pred_folder, workers, check_all)
     if json:
         write_json(json, report)
     _print_warnings(report["warnings"])
     print(table(report))
+    if per_class:
+        print(f"\n{class_table(report, read_json(gt_json)['categories'])}")

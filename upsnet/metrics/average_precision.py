@@ -1,27 +1,29 @@
-"""Box and mask AP through the official COCOeval, with truth instances that come from the panoptic PNGs."""
+"""Box and mask AP as COCO has them: of official files, of arrays, and of panoptic truth with a network's detections.
+
+hotcoco does the arithmetic, which is pycocotools' to the bit.
+"""
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pycocotools import mask as rle
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 from upsnet.files import PathLike, atomic_path
+from upsnet.metrics import engine
 from upsnet.metrics.masks import encode, paste_and_encode
-from upsnet.metrics.pq import listed_segments
+from upsnet.metrics.pq import listed_segments, things_by_id
 from upsnet.runtimes.predictor import Instances
 
-FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in the order of COCOeval.stats
+FIGURES = {  # name -> places in COCOeval's precision: IoU thresholds, range of areas (all, small, medium, large)
+    "AP": (slice(None), 0), "AP50": (0, 0), "AP75": (5, 0),
+    "APs": (slice(None), 1), "APm": (slice(None), 2), "APl": (slice(None), 3),
+}  # fmt: skip
 KINDS = {"box": "bbox", "mask": "segm"}
 
 
@@ -55,6 +57,12 @@ class AveragePrecision:
         self.images |= other.images
         return self
 
+    def add(self, image_id: int, truth: Objects, found: Objects, size: tuple[int, int]) -> None:
+        """Add one image of `size` (height, width). InputError for an image that was added before."""
+        if image_id in self.images:
+            raise InputError(f"image {image_id}: evaluated twice")
+        self.images[image_id] = ImageObjects(size, truth, found)
+
     def accumulate(
         self,
         image_id: int,
@@ -67,17 +75,20 @@ class AveragePrecision:
 
         Crowds are ignored regions, as COCO has them. Raises InputError for an image that was added before.
         """
-        if image_id in self.images:
-            raise InputError(f"image {image_id}: evaluated twice")
         truth = truth_objects(gt_ids, gt_segments_info, categories, image_id)
-        self.images[image_id] = ImageObjects(gt_ids.shape, truth, found_objects(found, gt_ids.shape, categories))
+        height, width = gt_ids.shape
+        self.add(image_id, truth, found_objects(found, (height, width), categories), (height, width))
 
-    def results(self, categories: Categories) -> dict[str, dict[str, Any]]:
+    def results(self, categories: Categories | Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """-> {"box" and "mask": AP, AP50, AP75, APs, APm, APl, "per_class": {thing id: AP}}, fractions or None.
 
         None: no truth of that kind. Areas (small, medium, large) are those of the masks, also for box AP.
         """
-        return {name: _evaluate(self.images, categories, kind) for name, kind in KINDS.items()}
+        things = [id for id, isthing in things_by_id(categories).items() if isthing]
+        return {
+            name: figures(_coco(self.images, things, kind, "truth"), _coco(self.images, things, kind, "found"), kind)
+            for name, kind in KINDS.items()
+        }
 
     def write(self, path: PathLike) -> None:
         """All detections in the official COCO results format: boxes, RLE masks, original category ids."""
@@ -100,6 +111,45 @@ class AveragePrecision:
                 }
 
 
+def make_objects(
+    categories: Sequence[int],
+    size: tuple[int, int],
+    boxes: np.ndarray | None = None,
+    masks: np.ndarray | None = None,
+    scores: Sequence[float] | None = None,
+    crowds: Sequence[bool] | None = None,
+) -> Objects:
+    """One side of an image of `size` (height, width), n objects with category ids, for AveragePrecision.add.
+
+    boxes n x 4 (x, y, width, height), masks bool n x H x W: one is enough. Boxes are those of the masks, masks fill
+    their boxes. scores n, in [0, 1] as a rule: of detections. crowds n: of the truth.
+    """
+    rle, n = engine.load().mask, len(categories)
+    for name, column in (("boxes", boxes), ("masks", masks), ("scores", scores), ("crowds", crowds)):
+        if column is not None and len(column) != n:
+            raise InputError(f"{n} categories, but {name} of {len(column)} objects")
+        if column is not None and not np.isfinite(column).all():
+            raise InputError(f"the {name} are not finite numbers")
+    if masks is not None:
+        if masks.shape[1:] != tuple(size):
+            raise InputError(f"masks of {masks.shape[1:]} pixels in an image of {tuple(size)}")
+        coded = [encode(mask.astype(bool)) for mask in masks]
+    elif boxes is not None:
+        coded = [rle.frPyObjects([box], *size)[0]["counts"] for box in np.asarray(boxes, np.float64).tolist()]
+    else:
+        raise InputError("objects need boxes or masks")
+    if boxes is None:
+        boxes = rle.toBbox(_coded(coded, size))
+    return _objects(
+        categories,
+        boxes,
+        coded,
+        np.ones(n) if scores is None else np.asarray(scores),
+        np.zeros(n, bool) if crowds is None else np.asarray(crowds, bool),
+        size,
+    )
+
+
 def truth_objects(
     ids: np.ndarray, segments_info: Sequence[Mapping[str, Any]], categories: Categories, image: object
 ) -> Objects:
@@ -108,19 +158,23 @@ def truth_objects(
     things = [(id, categories[index].id, crowd) for id, (index, crowd) in segments.items() if categories[index].isthing]
     columns = np.ascontiguousarray(ids.T)
     masks = [encode((columns == id).T) for id, _, _ in things]
-    boxes = rle.toBbox(_coded(masks, ids.shape))
+    boxes = engine.load().mask.toBbox(_coded(masks, ids.shape))
     crowds = np.array([crowd for *_, crowd in things], bool)
     return _objects([category for _, category, _ in things], boxes, masks, np.ones(len(things)), crowds, ids.shape)
 
 
 def found_objects(found: Instances, size: tuple[int, int], categories: Categories) -> Objects:
-    """Detections of one photo (a batch of one, photo pixels) with their masks pasted at its size."""
-    boxes = found.boxes[0]
-    masks = paste_and_encode(found.masks[0], boxes, size)
+    """Detections of one photo (a batch of one, photo pixels) with their masks pasted at its size.
+
+    Without those whose box or score is not finite, which panoptic_fusion and detectron2 leave out too.
+    """
+    finite = np.isfinite(found.boxes[0]).all(1) & np.isfinite(found.scores[0])
+    boxes = found.boxes[0][finite]
+    masks = paste_and_encode(found.masks[0][finite], boxes, size)
     corners = np.clip(boxes.astype(np.float64), 0, np.array([size[1], size[0]] * 2))
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2)
-    ids = [categories[index].id for index in found.categories[0].tolist()]
-    return _objects(ids, boxes, masks, found.scores[0], np.zeros(len(ids), bool), size)
+    ids = [categories[index].id for index in found.categories[0][finite].tolist()]
+    return _objects(ids, boxes, masks, found.scores[0][finite], np.zeros(len(ids), bool), size)
 
 
 def _objects(
@@ -134,7 +188,7 @@ def _objects(
     return Objects(
         np.array(categories, np.int64),
         np.asarray(boxes, np.float64).reshape(-1, 4),
-        np.asarray(rle.area(_coded(masks, size)), np.float64).reshape(-1),
+        np.asarray(engine.load().mask.area(_coded(masks, size)), np.float64).reshape(-1),
         masks,
         np.asarray(scores, np.float64),
         crowds,
@@ -145,28 +199,26 @@ def _coded(masks: Sequence[bytes], size: tuple[int, int]) -> list[dict[str, Any]
     return [{"size": list(size), "counts": counts} for counts in masks]
 
 
-def _evaluate(images: Mapping[int, ImageObjects], categories: Categories, kind: str) -> dict[str, Any]:
-    things = [category.id for category in categories if category.isthing]
-    with redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_coco(images, things, kind, "truth"), _coco(images, things, kind, "found"), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    figures = {name: _figure(value) for name, value in zip(FIGURES, evaluation.stats, strict=False)}
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # thresholds x recalls x categories, all areas, 100 each
-    per_class = {
-        str(id): _figure(precision[:, :, index].mean()) for index, id in enumerate(evaluation.params.catIds)
+def figures(truth: Any, found: Any, kind: str) -> dict[str, Any]:
+    """One kind of AP, "bbox" or "segm", of two hotcoco.COCO: FIGURES and "per_class"."""
+    evaluation = engine.load().COCOeval(truth, found, kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., -1]  # thresholds x recalls x categories x areas, at most 100 each
+    report: dict[str, Any] = {name: _mean(precision[iou, ..., area]) for name, (iou, area) in FIGURES.items()}
+    return report | {
+        "per_class": {str(id): _mean(precision[:, :, index, 0]) for index, id in enumerate(evaluation.params.catIds)}
     }
-    return {**figures, "per_class": per_class}
 
 
-def _figure(value: Any) -> float | None:
+def _mean(precision: np.ndarray) -> float | None:
     """COCOeval writes -1 where there is no truth."""
-    return None if value < 0 else float(value)
+    counted = precision[precision > -1]
+    return float(counted.mean()) if counted.size else None
 
 
-def _coco(images: Mapping[int, ImageObjects], things: Sequence[int], kind: str, side: str) -> COCO:
-    """One side as pycocotools' own structure. For mask AP a detection's area is its mask's, for box AP its box's."""
+def _coco(images: Mapping[int, ImageObjects], things: Sequence[int], kind: str, side: str) -> Any:
+    """One side as a hotcoco.COCO. For mask AP a detection's area is its mask's, for box AP its box's."""
     annotations: list[dict[str, Any]] = []
     for image_id, image in sorted(images.items()):
         for category, box, area, counts, score, crowd in zip(*getattr(image, side), strict=True):
@@ -182,13 +234,10 @@ def _coco(images: Mapping[int, ImageObjects], things: Sequence[int], kind: str, 
             if kind == "segm":
                 annotation["segmentation"] = {"size": list(image.size), "counts": counts}
             annotations.append(annotation)
-    coco = COCO()
-    coco.dataset = {
-        "images": [
-            {"id": image_id, "height": image.size[0], "width": image.size[1]} for image_id, image in images.items()
-        ],
-        "annotations": annotations,
-        "categories": [{"id": id} for id in things],
-    }
-    coco.createIndex()
-    return coco
+    return engine.load().COCO(
+        {
+            "images": [{"id": id, "height": image.size[0], "width": image.size[1]} for id, image in images.items()],
+            "annotations": annotations,
+            "categories": [{"id": id, "name": str(id)} for id in things],
+        }
+    )

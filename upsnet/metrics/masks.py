@@ -1,16 +1,17 @@
-"""Instance masks at the photo's size, as run-length codes (pycocotools)."""
+"""Instance masks at the photo's size, as COCO's run-length codes (hotcoco)."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-from pycocotools import mask as rle
+
+from upsnet.metrics import engine
 
 
 def encode(mask: np.ndarray) -> bytes:
     """bool H x W (fastest in column order) -> compressed COCO counts."""
-    return rle.encode(np.asfortranarray(mask.view(np.uint8)))["counts"]
+    return engine.load().mask.encode(np.asfortranarray(mask))["counts"]
 
 
 def paste_and_encode(probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[bytes]:
@@ -18,12 +19,13 @@ def paste_and_encode(probabilities: np.ndarray, boxes: np.ndarray, size: tuple[i
 
     One canvas serves all masks, so that memory is that of one photo.
     """
+    encode = engine.load().mask.encode
     canvas = np.zeros(size, np.uint8, order="F")
     coded = []
     for grid, box in zip(probabilities, boxes, strict=True):
         mask, rows, columns = paste(grid, box, size)
         canvas[rows, columns] = mask
-        coded.append(rle.encode(canvas)["counts"])
+        coded.append(encode(canvas)["counts"])
         canvas[rows, columns] = 0
     return coded
 

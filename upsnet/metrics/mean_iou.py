@@ -1,14 +1,17 @@
-"""Mean intersection over union of the semantic branch (one category a pixel), from a confusion matrix."""
+"""Mean intersection over union of label maps (one category a pixel), from a confusion matrix."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from upsnet.categories import Categories
-from upsnet.errors import InputError
+from upsnet.errors import InputError, first_line
+from upsnet.files import PathLike
+from upsnet.metrics import engine
 from upsnet.metrics.overlaps import overlaps
 from upsnet.metrics.pq import listed_segments
 
@@ -22,6 +25,26 @@ class MeanIoU:
     def __iadd__(self, other: MeanIoU) -> MeanIoU:
         self.confusion += other.confusion
         return self
+
+    def add(self, truth: np.ndarray, predicted: np.ndarray, ignore: int | None = 255) -> None:
+        """Add one image: two maps of contiguous categories H x W; pixels whose truth is `ignore` do not count.
+
+        Raises InputError, and adds nothing then, for other values and for maps of different shapes.
+        """
+        if truth.shape != predicted.shape:
+            raise InputError(f"the truth has the shape {list(truth.shape)}, the prediction {list(predicted.shape)}")
+        counted = np.ones(truth.shape, bool) if ignore is None else truth != ignore
+        truth, predicted = truth[counted], predicted[counted]
+        classes = len(self.confusion)
+        for side, labels in (("truth", truth), ("prediction", predicted)):
+            if not np.issubdtype(labels.dtype, np.integer):
+                raise InputError(f"the {side}'s labels are {labels.dtype}, not integers")
+            if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+                raise InputError(
+                    f"the {side} holds categories {labels.min()} .. {labels.max()}, but there are 0 .. {classes - 1}"
+                )
+        pairs = truth.astype(np.int64) * classes + predicted
+        self.confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
     def accumulate(
         self,
@@ -51,16 +74,32 @@ class MeanIoU:
             if not crowd:
                 self.confusion[category, index] += pixels
 
-    def results(self, categories: Categories) -> dict[str, Any]:
-        """-> {"miou", "n", "per_class": {category id: IoU}}, fractions.
+    def results(self, categories: Categories | None = None) -> dict[str, Any]:
+        """-> {"miou", "n", "per_class": {category id: IoU}}, fractions. Without `categories` the indices are the ids.
 
         A class without a pixel in truth and prediction has no IoU: None, and the mean of the n others leaves it out.
         """
         hits = self.confusion.diagonal()
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
+        ids = range(len(hits)) if categories is None else [category.id for category in categories]
         per_class = {
-            str(category.id): float(hit / total) if total else None
-            for category, hit, total in zip(categories, hits, union, strict=True)
+            str(id): float(hit / total) if total else None for id, hit, total in zip(ids, hits, union, strict=True)
         }
         present = [value for value in per_class.values() if value is not None]
         return {"miou": sum(present) / len(present) if present else None, "n": len(present), "per_class": per_class}
+
+
+def evaluate(gt_folder: PathLike, pred_folder: PathLike, classes: int, ignore: int | None = 255) -> dict[str, Any]:
+    """mIoU of folders of PNGs, grey or palette, whose pixels are categories 0 .. classes - 1; `ignore` in the truth
+    does not count. The predictions are named like the truth.
+
+    -> as MeanIoU.results has it, by index. Raises InputError that names the file or the folder.
+    """
+    evaluator = engine.load().semantic.SemanticEval(classes, ignore_index=ignore)
+    try:
+        evaluator.update_folders(os.fspath(gt_folder), os.fspath(pred_folder))
+    except engine.REFUSALS as error:
+        raise InputError(first_line(error)) from error
+    stat = MeanIoU(classes)
+    stat.confusion += evaluator.confusion().astype(np.int64)
+    return stat.results()

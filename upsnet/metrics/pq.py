@@ -143,6 +143,19 @@ def things_by_id(categories: Categories | Iterable[Mapping[str, Any]]) -> dict[i
     return table
 
 
+def truth_warnings(
+    segments_info: Sequence[Mapping[str, Any]], image: object, ids: np.ndarray | None = None
+) -> list[str]:
+    """What `accumulate` would warn of in a ground truth; without its id map H x W, as far as its JSON tells."""
+    score = _ImageScore(f"image {image}")
+    gt = score._segments(segments_info, "ground truth")
+    if ids is not None:
+        found, _, pixels = overlaps(ids, ids)
+        score._check_ground_truth(gt, Counter(dict(zip(found.tolist(), pixels.tolist(), strict=True))))
+    score._crowds(gt)
+    return score.warnings
+
+
 # One image
 
 
@@ -291,24 +304,30 @@ class _ImageScore:
         self, gt: dict[int, _Segment], pred: dict[int, _Segment], pred_area: Counter[int], overlaps: Overlaps
     ) -> None:
         """Misses, and false positives unless more than half lies on void and on the crowd of the same category."""
-        crowds: defaultdict[int, list[int]] = defaultdict(list)
-        for gt_id, segment in gt.items():
-            if segment.iscrowd:
-                crowds[segment.category].append(gt_id)
-            else:
+        for segment in gt.values():
+            if not segment.iscrowd:
                 self.counts[segment.category].fn += 1
+        crowds = self._crowds(gt)
+        for pred_id, segment in pred.items():
+            ignored = overlaps.get((VOID, pred_id), 0)
+            if segment.category in crowds:
+                ignored += overlaps.get((crowds[segment.category], pred_id), 0)
+            if ignored / pred_area[pred_id] <= 0.5:
+                self.counts[segment.category].fp += 1
+
+    def _crowds(self, gt: dict[int, _Segment]) -> dict[int, int]:
+        """Category -> the last crowd of it."""
+        crowds: defaultdict[int, list[int]] = defaultdict(list)
+        for id, segment in gt.items():
+            if segment.iscrowd:
+                crowds[segment.category].append(id)
         for category, ids in crowds.items():
             if len(ids) > 1:
                 self._warn(
                     f"the ground truth has {len(ids)} crowds of category {category}; only the last, segment {ids[-1]}, "
                     f"counts, as in panopticapi"
                 )
-        for pred_id, segment in pred.items():
-            ignored = overlaps.get((VOID, pred_id), 0)
-            if segment.category in crowds:
-                ignored += overlaps.get((crowds[segment.category][-1], pred_id), 0)
-            if ignored / pred_area[pred_id] <= 0.5:
-                self.counts[segment.category].fp += 1
+        return {category: ids[-1] for category, ids in crowds.items()}
 
 
 def listed_segments(

@@ -221,3 +221,19 @@ def test_truth_of_the_real_sample(shared_data: Path) -> None:
         assert truth.crowds.tolist() == [info["iscrowd"] == 1 for info in wanted]
         crowds += truth.crowds.sum()
     assert crowds == 4
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("boxes", np.nan), ("boxes", np.inf), ("boxes", -np.inf), ("scores", np.nan), ("scores", np.inf)]
+    + [("masks", np.nan)],
+)
+def test_detections_that_are_not_finite_are_left_out(place: str, value: float) -> None:
+    """As panoptic_fusion and detectron2 do; a mask's cells that are no numbers are outside it."""
+    found = detections((DOG, BOX, 0.9), (CAT, OTHER, 0.8))
+    getattr(found, place)[0, 1, ...] = value
+    report = scored((scene((3, BOX, 0), (7, OTHER, 0)), found)).results(TABLE)
+    assert report["box"]["per_class"]["3"] == pytest.approx(1)
+    assert report["mask"]["per_class"]["3"] == pytest.approx(1)
+    if place != "masks":
+        assert report["box"]["per_class"]["7"] == report["mask"]["per_class"]["7"] == 0

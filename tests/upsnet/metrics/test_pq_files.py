@@ -1,4 +1,7 @@
-"""PQ of folders and JSON files: the official cases, the script, hostile input. The rules: test_pq_stat.py."""
+"""PQ of folders and JSON files: the official cases, the script, hostile input.
+
+The rules: test_pq.py; hotcoco held against the rules: test_pq_roads.py.
+"""
 
 from __future__ import annotations
 
@@ -138,6 +141,17 @@ def test_script_from_another_folder(dataset, tmp_path, project_root):
     (tmp_path / "pred" / "000000000002.png").unlink()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "error: image 2" in done.stderr
+
+
+def test_the_table_of_classes(dataset, capsys):
+    dataset[1]["categories"][0]["name"] = "person"
+    dataset[2]["annotations"][0]["segments_info"][1]["category_id"] = CAR
+    assert run(dataset, "--per-class", "--check-all") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[5:]]
+    assert lines[0] == ["PQ", "SQ", "RQ", "TP", "FP", "FN", "category"]
+    assert lines[1] == ["100.0", "100.0", "100.0", "2", "0", "0", "person"]
+    assert lines[2] == ["0.0", "0.0", "0.0", "0", "1", "0", "3"]
+    assert lines[3] == ["66.7", "100.0", "66.7", "1", "0", "1", "187"] and len(lines) == 4
 
 
 def test_order_of_the_predictions_does_not_matter(dataset):
