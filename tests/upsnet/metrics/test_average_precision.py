@@ -225,8 +225,14 @@ def test_truth_of_the_real_sample(shared_data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [("boxes", np.nan), ("boxes", np.inf), ("boxes", -np.inf), ("scores", np.nan), ("scores", np.inf)]
-    + [("masks", np.nan)],
+    [
+        ("boxes", np.nan),
+        ("boxes", np.inf),
+        ("boxes", -np.inf),
+        ("scores", np.nan),
+        ("scores", np.inf),
+        ("masks", np.nan),
+    ],
 )
 def test_detections_that_are_not_finite_are_left_out(place: str, value: float) -> None:
     """As panoptic_fusion and detectron2 do; a mask's cells that are no numbers are outside it."""
