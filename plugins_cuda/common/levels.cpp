@@ -11,11 +11,24 @@
 
 namespace {
 
+// Feature by feature: GCC 11 does not know the levels' names here.
+#define UPSNET_HAS __builtin_cpu_supports
+
+bool has_v3() {
+  return UPSNET_HAS("avx2") && UPSNET_HAS("bmi") && UPSNET_HAS("bmi2") && UPSNET_HAS("f16c") && UPSNET_HAS("fma") &&
+         UPSNET_HAS("lzcnt") && UPSNET_HAS("movbe");
+}
+
+bool has_v4() {
+  return has_v3() && UPSNET_HAS("avx512f") && UPSNET_HAS("avx512bw") && UPSNET_HAS("avx512cd") &&
+         UPSNET_HAS("avx512dq") && UPSNET_HAS("avx512vl");
+}
+
 int chosen_level() {
   const char* const variable = std::getenv("UPSNET_CPU_LEVEL");
   const auto is_below = [variable](const char* level) { return variable && std::strcmp(variable, level) < 0; };
-  if (__builtin_cpu_supports("x86-64-v4") && !is_below("v4")) return 4;
-  return __builtin_cpu_supports("x86-64-v3") && !is_below("v3") ? 3 : 2;
+  if (has_v4() && !is_below("v4")) return 4;
+  return has_v3() && !is_below("v3") ? 3 : 2;
 }
 
 int level() {
