@@ -131,7 +131,7 @@ $(DOCS_READY): pyproject.toml $(READY)
 docs: $(DOCS_READY) ## the site, with API pages from the docstrings, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
 
-bench-pq: $(READY) ## PQ of an image against panopticapi's way, from arrays and from files, in 1 and 2 processes
+bench-pq: $(READY) ## PQ of an image against panopticapi and hotcoco, from arrays and from files, on 1 and 2 cores
 	$(BIN)/python eval/bench_pq.py $(ARGS)
 
 ablation: $(READY) data/shapes/train.json ## the demo without its panoptic loss, deformable convolutions, mask pruning

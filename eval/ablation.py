@@ -21,7 +21,7 @@ from eval.validation_set import open_dataset
 from upsnet.command_line.command import run
 from upsnet.errors import InputError
 from upsnet.files import write_json
-from upsnet.metrics.quality import measure
+from upsnet.metrics.evaluation import measure
 
 
 class Variant(NamedTuple):

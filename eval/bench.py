@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from eval.open_run import open_run, runtimes_here
 from eval.report import title
-from eval.runtimes import open_run, runtimes_here
 from eval.validation_set import open_dataset
 from upsnet.command_line.command import run
 from upsnet.datasets.folder import PanopticFolder

@@ -29,7 +29,7 @@ from upsnet.command_line.command import run
 from upsnet.datasets.coco_format import id2rgb, read_panoptic_png
 from upsnet.files import write_json
 from upsnet.machine import machine_facts
-from upsnet.metrics import engine
+from upsnet.metrics import hotcoco_package
 from upsnet.metrics.pq import PQStat
 from upsnet.metrics.pq_files import evaluate
 
@@ -175,7 +175,7 @@ def compare(pairs: list[Pair], paths: list[tuple[Path, Path]], rounds: int, name
 
 def against_hotcoco(gt: Path, pred: Path, images: int, rounds: int) -> dict[str, float]:
     """Best of the rounds in ms of CPU an image, the two taking turns. AssertionError where their figures differ."""
-    hotcoco = engine.load()
+    hotcoco = hotcoco_package.load()
 
     def theirs() -> Any:
         evaluation = hotcoco.panoptic.PanopticEval(gt, pred)

@@ -19,7 +19,7 @@ from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.datasets.folder import PanopticFolder, check_categories, groups
 from upsnet.errors import InputError
 from upsnet.files import staged_folder, write_json
-from upsnet.metrics.quality import METRICS, Metric, Partial, check_metrics, predict_timed
+from upsnet.metrics.evaluation import METRICS, Metric, Partial, check_metrics, predict_timed
 from upsnet.runtimes.open import open_chosen
 from upsnet.runtimes.predictor import Predictor
 

@@ -15,8 +15,8 @@ from eval.report import Example, Shot
 from upsnet.categories import Categories
 from upsnet.datasets.folder import PanopticFolder, Record, check_categories, groups, truth_result
 from upsnet.errors import InputError
+from upsnet.metrics.evaluation import predict_timed, score
 from upsnet.metrics.pq import PQStat
-from upsnet.metrics.quality import predict_timed, score
 from upsnet.result import PanopticResult
 from upsnet.runtimes.predictor import Predictor
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.lockstep import Column, run_lockstep
+from eval.open_run import open_run, runtimes_here
 from eval.report import share, title, write_report
-from eval.runtimes import open_run, runtimes_here
 from eval.validation_set import open_dataset
 from upsnet.categories import Categories
 from upsnet.command_line.command import run

@@ -7,7 +7,7 @@ import numpy as np
 from training.distributed import Process, gather
 from upsnet.datasets.folder import PanopticFolder, truth_result
 from upsnet.draw import overlay
-from upsnet.metrics.quality import METRICS, measure, merge
+from upsnet.metrics.evaluation import METRICS, measure, merge
 from upsnet.runtimes.predictor import Predictor, predict_photos
 
 PICTURES = 4
@@ -16,7 +16,7 @@ PICTURES = 4
 def quality(
     predictor: Predictor, folder: PanopticFolder, images: int | None, process: Process
 ) -> dict[str, float | None]:
-    """PQ, mIoU and AP (fractions, see metrics/quality.py) of the first `images` images; {} on all processes but one.
+    """PQ, mIoU and AP (fractions, see metrics/evaluation.py) of the first `images` images; {} on all processes but one.
 
     Images go through the network one by one, so that their number and that of the processes cannot change a figure.
     """

@@ -70,5 +70,8 @@ def main(
         write_json(json, report)
     _print_warnings(report["warnings"])
     print(table(report))
+    if report["truth_checked"] < report["images"]:
+        checked = f"{report['truth_checked']} of {report['images']} ground-truth PNGs"
+        print(f"{checked} were compared with their JSON; --check-all compares all")
     if per_class:
         print(f"\n{class_table(report, read_json(gt_json)['categories'])}")

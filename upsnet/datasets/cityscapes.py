@@ -21,10 +21,10 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
+from upsnet.datasets.archives import config_lines
 from upsnet.datasets.cityscapes_labels import FIRST_INSTANCE, LABELS, label_of_value
 from upsnet.datasets.coco_format import id2rgb, read_panoptic_png
 from upsnet.datasets.doctor.json_file import Split
-from upsnet.datasets.download import config_lines
 from upsnet.datasets.folder import default_gt_folder, default_images
 from upsnet.datasets.parallel import map_parallel, usable_cores
 from upsnet.errors import InputError, first_line

@@ -13,9 +13,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from upsnet.datasets.archives import config_lines, names_in, unzip_file, unzip_folder
 from upsnet.datasets.doctor.check import FOUND_ERRORS
 from upsnet.datasets.doctor.json_file import Split
-from upsnet.datasets.download import config_lines, names_in, unzip_file, unzip_folder
 from upsnet.errors import InputError
 from upsnet.files import read_json
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike, read_json
-from upsnet.metrics import engine
+from upsnet.metrics import hotcoco_package
 from upsnet.metrics.average_precision import KINDS, figures
 
 Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]  # x, y, width, height
@@ -47,7 +47,7 @@ def evaluate(gt_json: PathLike, results_json: PathLike) -> dict[str, dict[str, A
     None: no truth of that kind. "mask" is there where truth and results have masks. What parts small from large are the
     areas of the detections' boxes for box AP and of their masks for mask AP. Raises InputError, naming file and entry.
     """
-    coco = engine.load().COCO
+    coco = hotcoco_package.load().COCO
     truth, results = read_json(gt_json), read_json(results_json)
     _check(truth, results, gt_json, results_json)
     report = {}
@@ -60,7 +60,7 @@ def evaluate(gt_json: PathLike, results_json: PathLike) -> dict[str, dict[str, A
         try:
             gt = coco(truth)
             report[name] = figures(gt, gt.load_res(found), kind)
-        except engine.REFUSALS as error:
+        except hotcoco_package.REFUSALS as error:
             raise InputError(f"{results_json}, against {gt_json}: {first_line(error)}") from error
     return report
 

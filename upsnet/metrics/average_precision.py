@@ -15,7 +15,7 @@ import numpy as np
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 from upsnet.files import PathLike, atomic_path
-from upsnet.metrics import engine
+from upsnet.metrics import hotcoco_package
 from upsnet.metrics.masks import encode, paste_and_encode
 from upsnet.metrics.pq import listed_segments, things_by_id
 from upsnet.runtimes.predictor import Instances
@@ -124,7 +124,7 @@ def make_objects(
     boxes n x 4 (x, y, width, height), masks bool n x H x W: one is enough. Boxes are those of the masks, masks fill
     their boxes. scores n, in [0, 1] as a rule: of detections. crowds n: of the truth.
     """
-    rle, n = engine.load().mask, len(categories)
+    rle, n = hotcoco_package.load().mask, len(categories)
     for name, column in (("boxes", boxes), ("masks", masks), ("scores", scores), ("crowds", crowds)):
         if column is not None and len(column) != n:
             raise InputError(f"{n} categories, but {name} of {len(column)} objects")
@@ -158,7 +158,7 @@ def truth_objects(
     things = [(id, categories[index].id, crowd) for id, (index, crowd) in segments.items() if categories[index].isthing]
     columns = np.ascontiguousarray(ids.T)
     masks = [encode((columns == id).T) for id, _, _ in things]
-    boxes = engine.load().mask.toBbox(_coded(masks, ids.shape))
+    boxes = hotcoco_package.load().mask.toBbox(_coded(masks, ids.shape))
     crowds = np.array([crowd for *_, crowd in things], bool)
     return _objects([category for _, category, _ in things], boxes, masks, np.ones(len(things)), crowds, ids.shape)
 
@@ -188,7 +188,7 @@ def _objects(
     return Objects(
         np.array(categories, np.int64),
         np.asarray(boxes, np.float64).reshape(-1, 4),
-        np.asarray(engine.load().mask.area(_coded(masks, size)), np.float64).reshape(-1),
+        np.asarray(hotcoco_package.load().mask.area(_coded(masks, size)), np.float64).reshape(-1),
         masks,
         np.asarray(scores, np.float64),
         crowds,
@@ -201,7 +201,7 @@ def _coded(masks: Sequence[bytes], size: tuple[int, int]) -> list[dict[str, Any]
 
 def figures(truth: Any, found: Any, kind: str) -> dict[str, Any]:
     """One kind of AP, "bbox" or "segm", of two hotcoco.COCO: FIGURES and "per_class"."""
-    evaluation = engine.load().COCOeval(truth, found, kind)
+    evaluation = hotcoco_package.load().COCOeval(truth, found, kind)
     evaluation.evaluate()
     evaluation.accumulate()
     precision = evaluation.eval["precision"][..., -1]  # thresholds x recalls x categories x areas, at most 100 each
@@ -234,7 +234,7 @@ def _coco(images: Mapping[int, ImageObjects], things: Sequence[int], kind: str, 
             if kind == "segm":
                 annotation["segmentation"] = {"size": list(image.size), "counts": counts}
             annotations.append(annotation)
-    return engine.load().COCO(
+    return hotcoco_package.load().COCO(
         {
             "images": [{"id": id, "height": image.size[0], "width": image.size[1]} for id, image in images.items()],
             "annotations": annotations,

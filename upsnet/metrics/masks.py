@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from upsnet.metrics import engine
+from upsnet.metrics import hotcoco_package
 
 
 def encode(mask: np.ndarray) -> bytes:
     """bool H x W (fastest in column order) -> compressed COCO counts."""
-    return engine.load().mask.encode(np.asfortranarray(mask))["counts"]
+    return hotcoco_package.load().mask.encode(np.asfortranarray(mask))["counts"]
 
 
 def paste_and_encode(probabilities: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> list[bytes]:
@@ -19,7 +19,7 @@ def paste_and_encode(probabilities: np.ndarray, boxes: np.ndarray, size: tuple[i
 
     One canvas serves all masks, so that memory is that of one photo.
     """
-    encode = engine.load().mask.encode
+    encode = hotcoco_package.load().mask.encode
     canvas = np.zeros(size, np.uint8, order="F")
     coded = []
     for grid, box in zip(probabilities, boxes, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 from upsnet.categories import Categories
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
-from upsnet.metrics import engine
+from upsnet.metrics import hotcoco_package
 from upsnet.metrics.overlaps import overlaps
 from upsnet.metrics.pq import listed_segments
 
@@ -95,10 +95,10 @@ def evaluate(gt_folder: PathLike, pred_folder: PathLike, classes: int, ignore: i
 
     -> as MeanIoU.results has it, by index. Raises InputError that names the file or the folder.
     """
-    evaluator = engine.load().semantic.SemanticEval(classes, ignore_index=ignore)
+    evaluator = hotcoco_package.load().semantic.SemanticEval(classes, ignore_index=ignore)
     try:
         evaluator.update_folders(os.fspath(gt_folder), os.fspath(pred_folder))
-    except engine.REFUSALS as error:
+    except hotcoco_package.REFUSALS as error:
         raise InputError(first_line(error)) from error
     stat = MeanIoU(classes)
     stat.confusion += evaluator.confusion().astype(np.int64)

@@ -2,7 +2,7 @@
 
     report = evaluate("val.json", "predictions.json")
 
-Two roads give one answer. Where every image is regular, hotcoco reads the files (upsnet/metrics/pq_engine.py). Where
+Two roads give one answer. Where every image is regular, hotcoco reads the files (upsnet/metrics/pq_hotcoco.py). Where
 the rules of upsnet/metrics/pq.py may have something to refuse or to warn of, or hotcoco is not installed, Pillow reads
 the PNGs and the rules score them, one image after the other.
 """
@@ -22,9 +22,9 @@ from tqdm import tqdm
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.errors import InputError
 from upsnet.files import PathLike, read_json
-from upsnet.metrics import engine
+from upsnet.metrics import hotcoco_package
 from upsnet.metrics.pq import PQStat, things_by_id, truth_warnings
-from upsnet.metrics.pq_engine import Pair, Side, counts, is_regular, renumbered
+from upsnet.metrics.pq_hotcoco import Pair, Side, counts, is_regular, renumbered
 
 CHUNK = 16  # images that a process scores at a time
 CHECKED, CHECKED_SHARE = 8, 100  # truth PNGs that are compared with their JSON: so many, or one in so many
@@ -41,7 +41,8 @@ def evaluate(
     """PQ of the predictions that `pred_json` describes. Folders of PNGs: by default the JSON's path without .json.
 
     -> {"results": {"All" | "Things" | "Stuff": pq, sq, rq, n}, "per_class": {category id: pq, sq, rq, tp, fp, fn, iou},
-    "images": count, "warnings": [lines that name the image]}, in fractions; pq, sq, rq are None where n is 0.
+    "images": count, "truth_checked": count, "warnings": [lines that name the image]}, in fractions; pq, sq, rq are None
+    where n is 0.
     `workers` cores read the images one by one; the figures do not depend on their number. Raises InputError.
 
     Predictions are checked in every image, and so is what the truth's JSON says. Whether the truth's PNGs hold the ids
@@ -62,25 +63,22 @@ def evaluate(
     gt_annotations, pred_annotations = _annotations(gt, gt_json), _annotations(pred, pred_json)
     stat = PQStat()
     pairs = _pairs(gt_annotations, pred_annotations, gt_folder, pred_folder, pred_json, stat.warnings)
-    with tqdm(desc="PQ", total=len(pairs), unit="image", disable=None) as progress:
-        gathered = None
-        if engine.is_installed() and all(is_regular(pair, isthing) for pair in pairs):
-            sides = Side(gt_json, gt_folder), Side(pred_json, pred_folder)
-            if not (_are_plain_ids(gt_annotations) and _are_plain_ids(pred_annotations)):
-                sides = renumbered(pairs, isthing)
-            gathered = counts(*sides, workers)
-        if gathered is None:
-            for pair in pairs:
-                _check_categories(pair, isthing, stat.warnings)
-            for part in _scores(pairs, workers):
-                stat += part
-                progress.update(part.images)
-        else:
-            stat.counts.update(gathered)
-            stat.warnings += _truth_warnings(pairs, check_all)
-            stat.images = len(pairs)
-            progress.update(len(pairs))
-    return {**stat.results(gt["categories"]), "images": stat.images, "warnings": stat.warnings}
+    gathered = None
+    if hotcoco_package.is_installed() and all(is_regular(pair, isthing) for pair in pairs):
+        sides = Side(gt_json, gt_folder), Side(pred_json, pred_folder)
+        if not (_are_plain_ids(gt_annotations) and _are_plain_ids(pred_annotations)):
+            sides = renumbered(pairs, isthing)
+        gathered = counts(*sides, workers)
+    if gathered is None:
+        _score_all(pairs, isthing, workers, stat)
+        checked = len(pairs)
+    else:
+        checked = len(pairs) if check_all else min(len(pairs), max(CHECKED, len(pairs) // CHECKED_SHARE))
+        stat.counts.update(gathered)
+        stat.images = len(pairs)
+        stat.warnings += _truth_warnings(pairs, checked)
+    figures = stat.results(gt["categories"])
+    return {**figures, "images": stat.images, "truth_checked": checked, "warnings": stat.warnings}
 
 
 def _read(path: PathLike) -> dict[str, Any]:
@@ -172,9 +170,8 @@ def _are_plain_ids(annotations: list[dict[str, Any]]) -> bool:
     return set(map(type, ids)) <= {int} and min(ids, default=0) >= 0 and len(set(ids)) == len(ids)
 
 
-def _truth_warnings(pairs: Sequence[Pair], check_all: bool) -> Iterator[str]:
-    """Quirks in the truth of regular images. Whether PNG and JSON say the same is looked up in some, or in all."""
-    count = len(pairs) if check_all else min(len(pairs), max(CHECKED, len(pairs) // CHECKED_SHARE))
+def _truth_warnings(pairs: Sequence[Pair], count: int) -> Iterator[str]:
+    """Quirks in the truth of regular images. Whether PNG and JSON say the same is looked up in `count` of them."""
     checked = {place * len(pairs) // count for place in range(count)}
     for place, pair in enumerate(pairs):
         if place in checked:
@@ -182,6 +179,16 @@ def _truth_warnings(pairs: Sequence[Pair], check_all: bool) -> Iterator[str]:
             yield from truth_warnings(pair.gt_segments, pair.image, ids)
         elif sum(info["iscrowd"] for info in pair.gt_segments) > 1:
             yield from truth_warnings(pair.gt_segments, pair.image)
+
+
+def _score_all(pairs: Sequence[Pair], isthing: Mapping[int, bool], workers: int, stat: PQStat) -> None:
+    """Every image by the rules, added to `stat`."""
+    for pair in pairs:
+        _check_categories(pair, isthing, stat.warnings)
+    with tqdm(desc="PQ", total=len(pairs), unit="image", disable=None) as progress:
+        for part in _scores(pairs, workers):
+            stat += part
+            progress.update(part.images)
 
 
 def _scores(pairs: Sequence[Pair], workers: int) -> Iterator[PQStat]:

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from upsnet.command_line.command import make_app
+from upsnet.datasets.archives import unzip_folder
 from upsnet.datasets.coco import main, prepare, unpack
-from upsnet.datasets.download import unzip_folder
 from upsnet.errors import InputError
 from upsnet.files import read_json, write_json
 

@@ -18,7 +18,7 @@ from PIL import Image
 from upsnet import metrics
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.errors import InputError
-from upsnet.metrics import engine
+from upsnet.metrics import hotcoco_package
 
 SIZE = (60, 80)
 
@@ -41,7 +41,7 @@ def test_every_name_is_there() -> None:
 
 
 def test_without_hotcoco(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(engine, "is_installed", lambda: False)
+    monkeypatch.setattr(hotcoco_package, "is_installed", lambda: False)
     cure = r"needs the package hotcoco: pip install 'upsnet-trt\[metrics\]'"
     for call in (
         lambda: metrics.make_objects([1], SIZE, boxes=np.ones((1, 4))),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.errors import InputError
-from upsnet.metrics import engine, pq_files
+from upsnet.metrics import hotcoco_package, pq_files
 
 pytest.importorskip("hotcoco", reason="needs hotcoco: pip install 'upsnet-trt[metrics]'")
 
@@ -112,7 +112,7 @@ def agree(folder: Path, gt: Any, pred: Any, monkeypatch: pytest.MonkeyPatch) -> 
     (folder / "pred.json").write_text(json.dumps(pred))
     fast = answer(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "is_installed", lambda: False)
+        patch.setattr(hotcoco_package, "is_installed", lambda: False)
         slow = answer(folder)
     if isinstance(fast, str) or isinstance(slow, str):
         assert fast == slow

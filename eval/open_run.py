@@ -42,7 +42,7 @@ def open_run(
     model, manifest = run / "model.onnx", run / "model.manifest.json"
     with ExitStack() as stack:
         if "triton" in runtimes and url is None:
-            from serving.private import private_server
+            from serving.private_server import private_server
 
             engine = run / "engine"
             url = stack.enter_context(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from upsnet.datasets.coco_format import ID_LIMIT
 from upsnet.files import PathLike
-from upsnet.metrics import engine
+from upsnet.metrics import hotcoco_package
 from upsnet.metrics.pq import IOU_STEP, VOID, Count
 
 PNG_START = struct.Struct(">8s 4x 4s II BB")  # signature; IHDR: width, height, bits a channel, type of colour
@@ -112,13 +112,13 @@ def counts(gt: Side, pred: Side, workers: int) -> dict[int, Count] | None:
 
     `workers` threads, unless this process has used hotcoco before.
     """
-    hotcoco = engine.load(workers)
+    hotcoco = hotcoco_package.load(workers)
     try:
         evaluation = hotcoco.panoptic.PanopticEval(
             gt.document, pred.document, gt_folder=gt.folder, pred_folder=pred.folder
         )
         evaluation.evaluate()
-    except engine.REFUSALS:
+    except hotcoco_package.REFUSALS:
         return None
     gathered = {
         category: Count(figures["tp"], figures["fp"], figures["fn"], round(figures["iou"] / IOU_STEP))

@@ -18,7 +18,7 @@ from upsnet.command_line.command import make_app
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
-from upsnet.metrics.quality import METRICS, Partial, measure, merge
+from upsnet.metrics.evaluation import METRICS, Partial, measure, merge
 from upsnet.runtimes.predictor import Details, Instances
 
 Fake = Callable[..., Any]

@@ -13,9 +13,9 @@ import typer
 from typer.testing import CliRunner
 
 from eval.bench import PlainPyTorch, bench_photo, bench_table, compare
-from eval.runtimes import open_run
+from eval.open_run import open_run
 from plugins_cuda import library
-from serving.private import set_threads
+from serving.private_server import set_threads
 from upsnet.command_line.command import make_app, run
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
