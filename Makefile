@@ -184,7 +184,7 @@ test-install: $(READY) ## the wheel in fresh environments (base, client), and th
 	$(BIN)/python -m pytest tests/install $(ARGS)
 
 # Emulated kernels have no levels. What the variables bound, and what nothing does: docs/cpus.md.
-NUMERIC := $(BIN)/python -m pytest -m numeric -k "not emulated"
+NUMERIC := $(BIN)/python -m pytest -m "numeric and not gpu" -k "not emulated"
 test-cpus: $(READY) ## the numerical tests as a CPU with AVX2 computes, and as one without AVX (docs/cpus.md)
 	UPSNET_CPU_LEVEL=v3 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 \
 		OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" $(NUMERIC) $(ARGS)
