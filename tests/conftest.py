@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 pytest_plugins = ["tests.hand_made_dataset", "tests.shared"]
 
 
-def pytest_report_header() -> str | None:
-    """`make test-cpus` says what it bounds, and ends where that did not take."""
+def pytest_sessionstart() -> None:
+    """`make test-cpus` says what is in force, and ends where its variables did not take."""
     wanted = {"default": ("DEFAULT", "v2"), "avx2": ("AVX2", "v3")}.get(os.environ.get("ATEN_CPU_CAPABILITY", ""))
     if wanted is None:
-        return None
+        return
     import torch
 
     from plugins_cuda import library
@@ -34,7 +34,7 @@ def pytest_report_header() -> str | None:
     taken = torch.backends.cpu.get_cpu_capability(), library.load("cpu").cpu_level()
     if taken != wanted:
         raise pytest.UsageError(f"instruction sets of PyTorch and the operators: {taken}, wanted {wanted}")
-    return f"instruction sets: PyTorch {taken[0]}, operators {taken[1]}"
+    print(f"instruction sets: PyTorch {taken[0]}, operators {taken[1]}")
 
 
 @pytest.fixture(scope="session", autouse=True)
