@@ -7,8 +7,14 @@ SHELL := /bin/bash
 VENV ?= .venv
 TRITON_VENV := $(VENV)-triton
 GPUS ?= 1
-ifdef RUN # a run that is there has its own configuration
+ifdef RUN # a run that is there has its own configuration, and is used as it is
 CONFIG ?= $(or $(wildcard $(RUN)/config.yaml),training/configs/demo.yaml)
+ifeq ($(origin CONFIG),file)
+ifneq ($(filter onnx engine serve eval parity bench,$(MAKECMDGOALS)),)
+CHECKPOINT := $(or $(wildcard $(RUN)/last.safetensors),\
+	$(error error: RUN=$(RUN): no such run: it has no last.safetensors; `make train` with CONFIG and RUN makes one))
+endif
+endif
 endif
 CONFIG ?= training/configs/demo.yaml
 RUN ?= runs/$(basename $(notdir $(CONFIG)))
@@ -93,7 +99,7 @@ $(RUN)/.trained: $(CONFIG) $(DATA) | $(READY)
 
 onnx: $(RUN)/model.onnx ## export RUN's checkpoint to one ONNX file
 
-$(RUN)/model.onnx: $(RUN)/.trained
+$(RUN)/model.onnx: $(or $(CHECKPOINT),$(RUN)/.trained)
 	$(UPSNET) export --checkpoint $(RUN)/last.safetensors --out $@
 
 engine: $(RUN)/engine/engine.json ## build the engine of this machine from RUN's ONNX file

@@ -127,6 +127,7 @@ def test_server_without_an_interpreter_ends_before_anything_is_trained(machine: 
         (["train", "CONFIG=absent.yaml"], "error: CONFIG=absent.yaml: no such file; some are in training/configs/"),
         (["demo", "RUN=my run"], "error: RUN=my run: give one path, without spaces"),
         (["eval", "RUN="], "error: RUN=: give one path"),
+        (["serve", "RUN=runs/absent"], "error: RUN=runs/absent: no such run: it has no last.safetensors; `make train`"),
         (["overfit", "COCO=/nowhere"], "error: COCO=/nowhere: it has no annotations/panoptic_val2017.json; name"),
     ],
 )
@@ -134,6 +135,15 @@ def test_wrong_variables_are_one_line(machine: Machine, arguments: list[str], me
     done = machine.make(*arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
     assert not machine.venv.exists()
+
+
+def test_a_run_that_is_named_is_used_as_it_is(machine: Machine, tmp_path: Path) -> None:
+    """Trained without make, imported, or copied: it has a checkpoint, and is not trained again."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.safetensors").touch()
+    planned = machine.make("engine", f"RUN={tmp_path / 'run'}", "-n").stdout
+    assert "upsnet export" in planned and "upsnet engine" in planned and "upsnet train" not in planned
+    assert "upsnet train" in machine.make("demo", f"RUN={tmp_path / 'run'}", "-n").stdout
 
 
 @pytest.mark.parametrize("processes", ["1", "4", "gpu"])

@@ -82,7 +82,7 @@ class Model:
         if isinstance(photo, list | tuple):
             return list(self._answers(_read_all(photo), self.manifest.max_batch))
         path = photo_path(photo)
-        if path and (Path(path).is_dir() or is_video(path)):
+        if path and (os.path.isdir(path) or (os.path.isfile(path) and is_video(path))):
             raise InputError(f"{path}: more than one photo; iterate over model.stream({path!r})")
         return next(self._answers(iter([_read(photo, "photo", "photo")]), 1))
 
@@ -98,11 +98,12 @@ class Model:
         >>> for prediction in model.stream("photos"):  # doctest: +SKIP
         ...     print(prediction)
         """
-        if not 1 <= batch_size <= self.manifest.max_batch:
-            raise InputError(f"batch_size {batch_size}: give 1 to {self.manifest.max_batch}, the model's largest batch")
+        if not (isinstance(batch_size, int) and 1 <= batch_size <= self.manifest.max_batch):
+            most = self.manifest.max_batch
+            raise InputError(f"batch_size {batch_size!r}: give 1 to {most}, the model's largest batch")
         if isinstance(source, str | os.PathLike):
             return self._answers(_read_sources(find_sources([source])), batch_size)
-        if isinstance(source, bytes | bytearray | Image.Image) or not isinstance(source, Iterable):
+        if isinstance(source, bytes | bytearray | Image.Image | np.ndarray) or not isinstance(source, Iterable):
             raise InputError("stream takes a folder, a pattern, a video or an iterable of photos; predict takes one")
         return self._answers(_read_all(source), batch_size)
 
@@ -113,6 +114,7 @@ class Model:
             self._predictor = None
 
     def __enter__(self) -> Model:
+        self._opened()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,13 +122,17 @@ class Model:
 
     def __repr__(self) -> str:
         stuff, things = self.categories.num_stuff, self.categories.num_things
-        return f"<Model {self.name} in {self.runtime}: {stuff} stuff, {things} things>"
+        closed = "" if self._predictor else ", closed"
+        return f"<Model {self.name} in {self.runtime}: {stuff} stuff, {things} things{closed}>"
+
+    def _opened(self) -> Predictor:
+        if self._predictor is None:
+            raise InputError(f"the model {self.name} is closed; load it again")
+        return self._predictor
 
     def _answers(self, photos: Iterator[_Read], batch_size: int) -> Iterator[PanopticPrediction]:
         while batch := list(islice(photos, batch_size)):
-            if self._predictor is None:
-                raise InputError(f"the model {self.name} is closed; load it again")
-            results = _predict_by_shape(self._predictor, [read.photo for read in batch])
+            results = _predict_by_shape(self._opened(), [read.photo for read in batch])
             for result, read in zip(results, batch, strict=True):
                 yield PanopticPrediction(result, self.categories, *read)
 

@@ -8,7 +8,7 @@ import struct
 import warnings
 import zlib
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -36,15 +36,17 @@ DECODE_ERRORS = (
 )
 
 
-# What a photo may be given as: a file's path, an encoded image, a PIL image, or a uint8 H x W x 3 RGB array.
-Photo = PathLike | bytes | bytearray | Image.Image | np.ndarray
+# What a photo may be given as: a path, an encoded image (its bytes, or a file opened to read them), a PIL image, or a
+# uint8 H x W x 3 RGB array.
+Photo = PathLike | bytes | bytearray | BinaryIO | Image.Image | np.ndarray
 
 
 def read_photo(photo: Photo, name: str | None = None) -> np.ndarray:
     """Any photo -> a uint8 H x W x 3 RGB array of its own: upright (EXIF applied), transparency on white.
 
-    photo: a path, the bytes of an encoded image or a PIL image, in any format and mode that Pillow has (16-bit greys
-    are scaled to 8 bits), or a uint8 H x W x 3 array in RGB. name: what messages call it (default: its path).
+    photo: a path, the bytes of an encoded image, a file opened to read them or a PIL image, in any format and mode that
+    Pillow has (16-bit greys are scaled to 8 bits), or a uint8 H x W x 3 array in RGB. name: what messages call it
+    (default: its path).
     Raises InputError for what is missing, damaged, empty, over MAX_PIXELS, or none of these.
 
     >>> read_photo(np.zeros((480, 640, 3), np.uint8)).shape
@@ -75,16 +77,17 @@ def _open(photo: Photo, name: str) -> AbstractContextManager[Image.Image]:
     if isinstance(photo, Image.Image):
         return nullcontext(photo)  # the caller's, and not closed here
     if isinstance(photo, str | os.PathLike):
-        if Path(photo).is_dir():
+        if os.path.isdir(photo):
             raise InputError(f"{name}: a folder, not a photo")
-        if not Path(photo).is_file():
+        if not os.path.isfile(photo):
             raise InputError(f"{name}: no such file")
-    elif not isinstance(photo, bytes | bytearray):
-        kinds = "a path, the bytes of an image, a PIL image or a uint8 H x W x 3 array"
+    elif not isinstance(photo, bytes | bytearray) and not hasattr(photo, "read"):
+        kinds = "a path, the bytes of an image, an open file, a PIL image or a uint8 H x W x 3 array"
         raise InputError(f"{name}: a photo is {kinds}, not {type(photo).__name__}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower than Pillow's limit
-        return Image.open(io.BytesIO(photo) if isinstance(photo, bytes | bytearray) else photo)
+        stream: Any = io.BytesIO(photo) if isinstance(photo, bytes | bytearray) else photo
+        return Image.open(stream)
 
 
 def _checked_array(array: np.ndarray, name: str) -> np.ndarray:

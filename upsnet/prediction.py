@@ -70,9 +70,9 @@ class PanopticPrediction:
 
     def mask(self, segment: PredictedSegment | int) -> np.ndarray:
         """bool H x W: the pixels of a segment, or of the segment with that id. InputError for an id there is not."""
-        id = segment.id if isinstance(segment, PredictedSegment) else int(segment)
+        id = segment.id if isinstance(segment, PredictedSegment) else segment
         if not any(id == known.id for known in self.segments):
-            raise InputError(f"{self.source}: no segment has the id {id}; .segments lists them")
+            raise InputError(f"{self.source}: no segment has the id {id!r}; .segments lists them")
         return self.ids == id
 
     def overlay(self, scores: bool = True) -> Image.Image:
@@ -141,15 +141,16 @@ class PanopticPrediction:
         return buffer.getvalue()
 
 
-def save_coco(predictions: Iterable[PanopticPrediction], folder: PathLike) -> None:
+def save_coco(predictions: PanopticPrediction | Iterable[PanopticPrediction], folder: PathLike) -> None:
     """Write predictions, one at a time, into folder/predictions/<name>.png and folder/predictions.json, all or none.
 
-    The official COCO panoptic format; image ids are 1 .. n. An older predictions.json is replaced.
+    One prediction will do. The official COCO panoptic format; image ids are 1 .. n. An older predictions.json is
+    replaced.
     Raises InputError when there are none, two have the same name, or their categories differ.
 
     >>> upsnet.save_coco(model.stream("photos"), "out")  # doctest: +SKIP
     """
-    rest = iter(predictions)
+    rest = iter([predictions] if isinstance(predictions, PanopticPrediction) else predictions)
     first = next(rest, None)
     if first is None:
         raise InputError(f"{folder}: there are no predictions to write")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -26,21 +27,23 @@ class Source(NamedTuple):
     """A photo or a video."""
 
     path: Path
-    name: str  # without suffix, with the folders below the one that was given: what is made of it is named after it
+    name: str  # with the folders below the one that was given: what is made of it is named after it
     is_video: bool
+    in_folder: bool = False  # found there, rather than given
 
 
 def find_sources(given: Iterable[PathLike], without: Path | None = None, warn: bool = True) -> Iterator[Source]:
     """Files as they are; of folders, the photos and videos in them and below; of patterns, the files that match.
 
-    In the order given; in a folder by name, its own files before its subfolders'. Hidden files (.x) are passed over,
+    In the order given; in a folder by name, its own files before its subfolders'. Names are without suffix, but for
+    two photos, or two videos, of a folder that differ in nothing else. Hidden files (.x) are passed over,
     other files too, with one warning a folder (`warn`) of the logger `upsnet`. `without`: a folder whose content is
     left out. Raises InputError for what is not there, a pattern without a match and a folder without photo and video.
     """
     for path in expand(given):
-        if path.is_dir():
+        if os.path.isdir(path):
             yield from _in_folder(path, without and without.resolve(), warn)
-        elif path.exists():
+        elif os.path.exists(path):
             yield Source(path, path.stem, is_video(path))
         else:
             raise InputError(f"{path}: no such file")
@@ -49,6 +52,8 @@ def find_sources(given: Iterable[PathLike], without: Path | None = None, warn: b
 def expand(given: Iterable[PathLike]) -> Iterator[Path]:
     """Patterns (`*`, `?`, `[...]`, and `**` for any folders) that are no file's own name, as a shell expands them."""
     for text in (os.fspath(path) for path in given):
+        if not text:
+            raise InputError("an empty name: give a photo, a video, a folder or a pattern")
         if os.path.lexists(text) or not glob.has_magic(text):
             yield Path(text)
             continue
@@ -68,11 +73,11 @@ def _in_folder(folder: Path, without: Path | None, warn: bool) -> Iterator[Sourc
         raise InputError(f"{folder}: both the folder of the photos and the output's; choose another for the output")
     found, others = 0, 0
     example = ""
-    for path in _walk(folder, without):
+    for path, shared in _walk(folder, without):
         if path.name.lower().endswith((*PHOTO_SUFFIXES, *VIDEO_SUFFIXES)):
             found += 1
-            name = PurePosixPath(path.relative_to(folder).with_suffix(""))
-            yield Source(path, str(name), is_video(path))
+            name = PurePosixPath(path.relative_to(folder))
+            yield Source(path, str(name if shared else name.with_suffix("")), is_video(path), in_folder=True)
         else:
             others += 1
             example = example or path.name
@@ -84,16 +89,25 @@ def _in_folder(folder: Path, without: Path | None, warn: bool) -> Iterator[Sourc
         logger.warning("%s: left out what is neither photo nor video by its name: %s%s", folder, example, more)
 
 
-def _walk(folder: Path, without: Path | None) -> Iterator[Path]:
-    """Every file below, the names of one folder in memory at a time. A link to a folder above is not followed."""
+def _walk(folder: Path, without: Path | None) -> Iterator[tuple[Path, bool]]:
+    """Every file below, and whether another photo (of a video: another video) of its folder has its name but for the
+    suffix. The names of one folder are in memory at a time. A link to a folder above is not followed."""
     try:
         with os.scandir(folder) as entries:
             names = sorted((entry.is_dir(), entry.name) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+    stems = Counter(map(_stem, (name for is_folder, name in names if not is_folder)))
     for is_folder, name in names:
         path = folder / name
         if not is_folder:
-            yield path
+            yield path, stems[_stem(name)] > 1
         elif (real := path.resolve()) != without and not folder.resolve().is_relative_to(real):
             yield from _walk(path, without)
+
+
+def _stem(name: str) -> tuple[str, str]:
+    """A file's name without suffix, and what it is: files that share both would be written to one place."""
+    lower = name.lower()
+    kind = "photo" if lower.endswith(PHOTO_SUFFIXES) else "video" if lower.endswith(VIDEO_SUFFIXES) else lower
+    return os.path.splitext(name)[0], kind

@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.install.conftest import Installed
 from upsnet import __version__
-from upsnet.command_line.main import COMMANDS, WORKSHOP
+from upsnet.command_line.main import COMMANDS
+from upsnet.workshop import FOLDERS
 
 IMPORT_SECONDS = 0.3
 TIMED_IMPORT = """
@@ -74,7 +75,7 @@ def test_data_sets(base: Installed) -> None:
     assert "0 errors" in checked
 
 
-@pytest.mark.parametrize("command", [name for name, entry in COMMANDS.items() if entry.module.startswith(WORKSHOP)])
+@pytest.mark.parametrize("command", [name for name, entry in COMMANDS.items() if entry.module.startswith(FOLDERS)])
 def test_workshop_commands_name_the_checkout(base: Installed, command: str) -> None:
     output, error = base.upsnet(*command.split(), "--help", code=2)
     assert not output and error.count("\n") == 1

@@ -90,7 +90,14 @@ def folder(tmp_path: Path) -> Path:
         ("trained", {"runtime": "onnxruntime"}, "trained: holds nothing .*, only for pytorch; `make onnx` exports it"),
         ("run", {"runtime": "caffe"}, "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, triton"),
         ("run", {"device": "cuda"}, "run: device is no option of the runtime onnxruntime: threads$"),
-        ("run", {"threads": 0}, "threads 0: give at least 1"),
+        ("run", {"threads": 0}, "threads 0: give a number from 1 to 256"),
+        ("run", {"threads": 10_000}, "threads 10000: give a number from 1 to 256"),
+        ("run", {"threads": "2"}, "threads '2': give a number from 1 to 256"),
+        ("", {}, "^'' is no model; a model is a run's or"),
+        (None, {}, "^None is no model; a model is a run's or"),
+        (["run"], {}, r"^\['run'\] is no model; a model is a run's or"),
+        ("n" * 5000, {}, "nnn: no such file or folder; a model is"),
+        ("grpc://127.0.0.1:99999", {}, "grpc://127.0.0.1:99999: a server is grpc://host:port"),
         ("run", {"manifest": "m.json"}, "run: manifest is no option of the runtime onnxruntime"),
         ("grpc://127.0.0.1", {}, "grpc://127.0.0.1: a server is grpc://host:port"),
         ("grpc://host:port", {}, "grpc://host:port: a server is grpc://host:port"),
@@ -100,7 +107,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_what_is_no_model_is_told_in_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, options: dict[str, Any], message: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, source: Any, options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=message) as caught:
@@ -119,7 +126,7 @@ def test_a_server_that_is_not_there() -> None:
     [
         ("run", "onnxruntime", r"the runtime onnxruntime is not installed .*pip install 'upsnet-trt\[onnxruntime\]'"),
         ("grpc://127.0.0.1:1", "tritonclient", r"pip install 'upsnet-trt\[triton\]'"),
-        ("last.safetensors", "training", "the runtime pytorch needs training.*, from the project's checkout"),
+        ("last.safetensors", "training", "a checkpoint, in the runtime pytorch, needs .*training on Python's path"),
     ],
 )
 def test_a_package_that_is_not_installed(
@@ -229,11 +236,14 @@ def test_a_batch_holds_photos_of_one_shape() -> None:
         (np.zeros((3, 4), np.uint8), "photo: an array must be uint8 H x W x 3 RGB"),
         ("folder", r"folder: more than one photo; iterate over model.stream\('folder'\)"),
         (Path("clip.mp4"), r"clip.mp4: more than one photo; iterate over model.stream\('clip.mp4'\)"),
+        ("none.mp4", "none.mp4: no such file"),
+        ("n" * 300 + ".jpg", "n.jpg: no such file"),
     ],
 )
 def test_what_is_no_photo(halves: Halves, folder: Path, monkeypatch: Any, photo: Any, message: str) -> None:
     monkeypatch.chdir(folder)
     Path("folder").mkdir()
+    Path("clip.mp4").touch()
     Image.new("RGB", (5, 5)).save("a.png")
     with pytest.raises(InputError, match=message):
         Model(halves).predict(photo)
@@ -244,7 +254,9 @@ def test_a_closed_model_says_so(halves: Halves) -> None:
         stream = model.stream([np.zeros((4, 4, 3), np.uint8)] * 2)
         next(stream)
     model.close()
-    assert halves.closed == 1
+    assert halves.closed == 1 and repr(model).endswith("closed>")
+    with pytest.raises(InputError, match="the model fake is closed; load it again"), model:
+        pass
     for use in (lambda: model.predict(np.zeros((4, 4, 3), np.uint8)), lambda: next(stream)):
         with pytest.raises(InputError, match="the model fake is closed; load it again"):
             use()
@@ -306,6 +318,8 @@ def test_a_video_frame_by_frame(halves: Halves, tmp_path: Path) -> None:
         ("empty", {}, "empty: a folder without photos"),
         (b"\x89PNG", {}, "predict takes one"),
         (None, {}, "predict takes one"),
+        (np.zeros((4, 4, 3), np.uint8), {}, "predict takes one"),
+        ([], {"batch_size": "2"}, "batch_size '2': give 1 to 4"),
         ([], {"batch_size": 0}, "batch_size 0: give 1 to 4"),
         ([], {"batch_size": 5}, "batch_size 5: give 1 to 4"),
         (["old.pth"], {}, "old.pth: not a readable image"),

@@ -223,3 +223,12 @@ def test_a_folder_is_no_photo(tmp_path):
         read_photo(tmp_path)
     with pytest.raises(InputError, match=r"none\.jpg: no such file"):
         read_photo(tmp_path / "none.jpg")
+
+
+def test_an_open_file_is_a_photo(tmp_path):
+    Image.fromarray(UPRIGHT).save(tmp_path / "photo.png")
+    with open(tmp_path / "photo.png", "rb") as stream:
+        assert np.array_equal(read_photo(stream), UPRIGHT)
+    assert np.array_equal(read_photo(io.BytesIO((tmp_path / "photo.png").read_bytes())), UPRIGHT)
+    with pytest.raises(InputError, match="upload: not a readable image"):
+        read_photo(io.BytesIO(b"junk"), "upload")

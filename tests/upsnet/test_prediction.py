@@ -57,9 +57,9 @@ def test_by_hand(small: PanopticPrediction) -> None:
     assert repr(small) == "<PanopticPrediction of photo.jpg, 2 x 3: 2 cat, sky>"
 
 
-@pytest.mark.parametrize("id", [0, 4, -1])
-def test_a_mask_of_no_segment_is_refused(small: PanopticPrediction, id: int) -> None:
-    with pytest.raises(InputError, match=rf"photo\.jpg: no segment has the id {id}"):
+@pytest.mark.parametrize("id", [0, 4, -1, "cat"])
+def test_a_mask_of_no_segment_is_refused(small: PanopticPrediction, id: Any) -> None:
+    with pytest.raises(InputError, match=rf"photo\.jpg: no segment has the id {id!r}"):
         small.mask(id)
 
 
@@ -125,6 +125,11 @@ def test_what_cannot_be_saved_together(small: PanopticPrediction, tmp_path: Path
         with pytest.raises(InputError, match=message):
             save_coco(predictions, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_one_prediction_instead_of_many(small: PanopticPrediction, tmp_path: Path) -> None:
+    save_coco(small, tmp_path)
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["photo.png"]
 
 
 def test_a_name_with_dots(tmp_path: Path) -> None:

@@ -39,13 +39,19 @@ def names(*given: Any, **options: Any) -> list[str]:
 
 def test_a_folder_by_name_its_own_files_first(tree: Path) -> None:
     assert list(find_sources(["photos"])) == [
-        Source(Path("photos/a.jpg"), "a", False),
-        Source(Path("photos/z.JPG"), "z", False),
-        Source(Path("photos/B/a.v2.png"), "B/a.v2", False),
-        Source(Path("photos/B/clip.MP4"), "B/clip", True),
-        Source(Path("photos/B/deep/x.webp"), "B/deep/x", False),
+        Source(Path("photos/a.jpg"), "a", False, True),
+        Source(Path("photos/z.JPG"), "z", False, True),
+        Source(Path("photos/B/a.v2.png"), "B/a.v2", False, True),
+        Source(Path("photos/B/clip.MP4"), "B/clip", True, True),
+        Source(Path("photos/B/deep/x.webp"), "B/deep/x", False, True),
     ]
     assert names(tree) == names("photos/") == names("./photos") == ["a", "z", "B/a.v2", "B/clip", "B/deep/x"]
+
+
+def test_names_that_differ_in_their_suffix_alone_keep_it(tree: Path) -> None:
+    for name in ("a.PNG", "a.mov", "a.txt", "z.mp4"):
+        (tree / name).touch()
+    assert names(tree)[:5] == ["a.PNG", "a.jpg", "a", "z", "z"], "a photo and a video of one name are no pair"
 
 
 def test_the_rest_is_told_once_a_folder(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -81,14 +87,15 @@ def test_a_file_by_its_own_name_may_be_called_anything(tree: Path) -> None:
         ("photos/*.bmp", r"^photos/\*.bmp: no file matches$"),
         ("empty", "^empty: a folder without photos$"),
         ("papers", "^papers: a folder without photos; what it holds is no photo by its name \\(b.pdf\\)$"),
-        ("", r"^\.: a folder without photos"),
+        (".", r"^\.: a folder without photos"),
+        ("", "^an empty name"),
     ],
 )
 def test_what_is_not_there(tree: Path, given: str, message: str) -> None:
     (tree.parent / "empty" / "sub").mkdir(parents=True)
     (tree.parent / "papers").mkdir()
     (tree.parent / "papers" / "b.pdf").touch()
-    if not given:
+    if given == ".":
         os.chdir("empty")
     with pytest.raises(InputError, match=message):
         names(given)

@@ -17,8 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 import upsnet
 from upsnet.command_line.command import BAD_INPUT, make_app
 from upsnet.errors import InputError
-
-WORKSHOP = ("plugins_cuda", "training", "export", "serving", "eval")  # folders of the checkout, in no wheel
+from upsnet.workshop import FOLDERS, import_workshop
 
 
 class Entry(NamedTuple):
@@ -90,14 +89,11 @@ class LazyGroup(TyperGroup):
 def load_main(name: str, module: str) -> Any:
     """The command's function. InputError, with the cure, where the checkout or a package that it needs is not there."""
     try:
+        if module.partition(".")[0] in FOLDERS:
+            return import_workshop(module, f"upsnet {name}").main
         return importlib.import_module(module).main
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing in WORKSHOP:
-            raise InputError(
-                f"upsnet {name} needs the project's checkout, and only the package is installed here; clone the "
-                "repository, `make setup` there, and use its .venv/bin/upsnet"
-            ) from None
         raise InputError(
             f"upsnet {name} needs the package {missing}: pip install '{upsnet.DISTRIBUTION}[{_extra(module, missing)}]'"
         ) from None

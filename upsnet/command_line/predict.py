@@ -5,6 +5,7 @@ upsnet predict photo.jpg holiday/ 'more/*.png' clip.mp4 --out somewhere
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -24,9 +25,10 @@ from upsnet.sources import Source, expand, find_sources
 from upsnet.video import Video, VideoWriter
 
 MOST_OF_JPEG = 65500  # pixels along a side
+LEFT_OUT = 1  # exit status
 
 
-def predict_files(model: Model, given: Sequence[PathLike], out: Path) -> Iterator[str]:
+def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: list[str]) -> Iterator[str]:
     """Predicts photos, videos, and those in folders and patterns; yields what was found, one line each.
 
     Into `out` come, for a photo, <name>_overlay.jpg and predictions/<name>.png; for a video <name>_overlay.mp4 and
@@ -35,9 +37,11 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path) -> Iterato
     original category ids, image ids 1 .. n in order.
 
     All or nothing: `out` is as it was until the last line. Every photo, and every video's beginning, is read before the
-    first is predicted; a bad one is an InputError. Of a photo its name stays in memory, of a video nothing.
+    first is predicted. A bad one that was named is an InputError; one in a folder is left out, and its error goes to
+    `left_out`. Of a photo its name stays in memory, of a video nothing.
     """
-    total = check_sources(given, out)
+    total, bad = check_sources(given, out)
+    left_out += bad.values()
     with (
         staged_folder(out) as stage,
         PredictionWriter(stage, model.categories) as writer,
@@ -45,6 +49,8 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path) -> Iterato
     ):
         image_ids = count(1)
         for source in find_sources(given, without=out, warn=False):
+            if source.path in bad:
+                continue
             if source.is_video:
                 yield _predict_video(model, source, stage, writer, image_ids, bar)
                 continue
@@ -70,7 +76,7 @@ def _predict_video(
             seen.update(segment.category for segment in prediction.result.segments)
             bar.update()
     names = [category.name for index, category in enumerate(model.categories) if index in seen]
-    return f"{source.path}: {frames} frames: {', '.join(names) or 'nothing found'}"
+    return f"{source.path}: {frames} frame{'s' * (frames != 1)}: {', '.join(names) or 'nothing found'}"
 
 
 def _in_stage(stage: Path, name: str) -> Path:
@@ -79,37 +85,53 @@ def _in_stage(stage: Path, name: str) -> Path:
     return path
 
 
-def check_sources(given: Sequence[PathLike], out: Path) -> int:
-    """About how many pictures there are, frames counted. InputError for what is no readable photo or video.
+def check_sources(given: Sequence[PathLike], out: Path) -> tuple[int, dict[Path, str]]:
+    """About how many pictures there are, frames counted; and of folders the files that cannot be read, with the reason.
 
-    And where two would be written to the same place, or an output would replace one of the photos.
+    InputError for one that was named, where two would be written to the same place, where an output would replace one
+    of the photos, and where nothing is left.
     """
     paths = [path.resolve() for path in expand(given)]
     files = {path for path in paths if not path.is_dir()}
     folders = [path for path in paths if path.is_dir() and not out.resolve().is_relative_to(path)]
     photos: set[str] = set()
     subfolders: dict[str, bool] = {}  # is it a video's?
-    pictures = 0
+    pictures, bad = 0, {}
     for source in tqdm(find_sources(given, without=out), desc="reading", unit="file", disable=None):
         above = [str(folder) for folder in PurePosixPath(source.name).parents]
         if source.name in (subfolders if source.is_video else photos) or any(subfolders.get(each) for each in above):
             other = next(other for other in find_sources(given, without=out, warn=False) if _clash(source, other))
+            if other.path == source.path:
+                raise InputError(f"{source.path}: given twice")
             raise InputError(f"{other.path} and {source.path} would both be written as {other.name}; rename one")
+        try:
+            size, length = _look_into(source)
+        except InputError as error:
+            if not source.in_folder:
+                raise
+            bad[source.path] = str(error)
+            continue
+        pictures += length
         subfolders |= {each: False for each in above}
         if source.is_video:
             subfolders[source.name] = True
-            with Video(source.path) as video:
-                size = next(iter(video)).shape[:2]
-                pictures += video.length or 1
         else:
             photos.add(source.name)
-            size = read_photo(source.path).shape[:2]
-            pictures += 1
         for output in (out / overlay_name(source, size), out / "predictions" / _png_name(source, 1)):
             place = output.resolve()
             if place in files or (place.exists() and any(place.is_relative_to(folder) for folder in folders)):
                 raise InputError(f"{output} is one of the photos and would be replaced; choose another --out")
-    return pictures
+    if not pictures:
+        raise InputError(f"nothing can be read: {next(iter(bad.values()))}")
+    return pictures, bad
+
+
+def _look_into(source: Source) -> tuple[tuple[int, ...], int]:
+    """Height and width, and about how many frames. InputError where it cannot be read."""
+    if not source.is_video:
+        return read_photo(source.path).shape[:2], 1
+    with Video(source.path) as video:
+        return next(iter(video)).shape[:2], video.length or 1
 
 
 def _clash(one: Source, other: Source) -> bool:
@@ -131,10 +153,10 @@ def _png_name(source: Source, frame: int) -> str:
 
 def main(
     photos: Annotated[
-        list[Path],
+        list[str],  # a Path would make "." of an empty name
         typer.Argument(metavar="IMAGE...", help="Photos, videos, folders of them, or patterns ('photos/**/*.jpg')."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the results; it may exist.")],
+    out: Annotated[str, typer.Option(help="Folder for the results; it may exist.")],
     runtime: Annotated[
         str | None, typer.Option(help="pytorch, onnxruntime or triton (default: what the model is for).")
     ] = None,
@@ -151,11 +173,25 @@ def main(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")] = None,
 ) -> None:
-    """Segment photos and videos: coloured overlays with class names, and COCO panoptic PNG + JSON."""
+    """Segment photos and videos: coloured overlays with class names, and COCO panoptic PNG + JSON.
+
+    Exit status 1: files of a folder could not be read and were left out.
+    """
+    if not out:
+        raise InputError("--out is empty: name a folder")
+    folder = Path(out)
     predictor = open_chosen(
         runtime, run, checkpoint=checkpoint, model=model, url=url, manifest=manifest, threads=threads
     )
+    replaced = (folder / "predictions.json").is_file()
+    left_out: list[str] = []
     with Model(predictor) as opened:
-        for line in predict_files(opened, photos, out):
+        for line in predict_files(opened, photos, folder, left_out):
             tqdm.write(line)
-    print(f"wrote {out}/*_overlay.jpg, {out}/predictions.json and {out}/predictions/")
+    print(f"wrote {out}/: *_overlay.jpg (of a video .mp4), predictions.json and predictions/")
+    if replaced:
+        print(f"{out}/predictions.json was there and is replaced: what it listed before, it lists no more")
+    if left_out:
+        for line in left_out:
+            print(f"left out: {line}", file=sys.stderr)
+        raise typer.Exit(LEFT_OUT)

@@ -12,6 +12,7 @@ from typing import Any
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
 from upsnet.runtimes.predictor import Predictor
+from upsnet.workshop import import_workshop
 
 SERVER = "127.0.0.1:8001"
 CHECKPOINT = "last.safetensors"  # what `make onnx` exports
@@ -19,6 +20,8 @@ RUNTIMES = ("pytorch", "onnxruntime", "triton")
 FILES = {"onnxruntime": "model.onnx", "pytorch": CHECKPOINT}  # in a folder, the first that is there
 OPTIONS = {"pytorch": ("threads", "device"), "onnxruntime": ("threads",), "triton": ("manifest",)}
 SCHEME = "grpc://"
+MOST_THREADS = 256  # more only wait for each other
+MOST_PORT = 65535
 MODELS = "a run's or an engine's folder, an .onnx file, a checkpoint (.safetensors) or grpc://host:port"
 
 
@@ -40,6 +43,8 @@ def open_predictor(
     pytorch and onnxruntime (default: theirs). `device`, `short_sides` and `flip` (test-time augmentation) are for
     pytorch. Raises InputError for an unknown runtime or one without what it needs.
     """
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
+        raise InputError(f"threads {threads!r}: give a number from 1 to {MOST_THREADS}")
     match runtime:
         case "pytorch":
             checkpoint = _needed(checkpoint, "pytorch", "a checkpoint")
@@ -69,8 +74,6 @@ def open_source(
     for option, value in (("threads", threads), ("device", device), ("manifest", manifest)):
         if value is not None and option not in OPTIONS[runtime]:
             raise InputError(f"{source}: {option} is no option of the runtime {runtime}: {', '.join(OPTIONS[runtime])}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads {threads}: give at least 1")
     described = None if manifest is None else Path(manifest)
     return _open_at(runtime, place, threads=threads, device=device or "cpu", manifest=described)
 
@@ -115,14 +118,16 @@ def find_model(source: PathLike, runtime: str | None = None) -> tuple[str, Path 
     """
     if runtime not in (None, *RUNTIMES):
         raise InputError(f"unknown runtime '{runtime}'; it is one of {', '.join(RUNTIMES)}")
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+        raise InputError(f"{source!r} is no model; a model is {MODELS}")
     text, path = os.fspath(source), Path(source)
     if "://" in text:
         found: dict[str, Path | str] = {"triton": _address(text)}
-    elif path.is_dir():
+    elif os.path.isdir(path):
         found = {name: path / file for name, file in FILES.items() if (path / file).is_file()}
         if not found:
             raise InputError(f"{source}: neither a run nor an engine: it has no {' and no '.join(FILES.values())}")
-    elif not path.is_file():
+    elif not os.path.isfile(path):
         raise InputError(f"{source}: no such file or folder; a model is {MODELS}")
     else:
         found = {name: path for name, file in FILES.items() if Path(file).suffix == path.suffix}
@@ -138,7 +143,7 @@ def find_model(source: PathLike, runtime: str | None = None) -> tuple[str, Path 
 def _address(url: str) -> str:
     """grpc://host:port -> host:port"""
     address = url.removeprefix(SCHEME).rstrip("/")
-    if not re.fullmatch(r"[^/]+:\d+", address):
+    if not re.fullmatch(r"[^/]+:\d{1,5}", address) or int(address.rpartition(":")[2]) > MOST_PORT:
         raise InputError(f"{url}: a server is grpc://host:port, with the port of its gRPC (`make serve`: 8001)")
     return address
 
@@ -167,10 +172,8 @@ def _onnx_predictor() -> Any:
 
 def _pytorch_predictor() -> Any:
     """training.predictor.PyTorchPredictor, which no wheel holds: this package runs without PyTorch."""
+    what = "a checkpoint, in the runtime pytorch,"
     try:
-        return importlib.import_module("training.predictor").PyTorchPredictor
+        return import_workshop("training.predictor", what).PyTorchPredictor
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"the runtime pytorch needs {error.name}, from the project's checkout (`make setup` there); without it "
-            "export the checkpoint and use the ONNX file"
-        ) from None
+        raise InputError(f"{what} needs the package {error.name}: pip install 'upsnet-trt[train]'") from None
