@@ -10,8 +10,9 @@ Importing this package loads nothing heavy: each name below comes with its modul
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from upsnet import lazy
 
 __version__ = "0.2.0"
 DISTRIBUTION = "upsnet-trt"  # the name to pip install
@@ -41,12 +42,7 @@ _HOMES = {
     "save_coco": "upsnet.prediction",
 }
 __all__ = [*_HOMES, "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'upsnet' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazy.names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,1 @@
+"""`upsnet`: main.py has the table of commands, command.py how each of them behaves."""

@@ -25,8 +25,9 @@ Each name comes with its module when it is first asked for.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from upsnet import lazy
 
 if TYPE_CHECKING:
     from upsnet.metrics.ap_files import evaluate as ap_of_files
@@ -38,22 +39,18 @@ if TYPE_CHECKING:
 
 __all__ = ["AveragePrecision", "MeanIoU", "PQStat", "ap_of_files", "make_objects", "miou_of_files", "pq_of_files"]
 
-_HOMES = {
-    "PQStat": ("pq", "PQStat"),
-    "pq_of_files": ("pq_files", "evaluate"),
-    "AveragePrecision": ("average_precision", "AveragePrecision"),
-    "make_objects": ("average_precision", "make_objects"),
-    "ap_of_files": ("ap_files", "evaluate"),
-    "MeanIoU": ("mean_iou", "MeanIoU"),
-    "miou_of_files": ("mean_iou", "evaluate"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'upsnet.metrics' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(f"upsnet.metrics.{module}"), attribute)
+__getattr__ = lazy.names(
+    __name__,
+    {
+        "AveragePrecision": "upsnet.metrics.average_precision",
+        "MeanIoU": "upsnet.metrics.mean_iou",
+        "PQStat": "upsnet.metrics.pq",
+        "ap_of_files": "upsnet.metrics.ap_files:evaluate",
+        "make_objects": "upsnet.metrics.average_precision",
+        "miou_of_files": "upsnet.metrics.mean_iou:evaluate",
+        "pq_of_files": "upsnet.metrics.pq_files:evaluate",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,4 @@
+"""What runs a network: ONNX Runtime, a Triton server, and by name PyTorch, behind one interface (predictor.py).
+
+`upsnet.load` is the door for applications; open.py decides what opens what.
+"""
