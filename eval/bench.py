@@ -167,10 +167,7 @@ def main(
         report["photo"] = _one_photo(photo, model, checkpoint, threads)
     else:
         dataset = open_dataset(gt_json, run=run)
-        here, left_out = (runtimes, None) if runtimes else runtimes_here(url)
-        if left_out:
-            print(f"Triton is left out: {left_out}", file=sys.stderr)
-        with open_run(run, here, url=url, threads=threads) as predictors:
+        with open_run(run, runtimes or runtimes_here(url)[0], url=url, threads=threads) as predictors:
             plain = [PlainPyTorch(each) for each in predictors if each.name == "pytorch"]
             report["batches"] = compare([*plain, *predictors], dataset, batch_sizes, rounds)
         Console().print(bench_table(report["batches"], threads))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,13 +13,17 @@ from upsnet.runtimes.predictor import Predictor
 
 
 def runtimes_here(url: str | None) -> tuple[list[str], str | None]:
-    """Every runtime that can be opened here, and why Triton is left out: no `url`, and no environment for a server."""
+    """Every runtime that can be opened here, and why Triton is left out: no `url`, and no environment for a server.
+
+    Then a line on stderr says so.
+    """
     if url is None:
         from serving.environment import Environment
 
         try:
             Environment.find(None)
         except InputError as error:
+            print(f"Triton is left out: {error}", file=sys.stderr)
             return [runtime for runtime in RUNTIMES if runtime != "triton"], str(error)
     return list(RUNTIMES), None
 

@@ -267,7 +267,6 @@ def main(
     facts: dict[str, Any] = {"threads": threads or "default"}
     if left_out:
         facts["Triton"] = f"left out: {left_out}"
-        print(f"Triton is left out: {left_out}", file=sys.stderr)
     with open_run(run, names, checkpoint=checkpoint, url=url, threads=threads) as predictors:
         parity = run_parity(
             predictors, dataset, out, batch_sizes=sizes, limit=limit, limits=limits, run=run, facts=facts

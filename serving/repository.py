@@ -9,7 +9,7 @@ from pathlib import Path
 
 from upsnet.contract import METADATA_KEY, MODEL, PLUGINS
 from upsnet.errors import InputError
-from upsnet.files import sha256, staged_folder
+from upsnet.files import sha256, staged_folder, writing
 from upsnet.manifest import Manifest
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "triton_repo"
@@ -63,21 +63,18 @@ def deploy(model_onnx: Path, manifest: Path, repository: Path, more: Sequence[Pa
         raise InputError(f"{repository} is the template of all repositories; give another folder with --repository")
     version = [repository / MODEL / "1", *versions(repository)][-1]
     parameter = _parameter(METADATA_KEY, json.dumps(described.model_dump(mode="json")))
-    with staged_folder(repository) as stage:
+    with staged_folder(repository) as stage, writing(repository):
         place = stage / version.relative_to(repository)
-        try:
-            place.mkdir(parents=True)
-            shutil.copyfile(model_onnx, place / "model.onnx")
-            shutil.copyfile(manifest, place / "manifest.json")
-            for file in (TEMPLATE / MODEL / "1/model.py", *more):
-                shutil.copyfile(file, place / file.name)
-            for name in CONFIGS:
-                (stage / name).parent.mkdir(parents=True, exist_ok=True)
-                (stage / name).write_text((TEMPLATE / name).read_text() + parameter)
-            for name in {PLAN, PLUGINS} - {file.name for file in more}:
-                (version / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"{repository}: cannot be written: {error.strerror}") from error
+        place.mkdir(parents=True)
+        shutil.copyfile(model_onnx, place / "model.onnx")
+        shutil.copyfile(manifest, place / "manifest.json")
+        for file in (TEMPLATE / MODEL / "1/model.py", *more):
+            shutil.copyfile(file, place / file.name)
+        for name in CONFIGS:
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            (stage / name).write_text((TEMPLATE / name).read_text() + parameter)
+        for name in {PLAN, PLUGINS} - {file.name for file in more}:
+            (version / name).unlink(missing_ok=True)
     return repository
 
 

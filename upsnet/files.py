@@ -20,6 +20,15 @@ PathLike = str | os.PathLike[str]
 
 
 @contextmanager
+def writing(target: PathLike) -> Iterator[None]:
+    """What the system refuses inside is an InputError that names `target`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+@contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; rename it to `path` on success, remove it on any error.
 
@@ -27,14 +36,13 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
     try:
         yield temporary
-        _replace(temporary, target)
+        with writing(target):  # it is a folder, for one
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,10 +60,8 @@ def staged_folder(out: Path) -> Iterator[Path]:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise InputError(f"{out}: {nearest} is a file, not a folder")
-    try:
+    with writing(out):
         stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=nearest))
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
     try:
         yield stage
         _move_into(stage, out)
@@ -75,13 +81,6 @@ def _move_into(source: Path, target: Path) -> None:
     except OSError as error:
         place = error.filename2 or error.filename or target
         raise InputError(f"{place}: cannot be written: {error.strerror}") from error
-
-
-def _replace(temporary: Path, target: Path) -> None:
-    try:
-        os.replace(temporary, target)
-    except OSError as error:  # the target is a folder, for one
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
 
 
 def write_text(path: PathLike, text: str) -> None:

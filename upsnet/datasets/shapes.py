@@ -20,7 +20,7 @@ from tqdm import tqdm
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.scene import CATEGORIES, SIZES, draw_scene
 from upsnet.errors import InputError
-from upsnet.files import read_json, write_json
+from upsnet.files import read_json, write_json, writing
 from upsnet.photos import write_png
 
 VERSION = 1  # of the pixels: to be raised whenever a scene changes
@@ -51,11 +51,9 @@ def write_shapes(
             return folder
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not a shapes data set; give another folder or remove it")
-    try:
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}") from error
     try:
         for split, count in counts.items():
             write_split(building / "new", split, count, seed, sizes, progress)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.figures import near
 from upsnet.categories import Categories
 from upsnet.command_line.pq import table
 from upsnet.errors import InputError
@@ -18,18 +19,6 @@ from upsnet.metrics.pq import PQStat
 
 PERSON, CAR, SKY = 1, 3, 187
 CATEGORIES = [{"id": PERSON, "isthing": 1}, {"id": CAR, "isthing": 1}, {"id": SKY, "isthing": 0}]
-
-
-def near(value, expected):
-    """The same keys, and figures within 1e-9."""
-    if isinstance(expected, dict):
-        assert value.keys() == expected.keys()
-        for key in expected:
-            near(value[key], expected[key])
-    elif expected is None:
-        assert value is None
-    else:
-        assert value == pytest.approx(expected, rel=0, abs=1e-9)
 
 
 # Known answers, one image of 10 x 10 pixels whose columns hold the ids

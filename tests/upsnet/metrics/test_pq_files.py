@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.figures import near
 from tests.shared import shared_names
 from upsnet.categories import Categories
 from upsnet.command_line import command, pq
@@ -45,18 +46,6 @@ def main(arguments: list[str]) -> int:
 
 
 # The official cases
-
-
-def near(value, expected):
-    """The same keys, and figures within 1e-9."""
-    if isinstance(expected, dict):
-        assert value.keys() == expected.keys()
-        for key in expected:
-            near(value[key], expected[key])
-    elif expected is None:
-        assert value is None
-    else:
-        assert value == pytest.approx(expected, rel=0, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", shared_names("pq_cases"))
