@@ -197,8 +197,10 @@ test-cpus: $(READY) ## the numerical tests as a CPU with AVX2 computes, and as o
 	UPSNET_CPU_LEVEL=v2 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
 		OPENBLAS_CORETYPE=Nehalem NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4 AVX512_ICL AVX512_SPR" $(NUMERIC) $(ARGS)
 
-lint: $(READY) ## ruff, mypy, and the layers (import-linter)
+lint: $(READY) ## format and faults (ruff, clang-format), types (mypy), layers (import-linter)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	git ls-files '*.h' '*.cpp' '*.cuh' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

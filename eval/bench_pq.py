@@ -95,9 +95,7 @@ def baseline(gt: np.ndarray, gt_infos: Infos, pred: np.ndarray, pred_infos: Info
             matched_gt.add(a)
             matched_pred.add(b)
     missed = sum(id not in matched_gt and not info["iscrowd"] for id, info in truth.items())
-    wrong = sum(
-        id not in matched_pred and overlap.get((0, id), 0) / info["area"] <= 0.5 for id, info in found.items()
-    )
+    wrong = sum(id not in matched_pred and overlap.get((0, id), 0) / info["area"] <= 0.5 for id, info in found.items())
     return len(matched_gt), wrong, missed, total
 
 

@@ -50,9 +50,7 @@ def open_run(
             from serving.private_server import private_server
 
             engine = run / "engine"
-            url = stack.enter_context(
-                private_server(engine / "model.onnx", engine / "model.manifest.json", threads)
-            )
+            url = stack.enter_context(private_server(engine / "model.onnx", engine / "model.manifest.json", threads))
         predictors = []
         for runtime in runtimes:
             predictor = open_predictor(

@@ -128,9 +128,7 @@ def suppress(
     kept, counts = plugins_cuda.nms(
         boxes, scores, rule.nms_threshold, score_threshold, rule.max_output, classes=classes, inclusive=inclusive
     )
-    return Detections(
-        B.gather_rows(boxes, kept), torch.gather(scores, 1, kept), torch.gather(labels, 1, kept), counts
-    )
+    return Detections(B.gather_rows(boxes, kept), torch.gather(scores, 1, kept), torch.gather(labels, 1, kept), counts)
 
 
 def mask_logits(model: UPSNet, pyramid: list[Tensor], found: Detections, view: View, base: View) -> Tensor:

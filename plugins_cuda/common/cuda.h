@@ -28,15 +28,15 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, 
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (raised != cudaSuccess) return raised;
   }
-  kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
+  kernel<<<grid, block, shared, stream> > >(static_cast<Parameters>(arguments)...);
 #endif
   return cudaGetLastError();
 }
 
 }  // namespace upsnet
 
-#define UPSNET_RETURN_IF_ERROR(call)                       \
-  do {                                                     \
-    const cudaError_t upsnet_error = (call);               \
-    if (upsnet_error != cudaSuccess) return upsnet_error;  \
+#define UPSNET_RETURN_IF_ERROR(call)                      \
+  do {                                                    \
+    const cudaError_t upsnet_error = (call);              \
+    if (upsnet_error != cudaSuccess) return upsnet_error; \
   } while (false)

@@ -11,25 +11,25 @@
 
 #ifdef UPSNET_CPU_LEVEL
 #define UPSNET_CPU_FRONT(room, level) upsnet_##room##_cpu_##level
-#define UPSNET_EXPORT_CPU_AT(room, level)                                                              \
-  extern "C" int UPSNET_CPU_FRONT(room, level)(const ::upsnet::room::Params* params, int threads) {    \
-    return ::upsnet::room::run_cpu(*params, threads);                                                  \
+#define UPSNET_EXPORT_CPU_AT(room, level)                                                           \
+  extern "C" int UPSNET_CPU_FRONT(room, level)(const ::upsnet::room::Params* params, int threads) { \
+    return ::upsnet::room::run_cpu(*params, threads);                                               \
   }
 #define UPSNET_EXPORT_CPU(room) UPSNET_EXPORT_CPU_AT(room, UPSNET_CPU_LEVEL)
 #else
-#define UPSNET_EXPORT_CPU(room)                                                                        \
-  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }        \
-  UPSNET_EXPORT int upsnet_##room##_cpu(const ::upsnet::room::Params* params, int threads) {           \
-    return ::upsnet::room::run_cpu(*params, threads);                                                  \
+#define UPSNET_EXPORT_CPU(room)                                                                 \
+  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); } \
+  UPSNET_EXPORT int upsnet_##room##_cpu(const ::upsnet::room::Params* params, int threads) {    \
+    return ::upsnet::room::run_cpu(*params, threads);                                           \
   }
 #endif
 
-#define UPSNET_EXPORT_CUDA(room)                                                                       \
-  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }        \
-  UPSNET_EXPORT size_t upsnet_##room##_workspace_size(const ::upsnet::room::Params* params) {          \
-    return ::upsnet::room::workspace_size(*params);                                                    \
-  }                                                                                                    \
-  UPSNET_EXPORT int upsnet_##room##_launch(const ::upsnet::room::Params* params, void* workspace,      \
-                                           CUstream_st* stream) {                                      \
-    return ::upsnet::room::launch(*params, workspace, stream);                                         \
+#define UPSNET_EXPORT_CUDA(room)                                                                  \
+  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }   \
+  UPSNET_EXPORT size_t upsnet_##room##_workspace_size(const ::upsnet::room::Params* params) {     \
+    return ::upsnet::room::workspace_size(*params);                                               \
+  }                                                                                               \
+  UPSNET_EXPORT int upsnet_##room##_launch(const ::upsnet::room::Params* params, void* workspace, \
+                                           CUstream_st* stream) {                                 \
+    return ::upsnet::room::launch(*params, workspace, stream);                                    \
   }

@@ -40,15 +40,15 @@ int level() {
 
 UPSNET_EXPORT int upsnet_cpu_level() { return level(); }
 
-#define UPSNET_ROOM(room)                                                                      \
-  extern "C" int upsnet_##room##_cpu_v2(const ::upsnet::room::Params* params, int threads);    \
-  extern "C" int upsnet_##room##_cpu_v3(const ::upsnet::room::Params* params, int threads);    \
-  extern "C" int upsnet_##room##_cpu_v4(const ::upsnet::room::Params* params, int threads);    \
-  int upsnet::room::run_cpu(const Params& params, int threads) {                               \
-    return level() == 4   ? upsnet_##room##_cpu_v4(&params, threads)                           \
-           : level() == 3 ? upsnet_##room##_cpu_v3(&params, threads)                           \
-                          : upsnet_##room##_cpu_v2(&params, threads);                          \
-  }                                                                                            \
+#define UPSNET_ROOM(room)                                                                   \
+  extern "C" int upsnet_##room##_cpu_v2(const ::upsnet::room::Params* params, int threads); \
+  extern "C" int upsnet_##room##_cpu_v3(const ::upsnet::room::Params* params, int threads); \
+  extern "C" int upsnet_##room##_cpu_v4(const ::upsnet::room::Params* params, int threads); \
+  int upsnet::room::run_cpu(const Params& params, int threads) {                            \
+    return level() == 4   ? upsnet_##room##_cpu_v4(&params, threads)                        \
+           : level() == 3 ? upsnet_##room##_cpu_v3(&params, threads)                        \
+                          : upsnet_##room##_cpu_v2(&params, threads);                       \
+  }                                                                                         \
   UPSNET_EXPORT_CPU(room)
 
 UPSNET_ROOM(roi_align_fpn)

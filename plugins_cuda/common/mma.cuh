@@ -33,8 +33,12 @@ __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
 #else
-  struct Registers { const uint32_t *a, *b; };
-  struct Sums { float value[4]; };
+  struct Registers {
+    const uint32_t *a, *b;
+  };
+  struct Sums {
+    float value[4];
+  };
   const Registers own{a, b};
   const auto element = [](uint32_t pair, unsigned k) { return to_float(T{uint16_t(k % 2 ? pair >> 16 : pair)}); };
   const Sums sums = emulator::collective(0xffffffffu, emulator::to_word(&own), [&] {
@@ -64,7 +68,9 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row)
                : "r"(address)
                : "memory");
 #else
-  struct Matrices { uint32_t r[4]; };
+  struct Matrices {
+    uint32_t r[4];
+  };
   const Matrices found = emulator::collective(0xffffffffu, emulator::to_word(row), [&] {
     Matrices result;
     for (unsigned j = 0; j < 4; ++j) {

@@ -28,14 +28,22 @@ UPSNET_HD float to_float(BFloat16 value) { return __bfloat162float(value); }
 template <typename T>
 UPSNET_HD T from_float(float value);
 template <>
-UPSNET_HD Half from_float<Half>(float value) { return __float2half_rn(value); }
+UPSNET_HD Half from_float<Half>(float value) {
+  return __float2half_rn(value);
+}
 template <>
-UPSNET_HD BFloat16 from_float<BFloat16>(float value) { return __float2bfloat16_rn(value); }
+UPSNET_HD BFloat16 from_float<BFloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
 
 #else
 
-struct Half { uint16_t bits; };
-struct BFloat16 { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 
 UPSNET_HD float float_of_bits(uint32_t bits) {
   float value;
@@ -76,7 +84,7 @@ UPSNET_HD Half from_float<Half>(float value) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
   if (magnitude >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // rounds to 65536 or more
-  if (magnitude < 0x38800000u) {  // subnormal half: the addition rounds at bit 2^-24
+  if (magnitude < 0x38800000u) {                                    // subnormal half: the addition rounds at bit 2^-24
     const float shifted = float_of_bits(magnitude) + 0.5f;
     return {uint16_t(sign | (bits_of_float(shifted) - 0x3f000000u))};
   }
@@ -88,6 +96,8 @@ UPSNET_HD Half from_float<Half>(float value) {
 
 UPSNET_HD float to_float(float value) { return value; }
 template <>
-UPSNET_HD float from_float<float>(float value) { return value; }
+UPSNET_HD float from_float<float>(float value) {
+  return value;
+}
 
 }  // namespace upsnet

@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(kTransposeTile* kTransposeRows)
 
 template <typename T>
 cudaError_t transpose(const T* input, T* output, int64_t batch, int64_t rows, int64_t columns, cudaStream_t stream) {
-  const int64_t tiles = batch * ((rows + kTransposeTile - 1) / kTransposeTile) *
-                        ((columns + kTransposeTile - 1) / kTransposeTile);
+  const int64_t tiles =
+      batch * ((rows + kTransposeTile - 1) / kTransposeTile) * ((columns + kTransposeTile - 1) / kTransposeTile);
   if (tiles == 0) return cudaSuccess;
   if (tiles > INT32_MAX) return cudaErrorInvalidValue;
   return launch_kernel(transpose_kernel<T>, dim3(unsigned(tiles)), dim3(kTransposeTile, kTransposeRows), 0, stream,

@@ -19,22 +19,26 @@ struct Problem {
   float* partial;        // [splits][batch][out_height][out_width][out_channels] where splits > 1
   int32_t taps;
   int32_t taps_at_once;
-  int32_t segment;            // channels that share both groups
-  int32_t segments;           // in one group of weights
-  int32_t chunks;             // in one segment
-  int32_t splits;             // of the chunks
-  int32_t split_chunks;       // in one split
-  int32_t group_outputs;      // output channels of one group
-  int32_t output_tiles;       // in one group
-  int32_t tiles_y, tiles_x;   // of pixels, in one image
+  int32_t segment;           // channels that share both groups
+  int32_t segments;          // in one group of weights
+  int32_t chunks;            // in one segment
+  int32_t splits;            // of the chunks
+  int32_t split_chunks;      // in one split
+  int32_t group_outputs;     // output channels of one group
+  int32_t output_tiles;      // in one group
+  int32_t tiles_y, tiles_x;  // of pixels, in one image
 
   UPSNET_HD int32_t steps() const { return segments * chunks * taps; }
 };
 
-struct Step { int32_t chunk, tap; };
+struct Step {
+  int32_t chunk, tap;
+};
 
 // What a block makes. In shared memory: no registers are held for it during the main loop.
-struct alignas(16) Place { int32_t split, group, output_tile, image, top, left; };
+struct alignas(16) Place {
+  int32_t split, group, output_tile, image, top, left;
+};
 
 // Blocks of the same pixels follow each other.
 __device__ inline Place place_of_block(const Problem& problem) {
@@ -54,7 +58,9 @@ struct Block {
   using Products = Tile<T, kOutputs>;
   static constexpr int kLanes = Products::kLanes;
   static constexpr int kStageBytes = Products::kPixelBytes + Products::kWeightBytes;
-  struct Corners { uint4 unit[4]; };
+  struct Corners {
+    uint4 unit[4];
+  };
 
   const Problem& problem;
   Place& place;

@@ -62,7 +62,9 @@ void multiply(const float* rows, int64_t row_stride, const float* panel, int dep
 
 // to_float(from_float<T>(value)), for Half without branches, so that loops over it vectorise.
 template <typename T>
-float rounded(float value) { return to_float(from_float<T>(value)); }
+float rounded(float value) {
+  return to_float(from_float<T>(value));
+}
 
 template <>
 float rounded<Half>(float value) {
@@ -78,7 +80,9 @@ float rounded<Half>(float value) {
 }
 
 // Memory aligned to a cache line.
-struct Free { void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t{64}); } };
+struct Free {
+  void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t{64}); }
+};
 using Buffer = std::unique_ptr<float[], Free>;
 Buffer allocate(int64_t count) { return Buffer(new (std::align_val_t{64}) float[count]); }
 
@@ -113,13 +117,13 @@ void to_nhwc(const Params& p, float* target, int threads) {
 struct Plan {
   const Params& p;
   int taps = p.kernel_h * p.kernel_w;
-  int segment = segment_channels(p);                      // channels that share both groups
+  int segment = segment_channels(p);  // channels that share both groups
   int group_channels = p.channels / p.groups;
   int group_outputs = p.out_channels / p.groups;
   int64_t group_depth = int64_t(group_channels) * taps;
   int64_t panels = round_up(group_outputs, kColumns) / kColumns;  // of one group
   int64_t sum_stride = panels * kColumns;
-  int chunk = std::min(segment, kDepth);                  // channels of a block of depth
+  int chunk = std::min(segment, kDepth);  // channels of a block of depth
   int taps_at_once = std::min(taps, kDepth / chunk);
   int64_t row_stride = round_up(int64_t(chunk) * taps_at_once, 16) + 16;  // rows in different sets of L1
 };
@@ -211,9 +215,7 @@ class Worker {
       const float *v0 = corner(0), *v1 = corner(1), *v2 = corner(2), *v3 = corner(3);
       float* __restrict out = columns_.get() + i * plan_.row_stride + column;
 #pragma omp simd
-      for (int c = 0; c < chunk; ++c) {
-        out[c] = rounded<T>(blend(sample.weight, v0[c], v1[c], v2[c], v3[c]));
-      }
+      for (int c = 0; c < chunk; ++c) { out[c] = rounded<T>(blend(sample.weight, v0[c], v1[c], v2[c], v3[c])); }
     }
   }
 
@@ -302,9 +304,7 @@ int run_cpu(const Params& p, int threads) try {
     case DType::kBFloat16: run<BFloat16>(p, threads); break;
   }
   return 0;
-} catch (const std::bad_alloc&) {
-  return 1;
-}
+} catch (const std::bad_alloc&) { return 1; }
 
 }  // namespace upsnet::deform_conv
 

@@ -167,8 +167,8 @@ cudaError_t run(Problem problem, unsigned char* workspace, cudaStream_t stream) 
   problem.features = p.input;
   if (transposes(p)) {
     T* features = reinterpret_cast<T*>(workspace + packed_bytes(problem) + partial_bytes(problem));
-    UPSNET_RETURN_IF_ERROR(transpose(static_cast<const T*>(p.input), features, p.batch, p.channels,
-                                     int64_t(p.height) * p.width, stream));
+    UPSNET_RETURN_IF_ERROR(
+        transpose(static_cast<const T*>(p.input), features, p.batch, p.channels, int64_t(p.height) * p.width, stream));
     problem.features = features;
   }
   constexpr int kLanes = Tile<T, kOutputs>::kLanes;
@@ -187,9 +187,7 @@ cudaError_t run(const Params& p, void* workspace, cudaStream_t stream) {
   return tile_outputs(p) == 64 ? run<T, 64>(plan(p), bytes, stream) : run<T, 128>(plan(p), bytes, stream);
 }
 
-bool is_empty(const Params& p) {
-  return p.batch == 0 || p.out_channels == 0 || p.out_height <= 0 || p.out_width <= 0;
-}
+bool is_empty(const Params& p) { return p.batch == 0 || p.out_channels == 0 || p.out_height <= 0 || p.out_width <= 0; }
 
 }  // namespace
 

@@ -25,7 +25,7 @@ struct Params {
   int32_t kernel_w;
   int32_t stride_h;
   int32_t stride_w;
-  int32_t pad_h;        // at the top; the output size already says what is at the bottom
+  int32_t pad_h;  // at the top; the output size already says what is at the bottom
   int32_t pad_w;
   int32_t dilation_h;
   int32_t dilation_w;
@@ -35,6 +35,6 @@ struct Params {
 
 size_t workspace_size(const Params& params);  // bytes of device memory, aligned to kAlignment
 int launch(const Params& params, void* workspace, CUstream_st* stream);  // a cudaError_t
-int run_cpu(const Params& params, int threads);  // pointers to host memory; 0
+int run_cpu(const Params& params, int threads);                          // pointers to host memory; 0
 
 }  // namespace upsnet::deform_conv

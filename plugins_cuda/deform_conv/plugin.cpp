@@ -102,8 +102,11 @@ struct DeformConv2d : Convolution {
 
 struct ModulatedDeformConv2d : Convolution {
   static constexpr const char* kName = "ModulatedDeformConv2d";
-  static constexpr Tensor kInputs[] = {DeformConv2d::kInputs[0], DeformConv2d::kInputs[1], DeformConv2d::kInputs[2],
-                                       DeformConv2d::kInputs[3], {"mask", "B masks Ho Wo", Type::kFloat32}};
+  static constexpr Tensor kInputs[] = {DeformConv2d::kInputs[0],
+                                       DeformConv2d::kInputs[1],
+                                       DeformConv2d::kInputs[2],
+                                       DeformConv2d::kInputs[3],
+                                       {"mask", "B masks Ho Wo", Type::kFloat32}};
 
   void check_sizes(const Dims* in) const {
     Convolution::check_sizes(in);

@@ -12,9 +12,9 @@ namespace upsnet::deform_conv {
 
 constexpr int kThreads = 256;
 constexpr int kPixels = 128;
-constexpr int kUnits = 4;       // of 16 bytes, in the chunk of one pixel
+constexpr int kUnits = 4;  // of 16 bytes, in the chunk of one pixel
 constexpr int kUnitBytes = 16;
-constexpr int kHalves = 2;      // a step is multiplied in two halves, between which the next gather advances
+constexpr int kHalves = 2;  // a step is multiplied in two halves, between which the next gather advances
 
 template <typename T, int kOutputs>
 struct Tile {

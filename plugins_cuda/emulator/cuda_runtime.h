@@ -18,7 +18,9 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct uint3 { unsigned x, y, z; };
+struct uint3 {
+  unsigned x, y, z;
+};
 
 namespace emulator {
 
@@ -30,7 +32,10 @@ unsigned lane();
 uint64_t& warp_slot(unsigned lane);  // one word a lane, to pass values between the lanes of a warp
 int& block_counter();
 
-struct Place { uint3 thread, block; dim3 block_dim, grid_dim; };
+struct Place {
+  uint3 thread, block;
+  dim3 block_dim, grid_dim;
+};
 Place& place();
 
 // Every lane of the mask gives a value; `read` sees them all through warp_slot.
@@ -80,7 +85,9 @@ using cudaStream_t = struct CUstream_st*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaSuccess ? "no error" : "invalid argument";
+}
 inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
   std::memset(target, value, bytes);
   return cudaSuccess;
@@ -177,22 +184,52 @@ inline int __reduce_max_sync(unsigned mask, int value) {
 
 // Fibers never run at the same time, and switch only at barriers: plain reads and writes are atomic.
 template <typename T, typename U>
-T atomicAdd(T* target, U value) { const T old = *target; *target = T(old + T(value)); return old; }
+T atomicAdd(T* target, U value) {
+  const T old = *target;
+  *target = T(old + T(value));
+  return old;
+}
 template <typename T, typename U>
-T atomicMin(T* target, U value) { const T old = *target; *target = std::min(old, T(value)); return old; }
+T atomicMin(T* target, U value) {
+  const T old = *target;
+  *target = std::min(old, T(value));
+  return old;
+}
 template <typename T, typename U>
-T atomicMax(T* target, U value) { const T old = *target; *target = std::max(old, T(value)); return old; }
+T atomicMax(T* target, U value) {
+  const T old = *target;
+  *target = std::max(old, T(value));
+  return old;
+}
 template <typename T, typename U>
-T atomicOr(T* target, U value) { const T old = *target; *target = old | T(value); return old; }
+T atomicOr(T* target, U value) {
+  const T old = *target;
+  *target = old | T(value);
+  return old;
+}
 template <typename T, typename U>
-T atomicAnd(T* target, U value) { const T old = *target; *target = old & T(value); return old; }
+T atomicAnd(T* target, U value) {
+  const T old = *target;
+  *target = old & T(value);
+  return old;
+}
 template <typename T, typename U>
-T atomicExch(T* target, U value) { const T old = *target; *target = T(value); return old; }
+T atomicExch(T* target, U value) {
+  const T old = *target;
+  *target = T(value);
+  return old;
+}
 template <typename T, typename U, typename V>
-T atomicCAS(T* target, U expected, V value) { const T old = *target; if (old == T(expected)) *target = T(value); return old; }
+T atomicCAS(T* target, U expected, V value) {
+  const T old = *target;
+  if (old == T(expected)) *target = T(value);
+  return old;
+}
 
 template <typename T>
-T __ldg(const T* source) { return *source; }
+T __ldg(const T* source) {
+  return *source;
+}
 using std::max;
 using std::min;
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
@@ -206,12 +243,24 @@ inline int __float_as_int(float value) { return emulator::from_word<int>(emulato
 inline float __uint_as_float(unsigned value) { return emulator::from_word<float>(emulator::to_word(value)); }
 inline float __int_as_float(int value) { return emulator::from_word<float>(emulator::to_word(value)); }
 
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline int2 make_int2(int x, int y) { return {x, y}; }

@@ -1,10 +1,10 @@
 // NMS on CPU cores, one row of the batch a core.
 //
-// The best candidates are found lazily, some hundreds at a time: a histogram over the upper bits of all scores says from
-// which score on there are enough of them, one pass collects those, and only they are sorted. So 80 000 candidates of
-// which 100 are kept cost two passes over 320 KB of scores, a nanosecond or two a score, and a sort of a few hundred.
-// Kept boxes lie in blocks of kLanes boxes of one class, chained class by class: a candidate is tested against one block
-// at a time in vector registers, and never against another class.
+// The best candidates are found lazily, some hundreds at a time: a histogram over the upper bits of all scores says
+// from which score on there are enough of them, one pass collects those, and only they are sorted. So 80 000 candidates
+// of which 100 are kept cost two passes over 320 KB of scores, a nanosecond or two a score, and a sort of a few
+// hundred. Kept boxes lie in blocks of kLanes boxes of one class, chained class by class: a candidate is tested against
+// one block at a time in vector registers, and never against another class.
 #include <algorithm>
 #include <functional>
 #include <unordered_map>

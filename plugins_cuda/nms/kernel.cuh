@@ -1,5 +1,5 @@
-// The arithmetic of NMS: the order of candidates and the overlap of two boxes. Compiled without FMA contraction on every
-// front, so that each decision is the same bit for bit, and the one that torchvision's CPU nms takes.
+// The arithmetic of NMS: the order of candidates and the overlap of two boxes. Compiled without FMA contraction on
+// every front, so that each decision is the same bit for bit, and the one that torchvision's CPU nms takes.
 #pragma once
 
 #include "common/numeric.h"
@@ -16,8 +16,8 @@ UPSNET_HD float area(const Box& box, float pixel) { return (box.x2 - box.x1 + pi
 UPSNET_HD float larger(float a, float b) { return a < b ? b : a; }
 UPSNET_HD float smaller(float a, float b) { return b < a ? b : a; }
 
-// IoU > threshold. A box with a coordinate that is NaN or infinite, or whose area is infinite, overlaps nothing: its IoU
-// is NaN or 0 (threshold >= 0). So does a box without area: 0 / 0 is NaN.
+// IoU > threshold. A box with a coordinate that is NaN or infinite, or whose area is infinite, overlaps nothing: its
+// IoU is NaN or 0 (threshold >= 0). So does a box without area: 0 / 0 is NaN.
 UPSNET_HD bool suppresses(const Box& kept, float kept_area, const Box& other, float other_area, float pixel,
                           float threshold) {
   const float width = larger(0.0f, smaller(kept.x2, other.x2) - larger(kept.x1, other.x1) + pixel);

@@ -109,8 +109,8 @@ __device__ void choose_bin(Shared& shared, int wanted) {
   __syncthreads();
 }
 
-// The lowest key of the next round: the keys from there up to `upper` are at most kCapacity, and either at least half as
-// many or all that remain (then 0).
+// The lowest key of the next round: the keys from there up to `upper` are at most kCapacity, and either at least half
+// as many or all that remain (then 0).
 __device__ uint64_t find_round(Shared& shared, const Row& row, int count, float threshold, uint64_t upper) {
   uint64_t low = 0, high = upper;  // where to look; above `high` some keys have been found already:
   int wanted = kCapacity / 2, room = kCapacity;
@@ -187,8 +187,7 @@ __device__ Box load_box(const float* boxes, uint32_t index) {
 }
 
 __device__ bool tested(const Box& kept, const Box& other, float pixel, float threshold) {
-  return !apart(kept, other, pixel) &&
-         suppresses(kept, area(kept, pixel), other, area(other, pixel), pixel, threshold);
+  return !apart(kept, other, pixel) && suppresses(kept, area(kept, pixel), other, area(other, pixel), pixel, threshold);
 }
 
 // Which of the chunk's candidates are kept, 32 at a time, by one warp. A candidate is out once a better one that

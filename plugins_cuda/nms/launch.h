@@ -14,14 +14,14 @@ struct Params {
   int32_t batch;
   int32_t num_boxes;
   int32_t max_output;
-  int32_t top_k;           // only the top_k best candidates compete; 0: all
-  int32_t inclusive;       // 1: legacy convention, widths and heights with + 1
-  float iou_threshold;     // suppressed when IoU > iou_threshold
-  float score_threshold;   // a candidate when score > score_threshold; NaN never is
+  int32_t top_k;          // only the top_k best candidates compete; 0: all
+  int32_t inclusive;      // 1: legacy convention, widths and heights with + 1
+  float iou_threshold;    // suppressed when IoU > iou_threshold
+  float score_threshold;  // a candidate when score > score_threshold; NaN never is
 };
 
 size_t workspace_size(const Params& params);  // bytes of device memory, aligned to kAlignment
 int launch(const Params& params, void* workspace, CUstream_st* stream);  // a cudaError_t
-int run_cpu(const Params& params, int threads);  // pointers to host memory; 0
+int run_cpu(const Params& params, int threads);                          // pointers to host memory; 0
 
 }  // namespace upsnet::nms

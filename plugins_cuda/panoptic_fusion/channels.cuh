@@ -12,10 +12,10 @@ namespace upsnet::panoptic_fusion {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kStage = 8;                        // channels
+constexpr int kStage = 8;  // channels
 constexpr int kCornersX = 33, kCornersY = 3;
 constexpr int kCorners = kCornersX * kCornersY;
-constexpr int kColumns = 4, kRows = 2;           // pixels of a thread
+constexpr int kColumns = 4, kRows = 2;  // pixels of a thread
 constexpr int kPixels = kColumns * kRows;
 
 // The semantic logits of one image; fewer than 2^31 (`is_supported`).

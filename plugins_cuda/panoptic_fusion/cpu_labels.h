@@ -39,12 +39,12 @@ inline Floats higher(Floats a, Floats b) { return a > b ? a : b; }
 
 // The memory of one thread.
 struct Scratch {
-  int cells, pitch;                      // width + 1; floats from one channel of a row to the next
-  std::vector<float> upper, lower;       // quarter-resolution rows [channels][pitch]; cell i at i + 1
+  int cells, pitch;                 // width + 1; floats from one channel of a row to the next
+  std::vector<float> upper, lower;  // quarter-resolution rows [channels][pitch]; cell i at i + 1
   std::vector<float> best, thing, highest, segment, terms, line;
-  std::vector<int> label, semantic;      // semantic: the best stuff, kNone where a thing is better
-  std::vector<uint8_t> absent;           // the first accepted detection that does not cover the pixel; kNone
-  int absent_row;                        // that covers nothing of the row
+  std::vector<int> label, semantic;  // semantic: the best stuff, kNone where a thing is better
+  std::vector<uint8_t> absent;       // the first accepted detection that does not cover the pixel; kNone
+  int absent_row;                    // that covers nothing of the row
 
   explicit Scratch(const Params& p) : cells(p.width + 1) {
     // Enough to read whole vectors beyond the last cell; an odd number of cache lines, or channels evict each other.

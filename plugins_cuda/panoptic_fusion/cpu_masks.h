@@ -14,8 +14,8 @@ struct Detection {
   Window window;
   Clip clip;
   int mask_size = 0;
-  std::vector<float> mask;    // bounded logits [mask_size, mask_size]
-  std::vector<int> cells;     // of every column of the clip: see Sample
+  std::vector<float> mask;  // bounded logits [mask_size, mask_size]
+  std::vector<int> cells;   // of every column of the clip: see Sample
   std::vector<float> weights;
   std::vector<uint64_t> bits;  // the clip's rows, words() each: term > 0
   int area = 0;

@@ -13,11 +13,11 @@
 
 namespace upsnet::panoptic_fusion {
 
-constexpr int kScale = 4;             // network pixels for one cell of the semantic map
-constexpr int kMaxRows = 255;         // stuff classes + detections: the map is uint8
-constexpr int kMaxMask = 512;         // cells of a mask's side
-constexpr int kVoid = 255;            // label of void and unknown; 0 .. S-1 are stuff, S + d is detection d
-constexpr int kNone = 255;            // no detection, no stuff class
+constexpr int kScale = 4;      // network pixels for one cell of the semantic map
+constexpr int kMaxRows = 255;  // stuff classes + detections: the map is uint8
+constexpr int kMaxMask = 512;  // cells of a mask's side
+constexpr int kVoid = 255;     // label of void and unknown; 0 .. S-1 are stuff, S + d is detection d
+constexpr int kNone = 255;     // no detection, no stuff class
 constexpr float kLogitLimit = 0x1p100f;
 constexpr float kFarthest = 0x1p23f;  // boxes are clamped to it, beyond every image
 

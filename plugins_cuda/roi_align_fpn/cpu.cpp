@@ -31,8 +31,8 @@ namespace upsnet::roi_align_fpn {
 namespace {
 
 constexpr int kLanes = 8;
-constexpr int kGroup = 32;   // channels pooled at a time
-constexpr int kRun = 32;     // pixels that are packed together
+constexpr int kGroup = 32;  // channels pooled at a time
+constexpr int kRun = 32;    // pixels that are packed together
 constexpr int kVectors = kGroup / kLanes;
 
 // GCC's and Clang's portable vectors: AVX where there is AVX, two or eight registers elsewhere.
@@ -135,7 +135,9 @@ struct Boxes {
   std::vector<int> counts;  // [box][rows, columns][bin]
 
   explicit Boxes(const Params& params)
-      : bins(params.output_size), longest(2 * params.sampling_ratio), levels(params.rois_per_image),
+      : bins(params.output_size),
+        longest(2 * params.sampling_ratio),
+        levels(params.rois_per_image),
         taps(static_cast<size_t>(params.rois_per_image) * 2 * bins * longest),
         counts(static_cast<size_t>(params.rois_per_image) * 2 * bins) {}
 
@@ -177,7 +179,8 @@ std::vector<Run> runs_read(const Params& params, const Boxes& boxes) {
   for (int box = 0; box < params.rois_per_image; ++box) {
     const int level = boxes.levels[box];
     each_tap(box, 0, [&](int64_t row) {
-      each_tap(box, boxes.bins, [&](int64_t column) { marks[level][(row * params.widths[level] + column) / kRun] = 1; });
+      each_tap(box, boxes.bins,
+               [&](int64_t column) { marks[level][(row * params.widths[level] + column) / kRun] = 1; });
     });
   }
   std::vector<Run> runs;
@@ -288,8 +291,8 @@ void pool_image(const Params& params, int image, int threads) {
 #pragma omp for schedule(dynamic, 4)
       for (int box = 0; box < count; ++box) {
         const int level = boxes.levels[box];
-        T* output = static_cast<T*>(params.output) +
-                    (static_cast<int64_t>(image) * count + box) * params.channels * bins;
+        T* output =
+            static_cast<T*>(params.output) + (static_cast<int64_t>(image) * count + box) * params.channels * bins;
         for (int first = packed_first; first < std::min(packed_first + step, params.channels); first += kGroup) {
           pool(boxes, box, maps[level] + (first - packed_first), pitch, params.widths[level], tile);
           const int channels = std::min(kGroup, params.channels - first);

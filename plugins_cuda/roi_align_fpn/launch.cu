@@ -74,7 +74,8 @@ Plan plan_of(const Params& params) {
   const int fitting = kTileBytes / (plan.lanes * vector_bytes);
   plan.bins = all_bins < fitting ? all_bins : fitting;
   plan.slab = kVector * plan.bins + padding;
-  const int tap_bytes = 2 * params.output_size * static_cast<int>(2 * params.sampling_ratio * sizeof(Tap) + sizeof(int));
+  const int tap_bytes =
+      2 * params.output_size * static_cast<int>(2 * params.sampling_ratio * sizeof(Tap) + sizeof(int));
   plan.tap_bytes = (tap_bytes + 15) / 16 * 16;
   plan.shared = plan.tap_bytes + plan.lanes * plan.slab * static_cast<int>(sizeof(T));
   return plan;

@@ -15,19 +15,19 @@ struct Params {
   int32_t heights[kLevels];
   int32_t widths[kLevels];
   DType type;
-  Layout layout;                  // of the features; the output is always contiguous
+  Layout layout;  // of the features; the output is always contiguous
   int32_t batch;
   int32_t channels;
   int32_t rois_per_image;
   int32_t output_size;
-  int32_t sampling_ratio;         // samples a bin in each direction, >= 1
-  int32_t is_aligned;             // 1: shift by half a pixel; 0: legacy, boxes of at least one pixel of the map
-  int32_t inclusive;              // 1: the level rule takes widths and heights with + 1
-  float canonical_size;           // side of the smallest square box on P4, network pixels
+  int32_t sampling_ratio;  // samples a bin in each direction, >= 1
+  int32_t is_aligned;      // 1: shift by half a pixel; 0: legacy, boxes of at least one pixel of the map
+  int32_t inclusive;       // 1: the level rule takes widths and heights with + 1
+  float canonical_size;    // side of the smallest square box on P4, network pixels
 };
 
 size_t workspace_size(const Params& params);  // bytes of device memory, aligned to kAlignment
 int launch(const Params& params, void* workspace, CUstream_st* stream);  // a cudaError_t
-int run_cpu(const Params& params, int threads);  // pointers to host memory; 0
+int run_cpu(const Params& params, int threads);                          // pointers to host memory; 0
 
 }  // namespace upsnet::roi_align_fpn

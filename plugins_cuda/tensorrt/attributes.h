@@ -20,7 +20,9 @@ class FieldReader {
 
   // std::invalid_argument when the field is missing or is not what `value` is.
   template <typename T>
-  void required(const char* name, T& value) const { read(find(name, true), value); }
+  void required(const char* name, T& value) const {
+    read(find(name, true), value);
+  }
   // The same, but a missing field leaves `value` as it is.
   template <typename T>
   void optional(const char* name, T& value) const {
@@ -46,9 +48,13 @@ class FieldReader {
 class FieldWriter {
  public:
   template <typename T>
-  void required(const char* name, const T& value) { add(name, value); }
+  void required(const char* name, const T& value) {
+    add(name, value);
+  }
   template <typename T>
-  void optional(const char* name, const T& value) { add(name, value); }
+  void optional(const char* name, const T& value) {
+    add(name, value);
+  }
 
   std::vector<nvinfer1::PluginField> fields;
 
@@ -71,9 +77,13 @@ class FieldWriter {
 class Description {
  public:
   template <typename T>
-  void required(const char* name, const T& value) { add(name, value); }
+  void required(const char* name, const T& value) {
+    add(name, value);
+  }
   template <typename T>
-  void optional(const char* name, const T& value) { add(name, value); }
+  void optional(const char* name, const T& value) {
+    add(name, value);
+  }
 
   std::string text;
 

@@ -13,9 +13,7 @@ template <typename Result, typename Body>
 Result guarded(const char* plugin, const char* method, Result failure, Body body) noexcept {
   try {
     return body();
-  } catch (const std::exception& error) {
-    log_error(plugin, method, error.what());
-  } catch (...) {
+  } catch (const std::exception& error) { log_error(plugin, method, error.what()); } catch (...) {
     log_error(plugin, method, "unknown exception");
   }
   return failure;

@@ -1,12 +1,12 @@
 // How TensorRT comes to know the plugins, and the plugins TensorRT's logger.
 //
 // Two ways in, and both may be taken by one process:
-//   a plain dlopen (Triton, trtexec and polygraphy --plugins): a constructor registers by itself, with the TensorRT in the
-//   process. Polygraphy loads plugins before TensorRT: then with the one that the dynamic loader finds, as if the library
-//   were linked against it; where it finds none, a line says so;
-//   registry.load_library(path), which runs that constructor too, and then asks getCreators() for what to register.
-//   Registering a name twice makes it fail, and unload what the registry still points to. So getCreators() first takes
-//   back what the constructor did, and the library never leaves the process (-z nodelete).
+//   a plain dlopen (Triton, trtexec and polygraphy --plugins): a constructor registers by itself, with the TensorRT in
+//   the process. Polygraphy loads plugins before TensorRT: then with the one that the dynamic loader finds, as if the
+//   library were linked against it; where it finds none, a line says so; registry.load_library(path), which runs that
+//   constructor too, and then asks getCreators() for what to register. Registering a name twice makes it fail, and
+//   unload what the registry still points to. So getCreators() first takes back what the constructor did, and the
+//   library never leaves the process (-z nodelete).
 //
 // The library links against no TensorRT and works with every one from 10.9 to 11.x and TensorRT-RTX 1.7, whichever of
 // their headers it was compiled with: the plugins' own interfaces have not changed in between. Three others have, and
@@ -78,8 +78,8 @@ const Layout* layout_of(void* object) {
   return layout;
 }
 
-// TensorRT by name; flags: RTLD_NOLOAD for one that is in the process already, else 0. The reference that dlopen counts is
-// kept: whoever registered must not lose the registry.
+// TensorRT by name; flags: RTLD_NOLOAD for one that is in the process already, else 0. The reference that dlopen counts
+// is kept: whoever registered must not lose the registry.
 void* open_tensorrt(int flags) {
   for (const char* name : {"libnvinfer.so.11", "libnvinfer.so.10", "libtensorrt_rtx.so.1", "libnvinfer_lean.so.11",
                            "libnvinfer_lean.so.10"}) {
@@ -98,8 +98,8 @@ void* find_tensorrt() {
 
 const std::array<IPluginCreatorInterface*, 6>& all_creators() {
   static const std::array<IPluginCreatorInterface*, 6> creators{
-      roi_align_fpn_creator(), padded_nms_creator(),            padded_batched_nms_creator(),
-      deform_conv_creator(),   modulated_deform_conv_creator(), panoptic_fusion_creator()};
+      roi_align_fpn_creator(),         padded_nms_creator(),     padded_batched_nms_creator(), deform_conv_creator(),
+      modulated_deform_conv_creator(), panoptic_fusion_creator()};
   return creators;
 }
 
@@ -203,9 +203,7 @@ void log_error(const char* plugin, const char* method, const char* what) noexcep
   try {
     const std::string line = std::string("upsnet ") + plugin + ", " + method + ": " + what;
     if (!log_to_tensorrt(line.c_str())) std::fprintf(stderr, "%s\n", line.c_str());
-  } catch (...) {
-    std::fputs(what, stderr);
-  }
+  } catch (...) { std::fputs(what, stderr); }
 }
 
 }  // namespace upsnet::tensorrt

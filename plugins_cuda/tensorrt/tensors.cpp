@@ -34,8 +34,8 @@ bool fits(const std::string& token, int64_t size, std::map<std::string, int64_t>
 }  // namespace
 
 bool supports(const Tensor& tensor, const PluginTensorDesc& desc, const PluginTensorDesc& first) {
-  const bool type_fits = tensor.type == Type::kFeatures ? is_feature_type(desc.type)
-                                                        : desc.type == output_type(tensor, first.type);
+  const bool type_fits =
+      tensor.type == Type::kFeatures ? is_feature_type(desc.type) : desc.type == output_type(tensor, first.type);
   if (!type_fits) return false;
   const bool is_first = &desc == &first, is_linear = desc.format == TensorFormat::kLINEAR;
   if (!tensor.may_be_channels_last) return is_linear;

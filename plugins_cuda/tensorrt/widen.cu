@@ -11,8 +11,14 @@ constexpr int kThreads = 256, kPerThread = 16;
 __global__ void widen_kernel(const uint8_t* bytes, Half* halves, int64_t count) {
   const int64_t begin = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kPerThread;
   if (begin + kPerThread <= count) {
-    union Bytes { uint4 vector; uint8_t values[kPerThread]; };
-    union Halves { uint4 vectors[2]; uint16_t bits[kPerThread]; };
+    union Bytes {
+      uint4 vector;
+      uint8_t values[kPerThread];
+    };
+    union Halves {
+      uint4 vectors[2];
+      uint16_t bits[kPerThread];
+    };
     Bytes in;
     Halves out;
     in.vector = *reinterpret_cast<const uint4*>(bytes + begin);

@@ -68,6 +68,7 @@ def test_no_framework_is_imported_before_it_is_needed(project_root: Path) -> Non
 
 def test_list_options_take_several_values() -> None:
     seen: list[Any] = []
+
     def command(
         names: Annotated[list[Path], typer.Argument()],
         sizes: Annotated[list[int], typer.Option()] = [1],  # noqa: B006

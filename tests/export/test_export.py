@@ -194,4 +194,3 @@ def test_running_a_model_needs_no_torch(tiny_run: Path) -> None:
     command = [sys.executable, "-c", code, str(tiny_run / "model.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-

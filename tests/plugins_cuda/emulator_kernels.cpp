@@ -13,12 +13,12 @@ namespace {
 
 using upsnet::launch_kernel;
 
-#define CHECK(condition)                                               \
-  do {                                                                 \
-    if (!(condition)) {                                                \
+#define CHECK(condition)                                                 \
+  do {                                                                   \
+    if (!(condition)) {                                                  \
       std::fprintf(stderr, "%s is false in %s\n", #condition, __func__); \
-      std::exit(1);                                                    \
-    }                                                                  \
+      std::exit(1);                                                      \
+    }                                                                    \
   } while (false)
 
 // Every thread of every block runs once and knows its place.
@@ -172,10 +172,18 @@ void overflow() {
 
 int main(int, char** arguments) {
   const std::map<std::string, void (*)()> kernels = {
-      {"places", places},         {"shuffles", shuffles},     {"votes", votes},
-      {"block_votes", block_votes}, {"atomics", atomics},     {"dynamic_shared", dynamic_shared},
-      {"divergent", divergent},   {"wrong_mask", wrong_mask}, {"race", neighbour<false>},
-      {"no_race", neighbour<true>}, {"outside_global", outside_global}, {"outside_shared", outside_shared},
+      {"places", places},
+      {"shuffles", shuffles},
+      {"votes", votes},
+      {"block_votes", block_votes},
+      {"atomics", atomics},
+      {"dynamic_shared", dynamic_shared},
+      {"divergent", divergent},
+      {"wrong_mask", wrong_mask},
+      {"race", neighbour<false>},
+      {"no_race", neighbour<true>},
+      {"outside_global", outside_global},
+      {"outside_shared", outside_shared},
       {"overflow", overflow},
   };
   kernels.at(arguments[1])();

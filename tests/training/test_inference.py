@@ -264,9 +264,7 @@ class TestFrames:
 
 @pytest.fixture
 def manifest() -> Manifest:
-    table = [
-        Category(id=10 + i, name=f"c{i}", isthing=i >= STUFF, color=(i, i, i)) for i in range(STUFF + THINGS)
-    ]
+    table = [Category(id=10 + i, name=f"c{i}", isthing=i >= STUFF, color=(i, i, i)) for i in range(STUFF + THINGS)]
     rule = ResizeRule(short_side=96, max_side=160)
     return Manifest(name="small", categories=list(Categories(table)), resize=rule, max_detections=32)
 

@@ -165,9 +165,7 @@ class TestProposals:
             for logits, deltas, level in zip(output.logits, output.deltas, anchors, strict=True):
                 order = sorted(range(len(level)), key=lambda i: (-logits[b, i].item(), i))[:50]
                 boxes = B.decode(deltas[b, order], level[order], B.RPN_WEIGHTS)
-                boxes = torch.stack(
-                    [boxes[:, k].clamp(0, float(sizes[b, 1 - k % 2])) for k in range(4)], dim=1
-                )
+                boxes = torch.stack([boxes[:, k].clamp(0, float(sizes[b, 1 - k % 2])) for k in range(4)], dim=1)
                 kept: list[int] = []
                 for i in range(len(order)):
                     if all(iou(boxes[i], boxes[j]) <= 0.7 for j in kept):

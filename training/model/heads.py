@@ -42,9 +42,7 @@ class MaskHead(nn.Module):
     def __init__(self, in_channels: int, num_things: int, config: MaskHeadConfig) -> None:
         super().__init__()
         widths = [in_channels] + [config.channels] * config.layers
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
         self.deconv = nn.ConvTranspose2d(config.channels, config.channels, 2, stride=2)
         self.score = nn.Conv2d(config.channels, 1 + num_things, 1)
         for layer in self.modules():

@@ -229,4 +229,3 @@ def main(
         made[name], written = make_split(folder, name, train_ids, usable_cores() if workers is None else workers)
         typer.echo(f"{made[name].gt_json}: {written} PNGs written, the others were there")
     typer.echo("\nFor a configuration:\n" + config_lines(made))
-

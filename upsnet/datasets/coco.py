@@ -150,4 +150,3 @@ def main(
     if outcome.errors:
         raise typer.Exit(FOUND_ERRORS)
     typer.echo("\nFor a configuration:\n" + config_lines({name[:-4]: open_official(folder, name) for name in split}))
-

@@ -86,9 +86,7 @@ class TestAnchors:
         anchors, boxes = data["anchors"].double().numpy(), data["boxes"][image].double().numpy()
         height, width = data["sizes"][image].tolist()
         last = float(inclusive)
-        inside = [
-            a[0] >= 0 and a[1] >= 0 and a[2] <= width - last and a[3] <= height - last for a in anchors
-        ]
+        inside = [a[0] >= 0 and a[1] >= 0 and a[2] <= width - last and a[3] <= height - last for a in anchors]
         overlaps = [
             [slow_iou(a, b, inclusive) if ok else 0.0 for b in boxes] for a, ok in zip(anchors, inside, strict=True)
         ]
@@ -280,9 +278,7 @@ class TestBoxCoding:
         generator = torch.Generator().manual_seed(0)
         anchors, boxes = random_boxes(20, generator).double(), random_boxes(20, generator).double()
         found = B.encode(boxes, anchors, weights, inclusive)
-        expected = [
-            slow_deltas(a, b, weights, inclusive) for a, b in zip(anchors.numpy(), boxes.numpy(), strict=True)
-        ]
+        expected = [slow_deltas(a, b, weights, inclusive) for a, b in zip(anchors.numpy(), boxes.numpy(), strict=True)]
         np.testing.assert_allclose(found.numpy(), np.array(expected), atol=1e-12)
         torch.testing.assert_close(B.decode(found, anchors, weights, inclusive), boxes)
 

@@ -116,9 +116,7 @@ def invoke(*arguments: str) -> Any:
 
 
 class TestCommand:
-    def test_tables(
-        self, gt_json: Path, detailed: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_tables(self, gt_json: Path, detailed: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         opened: dict[str, Any] = {}
 
         def open_fake(runtime: str, run: Path, **options: Any) -> Any:

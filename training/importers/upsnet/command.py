@@ -44,9 +44,7 @@ def main(
     cityscapes: Annotated[
         bool, typer.Option("--to-cityscapes", help="COCO weights; --config and --categories are Cityscapes'.")
     ] = False,
-    dump: Annotated[
-        Path | None, typer.Option(help="Write every intermediate array of one image to this .npz.")
-    ] = None,
+    dump: Annotated[Path | None, typer.Option(help="Write every intermediate array of one image to this .npz.")] = None,
     net_input: Annotated[
         Path | None,
         typer.Option(

@@ -134,4 +134,3 @@ def main(
         write_json(report, {"clean": not errors, "workers": processes, "splits": splits})
     if errors:
         raise typer.Exit(FOUND_ERRORS)
-
