@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
@@ -29,13 +28,12 @@ from eval.validation_set import open_dataset
 from upsnet.command_line.command import run
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.files import write_json
-from upsnet.geometry import collate, to_network
+from upsnet.geometry import NetworkBatch, collate, to_network
 from upsnet.machine import machine_facts, package_versions
 from upsnet.photos import read_photo
 from upsnet.runtimes.open import open_predictor
 from upsnet.runtimes.predictor import Predictor, RawPrediction
 
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 CALLS = 3  # of one runtime in a row; the first one is not counted
 PAUSE_S = 0.02  # between runtimes: idle thread pools stop spinning
 
@@ -49,25 +47,25 @@ class PlainPyTorch:
         self._pytorch = pytorch
         self.manifest = pytorch.manifest
 
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
+    def predict(self, batch: NetworkBatch) -> RawPrediction:
         from plugins_cuda import library
 
         with library.definitions():
-            return self._pytorch.predict(images, sizes, scales)
+            return self._pytorch.predict(batch)
 
     def close(self) -> None:
         """The predictor is its owner's."""
 
 
-def measure(predictors: Sequence[Predictor], batch: Batch, rounds: int) -> dict[str, list[float]]:
+def measure(predictors: Sequence[Predictor], batch: NetworkBatch, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of every counted call, by runtime."""
     times: dict[str, list[float]] = {predictor.name: [] for predictor in predictors}
-    for _ in tqdm(range(rounds), desc=f"batch {len(batch[0])}", unit="round", disable=None):
+    for _ in tqdm(range(rounds), desc=f"batch {len(batch.images)}", unit="round", disable=None):
         for predictor in predictors:
             time.sleep(PAUSE_S)
             for call in range(CALLS):
                 start = time.perf_counter()
-                predictor.predict(*batch)
+                predictor.predict(batch)
                 if call:
                     times[predictor.name].append(1e3 * (time.perf_counter() - start))
     return times
@@ -83,7 +81,12 @@ def compare(
         batch = collate([to_network(photo, predictors[0].manifest.resize) for photo in photos])
         times = measure(predictors, batch, rounds)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        entry: dict[str, Any] = {"batch": size, "shape": list(batch[0].shape), "median_ms": medians, "times_ms": times}
+        entry: dict[str, Any] = {
+            "batch": size,
+            "shape": list(batch.images.shape),
+            "median_ms": medians,
+            "times_ms": times,
+        }
         if PlainPyTorch.name in medians and "onnxruntime" in medians:
             entry["onnxruntime_speedup"] = medians[PlainPyTorch.name] / medians["onnxruntime"]
         if "triton" in medians and "onnxruntime" in medians:
@@ -113,11 +116,11 @@ def bench_photo(photo: Path, predictor: Predictor, calls: int = 3) -> dict[str, 
     times = []
     for _ in range(calls):
         start = time.perf_counter()
-        predictor.predict(*batch)
+        predictor.predict(batch)
         times.append(1e3 * (time.perf_counter() - start))
     return {
         "runtime": predictor.name,
-        "shape": list(batch[0].shape),
+        "shape": list(batch.images.shape),
         "first_ms": times[0],
         "best_ms": min(times),
         "peak_rss_mib": peak_rss_mib(),

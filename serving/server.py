@@ -23,6 +23,7 @@ from serving.environment import Environment
 from serving.repository import latest_version
 from upsnet.contract import MODEL
 from upsnet.errors import InputError
+from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.triton import TritonPredictor
 
 # Becomes the server, after asking the kernel to send it SIGTERM should this process die without stopping it.
@@ -206,7 +207,7 @@ class TritonServer:
         predictor = TritonPredictor(self.url, manifest=manifest, timeout=timeout)
         try:
             image = np.zeros((1, *self.probe_size, 3), np.uint8)
-            predictor.predict(image, np.array([self.probe_size], np.int32), np.ones(1, np.float32))
+            predictor.predict(NetworkBatch(image, np.array([self.probe_size], np.int32), np.ones(1, np.float32)))
         except InputError as error:
             raise InputError(
                 f"the Triton server runs, but a test inference failed: {error}; {self._last_words()}"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import id2rgb
-from upsnet.geometry import ResizeRule
+from upsnet.geometry import NetworkBatch, ResizeRule
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
 
@@ -170,7 +170,8 @@ class FakePredictor:
             versions={"torch": "0.0"},
         )
 
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
+    def predict(self, batch: NetworkBatch) -> RawPrediction:
+        images, sizes, _ = batch
         self.batches.append(len(images))
         panoptic = np.zeros(images.shape[:3], np.uint8)
         segments = np.zeros((len(images), 10, 7), np.float32)
@@ -201,7 +202,8 @@ class Halves:
         self.batches: list[int] = []
         self.closed = 0
 
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
+    def predict(self, batch: NetworkBatch) -> RawPrediction:
+        images, sizes, _ = batch
         self.batches.append(len(images))
         panoptic = np.zeros(images.shape[:3], np.uint8)
         segments = np.zeros((len(images), 10, 7), np.float32)

@@ -17,7 +17,7 @@ from training.inference import View, infer
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.errors import InputError, one_line
-from upsnet.geometry import NetworkImage, ResizeRule, collate, to_network
+from upsnet.geometry import NetworkBatch, NetworkImage, ResizeRule, collate, to_network
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import Details, Instances, RawPrediction
 
@@ -61,22 +61,21 @@ class ModelPredictor:
         self.flip = flip
         self.augments = flip or self.rules not in ([], [manifest.resize])
 
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
-        """images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B."""
+    def predict(self, batch: NetworkBatch) -> RawPrediction:
         with self._evaluating():
-            outputs = self.model(*self._tensors(images, sizes, scales))
+            outputs = self.model(*self._tensors(batch))
             return RawPrediction(*(output.cpu().numpy() for output in outputs))
 
     def predict_detailed(self, photos: Sequence[np.ndarray]) -> Details:
         """uint8 H x W x 3 photos of any sizes, as one batch, with all the views of test-time augmentation."""
         nets = [to_network(photo, self.manifest.resize) for photo in photos]
-        images, sizes, scales = self._tensors(*collate(nets))
+        images, sizes, scales = self._tensors(collate(nets))
         base, views = View(images, sizes), []
         for rule in self.rules or [self.manifest.resize]:
             seen = nets if rule == self.manifest.resize else [to_network(photo, rule) for photo in photos]
             for flipped in (False, True)[: 1 + self.flip]:
                 shown = [mirrored(net) for net in seen] if flipped else seen
-                view_images, view_sizes, _ = self._tensors(*collate(shown))
+                view_images, view_sizes, _ = self._tensors(collate(shown))
                 views.append(View(view_images, view_sizes, flipped))
         with self._evaluating():
             assert isinstance(self.model, UPSNet)
@@ -89,7 +88,7 @@ class ModelPredictor:
     def close(self) -> None:
         """Nothing is held beyond the model itself."""
 
-    def _tensors(self, *arrays: np.ndarray) -> list[Tensor]:
+    def _tensors(self, arrays: NetworkBatch) -> list[Tensor]:
         return [torch.from_numpy(array).to(self.device) for array in arrays]
 
     @contextmanager

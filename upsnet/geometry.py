@@ -59,6 +59,14 @@ class NetworkImage(NamedTuple):
     original: tuple[int, int]  # height, width of the photo
 
 
+class NetworkBatch(NamedTuple):
+    """What the graph takes: photos of any shapes, in one array."""
+
+    images: np.ndarray  # uint8 B x H x W x 3 RGB, zero-padded right and bottom
+    sizes: np.ndarray  # int32 B x 2: height, width inside the padding
+    scales: np.ndarray  # float32 B: network pixels for one original pixel
+
+
 def to_network(photo: np.ndarray, rule: ResizeRule) -> NetworkImage:
     """Resize (bilinear, antialiased; untouched where the size is right) and pad a uint8 H x W x 3 photo."""
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
@@ -73,8 +81,8 @@ def to_network(photo: np.ndarray, rule: ResizeRule) -> NetworkImage:
     return NetworkImage(padded, size, scale, (height, width))
 
 
-def collate(images: Sequence[NetworkImage]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """-> images uint8 B x H x W x 3 (padded to the largest), sizes int32 B x 2, scales float32 B."""
+def collate(images: Sequence[NetworkImage]) -> NetworkBatch:
+    """At least one image -> a batch, padded to the largest."""
     if not images:
         raise InputError("a batch needs at least one image")
     height = max(net.image.shape[0] for net in images)
@@ -84,7 +92,7 @@ def collate(images: Sequence[NetworkImage]) -> tuple[np.ndarray, np.ndarray, np.
         row[: net.image.shape[0], : net.image.shape[1]] = net.image
     sizes = np.array([net.size for net in images], np.int32)
     scales = np.array([net.scale for net in images], np.float32)
-    return batch, sizes, scales
+    return NetworkBatch(batch, sizes, scales)
 
 
 def to_original(array: np.ndarray, size: tuple[int, int], original: tuple[int, int]) -> np.ndarray:

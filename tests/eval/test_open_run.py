@@ -19,6 +19,7 @@ from serving.private_server import set_threads
 from upsnet.command_line.command import make_app, run
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
+from upsnet.geometry import NetworkBatch
 from upsnet.machine import machine_facts, package_versions
 from upsnet.runtimes.open import open_predictor
 
@@ -97,9 +98,9 @@ def test_bench_takes_turns_and_gives_ratios(gt_json: Path, fake: Callable[..., A
     turns: list[str] = []
 
     class Recorded(fake):  # type: ignore[misc, valid-type]
-        def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> Any:
+        def predict(self, batch: NetworkBatch) -> Any:
             turns.append(self.name)
-            return super().predict(images, sizes, scales)
+            return super().predict(batch)
 
     names = (PlainPyTorch.name, "onnxruntime", "triton")
     predictors = [Recorded(name) for name in names]
@@ -119,12 +120,12 @@ def test_plain_pytorch_runs_the_definitions(fake: Callable[..., Any]) -> None:
     served = []
 
     class Asks(fake):  # type: ignore[misc, valid-type]
-        def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> Any:
+        def predict(self, batch: NetworkBatch) -> Any:
             served.append(library.compiled(torch.device("cpu")))
 
-    plain, batch = PlainPyTorch(Asks("pytorch")), [np.zeros(0)] * 3
-    plain.predict(*batch)
-    Asks("pytorch").predict(*batch)
+    plain, batch = PlainPyTorch(Asks("pytorch")), NetworkBatch(*[np.zeros(0)] * 3)
+    plain.predict(batch)
+    Asks("pytorch").predict(batch)
     assert served[0] is None and served[1] is not None
 
 

@@ -23,7 +23,7 @@ from upsnet.command_line.command import make_app
 from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
 from upsnet.errors import InputError
 from upsnet.files import sha256
-from upsnet.geometry import ResizeRule
+from upsnet.geometry import NetworkBatch, ResizeRule
 from upsnet.manifest import Manifest
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
@@ -81,14 +81,14 @@ class TestContract:
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 96, 128), (4, 160, 96), (3, 32, 32)])
 def test_onnx_runtime_equals_pytorch(tiny_run: Path, batch: int, height: int, width: int) -> None:
     generator = np.random.default_rng(0)
-    inputs = (
+    inputs = NetworkBatch(
         generator.integers(0, 256, (batch, height, width, 3), dtype=np.uint8),
         np.array([[height - 3 * b, width - b] for b in range(batch)], np.int32),
         np.ones(batch, np.float32),
     )
-    expected = PyTorchPredictor(tiny_run / "last.safetensors").predict(*inputs)
+    expected = PyTorchPredictor(tiny_run / "last.safetensors").predict(inputs)
     for model in (tiny_run / "model.onnx", tiny_run / "engine/model.onnx"):
-        found = OnnxRuntimePredictor(model).predict(*inputs)
+        found = OnnxRuntimePredictor(model).predict(inputs)
         assert (expected.segment_count > 0).all()
         assert_same_segments(found, expected)
 
@@ -98,8 +98,8 @@ def test_gpu_equals_cpu(tiny_run: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU")
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
-    inputs = images, np.array([[96, 128]] * 2, np.int32), np.ones(2, np.float32)
-    cpu, gpu = (PyTorchPredictor(tiny_run / "last.safetensors", device).predict(*inputs) for device in ("cpu", "cuda"))
+    inputs = NetworkBatch(images, np.array([[96, 128]] * 2, np.int32), np.ones(2, np.float32))
+    cpu, gpu = (PyTorchPredictor(tiny_run / "last.safetensors", device).predict(inputs) for device in ("cpu", "cuda"))
     assert (cpu.panoptic == gpu.panoptic).mean() >= 0.999
 
 

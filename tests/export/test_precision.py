@@ -133,9 +133,9 @@ class TestHalfPrecisionFile:
         shares = []
         for photo in photos:
             inputs = collate([to_network(read_photo(photo), full.manifest.resize)])
-            expected = full.predict(*inputs)
+            expected = full.predict(inputs)
             assert expected.segment_count > 1
-            shares.append(compare_segments(half.predict(*inputs), expected, score=0.02)[0])
+            shares.append(compare_segments(half.predict(inputs), expected, score=0.02)[0])
         assert sum(shares) / len(shares) >= 0.98
 
 

@@ -15,7 +15,7 @@ from serving.repository import deploy
 from serving.server import TritonServer
 from upsnet.categories import Category
 from upsnet.files import sha256
-from upsnet.geometry import ResizeRule
+from upsnet.geometry import NetworkBatch, ResizeRule
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
 
@@ -110,22 +110,19 @@ class Exported:
         self.manifest.save(self.manifest_path)
         self.session = onnxruntime.InferenceSession(self.model, providers=["CPUExecutionProvider"])
 
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
-        return RawPrediction(*self.session.run(OUTPUTS, {"images": images, "sizes": sizes, "scales": scales}))
-
-
-Request = tuple[np.ndarray, np.ndarray, np.ndarray]
+    def predict(self, batch: NetworkBatch) -> RawPrediction:
+        return RawPrediction(*self.session.run(OUTPUTS, batch._asdict()))
 
 
 @pytest.fixture(scope="session")
-def make_request() -> Callable[..., Request]:
-    def make(batch: int, height: int, width: int, seed: int = 0) -> Request:
+def make_request() -> Callable[..., NetworkBatch]:
+    def make(batch: int, height: int, width: int, seed: int = 0) -> NetworkBatch:
         rng = np.random.default_rng(seed)
         images = rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
         sizes = np.stack([rng.integers(1, height + 1, batch), rng.integers(1, width + 1, batch)], axis=1).astype(
             np.int32
         )
-        return images, sizes, rng.uniform(0.25, 2, batch).astype(np.float32)
+        return NetworkBatch(images, sizes, rng.uniform(0.25, 2, batch).astype(np.float32))
 
     return make
 

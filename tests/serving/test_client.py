@@ -13,6 +13,7 @@ import pytest
 
 from serving.server import TritonServer
 from upsnet.errors import InputError
+from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.predictor import RawPrediction, predict_photos
 from upsnet.runtimes.triton import TritonPredictor, check_inputs
 
@@ -39,14 +40,15 @@ def test_equals_onnxruntime(
     predictor: TritonPredictor, exported: Any, make_request: Callable[..., Any], batch: int, size: tuple[int, int]
 ) -> None:
     request = make_request(batch, *size)
-    assert_same(predictor.predict(*request), exported.predict(*request))
+    assert_same(predictor.predict(request), exported.predict(request))
 
 
 @pytest.mark.triton
 def test_known_answer(predictor: TritonPredictor) -> None:
     images = np.zeros((2, 32, 64, 3), np.uint8)
     images[1, 5, 7] = (128, 0, 0)
-    answer = predictor.predict(images, np.array([[32, 64], [11, 21]], np.int32), np.array([1, 0.5], np.float32))
+    sizes, scales = np.array([[32, 64], [11, 21]], np.int32), np.array([1, 0.5], np.float32)
+    answer = predictor.predict(NetworkBatch(images, sizes, scales))
     assert np.argwhere(answer.panoptic).tolist() == [[1, 5, 7]]
     assert answer.segment_count.tolist() == [1, 2]
     assert answer.segments[:, 1, 2].tolist() == [9 + 96, 9 + 16]
@@ -59,15 +61,15 @@ def test_splits_what_passes_the_servers_batch(
 ) -> None:
     assert predictor.max_batch == 4
     request = make_request(9, 64, 32)
-    assert_same(predictor.predict(*request), exported.predict(*request))
+    assert_same(predictor.predict(request), exported.predict(request))
 
 
 @pytest.mark.triton
 def test_strided_input(predictor: TritonPredictor, exported: Any, make_request: Callable[..., Any]) -> None:
-    images, sizes, scales = make_request(2, 32, 64)
-    flipped = images[:, :, ::-1]
-    expected = exported.predict(np.ascontiguousarray(flipped), sizes, scales)
-    assert_same(predictor.predict(flipped, sizes, scales), expected)
+    request = make_request(2, 32, 64)
+    flipped = request.images[:, :, ::-1]
+    expected = exported.predict(request._replace(images=np.ascontiguousarray(flipped)))
+    assert_same(predictor.predict(request._replace(images=flipped)), expected)
 
 
 @pytest.mark.triton
@@ -78,7 +80,7 @@ def test_many_clients_at_once_get_their_own_answers(
 
     def ask(share: list[Any]) -> list[RawPrediction]:
         predictor = TritonPredictor(server.url, manifest=exported.manifest)
-        answers = [predictor.predict(*request) for request in share]
+        answers = [predictor.predict(request) for request in share]
         predictor.close()
         return answers
 
@@ -86,7 +88,7 @@ def test_many_clients_at_once_get_their_own_answers(
         shares = list(pool.map(ask, [requests[i::6] for i in range(6)]))
     for i, answers in enumerate(shares):
         for request, answer in zip(requests[i::6], answers, strict=True):
-            assert_same(answer, exported.predict(*request))
+            assert_same(answer, exported.predict(request))
 
 
 @pytest.mark.triton
@@ -186,7 +188,7 @@ def test_refusal_is_one_input_error(predictor: TritonPredictor) -> None:
     with pytest.raises(
         InputError, match=r"127.0.0.1:\d+ refused the request: sizes\[0\] is 33 x 1: not inside the image"
     ):
-        predictor.predict(images, np.array([[33, 1]], np.int32), scales)
+        predictor.predict(NetworkBatch(images, np.array([[33, 1]], np.int32), scales))
 
 
 @pytest.mark.triton
@@ -202,7 +204,7 @@ def test_manifest_of_another_model(server: TritonServer, exported: Any, make_req
     with pytest.raises(
         InputError, match=r"does not fit the manifest of other: segments .* \(1, 6, 7\), and is float32 \(1, 3, 7\)"
     ):
-        predictor.predict(*make_request(1, 32, 32))
+        predictor.predict(make_request(1, 32, 32))
     predictor.close()
 
 
@@ -240,11 +242,7 @@ def test_silence_ends_at_the_timeout(exported: Any) -> None:
     ],
 )
 def test_wrong_tensors_are_named(change: dict[str, np.ndarray], message: str) -> None:
-    good = {
-        "images": np.zeros((2, 32, 32, 3), np.uint8),
-        "sizes": np.ones((2, 2), np.int32),
-        "scales": np.ones(2, np.float32),
-    }
-    check_inputs(**good)
+    good = NetworkBatch(np.zeros((2, 32, 32, 3), np.uint8), np.ones((2, 2), np.int32), np.ones(2, np.float32))
+    check_inputs(good)
     with pytest.raises(InputError, match=message):
-        check_inputs(**good | change)
+        check_inputs(good._replace(**change))

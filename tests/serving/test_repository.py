@@ -195,7 +195,7 @@ def test_a_live_server_tells_hostile_names_and_keeps_them_when_another_model_is_
         for _ in range(2):
             predictor = TritonPredictor(server.url)
             assert predictor.manifest == hostile
-            np.testing.assert_array_equal(predictor.predict(*request).panoptic, exported.predict(*request).panoptic)
+            np.testing.assert_array_equal(predictor.predict(request).panoptic, exported.predict(request).panoptic)
             predictor.close()
             deploy(exported.model, exported.manifest_path, place)
     with TritonServer(place, environment=triton_environment) as server:
@@ -302,5 +302,5 @@ def test_model_runs_one_batch_for_each_image_size(backend: Any, exported: Any, m
     assert responses[3].error.message == "images are 96 x 64: more than 4096 pixels"
     for request, response in zip(requests[:3], responses, strict=False):
         assert response.error is None
-        for name, expected in exported.predict(*request)._asdict().items():
+        for name, expected in exported.predict(request)._asdict().items():
             np.testing.assert_array_equal(response.outputs[name], expected)

@@ -19,6 +19,7 @@ import pytest
 from serving.repository import deploy
 from serving.server import TritonServer, pick_ports
 from upsnet.errors import InputError
+from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.triton import TritonPredictor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,9 @@ def test_dead_model_is_noticed_and_stop_leaves_nothing(
         (stub,) = [pid for pid in members(group) if pid != group]
         os.kill(stub, signal.SIGKILL)
         with pytest.raises(InputError, match=r"the model in the Triton server at .* has died; restart the server"):
-            predictor.predict(np.zeros((1, 32, 32, 3), np.uint8), np.ones((1, 2), np.int32), np.ones(1, np.float32))
+            predictor.predict(
+                NetworkBatch(np.zeros((1, 32, 32, 3), np.uint8), np.ones((1, 2), np.int32), np.ones(1, np.float32))
+            )
         with pytest.raises(InputError, match=r"a test inference failed: .* has died"):
             server.check()
         predictor.close()

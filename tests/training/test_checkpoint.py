@@ -19,6 +19,7 @@ from training.model.upsnet import UPSNet
 from training.predictor import PyTorchPredictor
 from upsnet.categories import Categories
 from upsnet.errors import InputError
+from upsnet.geometry import NetworkBatch
 
 CATEGORIES = Categories.from_coco(
     [
@@ -278,7 +279,7 @@ def test_predictor(path: Path) -> None:
     assert predictor.manifest.categories_table == CATEGORIES
     assert predictor.manifest.max_detections == 100
     images = np.zeros((2, 64, 96, 3), np.uint8)
-    raw = predictor.predict(images, np.array([[64, 96], [64, 80]], np.int32), np.ones(2, np.float32))
+    raw = predictor.predict(NetworkBatch(images, np.array([[64, 96], [64, 80]], np.int32), np.ones(2, np.float32)))
     assert (raw.panoptic.dtype, raw.panoptic.shape) == (np.uint8, (2, 64, 96))
     assert (raw.segments.dtype, raw.segments.shape) == (np.float32, (2, 102, 7))
     assert (raw.segment_count.dtype, raw.segment_count.shape) == (np.int32, (2,))

@@ -278,7 +278,7 @@ class TestPredictor:
         predictor = ModelPredictor(network, manifest, torch.device("cpu"))
         assert isinstance(predictor, DetailedPredictor) and not predictor.augments
         details = predictor.predict_detailed(self.photos())
-        plain = predictor.predict(*collate(details.nets))
+        plain = predictor.predict(collate(details.nets))
         assert all(np.array_equal(a, b) for a, b in zip(details.raw, plain, strict=True))
         for photo, answer in zip(self.photos(), unpack(details), strict=True):
             size = photo.shape[:2]

@@ -18,7 +18,7 @@ from PIL import Image
 import upsnet
 from tests.conftest import SIZES, Halves, photo_of, scene, write_dataset
 from upsnet.errors import InputError
-from upsnet.geometry import ResizeRule
+from upsnet.geometry import NetworkBatch, ResizeRule
 from upsnet.model import Model, load
 from upsnet.runtimes import open as open_module
 from upsnet.video import VideoWriter
@@ -215,9 +215,9 @@ def test_a_batch_holds_photos_of_one_shape() -> None:
     shapes: list[tuple[int, ...]] = []
 
     class Recorded(Halves):
-        def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> Any:
-            shapes.append(images.shape[:3])
-            return super().predict(images, sizes, scales)
+        def predict(self, batch: NetworkBatch) -> Any:
+            shapes.append(batch.images.shape[:3])
+            return super().predict(batch)
 
     wide, tall = np.zeros((48, 60, 3), np.uint8), np.zeros((90, 48, 3), np.uint8)
     rule = ResizeRule(short_side=48, max_side=96, divisor=16)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from upsnet.categories import Categories, Category
 from upsnet.errors import InputError
-from upsnet.geometry import NetworkImage, ResizeRule
+from upsnet.geometry import NetworkBatch, NetworkImage, ResizeRule
 from upsnet.manifest import Manifest
 from upsnet.result import Segment, decode, measure
 from upsnet.runtimes.predictor import RawPrediction, predict_photos
@@ -76,7 +76,8 @@ class BrightHalves:
         self.manifest = Manifest(name="x", categories=list(table), resize=resize, max_detections=1, max_batch=2)
         self.batches: list[int] = []
 
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
+    def predict(self, batch: NetworkBatch) -> RawPrediction:
+        images, sizes, scales = batch
         assert images.dtype == np.uint8 and sizes.dtype == np.int32 and scales.dtype == np.float32
         self.batches.append(len(images))
         segments = np.zeros((len(images), 2, 7), np.float32)

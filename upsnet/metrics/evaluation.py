@@ -25,8 +25,8 @@ from upsnet.geometry import collate, to_network
 from upsnet.metrics.average_precision import AveragePrecision
 from upsnet.metrics.mean_iou import MeanIoU
 from upsnet.metrics.pq import PQStat
-from upsnet.result import PanopticResult, decode
-from upsnet.runtimes.predictor import DetailedPredictor, Prediction, Predictor, unpack
+from upsnet.result import PanopticResult
+from upsnet.runtimes.predictor import DetailedPredictor, Prediction, Predictor, decode_batch, unpack
 
 Metric = Literal["pq", "ap", "miou"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -147,12 +147,9 @@ def predict_timed(
     nets = [to_network(photo, predictor.manifest.resize) for photo in photos]
     batch = collate(nets)
     start = time.perf_counter()
-    raw = predictor.predict(*batch)
+    raw = predictor.predict(batch)
     milliseconds = 1e3 * (time.perf_counter() - start)
-    results = [
-        decode(panoptic, segments, int(count), net) for panoptic, segments, count, net in zip(*raw, nets, strict=True)
-    ]
-    return [Prediction(result) for result in results], milliseconds
+    return [Prediction(result) for result in decode_batch(raw, nets)], milliseconds
 
 
 def score(stat: PQStat, record: Record, ids: np.ndarray, result: PanopticResult, categories: Categories) -> None:

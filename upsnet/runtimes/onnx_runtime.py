@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from pydantic import ValidationError
 
 from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS
 from upsnet.errors import InputError, one_line
+from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
 
@@ -41,9 +41,8 @@ class OnnxRuntimePredictor:
         except ValidationError as error:
             raise InputError(f"{model}: its manifest is damaged ({one_line(error)}); export it again") from None
 
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
-        """images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B."""
-        return RawPrediction(*self.session.run(OUTPUTS, dict(zip(INPUTS, (images, sizes, scales), strict=True))))
+    def predict(self, batch: NetworkBatch) -> RawPrediction:
+        return RawPrediction(*self.session.run(OUTPUTS, dict(zip(INPUTS, batch, strict=True))))
 
     def close(self) -> None:
         del self.session

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from upsnet.geometry import NetworkImage, collate, to_network, to_original
+from upsnet.geometry import NetworkBatch, NetworkImage, collate, to_network, to_original
 from upsnet.manifest import Manifest
 from upsnet.result import PanopticResult, decode
 
@@ -21,13 +21,13 @@ class RawPrediction(NamedTuple):
 
 
 class Predictor(Protocol):
-    """A loaded model. `predict` takes what `geometry.collate` returns."""
+    """A loaded model."""
 
     name: str
     manifest: Manifest
 
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
-        """images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B."""
+    def predict(self, batch: NetworkBatch) -> RawPrediction:
+        """What the graph says about what `geometry.collate` returns."""
         ...
 
     def close(self) -> None:
@@ -81,26 +81,25 @@ def predict_photos(predictor: Predictor, photos: Sequence[np.ndarray]) -> list[P
             to_network(photo, predictor.manifest.resize)
             for photo in photos[start : start + predictor.manifest.max_batch]
         ]
-        raw = predictor.predict(*collate(nets))
-        results += [
-            decode(panoptic, segments, int(count), net)
-            for panoptic, segments, count, net in zip(*raw, nets, strict=True)
-        ]
+        results += decode_batch(predictor.predict(collate(nets)), nets)
     return results
+
+
+def decode_batch(raw: RawPrediction, nets: Sequence[NetworkImage]) -> list[PanopticResult]:
+    """The answer for a batch -> one result a photo, at the photos' exact sizes."""
+    return [
+        decode(panoptic, segments, int(count), net) for panoptic, segments, count, net in zip(*raw, nets, strict=True)
+    ]
 
 
 def unpack(details: Details) -> list[Prediction]:
     """A batch's answers one by one, brought to the photos' exact sizes."""
-    predictions = []
-    for index, (panoptic, segments, count, net) in enumerate(zip(*details.raw, details.nets, strict=True)):
-        predictions.append(
-            Prediction(
-                decode(panoptic, segments, int(count), net),
-                to_original(details.semantic[index], net.size, net.original),
-                _of_photo(details.instances, index, net),
-            )
+    return [
+        Prediction(result, to_original(semantic, net.size, net.original), _of_photo(details.instances, index, net))
+        for index, (result, semantic, net) in enumerate(
+            zip(decode_batch(details.raw, details.nets), details.semantic, details.nets, strict=True)
         )
-    return predictions
+    ]
 
 
 def _of_photo(instances: Instances, index: int, net: NetworkImage) -> Instances:

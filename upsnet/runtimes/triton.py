@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from upsnet.contract import METADATA_KEY, MODEL
 from upsnet.errors import InputError, one_line
+from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
 
@@ -63,11 +64,11 @@ class TritonPredictor:
             self.close()
             raise
 
-    def predict(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
-        """images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B. A large B becomes several requests."""
-        check_inputs(images, sizes, scales)
-        slices = [slice(start, start + self.max_batch) for start in range(0, len(images), self.max_batch)]
-        parts = [self._request(images[each], sizes[each], scales[each]) for each in slices]
+    def predict(self, batch: NetworkBatch) -> RawPrediction:
+        """A batch that is larger than the server's becomes several requests."""
+        check_inputs(batch)
+        slices = [slice(start, start + self.max_batch) for start in range(0, len(batch.images), self.max_batch)]
+        parts = [self._request(NetworkBatch(*(array[each] for array in batch))) for each in slices]
         if len(parts) == 1:
             return parts[0]
         return RawPrediction(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
@@ -96,7 +97,8 @@ class TritonPredictor:
                 "deploy the model again"
             ) from None
 
-    def _request(self, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> RawPrediction:
+    def _request(self, batch: NetworkBatch) -> RawPrediction:
+        images, sizes, scales = batch
         # scales are B x 1 on the wire: Triton has no tensor without a dimension after the batch.
         arrays = {"images": (images, "UINT8"), "sizes": (sizes, "INT32"), "scales": (scales[:, None], "FP32")}
         inputs = []
@@ -144,8 +146,9 @@ class TritonPredictor:
             raise InputError(message) from error
 
 
-def check_inputs(images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> None:
+def check_inputs(request: NetworkBatch) -> None:
     """InputError naming the first tensor whose type or shape is not the graph's."""
+    images, sizes, scales = request
     batch = len(images) if images.ndim else 0
     photos = images.ndim == 4 and images.shape[3] == 3 and images.size > 0
     for name, array, dtype, expected, fits in (

@@ -19,6 +19,7 @@ from upsnet.command_line.predict import predict_files
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.errors import InputError
 from upsnet.files import PathLike
+from upsnet.geometry import NetworkBatch
 from upsnet.metrics.pq_files import PQStat
 from upsnet.model import Model
 from upsnet.runtimes.predictor import RawPrediction
@@ -85,10 +86,10 @@ def test_a_failure_midway_leaves_an_existing_folder_as_it_was(halves: Halves, tm
     before = contents(out)
 
     class Failing(Halves):
-        def predict(self, *arrays: np.ndarray) -> RawPrediction:
+        def predict(self, batch: NetworkBatch) -> RawPrediction:
             if len(self.batches) == 2:
                 raise InputError("the server is gone")
-            return super().predict(*arrays)
+            return super().predict(batch)
 
     with pytest.raises(InputError, match="gone"):
         predict(Failing(), photos, out)

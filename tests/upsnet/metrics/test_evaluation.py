@@ -27,7 +27,7 @@ Fake = Callable[..., Any]
 def details_of(self: Any, photos: Sequence[np.ndarray]) -> Details:
     """The fake predictor's segments, as a semantic map and instances too; dogs are found half a dog too far right."""
     nets = [to_network(photo, self.manifest.resize) for photo in photos]
-    raw = self.predict(*collate(nets))
+    raw = self.predict(collate(nets))
     semantic = np.zeros(raw.panoptic.shape, np.uint8)
     boxes, categories = np.zeros((len(nets), 3, 4), np.float32), np.zeros((len(nets), 3), np.int64)
     counts = np.zeros(len(nets), np.int32)
