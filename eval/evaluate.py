@@ -58,7 +58,7 @@ def evaluate(
         report = gathered.report(categories) | {
             "runtime": predictor.name,
             "model": predictor.manifest.name,
-            "gt_json": str(dataset.gt_json),
+            "gt_json": str(dataset.split.json_file),
             "images": len(dataset),
             "batch_size": batch_size,
             "ms_per_image": statistics.median(times),

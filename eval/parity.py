@@ -71,7 +71,7 @@ def run_parity(
     parity = summary(comparison.columns, manifest.categories_table, records, limits) | {
         "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         "model": manifest.name,
-        "dataset": {"gt_json": str(dataset.gt_json), "images": len(records)},
+        "dataset": {"gt_json": str(dataset.split.json_file), "images": len(records)},
         "machine": machine_facts() | (facts or {}),
         "versions": {f"export: {key}": value for key, value in manifest.versions.items()} | package_versions(),
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from upsnet.datasets.folder import PanopticFolder
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 
 
@@ -15,14 +17,13 @@ def open_dataset(
 ) -> PanopticFolder:
     """The data set the user names, else the validation set in the run's config.yaml."""
     if gt_json is not None:
-        return PanopticFolder(gt_json, gt_folder, images)
+        return PanopticFolder(Split.usual(gt_json, gt_folder, images))
     if gt_folder or images:
         raise InputError("--gt-folder and --images go with --gt-json: give it too")
     config = run / "config.yaml" if run else None
     if config is None or not config.is_file():
         raise InputError(f"no data set: give --gt-json{f' ({config} is missing)' if config else ''}")
     try:
-        split = yaml.safe_load(config.read_text())["data"]["val"]
-        return PanopticFolder(Path(split["json_file"]), Path(split["segments"]), Path(split["images"]))
-    except (yaml.YAMLError, KeyError, TypeError):
+        return PanopticFolder(Split.model_validate(yaml.safe_load(config.read_text())["data"]["val"]))
+    except (yaml.YAMLError, KeyError, TypeError, ValidationError):
         raise InputError(f"{config}: names no validation set (data.val); give --gt-json") from None

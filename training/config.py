@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError, one_line
 from upsnet.geometry import ResizeRule
 
@@ -147,14 +148,6 @@ class LossConfig(Section):
     panoptic: float = Field(0.1, ge=0)
 
 
-class SplitConfig(Section):
-    """A data set in the official COCO panoptic format."""
-
-    json_file: Path
-    segments: Path
-    images: Path
-
-
 class AugmentConfig(Section):
     """flip: probability; color: strength of the photometric jitter; scale: range of the random zoom."""
 
@@ -167,8 +160,8 @@ class DataConfig(Section):
     """`short_sides`: one of them is drawn for each training image; evaluation uses `resize`. group_aspect_ratio: the
     images of one forward pass are all portrait or all landscape."""
 
-    train: SplitConfig
-    val: SplitConfig
+    train: Split
+    val: Split
     resize: ResizeRule
     short_sides: tuple[Positive, ...] = ()
     augment: AugmentConfig = AugmentConfig()

@@ -6,20 +6,21 @@ import hashlib
 
 import numpy as np
 
-from training.config import DataConfig, SplitConfig
+from training.config import DataConfig
 from training.data.batch import StepSampler, orientations
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
 from training.distributed import Process
 from training.schedule import Plan
 from upsnet.datasets.folder import PanopticFolder, check_categories
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
 
 
-def check_data(split: SplitConfig, key: str) -> None:
+def check_data(split: Split, key: str) -> None:
     """InputError naming the first part of a data set that is not there."""
-    for name, path in (("json_file", split.json_file), ("segments", split.segments), ("images", split.images)):
+    for name, path in split:
         if not path.exists():
             raise InputError(
                 f"{path}: no such {'file' if name == 'json_file' else 'folder'} ({key}.{name}); `upsnet shapes --out "
@@ -35,10 +36,10 @@ def open_training(data: DataConfig, seed: int) -> PanopticDataset:
     return PanopticDataset(data.train.json_file, data.train.segments, data.train.images, data.resize, augment, seed)
 
 
-def open_validation(split: SplitConfig, manifest: Manifest) -> PanopticFolder:
+def open_validation(split: Split, manifest: Manifest) -> PanopticFolder:
     """The validation set; InputError where it is missing or its categories are not the training set's."""
     check_data(split, "data.val")
-    folder = PanopticFolder(split.json_file, split.segments, split.images)
+    folder = PanopticFolder(split)
     check_categories(folder, manifest)
     return folder
 

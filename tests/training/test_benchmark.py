@@ -18,11 +18,11 @@ from training.benchmark.__main__ import configure, is_resnet50, main, parse_size
 from training.benchmark.parts import REST, Stopwatch
 from training.benchmark.steps import Timed, TorchvisionStep, feed, take_turns, warm_up
 from training.benchmark.synthetic import LEAST_PIXELS, THING_SEGMENTS, write_panoptic_set
-from training.config import SplitConfig
 from training.data.batch import Batch, collate_train
 from training.data.coco_panoptic import PanopticDataset
 from upsnet.command_line.command import make_app
 from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
 
@@ -36,7 +36,7 @@ def bench(*arguments: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def made_up(tmp_path_factory: pytest.TempPathFactory) -> SplitConfig:
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return write_panoptic_set(tmp_path_factory.mktemp("set"), 3, (96, 128))
 
 
@@ -113,7 +113,7 @@ def test_sizes() -> None:
 # The made-up data
 
 
-def test_made_up_data_is_a_sound_panoptic_set(made_up: SplitConfig) -> None:
+def test_made_up_data_is_a_sound_panoptic_set(made_up: Split) -> None:
     rule = ResizeRule(short_side=96, max_side=128)
     dataset = PanopticDataset(made_up.json_file, made_up.segments, made_up.images, rule)
     assert (dataset.categories.num_stuff, dataset.categories.num_things) == (53, 80)
@@ -136,7 +136,7 @@ def test_made_up_data_is_a_sound_panoptic_set(made_up: SplitConfig) -> None:
     assert 1 <= len(dataset[0]["boxes"]) <= THING_SEGMENTS
 
 
-def test_made_up_data_is_the_same_again(made_up: SplitConfig, tmp_path: Path) -> None:
+def test_made_up_data_is_the_same_again(made_up: Split, tmp_path: Path) -> None:
     again = write_panoptic_set(tmp_path, 3, (96, 128))
     assert again.json_file.read_bytes() == made_up.json_file.read_bytes()
     for folder in ("images", "segments"):
@@ -209,7 +209,7 @@ def test_feeding_counts_what_the_loader_takes(monkeypatch: pytest.MonkeyPatch) -
     assert waiting == pytest.approx(0.25)
 
 
-def test_torchvision_gets_the_truth_of_the_batch(made_up: SplitConfig) -> None:
+def test_torchvision_gets_the_truth_of_the_batch(made_up: Split) -> None:
     rule = ResizeRule(short_side=96, max_side=128)
     dataset = PanopticDataset(made_up.json_file, made_up.segments, made_up.images, rule)
     batch: Batch = collate_train([dataset[0], dataset[2]])

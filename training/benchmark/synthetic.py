@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from training.config import SplitConfig
 from upsnet.datasets.coco_format import id2rgb
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.photos import write_png
@@ -26,7 +26,7 @@ STUFF_SEGMENTS, THING_SEGMENTS = 7, 14  # of an image, before some are covered w
 LEAST_PIXELS = 16  # of a segment
 
 
-def write_panoptic_set(folder: Path, images: int, photo: tuple[int, int] = (480, 640), seed: int = 0) -> SplitConfig:
+def write_panoptic_set(folder: Path, images: int, photo: tuple[int, int] = (480, 640), seed: int = 0) -> Split:
     """Write `images` photos of `photo` (height, width) pixels, every third one turned, and their truth into `folder`.
 
     The categories are as many as COCO's. InputError for photos that are too small, or none.
@@ -55,7 +55,7 @@ def write_panoptic_set(folder: Path, images: int, photo: tuple[int, int] = (480,
         annotations.append({"image_id": index + 1, "file_name": f"{stem}.png", "segments_info": segments})
     content = {"images": entries, "annotations": annotations, "categories": categories}
     write_json(folder / "panoptic.json", content)
-    return SplitConfig(json_file=folder / "panoptic.json", segments=folder / "segments", images=folder / "images")
+    return Split(json_file=folder / "panoptic.json", segments=folder / "segments", images=folder / "images")
 
 
 def segment_id(rows: Any) -> Any:

@@ -14,6 +14,7 @@ from training.data.sample import IGNORE, Sample
 from training.data.transforms import Augment
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.folder import PanopticFolder, Record
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, to_network, to_original
 from upsnet.run_lengths import Runs, find_runs, measure_runs, paint
@@ -49,7 +50,7 @@ class PanopticDataset(Dataset[Sample]):
         augment: Augment | None = None,
         seed: int = 0,
     ) -> None:
-        self.folder = PanopticFolder(Path(json_file), Path(segments), Path(images))
+        self.folder = PanopticFolder(Split(json_file=json_file, segments=segments, images=images))
         self.categories = self.folder.categories
         self.rule, self.augment, self.seed = rule, augment, seed
         self.records = self.folder.records.by_image_id()
@@ -136,9 +137,9 @@ class PanopticDataset(Dataset[Sample]):
         unknown = listed[rows] != runs.values
         if unknown.any():
             number = runs.values[unknown][0]
-            raise InputError(f"{where}: segment {number} is in the PNG but not in {self.folder.gt_json}")
+            raise InputError(f"{where}: segment {number} is in the PNG but not in {self.folder.split.json_file}")
         seen = np.bincount(rows, minlength=len(listed))[1:]
         if not seen.all():
             missing = record.segments[int(np.argmin(seen))]["id"]
-            raise InputError(f"{where}: segment {missing} is in {self.folder.gt_json} but not in the PNG")
+            raise InputError(f"{where}: segment {missing} is in {self.folder.split.json_file} but not in the PNG")
         return rows.astype(np.int16)

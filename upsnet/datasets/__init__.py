@@ -8,7 +8,7 @@
 
 | what | names |
 |---|---|
-| reading | `PanopticFolder`, and its `Record`s; `read_panoptic_png` |
+| reading | `PanopticFolder`, and its `Record`s; `Split`, where one lies; `read_panoptic_png` |
 | writing | `PredictionWriter`; `id2rgb`, `rgb2id` |
 | the doctor, as `upsnet data check` | `find_splits`, `open_split`, `check_split` |
 | official downloads, as `upsnet data coco` and `cityscapes` | `prepare_coco`, `make_cityscapes_split` |
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from upsnet.datasets.doctor.json_file import find_splits, open_split
     from upsnet.datasets.folder import PanopticFolder, Record
     from upsnet.datasets.shapes import write_shapes
+    from upsnet.datasets.split import Split
 
 __all__ = [
     "PanopticFolder",
     "PredictionWriter",
     "Record",
+    "Split",
     "check_split",
     "find_splits",
     "id2rgb",
@@ -53,6 +55,7 @@ __getattr__ = lazy.names(
         "PanopticFolder": "upsnet.datasets.folder",
         "PredictionWriter": "upsnet.datasets.coco_format",
         "Record": "upsnet.datasets.folder",
+        "Split": "upsnet.datasets.split",
         "check_split": "upsnet.datasets.doctor.check",
         "find_splits": "upsnet.datasets.doctor.json_file",
         "id2rgb": "upsnet.datasets.coco_format",

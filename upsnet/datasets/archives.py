@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from upsnet.datasets.doctor.json_file import Split
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError, first_line
 from upsnet.files import atomic_path
 
@@ -78,6 +78,5 @@ def config_lines(splits: Mapping[str, Split]) -> str:
     rows = ["data:"]
     for name, split in splits.items():
         rows.append(f"  {name}:")
-        paths = {"json_file": split.gt_json, "segments": split.gt_folder, "images": split.images}
-        rows += [f"    {key}: {path}" for key, path in paths.items()]
+        rows += [f"    {key}: {path}" for key, path in split]
     return "\n".join(rows)

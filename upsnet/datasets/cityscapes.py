@@ -24,9 +24,8 @@ from tqdm import tqdm
 from upsnet.datasets.archives import config_lines
 from upsnet.datasets.cityscapes_labels import FIRST_INSTANCE, LABELS, label_of_value
 from upsnet.datasets.coco_format import id2rgb, read_panoptic_png
-from upsnet.datasets.doctor.json_file import Split
-from upsnet.datasets.folder import default_gt_folder, default_images
 from upsnet.datasets.parallel import map_parallel, usable_cores
+from upsnet.datasets.split import CITYSCAPES, Split
 from upsnet.errors import InputError, first_line
 from upsnet.files import write_json
 from upsnet.photos import DECODE_ERRORS, write_png
@@ -64,10 +63,9 @@ def make_split(folder: Path, split: str, train_ids: bool, workers: int) -> tuple
     A PNG that is there is decoded and compared, and written again unless it is right: an interrupted run is taken up
     where it stopped. An older JSON is removed first: it never stands beside PNGs of another making.
     """
-    gt_json = folder / "gtFine" / f"cityscapes_panoptic_{split}{'_trainId' if train_ids else ''}.json"
-    paths = Split(gt_json, default_gt_folder(gt_json), default_images(gt_json))
+    paths = Split.usual(folder / "gtFine" / f"{CITYSCAPES}{split}{'_trainId' if train_ids else ''}.json")
     pairs = find_pairs(folder, split, paths)
-    gt_json.unlink(missing_ok=True)
+    paths.json_file.unlink(missing_ok=True)
     images, annotations, written = [], [], 0
     results = map_parallel(bind(convert, train_ids=train_ids), pairs, workers)
     for number, (pair, result) in enumerate(zip(pairs, tqdm(results, split, len(pairs), unit="image"), strict=True), 1):
@@ -76,7 +74,7 @@ def make_split(folder: Path, split: str, train_ids: bool, workers: int) -> tuple
         images.append({"id": number, **size, "file_name": file_name, "original_id": pair.original_id})
         annotations.append({"image_id": number, "file_name": pair.png.name, "segments_info": result.segments})
         written += result.written
-    write_json(gt_json, {"images": images, "annotations": annotations, "categories": categories(train_ids)})
+    write_json(paths.json_file, {"images": images, "annotations": annotations, "categories": categories(train_ids)})
     return paths, written
 
 
@@ -91,7 +89,7 @@ def find_pairs(folder: Path, split: str, paths: Split) -> list[Pair]:
                 f"{folder / kind / split}: lacks {len(lost)} of {len(have)} images, the first is {lost[0]}; "
                 f"unpack {ARCHIVES[kind]} again"
             )
-    return [Pair(path, photos[name], paths.gt_folder / f"{name}{PNG_SUFFIX}") for name, path in labels.items()]
+    return [Pair(path, photos[name], paths.segments / f"{name}{PNG_SUFFIX}") for name, path in labels.items()]
 
 
 def _files(folder: Path, kind: str, split: str, suffix: str) -> list[Path]:
@@ -227,5 +225,5 @@ def main(
     made = {}
     for name in split:
         made[name], written = make_split(folder, name, train_ids, usable_cores() if workers is None else workers)
-        typer.echo(f"{made[name].gt_json}: {written} PNGs written, the others were there")
+        typer.echo(f"{made[name].json_file}: {written} PNGs written, the others were there")
     typer.echo("\nFor a configuration:\n" + config_lines(made))

@@ -15,7 +15,7 @@ import typer
 
 from upsnet.datasets.archives import config_lines, names_in, unzip_file, unzip_folder
 from upsnet.datasets.doctor.check import FOUND_ERRORS
-from upsnet.datasets.doctor.json_file import Split
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import read_json
 
@@ -45,8 +45,7 @@ def prepare(folder: Path, splits: tuple[str, ...], partial: bool) -> Outcome:
 
 
 def open_official(folder: Path, split: str) -> Split:
-    annotations = folder / "annotations"
-    return Split(annotations / f"panoptic_{split}.json", annotations / f"panoptic_{split}", folder / split)
+    return Split.usual(folder / "annotations" / f"panoptic_{split}.json")
 
 
 def unpack(folder: Path, split: str) -> list[str]:
@@ -60,16 +59,16 @@ def unpack(folder: Path, split: str) -> list[str]:
             unzip_folder(archive, paths.images)
         else:
             missing.append(f"{paths.images}: no such folder; it comes from {SITE}/zips/{split}.zip")
-    if not paths.gt_json.is_file() and not _member(panoptic, paths.gt_json):
-        missing.append(f"{paths.gt_json}: no such file; it comes from {SITE}/annotations/{PANOPTIC}")
-    if not paths.gt_folder.is_dir():
+    if not paths.json_file.is_file() and not _member(panoptic, paths.json_file):
+        missing.append(f"{paths.json_file}: no such file; it comes from {SITE}/annotations/{PANOPTIC}")
+    if not paths.segments.is_dir():
         if not _archive(folder, inner):
-            _member(panoptic, paths.gt_json.with_name(inner))
+            _member(panoptic, paths.json_file.with_name(inner))
         if archive := _archive(folder, inner):
-            unzip_folder(archive, paths.gt_folder)
+            unzip_folder(archive, paths.segments)
         else:
             missing.append(
-                f"{paths.gt_folder}: no such folder; it comes from annotations/{inner} "
+                f"{paths.segments}: no such folder; it comes from annotations/{inner} "
                 f"inside {SITE}/annotations/{PANOPTIC}"
             )
     return missing
@@ -94,14 +93,14 @@ def _member(panoptic: Path | None, target: Path) -> bool:
 def check_counts(folder: Path, split: str, outcome: Outcome, partial: bool) -> None:
     """Counts of photos, annotations, PNGs and categories, and whether every file that the JSON lists is there."""
     paths = open_official(folder, split)
-    content = read_json(paths.gt_json)
-    listed = {key: _list(content, key, paths.gt_json) for key in ("images", "annotations", "categories")}
-    photos, pngs = ({entry.name for entry in os.scandir(place)} for place in (paths.images, paths.gt_folder))
+    content = read_json(paths.json_file)
+    listed = {key: _list(content, key, paths.json_file) for key in ("images", "annotations", "categories")}
+    photos, pngs = ({entry.name for entry in os.scandir(place)} for place in (paths.images, paths.segments))
     counts = {
         f"photos in {paths.images}": sum(name.endswith(".jpg") for name in photos),
-        f"images in {paths.gt_json}": len(listed["images"]),
-        f"annotations in {paths.gt_json}": len(listed["annotations"]),
-        f"PNGs in {paths.gt_folder}": sum(name.endswith(".png") for name in pngs),
+        f"images in {paths.json_file}": len(listed["images"]),
+        f"annotations in {paths.json_file}": len(listed["annotations"]),
+        f"PNGs in {paths.segments}": sum(name.endswith(".png") for name in pngs),
     }
     cure = "" if partial else " (--partial accepts a part of the data)"
     for what, count in counts.items():
@@ -109,14 +108,15 @@ def check_counts(folder: Path, split: str, outcome: Outcome, partial: bool) -> N
         if count != IMAGES[split]:
             wrong = outcome.warnings if partial else outcome.errors
             wrong.append(f"{count:,} {what}; the official number is {IMAGES[split]:,}{cure}")
-    for key, names, place in (("images", photos, paths.images), ("annotations", pngs, paths.gt_folder)):
+    for key, names, place in (("images", photos, paths.images), ("annotations", pngs, paths.segments)):
         lost = sorted({_name(entry) for entry in listed[key]} - names)
         if lost:
-            outcome.errors.append(f"{place}: lacks {len(lost):,} files of {paths.gt_json}, the first is {lost[0]}")
+            outcome.errors.append(f"{place}: lacks {len(lost):,} files of {paths.json_file}, the first is {lost[0]}")
     things = sum(isinstance(c, dict) and c.get("isthing") == 1 for c in listed["categories"])
-    if (things, len(listed["categories"]) - things) != (THINGS, STUFF):
-        stuff = len(listed["categories"]) - things
-        outcome.errors.append(f"{paths.gt_json}: {things} thing and {stuff} stuff categories, not {THINGS} and {STUFF}")
+    stuff = len(listed["categories"]) - things
+    if (things, stuff) != (THINGS, STUFF):
+        found = f"{things} thing and {stuff} stuff categories"
+        outcome.errors.append(f"{paths.json_file}: {found}, not {THINGS} and {STUFF}")
 
 
 def _list(content: Any, key: str, gt_json: Path) -> list[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from upsnet.categories import Categories, Category
 from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import read_json
 from upsnet.manifest import Manifest
@@ -21,7 +22,6 @@ from upsnet.result import PanopticResult, Segment, measure
 
 MOST_ID = (1 << 63) - 1
 MOST_SIDE = (1 << 31) - 1
-CITYSCAPES = "cityscapes_panoptic_"
 
 
 class Record(NamedTuple):
@@ -91,55 +91,55 @@ class PanopticFolder:
     an id of their own or of an unknown category.
     """
 
-    def __init__(self, gt_json: Path, gt_folder: Path | None = None, images: Path | None = None) -> None:
-        self.gt_json = gt_json
-        self.gt_folder = gt_folder or default_gt_folder(gt_json)
-        self.images = images or default_images(gt_json)
-        content = read_json(gt_json)
+    def __init__(self, split: Split | Path) -> None:
+        """A JSON's path alone is enough where its folders are the usual ones."""
+        self.split = split if isinstance(split, Split) else Split.usual(split)
+        json_file = self.split.json_file
+        content = read_json(json_file)
         if not isinstance(content, dict):
-            raise InputError(f"{gt_json}: not a COCO panoptic file (its content is not an object)")
+            raise InputError(f"{json_file}: not a COCO panoptic file (its content is not an object)")
         for key in ("images", "annotations", "categories"):
             if not isinstance(content.get(key), list):
-                raise InputError(f"{gt_json}: not a COCO panoptic file (no list '{key}')")
+                raise InputError(f"{json_file}: not a COCO panoptic file (no list '{key}')")
         try:
             self.categories = Categories.from_coco(content["categories"])
         except InputError as error:
-            raise InputError(f"{gt_json}: {error}") from None
+            raise InputError(f"{json_file}: {error}") from None
         self._known = {category.id for category in self.categories}
-        self.records = Records(self._rows(content), self.images, self.gt_folder)
+        self.records = Records(self._rows(content), self.split.images, self.split.segments)
         if not self.records:
-            raise InputError(f"{gt_json}: lists no images, so there is nothing to evaluate")
+            raise InputError(f"{json_file}: lists no images, so there is nothing to evaluate")
 
     def _rows(self, content: dict[str, Any]) -> Iterator[Row]:
-        photos, pngs = Listing(self.images), Listing(self.gt_folder)
+        photos, pngs = Listing(self.split.images), Listing(self.split.segments)
         annotations: dict[int, dict[str, Any]] = {}
         for annotation in content["annotations"]:
-            image_id = _image_id(annotation, "image_id", f"{self.gt_json}: an annotation")
+            image_id = _image_id(annotation, "image_id", f"{self.split.json_file}: an annotation")
             if image_id in annotations:
-                raise InputError(f"{self.gt_json}: image {image_id} has two annotations")
+                raise InputError(f"{self.split.json_file}: image {image_id} has two annotations")
             annotations[image_id] = annotation
         seen: set[int] = set()
         for entry in content["images"]:
-            image_id = _image_id(entry, "id", f"{self.gt_json}: an image")
+            image_id = _image_id(entry, "id", f"{self.split.json_file}: an image")
             if image_id in seen:
-                raise InputError(f"{self.gt_json}: image {image_id} is listed twice")
+                raise InputError(f"{self.split.json_file}: image {image_id} is listed twice")
             seen.add(image_id)
             if image_id not in annotations:
-                raise InputError(f"{self.gt_json}: image {image_id} has no annotation")
+                raise InputError(f"{self.split.json_file}: image {image_id} has no annotation")
             yield self._row(image_id, entry, annotations[image_id], photos, pngs)
         unlisted = sorted(str(image_id) for image_id in annotations.keys() - seen)
         if unlisted:
-            raise InputError(f"{self.gt_json}: image {unlisted[0]} is annotated but not among the images")
+            raise InputError(f"{self.split.json_file}: image {unlisted[0]} is annotated but not among the images")
 
     def _row(
         self, image_id: int, entry: dict[str, Any], annotation: dict[str, Any], photos: Listing, pngs: Listing
     ) -> Row:
-        where = f"{self.gt_json}: image {image_id}"
+        where = f"{self.split.json_file}: image {image_id}"
         photo, png = _name(entry, where), _name(annotation, where)
         if photo not in photos:
-            raise InputError(f"{where}: its photo {self.images / photo} is missing")
+            raise InputError(f"{where}: its photo {self.split.images / photo} is missing")
         if png not in pngs:
-            raise InputError(f"{where}: its truth {self.gt_folder / png} is missing")
+            raise InputError(f"{where}: its truth {self.split.segments / png} is missing")
         segments = _field(annotation, "segments_info", where)
         if not isinstance(segments, list):
             raise InputError(f"{where}: its segments_info is not a list")
@@ -203,23 +203,6 @@ def groups(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
         yield list(records[start : start + size])
 
 
-def default_gt_folder(gt_json: Path) -> Path:
-    """The truth PNGs of panoptic_X.json (official COCO) and cityscapes_panoptic_X.json (official Cityscapes) lie in a
-    folder of that name beside it; those of X.json in panoptic_X."""
-    official = gt_json.stem.startswith(("panoptic_", CITYSCAPES))
-    return gt_json.with_suffix("") if official else gt_json.parent / f"panoptic_{gt_json.stem}"
-
-
-def default_images(gt_json: Path) -> Path:
-    """The photos of X.json: the folder X beside it; of annotations/panoptic_X.json (official COCO): ../X; of
-    gtFine/cityscapes_panoptic_X.json and ..._X_trainId.json (official Cityscapes): ../leftImg8bit/X."""
-    if gt_json.stem.startswith(CITYSCAPES):
-        return gt_json.parent.parent / "leftImg8bit" / gt_json.stem.removeprefix(CITYSCAPES).removesuffix("_trainId")
-    if gt_json.stem.startswith("panoptic_"):
-        return gt_json.parent.parent / gt_json.stem.removeprefix("panoptic_")
-    return gt_json.with_suffix("")
-
-
 def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:
     """InputError naming the categories in which data set and model differ (id, name, thing or stuff)."""
     truth = {category.id: category for category in dataset.categories}
@@ -236,7 +219,7 @@ def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise InputError(
-            f"{dataset.gt_json}: its categories are not those of the model '{manifest.name}': "
+            f"{dataset.split.json_file}: its categories are not those of the model '{manifest.name}': "
             f"{'; '.join(differences[:5])}{more}; give the data set that the model was trained for"
         )
 

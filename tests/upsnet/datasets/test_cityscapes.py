@@ -97,8 +97,8 @@ def test_a_map_by_hand(tmp_path: Path) -> None:
     values = np.array([[7, 7, 26001, 26001], [7, 26, 26001, 0], [23, 26, 29000, 9]])
     write_image(tmp_path, "val", "aachen", 1, values)
     paths, written = make_split(tmp_path, "val", False, 1)
-    assert paths.gt_json == tmp_path / "gtFine/cityscapes_panoptic_val.json" and written == 1
-    content = json.loads(paths.gt_json.read_text())
+    assert paths.json_file == tmp_path / "gtFine/cityscapes_panoptic_val.json" and written == 1
+    content = json.loads(paths.json_file.read_text())
     assert content["images"] == [
         {"id": 1, "width": 4, "height": 3, "file_name": "aachen/aachen_000000_000001_leftImg8bit.png",
          "original_id": "aachen_000000_000001"}
@@ -111,7 +111,7 @@ def test_a_map_by_hand(tmp_path: Path) -> None:
         {"id": 26, "category_id": 26, "area": 2, "bbox": [1, 1, 1, 2], "iscrowd": 1},
         {"id": 26001, "category_id": 26, "area": 3, "bbox": [2, 0, 2, 2], "iscrowd": 0},
     ]
-    png = read_panoptic_png(paths.gt_folder / annotation["file_name"])
+    png = read_panoptic_png(paths.segments / annotation["file_name"])
     assert png.tolist() == [[7, 7, 26001, 26001], [7, 26, 26001, 0], [23, 26, 0, 0]]
 
 
@@ -119,14 +119,14 @@ def test_a_map_by_hand(tmp_path: Path) -> None:
 def test_against_the_book(cityscapes: Path, shared_data: Path, train_ids: bool) -> None:
     table = json.loads((shared_data / "cityscapes_labels.json").read_text())
     paths, written = make_split(cityscapes, "train", train_ids, 2)
-    assert written == 4 and paths.gt_json.stem == f"cityscapes_panoptic_train{'_trainId' if train_ids else ''}"
-    content = json.loads(paths.gt_json.read_text())
+    assert written == 4 and paths.json_file.stem == f"cityscapes_panoptic_train{'_trainId' if train_ids else ''}"
+    content = json.loads(paths.json_file.read_text())
     assert [image["id"] for image in content["images"]] == [1, 2, 3, 4]
     labels = sorted((cityscapes / "gtFine/train").glob("*/*.png"))
     for image, annotation, path in zip(content["images"], content["annotations"], labels, strict=True):
         assert path.name == f"{image['original_id']}_gtFine_instanceIds.png"
         ids, segments = by_the_book(read_instances(path), train_ids, table)
-        assert np.array_equal(read_panoptic_png(paths.gt_folder / annotation["file_name"]), ids)
+        assert np.array_equal(read_panoptic_png(paths.segments / annotation["file_name"]), ids)
         assert annotation["segments_info"] == segments
 
 
@@ -138,21 +138,21 @@ def test_the_result_is_a_sound_data_set(cityscapes: Path) -> None:
     assert [split.images.name for split in splits] == ["train", "train", "val", "val"]
     for split in splits:
         assert check_split(split, 1, progress=False).tally.errors == 0
-        assert len(PanopticFolder(split.gt_json)) == len(list(split.images.glob("*/*.png")))
+        assert len(PanopticFolder(split.json_file)) == len(list(split.images.glob("*/*.png")))
 
 
 def test_it_goes_on_where_it_stopped_and_trusts_nothing_half_made(cityscapes: Path) -> None:
     paths, written = make_split(cityscapes, "train", False, 1)
     assert written == 4
-    content = paths.gt_json.read_bytes()
-    first, second, third, fourth = sorted(paths.gt_folder.iterdir())
+    content = paths.json_file.read_bytes()
+    first, second, third, fourth = sorted(paths.segments.iterdir())
     whole = {path: path.read_bytes() for path in (first, second, third, fourth)}
     first.unlink()
     second.write_bytes(whole[second][:-40])
     third.write_bytes(whole[fourth])
     before = fourth.stat().st_mtime_ns
     assert make_split(cityscapes, "train", False, 1)[1] == 3
-    assert {path: path.read_bytes() for path in whole} == whole and paths.gt_json.read_bytes() == content
+    assert {path: path.read_bytes() for path in whole} == whole and paths.json_file.read_bytes() == content
     assert fourth.stat().st_mtime_ns == before
 
 
@@ -161,7 +161,7 @@ def test_a_failure_leaves_no_json_not_even_an_old_one(cityscapes: Path) -> None:
     labels = write_image(cityscapes, "train", "bochum", 20, np.full((24, 40), 34))
     with pytest.raises(InputError, match=f"{labels.name}: value 34 belongs to no label") as error:
         make_split(cityscapes, "train", False, 1)
-    assert not paths.gt_json.exists() and "\n" not in str(error.value)
+    assert not paths.json_file.exists() and "\n" not in str(error.value)
     write_image(cityscapes, "train", "bochum", 20, np.full((24, 40), 35_012))
     with pytest.raises(InputError, match="value 35012 belongs"):
         make_split(cityscapes, "train", False, 2)

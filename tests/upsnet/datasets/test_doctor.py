@@ -23,8 +23,9 @@ from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.doctor.check import check_split, main
 from upsnet.datasets.doctor.findings import KINDS, LISTED, Finding, Tally
 from upsnet.datasets.doctor.image import photo_size
-from upsnet.datasets.doctor.json_file import Split, find_splits
+from upsnet.datasets.doctor.json_file import find_splits
 from upsnet.datasets.parallel import chunked, map_parallel
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
 from upsnet.photos import write_png
@@ -34,7 +35,7 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 def examine(paths: dict[str, Path], workers: int = 1) -> Tally:
-    split = Split(paths["json_file"], paths["segments"], paths["images"])
+    split = Split(**paths)
     return check_split(split, workers, progress=False).tally
 
 
@@ -60,7 +61,7 @@ def test_coco_and_shapes_are_sound(shared_data: Path, shapes_folder: Path) -> No
     assert coco.images == shared_data / "coco_sample/val2017"
     assert check_split(coco, 1, progress=False).tally.counts == {}
     splits = find_splits(shapes_folder)
-    assert [split.gt_json.name for split in splits] == ["train.json", "val.json"]  # and not shapes.json
+    assert [split.json_file.name for split in splits] == ["train.json", "val.json"]  # and not shapes.json
     for split, count in zip(splits, (24, 60), strict=True):
         tally = check_split(split, 2, progress=False).tally
         assert tally.errors == 0 and tally.images == count

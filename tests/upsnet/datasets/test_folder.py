@@ -15,11 +15,10 @@ from upsnet.datasets.folder import (
     Listing,
     PanopticFolder,
     check_categories,
-    default_gt_folder,
-    default_images,
     groups,
     truth_result,
 )
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 
 
@@ -89,9 +88,9 @@ def test_listing_knows_files_and_links_not_folders(tmp_path: Path) -> None:
 
 def test_official_layouts_of_cityscapes() -> None:
     for name in ("cityscapes_panoptic_val", "cityscapes_panoptic_val_trainId"):
-        gt_json = Path("x/gtFine") / f"{name}.json"
-        assert default_gt_folder(gt_json) == Path("x/gtFine") / name
-        assert default_images(gt_json) == Path("x/leftImg8bit/val")
+        split = Split.usual(Path("x/gtFine") / f"{name}.json")
+        assert split.segments == Path("x/gtFine") / name
+        assert split.images == Path("x/leftImg8bit/val")
 
 
 def test_official_layout_is_found(gt_json: Path) -> None:

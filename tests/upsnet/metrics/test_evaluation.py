@@ -162,7 +162,7 @@ def test_real_photos_through_every_metric(shared_data: Path, project_root: Path,
     from upsnet.manifest import Manifest
 
     sample = shared_data / "coco_sample"
-    folder = PanopticFolder(sample / "annotations/panoptic_val2017.json", images=sample / "val2017")
+    folder = PanopticFolder(sample / "annotations/panoptic_val2017.json")
     folder.records = folder.records[:2]
     config = load_config(project_root / "training/configs/coco_sample.yaml")
     torch.manual_seed(0)

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from upsnet.datasets.doctor.findings import CategoryCount, Tally
 from upsnet.datasets.doctor.image import check_images
-from upsnet.datasets.doctor.json_file import Chart, Split, find_splits, open_split, read_chart
+from upsnet.datasets.doctor.json_file import Chart, find_splits, open_split, read_chart
 from upsnet.datasets.parallel import chunked, map_parallel, usable_cores
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import write_json
 
@@ -46,8 +47,8 @@ class Checkup(NamedTuple):
         counts = self.tally.categories
         rows = [(id, name, counts.get(id, CategoryCount())) for id, name in self.chart.names.items()]
         return {
-            "json_file": str(self.split.gt_json),
-            "segments": str(self.split.gt_folder),
+            "json_file": str(self.split.json_file),
+            "segments": str(self.split.segments),
             "images_folder": str(self.split.images),
             "errors": self.tally.errors,
             "warnings": self.tally.warnings,
@@ -75,7 +76,7 @@ def check_split(split: Split, workers: int, progress: bool = True) -> Checkup:
     chart = read_chart(split, tally)
     began = time.perf_counter()
     look = partial(check_images, things=chart.things)
-    with tqdm(total=len(chart.tasks), desc=split.gt_json.stem, unit="image", disable=not progress) as bar:
+    with tqdm(total=len(chart.tasks), desc=split.json_file.stem, unit="image", disable=not progress) as bar:
         for part in map_parallel(look, chunked(chart.tasks, CHUNK), workers):
             tally.add(part)
             bar.update(part.images)
@@ -86,7 +87,7 @@ def show(checkup: Checkup, console: Console) -> None:
     """A table of what was found, worst first, and the counts."""
     tally = checkup.tally
     if tally.counts:
-        table = Table(title=escape(str(checkup.split.gt_json)), title_justify="left")
+        table = Table(title=escape(str(checkup.split.json_file)), title_justify="left")
         for column in ("", "what", "count", "for example"):
             table.add_column(column, justify="right" if column == "count" else "left", overflow="fold")
         for kind, finding in tally.findings().items():
@@ -96,7 +97,7 @@ def show(checkup: Checkup, console: Console) -> None:
         console.print(table)
     used = sum(count.segments > 0 for count in tally.categories.values())
     console.print(
-        f"{checkup.split.gt_json}: {tally.images:,} images, {checkup.segments(True):,} segments of things, "
+        f"{checkup.split.json_file}: {tally.images:,} images, {checkup.segments(True):,} segments of things, "
         f"{checkup.segments(False):,} of stuff, {used} of {len(checkup.chart.names)} categories in use; "
         f"{tally.errors:,} errors, {tally.warnings:,} warnings; {checkup.rate:.1f} images a second",
         markup=False,

@@ -11,20 +11,12 @@ from typing import Any, NamedTuple
 from upsnet.categories import Categories
 from upsnet.datasets.doctor.findings import Finding, Tally, is_integer
 from upsnet.datasets.doctor.image import ImageTask
-from upsnet.datasets.folder import default_gt_folder, default_images
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import read_json
 
 MOST_CATEGORIES = 255  # label maps are bytes, and the last value means "ignored"
 LISTS = ("images", "annotations", "categories")
-
-
-class Split(NamedTuple):
-    """One JSON with the folders of its PNGs and photos."""
-
-    gt_json: Path
-    gt_folder: Path
-    images: Path
 
 
 def find_splits(folder: Path) -> list[Split]:
@@ -35,7 +27,7 @@ def find_splits(folder: Path) -> list[Split]:
     """
     places = [folder, folder / "annotations", folder / "gtFine"]
     found = sorted(path for place in places for path in place.glob("*.json"))
-    splits = [open_split(path) for path in found if default_gt_folder(path).is_dir()]
+    splits = [open_split(path) for path in found if Split.usual(path).segments.is_dir()]
     if not splits:
         raise InputError(
             f"{folder}: no data set in COCO panoptic format: no X.json with a folder panoptic_X, "
@@ -46,8 +38,8 @@ def find_splits(folder: Path) -> list[Split]:
 
 def open_split(gt_json: Path, gt_folder: Path | None = None, images: Path | None = None) -> Split:
     """The split of a JSON, in the folders given or the usual ones. InputError when one is missing."""
-    split = Split(gt_json, gt_folder or default_gt_folder(gt_json), images or default_images(gt_json))
-    for folder, what in ((split.gt_folder, "the PNGs of"), (split.images, "the photos of")):
+    split = Split.usual(gt_json, gt_folder, images)
+    for folder, what in ((split.segments, "the PNGs of"), (split.images, "the photos of")):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; {what} {gt_json} are looked for there unless you say where")
     return split
@@ -64,29 +56,29 @@ class Chart(NamedTuple):
 def read_chart(split: Split, tally: Tally) -> Chart:
     """Reads the JSON, adds its findings to `tally` and goes on with what is sound."""
     try:
-        content = read_json(split.gt_json)
+        content = read_json(split.json_file)
     except InputError as error:
         tally.report([Finding("json", str(error))])
         return Chart({}, {}, [])
     if not isinstance(content, dict):
-        tally.report([Finding("json", f"{split.gt_json}: its content is not an object")])
+        tally.report([Finding("json", f"{split.json_file}: its content is not an object")])
         return Chart({}, {}, [])
     for key in LISTS:
         if not isinstance(content.get(key), list):
-            tally.report([Finding("json", f"{split.gt_json}: no list '{key}'")])
+            tally.report([Finding("json", f"{split.json_file}: no list '{key}'")])
             content[key] = []
     names, things = _categories(content["categories"], tally)
     images = _entries(content["images"], "images", "id", ("file_name",), tally)
     annotations = _entries(content["annotations"], "annotations", "image_id", ("file_name", "segments_info"), tally)
     if not content["images"]:
-        tally.report([Finding("json", f"{split.gt_json}: lists no images")])
+        tally.report([Finding("json", f"{split.json_file}: lists no images")])
     alone = [n for n in images if n not in annotations]
     tally.report(Finding("not-annotated", f"image {n} ({images[n]['file_name']})") for n in alone)
     tally.report(Finding("not-listed", f"image {n}") for n in annotations if n not in images)
     tally.report(_same_names("images", images))
     tally.report(_same_names("annotations", annotations))
     tally.report(_unlisted("photo-unlisted", split.images, images))
-    tally.report(_unlisted("png-unlisted", split.gt_folder, annotations))
+    tally.report(_unlisted("png-unlisted", split.segments, annotations))
     return Chart(names, things, [_task(split, n, images[n], annotations[n]) for n in images if n in annotations])
 
 
@@ -94,7 +86,7 @@ def _task(split: Split, image_id: int, image: dict[str, Any], annotation: dict[s
     return ImageTask(
         image_id,
         str(split.images / image["file_name"]),
-        str(split.gt_folder / annotation["file_name"]),
+        str(split.segments / annotation["file_name"]),
         image.get("width"),
         image.get("height"),
         annotation["segments_info"],
