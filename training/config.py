@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from fractions import Fraction as Ratio
+from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from training.conventions import NAMED, OURS, ConventionsName
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError, one_line
 from upsnet.geometry import ResizeRule
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -31,7 +32,7 @@ class HybridConfig(Section):
     widths: tuple[Positive, Positive, Positive, Positive] = (256, 512, 1024, 2048)
     depths: tuple[Positive, Positive, Positive, Positive] = (3, 4, 6, 3)
     expansion: Positive = 6
-    deformable: bool = False
+    deformable: Literal[False] = Field(False, exclude=True)  # configurations of older versions say so
 
 
 class TimmConfig(Section):
@@ -73,18 +74,18 @@ class RpnConfig(Section):
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     train_top_n: Positive = 2000
     test_top_n: Positive = 1000
-    nms_threshold: Fraction = 0.7
-    positive_iou: Fraction = 0.7
-    negative_iou: Fraction = 0.3
+    nms_threshold: Share = 0.7
+    positive_iou: Share = 0.7
+    negative_iou: Share = 0.3
     samples: Positive = 256
-    positive_fraction: Fraction = 0.5
+    positive_fraction: Share = 0.5
 
 
 class BoxHeadConfig(Section):
     hidden: Positive = 1024
     samples: Positive = 512
-    positive_fraction: Fraction = 0.25
-    positive_iou: Fraction = 0.5
+    positive_fraction: Share = 0.25
+    positive_iou: Share = 0.5
 
 
 class MaskHeadConfig(Section):
@@ -100,22 +101,21 @@ class SemanticHeadConfig(Section):
 
 
 class PanopticConfig(Section):
-    """The parameter-free panoptic head. A proposal keeps its best class alone, which is exact from a score of .5 up."""
+    """The parameter-free panoptic head. It looks at the best class of each proposal: no other can score over .5."""
 
     score_threshold: float = Field(0.6, ge=0.5, lt=1.0)
-    nms_threshold: Fraction = 0.5
+    nms_threshold: Share = 0.5
     max_detections: int = Field(100, ge=1, le=150)
-    mask_overlap: Fraction = 0.3
+    mask_overlap: Share = 0.3
     stuff_area_limit: float = Field(4096.0, ge=0)
-    keep_fraction: Fraction = 0.7
+    keep_fraction: Share = 0.7
 
 
 class ModelConfig(Section):
-    """legacy: the original's conventions, for imported weights: boxes with inclusive corners (widths + 1), RoIAlign
-    without the half-pixel shift, the stride of a ResNet stage in its first 1x1, a global context that averages over the
-    padding, and pixels minus a mean. The means and deviations are in RGB order."""
+    """`conventions`: what the weights take for granted, see training/conventions.py; imported ones need `upsnet`. The
+    pixels' means and deviations are theirs unless given, in RGB order."""
 
-    legacy: bool = False
+    conventions: ConventionsName = "ours"
     backbone: BackboneConfig = HybridConfig()
     fpn: FpnConfig = FpnConfig()
     rpn: RpnConfig = RpnConfig()
@@ -123,21 +123,32 @@ class ModelConfig(Section):
     mask_head: MaskHeadConfig = MaskHeadConfig()
     semantic_head: SemanticHeadConfig = SemanticHeadConfig()
     panoptic: PanopticConfig = PanopticConfig()
-    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    pixel_mean: tuple[float, float, float] = OURS.pixel_mean
+    pixel_std: tuple[float, float, float] = OURS.pixel_std
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults(cls, values: Any) -> Any:
-        """A backbone is a hybrid one unless it says otherwise; legacy networks have their own pixel scale."""
+    def _defaults(cls, values: object) -> object:
+        """A backbone is a hybrid one unless it says otherwise; pixels are scaled by the conventions."""
         if not isinstance(values, dict):
             return values
+        values = _without_legacy(values)
         backbone = values.get("backbone")
         if isinstance(backbone, dict) and "kind" not in backbone:
             values = values | {"backbone": backbone | {"kind": "hybrid"}}
-        if values.get("legacy") is True:
-            values = {"pixel_mean": (122.7717, 115.9465, 102.9801), "pixel_std": (1.0, 1.0, 1.0)} | values
+        named = NAMED.get(str(values.get("conventions")), OURS)
+        return {"pixel_mean": named.pixel_mean, "pixel_std": named.pixel_std} | values
+
+
+def _without_legacy(values: dict) -> dict:
+    """`legacy`, true or false, is what older versions called the conventions `upsnet` and `ours`."""
+    if "legacy" not in values:
         return values
+    legacy = str(values["legacy"]).lower()
+    named = {"true": "upsnet", "false": "ours"}.get(legacy)
+    if named is None or values.get("conventions", named) != named:
+        raise ValueError(f"legacy: {legacy} contradicts conventions, or is neither true nor false; leave legacy out")
+    return {key: value for key, value in values.items() if key != "legacy"} | {"conventions": named}
 
 
 class LossConfig(Section):
@@ -151,8 +162,8 @@ class LossConfig(Section):
 class AugmentConfig(Section):
     """flip: probability; color: strength of the photometric jitter; scale: range of the random zoom."""
 
-    flip: Fraction = 0.5
-    color: Fraction = 0.0
+    flip: Share = 0.5
+    color: Share = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
 
 
@@ -184,11 +195,11 @@ class ScheduleConfig(Section):
     images_per_gpu: Positive | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float | None = Field(None, gt=0)
-    momentum: Fraction = 0.9
+    momentum: Share = 0.9
     weight_decay: float = Field(1e-4, ge=0)
     warmup: int = Field(1500, ge=0)
     policy: Literal["step", "cosine"] = "step"
-    decay: tuple[Annotated[Ratio, Field(gt=0, lt=1)], ...] = ()
+    decay: tuple[Annotated[Fraction, Field(gt=0, lt=1)], ...] = ()
     clip_norm: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
     checkpoint_every: Positive = 1000

@@ -23,25 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import plugins_cuda
+from training.conventions import Conventions
 from training.model import boxes as B
-from training.model.heads import BOX_POOL, MASK_POOL
+from training.model.heads import MASK_POOL
 from training.model.rpn import LOWEST
-from training.model.upsnet import PYRAMID_LEVELS, Detections, UPSNet
+from training.model.upsnet import PYRAMID_LEVELS, Detections, ScoredProposals, Suppression, UPSNet, suppress
 
 STRIDE = 4  # of the semantic logits
 CHANNELS_AT_ONCE = 8
 
 
-class Suppression(NamedTuple):
-    """Which of overlapping detections stay: NMS of all together or class by class, then the best."""
-
-    nms_threshold: float
-    max_output: int
-    by_class: bool
-
-
-INSTANCE_SCORE, INSTANCES = 0.05, Suppression(0.5, 100, by_class=True)  # of the AP branch, as Mask R-CNN has them
+# Of the AP branch, as Mask R-CNN has them.
+INSTANCES = Suppression(score_threshold=0.05, nms_threshold=0.5, max_output=100, by_class=True)
 
 
 class View(NamedTuple):
@@ -68,20 +61,16 @@ def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> O
 
     scales: float32 B, base pixels for one original pixel. Every image of `base` must be the same photo in all views.
     """
-    inclusive = model.inclusive
     semantic, segments, instances = torch.zeros((), device=scales.device), [], []
     for view in views:
         pyramid = model.pyramid(view.images, view.sizes)
         semantic = semantic + to_base(model.semantic_head(pyramid[:PYRAMID_LEVELS]), view, base)
-        proposals, valid = model.rpn.propose(model.rpn(pyramid), view.sizes, model.config.rpn.test_top_n)
-        logits, deltas = model.box_head(model.roi_features(pyramid, proposals, BOX_POOL))
-        scored = (proposals, valid, logits.softmax(dim=1), deltas, view.sizes)
-        segments.append(to_base_boxes(model.select(*scored), view, base, inclusive))
-        instances.append(to_base_boxes(select_instances(model, *scored), view, base, inclusive))
+        scored = model.score_proposals(pyramid, view.sizes)
+        segments.append(to_base_boxes(model.select(scored), view, base, model.conventions))
+        instances.append(to_base_boxes(select_instances(model, scored), view, base, model.conventions))
     semantic = semantic / len(views)
-    panoptic = model.config.panoptic
-    rule = Suppression(panoptic.nms_threshold, panoptic.max_detections, by_class=False)
-    things, objects = join(segments, rule, inclusive), join(instances, INSTANCES, inclusive)
+    things = join(segments, model.suppression, model.conventions)
+    objects = join(instances, INSTANCES, model.conventions)
     thing_masks = object_masks = torch.zeros((), device=scales.device)
     for view in views:
         if len(views) > 1:
@@ -89,53 +78,38 @@ def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> O
         thing_masks = thing_masks + mask_logits(model, pyramid, things, view, base)
         object_masks = object_masks + mask_logits(model, pyramid, objects, view, base).sigmoid()
     fused = model.fuse(semantic, things, thing_masks / len(views), base.sizes, scales)
-    exclusive = objects._replace(boxes=objects.boxes + last_pixel(objects.boxes, inclusive))
+    exclusive = objects._replace(boxes=model.conventions.to_exclusive(objects.boxes))
     return Outputs(*fused, label_map(semantic), exclusive, object_masks / len(views))
 
 
-def select_instances(
-    model: UPSNet, proposals: Tensor, valid: Tensor, probabilities: Tensor, deltas: Tensor, sizes: Tensor
-) -> Detections:
-    """Mask R-CNN's detections (ICCV 2017): every (proposal, class) above a low score, NMS in each class, the best 100.
-
-    proposals [B, R, 4], valid [B, R]; probabilities [B * R, 1 + T] and deltas [B * R, 1 + T, 4], background first.
-    """
-    batch, rows = valid.shape
-    things = probabilities.shape[1] - 1
-    scores = probabilities[:, 1:].reshape(batch, rows, things) * valid.unsqueeze(2)
-    deltas = deltas[:, 1:].reshape(batch, rows, things, 4)
-    boxes = B.decode(deltas, proposals.unsqueeze(2), B.BOX_WEIGHTS, model.inclusive).flatten(1, 2)
-    boxes = B.clip(boxes, sizes, model.inclusive)
+def select_instances(model: UPSNet, scored: ScoredProposals) -> Detections:
+    """Mask R-CNN's detections (ICCV 2017): every (proposal, class) over a low score, NMS in each class, best 100."""
+    batch, rows = scored.valid.shape
+    things = scored.probabilities.shape[1] - 1
+    scores = scored.probabilities[:, 1:].reshape(batch, rows, things) * scored.valid.unsqueeze(2)
+    deltas = scored.deltas[:, 1:].reshape(batch, rows, things, 4)
+    boxes = model.conventions.decode(deltas, scored.proposals.unsqueeze(2), B.BOX_WEIGHTS).flatten(1, 2)
+    boxes = model.conventions.clip(boxes, scored.sizes)
     labels = torch.arange(things, device=boxes.device).repeat(batch, rows)
-    return suppress(boxes, scores.flatten(1), labels, INSTANCE_SCORE, INSTANCES, model.inclusive)
+    return suppress(boxes, scores.flatten(1), labels, INSTANCES, model.conventions)
 
 
-def join(found: Sequence[Detections], rule: Suppression, inclusive: bool) -> Detections:
+def join(found: Sequence[Detections], rule: Suppression, conventions: Conventions) -> Detections:
     """The detections of all views, boxes in one frame -> one set without duplicates. One view's stay as they are."""
     if len(found) == 1:
         return found[0]
     boxes, scores, labels = (torch.cat([part[field] for part in found], dim=1) for field in range(3))
     rows = torch.arange(found[0].scores.shape[1], device=scores.device)
     padding = torch.cat([rows >= part.counts.unsqueeze(1) for part in found], dim=1)
-    return suppress(boxes, scores.masked_fill(padding, -torch.inf), labels, LOWEST, rule, inclusive)
-
-
-def suppress(
-    boxes: Tensor, scores: Tensor, labels: Tensor, score_threshold: float, rule: Suppression, inclusive: bool
-) -> Detections:
-    """boxes [B, N, 4], scores and labels [B, N]."""
-    classes = labels if rule.by_class else None
-    kept, counts = plugins_cuda.nms(
-        boxes, scores, rule.nms_threshold, score_threshold, rule.max_output, classes=classes, inclusive=inclusive
-    )
-    return Detections(B.gather_rows(boxes, kept), torch.gather(scores, 1, kept), torch.gather(labels, 1, kept), counts)
+    rule = rule._replace(score_threshold=LOWEST)
+    return suppress(boxes, scores.masked_fill(padding, -torch.inf), labels, rule, conventions)
 
 
 def mask_logits(model: UPSNet, pyramid: list[Tensor], found: Detections, view: View, base: View) -> Tensor:
     """[B, N, 28, 28] of detections in the base's frame, as this view sees them, the right way round."""
     boxes = found.boxes
     if not same_frame(view, base):
-        boxes = move(boxes, base.sizes, view.sizes, view.flipped, model.inclusive)
+        boxes = move(boxes, base.sizes, view.sizes, view.flipped, model.conventions)
     logits = model.mask_head(model.roi_features(pyramid, boxes, MASK_POOL), found.labels.flatten())
     logits = logits.float().unflatten(0, found.labels.shape)
     return logits.flip(-1) if view.flipped else logits
@@ -148,27 +122,21 @@ def same_frame(view: View, base: View) -> bool:
     return not view.flipped and view.images.shape == base.images.shape and torch.equal(view.sizes, base.sizes)
 
 
-def to_base_boxes(found: Detections, view: View, base: View, inclusive: bool) -> Detections:
+def to_base_boxes(found: Detections, view: View, base: View, conventions: Conventions) -> Detections:
     """Boxes in the view's pixels -> in the base's."""
     if same_frame(view, base):
         return found
-    return found._replace(boxes=move(found.boxes, view.sizes, base.sizes, view.flipped, inclusive))
+    return found._replace(boxes=move(found.boxes, view.sizes, base.sizes, view.flipped, conventions))
 
 
-def move(boxes: Tensor, source: Tensor, target: Tensor, flipped: bool, inclusive: bool) -> Tensor:
+def move(boxes: Tensor, source: Tensor, target: Tensor, flipped: bool, conventions: Conventions) -> Tensor:
     """Boxes [B, N, 4] of images of `source` sizes [B, 2] -> where they lie in images of `target` sizes."""
-    last = last_pixel(boxes, inclusive)
-    x1, y1, x2, y2 = (boxes + last).unbind(-1)
+    x1, y1, x2, y2 = conventions.to_exclusive(boxes).unbind(-1)
     if flipped:
         width = source[:, 1:].to(boxes.dtype)
         x1, x2 = width - x2, width - x1
     ratio = (target.to(boxes.dtype) / source)[:, None, [1, 0, 1, 0]]
-    return torch.stack([x1, y1, x2, y2], dim=-1) * ratio - last
-
-
-def last_pixel(boxes: Tensor, inclusive: bool) -> Tensor:
-    """What turns the model's boxes into boxes with exclusive corners."""
-    return boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) * float(inclusive)
+    return conventions.from_exclusive(torch.stack([x1, y1, x2, y2], dim=-1) * ratio)
 
 
 def to_base(logits: Tensor, view: View, base: View) -> Tensor:

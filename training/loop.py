@@ -265,7 +265,7 @@ def start_from(model: nn.Module, path: Path, config: Config, categories: Categor
     if checkpoint.categories != categories:
         raise InputError(f"--init {path}: its categories are not those of {config.data.train.json_file}")
     differing = differing_keys(checkpoint.config.model, config.model)
-    for key in ("legacy", "pixel_mean", "pixel_std"):
+    for key in ("conventions", "pixel_mean", "pixel_std"):
         if key in differing:
             raise InputError(f"--init {path}: trained with another model.{key} ({differing[key]}); set it as there")
     load_weights(model, checkpoint.weights, path)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import export.onnx_export
 from export.precision import prepare
 from tests.agreement import compare_segments
-from training.config import HybridConfig, ModelConfig
+from training.config import ModelConfig, TimmConfig
 from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
 from upsnet.command_line.command import make_app
@@ -30,7 +30,7 @@ FLOAT, HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 def network() -> UPSNet:
     """Random weights, a deformable backbone, and batch normalisation that has seen something."""
     torch.manual_seed(0)
-    backbone = HybridConfig(stem=(4, 8), widths=(8, 8, 8, 8), depths=(1, 2, 1, 1), expansion=2, deformable=True)
+    backbone = TimmConfig(kind="timm", name="resnet14t", deformable_stages=(3,))
     model = UPSNet(ModelConfig(backbone=backbone), num_stuff=3, num_things=2).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

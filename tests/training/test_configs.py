@@ -114,10 +114,10 @@ def original(shared_data: Path) -> ModuleType:
         ("cityscapes_r50", "cityscapes_r50", CITYSCAPES),
     ],
 )
-def test_legacy_networks_are_the_original_ones(
+def test_networks_with_its_conventions_are_the_original_ones(
     original: ModuleType, name: str, golden: str, classes: tuple[int, int]
 ) -> None:
-    config = config_of(name, "model.legacy=true")
+    config = config_of(name, "model.conventions=upsnet")
     ours = numbers({key: tuple(tensor.shape) for key, tensor in build(config, classes).state_dict().items()})
     theirs = numbers(original.key_shapes(golden))
     assert ours == {PARTS[part]: count for part, count in theirs.items()}

@@ -20,6 +20,7 @@ from torchvision.ops import box_iou
 import plugins_cuda
 from plugins_cuda.panoptic_fusion.reference import mask_terms, merge, panoptic_labels, prune, segment_term
 from training.config import ModelConfig
+from training.conventions import UPSNET
 from training.importers.upsnet.detections import coded, two_channels
 from training.importers.upsnet.dump import dump
 from training.importers.upsnet.inputs import Arrays, read_inputs
@@ -79,7 +80,7 @@ def recipe(shared_data: Path) -> dict:
 
 def imported(name: str, shared_data: Path) -> UPSNet:
     weights = {key: torch.from_numpy(np.asarray(value)) for key, value in recipe(shared_data)["state"](name).items()}
-    config = ModelConfig.model_validate(MODELS[name] | {"legacy": True})
+    config = ModelConfig.model_validate(MODELS[name] | {"conventions": "upsnet"})
     model = UPSNet(config, *COUNTS[name])
     moved = to_ours(model, weights)
     assert moved.problems == []
@@ -134,7 +135,7 @@ def assert_same_labels(found: Arrays, golden: Arrays, name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_every_key_of_the_checkpoint_has_its_place(shared_data: Path, name: str) -> None:
     with torch.device("meta"):
-        model = UPSNet(ModelConfig.model_validate(MODELS[name] | {"legacy": True}), *COUNTS[name])
+        model = UPSNet(ModelConfig.model_validate(MODELS[name] | {"conventions": "upsnet"}), *COUNTS[name])
     names = original_names(model)
     found = {names[key]: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     assert len(found) == len(names), "two tensors of ours have one name there"
@@ -228,11 +229,11 @@ class TestCornerCases:
 
     def test_coder(self, edge: dict[str, Tensor]) -> None:
         boxes, deltas = edge["coder_boxes"], edge["coder_deltas"]
-        decoded = B.decode(deltas.unflatten(1, (2, 4)), boxes[:, None], B.BOX_WEIGHTS, inclusive=True)
+        decoded = UPSNET.decode(deltas.unflatten(1, (2, 4)), boxes[:, None], B.BOX_WEIGHTS)
         torch.testing.assert_close(decoded.flatten(1), edge["coder_decoded_w10_10_5_5"], rtol=1e-5, atol=1e-3)
-        decoded = B.decode(deltas[:, :4] / 10, boxes, B.RPN_WEIGHTS, inclusive=True)
+        decoded = UPSNET.decode(deltas[:, :4] / 10, boxes, B.RPN_WEIGHTS)
         torch.testing.assert_close(decoded, edge["coder_decoded_w1"], rtol=1e-5, atol=1e-3)
-        targets = B.encode(edge["coder_gt"], boxes, B.BOX_WEIGHTS, inclusive=True)
+        targets = UPSNET.encode(edge["coder_gt"], boxes, B.BOX_WEIGHTS)
         torch.testing.assert_close(targets, edge["coder_targets_w10_10_5_5"], rtol=1e-5, atol=1e-5)
 
     def test_pruning(self, edge: dict[str, Tensor]) -> None:

@@ -93,7 +93,8 @@ class TestCommand:
         model, config, categories, step = load_model(files / "out.pt")
         wanted = network().state_dict()
         assert all(torch.equal(tensor, wanted[key]) for key, tensor in model.state_dict().items())
-        assert config.model.legacy and categories.names == [entry["name"] for entry in TABLE] and step == 0
+        assert config.model.conventions == "upsnet" and step == 0
+        assert categories.names == [entry["name"] for entry in TABLE]
 
     def test_every_key_that_does_not_fit_is_named(self, files: Path) -> None:
         weights = original_of(network())
@@ -113,7 +114,7 @@ class TestCommand:
 
     def test_a_modern_configuration_is_refused(self, files: Path) -> None:
         result = call(files, *written(files), "--set", "model.legacy=false")
-        assert result.exit_code == 2 and "model.legacy: true" in result.stderr
+        assert result.exit_code == 2 and "model.conventions: upsnet" in result.stderr
 
     def test_other_classes_are_refused(self, files: Path) -> None:
         (files / "categories.json").write_text(json.dumps(TABLE[:3]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from torchvision.ops import box_iou, nms
 
 from training import inference
 from training.config import ModelConfig, load_config
-from training.inference import Outputs, Suppression, View, infer, join, label_map, move, to_base
+from training.conventions import NAMED, OURS
+from training.inference import Outputs, View, infer, join, label_map, move, to_base
 from training.model import boxes as B
 from training.model.heads import BOX_POOL
-from training.model.upsnet import Detections, UPSNet
+from training.model.upsnet import Detections, Suppression, UPSNet
 from training.predictor import ModelPredictor, mirrored
 from upsnet.categories import Categories, Category
 from upsnet.errors import InputError
@@ -29,7 +31,7 @@ STUFF, THINGS = 4, 4
 
 
 @pytest.fixture(scope="module")
-def small(project_root) -> ModelConfig:
+def small(project_root: Path) -> ModelConfig:
     return load_config(project_root / "training/configs/demo.yaml").model
 
 
@@ -49,8 +51,8 @@ def network(small: ModelConfig) -> UPSNet:
 
 
 @pytest.fixture(scope="module")
-def legacy_network(small: ModelConfig) -> UPSNet:
-    return make_network(small.model_copy(update={"legacy": True}))
+def upsnet_network(small: ModelConfig) -> UPSNet:
+    return make_network(small.model_copy(update={"conventions": "upsnet"}))
 
 
 def random_view(batch: int, height: int, width: int, sizes: list[tuple[int, int]] | None = None) -> View:
@@ -73,7 +75,7 @@ def flip(view: View) -> View:
 
 
 class TestOneView:
-    @pytest.mark.parametrize("kind", ["network", "legacy_network"])
+    @pytest.mark.parametrize("kind", ["network", "upsnet_network"])
     def test_is_the_plain_network_exactly(self, kind: str, request: pytest.FixtureRequest) -> None:
         model = request.getfixturevalue(kind)
         view = random_view(2, 96, 128, [(96, 128), (90, 101)])
@@ -101,13 +103,13 @@ class TestOneView:
         assert torch.equal(label_map(logits), full.argmax(1).to(torch.uint8))
         assert (full == full.amax(1, keepdim=True)).sum(1).max() > 1, "there are ties"
 
-    @pytest.mark.parametrize("kind", ["network", "legacy_network"])
+    @pytest.mark.parametrize("kind", ["network", "upsnet_network"])
     def test_instances_by_the_book(self, kind: str, request: pytest.FixtureRequest) -> None:
         """Class by class with torchvision's NMS, one image after the other."""
         model = request.getfixturevalue(kind)
         view = random_view(2, 96, 128, [(96, 128), (90, 101)])
         found = run(model, [view], view).instances
-        last = float(kind == "legacy_network")
+        last = float(kind == "upsnet_network")
         assert found.counts.min() > 10
         with torch.inference_mode():
             pyramid = model.pyramid(view.images, view.sizes)
@@ -118,9 +120,8 @@ class TestOneView:
             scores = logits[rows].softmax(1)
             wanted: list[tuple[float, int, Tensor]] = []
             for label in range(THINGS):
-                boxes = B.decode(deltas[rows, 1 + label], proposals[b], B.BOX_WEIGHTS, bool(last)) + torch.tensor(
-                    [0, 0, last, last]
-                )
+                boxes = model.conventions.decode(deltas[rows, 1 + label], proposals[b], B.BOX_WEIGHTS)
+                boxes = boxes + torch.tensor([0, 0, last, last])
                 limit = torch.tensor([width, height, width, height])
                 boxes = torch.minimum(boxes.clamp(min=torch.tensor([0, 0, last, last])), limit)
                 chosen = torch.nonzero((scores[:, 1 + label] > 0.05) & valid[b]).squeeze(1)
@@ -163,7 +164,7 @@ class TestViews:
         assert torch.equal(once.instances.boxes[:, :count], twice.instances.boxes[:, :count])
         torch.testing.assert_close(once.masks[:, :count], twice.masks[:, :count])
 
-    @pytest.mark.parametrize("kind", ["network", "legacy_network"])
+    @pytest.mark.parametrize("kind", ["network", "upsnet_network"])
     @pytest.mark.parametrize("width", [128, 116])
     def test_a_mirrored_photo_gives_the_mirrored_answer(
         self, width: int, kind: str, request: pytest.FixtureRequest
@@ -228,13 +229,13 @@ def _category_map(outputs: Outputs) -> Tensor:
 
 
 class TestFrames:
-    @pytest.mark.parametrize("inclusive", [False, True])
-    def test_boxes_there_and_back(self, inclusive: bool) -> None:
+    @pytest.mark.parametrize(("name", "inclusive"), [("ours", False), ("upsnet", True)])
+    def test_boxes_there_and_back(self, name: str, inclusive: bool) -> None:
         base, view = torch.tensor([[90, 120]]), torch.tensor([[180, 240]])
         boxes = torch.tensor([[[10.0, 20.0, 50.0 - inclusive, 60.0 - inclusive]]])
-        moved = move(boxes, base, view, flipped=True, inclusive=inclusive)
+        moved = move(boxes, base, view, True, NAMED[name])
         assert moved[0, 0].tolist() == [2 * (120 - 50), 40, 2 * (120 - 10) - inclusive, 120 - inclusive]
-        torch.testing.assert_close(move(moved, view, base, flipped=True, inclusive=inclusive), boxes)
+        torch.testing.assert_close(move(moved, view, base, True, NAMED[name]), boxes)
 
     def test_logits_of_a_ramp(self) -> None:
         """A ramp over the photo is the same ramp in every frame, away from the borders."""
@@ -253,12 +254,12 @@ class TestFrames:
 
         first = found([[0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 9, 9]], [0.9, 0.3, 0.9], [1, 2, 1], 2)
         second = found([[0, 0, 10, 11], [20, 20, 30, 30], [0, 0, 9, 9]], [0.95, 0.5, 0.9], [1, 1, 1], 2)
-        rule = Suppression(0.5, 4, by_class=True)
-        both = join([first, second], rule, inclusive=False)
+        rule = Suppression(0.05, 0.5, 4, by_class=True)
+        both = join([first, second], rule, OURS)
         assert both.counts.tolist() == [3]
         assert both.scores[0, :3].tolist() == pytest.approx([0.95, 0.5, 0.3])
         assert both.boxes[0, 0].tolist() == [0, 0, 10, 11]
-        other = join([first, second._replace(labels=second.labels + 1)], rule, inclusive=False)
+        other = join([first, second._replace(labels=second.labels + 1)], rule, OURS)
         assert other.counts.tolist() == [4], "another class does not suppress"
 
 
@@ -281,10 +282,10 @@ class TestPredictor:
         plain = predictor.predict(collate(details.nets))
         assert all(np.array_equal(a, b) for a, b in zip(details.raw, plain, strict=True))
         for photo, answer in zip(self.photos(), unpack(details), strict=True):
-            size = photo.shape[:2]
+            size, found = photo.shape[:2], answer.instances
+            assert answer.semantic is not None and found is not None
             assert answer.result.ids.shape == size and answer.semantic.shape == size
             assert answer.semantic.max() < STUFF + THINGS
-            found = answer.instances
             assert found.boxes.shape[:2] == found.scores.shape == (1, found.counts[0])
             assert found.categories.min() >= STUFF and found.categories.max() < STUFF + THINGS
             assert (found.boxes[0].max(0)[2:] <= np.array(size[::-1]) + 1e-3).all()
@@ -318,4 +319,4 @@ class TestPredictor:
 
 
 def test_constants_are_mask_rcnns() -> None:
-    assert (inference.INSTANCE_SCORE, inference.INSTANCES) == (0.05, (0.5, 100, True))
+    assert inference.INSTANCES == (0.05, 0.5, 100, True)

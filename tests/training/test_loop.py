@@ -251,8 +251,8 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(
     save(tmp_path / "other", start._replace(categories=Categories.from_coco(entries)))
     with pytest.raises(InputError, match="other: its categories are not those of"):
         train(config, tmp_path / "x", "cpu", builder(), tmp_path / "other")
-    with pytest.raises(InputError, match=r"another model\.legacy \(False against True\)"):
-        train(settings(shapes, model={"legacy": True}), tmp_path / "x", "cpu", builder(), init)
+    with pytest.raises(InputError, match=r"another model\.conventions \(ours against upsnet\)"):
+        train(settings(shapes, model={"conventions": "upsnet"}), tmp_path / "x", "cpu", builder(), init)
     assert not (tmp_path / "x").exists()
 
 

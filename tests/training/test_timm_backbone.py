@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from export.precision import prepare
 from training.config import ModelConfig, TimmConfig
+from training.conventions import UPSNET
 from training.model.deform import DeformConv
 from training.model.timm_backbone import TimmBackbone
 from training.model.upsnet import UPSNet, load_pretrained_backbone
@@ -80,8 +82,8 @@ class TestFeatures:
             semantic = model.semantic_head(pyramid[:4])
         assert semantic.dtype == torch.bfloat16
         semantic.float().square().mean().backward()
-        first = model.backbone.network.conv1.weight.grad
-        assert first.dtype == torch.float32 and first.abs().sum() > 0
+        first = model.get_parameter("backbone.network.conv1.weight").grad
+        assert first is not None and first.dtype == torch.float32 and first.abs().sum() > 0
 
 
 class TestFrozen:
@@ -116,7 +118,7 @@ class TestFrozen:
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    parameter -= parameter.grad
+                    parameter.sub_(parameter.grad)
         changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
         assert changed and all(".bn" not in f".{key}" and "downsample.1" not in key for key in changed)
         assert not model.network.layer4[0].bn1.training and model.network.layer4.training
@@ -129,13 +131,13 @@ class TestFrozen:
 
 class TestPretrained:
     @pytest.fixture(scope="class")
-    def whole(self) -> nn.Module:
+    def whole(self) -> Any:  # timm has no types
         """A classifier, as timm saves them: names "stages.0.", with its last layer."""
         torch.manual_seed(7)
         return timm.create_model("convnext_atto").eval()
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-    def test_a_file(self, whole: nn.Module, tmp_path: Path, suffix: str) -> None:
+    def test_a_file(self, whole: Any, tmp_path: Path, suffix: str) -> None:
         path = tmp_path / f"weights{suffix}"
         save_file(whole.state_dict(), path) if suffix == ".safetensors" else torch.save(whole.state_dict(), path)
         config = HEADS | {"backbone": {"kind": "timm", "name": "convnext_atto", "weights": path}}
@@ -145,7 +147,7 @@ class TestPretrained:
         with torch.no_grad():
             torch.testing.assert_close(model.backbone(x)[-1], whole.forward_features(x))
 
-    def test_another_network_is_refused(self, whole: nn.Module, tmp_path: Path) -> None:
+    def test_another_network_is_refused(self, whole: Any, tmp_path: Path) -> None:
         torch.save(whole.state_dict(), tmp_path / "other.pth")
         model = backbone("resnet18", weights=tmp_path / "other.pth")
         before = [value.clone() for value in model.state_dict().values()]
@@ -194,9 +196,9 @@ class TestDeformable:
             for found, wanted in zip(model(x), plain(x), strict=True):
                 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
-    def test_legacy_bottlenecks_keep_their_size(self) -> None:
+    def test_upsnets_bottlenecks_keep_their_size(self) -> None:
         config = TimmConfig(kind="timm", name="resnet14t", deformable_stages=(3,))
-        block = TimmBackbone(config, legacy=True).network.layer2[0]
+        block = TimmBackbone(config, UPSNET).network.layer2[0]
         assert block.conv1.stride == (2, 2) and block.conv2.stride == 1
 
     @pytest.mark.parametrize(("name", "stage"), [("regnetx_002", 3), ("resnext26ts", 3), ("resnext50_32x4d", 3)])

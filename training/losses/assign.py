@@ -1,7 +1,7 @@
 """Which anchors and RoIs are compared with which ground truth box, and which of them a step uses.
 
 Everything stays on the device: shapes depend on the configuration and on the number of boxes alone, which the host
-knows, and no value is read back. Boxes are in the network's convention (`inclusive`: the legacy one).
+knows, and no value is read back. Boxes are in the network's conventions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.config import BoxHeadConfig, RpnConfig
+from training.conventions import Conventions
 from training.data.sample import IGNORE
 from training.losses import draws
 from training.model import boxes as B
@@ -45,37 +46,37 @@ class Chosen(NamedTuple):
 
 
 def assign_anchors(
-    anchors: Tensor, boxes: Sequence[Tensor], sizes: Tensor, seeds: Tensor, config: RpnConfig, inclusive: bool
+    anchors: Tensor, boxes: Sequence[Tensor], sizes: Tensor, seeds: Tensor, config: RpnConfig, conventions: Conventions
 ) -> RpnTargets:
     """Sample anchors [A, 4] of the images for their boxes, one [n, 4] an image (n may be 0).
 
     Only anchors wholly inside the unpadded image count. Positive: IoU >= positive_iou with a box, or the highest IoU
     that a box has (with every anchor that ties for it). Negative: IoU < negative_iou with every box. The target of a
-    positive is the box that it overlaps most (ties: the first), as in torchvision, also where it was chosen for another
-    box's sake.
+    positive is the box that it overlaps most (ties: the first), as in torchvision, also where it is positive because of
+    another box.
     """
     sides = sizes.to(anchors.dtype)
     limits = torch.cat([sides[:, 1:], sides[:, :1]], dim=1).unsqueeze(1)  # B x 1 x 2: width, height
-    inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] + float(inclusive) <= limits).all(2)
-    matches = [match(anchors, own, within, inclusive) for own, within in zip(boxes, inside, strict=True)]
+    inside = (anchors[:, :2] >= 0).all(1) & (conventions.to_exclusive(anchors)[:, 2:] <= limits).all(2)
+    matches = [match(anchors, own, within, conventions) for own, within in zip(boxes, inside, strict=True)]
     best, owner, favourite = (torch.stack(values) for values in zip(*matches, strict=True))
     positive = inside & (favourite | (best >= config.positive_iou))
     negative = inside & ~positive & (best < config.negative_iou)
     order = draws.keys(seeds, len(anchors), draws.RPN_STREAM)
     chosen = choose(positive, negative, order, config.samples, int(config.samples * config.positive_fraction))
     wanted = B.gather_rows(padded(boxes, 1), owner.gather(1, chosen.indices))
-    deltas = B.encode(wanted, anchors[chosen.indices], B.RPN_WEIGHTS, inclusive)
+    deltas = conventions.encode(wanted, anchors[chosen.indices], B.RPN_WEIGHTS)
     labels = chosen.positive.long().masked_fill(~chosen.used, IGNORE)
     return RpnTargets(chosen.indices, labels, torch.where(chosen.positive.unsqueeze(2), deltas, 0.0))
 
 
-def match(anchors: Tensor, boxes: Tensor, inside: Tensor, inclusive: bool) -> tuple[Tensor, Tensor, Tensor]:
+def match(anchors: Tensor, boxes: Tensor, inside: Tensor, conventions: Conventions) -> tuple[Tensor, Tensor, Tensor]:
     """For each of the anchors [A, 4] of one image: its highest IoU with a box [n, 4], the index of that box (ties: the
     first), and whether no anchor overlaps one of the boxes more. An anchor that is not inside overlaps nothing."""
     if len(boxes) == 0:
         none = torch.zeros_like(inside)
         return none.to(anchors.dtype), none.long(), none
-    iou = torch.cat([B.iou(part, boxes, inclusive) for part in anchors.split(CHUNK)]) * inside.unsqueeze(1)
+    iou = torch.cat([conventions.iou(part, boxes) for part in anchors.split(CHUNK)]) * inside.unsqueeze(1)
     best, owner = iou.max(dim=1)
     highest = iou.amax(dim=0)
     return best, owner, ((iou == highest) & (highest > 0)).any(1)
@@ -88,7 +89,7 @@ def assign_rois(
     labels: Sequence[Tensor],
     seeds: Tensor,
     config: BoxHeadConfig,
-    inclusive: bool,
+    conventions: Conventions,
 ) -> RoiTargets:
     """Sample RoIs among the proposals [B, P, 4] (where `valid`) and the ground truth boxes, one [n, 4] an image.
 
@@ -98,14 +99,14 @@ def assign_rois(
     real = torch.arange(truth.shape[1], device=truth.device) < counts.unsqueeze(1)
     pool, eligible = torch.cat([proposals, truth], dim=1), torch.cat([valid, real], dim=1)
     # One more column than boxes: an image without any overlaps this one alone, by 0.
-    iou = F.pad(B.iou(pool, truth, inclusive) * real.unsqueeze(1), (0, 1))
+    iou = F.pad(conventions.iou(pool, truth) * real.unsqueeze(1), (0, 1))
     best, owner = iou.max(dim=2)
     positive = eligible & (best >= config.positive_iou)
     order = draws.keys(seeds, pool.shape[1], draws.ROI_STREAM)
     chosen = choose(positive, eligible & ~positive, order, config.samples, foreground_rows(config))
     rois = B.gather_rows(pool, chosen.indices) * chosen.used.unsqueeze(2)
     owners = owner.gather(1, chosen.indices)
-    deltas = B.encode(B.gather_rows(F.pad(truth, (0, 0, 0, 1)), owners), rois, B.BOX_WEIGHTS, inclusive)
+    deltas = conventions.encode(B.gather_rows(F.pad(truth, (0, 0, 0, 1)), owners), rois, B.BOX_WEIGHTS)
     things = F.pad(padded(labels), (0, 1)).gather(1, owners)
     classes = torch.where(chosen.positive, 1 + things, 0).masked_fill(~chosen.used, IGNORE)
     return RoiTargets(rois, classes, torch.where(chosen.positive.unsqueeze(2), deltas, 0.0), owners)

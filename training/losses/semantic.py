@@ -25,7 +25,7 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:  # PyTorch has no public type of it
         wanted = ctx.needs_input_grad[0]
         labelled = (target != IGNORE).sum((1, 2)).clamp(min=1)
         losses = logits.new_zeros(len(logits))

@@ -1,4 +1,4 @@
-"""What the heads should have said: cut from the ground truth maps on the device, without a mask stack."""
+"""The targets of the heads, cut from the ground truth maps on the device without a mask for each instance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from training.losses.assign import RoiTargets, RpnTargets, count_boxes, padded
 from training.losses.semantic import STRIDE
 from training.model.boxes import gather_rows
 from training.model.heads import MASK_SIZE
-from training.model.upsnet import inclusive
 
 SAMPLES = 2  # a bin of a mask target, in each direction
 
@@ -24,7 +23,7 @@ SAMPLES = 2  # a bin of a mask target, in each direction
 class PanopticTargets(NamedTuple):
     """The K instances of an image that are kept, and the labels of its pixels at quarter resolution."""
 
-    boxes: Tensor  # B x K x 4, the network's convention
+    boxes: Tensor  # B x K x 4, the network's conventions
     labels: Tensor  # B x K, thing index
     kept: Tensor  # B x K: False in the padding
     pixels: Tensor  # B x h x w: stuff, num_stuff + k for kept instance k, num_stuff + K unknown, or IGNORE
@@ -38,11 +37,6 @@ class Targets(NamedTuple):
     masks: Tensor  # B x F x 28 x 28, 0 or 1, of the first F RoIs; background's mean nothing
     crops: Tensor  # N x 28 x 28, semantic labels inside the ground truth boxes
     panoptic: PanopticTargets
-
-
-def truth_boxes(batch: Batch, legacy: bool) -> list[Tensor]:
-    """The ground truth boxes in the network's convention: legacy networks count the last pixel inside."""
-    return [inclusive(boxes) for boxes in batch.boxes] if legacy else batch.boxes
 
 
 def mask_targets(instances: Tensor, rois: Tensor, owners: Tensor) -> Tensor:
@@ -90,7 +84,7 @@ def crop_labels(semantic: Tensor, boxes: Tensor) -> Tensor:
 
 
 def panoptic_targets(batch: Batch, boxes: Sequence[Tensor], keep: float, num_stuff: int) -> PanopticTargets:
-    """Keep round(keep * n) random instances of each image, whose `boxes` are in the network's convention."""
+    """Keep round(keep * n) random instances of each image, whose `boxes` are in the network's conventions."""
     every, device = padded(boxes), batch.instances.device
     present = torch.arange(every.shape[1], device=device) < count_boxes(boxes, device).unsqueeze(1)
     kept = padded([torch.ones(round(keep * len(own)), dtype=torch.bool, device=device) for own in boxes])

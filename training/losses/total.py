@@ -12,10 +12,10 @@ from training.data.sample import IGNORE
 from training.losses import terms
 from training.losses.assign import assign_anchors, assign_rois, foreground_rows
 from training.losses.semantic import STRIDE, UpsampledCrossEntropy
-from training.losses.targets import Targets, crop_labels, mask_targets, panoptic_targets, truth_boxes, with_image
+from training.losses.targets import Targets, crop_labels, mask_targets, panoptic_targets, with_image
 from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE
 from training.model.rpn import RpnOutput
-from training.model.upsnet import PYRAMID_LEVELS, UPSNet, inclusive
+from training.model.upsnet import PYRAMID_LEVELS, UPSNet
 
 
 class TrainingLosses(nn.Module):
@@ -65,21 +65,25 @@ class TrainingLosses(nn.Module):
         return losses
 
     def targets(self, batch: Batch, proposed: RpnOutput) -> Targets:
-        """Match and sample anchors, propose and sample RoIs, and cut out what the heads should have said."""
-        model, config = self.model, self.model.config
-        boxes, labels, seeds = truth_boxes(batch, config.legacy), batch.labels, batch.seeds
+        """Match and sample anchors, propose and sample RoIs, and cut out the targets of the heads."""
+        model, config, conventions = self.model, self.model.config, self.model.conventions
+        boxes, labels, seeds = self.truth_boxes(batch), batch.labels, batch.seeds
         proposals, valid = model.rpn.propose(proposed, batch.sizes, config.rpn.train_top_n)
         anchors = torch.cat(proposed.anchors)
-        rois = assign_rois(proposals, valid, boxes, labels, seeds, config.box_head, config.legacy)
+        rois = assign_rois(proposals, valid, boxes, labels, seeds, config.box_head, conventions)
         first = foreground_rows(config.box_head)
         keep = config.panoptic.keep_fraction if self.weights.panoptic else 0.0
         return Targets(
-            rpn=assign_anchors(anchors, boxes, batch.sizes, seeds, config.rpn, config.legacy),
+            rpn=assign_anchors(anchors, boxes, batch.sizes, seeds, config.rpn, conventions),
             rois=rois,
             masks=mask_targets(batch.instances, rois.rois[:, :first], rois.owners[:, :first]),
             crops=crop_labels(batch.semantic, with_image(boxes)),
             panoptic=panoptic_targets(batch, boxes, keep, model.num_stuff),
         )
+
+    def truth_boxes(self, batch: Batch) -> list[Tensor]:
+        """The ground truth boxes in the network's conventions."""
+        return [self.model.conventions.from_exclusive(boxes) for boxes in batch.boxes]
 
     def mask_logits(self, pyramid: list[Tensor], targets: Targets) -> tuple[Tensor, Tensor]:
         """The mask head, run once: logits [B, F, 28, 28] of the foreground RoIs and [B, K, 28, 28] of the kept boxes.
@@ -101,16 +105,16 @@ class TrainingLosses(nn.Module):
         The paper crops the features and scores the crops. A 1x1 convolution and bilinear sampling inside the map
         commute, so cropping the logits gives the same with a fraction of the work.
         """
-        legacy = self.model.config.legacy
-        boxes = with_image(truth_boxes(batch, legacy)).to(semantic.dtype)
-        cut = roi_align(semantic, boxes, MASK_SIZE, 1 / STRIDE, sampling_ratio=2, aligned=not legacy)
+        own = self.model.conventions
+        boxes = with_image(self.truth_boxes(batch)).to(semantic.dtype)
+        cut = roi_align(semantic, boxes, MASK_SIZE, 1 / STRIDE, sampling_ratio=own.samples, aligned=own.aligned)
         return terms.crop_loss(cut, crops, [len(own) for own in batch.boxes])
 
     def panoptic_loss(self, semantic: Tensor, masks: Tensor, targets: Targets) -> Tensor:
         """Cross-entropy of the panoptic logits at quarter resolution. The instances that were drawn away teach the
         unknown class."""
         boxes, labels, kept, pixels = targets.panoptic
-        corners = boxes if self.model.config.legacy else inclusive(boxes)
+        corners = self.model.conventions.to_inclusive(boxes)
         logits = terms.panoptic_logits(semantic, corners / STRIDE, labels, masks, kept, self.model.num_stuff)
         return terms.panoptic_loss(logits, pixels)
 

@@ -5,26 +5,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from training.config import HybridConfig
-from training.model.deform import DeformConv
 
 
 class MBConv(nn.Module):
     """Inverted residual (Sandler et al., CVPR 2018) with a final ReLU after the add.
 
     1x1 expand - BN - ReLU - depthwise 3x3 - BN - ReLU - 1x1 project - BN, plus the identity where the stride is 1
-    and the widths agree. `deformable` replaces the 3x3 by a dense deformable one.
+    and the widths agree.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, deformable: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.expand_conv = nn.Conv2d(in_channels, hidden, 1, bias=False)
         self.bn0 = nn.BatchNorm2d(hidden)
-        self.dw_conv: nn.Module
-        if deformable:
-            self.dw_conv = DeformConv(hidden, hidden, stride=stride, bias=False)
-        else:
-            self.dw_conv = nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)
+        self.dw_conv = nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)
         self.project_conv = nn.Conv2d(hidden, out_channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
@@ -59,7 +54,7 @@ class HybridBackbone(nn.Module):
             for block in range(depth):
                 stride = 2 if block == 0 and index > 0 else 1
                 # The first block of a stage has no shortcut: the published network changes its width there.
-                blocks.append(MBConv(channels, width, stride, config.expansion, config.deformable))
+                blocks.append(MBConv(channels, width, stride, config.expansion))
                 channels = width
             blocks[0].shortcut = False
             stages.append(nn.Sequential(*blocks))

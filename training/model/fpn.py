@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.config import FpnConfig
+from training.conventions import OURS, Conventions
 
 TOP_STRIDE = 32  # of C5
 
@@ -16,13 +17,12 @@ TOP_STRIDE = 32  # of C5
 class FPN(nn.Module):
     """[C2..C5] -> [P2..P6], every level with `channels` channels; P6 is P5 subsampled by two.
 
-    With `global_context` the mean of C5 inside the image goes through a linear layer and is added to the C5 lateral.
-    `legacy`: the mean is over the padding too.
+    With `global_context` the mean of C5 goes through a linear layer and is added to the C5 lateral.
     """
 
-    def __init__(self, in_channels: Sequence[int], config: FpnConfig, legacy: bool = False) -> None:
+    def __init__(self, in_channels: Sequence[int], config: FpnConfig, conventions: Conventions = OURS) -> None:
         super().__init__()
-        self.legacy = legacy
+        self.conventions = conventions
         self.lateral = nn.ModuleList(nn.Conv2d(c, config.channels, 1) for c in in_channels)
         self.smooth = nn.ModuleList(nn.Conv2d(config.channels, config.channels, 3, padding=1) for _ in in_channels)
         self.context = nn.Linear(in_channels[-1], config.channels) if config.global_context else None
@@ -37,7 +37,8 @@ class FPN(nn.Module):
         laterals = [conv(x) for conv, x in zip(self.lateral, features, strict=True)]
         if self.context is not None:
             top = features[-1]
-            mean = top.float().mean(dim=(2, 3)).to(top.dtype) if self.legacy else mean_inside(top, sizes)
+            over_padding = self.conventions.context_of_padding
+            mean = top.float().mean(dim=(2, 3)).to(top.dtype) if over_padding else mean_inside(top, sizes)
             laterals[-1] = laterals[-1] + self.context(mean)[:, :, None, None]
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + self._upsample(laterals[i])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import plugins_cuda
 from training.config import RpnConfig
+from training.conventions import OURS, Conventions
 from training.model import boxes as B
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -26,12 +27,12 @@ class RpnOutput(NamedTuple):
 
 
 class RPN(nn.Module):
-    """`inclusive`: anchors and proposals have the corners of the legacy convention, see `boxes`."""
+    """Features of the levels -> logits, deltas and anchors -> proposals, all in the network's conventions."""
 
-    def __init__(self, in_channels: int, config: RpnConfig, inclusive: bool = False) -> None:
+    def __init__(self, in_channels: int, config: RpnConfig, conventions: Conventions = OURS) -> None:
         super().__init__()
         self.config = config
-        self.inclusive = inclusive
+        self.conventions = conventions
         ratios = config.anchor_ratios
         self.conv = nn.Conv2d(in_channels, config.channels, 3, padding=1)
         self.logits = nn.Conv2d(config.channels, len(ratios), 1)
@@ -39,7 +40,7 @@ class RPN(nn.Module):
         for layer in (self.conv, self.logits, self.deltas):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        base = torch.stack([B.base_anchors(stride, config.anchor_scale, ratios, inclusive) for stride in STRIDES])
+        base = torch.stack([conventions.base_anchors(stride, config.anchor_scale, ratios) for stride in STRIDES])
         self.register_buffer("base_anchors", base, persistent=False)
         self.base_anchors: Tensor
 
@@ -73,8 +74,8 @@ class RPN(nn.Module):
         boxes = torch.stack([boxes for boxes, _ in per_level], dim=1).reshape(batch * levels, top_n, 4)
         scores = torch.stack([scores for _, scores in per_level], dim=1).reshape(batch * levels, top_n)
         # Rows without an anchor score -inf: over the threshold there are only real ones.
-        threshold = self.config.nms_threshold
-        kept, counts = plugins_cuda.nms(boxes, scores, threshold, LOWEST, top_n, inclusive=self.inclusive)
+        threshold, inclusive = self.config.nms_threshold, self.conventions.inclusive
+        kept, counts = plugins_cuda.nms(boxes, scores, threshold, LOWEST, top_n, inclusive=inclusive)
         valid = torch.arange(top_n, device=kept.device) < counts.unsqueeze(1)
         boxes = B.gather_rows(boxes, kept).reshape(batch, levels * top_n, 4)
         scores = torch.gather(scores, 1, kept).masked_fill(~valid, -torch.inf).reshape(batch, levels * top_n)
@@ -89,5 +90,5 @@ class RPN(nn.Module):
         scores, order = plugins_cuda.top_k(F.pad(logits, (0, top_n), value=-torch.inf), top_n)
         chosen = B.gather_rows(F.pad(deltas, (0, 0, 0, top_n)), order)
         bases = F.pad(anchors, (0, 0, 0, top_n))[order.reshape(-1)].reshape(batch, top_n, 4)
-        decoded = B.decode(chosen, bases, B.RPN_WEIGHTS, self.inclusive)
-        return B.clip(decoded, sizes, self.inclusive), scores
+        decoded = self.conventions.decode(chosen, bases, B.RPN_WEIGHTS)
+        return self.conventions.clip(decoded, sizes), scores

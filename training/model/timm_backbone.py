@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.config import TimmConfig
+from training.conventions import OURS, Conventions
 from training.model.deform import DeformConv
 from upsnet.errors import InputError, first_line
 
@@ -24,14 +25,13 @@ STRIDES = (4, 8, 16, 32)
 class TimmBackbone(nn.Module):
     """B x 3 x H x W -> (C2, C3, C4, C5) at strides 4, 8, 16, 32; `out_channels` lists their widths.
 
-    Built with random weights, so that a checkpoint needs nothing else; `load_pretrained` starts a new run. `legacy`: a
-    bottleneck of a ResNet has its stride in the first 1x1, not in the 3x3.
+    Built with random weights, so that a checkpoint needs nothing else; `load_pretrained` starts a new run.
     """
 
-    def __init__(self, config: TimmConfig, legacy: bool = False) -> None:
+    def __init__(self, config: TimmConfig, conventions: Conventions = OURS) -> None:
         super().__init__()
         self.config = config
-        self.network: Any = _create(config.name, pretrained=False)
+        self.network: Any = _create(config.name, pretrained=False)  # timm has no types
         strides = self.network.feature_info.reduction()
         if missing := [stride for stride in STRIDES if stride not in strides]:
             raise InputError(
@@ -42,7 +42,7 @@ class TimmBackbone(nn.Module):
             raise InputError(f"backbone {config.name}: takes images of one size alone; choose a convolutional network")
         self.positions = [strides.index(stride) for stride in STRIDES]
         self.out_channels = [self.network.feature_info.channels()[i] for i in self.positions]
-        if legacy:
+        if conventions.stride_first:
             _stride_first(self.network, config.name)
         for stage in config.deformable_stages:
             _deform(self.network, stage, config.name)
@@ -149,7 +149,9 @@ def _stride_first(network: nn.Module, name: str) -> None:
     for block in network.modules():
         if isinstance(block, Bottleneck):
             if not isinstance(block.aa, nn.Identity):
-                raise InputError(f"backbone {name}: blurs where it strides, as no legacy network does; use resnet50")
+                raise InputError(
+                    f"backbone {name}: blurs where it strides, as no ResNet with these conventions does; use resnet50"
+                )
             if block.conv2.stride != (1, 1):
                 block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 

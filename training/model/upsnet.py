@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import plugins_cuda
 from training.config import BackboneConfig, HybridConfig, ModelConfig
+from training.conventions import NAMED, Conventions
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
 from training.model.fpn import FPN
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 PYRAMID_LEVELS = 4  # the heads read P2..P5; P6 serves the RPN alone
 
 
+class ScoredProposals(NamedTuple):
+    """R proposals an image and what the box head says of them; class 0 is the background, then come the T things."""
+
+    proposals: Tensor  # B x R x 4, network pixels
+    valid: Tensor  # B x R: False in the padding
+    probabilities: Tensor  # B * R x (1 + T)
+    deltas: Tensor  # B * R x (1 + T) x 4
+    sizes: Tensor  # B x 2, height and width of the images
+
+
 class Detections(NamedTuple):
     """Padded detections in descending score; rows from counts[b] on are padding."""
 
@@ -30,17 +41,27 @@ class Detections(NamedTuple):
     counts: Tensor  # B, int32
 
 
+class Suppression(NamedTuple):
+    """Which of overlapping detections stay: NMS of all together or class by class, then the best."""
+
+    score_threshold: float
+    nms_threshold: float
+    max_output: int
+    by_class: bool
+
+
 class UPSNet(nn.Module):
     """The network. `forward` is inference and follows the exported graph's contract; training calls the parts."""
 
     def __init__(self, config: ModelConfig, num_stuff: int, num_things: int) -> None:
         super().__init__()
         self.config = config
+        self.conventions = NAMED[config.conventions]
         self.num_stuff, self.num_things = num_stuff, num_things
         channels = config.fpn.channels
-        self.backbone = build_backbone(config.backbone, config.legacy)
-        self.fpn = FPN(self.backbone.out_channels, config.fpn, config.legacy)
-        self.rpn = RPN(channels, config.rpn, self.inclusive)
+        self.backbone = build_backbone(config.backbone, self.conventions)
+        self.fpn = FPN(self.backbone.out_channels, config.fpn, self.conventions)
+        self.rpn = RPN(channels, config.rpn, self.conventions)
         self.box_head = BoxHead(channels, num_things, config.box_head)
         self.mask_head = MaskHead(channels, num_things, config.mask_head)
         self.semantic_head = SemanticHead(channels, num_stuff + num_things, config.semantic_head)
@@ -48,15 +69,6 @@ class UPSNet(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std), persistent=False)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
-
-    @property
-    def inclusive(self) -> bool:
-        """Whether all boxes have inclusive corners, the legacy convention (see `boxes`)."""
-        return self.config.legacy
-
-    @property
-    def max_segments(self) -> int:
-        return self.num_stuff + self.config.panoptic.max_detections
 
     def pyramid(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
         """[P2..P6] of uint8 images B x H x W x 3."""
@@ -73,51 +85,45 @@ class UPSNet(nn.Module):
 
     def roi_features(self, pyramid: list[Tensor], boxes: Tensor, output_size: int) -> Tensor:
         """RoIAlign over P2..P5 of boxes [B, R, 4] -> [B * R, C, output_size, output_size]."""
-        levels, legacy = pyramid[:PYRAMID_LEVELS], self.config.legacy
-        pooled = plugins_cuda.roi_align_fpn(levels, boxes, output_size, aligned=not legacy, inclusive=self.inclusive)
+        own = self.conventions
+        pooled = plugins_cuda.roi_align_fpn(
+            pyramid[:PYRAMID_LEVELS], boxes, output_size, own.samples, aligned=own.aligned, inclusive=own.inclusive
+        )
         return pooled.flatten(0, 1)
 
-    def detect(self, pyramid: list[Tensor], sizes: Tensor) -> Detections:
-        """Proposals -> box head -> best class of each -> class-agnostic NMS, as the panoptic branch wants them."""
+    def score_proposals(self, pyramid: list[Tensor], sizes: Tensor) -> ScoredProposals:
+        """The proposals and what the box head says of them."""
         proposals, valid = self.rpn.propose(self.rpn(pyramid), sizes, self.config.rpn.test_top_n)
         logits, deltas = self.box_head(self.roi_features(pyramid, proposals, BOX_POOL))
-        return self.select(proposals, valid, logits.softmax(dim=1), deltas, sizes)
+        return ScoredProposals(proposals, valid, logits.softmax(dim=1), deltas, sizes)
 
-    def select(
-        self, proposals: Tensor, valid: Tensor, probabilities: Tensor, deltas: Tensor, sizes: Tensor
-    ) -> Detections:
-        """The detections among proposals [B, R, 4]; probabilities [B * R, 1 + T] and deltas [B * R, 1 + T, 4]."""
-        batch, rows = proposals.shape[:2]
-        scores, labels = probabilities[:, 1:].max(dim=1)
+    def select(self, scored: ScoredProposals) -> Detections:
+        """The panoptic branch's detections: the best class of each proposal, then NMS of all classes together."""
+        batch, rows = scored.valid.shape
+        scores, labels = scored.probabilities[:, 1:].max(dim=1)
         channel = (labels + 1).reshape(-1, 1, 1).expand(-1, 1, 4)
-        deltas = torch.gather(deltas, 1, channel).reshape(batch, rows, 4)
-        scores = scores.reshape(batch, rows) * valid
-        decoded = B.decode(deltas, proposals, B.BOX_WEIGHTS, self.inclusive)
-        boxes = B.clip(decoded, sizes, self.inclusive)
+        deltas = torch.gather(scored.deltas, 1, channel).reshape(batch, rows, 4)
+        scores = scores.reshape(batch, rows) * scored.valid
+        decoded = self.conventions.decode(deltas, scored.proposals, B.BOX_WEIGHTS)
+        boxes = self.conventions.clip(decoded, scored.sizes)
+        return suppress(boxes, scores, labels.reshape(batch, rows), self.suppression, self.conventions)
+
+    @property
+    def suppression(self) -> Suppression:
+        """Of the panoptic branch."""
         panoptic = self.config.panoptic
-        kept, counts = plugins_cuda.nms(
-            boxes,
-            scores,
-            panoptic.nms_threshold,
-            panoptic.score_threshold,
-            panoptic.max_detections,
-            inclusive=self.inclusive,
-        )
-        return Detections(
-            boxes=B.gather_rows(boxes, kept),
-            scores=torch.gather(scores, 1, kept),
-            labels=torch.gather(labels.reshape(batch, rows), 1, kept),
-            counts=counts,
-        )
+        return Suppression(panoptic.score_threshold, panoptic.nms_threshold, panoptic.max_detections, by_class=False)
 
     def forward(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images uint8 B x H x W x 3 (RGB, padded to multiples of 32), sizes int32 B x 2, scales float32 B.
+        """images uint8 B x H x W x 3 (RGB, padded to multiples of 32), sizes int32 B x 2 (height, width inside the
+        padding), scales float32 B (network pixels for one original pixel).
 
-        Returns panoptic uint8 B x H x W, segments float32 B x K x 7, segment_count int32 B: see design of the graph.
+        Returns panoptic uint8 B x H x W (0 is void, else 1 + row of segments), segments float32 B x K x 7 (category,
+        score, area, x1, y1, x2, y2) and segment_count int32 B.
         """
         pyramid = self.pyramid(images, sizes)
         semantic = self.semantic_head(pyramid[:PYRAMID_LEVELS])
-        found = self.detect(pyramid, sizes)
+        found = self.select(self.score_proposals(pyramid, sizes))
         masks = self.mask_head(self.roi_features(pyramid, found.boxes, MASK_POOL), found.labels.flatten())
         batch, rows = found.scores.shape
         return self.fuse(semantic, found, masks.reshape(batch, rows, *masks.shape[1:]), sizes, scales)
@@ -129,7 +135,7 @@ class UPSNet(nn.Module):
         panoptic = self.config.panoptic
         return plugins_cuda.panoptic_fusion(
             semantic,
-            found.boxes if self.inclusive else inclusive(found.boxes),
+            self.conventions.to_inclusive(found.boxes),
             found.labels,
             found.scores,
             masks,
@@ -142,13 +148,23 @@ class UPSNet(nn.Module):
         )
 
 
-def build_backbone(config: BackboneConfig, legacy: bool) -> HybridBackbone | TimmBackbone:
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rule: Suppression, conventions: Conventions) -> Detections:
+    """The detections that stay of boxes [B, N, 4], scores and labels [B, N]."""
+    score_threshold, nms_threshold, max_output, by_class = rule
+    classes, inclusive = labels if by_class else None, conventions.inclusive
+    kept, counts = plugins_cuda.nms(
+        boxes, scores, nms_threshold, score_threshold, max_output, classes=classes, inclusive=inclusive
+    )
+    return Detections(B.gather_rows(boxes, kept), torch.gather(scores, 1, kept), torch.gather(labels, 1, kept), counts)
+
+
+def build_backbone(config: BackboneConfig, conventions: Conventions) -> HybridBackbone | TimmBackbone:
     """The configured backbone with random weights: B x 3 x H x W -> [C2..C5], widths in `out_channels`."""
     if isinstance(config, HybridConfig):
         return HybridBackbone(config)
     from training.model.timm_backbone import TimmBackbone  # takes seconds, and most networks need no timm
 
-    return TimmBackbone(config, legacy)
+    return TimmBackbone(config, conventions)
 
 
 def load_pretrained_backbone(model: UPSNet) -> str:
@@ -157,8 +173,3 @@ def load_pretrained_backbone(model: UPSNet) -> str:
     InputError: they cannot be had, or are not those of the configured backbone.
     """
     return "" if isinstance(model.backbone, HybridBackbone) else model.backbone.load_pretrained()
-
-
-def inclusive(boxes: Tensor) -> Tensor:
-    """Corners as the panoptic head counts them: the last pixel that belongs to the box instead of the first outside."""
-    return torch.cat([boxes[..., :2], boxes[..., 2:] - 1], dim=-1)

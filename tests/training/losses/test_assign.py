@@ -13,13 +13,14 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler,
 from torchvision.ops import box_iou
 
 from training.config import BoxHeadConfig, RpnConfig
+from training.conventions import NAMED, OURS, UPSNET, Conventions
 from training.data.sample import IGNORE
 from training.losses import draws
 from training.losses.assign import RoiTargets, RpnTargets, assign_anchors, assign_rois, choose, match, padded
 from training.model import boxes as B
 
 SIZES = torch.tensor([[96, 128], [80, 100], [128, 128]], dtype=torch.int32)
-CONVENTIONS = [False, True]
+CONVENTIONS = pytest.mark.parametrize("conventions", NAMED.values(), ids=NAMED)
 
 
 def random_boxes(count: int, generator: torch.Generator, extent: float = 90, largest: float = 50) -> Tensor:
@@ -27,29 +28,31 @@ def random_boxes(count: int, generator: torch.Generator, extent: float = 90, lar
     return torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * largest], dim=1)
 
 
-def scene(inclusive: bool) -> dict[str, Any]:
+def scene(conventions: Conventions) -> dict[str, Any]:
     """Anchors of three strides, and boxes for three images: several, none, and one pixel beside a large one."""
     generator = torch.Generator().manual_seed(1)
     ratios = (0.5, 1.0, 2.0)
     anchors = [
-        B.grid_anchors(B.base_anchors(s, 4, ratios, inclusive), 128 // s, 128 // s, s).float() for s in (4, 8, 16)
+        B.grid_anchors(conventions.base_anchors(s, 4, ratios), 128 // s, 128 // s, s).float() for s in (4, 8, 16)
     ]
     boxes = [random_boxes(7, generator).round(), torch.zeros(0, 4), torch.tensor([[5.0, 5, 6, 6], [20, 30, 90, 100]])]
-    if inclusive:
+    if conventions.inclusive:
         boxes = [own - torch.tensor([0.0, 0, 1, 1]) for own in boxes]
     return {"anchors": torch.cat(anchors), "boxes": boxes, "sizes": SIZES, "seeds": torch.tensor([11, 12, 13])}
 
 
-def slow_iou(a: np.ndarray, b: np.ndarray, inclusive: bool) -> float:
-    one = float(inclusive)
+def slow_iou(a: np.ndarray, b: np.ndarray, conventions: Conventions) -> float:
+    one = float(conventions.inclusive)
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + one)
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + one)
     areas = [(v[2] - v[0] + one) * (v[3] - v[1] + one) for v in (a, b)]
     return width * height / (sum(areas) - width * height)
 
 
-def slow_deltas(anchor: np.ndarray, box: np.ndarray, weights: tuple[float, ...], inclusive: bool) -> list[float]:
-    one = float(inclusive)
+def slow_deltas(
+    anchor: np.ndarray, box: np.ndarray, weights: tuple[float, ...], conventions: Conventions
+) -> list[float]:
+    one = float(conventions.inclusive)
     (aw, ah), (bw, bh) = ((v[2] - v[0] + one, v[3] - v[1] + one) for v in (anchor, box))
     ax, ay, bx, by = anchor[0] + aw / 2, anchor[1] + ah / 2, box[0] + bw / 2, box[1] + bh / 2
     values = [(bx - ax) / aw, (by - ay) / ah, math.log(bw / aw), math.log(bh / ah)]
@@ -61,14 +64,14 @@ def best_first(candidates: list[int], keys: list[int], count: int) -> list[int]:
 
 
 class TestAnchors:
-    @pytest.mark.parametrize("inclusive", CONVENTIONS)
+    @CONVENTIONS
     @pytest.mark.parametrize("samples", [64, 5000])
-    def test_against_a_loop(self, inclusive: bool, samples: int) -> None:
-        data, config = scene(inclusive), RpnConfig(samples=samples, positive_fraction=0.1)
-        found = assign_anchors(**data, config=config, inclusive=inclusive)
+    def test_against_a_loop(self, conventions: Conventions, samples: int) -> None:
+        data, config = scene(conventions), RpnConfig(samples=samples, positive_fraction=0.1)
+        found = assign_anchors(**data, config=config, conventions=conventions)
         some_positive = 0
         for image in range(3):
-            expected = self.slow(data, image, config, inclusive)
+            expected = self.slow(data, image, config, conventions)
             rows = found.labels[image] != IGNORE
             indices, labels = found.anchors[image, rows].tolist(), found.labels[image, rows].tolist()
             assert list(zip(indices, labels, strict=True)) == [(i, label) for i, label, _ in expected]
@@ -80,15 +83,15 @@ class TestAnchors:
         assert found.labels.shape == (3, samples) and (found.deltas[found.labels != 1] == 0).all()
 
     def slow(
-        self, data: dict[str, Any], image: int, config: RpnConfig, inclusive: bool
+        self, data: dict[str, Any], image: int, config: RpnConfig, conventions: Conventions
     ) -> list[tuple[int, int, list[float]]]:
         """The sampled anchors in order: index, label, deltas."""
         anchors, boxes = data["anchors"].double().numpy(), data["boxes"][image].double().numpy()
         height, width = data["sizes"][image].tolist()
-        last = float(inclusive)
+        last = float(conventions.inclusive)
         inside = [a[0] >= 0 and a[1] >= 0 and a[2] <= width - last and a[3] <= height - last for a in anchors]
         overlaps = [
-            [slow_iou(a, b, inclusive) if ok else 0.0 for b in boxes] for a, ok in zip(anchors, inside, strict=True)
+            [slow_iou(a, b, conventions) if ok else 0.0 for b in boxes] for a, ok in zip(anchors, inside, strict=True)
         ]
         highest = [max(row[g] for row in overlaps) for g in range(len(boxes))]
         positive, negative = [], []
@@ -103,14 +106,14 @@ class TestAnchors:
         keys = draws.keys(data["seeds"][image : image + 1], len(anchors), draws.RPN_STREAM)[0].tolist()
         pos = best_first(positive, keys, int(config.samples * config.positive_fraction))
         neg = best_first(negative, keys, config.samples - len(pos))
-        targets = [slow_deltas(anchors[i], boxes[np.argmax(overlaps[i])], B.RPN_WEIGHTS, inclusive) for i in pos]
+        targets = [slow_deltas(anchors[i], boxes[np.argmax(overlaps[i])], B.RPN_WEIGHTS, conventions) for i in pos]
         return [(i, 1, t) for i, t in zip(pos, targets, strict=True)] + [(i, 0, [0.0] * 4) for i in neg]
 
     def test_by_hand(self) -> None:
         anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [-1, 0, 10, 10], [21, 20, 30, 24]])
         boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 24, 24]])
         found = assign_anchors(
-            anchors, [boxes], torch.tensor([[40, 40]]), torch.tensor([0]), RpnConfig(samples=12), inclusive=False
+            anchors, [boxes], torch.tensor([[40, 40]]), torch.tensor([0]), RpnConfig(samples=12), conventions=OURS
         )
         # Exact; IoU .9; .16 but the second box's best is anchor 4 (.27); outside the image; the second box's best.
         used = found.labels[0] != IGNORE
@@ -120,18 +123,18 @@ class TestAnchors:
     def test_the_border_of_the_image(self) -> None:
         """A box up to the border lies inside in its own convention: x2 is W, or W - 1 when it is the last pixel."""
         anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 9, 9]])
-        for inclusive, expected in ((False, [0, 1]), (True, [1])):
+        for conventions, expected in ((OURS, [0, 1]), (UPSNET, [1])):
             found = assign_anchors(
-                anchors, [torch.zeros(0, 4)], torch.tensor([[10, 10]]), torch.tensor([0]), RpnConfig(), inclusive
+                anchors, [torch.zeros(0, 4)], torch.tensor([[10, 10]]), torch.tensor([0]), RpnConfig(), conventions
             )
             assert sorted(found.anchors[0, found.labels[0] == 0].tolist()) == expected
 
     def test_matches_are_torchvisions(self) -> None:
         """Its Matcher gives positives (with the low-quality ones), negatives and targets; where anchors may stick out
         of the image, as they may there, and where no box lies apart from all anchors (it would then match them all)."""
-        data = scene(False)
+        data = scene(OURS)
         anchors, boxes = data["anchors"], data["boxes"][0]
-        best, owner, favourite = match(anchors, boxes, torch.ones(len(anchors), dtype=torch.bool), False)
+        best, owner, favourite = match(anchors, boxes, torch.ones(len(anchors), dtype=torch.bool), OURS)
         theirs = Matcher(0.7, 0.3, allow_low_quality_matches=True)(box_iou(boxes, anchors))
         positive = favourite | (best >= 0.7)
         assert positive.sum() > 5 and torch.equal(positive, theirs >= 0)
@@ -139,29 +142,29 @@ class TestAnchors:
         assert torch.equal(owner[positive], theirs[positive])
 
     def test_chunks_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        data = scene(False)
-        whole = assign_anchors(**data, config=RpnConfig(), inclusive=False)
+        data = scene(OURS)
+        whole = assign_anchors(**data, config=RpnConfig(), conventions=OURS)
         monkeypatch.setattr("training.losses.assign.CHUNK", 100)
-        for a, b in zip(whole, assign_anchors(**data, config=RpnConfig(), inclusive=False), strict=True):
+        for a, b in zip(whole, assign_anchors(**data, config=RpnConfig(), conventions=OURS), strict=True):
             assert torch.equal(a, b)
 
     def test_an_image_alone_is_sampled_alike(self) -> None:
-        data = scene(False)
-        together = assign_anchors(**data, config=RpnConfig(), inclusive=False)
+        data = scene(OURS)
+        together = assign_anchors(**data, config=RpnConfig(), conventions=OURS)
         for image in range(3):
             only = {name: values if name == "anchors" else values[image : image + 1] for name, values in data.items()}
-            assert_rows_equal(together, image, assign_anchors(**only, config=RpnConfig(), inclusive=False))
+            assert_rows_equal(together, image, assign_anchors(**only, config=RpnConfig(), conventions=OURS))
 
 
 class TestRois:
-    @pytest.mark.parametrize("inclusive", CONVENTIONS)
+    @CONVENTIONS
     @pytest.mark.parametrize("samples", [32, 512])
-    def test_against_a_loop(self, inclusive: bool, samples: int) -> None:
+    def test_against_a_loop(self, conventions: Conventions, samples: int) -> None:
         config = BoxHeadConfig(samples=samples)
-        data = self.scene(inclusive)
-        found = assign_rois(**data, config=config, inclusive=inclusive)
+        data = self.scene(conventions)
+        found = assign_rois(**data, config=config, conventions=conventions)
         for image in range(3):
-            expected = self.slow(data, image, config, inclusive)
+            expected = self.slow(data, image, config, conventions)
             rows = found.labels[image] != IGNORE
             assert rows.sum() == len(expected) and not rows[len(expected) :].any()
             np.testing.assert_allclose(
@@ -176,9 +179,9 @@ class TestRois:
             assert foreground.sum() <= samples // 4
         assert (found.labels[0] > 0).any() and (found.rois[found.labels == IGNORE] == 0).all()
 
-    def scene(self, inclusive: bool) -> dict[str, Any]:
+    def scene(self, conventions: Conventions) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(2)
-        base = scene(inclusive)
+        base = scene(conventions)
         near = base["boxes"][0].repeat(6, 1)
         near = near + torch.randn(near.shape, generator=generator) * 3
         proposals = torch.stack([torch.cat([near, random_boxes(58, generator)]) for _ in range(3)])
@@ -191,13 +194,13 @@ class TestRois:
         }
 
     def slow(
-        self, data: dict[str, Any], image: int, config: BoxHeadConfig, inclusive: bool
+        self, data: dict[str, Any], image: int, config: BoxHeadConfig, conventions: Conventions
     ) -> list[tuple[np.ndarray, int, int, list[float]]]:
         """The sampled RoIs in order: box, label, owner, deltas."""
         boxes, labels = data["boxes"][image].double().numpy(), data["labels"][image].tolist()
         pool = np.concatenate([data["proposals"][image].double().numpy(), boxes])
         eligible = data["valid"][image].tolist() + [True] * len(boxes)
-        overlaps = [[slow_iou(roi, box, inclusive) for box in boxes] for roi in pool]
+        overlaps = [[slow_iou(roi, box, conventions) for box in boxes] for roi in pool]
         positive = [i for i, row in enumerate(overlaps) if eligible[i] and max(row, default=0) >= config.positive_iou]
         negative = [i for i, row in enumerate(overlaps) if eligible[i] and max(row, default=0) < config.positive_iou]
         keys = draws.keys(data["seeds"][image : image + 1], len(pool), draws.ROI_STREAM)[0].tolist()
@@ -205,16 +208,16 @@ class TestRois:
         rows = []
         for i in pos:
             owner = int(np.argmax(overlaps[i]))
-            deltas = slow_deltas(pool[i], boxes[owner], B.BOX_WEIGHTS, inclusive)
+            deltas = slow_deltas(pool[i], boxes[owner], B.BOX_WEIGHTS, conventions)
             rows.append((pool[i], 1 + labels[owner], owner, deltas))
         return rows + [(pool[i], 0, -1, [0.0] * 4) for i in best_first(negative, keys, config.samples - len(pos))]
 
     def test_an_image_alone_is_sampled_alike(self) -> None:
-        data, config = self.scene(False), BoxHeadConfig(samples=48)
-        together = assign_rois(**data, config=config, inclusive=False)
+        data, config = self.scene(OURS), BoxHeadConfig(samples=48)
+        together = assign_rois(**data, config=config, conventions=OURS)
         for image in range(3):
             only = {name: values[image : image + 1] for name, values in data.items()}
-            assert_rows_equal(together, image, assign_rois(**only, config=config, inclusive=False), but="owners")
+            assert_rows_equal(together, image, assign_rois(**only, config=config, conventions=OURS), but="owners")
 
     def test_no_image_has_a_box(self) -> None:
         proposals = torch.tensor([[[0.0, 0, 20, 18], [40, 40, 60, 60]]])
@@ -225,7 +228,7 @@ class TestRois:
             [torch.zeros(0).long()],
             torch.tensor([4]),
             BoxHeadConfig(samples=4),
-            inclusive=False,
+            conventions=OURS,
         )
         assert found.labels.tolist() == [[0, IGNORE, IGNORE, IGNORE]] and (found.deltas == 0).all()
 
@@ -238,7 +241,7 @@ class TestRois:
             [torch.tensor([2])],
             torch.tensor([4]),
             BoxHeadConfig(samples=4),
-            inclusive=False,
+            conventions=OURS,
         )
         assert torch.equal(found.rois[0, :1], truth) and found.labels[0, 0] == 3 and (found.deltas == 0).all()
 
@@ -273,20 +276,22 @@ class TestChoose:
 
 class TestBoxCoding:
     @pytest.mark.parametrize("weights", [B.RPN_WEIGHTS, B.BOX_WEIGHTS])
-    @pytest.mark.parametrize("inclusive", CONVENTIONS)
-    def test_against_a_loop(self, weights: tuple[float, ...], inclusive: bool) -> None:
+    @CONVENTIONS
+    def test_against_a_loop(self, weights: tuple[float, ...], conventions: Conventions) -> None:
         generator = torch.Generator().manual_seed(0)
         anchors, boxes = random_boxes(20, generator).double(), random_boxes(20, generator).double()
-        found = B.encode(boxes, anchors, weights, inclusive)
-        expected = [slow_deltas(a, b, weights, inclusive) for a, b in zip(anchors.numpy(), boxes.numpy(), strict=True)]
+        found = conventions.encode(boxes, anchors, weights)
+        expected = [
+            slow_deltas(a, b, weights, conventions) for a, b in zip(anchors.numpy(), boxes.numpy(), strict=True)
+        ]
         np.testing.assert_allclose(found.numpy(), np.array(expected), atol=1e-12)
-        torch.testing.assert_close(B.decode(found, anchors, weights, inclusive), boxes)
+        torch.testing.assert_close(conventions.decode(found, anchors, weights), boxes)
 
     def test_against_torchvision(self) -> None:
         generator = torch.Generator().manual_seed(0)
         anchors, boxes = random_boxes(20, generator), random_boxes(20, generator)
         theirs = BoxCoder(B.BOX_WEIGHTS).encode([boxes], [anchors])[0]
-        torch.testing.assert_close(B.encode(boxes, anchors, B.BOX_WEIGHTS), theirs, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(OURS.encode(boxes, anchors, B.BOX_WEIGHTS), theirs, atol=2e-5, rtol=1e-5)
 
 
 def test_padded() -> None:

@@ -9,24 +9,32 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from training.config import LossConfig, ModelConfig
+from training.conventions import NAMED, Conventions
 from training.data.batch import Batch
 from training.data.sample import IGNORE
 from training.losses import TrainingLosses
 from training.losses.targets import Targets
 from training.losses.total import is_thing
-from training.model.upsnet import UPSNet, inclusive
+from training.model.upsnet import UPSNet
 
 MakeBatch = Callable[..., Batch]
 NAMES = ["rpn_cls", "rpn_box", "rcnn_cls", "rcnn_box", "mask", "semantic", "semantic_roi", "panoptic"]
 
 
 def of_image(batch: Batch, image: int) -> Batch:
-    return Batch(*(values[image : image + 1] for values in batch))
+    return Batch._make(values[image : image + 1] for values in batch)
+
+
+def gradients(module: nn.Module) -> list[Tensor]:
+    """Of every parameter: none is without."""
+    found = [p.grad for p in module.parameters() if p.grad is not None]
+    assert len(found) == len(list(module.parameters()))
+    return found
 
 
 def values_of(losses: dict[str, Tensor]) -> dict[str, float]:
@@ -61,7 +69,7 @@ def test_instances_of_one_pixel(losses: TrainingLosses, make_batch: MakeBatch) -
     values = losses(batch._replace(instances=numbers, boxes=[boxes], labels=[torch.tensor([0, 1, 2])]))
     total = sum(values.values())
     total.backward()
-    assert torch.isfinite(total) and all(torch.isfinite(p.grad).all() for p in losses.parameters())
+    assert torch.isfinite(total) and all(torch.isfinite(gradient).all() for gradient in gradients(losses))
     assert values["mask"] > 0, "a box of one pixel is its own foreground RoI"
 
 
@@ -85,7 +93,7 @@ def test_a_batch_is_the_mean_of_its_images(losses: TrainingLosses, make_batch: M
     batch.semantic[1, :40] = IGNORE
     together = losses(batch)
     sum(together.values()).backward()
-    gradients = [p.grad.clone() for p in losses.parameters()]
+    before = [gradient.clone() for gradient in gradients(losses)]
     losses.zero_grad()
     alone = []
     for image in range(3):
@@ -94,7 +102,7 @@ def test_a_batch_is_the_mean_of_its_images(losses: TrainingLosses, make_batch: M
     for name, value in together.items():
         mean = sum(values[name].item() for values in alone) / 3
         assert value.item() == pytest.approx(mean, rel=1e-5, abs=1e-7), name
-    for (name, p), gradient in zip(losses.named_parameters(), gradients, strict=True):
+    for (name, p), gradient in zip(losses.named_parameters(), before, strict=True):
         torch.testing.assert_close(gradient, p.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
@@ -120,7 +128,7 @@ def test_a_branch_of_weight_zero_is_left_out(losses: TrainingLosses, make_batch:
     assert list(found) == [name for name in NAMES if name != weight]
     assert values_of(found) == pytest.approx({name: everything[name] for name in found}, rel=1e-5)
     sum(found.values()).backward()
-    assert all(p.grad is not None for p in losses.parameters())
+    assert gradients(losses)
 
 
 class TestGiven:
@@ -168,16 +176,18 @@ def test_the_mask_rows_are_the_foreground(losses: TrainingLosses, make_batch: Ma
         assert losses(batch)["mask"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_semantic_roi_crops_the_features(losses: TrainingLosses, make_batch: MakeBatch, legacy: bool) -> None:
+@pytest.mark.parametrize("conventions", NAMED.values(), ids=NAMED)
+def test_semantic_roi_crops_the_features(
+    losses: TrainingLosses, make_batch: MakeBatch, conventions: Conventions
+) -> None:
     """As the paper has it: crops of the features go through the score convolution; we crop the scores."""
     model, batch = losses.model, make_batch([4])
-    model.config = model.config.model_copy(update={"legacy": legacy})
-    boxes = [inclusive(own) for own in batch.boxes] if legacy else batch.boxes
+    model.conventions = conventions
+    last = torch.tensor([0, 0, 1, 1]) * conventions.inclusive
     features = torch.randn(1, model.semantic_head.score.in_channels, 16, 24)
     with torch.no_grad():
-        model.semantic_head.score.bias.normal_()
-        crops = roi_align(features, boxes, 28, 0.25, sampling_ratio=2, aligned=not legacy)
+        model.get_parameter("semantic_head.score.bias").normal_()
+        crops = roi_align(features, [batch.boxes[0] - last], 28, 0.25, sampling_ratio=2, aligned=conventions.aligned)
         labels = torch.randint(0, STUFF_AND_THINGS, (4, 28, 28), dtype=torch.uint8)
         expected = F.cross_entropy(model.semantic_head.score(crops), labels.long())
         found = losses.semantic_roi_loss(model.semantic_head.score(features), batch, labels)
@@ -211,12 +221,14 @@ def slow_panoptic_loss(semantic: Tensor, masks: Tensor, batch: Batch, stuff: int
     return total / (height * width)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_panoptic_loss_against_a_plain_loop(losses: TrainingLosses, make_batch: MakeBatch, legacy: bool) -> None:
+@pytest.mark.parametrize("conventions", NAMED.values(), ids=NAMED)
+def test_panoptic_loss_against_a_plain_loop(
+    losses: TrainingLosses, make_batch: MakeBatch, conventions: Conventions
+) -> None:
     """With everything kept, in both conventions of the boxes: what is pasted is the same."""
     model, batch = losses.eval().model, make_batch([2])
     panoptic = model.config.panoptic.model_copy(update={"keep_fraction": 1.0})
-    model.config = model.config.model_copy(update={"panoptic": panoptic, "legacy": legacy})
+    model.config, model.conventions = model.config.model_copy(update={"panoptic": panoptic}), conventions
     with torch.no_grad():
         pyramid = model.pyramid(batch.images, batch.sizes)
         semantic = model.semantic_head(pyramid[:4])
@@ -224,21 +236,18 @@ def test_panoptic_loss_against_a_plain_loop(losses: TrainingLosses, make_batch: 
         masks = losses.mask_logits(pyramid, given)[1]
         found = losses.panoptic_loss(semantic, masks, given).item()
     # Kept instances come in the order of their draws; here in the order of the batch.
-    order = [int((given.panoptic.boxes[0] == own).all(1).nonzero()) for own in expected_boxes(batch, legacy)]
+    boxes = conventions.from_exclusive(batch.boxes[0])
+    order = [int((given.panoptic.boxes[0] == own).all(1).nonzero()) for own in boxes]
     assert found == pytest.approx(slow_panoptic_loss(semantic[0], masks[0, order], batch, model.num_stuff), rel=1e-4)
 
 
-def expected_boxes(batch: Batch, legacy: bool) -> Tensor:
-    return inclusive(batch.boxes[0]) if legacy else batch.boxes[0]
-
-
 @pytest.mark.parametrize("instances", [[3, 2], [0, 0]])
-def test_legacy_networks_train(small: ModelConfig, make_batch: MakeBatch, instances: list[int]) -> None:
+def test_upsnets_conventions_train(small: ModelConfig, make_batch: MakeBatch, instances: list[int]) -> None:
     torch.manual_seed(0)
-    model = UPSNet(small.model_copy(update={"legacy": True}), 4, 3)
+    model = UPSNet(small.model_copy(update={"conventions": "upsnet"}), 4, 3)
     values = TrainingLosses(model, LossConfig())(make_batch(instances))
     sum(values.values()).backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model))
 
 
 def test_under_autocast(small: ModelConfig, losses: TrainingLosses, make_batch: MakeBatch) -> None:
@@ -252,7 +261,7 @@ def test_under_autocast(small: ModelConfig, losses: TrainingLosses, make_batch: 
         low = losses(batch)
     assert all(value.dtype == torch.float32 for value in low.values())
     sum(low.values()).backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model))
     for name in ("rpn_cls", "semantic", "semantic_roi", "panoptic", "mask"):
         assert low[name].item() == pytest.approx(full[name].item(), rel=0.05), name
     assert low["semantic"].item() != full["semantic"].item(), "the network did not run in bfloat16"

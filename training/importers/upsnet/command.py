@@ -30,13 +30,16 @@ from upsnet.errors import InputError
 
 def main(
     checkpoint: Annotated[Path, typer.Argument(help="The original's weights, a state_dict as torch.save wrote it.")],
-    config: Annotated[Path, typer.Option(help="YAML configuration with the same layers, and model.legacy: true.")],
+    config: Annotated[
+        Path, typer.Option(help="YAML configuration with the same layers, and model.conventions: upsnet.")
+    ],
     categories: Annotated[
         Path | None, typer.Option(help="A COCO panoptic JSON, or the list of its categories. --out needs it.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The checkpoint to write, as runs/NAME/last.safetensors.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as model.legacy=true; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override, as model.conventions=upsnet; repeatable."),
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Go on where keys do not fit: list them, and keep random weights there.")
@@ -82,8 +85,8 @@ def main(
 ) -> None:
     """A checkpoint of the original UPSNet or its hybrid fork -> one of ours that computes the same."""
     settings = load_config(config, tuple(set_ or []))
-    if not settings.model.legacy:
-        raise InputError(f"{config}: the original's weights need its conventions: set model.legacy: true, or --set it")
+    if settings.model.conventions != "upsnet":
+        raise InputError(f"{config}: the original's weights need its conventions: set model.conventions: upsnet")
     if not out and not dump:
         raise InputError("nothing to do: give --out to write a checkpoint, --dump to write its arrays, or both")
     if dump and not net_input:

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import plugins_cuda
 from plugins_cuda.panoptic_fusion.reference import (
     bounded_logits,
     mask_terms,
@@ -17,35 +16,24 @@ from plugins_cuda.panoptic_fusion.reference import (
     segment_term,
 )
 from training.importers.upsnet.inputs import Inputs
-from training.model import boxes as B
+from training.inference import select_instances
 from training.model.heads import MASK_POOL
-from training.model.upsnet import UPSNet
+from training.model.upsnet import ScoredProposals, UPSNet
 
-AP_SCORE, AP_NMS, AP_DETECTIONS = 0.05, 0.5, 100
 AP_MASKS, AP_BITS = 20, 6  # of how many detections the masks are written, in full and pasted
 UNKNOWN = 255
 NEAR_TIE = 2e-3
 
 
-def ap_branch(
-    model: UPSNet, pyramid: list[Tensor], proposals: Tensor, probabilities: Tensor, deltas: Tensor, inputs: Inputs
-) -> dict:
+def ap_branch(model: UPSNet, pyramid: list[Tensor], scored: ScoredProposals, inputs: Inputs) -> dict[str, Tensor]:
     """Detections as box and mask AP want them: NMS within each class; ordered by class, then by score."""
-    rows, classes = probabilities.shape
-    decoded = B.decode(deltas, proposals[:, None], B.BOX_WEIGHTS, model.inclusive)
-    boxes = B.clip(decoded.flatten(0, 1)[None], inputs.sizes, model.inclusive)
-    scores = probabilities.clone()
-    scores[:, 0] = 0
-    label = torch.arange(classes).expand(rows, classes).reshape(1, -1)
-    kept, count = plugins_cuda.nms(
-        boxes, scores.reshape(1, -1), AP_NMS, AP_SCORE, AP_DETECTIONS, classes=label, inclusive=model.inclusive
-    )
-    kept = kept[0, : int(count)]
-    kept = kept[label[0, kept].argsort(stable=True)]
+    found = select_instances(model, scored)
+    labels = found.labels[0, : int(found.counts)]
+    order = labels.argsort(stable=True)
     arrays = {
-        "det_scores": scores.flatten()[kept],
-        "det_boxes": boxes[0, kept],
-        "det_cls": label[0, kept].to(torch.int16),
+        "det_scores": found.scores[0, order],
+        "det_boxes": found.boxes[0, order],
+        "det_cls": (labels[order] + 1).to(torch.int16),
     }
     boxes, labels = inputs.stage("det_boxes", arrays["det_boxes"]), inputs.stage("det_cls", arrays["det_cls"])
     masks = _masks(model, pyramid, boxes, labels).sigmoid()
@@ -54,8 +42,8 @@ def ap_branch(
     bits = [np.packbits(mask.numpy().ravel()) for mask in pasted[:AP_BITS]]
     return arrays | {
         "det_mask_prob": masks[:AP_MASKS],
-        "det_mask_area": np.array([int(mask.sum()) for mask in pasted], np.int32),
-        f"det_mask_bits_first{AP_BITS}": np.array(bits, np.uint8),
+        "det_mask_area": torch.tensor([int(mask.sum()) for mask in pasted], dtype=torch.int32),
+        f"det_mask_bits_first{AP_BITS}": torch.from_numpy(np.array(bits, np.uint8)),
     }
 
 
@@ -68,19 +56,12 @@ def paste(mask: Tensor, box: Tensor, height: int, width: int) -> Tensor:
 
 
 def panoptic_branch(
-    model: UPSNet,
-    pyramid: list[Tensor],
-    semantic: Tensor,
-    proposals: Tensor,
-    probabilities: Tensor,
-    deltas: Tensor,
-    inputs: Inputs,
-) -> dict:
+    model: UPSNet, pyramid: list[Tensor], semantic: Tensor, scored: ScoredProposals, inputs: Inputs
+) -> dict[str, Tensor]:
     """The panoptic branch: class-agnostic detections, pruning, the logits [stuff | instances | unknown], the rules."""
-    valid = torch.ones(1, len(proposals), dtype=torch.bool)
-    found = model.select(proposals[None], valid, probabilities, deltas, inputs.sizes)
+    found = model.select(scored)
     count = int(found.counts)
-    arrays: dict = {
+    arrays = {
         "pan_det_scores": found.scores[0, :count],
         "pan_det_boxes": found.boxes[0, :count],
         "pan_det_cls": (found.labels[0, :count] + 1).to(torch.int16),
@@ -121,7 +102,7 @@ def panoptic_branch(
     }
 
 
-def _maps(labels: Tensor, semantic: Tensor, things: Tensor, model: UPSNet, inputs: Inputs) -> dict:
+def _maps(labels: Tensor, semantic: Tensor, things: Tensor, model: UPSNet, inputs: Inputs) -> dict[str, Tensor]:
     """The maps without padding, at the original size (nearest) and at the network's, before and after the rules."""
     height, width, scale = inputs.height, inputs.width, inputs.scale
     labels, semantic = labels[:height, :width], semantic[:height, :width]
@@ -150,10 +131,10 @@ def _nearest(side: int, scale: float) -> Tensor:
     return (torch.arange(round(side / scale)) * scale).long().clamp(max=side - 1)
 
 
-def near_tie(logits: Tensor) -> np.ndarray:
+def near_tie(logits: Tensor) -> Tensor:
     """np.packbits of where the two highest of logits [C, H, W] are closer than NEAR_TIE."""
     first, second = logits.topk(2, dim=0).values
-    return np.packbits((first - second < NEAR_TIE).numpy())
+    return torch.from_numpy(np.packbits((first - second < NEAR_TIE).numpy()))
 
 
 def coded(labels: Tensor, unknown: int) -> Tensor:

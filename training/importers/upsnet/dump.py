@@ -20,7 +20,7 @@ from training.importers.upsnet.inputs import Arrays, Inputs
 from training.model import boxes as B
 from training.model.heads import BOX_POOL, MASK_POOL
 from training.model.rpn import STRIDES, RpnOutput
-from training.model.upsnet import PYRAMID_LEVELS, UPSNet
+from training.model.upsnet import PYRAMID_LEVELS, ScoredProposals, UPSNet
 from upsnet.files import atomic_path
 
 CANDIDATE = 0.04  # least probability of the listed (proposal, class) pairs
@@ -55,8 +55,10 @@ def dump(model: UPSNet, inputs: Inputs, full: bool = False) -> Arrays:
         arrays |= _hand_made_rois(model, pyramid, inputs)
     semantic, more = _semantic(model, pyramid, inputs, full)
     arrays |= more
-    arrays |= ap_branch(model, pyramid, proposals, probabilities, deltas, inputs)
-    arrays |= panoptic_branch(model, pyramid, semantic, proposals, probabilities, deltas, inputs)
+    valid = torch.ones(1, len(proposals), dtype=torch.bool)
+    scored = ScoredProposals(proposals[None], valid, probabilities, deltas, inputs.sizes)
+    arrays |= ap_branch(model, pyramid, scored, inputs)
+    arrays |= panoptic_branch(model, pyramid, semantic, scored, inputs)
     return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
 
 
@@ -117,18 +119,17 @@ def _hand_made_rois(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> dic
     rois = torch.from_numpy(inputs.given["roi_boxes"])
     pooled = model.roi_features(pyramid, rois[None], BOX_POOL)
     logits, deltas = model.box_head(pooled)
-    decoded = B.decode(deltas, rois[:, None], B.BOX_WEIGHTS, model.inclusive)
+    decoded = model.conventions.decode(deltas, rois[:, None], B.BOX_WEIGHTS)
+    clipped = model.conventions.clip(decoded.flatten(0, 1)[None], inputs.sizes)
     step = 4 if logits.shape[1] > MANY_CLASSES else 1
     arrays = {
         "roi_boxes": rois,
-        "roi_level": (2 + assign_levels(rois, inclusive=model.inclusive)).to(torch.int8),
+        "roi_level": (2 + assign_levels(rois, inclusive=model.conventions.inclusive)).to(torch.int8),
         "roi_pool7": pooled[:, ::32],
         "roi_cls_score": logits,
         "roi_bbox_pred": deltas.flatten(1),
         "roi_decoded": decoded[:, ::step],
-        "roi_decoded_clipped": B.clip(decoded.flatten(0, 1)[None], inputs.sizes, model.inclusive)[0].reshape(
-            decoded.shape
-        )[:, ::step],
+        "roi_decoded_clipped": clipped[0].reshape(decoded.shape)[:, ::step],
     }
     if "mask_roi_index" in inputs.given and "mask_roi_class" in inputs.given:
         index, label = (torch.from_numpy(inputs.given[f"mask_roi_{name}"]) for name in ("index", "class"))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.config import Config, LossConfig
+from training.conventions import UPSNET
 from training.data.batch import Batch
 from training.data.sample import IGNORE
 from training.importers.upsnet.inputs import Arrays, Inputs
@@ -31,7 +32,7 @@ UNWEIGHTED = LossConfig(semantic=1, semantic_roi=1, panoptic=1)
 
 
 def loss_arrays(model: UPSNet, inputs: Inputs, truth: Truth, settings: Config) -> Arrays:
-    """All arrays of a legacy network in eval mode; samples that are not given are drawn with the run's seed."""
+    """All arrays of an imported network in eval mode; samples that are not given are drawn with the run's seed."""
     losses = TrainingLosses(model, UNWEIGHTED).eval()
     batch = as_batch(inputs, truth, settings.seed)
     _, pyramid = inputs.pyramid(model)
@@ -124,8 +125,8 @@ def _anchors(truth: Truth, anchors: Tensor) -> RpnTargets:
     objects = labels == 1
     if objects.any():
         own = anchors[used[objects]]
-        owners = B.iou(own, truth.boxes, inclusive=True).argmax(1)
-        deltas[objects] = B.encode(truth.boxes[owners], own, B.RPN_WEIGHTS, inclusive=True)
+        owners = UPSNET.iou(own, truth.boxes).argmax(1)
+        deltas[objects] = UPSNET.encode(truth.boxes[owners], own, B.RPN_WEIGHTS)
     return RpnTargets(used[None], labels[None], deltas[None])
 
 
@@ -140,8 +141,8 @@ def _rois(truth: Truth) -> RoiTargets:
         owners[:count] = given["roi_owners"][order][:count]
     elif count:
         other = truth.labels != labels[:count, None] - 1
-        owners[:count] = B.iou(rois[:count], truth.boxes, inclusive=True).masked_fill(other, -1).argmax(1)
-    deltas[:count] = B.encode(truth.boxes[owners[:count]], rois[:count], B.BOX_WEIGHTS, inclusive=True)
+        owners[:count] = UPSNET.iou(rois[:count], truth.boxes).masked_fill(other, -1).argmax(1)
+    deltas[:count] = UPSNET.encode(truth.boxes[owners[:count]], rois[:count], B.BOX_WEIGHTS)
     return RoiTargets(rois[None], labels[None], deltas[None], owners[None])
 
 

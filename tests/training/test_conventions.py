@@ -1,4 +1,4 @@
-"""The conventions that imported networks were trained with, and that other networks do not have."""
+"""The conventions of the original UPSNet, where they differ from ours, and how a configuration names them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 import plugins_cuda
@@ -14,6 +15,7 @@ from export.onnx_export import to_model_proto
 from export.precision import prepare
 from tests.agreement import assert_same_segments
 from training.config import FpnConfig, ModelConfig, RpnConfig
+from training.conventions import UPSNET
 from training.model import boxes as B
 from training.model.fpn import FPN
 from training.model.rpn import RPN, RpnOutput
@@ -40,8 +42,8 @@ def network(**changes: Any) -> UPSNet:
     model = UPSNet(ModelConfig.model_validate(SMALL | changes), num_stuff=3, num_things=2)
     torch.nn.init.normal_(model.box_head.logits.weight, std=1.0)  # spread the scores: some pass the threshold
     with torch.no_grad():  # and instances win pixels
-        model.semantic_head.score.bias[3:] += 1
-        model.mask_head.score.bias += 3
+        model.get_parameter("semantic_head.score.bias")[3:] += 1
+        model.get_parameter("mask_head.score.bias").add_(3)
     return model.eval()
 
 
@@ -52,13 +54,13 @@ def photos() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_anchors_by_hand() -> None:
     """Window 0..15, centre 7.5; ratio .5: width round(16 sqrt 2) = 23, height round(11.5) = 12, both times 8."""
-    assert B.base_anchors(16, 8, (0.5, 1.0), inclusive=True).tolist() == [[-84, -40, 99, 55], [-56, -56, 71, 71]]
-    anchors = RPN(8, RpnConfig(), inclusive=True).base_anchors
-    assert torch.equal(anchors[2][:2], B.base_anchors(16, 8, (0.5, 1.0), inclusive=True))
+    assert UPSNET.base_anchors(16, 8, (0.5, 1.0)).tolist() == [[-84, -40, 99, 55], [-56, -56, 71, 71]]
+    anchors = RPN(8, RpnConfig(), UPSNET).base_anchors
+    assert torch.equal(anchors[2][:2], UPSNET.base_anchors(16, 8, (0.5, 1.0)))
 
 
 def test_proposals_are_clipped_to_the_last_pixel() -> None:
-    rpn = RPN(8, RpnConfig(), inclusive=True)
+    rpn = RPN(8, RpnConfig(), UPSNET)
     anchors = torch.tensor([[10.0, 20, 19, 39]])
     for shift, wanted in ((0.1, [11.0, 20, 20, 31]), (9.0, [63.0, 20, 63, 31])):
         deltas = torch.tensor([[[shift, 0.0, 0.0, 0.0]]])
@@ -69,10 +71,10 @@ def test_proposals_are_clipped_to_the_last_pixel() -> None:
 
 def test_boxes_inverted_by_less_than_a_pixel_stay_boxes() -> None:
     """A width under 1 puts x2 before x1: still on a level, with features, and never suppressed by itself."""
-    boxes = B.decode(torch.tensor([[0.0, 0, -9, -9]]), torch.tensor([[20.0, 20, 27, 27]]), B.RPN_WEIGHTS, True)
-    assert (boxes[0, 2:] < boxes[0, :2]).all() and (B.sides(boxes, inclusive=True) > 0).all()
+    boxes = UPSNET.decode(torch.tensor([[0.0, 0, -9, -9]]), torch.tensor([[20.0, 20, 27, 27]]), B.RPN_WEIGHTS)
+    assert (boxes[0, 2:] < boxes[0, :2]).all() and (UPSNET.sides(boxes) > 0).all()
     pyramid = [torch.randn(1, 16, 32 >> i, 32 >> i) for i in range(5)]
-    features = network(legacy=True).roi_features(pyramid, boxes[None], 7)
+    features = network(conventions="upsnet").roi_features(pyramid, boxes[None], 7)
     assert features.isfinite().all() and features.abs().max() > 0
     pair = torch.cat([boxes, boxes + 40])[None]
     kept, count = plugins_cuda.nms(pair, torch.tensor([[0.9, 0.8]]), 0.5, 0.0, 5, inclusive=True)
@@ -81,7 +83,7 @@ def test_boxes_inverted_by_less_than_a_pixel_stay_boxes() -> None:
 
 def test_context_is_a_mean_over_the_padding() -> None:
     torch.manual_seed(0)
-    fpn = FPN([4, 4, 4, 4], FpnConfig(channels=4), legacy=True)
+    fpn = FPN([4, 4, 4, 4], FpnConfig(channels=4), UPSNET)
     features = [torch.randn(1, 4, 32 >> i, 32 >> i) for i in range(4)]
     small, large = (fpn(features, torch.tensor([size])) for size in ([40, 40], [128, 128]))
     assert all(torch.equal(a, b) for a, b in zip(small, large, strict=True))
@@ -90,24 +92,24 @@ def test_context_is_a_mean_over_the_padding() -> None:
 def test_pixels() -> None:
     """RGB minus the means, not scaled; zero in the padding."""
     images, sizes, _ = photos()
-    x = network(legacy=True).normalize(images, sizes)
+    x = network(conventions="upsnet").normalize(images, sizes)
     red = images[0, 5, 7, 0].item()
     assert x[0, 0, 5, 7].item() == pytest.approx(red - 122.7717, abs=1e-3)
     assert (x[1, :, 80:] == 0).all() and (x[1, :, :, 97:] == 0).all()
 
 
 def test_stride_is_in_the_first_convolution() -> None:
-    for legacy, wanted in ((False, ((1, 1), (2, 2))), (True, ((2, 2), (1, 1)))):
-        block = network(legacy=legacy, backbone=TIMM | {"deformable_stages": []}).backbone.network.layer2[0]
-        assert (block.conv1.stride, block.conv2.stride) == wanted
+    for conventions, wanted in (("ours", [(1, 1), (2, 2)]), ("upsnet", [(2, 2), (1, 1)])):
+        model = network(conventions=conventions, backbone=TIMM | {"deformable_stages": []})
+        assert [model.get_submodule(f"backbone.network.layer2.0.conv{i}").stride for i in (1, 2)] == wanted
     x = torch.randn(1, 3, 64, 96)
-    maps = network(legacy=True, backbone=TIMM).backbone(x)
+    maps = network(conventions="upsnet", backbone=TIMM).backbone(x)
     assert [tuple(m.shape[2:]) for m in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-@pytest.mark.parametrize("legacy", [True, False])
-def test_operators_are_told(legacy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every NMS and every RoIAlign of the network; and what the panoptic head gets are inclusive corners."""
+@pytest.mark.parametrize(("conventions", "inclusive"), [("ours", False), ("upsnet", True)])
+def test_operators_get_the_conventions(conventions: str, inclusive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every NMS and every RoIAlign of the network."""
     seen: dict[str, list[dict[str, Any]]] = {"nms": [], "roi_align_fpn": []}
     for name, calls in seen.items():
         operator = getattr(plugins_cuda, name)
@@ -117,16 +119,16 @@ def test_operators_are_told(legacy: bool, monkeypatch: pytest.MonkeyPatch) -> No
             return operator(*arguments, **named)
 
         monkeypatch.setattr(plugins_cuda, name, recorded)
-    model = network(legacy=legacy)
+    model = network(conventions=conventions)
     with torch.no_grad():
         model(*photos())
-    assert [named["inclusive"] for named in seen["nms"]] == [legacy] * 2
-    assert [(n["inclusive"], n["aligned"]) for n in seen["roi_align_fpn"]] == [(legacy, not legacy)] * 2
+    assert [named["inclusive"] for named in seen["nms"]] == [inclusive] * 2
+    assert [(n["inclusive"], n["aligned"]) for n in seen["roi_align_fpn"]] == [(inclusive, not inclusive)] * 2
 
 
 def test_onnx_runtime_equals_pytorch() -> None:
-    """A legacy network with a timm ResNet, deformable in one stage: the conventions are attributes of its nodes."""
-    model = network(legacy=True, backbone=TIMM)
+    """A network with a timm ResNet, deformable in one stage: the conventions are attributes of its nodes."""
+    model = network(conventions="upsnet", backbone=TIMM)
     proto = to_model_proto(prepare(model, "fp32"), ResizeRule(short_side=96, max_side=128))
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     attributes = [{a.name: a for a in node.attribute} for node in proto.graph.node if node.domain == "upsnet"]
@@ -140,3 +142,34 @@ def test_onnx_runtime_equals_pytorch() -> None:
         wanted = [x.numpy() for x in model(*inputs)]
     assert (wanted[2] > 0).all() and (wanted[1][..., 0] >= 3).any(), "stuff and instances"
     assert_same_segments(RawPrediction(*found), RawPrediction(*wanted), score=1e-3)
+
+
+class TestConfiguration:
+    def test_conventions_bring_their_pixels_unless_those_are_given(self) -> None:
+        assert ModelConfig.model_validate({"conventions": "upsnet"}).pixel_std == (1, 1, 1)
+        assert ModelConfig.model_validate({"conventions": "upsnet", "pixel_std": [2, 2, 2]}).pixel_std == (2, 2, 2)
+        assert ModelConfig.model_validate({"conventions": "ours"}) == ModelConfig()
+
+    @pytest.mark.parametrize(("legacy", "conventions"), [(True, "upsnet"), (False, "ours")])
+    def test_the_word_of_older_versions(self, legacy: bool, conventions: str) -> None:
+        """Alone, beside the same conventions, and as their runs saved it."""
+        wanted = ModelConfig.model_validate({"conventions": conventions})
+        saved = wanted.model_dump() | {"backbone": wanted.backbone.model_dump() | {"deformable": False}}
+        del saved["conventions"]
+        for values in ({}, {"conventions": conventions}, saved):
+            assert ModelConfig.model_validate(values | {"legacy": legacy}) == wanted
+        assert "legacy" not in wanted.model_dump()
+
+    @pytest.mark.parametrize(
+        ("values", "reason"),
+        [
+            ({"legacy": True, "conventions": "ours"}, "legacy: true contradicts conventions"),
+            ({"legacy": "maybe"}, "legacy: maybe .* neither true nor false; leave legacy out"),
+            ({"conventions": ["upsnet"]}, "Input should be 'ours' or 'upsnet'"),
+            ({"backbone": {"deformable": True}}, r"hybrid\.deformable\s+Input should be False"),
+        ],
+    )
+    def test_others_are_refused(self, values: dict[str, Any], reason: str) -> None:
+        with pytest.raises(ValidationError, match=reason) as raised:
+            ModelConfig.model_validate(values)
+        assert raised.value.error_count() == 1

@@ -1,0 +1,124 @@
+"""What weights take for granted about boxes, samples and pixels, which differs between families of networks.
+
+A network holds its `Conventions` and asks them, so that no other file has to know which family it is of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MAX_LOG_RATIO = math.log(1000 / 16)
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """Boxes are x1, y1, x2, y2 in network pixels. A width is x2 - x1 + `inclusive`, the centre is x1 + width / 2."""
+
+    inclusive: bool  # x2 and y2 are the last pixels inside the box; else the first ones outside
+    aligned: bool  # RoIAlign shifts the samples by half a pixel
+    samples: int  # of RoIAlign in a bin, in each direction
+    base_anchors: Callable[[int, float, Sequence[float]], Tensor]  # stride, scale, ratios -> a cell's, [len(ratios), 4]
+    stride_first: bool  # a stage of a ResNet has its stride in the first 1x1; else in the 3x3
+    context_of_padding: bool  # the FPN's global context is a mean over the padding too
+    pixel_mean: tuple[float, float, float]  # RGB
+    pixel_std: tuple[float, float, float]
+
+    def sides(self, boxes: Tensor) -> Tensor:
+        """Widths and heights [..., 2] of boxes [..., 4]."""
+        return boxes[..., 2:] - boxes[..., :2] + float(self.inclusive)
+
+    def encode(self, boxes: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
+        """Deltas [N, 4] that move `anchors` [N, 4] onto `boxes` [N, 4] (Girshick et al., CVPR 2014)."""
+        anchor_size, box_size = self.sides(anchors), self.sides(boxes)
+        shift = (boxes[..., :2] + box_size / 2 - anchors[..., :2] - anchor_size / 2) / anchor_size
+        scale = torch.log(box_size / anchor_size)
+        parts = zip([*shift.unbind(-1), *scale.unbind(-1)], weights, strict=True)
+        return torch.stack([part * weight for part, weight in parts], dim=-1)
+
+    def decode(self, deltas: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
+        """Boxes [..., 4] from deltas [..., 4] and anchors of a shape that broadcasts; growth is at most 62.5 times."""
+        wx, wy, ww, wh = weights
+        width, height = self.sides(anchors).unbind(-1)
+        centre_x = anchors[..., 0] + width / 2 + deltas[..., 0] / wx * width
+        centre_y = anchors[..., 1] + height / 2 + deltas[..., 1] / wy * height
+        half_w = width * torch.exp(torch.clamp(deltas[..., 2] / ww, max=MAX_LOG_RATIO)) / 2
+        half_h = height * torch.exp(torch.clamp(deltas[..., 3] / wh, max=MAX_LOG_RATIO)) / 2
+        last = float(self.inclusive)
+        corners = [centre_x - half_w, centre_y - half_h, centre_x + half_w - last, centre_y + half_h - last]
+        return torch.stack(corners, dim=-1)
+
+    def clip(self, boxes: Tensor, sizes: Tensor) -> Tensor:
+        """Boxes [B, N, 4] limited to the images, sizes [B, 2] = (height, width)."""
+        limit = sizes.to(boxes.dtype)[:, [1, 0, 1, 0]].unsqueeze(1) - float(self.inclusive)
+        return torch.minimum(boxes.clamp(min=0), limit)
+
+    def iou(self, a: Tensor, b: Tensor) -> Tensor:
+        """Intersection over union [..., N, M] of boxes [..., N, 4] and [..., M, 4]; 0 where a box is empty."""
+        top_left = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+        bottom_right = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+        shared = (bottom_right - top_left + float(self.inclusive)).clamp(min=0).prod(-1)
+        area_a, area_b = (self.sides(boxes).clamp(min=0).prod(-1) for boxes in (a, b))
+        union = area_a[..., :, None] + area_b[..., None, :] - shared
+        return torch.where(union > 0, shared / union, 0.0)
+
+    def from_exclusive(self, boxes: Tensor) -> Tensor:
+        """Boxes [..., 4] whose x2 and y2 are the first pixels outside, as the data set and AP have them -> these."""
+        return _shrunk(boxes, int(self.inclusive))
+
+    def to_exclusive(self, boxes: Tensor) -> Tensor:
+        return _shrunk(boxes, -int(self.inclusive))
+
+    def to_inclusive(self, boxes: Tensor) -> Tensor:
+        """The corners that the panoptic head takes: x2 and y2 are the last pixels inside."""
+        return _shrunk(boxes, 1 - int(self.inclusive))
+
+
+def _shrunk(boxes: Tensor, pixels: int) -> Tensor:
+    return torch.cat([boxes[..., :2], boxes[..., 2:] - pixels], dim=-1) if pixels else boxes
+
+
+def rounded_anchors(stride: int, scale: float, ratios: Sequence[float], last: float) -> Tensor:
+    """Anchors [len(ratios), 4] centred on a cell; ratio = height / width, sides rounded at the stride.
+
+    last: 1 where x2 and y2 are the last pixels inside, else 0.
+    """
+    centre = (stride - last) / 2
+    rows = []
+    for ratio in ratios:
+        width = round(math.sqrt(stride * stride / ratio))
+        height = round(width * ratio)
+        half_w, half_h = (width * scale - last) / 2, (height * scale - last) / 2
+        rows.append([centre - half_w, centre - half_h, centre + half_w, centre + half_h])
+    return torch.tensor(rows)
+
+
+OURS = Conventions(
+    inclusive=False,
+    aligned=True,
+    samples=2,
+    base_anchors=partial(rounded_anchors, last=0.0),
+    stride_first=False,
+    context_of_padding=False,
+    pixel_mean=(123.675, 116.28, 103.53),
+    pixel_std=(58.395, 57.12, 57.375),
+)
+# The original UPSNet's, for its weights.
+UPSNET = Conventions(
+    inclusive=True,
+    aligned=False,
+    samples=2,
+    base_anchors=partial(rounded_anchors, last=1.0),
+    stride_first=True,
+    context_of_padding=True,
+    pixel_mean=(122.7717, 115.9465, 102.9801),
+    pixel_std=(1.0, 1.0, 1.0),
+)
+ConventionsName = Literal["ours", "upsnet"]  # as configurations have it
+NAMED = {"ours": OURS, "upsnet": UPSNET}
