@@ -20,9 +20,9 @@ from torchvision.ops import box_iou
 import plugins_cuda
 from plugins_cuda.panoptic_fusion.reference import mask_terms, merge, panoptic_labels, prune, segment_term
 from training.config import ModelConfig
-from training.importers.upsnet.detections import coded, two_channels
-from training.importers.upsnet.dump import dump
-from training.importers.upsnet.inputs import Arrays, read_inputs
+from training.importers.upsnet.golden.detections import coded, two_channels
+from training.importers.upsnet.golden.dump import dump
+from training.importers.upsnet.golden.inputs import Arrays, read_inputs
 from training.importers.upsnet.keys import original_names
 from training.importers.upsnet.weights import to_ours
 from training.model import boxes as B

@@ -1,4 +1,4 @@
-"""`upsnet import --dump --truth`: the losses of an imported network, their gradients, given samples, hostile files."""
+"""`upsnet golden --truth`: the losses of an imported network, their gradients, given samples, hostile files."""
 
 from __future__ import annotations
 
@@ -7,34 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import Tensor
-from typer.testing import CliRunner
 
-from tests.training.test_import import DATA, SMALL, original_of
+from tests.training.importers.original import CONFIG, network
 from training.config import Config, LossConfig, parse_config
 from training.data.batch import Batch
 from training.data.sample import IGNORE
-from training.importers.upsnet.command import main
-from training.importers.upsnet.inputs import Arrays, Inputs
+from training.importers.upsnet.golden.inputs import Arrays, Inputs
+from training.importers.upsnet.golden.losses import loss_arrays
+from training.importers.upsnet.golden.truth import read_truth
 from training.importers.upsnet.keys import original_names
-from training.importers.upsnet.losses import loss_arrays
-from training.importers.upsnet.truth import read_truth
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
-from upsnet.command_line.command import make_app
 from upsnet.errors import InputError
 
 HEIGHT, WIDTH, ANCHORS = 64, 96, 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
-SMALL_LOSSES = {"rpn": {"channels": 8, "train_top_n": 40, "samples": 32}, "box_head": {"hidden": 16, "samples": 24}}
-VALUES = {
-    "name": "small",
-    "seed": 5,
-    "model": SMALL | SMALL_LOSSES,
-    "loss": {"semantic": 0.2, "semantic_roi": 0.04, "panoptic": 0.1},
-    "data": DATA,
-    "schedule": {"iterations": 1, "images_per_step": 1},
-}
 NAMES = ["rpn_cls", "rpn_box", "rcnn_cls", "rcnn_box", "mask", "semantic", "semantic_roi", "panoptic"]
 BOXES = np.array([[8, 4, 39, 35], [44, 20, 91, 51], [20, 30, 43, 55]], np.float32)  # inclusive corners
 CLASSES = np.array([2, 1, 1])
@@ -42,13 +29,12 @@ CLASSES = np.array([2, 1, 1])
 
 @pytest.fixture(scope="module")
 def settings() -> Config:
-    return parse_config(VALUES, "test")
+    return parse_config(CONFIG, "test")
 
 
 @pytest.fixture(scope="module")
-def model(settings: Config) -> UPSNet:
-    torch.manual_seed(1)
-    return UPSNet(settings.model, 2, 2).eval()
+def model() -> UPSNet:
+    return network().eval()
 
 
 def photo() -> np.ndarray:
@@ -232,19 +218,3 @@ def test_files_that_do_not_belong(tmp_path: Path, model: UPSNet, settings: Confi
     for values, text in cases:
         with pytest.raises(InputError, match=text):
             losses_of(tmp_path, model, settings, values)
-
-
-def test_command(tmp_path: Path, model: UPSNet, settings: Config) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(VALUES))
-    torch.save(original_of(model), tmp_path / "original.pth")
-    np.save(tmp_path / "image.npy", image_of(settings).image)
-    np.savez(tmp_path / "truth.npz", **truth())
-    options = [str(tmp_path / "original.pth"), "--config", str(tmp_path / "config.yaml")]
-    options += ["--truth", str(tmp_path / "truth.npz")]
-    dump = ["--dump", str(tmp_path / "dump.npz"), "--net-input", str(tmp_path / "image.npy"), "--im-info", "60,96,0.5"]
-    run = CliRunner().invoke
-    assert "--truth is for the image of --dump" in run(make_app(main), [*options, "--out", str(tmp_path / "o")]).stderr
-    result = run(make_app(main), [*options, *dump])
-    assert result.exit_code == 0 and "losses" in result.output, result.output
-    arrays, wanted = np.load(tmp_path / "dump.npz"), losses_of(tmp_path, model, settings, truth())
-    assert "pan_argmax_net" in arrays and all(np.array_equal(arrays[name], value) for name, value in wanted.items())

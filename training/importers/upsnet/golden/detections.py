@@ -16,7 +16,7 @@ from plugins_cuda.panoptic_fusion.reference import (
     prune,
     segment_term,
 )
-from training.importers.upsnet.inputs import Inputs
+from training.importers.upsnet.golden.inputs import Inputs
 from training.model import boxes as B
 from training.model.heads import MASK_POOL
 from training.model.upsnet import UPSNet
