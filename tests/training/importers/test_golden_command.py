@@ -11,6 +11,7 @@ from typer.testing import Result
 from tests.training.importers.original import call, write_files
 from training.importers.upsnet.command import main as import_main
 from training.importers.upsnet.golden.command import main
+from training.init import main as init_main
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def files(tmp_path: Path) -> Path:
     truth = {"gt_boxes": np.array([[8, 4, 39, 35]], np.float32), "gt_classes": np.array([2])}
     semantic, instances = np.zeros((2, 64, 96), np.uint8)
     instances[4:36, 8:40] = 1
-    np.savez(tmp_path / "truth.npz", semantic=semantic, instances=instances, **truth)
+    np.savez(tmp_path / "truth.npz", allow_pickle=False, semantic=semantic, instances=instances, **truth)
     return tmp_path
 
 
@@ -71,6 +72,15 @@ def test_the_old_words(files: Path) -> None:
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
     assert "--truth is for the image of --dump" in call(import_main, *weights, *options[4:], "--out", "x").stderr
     assert "--net-input" in call(import_main, *weights, *options[:2]).stderr
+
+
+def test_a_modern_network_is_refused(files: Path) -> None:
+    """Its boxes are not those of the arrays."""
+    config = files / "config.yaml"
+    config.write_text(config.read_text().replace("legacy: true", "legacy: false"))
+    out = files / "last.safetensors"
+    assert call(init_main, "--config", config, "--categories", files / "categories.json", "--out", out).exit_code == 0
+    assert "not a network of the original" in golden(files).stderr
 
 
 def test_bad_images(files: Path) -> None:

@@ -78,7 +78,7 @@ def batch_of(arrays: Arrays, seed: int) -> Batch:
 
 
 def losses_of(tmp_path: Path, model: UPSNet, settings: Config, arrays: Arrays) -> Arrays:
-    np.savez(tmp_path / "truth.npz", **arrays)
+    np.savez(tmp_path / "truth.npz", allow_pickle=False, **arrays)
     image = image_of(settings)
     return loss_arrays(model, image, read_truth(tmp_path / "truth.npz", model, image), settings)
 
@@ -105,6 +105,7 @@ def test_drawn_samples(tmp_path: Path, model: UPSNet, settings: Config) -> None:
     names, parameters = original_names(model), dict(model.named_parameters())
     assert {f"grad_norm/{names[key]}" for key in parameters} == {name for name in found if name.startswith("grad_norm")}
     for key, parameter in parameters.items():
+        assert parameter.grad is not None
         norm = parameter.grad.norm().item()
         assert found[f"grad_norm/{names[key]}"] == pytest.approx(norm, rel=1e-5, abs=1e-9), key
     labels = found["used_rpn_labels"]
