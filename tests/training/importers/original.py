@@ -1,4 +1,4 @@
-"""A small network of the original's kind, its configuration, and the checkpoint that the original would hold."""
+"""A small network of the original's kind, the checkpoint that the original would hold, and the truth of an image."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from training.config import parse_config
+from training.data.sample import IGNORE
+from training.importers.upsnet.golden.inputs import Arrays
 from training.importers.upsnet.keys import FIRST_CONV, original_names
 from training.model.upsnet import UPSNet
 from upsnet.command_line.command import make_app
@@ -35,6 +38,9 @@ CONFIG: dict[str, Any] = {
     "schedule": {"iterations": 1, "images_per_step": 1},
 }
 TABLE = [{"id": i + 1, "name": name, "isthing": int(i > 1)} for i, name in enumerate(["sky", "grass", "cat", "dog"])]
+HEIGHT, WIDTH = 64, 96  # of the image, with four rows of padding
+BOXES = np.array([[8, 4, 39, 35], [44, 20, 91, 51], [20, 30, 43, 55]], np.float32)  # inclusive corners
+CLASSES = np.array([2, 1, 1])
 
 
 def network(num_stuff: int = 2, num_things: int = 2, seed: int = 1, **changes: object) -> UPSNet:
@@ -57,6 +63,18 @@ def write_files(folder: Path) -> Path:
     (folder / "categories.json").write_text(json.dumps(TABLE))
     torch.save(original_of(network()), folder / "original.pth")
     return folder
+
+
+def truth() -> Arrays:
+    """Three rectangles, the last behind the others, on two kinds of stuff."""
+    semantic = np.full((HEIGHT, WIDTH), IGNORE, np.uint8)
+    semantic[:60] = np.arange(WIDTH) // 24 % 2
+    instances = np.zeros((HEIGHT, WIDTH), np.int16)
+    for row in (2, 1, 0):
+        x1, y1, x2, y2 = BOXES[row].astype(int)
+        instances[y1 : y2 + 1, x1 : x2 + 1] = 1 + row
+        semantic[y1 : y2 + 1, x1 : x2 + 1] = 1 + CLASSES[row]
+    return {"gt_boxes": BOXES, "gt_classes": CLASSES, "semantic": semantic, "instances": instances}
 
 
 def call(main: Callable[..., None], *arguments: object) -> Result:

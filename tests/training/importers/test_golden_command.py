@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from tests.training.importers.original import call, write_files
+from tests.training.importers.original import HEIGHT, WIDTH, call, truth, write_files
 from training.importers.upsnet.command import main as import_main
 from training.importers.upsnet.golden.command import main
 from training.init import main as init_main
@@ -20,12 +20,9 @@ def files(tmp_path: Path) -> Path:
     write_files(tmp_path)
     names = ["--categories", tmp_path / "categories.json", "--out", tmp_path / "last.safetensors"]
     assert call(import_main, tmp_path / "original.pth", "--config", tmp_path / "config.yaml", *names).exit_code == 0
-    pixels = np.random.default_rng(0).normal(0, 50, (3, 64, 96)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(0, 50, (3, HEIGHT, WIDTH)).astype(np.float32)
     np.savez(tmp_path / "image.npz", net_input=pixels, im_info=np.array([[60.0, 90.0, 1.5]]))
-    truth = {"gt_boxes": np.array([[8, 4, 39, 35]], np.float32), "gt_classes": np.array([2])}
-    semantic, instances = np.zeros((2, 64, 96), np.uint8)
-    instances[4:36, 8:40] = 1
-    np.savez(tmp_path / "truth.npz", allow_pickle=False, semantic=semantic, instances=instances, **truth)
+    np.savez(tmp_path / "truth.npz", allow_pickle=False, **truth())
     return tmp_path
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.importers.original import CONFIG, network
+from tests.training.importers.original import BOXES, CLASSES, CONFIG, HEIGHT, WIDTH, network, truth
 from training.config import Config, LossConfig, parse_config
 from training.data.batch import Batch
 from training.data.sample import IGNORE
@@ -21,10 +21,8 @@ from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
 from upsnet.errors import InputError
 
-HEIGHT, WIDTH, ANCHORS = 64, 96, 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
+ANCHORS = 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
 NAMES = ["rpn_cls", "rpn_box", "rcnn_cls", "rcnn_box", "mask", "semantic", "semantic_roi", "panoptic"]
-BOXES = np.array([[8, 4, 39, 35], [44, 20, 91, 51], [20, 30, 43, 55]], np.float32)  # inclusive corners
-CLASSES = np.array([2, 1, 1])
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +47,6 @@ def image_of(settings: Config) -> Inputs:
     pixels = photo().astype(np.float32) - np.array(settings.model.pixel_mean, np.float32)
     pixels[60:] = 0
     return Inputs(pixels.transpose(2, 0, 1)[::-1], 60, WIDTH, 0.5, {})
-
-
-def truth() -> Arrays:
-    """Three rectangles, the last behind the others, on two kinds of stuff."""
-    semantic = np.full((HEIGHT, WIDTH), IGNORE, np.uint8)
-    semantic[:60] = np.arange(WIDTH) // 24 % 2
-    instances = np.zeros((HEIGHT, WIDTH), np.int16)
-    for row in (2, 1, 0):
-        x1, y1, x2, y2 = BOXES[row].astype(int)
-        instances[y1 : y2 + 1, x1 : x2 + 1] = 1 + row
-        semantic[y1 : y2 + 1, x1 : x2 + 1] = 1 + CLASSES[row]
-    return {"gt_boxes": BOXES, "gt_classes": CLASSES, "semantic": semantic, "instances": instances}
 
 
 def batch_of(arrays: Arrays, seed: int) -> Batch:

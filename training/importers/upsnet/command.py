@@ -58,9 +58,7 @@ def main(
     for line in lines:
         print(line)
     if dump and net_input:
-        print(
-            f"--dump is a command now: upsnet golden CHECKPOINT --net-input {net_input} --out {dump}", file=sys.stderr
-        )
+        print(f"now: upsnet golden CHECKPOINT --net-input {net_input} --out {dump}", file=sys.stderr)
         write_golden(dump, model, settings, read_inputs(net_input, im_info, inputs), truth, full)
     if out and table:
         save(out, Checkpoint(settings, table, 0, None, model.state_dict(), {}, versions()))

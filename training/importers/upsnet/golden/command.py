@@ -40,7 +40,9 @@ def main(
     ] = None,
     truth: Annotated[
         Path | None,
-        typer.Option(help="An .npz with the ground truth: adds the training losses, gradient norms and samples."),
+        typer.Option(
+            help="An .npz with the ground truth (docs/golden.md): adds the training losses and what led to them."
+        ),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="All of fcn_score instead of [::4, ::2, ::2]; also all_cls_*, all_bbox_pred.")
@@ -55,9 +57,7 @@ def main(
     write_golden(out, model, settings, read_inputs(net_input, im_info, inputs), truth, full)
 
 
-def write_golden(
-    out: Path, model: UPSNet, settings: Config, image: Inputs, truth: Path | None = None, full: bool = False
-) -> None:
+def write_golden(out: Path, model: UPSNet, settings: Config, image: Inputs, truth: Path | None, full: bool) -> None:
     """`settings`: the seed of the samples that are drawn, and the weights of the losses in their total."""
     losses = loss_arrays(model, image, read_truth(truth, model, image), settings) if truth else {}
     arrays = dump(model, image, full) | losses

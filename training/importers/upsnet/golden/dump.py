@@ -23,16 +23,9 @@ from training.model.upsnet import PYRAMID_LEVELS, UPSNet
 CANDIDATE = 0.04  # least probability of the listed (proposal, class) pairs
 MANY_CLASSES = 20  # above it decoded boxes are written for every fourth class
 FEATURE_SAMPLES = {
-    "C2": (16, 4, 4),
-    "C3": (16, 2, 2),
-    "C4": (32, 1, 1),
-    "C5": (32, 1, 1),
-    "P2": (16, 2, 2),
-    "P3": (16, 1, 1),
-    "P4": (8, 1, 1),
-    "P5": (4, 1, 1),
-    "P6": (1, 1, 1),
-}
+    **{"C2": (16, 4, 4), "C3": (16, 2, 2), "C4": (32, 1, 1), "C5": (32, 1, 1)},
+    **{"P2": (16, 2, 2), "P3": (16, 1, 1), "P4": (8, 1, 1), "P5": (4, 1, 1), "P6": (1, 1, 1)},
+}  # steps between the channels, rows and columns that are written
 
 
 @torch.no_grad()
