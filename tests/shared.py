@@ -1,6 +1,7 @@
 """Real photos, official PQ results and golden outputs that live beside the project; absent on most machines.
 
-Where they are named by the variable UPSNET_SHARED (.ci/run), a test that needs them fails when it does not find them.
+They are not ours to give away. Where the variable UPSNET_SHARED names them (.ci/run), a test that needs them fails when
+it does not find them; elsewhere it skips. tests/test_shared.py holds every test to this one way to them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ FOLDER = Path(os.environ.get(VARIABLE) or Path(__file__).resolve().parents[2] / 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    if not FOLDER.is_dir():
-        reason = f"needs the shared data: no {FOLDER}; {VARIABLE} names another place"
+    return find(FOLDER)
+
+
+def find(folder: Path) -> Path:
+    if not folder.is_dir():
+        reason = f"needs the shared data: no {folder}; {VARIABLE} names another place"
         pytest.fail(reason) if os.environ.get(VARIABLE) else pytest.skip(reason)
-    return FOLDER
+    return folder
 
 
 def shared_names(folder: str) -> list[str]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "data coco": Entry("upsnet.datasets.coco", "Unpack and check an official COCO download."),
     "data cityscapes": Entry("upsnet.datasets.cityscapes", "Make the panoptic truth of a Cityscapes download."),
     "import": Entry("training.importers.upsnet.command", "A checkpoint of the original UPSNet -> one of this project."),
+    "golden": Entry("training.importers.upsnet.golden.command", "Arrays and losses of an imported network."),
     "train": Entry("training.train", "Train a network from a configuration; resumes where it stopped."),
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from training.config import Config
 from training.importers.upsnet.keys import FIRST_CONV, original_names
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
@@ -23,35 +23,14 @@ PREFIX = "module."  # of a network that DataParallel wrapped
 COUNTER = "num_batches_tracked"  # of no use at test time; many checkpoints lack it
 
 # Cityscapes' classes -> the COCO network's detection classes (1 .. 80) and semantic channels (0 .. 132)
-COCO_THINGS = {
-    "person": 1,
-    "car": 3,
-    "truck": 8,
-    "bus": 6,
-    "train": 7,
-    "motorcycle": 4,
-    "bicycle": 2,
-}
+COCO_THINGS = {"person": 1, "car": 3, "truck": 8, "bus": 6, "train": 7, "motorcycle": 4, "bicycle": 2}
 COCO_CHANNELS = {
-    "road": 20,
-    "sidewalk": 43,
-    "building": 49,
-    "wall": 51,
-    "fence": 37,
-    "traffic light": 62,
-    "vegetation": 36,
-    "sky": 39,
-} | {name: 52 + label for name, label in COCO_THINGS.items()}
+    **{"road": 20, "sidewalk": 43, "building": 49, "wall": 51, "fence": 37},
+    **{"traffic light": 62, "vegetation": 36, "sky": 39},
+    **{name: 52 + label for name, label in COCO_THINGS.items()},
+}
 COCO_COUNTS = (53, 80)  # stuff and thing classes
 CLASS_LAYERS = ("box_head.logits", "box_head.deltas", "mask_head.score", "semantic_head.score")
-
-
-class Moved(NamedTuple):
-    """A state_dict for `UPSNet`, and what did not come from the checkpoint."""
-
-    state: dict[str, Tensor]
-    problems: list[str]
-    """Every missing, unexpected and mis-shaped key, in words."""
 
 
 def read_original(path: Path) -> dict[str, Tensor]:
@@ -72,8 +51,48 @@ def read_original(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def build(
+    settings: Config,
+    weights: dict[str, Tensor],
+    table: Categories | None,
+    source: Path,
+    partial: bool = False,
+    cityscapes: bool = False,
+) -> tuple[UPSNet, list[str]]:
+    """The network with the original's weights, in eval mode, and lines for the user.
+
+    `cityscapes`: the network of `table`, made of a COCO network's weights. Without a table the weights' own classes.
+    InputError names every missing, unexpected and mis-shaped key, unless `partial`.
+    """
+
+    def fresh(num_stuff: int, num_things: int) -> UPSNet:
+        torch.manual_seed(settings.seed)
+        return UPSNet(settings.model, num_stuff, num_things)
+
+    found = class_counts(weights, source)
+    expected = COCO_COUNTS if cityscapes else (table.num_stuff, table.num_things) if table else found
+    if found != expected:
+        raise InputError(
+            f"{source}: has {found[0]} stuff and {found[1]} thing classes, expected {expected[0]} and {expected[1]}; "
+            "give the categories that it was trained with"
+        )
+    model = fresh(*found)
+    state, lines = to_ours(model, weights)
+    if lines and not partial:
+        raise InputError(
+            f"{source}: {len(lines)} keys do not fit the configured network: {'; '.join(lines)}; "
+            "change the configuration, or go on with --partial"
+        )
+    if cityscapes and table:
+        model = fresh(table.num_stuff, table.num_things)
+        state, more = to_cityscapes(model.state_dict(), state, table)
+        lines += more
+    model.load_state_dict(state)
+    return model.eval(), lines
+
+
 def class_counts(weights: dict[str, Tensor], path: Path) -> tuple[int, int]:
-    """Stuff and thing classes of an original's weights. InputError when it does not tell."""
+    """Stuff and thing classes of an original's weights. InputError: they are not those of a UPSNet."""
     scores = [weights.get(key) for key in ("fcn_head.score.weight", "rcnn.cls_score.weight")]
     if scores[0] is None or scores[1] is None or len(scores[0]) < len(scores[1]):
         raise InputError(f"{path}: no UPSNet: lacks fcn_head.score.weight or rcnn.cls_score.weight, or they do not fit")
@@ -81,8 +100,11 @@ def class_counts(weights: dict[str, Tensor], path: Path) -> tuple[int, int]:
     return len(scores[0]) - things, things
 
 
-def to_ours(model: UPSNet, weights: dict[str, Tensor]) -> Moved:
-    """The original's tensors under our names; where one is missing or mis-shaped, `model`'s own."""
+def to_ours(model: UPSNet, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The original's tensors under our names; where one is missing or mis-shaped, `model`'s own.
+
+    With a line for every missing, unexpected and mis-shaped key.
+    """
     state, problems = model.state_dict(), []
     names = original_names(model)
     for key, own in state.items():
@@ -98,13 +120,13 @@ def to_ours(model: UPSNet, weights: dict[str, Tensor]) -> Moved:
             state[key] = given.flip(1) if name == FIRST_CONV else given
     known = set(names.values())
     problems += [f"unexpected {name} {list(tensor.shape)}" for name, tensor in weights.items() if name not in known]
-    return Moved(state, problems)
+    return state, problems
 
 
 def to_cityscapes(
     fresh: dict[str, Tensor], coco: dict[str, Tensor], categories: Categories
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The state_dict of a Cityscapes network from a COCO network's, and lines that tell what went where.
+    """The state_dict of a Cityscapes network from a COCO network's, and lines that say which class came from where.
 
     A class that COCO does not have keeps its weights in `fresh`, a new Cityscapes network. InputError: the categories
     are not those of Cityscapes.
@@ -126,11 +148,11 @@ def to_cityscapes(
             own[list(rows)] = given[list(rows.values())]
             state[key] = own.flatten(0, 1)
 
-    def told(table: dict[str, int], present: list[str]) -> str:
-        moved = ", ".join(f"{name} <- {index}" for name, index in table.items())
-        return f"{moved}; random: {', '.join(name for name in present if name not in table) or 'none'}"
+    def origins(table: dict[str, int], present: list[str]) -> str:
+        rows = ", ".join(f"{name} <- {index}" for name, index in table.items())
+        return f"{rows}; random: {', '.join(name for name in present if name not in table) or 'none'}"
 
     return state, [
-        f"boxes and masks: background <- 0, {told(COCO_THINGS, things)}",
-        f"semantic channels: {told(COCO_CHANNELS, names)}",
+        f"boxes and masks: background <- 0, {origins(COCO_THINGS, things)}",
+        f"semantic channels: {origins(COCO_CHANNELS, names)}",
     ]

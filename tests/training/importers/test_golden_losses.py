@@ -1,4 +1,4 @@
-"""`upsnet import --dump --truth`: the losses of an imported network, their gradients, given samples, hostile files."""
+"""`upsnet golden --truth`: the losses of an imported network, their gradients, given samples, hostile files."""
 
 from __future__ import annotations
 
@@ -7,48 +7,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import Tensor
-from typer.testing import CliRunner
 
-from tests.training.test_import import DATA, SMALL, original_of
+from tests.training.importers.original import BOXES, CLASSES, CONFIG, HEIGHT, WIDTH, network, truth
 from training.config import Config, LossConfig, parse_config
 from training.data.batch import Batch
 from training.data.sample import IGNORE
-from training.importers.upsnet.command import main
-from training.importers.upsnet.inputs import Arrays, Inputs
+from training.importers.upsnet.golden.inputs import Arrays, Inputs
+from training.importers.upsnet.golden.losses import loss_arrays
+from training.importers.upsnet.golden.truth import read_truth
 from training.importers.upsnet.keys import original_names
-from training.importers.upsnet.losses import loss_arrays
-from training.importers.upsnet.truth import read_truth
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
-from upsnet.command_line.command import make_app
 from upsnet.errors import InputError
 
-HEIGHT, WIDTH, ANCHORS = 64, 96, 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
-SMALL_LOSSES = {"rpn": {"channels": 8, "train_top_n": 40, "samples": 32}, "box_head": {"hidden": 16, "samples": 24}}
-VALUES = {
-    "name": "small",
-    "seed": 5,
-    "model": SMALL | SMALL_LOSSES,
-    "loss": {"semantic": 0.2, "semantic_roi": 0.04, "panoptic": 0.1},
-    "data": DATA,
-    "schedule": {"iterations": 1, "images_per_step": 1},
-}
+ANCHORS = 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2)
 NAMES = ["rpn_cls", "rpn_box", "rcnn_cls", "rcnn_box", "mask", "semantic", "semantic_roi", "panoptic"]
-BOXES = np.array([[8, 4, 39, 35], [44, 20, 91, 51], [20, 30, 43, 55]], np.float32)  # inclusive corners
-CLASSES = np.array([2, 1, 1])
 
 
 @pytest.fixture(scope="module")
 def settings() -> Config:
-    return parse_config(VALUES, "test")
+    return parse_config(CONFIG, "test")
 
 
 @pytest.fixture(scope="module")
-def model(settings: Config) -> UPSNet:
-    torch.manual_seed(1)
-    return UPSNet(settings.model, 2, 2).eval()
+def model() -> UPSNet:
+    return network().eval()
 
 
 def photo() -> np.ndarray:
@@ -63,18 +47,6 @@ def image_of(settings: Config) -> Inputs:
     pixels = photo().astype(np.float32) - np.array(settings.model.pixel_mean, np.float32)
     pixels[60:] = 0
     return Inputs(pixels.transpose(2, 0, 1)[::-1], 60, WIDTH, 0.5, {})
-
-
-def truth() -> Arrays:
-    """Three rectangles, the last behind the others, on two kinds of stuff."""
-    semantic = np.full((HEIGHT, WIDTH), IGNORE, np.uint8)
-    semantic[:60] = np.arange(WIDTH) // 24 % 2
-    instances = np.zeros((HEIGHT, WIDTH), np.int16)
-    for row in (2, 1, 0):
-        x1, y1, x2, y2 = BOXES[row].astype(int)
-        instances[y1 : y2 + 1, x1 : x2 + 1] = 1 + row
-        semantic[y1 : y2 + 1, x1 : x2 + 1] = 1 + CLASSES[row]
-    return {"gt_boxes": BOXES, "gt_classes": CLASSES, "semantic": semantic, "instances": instances}
 
 
 def batch_of(arrays: Arrays, seed: int) -> Batch:
@@ -92,7 +64,7 @@ def batch_of(arrays: Arrays, seed: int) -> Batch:
 
 
 def losses_of(tmp_path: Path, model: UPSNet, settings: Config, arrays: Arrays) -> Arrays:
-    np.savez(tmp_path / "truth.npz", **arrays)
+    np.savez(tmp_path / "truth.npz", allow_pickle=False, **arrays)
     image = image_of(settings)
     return loss_arrays(model, image, read_truth(tmp_path / "truth.npz", model, image), settings)
 
@@ -119,6 +91,7 @@ def test_drawn_samples(tmp_path: Path, model: UPSNet, settings: Config) -> None:
     names, parameters = original_names(model), dict(model.named_parameters())
     assert {f"grad_norm/{names[key]}" for key in parameters} == {name for name in found if name.startswith("grad_norm")}
     for key, parameter in parameters.items():
+        assert parameter.grad is not None
         norm = parameter.grad.norm().item()
         assert found[f"grad_norm/{names[key]}"] == pytest.approx(norm, rel=1e-5, abs=1e-9), key
     labels = found["used_rpn_labels"]
@@ -232,19 +205,3 @@ def test_files_that_do_not_belong(tmp_path: Path, model: UPSNet, settings: Confi
     for values, text in cases:
         with pytest.raises(InputError, match=text):
             losses_of(tmp_path, model, settings, values)
-
-
-def test_command(tmp_path: Path, model: UPSNet, settings: Config) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(VALUES))
-    torch.save(original_of(model), tmp_path / "original.pth")
-    np.save(tmp_path / "image.npy", image_of(settings).image)
-    np.savez(tmp_path / "truth.npz", **truth())
-    options = [str(tmp_path / "original.pth"), "--config", str(tmp_path / "config.yaml")]
-    options += ["--truth", str(tmp_path / "truth.npz")]
-    dump = ["--dump", str(tmp_path / "dump.npz"), "--net-input", str(tmp_path / "image.npy"), "--im-info", "60,96,0.5"]
-    run = CliRunner().invoke
-    assert "--truth is for the image of --dump" in run(make_app(main), [*options, "--out", str(tmp_path / "o")]).stderr
-    result = run(make_app(main), [*options, *dump])
-    assert result.exit_code == 0 and "losses" in result.output, result.output
-    arrays, wanted = np.load(tmp_path / "dump.npz"), losses_of(tmp_path, model, settings, truth())
-    assert "pan_argmax_net" in arrays and all(np.array_equal(arrays[name], value) for name, value in wanted.items())

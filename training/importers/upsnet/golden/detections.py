@@ -15,7 +15,7 @@ from plugins_cuda.panoptic_fusion.reference import (
     prune,
     segment_term,
 )
-from training.importers.upsnet.inputs import Inputs
+from training.importers.upsnet.golden.inputs import Inputs
 from training.inference import select_instances
 from training.model.heads import MASK_POOL
 from training.model.upsnet import ScoredProposals, UPSNet

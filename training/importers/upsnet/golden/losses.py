@@ -2,8 +2,7 @@
 
 Batch normalisation is frozen. Written are loss_NAME (float64, unweighted; loss_total as the configuration weighs them),
 grad_norm/KEY (float64: L2 norm of the total's gradient, for each tensor that the configuration trains, under the
-original's key), rpn_label_counts (int64: objects, background), and as used_NAME the samples behind them, each in the
-form in which `truth` reads NAME.
+original's key), rpn_label_counts (int64: objects, background), and as used_NAME the `Samples` behind them.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from training.config import Config, LossConfig
 from training.conventions import UPSNET
 from training.data.batch import Batch
 from training.data.sample import IGNORE
-from training.importers.upsnet.inputs import Arrays, Inputs
+from training.importers.upsnet.golden.inputs import Arrays, Inputs
+from training.importers.upsnet.golden.truth import Samples, Truth
 from training.importers.upsnet.keys import original_names
-from training.importers.upsnet.truth import Truth
 from training.losses.assign import RoiTargets, RpnTargets
 from training.losses.targets import PanopticTargets, Targets, mask_targets, panoptic_pixels, panoptic_targets
 from training.losses.total import TrainingLosses, is_thing
@@ -45,13 +44,15 @@ def loss_arrays(model: UPSNet, inputs: Inputs, truth: Truth, settings: Config) -
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(total, list(trained.values()))
     names = original_names(model)
+    used = used_samples(targets, kept, len(torch.cat(proposed.anchors)))
     return {
         **{f"loss_{name}": np.array(value.item()) for name, value in (values | {"total": total}).items()},
         **{
             f"grad_norm/{names[key]}": np.array(gradient.double().norm().item())
             for key, gradient in zip(trained, gradients, strict=True)
         },
-        **used_samples(targets, kept, len(torch.cat(proposed.anchors))),
+        "rpn_label_counts": np.array([int((targets.rpn.labels == value).sum()) for value in (1, 0)]),
+        **{f"used_{name}": value.numpy() for name, value in used._asdict().items()},
     }
 
 
@@ -86,30 +87,30 @@ def choose_targets(losses: TrainingLosses, batch: Batch, truth: Truth, proposed:
     """
     given, model = truth.given, losses.model
     drawn = losses.targets(batch, proposed)
-    rois = _rois(truth) if "rois" in given else drawn.rois
+    rois = drawn.rois if given.rois is None else _rois(truth)
     count = int(is_thing(rois.labels).sum())
     masks = torch.zeros(1, max(1, count), MASK_SIZE, MASK_SIZE)  # without foreground, one of background: unused
-    if "mask_targets" in given:
-        masks[0, :count] = given["mask_targets"]
+    if given.mask_targets is not None:
+        masks[0, :count] = given.mask_targets
     elif count:
         own = truth.masks[rois.owners[0, :count]]
         masks[0, :count] = mask_targets(own, rois.rois[0, :count, None], torch.zeros(count, 1))[:, 0]
-    kept = given.get("kept")
+    kept = given.kept
     if kept is None:
-        # Rows instead of boxes: the targets tell which were drawn.
+        # Rows instead of boxes: what comes back are the rows that were drawn.
         rows = torch.arange(len(truth.boxes), dtype=torch.float32)[:, None].expand(-1, 4)
         fraction = model.config.panoptic.keep_fraction
         kept = panoptic_targets(batch, [rows], fraction, model.num_stuff).boxes[0, :, 0].long()
-    pixels = given.get("panoptic_target")
+    pixels = given.panoptic_target
     if pixels is None:
         order = torch.arange(len(kept))[None]
         instances = numbered(truth.masks[kept])[None]
         pixels = panoptic_pixels(batch.semantic, instances, order, len(kept), model.num_stuff)[0]
     targets = Targets(
-        rpn=_anchors(truth, torch.cat(proposed.anchors)) if "rpn_labels" in given else drawn.rpn,
+        rpn=drawn.rpn if given.rpn_labels is None else _anchors(truth, given.rpn_labels, torch.cat(proposed.anchors)),
         rois=rois,
         masks=masks,
-        crops=given.get("crop_labels", drawn.crops),
+        crops=drawn.crops if given.crop_labels is None else given.crop_labels,
         panoptic=PanopticTargets(
             truth.boxes[kept][None], truth.labels[kept][None], torch.ones(1, len(kept), dtype=torch.bool), pixels[None]
         ),
@@ -117,10 +118,10 @@ def choose_targets(losses: TrainingLosses, batch: Batch, truth: Truth, proposed:
     return targets, kept
 
 
-def _anchors(truth: Truth, anchors: Tensor) -> RpnTargets:
+def _anchors(truth: Truth, labels: Tensor, anchors: Tensor) -> RpnTargets:
     """The targets of given labels of all anchors [A, 4]: an object's box is the one that it overlaps most."""
-    used = (truth.given["rpn_labels"] >= 0).nonzero()[:, 0]
-    labels = truth.given["rpn_labels"][used]
+    used = (labels >= 0).nonzero()[:, 0]
+    labels = labels[used]
     deltas = torch.zeros(len(used), 4)
     objects = labels == 1
     if objects.any():
@@ -133,12 +134,13 @@ def _anchors(truth: Truth, anchors: Tensor) -> RpnTargets:
 def _rois(truth: Truth) -> RoiTargets:
     """The targets of given RoIs. Without given owners: the box of the RoI's class that it overlaps most."""
     given = truth.given
-    order = (given["roi_labels"] == 0).long().argsort(stable=True)
-    rois, labels = given["rois"][order], given["roi_labels"][order]
+    assert given.rois is not None and given.roi_labels is not None
+    order = (given.roi_labels == 0).long().argsort(stable=True)
+    rois, labels = given.rois[order], given.roi_labels[order]
     count = int((labels > 0).sum())
     owners, deltas = torch.zeros(len(rois), dtype=torch.int64), torch.zeros(len(rois), 4)
-    if "roi_owners" in given:
-        owners[:count] = given["roi_owners"][order][:count]
+    if given.roi_owners is not None:
+        owners[:count] = given.roi_owners[order][:count]
     elif count:
         other = truth.labels != labels[:count, None] - 1
         owners[:count] = UPSNET.iou(rois[:count], truth.boxes).masked_fill(other, -1).argmax(1)
@@ -146,21 +148,19 @@ def _rois(truth: Truth) -> RoiTargets:
     return RoiTargets(rois[None], labels[None], deltas[None], owners[None])
 
 
-def used_samples(targets: Targets, kept: Tensor, anchors: int) -> Arrays:
-    """`targets` as the arrays that would give them again; `kept`: the rows of the kept instances."""
+def used_samples(targets: Targets, kept: Tensor, anchors: int) -> Samples:
+    """The samples that would give `targets` again, none left out; `kept`: the rows of the kept instances."""
     rpn, rois = targets.rpn, targets.rois
     sampled, real = rpn.labels[0] != IGNORE, rois.labels[0] != IGNORE
     labels = torch.full((anchors,), -1).scatter(0, rpn.anchors[0, sampled], rpn.labels[0, sampled])
     foreground = int(is_thing(rois.labels).sum())
-    arrays = {
-        "rpn_labels": labels.to(torch.int8),
-        "rois": rois.rois[0, real],
-        "roi_labels": rois.labels[0, real].to(torch.int16),
-        "roi_owners": F.pad(rois.owners[0, :foreground], (0, int(real.sum()) - foreground)).to(torch.int16),
-        "mask_targets": targets.masks[0, :foreground].byte(),
-        "crop_labels": targets.crops.byte(),
-        "kept": kept.to(torch.int16),
-        "panoptic_target": targets.panoptic.pixels[0].byte(),
-    }
-    counts = np.array([int((labels == value).sum()) for value in (1, 0)])
-    return {"rpn_label_counts": counts, **{f"used_{name}": value.numpy() for name, value in arrays.items()}}
+    return Samples(
+        rpn_labels=labels.to(torch.int8),
+        rois=rois.rois[0, real],
+        roi_labels=rois.labels[0, real].to(torch.int16),
+        roi_owners=F.pad(rois.owners[0, :foreground], (0, int(real.sum()) - foreground)).to(torch.int16),
+        mask_targets=targets.masks[0, :foreground].byte(),
+        crop_labels=targets.crops.byte(),
+        kept=kept.to(torch.int16),
+        panoptic_target=targets.panoptic.pixels[0].byte(),
+    )

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from torch import Tensor
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
+from tests.training.importers.original import TABLE, call, network, original_of, write_files
 from training.checkpoint import load_model
-from training.config import ModelConfig
 from training.importers.upsnet.command import main
-from training.importers.upsnet.keys import FIRST_CONV, original_names
+from training.importers.upsnet.keys import original_names
 from training.importers.upsnet.weights import (
     COCO_CHANNELS,
     COCO_THINGS,
@@ -26,20 +23,7 @@ from training.importers.upsnet.weights import (
 )
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
-from upsnet.command_line.command import make_app
 
-SMALL = {
-    "legacy": True,
-    "backbone": {"stem": [4, 8], "widths": [8, 8, 8, 8], "depths": [1, 2, 1, 1], "expansion": 2},
-    "fpn": {"channels": 8},
-    "rpn": {"channels": 8, "test_top_n": 30},
-    "box_head": {"hidden": 16},
-    "mask_head": {"channels": 8, "layers": 2},
-    "semantic_head": {"channels": [8, 8]},
-}
-SPLIT = {"json_file": "a.json", "segments": "a", "images": "a"}
-DATA = {"train": SPLIT, "val": SPLIT, "resize": {"short_side": 64, "max_side": 96}}
-TABLE = [{"id": i + 1, "name": name, "isthing": int(i > 1)} for i, name in enumerate(["sky", "grass", "cat", "dog"])]
 CITYSCAPES = [
     *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
     *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
@@ -50,31 +34,13 @@ def cityscapes() -> list[dict]:
     return [{"id": i, "name": name, "isthing": int(i >= 11)} for i, name in enumerate(CITYSCAPES)]
 
 
-def network(num_stuff: int = 2, num_things: int = 2, seed: int = 1, **changes: object) -> UPSNet:
-    torch.manual_seed(seed)
-    return UPSNet(ModelConfig.model_validate(SMALL | changes), num_stuff, num_things)
-
-
-def original_of(model: UPSNet) -> dict[str, Tensor]:
-    """The checkpoint that the original would hold with the weights of `model`."""
-    weights = {name: model.state_dict()[key].clone() for key, name in original_names(model).items()}
-    weights[FIRST_CONV] = weights[FIRST_CONV][:, [2, 1, 0]]
-    return weights
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """config.yaml, categories.json and original.pth of one small network."""
-    config = {"name": "small", "model": SMALL, "data": DATA, "schedule": {"iterations": 1, "images_per_step": 1}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "categories.json").write_text(json.dumps(TABLE))
-    torch.save(original_of(network()), tmp_path / "original.pth")
-    return tmp_path
+    return write_files(tmp_path)
 
 
-def call(folder: Path, *arguments: str, checkpoint: str = "original.pth") -> Result:
-    options = [str(folder / checkpoint), "--config", str(folder / "config.yaml")]
-    return CliRunner().invoke(make_app(main), [*options, *arguments])
+def run(folder: Path, *arguments: str, checkpoint: str = "original.pth") -> Result:
+    return call(main, folder / checkpoint, "--config", folder / "config.yaml", *arguments)
 
 
 def written(folder: Path) -> list[str]:
@@ -88,7 +54,7 @@ class TestCommand:
         weights = original_of(network()).items()
         kept = {prefix + k: v for k, v in weights if counters or not k.endswith("num_batches_tracked")}
         torch.save(kept, files / "original.pth")
-        result = call(files, *written(files))
+        result = run(files, *written(files))
         assert result.exit_code == 0, result.output
         model, config, categories, step = load_model(files / "out.pt")
         wanted = network().state_dict()
@@ -102,40 +68,40 @@ class TestCommand:
         weights["fpn.fpn_gap.weight"] = weights["fpn.fpn_gap.weight"][:, :-1]
         weights["spare.weight"] = torch.zeros(3)
         torch.save(weights, files / "original.pth")
-        result = call(files, *written(files))
+        result = run(files, *written(files))
         assert result.exit_code == 2 and not (files / "out.pt").exists()
         named = ["missing rpn.cls_score.bias [3]", "fpn.fpn_gap.weight is [8, 7] instead of [8, 8]"]
         assert all(text in result.stderr for text in [*named, "unexpected spare.weight [3]", "3 keys"])
-        result = call(files, *written(files), "--partial")
+        result = run(files, *written(files), "--partial")
         assert result.exit_code == 0 and all(text in result.output for text in named)
         state, wanted = load_model(files / "out.pt")[0].state_dict(), network().state_dict()
         differing = [key for key in state if not torch.equal(state[key], wanted[key])]
         assert differing == ["fpn.context.weight"]  # a missing bias is zero in a new network, as it was
 
     def test_a_modern_configuration_is_refused(self, files: Path) -> None:
-        result = call(files, *written(files), "--set", "model.legacy=false")
+        result = run(files, *written(files), "--set", "model.conventions=ours")
         assert result.exit_code == 2 and "model.conventions: upsnet" in result.stderr
 
     def test_other_classes_are_refused(self, files: Path) -> None:
         (files / "categories.json").write_text(json.dumps(TABLE[:3]))
-        result = call(files, *written(files))
+        result = run(files, *written(files))
         assert result.exit_code == 2 and "2 stuff and 2 thing classes, expected 2 and 1" in result.stderr
 
     def test_nothing_to_do(self, files: Path) -> None:
-        assert "--out" in call(files).stderr
+        assert "--out" in run(files).stderr
 
     @pytest.mark.parametrize(
         "content", [[1, 2], {"epoch": 3}, {"state_dict": {"a": torch.zeros(1)}}, {"a": torch.zeros(1)}, {}]
     )
     def test_other_files_are_refused(self, files: Path, content: object) -> None:
         torch.save(content, files / "bad.pth")
-        result = call(files, *written(files), checkpoint="bad.pth")
+        result = run(files, *written(files), checkpoint="bad.pth")
         assert result.exit_code == 2 and "bad.pth" in result.stderr
 
     def test_no_file_and_no_archive(self, files: Path) -> None:
         (files / "text.pth").write_text("weights")
         for name in ("text.pth", "absent.pth"):
-            assert name in call(files, *written(files), checkpoint=name).stderr
+            assert name in run(files, *written(files), checkpoint=name).stderr
 
 
 class TestCityscapes:
@@ -167,11 +133,11 @@ class TestCityscapes:
     def test_command(self, files: Path, coco: UPSNet) -> None:
         torch.save(original_of(coco), files / "original.pth")
         (files / "categories.json").write_text(json.dumps(cityscapes()))
-        result = call(files, *written(files), "--to-cityscapes")
+        result = run(files, *written(files), "--to-cityscapes")
         assert result.exit_code == 0 and "person <- 1" in result.output, result.output
         assert load_model(files / "out.pt")[0].num_things == 8
         (files / "categories.json").write_text(json.dumps(TABLE))
-        result = call(files, *written(files), "--to-cityscapes")
+        result = run(files, *written(files), "--to-cityscapes")
         assert result.exit_code == 2 and "categories lack" in result.stderr
 
 
@@ -182,9 +148,9 @@ class TestWeights:
 
     def test_only_the_first_convolution_is_turned_around(self) -> None:
         model = network()
-        moved = to_ours(network(seed=5), original_of(model))
-        assert moved.problems == []
-        assert all(torch.equal(moved.state[key], value) for key, value in model.state_dict().items())
+        state, problems = to_ours(network(seed=5), original_of(model))
+        assert problems == []
+        assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
     def test_names_of_pretrained_backbones(self) -> None:
         """The tag of timm's weights, as the configurations have it, makes no other network."""
@@ -194,45 +160,3 @@ class TestWeights:
 
     def test_class_counts(self, files: Path) -> None:
         assert class_counts(read_original(files / "original.pth"), files) == (2, 2)
-
-
-class TestDump:
-    def image(self, folder: Path, **arrays: np.ndarray) -> list[str]:
-        pixels = np.random.default_rng(0).normal(0, 50, (3, 64, 96)).astype(np.float32)
-        np.savez(folder / "image.npz", net_input=pixels, im_info=np.array([[60.0, 90.0, 1.5]]), **arrays)
-        return ["--dump", str(folder / "dump.npz"), "--net-input", str(folder / "image.npz")]
-
-    def test_shapes(self, files: Path) -> None:
-        result = call(files, *self.image(files))
-        assert result.exit_code == 0, result.output
-        arrays = np.load(files / "dump.npz")
-        assert arrays["rpn_cls_logit_P2"].shape == (3, 16, 24) and arrays["fcn_score"].shape == (1, 8, 12)
-        assert arrays["sem_argmax"].shape == (64, 96) and arrays["pan_orig_after"].shape == (40, 60, 2)
-        assert len(arrays["pan_keep"]) == len(arrays["pan_det_scores"]) == 0, "an untrained network finds nothing"
-        assert "roi_level" not in arrays and "all_cls_score" not in arrays
-
-    def test_stages_start_from_given_arrays(self, files: Path) -> None:
-        call(files, *self.image(files), "--full")
-        given = dict(np.load(files / "dump.npz"))
-        assert given["fcn_score"].shape == (4, 16, 24)
-        given["fcn_score"][:] = 0
-        given["fcn_score"][1] = 7
-        given["roi_boxes"] = np.array([[0, 0, 223, 223], [0, 0, 9.5, 9]], np.float32)
-        np.savez(files / "given.npz", **given)
-        assert call(files, *self.image(files), "--inputs", str(files / "given.npz")).exit_code == 0
-        arrays = np.load(files / "dump.npz")
-        assert (arrays["pan_argmax_net"] == 1).all() and not (arrays["fcn_score"] == 7).any()
-        assert arrays["roi_level"].tolist() == [4, 2] and arrays["roi_pool7"].shape == (2, 1, 7, 7)
-
-    def test_bad_images(self, files: Path) -> None:
-        options = self.image(files)
-        np.save(files / "image.npy", np.zeros((3, 64, 90), np.float32))
-        assert "multiples of 32" in call(files, *options[:2], "--net-input", str(files / "image.npy")).stderr
-        np.save(files / "image.npy", np.zeros((3, 64, 96), np.float32))
-        assert "--im-info" in call(files, *options[:2], "--net-input", str(files / "image.npy")).stderr
-        for text in ("1,2", "100,90,1", "a,b,c"):
-            assert "im" in call(files, *options, "--im-info", text).stderr
-        assert "--net-input" in call(files, *options[:2]).stderr
-        (files / "image.npz").write_bytes(b"no archive")
-        assert "image.npz" in call(files, *options).stderr
-        assert not (files / "dump.npz").exists()

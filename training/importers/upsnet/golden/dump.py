@@ -7,46 +7,33 @@ and the operators' definitions compute everything; here it is only put into that
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from plugins_cuda.roi_align_fpn.reference import assign_levels
-from training.importers.upsnet.detections import ap_branch, near_tie, panoptic_branch
-from training.importers.upsnet.inputs import Arrays, Inputs
+from training.importers.upsnet.golden.detections import ap_branch, near_tie, panoptic_branch
+from training.importers.upsnet.golden.inputs import Arrays, Inputs
 from training.model import boxes as B
 from training.model.heads import BOX_POOL, MASK_POOL
 from training.model.rpn import STRIDES, RpnOutput
 from training.model.upsnet import PYRAMID_LEVELS, ScoredProposals, UPSNet
-from upsnet.files import atomic_path
 
 CANDIDATE = 0.04  # least probability of the listed (proposal, class) pairs
 MANY_CLASSES = 20  # above it decoded boxes are written for every fourth class
 FEATURE_SAMPLES = {
-    "C2": (16, 4, 4),
-    "C3": (16, 2, 2),
-    "C4": (32, 1, 1),
-    "C5": (32, 1, 1),
-    "P2": (16, 2, 2),
-    "P3": (16, 1, 1),
-    "P4": (8, 1, 1),
-    "P5": (4, 1, 1),
-    "P6": (1, 1, 1),
-}
+    **{"C2": (16, 4, 4), "C3": (16, 2, 2), "C4": (32, 1, 1), "C5": (32, 1, 1)},
+    **{"P2": (16, 2, 2), "P3": (16, 1, 1), "P4": (8, 1, 1), "P5": (4, 1, 1), "P6": (1, 1, 1)},
+}  # steps between the channels, rows and columns that are written
 
 
 @torch.no_grad()
 def dump(model: UPSNet, inputs: Inputs, full: bool = False) -> Arrays:
-    """All arrays of a network in eval mode. `full`: see `upsnet import --help`."""
+    """All arrays of a network in eval mode. `full`: see `upsnet golden --help`."""
     levels, pyramid = inputs.pyramid(model)
-    arrays = {}
-    for names, maps in (("C2 C3 C4 C5", levels), ("P2 P3 P4 P5 P6", pyramid)):
-        for name, feature in zip(names.split(), maps, strict=True):
-            channel, y, x = FEATURE_SAMPLES[name]
-            arrays[name] = feature[0, ::channel, ::y, ::x]
+    maps = zip(FEATURE_SAMPLES.items(), [*levels, *pyramid], strict=True)
+    arrays = {name: feature[0, ::channel, ::y, ::x] for (name, (channel, y, x)), feature in maps}
     proposals, more = _proposals(model, pyramid, inputs)
     arrays |= more
     probabilities, deltas, more = _box_head(model, pyramid, proposals, inputs, full)
@@ -62,17 +49,10 @@ def dump(model: UPSNet, inputs: Inputs, full: bool = False) -> Arrays:
     return {name: value.numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
 
 
-def write_dump(path: Path, model: UPSNet, inputs: Inputs, full: bool, more: Arrays) -> None:
-    """`more`: other arrays for the same file."""
-    arrays = dump(model, inputs, full) | more
-    with atomic_path(path.with_suffix(".npz")) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
-
-
-def _proposals(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> tuple[Tensor, dict]:
+def _proposals(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
     """The proposals [N, 4] that the next stages start from."""
     own = model.rpn(pyramid)
-    arrays: dict = {}
+    arrays: dict[str, Tensor] = {}
     logits, deltas = [], []
     for level, (feature, stride) in enumerate(zip(pyramid, STRIDES, strict=True)):
         height, width = feature.shape[2:]
@@ -96,7 +76,7 @@ def _proposals(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> tuple[Te
 
 def _box_head(
     model: UPSNet, pyramid: list[Tensor], proposals: Tensor, inputs: Inputs, full: bool
-) -> tuple[Tensor, Tensor, dict]:
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Probabilities [N, 1 + T] and deltas [N, 1 + T, 4] that the detections start from."""
     logits, deltas = model.box_head(model.roi_features(pyramid, proposals[None], BOX_POOL))
     probabilities = logits.softmax(dim=1)
@@ -114,7 +94,7 @@ def _box_head(
     return probabilities, deltas, arrays
 
 
-def _hand_made_rois(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> dict:
+def _hand_made_rois(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> dict[str, Tensor]:
     """Both heads on RoIs that are given."""
     rois = torch.from_numpy(inputs.given["roi_boxes"])
     pooled = model.roi_features(pyramid, rois[None], BOX_POOL)
@@ -139,7 +119,7 @@ def _hand_made_rois(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> dic
     return arrays
 
 
-def _semantic(model: UPSNet, pyramid: list[Tensor], inputs: Inputs, full: bool) -> tuple[Tensor, dict]:
+def _semantic(model: UPSNet, pyramid: list[Tensor], inputs: Inputs, full: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """The semantic logits at 1/4 that the panoptic stage starts from, [S + T, h, w]."""
     features = model.semantic_head.features(pyramid[:PYRAMID_LEVELS])
     score = model.semantic_head.score(features)
@@ -148,7 +128,7 @@ def _semantic(model: UPSNet, pyramid: list[Tensor], inputs: Inputs, full: bool) 
         "fcn_feat": features[0, ::16, ::4, ::4],
         "fcn_score": score[0] if full else score[0, ::4, ::2, ::2],
         "sem_argmax": large.argmax(0).to(torch.uint8),
-        "sem_near_tie": near_tie(large),
+        "sem_near_tie": torch.from_numpy(near_tie(large)),
         "sem_full_sample": large[::8, 3::16, 5::16],
     }
     whole = inputs.given.get("fcn_score", np.zeros(0)).shape == score[0].shape

@@ -1,0 +1,1 @@
+"""Compares an imported network with its original: every array and every training loss of one image (docs/golden.md)."""
