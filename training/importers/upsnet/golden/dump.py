@@ -128,7 +128,7 @@ def _semantic(model: UPSNet, pyramid: list[Tensor], inputs: Inputs, full: bool) 
         "fcn_feat": features[0, ::16, ::4, ::4],
         "fcn_score": score[0] if full else score[0, ::4, ::2, ::2],
         "sem_argmax": large.argmax(0).to(torch.uint8),
-        "sem_near_tie": torch.from_numpy(near_tie(large)),
+        "sem_near_tie": near_tie(large),
         "sem_full_sample": large[::8, 3::16, 5::16],
     }
     whole = inputs.given.get("fcn_score", np.zeros(0)).shape == score[0].shape
