@@ -1,4 +1,4 @@
-"""Figures that are held against official ones."""
+"""Figures that are compared with official ones."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from training.model.upsnet import UPSNet
 from upsnet.command_line.command import make_app
 
 SPLIT = {"json_file": "a.json", "segments": "a", "images": "a"}
-CONFIG: dict[str, Any] = {
+CONFIG: dict[str, Any] = {  # as a YAML file holds it
     "name": "small",
     "seed": 5,
     "model": {

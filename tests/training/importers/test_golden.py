@@ -1,6 +1,6 @@
-"""Imported networks against golden outputs of the original ones with random weights (shared data; see its README).
+"""Imported networks beside golden outputs of the original ones with random weights (shared data; see its README).
 
-Not held against them: polygons (instances come from the panoptic PNG here), the pictures' preprocessing (photos are
+Not compared: polygons (instances come from the panoptic PNG here), the pictures' preprocessing (photos are
 resized to the exact size by design, the original resizes by a factor), and what the original does when nothing is found
 or every mask is empty: it injects a dummy instance, this network has none.
 """

@@ -23,15 +23,9 @@ from training.importers.upsnet.weights import (
 )
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
+from upsnet.datasets.cityscapes import categories
 
-CITYSCAPES = [
-    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
-    *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
-]
-
-
-def cityscapes() -> list[dict]:
-    return [{"id": i, "name": name, "isthing": int(i >= 11)} for i, name in enumerate(CITYSCAPES)]
+CITYSCAPES = categories(train_ids=True)
 
 
 @pytest.fixture
@@ -110,7 +104,7 @@ class TestCityscapes:
         return network(53, 80)
 
     def test_rows_are_moved(self, coco: UPSNet) -> None:
-        table = Categories.from_coco(cityscapes())
+        table = Categories.from_coco(CITYSCAPES)
         fresh, source = network(11, 8, seed=2).state_dict(), coco.state_dict()
         state, lines = to_cityscapes(fresh, source, table)
         network(11, 8).load_state_dict(state)
@@ -128,11 +122,11 @@ class TestCityscapes:
 
     def test_the_two_tables_agree(self) -> None:
         assert all(COCO_CHANNELS[name] == 52 + label for name, label in COCO_THINGS.items())
-        assert set(COCO_CHANNELS) < set(CITYSCAPES) and len(COCO_CHANNELS) == 15
+        assert set(COCO_CHANNELS) < {entry["name"] for entry in CITYSCAPES} and len(COCO_CHANNELS) == 15
 
     def test_command(self, files: Path, coco: UPSNet) -> None:
         torch.save(original_of(coco), files / "original.pth")
-        (files / "categories.json").write_text(json.dumps(cityscapes()))
+        (files / "categories.json").write_text(json.dumps(CITYSCAPES))
         result = run(files, *written(files), "--to-cityscapes")
         assert result.exit_code == 0 and "person <- 1" in result.output, result.output
         assert load_model(files / "out.pt")[0].num_things == 8

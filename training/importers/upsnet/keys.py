@@ -70,8 +70,8 @@ def _backbone(model: UPSNet) -> dict[str, str]:
         return {f"backbone.{own}": f"{theirs}.{name}" for own, name in (stem | blocks).items()}
     network = model.backbone.network
     assert isinstance(network, nn.Module)
-    if config.name.partition(".")[0] not in RESNETS:  # what follows tells whose pretrained weights
-        raise InputError(f"backbone {config.name}: the original UPSNet has none such; use {', '.join(RESNETS)}, hybrid")
+    if config.name.partition(".")[0] not in RESNETS:  # after the dot: whose pretrained weights
+        raise InputError(f"backbone {config.name}: the original UPSNet lacks it; use {', '.join(RESNETS)}, hybrid")
     names = {"conv1": "conv1.conv1", "bn1": "conv1.bn1"}
     for stage in range(2, 6):
         for block in range(len(getattr(network, f"layer{stage - 1}"))):

@@ -1,4 +1,4 @@
-"""Every intermediate array of one image, to hold an imported network against the one it came from.
+"""Every intermediate array of one image, to compare an imported network with its original.
 
 Names, shapes and subsampling are those of the project's golden arrays: one image, no batch axis; [channel, y, x]; boxes
 x1, y1, x2, y2 with inclusive corners in network pixels; detection classes from 1, 0 the background. The network's parts

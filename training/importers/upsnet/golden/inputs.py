@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
 
 
 def read_inputs(net_input: Path, im_info: str, inputs: Path | None) -> Inputs:
-    """InputError: unreadable files, an image of a wrong shape or type, or nothing that tells its size and scale."""
+    """InputError: unreadable files, an image of a wrong shape or type, or no size and scale of it."""
     arrays = read_arrays(net_input)
     image = arrays.get("net_input", np.zeros(0))
     image = image[0] if image.ndim == 4 and len(image) == 1 else image

@@ -1,4 +1,4 @@
-"""The training losses of an imported network on one image, to hold them against those of the network it came from.
+"""The training losses of an imported network on one image, to compare them with those of its original.
 
 Batch normalisation is frozen. Written are loss_NAME (float64, unweighted; loss_total as the configuration weighs them),
 grad_norm/KEY (float64: L2 norm of the total's gradient, for each tensor that the configuration trains, under the
