@@ -19,6 +19,7 @@ from upsnet.photos import Photo, photo_path, read_photo
 from upsnet.prediction import PanopticPrediction
 from upsnet.result import PanopticResult
 from upsnet.runtimes.open import open_source
+from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Predictor, predict_photos
 from upsnet.sources import Source, find_sources, is_video
 from upsnet.video import Video
@@ -50,7 +51,8 @@ def load(
     >>> with upsnet.load("runs/demo") as model:  # doctest: +SKIP
     ...     model.predict("street.jpg").save_coco("out")
     """
-    return Model(open_source(source, runtime=runtime, threads=threads, device=device, manifest=manifest))
+    options = RuntimeOptions(source, runtime, manifest=manifest, threads=threads, device=device)
+    return Model(open_source(options))
 
 
 class Model:

@@ -20,7 +20,8 @@ from tests.conftest import SIZES, Halves, photo_of, scene, write_dataset
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch, ResizeRule
 from upsnet.model import Model, load
-from upsnet.runtimes import open as open_module
+from upsnet.runtimes.open import choose
+from upsnet.runtimes.options import RuntimeOptions
 from upsnet.video import VideoWriter
 
 
@@ -144,13 +145,6 @@ def test_a_package_that_is_not_installed(
 
 
 def test_a_command_line_names_places_or_a_model(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    opened: list[tuple[str, Any]] = []
-
-    def remember(runtime: str, **options: Any) -> None:
-        places = (options[name] for name in ("checkpoint", "model", "url") if options.get(name) is not None)
-        opened.append((runtime, next(places)))
-
-    monkeypatch.setattr(open_module, "open_predictor", remember)
     monkeypatch.chdir(folder)
     model, checkpoint = Path("run/model.onnx"), Path("some.safetensors")
     for runtime, run, places, expected in (
@@ -164,10 +158,9 @@ def test_a_command_line_names_places_or_a_model(monkeypatch: pytest.MonkeyPatch,
         (None, "run/model.onnx", {}, ("onnxruntime", model)),
         ("pytorch", "run", {"checkpoint": checkpoint, "model": model}, ("pytorch", checkpoint)),
     ):
-        open_module.open_chosen(runtime, run, **places)  # type: ignore[arg-type]
-        assert opened[-1] == expected
+        assert choose(RuntimeOptions(run, runtime, **places)) == expected  # type: ignore[arg-type]
     with pytest.raises(InputError, match="places for pytorch and triton; say which with --runtime"):
-        open_module.open_chosen(None, "run", checkpoint=checkpoint, url="host:1")
+        choose(RuntimeOptions("run", checkpoint=checkpoint, url="host:1"))
 
 
 # Photos
