@@ -159,7 +159,7 @@ def test_real_photos_through_every_metric(shared_data: Path, project_root: Path,
 
     from training.config import load_config
     from training.model.upsnet import UPSNet
-    from training.predictor import ModelPredictor
+    from training.predictor import UPSNetPredictor
     from upsnet.manifest import Manifest
 
     sample = shared_data / "coco_sample"
@@ -172,7 +172,7 @@ def test_real_photos_through_every_metric(shared_data: Path, project_root: Path,
     manifest = Manifest(
         name="random", categories=list(folder.categories), resize=config.data.resize, max_detections=100
     )
-    predictor = ModelPredictor(model, manifest, torch.device("cpu"), short_sides=(160, 192), flip=True)
+    predictor = UPSNetPredictor(model, manifest, torch.device("cpu"), short_sides=(160, 192), flip=True)
     report = evaluate(predictor, folder, tmp_path / "out", 2, METRICS)
     assert report["images"] == 2 and 0 <= report["results"]["All"]["pq"] < 0.2
     assert 0 <= report["miou"]["miou"] < 0.2 and 0 <= report["ap"]["mask"]["AP"] < 0.2
