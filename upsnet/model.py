@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -71,7 +71,9 @@ class Model:
     @overload
     def predict(self, photo: list[OnePhoto] | tuple[OnePhoto, ...]) -> list[PanopticPrediction]: ...
 
-    def predict(self, photo: Any) -> PanopticPrediction | list[PanopticPrediction]:
+    def predict(
+        self, photo: Photo | list[OnePhoto] | tuple[OnePhoto, ...]
+    ) -> PanopticPrediction | list[PanopticPrediction]:
         """What is in a photo; of a list of photos, of any sizes, a list.
 
         A list goes in batches of the manifest's max_batch, photos of one shape together: no answer depends on the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from upsnet.errors import InputError
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("plugins_cuda", "training", "export", "serving", "eval")
 
 
-def load_module(module: str, what: str) -> Any:
+def load_module(module: str, what: str) -> ModuleType:
     """A module of this package or of the workshop, as its commands and runtimes are. `what` needs it, in messages.
 
     InputError without the checkout, and where another folder or file of that name comes first on Python's path: it is

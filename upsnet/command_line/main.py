@@ -42,6 +42,9 @@ COMMANDS = {
     "eval": Entry("eval.evaluate", "PQ, AP and mIoU of one runtime on a data set."),
     "parity": Entry("eval.parity", "PQ and pixels of several runtimes, compared."),
     "bench": Entry("eval.bench", "Speed ratios between the runtimes."),
+    "bench-pq": Entry("eval.bench_pq", "Speed of PQ, against panopticapi and hotcoco."),
+    "ablation": Entry("eval.ablation", "What each part of the network is worth."),
+    "overview": Entry("eval.overview", "The README's picture, of a run."),
 }
 GROUPS = {"data": "Check and prepare data sets."}
 SUMMARY = "Panoptic segmentation from training to production: train, export, serve, and prove that PQ stays the same."

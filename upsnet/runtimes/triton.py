@@ -77,7 +77,7 @@ class TritonPredictor:
     def close(self) -> None:
         self._client.close()
 
-    def _config(self) -> Any:
+    def _config(self) -> Any:  # a protobuf message, whose class has no type
         with self._one_line_errors():
             if not self._client.is_model_ready(self.model, client_timeout=self.timeout):
                 raise InputError(f"the Triton server at {self.url} runs without the model {self.model}; see its log")
@@ -118,7 +118,7 @@ class TritonPredictor:
         self._expect("segments", segments, np.float32, (batch, self.manifest.max_segments, 7))
         return RawPrediction(panoptic, segments, count[:, 0])
 
-    def _expect(self, name: str, array: np.ndarray | None, dtype: Any, shape: tuple[int, ...]) -> None:
+    def _expect(self, name: str, array: np.ndarray | None, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
         if array is None or array.dtype != dtype or array.shape != shape:
             got = "missing" if array is None else f"{array.dtype} {array.shape}"
             raise InputError(
