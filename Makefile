@@ -1,16 +1,22 @@
-# upsnet-trt: `make help` lists what can be made. Variables: VENV, GPUS, CONFIG, RUN, COCO, COCO_SPLIT, ARGS, PYTHON.
+# upsnet-trt: `make help` lists what can be made.
+# Variables: VENV, PYTHON, GPUS, CONFIG, RUN, NAME, MIN_PQ, COCO, COCO_SPLIT, ARGS (handed on to the program).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
-TRITON_VENV := $(VENV)-triton
 GPUS ?= 1
+NAME ?= runtimes
+MIN_PQ ?= 0
+COCO ?= ../shared/data/coco_sample
+COCO_SPLIT ?= val2017
+ARGS ?=
+OF_RUN := onnx engine serve eval parity bench
 ifdef RUN # a run that is there has its own configuration, and is used as it is
 CONFIG ?= $(or $(wildcard $(RUN)/config.yaml),training/configs/demo.yaml)
 ifeq ($(origin CONFIG),file)
-ifneq ($(filter onnx engine serve eval parity bench,$(MAKECMDGOALS)),)
+ifneq ($(filter $(OF_RUN),$(MAKECMDGOALS)),)
 CHECKPOINT := $(or $(wildcard $(RUN)/last.safetensors),\
 	$(error error: RUN=$(RUN): no such run: it has no last.safetensors; `make train` with CONFIG and RUN makes one))
 endif
@@ -18,21 +24,20 @@ endif
 endif
 CONFIG ?= training/configs/demo.yaml
 RUN ?= runs/$(basename $(notdir $(CONFIG)))
-COCO ?= ../shared/data/coco_sample
-COCO_SPLIT ?= val2017
-ARGS ?=
 
 BIN := $(VENV)/bin
 UPSNET := $(BIN)/upsnet
 READY := $(VENV)/.ready
+TRITON_VENV := $(VENV)-triton
 TRITON_READY := $(TRITON_VENV)/.ready
+ANY_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON),python3) # for machines with a GPU, PyTorch and no network
 # OpenMP's threads wait for each other spinning. On a busy machine that made a training step 20 times slower; spinning
 # this briefly costs nothing on a quiet one.
 export GOMP_SPINCOUNT ?= 10000
 export UPSNET_TRITON_ENV = $(abspath $(TRITON_VENV))
 
-# What is named wrongly is told before anything is made.
-ifneq ($(filter train demo onnx engine serve eval parity bench,$(MAKECMDGOALS)),)
+# A variable that is wrong ends make before anything is made.
+ifneq ($(filter train demo $(OF_RUN),$(MAKECMDGOALS)),)
 $(foreach name,CONFIG RUN VENV,$(if $(filter-out 1,$(words $($(name)))),\
 	$(error error: $(name)=$($(name)): give one path, without spaces)))
 $(if $(wildcard $(CONFIG)),,$(error error: CONFIG=$(CONFIG): no such file; some are in training/configs/))
@@ -46,14 +51,9 @@ $(if $(wildcard $(COCO_JSON)),,$(error error: COCO=$(COCO): it has no $(COCO_JSO
 	with their panoptic truth, and its split with COCO_SPLIT))
 endif
 
-# Configurations on the synthetic data set make it first.
-DATA := $(if $(filter demo,$(basename $(notdir $(CONFIG)))),data/shapes/train.json)
-DATA += $(if $(filter shapes_long,$(basename $(notdir $(CONFIG)))),data/shapes_long/train.json)
-TRAIN := $(UPSNET) train --processes $(GPUS)
-
-.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins lint clean
-.PHONY: test test-cpus test-install sanitize gpu-check docs docs-check overview
-.PHONY: ablation bench-ops bench-pq bench-train
+.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins lint clean test test-cpus test-install
+.PHONY: sanitize gpu-check docs docs-check overview ablation
+.PHONY: bench-runtimes bench-ops bench-pq bench-train bench-ablation
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
@@ -61,14 +61,13 @@ help: ## this list
 setup: $(READY) $(TRITON_READY) ## the environment in .venv, and the server's beside it (VENV=elsewhere, PYTHON=python3.13)
 
 $(READY): pyproject.toml constraints.txt
-	@if ! $(BIN)/python -c '' 2>/dev/null; then \
+	@if ! $(BIN)/python --version >/dev/null 2>&1; then \
 		python=$$(.ci/find_python.sh); echo "$(VENV): $$($$python --version), $$(command -v $$python)"; \
 		$$python -m venv $(if $(wildcard $(VENV)/pyvenv.cfg),--clear) $(VENV); fi
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/python -c 'import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), .5)'
 	touch $@
 
-# Where no interpreter is there that Triton can use, this says so, makes nothing, and the rest goes on; `make serve` ends.
+# Without an interpreter that Triton can use, this says so and the rest goes on; only `make serve` ends.
 $(TRITON_READY): serving/requirements-triton.txt | $(READY)
 	@$(BIN)/python -m serving.environment $(if $(filter serve,$(MAKECMDGOALS)),,--optional) $(TRITON_VENV)
 
@@ -77,24 +76,24 @@ demo: $(RUN)/report.html ## train, export, build, serve and compare a small netw
 	@echo '1. Open $<: the figures and pictures of every runtime.'
 	@echo '2. Predict your photo: $(UPSNET) predict photo.jpg --run $(RUN) --out predicted'
 	@echo '3. Serve: $(strip make serve $(foreach name,$(NAMED),$(name)=$($(name))))'
-	@$(if $(strip $(DATA)),echo 'This network knows synthetic shapes only; for your own: training/configs/custom.yaml')
+	@$(if $(DATA),echo 'This network knows synthetic shapes only; for your own: training/configs/custom.yaml')
 
 $(RUN)/report.html: $(RUN)/engine/engine.json $(wildcard $(TRITON_READY)) | $(TRITON_READY)
-	$(BIN)/python eval/parity.py --run $(RUN)
+	$(BIN)/python eval/parity.py --run $(RUN) --min-pq $(MIN_PQ)
 
-data/shapes/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py | $(READY)
-	$(UPSNET) shapes --out data/shapes
+# Configurations on the synthetic data set make it first.
+SYNTHETIC := $(patsubst demo,shapes,$(filter demo shapes_long,$(basename $(notdir $(CONFIG)))))
+DATA := $(SYNTHETIC:%=data/%/train.json)
+data/shapes/train.json data/shapes_long/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py | $(READY)
+	$(UPSNET) shapes --out $(@D) $(if $(findstring long,$@),--train 3000)
 	touch $@
 
-data/shapes_long/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py | $(READY)
-	$(UPSNET) shapes --out data/shapes_long --train 3000
-	touch $@
-
+TRAIN = $(UPSNET) train --processes $(GPUS) --config $(CONFIG) --out $(RUN) $(ARGS)
 train: $(READY) $(DATA) ## train CONFIG on GPUS processes (a number, or gpu: one on each GPU); resumes RUN if it exists
-	$(TRAIN) --config $(CONFIG) --out $(RUN) $(ARGS)
+	$(TRAIN)
 
 $(RUN)/.trained: $(CONFIG) $(DATA) | $(READY)
-	$(TRAIN) --config $(CONFIG) --out $(RUN) $(ARGS)
+	$(TRAIN)
 	touch $@
 
 onnx: $(RUN)/model.onnx ## export RUN's checkpoint to one ONNX file
@@ -105,11 +104,12 @@ $(RUN)/model.onnx: $(or $(CHECKPOINT),$(RUN)/.trained)
 engine: $(RUN)/engine/engine.json ## build the engine of this machine from RUN's ONNX file
 
 # A TensorRT plan needs the plugins; without TensorRT nobody asks for them.
-WANTS_PLUGINS := import sys; from importlib.util import find_spec; \
-	sys.exit(not any(map(find_spec, ["tensorrt", "tensorrt_rtx_bindings"])))
-$(RUN)/engine/engine.json: $(RUN)/model.onnx
-	if [ ! -f build/plugins/libupsnet_plugins.so ] && $(BIN)/python -c '$(WANTS_PLUGINS)'; then $(MAKE) plugins; fi
+PLUGINS := $(if $(wildcard $(VENV)/lib/python*/site-packages/tensorrt*),build/plugins/libupsnet_plugins.so)
+$(RUN)/engine/engine.json: $(RUN)/model.onnx | $(PLUGINS)
 	$(UPSNET) engine --model $< --out $(RUN)/engine
+
+build/plugins/libupsnet_plugins.so:
+	$(MAKE) plugins
 
 serve: $(TRITON_READY) $(RUN)/engine/engine.json ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
 	$(UPSNET) serve --run $(RUN) $(ARGS)
@@ -120,39 +120,41 @@ eval: $(RUN)/model.onnx ## PQ of RUN on its validation set
 parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of PyTorch, ONNX Runtime and Triton on RUN's validation set
 	$(BIN)/python eval/parity.py --run $(RUN) $(ARGS)
 
-bench: $(RUN)/engine/engine.json $(TRITON_READY) ## ratios: ONNX Runtime to PyTorch eager, Triton over gRPC to ONNX Runtime
-	$(BIN)/python eval/bench.py --run $(RUN) $(ARGS)
+overfit: OVERFIT := runs/coco_sample
+overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; PQ there must reach 50 in every runtime
+	$(UPSNET) train --config training/configs/coco_sample.yaml --out $(OVERFIT) $(foreach split,train val,\
+		--set data.$(split).json_file=$(COCO_JSON) --set data.$(split).segments=$(COCO_JSON:.json=) \
+		--set data.$(split).images=$(COCO)/$(COCO_SPLIT))
+	$(UPSNET) export --checkpoint $(OVERFIT)/last.safetensors
+	$(UPSNET) engine --model $(OVERFIT)/model.onnx
+	$(UPSNET) parity --run $(OVERFIT) --min-pq 0.5
+
+bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=ops, pq, train or ablation measures these instead
+bench-runtimes: $(RUN)/engine/engine.json $(TRITON_READY)
+	$(UPSNET) bench --run $(RUN) $(ARGS)
+bench-ops: $(READY)
+	$(BIN)/python -m plugins_cuda.benchmark $(ARGS)
+bench-pq: $(READY)
+	$(UPSNET) bench-pq $(ARGS)
+bench-train:
+	$(ANY_PYTHON) -m training.benchmark \
+		--config $(if $(filter file,$(origin CONFIG)),training/configs/coco_r50.yaml,$(CONFIG)) $(ARGS)
+bench-ablation: $(READY) data/shapes/train.json
+	$(UPSNET) ablation $(ARGS)
+ablation: bench-ablation
 
 overview: $(RUN)/report.html ## docs/overview.jpg, the picture in the README, from RUN (the demo)
-	$(BIN)/python eval/overview.py --run $(RUN) $(ARGS)
+	$(UPSNET) overview --run $(RUN) $(ARGS)
 
-docs-check: $(READY) ## every command, option, file and link that README.md and docs/ name exists
-	$(BIN)/python -m pytest -q tests/docs $(ARGS)
+# Without nvcc or TensorRT's headers, CMake says what it leaves out and how to get it.
+CMAKE := $(if $(wildcard $(BIN)/cmake),$(BIN)/cmake,cmake)
+plugins: ## libraries of the operators in build/plugins; TensorRT's with TENSORRT_INCLUDE_DIR=folder of NvInfer.h
+	$(CMAKE) -S plugins_cuda -B build/plugins \
+		$(if $(TENSORRT_INCLUDE_DIR),-DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_INCLUDE_DIR))) $(ARGS)
+	$(CMAKE) --build build/plugins --parallel --target everything
 
-DOCS_READY := $(VENV)/.docs-ready
-$(DOCS_READY): pyproject.toml $(READY)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
-	touch $@
-
-docs: $(DOCS_READY) ## the site, with API pages from the docstrings, in build/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
-
-bench-pq: $(READY) ## PQ of an image against panopticapi and hotcoco, from arrays and from files, on 1 and 2 cores
-	$(BIN)/python eval/bench_pq.py $(ARGS)
-
-ablation: $(READY) data/shapes/train.json ## the demo without its panoptic loss, deformable convolutions, mask pruning
-	$(BIN)/python eval/ablation.py $(ARGS)
-
-bench-ops: $(READY) ## the operators against the machine's limits and torchvision (ARGS="--device cpu --only nms")
-	$(BIN)/python -m plugins_cuda.benchmark $(ARGS)
-
-bench-train: BENCH_CONFIG := $(if $(filter file,$(origin CONFIG)),training/configs/coco_r50.yaml,$(CONFIG))
-bench-train: ## training steps of CONFIG (or COCO R50) against torchvision's; ARGS=--loader: the loader alone
-	$(or $(wildcard $(BIN)/python),$(PYTHON),python3) -m training.benchmark --config $(BENCH_CONFIG) $(ARGS)
-
-# For a machine with a GPU and PyTorch, which may have no network: the environment if it is there, else PYTHON.
 gpu-check: ## build, check and measure the operators on an NVIDIA GPU; without .venv, with the PyTorch of PYTHON (python3)
-	$(or $(wildcard $(BIN)/python),$(PYTHON),python3) -m plugins_cuda.gpu_check --out runs/gpu_check $(ARGS)
+	$(ANY_PYTHON) -m plugins_cuda.gpu_check --out runs/gpu_check $(ARGS)
 
 # Python itself is not instrumented: the sanitizer's library has to be there before anything else is. --capture=sys: a report
 # goes to the terminal, and not down with the process.
@@ -163,29 +165,9 @@ sanitize: $(READY) ## the CPU fronts and the emulated CUDA kernels under the add
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front" $(ARGS)
 
-OVERFIT := runs/coco_sample
-COCO_DATA := $(foreach split,train val,\
-	--set data.$(split).json_file=$(COCO_JSON) \
-	--set data.$(split).segments=$(COCO_JSON:.json=) \
-	--set data.$(split).images=$(COCO)/$(COCO_SPLIT))
-
-overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; PQ there must reach 50 in every runtime
-	$(UPSNET) train --config training/configs/coco_sample.yaml --out $(OVERFIT) $(COCO_DATA)
-	$(UPSNET) export --checkpoint $(OVERFIT)/last.safetensors
-	$(UPSNET) engine --model $(OVERFIT)/model.onnx
-	$(BIN)/python eval/parity.py --run $(OVERFIT) --min-pq 0.5
-
-# Without nvcc or TensorRT's headers, CMake says what it leaves out and how to get it.
-CMAKE := $(if $(wildcard $(BIN)/cmake),$(BIN)/cmake,cmake)
-plugins: ## libraries of the operators in build/plugins; TensorRT's with TENSORRT_INCLUDE_DIR=folder of NvInfer.h
-	$(CMAKE) -S plugins_cuda -B build/plugins \
-		$(if $(TENSORRT_INCLUDE_DIR),-DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_INCLUDE_DIR))) $(ARGS)
-	$(CMAKE) --build build/plugins --parallel --target everything
-
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
 
-.PHONY: test-install
 test-install: $(READY) ## the wheel in fresh environments (base, client), and the workshop from other folders
 	$(BIN)/python -m pytest tests/install $(ARGS)
 
@@ -203,6 +185,16 @@ lint: $(READY) ## format and faults (ruff, clang-format), types (mypy), layers (
 	git ls-files '*.h' '*.cpp' '*.cuh' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs-check: $(READY) ## every command, option, file and link that README.md and docs/ name exists
+	$(BIN)/python -m pytest -q tests/docs $(ARGS)
+
+$(VENV)/.docs-ready: pyproject.toml $(READY)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs-ready ## the site, with API pages from the docstrings, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
 
 clean: ## remove build/, the synthetic data and the demo's run (environments, other runs and other data stay)
 	rm -rf build data/shapes data/shapes_long runs/demo

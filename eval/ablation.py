@@ -1,6 +1,6 @@
 """What each part of the network is worth: the same training without it, on the same seed.
 
-    python eval/ablation.py --config training/configs/demo.yaml --out runs/ablation
+    upsnet ablation --config training/configs/demo.yaml --out runs/ablation
 
 Every variant is a run folder of its own under --out; one that is finished is not trained again.
 """
@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.validation_set import open_dataset
-from upsnet.command_line.command import run
 from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.metrics.evaluation import measure
@@ -65,14 +64,14 @@ def train(config: Path, folder: Path, device: str, overrides: tuple[str, ...]) -
 def score(folder: Path, device: str, mask_overlap: float | None) -> dict[str, float | None]:
     """PQ of a run's last weights on its whole validation set, image by image."""
     from training.checkpoint import load_model
-    from training.predictor import ModelPredictor, make_manifest, open_device
+    from training.predictor import UPSNetPredictor, make_manifest, open_device
 
     model, config, categories, _ = load_model(folder / "last.safetensors")
     if mask_overlap is not None:
         panoptic = model.config.panoptic.model_copy(update={"mask_overlap": mask_overlap})
         model.config = model.config.model_copy(update={"panoptic": panoptic})
     target = open_device(device)
-    predictor = ModelPredictor(model.to(target), make_manifest(config, categories), target)
+    predictor = UPSNetPredictor(model.to(target), make_manifest(config, categories), target)
     dataset = open_dataset(None, run=folder)
     return measure(predictor, dataset, dataset.records, progress=True).results(dataset.categories)
 
@@ -101,7 +100,3 @@ def main(
     rows = ablate(config, out, device, tuple(set_ or []))
     Console().print(ablation_table(rows))
     print(f"wrote {out / 'ablation.json'}")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,7 +1,7 @@
 """How fast each runtime is, as ratios of medians measured in the same run, with the same threads.
 
-    python eval/bench.py --run runs/demo
-    python eval/bench.py --photo street.jpg --model full.onnx     # time and memory of one photo
+    upsnet bench --run runs/demo
+    upsnet bench --photo street.jpg --model full.onnx     # time and memory of one photo
 
 The runtimes take turns (A B C A B C ...), so that whatever else the machine does falls on all of them alike.
 """
@@ -25,13 +25,14 @@ from tqdm import tqdm
 from eval.open_run import open_run, runtimes_here
 from eval.report import title
 from eval.validation_set import open_dataset
-from upsnet.command_line.command import run
+from upsnet.command_line.options import BatchSizes, GtJson, Run, RuntimeNames, Url
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.files import write_json
 from upsnet.geometry import NetworkBatch, collate, to_network
 from upsnet.machine import machine_facts, package_versions
 from upsnet.photos import read_photo
-from upsnet.runtimes.open import open_predictor
+from upsnet.runtimes.open import open_runtime
+from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Predictor, RawPrediction
 
 CALLS = 3  # of one runtime in a row; the first one is not counted
@@ -135,7 +136,7 @@ def peak_rss_mib() -> float:
 
 def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads: int) -> dict[str, Any]:
     runtime = "pytorch" if checkpoint else "onnxruntime"
-    predictor = open_predictor(runtime, checkpoint=checkpoint, model=model, threads=threads)
+    predictor = open_runtime(RuntimeOptions(None, runtime, checkpoint, model, threads=threads))
     try:
         facts = bench_photo(photo, predictor)
     finally:
@@ -148,17 +149,13 @@ def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="The run to measure.")] = Path("runs/demo"),
-    runtimes: Annotated[
-        list[str] | None, typer.Option(help="One or more of pytorch onnxruntime triton (default: those that are here).")
-    ] = None,
-    batch_sizes: Annotated[list[int], typer.Option(min=1, help="Images in one call.")] = [1, 4],  # noqa: B006
+    run: Run = Path("runs/demo"),
+    runtimes: RuntimeNames = None,
+    batch_sizes: BatchSizes = [1, 4],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each runtime.")] = 15,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each runtime.")] = 2,
-    gt_json: Annotated[
-        Path | None, typer.Option(help="Images to measure with (default: the run's validation set).")
-    ] = None,
-    url: Annotated[str | None, typer.Option(help="A running Triton's gRPC, host:port (one is started).")] = None,
+    gt_json: GtJson = None,
+    url: Url = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write (default: bench.json in the run).")] = None,
     photo: Annotated[Path | None, typer.Option(help="Measure this photo alone, with --model or --checkpoint.")] = None,
     model: Annotated[Path | None, typer.Option(help="With --photo: an ONNX model.")] = None,
@@ -170,7 +167,8 @@ def main(
         report["photo"] = _one_photo(photo, model, checkpoint, threads)
     else:
         dataset = open_dataset(gt_json, run=run)
-        with open_run(run, runtimes or runtimes_here(url)[0], url=url, threads=threads) as predictors:
+        options = RuntimeOptions(run, url=url, threads=threads)
+        with open_run(options, runtimes or runtimes_here(url)[0]) as predictors:
             plain = [PlainPyTorch(each) for each in predictors if each.name == "pytorch"]
             report["batches"] = compare([*plain, *predictors], dataset, batch_sizes, rounds)
         Console().print(bench_table(report["batches"], threads))
@@ -178,7 +176,3 @@ def main(
     if out is not None:
         write_json(out, report)
         print(f"wrote {out}")
-
-
-if __name__ == "__main__":
-    run(main)

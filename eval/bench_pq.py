@@ -1,6 +1,6 @@
 """How fast PQ is computed, against panopticapi's algorithm and against hotcoco in the same run, one core; and on more.
 
-    python eval/bench_pq.py
+    upsnet bench-pq
 
 Maps of 640 x 480 pixels with about 20 segments a side: `smooth` regions, and `ragged` ones whose borders are noise.
 hotcoco's own call checks less than `upsnet pq`, which is timed with all its checks.
@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from upsnet.command_line.command import run
 from upsnet.datasets.coco_format import id2rgb, read_panoptic_png
 from upsnet.files import write_json
 from upsnet.machine import machine_facts
@@ -264,7 +263,3 @@ def main(
     if out is not None:
         write_json(out, {"machine": machine_facts(), "ratios": rows, "hotcoco": rivals, "workers": on_cores})
         print(f"wrote {out}")
-
-
-if __name__ == "__main__":
-    run(main)

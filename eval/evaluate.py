@@ -14,13 +14,25 @@ from tqdm import tqdm
 
 from eval.tables import class_table, summary_tables
 from eval.validation_set import open_dataset
-from upsnet.command_line.command import run
+from upsnet.command_line.options import (
+    Checkpoint,
+    GtFolder,
+    GtJson,
+    Images,
+    OnnxModel,
+    Run,
+    RuntimeName,
+    ServedManifest,
+    Threads,
+    Url,
+)
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.datasets.folder import PanopticFolder, check_categories, groups
 from upsnet.errors import InputError
 from upsnet.files import staged_folder, write_json
 from upsnet.metrics.evaluation import METRICS, Metric, Partial, check_metrics, predict_timed
-from upsnet.runtimes.open import open_chosen
+from upsnet.runtimes.open import open_runtime
+from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Predictor
 
 
@@ -69,8 +81,8 @@ def evaluate(
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for predictions and pq.json; it may exist.")],
-    runtime: Annotated[str, typer.Option(help="pytorch, onnxruntime or triton.")] = "onnxruntime",
-    run: Annotated[Path, typer.Option(help="The run: its model, and its validation set.")] = Path("runs/demo"),
+    runtime: RuntimeName = "onnxruntime",
+    run: Run = Path("runs/demo"),
     metrics: Annotated[
         list[str], typer.Option(help="One or more of pq ap miou (default: all of pytorch, pq of the others).")
     ] = [],  # noqa: B006
@@ -79,21 +91,15 @@ def main(
     scales: Annotated[
         list[int], typer.Option(min=1, help="pytorch: short sides to show each photo at (default: the model's own).")
     ] = [],  # noqa: B006
-    gt_json: Annotated[Path | None, typer.Option(help="COCO panoptic JSON of another data set.")] = None,
-    gt_folder: Annotated[Path | None, typer.Option(help="Its truth PNGs (default: panoptic_<name> beside it).")] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Its photos (default: <name> beside it; official COCO: beside its folder).")
-    ] = None,
+    gt_json: GtJson = None,
+    gt_folder: GtFolder = None,
+    images: Images = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the network.")] = 1,
-    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: another checkpoint than the run's own.")] = None,
-    model: Annotated[Path | None, typer.Option(help="onnxruntime: another model than the run's model.onnx.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="triton: host:port of the server's gRPC (default: 127.0.0.1:8001).")
-    ] = None,
-    manifest: Annotated[
-        Path | None, typer.Option(help="triton: the served model's manifest (default: triton_repo's).")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")] = None,
+    checkpoint: Checkpoint = None,
+    model: OnnxModel = None,
+    url: Url = None,
+    manifest: ServedManifest = None,
+    threads: Threads = None,
     device: Annotated[str, typer.Option(help="pytorch: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """PQ, box and mask AP and mIoU of one runtime on a data set in the COCO panoptic format."""
@@ -101,10 +107,8 @@ def main(
         raise InputError(f"--flip and --scales need --runtime pytorch: {runtime} runs the exported graph as it is")
     wanted = parse_metrics(metrics, METRICS if runtime == "pytorch" else ("pq",))
     dataset = open_dataset(gt_json, gt_folder, images, run)
-    predictor = open_chosen(
-        runtime, run, checkpoint=checkpoint, model=model, url=url, manifest=manifest, threads=threads,
-        device=device, short_sides=scales, flip=flip,
-    )  # fmt: skip
+    options = RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, device, scales, flip)
+    predictor = open_runtime(options)
     try:
         report = evaluate(predictor, dataset, out, batch_size, wanted)
     finally:
@@ -124,7 +128,3 @@ def parse_metrics(names: Sequence[str], default: Sequence[Metric]) -> tuple[Metr
     if unknown:
         raise InputError(f"no metric {unknown[0]!r}; there are {', '.join(METRICS)}")
     return tuple(metric for metric in METRICS if metric in (names or default))
-
-
-if __name__ == "__main__":
-    run(main)

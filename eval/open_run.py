@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from upsnet.errors import InputError
-from upsnet.runtimes.open import CHECKPOINT, RUNTIMES, open_predictor
+from upsnet.runtimes.open import open_runtime
+from upsnet.runtimes.options import RUNTIMES, RuntimeOptions
 from upsnet.runtimes.predictor import Predictor
 
 
@@ -29,38 +30,26 @@ def runtimes_here(url: str | None) -> tuple[list[str], str | None]:
 
 
 @contextmanager
-def open_run(
-    run: Path,
-    runtimes: Sequence[str],
-    *,
-    checkpoint: Path | None = None,
-    url: str | None = None,
-    threads: int | None = None,
-) -> Iterator[list[Predictor]]:
-    """The runtimes of a run's folder, in the order given, closed at the end.
+def open_run(options: RuntimeOptions, runtimes: Sequence[str]) -> Iterator[list[Predictor]]:
+    """The runtimes of a run's folder (`options.run`), in the order given, closed at the end.
 
-    `checkpoint`: what its model.onnx was exported from (default: last.safetensors). Triton without a `url`: a real
-    server is started on a private copy of the run's engine, with as many threads, and stopped at the end.
+    Triton without a `url`: a real server is started on a private copy of the run's engine, with as many threads, and
+    stopped at the end.
     """
+    run = Path(options.run or "")
     if not run.is_dir():
         raise InputError(f"{run}: no such run; `make demo` makes runs/demo, `make train` any other")
-    model, manifest = run / "model.onnx", run / "model.manifest.json"
+    options = options._replace(manifest=run / "model.manifest.json")
     with ExitStack() as stack:
-        if "triton" in runtimes and url is None:
+        if "triton" in runtimes and options.url is None:
             from serving.private_server import private_server
 
             engine = run / "engine"
-            url = stack.enter_context(private_server(engine / "model.onnx", engine / "model.manifest.json", threads))
+            server = private_server(engine / "model.onnx", engine / "model.manifest.json", options.threads)
+            options = options._replace(url=stack.enter_context(server))
         predictors = []
         for runtime in runtimes:
-            predictor = open_predictor(
-                runtime,
-                checkpoint=checkpoint or run / CHECKPOINT,
-                model=model,
-                url=url,
-                manifest=manifest,
-                threads=threads,
-            )
+            predictor = open_runtime(options._replace(runtime=runtime))
             stack.callback(predictor.close)
             predictors.append(predictor)
         yield predictors

@@ -16,7 +16,6 @@ from PIL import Image
 
 from eval.report import share, title
 from eval.validation_set import open_dataset
-from upsnet.command_line.command import run
 from upsnet.draw import overlay
 from upsnet.errors import InputError
 from upsnet.files import atomic_path, read_json
@@ -93,7 +92,3 @@ def main(
         raise InputError(f"{photo_file}: no such image; --image names a file of the validation set")
     draw(*pictures(run / "model.onnx", photo_file), read_json(run / "parity.json"), out)
     print(f"wrote {out}")
-
-
-if __name__ == "__main__":
-    run(main)

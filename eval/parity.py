@@ -27,12 +27,22 @@ from eval.report import share, title, write_report
 from eval.validation_set import open_dataset
 from upsnet.categories import Categories
 from upsnet.command_line.command import run
+from upsnet.command_line.options import (
+    BatchSizes,
+    Checkpoint,
+    GtFolder,
+    GtJson,
+    Images,
+    Run,
+    RuntimeNames,
+    Threads,
+    Url,
+)
 from upsnet.datasets.folder import PanopticFolder, Record
-from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.machine import machine_facts, package_versions
 from upsnet.metrics.pq import GROUPS
-from upsnet.runtimes.open import RUNTIMES
+from upsnet.runtimes.options import RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
 
 LISTED = 20  # worst images and classes in parity.json
@@ -224,35 +234,27 @@ def parity_table(parity: dict[str, Any]) -> Table:
 
 def order(runtimes: Sequence[str], reference: str) -> list[str]:
     """The reference first, then the others as given, each once; InputError for an unknown one."""
-    unknown = [runtime for runtime in [reference, *runtimes] if runtime not in RUNTIMES]
-    if unknown:
-        raise InputError(f"unknown runtime '{unknown[0]}'; it is one of {', '.join(RUNTIMES)}")
-    return list(dict.fromkeys([reference, *runtimes]))
+    names = list(dict.fromkeys([reference, *runtimes]))
+    for name in names:
+        find_runtime(name)
+    return names
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="The run: last.safetensors, model.onnx, config.yaml.")] = Path("runs/demo"),
-    runtimes: Annotated[
-        list[str] | None, typer.Option(help="One or more of pytorch onnxruntime triton (default: those that are here).")
-    ] = None,
+    run: Run = Path("runs/demo"),
+    runtimes: RuntimeNames = None,
     reference: Annotated[str, typer.Option(help="The runtime that the others are held against.")] = "pytorch",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="What model.onnx was exported from (default: last.safetensors).")
-    ] = None,
-    gt_json: Annotated[
-        Path | None, typer.Option(help="COCO panoptic JSON (default: the run's validation set).")
-    ] = None,
-    gt_folder: Annotated[Path | None, typer.Option(help="Its truth PNGs (default: panoptic_<name> beside it).")] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Its photos (default: <name> beside it; official COCO: beside its folder).")
-    ] = None,
+    checkpoint: Checkpoint = None,
+    gt_json: GtJson = None,
+    gt_folder: GtFolder = None,
+    images: Images = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
-    batch_sizes: Annotated[list[int], typer.Option(min=1, help="Images in one call of the network.")] = [1, 4],  # noqa: B006
+    batch_sizes: BatchSizes = [1, 4],  # noqa: B006
     max_pq_difference: Annotated[float, typer.Option(min=0, help="Allowed; 0.001 is 0.1 points.")] = 0.001,
     min_identical: Annotated[float, typer.Option(min=0, max=1, help="Needed share of identical pixels.")] = 0.999,
     min_pq: Annotated[float, typer.Option(min=0, max=1, help="PQ that every runtime must reach; 0.5 is 50.")] = 0.0,
-    url: Annotated[str | None, typer.Option(help="A running Triton's gRPC, host:port (one is started).")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")] = None,
+    url: Url = None,
+    threads: Threads = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for parity.json and report.html (default: the run's).")
     ] = None,
@@ -267,7 +269,8 @@ def main(
     facts: dict[str, Any] = {"threads": threads or "default"}
     if left_out:
         facts["Triton"] = f"left out: {left_out}"
-    with open_run(run, names, checkpoint=checkpoint, url=url, threads=threads) as predictors:
+    options = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads)
+    with open_run(options, names) as predictors:
         parity = run_parity(
             predictors, dataset, out, batch_sizes=sizes, limit=limit, limits=limits, run=run, facts=facts
         )

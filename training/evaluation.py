@@ -8,7 +8,7 @@ from training.distributed import Process, gather
 from upsnet.datasets.folder import PanopticFolder, truth_result
 from upsnet.draw import overlay
 from upsnet.metrics.evaluation import METRICS, measure, merge
-from upsnet.runtimes.predictor import Predictor, predict_photos
+from upsnet.runtimes.predictor import DetailedPredictor, Predictor, predict_photos
 
 PICTURES = 4
 
@@ -18,10 +18,12 @@ def quality(
 ) -> dict[str, float | None]:
     """PQ, mIoU and AP (fractions, see metrics/evaluation.py) of the first `images` images; {} on all processes but one.
 
-    Images go through the network one by one, so that their number and that of the processes cannot change a figure.
+    PQ alone of a network that gives no details. Images go through the network one by one, so that their number and that
+    of the processes cannot change a figure.
     """
     share = folder.records[:images][process.rank :: process.world]
-    parts = gather(measure(predictor, folder, share, METRICS), process)
+    metrics = METRICS if isinstance(predictor, DetailedPredictor) else METRICS[:1]
+    parts = gather(measure(predictor, folder, share, metrics), process)
     return merge(parts).results(folder.categories) if process.first else {}
 
 

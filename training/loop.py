@@ -27,7 +27,7 @@ from training.lock import only_run
 from training.log import Log
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet, load_pretrained_backbone
-from training.predictor import ModelPredictor, make_manifest
+from training.predictor import make_manifest, predictor_of
 from training.schedule import make_plan, optimizer_tensors
 from training.signals import stop_signals
 from training.step import Stepper, TrainingError
@@ -130,7 +130,7 @@ class Run:
         self.sampler = make_sampler(self.dataset, config.data, config.seed, self.plan, process, self.step)
         average = self.stepper.ema
         self.predicting = average.module if average else self.model  # what is evaluated, and kept as the best
-        self.predictor = ModelPredictor(self.predicting, manifest, process.device)
+        self.predictor = predictor_of(self.predicting, manifest, process.device)
 
     @property
     def finished(self) -> bool:

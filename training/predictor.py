@@ -37,59 +37,26 @@ def make_manifest(config: Config, categories: Categories) -> Manifest:
 
 
 class ModelPredictor:
-    """A network in memory. It is put into eval mode for each prediction and left as it was; fp32 throughout (no TF32).
+    """A module that takes and gives what the exported graph does (docs/export.md).
 
-    Test-time augmentation, of predict_detailed alone: `short_sides` are the sizes that photos are shown at (none: the
-    manifest's; the longest side is limited in proportion), `flip` shows each of them mirrored too. Answers are at the
-    manifest's size always.
+    It is put into eval mode for each prediction and left as it was; fp32 throughout (no TF32).
     """
 
     name = "pytorch"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        manifest: Manifest,
-        device: torch.device,
-        short_sides: Sequence[int] = (),
-        flip: bool = False,
-    ) -> None:
-        self.model = model
-        self.manifest = manifest
-        self.device = device
-        self.rules = [_at_short_side(manifest.resize, side) for side in dict.fromkeys(short_sides)]
-        self.flip = flip
-        self.augments = flip or self.rules not in ([], [manifest.resize])
+    def __init__(self, model: nn.Module, manifest: Manifest, device: torch.device) -> None:
+        self.model, self.manifest, self.device = model, manifest, device
 
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         with self._evaluating():
             outputs = self.model(*self._tensors(batch))
             return RawPrediction(*(output.cpu().numpy() for output in outputs))
 
-    def predict_detailed(self, photos: Sequence[np.ndarray]) -> Details:
-        """uint8 H x W x 3 photos of any sizes, as one batch, with all the views of test-time augmentation."""
-        nets = [to_network(photo, self.manifest.resize) for photo in photos]
-        images, sizes, scales = self._tensors(collate(nets))
-        base, views = View(images, sizes), []
-        for rule in self.rules or [self.manifest.resize]:
-            seen = nets if rule == self.manifest.resize else [to_network(photo, rule) for photo in photos]
-            for flipped in (False, True)[: 1 + self.flip]:
-                shown = [mirrored(net) for net in seen] if flipped else seen
-                view_images, view_sizes, _ = self._tensors(collate(shown))
-                views.append(View(view_images, view_sizes, flipped))
-        with self._evaluating():
-            assert isinstance(self.model, UPSNet)
-            outputs = infer(self.model, views, base, scales)
-            arrays = [tensor.cpu().numpy() for tensor in (*outputs[:4], *outputs.instances, outputs.masks)]
-        panoptic, segments, segment_count, semantic, boxes, scores, labels, counts, masks = arrays
-        instances = Instances(boxes, scores, labels + self.model.num_stuff, counts, masks)
-        return Details(nets, RawPrediction(panoptic, segments, segment_count), semantic, instances)
-
     def close(self) -> None:
         """Nothing is held beyond the model itself."""
 
-    def _tensors(self, arrays: NetworkBatch) -> list[Tensor]:
-        return [torch.from_numpy(array).to(self.device) for array in arrays]
+    def _tensors(self, batch: NetworkBatch) -> list[Tensor]:
+        return [torch.from_numpy(array).to(self.device) for array in batch]
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -102,7 +69,52 @@ class ModelPredictor:
             self.model.train(was_training)
 
 
-class PyTorchPredictor(ModelPredictor):
+class UPSNetPredictor(ModelPredictor):
+    """UPSNet, which also gives what AP and mIoU need, with test-time augmentation where it is asked for.
+
+    Augmentation, of predict_detailed alone: `short_sides` are the sizes that photos are shown at (none: the manifest's;
+    the longest side is limited in proportion), `flip` shows each of them mirrored too. Answers are at the manifest's
+    size always.
+    """
+
+    model: UPSNet
+
+    def __init__(
+        self,
+        model: UPSNet,
+        manifest: Manifest,
+        device: torch.device,
+        short_sides: Sequence[int] = (),
+        flip: bool = False,
+    ) -> None:
+        super().__init__(model, manifest, device)
+        self.rules = [_at_short_side(manifest.resize, side) for side in dict.fromkeys(short_sides)]
+        self.flip = flip
+        self.augments = flip or self.rules not in ([], [manifest.resize])
+
+    def predict_detailed(self, photos: Sequence[np.ndarray]) -> Details:
+        """uint8 H x W x 3 photos of any sizes, as one batch, with all the views of test-time augmentation."""
+        nets = [to_network(photo, self.manifest.resize) for photo in photos]
+        images, sizes, scales = self._tensors(collate(nets))
+        with self._evaluating():
+            outputs = infer(self.model, self.views(photos, nets), View(images, sizes), scales)
+            arrays = [tensor.cpu().numpy() for tensor in (*outputs[:4], *outputs.instances, outputs.masks)]
+        panoptic, segments, segment_count, semantic, boxes, scores, labels, counts, masks = arrays
+        instances = Instances(boxes, scores, labels + self.model.num_stuff, counts, masks)
+        return Details(nets, RawPrediction(panoptic, segments, segment_count), semantic, instances)
+
+    def views(self, photos: Sequence[np.ndarray], nets: Sequence[NetworkImage]) -> list[View]:
+        """What the network is shown of the photos, whose `nets` are at the manifest's size."""
+        views = []
+        for rule in self.rules or [self.manifest.resize]:
+            seen = nets if rule == self.manifest.resize else [to_network(photo, rule) for photo in photos]
+            for flipped in (False, True)[: 1 + self.flip]:
+                images, sizes, _ = self._tensors(collate([mirrored(net) for net in seen] if flipped else seen))
+                views.append(View(images, sizes, flipped))
+        return views
+
+
+class PyTorchPredictor(UPSNetPredictor):
     """A checkpoint on `device` ("cpu", "cuda" or "cuda:1"). `threads`: PyTorch's CPU threads, a process-wide setting.
 
     InputError: the checkpoint cannot be read (see training.checkpoint.load), or the device is not there.
@@ -121,6 +133,13 @@ class PyTorchPredictor(ModelPredictor):
         target = open_device(device)
         model, config, categories, _ = load_model(checkpoint)
         super().__init__(model.to(target), make_manifest(config, categories), target, short_sides, flip)
+
+
+def predictor_of(model: nn.Module, manifest: Manifest, device: torch.device) -> ModelPredictor:
+    """One that gives details where the network does."""
+    if isinstance(model, UPSNet):
+        return UPSNetPredictor(model, manifest, device)
+    return ModelPredictor(model, manifest, device)
 
 
 def mirrored(net: NetworkImage) -> NetworkImage:

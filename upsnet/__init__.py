@@ -42,8 +42,4 @@ _HOMES = {
     "save_coco": "upsnet.prediction",
 }
 __all__ = [*_HOMES, "__version__"]
-__getattr__ = lazy.names(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

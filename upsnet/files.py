@@ -89,12 +89,12 @@ def write_text(path: PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: PathLike, value: Any) -> None:
+def write_json(path: PathLike, value: object) -> None:
     """Write strict JSON atomically. NaN and infinity are a ValueError: no other JSON reader accepts them."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: PathLike) -> Any:
+def read_json(path: PathLike) -> Any:  # JSON has no type before somebody has looked at it
     """Read a JSON file. Raises InputError, naming the file, when it is missing, unreadable or malformed."""
     try:
         with _no_collection():

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The package's `__getattr__` (PEP 562). homes: name -> its module, or "module:name" where it is called otherwise
-    there."""
+def names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The package's `__getattr__` and `__dir__` (PEP 562).
 
-    def get(name: str) -> Any:
+    homes: name -> its module, or "module:name" where it is called otherwise there.
+    """
+
+    def get(name: str) -> Any:  # what each module holds, and the packages' TYPE_CHECKING blocks say
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, _, attribute = homes[name].partition(":")
         return getattr(importlib.import_module(module), attribute or name)
 
-    return get
+    return get, lambda: sorted({*vars(sys.modules[package]), *homes})

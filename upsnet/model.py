@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import NamedTuple, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from upsnet.photos import Photo, photo_path, read_photo
 from upsnet.prediction import PanopticPrediction
 from upsnet.result import PanopticResult
 from upsnet.runtimes.open import open_source
+from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Predictor, predict_photos
 from upsnet.sources import Source, find_sources, is_video
 from upsnet.video import Video
@@ -50,7 +51,8 @@ def load(
     >>> with upsnet.load("runs/demo") as model:  # doctest: +SKIP
     ...     model.predict("street.jpg").save_coco("out")
     """
-    return Model(open_source(source, runtime=runtime, threads=threads, device=device, manifest=manifest))
+    options = RuntimeOptions(source, runtime, manifest=manifest, threads=threads, device=device)
+    return Model(open_source(options))
 
 
 class Model:
@@ -69,7 +71,9 @@ class Model:
     @overload
     def predict(self, photo: list[OnePhoto] | tuple[OnePhoto, ...]) -> list[PanopticPrediction]: ...
 
-    def predict(self, photo: Any) -> PanopticPrediction | list[PanopticPrediction]:
+    def predict(
+        self, photo: Photo | list[OnePhoto] | tuple[OnePhoto, ...]
+    ) -> PanopticPrediction | list[PanopticPrediction]:
         """What is in a photo; of a list of photos, of any sizes, a list.
 
         A list goes in batches of the manifest's max_batch, photos of one shape together: no answer depends on the

@@ -43,6 +43,8 @@ def faults(command: str) -> list[str]:
 def _make(words: Sequence[str]) -> Iterator[str]:
     makefile = (ROOT / "Makefile").read_text()
     targets = [word for word in words if not word.startswith("-") and "=" not in word]
+    named = next((word.partition("=")[2] for word in words if word.startswith("NAME=")), "runtimes")
+    targets = [f"bench-{named}" if target == "bench" else target for target in targets]
     for target in targets:
         if not re.search(rf"^{re.escape(target)}:", makefile, re.M):
             yield f"the Makefile has no target {target}"
@@ -95,6 +97,8 @@ def _python(words: Sequence[str]) -> Iterator[str]:
         return
     elif importlib.util.find_spec(module) is None:
         yield f"there is no module {module}"
+    elif script is not None and "__main__" not in (ROOT / script).read_text():
+        yield f"{script} does nothing as a script"
     else:
         yield from _unknown(rest, _options(module), f"python {script or f'-m {module}'}")
         yield from _overrides(rest)

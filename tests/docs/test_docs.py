@@ -98,7 +98,9 @@ def test_the_picture_is_small() -> None:
         ("upsnet predict photo.jpg --out out [--nosuch x]", "upsnet predict has no option --nosuch"),
         ("upsnet --nosuch", "upsnet has no option --nosuch"),
         ("python eval/nosuch.py", "there is no eval/nosuch.py"),
-        ("python eval/pq.py --nosuch", "python eval/pq.py has no option --nosuch"),
+        ("python eval/parity.py --nosuch", "python eval/parity.py has no option --nosuch"),
+        ("python eval/bench.py", "eval/bench.py does nothing as a script"),
+        ("make bench NAME=nosuch", "the Makefile has no target bench-nosuch"),
         ("python -m training.nosuch", "there is no module training.nosuch"),
         ("torchrun --nnodes 2 -m training.train --nosuch", "python -m training.train has no option --nosuch"),
         ("python -m plugins_cuda.benchmark --nosuch", "python -m plugins_cuda.benchmark has no option --nosuch"),
@@ -120,6 +122,7 @@ def test_overrides_are_settings() -> None:
     [
         "make demo CONFIG=training/configs/shapes_long.yaml",
         'make bench-ops ARGS="--device cpu"',
+        'make bench NAME=ops ARGS="--device cpu"',
         "UPSNET_SANITIZE=address make test ARGS='-k nms'",
         "upsnet COMMAND --help",
         "upsnet data",
@@ -136,13 +139,13 @@ def test_a_page_taken_apart(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# A page's `name`\n\nSee [that](other.md#a-part), not `[this](code)`; `upsnet.load(x)`.\n\n"
-        f"| {pages.YESTERDAY} | 0.2 |\n|---|---|\n| `eval/old.py` | `eval/pq.py` |\n\n"
+        f"| {pages.YESTERDAY} | 0.2 |\n|---|---|\n| `eval/old.py` | `eval/parity.py` |\n\n"
         "```sh\nmake \\\n  demo  # all of it\n```\n\n    make test\n\n```python\nfrom upsnet import x\n```\n"
     )
     text = pages.read(page)
     assert list(pages.commands(text))[:2] == ["make    demo  # all of it", "make test"]
     assert pages.links(text) == ["other.md#a-part"]
     assert pages.anchors(page) == {"a-pages-name"}
-    assert pages.files(text) == {"eval/pq.py"}
+    assert pages.files(text) == {"eval/parity.py"}
     assert pages.names(text) == {"upsnet.load"}
     assert list(imported("from upsnet import x\nimport os\nupsnet.load(1).y")) == ["upsnet.x", "upsnet.load"]

@@ -21,7 +21,8 @@ from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
 from upsnet.machine import machine_facts, package_versions
-from upsnet.runtimes.open import open_predictor
+from upsnet.runtimes.open import open_runtime
+from upsnet.runtimes.options import RuntimeOptions
 
 
 @pytest.mark.parametrize(
@@ -37,12 +38,12 @@ from upsnet.runtimes.open import open_predictor
 )
 def test_missing_arguments_are_one_line(runtime: str, files: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        open_predictor(runtime, **files)
+        open_runtime(RuntimeOptions(runtime=runtime, **files))
     assert "\n" not in str(error.value)
 
 
 def test_absent_run(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such run"), open_run(tmp_path / "absent", ["pytorch"]):
+    with pytest.raises(InputError, match="no such run"), open_run(RuntimeOptions(tmp_path / "absent"), ["pytorch"]):
         pass
 
 

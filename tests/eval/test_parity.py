@@ -19,6 +19,7 @@ from upsnet.command_line.command import make_app
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
+from upsnet.runtimes.options import RuntimeOptions
 
 Fake = Callable[..., Any]
 
@@ -107,7 +108,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, predictors: dict[str, Any], *argumen
     """The command line with predictors of ours in the place of the run's."""
 
     @contextmanager
-    def open_run(run: Path, names: Sequence[str], **_: object) -> Iterator[list[Any]]:
+    def open_run(options: RuntimeOptions, names: Sequence[str]) -> Iterator[list[Any]]:
         yield [predictors[name] for name in names]
 
     monkeypatch.setattr(parity_module, "open_run", open_run)

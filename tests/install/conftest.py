@@ -54,17 +54,23 @@ class Installed:
         self.size = sum(file.lstat().st_size for file in self.folder.rglob("*"))
 
     def add(self, *requirements: str) -> None:
-        pip = [self.folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip: list[str | Path] = [self.folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "-c", ROOT / "constraints.txt", *requirements], check=True)
 
     def run(
-        self, program: str, *arguments: str | Path, code: int = 0, cwd: Path | None = None, **variables: str
+        self,
+        program: str,
+        *arguments: str | Path,
+        code: int = 0,
+        cwd: Path | None = None,
+        variables: dict[str, str] | None = None,
     ) -> tuple[str, str]:
         """stdout and stderr of a program in the environment's bin/, which must end with `code`."""
+        environment = {"PATH": f"{self.folder / 'bin'}:{os.defpath}", "HOME": str(self.work), "COLUMNS": "120"}
         done = subprocess.run(
             [self.folder / "bin" / program, *arguments],
             cwd=cwd or self.work,
-            env={"PATH": f"{self.folder / 'bin'}:{os.defpath}", "HOME": str(self.work), "COLUMNS": "120", **variables},
+            env=environment | (variables or {}),
             capture_output=True,
             text=True,
             check=False,
@@ -72,8 +78,8 @@ class Installed:
         assert done.returncode == code, f"{program} {' '.join(map(str, arguments))}: {done.stdout}{done.stderr}"
         return done.stdout, done.stderr
 
-    def upsnet(self, *arguments: str | Path, code: int = 0, **variables: str) -> tuple[str, str]:
-        return self.run("upsnet", *arguments, code=code, **variables)
+    def upsnet(self, *arguments: str | Path, code: int = 0) -> tuple[str, str]:
+        return self.run("upsnet", *arguments, code=code)
 
 
 @pytest.fixture(scope="session")

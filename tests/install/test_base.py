@@ -64,8 +64,8 @@ def test_version_and_help(base: Installed) -> None:
 def test_tab_completes_without_the_workshop(base: Installed, words: tuple[str, ...], offered: list[str]) -> None:
     script = base.work / "press_tab.sh"
     script.write_text(PRESS_TAB)
-    command = ["-c", "import os, sys; os.execvp('bash', sys.argv[1:])", "bash", script, "upsnet", *words]
-    output, errors = base.run("python", *command)
+    bash = "import os, sys; os.execvp('bash', sys.argv[1:])"
+    output, errors = base.run("python", "-c", bash, "bash", script, "upsnet", *words)
     assert (output.split(), errors) == (offered, "")
 
 

@@ -64,5 +64,5 @@ def test_the_librarys_own_tests(client: Installed, wheel: Path) -> None:
     assert len(free) > len(files) / 2
     client.add(f"{wheel}[triton,video,test]")
     shared = {name: value for name, value in os.environ.items() if name == "UPSNET_SHARED"}
-    output, _ = client.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *free, cwd=ROOT, **shared)
+    output, _ = client.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *free, cwd=ROOT, variables=shared)
     assert re.search(r"\d{3} passed", output), output

@@ -20,7 +20,6 @@ BIN = Path(sys.executable).parent
         ([BIN / "upsnet", "train", "--help"], "--config"),
         ([BIN / "upsnet", "parity", "--help"], "--runtimes"),
         ([sys.executable, "-m", "upsnet", "export", "--help"], "--checkpoint"),
-        ([sys.executable, ROOT / "eval/pq.py", "--help"], "--gt-json"),
         ([sys.executable, ROOT / "eval/parity.py", "--help"], "--runtimes"),
     ],
     ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,17 +114,11 @@ class Exported:
         return RawPrediction(*self.session.run(OUTPUTS, batch._asdict()))
 
 
-@pytest.fixture(scope="session")
-def make_request() -> Callable[..., NetworkBatch]:
-    def make(batch: int, height: int, width: int, seed: int = 0) -> NetworkBatch:
-        rng = np.random.default_rng(seed)
-        images = rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
-        sizes = np.stack([rng.integers(1, height + 1, batch), rng.integers(1, width + 1, batch)], axis=1).astype(
-            np.int32
-        )
-        return NetworkBatch(images, sizes, rng.uniform(0.25, 2, batch).astype(np.float32))
-
-    return make
+def make_request(batch: int, height: int, width: int, seed: int = 0) -> NetworkBatch:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+    sizes = np.stack([rng.integers(1, height + 1, batch), rng.integers(1, width + 1, batch)], axis=1)
+    return NetworkBatch(images, sizes.astype(np.int32), rng.uniform(0.25, 2, batch).astype(np.float32))
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.server import TritonServer
+from tests.serving.conftest import Exported, make_request
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.predictor import RawPrediction, predict_photos
@@ -21,7 +21,7 @@ grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient (pip 
 
 
 @pytest.fixture
-def predictor(server: TritonServer, exported: Any) -> Iterator[TritonPredictor]:
+def predictor(server: TritonServer, exported: Exported) -> Iterator[TritonPredictor]:
     predictor = TritonPredictor(server.url, manifest=exported.manifest)
     yield predictor
     predictor.close()
@@ -37,7 +37,10 @@ def assert_same(actual: RawPrediction, expected: RawPrediction) -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (800, 1344)])
 def test_equals_onnxruntime(
-    predictor: TritonPredictor, exported: Any, make_request: Callable[..., Any], batch: int, size: tuple[int, int]
+    predictor: TritonPredictor,
+    exported: Exported,
+    batch: int,
+    size: tuple[int, int],
 ) -> None:
     request = make_request(batch, *size)
     assert_same(predictor.predict(request), exported.predict(request))
@@ -56,16 +59,14 @@ def test_known_answer(predictor: TritonPredictor) -> None:
 
 
 @pytest.mark.triton
-def test_splits_what_passes_the_servers_batch(
-    predictor: TritonPredictor, exported: Any, make_request: Callable[..., Any]
-) -> None:
+def test_splits_what_passes_the_servers_batch(predictor: TritonPredictor, exported: Exported) -> None:
     assert predictor.max_batch == 4
     request = make_request(9, 64, 32)
     assert_same(predictor.predict(request), exported.predict(request))
 
 
 @pytest.mark.triton
-def test_strided_input(predictor: TritonPredictor, exported: Any, make_request: Callable[..., Any]) -> None:
+def test_strided_input(predictor: TritonPredictor, exported: Exported) -> None:
     request = make_request(2, 32, 64)
     flipped = request.images[:, :, ::-1]
     expected = exported.predict(request._replace(images=np.ascontiguousarray(flipped)))
@@ -73,12 +74,10 @@ def test_strided_input(predictor: TritonPredictor, exported: Any, make_request: 
 
 
 @pytest.mark.triton
-def test_many_clients_at_once_get_their_own_answers(
-    server: TritonServer, exported: Any, make_request: Callable[..., Any]
-) -> None:
+def test_many_clients_at_once_get_their_own_answers(server: TritonServer, exported: Exported) -> None:
     requests = [make_request(1 + i % 3, 32 * (1 + i % 2), 64, seed=i) for i in range(24)]
 
-    def ask(share: list[Any]) -> list[RawPrediction]:
+    def ask(share: list[NetworkBatch]) -> list[RawPrediction]:
         predictor = TritonPredictor(server.url, manifest=exported.manifest)
         answers = [predictor.predict(request) for request in share]
         predictor.close()
@@ -101,7 +100,7 @@ def test_predict_photos(predictor: TritonPredictor) -> None:
     assert not black.ids.any()
 
 
-GOOD = {
+GOOD: dict[str, np.ndarray] = {
     "images": np.full((2, 64, 96, 3), 200, np.uint8),
     "sizes": np.array([[64, 96], [1, 1]], np.int32),
     "scales": np.ones((2, 1), np.float32),
@@ -130,7 +129,7 @@ def with_sizes(*sizes: tuple[int, int]) -> np.ndarray:
     return np.array(sizes, np.int32)
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, np.ndarray], str]] = {
     "images float": ({"images": GOOD["images"].astype(np.float32)}, "images.*UINT8|UINT8.*images"),
     "images int64": ({"images": GOOD["images"].astype(np.int64)}, "images.*UINT8|UINT8.*images"),
     "images rank 3": ({"images": GOOD["images"][0]}, "images"),
@@ -192,13 +191,13 @@ def test_refusal_is_one_input_error(predictor: TritonPredictor) -> None:
 
 
 @pytest.mark.triton
-def test_model_unknown_to_the_server(server: TritonServer, exported: Any) -> None:
+def test_model_unknown_to_the_server(server: TritonServer, exported: Exported) -> None:
     with pytest.raises(InputError, match=r"runs without the model other"):
         TritonPredictor(server.url, model="other", manifest=exported.manifest)
 
 
 @pytest.mark.triton
-def test_manifest_of_another_model(server: TritonServer, exported: Any, make_request: Callable[..., Any]) -> None:
+def test_manifest_of_another_model(server: TritonServer, exported: Exported) -> None:
     other = exported.manifest.model_copy(update={"name": "other", "max_detections": 5})
     predictor = TritonPredictor(server.url, manifest=other)
     with pytest.raises(
@@ -208,7 +207,7 @@ def test_manifest_of_another_model(server: TritonServer, exported: Any, make_req
     predictor.close()
 
 
-def test_nothing_there(exported: Any) -> None:
+def test_nothing_there(exported: Exported) -> None:
     with socket.socket() as taken:  # bound and not listening: refuses connections, and nobody else can take it
         taken.bind(("127.0.0.1", 0))
         url = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -216,7 +215,7 @@ def test_nothing_there(exported: Any) -> None:
             TritonPredictor(url, manifest=exported.manifest, timeout=5)
 
 
-def test_silence_ends_at_the_timeout(exported: Any) -> None:
+def test_silence_ends_at_the_timeout(exported: Exported) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 import upsnet
 from serving.repository import deploy
 from serving.server import TritonServer
+from tests.serving.conftest import Exported
 from tests.test_python_page import BLOCKS, SERVER
 from upsnet.command_line.predict import main
 from upsnet.contract import METADATA_KEY
@@ -22,7 +22,7 @@ WHITE, BLACK = np.full((50, 70, 3), 255, np.uint8), np.zeros((200, 40, 3), np.ui
 
 
 @pytest.mark.triton
-def test_the_server_tells_what_its_model_is(server: TritonServer, exported: Any) -> None:
+def test_the_server_tells_what_its_model_is(server: TritonServer, exported: Exported) -> None:
     with upsnet.load(f"grpc://{server.url}") as model:
         assert repr(model) == "<Model standin in triton: 1 stuff, 1 things>"
         assert model.manifest == exported.manifest and model.categories.names == ["sky", "cat"]
@@ -36,9 +36,10 @@ def test_the_server_tells_what_its_model_is(server: TritonServer, exported: Any)
 @pytest.mark.triton
 def test_predict_command_with_a_server(server: TritonServer, tmp_path: Path) -> None:
     Image.fromarray(WHITE).save(tmp_path / "white.png")
-    for number, place in enumerate(({"url": server.url, "runtime": "triton"}, {"url": f"grpc://{server.url}"})):
-        main([tmp_path / "white.png"], tmp_path / f"out{number}", **place)  # type: ignore[arg-type]
-    main([tmp_path / "white.png"], tmp_path / "out2", run=f"grpc://{server.url}")
+    photos = [f"{tmp_path}/white.png"]
+    main(photos, f"{tmp_path}/out0", url=server.url, runtime="triton")
+    main(photos, f"{tmp_path}/out1", url=f"grpc://{server.url}")
+    main(photos, f"{tmp_path}/out2", run=f"grpc://{server.url}")
     texts = [(tmp_path / f"out{number}" / "predictions.json").read_text() for number in range(3)]
     assert len(set(texts)) == 1 and '"file_name": "white.png"' in texts[0]
 
@@ -55,7 +56,7 @@ def test_the_example_of_the_python_page(
 
 
 @pytest.mark.triton
-def test_a_server_that_does_not_tell_is_told(exported: Any, triton_environment: Path, tmp_path: Path) -> None:
+def test_a_server_that_does_not_tell_is_told(exported: Exported, triton_environment: Path, tmp_path: Path) -> None:
     """A repository of somebody else's making, without the parameter of the configuration."""
     repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
     for config in (repository / "upsnet" / "config.pbtxt", *(repository / "upsnet" / "configs").iterdir()):

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import serving.deploy
 import serving.serve
 from serving.repository import TEMPLATE, deploy, deploy_engine, latest_version
 from serving.server import TritonServer
+from tests.serving.conftest import Exported, make_request
 from upsnet.categories import Category
 from upsnet.command_line.command import make_app
 from upsnet.contract import METADATA_KEY, PLUGINS
@@ -61,7 +63,7 @@ def test_both_configurations_have_the_graphs_contract() -> None:
         assert not each.dynamic_batching.priority_levels
 
 
-def test_deploy_replaces_the_model(exported: Any, repository: Path) -> None:
+def test_deploy_replaces_the_model(exported: Exported, repository: Path) -> None:
     version = latest_version(repository)
     for name in ("model.onnx", "manifest.json"):
         (version / name).write_text("old")
@@ -73,7 +75,7 @@ def test_deploy_replaces_the_model(exported: Any, repository: Path) -> None:
 
 
 def test_deploy_engine_brings_its_plan_and_plugins_and_leaves_no_other(
-    exported: Any, repository: Path, tmp_path: Path
+    exported: Exported, repository: Path, tmp_path: Path
 ) -> None:
     engine = tmp_path / "engine"
     shutil.copytree(exported.model.parent, engine)
@@ -92,7 +94,7 @@ def test_configuration_names_the_plugins_where_deploying_puts_them() -> None:
     assert option in (TEMPLATE / "upsnet/config.pbtxt").read_text()
 
 
-def test_deploy_refuses_a_manifest_of_another_model(exported: Any, repository: Path, tmp_path: Path) -> None:
+def test_deploy_refuses_a_manifest_of_another_model(exported: Exported, repository: Path, tmp_path: Path) -> None:
     before = (latest_version(repository) / "model.onnx").read_bytes()
     other = tmp_path / "other.onnx"
     other.write_bytes(b"another")
@@ -101,7 +103,7 @@ def test_deploy_refuses_a_manifest_of_another_model(exported: Any, repository: P
     assert (latest_version(repository) / "model.onnx").read_bytes() == before
 
 
-def test_deploy_names_what_is_missing(exported: Any, repository: Path, tmp_path: Path) -> None:
+def test_deploy_names_what_is_missing(exported: Exported, repository: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no model .*gone.onnx; make one with `make engine`"):
         deploy(tmp_path / "gone.onnx", exported.manifest_path, repository)
     with pytest.raises(InputError, match=r"gone.json"):
@@ -112,7 +114,7 @@ def test_deploy_names_what_is_missing(exported: Any, repository: Path, tmp_path:
             deploy(exported.model, exported.manifest_path, folder)
 
 
-def test_deploying_is_repeatable(exported: Any, tmp_path: Path) -> None:
+def test_deploying_is_repeatable(exported: Exported, tmp_path: Path) -> None:
     for _ in range(2):
         deploy(exported.model, exported.manifest_path, tmp_path)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 5
@@ -129,7 +131,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_deployment_that_fails_changes_nothing(
-    exported: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Exported, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (latest_version(repository) / "model.plan").write_text("of the model that is there")
     before = contents(repository)
@@ -146,7 +148,7 @@ def test_a_deployment_that_fails_changes_nothing(
     assert not list(repository.glob(".*"))
 
 
-def test_deploying_into_an_empty_folder_of_the_models_name(exported: Any, tmp_path: Path) -> None:
+def test_deploying_into_an_empty_folder_of_the_models_name(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "upsnet").mkdir()
     assert latest_version(deploy(exported.model, exported.manifest_path, tmp_path)).name == "1"
 
@@ -163,7 +165,7 @@ HOSTILE = [
 
 
 @pytest.fixture
-def hostile(exported: Any, tmp_path: Path) -> Manifest:
+def hostile(exported: Exported, tmp_path: Path) -> Manifest:
     """A manifest, also in hostile.json, of categories that need quoting."""
     things = [Category(id=3 + i, name=name, isthing=True, color=(i, 0, 0)) for i, name in enumerate(HOSTILE)]
     categories = [exported.manifest.categories[0], *things]
@@ -174,7 +176,7 @@ def hostile(exported: Any, tmp_path: Path) -> Manifest:
 
 @pytest.mark.parametrize("name", ["config.pbtxt", "configs/cpu.pbtxt"])
 def test_the_configuration_carries_the_manifest_whatever_the_names(
-    exported: Any, hostile: Manifest, tmp_path: Path, name: str
+    exported: Exported, hostile: Manifest, tmp_path: Path, name: str
 ) -> None:
     repository = deploy(exported.model, tmp_path / "hostile.json", tmp_path / "repository")
     given, made = config(name), config(name, repository)
@@ -185,7 +187,10 @@ def test_the_configuration_carries_the_manifest_whatever_the_names(
 
 @pytest.mark.triton
 def test_a_live_server_tells_hostile_names_and_keeps_them_when_another_model_is_deployed(
-    exported: Any, hostile: Manifest, make_request: Any, triton_environment: Path, tmp_path: Path
+    exported: Exported,
+    hostile: Manifest,
+    triton_environment: Path,
+    tmp_path: Path,
 ) -> None:
     place = tmp_path / "a model repository"
     request = make_request(1, 32, 64)
@@ -204,13 +209,13 @@ def test_a_live_server_tells_hostile_names_and_keeps_them_when_another_model_is_
         predictor.close()
 
 
-def run_command(main: Any, *arguments: str) -> tuple[int, str, str]:
+def run_command(main: Callable[..., None], *arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(make_app(main), list(arguments))
     return result.exit_code, result.stdout, result.stderr
 
 
 def test_commands_make_the_repository_beside_the_run_and_leave_the_template(
-    exported: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UPSNET_TRITON_ENV", str(tmp_path / "nothing"))
     run, template = tmp_path / "a run", contents(TEMPLATE)
@@ -255,7 +260,7 @@ class FakeError(Exception):
 
 
 @pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
+def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """model.py with the little it uses of Triton's Python backend."""
     triton = ModuleType("triton_python_backend_utils")
     vars(triton).update(
@@ -268,25 +273,24 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
     spec = importlib.util.spec_from_file_location("triton_model", TEMPLATE / "upsnet/1/model.py")
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     spec.loader.exec_module(module)
     return module
 
 
-def test_model_refuses_numpy_2(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_refuses_numpy_2(backend: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.np, "__version__", "2.4.6")
     with pytest.raises(FakeError, match=r"needs numpy < 2, and finds 2.4.6"):
         backend.TritonPythonModel().initialize({"model_config": "{}"})
 
 
-def test_model_runs_one_batch_for_each_image_size(backend: Any, exported: Any, make_request: Any) -> None:
+def test_model_runs_one_batch_for_each_image_size(backend: ModuleType, exported: Exported) -> None:
     batches: list[int] = []
 
     class Session:
-        def run(self, names: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
             batches.append(len(feeds["images"]))
             return exported.session.run(names, feeds)
 
@@ -295,8 +299,7 @@ def test_model_runs_one_batch_for_each_image_size(backend: Any, exported: Any, m
     requests = [
         make_request(*shape, seed=i) for i, shape in enumerate([(1, 32, 64), (2, 64, 64), (3, 32, 64), (1, 96, 64)])
     ]
-    names = ("images", "sizes", "scales")
-    responses = model.execute([dict(zip(names, request, strict=True)) for request in requests])
+    responses = model.execute([request._asdict() for request in requests])
     assert batches == [4, 2]
     assert responses[3].error.code == "INVALID_ARG"
     assert responses[3].error.message == "images are 96 x 64: more than 4096 pixels"

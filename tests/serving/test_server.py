@@ -11,13 +11,13 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from serving.repository import deploy
 from serving.server import TritonServer, pick_ports
+from tests.serving.conftest import Exported
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.triton import TritonPredictor
@@ -60,7 +60,7 @@ def wait_until_gone(group: int, port: int) -> None:
 
 @pytest.mark.triton
 def test_dead_model_is_noticed_and_stop_leaves_nothing(
-    exported: Any, repository: Path, triton_environment: Path
+    exported: Exported, repository: Path, triton_environment: Path
 ) -> None:
     server = TritonServer(repository, environment=triton_environment)
     with server:
@@ -87,7 +87,7 @@ def test_dead_model_is_noticed_and_stop_leaves_nothing(
 
 
 @pytest.mark.triton
-def test_ends_with_the_command_that_serves(exported: Any, tmp_path: Path, triton_environment: Path) -> None:
+def test_ends_with_the_command_that_serves(exported: Exported, tmp_path: Path, triton_environment: Path) -> None:
     repository = deploy(exported.model, exported.manifest_path, tmp_path)
     ports = ["--grpc-port=0", "--http-port=0", "--metrics-port=0"]
     command = [sys.executable, "-m", "upsnet", "serve", f"--repository={repository}", *ports]
@@ -100,13 +100,14 @@ def test_ends_with_the_command_that_serves(exported: Any, tmp_path: Path, triton
         ]
         started = []
         for host in hosts:
+            assert host.stdout is not None
             ready = re.search(r"grpc (\d+), http", host.stdout.readline())
             assert ready is not None
             (group,) = [pid for pid in children(host.pid) if len(members(pid)) == 2]
             started.append((group, int(ready[1])))
         for host, ending in zip(hosts, endings, strict=True):
             host.send_signal(ending)
-        rest = [host.stdout.read() for host in hosts]
+        rest = [host.stdout.read() for host in hosts if host.stdout]
     assert [host.returncode for host in hosts] == [0, 0, -signal.SIGKILL]
     assert rest == ["Triton has stopped.\n"] * 2 + [""]
     for group, port in started[:2]:

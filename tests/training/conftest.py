@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import training.evaluation
 from tests.training.standin import Helper, builder, settings
 from training.loop import train
 from upsnet.datasets.shapes import write_shapes
@@ -19,18 +18,10 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(folder, {"train": 6, "val": 3}, sizes=[(64, 64), (64, 96)], progress=False)
 
 
-@pytest.fixture
-def panoptic_quality_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in has no instances for AP, nor a semantic map."""
-    monkeypatch.setattr(training.evaluation, "METRICS", ("pq",))
-
-
 @pytest.fixture(scope="session")
 def unbroken(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "unbroken"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.evaluation, "METRICS", ("pq",))
-        assert train(settings(shapes), out, "cpu", builder()) == 0
+    assert train(settings(shapes), out, "cpu", builder()) == 0
     return out
 
 

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import training.checkpoint
-import training.evaluation
 from training.checkpoint import load
 from training.config import Config, load_config, parse_config
 from training.data.batch import Batch
@@ -237,7 +236,6 @@ def forked(job: dict[str, Any]) -> int:
         if job.get("real"):
             build = build_network
         else:
-            training.evaluation.METRICS = ("pq",)
             accident = kills_itself(*job["kill"]) if "kill" in job else None
             accident = sends_signal(signal.SIGTERM, job["stop"]) if "stop" in job else accident
             build = builder(noise="env" not in job, accident=accident)

@@ -18,7 +18,7 @@ from training.inference import Outputs, View, infer, join, label_map, move, to_b
 from training.model import boxes as B
 from training.model.heads import BOX_POOL
 from training.model.upsnet import Detections, Suppression, UPSNet
-from training.predictor import ModelPredictor, mirrored
+from training.predictor import UPSNetPredictor, mirrored
 from upsnet.categories import Categories, Category
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, collate, to_network
@@ -276,7 +276,7 @@ class TestPredictor:
         return [rng.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((70, 100), (120, 90))]
 
     def test_details_are_the_plain_prediction_and_more(self, network: UPSNet, manifest: Manifest) -> None:
-        predictor = ModelPredictor(network, manifest, torch.device("cpu"))
+        predictor = UPSNetPredictor(network, manifest, torch.device("cpu"))
         assert isinstance(predictor, DetailedPredictor) and not predictor.augments
         details = predictor.predict_detailed(self.photos())
         plain = predictor.predict(collate(details.nets))
@@ -291,25 +291,20 @@ class TestPredictor:
             assert (found.boxes[0].max(0)[2:] <= np.array(size[::-1]) + 1e-3).all()
             assert found.masks.min() >= 0 and found.masks.max() <= 1
 
-    def test_views(self, network: UPSNet, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-        predictor = ModelPredictor(network, manifest, torch.device("cpu"), short_sides=(64, 96, 64), flip=True)
-        seen: list[View] = []
-
-        def spied(model: UPSNet, views: list[View], base: View, scales: Tensor) -> Outputs:
-            seen.extend(views)
-            return infer(model, views, base, scales)
-
-        monkeypatch.setattr("training.predictor.infer", spied)
-        answers = unpack(predictor.predict_detailed(self.photos()))
+    def test_views(self, network: UPSNet, manifest: Manifest) -> None:
+        predictor = UPSNetPredictor(network, manifest, torch.device("cpu"), short_sides=(64, 96, 64), flip=True)
+        details = predictor.predict_detailed(self.photos())
+        seen = predictor.views(self.photos(), details.nets)
+        answers = unpack(details)
         assert predictor.augments and [view.flipped for view in seen] == [False, True] * 2
         assert [view.sizes.tolist() for view in seen[::2]] == [[[64, 91], [85, 64]], [[96, 137], [128, 96]]]
         assert [answer.result.ids.shape for answer in answers] == [(70, 100), (120, 90)]
 
     def test_one_scale_that_is_the_models_own_is_no_augmentation(self, network: UPSNet, manifest: Manifest) -> None:
-        assert not ModelPredictor(network, manifest, torch.device("cpu"), short_sides=(96,)).augments
-        assert ModelPredictor(network, manifest, torch.device("cpu"), short_sides=(64,)).augments
+        assert not UPSNetPredictor(network, manifest, torch.device("cpu"), short_sides=(96,)).augments
+        assert UPSNetPredictor(network, manifest, torch.device("cpu"), short_sides=(64,)).augments
         with pytest.raises(InputError, match="short side of 0"):
-            ModelPredictor(network, manifest, torch.device("cpu"), short_sides=(0,))
+            UPSNetPredictor(network, manifest, torch.device("cpu"), short_sides=(0,))
 
     def test_mirrored_stays_inside_the_padding(self) -> None:
         net = to_network(self.photos()[0], ResizeRule(short_side=70, max_side=100))

@@ -62,7 +62,6 @@ def test_a_finished_run_is_refused_too(unbroken: Path, shapes: Path) -> None:
         assert contents(unbroken) == before
 
 
-@pytest.mark.usefixtures("panoptic_quality_alone")
 def test_a_killed_runs_loader_workers_do_not_keep_its_folder(helper: Helper, shapes: Path, tmp_path: Path) -> None:
     config = settings(shapes, evaluate_every=0)
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 1})})

@@ -30,8 +30,6 @@ from training.step import TrainingError, step_seed
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("panoptic_quality_alone")
-
 
 def test_the_folder_of_a_run(unbroken: Path, shapes: Path) -> None:
     files = {"config.yaml", "plan.json", "versions.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "tb"}

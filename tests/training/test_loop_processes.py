@@ -18,7 +18,6 @@ from training.config import Config
 from training.loop import train
 from upsnet.datasets.shapes import write_shapes
 
-pytestmark = pytest.mark.usefixtures("panoptic_quality_alone")
 KILLED = -signal.SIGKILL
 
 

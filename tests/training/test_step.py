@@ -22,7 +22,6 @@ from training.loop import Run, find_checkpoint, train
 from training.step import TrainingError, average_of
 from upsnet.categories import Categories
 
-pytestmark = pytest.mark.usefixtures("panoptic_quality_alone")
 CPU = Process(0, 1, torch.device("cpu"))
 
 

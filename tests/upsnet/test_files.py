@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from upsnet.errors import InputError
 from upsnet.files import atomic_path, read_json, sha256, staged_folder, write_json, write_text
 
 
-def test_atomic_path_writes_on_success_and_makes_parents(tmp_path):
+def test_atomic_path_writes_on_success_and_makes_parents(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "model.onnx"
     with atomic_path(target) as temporary:
         assert temporary.parent == target.parent and temporary.suffix == ".onnx" and temporary != target
@@ -20,7 +21,7 @@ def test_atomic_path_writes_on_success_and_makes_parents(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_atomic_path_keeps_the_old_file_on_error(tmp_path, error):
+def test_atomic_path_keeps_the_old_file_on_error(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "x.txt"
     target.write_text("old")
     with pytest.raises(error), atomic_path(target) as temporary:
@@ -30,7 +31,7 @@ def test_atomic_path_keeps_the_old_file_on_error(tmp_path, error):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_atomic_path_refuses_a_target_that_cannot_be_written(tmp_path):
+def test_atomic_path_refuses_a_target_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(InputError, match=r"file/x\.json"):
@@ -40,7 +41,7 @@ def test_atomic_path_refuses_a_target_that_cannot_be_written(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.json"}
 
 
-def test_json_round_trip_is_strict(tmp_path):
+def test_json_round_trip_is_strict(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"ä": [1, 2.5, None]})
     assert read_json(tmp_path / "x.json") == {"ä": [1, 2.5, None]}
     with pytest.raises(ValueError, match="JSON"):
@@ -49,14 +50,14 @@ def test_json_round_trip_is_strict(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "cut", "not utf-8", "deep"])
-def test_read_json_names_a_malformed_file_in_one_line(tmp_path, content):
+def test_read_json_names_a_malformed_file_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.json: not valid JSON") as caught:
         read_json(tmp_path / "bad.json")
     assert "\n" not in str(caught.value)
 
 
-def test_missing_files_are_named(tmp_path):
+def test_missing_files_are_named(tmp_path: Path) -> None:
     for read in (read_json, sha256):
         with pytest.raises(InputError, match=r"none\.json: cannot be read"):
             read(tmp_path / "none.json")
@@ -64,12 +65,12 @@ def test_missing_files_are_named(tmp_path):
         read_json(tmp_path)
 
 
-def test_sha256(tmp_path):
+def test_sha256(tmp_path: Path) -> None:
     write_text(tmp_path / "x", "abc")
     assert sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
 
 
-def test_staged_folder_joins_what_is_there(tmp_path):
+def test_staged_folder_joins_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "old").mkdir(parents=True)
     (out / "old" / "kept.txt").write_text("kept")
@@ -82,7 +83,7 @@ def test_staged_folder_joins_what_is_there(tmp_path):
     assert found == {"old/kept.txt": "kept", **{name: name for name in names}}
 
 
-def test_staged_folder_names_what_is_in_its_way(tmp_path):
+def test_staged_folder_names_what_is_in_its_way(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "place").write_text("a file")
     with pytest.raises(InputError, match=r"out/place: cannot be written"), staged_folder(tmp_path / "out") as stage:

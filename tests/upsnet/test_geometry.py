@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,16 +28,16 @@ sides = st.integers(1, 300)
         ((1, 1), (800, 800), (800, 800)),
     ],
 )
-def test_network_size_by_hand(original, size, padded):
+def test_network_size_by_hand(original: tuple[int, int], size: tuple[int, int], padded: tuple[int, int]) -> None:
     assert COCO.network_size(*original) == size
     assert COCO.padded_size(*size) == padded
 
 
-def test_halves_round_up():
+def test_halves_round_up() -> None:
     assert ResizeRule(short_side=1, max_side=9).network_size(2, 5) == (1, 3)  # 5 / 2
 
 
-def test_network_sizes_of_the_original(shared_data):
+def test_network_sizes_of_the_original(shared_data: Path) -> None:
     table = json.loads((shared_data / "upsnet_golden" / "sizes.json").read_text())
     for row in table["rows"]:
         case = dict(zip(table["columns"], row, strict=True))
@@ -47,7 +48,7 @@ def test_network_sizes_of_the_original(shared_data):
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000))
-def test_network_size_keeps_its_limits_and_flips_with_the_photo(height, width):
+def test_network_size_keeps_its_limits_and_flips_with_the_photo(height: int, width: int) -> None:
     size = COCO.network_size(height, width)
     assert size == COCO.network_size(width, height)[::-1]
     assert min(size) >= 1 and max(size) <= 1333 and min(size) <= 800
@@ -55,12 +56,12 @@ def test_network_size_keeps_its_limits_and_flips_with_the_photo(height, width):
 
 
 @pytest.mark.parametrize("fields", [{"short_side": 0}, {"max_side": 10}, {"divisor": 0}, {"extra": 1}])
-def test_rule_refuses(fields):
+def test_rule_refuses(fields: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
         ResizeRule(**{"short_side": 96, "max_side": 128, **fields})
 
 
-def test_to_network_at_the_right_size_only_pads():
+def test_to_network_at_the_right_size_only_pads() -> None:
     photo = np.random.default_rng(0).integers(1, 256, (96, 100, 3), dtype=np.uint8)
     net = to_network(photo, ResizeRule(short_side=96, max_side=128))
     assert (net.size, net.original, net.scale) == ((96, 100), (96, 100), 1.0)
@@ -68,7 +69,7 @@ def test_to_network_at_the_right_size_only_pads():
     assert np.array_equal(net.image[:, :100], photo) and not net.image[:, 100:].any()
 
 
-def test_to_network_averages_when_it_reduces():
+def test_to_network_averages_when_it_reduces() -> None:
     photo = np.zeros((64, 64, 3), np.uint8)
     photo[::2] = 200  # without antialiasing the stripes would alias to 0 or 200
     net = to_network(photo, ResizeRule(short_side=8, max_side=8, divisor=8))
@@ -78,7 +79,7 @@ def test_to_network_averages_when_it_reduces():
 
 @given(sides, sides)
 @settings(max_examples=40, deadline=None)
-def test_to_network_shapes_and_scale(height, width):
+def test_to_network_shapes_and_scale(height: int, width: int) -> None:
     rule = ResizeRule(short_side=32, max_side=64, divisor=16)
     net = to_network(np.full((height, width, 3), 255, np.uint8), rule)
     assert net.size == rule.network_size(height, width)
@@ -92,12 +93,12 @@ def test_to_network_shapes_and_scale(height, width):
     "photo",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)],
 )
-def test_to_network_refuses_what_is_no_photo(photo):
+def test_to_network_refuses_what_is_no_photo(photo: np.ndarray) -> None:
     with pytest.raises(InputError):
         to_network(photo, COCO)
 
 
-def test_collate_pads_to_the_largest():
+def test_collate_pads_to_the_largest() -> None:
     rule = ResizeRule(short_side=32, max_side=64)
     nets = [to_network(np.full(shape, 255, np.uint8), rule) for shape in ((32, 64, 3), (50, 32, 3))]
     images, sizes, scales = collate(nets)
@@ -109,7 +110,7 @@ def test_collate_pads_to_the_largest():
         collate([])
 
 
-def test_to_original_by_hand():
+def test_to_original_by_hand() -> None:
     network = np.array([[1, 2, 0], [3, 4, 0], [0, 0, 0]], np.uint8)  # 2 x 2 inside the padding
     assert to_original(network, (2, 2), (2, 2)).tolist() == [[1, 2], [3, 4]]
     assert to_original(network, (2, 2), (4, 3)).tolist() == [[1, 2, 2], [1, 2, 2], [3, 4, 4], [3, 4, 4]]
@@ -118,7 +119,9 @@ def test_to_original_by_hand():
 
 @given(sides, sides, sides, sides)
 @settings(deadline=None)
-def test_to_original_has_the_exact_size_and_only_content(height, width, original_height, original_width):
+def test_to_original_has_the_exact_size_and_only_content(
+    height: int, width: int, original_height: int, original_width: int
+) -> None:
     rows, columns = np.mgrid[:height, :width]
     padded = np.full((height + 3, width + 5, 2), -1)
     padded[:height, :width] = np.stack([rows, columns], -1)
@@ -132,14 +135,14 @@ def test_to_original_has_the_exact_size_and_only_content(height, width, original
 
 @given(sides, sides, st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
-def test_enlarging_by_a_whole_factor_and_back_is_the_identity(height, width, factor):
+def test_enlarging_by_a_whole_factor_and_back_is_the_identity(height: int, width: int, factor: int) -> None:
     ids = np.random.default_rng(height * 301 + width).integers(0, 9, (height, width))
     large = to_original(ids, ids.shape, (height * factor, width * factor))
     assert np.array_equal(large, ids.repeat(factor, 0).repeat(factor, 1))
     assert np.array_equal(to_original(large, large.shape, ids.shape), ids)
 
 
-def test_to_original_does_not_alias_and_refuses_nonsense():
+def test_to_original_does_not_alias_and_refuses_nonsense() -> None:
     ids = np.zeros((4, 4), np.uint8)
     to_original(ids, (4, 4), (4, 4))[:] = 1
     assert not ids.any()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ MANIFEST = Manifest(
 )
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path: Path) -> None:
     manifest = MANIFEST.model_copy(update={"versions": {"torch": "2"}, "onnx_sha256": "ab"})
     manifest.save(tmp_path / "x.json")
     assert Manifest.load(tmp_path / "x.json") == manifest
@@ -38,7 +39,9 @@ def test_round_trip(tmp_path):
         ({"resize": {"short_side": 96}}, r"resize\.max_side: Field required"),
     ],
 )
-def test_a_bad_manifest_is_refused_with_its_file_and_field(tmp_path, change, message):
+def test_a_bad_manifest_is_refused_with_its_file_and_field(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
     path = tmp_path / "bad.json"
     path.write_text(json.dumps({**MANIFEST.model_dump(mode="json"), **change}))
     with pytest.raises(InputError, match=rf"bad\.json: .*{message}") as caught:
@@ -46,7 +49,7 @@ def test_a_bad_manifest_is_refused_with_its_file_and_field(tmp_path, change, mes
     assert "\n" not in str(caught.value)
 
 
-def test_load_refuses_what_is_no_object(tmp_path):
+def test_load_refuses_what_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(InputError, match=r"bad\.json"):
         Manifest.load(tmp_path / "bad.json")

@@ -6,7 +6,7 @@ import io
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,19 @@ import pytest
 from PIL import Image
 
 import upsnet
-from tests.conftest import SIZES, Halves, photo_of, scene, write_dataset
+from tests.conftest import SIZES, FakePredictor, Halves, photo_of, scene, write_dataset
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch, ResizeRule
 from upsnet.model import Model, load
-from upsnet.runtimes import open as open_module
+from upsnet.photos import Photo
+from upsnet.runtimes.open import choose
+from upsnet.runtimes.options import RuntimeOptions
+from upsnet.runtimes.predictor import RawPrediction
 from upsnet.video import VideoWriter
 
 
 @pytest.fixture
-def model(fake: Callable[..., Any]) -> Iterator[Model]:
+def model(fake: type[FakePredictor]) -> Iterator[Model]:
     with Model(fake("fake runtime")) as opened:
         yield opened
 
@@ -144,13 +147,6 @@ def test_a_package_that_is_not_installed(
 
 
 def test_a_command_line_names_places_or_a_model(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    opened: list[tuple[str, Any]] = []
-
-    def remember(runtime: str, **options: Any) -> None:
-        places = (options[name] for name in ("checkpoint", "model", "url") if options.get(name) is not None)
-        opened.append((runtime, next(places)))
-
-    monkeypatch.setattr(open_module, "open_predictor", remember)
     monkeypatch.chdir(folder)
     model, checkpoint = Path("run/model.onnx"), Path("some.safetensors")
     for runtime, run, places, expected in (
@@ -164,10 +160,9 @@ def test_a_command_line_names_places_or_a_model(monkeypatch: pytest.MonkeyPatch,
         (None, "run/model.onnx", {}, ("onnxruntime", model)),
         ("pytorch", "run", {"checkpoint": checkpoint, "model": model}, ("pytorch", checkpoint)),
     ):
-        open_module.open_chosen(runtime, run, **places)  # type: ignore[arg-type]
-        assert opened[-1] == expected
+        assert choose(RuntimeOptions(run, runtime, **places)) == expected  # type: ignore[arg-type]
     with pytest.raises(InputError, match="places for pytorch and triton; say which with --runtime"):
-        open_module.open_chosen(None, "run", checkpoint=checkpoint, url="host:1")
+        choose(RuntimeOptions("run", checkpoint=checkpoint, url="host:1"))
 
 
 # Photos
@@ -177,7 +172,7 @@ def test_photos_of_every_kind_are_one_photo(model: Model, photos: list[np.ndarra
     path = tmp_path / "street.png"
     Image.fromarray(photos[0]).save(path)
     with Image.open(path) as opened:
-        kinds = [path, str(path), path.read_bytes(), opened, Image.fromarray(photos[0]), photos[0]]
+        kinds: list[Photo] = [path, str(path), path.read_bytes(), opened, Image.fromarray(photos[0]), photos[0]]
         predictions = [model.predict(kind) for kind in kinds]
     for each in predictions:
         assert np.array_equal(each.ids, predictions[0].ids) and each.ids.dtype == np.int32
@@ -196,7 +191,7 @@ def test_a_photo_is_upright(halves: Halves) -> None:
     assert Model(halves).predict(buffer.getvalue()).ids.shape == (90, 40)
 
 
-def test_a_list_gives_what_its_photos_give_alone(fake: Callable[..., Any], photos: list[np.ndarray]) -> None:
+def test_a_list_gives_what_its_photos_give_alone(fake: type[FakePredictor], photos: list[np.ndarray]) -> None:
     predictor = fake("x")
     model = Model(predictor)
     alone = [model.predict(photo) for photo in photos]
@@ -215,7 +210,7 @@ def test_a_batch_holds_photos_of_one_shape() -> None:
     shapes: list[tuple[int, ...]] = []
 
     class Recorded(Halves):
-        def predict(self, batch: NetworkBatch) -> Any:
+        def predict(self, batch: NetworkBatch) -> RawPrediction:
             shapes.append(batch.images.shape[:3])
             return super().predict(batch)
 
@@ -240,7 +235,9 @@ def test_a_batch_holds_photos_of_one_shape() -> None:
         ("n" * 300 + ".jpg", "n.jpg: no such file"),
     ],
 )
-def test_what_is_no_photo(halves: Halves, folder: Path, monkeypatch: Any, photo: Any, message: str) -> None:
+def test_what_is_no_photo(
+    halves: Halves, folder: Path, monkeypatch: pytest.MonkeyPatch, photo: Any, message: str
+) -> None:
     monkeypatch.chdir(folder)
     Path("folder").mkdir()
     Path("clip.mp4").touch()
@@ -326,7 +323,7 @@ def test_a_video_frame_by_frame(halves: Halves, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_streamed(
-    halves: Halves, folder: Path, monkeypatch: Any, source: Any, options: dict[str, int], message: str
+    halves: Halves, folder: Path, monkeypatch: pytest.MonkeyPatch, source: Any, options: dict[str, int], message: str
 ) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=message):

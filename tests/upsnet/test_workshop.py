@@ -14,13 +14,13 @@ from upsnet.errors import InputError
 
 def test_its_modules_are_found() -> None:
     pytest.importorskip("torch")
-    assert workshop.import_workshop("training.config", "this").__name__ == "training.config"
+    assert workshop.load_module("training.config", "this").__name__ == "training.config"
 
 
 def test_without_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(workshop, "ROOT", tmp_path)
     with pytest.raises(InputError, match=r"^upsnet train needs the project's checkout, and only the package"):
-        workshop.import_workshop("training.train", "upsnet train")
+        workshop.load_module("training.train", "upsnet train")
 
 
 @pytest.mark.parametrize("name", ["training.py", "training/__init__.py"])

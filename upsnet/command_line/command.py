@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -14,11 +15,19 @@ from upsnet.errors import InputError
 BAD_INPUT = 2
 
 
-class Command(TyperCommand):
-    """Bad input ends in one line on stderr and exit status 2; list options take several values: `--batch-sizes 1 4`.
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Bad input ends in one line on stderr and exit status 2."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from None
 
-    Typer's own lists want the option's name before each value, which is allowed too.
-    """
+
+# Any below: typer has no public name for the context of its own copy of click.
+class Command(TyperCommand):
+    """List options take several values, `--batch-sizes 1 4`, besides typer's own way, the name before each value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
@@ -27,20 +36,14 @@ class Command(TyperCommand):
         for token in args:
             if token.startswith("--"):
                 current = token if token in lists else ""
-                first = True
-            if current and not token.startswith("--"):
-                spread += [token] if first else [current, token]
-                first = False
-            else:
-                spread.append(token)
+            elif current and spread[-1] != current:
+                spread.append(current)
+            spread.append(token)
         return super().parse_args(ctx, spread)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with refusing():
             return super().invoke(ctx)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise typer.Exit(BAD_INPUT) from None
 
 
 def make_app(command: Callable[..., None]) -> typer.Typer:

@@ -6,18 +6,18 @@ What needs PyTorch or Triton lives in the workshop, the folders beside this pack
 from __future__ import annotations
 
 import difflib
-import importlib
 import io
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 import upsnet
-from upsnet.command_line.command import BAD_INPUT, make_app
+from upsnet.command_line.command import make_app, refusing
 from upsnet.errors import InputError
-from upsnet.workshop import FOLDERS, import_workshop
+from upsnet.workshop import load_module
 
 
 class Entry(NamedTuple):
@@ -43,56 +43,41 @@ COMMANDS = {
     "eval": Entry("eval.evaluate", "PQ, AP and mIoU of one runtime on a data set."),
     "parity": Entry("eval.parity", "PQ and pixels of several runtimes, compared."),
     "bench": Entry("eval.bench", "Speed ratios between the runtimes."),
+    "bench-pq": Entry("eval.bench_pq", "Speed of PQ, against panopticapi and hotcoco."),
+    "ablation": Entry("eval.ablation", "What each part of the network is worth."),
+    "overview": Entry("eval.overview", "The README's picture, of a run."),
 }
 GROUPS = {"data": "Check and prepare data sets."}
 SUMMARY = "Panoptic segmentation from training to production: train, export, serve, and prove that PQ stays the same."
 
 
-class LazyCommand(TyperCommand):
-    """Stands in lists and completions under its summary; becomes the command itself where it is called."""
-
-    def __init__(self, name: str, entry: Entry) -> None:
-        super().__init__(name.split()[-1], help=entry.summary)
-        self._full_name, self._entry = name, entry
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            command = typer.main.get_command(make_app(load_main(self._full_name, self._entry.module)))
-        except InputError:
-            if kwargs.get("resilient_parsing"):  # a shell asks for completions: none, rather than an error
-                return super().make_context(*args, **kwargs)
-            raise
-        return command.make_context(*args, **kwargs)
-
-
 class LazyGroup(TyperGroup):
-    """Commands in the order of the table; an unknown one is bad input, told in one line."""
+    """Lists its commands by their summaries; a command's module is loaded when that command is called."""
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        path = f"{self.name} {cmd_name}" if self.name in GROUPS else cmd_name
-        return LazyCommand(path, COMMANDS[path]) if path in COMMANDS else super().get_command(ctx, cmd_name)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        if self.name in GROUPS:
-            return [name.split()[1] for name in COMMANDS if name.startswith(f"{self.name} ")]
-        return list(dict.fromkeys(name.split()[0] for name in COMMANDS))
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        names = self.list_commands(ctx)
-        if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in names:
-            prefix = f"{self.name} " if self.name in GROUPS else ""
-            close = difflib.get_close_matches(args[0], names, 1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(names)}"
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # of typer's own copy of click
+        prefix = f"{self.name} " if self.name in GROUPS else ""
+        if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in self.commands:
+            close = difflib.get_close_matches(args[0], self.commands, 1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(self.commands)}"
             raise InputError(f"no command {prefix + args[0]!r}; {hint}")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if entry := COMMANDS.get(f"{prefix}{name}"):
+            try:
+                command = typer.main.get_command(make_app(load_main(f"{prefix}{name}", entry.module)))
+            except InputError:
+                if not ctx.resilient_parsing:  # a shell asks for completions: none, rather than an error
+                    raise
+        return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        with refusing():
+            return super().invoke(ctx)
 
 
-def load_main(name: str, module: str) -> Any:
+def load_main(name: str, module: str) -> Callable[..., None]:
     """The command's function. InputError, with the cure, where the checkout or a package that it needs is not there."""
     try:
-        if module.partition(".")[0] in FOLDERS:
-            return import_workshop(module, f"upsnet {name}").main
-        return importlib.import_module(module).main
+        return load_module(module, f"upsnet {name}").main
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         raise InputError(
@@ -113,33 +98,31 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 def make_root() -> typer.Typer:
     """The whole command line; nothing of it is loaded yet."""
     options: dict[str, Any] = {"cls": LazyGroup, "no_args_is_help": True, "pretty_exceptions_enable": False}
-    root = typer.Typer(name="upsnet", help=SUMMARY, **options)
-
-    @root.callback()
-    def upsnet_command(
-        version: Annotated[
-            bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
-        ] = False,
-    ) -> None:
-        pass
-
-    upsnet_command.__doc__ = SUMMARY
+    groups = {"": typer.Typer(help=SUMMARY, **options)}
+    groups[""].callback()(_root)
     for name, summary in GROUPS.items():
-        group = typer.Typer(name=name, help=summary, **options)
-        group.callback()(lambda: None)
-        root.add_typer(group, name=name)
-    return root
+        groups[name] = typer.Typer(**options)
+        groups[name].callback()(lambda: None)
+        groups[""].add_typer(groups[name], name=name, help=summary)
+    for path, entry in COMMANDS.items():
+        group, _, name = path.rpartition(" ")
+        groups[group].command(name, help=entry.summary)(lambda: None)
+    return groups[""]
 
 
 def main() -> None:
     """The console script."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text of the terminal's encoding
-    try:
-        make_root()(prog_name="upsnet")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+    make_root()(prog_name="upsnet")

@@ -1,4 +1,4 @@
-"""`upsnet pq`, also `python eval/pq.py`: PQ of prediction files in the official COCO panoptic format.
+"""`upsnet pq`: PQ of prediction files in the official COCO panoptic format.
 
 Exit code 2, and one line on stderr that names the image and the cause, where the input must be refused. Official
 quirks that touch the figures are warnings on stderr.

@@ -15,12 +15,14 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
+from upsnet.command_line.options import Checkpoint, OnnxModel, RuntimeName, ServedManifest, Threads, Url
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.errors import InputError
 from upsnet.files import PathLike, staged_folder
 from upsnet.model import Model
 from upsnet.photos import read_photo
-from upsnet.runtimes.open import open_chosen
+from upsnet.runtimes.open import open_runtime
+from upsnet.runtimes.options import RuntimeOptions
 from upsnet.sources import Source, expand, find_sources
 from upsnet.video import Video, VideoWriter
 
@@ -157,21 +159,15 @@ def main(
         typer.Argument(metavar="IMAGE...", help="Photos, videos, folders of them, or patterns ('photos/**/*.jpg')."),
     ],
     out: Annotated[str, typer.Option(help="Folder for the results; it may exist.")],
-    runtime: Annotated[
-        str | None, typer.Option(help="pytorch, onnxruntime or triton (default: what the model is for).")
-    ] = None,
+    runtime: RuntimeName = None,
     run: Annotated[
-        str, typer.Option(help="The run whose model is used; or any model that upsnet.load takes.")
+        str, typer.Option(help="The run, or any model that upsnet.load takes; without --runtime it tells the runtime.")
     ] = "runs/demo",
-    checkpoint: Annotated[Path | None, typer.Option(help="pytorch: instead of the run's last.safetensors.")] = None,
-    model: Annotated[Path | None, typer.Option(help="onnxruntime: another model than the run's model.onnx.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="triton: host:port of the server's gRPC (default: 127.0.0.1:8001).")
-    ] = None,
-    manifest: Annotated[
-        Path | None, typer.Option(help="triton: the served model's manifest (default: what the server says).")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")] = None,
+    checkpoint: Checkpoint = None,
+    model: OnnxModel = None,
+    url: Url = None,
+    manifest: ServedManifest = None,
+    threads: Threads = None,
 ) -> None:
     """Segment photos and videos: coloured overlays with class names, and COCO panoptic PNG + JSON.
 
@@ -180,9 +176,7 @@ def main(
     if not out:
         raise InputError("--out is empty: name a folder")
     folder = Path(out)
-    predictor = open_chosen(
-        runtime, run, checkpoint=checkpoint, model=model, url=url, manifest=manifest, threads=threads
-    )
+    predictor = open_runtime(RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads))
     replaced = (folder / "predictions.json").is_file()
     left_out: list[str] = []
     with Model(predictor) as opened:

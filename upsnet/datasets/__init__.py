@@ -49,7 +49,7 @@ __all__ = [
     "write_shapes",
 ]
 
-__getattr__ = lazy.names(
+__getattr__, __dir__ = lazy.names(
     __name__,
     {
         "PanopticFolder": "upsnet.datasets.folder",
@@ -67,7 +67,3 @@ __getattr__ = lazy.names(
         "write_shapes": "upsnet.datasets.shapes",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AveragePrecision", "MeanIoU", "PQStat", "ap_of_files", "make_objects", "miou_of_files", "pq_of_files"]
 
-__getattr__ = lazy.names(
+__getattr__, __dir__ = lazy.names(
     __name__,
     {
         "AveragePrecision": "upsnet.metrics.average_precision",
@@ -51,7 +51,3 @@ __getattr__ = lazy.names(
         "pq_of_files": "upsnet.metrics.pq_files:evaluate",
     },
 )
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

@@ -98,7 +98,7 @@ def measure(
 ) -> Partial:
     """Predicts `records` (this process's share of folder.records, possibly none) and gathers `metrics`.
 
-    "ap" and "miou" need a DetailedPredictor (training.predictor.ModelPredictor is one), else InputError, which also
+    "ap" and "miou" need a DetailedPredictor (training.predictor.UPSNetPredictor is one), else InputError, which also
     names an image that cannot be read. With batch_size 1 the grouping of the images, hence the number of processes,
     cannot change a pixel. Images are streamed. progress: a bar on stderr.
     """

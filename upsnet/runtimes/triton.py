@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +11,10 @@ from pydantic import ValidationError
 
 from upsnet.contract import METADATA_KEY, MODEL
 from upsnet.errors import InputError, one_line
+from upsnet.files import PathLike
 from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
+from upsnet.runtimes.options import SCHEME
 from upsnet.runtimes.predictor import RawPrediction
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ CHANNEL_OPTIONS = [
 class TritonPredictor:
     """The model as a live Triton server runs it.
 
-    url is host:port of the server's gRPC. manifest describes the model (default: the one in the served model's
+    url is [grpc://]host:port of the server's gRPC. manifest describes the model (default: the one in the served model's
     configuration). timeout bounds every call, in seconds. InputError, in one line, when nothing answers at the url,
     when the model is not ready, when the server refuses a request, and when an answer does not fit the manifest.
     """
@@ -42,7 +43,7 @@ class TritonPredictor:
         self,
         url: str = "127.0.0.1:8001",
         model: str = MODEL,
-        manifest: Path | Manifest | None = None,
+        manifest: PathLike | Manifest | None = None,
         timeout: float = 120.0,
     ) -> None:
         try:
@@ -51,9 +52,9 @@ class TritonPredictor:
             raise InputError(
                 f"tritonclient is not installed ({error}); install it with `pip install 'upsnet-trt[triton]'`"
             ) from error
-        self.url, self.model, self.timeout = url, model, timeout
+        self.url, self.model, self.timeout = url.removeprefix(SCHEME).rstrip("/"), model, timeout
         self._grpc = grpc
-        self._client = grpc.InferenceServerClient(url, channel_args=CHANNEL_OPTIONS)
+        self._client = grpc.InferenceServerClient(self.url, channel_args=CHANNEL_OPTIONS)
         try:
             config = self._config()
             self.max_batch = max(1, config.max_batch_size)
@@ -76,7 +77,7 @@ class TritonPredictor:
     def close(self) -> None:
         self._client.close()
 
-    def _config(self) -> Any:
+    def _config(self) -> Any:  # a protobuf message, whose class has no type
         with self._one_line_errors():
             if not self._client.is_model_ready(self.model, client_timeout=self.timeout):
                 raise InputError(f"the Triton server at {self.url} runs without the model {self.model}; see its log")
@@ -117,7 +118,7 @@ class TritonPredictor:
         self._expect("segments", segments, np.float32, (batch, self.manifest.max_segments, 7))
         return RawPrediction(panoptic, segments, count[:, 0])
 
-    def _expect(self, name: str, array: np.ndarray | None, dtype: Any, shape: tuple[int, ...]) -> None:
+    def _expect(self, name: str, array: np.ndarray | None, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
         if array is None or array.dtype != dtype or array.shape != shape:
             got = "missing" if array is None else f"{array.dtype} {array.shape}"
             raise InputError(

@@ -264,11 +264,11 @@ def test_a_video_and_a_folder_of_its_name(halves: Halves, album: Path, clip: Pat
 
 
 def test_command_closes_what_it_opens(halves: Halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict_module, "open_chosen", lambda *_, **__: halves)
+    monkeypatch.setattr(predict_module, "open_runtime", lambda _: halves)
     Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
-    predict_module.main([tmp_path / "a.png"], tmp_path / "out")
+    predict_module.main([f"{tmp_path}/a.png"], f"{tmp_path}/out")
     with pytest.raises(InputError):
-        predict_module.main([tmp_path / "b.png"], tmp_path / "out")
+        predict_module.main([f"{tmp_path}/b.png"], f"{tmp_path}/out")
     assert halves.closed == 2
 
 
@@ -279,7 +279,7 @@ def test_command_prints_names_that_are_no_text(halves: Halves, tmp_path: Path) -
     code = (
         "import sys, upsnet.command_line.predict as predict\n"
         "from tests.conftest import Halves\n"
-        "predict.open_chosen = lambda *_, **__: Halves()\n"
+        "predict.open_runtime = lambda _: Halves()\n"
         "import upsnet; upsnet.main()"
     )
     command = [sys.executable, "-c", code, "predict", str(tmp_path / name), "--out", str(tmp_path / "out")]

@@ -19,6 +19,7 @@ from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
 from upsnet.metrics.evaluation import METRICS, Partial, measure, merge
+from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Details, Instances
 
 Fake = Callable[..., Any]
@@ -117,17 +118,17 @@ def invoke(*arguments: str) -> Any:
 
 class TestCommand:
     def test_tables(self, gt_json: Path, detailed: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        opened: dict[str, Any] = {}
+        asked: list[RuntimeOptions] = []
 
-        def open_fake(runtime: str, run: Path, **options: Any) -> Any:
-            opened.update(options)
-            return detailed(runtime)
+        def open_fake(options: RuntimeOptions) -> Any:
+            asked.append(options)
+            return detailed(options.runtime)
 
-        monkeypatch.setattr(evaluate_module, "open_chosen", open_fake)
+        monkeypatch.setattr(evaluate_module, "open_runtime", open_fake)
         arguments = ["--gt-json", gt_json, "--out", tmp_path / "out", "--runtime", "pytorch"]
         answer = invoke(*arguments, "--flip", "--scales", "40", "48", "--per-class")
         assert answer.exit_code == 0, answer.output
-        assert (opened["short_sides"], opened["flip"], opened["device"]) == ([40, 48], True, "auto")
+        assert (asked[0].short_sides, asked[0].flip, asked[0].device) == ([40, 48], True, "auto")
         for word in ("PQ", "mIoU", "APs", "grass", "mask AP"):
             assert word in answer.output
         plain = invoke(*arguments, "--metrics", "miou")
@@ -158,7 +159,7 @@ def test_real_photos_through_every_metric(shared_data: Path, project_root: Path,
 
     from training.config import load_config
     from training.model.upsnet import UPSNet
-    from training.predictor import ModelPredictor
+    from training.predictor import UPSNetPredictor
     from upsnet.manifest import Manifest
 
     sample = shared_data / "coco_sample"
@@ -171,7 +172,7 @@ def test_real_photos_through_every_metric(shared_data: Path, project_root: Path,
     manifest = Manifest(
         name="random", categories=list(folder.categories), resize=config.data.resize, max_detections=100
     )
-    predictor = ModelPredictor(model, manifest, torch.device("cpu"), short_sides=(160, 192), flip=True)
+    predictor = UPSNetPredictor(model, manifest, torch.device("cpu"), short_sides=(160, 192), flip=True)
     report = evaluate(predictor, folder, tmp_path / "out", 2, METRICS)
     assert report["images"] == 2 and 0 <= report["results"]["All"]["pq"] < 0.2
     assert 0 <= report["miou"]["miou"] < 0.2 and 0 <= report["ap"]["mask"]["AP"] < 0.2

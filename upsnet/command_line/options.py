@@ -1,0 +1,37 @@
+"""Options that several commands have. The parameter's name is the option's word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from upsnet.runtimes.options import RUNTIMES
+
+Run = Annotated[Path, typer.Option(help="The run: its model, and its validation set.")]
+RuntimeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RUNTIMES)}.")]
+RuntimeNames = Annotated[
+    list[str] | None, typer.Option(help=f"One or more of {' '.join(RUNTIMES)} (default: those that are here).")
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="pytorch: this file instead of the run's last.safetensors.")]
+OnnxModel = Annotated[Path | None, typer.Option(help="onnxruntime: this file instead of the run's model.onnx.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="triton: host:port of a server's gRPC (default: 127.0.0.1:8001; parity and bench start a server)."
+    ),
+]
+ServedManifest = Annotated[
+    Path | None, typer.Option(help="triton: the served model's manifest (default: what the server says).")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")]
+
+GtJson = Annotated[
+    Path | None, typer.Option(help="COCO panoptic JSON of a data set (default: the run's validation set).")
+]
+GtFolder = Annotated[Path | None, typer.Option(help="Its truth PNGs (default: panoptic_<name> beside it).")]
+Images = Annotated[
+    Path | None, typer.Option(help="Its photos (default: <name> beside it; official COCO: beside its folder).")
+]
+BatchSizes = Annotated[list[int], typer.Option(min=1, help="Images in one call of the network.")]

@@ -1,0 +1,70 @@
+"""The runtimes, and what one is opened with. A new runtime is a module of its own and an entry of `RUNTIMES`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from upsnet.errors import InputError
+from upsnet.files import PathLike
+
+SCHEME = "grpc://"
+
+
+class RuntimeOptions(NamedTuple):
+    """Which model runs, in which runtime, and how. None: what the runtime does by itself."""
+
+    run: PathLike | None = None  # any model that `upsnet.load` takes
+    runtime: str | None = None  # None: the one that the model is for
+    checkpoint: PathLike | None = None  # pytorch: this file instead of the run's
+    model: PathLike | None = None  # onnxruntime: this file instead of the run's
+    url: str | None = None  # triton: host:port of the server's gRPC
+    manifest: PathLike | None = None  # of the model that a server runs; None: the server tells it
+    threads: int | None = None  # of the CPU
+    device: str | None = None  # "auto", "cpu", "cuda" or "cuda:N"
+    short_sides: Sequence[int] = ()  # with `flip`, test-time augmentation: see training/predictor.py
+    flip: bool = False
+
+
+class Runtime(NamedTuple):
+    predictor: str  # module:class, which is called with the model's place and the options that the runtime takes
+    place: str  # the option that names a model for this runtime alone
+    needs: str  # what that is, in words
+    file: str | None  # what it opens in a folder; None: an address
+    takes: tuple[str, ...]  # options
+    extra: str  # of the distribution, which brings its packages
+
+
+RUNTIMES = {
+    "pytorch": Runtime(
+        predictor="training.predictor:PyTorchPredictor",
+        place="checkpoint",
+        needs="a checkpoint",
+        file="last.safetensors",
+        takes=("threads", "device", "short_sides", "flip"),
+        extra="train",
+    ),
+    "onnxruntime": Runtime(
+        predictor="upsnet.runtimes.onnx_runtime:OnnxRuntimePredictor",
+        place="model",
+        needs="an ONNX model",
+        file="model.onnx",
+        takes=("threads",),
+        extra="onnxruntime",
+    ),
+    "triton": Runtime(
+        predictor="upsnet.runtimes.triton:TritonPredictor",
+        place="url",
+        needs="the address of a running server (host:port of its gRPC)",
+        file=None,
+        takes=("manifest",),
+        extra="triton",
+    ),
+}
+
+
+def find_runtime(name: str) -> Runtime:
+    """InputError for a name that is no runtime's."""
+    if name not in RUNTIMES:
+        raise InputError(f"unknown runtime '{name}'; it is one of {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]
