@@ -19,7 +19,8 @@ from upsnet.errors import InputError
 from upsnet.files import read_json
 from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
-from upsnet.result import PanopticResult, Segment, measure
+from upsnet.result import PanopticResult, Segment
+from upsnet.run_lengths import areas_and_boxes
 
 MOST_ID = (1 << 63) - 1
 MOST_SIDE = (1 << 31) - 1
@@ -58,7 +59,7 @@ class Records(Sequence[Record]):
         self._packed, bounds = bytes(packed), np.array(starts, np.int64)
         self._starts, self._ends = bounds[:-1], bounds[1:]
         self.image_ids = np.array(ids, np.int64)
-        self.sizes = np.array(sizes, np.int32).reshape(-1, 2)  # height, width; 0, 0 where the JSON does not tell
+        self.sizes = np.array(sizes, np.int32).reshape(-1, 2)  # height, width; 0, 0 where the JSON has none
 
     def by_image_id(self) -> Records:
         """The same records in rising order of the image ids; nothing is copied but the order."""
@@ -228,12 +229,12 @@ def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:
 
 def truth_result(record: Record, ids: np.ndarray, categories: Categories) -> PanopticResult:
     """The truth in the form of a prediction (ids renumbered from 1, score 1), to be drawn like one."""
-    renumbered = np.zeros(ids.shape, np.int32)
+    found = areas_and_boxes(ids)
+    renumbered, segments = np.zeros(ids.shape, np.int32), []
     for row, segment in enumerate(record.segments, 1):
         renumbered[ids == segment.id] = row
-    area, bbox = measure(renumbered, len(record.segments) + 1)
-    indices = [categories.index_of_id(segment.category_id) for segment in record.segments]
-    segments = [Segment(row, index, 1.0, int(area[row]), bbox[row]) for row, index in enumerate(indices, 1)]
+        area, box = found.get(segment.id, (0, (0, 0, 0, 0)))
+        segments.append(Segment(row, categories.index_of_id(segment.category_id), 1.0, area, box))
     return PanopticResult(renumbered, segments)
 
 

@@ -51,7 +51,7 @@ class Count:
         """The sum over the matches."""
         return self.iou_steps * IOU_STEP
 
-    def quality(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """PQ = SQ * RQ, SQ = mean IoU of the matches, RQ = F1 of the matching; all 0 without any segment."""
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         return {
@@ -125,23 +125,23 @@ class PQStat:
             if category not in isthing:
                 raise InputError(f"{image}: the prediction has the unknown category_id {category}")
         counts = {category: self.counts.get(category, Count()) for category in isthing}
-        quality = {category: count.quality() for category, count in counts.items()}
+        figures = {category: count.figures() for category, count in counts.items()}
         present = [category for category, count in counts.items() if count.tp + count.fp + count.fn]
         return {
             "results": {
-                group: _mean([quality[category] for category in present if isthing[category] in members])
+                group: _mean([figures[category] for category in present if isthing[category] in members])
                 for group, members in GROUPS.items()
             },
             "per_class": {
-                str(category): {**quality[category], "tp": count.tp, "fp": count.fp, "fn": count.fn, "iou": count.iou}
+                str(category): {**figures[category], "tp": count.tp, "fp": count.fp, "fn": count.fn, "iou": count.iou}
                 for category, count in counts.items()
             },
         }
 
 
-def _mean(qualities: list[dict[str, float]]) -> dict[str, float | None]:
-    n = len(qualities)
-    means = {key: sum(quality[key] for quality in qualities) / n if n else None for key in ("pq", "sq", "rq")}
+def _mean(figures: list[dict[str, float]]) -> dict[str, float | None]:
+    n = len(figures)
+    means = {key: sum(each[key] for each in figures) / n if n else None for key in ("pq", "sq", "rq")}
     return {**means, "n": n}
 
 
@@ -161,7 +161,7 @@ def things_by_id(categories: Categories | Iterable[Mapping[str, Any]]) -> dict[i
 def truth_warnings(
     segments_info: Sequence[Mapping[str, Any]], image: object, ids: np.ndarray | None = None
 ) -> list[str]:
-    """What `accumulate` would warn of in a ground truth; without its id map H x W, as far as its JSON tells."""
+    """What `accumulate` would warn of in a ground truth; without its id map H x W, what its JSON shows."""
     score = _ImageScore(f"image {image}")
     gt = score._by_id(parse_segments(segments_info, f"{score.name}: ground truth"), "ground truth")
     if ids is not None:
