@@ -1,4 +1,4 @@
-"""Pictures of results: an overlay on the photo for people, a plain colour map for figures."""
+"""A result drawn over its photo."""
 
 from __future__ import annotations
 
@@ -46,11 +46,6 @@ def overlay(photo: np.ndarray, result: PanopticResult, categories: Categories, s
     return np.array(image)
 
 
-def colorize(result: PanopticResult, categories: Categories) -> np.ndarray:
-    """-> uint8 H x W x 3: stuff in its class's colour, each instance in a shade of its own, void black."""
-    return _color_table(_segment_colors(result.segments, categories))[_index_map(result)]
-
-
 def _index_map(result: PanopticResult) -> np.ndarray:
     """int16 H x W: 0 where no segment is, else 1 + the segment's position in the list. Ids may be any integers."""
     ids = np.array([segment.id for segment in result.segments], result.ids.dtype)
@@ -84,13 +79,9 @@ def _shade(color: Color, rank: int) -> Color:
     return round(rgb[0] * 255), round(rgb[1] * 255), round(rgb[2] * 255)
 
 
-def _color_table(colors: list[Color]) -> np.ndarray:
-    return np.array([(0, 0, 0), *colors], np.uint8)
-
-
 def _blend(photo: np.ndarray, index: np.ndarray, colors: list[Color]) -> np.ndarray:
     """Mix the photo with the segments' colours, one channel at a time to spare memory."""
-    table = _color_table(colors) * np.float32(OPACITY)
+    table = np.array([(0, 0, 0), *colors], np.uint8) * np.float32(OPACITY)
     keep = np.full(len(table), 1 - OPACITY, np.float32)
     keep[0] = 1
     blended = np.empty(photo.shape, np.uint8)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+Box = tuple[int, int, int, int]  # x, y, width, height
+
 
 class Runs(NamedTuple):
     """Stretches of equal value in an H x W map, row by row; none goes over the end of its row."""
@@ -49,3 +51,9 @@ def measure_runs(runs: Runs) -> Measured:
     x1, x2 = np.minimum.reduceat(x, first), np.maximum.reduceat(x + lengths, first)
     y1, y2 = np.minimum.reduceat(y, first), np.maximum.reduceat(y, first) + 1
     return Measured(values[first], np.add.reduceat(lengths, first), np.stack([x1, y1, x2 - x1, y2 - y1], axis=1))
+
+
+def areas_and_boxes(ids: np.ndarray) -> dict[int, tuple[int, Box]]:
+    """Of every id in an H x W map, not empty, in rising order: its pixels and its tight box."""
+    values, areas, boxes = (array.tolist() for array in measure_runs(find_runs(ids)))
+    return dict(zip(values, zip(areas, map(tuple, boxes), strict=True), strict=True))

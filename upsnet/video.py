@@ -30,7 +30,7 @@ class Video:
         with Video("clip.mp4") as video:
             for frame in video: ...
 
-    They are read once. A file that ends early is told as a warning of the logger `upsnet`, since what it has is good.
+    They are read once. Of a file that ends early the logger `upsnet` warns; the frames that are there are good.
     InputError, in one line: no such file, not a video, damaged (with the number of the frame), or no PyAV.
     """
 
@@ -54,7 +54,7 @@ class Video:
 
     @property
     def length(self) -> int | None:
-        """About how many frames there are, if the file tells."""
+        """About how many frames there are, if the file says so."""
         if self._stream.frames:
             return int(self._stream.frames)
         seconds = self._container.duration and self._container.duration / self._av.time_base

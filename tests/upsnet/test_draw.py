@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from tests.upsnet.results import result_of
 from upsnet import draw
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import read_panoptic_png
-from upsnet.draw import colorize, overlay
+from upsnet.draw import overlay
 from upsnet.errors import InputError
 from upsnet.photos import read_photo
-from upsnet.result import PanopticResult, Segment, measure
+from upsnet.result import PanopticResult, Segment
 
 TABLE = Categories.from_coco(
     [
@@ -20,11 +21,6 @@ TABLE = Categories.from_coco(
     ]
 )
 SKY, CIRCLE = 0, 1
-
-
-def result_of(ids: np.ndarray, categories: dict[int, int]) -> PanopticResult:
-    area, bbox = measure(ids, int(ids.max()) + 1)
-    return PanopticResult(ids, [Segment(id, c, 0.9, int(area[id]), bbox[id]) for id, c in categories.items()])
 
 
 @pytest.fixture
@@ -41,20 +37,16 @@ def spied_texts(monkeypatch) -> list[str]:
     return texts
 
 
-def test_colorize():
-    ids = np.array([[0, 1, 2, 70_000]], np.int32)
+def test_colours_of_segments():
     segments = [Segment(id, c, 1.0, 1, (0, 0, 1, 1)) for id, c in ((70_000, CIRCLE), (2, CIRCLE), (1, SKY))]
-    colors = [tuple(pixel) for pixel in colorize(PanopticResult(ids, segments), TABLE)[0].tolist()]
-    assert colors[0] == (0, 0, 0)
-    assert colors[1] == TABLE[SKY].color
-    assert colors[3] == TABLE[CIRCLE].color  # the first instance; the second has a shade of its own
-    assert len(set(colors)) == 4
+    colors = draw._segment_colors(segments, TABLE)
+    assert colors[2] == TABLE[SKY].color
+    assert colors[0] == TABLE[CIRCLE].color  # the first instance; the second has a shade of its own
+    assert len({(0, 0, 0), *colors}) == 4
 
 
 def test_instances_of_a_class_get_different_colours():
-    ids = np.arange(1, 31, dtype=np.int32)[None]
-    picture = colorize(result_of(ids, dict.fromkeys(range(1, 31), CIRCLE)), TABLE)
-    assert len({tuple(pixel) for pixel in picture[0].tolist()}) >= 29
+    assert len(set(draw._segment_colors([Segment(1, CIRCLE, 1.0, 1, (0, 0, 1, 1))] * 30, TABLE))) >= 29
 
 
 def test_overlay_colours_segments_names_them_and_leaves_void_alone(spied_texts):
@@ -91,7 +83,6 @@ def test_no_segment_leaves_the_photo():
     photo = np.random.default_rng(0).integers(0, 256, (520, 520, 3), dtype=np.uint8)
     empty = PanopticResult(np.zeros((520, 520), np.int32), [])
     assert np.array_equal(overlay(photo, empty, TABLE), photo)
-    assert not colorize(empty, TABLE).any()
 
 
 def test_labels_never_cover_one_another(monkeypatch):

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import SIZES, photo_of, scene
+from tests.upsnet.results import result_of
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.errors import InputError
 from upsnet.model import Model
 from upsnet.prediction import PanopticPrediction, PredictedSegment, save_coco
-from upsnet.result import PanopticResult, Segment, measure
 
 TABLE = Categories.from_coco(
     [
@@ -34,10 +34,8 @@ SKY, CAT, DOG = range(3)
 
 
 def prediction_of(ids: np.ndarray, categories: dict[int, int], name: str = "photo") -> PanopticPrediction:
-    area, box = measure(ids, int(ids.max()) + 1)
-    segments = [Segment(id, category, 0.75, int(area[id]), box[id]) for id, category in categories.items()]
     photo = np.full((*ids.shape, 3), 90, np.uint8)
-    return PanopticPrediction(PanopticResult(ids, segments), TABLE, photo, f"{name}.jpg", name)
+    return PanopticPrediction(result_of(ids, categories, 0.75), TABLE, photo, f"{name}.jpg", name)
 
 
 @pytest.fixture

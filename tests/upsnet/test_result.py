@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from upsnet.categories import Categories, Category
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch, NetworkImage, ResizeRule
 from upsnet.manifest import Manifest
-from upsnet.result import Segment, decode, measure
+from upsnet.result import Segment, decode
 from upsnet.runtimes.predictor import RawPrediction, predict_photos
 
 
@@ -51,18 +49,6 @@ def test_segments_that_vanish_are_dropped_and_nothing_detected_is_fine():
 def test_decode_refuses(panoptic, count, message):
     with pytest.raises(InputError, match=message):
         decode(panoptic, rows(), count, net((2, 2), (2, 2)))
-
-
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
-@settings(max_examples=50, deadline=None)
-def test_measure_agrees_with_masks(height, width, seed):
-    ids = np.random.default_rng(seed).integers(0, 12, (height, width)).astype(np.int32)
-    area, bbox = measure(ids, 13)
-    for id in range(13):
-        ys, xs = np.nonzero(ids == id)
-        assert area[id] == len(ys)
-        wanted = (xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1) if len(ys) else (0, 0, 0, 0)
-        assert bbox[id] == tuple(int(side) for side in wanted)
 
 
 class BrightHalves:

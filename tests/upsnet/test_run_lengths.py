@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from upsnet.run_lengths import find_runs, measure_runs, paint
+from upsnet.run_lengths import areas_and_boxes, find_runs, measure_runs, paint
 
 
 def test_runs_by_hand() -> None:
@@ -32,9 +32,9 @@ def test_any_map_against_masks(height: int, width: int, values: int, seed: int) 
     ids = np.random.default_rng(seed).integers(0, values, (height, width))
     runs = find_runs(ids)
     assert np.array_equal(paint(runs, runs.values), ids)
-    measured = measure_runs(runs)
-    assert measured.ids.tolist() == np.unique(ids).tolist()
-    for value, area, (x, y, w, h) in zip(measured.ids, measured.areas, measured.boxes, strict=True):
-        rows, columns = np.nonzero(ids == value)
+    found = areas_and_boxes(ids)
+    assert list(found) == np.unique(ids).tolist()
+    for id, (area, box) in found.items():
+        rows, columns = np.nonzero(ids == id)
         assert area == len(rows)
-        assert (x, y, w, h) == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
+        assert box == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from training.data.sample import IGNORE, Sample
 from training.data.transforms import Augment
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.folder import PanopticFolder, Record
+from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, to_network, to_original
@@ -26,7 +27,7 @@ class GroundTruth(NamedTuple):
     """One image's truth at its original size, for evaluation."""
 
     ids: np.ndarray  # int32 H x W, 0 is void
-    segments: list[dict[str, Any]]  # segments_info as the JSON has it: original category ids
+    segments: list[SegmentInfo]
     file_name: str
     image_id: int
     photo: Path
@@ -106,9 +107,9 @@ class PanopticDataset(Dataset[Sample]):
         number = np.zeros(len(semantic), np.int16)
         labels, boxes = [], []
         for row, box in zip(measured.ids.tolist(), measured.boxes, strict=True):
-            if row == 0 or record.segments[row - 1].get("iscrowd", 0):
+            if row == 0 or record.segments[row - 1].iscrowd:
                 continue
-            semantic[row] = category = self.categories.index_of_id(record.segments[row - 1]["category_id"])
+            semantic[row] = category = self.categories.index_of_id(record.segments[row - 1].category_id)
             if category >= self.categories.num_stuff:
                 labels.append(category - self.categories.num_stuff)
                 boxes.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
@@ -131,7 +132,7 @@ class PanopticDataset(Dataset[Sample]):
         where = f"{record.png}: image {record.image_id}"
         if len(record.segments) > MOST_SEGMENTS:
             raise InputError(f"{where}: {len(record.segments)} segments; the most is {MOST_SEGMENTS}")
-        listed = np.array([0, *(segment["id"] for segment in record.segments)], dtype=np.int64)
+        listed = np.array([0, *(segment.id for segment in record.segments)], dtype=np.int64)
         order = np.argsort(listed)
         rows = order[np.searchsorted(listed, runs.values, sorter=order).clip(max=len(listed) - 1)]
         unknown = listed[rows] != runs.values
@@ -140,6 +141,6 @@ class PanopticDataset(Dataset[Sample]):
             raise InputError(f"{where}: segment {number} is in the PNG but not in {self.folder.split.json_file}")
         seen = np.bincount(rows, minlength=len(listed))[1:]
         if not seen.all():
-            missing = record.segments[int(np.argmin(seen))]["id"]
+            missing = record.segments[int(np.argmin(seen))].id
             raise InputError(f"{where}: segment {missing} is in {self.folder.split.json_file} but not in the PNG")
         return rows.astype(np.int16)

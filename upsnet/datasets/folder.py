@@ -13,30 +13,32 @@ import numpy as np
 
 from upsnet.categories import Categories, Category
 from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.segments import SegmentInfo, integer
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import read_json
 from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
-from upsnet.result import PanopticResult, Segment, measure
+from upsnet.result import PanopticResult, Segment
+from upsnet.run_lengths import areas_and_boxes
 
 MOST_ID = (1 << 63) - 1
 MOST_SIDE = (1 << 31) - 1
 
 
 class Record(NamedTuple):
-    """One image of the data set: where its photo and truth lie, and the truth's segments_info."""
+    """One image of the data set: where its photo and truth lie, and the truth's segments."""
 
     image_id: int
     file_name: str  # as the JSON has it: below the folder of the photos
     photo: Path
     png: Path
-    segments: list[dict[str, Any]]
+    segments: list[SegmentInfo]
     size: tuple[int, int] | None = None  # height, width where the JSON has them
 
 
 # Image id, names of the photo and the PNG in their folders, segments, size
-Row = tuple[int, str, str, list[dict[str, Any]], tuple[int, int] | None]
+Row = tuple[int, str, str, list[SegmentInfo], tuple[int, int] | None]
 
 
 class Records(Sequence[Record]):
@@ -57,7 +59,7 @@ class Records(Sequence[Record]):
         self._packed, bounds = bytes(packed), np.array(starts, np.int64)
         self._starts, self._ends = bounds[:-1], bounds[1:]
         self.image_ids = np.array(ids, np.int64)
-        self.sizes = np.array(sizes, np.int32).reshape(-1, 2)  # height, width; 0, 0 where the JSON does not tell
+        self.sizes = np.array(sizes, np.int32).reshape(-1, 2)  # height, width; 0, 0 where the JSON has none
 
     def by_image_id(self) -> Records:
         """The same records in rising order of the image ids; nothing is copied but the order."""
@@ -140,27 +142,28 @@ class PanopticFolder:
             raise InputError(f"{where}: its photo {self.split.images / photo} is missing")
         if png not in pngs:
             raise InputError(f"{where}: its truth {self.split.segments / png} is missing")
-        segments = _field(annotation, "segments_info", where)
-        if not isinstance(segments, list):
-            raise InputError(f"{where}: its segments_info is not a list")
-        self._check_segments(segments, where)
+        segments = self._segments(_field(annotation, "segments_info", where), where)
         height, width = entry.get("height"), entry.get("width")
         size = (height, width) if _is_side(height) and _is_side(width) else None
         return image_id, photo, png, segments, size
 
-    def _check_segments(self, segments: list[Any], where: str) -> None:
-        """InputError unless every segment has an id of its own and a known category."""
-        seen: set[int] = set()
-        for segment in segments:
-            category = _field(segment, "category_id", f"{where}: a segment")
-            number = segment.get("id")
+    def _segments(self, infos: Any, where: str) -> list[SegmentInfo]:
+        """InputError unless each has an id of its own and a known category. Without iscrowd it is no crowd."""
+        if not isinstance(infos, list):
+            raise InputError(f"{where}: its segments_info is not a list")
+        segments: dict[int, SegmentInfo] = {}
+        for info in infos:
+            category = _field(info, "category_id", f"{where}: a segment")
+            number = info.get("id")
             if not isinstance(category, int) or category not in self._known:
                 raise InputError(f"{where}: segment {number} has the unknown category {category}")
             if not isinstance(number, int) or number < 1:
                 raise InputError(f"{where}: every segment needs an id, an integer from 1 up, not {number!r}")
-            if number in seen:
+            if number in segments:
                 raise InputError(f"{where}: segment {number} is listed twice")
-            seen.add(number)
+            crowd = "iscrowd" in info and integer(info, "iscrowd", f"{where}: segment {number}") == 1
+            segments[number] = SegmentInfo(number, category, crowd, info.get("area"))
+        return list(segments.values())
 
     def __len__(self) -> int:
         return len(self.records)
@@ -226,12 +229,12 @@ def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:
 
 def truth_result(record: Record, ids: np.ndarray, categories: Categories) -> PanopticResult:
     """The truth in the form of a prediction (ids renumbered from 1, score 1), to be drawn like one."""
-    renumbered = np.zeros(ids.shape, np.int32)
+    found = areas_and_boxes(ids)
+    renumbered, segments = np.zeros(ids.shape, np.int32), []
     for row, segment in enumerate(record.segments, 1):
-        renumbered[ids == segment["id"]] = row
-    area, bbox = measure(renumbered, len(record.segments) + 1)
-    indices = [categories.index_of_id(segment["category_id"]) for segment in record.segments]
-    segments = [Segment(row, index, 1.0, int(area[row]), bbox[row]) for row, index in enumerate(indices, 1)]
+        renumbered[ids == segment.id] = row
+        area, box = found.get(segment.id, (0, (0, 0, 0, 0)))
+        segments.append(Segment(row, categories.index_of_id(segment.category_id), 1.0, area, box))
     return PanopticResult(renumbered, segments)
 
 

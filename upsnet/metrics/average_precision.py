@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upsnet.categories import Categories
+from upsnet.datasets.segments import SegmentInfo, categories_by_id
 from upsnet.errors import InputError
 from upsnet.files import PathLike, atomic_path
 from upsnet.metrics import hotcoco_package
 from upsnet.metrics.masks import encode, paste_and_encode
-from upsnet.metrics.pq import listed_segments, things_by_id
+from upsnet.metrics.pq import things_by_id
 from upsnet.runtimes.predictor import Instances
 
 FIGURES = {  # name -> places in COCOeval's precision: IoU thresholds, range of areas (all, small, medium, large)
@@ -67,7 +68,7 @@ class AveragePrecision:
         self,
         image_id: int,
         gt_ids: np.ndarray,
-        gt_segments_info: Sequence[Mapping[str, Any]],
+        truth: Iterable[SegmentInfo],
         found: Instances,
         categories: Categories,
     ) -> None:
@@ -75,9 +76,9 @@ class AveragePrecision:
 
         Crowds are ignored regions, as COCO has them. Raises InputError for an image that was added before.
         """
-        truth = truth_objects(gt_ids, gt_segments_info, categories, image_id)
         height, width = gt_ids.shape
-        self.add(image_id, truth, found_objects(found, (height, width), categories), (height, width))
+        objects = truth_objects(gt_ids, truth, categories, image_id)
+        self.add(image_id, objects, found_objects(found, (height, width), categories), (height, width))
 
     def results(self, categories: Categories | Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         """-> {"box" and "mask": AP, AP50, AP75, APs, APm, APl, "per_class": {thing id: AP}}, fractions or None.
@@ -150,11 +151,9 @@ def make_objects(
     )
 
 
-def truth_objects(
-    ids: np.ndarray, segments_info: Sequence[Mapping[str, Any]], categories: Categories, image: object
-) -> Objects:
+def truth_objects(ids: np.ndarray, truth: Iterable[SegmentInfo], categories: Categories, image: object) -> Objects:
     """The things of a panoptic map; boxes and areas are measured on it. Of entries with one id the last counts."""
-    segments = listed_segments(segments_info, categories, image)
+    segments = categories_by_id(truth, categories, image)
     things = [(id, categories[index].id, crowd) for id, (index, crowd) in segments.items() if categories[index].isthing]
     columns = np.ascontiguousarray(ids.T)
     masks = [encode((columns == id).T) for id, _, _ in things]

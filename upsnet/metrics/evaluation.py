@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from upsnet.categories import Categories
 from upsnet.datasets.folder import PanopticFolder, Record, groups
+from upsnet.datasets.segments import SegmentInfo
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
 from upsnet.metrics.average_precision import AveragePrecision
@@ -154,5 +155,5 @@ def predict_timed(
 
 def score(stat: PQStat, record: Record, ids: np.ndarray, result: PanopticResult, categories: Categories) -> None:
     """Adds one image to `stat`: truth ids H x W against a result with contiguous categories."""
-    predicted = [{"id": segment.id, "category_id": categories[segment.category].id} for segment in result.segments]
-    stat.accumulate(ids, record.segments, result.ids, predicted, image=record.image_id)
+    found = [SegmentInfo(segment.id, categories[segment.category].id) for segment in result.segments]
+    stat.add(ids, record.segments, result.ids, found, record.image_id)

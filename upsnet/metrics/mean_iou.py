@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from upsnet.categories import Categories
+from upsnet.datasets.segments import SegmentInfo, categories_by_id
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
 from upsnet.metrics import hotcoco_package
 from upsnet.metrics.overlaps import overlaps
-from upsnet.metrics.pq import listed_segments
 
 
 class MeanIoU:
@@ -49,7 +49,7 @@ class MeanIoU:
     def accumulate(
         self,
         gt_ids: np.ndarray,
-        gt_segments_info: Sequence[Mapping[str, Any]],
+        truth: Iterable[SegmentInfo],
         predicted: np.ndarray,
         categories: Categories,
         image: object,
@@ -68,7 +68,7 @@ class MeanIoU:
                 f"image {image}: the semantic prediction holds category {predicted.max()}, but there are "
                 f"{len(self.confusion)}"
             )
-        segments = listed_segments(gt_segments_info, categories, image)
+        segments = categories_by_id(truth, categories, image)
         for id, index, pixels in zip(*(column.tolist() for column in overlaps(gt_ids, predicted)), strict=True):
             category, crowd = segments.get(id, (0, True))
             if not crowd:

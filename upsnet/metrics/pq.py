@@ -14,11 +14,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from upsnet.categories import Categories
+from upsnet.datasets.segments import SegmentInfo, integer, parse_segments
 from upsnet.errors import InputError
 from upsnet.metrics.overlaps import overlaps
 
@@ -50,7 +51,7 @@ class Count:
         """The sum over the matches."""
         return self.iou_steps * IOU_STEP
 
-    def quality(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """PQ = SQ * RQ, SQ = mean IoU of the matches, RQ = F1 of the matching; all 0 without any segment."""
         weight = self.tp + 0.5 * self.fp + 0.5 * self.fn
         return {
@@ -91,8 +92,22 @@ class PQStat:
         category_id. `image` names it in errors and warnings (default: its position). Raises InputError, and adds
         nothing then.
         """
+        name = f"image {self.images if image is None else image}"
+        truth = parse_segments(gt_segments_info, f"{name}: ground truth")
+        found = parse_segments(pred_segments_info, f"{name}: prediction", truth=False)
+        self.add(gt_ids, truth, pred_ids, found, image)
+
+    def add(
+        self,
+        gt_ids: np.ndarray,
+        truth: Iterable[SegmentInfo],
+        pred_ids: np.ndarray,
+        found: Iterable[SegmentInfo],
+        image: object = None,
+    ) -> None:
+        """`accumulate`, of segments that are parsed already."""
         score = _ImageScore(f"image {self.images if image is None else image}")
-        score.run(gt_ids, gt_segments_info, pred_ids, pred_segments_info)
+        score.run(gt_ids, truth, pred_ids, found)
         for category, count in score.counts.items():
             self.counts[category] += count
         self.predicted = score.predicted | self.predicted
@@ -110,23 +125,23 @@ class PQStat:
             if category not in isthing:
                 raise InputError(f"{image}: the prediction has the unknown category_id {category}")
         counts = {category: self.counts.get(category, Count()) for category in isthing}
-        quality = {category: count.quality() for category, count in counts.items()}
+        figures = {category: count.figures() for category, count in counts.items()}
         present = [category for category, count in counts.items() if count.tp + count.fp + count.fn]
         return {
             "results": {
-                group: _mean([quality[category] for category in present if isthing[category] in members])
+                group: _mean([figures[category] for category in present if isthing[category] in members])
                 for group, members in GROUPS.items()
             },
             "per_class": {
-                str(category): {**quality[category], "tp": count.tp, "fp": count.fp, "fn": count.fn, "iou": count.iou}
+                str(category): {**figures[category], "tp": count.tp, "fp": count.fp, "fn": count.fn, "iou": count.iou}
                 for category, count in counts.items()
             },
         }
 
 
-def _mean(qualities: list[dict[str, float]]) -> dict[str, float | None]:
-    n = len(qualities)
-    means = {key: sum(quality[key] for quality in qualities) / n if n else None for key in ("pq", "sq", "rq")}
+def _mean(figures: list[dict[str, float]]) -> dict[str, float | None]:
+    n = len(figures)
+    means = {key: sum(each[key] for each in figures) / n if n else None for key in ("pq", "sq", "rq")}
     return {**means, "n": n}
 
 
@@ -146,9 +161,9 @@ def things_by_id(categories: Categories | Iterable[Mapping[str, Any]]) -> dict[i
 def truth_warnings(
     segments_info: Sequence[Mapping[str, Any]], image: object, ids: np.ndarray | None = None
 ) -> list[str]:
-    """What `accumulate` would warn of in a ground truth; without its id map H x W, as far as its JSON tells."""
+    """What `accumulate` would warn of in a ground truth; without its id map H x W, what its JSON shows."""
     score = _ImageScore(f"image {image}")
-    gt = score._segments(segments_info, "ground truth")
+    gt = score._by_id(parse_segments(segments_info, f"{score.name}: ground truth"), "ground truth")
     if ids is not None:
         found, _, pixels = overlaps(ids, ids)
         score._check_ground_truth(gt, Counter(dict(zip(found.tolist(), pixels.tolist(), strict=True))))
@@ -157,12 +172,6 @@ def truth_warnings(
 
 
 # One image
-
-
-class _Segment(NamedTuple):
-    category: int
-    iscrowd: bool
-    area: Any  # as the JSON has it, or None; checked where a match uses it
 
 
 class _ImageScore:
@@ -177,13 +186,12 @@ class _ImageScore:
     def run(
         self,
         gt_ids: np.ndarray,
-        gt_infos: Sequence[Mapping[str, Any]],
+        truth: Iterable[SegmentInfo],
         pred_ids: np.ndarray,
-        pred_infos: Sequence[Mapping[str, Any]],
+        found: Iterable[SegmentInfo],
     ) -> None:
-        gt = self._segments(gt_infos, "ground truth")
-        pred = self._segments(pred_infos, "prediction")
-        self.predicted = {segment.category: self.name for segment in pred.values()}
+        gt, pred = self._by_id(truth, "ground truth"), self._by_id(found, "prediction")
+        self.predicted = {segment.category_id: self.name for segment in pred.values()}
         overlaps = self._overlaps(gt_ids, pred_ids)
         gt_area: Counter[int] = Counter()
         pred_area: Counter[int] = Counter()
@@ -200,22 +208,14 @@ class _ImageScore:
     def _warn(self, message: str) -> None:
         self.warnings.append(f"{self.name}: {message}")
 
-    def _segments(self, infos: Sequence[Mapping[str, Any]], side: str) -> dict[int, _Segment]:
-        """id -> segment, in the order of first appearance and with the values of the last, like panopticapi's dict."""
-        where = f"{self.name}: {side}"
-        if not isinstance(infos, Sequence) or isinstance(infos, str):
-            raise InputError(f"{where}: segments_info is not a list")
-        segments: dict[int, _Segment] = {}
-        for index, info in enumerate(infos):
-            if not isinstance(info, Mapping):
-                raise InputError(f"{where}: segments_info[{index}] is not an object")
-            id = integer(info, "id", f"{where}: segments_info[{index}]")
-            category = integer(info, "category_id", f"{where}: segment {id}")
-            iscrowd = side == "ground truth" and integer(info, "iscrowd", f"{where}: segment {id}") == 1
-            if id in segments:
-                self._warn(f"{side} lists segment {id} more than once; the last entry counts")
-            segments[id] = _Segment(category, iscrowd, info.get("area"))
-        return segments
+    def _by_id(self, segments: Iterable[SegmentInfo], side: str) -> dict[int, SegmentInfo]:
+        """In the order of first appearance and with the values of the last, like panopticapi's dict."""
+        table: dict[int, SegmentInfo] = {}
+        for segment in segments:
+            if segment.id in table:
+                self._warn(f"{side} lists segment {segment.id} more than once; the last entry counts")
+            table[segment.id] = segment
+        return table
 
     def _overlaps(self, gt_ids: np.ndarray, pred_ids: np.ndarray) -> Overlaps:
         """Pixels of every (ground truth, prediction) pair of ids that meets, sorted by ids."""
@@ -233,7 +233,7 @@ class _ImageScore:
             raise InputError(f"{self.name}: segment ids: {error}") from None
         return dict(zip(zip(gt.tolist(), pred.tolist(), strict=True), pixels.tolist(), strict=True))
 
-    def _check_prediction(self, pred: dict[int, _Segment], pred_area: Counter[int]) -> None:
+    def _check_prediction(self, pred: dict[int, SegmentInfo], pred_area: Counter[int]) -> None:
         unlisted = sorted(pred_area.keys() - pred.keys() - {VOID})
         if unlisted:
             raise InputError(f"{self.name}: the prediction's PNG has segment ids {_few(unlisted)} that its JSON lacks")
@@ -243,7 +243,7 @@ class _ImageScore:
         if VOID in pred:
             self._warn("the prediction lists id 0, which is void, as a segment; it counts as one, as in panopticapi")
 
-    def _check_ground_truth(self, gt: dict[int, _Segment], gt_area: Counter[int]) -> None:
+    def _check_ground_truth(self, gt: dict[int, SegmentInfo], gt_area: Counter[int]) -> None:
         if VOID in gt:
             raise InputError(
                 f"{self.name}: the ground truth lists id 0, which is void, as a segment; give it another id"
@@ -266,7 +266,7 @@ class _ImageScore:
             self._warn(f"the areas of ground-truth segments {_few(wrong)} disagree; the JSON counts, as in panopticapi")
 
     def _match(
-        self, gt: dict[int, _Segment], pred: dict[int, _Segment], pred_area: Counter[int], overlaps: Overlaps
+        self, gt: dict[int, SegmentInfo], pred: dict[int, SegmentInfo], pred_area: Counter[int], overlaps: Overlaps
     ) -> tuple[set[int], set[int]]:
         """Match what overlaps with IoU > .5 in one category; void is no part of the union. -> the ids of both sides."""
         matched_gt, matched_pred = set(), set()
@@ -274,7 +274,7 @@ class _ImageScore:
             if gt_id not in gt or pred_id not in pred:
                 continue
             target = gt[gt_id]
-            if target.iscrowd or target.category != pred[pred_id].category:
+            if target.iscrowd or target.category_id != pred[pred_id].category_id:
                 continue
             void = overlaps.get((VOID, pred_id), 0)
             union = pred_area[pred_id] + self._listed_area(gt_id, target) - intersection - void
@@ -285,13 +285,13 @@ class _ImageScore:
                 )
             iou = intersection / union
             if iou > 0.5:
-                self.counts[target.category].tp += 1
-                self.counts[target.category].iou_steps += int(iou / IOU_STEP)
+                self.counts[target.category_id].tp += 1
+                self.counts[target.category_id].iou_steps += int(iou / IOU_STEP)
                 matched_gt.add(gt_id)
                 matched_pred.add(pred_id)
         return matched_gt, matched_pred
 
-    def _listed_area(self, id: int, segment: _Segment) -> float:
+    def _listed_area(self, id: int, segment: SegmentInfo) -> float:
         area = segment.area
         if isinstance(area, int | np.integer) and not isinstance(area, bool):
             return int(area)
@@ -301,26 +301,26 @@ class _ImageScore:
         raise InputError(f"{self.name}: ground-truth segment {id} {problem}; write its pixel count")
 
     def _count_unmatched(
-        self, gt: dict[int, _Segment], pred: dict[int, _Segment], pred_area: Counter[int], overlaps: Overlaps
+        self, gt: dict[int, SegmentInfo], pred: dict[int, SegmentInfo], pred_area: Counter[int], overlaps: Overlaps
     ) -> None:
         """Misses, and false positives unless more than half lies on void and on the crowd of the same category."""
         for segment in gt.values():
             if not segment.iscrowd:
-                self.counts[segment.category].fn += 1
+                self.counts[segment.category_id].fn += 1
         crowds = self._crowds(gt)
         for pred_id, segment in pred.items():
             ignored = overlaps.get((VOID, pred_id), 0)
-            if segment.category in crowds:
-                ignored += overlaps.get((crowds[segment.category], pred_id), 0)
+            if segment.category_id in crowds:
+                ignored += overlaps.get((crowds[segment.category_id], pred_id), 0)
             if ignored / pred_area[pred_id] <= 0.5:
-                self.counts[segment.category].fp += 1
+                self.counts[segment.category_id].fp += 1
 
-    def _crowds(self, gt: dict[int, _Segment]) -> dict[int, int]:
+    def _crowds(self, gt: dict[int, SegmentInfo]) -> dict[int, int]:
         """Category -> the last crowd of it."""
         crowds: defaultdict[int, list[int]] = defaultdict(list)
         for id, segment in gt.items():
             if segment.iscrowd:
-                crowds[segment.category].append(id)
+                crowds[segment.category_id].append(id)
         for category, ids in crowds.items():
             if len(ids) > 1:
                 self._warn(
@@ -328,41 +328,6 @@ class _ImageScore:
                     f"counts, as in panopticapi"
                 )
         return {category: ids[-1] for category, ids in crowds.items()}
-
-
-def listed_segments(
-    infos: Sequence[Mapping[str, Any]], categories: Categories, image: object
-) -> dict[int, tuple[int, bool]]:
-    """The truth's segments: id -> (contiguous category, is it a crowd). Of entries with the same id the last counts.
-
-    Raises InputError, naming `image`, for a category outside the table and a missing or wrong key.
-    """
-    segments = {}
-    for info in infos:
-        where = f"image {image}: ground truth"
-        id, category = integer(info, "id", where), integer(info, "category_id", where)
-        crowd = integer(info, "iscrowd", f"{where}: segment {id}") == 1
-        try:
-            segments[id] = categories.index_of_id(category), crowd
-        except InputError as error:
-            raise InputError(f"{where}: segment {id}: {error}") from None
-    return segments
-
-
-def integer(entry: Mapping[str, Any], key: str, where: str) -> int:
-    """entry[key] as an int. 5 and 5.0 are integers, as in panopticapi; "5", true and null are not."""
-    value = entry.get(key)
-    if type(value) is int:  # nearly always
-        return value
-    if key not in entry:
-        raise InputError(f"{where}: key '{key}' is missing")
-    if isinstance(value, bool) and key == "iscrowd":
-        return int(value)
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    raise InputError(f"{where}: '{key}' is {value!r}, not an integer")
 
 
 def _size(ids: np.ndarray) -> str:

@@ -1,8 +1,8 @@
 """PQ of regular files by hotcoco, which decodes and scores a pair of PNGs in the time that Pillow reads half of one.
 
-hotcoco is silent where the rules of upsnet/metrics/pq.py refuse or warn. `is_regular` tells, from the JSONs and 26
-bytes of either PNG, that nothing is left to say of an image, but for truth whose PNG does not hold what its JSON says:
-that takes its pixels, and to read them once more costs twice what hotcoco does.
+hotcoco is silent where the rules of upsnet/metrics/pq.py refuse or warn. `is_regular` finds, in the JSONs and the first
+26 bytes of either PNG, the images where they would do neither. One fault it cannot see: truth whose PNG does not hold
+what its JSON says. That takes the pixels, and to read them once more costs twice what hotcoco does.
 """
 
 from __future__ import annotations

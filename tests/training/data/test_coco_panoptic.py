@@ -12,6 +12,7 @@ import torch
 
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
+from upsnet.datasets.segments import parse_segments
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, to_network
 from upsnet.photos import read_photo, write_png
@@ -47,7 +48,7 @@ def test_sample_by_hand(hand_made: HandMade, content: dict[str, Any]) -> None:
 def test_ground_truth_is_the_original(hand_made: HandMade, content: dict[str, Any]) -> None:
     truth = PanopticDataset(**hand_made(content), rule=ResizeRule(short_side=32, max_side=64)).ground_truth(0)
     assert truth.ids.shape == (6, 8) and truth.ids[5, 7] == 8 and truth.ids[3, 6] == 16777215
-    assert truth.segments == content["annotations"][0]["segments_info"]
+    assert truth.segments == parse_segments(content["annotations"][0]["segments_info"], "a.png")
     assert (truth.file_name, truth.image_id, truth.photo.name) == ("a.png", 42, "a.png")
 
 
@@ -122,9 +123,9 @@ def test_maps_against_a_mask_for_each_segment(shared_data: Path) -> None:
         semantic, instances = np.full(ids.shape, 255), np.zeros(ids.shape, int)
         boxes, labels = [], []
         for segment in truth.segments:
-            rows, columns = np.nonzero(ids == segment["id"])
-            category = dataset.categories.index_of_id(segment["category_id"])
-            if segment["iscrowd"] or not len(rows):
+            rows, columns = np.nonzero(ids == segment.id)
+            category = dataset.categories.index_of_id(segment.category_id)
+            if segment.iscrowd or not len(rows):
                 continue
             semantic[rows, columns] = category
             if dataset.categories[category].isthing:
@@ -167,10 +168,10 @@ def test_official_coco(shared_data: Path) -> None:
     crowds = 0
     for i in range(len(dataset)):
         truth, sample = dataset.ground_truth(i), dataset[i]
-        assert all((truth.ids == s["id"]).sum() == s["area"] for s in truth.segments)
+        assert all((truth.ids == s.id).sum() == s.area for s in truth.segments)
         things = {c.id for c in dataset.categories if c.isthing}
-        crowds += sum(s["iscrowd"] for s in truth.segments)
-        assert len(sample["labels"]) <= sum(s["category_id"] in things and not s["iscrowd"] for s in truth.segments)
+        crowds += sum(s.iscrowd for s in truth.segments)
+        assert len(sample["labels"]) <= sum(s.category_id in things and not s.iscrowd for s in truth.segments)
         assert sample["labels"].min() >= 0 and sample["labels"].max() < 80
     assert crowds == 4
 

@@ -31,6 +31,6 @@ def test_the_example_of_its_docstring(tmp_path: Path) -> None:
     record = val.records[0]
     photo, ids = val.read(record)
     assert photo.shape[:2] == ids.shape == record.size
-    assert set(np.unique(ids)) - {0} == {segment["id"] for segment in record.segments}
+    assert set(np.unique(ids)) - {0} == {segment.id for segment in record.segments}
     (checkup,) = [datasets.check_split(split, 1, progress=False) for split in datasets.find_splits(folder)][1:]
     assert checkup.tally.errors == 0 and checkup.tally.images == 2

@@ -11,13 +11,8 @@ import yaml
 from PIL import Image
 
 from eval.validation_set import open_dataset
-from upsnet.datasets.folder import (
-    Listing,
-    PanopticFolder,
-    check_categories,
-    groups,
-    truth_result,
-)
+from upsnet.datasets.folder import Listing, PanopticFolder, check_categories, groups, truth_result
+from upsnet.datasets.segments import parse_segments
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 
@@ -36,7 +31,7 @@ def test_pairs_by_image_id_and_keeps_the_order_of_the_images(gt_json: Path) -> N
         photo, ids = dataset.read(record)
         assert photo.shape[:2] == ids.shape
         assert record.photo.stem == record.png.stem
-        assert {segment["id"] for segment in record.segments} == set(np.unique(ids)) - {0}
+        assert {segment.id for segment in record.segments} == set(np.unique(ids)) - {0}
 
 
 def test_records_are_a_sequence(gt_json: Path) -> None:
@@ -48,7 +43,10 @@ def test_records_are_a_sequence(gt_json: Path) -> None:
 
     records = PanopticFolder(edit(gt_json, change)).records
     content = json.loads(gt_json.read_text())
-    truth = {annotation["image_id"]: annotation["segments_info"] for annotation in content["annotations"]}
+    truth = {
+        annotation["image_id"]: parse_segments(annotation["segments_info"], "val.json")
+        for annotation in content["annotations"]
+    }
     assert len(records) == 5 and [record.image_id for record in records] == [13, 10, 14, 11, 12]
     assert all(record.segments == truth[record.image_id] for record in records)
     assert records[-1] == records[4] == list(records)[4] and records[1:4:2] == [records[1], records[3]]
@@ -107,8 +105,11 @@ def test_real_coco_sample(shared_data: Path) -> None:
     photo, ids = dataset.read(dataset.records[0])
     truth = truth_result(dataset.records[0], ids, dataset.categories)
     assert photo.shape[:2] == truth.ids.shape
-    assert [segment.area for segment in truth.segments] == [info["area"] for info in dataset.records[0].segments]
-    assert [list(segment.bbox) for segment in truth.segments] == [info["bbox"] for info in dataset.records[0].segments]
+    content = json.loads(dataset.split.json_file.read_text())
+    infos = {annotation["image_id"]: annotation["segments_info"] for annotation in content["annotations"]}
+    assert [(segment.area, list(segment.bbox)) for segment in truth.segments] == [
+        (info["area"], info["bbox"]) for info in infos[dataset.records[0].image_id]
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.segments import SegmentInfo, parse_segments
 from upsnet.errors import InputError
 from upsnet.metrics.average_precision import AveragePrecision, truth_objects
 from upsnet.runtimes.predictor import Instances
@@ -25,13 +26,13 @@ DOG, CAT = 1, 2
 SIZE = (120, 160)
 
 
-def scene(*objects: tuple[int, tuple[int, int, int, int], int]) -> tuple[np.ndarray, list[dict]]:
+def scene(*objects: tuple[int, tuple[int, int, int, int], int]) -> tuple[np.ndarray, list[SegmentInfo]]:
     """(category id, (x1, y1, x2, y2), iscrowd) -> truth ids, first object on top of sky, and segments."""
     ids = np.full(SIZE, 1000)
-    segments = [{"id": 1000, "category_id": 9, "iscrowd": 0}]
+    segments = [SegmentInfo(1000, 9)]
     for number, (category, (x1, y1, x2, y2), crowd) in enumerate(objects, 1):
         ids[y1:y2, x1:x2] = number * 70_000
-        segments.append({"id": number * 70_000, "category_id": category, "iscrowd": crowd})
+        segments.append(SegmentInfo(number * 70_000, category, bool(crowd)))
     return ids, segments
 
 
@@ -47,7 +48,7 @@ def detections(*rows: tuple[int, tuple[float, float, float, float], float]) -> I
     )
 
 
-def scored(*images: tuple[tuple[np.ndarray, list[dict]], Instances]) -> AveragePrecision:
+def scored(*images: tuple[tuple[np.ndarray, list[SegmentInfo]], Instances]) -> AveragePrecision:
     stat = AveragePrecision()
     for image_id, ((ids, segments), found) in enumerate(images, 1):
         stat.accumulate(image_id, ids, segments, found, TABLE)
@@ -105,7 +106,7 @@ def test_no_detection_and_no_image() -> None:
     assert empty["box"]["AP"] is None and empty["mask"]["per_class"] == {"3": None, "7": None}
 
 
-def random_images(count: int, seed: int = 0) -> list[tuple[tuple[np.ndarray, list[dict]], Instances]]:
+def random_images(count: int, seed: int = 0) -> list[tuple[tuple[np.ndarray, list[SegmentInfo]], Instances]]:
     rng = np.random.default_rng(seed)
     images = []
     for _ in range(count):
@@ -145,7 +146,7 @@ def test_agrees_with_pycocotools_on_independent_files(tmp_path: Path) -> None:
     annotations = []
     for image_id, ((ids, segments), _) in enumerate(images, 1):
         for segment in segments[1:]:
-            mask = ids == segment["id"]
+            mask = ids == segment.id
             if not mask.any():
                 continue
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -155,8 +156,15 @@ def test_agrees_with_pycocotools_on_independent_files(tmp_path: Path) -> None:
             edges = np.flatnonzero(np.diff(flat))
             counts = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
             annotations.append(
-                {**segment, "id": len(annotations) + 1, "image_id": image_id, "bbox": box, "area": int(mask.sum())}
-                | {"segmentation": {"size": list(SIZE), "counts": counts}}
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": segment.category_id,
+                    "iscrowd": int(segment.iscrowd),
+                    "bbox": box,
+                    "area": int(mask.sum()),
+                    "segmentation": {"size": list(SIZE), "counts": counts},
+                }
             )
     gt = {
         "images": [{"id": i + 1, "height": SIZE[0], "width": SIZE[1]} for i in range(len(images))],
@@ -165,7 +173,7 @@ def test_agrees_with_pycocotools_on_independent_files(tmp_path: Path) -> None:
     }
     written = json.loads((tmp_path / "instances.json").read_text())
     report = stat.results(TABLE)
-    visible = all((ids == segment["id"]).any() for (ids, segments), _ in images for segment in segments)
+    visible = all((ids == segment.id).any() for (ids, segments), _ in images for segment in segments)
     assert visible, "the seed hides no object entirely: a hidden one counts as missed here and does not exist there"
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         wanted = official(gt, written, kind)
@@ -213,7 +221,7 @@ def test_truth_of_the_real_sample(shared_data: Path) -> None:
     crowds = 0
     for annotation in sample["annotations"]:
         ids = read_panoptic_png(shared_data / "coco_sample/annotations/panoptic_val2017" / annotation["file_name"])
-        truth = truth_objects(ids, annotation["segments_info"], table, annotation["image_id"])
+        truth = truth_objects(ids, parse_segments(annotation["segments_info"], "sample"), table, annotation["image_id"])
         wanted = [info for info in annotation["segments_info"] if info["category_id"] in things]
         assert truth.categories.tolist() == [info["category_id"] for info in wanted]
         assert truth.areas.tolist() == [info["area"] for info in wanted]

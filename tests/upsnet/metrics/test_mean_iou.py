@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from upsnet.categories import Categories
+from upsnet.datasets.segments import SegmentInfo
 from upsnet.errors import InputError
 from upsnet.metrics.mean_iou import MeanIoU
 
@@ -18,8 +19,7 @@ TABLE = Categories.from_coco(
 SKY, GRASS, DOG, CAT = range(4)
 
 
-def segment(id: int, category: int, iscrowd: int = 0) -> dict:
-    return {"id": id, "category_id": category, "iscrowd": iscrowd}
+segment = SegmentInfo
 
 
 def row(*runs: tuple[int, int]) -> np.ndarray:
@@ -27,7 +27,7 @@ def row(*runs: tuple[int, int]) -> np.ndarray:
     return np.repeat([value for value, _ in runs], [pixels for _, pixels in runs])[None]
 
 
-def scored(ids: np.ndarray, segments: list[dict], predicted: np.ndarray) -> MeanIoU:
+def scored(ids: np.ndarray, segments: list[SegmentInfo], predicted: np.ndarray) -> MeanIoU:
     stat = MeanIoU(4)
     stat.accumulate(ids, segments, predicted, TABLE, 1)
     return stat
@@ -37,7 +37,7 @@ def test_by_hand() -> None:
     """Sky 40 of which 10 called grass, grass 20 right; a dog of 10 called cat; void and a crowd that do not count."""
     ids = row((500, 40), (600, 20), (70, 10), (0, 30), (80, 5))
     predicted = row((SKY, 30), (GRASS, 30), (CAT, 10), (SKY, 30), (DOG, 5))
-    stat = scored(ids, [segment(500, 9), segment(600, 200), segment(70, 3), segment(80, 7, iscrowd=1)], predicted)
+    stat = scored(ids, [segment(500, 9), segment(600, 200), segment(70, 3), segment(80, 7, iscrowd=True)], predicted)
     assert stat.confusion.dtype == np.int64
     assert stat.confusion.tolist() == [[30, 10, 0, 0], [0, 20, 0, 0], [0, 0, 0, 10], [0, 0, 0, 0]]
     report = stat.results(TABLE)
@@ -82,7 +82,6 @@ def test_parts_add_up() -> None:
         (row((1, 5)), [segment(1, 9)], row((SKY, 4)), r"image 1: .*\[1, 4\].*\[1, 5\]"),
         (row((1, 5)), [segment(1, 9)], row((4, 5)), "image 1: .*category 4"),
         (row((1, 5)), [segment(1, 55)], row((SKY, 5)), "image 1: .*category id 55"),
-        (row((1, 5)), [{"id": 1, "category_id": 9}], row((SKY, 5)), "'iscrowd' is missing"),
     ],
 )
 def test_refusals_add_nothing(ids, segments, predicted, message) -> None:

@@ -18,12 +18,12 @@ from PIL import Image
 
 from tests.figures import near
 from tests.shared import shared_names
+from tests.upsnet.results import result_of
 from upsnet.categories import Categories
 from upsnet.command_line import command, pq
 from upsnet.datasets.coco_format import PredictionWriter, id2rgb
 from upsnet.metrics.pq_files import evaluate
 from upsnet.photos import write_png
-from upsnet.result import PanopticResult, Segment, measure
 
 OFFICIAL_NONSENSE = {"gt_id_zero_listed", "size_mismatch_broadcasts"}
 OFFICIAL_QUIRKS = {
@@ -258,9 +258,7 @@ def test_hostile_pngs(dataset, capsys):
 
 def test_what_the_writer_writes_scores(tmp_path):
     entries = [{"id": 1, "name": "person", "isthing": 1}, {"id": 187, "name": "sky", "isthing": 0}]
-    area, bbox = measure(IDS, 3)
-    segments = [Segment(1, 1, 0.9, int(area[1]), bbox[1]), Segment(2, 0, 1.0, int(area[2]), bbox[2])]
     with PredictionWriter(tmp_path, Categories.from_coco(entries)) as writer:
-        writer.add(5, "5.jpg", PanopticResult(IDS, segments))
+        writer.add(5, "5.jpg", result_of(IDS, {1: 1, 2: 0}))
     report = evaluate(tmp_path / "predictions.json", tmp_path / "predictions.json")
     assert report["results"]["All"] == {"pq": 1.0, "sq": 1.0, "rq": 1.0, "n": 2} and not report["warnings"]

@@ -1,4 +1,4 @@
-"""The doctor of data sets in the COCO panoptic format: looks at everything, stops at nothing, tells all it found.
+"""The doctor of data sets in the COCO panoptic format: it looks at everything, and lists all that it found.
 
 upsnet data check FOLDER_OR_JSON [--report report.json]
 """

@@ -13,11 +13,9 @@ from upsnet.datasets.coco_format import ID_LIMIT, read_panoptic_png
 from upsnet.datasets.doctor.findings import CategoryCount, Finding, Tally, is_integer
 from upsnet.errors import InputError, first_line
 from upsnet.photos import DECODE_ERRORS, MAX_PIXELS, read_photo
-from upsnet.run_lengths import Measured, find_runs, measure_runs
+from upsnet.run_lengths import Box, areas_and_boxes
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-
-Box = tuple[int, int, int, int]
 
 
 class ImageTask(NamedTuple):
@@ -50,11 +48,11 @@ def check_image(task: ImageTask, things: Mapping[int, bool], tally: Tally) -> It
         sizes[f"the photo {task.photo}"] = photo_size(task.photo)
     except InputError as error:
         yield Finding("photo-unreadable" if os.path.isfile(task.photo) else "photo-missing", f"{where}: {error}")
-    measured = None
+    truth = None
     try:
         ids = read_panoptic_png(task.png)
         sizes[f"the PNG {task.png}"] = ids.shape[1], ids.shape[0]
-        measured = measure_runs(find_runs(ids))
+        truth = areas_and_boxes(ids)
     except InputError as error:
         yield Finding("png-unreadable" if os.path.isfile(task.png) else "png-missing", f"{where}: {error}")
     if task.width is None or task.height is None:
@@ -63,9 +61,9 @@ def check_image(task: ImageTask, things: Mapping[int, bool], tally: Tally) -> It
         sizes["the JSON"] = task.width, task.height
     values = list(sizes.values())
     if any(size != values[0] for size in values[1:]):
-        told = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sizes.items())
-        yield Finding("size", f"{where}: {told}")
-    yield from check_segments(where, task.segments, things, measured, tally)
+        differing = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sizes.items())
+        yield Finding("size", f"{where}: {differing}")
+    yield from check_segments(where, task.segments, things, truth, tally)
 
 
 def photo_size(path: str) -> tuple[int, int]:
@@ -91,11 +89,11 @@ def photo_size(path: str) -> tuple[int, int]:
 
 
 def check_segments(
-    where: str, segments: list[Any], things: Mapping[int, bool], measured: Measured | None, tally: Tally
+    where: str, segments: list[Any], things: Mapping[int, bool], in_png: dict[int, tuple[int, Box]] | None, tally: Tally
 ) -> Iterator[Finding]:
-    """measured: what the PNG holds; None: it could not be read, so that areas and boxes are not judged."""
-    truth = in_png(measured)
-    void_area, _ = truth.pop(0, (0, (0, 0, 0, 0)))
+    """in_png: area and box of its ids; None: it could not be read, so that areas and boxes are not judged."""
+    truth = dict(in_png or {})
+    void_area, _ = truth.pop(0, (0, None))
     tally.void_pixels += void_area
     if not segments and not truth:
         yield Finding("empty", f"{where}: no segments")
@@ -118,19 +116,11 @@ def check_segments(
         yield from check_category(here, segment, things, categories, pixels, tally)
         if number in truth:
             yield from check_extent(here, segment, *truth[number])
-        elif measured is not None:
+        elif in_png is not None:
             yield Finding("only-json", f"{here} is not in the PNG")
-    if measured is not None:
+    if in_png is not None:
         listed = sorted(truth.keys() - seen)
         yield from (Finding("only-png", f"{where}: segment {n} ({truth[n][0]} pixels)") for n in listed)
-
-
-def in_png(measured: Measured | None) -> dict[int, tuple[int, Box]]:
-    """Segment id -> area, box."""
-    if measured is None:
-        return {}
-    ids, areas, boxes = (array.tolist() for array in measured)
-    return dict(zip(ids, zip(areas, map(tuple, boxes), strict=True), strict=True))
 
 
 def check_category(
