@@ -27,7 +27,7 @@ def column(runtime: str, identical: float, reference: bool) -> ColumnFigures:
     )
 
 
-PARITY = Parity.model_construct(
+PARITY = Parity.model_construct(  # type: ignore[call-arg]  # the picture shows no other keys
     model="demo",
     dataset=Dataset(gt_json="val.json", images=100),
     columns=[column("pytorch", 1.0, True), column("onnxruntime", 0.999998, False)],
