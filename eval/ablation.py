@@ -18,7 +18,7 @@ from rich.table import Table
 from eval.figures import points
 from eval.validation_set import open_dataset
 from upsnet.command_line.command import run
-from upsnet.command_line.tables import make_table, show
+from upsnet.command_line.tables import make_table, print_tables
 from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.metrics.evaluation import measure
@@ -106,7 +106,7 @@ def main(
 ) -> None:
     """Train without the panoptic loss, without deformable convolutions, and predict without mask pruning."""
     rows = ablate(config, out, device, tuple(set_ or []))
-    show(ablation_table(rows))
+    print_tables(ablation_table(rows))
     print(f"wrote {out / 'ablation.json'}")
 
 

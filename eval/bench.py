@@ -26,7 +26,7 @@ from eval.figures import title
 from eval.open_run import open_run, runtimes_here
 from eval.validation_set import open_dataset
 from upsnet.command_line.command import run
-from upsnet.command_line.tables import make_table, show
+from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.geometry import collate, to_network
 from upsnet.machine import machine_facts, package_versions
@@ -203,7 +203,7 @@ def main(
         with open_run(run, runtimes or runtimes_here(url)[0], url=url, threads=threads) as predictors:
             plain = [PlainPyTorch(each) for each in predictors if each.name == "pytorch"]
             batches = compare([*plain, *predictors], dataset, batch_sizes, rounds)
-        show(bench_table(batches, threads))
+        print_tables(bench_table(batches, threads))
         out = out or run / "bench.json"
     if out is not None:
         facts = machine_facts() | {"threads": threads}

@@ -25,7 +25,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from upsnet.command_line.command import run
-from upsnet.command_line.tables import make_table, show
+from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.coco_format import id2rgb, read_panoptic_png
 from upsnet.files import write_json
 from upsnet.machine import machine_facts
@@ -290,7 +290,7 @@ def main(
                 rivals.append(Rivalry(kind, compression, scaling_images, ms, theirs, theirs / ms))
         on_cores = scaling(*jsons, scaling_images, processes)
     report = PqBench(machine=machine_facts(), ratios=ratios, hotcoco=rivals, workers=on_cores)
-    show(*tables(report))
+    print_tables(*tables(report))
     if out is not None:
         report.save(out)
         print(f"wrote {out}")

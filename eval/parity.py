@@ -24,7 +24,7 @@ from eval.parity_report import Limits, Parity, summarize
 from eval.report import write_report
 from eval.validation_set import open_dataset
 from upsnet.command_line.command import run
-from upsnet.command_line.tables import make_table, show
+from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 from upsnet.metrics.pq import GROUPS
@@ -129,7 +129,7 @@ def main(
         )
     for warning in parity.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    show(parity_table(parity))
+    print_tables(parity_table(parity))
     for reason in parity.reasons:
         print(f"failed: {reason}")
     print(f"{'equal' if parity.equal else 'NOT equal'}; wrote {out / 'parity.json'} and {out / 'report.html'}")

@@ -17,6 +17,6 @@ def make_table(title: str, *headings: str, left: int = 1) -> Table:
     return table
 
 
-def show(*tables: Table) -> None:
+def print_tables(*tables: Table) -> None:
     """Print the tables. In a file or a log, lines are not folded to 80 columns."""
     Console(width=None if sys.stdout.isatty() else 200).print(*tables)
