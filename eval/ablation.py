@@ -10,17 +10,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
+from eval.figures import points
 from eval.validation_set import open_dataset
+from upsnet.command_line.tables import make_table, print_tables
 from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.metrics.evaluation import measure
+from upsnet.report import Report
 
 
 class Variant(NamedTuple):
@@ -40,16 +41,25 @@ VARIANTS = (
 )
 
 
-def ablate(config: Path, out: Path, device: str = "auto", overrides: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Train and score every variant; writes out/ablation.json and returns its rows: name, pq, pq_things, pq_stuff."""
+class Row(Report):
+    """A variant's figures. ablation.json is a list of these, each with the version."""
+
+    name: str
+    pq: float | None
+    pq_things: float | None
+    pq_stuff: float | None
+
+
+def ablate(config: Path, out: Path, device: str = "auto", overrides: tuple[str, ...] = ()) -> list[Row]:
+    """Train and score every variant; writes out/ablation.json and returns its rows."""
     rows = []
     for variant in VARIANTS:
         trained = variant if variant.training else BASE
         folder = out / trained.name.replace(" ", "_")
         train(config, folder, device, (*overrides, *trained.training))
         figures = score(folder, device, variant.mask_overlap)
-        rows.append({"name": variant.name, **{key: figures[key] for key in ("pq", "pq_things", "pq_stuff")}})
-        write_json(out / "ablation.json", rows)
+        rows.append(Row(name=variant.name, **figures))
+        write_json(out / "ablation.json", [row.model_dump(mode="json") for row in rows])
     return rows
 
 
@@ -76,15 +86,12 @@ def score(folder: Path, device: str, mask_overlap: float | None) -> dict[str, fl
     return measure(predictor, dataset, dataset.records, progress=True).results(dataset.categories)
 
 
-def ablation_table(rows: list[dict[str, Any]]) -> Table:
+def ablation_table(rows: list[Row]) -> Table:
     """PQ in points, and how much of it is lost."""
-    table = Table(title="Ablation, one seed", box=SIMPLE)
-    for heading in ("", "PQ", "things", "stuff", "PQ lost"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = make_table("Ablation, one seed", "", "PQ", "things", "stuff", "PQ lost")
     for row in rows:
-        points = [100 * (row[key] or 0.0) for key in ("pq", "pq_things", "pq_stuff")]
-        lost = 100 * (rows[0]["pq"] or 0.0) - points[0]
-        table.add_row(row["name"], *(f"{value:.1f}" for value in [*points, lost]))
+        lost = (rows[0].pq or 0.0) - (row.pq or 0.0)
+        table.add_row(row.name, *(points(value or 0.0) for value in (row.pq, row.pq_things, row.pq_stuff, lost)))
     return table
 
 
@@ -98,5 +105,5 @@ def main(
 ) -> None:
     """Train without the panoptic loss, without deformable convolutions, and predict without mask pruning."""
     rows = ablate(config, out, device, tuple(set_ or []))
-    Console().print(ablation_table(rows))
+    print_tables(ablation_table(rows))
     print(f"wrote {out / 'ablation.json'}")

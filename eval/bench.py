@@ -14,29 +14,59 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
+from pydantic import BaseModel
 from rich.table import Table
 from tqdm import tqdm
 
+from eval.figures import title
 from eval.open_run import open_run, runtimes_here
-from eval.report import title
 from eval.validation_set import open_dataset
 from upsnet.command_line.options import BatchSizes, GtJson, Run, RuntimeNames, Url
+from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.folder import PanopticFolder
-from upsnet.files import write_json
 from upsnet.geometry import NetworkBatch, collate, to_network
 from upsnet.machine import machine_facts, package_versions
 from upsnet.photos import read_photo
+from upsnet.report import Report, Sparse
 from upsnet.runtimes.open import open_runtime
 from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Predictor, RawPrediction
 
 CALLS = 3  # of one runtime in a row; the first one is not counted
 PAUSE_S = 0.02  # between runtimes: idle thread pools stop spinning
+
+
+class BatchTimes(Sparse):
+    """One batch size: milliseconds of a call by runtime, and the ratios that the project's goals speak of."""
+
+    batch: int
+    shape: list[int]
+    median_ms: dict[str, float]
+    times_ms: dict[str, list[float]]
+    onnxruntime_speedup: float | None = None  # times plain PyTorch's rate
+    triton_overhead: float | None = None  # share that Triton adds to ONNX Runtime
+
+
+class PhotoTimes(BaseModel):
+    """One photo, and the peak memory of this process (Python and the model included)."""
+
+    runtime: str
+    shape: list[int]
+    first_ms: float
+    best_ms: float
+    peak_rss_mib: float
+
+
+class Bench(Report, Sparse):
+    """bench.json: of several runtimes, or of one photo."""
+
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    photo: PhotoTimes | None = None
+    batches: list[BatchTimes] | None = None
 
 
 class PlainPyTorch:
@@ -58,7 +88,7 @@ class PlainPyTorch:
         """The predictor is its owner's."""
 
 
-def measure(predictors: Sequence[Predictor], batch: NetworkBatch, rounds: int) -> dict[str, list[float]]:
+def time_calls(predictors: Sequence[Predictor], batch: NetworkBatch, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of every counted call, by runtime."""
     times: dict[str, list[float]] = {predictor.name: [] for predictor in predictors}
     for _ in tqdm(range(rounds), desc=f"batch {len(batch.images)}", unit="round", disable=None):
@@ -74,58 +104,56 @@ def measure(predictors: Sequence[Predictor], batch: NetworkBatch, rounds: int) -
 
 def compare(
     predictors: Sequence[Predictor], dataset: PanopticFolder, batches: Sequence[int], rounds: int
-) -> list[dict[str, Any]]:
-    """One entry for each batch size: medians in ms a call, and the ratios that the project's goals speak of."""
+) -> list[BatchTimes]:
+    """One entry for each batch size."""
     entries = []
     for size in batches:
         photos = [dataset.read(dataset.records[index % len(dataset)])[0] for index in range(size)]
         batch = collate([to_network(photo, predictors[0].manifest.resize) for photo in photos])
-        times = measure(predictors, batch, rounds)
+        times = time_calls(predictors, batch, rounds)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        entry: dict[str, Any] = {
-            "batch": size,
-            "shape": list(batch.images.shape),
-            "median_ms": medians,
-            "times_ms": times,
-        }
-        if PlainPyTorch.name in medians and "onnxruntime" in medians:
-            entry["onnxruntime_speedup"] = medians[PlainPyTorch.name] / medians["onnxruntime"]
-        if "triton" in medians and "onnxruntime" in medians:
-            entry["triton_overhead"] = medians["triton"] / medians["onnxruntime"] - 1
-        entries.append(entry)
+        plain, onnx, triton = (medians.get(name) for name in (PlainPyTorch.name, "onnxruntime", "triton"))
+        entries.append(
+            BatchTimes(
+                batch=size,
+                shape=list(batch.images.shape),
+                median_ms=medians,
+                times_ms=times,
+                onnxruntime_speedup=plain / onnx if plain and onnx else None,
+                triton_overhead=triton / onnx - 1 if triton and onnx else None,
+            )
+        )
     return entries
 
 
-def bench_table(entries: Sequence[dict[str, Any]], threads: int) -> Table:
+def bench_table(entries: Sequence[BatchTimes], threads: int) -> Table:
     """Milliseconds a call, and the ratios beside their goals."""
-    table = Table(title=f"Median ms a call; {threads} threads each, taking turns", box=SIMPLE, padding=(0, 1, 0, 0))
-    for heading in ("batch", *(title(name) for name in entries[0]["median_ms"])):
-        table.add_column(heading, justify="right")
-    table.add_column("plain / ONNX\nRuntime\n(goal 1.5)", justify="right")
-    table.add_column("Triton adds\n(goal 15 %\nat batch 1)", justify="right")
+    goals = ("plain / ONNX\nRuntime\n(goal 1.5)", "Triton adds\n(goal 15 %\nat batch 1)")
+    names = (title(name) for name in entries[0].median_ms)
+    table = make_table(f"Median ms a call; {threads} threads each, taking turns", "batch", *names, *goals)
     for entry in entries:
-        medians = [f"{value:.1f}" for value in entry["median_ms"].values()]
-        speedup = f"{entry['onnxruntime_speedup']:.2f}" if "onnxruntime_speedup" in entry else "–"
-        overhead = f"{100 * entry['triton_overhead']:+.1f} %" if "triton_overhead" in entry else "–"
-        table.add_row(f"{entry['batch']} ({entry['shape'][1]} x {entry['shape'][2]})", *medians, speedup, overhead)
+        medians = [f"{value:.1f}" for value in entry.median_ms.values()]
+        speedup = "–" if entry.onnxruntime_speedup is None else f"{entry.onnxruntime_speedup:.2f}"
+        overhead = "–" if entry.triton_overhead is None else f"{100 * entry.triton_overhead:+.1f} %"
+        table.add_row(f"{entry.batch} ({entry.shape[1]} x {entry.shape[2]})", *medians, speedup, overhead)
     return table
 
 
-def bench_photo(photo: Path, predictor: Predictor, calls: int = 3) -> dict[str, Any]:
-    """First and best time of one photo in ms, and this process's peak memory in MiB (Python and the model included)."""
+def bench_photo(photo: Path, predictor: Predictor, calls: int = 3) -> PhotoTimes:
+    """The first call counts as `first_ms`; `best_ms` is the best of all."""
     batch = collate([to_network(read_photo(photo), predictor.manifest.resize)])
     times = []
     for _ in range(calls):
         start = time.perf_counter()
         predictor.predict(batch)
         times.append(1e3 * (time.perf_counter() - start))
-    return {
-        "runtime": predictor.name,
-        "shape": list(batch.images.shape),
-        "first_ms": times[0],
-        "best_ms": min(times),
-        "peak_rss_mib": peak_rss_mib(),
-    }
+    return PhotoTimes(
+        runtime=predictor.name,
+        shape=list(batch.images.shape),
+        first_ms=times[0],
+        best_ms=min(times),
+        peak_rss_mib=peak_rss_mib(),
+    )
 
 
 def peak_rss_mib() -> float:
@@ -134,7 +162,7 @@ def peak_rss_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads: int) -> dict[str, Any]:
+def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads: int) -> PhotoTimes:
     runtime = "pytorch" if checkpoint else "onnxruntime"
     predictor = open_runtime(RuntimeOptions(None, runtime, checkpoint, model, threads=threads))
     try:
@@ -142,8 +170,8 @@ def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads
     finally:
         predictor.close()
     print(
-        f"{title(runtime)}, {photo.name} at {facts['shape'][1]} x {facts['shape'][2]}, {threads} threads: best "
-        f"{facts['best_ms']:.0f} ms (first {facts['first_ms']:.0f} ms), peak memory {facts['peak_rss_mib']:.0f} MiB"
+        f"{title(runtime)}, {photo.name} at {facts.shape[1]} x {facts.shape[2]}, {threads} threads: best "
+        f"{facts.best_ms:.0f} ms (first {facts.first_ms:.0f} ms), peak memory {facts.peak_rss_mib:.0f} MiB"
     )
     return facts
 
@@ -162,17 +190,18 @@ def main(
     checkpoint: Annotated[Path | None, typer.Option(help="With --photo: a PyTorch checkpoint instead.")] = None,
 ) -> None:
     """Time PyTorch, ONNX Runtime and Triton against each other; or one photo's time and memory."""
-    report: dict[str, Any] = {"machine": machine_facts() | {"threads": threads}, "versions": package_versions()}
+    photo_times, batches = None, None
     if photo is not None:
-        report["photo"] = _one_photo(photo, model, checkpoint, threads)
+        photo_times = _one_photo(photo, model, checkpoint, threads)
     else:
         dataset = open_dataset(gt_json, run=run)
         options = RuntimeOptions(run, url=url, threads=threads)
         with open_run(options, runtimes or runtimes_here(url)[0]) as predictors:
             plain = [PlainPyTorch(each) for each in predictors if each.name == "pytorch"]
-            report["batches"] = compare([*plain, *predictors], dataset, batch_sizes, rounds)
-        Console().print(bench_table(report["batches"], threads))
+            batches = compare([*plain, *predictors], dataset, batch_sizes, rounds)
+        print_tables(bench_table(batches, threads))
         out = out or run / "bench.json"
     if out is not None:
-        write_json(out, report)
+        facts = machine_facts() | {"threads": threads}
+        Bench(machine=facts, versions=package_versions(), photo=photo_times, batches=batches).save(out)
         print(f"wrote {out}")

@@ -13,24 +13,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
 from PIL import Image
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.coco_format import id2rgb, read_panoptic_png
 from upsnet.files import write_json
 from upsnet.machine import machine_facts
 from upsnet.metrics import hotcoco_package
 from upsnet.metrics.pq import PQStat
 from upsnet.metrics.pq_files import evaluate
+from upsnet.report import Report
 
 HEIGHT, WIDTH = 480, 640
 SEGMENTS, CATEGORIES = 20, 8
@@ -39,7 +40,51 @@ HOTCOCO_GOAL = 0.9  # of its rate
 COMPRESSIONS: dict[str, dict[str, Any]] = {"default": {}, "fast": {"compress_level": 1}}  # Pillow's
 OFFSET = 256**3
 
-Infos = list[dict[str, Any]]
+Infos = list[dict[str, Any]]  # segments_info as a COCO panoptic JSON has it
+Figures = tuple[int, int, int, float]  # tp, fp, fn, sum of IoUs
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Milliseconds an image, best of the rounds, mean over the images."""
+
+    maps: str
+    source: str
+    ms: float
+    baseline_ms: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """Milliseconds of CPU an image, best of the rounds."""
+
+    maps: str
+    compression: str
+    images: int
+    ms: float
+    hotcoco_ms: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class OnCores:
+    """`upsnet pq` on so many cores; seconds include the start of the command."""
+
+    workers: int
+    images: int
+    seconds: float
+    images_per_s: float
+    speedup: float
+
+
+class PqBench(Report):
+    """What --out holds."""
+
+    machine: dict[str, str | int]
+    ratios: list[Contest]
+    hotcoco: list[Rivalry]
+    workers: list[OnCores]
 
 
 class Pair(NamedTuple):
@@ -70,8 +115,8 @@ def make_pair(seed: int, ragged: float) -> Pair:
     return Pair(*sides)
 
 
-def baseline(gt: np.ndarray, gt_infos: Infos, pred: np.ndarray, pred_infos: Infos) -> tuple[int, int, int, float]:
-    """panopticapi's steps on uint32 maps: unique over all pixels twice, then loops. -> tp, fp, fn, sum of IoUs."""
+def baseline(gt: np.ndarray, gt_infos: Infos, pred: np.ndarray, pred_infos: Infos) -> Figures:
+    """panopticapi's steps on uint32 maps: unique over all pixels twice, then loops."""
     truth = {info["id"]: info for info in gt_infos}
     found = {info["id"]: dict(info) for info in pred_infos}
     for label, area in zip(*np.unique(pred, return_counts=True), strict=True):
@@ -105,7 +150,7 @@ def baseline_png(path: Path) -> np.ndarray:
     return rgb[:, :, 0] + 256 * rgb[:, :, 1] + 256 * 256 * rgb[:, :, 2]
 
 
-def ours(pair: Pair) -> tuple[int, int, int, float]:
+def ours(pair: Pair) -> Figures:
     stat = PQStat()
     stat.accumulate(*pair)
     counts = stat.counts.values()
@@ -142,15 +187,15 @@ def write_jsons(folder: Path, pairs: list[Pair], images: int) -> tuple[Path, Pat
     return folder / "gt.json", folder / "pred.json"
 
 
-def compare(pairs: list[Pair], paths: list[tuple[Path, Path]], rounds: int, name: str) -> list[dict[str, Any]]:
-    """Best of the rounds in ms, mean over images, the two taking turns. AssertionError where their counts differ."""
+def compare(pairs: list[Pair], paths: list[tuple[Path, Path]], rounds: int, name: str) -> list[Contest]:
+    """Ours and the baseline taking turns. AssertionError where their counts differ."""
     wide = [pair._replace(gt=pair.gt.astype(np.uint32), pred=pair.pred.astype(np.uint32)) for pair in pairs]
 
     def read(index: int, reader: Callable[[Path], np.ndarray]) -> Pair:
         gt, pred = (reader(path) for path in paths[index])
         return pairs[index]._replace(gt=gt, pred=pred)
 
-    contests: dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]] = {
+    contests: dict[str, tuple[Callable[[int], Figures], Callable[[int], Figures]]] = {
         "arrays": (lambda i: ours(pairs[i]), lambda i: baseline(*wide[i])),
         "PNG files": (lambda i: ours(read(i, read_panoptic_png)), lambda i: baseline(*read(i, baseline_png))),
     }
@@ -166,15 +211,15 @@ def compare(pairs: list[Pair], paths: list[tuple[Path, Path]], rounds: int, name
                     best[which, index] = min(best[which, index], 1e3 * (time.perf_counter() - start))
                 assert answers[0][:3] == answers[1][:3] and abs(answers[0][3] - answers[1][3]) < 1e-9, answers
         mine, baselines = best.mean(1).tolist()
-        rows.append({"maps": name, "source": source, "ms": mine, "baseline_ms": baselines, "ratio": baselines / mine})
+        rows.append(Contest(name, source, mine, baselines, baselines / mine))
     return rows
 
 
-def against_hotcoco(gt: Path, pred: Path, images: int, rounds: int) -> dict[str, float]:
-    """Best of the rounds in ms of CPU an image, the two taking turns. AssertionError where their figures differ."""
+def against_hotcoco(gt: Path, pred: Path, images: int, rounds: int) -> tuple[float, float]:
+    """Ours and hotcoco taking turns -> `ms` and `hotcoco_ms`. AssertionError where their figures differ."""
     hotcoco = hotcoco_package.load()
 
-    def theirs() -> Any:
+    def theirs() -> Any:  # hotcoco has no types
         evaluation = hotcoco.panoptic.PanopticEval(gt, pred)
         evaluation.evaluate()
         return evaluation.results()
@@ -187,53 +232,37 @@ def against_hotcoco(gt: Path, pred: Path, images: int, rounds: int) -> dict[str,
             answers.append(contestant())
             best[which] = min(best[which], 1e3 * (time.process_time() - start) / images)
         assert abs(answers[0]["All"]["pq"] - answers[1]["All"]["pq"]) < 1e-9, answers
-    return {"ms": best[0], "hotcoco_ms": best[1], "ratio": best[1] / best[0]}
+    return float(best[0]), float(best[1])
 
 
-def scaling(gt: Path, pred: Path, images: int, workers: list[int]) -> list[dict[str, Any]]:
-    """`upsnet pq` on so many cores; seconds include the start of the command."""
+def scaling(gt: Path, pred: Path, images: int, workers: Sequence[int]) -> list[OnCores]:
     environment = {key: value for key, value in os.environ.items() if key != "RAYON_NUM_THREADS"}
-    rows: list[dict[str, Any]] = []
+    command = [sys.executable, "-m", "upsnet", "pq", "--gt-json", str(gt), "--pred-json", str(pred), "--workers"]
+    rows: list[OnCores] = []
     for count in workers:
-        command = [sys.executable, "-m", "upsnet", "pq", "--gt-json", str(gt), "--pred-json", str(pred)]
-        command += ["--workers", str(count)]
         start = time.perf_counter()
-        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, str(count)], check=True, env=environment, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
-        rows.append({"workers": count, "images": images, "seconds": seconds, "images_per_s": images / seconds})
-        rows[-1]["speedup"] = rows[0]["seconds"] / seconds
+        rows.append(OnCores(count, images, seconds, images / seconds, rows[0].seconds / seconds if rows else 1.0))
     return rows
 
 
-def bench_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="PQ, ms an image of 640 x 480 on one core, taking turns", box=SIMPLE)
-    for heading in ("maps", "from", "ours", "baseline", "ratio", "goal"):
-        table.add_column(heading, justify="left" if heading in ("maps", "from") else "right")
-    for row in rows:
-        figures = [f"{row[key]:.2f}" for key in ("ms", "baseline_ms", "ratio")]
-        table.add_row(row["maps"], row["source"], *figures, f"{GOALS[row['source']]}")
-    return table
-
-
-def hotcoco_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"PQ of {rows[0]['images']} images from files, ms of CPU an image, taking turns", box=SIMPLE)
-    for heading in ("maps", "PNGs", "ours", "hotcoco", "of its rate", "goal"):
-        table.add_column(heading, justify="left" if heading in ("maps", "PNGs") else "right")
-    for row in rows:
-        figures = [f"{row[key]:.2f}" for key in ("ms", "hotcoco_ms", "ratio")]
-        table.add_row(row["maps"], row["compression"], *figures, str(HOTCOCO_GOAL))
-    return table
-
-
-def scaling_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"upsnet pq, {rows[0]['images']} images", box=SIMPLE)
-    for heading in ("workers", "seconds", "images/s", "speedup"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row["workers"]), f"{row['seconds']:.2f}", f"{row['images_per_s']:.0f}", f"{row['speedup']:.2f}"
-        )
-    return table
+def tables(report: PqBench) -> list[Table]:
+    title = f"PQ, ms an image of {WIDTH} x {HEIGHT} on one core, taking turns"
+    ratios = make_table(title, "maps", "from", "ours", "baseline", "ratio", "goal", left=2)
+    for contest in report.ratios:
+        figures = [f"{value:.2f}" for value in (contest.ms, contest.baseline_ms, contest.ratio)]
+        ratios.add_row(contest.maps, contest.source, *figures, str(GOALS[contest.source]))
+    title = f"PQ of {report.hotcoco[0].images} images from files, ms of CPU an image, taking turns"
+    rivals = make_table(title, "maps", "PNGs", "ours", "hotcoco", "of its rate", "goal", left=2)
+    for rivalry in report.hotcoco:
+        figures = [f"{value:.2f}" for value in (rivalry.ms, rivalry.hotcoco_ms, rivalry.ratio)]
+        rivals.add_row(rivalry.maps, rivalry.compression, *figures, str(HOTCOCO_GOAL))
+    title = f"upsnet pq, {report.workers[0].images} images"
+    cores = make_table(title, "workers", "seconds", "images/s", "speedup")
+    for row in report.workers:
+        cores.add_row(str(row.workers), f"{row.seconds:.2f}", f"{row.images_per_s:.0f}", f"{row.speedup:.2f}")
+    return [ratios, rivals, cores]
 
 
 def main(
@@ -244,8 +273,8 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
 ) -> None:
     """Time PQ against panopticapi's algorithm, from arrays and from PNG files; against hotcoco; on several cores."""
-    rows: list[dict[str, Any]] = []
-    rivals: list[dict[str, Any]] = []
+    ratios: list[Contest] = []
+    rivals: list[Rivalry] = []
     os.environ["RAYON_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="pq-") as name:
         for kind, ragged in (("smooth", 0.0), ("ragged", 8.0)):
@@ -254,12 +283,13 @@ def main(
                 folder = Path(name) / f"{kind}-{compression}"
                 paths = write_pairs(folder, pairs, options)
                 if compression == "default":
-                    rows += compare(pairs, paths, rounds, kind)
+                    ratios += compare(pairs, paths, rounds, kind)
                 jsons = write_jsons(folder, pairs, scaling_images)
-                rivals.append({"maps": kind, "compression": compression, "images": scaling_images})
-                rivals[-1] |= against_hotcoco(*jsons, scaling_images, max(rounds // 2, 1))
-        on_cores = scaling(*jsons, scaling_images, list(processes))
-    Console().print(bench_table(rows), hotcoco_table(rivals), scaling_table(on_cores))
+                ms, theirs = against_hotcoco(*jsons, scaling_images, max(rounds // 2, 1))
+                rivals.append(Rivalry(kind, compression, scaling_images, ms, theirs, theirs / ms))
+        on_cores = scaling(*jsons, scaling_images, processes)
+    report = PqBench(machine=machine_facts(), ratios=ratios, hotcoco=rivals, workers=on_cores)
+    print_tables(*tables(report))
     if out is not None:
-        write_json(out, {"machine": machine_facts(), "ratios": rows, "hotcoco": rivals, "workers": on_cores})
+        report.save(out)
         print(f"wrote {out}")

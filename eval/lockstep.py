@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from eval.compare import category_map, identical_pixels
-from eval.report import Example, Shot
 from upsnet.categories import Categories
 from upsnet.datasets.folder import PanopticFolder, Record, check_categories, groups, truth_result
 from upsnet.errors import InputError
@@ -23,27 +22,54 @@ from upsnet.runtimes.predictor import Predictor
 WORST, TYPICAL = 4, 4  # images that are kept for the report's pictures
 
 
-class Column:
-    """One runtime at one batch size: its PQ so far, and how far it agrees with the reference at that batch size."""
+class Shot(NamedTuple):
+    """What one runtime made of an example; `identical` bool H x W against the reference (None: it is the reference)."""
 
-    def __init__(self, predictor: Predictor, batch: int, categories: int) -> None:
+    runtime: str
+    batch: int
+    result: PanopticResult
+    pq: float | None
+    identical: np.ndarray | None
+
+
+class Example(NamedTuple):
+    """One image of the report's grid. kind: "worst" or "typical"."""
+
+    file_name: str
+    kind: str
+    photo: np.ndarray
+    truth: PanopticResult
+    shots: list[Shot]
+
+
+@dataclass(frozen=True)
+class ImageColumn:
+    """One image in one column."""
+
+    runtime: str
+    batch: int
+    pq: float | None
+    identical: float  # share of its pixels
+
+
+class Column:
+    """One runtime at one batch size: its PQ so far, and how far it agrees with other columns."""
+
+    def __init__(self, predictor: Predictor, batch: int) -> None:
         self.predictor, self.batch = predictor, batch
+        self.reference = self  # or the first runtime at the same batch size
+        self.first = self  # or the same runtime at the first batch size
         self.stat = PQStat()
-        self.class_pixels = np.zeros(categories + 1, np.int64)  # by the reference's category; the last one is void
-        self.class_identical = np.zeros(categories + 1, np.int64)
-        self.identical_to_first = 0
+        self.categories = predictor.manifest.categories_table
+        self.class_pixels = np.zeros(len(self.categories) + 1, np.int64)  # by the reference's category, void last
+        self.class_identical = np.zeros_like(self.class_pixels)
+        self.identical_to_first = 0  # pixels
         self.milliseconds: list[float] = []  # an image, one entry a call
-        self.image_pq: list[float | None] = []  # one entry an image
-        self.image_identical: list[float] = []
+        self.images: list[ImageColumn] = []
 
     @property
     def runtime(self) -> str:
         return self.predictor.name
-
-    @property
-    def identical(self) -> float:
-        """Share of all pixels."""
-        return float(self.class_identical.sum() / self.class_pixels.sum())
 
     def compare(self, result: PanopticResult, reference: PanopticResult) -> np.ndarray:
         """Counts one image; bool H x W of its identical pixels."""
@@ -51,7 +77,6 @@ class Column:
         category = category_map(reference)  # -1, void, indexes the last entry
         self.class_pixels += np.bincount(category.ravel() % len(self.class_pixels), minlength=len(self.class_pixels))
         self.class_identical += np.bincount(category[same] % len(self.class_pixels), minlength=len(self.class_pixels))
-        self.image_identical.append(float(same.mean()))
         return same
 
 
@@ -76,15 +101,18 @@ def run_lockstep(
                 f"{predictors[0].manifest.resize}: these are not the same model; export again"
             )
     categories = predictors[0].manifest.categories_table
-    columns = [Column(predictor, batch, len(categories)) for batch in batch_sizes for predictor in predictors]
+    columns = [Column(predictor, batch) for batch in batch_sizes for predictor in predictors]
+    for index, column in enumerate(columns):
+        column.reference = columns[index - index % len(predictors)]
+        column.first = columns[index % len(predictors)]
     gallery = Gallery(len(records))
     with tqdm(total=len(records), desc="parity", unit="image", disable=None) as progress:
         for group in groups(records, math.lcm(*batch_sizes)):
             photos, truths = zip(*(dataset.read(record) for record in group), strict=True)
-            answers = [_predict(column, photos) for column in columns]
+            answers = {column: _predict(column, photos) for column in columns}
             for index, (record, photo, ids) in enumerate(zip(group, photos, truths, strict=True)):
-                results = [answer[index] for answer in answers]
-                shots = _compare(columns, record, ids, results, categories, len(predictors))
+                results = {column: answer[index] for column, answer in answers.items()}
+                shots = _compare(results, record, ids, categories)
                 gallery.offer(record, photo, ids, shots, categories)
             progress.update(len(group))
     return Comparison(columns, gallery.examples())
@@ -101,25 +129,19 @@ def _predict(column: Column, photos: Sequence[np.ndarray]) -> list[PanopticResul
 
 
 def _compare(
-    columns: list[Column],
-    record: Record,
-    ids: np.ndarray,
-    results: list[PanopticResult],
-    categories: Categories,
-    runtimes: int,
+    results: dict[Column, PanopticResult], record: Record, ids: np.ndarray, categories: Categories
 ) -> list[Shot]:
     """Counts one image in every column -> a Shot for each."""
     shots = []
-    for index, (column, result) in enumerate(zip(columns, results, strict=True)):
+    for column, result in results.items():
         image_stat = PQStat()
         score(image_stat, record, ids, result, categories)
         column.stat += image_stat
         pq = image_stat.results(categories)["results"]["All"]["pq"]
-        column.image_pq.append(pq)
-        reference = index - index % runtimes
-        same = column.compare(result, results[reference])
-        column.identical_to_first += int(identical_pixels(results[index % runtimes], result).sum())
-        shots.append(Shot(column.runtime, column.batch, result, pq, None if index == reference else same))
+        same = column.compare(result, results[column.reference])
+        column.images.append(ImageColumn(column.runtime, column.batch, pq, float(same.mean())))
+        column.identical_to_first += int(identical_pixels(results[column.first], result).sum())
+        shots.append(Shot(column.runtime, column.batch, result, pq, None if column.reference is column else same))
     return shots
 
 
@@ -128,7 +150,7 @@ class Gallery:
 
     def __init__(self, images: int) -> None:
         self._typical = {int(index) for index in np.linspace(0, images - 1, min(TYPICAL, images))}
-        self._worst: list[tuple[tuple[float, float, int], Example]] = []
+        self._worst: list[tuple[tuple[float, float, int], Example]] = []  # worst first
         self._kept: list[Example] = []
         self._seen = 0
 
@@ -138,21 +160,19 @@ class Gallery:
         """Worst: fewest identical pixels, then lowest PQ of the reference, then first."""
         identical = min((float(shot.identical.mean()) for shot in shots if shot.identical is not None), default=1.0)
         pq = 1.0 if shots[0].pq is None else shots[0].pq
-        badness = (-identical, -pq, -self._seen)
+        place = (identical, pq, self._seen)
         typical = self._seen in self._typical
         self._seen += 1
-        if not typical and len(self._worst) == WORST and badness <= self._worst[0][0]:
+        if not typical and len(self._worst) == WORST and place >= self._worst[-1][0]:
             return
         truth = truth_result(record, ids, categories)
         example = Example(record.file_name, "typical", photo, truth, _one_each(shots))
         if typical:
             self._kept.append(example)
-        heapq.heappush(self._worst, (badness, example._replace(kind="worst")))
-        if len(self._worst) > WORST:
-            heapq.heappop(self._worst)
+        self._worst = sorted([*self._worst, (place, example._replace(kind="worst"))])[:WORST]
 
     def examples(self) -> list[Example]:
-        worst = [example for _, example in sorted(self._worst, key=lambda item: item[0], reverse=True)]
+        worst = [example for _, example in self._worst]
         shown = {example.file_name for example in worst}
         return worst + [example for example in self._kept if example.file_name not in shown]
 

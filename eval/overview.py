@@ -6,7 +6,7 @@ Shows what parity.json and model.onnx of the run say, and nothing else: after an
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,11 +14,13 @@ import typer
 from matplotlib.axes import Axes
 from PIL import Image
 
-from eval.report import share, title
+from eval.figures import points, share, title
+from eval.parity_report import Parity
 from eval.validation_set import open_dataset
 from upsnet.draw import overlay
 from upsnet.errors import InputError
-from upsnet.files import atomic_path, read_json
+from upsnet.files import atomic_path
+from upsnet.metrics.pq import GROUPS
 from upsnet.photos import read_photo
 from upsnet.result import PanopticResult
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
@@ -26,7 +28,6 @@ from upsnet.runtimes.predictor import predict_photos
 
 INCHES, DPI, QUALITY = (12.4, 3.9), 100, 86  # under 150 KB
 SIDE = 480  # pixels that a photo's long side is enlarged to, at least, so that labels leave room for the shapes
-GROUPS = ("All", "Things", "Stuff")
 
 
 def pictures(model: Path, photo_file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -44,18 +45,17 @@ def pictures(model: Path, photo_file: Path) -> tuple[np.ndarray, np.ndarray]:
     return photo, overlay(photo, result, predictor.manifest.categories_table, scores=False)
 
 
-def table_rows(parity: dict[str, Any]) -> list[list[str]]:
+def table_rows(parity: Parity) -> list[list[str]]:
     """One row a runtime and batch size: PQ of all, things and stuff, and the share of identical pixels."""
     rows = []
-    for column in parity["columns"]:
-        scores = [column["results"][group]["pq"] for group in GROUPS]
-        figures = ["–" if pq is None else f"{100 * pq:.1f}" for pq in scores]
-        same = "reference" if column["reference"] else share(column["identical"])
-        rows.append([title(column["runtime"]), str(column["batch"]), *figures, same])
+    for column in parity.columns:
+        figures = [points(column.results[group].pq) for group in GROUPS]
+        same = "reference" if column.reference else share(column.identical)
+        rows.append([title(column.runtime), str(column.batch), *figures, same])
     return rows
 
 
-def draw(photo: np.ndarray, coloured: np.ndarray, parity: dict[str, Any], path: Path) -> None:
+def draw(photo: np.ndarray, coloured: np.ndarray, parity: Parity, path: Path) -> None:
     """Writes the three panels side by side as a JPEG, atomically."""
     figure, axes = plt.subplots(1, 3, figsize=INCHES, dpi=DPI, width_ratios=(1, 1, 1.45), layout="constrained")
     for axis, picture, heading in zip(axes, (photo, coloured), ("photo", "panoptic result"), strict=False):
@@ -68,16 +68,16 @@ def draw(photo: np.ndarray, coloured: np.ndarray, parity: dict[str, Any], path: 
     plt.close(figure)
 
 
-def _draw_table(axis: Axes, parity: dict[str, Any]) -> None:
+def _draw_table(axis: Axes, parity: Parity) -> None:
     axis.axis("off")
-    axis.set_title(f"PQ of {parity['model']} on {parity['dataset']['images']} held-out images, by runtime")
+    axis.set_title(f"PQ of {parity.model} on {parity.dataset.images} held-out images, by runtime")
     headings = ["runtime", "batch", "PQ", "things", "stuff", "same pixels"]
     widths = [0.29, 0.11, 0.11, 0.13, 0.12, 0.24]
     table = axis.table(table_rows(parity), colLabels=headings, colWidths=widths, loc="upper center", edges="horizontal")
     table.auto_set_font_size(False)
     table.set_fontsize(11)
     table.scale(1, 2.1)
-    for row in range(len(parity["columns"]) + 1):
+    for row in range(len(parity.columns) + 1):
         table[row, 0].set_text_props(ha="left")
 
 
@@ -87,8 +87,8 @@ def main(
     out: Annotated[Path, typer.Option(help="The JPEG to write.")] = Path("docs/overview.jpg"),
 ) -> None:
     """Draw a photo, its overlay and the parity table of a run."""
-    photo_file = open_dataset(None, run=run).images / image
+    photo_file = open_dataset(None, run=run).split.images / image
     if not photo_file.is_file():
         raise InputError(f"{photo_file}: no such image; --image names a file of the validation set")
-    draw(*pictures(run / "model.onnx", photo_file), read_json(run / "parity.json"), out)
+    draw(*pictures(run / "model.onnx", photo_file), Parity.load(run / "parity.json"), out)
     print(f"wrote {out}")

@@ -9,23 +9,20 @@ Writes parity.json and report.html. Exit code 0: equal; 1: not equal; 2: bad inp
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from eval.lockstep import Column, run_lockstep
+from eval.figures import points, share, title
+from eval.lockstep import run_lockstep
 from eval.open_run import open_run, runtimes_here
-from eval.report import share, title, write_report
+from eval.parity_report import Limits, Parity, summarize
+from eval.report import write_report
 from eval.validation_set import open_dataset
-from upsnet.categories import Categories
 from upsnet.command_line.command import run
 from upsnet.command_line.options import (
     BatchSizes,
@@ -38,25 +35,11 @@ from upsnet.command_line.options import (
     Threads,
     Url,
 )
-from upsnet.datasets.folder import PanopticFolder, Record
-from upsnet.files import write_json
-from upsnet.machine import machine_facts, package_versions
+from upsnet.command_line.tables import make_table, print_tables
+from upsnet.datasets.folder import PanopticFolder
 from upsnet.metrics.pq import GROUPS
 from upsnet.runtimes.options import RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
-
-LISTED = 20  # worst images and classes in parity.json
-
-
-class Limits(NamedTuple):
-    """max_pq_difference: fraction, of PQ for all, things and stuff alike; min_identical: share of the pixels.
-
-    min_pq: fraction, what PQ of all classes must reach in every runtime.
-    """
-
-    max_pq_difference: float = 0.001
-    min_identical: float = 0.999
-    min_pq: float = 0.0
 
 
 def run_parity(
@@ -68,8 +51,8 @@ def run_parity(
     limit: int | None = None,
     limits: Limits = Limits(),  # noqa: B008 - immutable
     run: Path | None = None,
-    facts: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    facts: dict[str, str | int] | None = None,
+) -> Parity:
     """Compares the predictors with the first of them; writes out/parity.json and out/report.html; returns the former.
 
     `limit`: only the first images. `run`: its training curve and configuration go into the report. `facts`: further
@@ -77,158 +60,25 @@ def run_parity(
     """
     records = dataset.records[:limit]
     comparison = run_lockstep(predictors, dataset, records, batch_sizes)
-    manifest = predictors[0].manifest
-    parity = summary(comparison.columns, manifest.categories_table, records, limits) | {
-        "created": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        "model": manifest.name,
-        "dataset": {"gt_json": str(dataset.split.json_file), "images": len(records)},
-        "machine": machine_facts() | (facts or {}),
-        "versions": {f"export: {key}": value for key, value in manifest.versions.items()} | package_versions(),
-    }
-    write_report(out / "report.html", parity, comparison.examples, manifest.categories_table, run)
-    write_json(out / "parity.json", parity)
+    parity = summarize(comparison.columns, dataset, records, limits, facts or {})
+    write_report(out / "report.html", parity, comparison.examples, predictors[0].manifest.categories_table, run)
+    parity.save(out / "parity.json")
     return parity
 
 
-def summary(columns: list[Column], categories: Categories, records: list[Record], limits: Limits) -> dict[str, Any]:
-    """The figures and the verdict, as parity.json has them. Columns come batch by batch, the reference first."""
-    runtimes = list(dict.fromkeys(column.runtime for column in columns))
-    scores = [column.stat.results(categories) for column in columns]
-    rows, reasons = [], []
-    for index, (column, score) in enumerate(zip(columns, scores, strict=True)):
-        reference = index - index % len(runtimes)
-        row = _row(column, score["results"], scores[reference]["results"], index == reference)
-        row["identical_to_first_batch"] = (
-            column.identical_to_first / int(column.class_pixels.sum()) if index >= len(runtimes) else None
-        )
-        rows.append(row)
-        reasons += _reasons(row, limits)
-    per_class = _per_class(columns, scores, categories, len(runtimes))
-    present = [row for row in per_class if row["pq"] is not None]
-    return {
-        "equal": not reasons,
-        "reasons": reasons,
-        "limits": limits._asdict(),
-        "reference": runtimes[0],
-        "runtimes": runtimes,
-        "columns": rows,
-        "per_class": per_class,
-        "worst_images": _worst_images(columns, records),
-        "worst_classes": [row["name"] for row in per_class if row["difference"] or row["identical"] not in (None, 1.0)][
-            :LISTED
-        ],
-        "lowest_classes": [row["name"] for row in sorted(present, key=lambda row: row["pq"])][:3],
-        "warnings": columns[0].stat.warnings,
-    }
-
-
-def _row(column: Column, results: dict[str, Any], reference: dict[str, Any], is_reference: bool) -> dict[str, Any]:
-    return {
-        "runtime": column.runtime,
-        "batch": column.batch,
-        "reference": is_reference,
-        "results": results,
-        "difference": {group: _difference(results[group]["pq"], reference[group]["pq"]) for group in GROUPS},
-        "identical": column.identical,
-        "ms_per_image": statistics.median(column.milliseconds),
-    }
-
-
-def _difference(pq: float | None, reference: float | None) -> float:
-    """A group without segments (None) counts as 0: what a prediction alone puts there has PQ 0 as well."""
-    return (pq or 0.0) - (reference or 0.0)
-
-
-def _reasons(row: dict[str, Any], limits: Limits) -> list[str]:
-    """Why this column is not equal to the reference, in words; [] when it is."""
-    where = f"{title(row['runtime'])}, batch {row['batch']}"
-    allowed, needed = f"{100 * limits.max_pq_difference:g}", f"{100 * limits.min_identical:g} %"
-    reasons = [
-        f"{where}: PQ ({group.lower()}) differs by {100 * difference:+.3f} points, allowed {allowed}"
-        for group, difference in row["difference"].items()
-        if not abs(difference) <= limits.max_pq_difference
-    ]
-    if not row["identical"] >= limits.min_identical:
-        reasons.append(f"{where}: {share(row['identical'])} of the pixels identical, needed {needed}")
-    quality = row["results"]["All"]["pq"] or 0.0
-    if not quality >= limits.min_pq:
-        reasons.append(f"{where}: PQ {100 * quality:.1f}, needed {100 * limits.min_pq:g}")
-    return reasons
-
-
-def _per_class(
-    columns: list[Column], scores: list[dict[str, Any]], categories: Categories, runtimes: int
-) -> list[dict[str, Any]]:
-    """One entry a category: largest difference first, then fewest identical pixels, then lowest PQ."""
-    rows = []
-    for contiguous, category in enumerate(categories):
-        counts = [score["per_class"][str(category.id)] for score in scores]
-        present = any(count["tp"] + count["fp"] + count["fn"] for count in counts)
-        differences = [
-            count["pq"] - counts[index - index % runtimes]["pq"] for index, count in enumerate(counts) if present
-        ]
-        shares = [
-            float(column.class_identical[contiguous] / column.class_pixels[contiguous])
-            for column in columns
-            if column.class_pixels[contiguous]
-        ]
-        rows.append(
-            {
-                "id": category.id,
-                "name": category.name,
-                "isthing": category.isthing,
-                "color": list(category.color),
-                "segments": counts[0]["tp"] + counts[0]["fn"],
-                **{key: counts[0][key] if present else None for key in ("pq", "sq", "rq")},
-                "difference": max(differences, key=abs, default=0.0),
-                "identical": min(shares, default=None),
-            }
-        )
-    return sorted(rows, key=_worst_first)
-
-
-def _worst_first(row: dict[str, Any]) -> tuple[float, float, float]:
-    identical = 1.0 if row["identical"] is None else row["identical"]
-    return -abs(row["difference"]), identical, 2.0 if row["pq"] is None else row["pq"]
-
-
-def _worst_images(columns: list[Column], records: list[Record]) -> list[dict[str, Any]]:
-    """Fewest identical pixels first, then lowest PQ of the reference."""
-    rows = []
-    for index, record in enumerate(records):
-        by_column = [
-            {
-                "runtime": column.runtime,
-                "batch": column.batch,
-                "pq": column.image_pq[index],
-                "identical": column.image_identical[index],
-            }
-            for column in columns
-        ]
-        least = min(column.image_identical[index] for column in columns)
-        pq = columns[0].image_pq[index]
-        entry = {"image_id": record.image_id, "file_name": record.file_name, "identical": least, "columns": by_column}
-        rows.append(((least, 1.0 if pq is None else pq, index), entry))
-    return [entry for _, entry in sorted(rows, key=lambda row: row[0])[:LISTED]]
-
-
-def parity_table(parity: dict[str, Any]) -> Table:
-    """What the terminal shows: one line for each runtime and batch size. The difference is the largest of the three."""
-    table = Table(
-        title=f"PQ on {parity['dataset']['images']} images, each against {title(parity['reference'])}",
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
+def parity_table(parity: Parity) -> Table:
+    """One line for each runtime and batch size. The difference is the largest of the three."""
+    table = make_table(
+        f"PQ on {parity.dataset.images} images, each against {title(parity.reference)}",
+        *("runtime", "batch", "PQ", "things", "stuff", "difference", "identical", "ms/image"),
     )
-    for heading in ("runtime", "batch", "PQ", "things", "stuff", "difference", "identical", "ms/image"):
-        table.add_column(heading, justify="left" if heading == "runtime" else "right", no_wrap=True)
-    for row in parity["columns"]:
-        scores = [row["results"][group]["pq"] for group in GROUPS]
-        cells = ["–" if pq is None else f"{100 * pq:.2f}" for pq in scores]
-        if row["reference"]:
+    for row in parity.columns:
+        cells = [points(row.results[group].pq, digits=2) for group in GROUPS]
+        if row.reference:
             cells += ["reference", ""]
         else:
-            cells += [f"{100 * max(row['difference'].values(), key=abs):+.3f}", share(row["identical"])]
-        table.add_row(title(row["runtime"]), str(row["batch"]), *cells, f"{row['ms_per_image']:.1f}")
+            cells += [f"{100 * max(row.difference.values(), key=abs):+.3f}", share(row.identical)]
+        table.add_row(title(row.runtime), str(row.batch), *cells, f"{row.ms_per_image:.1f}")
     return table
 
 
@@ -250,9 +100,15 @@ def main(
     images: Images = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     batch_sizes: BatchSizes = [1, 4],  # noqa: B006
-    max_pq_difference: Annotated[float, typer.Option(min=0, help="Allowed; 0.001 is 0.1 points.")] = 0.001,
-    min_identical: Annotated[float, typer.Option(min=0, max=1, help="Needed share of identical pixels.")] = 0.999,
-    min_pq: Annotated[float, typer.Option(min=0, max=1, help="PQ that every runtime must reach; 0.5 is 50.")] = 0.0,
+    max_pq_difference: Annotated[
+        float, typer.Option(min=0, help="Allowed; 0.001 is 0.1 points.")
+    ] = Limits.max_pq_difference,
+    min_identical: Annotated[
+        float, typer.Option(min=0, max=1, help="Needed share of identical pixels.")
+    ] = Limits.min_identical,
+    min_pq: Annotated[
+        float, typer.Option(min=0, max=1, help="PQ that every runtime must reach; 0.5 is 50.")
+    ] = Limits.min_pq,
     url: Url = None,
     threads: Threads = None,
     out: Annotated[
@@ -266,7 +122,7 @@ def main(
     limits = Limits(max_pq_difference, min_identical, min_pq)
     sizes = list(dict.fromkeys(batch_sizes))
     out = out or run
-    facts: dict[str, Any] = {"threads": threads or "default"}
+    facts: dict[str, str | int] = {"threads": threads or "default"}
     if left_out:
         facts["Triton"] = f"left out: {left_out}"
     options = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads)
@@ -274,13 +130,13 @@ def main(
         parity = run_parity(
             predictors, dataset, out, batch_sizes=sizes, limit=limit, limits=limits, run=run, facts=facts
         )
-    for warning in parity["warnings"]:
+    for warning in parity.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    Console().print(parity_table(parity))
-    for reason in parity["reasons"]:
+    print_tables(parity_table(parity))
+    for reason in parity.reasons:
         print(f"failed: {reason}")
-    print(f"{'equal' if parity['equal'] else 'NOT equal'}; wrote {out / 'parity.json'} and {out / 'report.html'}")
-    if not parity["equal"]:
+    print(f"{'equal' if parity.equal else 'NOT equal'}; wrote {out / 'parity.json'} and {out / 'report.html'}")
+    if not parity.equal:
         raise typer.Exit(1)
 
 

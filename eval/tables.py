@@ -5,38 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE
 from rich.table import Table
 
+from eval.figures import points
 from upsnet.categories import Categories
+from upsnet.command_line.tables import make_table
 from upsnet.metrics.average_precision import FIGURES
-
-
-def points(value: float | None) -> str:
-    """A fraction in points of a hundred; a dash where nothing counts."""
-    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def summary_tables(report: Mapping[str, Any], title: str) -> list[Table]:
     """PQ, SQ and RQ of all, things and stuff; AP of boxes and masks; mIoU. What the report holds of them."""
     tables = []
     if "results" in report:
-        tables.append(_table(title, "", "PQ", "SQ", "RQ", "classes"))
+        tables.append(make_table(title, "", "PQ", "SQ", "RQ", "classes"))
         for group, figures in report["results"].items():
             tables[-1].add_row(group, *(points(figures[key]) for key in ("pq", "sq", "rq")), str(figures["n"]))
     if "ap" in report:
-        tables.append(_table("" if tables else title, "", *FIGURES))
+        tables.append(make_table("" if tables else title, "", *FIGURES))
         for kind, figures in report["ap"].items():
             tables[-1].add_row(kind, *(points(figures[key]) for key in FIGURES))
     if "miou" in report:
-        tables.append(_table("" if tables else title, "", "mIoU", "classes"))
+        tables.append(make_table("" if tables else title, "", "mIoU", "classes"))
         tables[-1].add_row("semantic", points(report["miou"]["miou"]), str(report["miou"]["n"]))
     return tables
 
 
 def class_table(report: Mapping[str, Any], categories: Categories) -> Table:
     """One row a category, stuff first."""
-    table = _table("", "category", "PQ", "SQ", "RQ", "TP", "FP", "FN", "IoU", "box AP", "mask AP")
+    table = make_table("", "category", "PQ", "SQ", "RQ", "TP", "FP", "FN", "IoU", "box AP", "mask AP")
     for category in categories:
         key = str(category.id)
         pq = report.get("per_class", {}).get(key)
@@ -46,11 +42,4 @@ def class_table(report: Mapping[str, Any], categories: Categories) -> Table:
         cells.append(points(report.get("miou", {}).get("per_class", {}).get(key)))
         cells += [points(report.get("ap", {}).get(kind, {}).get("per_class", {}).get(key)) for kind in ("box", "mask")]
         table.add_row(category.name, *cells)
-    return table
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(title=title or None, box=SIMPLE)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left")
     return table

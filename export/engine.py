@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import onnx
 import torch
 import typer
+from pydantic import BaseModel
 
-from export.tensorrt_build import optimization_profile
+from export.tensorrt_build import Outcome
 from upsnet.contract import PLUGINS, manifest_path
 from upsnet.errors import InputError
-from upsnet.files import atomic_path, sha256, write_json
-from upsnet.manifest import Manifest
+from upsnet.files import atomic_path, sha256
+from upsnet.manifest import Manifest, Precision
+from upsnet.report import Report
 from upsnet.runtimes.onnx_runtime import open_session
 
 BUILD_TIMEOUT = 3600  # seconds
@@ -28,41 +29,58 @@ MADE_PLUGINS = Path(__file__).resolve().parent.parent / "build/plugins" / PLUGIN
 PLUGINS_VARIABLE = "UPSNET_PLUGINS"
 
 
-def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> dict[str, Any]:
+class Library(BaseModel):
+    """The library of TensorRT plugins that an engine was built with."""
+
+    file: str
+    sha256: str
+
+
+class Engine(Report):
+    """engine.json: what was built from which model."""
+
+    model_sha256: str
+    precision: Precision
+    plugins: Library | None
+    onnxruntime: Outcome
+    tensorrt: Outcome
+    tensorrt_rtx: Outcome
+
+
+def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> Engine:
     """Build into `folder`: model.onnx (optimised), model.manifest.json, model.plan if it can be, engine.json.
 
     plugins: the library of TensorRT plugins; default: `find_plugins`. A copy lies beside the plans, which need it.
-    Returns what engine.json says: one entry a runtime with its status and, where it was not built, the reason.
     InputError when the model is missing, broken or has no manifest, or the plugin library named is missing.
     """
     manifest = Manifest.load(manifest_path(model))
     library = find_plugins(plugins)
     folder.mkdir(parents=True, exist_ok=True)
-    optimized = folder / "model.onnx"
-    report: dict[str, Any] = {
-        "model_sha256": sha256(model),
-        "precision": manifest.precision,
-        "plugins": None if library is None else {"file": library.name, "sha256": sha256(library)},
-        "onnxruntime": optimize(model, optimized),
-    }
+    optimized, plan, rtx_plan = (folder / name for name in ("model.onnx", "model.plan", "model.rtx.plan"))
+    graph = optimize(model, optimized)
     manifest.model_copy(update={"onnx_sha256": sha256(optimized)}).save(manifest_path(optimized))
-    plan, rtx_plan = folder / "model.plan", folder / "model.rtx.plan"
     for old in (plan, rtx_plan):
         old.unlink(missing_ok=True)
-    report["tensorrt"] = _tensorrt(model, plan, manifest, library)
-    report["tensorrt_rtx"] = _tensorrt_rtx(model, rtx_plan, manifest, library)
+    engine = Engine(
+        model_sha256=sha256(model),
+        precision=manifest.precision,
+        plugins=None if library is None else Library(file=library.name, sha256=sha256(library)),
+        onnxruntime=graph,
+        tensorrt=_tensorrt(model, plan, library),
+        tensorrt_rtx=_tensorrt_rtx(model, rtx_plan, library),
+    )
     _keep_plugins(library, folder / PLUGINS, needed=plan.is_file() or rtx_plan.is_file())
-    write_json(folder / "engine.json", report)
-    return report
+    engine.save(folder / "engine.json")
+    return engine
 
 
-def optimize(model: Path, out: Path) -> dict[str, Any]:
+def optimize(model: Path, out: Path) -> Outcome:
     """ONNX Runtime's graph optimisation, ahead of time: functions inlined, constants folded, operators fused."""
     with atomic_path(out) as temporary:
         session = open_session(model, optimized=temporary)
         nodes = len(onnx.load(str(temporary), load_external_data=False).graph.node)
         del session
-    return {"status": "built", "file": out.name, "nodes": nodes, "bytes": out.stat().st_size}
+    return Outcome(status="built", file=out.name, nodes=nodes, bytes=out.stat().st_size)
 
 
 def find_plugins(given: Path | None) -> Path | None:
@@ -90,26 +108,26 @@ def _keep_plugins(library: Path | None, copy: Path, needed: bool) -> None:
         shutil.copyfile(library, temporary)
 
 
-def _tensorrt(model: Path, plan: Path, manifest: Manifest, plugins: Path | None) -> dict[str, Any]:
+def _tensorrt(model: Path, plan: Path, plugins: Path | None) -> Outcome:
     if importlib.util.find_spec("tensorrt") is None:
-        return {"status": "absent", "reason": "the package tensorrt is not installed (pip install '.[gpu]')"}
+        return Outcome(status="absent", reason="the package tensorrt is not installed (pip install '.[gpu]')")
     if not torch.cuda.is_available():
-        return {"status": "absent", "reason": "tensorrt is installed but there is no NVIDIA GPU"}
-    return _run_build("tensorrt", model, plan, manifest, plugins, {})
+        return Outcome(status="absent", reason="tensorrt is installed but there is no NVIDIA GPU")
+    return _run_build("tensorrt", model, plan, plugins, {})
 
 
-def _tensorrt_rtx(model: Path, plan: Path, manifest: Manifest, plugins: Path | None) -> dict[str, Any]:
+def _tensorrt_rtx(model: Path, plan: Path, plugins: Path | None) -> Outcome:
     """TensorRT-RTX builds without a GPU: it proves that graph, shapes and types hold, not numerics nor speed."""
     module = "tensorrt_rtx_bindings"
     if importlib.util.find_spec(module) is None:
-        return {"status": "absent", "reason": "TensorRT-RTX is not installed (pip install '.[rtx]')"}
+        return Outcome(status="absent", reason="TensorRT-RTX is not installed (pip install '.[rtx]')")
     library = _rtx_library()
     with tempfile.TemporaryDirectory() as links:
         # The wheel has only libtensorrt_rtx.so.1, but the parser opens libtensorrt_rtx.so and aborts without it.
         if library is not None:
             (Path(links) / "libtensorrt_rtx.so").symlink_to(library)
         path = os.pathsep.join(filter(None, [links, os.environ.get("LD_LIBRARY_PATH", "")]))
-        return _run_build(module, model, plan, manifest, plugins, {"LD_LIBRARY_PATH": path})
+        return _run_build(module, model, plan, plugins, {"LD_LIBRARY_PATH": path})
 
 
 def _rtx_library() -> Path | None:
@@ -118,24 +136,21 @@ def _rtx_library() -> Path | None:
     return next((path for folder in folders for path in Path(folder).rglob("libtensorrt_rtx.so.1")), None)
 
 
-def _run_build(
-    module: str, model: Path, plan: Path, manifest: Manifest, plugins: Path | None, env: dict[str, str]
-) -> dict[str, Any]:
-    profile = json.dumps(optimization_profile(manifest.resize, manifest.max_batch))
-    arguments = [module, str(model), str(plan), profile, str(plugins or "")]
-    command = [sys.executable, "-m", "export.tensorrt_build", *arguments]
+def _run_build(module: str, model: Path, plan: Path, plugins: Path | None, env: dict[str, str]) -> Outcome:
+    command = [sys.executable, "-m", "export.tensorrt_build", module, str(model), str(plan), str(plugins or "")]
     done = subprocess.run(
         command, env={**os.environ, **env}, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False
     )
     if done.returncode == 0:
-        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        outcome = Outcome.model_validate_json(done.stdout.strip().splitlines()[-1])
     else:
         log = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
         errors = [f"exit status {done.returncode}: {log[-1]}"]
-        found = {"status": "refused", "stage": "process", "errors": errors}
-    if found["status"] == "refused" and plugins is None:
-        found["reason"] = "the custom operators need their plugins: `make plugins`, then `make engine` again"
-    return found
+        outcome = Outcome(status="refused", stage="process", errors=errors)
+    if outcome.status == "refused" and plugins is None:
+        cure = "the custom operators need their plugins: `make plugins`, then `make engine` again"
+        return outcome.model_copy(update={"reason": cure})
+    return outcome
 
 
 def main(
@@ -147,15 +162,7 @@ def main(
 ) -> None:
     """Build what this machine can run: ONNX Runtime's optimised graph, TensorRT's plan; says what it found."""
     folder = out or model.parent / "engine"
-    report = build_engine(model, folder, plugins)
+    engine = build_engine(model, folder, plugins)
     for runtime in ("onnxruntime", "tensorrt", "tensorrt_rtx"):
-        found = report[runtime]
-        details = [found["reason"]] if "reason" in found else found.get("errors") or _summary(found)
-        print(f"{runtime}: {found['status']}: {'; '.join(details)}")
-
-
-def _summary(found: dict[str, Any]) -> list[str]:
-    """Of an engine: its size, and what its layers of weights and its plugins compute in."""
-    counts = {**found.get("layers", {}), **found.get("plugins", {})}
-    parts = [f"{count} {name} {kind}" for name, kinds in counts.items() for kind, count in kinds.items()]
-    return [f"{found['bytes'] / 1e6:.1f} MB", *([", ".join(parts)] if parts else [])]
+        outcome: Outcome = getattr(engine, runtime)
+        print(f"{runtime}: {outcome.status}: {outcome}")

@@ -7,24 +7,49 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
+from upsnet.contract import manifest_path
 from upsnet.files import atomic_path
 from upsnet.geometry import ResizeRule
+from upsnet.manifest import Manifest
+from upsnet.report import Sparse
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
-Counts = dict[str, dict[str, int]]
+Counts = dict[str, dict[str, int]]  # name -> type -> how many
 
 # The layers that hold weights: their types are the network's precision.
 HEAVY_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 # Errors in the log of every builder without a GPU, which builds all the same.
 WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
+
+
+class Outcome(Sparse):
+    """What became of one engine, as engine.json has it. Which keys there are depends on the status."""
+
+    status: Literal["built", "refused", "absent"]
+    stage: str | None = None  # refused: plugins, parser, builder or process
+    errors: list[str] | None = None  # refused
+    reason: str | None = None  # absent: why; refused without plugins: the cure
+    file: str | None = None
+    nodes: int | None = None
+    bytes: int | None = None
+    version: str | None = None  # TensorRT's
+    layers: Counts | None = None  # HEAVY_LAYERS by the type that they give out
+    plugins: Counts | None = None  # custom operators by the type of their first input
+
+    def __str__(self) -> str:
+        """Why it was not built; else its size, and what its layers of weights and its plugins compute in."""
+        if self.status != "built":
+            return self.reason or "; ".join(self.errors or [])
+        counts = {**(self.layers or {}), **(self.plugins or {})}
+        parts = [f"{count} {name} {kind}" for name, kinds in counts.items() for kind, count in kinds.items()]
+        return "; ".join(filter(None, [f"{(self.bytes or 0) / 1e6:.1f} MB", ", ".join(parts)]))
 
 
 def optimization_profile(resize: ResizeRule, max_batch: int) -> Profile:
@@ -43,24 +68,20 @@ def optimization_profile(resize: ResizeRule, max_batch: int) -> Profile:
     }
 
 
-def build(trt: ModuleType, model: Path, plan: Path, profile: Profile, plugins: Path | None) -> dict[str, Any]:
-    """Parse and build; `plugins`: the library with the custom operators, None to go without.
-
-    Returns {"status": "built", "bytes", "version", "layers", "plugins"}, where the last two count HEAVY_LAYERS and the
-    custom operators by type, or {"status": "refused", "stage", "errors"}.
-    """
+def build(trt: ModuleType, model: Path, plan: Path, profile: Profile, plugins: Path | None) -> Outcome:
+    """Parse and build; `plugins`: the library with the custom operators, None to go without."""
     logger = _make_logger(trt)
     builder = trt.Builder(logger)
     if plugins is not None:
         error = _load_plugins(trt, plugins)
         if error:
-            return {"status": "refused", "stage": "plugins", "errors": [error]}
+            return Outcome(status="refused", stage="plugins", errors=[error])
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.read_bytes()):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         found = sorted({f"{e.node_operator()} ({e.node_name()}): {e.desc()}" for e in errors})
-        return {"status": "refused", "stage": "parser", "errors": found}
+        return Outcome(status="refused", stage="parser", errors=found)
     layers, operators = _count_types(trt, network)
     logger.errors.clear()
     config = builder.create_builder_config()
@@ -71,19 +92,14 @@ def build(trt: ModuleType, model: Path, plan: Path, profile: Profile, plugins: P
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         errors = logger.errors or ["the builder made no engine and said nothing"]
-        return {"status": "refused", "stage": "builder", "errors": errors}
+        return Outcome(status="refused", stage="builder", errors=errors)
     with atomic_path(plan) as temporary:
         temporary.write_bytes(bytes(serialized))
-    return {
-        "status": "built",
-        "bytes": plan.stat().st_size,
-        "version": trt.__version__,
-        "layers": layers,
-        "plugins": operators,
-    }
+    size = plan.stat().st_size
+    return Outcome(status="built", bytes=size, version=trt.__version__, layers=layers, plugins=operators)
 
 
-def _make_logger(trt: ModuleType) -> Any:
+def _make_logger(trt: ModuleType) -> Any:  # Any: its class exists only where TensorRT does, which has no types
     """A logger that keeps the errors."""
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -113,8 +129,7 @@ def _load_plugins(trt: ModuleType, library: Path) -> str:
 
 
 def _count_types(trt: ModuleType, network: Any) -> tuple[Counts, Counts]:
-    """How many of the HEAVY_LAYERS give out each type, and how many of each custom operator take each type (of their
-    first input)."""
+    """`layers` and `plugins` of an Outcome."""
     layers, operators = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
         if layer.type == trt.LayerType.PLUGIN_V3:
@@ -134,11 +149,12 @@ def _nested(counter: Counter[tuple[str, str]]) -> Counts:
 
 
 def main() -> None:
-    """argv: module name, model, plan, profile as JSON, plugin library or "". The result is the last line, as JSON."""
-    module, model, plan, profile, plugins = sys.argv[1:]
-    shapes: Profile = {name: (tuple(a), tuple(b), tuple(c)) for name, (a, b, c) in json.loads(profile).items()}
+    """argv: module name, model, plan, plugin library or "". The Outcome is the last line, as JSON."""
+    module, model, plan, plugins = sys.argv[1:]
+    manifest = Manifest.load(manifest_path(Path(model)))
+    profile = optimization_profile(manifest.resize, manifest.max_batch)
     library = Path(plugins) if plugins else None
-    print(json.dumps(build(importlib.import_module(module), Path(model), Path(plan), shapes, library)))
+    print(build(importlib.import_module(module), Path(model), Path(plan), profile, library).model_dump_json())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def benchmark(device: torch.device, sizes: Sizes, only: Sequence[str] = (), roun
     """The measurements, as the JSON file holds them. A case that cannot run has an `error` instead of times."""
     ceilings = measure_ceilings(device, quick=sizes is inputs.QUICK)
     makes = [make for room in only or OPERATORS for make in OPERATORS[room](sizes, device)]
-    rows = [measure(make, device, ceilings, rounds) for make in progress(makes, len(makes), "operators")]
+    rows = [measure_case(make, device, ceilings, rounds) for make in progress(makes, len(makes), "operators")]
     facts: dict[str, Any] = {"machine": machine_facts() | {"threads": torch.get_num_threads()}}
     if device.type == "cuda":
         facts["machine"]["gpu"] = torch.cuda.get_device_name(device)
@@ -47,7 +47,7 @@ def benchmark(device: torch.device, sizes: Sizes, only: Sequence[str] = (), roun
     }
 
 
-def measure(make: Make, device: torch.device, ceilings: Ceilings, rounds: int) -> dict[str, Any]:
+def measure_case(make: Make, device: torch.device, ceilings: Ceilings, rounds: int) -> dict[str, Any]:
     """One case: ours and the baseline taking turns."""
     case = make()
     row: dict[str, Any] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,22 +14,17 @@ T = TypeVar("T")
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """With rich where it is installed, else in plain columns."""
     try:
-        from rich.box import SIMPLE
-        from rich.console import Console
-        from rich.table import Table
+        from upsnet.command_line.tables import make_table, print_tables
     except ImportError:
         widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
         print(title)
         for row in [columns, *rows]:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
-    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    table = make_table(title, *columns)
     for row in rows:
         table.add_row(*row)
-    # Into a file or a log, lines are not folded to 80 columns.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print_tables(table)
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
@@ -43,7 +37,7 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     yield from tqdm(items, total=total, desc=what, unit="case", disable=None)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:  # Any: what JSON can hold
     """Atomically, as `upsnet.files` does; that module needs pydantic, which a bare GPU image may lack."""
     try:
         from upsnet import files

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from eval import ablation
+from eval.ablation import Row
 from upsnet.errors import InputError
 
 
@@ -28,12 +29,12 @@ def test_variants_and_table(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.
         ("no_deformable_convolutions", ("seed=5", "model.semantic_head.deformable=false")),
         ("everything", ("seed=5",)),  # pruning is left out of its predictions alone
     ]
-    assert rows == json.loads((tmp_path / "ablation.json").read_text())
-    assert rows[0]["pq"] > 0 and rows[0] | {"name": ""} == rows[1] | {"name": ""}
+    assert rows == [Row.model_validate(row) for row in json.loads((tmp_path / "ablation.json").read_text())]
+    assert rows[0].pq and rows[0].model_copy(update={"name": rows[1].name}) == rows[1]
     console = Console(record=True, width=100)
     console.print(ablation.ablation_table(rows))
     line = next(line for line in console.export_text().splitlines() if "no panoptic loss" in line)
-    assert line.split()[-1] == "0.0" and f"{100 * rows[0]['pq']:.1f}" in line
+    assert line.split()[-1] == "0.0" and f"{100 * rows[0].pq:.1f}" in line
 
 
 def test_a_training_that_fails_is_named(tmp_path: Path) -> None:

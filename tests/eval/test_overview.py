@@ -9,19 +9,29 @@ import pytest
 from PIL import Image
 
 from eval.overview import draw, main, table_rows
+from eval.parity_report import ColumnFigures, Dataset, Parity, Quality
 from upsnet.errors import InputError
 
 
-def column(runtime: str, identical: float, reference: bool) -> dict:
-    results = {group: {"pq": pq} for group, pq in (("All", 0.6157), ("Things", 0.5), ("Stuff", None))}
-    return {"runtime": runtime, "batch": 1, "results": results, "identical": identical, "reference": reference}
+def column(runtime: str, identical: float, reference: bool) -> ColumnFigures:
+    pqs = {"All": 0.6157, "Things": 0.5, "Stuff": None}
+    return ColumnFigures(
+        runtime=runtime,
+        batch=1,
+        reference=reference,
+        results={group: Quality(pq=pq, sq=pq, rq=pq, n=2) for group, pq in pqs.items()},
+        difference=dict.fromkeys(pqs, 0.0),
+        identical=identical,
+        ms_per_image=1.0,
+        identical_to_first_batch=None,
+    )
 
 
-PARITY = {
-    "model": "demo",
-    "dataset": {"images": 100},
-    "columns": [column("pytorch", 1.0, True), column("onnxruntime", 0.999998, False)],
-}
+PARITY = Parity.model_construct(  # type: ignore[call-arg]  # the picture shows no other keys
+    model="demo",
+    dataset=Dataset(gt_json="val.json", images=100),
+    columns=[column("pytorch", 1.0, True), column("onnxruntime", 0.999998, False)],
+)
 
 
 def test_table_says_what_parity_says() -> None:

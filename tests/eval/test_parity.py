@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from eval import parity as parity_module
-from eval.parity import Limits, order, run_parity
+from eval.parity import order, run_parity
+from eval.parity_report import Limits, Parity
 from upsnet.command_line.command import make_app
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
@@ -32,52 +34,52 @@ def dataset(gt_json: Path) -> PanopticFolder:
 def test_equal_predictors(dataset: PanopticFolder, fake: Fake, tmp_path: Path) -> None:
     predictors = [fake("pytorch"), fake("onnxruntime"), fake("triton")]
     parity = run_parity(predictors, dataset, tmp_path / "out")
-    assert parity["equal"] and not parity["reasons"] and parity["worst_classes"] == []
-    assert [(row["runtime"], row["batch"]) for row in parity["columns"]] == [
+    assert parity.equal and not parity.reasons and parity.worst_classes == []
+    assert [(row.runtime, row.batch) for row in parity.columns] == [
         (name, batch) for batch in (1, 4) for name in ("pytorch", "onnxruntime", "triton")
     ]
-    assert all(row["identical"] == 1.0 and row["difference"]["All"] == 0 for row in parity["columns"])
+    assert all(row.identical == 1.0 and row.difference["All"] == 0 for row in parity.columns)
     assert predictors[0].batches == [1, 1, 1, 1, 4, 1, 1]  # groups of four images, the fifth alone
-    assert json.loads((tmp_path / "out/parity.json").read_text()) == parity
+    assert Parity.load(tmp_path / "out/parity.json") == parity
     # One dog of five is grass in the truth: tp 4, fp 1.
-    dog = next(row for row in parity["per_class"] if row["name"] == "dog")
-    assert (dog["pq"], dog["segments"]) == (4 / 4.5, 4)
-    assert parity["columns"][0]["results"]["Things"]["pq"] == pytest.approx((4 / 4.5 + 1) / 2)
-    assert parity["lowest_classes"][0] == "dog"
+    dog = next(row for row in parity.per_class if row.name == "dog")
+    assert (dog.pq, dog.segments) == (4 / 4.5, 4)
+    assert parity.columns[0].results["Things"].pq == pytest.approx((4 / 4.5 + 1) / 2)
+    assert parity.lowest_classes[0] == "dog"
 
 
 def test_other_numbering_and_scores_are_still_identical(dataset: PanopticFolder, fake: Fake, tmp_path: Path) -> None:
     parity = run_parity([fake("pytorch"), fake("triton", permute=True)], dataset, tmp_path)
-    assert parity["equal"] and parity["columns"][1]["identical"] == 1.0
+    assert parity.equal and parity.columns[1].identical == 1.0
 
 
 def test_names_the_image_and_the_class_that_differ(dataset: PanopticFolder, fake: Fake, tmp_path: Path) -> None:
     damaged = fake("onnxruntime", damage=((48, 60), 0.125))  # image 13: 6 rows of sky become void
     parity = run_parity([fake("pytorch"), damaged], dataset, tmp_path)
-    assert not parity["equal"]
-    assert parity["worst_images"][0]["image_id"] == 13
-    assert parity["worst_images"][0]["identical"] == pytest.approx(1 - 0.125)
-    assert parity["worst_images"][1]["identical"] == 1
-    assert parity["worst_classes"] == ["sky"]
+    assert not parity.equal
+    assert parity.worst_images[0].image_id == 13
+    assert parity.worst_images[0].identical == pytest.approx(1 - 0.125)
+    assert parity.worst_images[1].identical == 1
+    assert parity.worst_classes == ["sky"]
     pixels = 48 * 64 + 48 * 48 + 64 * 48 + 48 * 60 + 50 * 48
-    assert parity["columns"][1]["identical"] == pytest.approx(1 - 6 * 60 / pixels)
-    assert any("ONNX Runtime, batch 1: PQ (stuff) differs by -" in reason for reason in parity["reasons"])
-    assert any("of the pixels identical, needed 99.9 %" in reason for reason in parity["reasons"])
-    assert parity["per_class"][0]["name"] == "sky"
-    assert run_parity([fake("pytorch")], dataset, tmp_path, limits=Limits(min_pq=0.5))["equal"]
+    assert parity.columns[1].identical == pytest.approx(1 - 6 * 60 / pixels)
+    assert any("ONNX Runtime, batch 1: PQ (stuff) differs by -" in reason for reason in parity.reasons)
+    assert any("of the pixels identical, needed 99.9 %" in reason for reason in parity.reasons)
+    assert parity.per_class[0].name == "sky"
+    assert run_parity([fake("pytorch")], dataset, tmp_path, limits=Limits(min_pq=0.5)).equal
     demanding = run_parity([fake("pytorch")], dataset, tmp_path, limits=Limits(min_pq=0.999))
-    assert "needed 99.9" in demanding["reasons"][0]
+    assert "needed 99.9" in demanding.reasons[0]
     wide = Limits(max_pq_difference=0.2, min_identical=0.9)
-    assert run_parity([fake("pytorch"), damaged], dataset, tmp_path, limits=wide)["equal"]
-    narrow = wide._replace(min_identical=0.99)
-    assert not run_parity([fake("pytorch"), damaged], dataset, tmp_path, limits=narrow)["equal"]
+    assert run_parity([fake("pytorch"), damaged], dataset, tmp_path, limits=wide).equal
+    narrow = replace(wide, min_identical=0.99)
+    assert not run_parity([fake("pytorch"), damaged], dataset, tmp_path, limits=narrow).equal
 
 
 def test_few_differing_pixels_fail_though_pq_is_close(dataset: PanopticFolder, fake: Fake, tmp_path: Path) -> None:
     damaged = fake("onnxruntime", damage=((64, 48), 1 / 64))  # one row of image 12: .35 % of all pixels
     limits = Limits(max_pq_difference=0.01, min_identical=0.999)
     parity = run_parity([fake("pytorch"), damaged], dataset, tmp_path, limits=limits)
-    assert parity["reasons"] and all("pixels identical" in reason for reason in parity["reasons"])
+    assert parity.reasons and all("pixels identical" in reason for reason in parity.reasons)
 
 
 def test_refuses_other_categories_and_other_resize_rules(dataset: PanopticFolder, fake: Fake, tmp_path: Path) -> None:
@@ -96,6 +98,18 @@ def test_damaged_truth_leaves_no_report(dataset: PanopticFolder, fake: Fake, tmp
     with pytest.raises(InputError, match=r"003\.png"):
         run_parity([fake("pytorch")], dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_another_version_is_refused(dataset: PanopticFolder, fake: Fake, tmp_path: Path) -> None:
+    run_parity([fake("pytorch")], dataset, tmp_path, limit=1)
+    file = tmp_path / "parity.json"
+    content = json.loads(file.read_text())
+    assert content.pop("version") == 1
+    file.write_text(json.dumps(content))
+    assert Parity.load(file).equal, "without a version: from before there was one"
+    file.write_text(json.dumps(content | {"version": 2}))
+    with pytest.raises(InputError, match=r"parity\.json: version: Input should be 1; make this file again$"):
+        Parity.load(file)
 
 
 def test_reference_comes_first() -> None:
@@ -125,7 +139,7 @@ def test_command_line(gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: py
 
     result = invoke(monkeypatch, predictors, *common, "--limit", "3", "--batch-sizes", "3")
     assert result.exit_code == 0, result.output  # the damaged image is the fourth
-    assert json.loads((tmp_path / "parity.json").read_text())["dataset"]["images"] == 3
+    assert Parity.load(tmp_path / "parity.json").dataset.images == 3
 
 
 def test_triton_is_left_out_aloud(gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +148,7 @@ def test_triton_is_left_out_aloud(gt_json: Path, fake: Fake, tmp_path: Path, mon
     result = invoke(monkeypatch, predictors, "--gt-json", str(gt_json), "--run", str(tmp_path), "--batch-sizes", "2")
     assert result.exit_code == 0, result.output
     assert result.stderr.startswith("Triton is left out: the server's environment /nowhere is missing")
-    assert json.loads((tmp_path / "parity.json").read_text())["machine"]["Triton"].startswith("left out: ")
+    assert str(Parity.load(tmp_path / "parity.json").machine["Triton"]).startswith("left out: ")
 
 
 @pytest.mark.parametrize(

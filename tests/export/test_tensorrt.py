@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from export import engine
 from export.engine import MADE_PLUGINS, PLUGINS_VARIABLE, build_engine, find_plugins
-from export.tensorrt_build import HEAVY_LAYERS, _load_plugins, optimization_profile
+from export.tensorrt_build import HEAVY_LAYERS, Outcome, _load_plugins, optimization_profile
 from upsnet.command_line.command import make_app
 from upsnet.contract import PLUGINS, manifest_path
 from upsnet.errors import InputError
@@ -96,13 +96,9 @@ class TestReport:
         def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
             calls.append(command[3:])
             Path(command[5]).write_bytes(b"plan")
-            report = {
-                "status": "built",
-                "bytes": 4,
-                "layers": {"CONVOLUTION": {"HALF": 55}},
-                "plugins": {"PaddedNms": {"FLOAT": 2}},
-            }
-            return subprocess.CompletedProcess(command, 0, stdout=f"noise\n{json.dumps(report)}\n", stderr="")
+            layers, plugins = {"CONVOLUTION": {"HALF": 55}}, {"PaddedNms": {"FLOAT": 2}}
+            outcome = Outcome(status="built", bytes=4, layers=layers, plugins=plugins)
+            return subprocess.CompletedProcess(command, 0, stdout=f"noise\n{outcome.model_dump_json()}\n", stderr="")
 
         find_spec = importlib.util.find_spec
         present = SimpleNamespace(submodule_search_locations=[])
@@ -110,9 +106,8 @@ class TestReport:
             importlib.util, "find_spec", lambda name: present if name.startswith("tensorrt_rtx") else find_spec(name)
         )
         monkeypatch.setattr(engine.subprocess, "run", run)
-        monkeypatch.setattr(
-            engine, "optimize", lambda model, out: shutil.copyfile(model, out) and {"status": "built", "bytes": 1}
-        )
+        small = Outcome(status="built", bytes=1)
+        monkeypatch.setattr(engine, "optimize", lambda model, out: shutil.copyfile(model, out) and small)
         return calls
 
     def test_plugins_are_recorded_and_lie_beside_the_plan(
@@ -134,7 +129,7 @@ class TestReport:
     ) -> None:
         old = [touch(tmp_path / name) for name in ("model.plan", PLUGINS)]
         report = build_engine(tiny_half, tmp_path)
-        assert report["plugins"] is None and built[0][-1] == ""
+        assert report.plugins is None and built[0][-1] == ""
         assert not any(path.exists() for path in old)
 
     def test_a_refusal_without_plugins_says_what_to_do(
@@ -142,11 +137,11 @@ class TestReport:
     ) -> None:
         aborted = subprocess.CompletedProcess([], -6, stdout="", stderr="terminate called without an active exception")
         monkeypatch.setattr(engine.subprocess, "run", lambda *_, **__: aborted)
-        found = build_engine(tiny_half, tmp_path)["tensorrt_rtx"]
-        assert found["status"] == "refused" and "make plugins" in found["reason"]
-        assert found["errors"] == ["exit status -6: terminate called without an active exception"]
-        found = build_engine(tiny_half, tmp_path, touch(tmp_path / "mine.so"))["tensorrt_rtx"]
-        assert "reason" not in found and not (tmp_path / PLUGINS).exists()
+        found = build_engine(tiny_half, tmp_path).tensorrt_rtx
+        assert found.status == "refused" and "make plugins" in str(found.reason)
+        assert found.errors == ["exit status -6: terminate called without an active exception"]
+        found = build_engine(tiny_half, tmp_path, touch(tmp_path / "mine.so")).tensorrt_rtx
+        assert found.reason is None and not (tmp_path / PLUGINS).exists()
 
 
 # The real builder
@@ -191,23 +186,23 @@ class TestRtx:
         manifest = Manifest.load(manifest_path(model))
         low, _, high = optimization_profile(manifest.resize, manifest.max_batch)["images"]
         assert all(a < b for a, b in zip(low[:3], high[:3], strict=True)), "one engine for every batch and size"
-        found = build_engine(model, tmp_path, plugin_library)["tensorrt_rtx"]
-        assert found["status"] == "built", found
-        assert (tmp_path / "model.rtx.plan").stat().st_size == found["bytes"] > 100_000
+        found = build_engine(model, tmp_path, plugin_library).tensorrt_rtx
+        assert found.status == "built" and found.bytes and found.layers and found.plugins, found
+        assert (tmp_path / "model.rtx.plan").stat().st_size == found.bytes > 100_000
 
         nodes = Counter(node.op_type for node in onnx.load(model).graph.node if node.domain == "upsnet")
-        assert {name: sum(kinds.values()) for name, kinds in found["plugins"].items()} == nodes
+        assert {name: sum(kinds.values()) for name, kinds in found.plugins.items()} == nodes
         assert set(nodes) == {"RoiAlignFpn", "PaddedNms", "DeformConv2d", "PanopticFusion"}
 
         kind = "HALF" if precision == "fp16" else "FLOAT"
-        assert set(found["layers"]) == set(HEAVY_LAYERS)
-        for counts in found["layers"].values():
+        assert set(found.layers) == set(HEAVY_LAYERS)
+        for counts in found.layers.values():
             assert set(counts) == {kind}
-        assert {name for name, kinds in found["plugins"].items() if kind in kinds} >= set(nodes) - {"PaddedNms"}
-        assert set(found["plugins"]["PaddedNms"]) == {"FLOAT"}
+        assert {name for name, kinds in found.plugins.items() if kind in kinds} >= set(nodes) - {"PaddedNms"}
+        assert set(found.plugins["PaddedNms"]) == {"FLOAT"}
 
     def test_a_library_of_something_else_is_refused(self, tiny_run: Path, tmp_path: Path) -> None:
         library = next(Path(onnx.__file__).parent.rglob("*.so"))
-        found = build_engine(tiny_run / "model.onnx", tmp_path, library)["tensorrt_rtx"]
-        assert (found["status"], found["stage"]) == ("refused", "plugins")
-        assert "registered no plugin with tensorrt_rtx" in found["errors"][0]
+        found = build_engine(tiny_run / "model.onnx", tmp_path, library).tensorrt_rtx
+        assert (found.status, found.stage) == ("refused", "plugins")
+        assert found.errors and "registered no plugin with tensorrt_rtx" in found.errors[0]

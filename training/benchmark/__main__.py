@@ -13,22 +13,20 @@ alone, ours on a fixed number of rows.
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from rich.console import Console
 
 from training.benchmark.loading import loader_rates, open_loader, take_batches
 from training.benchmark.parts import breakdown
 from training.benchmark.report import loader_table, parts_table, step_table
-from training.benchmark.steps import TorchvisionStep, UpsnetStep, feed, take_turns, warm_up
+from training.benchmark.steps import Timed, TorchvisionStep, UpsnetStep, feed, take_turns, warm_up
 from training.benchmark.synthetic import write_panoptic_set
 from training.config import Config, TimmConfig, load_config
 from training.data.batch import fit_workers
@@ -36,6 +34,7 @@ from training.data.coco_panoptic import PanopticDataset
 from training.datasets import open_training
 from training.predictor import open_device
 from upsnet.command_line.command import run
+from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.machine import machine_facts, package_versions
@@ -44,6 +43,21 @@ GOAL = 1.3  # times torchvision's images a second, with a ResNet-50 on a GPU
 BATCHES = 4  # different ones, again and again
 PHOTO = (480, 640)  # height, width of most of COCO's photos
 PHOTOS = 48  # of the synthetic set
+
+
+class StepFigures(NamedTuple):
+    """What the JSON holds of the steps."""
+
+    batch_shapes: list[list[int]]
+    instances: list[int]
+    steps: list[Timed]
+    ratio: float  # to torchvision's rate
+    goal: float | None
+    parts: dict[str, float] | None
+    fed: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return self._asdict() | {"steps": [row.to_json() for row in self.steps]}
 
 
 def configure(path: Path, given: Sequence[str], images: int | None, precision: str | None, size: str | None) -> Config:
@@ -68,7 +82,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def measure_steps(
     config: Config, dataset: PanopticDataset, device: torch.device, steps: int, parts: bool, workers: int
-) -> dict[str, Any]:
+) -> StepFigures:
     """Ours and torchvision's by turns; then ours alone, by part where it is asked for, and fed by the loader."""
     batches = take_batches(dataset, config, min(BATCHES, steps))
     ours = warm_up(partial(UpsnetStep, config, dataset.categories, device), batches, device)
@@ -79,16 +93,17 @@ def measure_steps(
     timed = take_turns([ours, *baselines], steps, device)
     del baselines
     best = max(row.rate for row in timed[1:])
-    result: dict[str, Any] = {
-        "batch_shapes": [list(batch.images.shape) for batch in batches],
-        "instances": [sum(map(len, batch.boxes)) for batch in batches],
-        "steps": [row.to_json() for row in timed],
-        "ratio": timed[0].rate / best,
-        "goal": GOAL if is_resnet50(config) and device.type == "cuda" else None,
-        "parts": breakdown(ours.contender, batches, steps, device) if parts else None,
-    }
+    by_part = breakdown(ours.contender, batches, steps, device) if parts else None
     rate, waiting = feed(ours.contender, open_loader(dataset, config, 1 + steps, workers), device)
-    return result | {"fed": {"workers": workers, "images_per_s": rate, "waiting_share": waiting}}
+    return StepFigures(
+        batch_shapes=[list(batch.images.shape) for batch in batches],
+        instances=[sum(map(len, batch.boxes)) for batch in batches],
+        steps=timed,
+        ratio=timed[0].rate / best,
+        goal=GOAL if is_resnet50(config) and device.type == "cuda" else None,
+        parts=by_part,
+        fed={"workers": workers, "images_per_s": rate, "waiting_share": waiting},
+    )
 
 
 def is_resnet50(config: Config) -> bool:
@@ -96,26 +111,19 @@ def is_resnet50(config: Config) -> bool:
     return isinstance(backbone, TimmConfig) and backbone.name.split(".")[0] == "resnet50"
 
 
-def show(result: dict[str, Any], where: str) -> None:
-    # Into a file or a log, lines are not folded to 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    settings = result["settings"]
-    if "loader" in result:
-        console.print(loader_table(f"{settings['config']}: the loader alone, on {where}", result["loader"]))
-        return
-    sizes = " and ".join(sorted({f"{h} x {w}" for _, h, w, _ in result["batch_shapes"]}))
-    title = f"{settings['config']}: batch {settings['images']}, {sizes}, {settings['precision']}, on {where}"
-    console.print(step_table(title, result["steps"], result["ratio"]))
-    if result["parts"]:
-        console.print(parts_table(result["parts"]))
-    fed = result["fed"]
+def show(figures: StepFigures, config: Config, where: str) -> None:
+    sizes = " and ".join(sorted({f"{h} x {w}" for _, h, w, _ in figures.batch_shapes}))
+    batch = f"batch {config.schedule.images_per_gpu}, {sizes}, {config.compute.precision}"
+    print_tables(step_table(f"{config.name}: {batch}, on {where}", figures.steps, figures.ratio))
+    if figures.parts:
+        print_tables(parts_table(figures.parts))
     print(
-        f"fed by {fed['workers']} loader workers: {fed['images_per_s']:.2f} images a second, "
-        f"{100 * fed['waiting_share']:.1f} % of the time waiting for data"
+        f"fed by {figures.fed['workers']} loader workers: {figures.fed['images_per_s']:.2f} images a second, "
+        f"{100 * figures.fed['waiting_share']:.1f} % of the time waiting for data"
     )
-    if result["goal"]:
-        verdict = "met" if result["ratio"] >= result["goal"] else "NOT met"
-        print(f"{result['ratio']:.2f} times torchvision's images a second; goal {result['goal']}: {verdict}")
+    if figures.goal:
+        verdict = "met" if figures.ratio >= figures.goal else "NOT met"
+        print(f"{figures.ratio:.2f} times torchvision's images a second; goal {figures.goal}: {verdict}")
 
 
 def main(
@@ -142,9 +150,10 @@ def main(
     if len(workers) > 1 and not loader:
         raise InputError("--workers takes several numbers with --loader alone")
     target = open_device(device)
-    facts: dict[str, Any] = machine_facts() | {"threads": torch.get_num_threads()}
+    facts: dict[str, str | int] = machine_facts() | {"threads": torch.get_num_threads()}
     if target.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(target)
+    where = str(facts.get("gpu", "")) or f"{facts['cpu']}, {facts['threads']} threads"
     result: dict[str, Any] = {"machine": facts, "versions": package_versions(), "device": target.type}
     result["settings"] = {
         "config": settings.name,
@@ -160,10 +169,13 @@ def main(
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"train": split})})
         dataset = open_training(settings.data, settings.seed)
         if loader:
-            result["loader"] = loader_rates(dataset, settings, workers, steps)
+            rates = loader_rates(dataset, settings, workers, steps)
+            print_tables(loader_table(f"{settings.name}: the loader alone, on {where}", rates))
+            result["loader"] = [rate._asdict() for rate in rates]
         else:
-            result |= measure_steps(settings, dataset, target, steps, parts, workers[0])
-    show(result, facts.get("gpu") or f"{facts['cpu']}, {facts['threads']} threads")
+            figures = measure_steps(settings, dataset, target, steps, parts, workers[0])
+            show(figures, settings, where)
+            result |= figures.to_json()
     write_json(out, result)
     print(f"wrote {out}")
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -18,6 +18,15 @@ from training.data.coco_panoptic import PanopticDataset
 from training.datasets import make_sampler
 from training.distributed import Process
 from training.schedule import make_plan
+
+
+class Rate(NamedTuple):
+    """Of the loader alone."""
+
+    workers: int  # 0: the process itself
+    images: int
+    seconds: float
+    images_per_s: float
 
 
 def open_loader(dataset: PanopticDataset, config: Config, batches: int, workers: int) -> DataLoader:
@@ -32,10 +41,8 @@ def take_batches(dataset: PanopticDataset, config: Config, count: int) -> list[B
     return list(tqdm(open_loader(dataset, config, count, 0), desc="batches", unit="batch", disable=None))
 
 
-def loader_rates(
-    dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int
-) -> list[dict[str, Any]]:
-    """Images a second for each number of workers (0: in the process itself), over `batches` batches.
+def loader_rates(dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int) -> list[Rate]:
+    """For each number of workers, over `batches` batches.
 
     What came before every worker had delivered its first batch does not count.
     """
@@ -49,5 +56,5 @@ def loader_rates(
         bar = tqdm(loader, f"{count} workers", batches, unit="batch", disable=None)
         images = sum(len(batch.images) for batch in bar)
         seconds = time.perf_counter() - start
-        rates.append({"workers": count, "images": images, "seconds": seconds, "images_per_s": images / seconds})
+        rates.append(Rate(count, images, seconds, images / seconds))
     return rates

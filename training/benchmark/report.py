@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from rich.box import SIMPLE
 from rich.table import Table
 
+from training.benchmark.loading import Rate
+from training.benchmark.steps import Timed
+from upsnet.command_line.tables import make_table
 
-def step_table(title: str, steps: Sequence[dict[str, Any]], ratio: float) -> Table:
+
+def step_table(title: str, steps: Sequence[Timed], ratio: float) -> Table:
     table = make_table(title, "", "images a second", "seconds a step", "least ... most", "GPU memory (GiB)")
     for row in steps:
-        spread = f"{min(row['seconds']):.3f} ... {max(row['seconds']):.3f}"
-        memory = "–" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 2**30:.2f}"
-        table.add_row(row["name"], f"{row['images_per_s']:.2f}", f"{row['median_s']:.3f}", spread, memory)
+        spread = f"{min(row.seconds):.3f} ... {max(row.seconds):.3f}"
+        memory = "–" if row.memory is None else f"{row.memory / 2**30:.2f}"
+        table.add_row(row.name, f"{row.rate:.2f}", f"{statistics.median(row.seconds):.3f}", spread, memory)
     table.add_row("ratio", f"{ratio:.2f}")
     return table
 
@@ -28,15 +31,8 @@ def parts_table(parts: dict[str, float]) -> Table:
     return table
 
 
-def loader_table(title: str, rates: Sequence[dict[str, Any]]) -> Table:
+def loader_table(title: str, rates: Sequence[Rate]) -> Table:
     table = make_table(title, "workers", "images a second")
     for row in rates:
-        table.add_row(str(row["workers"]), f"{row['images_per_s']:.1f}")
-    return table
-
-
-def make_table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_row(str(row.workers), f"{row.images_per_s:.1f}")
     return table

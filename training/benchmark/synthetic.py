@@ -58,7 +58,7 @@ def write_panoptic_set(folder: Path, images: int, photo: tuple[int, int] = (480,
     return Split(json_file=folder / "panoptic.json", segments=folder / "segments", images=folder / "images")
 
 
-def segment_id(rows: Any) -> Any:
+def segment_id(rows: Any) -> Any:  # Any: an int, or an array of them
     """The id of a row, or of a map of them: all three bytes of the colour are used."""
     return rows * 70_001 + 1
 
