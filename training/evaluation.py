@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from training.distributed import Process, gather
 from upsnet.datasets.folder import PanopticFolder, truth_result
 from upsnet.draw import overlay
-from upsnet.metrics.evaluation import METRICS, measure, merge
+from upsnet.metrics.evaluation import METRICS, Metric, measure, merge
 from upsnet.runtimes.predictor import Predictor, predict_photos
 
 PICTURES = 4
 
 
 def quality(
-    predictor: Predictor, folder: PanopticFolder, images: int | None, process: Process
+    predictor: Predictor,
+    folder: PanopticFolder,
+    images: int | None,
+    process: Process,
+    metrics: Sequence[Metric] = METRICS,
 ) -> dict[str, float | None]:
     """PQ, mIoU and AP (fractions, see metrics/evaluation.py) of the first `images` images; {} on all processes but one.
 
     Images go through the network one by one, so that their number and that of the processes cannot change a figure.
     """
     share = folder.records[:images][process.rank :: process.world]
-    parts = gather(measure(predictor, folder, share, METRICS), process)
+    parts = gather(measure(predictor, folder, share, metrics), process)
     return merge(parts).results(folder.categories) if process.first else {}
 
 

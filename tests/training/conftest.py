@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import training.evaluation
-from tests.training.standin import Helper, builder, settings
+from tests.training.child_processes import ChildProcesses
+from tests.training.tiny_network import settings, tiny
 from training.loop import train
 from upsnet.datasets.shapes import write_shapes
 
@@ -19,23 +19,15 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(folder, {"train": 6, "val": 3}, sizes=[(64, 64), (64, 96)], progress=False)
 
 
-@pytest.fixture
-def panoptic_quality_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in has no instances for AP, nor a semantic map."""
-    monkeypatch.setattr(training.evaluation, "METRICS", ("pq",))
-
-
 @pytest.fixture(scope="session")
 def unbroken(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "unbroken"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.evaluation, "METRICS", ("pq",))
-        assert train(settings(shapes), out, "cpu", builder()) == 0
+    assert train(settings(shapes), out, "cpu", tiny()) == 0
     return out
 
 
 @pytest.fixture(scope="session")
-def helper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Helper]:
-    helper = Helper(tmp_path_factory.mktemp("jobs"))
-    yield helper
-    helper.close()
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChildProcesses]:
+    children = ChildProcesses(tmp_path_factory.mktemp("jobs"))
+    yield children
+    children.close()

@@ -115,7 +115,7 @@ def test_sizes() -> None:
 
 def test_made_up_data_is_a_sound_panoptic_set(made_up: SplitConfig) -> None:
     rule = ResizeRule(short_side=96, max_side=128)
-    dataset = PanopticDataset(made_up.json_file, made_up.segments, made_up.images, rule)
+    dataset = PanopticDataset(made_up, rule)
     assert (dataset.categories.num_stuff, dataset.categories.num_things) == (53, 80)
     assert [dataset[i]["size"] for i in range(3)] == [(96, 128), (96, 128), (128, 96)]
     content = json.loads(made_up.json_file.read_text())
@@ -211,7 +211,7 @@ def test_feeding_counts_what_the_loader_takes(monkeypatch: pytest.MonkeyPatch) -
 
 def test_torchvision_gets_the_truth_of_the_batch(made_up: SplitConfig) -> None:
     rule = ResizeRule(short_side=96, max_side=128)
-    dataset = PanopticDataset(made_up.json_file, made_up.segments, made_up.images, rule)
+    dataset = PanopticDataset(made_up, rule)
     batch: Batch = collate_train([dataset[0], dataset[2]])
     config = configure(Path(DEMO), [], 2, None, None)
     theirs = TorchvisionStep(80, config, CPU, channels_last=False)

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from training.config import SplitConfig
 from training.data.coco_panoptic import PanopticDataset
 from upsnet.command_line.command import make_app
 from upsnet.datasets.coco_format import id2rgb
@@ -155,7 +156,7 @@ def test_no_value_anywhere_stops_it(hand_made: HandMade, content: dict[str, Any]
         assert all(kind in KINDS for kind in tally.counts)
         if tally.errors == 0:  # then training reads it
             rule = ResizeRule(short_side=6, max_side=8)
-            assert PanopticDataset(**paths, rule=rule)[0]["size"] == (6, 8)
+            assert PanopticDataset(SplitConfig(**paths), rule)[0]["size"] == (6, 8)
 
 
 def test_one_fault_does_not_hide_another(hand_made: HandMade, content: dict[str, Any]) -> None:
