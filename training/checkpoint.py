@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training.config import Config, differing_keys, parse_config
+from training.config import Config, parse_config
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.errors import InputError
@@ -28,8 +28,6 @@ from upsnet.files import atomic_path
 
 FORMAT = "upsnet-trt checkpoint"
 FORMAT_VERSION = 2
-TENSORS = ("model", "ema", "optimizer")  # fields of Checkpoint; a tensor's name begins with one of them
-VALUES = ("step", "best_pq", "versions", "images_per_step", "evaluated", "scaler", "image_ids")  # JSON as they are
 RETRAIN = "give the path of a whole checkpoint (runs/<name>/last.safetensors or best.safetensors), or train again"
 
 
@@ -56,6 +54,10 @@ class Checkpoint(NamedTuple):
         return self.ema or self.model
 
 
+TENSORS = ("model", "ema", "optimizer")  # a tensor's name in the file begins with one of these fields
+VALUES = tuple(name for name in Checkpoint._fields if name not in TENSORS)  # the file's metadata has these as JSON
+
+
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
     return {"python": platform.python_version()} | {
@@ -73,11 +75,9 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         for section in TENSORS
         for name, tensor in getattr(checkpoint, section).items()
     }
-    values = {
-        "config": checkpoint.config.model_dump(mode="json"),
-        "categories": checkpoint.categories.to_coco(),
-        **{name: getattr(checkpoint, name) for name in VALUES},
-    }
+    values = {name: getattr(checkpoint, name) for name in VALUES}
+    values["config"] = checkpoint.config.model_dump(mode="json")
+    values["categories"] = checkpoint.categories.to_coco()
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
     metadata |= {name: json.dumps(value, allow_nan=False) for name, value in values.items()}
     with atomic_path(path) as temporary:
@@ -102,35 +102,22 @@ def load(path: Path) -> Checkpoint:
         )
     if metadata.pop("sha256", None) != digest(tensors, metadata):
         raise InputError(f"{path}: truncated or corrupt (its SHA-256 is another); {RETRAIN}")
-    missing = [name for name in ("config", "categories", *VALUES) if name not in metadata]
-    if missing:
+    if missing := [name for name in VALUES if name not in metadata]:
         raise InputError(f"{path}: checkpoint without {', '.join(missing)}; {RETRAIN}")
-    values: dict[str, Any] = {name: json.loads(metadata[name]) for name in ("config", "categories", *VALUES)}
-    return Checkpoint(
-        config=parse_config(values.pop("config"), f"{path} (its configuration)"),
-        categories=Categories.from_coco(values.pop("categories")),
-        model=within("model", tensors),
-        ema=within("ema", tensors),
-        optimizer=within("optimizer", tensors),
-        **values,
-    )
+    values: dict[str, Any] = {name: json.loads(metadata[name]) for name in VALUES}
+    values["config"] = parse_config(values["config"], f"{path} (its configuration)")
+    values["categories"] = Categories.from_coco(values["categories"])
+    values |= {section: _within(section, tensors) for section in TENSORS}
+    return Checkpoint(**values)
 
 
-def load_model(path: Path, config: Config | None = None) -> tuple[UPSNet, Config, Categories, int]:
+def load_model(path: Path) -> tuple[UPSNet, Config, Categories, int]:
     """The network of a checkpoint in eval mode, its configuration, its categories and its step.
 
-    The weights are the averaged ones where the run averaged them. InputError, besides `load`'s: the model section of
-    `config` is not the checkpoint's (every differing key is named); the weights are not those of the configured network
-    (every missing, unexpected and mis-shaped key is named).
+    The weights are the averaged ones where the run averaged them. InputError, besides `load`'s: the weights are not
+    those of the configured network (every missing, unexpected and mis-shaped key is named).
     """
     checkpoint = load(path)
-    differing = differing_keys(checkpoint.config.model, config.model) if config else {}
-    if differing:
-        named = "; ".join(f"model.{key} ({values})" for key, values in differing.items())
-        raise InputError(
-            f"{path}: checkpoint of another configuration (checkpoint against given): {named}; "
-            "use the configuration it was trained with (config.yaml beside it), or train again"
-        )
     model = UPSNet(checkpoint.config.model, checkpoint.categories.num_stuff, checkpoint.categories.num_things)
     load_weights(model, checkpoint.weights, path)
     return model.eval(), checkpoint.config, checkpoint.categories, checkpoint.step
@@ -158,7 +145,7 @@ def copy_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], complai
             tensor.copy_(saved[name])
 
 
-def within(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _within(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose name begins with `section` and a dot, without that."""
     prefix = f"{section}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -186,8 +173,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 "train again (an original UPSNet checkpoint is read by `upsnet import`)"
             )
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
     except SafetensorError:
         raise InputError(f"{path}: truncated or corrupt, or not a checkpoint; {RETRAIN}") from None
     except OSError as error:

@@ -33,6 +33,11 @@ class Process(NamedTuple):
         """The one that writes the run's files."""
         return self.rank == 0
 
+    @property
+    def late(self) -> int:
+        """How many steps later a step's numbers are read: a GPU computes on meanwhile, a CPU has them at once."""
+        return 1 if self.device.type == "cuda" else 0
+
 
 def launched_rank() -> int:
     """This process's place among those that torchrun started; 0 where it started none."""
@@ -40,10 +45,10 @@ def launched_rank() -> int:
 
 
 def first_to_fail() -> bool:
-    """Whether no process of this run on this machine has asked before: one of them says what is wrong, not all.
+    """Whether this process is the first of the run's on this machine to ask: one says what is wrong, not all of them.
 
-    torchrun names a file for the error of each, ATTEMPT/RANK/error.json; the first to leave a mark in ATTEMPT it is.
-    When another one ends, torchrun ends all; the first is to have its say before.
+    torchrun gives each process a file for its error, ATTEMPT/RANK/error.json; the first process leaves a mark in
+    ATTEMPT. torchrun ends all processes when one has ended, so SIGTERM is ignored until the first has said its line.
     """
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not error_file:
@@ -60,7 +65,7 @@ def first_to_fail() -> bool:
 def processes(device: str) -> Iterator[Process]:
     """This process's place; under torchrun it joins the others (NCCL on GPUs, else gloo).
 
-    InputError where gloo has lost another process, which has told why, or could not.
+    InputError where gloo has lost another process. That one has said why, where it could.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     target = open_device(device)

@@ -37,8 +37,7 @@ def only_run(out: Path, process: Process) -> Iterator[None]:
                 stack.enter_context(locked(out))
             except InputError as error:
                 refusal = str(error)
-        refusal = gather(refusal, process)[0]
-        if refusal:
+        if refusal := gather(refusal, process)[0]:
             raise InputError(refusal)
         yield
 

@@ -73,7 +73,7 @@ class Log:
         self.metrics = out / "metrics.jsonl"
         write_text(out / "config.yaml", dump_config(config))
         write_json(out / "versions.json", surroundings(process))
-        write_json(out / "plan.json", plan.to_json())
+        write_json(out / "plan.json", plan.model_dump(mode="json"))
         write_text(self.metrics, "".join(lines_until(self.metrics, step, evaluated)))
         self.board = SummaryWriter(str(out / "tb"), purge_step=step + 1)
         self.bar = tqdm(
@@ -144,11 +144,11 @@ def lines_until(metrics: Path, step: int, evaluated: bool) -> list[str]:
 def surroundings(process: Process) -> dict[str, Any]:
     """Versions, the project's commit where this is a checkout, and what the run computes on."""
     device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "cpu"
-    return versions() | {"commit": commit(), "processes": process.world, "device": device}
+    return versions() | {"commit": git_commit(), "processes": process.world, "device": device}
 
 
-def commit() -> str | None:
-    """The commit that this code is a checkout of, "-dirty" where files differ from it; None where it is none."""
+def git_commit() -> str | None:
+    """The Git commit of this code, with "-dirty" where files have been changed since; None outside a Git checkout."""
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return None

@@ -9,9 +9,9 @@ that was not (bit for bit on the CPU with the same number of threads and process
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -19,8 +19,8 @@ from torch import nn
 
 from training.checkpoint import Checkpoint, copy_tensors, load, load_weights, save, versions
 from training.config import Config, differing_keys
-from training.data.batch import Batch, fit_workers, make_loader, reading
-from training.datasets import image_digest, make_sampler, open_training, open_validation
+from training.data.batch import fit_workers, make_loader, reading
+from training.data.open import image_digest, make_sampler, open_training, open_validation
 from training.distributed import Process, gather, processes
 from training.evaluation import pictures, quality
 from training.lock import only_run
@@ -32,13 +32,14 @@ from training.schedule import make_plan, optimizer_tensors
 from training.signals import stop_signals
 from training.step import Stepper, TrainingError
 from upsnet.categories import Categories
+from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
-
-Builder = Callable[[Config, Categories], tuple[nn.Module, nn.Module]]
+from upsnet.runtimes.predictor import Predictor
 
 LAST, BEST = "last.safetensors", "best.safetensors"
-# What a run may be continued with a new value of: its length, how a step is computed, how often it tells, its place.
-EXTENSIBLE = (
+# A run that goes on may have new values of these keys: its length, how a step is computed, how often the run reports,
+# and where its data lies. Every other key must be as it was.
+MAY_CHANGE = (
     "schedule.iterations",
     "schedule.images",
     "schedule.images_per_gpu",
@@ -58,9 +59,17 @@ def build_network(config: Config, categories: Categories) -> tuple[nn.Module, nn
     return model, TrainingLosses(model, config.loss)
 
 
-def train(
-    config: Config, out: Path, device: str = "auto", build: Builder = build_network, init: Path | None = None
-) -> int:
+class Task(NamedTuple):
+    """What is trained, and how it is scored. The tests train a smaller network."""
+
+    build: Callable[[Config, Categories], tuple[nn.Module, nn.Module]] = build_network
+    quality: Callable[[Predictor, PanopticFolder, int | None, Process], dict[str, float | None]] = quality
+
+
+UPSNET = Task()
+
+
+def train(config: Config, out: Path, device: str = "auto", task: Task = UPSNET, init: Path | None = None) -> int:
     """Train to the end of the schedule, going on from out/last.safetensors where there is one.
 
     init: a checkpoint whose weights a new run starts from. Writes config.yaml, plan.json, versions.json, metrics.jsonl,
@@ -69,7 +78,7 @@ def train(
     and checkpoints, and where another process trains in `out`; TrainingError when a loss is not finite.
     """
     with processes(device) as process, only_run(out, process):
-        run = Run(config, out, process, find_checkpoint(out, config), build, init)
+        run = Run(config, out, process, task, init)
         if run.finished:
             if process.first:
                 print(f"{out}: finished already at step {run.step}; raise the schedule's iterations or images to go on")
@@ -78,16 +87,15 @@ def train(
 
 
 def find_checkpoint(out: Path, config: Config) -> Checkpoint | None:
-    """out/last.safetensors, which must come from the same configuration; only EXTENSIBLE keys may differ."""
+    """out/last.safetensors, which must come from the same configuration, but for the keys that MAY_CHANGE."""
     path = out / LAST
     if not path.exists():
         if (out / "last.pt").exists():
             raise InputError(f"{out / 'last.pt'}: a run of an older version; give another folder with --out")
         return None
     checkpoint = load(path)
-    differing = differing_keys(checkpoint.config, config)
-    described = [f"{key} ({values})" for key, values in differing.items() if not key.startswith(EXTENSIBLE)]
-    if described:
+    changes = differing_keys(checkpoint.config, config).items()
+    if described := [f"{key} ({values})" for key, values in changes if not key.startswith(MAY_CHANGE)]:
         raise InputError(
             f"{path}: this run was started with another configuration (it against yours): {'; '.join(described)}; "
             "go on with its config.yaml, or give another folder with --out"
@@ -98,25 +106,20 @@ def find_checkpoint(out: Path, config: Config) -> Checkpoint | None:
 
 
 class Run:
-    """The state of one training run, and when it tells, evaluates and saves."""
+    """The state of one training run, and when it reports, evaluates and saves."""
 
     def __init__(
-        self,
-        config: Config,
-        out: Path,
-        process: Process,
-        checkpoint: Checkpoint | None,
-        build: Builder,
-        init: Path | None = None,
+        self, config: Config, out: Path, process: Process, task: Task = UPSNET, init: Path | None = None
     ) -> None:
-        self.config, self.schedule, self.out, self.process = config, config.schedule, out, process
+        self.config, self.schedule, self.out, self.process, self.task = config, config.schedule, out, process, task
+        checkpoint = find_checkpoint(out, config)
         self.plan = make_plan(config.schedule, process.world, checkpoint.images_per_step if checkpoint else None)
         self.dataset = open_training(config.data, config.seed)
         self.categories, self.digest = self.dataset.categories, image_digest(self.dataset)
         manifest = make_manifest(config, self.categories)
         self.validation = open_validation(config.data.val, manifest) if self.schedule.evaluate_every else None
         torch.manual_seed(config.seed)
-        self.model, losses = build(config, self.categories)
+        self.model, losses = task.build(config, self.categories)
         if not checkpoint:
             self._start(init)
         self.stepper = Stepper(self.model, losses, config, self.plan, process)
@@ -127,10 +130,9 @@ class Run:
         if len(set(gather(self.step, process))) > 1:
             raise InputError(f"{out}: the processes found different checkpoints; give an --out that all of them share")
         self.workers = fit_workers(config.data.workers)
-        self.sampler = make_sampler(self.dataset, config.data, config.seed, self.plan, process, self.step)
-        average = self.stepper.ema
-        self.predicting = average.module if average else self.model  # what is evaluated, and kept as the best
-        self.predictor = predictor_of(self.predicting, manifest, process.device)
+        self.sampler = make_sampler(self.dataset, config, self.plan, process.rank, self.step)
+        evaluated = self.stepper.ema.module if self.stepper.ema else self.model
+        self.predictor = predictor_of(evaluated, manifest, process.device)
 
     @property
     def finished(self) -> bool:
@@ -172,11 +174,14 @@ class Run:
         with (
             stop_signals(patient=self.process.world > 1) as received,
             Log(self.out, self.config, self.plan, self.process, self.step, self.evaluated) as log,
-            closing(self.batches(log)) as batches,
+            reading(make_loader(self.dataset, self.sampler, self.workers)) as batches,
         ):
             if not self.evaluated:
                 self.evaluate(log)
-            for passes in batches:
+            log.meter.restart()
+            while self.step < self.plan.iterations:
+                with log.meter.waiting():
+                    passes = [next(batches) for _ in range(self.plan.passes)]
                 self.stepper.step(passes, self.step, received)
                 self.step += 1
                 if self._advance(log):
@@ -184,9 +189,10 @@ class Run:
         return 0
 
     def _advance(self, log: Log) -> bool:
-        """What follows a step: progress, checkpoint, evaluation. Whether the run has been asked to stop."""
-        evaluating = self._evaluation_due()
-        due = evaluating or self.step == self.plan.iterations or self.step % self.schedule.checkpoint_every == 0
+        """What follows a step: progress, checkpoint, evaluation. Returns whether the run has been asked to stop."""
+        every, last = self.schedule.evaluate_every, self.step == self.plan.iterations
+        evaluating = bool(every) and (last or self.step % every == 0)
+        due = evaluating or last or self.step % self.schedule.checkpoint_every == 0
         reports = self.stepper.reports(drain=due)
         stopping = any(report.stop for report in reports)
         if stopping:
@@ -201,27 +207,15 @@ class Run:
             log.meter.restart()
         return stopping
 
-    def batches(self, log: Log) -> Generator[list[Batch]]:
-        """This process's batches of each step from the next one on, one for each forward pass."""
-        with reading(make_loader(self.dataset, self.sampler, self.workers)) as batches:
-            log.meter.restart()
-            for _ in range(self.step, self.plan.iterations):
-                with log.meter.waiting():
-                    passes = [next(batches) for _ in range(self.plan.passes)]
-                yield passes
-
-    def _evaluation_due(self) -> bool:
-        every = self.schedule.evaluate_every
-        return bool(every) and (self.step % every == 0 or self.step == self.plan.iterations)
-
     def evaluate(self, log: Log) -> None:
         """Score the network on the first `evaluate_images` of the validation set; the best so far goes to BEST."""
         self.evaluated = True
         if self.validation is None:
             return
-        figures = quality(self.predictor, self.validation, self.schedule.evaluate_images, self.process)
+        images = self.schedule.evaluate_images
+        figures = self.task.quality(self.predictor, self.validation, images, self.process)
         if self.process.first:
-            log.quality(self.step, figures, pictures(self.predictor, self.validation, self.schedule.evaluate_images))
+            log.quality(self.step, figures, pictures(self.predictor, self.validation, images))
             pq = figures["pq"] or 0.0
             if self.best_pq is None or pq > self.best_pq:
                 self.best_pq = pq
@@ -232,27 +226,27 @@ class Run:
         """Write the checkpoint (the first process). TrainingError, and no file, when a weight is not finite."""
         if not self.process.first:
             return
-        stepper, best = self.stepper, name == BEST
-        weights = (self.predicting if best else self.model).state_dict()
-        bad = [key for key, tensor in weights.items() if not torch.isfinite(tensor).all()]
-        if bad:
-            raise TrainingError(
-                f"step {self.step}: weights not finite: {', '.join(bad)}; {name} is from before; lower schedule.lr"
-            )
+        stepper = self.stepper
         checkpoint = Checkpoint(
             self.config,
             self.categories,
             self.step,
             self.best_pq,
-            weights,
-            {} if best else dict(optimizer_tensors(self.model, stepper.optimizer)),
+            self.model.state_dict(),
+            optimizer_tensors(self.model, stepper.optimizer),
             versions(),
-            ema=stepper.ema.module.state_dict() if stepper.ema and not best else {},
+            ema=stepper.ema.module.state_dict() if stepper.ema else {},
             images_per_step=self.plan.images_per_step,
             evaluated=self.evaluated,
-            scaler={} if best else stepper.scaler.state_dict(),
+            scaler=stepper.scaler.state_dict(),
             image_ids=self.digest,
         )
+        if name == BEST:  # the weights that were evaluated, alone
+            checkpoint = checkpoint._replace(model=checkpoint.weights, optimizer={}, ema={}, scaler={})
+        if bad := [key for key, tensor in checkpoint.model.items() if not torch.isfinite(tensor).all()]:
+            raise TrainingError(
+                f"step {self.step}: weights not finite: {', '.join(bad)}; {name} is from before; lower schedule.lr"
+            )
         save(self.out / name, checkpoint)
 
 
@@ -273,9 +267,7 @@ def start_from(model: nn.Module, path: Path, config: Config, categories: Categor
 
 
 def remove_leftovers(out: Path) -> None:
-    """Delete the half-written temporary checkpoints of a process that was killed while it wrote them: our own, and
-    those that safetensors writes before it renames them to ours."""
-    ours = [f".{Path(name).stem}.*{Path(name).suffix}" for name in (LAST, BEST)]
-    for pattern in (*ours, ".tmp??????"):
+    """Delete the half-written checkpoints of a process that was killed: our temporary files, and safetensors's own."""
+    for pattern in (".last.*.safetensors", ".best.*.safetensors", ".tmp??????"):
         for leftover in out.glob(pattern):
             leftover.unlink()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from rich.box import SIMPLE
 from rich.table import Table
 from torch import Tensor, nn
@@ -19,9 +17,10 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.Laye
 LR_OF_AN_IMAGE = 0.00125  # SGD's published .02 at 16 images a step
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(BaseModel):
     """Every number that a run derives from its schedule and its number of processes."""
+
+    model_config = ConfigDict(frozen=True)
 
     processes: int
     images_per_step: int  # the global batch
@@ -32,9 +31,6 @@ class Plan:
     lr: float  # after the warm-up
     decay_steps: tuple[int, ...]  # from each of these steps (0-based) on, the lr is a tenth
     policy: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"decay_steps": list(self.decay_steps)}
 
     def table(self, title: str, images: int) -> Table:
         """For people, at the start of a run on a data set of `images` images."""
@@ -152,7 +148,7 @@ def build_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.O
     return optimizer
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's own state tensors as <parameter's name>.<what>: to be saved, or to be copied into."""
     return {
         f"{name}.{what}": tensor

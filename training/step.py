@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from itertools import chain
 from typing import NamedTuple
 
@@ -24,17 +24,16 @@ from training.config import Config
 from training.data.batch import Batch
 from training.distributed import Process, gather
 from training.schedule import Plan, build_optimizer, set_lr
-from upsnet.errors import InputError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class TrainingError(InputError):
-    """Training cannot go on: a loss, a gradient or a weight is not finite."""
+class TrainingError(Exception):
+    """Training cannot go on: a loss, a gradient or a weight is not finite. The message is one line."""
 
 
 class Report(NamedTuple):
-    """What one step came to: means over the processes. stop: a process was asked to stop"""
+    """The numbers of one step: means over the processes. stop: a process was asked to stop."""
 
     step: int  # from 1 up: the number of updates after it
     losses: dict[str, float]
@@ -82,12 +81,12 @@ class Stepper:
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             self.losses = DistributedDataParallel(losses, gradient_as_bucket_view=True)
         self._pending: deque[Pending] = deque()
-        self._late = 1 if process.device.type == "cuda" else 0  # steps; waiting for the CPU costs nothing
 
     def step(self, passes: Sequence[Batch], step: int, signals: Sequence[int]) -> None:
         """Step number `step` (0-based) on this process's batches; the gradient is the mean over all their images.
 
-        signals: those that this process has received, perhaps meanwhile; everybody learns of them with the numbers.
+        signals: the stop signals that this process has received; the list may grow during the step. Every process
+        learns with the step's numbers whether any has received one.
         """
         torch.manual_seed(step_seed(self.config.seed, step, self.process.rank))
         lr = set_lr(self.optimizer, step, self.plan)
@@ -107,22 +106,17 @@ class Stepper:
         self._pending.append(Pending(step + 1, list(losses[0]), lr, image_ids, *to_host(values)))
 
     def reports(self, drain: bool) -> list[Report]:
-        """Of the steps whose numbers have arrived, or of all so far if `drain`; TrainingError where one is not finite.
-
-        How many they are is the same on every process, so that all act on the same step.
-        """
+        """Those of the steps that are over by `late` steps, of all steps with `drain`; TrainingError where a number is
+        not finite. Every process gets the same number of reports, so that all act on the same step."""
         reports = []
-        while len(self._pending) > (0 if drain else self._late):
+        while len(self._pending) > (0 if drain else self.process.late):
             reports.append(self._report(self._pending.popleft()))
         return reports
 
     def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """Forward and backward pass of one batch -> its losses; gradients are exchanged in the last one."""
         device, precision = self.process.device, self.config.compute.precision
-        alone: AbstractContextManager = nullcontext()
-        if isinstance(self.losses, DistributedDataParallel) and not last:
-            alone = self.losses.no_sync()
-        with alone:
+        with self.losses.no_sync() if isinstance(self.losses, DistributedDataParallel) and not last else nullcontext():
             with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
                 losses = self.losses(batch.to(device))
             total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.plan.passes

@@ -16,6 +16,7 @@ from training.config import load_config
 from training.distributed import first_to_fail, launched_rank
 from training.launch import SIGNALLED, launch, process_count
 from training.loop import train
+from training.step import TrainingError
 from upsnet.command_line.command import BAD_INPUT, run
 from upsnet.errors import InputError
 
@@ -48,9 +49,9 @@ def main(
             arguments += [f"--init={init}"] if init else []
             raise typer.Exit(launch(count, [*arguments, *(f"--set={each}" for each in overrides)]))
         signal = train(settings, out, device, init=init)
-    except InputError:
+    except (InputError, TrainingError) as error:
         if first_to_fail():
-            raise
+            print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
     if signal:
         if launched_rank() == 0:

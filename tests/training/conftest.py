@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.standin import Helper, builder, settings
+from tests.training.child_processes import ChildProcesses
+from tests.training.tiny_network import settings, tiny
 from training.loop import train
 from upsnet.datasets.shapes import write_shapes
 
@@ -21,12 +22,12 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def unbroken(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "unbroken"
-    assert train(settings(shapes), out, "cpu", builder()) == 0
+    assert train(settings(shapes), out, "cpu", tiny()) == 0
     return out
 
 
 @pytest.fixture(scope="session")
-def helper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Helper]:
-    helper = Helper(tmp_path_factory.mktemp("jobs"))
-    yield helper
-    helper.close()
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChildProcesses]:
+    children = ChildProcesses(tmp_path_factory.mktemp("jobs"))
+    yield children
+    children.close()

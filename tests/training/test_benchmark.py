@@ -141,7 +141,7 @@ def test_feeding_counts_what_the_loader_takes(monkeypatch: pytest.MonkeyPatch) -
 
 def test_torchvision_gets_the_truth_of_the_batch(tmp_path: Path) -> None:
     made = write_panoptic_set(tmp_path, 3, (96, 128))
-    dataset = PanopticDataset(made.json_file, made.segments, made.images, ResizeRule(short_side=96, max_side=128))
+    dataset = PanopticDataset(made, ResizeRule(short_side=96, max_side=128))
     batch = collate_train([dataset[0], dataset[2]])
     config = configure(DEMO, [], 2, None, None)
     theirs = TorchvisionStep(80, config, CPU, channels_last=False)

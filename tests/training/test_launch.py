@@ -16,7 +16,8 @@ import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from tests.training.standin import ROOT, SMALL, settings
+from tests.training.child_processes import ROOT
+from tests.training.tiny_network import SMALL, settings
 from training.checkpoint import load
 from training.distributed import first_to_fail
 from training.launch import launch, process_count
@@ -27,8 +28,8 @@ from upsnet.errors import InputError
 @pytest.fixture
 def small(shapes: Path, tmp_path: Path) -> Path:
     """A folder with the real network's small configuration, and more loader workers than any machine has cores."""
-    config = settings(shapes, model=SMALL, iterations=3, images_per_step=4, evaluate_every=3, lr=0.005, ema=0.9)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 4096})})
+    schedule: dict[str, Any] = {"iterations": 3, "images_per_step": 4, "evaluate_every": 3, "lr": 0.005, "ema": 0.9}
+    config = settings(shapes, model=SMALL, data={"workers": 4096}, **schedule)
     (tmp_path / "small.yaml").write_text(config.model_dump_json())  # which is YAML too
     return tmp_path
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import training.lock
-from tests.training.standin import ROOT, Helper, builder, settings
+from tests.training.child_processes import ROOT, ChildProcesses
+from tests.training.tiny_network import settings, tiny
 from training.lock import locked
 from training.loop import train
 from upsnet.errors import InputError
@@ -58,23 +59,24 @@ def test_a_finished_run_is_refused_too(unbroken: Path, shapes: Path) -> None:
     with locked(unbroken):
         before = contents(unbroken)
         with pytest.raises(InputError, match=f"process {os.getpid()} on "):
-            train(settings(shapes), unbroken, "cpu", builder())
+            train(settings(shapes), unbroken, "cpu", tiny())
         assert contents(unbroken) == before
 
 
-def test_a_killed_runs_loader_workers_do_not_keep_its_folder(helper: Helper, shapes: Path, tmp_path: Path) -> None:
-    config = settings(shapes, evaluate_every=0)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 1})})
-    assert helper.run(helper.job(config, tmp_path / "run", kill=(3, 0))) == [-signal.SIGKILL]
+def test_a_killed_runs_loader_workers_do_not_keep_its_folder(
+    children: ChildProcesses, shapes: Path, tmp_path: Path
+) -> None:
+    config = settings(shapes, data={"workers": 1}, evaluate_every=0)
+    assert children.run(children.job(config, tmp_path / "run", kill=(3, 0))) == [-signal.SIGKILL]
     assert (tmp_path / "run/.lock").exists()
     with locked(tmp_path / "run"):  # the worker looks every few seconds whether its parent is there
         pass
 
 
-def test_a_refusal_ends_every_process_of_a_run(helper: Helper, shapes: Path, tmp_path: Path) -> None:
+def test_a_refusal_ends_every_process_of_a_run(children: ChildProcesses, shapes: Path, tmp_path: Path) -> None:
     with locked(tmp_path):
         before = contents(tmp_path)
-        assert helper.run(*helper.ranks(2, settings(shapes), tmp_path)) == [1, 1]
+        assert children.run(*children.ranks(2, settings(shapes), tmp_path)) == [1, 1]
         assert contents(tmp_path) == before
 
 

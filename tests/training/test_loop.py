@@ -14,17 +14,23 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
 
-import training.loop
-import training.train
-from tests.training.standin import SMALL, TinyNetwork, assert_same_run, builder, metrics, sends_signal, settings
+from tests.training.tiny_network import (
+    SMALL,
+    Losses,
+    TinyNetwork,
+    assert_same_run,
+    metrics,
+    sends_signal,
+    settings,
+    tiny,
+)
 from training.checkpoint import load, load_model, save
-from training.config import Config, load_config
+from training.config import load_config
 from training.distributed import Process
 from training.log import SPEED
 from training.loop import Run, train
-from training.schedule import make_plan
+from training.schedule import Plan, make_plan
 from training.signals import stop_signals
 from training.step import TrainingError, step_seed
 from upsnet.categories import Categories
@@ -35,7 +41,7 @@ def test_the_folder_of_a_run(unbroken: Path, shapes: Path) -> None:
     files = {"config.yaml", "plan.json", "versions.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "tb"}
     assert files == set(os.listdir(unbroken))
     assert load_config(unbroken / "config.yaml") == settings(shapes)
-    assert json.loads((unbroken / "plan.json").read_text()) == make_plan(settings(shapes).schedule, 1).to_json()
+    assert Plan.model_validate_json((unbroken / "plan.json").read_text()) == make_plan(settings(shapes).schedule, 1)
     made_with = json.loads((unbroken / "versions.json").read_text())
     assert (made_with["processes"], made_with["device"]) == (1, "cpu") and {"torch", "commit"} <= made_with.keys()
     raw = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
@@ -70,12 +76,10 @@ def test_tensorboard_has_figures_and_pictures(unbroken: Path) -> None:
     assert picture.width == 2 * 320  # the prediction beside the truth, enlarged to be legible
 
 
-def test_best_checkpoint_is_that_of_the_best_evaluation(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_best_checkpoint_is_that_of_the_best_evaluation(shapes: Path, tmp_path: Path) -> None:
     qualities = iter([0.3, 0.5, None, 0.4])
-    monkeypatch.setattr(training.loop, "quality", lambda *_: {"pq": next(qualities)})
-    assert train(settings(shapes, evaluate_every=3), tmp_path, "cpu", builder()) == 0
+    task = tiny()._replace(quality=lambda *_: {"pq": next(qualities)})
+    assert train(settings(shapes, evaluate_every=3), tmp_path, "cpu", task) == 0
     assert [line["pq"] for line in metrics(tmp_path) if "pq" in line] == [0.3, 0.5, None, 0.4]
     best = load(tmp_path / "best.safetensors")
     assert (best.step, best.best_pq, load(tmp_path / "last.safetensors").best_pq) == (6, 0.5, 0.5)
@@ -83,7 +87,7 @@ def test_best_checkpoint_is_that_of_the_best_evaluation(
 
 def test_learns(shapes: Path, tmp_path: Path) -> None:
     config = settings(shapes, iterations=20, images_per_step=6, evaluate_every=0, log_every=19, warmup=0, lr=0.5)
-    assert train(config, tmp_path, "cpu", builder(noise=False)) == 0
+    assert train(config, tmp_path, "cpu", tiny(noise=False)) == 0
     losses = [line["loss"] for line in metrics(tmp_path)]
     assert len(losses) == 2  # step 19, and the last
     assert losses[-1] < 0.85 * math.log(8)
@@ -95,54 +99,52 @@ def test_stopped_by_sigterm_goes_on_as_if_nothing_had_been(
     unbroken: Path, shapes: Path, tmp_path: Path, call: int
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    assert train(settings(shapes), tmp_path, "cpu", builder(accident=sends_signal(signal.SIGTERM, call))) == 15
+    assert train(settings(shapes), tmp_path, "cpu", tiny(accident=sends_signal(signal.SIGTERM, call))) == 15
     assert signal.getsignal(signal.SIGTERM) is before
     assert load(tmp_path / "last.safetensors").step == call
     torch.manual_seed(99)  # the outer random state must not matter
-    assert train(settings(shapes), tmp_path, "cpu", builder()) == 0
+    assert train(settings(shapes), tmp_path, "cpu", tiny()) == 0
     assert_same_run(tmp_path, unbroken)
 
 
 def test_killed_before_the_first_checkpoint_starts_anew(unbroken: Path, shapes: Path, tmp_path: Path) -> None:
-    def fails(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        if calls == 3:
+    def fails(call: int, losses: Losses, model: TinyNetwork) -> Losses:
+        if call == 3:
             raise MemoryError
         return losses
 
     with pytest.raises(MemoryError):
-        train(settings(shapes), tmp_path, "cpu", builder(accident=fails))
+        train(settings(shapes), tmp_path, "cpu", tiny(accident=fails))
     assert len(metrics(tmp_path)) == 2
     assert not (tmp_path / "last.safetensors").exists()
-    assert train(settings(shapes), tmp_path, "cpu", builder()) == 0
+    assert train(settings(shapes), tmp_path, "cpu", tiny()) == 0
     assert_same_run(tmp_path, unbroken)
 
 
 def test_workers_make_no_difference(unbroken: Path, shapes: Path, tmp_path: Path) -> None:
-    config = settings(shapes, iterations=12)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 1})})
-    assert train(config, tmp_path, "cpu", builder()) == 0
+    assert train(settings(shapes, data={"workers": 1}), tmp_path, "cpu", tiny()) == 0
     assert metrics(tmp_path) == metrics(unbroken)
 
 
 def test_finished_run_says_so_and_more_iterations_continue_it(
     unbroken: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(settings(shapes, iterations=8), tmp_path, "cpu", builder()) == 0
+    assert train(settings(shapes, iterations=8), tmp_path, "cpu", tiny()) == 0
     before = (tmp_path / "last.safetensors").read_bytes()
-    assert train(settings(shapes, iterations=8), tmp_path, "cpu", builder()) == 0
+    assert train(settings(shapes, iterations=8), tmp_path, "cpu", tiny()) == 0
     assert "finished already at step 8" in capsys.readouterr().out
     assert (tmp_path / "last.safetensors").read_bytes() == before
-    assert train(settings(shapes), tmp_path, "cpu", builder()) == 0
+    assert train(settings(shapes), tmp_path, "cpu", tiny()) == 0
     losses = [[line for line in metrics(out) if "loss" in line] for out in (tmp_path, unbroken)]
     assert losses[0] == losses[1]
 
 
 def test_another_configuration_is_refused_with_every_key(shapes: Path, tmp_path: Path) -> None:
-    train(settings(shapes, iterations=1), tmp_path, "cpu", builder())
+    train(settings(shapes, iterations=1), tmp_path, "cpu", tiny())
     before = (tmp_path / "last.safetensors").read_bytes()
     other = settings(shapes, model={"fpn": {"channels": 64}}, lr=0.2, clip_norm=1.0, iterations=20)
     with pytest.raises(InputError) as caught:
-        train(other, tmp_path, "cpu", builder())
+        train(other, tmp_path, "cpu", tiny())
     message = str(caught.value)
     for expected in (
         "last.safetensors",
@@ -158,21 +160,21 @@ def test_another_configuration_is_refused_with_every_key(shapes: Path, tmp_path:
 
 
 def test_checkpoint_without_optimizer_is_no_place_to_go_on_from(shapes: Path, tmp_path: Path) -> None:
-    train(settings(shapes, iterations=1, evaluate_every=1), tmp_path, "cpu", builder())
+    train(settings(shapes, iterations=1, evaluate_every=1), tmp_path, "cpu", tiny())
     (tmp_path / "best.safetensors").rename(tmp_path / "last.safetensors")
     with pytest.raises(InputError, match="no optimizer state"):
-        train(settings(shapes, iterations=2, evaluate_every=1), tmp_path, "cpu", builder())
+        train(settings(shapes, iterations=2, evaluate_every=1), tmp_path, "cpu", tiny())
 
 
-def nan_loss(losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def nan_loss(losses: Losses, model: TinyNetwork) -> Losses:
     return losses | {"semantic": losses["semantic"] * math.nan}
 
 
-def opposite_infinities(losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def opposite_infinities(losses: Losses, model: TinyNetwork) -> Losses:
     return losses | {"a": losses["semantic"] / 0, "b": -losses["semantic"] / 0}
 
 
-def nan_gradient(losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def nan_gradient(losses: Losses, model: TinyNetwork) -> Losses:
     return losses | {"root": (model.conv.weight * 0).sqrt().sum()}
 
 
@@ -180,14 +182,14 @@ def nan_gradient(losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
 def test_non_finite_numbers_stop_the_run(shapes: Path, tmp_path: Path, fault: Any) -> None:
     good: dict[str, Any] = {}
 
-    def accident(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        if calls < 6:
+    def accident(call: int, losses: Losses, model: TinyNetwork) -> Losses:
+        if call < 6:
             return losses
         good.update({path.name: path.read_bytes() for path in tmp_path.glob("[!.]*.*")})
         return fault(losses, model)
 
     with pytest.raises(TrainingError) as caught:
-        train(settings(shapes), tmp_path, "cpu", builder(accident=accident))
+        train(settings(shapes), tmp_path, "cpu", tiny(accident=accident))
     message = str(caught.value)
     assert message.startswith("step 6: not finite: loss ")
     assert "\n" not in message
@@ -199,13 +201,13 @@ def test_non_finite_numbers_stop_the_run(shapes: Path, tmp_path: Path, fault: An
 
 
 def test_non_finite_weights_are_not_saved(shapes: Path, tmp_path: Path) -> None:
-    def accident(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        if calls == 8:
+    def accident(call: int, losses: Losses, model: TinyNetwork) -> Losses:
+        if call == 8:
             model.register_buffer("statistic", torch.tensor([1.0, math.inf]))
         return losses
 
     with pytest.raises(TrainingError, match=r"step 8: weights not finite: statistic; last\.safetensors is from before"):
-        train(settings(shapes), tmp_path, "cpu", builder(accident=accident))
+        train(settings(shapes), tmp_path, "cpu", tiny(accident=accident))
     assert load(tmp_path / "last.safetensors").step == 6
 
 
@@ -214,7 +216,7 @@ def test_clipping_bounds_the_step(shapes: Path, tmp_path: Path) -> None:
     config = settings(shapes, iterations=1, clip_norm=1e-3, momentum=0.0, weight_decay=0.0, lr=1.0, warmup=0)
     torch.manual_seed(config.seed)
     start = TinyNetwork(config, Categories.from_coco(json.loads((shapes / "train.json").read_text())["categories"]))
-    train(config, tmp_path, "cpu", builder())
+    train(config, tmp_path, "cpu", tiny())
     end = load(tmp_path / "last.safetensors").model
     weight, bias = ((end[f"conv.{n}"] - getattr(start.conv, n)).norm().item() for n in ("weight", "bias"))
     assert math.hypot(weight, bias / 2) == pytest.approx(1e-3, rel=1e-2)  # biases learn at twice the rate
@@ -222,11 +224,11 @@ def test_clipping_bounds_the_step(shapes: Path, tmp_path: Path) -> None:
 
 def test_images_that_cannot_be_shared(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images_per_step 2 cannot be shared equally by 3 processes"):
-        Run(settings(shapes), tmp_path, Process(0, 3, torch.device("cpu")), None, builder())
+        Run(settings(shapes), tmp_path, Process(0, 3, torch.device("cpu")), tiny())
 
 
 def test_averaged_weights_are_evaluated_and_are_the_best(shapes: Path, tmp_path: Path) -> None:
-    assert train(settings(shapes, iterations=6, ema=0.9, evaluate_every=6), tmp_path, "cpu", builder()) == 0
+    assert train(settings(shapes, iterations=6, ema=0.9, evaluate_every=6), tmp_path, "cpu", tiny()) == 0
     last, best = load(tmp_path / "last.safetensors"), load(tmp_path / "best.safetensors")
     assert best.ema == {} and last.ema.keys() == last.model.keys()
     assert all(torch.equal(best.model[name], tensor) for name, tensor in last.ema.items())
@@ -238,7 +240,7 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(
 ) -> None:
     config = settings(shapes, iterations=1, lr=1e-9, warmup=0, evaluate_every=0)
     init = unbroken / "best.safetensors"
-    assert train(config, tmp_path, "cpu", builder(), init) == 0
+    assert train(config, tmp_path, "cpu", tiny(), init) == 0
     assert f"starts from {init} (step " in capsys.readouterr().out
     ours, start = load(tmp_path / "last.safetensors"), load(init)
     assert ours.step == 1
@@ -248,30 +250,30 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(
     entries[0]["name"] = "ring"
     save(tmp_path / "other", start._replace(categories=Categories.from_coco(entries)))
     with pytest.raises(InputError, match="other: its categories are not those of"):
-        train(config, tmp_path / "x", "cpu", builder(), tmp_path / "other")
+        train(config, tmp_path / "x", "cpu", tiny(), tmp_path / "other")
     with pytest.raises(InputError, match=r"another model\.conventions \(ours against upsnet\)"):
-        train(settings(shapes, model={"conventions": "upsnet"}), tmp_path / "x", "cpu", builder(), init)
+        train(settings(shapes, model={"conventions": "upsnet"}), tmp_path / "x", "cpu", tiny(), init)
     assert not (tmp_path / "x").exists()
 
 
 def test_a_resumed_run_finds_its_data_elsewhere_but_not_other_data(shapes: Path, tmp_path: Path) -> None:
     out, moved = tmp_path / "run", tmp_path / "moved"
-    assert train(settings(shapes, iterations=1), out, "cpu", builder()) == 0
+    assert train(settings(shapes, iterations=1), out, "cpu", tiny()) == 0
     shutil.copytree(shapes, moved)
-    assert train(settings(moved, iterations=2), out, "cpu", builder()) == 0
+    assert train(settings(moved, iterations=2), out, "cpu", tiny()) == 0
     assert load(out / "last.safetensors").step == 2
     content = json.loads((moved / "train.json").read_text())
     for entries, key in ((content["images"], "id"), (content["annotations"], "image_id")):
         entries[0][key] = 999
     (moved / "train.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="its categories or images are not those of"):
-        train(settings(moved, iterations=3), out, "cpu", builder())
+        train(settings(moved, iterations=3), out, "cpu", tiny())
 
 
 def test_a_run_of_an_older_version_is_not_overwritten(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").touch()
     with pytest.raises(InputError, match=r"last\.pt: a run of an older version"):
-        train(settings(shapes), tmp_path, "cpu", builder())
+        train(settings(shapes), tmp_path, "cpu", tiny())
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
@@ -279,11 +281,10 @@ def test_validation_set_of_other_categories(shapes: Path, tmp_path: Path) -> Non
     content = json.loads((shapes / "val.json").read_text())
     content["categories"][0]["name"] = "ring"
     (tmp_path / "val.json").write_text(json.dumps(content))
-    config = settings(shapes)
-    val = config.data.val.model_copy(update={"json_file": tmp_path / "val.json"})
-    config = config.model_copy(update={"data": config.data.model_copy(update={"val": val})})
+    val = settings(shapes).data.val.model_dump() | {"json_file": tmp_path / "val.json"}
+    config = settings(shapes, data={"val": val})
     with pytest.raises(InputError, match="ring"):
-        train(config, tmp_path / "run", "cpu", builder())
+        train(config, tmp_path / "run", "cpu", tiny())
     assert not (tmp_path / "run").exists()
 
 
@@ -317,12 +318,12 @@ def test_the_real_network_resumes_bit_for_bit(shapes: Path, tmp_path: Path) -> N
     assert train(config, tmp_path / "resumed", "cpu") == 0
     assert_same_run(tmp_path / "resumed", tmp_path / "unbroken")
     assert set(metrics(tmp_path / "resumed")[0]) > {"loss", "rpn_cls", "rcnn_box", "mask", "semantic", "panoptic"}
-    model, *_ = load_model(tmp_path / "resumed" / "best.safetensors", config)
+    model, *_ = load_model(tmp_path / "resumed" / "best.safetensors")
     assert sum(p.numel() for p in model.parameters()) > 10_000
 
 
 def test_grouped_images_have_one_shape_a_step(shapes: Path, tmp_path: Path) -> None:
-    """The photos are squares and landscapes. The JSON calls the latter portraits here, which makes two groups."""
+    """The photos are squares and landscapes. The JSON call the latter portraits here, which makes two groups."""
     moved = tmp_path / "data"
     shutil.copytree(shapes, moved)
     content = json.loads((moved / "train.json").read_text())
@@ -330,18 +331,12 @@ def test_grouped_images_have_one_shape_a_step(shapes: Path, tmp_path: Path) -> N
         entry["height"], entry["width"] = entry["width"], entry["height"]
     (moved / "train.json").write_text(json.dumps(content))
     seen: list[set[tuple[int, int]]] = []
-
-    def build(config: Config, categories: Categories) -> tuple[nn.Module, nn.Module]:
-        model, losses = builder()(config, categories)
-        losses.register_forward_pre_hook(lambda _, given: seen.append({(h, w) for h, w in given[0].sizes.tolist()}))
-        return model, losses
-
-    config = settings(moved, zoom=(1, 1), iterations=6, evaluate_every=0)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"group_aspect_ratio": True})})
-    assert train(config, tmp_path / "run", "cpu", build) == 0
+    task = tiny(seen=lambda batch: seen.append({(h, w) for h, w in batch.sizes.tolist()}))
+    config = settings(moved, data={"group_aspect_ratio": True}, zoom=(1, 1), iterations=6, evaluate_every=0)
+    assert train(config, tmp_path / "run", "cpu", task) == 0
     assert len(seen) == 6 and all(len(sizes) == 1 for sizes in seen) and len(set.union(*seen)) == 2
     del content["images"][0]["width"]
     (moved / "train.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"image \d+ has no width and height, which data.group_aspect_ratio needs"):
-        train(config, tmp_path / "other", "cpu", builder())
+        train(config, tmp_path / "other", "cpu", tiny())
     assert not (tmp_path / "other").exists()

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.training.standin import ROOT, SMALL, Helper, assert_same_run, builder, free_port, metrics, settings
+from tests.training.child_processes import ROOT, ChildProcesses, free_port
+from tests.training.tiny_network import SMALL, assert_same_run, metrics, settings, tiny
 from training.checkpoint import load
 from training.config import Config
 from training.loop import train
@@ -21,35 +23,35 @@ from upsnet.datasets.shapes import write_shapes
 KILLED = -signal.SIGKILL
 
 
-def test_killed_at_ten_random_moments(helper: Helper, shapes: Path, tmp_path: Path) -> None:
+def test_killed_at_ten_random_moments(children: ChildProcesses, shapes: Path, tmp_path: Path) -> None:
     """Most of the time goes into checkpoints and evaluations, so that many kills hit them. After each, every file that
     is there can be read; in the end the run is the unbroken one."""
     config = settings(shapes, iterations=44, checkpoint_every=1, evaluate_every=5, ema=0.9, optimizer="adamw")
-    assert train(config, tmp_path / "unbroken", "cpu", builder()) == 0
+    assert train(config, tmp_path / "unbroken", "cpu", tiny()) == 0
     out, draw, steps = tmp_path / "run", random.Random(0), []
     for _ in range(10):
         kill = (draw.randint(1, 3), draw.uniform(0, 0.08))
-        assert helper.run(helper.job(config, out, kill=kill)) == [KILLED]
+        assert children.run(children.job(config, out, kill=kill)) == [KILLED]
         steps.append(load(out / "last.safetensors").step if (out / "last.safetensors").exists() else 0)
         if (out / "best.safetensors").exists():
             load(out / "best.safetensors")
     assert steps == sorted(steps) and steps[-1] < 44
-    assert helper.run(helper.job(config, out)) == [0]
+    assert children.run(children.job(config, out)) == [0]
     assert_same_run(out, tmp_path / "unbroken")
     assert not list(out.glob(".*"))
 
 
-def test_killed_while_it_writes(helper: Helper, unbroken: Path, shapes: Path, tmp_path: Path) -> None:
+def test_killed_while_it_writes(children: ChildProcesses, unbroken: Path, shapes: Path, tmp_path: Path) -> None:
     """Half a checkpoint: the first one, one after an evaluation, the best one. What was there before still is."""
     left = []
     for number in (1, 2, 2, 3):  # of a process's checkpoints: steps 4; 6 (before its evaluation); 6 (best); then 8
-        assert helper.run(helper.job(settings(shapes), tmp_path, kill_in_save=number)) == [KILLED]
+        assert children.run(children.job(settings(shapes), tmp_path, kill_in_save=number)) == [KILLED]
         assert len(list(tmp_path.glob(".*.safetensors"))) == 1
         left.append(load(tmp_path / "last.safetensors").step if (tmp_path / "last.safetensors").exists() else 0)
     assert left == [0, 4, 6, 6]
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 9, "loss": 0.5}\n{"step": 10, "lo')  # written, and half written, after the checkpoint
-    assert train(settings(shapes), tmp_path, "cpu", builder()) == 0
+    assert train(settings(shapes), tmp_path, "cpu", tiny()) == 0
     assert_same_run(tmp_path, unbroken)
     assert not list(tmp_path.glob(".*"))
 
@@ -66,30 +68,30 @@ def assert_close_runs(out: Path, reference: Path, steps: list[int]) -> None:
 
 @pytest.mark.parametrize(("first", "second"), [(2, 2), (2, 1), (1, 2)])
 def test_the_number_of_processes_may_change(
-    helper: Helper, shapes: Path, tmp_path: Path, first: int, second: int
+    children: ChildProcesses, shapes: Path, tmp_path: Path, first: int, second: int
 ) -> None:
     """No images_per_step in the configuration: the run keeps the 4 of its first processes, with their learning rate."""
 
     def config(iterations: int, images_per_gpu: int) -> Config:
-        more = {"images_per_step": None, "lr": None, "ema": 0.9, "clip_norm": 1.0, "evaluate_every": 6}
+        more: dict[str, Any] = {"images_per_step": None, "lr": None, "ema": 0.9, "clip_norm": 1.0, "evaluate_every": 6}
         return settings(shapes, iterations=iterations, images_per_gpu=images_per_gpu, **more)
 
     at_once = 4 // first  # then 2 -> 1 is two passes a step, and 1 -> 2 has to be told of smaller ones
     for iterations, world, images in ((3, first, at_once), (6, second, min(at_once, 4 // second))):
-        jobs = helper.ranks(world, config(iterations, images), tmp_path / "run")
-        assert helper.run(*jobs) == [0] * world
-    assert train(config(6, 4), tmp_path / "one", "cpu", builder(noise=False)) == 0
+        jobs = children.ranks(world, config(iterations, images), tmp_path / "run")
+        assert children.run(*jobs) == [0] * world
+    assert train(config(6, 4), tmp_path / "one", "cpu", tiny(noise=False)) == 0
     assert_close_runs(tmp_path / "run", tmp_path / "one", [1, 2, 3, 4, 5, 6, 6])
     assert load(tmp_path / "run" / "last.safetensors").images_per_step == 4
 
 
-def test_a_signal_to_one_process_stops_all(helper: Helper, shapes: Path, tmp_path: Path) -> None:
-    jobs = helper.ranks(2, settings(shapes, iterations=100_000, evaluate_every=0), tmp_path)
-    assert helper.run(jobs[0], jobs[1] | {"stop": 3}) == [signal.SIGTERM, signal.SIGTERM]
+def test_a_signal_to_one_process_stops_all(children: ChildProcesses, shapes: Path, tmp_path: Path) -> None:
+    jobs = children.ranks(2, settings(shapes, iterations=100_000, evaluate_every=0), tmp_path)
+    assert children.run(jobs[0], jobs[1] | {"stop": 3}) == [signal.SIGTERM, signal.SIGTERM]
     assert load(tmp_path / "last.safetensors").step == 3
 
 
-def test_two_nodes_of_torchrun_train_the_real_network_as_one_process(helper: Helper, tmp_path: Path) -> None:
+def test_two_nodes_of_torchrun_train_the_real_network_as_one_process(children: ChildProcesses, tmp_path: Path) -> None:
     """Images of one size, or each process would pad its own, and batch normalisation sees the padding."""
     shapes = write_shapes(tmp_path / "shapes", {"train": 6, "val": 3}, sizes=[(64, 96)], progress=False)
     config = settings(
@@ -106,6 +108,6 @@ def test_two_nodes_of_torchrun_train_the_real_network_as_one_process(helper: Hel
     said = [node.communicate(timeout=150)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
     assert "4 = 2 processes x 2 images x 1 passes" in "".join(said)
-    assert helper.run(helper.job(config, tmp_path / "one", real=True)) == [0]
+    assert children.run(children.job(config, tmp_path / "one", real=True)) == [0]
     assert_close_runs(tmp_path / "two", tmp_path / "one", [1, 2, 3, 3])
     assert {"pq", "miou", "box_ap", "mask_ap"} <= set(metrics(tmp_path / "two")[-1])

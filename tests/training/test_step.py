@@ -13,16 +13,31 @@ import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from tests.training.standin import assert_same_run, builder, free_port, metrics, sends_signal, settings
+from tests.training.child_processes import free_port
+from tests.training.tiny_network import (
+    Accident,
+    Losses,
+    TinyNetwork,
+    assert_same_run,
+    metrics,
+    no_accident,
+    sends_signal,
+    settings,
+    tiny,
+)
 from training.batch_norm import GlobalBatchNorm, synchronise
 from training.checkpoint import load
-from training.config import Config
 from training.distributed import Process
-from training.loop import Run, find_checkpoint, train
+from training.loop import Run, train
 from training.step import TrainingError, average_of
-from upsnet.categories import Categories
 
 CPU = Process(0, 1, torch.device("cpu"))
+
+
+class LateCPU(Process):
+    """Its numbers come a step late, as a GPU's do."""
+
+    late = 1
 
 
 def final_weights(out: Path) -> dict[str, Tensor]:
@@ -30,9 +45,9 @@ def final_weights(out: Path) -> dict[str, Tensor]:
 
 
 def losses_of(shapes: Path, out: Path, **options: Any) -> list[float]:
-    """Of a run of the stand-in without noise."""
+    """Of a run of the tiny network without noise."""
     options = {"evaluate_every": 0, "warmup": 0} | options
-    assert train(settings(shapes, **options), out, "cpu", builder(noise=False)) == 0
+    assert train(settings(shapes, **options), out, "cpu", tiny(noise=False)) == 0
     return [line["loss"] for line in metrics(out)]
 
 
@@ -57,36 +72,24 @@ def test_numbers_that_come_a_step_late_as_on_a_gpu(unbroken: Path, shapes: Path,
     the weights, nor on the disk. Without a fault the run is the same, and a signal is granted a step later."""
     images: list[list[int]] = []
 
-    def accident(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        if calls == 6 and out.name == "nan":
-            return losses | {"semantic": losses["semantic"] * math.nan}
-        return sends_signal(signal.SIGTERM, 7)(calls, losses, model) if out.name == "signal" else losses
+    def late(name: str, accident: Accident, **schedule: Any) -> Run:
+        task = tiny(accident=accident, seen=lambda batch: images.append(batch.image_ids))
+        return Run(settings(shapes, **schedule), tmp_path / name, LateCPU(*CPU), task)
 
-    def late(name: str) -> Run:
-        run = Run(settings(shapes), tmp_path / name, CPU, find_checkpoint(tmp_path / name, settings(shapes)), build)
-        run.stepper._late = 1
-        return run
+    def not_a_number(call: int, losses: Losses, model: TinyNetwork) -> Losses:
+        return losses | {"semantic": losses["semantic"] * (math.nan if call == 6 else 1)}
 
-    def build(config: Config, categories: Categories) -> tuple[nn.Module, nn.Module]:
-        model, losses = builder(accident=accident)(config, categories)
-        losses.register_forward_pre_hook(lambda _, given: images.append(given[0].image_ids))
-        return model, losses
-
-    out = tmp_path / "nan"
-    run = late("nan")
-    run.schedule = run.schedule.model_copy(update={"evaluate_every": 0})  # which would ask for the numbers at once
+    run = late("nan", not_a_number, evaluate_every=0)  # an evaluation would ask for the numbers at once
     with pytest.raises(TrainingError, match=r"^step 6: not finite") as caught:
         run.loop()
     assert len(images) == 7 and f"images {images[5][0]}, {images[5][1]};" in str(caught.value)
     assert all(torch.isfinite(parameter).all() for parameter in run.model.parameters())
+    out = tmp_path / "nan"
     assert load(out / "last.safetensors").step == 4 and [line["step"] for line in metrics(out)] == [1, 2, 3, 4, 5]
-    out = tmp_path / "signal"
-    assert late("signal").loop() == signal.SIGTERM
-    assert load(out / "last.safetensors").step == 8
-    out.rename(tmp_path / "run")
-    out = tmp_path / "run"
-    assert late("run").loop() == 0
-    assert_same_run(out, unbroken)
+    assert late("run", sends_signal(signal.SIGTERM, 7)).loop() == signal.SIGTERM
+    assert load(tmp_path / "run" / "last.safetensors").step == 8
+    assert late("run", no_accident).loop() == 0
+    assert_same_run(tmp_path / "run", unbroken)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -102,14 +105,15 @@ def test_low_precision_learns_about_the_same(shapes: Path, tmp_path: Path, preci
 def test_fp16_leaves_out_steps_that_overflow_and_halves_its_scale(shapes: Path, tmp_path: Path) -> None:
     """The scale survives in the checkpoint, and the resumed run is the unbroken one."""
 
-    def overflows(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        if calls in (1, 3):  # the gradient of a finite loss overflows once it is scaled
+    def overflows(call: int, losses: Losses, model: TinyNetwork) -> Losses:
+        if call in (1, 3):  # the gradient of a finite loss overflows once it is scaled
             losses["semantic"] = losses["semantic"] + 1e35 * (model.conv.weight - model.conv.weight.detach()).sum()
         return losses
 
     compute = {"precision": "fp16"}
     config = settings(shapes, iterations=4, evaluate_every=0, warmup=0, momentum=0.9, compute=compute)
-    run = Run(config, tmp_path / "a", CPU, None, builder(noise=False, accident=overflows))
+    run = Run(config, tmp_path / "a", CPU, tiny(noise=False, accident=overflows))
+    assert isinstance(run.model, TinyNetwork)
     start = run.model.conv.weight.detach().clone()
     assert run.loop() == 0
     norms = [line["grad_norm"] for line in metrics(tmp_path / "a")]
@@ -123,7 +127,7 @@ def test_fp16_leaves_out_steps_that_overflow_and_halves_its_scale(shapes: Path, 
 def test_fp16_stops_where_a_smaller_scale_cannot_help(shapes: Path, tmp_path: Path, fault: str, step: int) -> None:
     """A gradient that is not finite at any scale down to 1; finite ones whose norm is not; a loss."""
 
-    def accident(calls: int, losses: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    def accident(call: int, losses: Losses, model: TinyNetwork) -> Losses:
         weight = model.conv.weight
         extra = {
             "gradient": (weight * 0).sqrt().sum(),
@@ -134,7 +138,7 @@ def test_fp16_stops_where_a_smaller_scale_cannot_help(shapes: Path, tmp_path: Pa
 
     config = settings(shapes, iterations=40, evaluate_every=0, compute={"precision": "fp16"})
     with pytest.raises(TrainingError, match=rf"^step {step}: not finite"):
-        train(config, tmp_path, "cpu", builder(accident=accident))
+        train(config, tmp_path, "cpu", tiny(accident=accident))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -165,6 +169,7 @@ def test_average_by_hand() -> None:
     """The decay of update t is 1 - t^-.75, at most .5: 0, 1 - 2^-.75 = .4054, then .5."""
     model = nn.BatchNorm1d(1)
     average = average_of(model, 0.5)
+    assert model.running_mean is not None
     expected = None
     for update, value in enumerate([8.0, 4.0, 2.0], 1):
         with torch.no_grad():
@@ -201,10 +206,10 @@ def test_global_batch_norm_is_batch_norm(alone_in_gloo: None) -> None:
             out, expected = holder(ours), plain(theirs)
             assert torch.allclose(out, expected, atol=1e-6)
         weight = torch.randn_like(out)
-        (out * weight).sum().backward()
-        (expected * weight).sum().backward()
-        assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
-        assert torch.allclose(holder[0].weight.grad, plain.weight.grad, atol=1e-5)
+        gradients = torch.autograd.grad((out * weight).sum(), (ours, holder[0].weight))
+        wanted = torch.autograd.grad((expected * weight).sum(), (theirs, plain.weight))
+        assert torch.allclose(gradients[0], wanted[0], atol=1e-6)
+        assert torch.allclose(gradients[1], wanted[1], atol=1e-5)
         for name, buffer in plain.named_buffers():
             assert torch.allclose(holder[0].state_dict()[name], buffer, rtol=1e-6)
         holder.eval(), plain.eval()

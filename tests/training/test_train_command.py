@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 import training.train
-from tests.training.standin import settings
+from tests.training.tiny_network import settings
+from training.step import TrainingError
 from upsnet.command_line.command import make_app
 
 
@@ -21,64 +21,56 @@ def run_command(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stderr
 
 
-def test_command_refuses_bad_input_in_one_line(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(shapes).model_dump(mode="json")))
+@pytest.fixture
+def config(shapes: Path, tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(settings(shapes).model_dump_json())  # which is YAML too
+    return tmp_path / "tiny.yaml"
+
+
+def test_command_refuses_bad_input_in_one_line(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.parent)
     for arguments, expected in {
-        ("--config", "none.yaml"): "none.yaml: no such configuration",
-        ("--config", "tiny.yaml", "--set", "schedule.speed=1"): "schedule.speed",
-        (
-            "--config",
-            "tiny.yaml",
-            "--set",
-            "data.train.json_file=a/b.json",
-        ): "a/b.json: no such file (data.train.json_file)",
-        ("--config", "tiny.yaml", "--set", "data.val.images=a/b"): "a/b: no such folder (data.val.images)",
-        ("--config", "tiny.yaml", "--device", "tpu9"): "device 'tpu9'",
-        ("--config", "tiny.yaml", "--iterations", "0"): "schedule.iterations",
-        ("--config", "tiny.yaml", "--processes", "0"): "--processes 0: give a number from 1 up",
-        ("--config", "tiny.yaml", "--processes", "2", "--set", "schedule.speed=1"): "schedule.speed",
+        "--config=none.yaml": "none.yaml: no such configuration",
+        "--set=schedule.speed=1": "schedule.speed",
+        "--set=data.train.json_file=a/b.json": "a/b.json: no such file (data.train.json_file)",
+        "--set=data.val.images=a/b": "a/b: no such folder (data.val.images)",
+        "--device=tpu9": "device 'tpu9'",
+        "--iterations=0": "schedule.iterations",
+        "--processes=0": "--processes 0: give a number from 1 up",
+        "--processes=2 --set=schedule.speed=1": "schedule.speed",
     }.items():
-        code, stderr = run_command(*arguments)
+        code, stderr = run_command("--config=tiny.yaml", *arguments.split())
         assert code == 2
         assert expected in stderr
         assert stderr.startswith("error: ")
         assert stderr.count("\n") == 1
-    assert os.listdir(tmp_path) == ["tiny.yaml"]
+    assert os.listdir() == ["tiny.yaml"]
 
 
-def test_command_passes_everything_on(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[Any] = []
-    monkeypatch.setattr(training.train, "train", lambda *given, **more: called.append((given, more)) or signal.SIGTERM)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings(shapes).model_dump(mode="json")))
-    command = (
-        "--config",
-        str(tmp_path / "tiny.yaml"),
-        "--set",
-        "schedule.lr=0.5",
-        "--iterations",
-        "77",
-        "--device",
-        "cpu",
-        "--init",
-        "start.safetensors",
-    )
-    for arguments in (command, (*command, "--out", "x/y")):
+def test_command_passes_everything_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Mock(return_value=signal.SIGTERM)
+    monkeypatch.setattr(training.train, "train", train)
+    options = ["--set=schedule.lr=0.5", "--iterations=77", "--device=cpu", "--init=start.safetensors"]
+    command = [f"--config={config}", *options]
+    for arguments in (command, [*command, "--out=x/y"]):
         code, stderr = run_command(*arguments)
         assert code == 143
         assert "stopped by signal 15" in stderr
-    ((config, out, device), options), ((_, named, _), _) = called
+    ((given, out, device), options), ((_, named, _), _) = train.call_args_list
     assert options == {"init": Path("start.safetensors")}
-    assert (config.schedule.lr, config.schedule.iterations, device) == (0.5, 77, "cpu")
+    assert (given.schedule.lr, given.schedule.iterations, device) == (0.5, 77, "cpu")
     assert (out, named) == (Path("runs/tiny"), Path("x/y"))
 
 
-def test_several_processes_get_everything_too(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[Any] = []
-    monkeypatch.setattr(training.train, "launch", lambda *given: called.append(given) or 143)
-    config = tmp_path / "tiny.yaml"
-    config.write_text(yaml.safe_dump(settings(shapes).model_dump(mode="json")))
+def test_several_processes_get_everything_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Mock(return_value=143)
+    monkeypatch.setattr(training.train, "launch", launch)
     options = ["--set=schedule.lr=0.5", "--iterations=77", "--device=cpu", "--init=a b", "--processes=3"]
     assert run_command(f"--config={config}", *options) == (143, "")
     sets = ["--set=schedule.lr=0.5", "--set=schedule.iterations=77", "--set=schedule.images=null"]
-    assert called == [(3, [f"--config={config}", "--out=runs/tiny", "--device=cpu", "--init=a b", *sets])]
+    launch.assert_called_once_with(3, [f"--config={config}", "--out=runs/tiny", "--device=cpu", "--init=a b", *sets])
+
+
+def test_training_that_cannot_go_on_ends_in_one_line(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.train, "train", Mock(side_effect=TrainingError("step 6: not finite")))
+    assert run_command(f"--config={config}") == (2, "error: step 6: not finite\n")

@@ -31,7 +31,7 @@ from training.benchmark.synthetic import write_panoptic_set
 from training.config import Config, TimmConfig, load_config
 from training.data.batch import fit_workers
 from training.data.coco_panoptic import PanopticDataset
-from training.datasets import open_training
+from training.data.open import open_training
 from training.predictor import open_device
 from upsnet.command_line.command import run
 from upsnet.command_line.tables import print_tables

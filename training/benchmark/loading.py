@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
-import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.config import Config
 from training.data.batch import Batch, make_loader
 from training.data.coco_panoptic import PanopticDataset
-from training.datasets import make_sampler
-from training.distributed import Process
+from training.data.open import make_sampler
 from training.schedule import make_plan
 
 
@@ -31,9 +28,8 @@ class Rate(NamedTuple):
 
 def open_loader(dataset: PanopticDataset, config: Config, batches: int, workers: int) -> DataLoader:
     """The first `batches` batches of a run on one GPU."""
-    plan = replace(make_plan(config.schedule, 1), iterations=batches)
-    one = Process(0, 1, torch.device("cpu"))
-    return make_loader(dataset, make_sampler(dataset, config.data, config.seed, plan, one, first_step=0), workers)
+    plan = make_plan(config.schedule, 1).model_copy(update={"iterations": batches})
+    return make_loader(dataset, make_sampler(dataset, config, plan), workers)
 
 
 def take_batches(dataset: PanopticDataset, config: Config, count: int) -> list[Batch]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from training.data.coco_panoptic import PanopticDataset
 from training.data.sample import IGNORE, Sample
+from training.schedule import Plan
 from training.signals import ignore_stop_signals
 from upsnet.datasets.parallel import usable_cores
 from upsnet.errors import InputError
@@ -68,91 +70,39 @@ def collate_train(samples: Sequence[Sample], divisor: int = 32) -> Batch:
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
-    """Lists of (draw, index), one for each forward pass of process `rank` in the steps first_step .. steps - 1.
+    """Lists of (draw, index), one for each forward pass of process `rank` in the plan's steps from `first_step` on.
 
     The images come from one endless row of permutations of the data set, one permutation an epoch; draw is the epoch.
-    The global batch of a step depends on (groups, images_per_step, seed, step) alone: a resumed run sees what an
-    uninterrupted one would have seen. The ranks share it in equal, consecutive parts, and each its part in `passes`
-    forward passes, so these numbers do not change it either.
-
-    groups: an integer for each of the `size` images, as `orientations` gives; all images of a step are of one group.
-    Every group fills batches of its own in the order of the row, and a batch's step comes when its last image comes up.
-    So each epoch is a permutation within every group, and what is left at its end waits for the group's next images.
+    groups: an integer for each image, as `orientations` gives. An image waits in its group until a step's images have
+    come together there; that is the next step. So all images of a step are of one group. The global batch of a step
+    depends on (groups, images_per_step, seed, step) alone: a resumed run sees what an uninterrupted one would have
+    seen. The processes share it in equal, consecutive parts, and each process its part in forward passes, so their
+    numbers do not change it either.
     """
 
-    def __init__(
-        self,
-        size: int,
-        images_per_step: int,
-        steps: int,
-        seed: int = 0,
-        *,
-        first_step: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        passes: int = 1,
-        groups: np.ndarray | None = None,
-    ) -> None:
-        if size < 1 or images_per_step < 1 or seed < 0:
-            raise ValueError(f"size {size}, images_per_step {images_per_step} (from 1 up) or seed {seed} (from 0 up)")
-        if not 0 <= rank < world or images_per_step % (world * passes):
-            raise ValueError(
-                f"rank {rank} of {world}, {passes} passes: {images_per_step} images a step cannot be shared equally"
-            )
-        self.size, self.images_per_step, self.steps, self.seed = size, images_per_step, steps, seed
-        self.first_step, self.rank = first_step, rank
-        self.share, self.at_once = images_per_step // world, images_per_step // world // passes
-        groups = np.zeros(size, np.int64) if groups is None else groups
-        _, self.groups, counts = np.unique(groups, return_inverse=True, return_counts=True)
-        self.counts: list[int] = counts.tolist()
-        self._epoch = lru_cache(maxsize=8)(self._draw)
-        self._batches = lru_cache(maxsize=2)(self._completed)
+    def __init__(self, groups: Sequence[int], plan: Plan, seed: int = 0, rank: int = 0, first_step: int = 0) -> None:
+        self.groups, self.plan, self.seed, self.rank, self.first_step = groups, plan, seed, rank, first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for step in range(self.first_step, self.steps):
-            batch = self.batch(step)
-            for start in range(self.rank * self.share, (self.rank + 1) * self.share, self.at_once):
-                yield batch[start : start + self.at_once]
+        at_once, share = self.plan.images_per_gpu, self.plan.images_per_gpu * self.plan.passes
+        for batch in islice(self._global_batches(), self.first_step, self.plan.iterations):
+            for start in range(self.rank * share, (self.rank + 1) * share, at_once):
+                yield batch[start : start + at_once]
 
-    def __len__(self) -> int:
-        return max(0, self.steps - self.first_step) * (self.share // self.at_once)
-
-    def batch(self, step: int) -> list[tuple[int, int]]:
-        """The (draw, index) of all processes in that step."""
-        most = (step + len(self.counts)) * self.images_per_step // self.size + 2  # epochs that surely go beyond it
-        epoch = bisect_right(range(most), step, key=self._complete) - 1
-        group, number = self._batches(epoch)[step - self._complete(epoch)]
-        images = range(number * self.images_per_step, (number + 1) * self.images_per_step)
-        return [self._image(group, place) for place in images]
-
-    def _complete(self, epochs: int) -> int:
-        """How many batches are complete after that many epochs."""
-        return sum(epochs * count // self.images_per_step for count in self.counts)
-
-    def _completed(self, epoch: int) -> list[tuple[int, int]]:
-        """The (group, number among the group's) of the batches that an epoch completes, in their order."""
-        ends: list[tuple[int, int, int]] = []
-        for group, (count, (_, places)) in enumerate(zip(self.counts, self._epoch(epoch), strict=True)):
-            first, end = (e * count // self.images_per_step for e in (epoch, epoch + 1))
-            last = np.arange(first + 1, end + 1) * self.images_per_step - 1 - epoch * count
-            ends += [(place, group, first + i) for i, place in enumerate(places[last].tolist())]
-        return [(group, number) for _, group, number in sorted(ends)]
-
-    def _image(self, group: int, number: int) -> tuple[int, int]:
-        """(draw, index) of a group's image `number`, counted through all epochs."""
-        epoch, offset = divmod(number, self.counts[group])
-        return epoch, int(self._epoch(epoch)[group][0][offset])
-
-    def _draw(self, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """An epoch's permutation by group: its images in order, and their places in the whole."""
-        order = permutation(self.seed, epoch, self.size)
-        places = [np.flatnonzero(self.groups[order] == group) for group in range(len(self.counts))]
-        return [(order[chosen], chosen) for chosen in places]
+    def _global_batches(self) -> Iterator[list[tuple[int, int]]]:
+        """The (draw, index) of all processes' images in each step, without end."""
+        waiting: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        for epoch in count():
+            for index in permutation(self.seed, epoch, len(self.groups)).tolist():
+                group = self.groups[index]
+                waiting[group].append((epoch, index))
+                if len(waiting[group]) == self.plan.images_per_step:
+                    yield waiting.pop(group)
 
 
-def orientations(sizes: np.ndarray) -> np.ndarray:
+def orientations(sizes: np.ndarray) -> list[int]:
     """N x 2 heights and widths -> 1 for portraits, 0 for landscapes and squares: groups of a StepSampler."""
-    return (sizes[:, 0] > sizes[:, 1]).astype(np.int64)
+    return (sizes[:, 0] > sizes[:, 1]).astype(int).tolist()
 
 
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:

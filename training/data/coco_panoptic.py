@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from training.data.sample import IGNORE, Sample
-from training.data.transforms import Augment
-from upsnet.datasets.coco_format import read_panoptic_png
+from training.data.transforms import NO_AUGMENTATION, Augment
 from upsnet.datasets.folder import PanopticFolder, Record
-from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, to_network, to_original
@@ -23,41 +18,23 @@ from upsnet.run_lengths import Runs, find_runs, measure_runs, paint
 MOST_SEGMENTS = (1 << 15) - 1  # of an image: instances are int16
 
 
-class GroundTruth(NamedTuple):
-    """One image's truth at its original size, for evaluation."""
-
-    ids: np.ndarray  # int32 H x W, 0 is void
-    segments: list[SegmentInfo]
-    file_name: str
-    image_id: int
-    photo: Path
-
-
 class PanopticDataset(Dataset[Sample]):
     """Samples in the order of the image ids; `categories` come from the JSON.
 
     dataset[draw, i] is the sample i as augmented at its draw number `draw`, a function of (seed, draw, i) alone;
-    dataset[i] is draw 0. Without `augment` every draw is the photo at its network size. Images without segments or
+    dataset[i] is draw 0. By default every draw is the photo at its network size. Images without segments or
     without things are samples like any other. Raises InputError naming the file and the image: at once for faults of
     the JSON and missing files, when an image is read for faults of its photo and its PNG.
     """
 
-    def __init__(
-        self,
-        json_file: Path,
-        segments: Path,
-        images: Path,
-        rule: ResizeRule,
-        augment: Augment | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.folder = PanopticFolder(Split(json_file=json_file, segments=segments, images=images))
+    def __init__(self, split: Split, rule: ResizeRule, augment: Augment = NO_AUGMENTATION, seed: int = 0) -> None:
+        self.folder = PanopticFolder(split)
         self.categories = self.folder.categories
         self.rule, self.augment, self.seed = rule, augment, seed
         self.records = self.folder.records.by_image_id()
         if len(self.categories) > IGNORE:
-            raise InputError(f"{json_file}: {len(self.categories)} categories; the most is {IGNORE}")
-        if augment and any(side > rule.max_side for side in augment.short_sides):
+            raise InputError(f"{split.json_file}: {len(self.categories)} categories; the most is {IGNORE}")
+        if any(side > rule.max_side for side in augment.short_sides):
             raise InputError(f"augment: short_sides {list(augment.short_sides)} go over max_side {rule.max_side}")
 
     @property
@@ -72,13 +49,6 @@ class PanopticDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def ground_truth(self, index: int) -> GroundTruth:
-        """The truth of sample `index`, checked against the JSON; the photo is not read."""
-        record = self.records[index]
-        ids = read_panoptic_png(record.png)
-        self._segment_rows(record, find_runs(ids))
-        return GroundTruth(ids, record.segments, record.file_name, record.image_id, record.photo)
-
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         draw, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
@@ -86,11 +56,10 @@ class PanopticDataset(Dataset[Sample]):
         runs = find_runs(ids)
         rows = paint(runs, self._segment_rows(record, runs))
         draws = np.random.default_rng([self.seed, draw, index % len(self)])
-        rule, zoomed = self.augment.draw_rules(self.rule, draws) if self.augment else (self.rule, self.rule)
+        rule, zoomed = self.augment.draw_rules(self.rule, draws)
         net = to_network(photo, zoomed)
         height, width = net.size
-        augment = self.augment or Augment(flip=0.0)
-        image, segments = augment.apply(
+        image, segments = self.augment.apply(
             net.image[:height, :width],
             to_original(rows, net.original, net.size),  # nearest: pixel i from floor((i + .5) * original / network)
             rule.network_size(*net.original),

@@ -32,12 +32,8 @@ class Augment:
     short_sides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (0 <= self.flip <= 1 and 0 <= self.color <= 1):
-            raise InputError(f"augment: flip {self.flip} and color {self.color} must lie in [0, 1]")
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
             raise InputError(f"augment: scale {list(self.scale)} must be a range of positive factors, the least first")
-        if any(side < 1 for side in self.short_sides):
-            raise InputError(f"augment: short_sides {list(self.short_sides)} must be at least 1")
 
     def draw_rules(self, rule: ResizeRule, draws: np.random.Generator) -> tuple[ResizeRule, ResizeRule]:
         """The rule of the sample's size, and the zoomed one to resize the photo with before a window is cut out."""
@@ -66,6 +62,9 @@ class Augment:
             image = F.adjust_contrast(F.adjust_brightness(image, brightness), contrast)
             image = F.adjust_hue(F.adjust_saturation(image, saturation), hue)
         return image.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+
+
+NO_AUGMENTATION = Augment(flip=0.0)  # the photo as it is, whatever is drawn
 
 
 def resized(rule: ResizeRule, short_side: int, max_side: int) -> ResizeRule:

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import training.data.batch
+from tests.training.tiny_network import shapes_split
+from training.config import ScheduleConfig
 from training.data.batch import (
     StepSampler,
     collate_train,
@@ -26,15 +28,15 @@ from training.data.batch import (
 )
 from training.data.coco_panoptic import PanopticDataset
 from training.data.sample import IGNORE, Sample
-from training.data.transforms import Augment
+from training.data.transforms import NO_AUGMENTATION, Augment
+from training.schedule import make_plan
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, collate, to_network
 from upsnet.photos import read_photo
 
 
-def open_shapes(folder: Path, augment: Augment | None = None, divisor: int = 32) -> PanopticDataset:
-    rule = ResizeRule(short_side=80, max_side=120, divisor=divisor)
-    return PanopticDataset(folder / "train.json", folder / "panoptic_train", folder / "train", rule, augment)
+def open_shapes(folder: Path, augment: Augment = NO_AUGMENTATION, divisor: int = 32) -> PanopticDataset:
+    return PanopticDataset(shapes_split(folder), ResizeRule(short_side=80, max_side=120, divisor=divisor), augment)
 
 
 def flat_sample(height: int, width: int, things: int) -> Sample:
@@ -69,7 +71,7 @@ def test_padding_by_hand() -> None:
 def test_images_are_the_predictors_input(shapes_folder: Path) -> None:
     dataset = open_shapes(shapes_folder)
     batch = collate_train([dataset[i] for i in range(5)])
-    photos = [read_photo(dataset.ground_truth(i).photo) for i in range(5)]
+    photos = [read_photo(dataset.records[i].photo) for i in range(5)]
     images, sizes, scales = collate([to_network(photo, dataset.rule) for photo in photos])
     assert np.array_equal(batch.images, images) and np.array_equal(batch.sizes, sizes)
     assert np.array_equal(batch.scales, scales)
@@ -90,13 +92,22 @@ def test_to_a_device_moves_everything() -> None:
     assert {t.device.type for t in tensors} == {"meta"} and batch.image_ids == [4]
 
 
+def sampler(
+    images: int | list[int], total: int, steps: int, seed: int = 0, *, world: int = 1, passes: int = 1, **place: int
+) -> StepSampler:
+    """Over a number of images, or their groups; `total` images a step. place: rank, first_step."""
+    schedule = ScheduleConfig(iterations=steps, images_per_step=total, images_per_gpu=total // world // passes)
+    groups = images if isinstance(images, list) else [0] * images
+    return StepSampler(groups, make_plan(schedule, world), seed, **place)
+
+
 def test_sampler_known_answers() -> None:
     assert permutation(0, 0, 5).tolist() == [3, 2, 1, 0, 4]
     assert permutation(0, 1, 5).tolist() == [4, 1, 2, 0, 3]
     batches = [[(0, 3), (0, 2)], [(0, 1), (0, 0)], [(0, 4), (1, 4)], [(1, 1), (1, 2)]]
-    assert list(StepSampler(5, 2, 4, seed=0)) == batches
-    assert list(StepSampler(5, 2, 4, seed=0, first_step=2)) == batches[2:]
-    assert list(StepSampler(5, 2, 4, seed=0, rank=1, world=2)) == [[(0, 2)], [(0, 0)], [(1, 4)], [(1, 2)]]
+    assert list(sampler(5, 2, 4)) == batches
+    assert list(sampler(5, 2, 4, first_step=2)) == batches[2:]
+    assert list(sampler(5, 2, 4, rank=1, world=2)) == [[(0, 2)], [(0, 0)], [(1, 4)], [(1, 2)]]
 
 
 @given(
@@ -108,33 +119,31 @@ def test_sampler_known_answers() -> None:
 )
 def test_sampler_properties(size: int, share: int, world: int, first: int, seed: int) -> None:
     steps, total = 12, share * world
-    whole = list(StepSampler(size, total, steps, seed))
+    whole = list(sampler(size, total, steps, seed))
     assert len(whole) == steps
     row = [pair for batch in whole for pair in batch]
     for epoch in range(len(row) // size):  # every epoch is a permutation, without gaps
         part = row[epoch * size : (epoch + 1) * size]
         assert {draw for draw, _ in part} == {epoch} and sorted(i for _, i in part) == list(range(size))
-    assert list(StepSampler(size, total, steps, seed, first_step=first)) == whole[first:]
-    ranks = [StepSampler(size, total, steps, seed, rank=rank, world=world) for rank in range(world)]
+    assert list(sampler(size, total, steps, seed, first_step=first)) == whole[first:]
+    ranks = [sampler(size, total, steps, seed, rank=rank, world=world) for rank in range(world)]
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == whole
-    assert len(StepSampler(size, total, steps, seed, first_step=first)) == steps - first
 
 
 def test_passes_share_a_step_in_order() -> None:
-    whole = list(StepSampler(5, 4, 3, seed=0))
-    passes = StepSampler(5, 4, 3, seed=0, passes=2)
-    assert list(passes) == [part for batch in whole for part in (batch[:2], batch[2:])] and len(passes) == 6
-    second = StepSampler(5, 4, 3, seed=0, first_step=1, rank=1, world=2, passes=2)
+    whole = list(sampler(5, 4, 3))
+    assert list(sampler(5, 4, 3, passes=2)) == [part for batch in whole for part in (batch[:2], batch[2:])]
+    second = sampler(5, 4, 3, first_step=1, rank=1, world=2, passes=2)
     assert list(second) == [[pair] for batch in whole[1:] for pair in batch[2:]]
 
 
 def test_groups_known_answer() -> None:
     """The row: 3 2 1 0 4 | 4 1 2 0 3 | ...; 0 and 3 are portraits. Landscapes 2 1, portraits 3 0, then 4 4, ..."""
     groups = orientations(np.array([[9, 5], [5, 9], [5, 5], [6, 5], [5, 6]], np.int32))
-    assert groups.tolist() == [1, 0, 0, 1, 0]
+    assert groups == [1, 0, 0, 1, 0]
     expected = [[(0, 2), (0, 1)], [(0, 3), (0, 0)], [(0, 4), (1, 4)], [(1, 1), (1, 2)], [(1, 0), (1, 3)]]
-    assert list(StepSampler(5, 2, 5, seed=0, groups=groups)) == expected
-    assert list(StepSampler(5, 2, 5, seed=0, groups=groups, first_step=3)) == expected[3:]
+    assert list(sampler(groups, 2, 5)) == expected
+    assert list(sampler(groups, 2, 5, first_step=3)) == expected[3:]
 
 
 @given(
@@ -147,8 +156,7 @@ def test_groups_known_answer() -> None:
 )
 def test_groups_properties(groups: list[int], share: int, world: int, passes: int, first: int, seed: int) -> None:
     size, steps, total = len(groups), 12, share * world * passes
-    kinds = np.array(groups)
-    whole = list(StepSampler(size, total, steps, seed, groups=kinds))
+    whole = list(sampler(groups, total, steps, seed))
     assert all(len(batch) == total and len({groups[index] for _, index in batch}) == 1 for batch in whole)
     for kind in set(groups):  # every group walks through its own part of every permutation, without gaps
         members = [index for index in range(size) if groups[index] == kind]
@@ -160,7 +168,7 @@ def test_groups_properties(groups: list[int], share: int, world: int, passes: in
     seen = size + len(set(groups)) * total  # images that wait for their batch are fewer than one batch a group
     assert all(abs(draw * size - step * total) <= seen for step, batch in enumerate(whole) for draw, _ in batch[-1:])
     ranks = [
-        StepSampler(size, total, steps, seed, first_step=first, rank=rank, world=world, passes=passes, groups=kinds)
+        sampler(groups, total, steps, seed, world=world, passes=passes, rank=rank, first_step=first)
         for rank in range(world)
     ]
     rows = [np.array(list(chain(*rank))).reshape(-1, share * passes, 2) for rank in ranks]  # by step
@@ -172,25 +180,11 @@ def test_seeds_and_epochs_differ() -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"size": 0, "images_per_step": 1, "steps": 1}, "size 0"),
-        ({"size": 4, "images_per_step": 0, "steps": 1}, "images_per_step 0"),
-        ({"size": 4, "images_per_step": 3, "steps": 1, "world": 2}, "cannot be shared equally"),
-        ({"size": 4, "images_per_step": 2, "steps": 1, "rank": 2, "world": 2}, "rank 2 of 2"),
-    ],
-)
-def test_impossible_samplers(arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        StepSampler(**arguments)  # type: ignore[arg-type]
-
-
 def test_loader_with_workers_gives_the_same_batches(shapes_folder: Path) -> None:
     dataset = open_shapes(shapes_folder, Augment(0.5, 0.2, (0.7, 1.4)), divisor=16)
     state = torch.get_rng_state()
-    alone = list(make_loader(dataset, StepSampler(len(dataset), 4, 3)))
-    helped = list(make_loader(dataset, StepSampler(len(dataset), 4, 3, first_step=1), workers=2))
+    alone = list(make_loader(dataset, sampler(len(dataset), 4, 3)))
+    helped = list(make_loader(dataset, sampler(len(dataset), 4, 3, first_step=1), workers=2))
     assert torch.equal(torch.get_rng_state(), state)
     assert len(alone) == 3 and len(helped) == 2
     for one, two in zip(alone[1:], helped, strict=True):
@@ -204,9 +198,9 @@ def test_loader_with_workers_gives_the_same_batches(shapes_folder: Path) -> None
 def test_a_faulty_image_is_one_line_and_no_worker_stays(shapes_folder: Path, tmp_path: Path, workers: int) -> None:
     shutil.copytree(shapes_folder, tmp_path / "shapes")
     dataset = open_shapes(tmp_path / "shapes")
-    photo = dataset.ground_truth(0).photo
+    photo = dataset.records[0].photo
     photo.write_text("not a photo")
-    loader = make_loader(dataset, StepSampler(len(dataset), 1, len(dataset)), workers)
+    loader = make_loader(dataset, sampler(len(dataset), 1, len(dataset)), workers)
     with pytest.raises(InputError, match=rf"^{re.escape(str(photo))}: not a readable image: ") as caught:  # noqa: SIM117
         with reading(loader) as batches:
             for _ in batches:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.tiny_network import shapes_split
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
-from upsnet.datasets.segments import parse_segments
+from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, to_network
 from upsnet.photos import read_photo, write_png
@@ -21,12 +23,19 @@ HandMade = Callable[..., dict[str, Path]]
 SAME = ResizeRule(short_side=6, max_side=8)  # the hand-made photo is 6 x 8
 
 
-def open_shapes(folder: Path, rule: ResizeRule, augment: Augment | None = None) -> PanopticDataset:
-    return PanopticDataset(folder / "train.json", folder / "panoptic_train", folder / "train", rule, augment)
+def opened(paths: dict[str, Path], rule: ResizeRule = SAME) -> PanopticDataset:
+    return PanopticDataset(Split(**paths), rule)
+
+
+def open_coco(folder: Path, rule: ResizeRule) -> PanopticDataset:
+    json_file = folder / "annotations/panoptic_val2017.json"
+    return PanopticDataset(
+        Split(json_file=json_file, segments=json_file.with_suffix(""), images=folder / "val2017"), rule
+    )
 
 
 def test_sample_by_hand(hand_made: HandMade, content: dict[str, Any]) -> None:
-    dataset = PanopticDataset(**hand_made(content), rule=SAME)
+    dataset = opened(hand_made(content))
     sample = dataset[0]
     assert dataset.categories.names == ["sky", "sea", "cat", "dog"]
     assert sample["semantic"].tolist() == [
@@ -45,17 +54,10 @@ def test_sample_by_hand(hand_made: HandMade, content: dict[str, Any]) -> None:
     assert sample["image"].dtype == torch.uint8 and type(sample["image"]) is torch.Tensor
 
 
-def test_ground_truth_is_the_original(hand_made: HandMade, content: dict[str, Any]) -> None:
-    truth = PanopticDataset(**hand_made(content), rule=ResizeRule(short_side=32, max_side=64)).ground_truth(0)
-    assert truth.ids.shape == (6, 8) and truth.ids[5, 7] == 8 and truth.ids[3, 6] == 16777215
-    assert truth.segments == parse_segments(content["annotations"][0]["segments_info"], "a.png")
-    assert (truth.file_name, truth.image_id, truth.photo.name) == ("a.png", 42, "a.png")
-
-
 def test_doubling_doubles_everything(hand_made: HandMade, content: dict[str, Any]) -> None:
     paths = hand_made(content)
-    small = PanopticDataset(**paths, rule=SAME)[0]
-    large = PanopticDataset(**paths, rule=ResizeRule(short_side=12, max_side=16))[0]
+    small = opened(paths)[0]
+    large = opened(paths, ResizeRule(short_side=12, max_side=16))[0]
     assert large["size"] == (12, 16) and large["scale"] == 2.0
     assert torch.equal(large["boxes"], small["boxes"] * 2)
     assert torch.equal(large["semantic"], small["semantic"].repeat_interleave(2, 0).repeat_interleave(2, 1))
@@ -68,7 +70,7 @@ def test_instances_that_vanish_are_dropped(hand_made: HandMade, content: dict[st
     content["annotations"][0]["segments_info"] = [
         s for s in content["annotations"][0]["segments_info"] if s["id"] in keep
     ]
-    sample = PanopticDataset(**hand_made(content, ids), rule=ResizeRule(short_side=3, max_side=4))[0]
+    sample = opened(hand_made(content, ids), ResizeRule(short_side=3, max_side=4))[0]
     assert sample["labels"].tolist() == [1] and sample["boxes"].tolist() == [[2, 1, 4, 3]]  # rows 1, 3, 5 are kept
     assert sample["instances"].shape == (3, 4) and sample["instances"].max() == 1
 
@@ -77,23 +79,24 @@ def test_instances_that_vanish_are_dropped(hand_made: HandMade, content: dict[st
 def test_images_without_segments_or_things(hand_made: HandMade, content: dict[str, Any], value: int) -> None:
     segments = content["annotations"][0]["segments_info"]
     content["annotations"][0]["segments_info"] = [s for s in segments if s["id"] == value]
-    sample = PanopticDataset(**hand_made(content, np.full((6, 8), value, np.int32)), rule=SAME)[0]
+    sample = opened(hand_made(content, np.full((6, 8), value, np.int32)))[0]
     assert not sample["instances"].any() and sample["boxes"].shape == (0, 4) and sample["labels"].shape == (0,)
     assert sample["labels"].dtype == torch.int64 and sample["boxes"].dtype == torch.float32
     assert (sample["semantic"] == (0 if value else 255)).all()
 
 
 def test_network_image_is_the_one_of_the_predictors(shapes_folder: Path) -> None:
-    dataset = open_shapes(shapes_folder, ResizeRule(short_side=80, max_side=100))
+    dataset = PanopticDataset(shapes_split(shapes_folder), ResizeRule(short_side=80, max_side=100))
     for i in (0, 1, 2, 3):
-        net = to_network(read_photo(dataset.ground_truth(i).photo), dataset.rule)
+        net = to_network(read_photo(dataset.records[i].photo), dataset.rule)
         sample = dataset[i]
         assert sample["size"] == net.size and sample["scale"] == net.scale
         assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), net.image[: net.size[0], : net.size[1]])
 
 
 def test_masks_boxes_labels_and_semantics_agree(shapes_folder: Path) -> None:
-    dataset = open_shapes(shapes_folder, ResizeRule(short_side=70, max_side=90), Augment(0.5, 0.3, (0.5, 2.0)))
+    rule, augment = ResizeRule(short_side=70, max_side=90), Augment(0.5, 0.3, (0.5, 2.0))
+    dataset = PanopticDataset(shapes_split(shapes_folder), rule, augment)
     stuff = dataset.categories.num_stuff
     for i in range(len(dataset)):
         sample = dataset[3, i]
@@ -111,15 +114,14 @@ def test_masks_boxes_labels_and_semantics_agree(shapes_folder: Path) -> None:
 
 
 def test_maps_against_a_mask_for_each_segment(shared_data: Path) -> None:
-    json_file = shared_data / "coco_sample/annotations/panoptic_val2017.json"
-    rule = ResizeRule(short_side=300, max_side=400)
-    dataset = PanopticDataset(json_file, json_file.with_suffix(""), shared_data / "coco_sample/val2017", rule)
+    dataset = open_coco(shared_data / "coco_sample", ResizeRule(short_side=300, max_side=400))
     for index in range(len(dataset)):
-        truth, sample = dataset.ground_truth(index), dataset[index]
+        truth, sample = dataset.records[index], dataset[index]
+        original = read_panoptic_png(truth.png)
         height, width = sample["size"]
-        y = [int((i + 0.5) * truth.ids.shape[0] / height) for i in range(height)]
-        x = [int((i + 0.5) * truth.ids.shape[1] / width) for i in range(width)]
-        ids = truth.ids[np.ix_(y, x)]
+        y = [int((i + 0.5) * original.shape[0] / height) for i in range(height)]
+        x = [int((i + 0.5) * original.shape[1] / width) for i in range(width)]
+        ids = original[np.ix_(y, x)]
         semantic, instances = np.full(ids.shape, 255), np.zeros(ids.shape, int)
         boxes, labels = [], []
         for segment in truth.segments:
@@ -139,7 +141,7 @@ def test_maps_against_a_mask_for_each_segment(shared_data: Path) -> None:
 
 def test_more_segments_than_int16_counts(hand_made: HandMade, content: dict[str, Any]) -> None:
     content["annotations"][0]["segments_info"] = [{"id": 1 + i, "category_id": 3} for i in range(1 << 15)]
-    dataset = PanopticDataset(**hand_made(content), rule=SAME)
+    dataset = opened(hand_made(content))
     with pytest.raises(InputError, match=r"a\.png: image 42: 32768 segments; the most is 32767"):
         dataset[0]
 
@@ -147,28 +149,26 @@ def test_more_segments_than_int16_counts(hand_made: HandMade, content: dict[str,
 def test_sizes_follow_the_order_of_the_images(hand_made: HandMade, content: dict[str, Any]) -> None:
     content["images"].append({"id": 7, "file_name": "a.png"})
     content["annotations"].append(content["annotations"][0] | {"image_id": 7})
-    assert PanopticDataset(**hand_made(content), rule=SAME).sizes.tolist() == [[0, 0], [6, 8]]
+    assert opened(hand_made(content)).sizes.tolist() == [[0, 0], [6, 8]]
 
 
 def test_order_is_that_of_the_image_ids(hand_made: HandMade, content: dict[str, Any]) -> None:
     for number in (7, 100, 2):
         content["images"].append({"id": number, "file_name": "a.png", "height": 6, "width": 8})
         content["annotations"].insert(0, content["annotations"][-1] | {"image_id": number})
-    dataset = PanopticDataset(**hand_made(content), rule=SAME)
-    assert dataset.image_ids == [2, 7, 42, 100] == [sample["image_id"] for sample in dataset]
+    dataset = opened(hand_made(content))
+    assert dataset.image_ids == [2, 7, 42, 100] == [dataset[i]["image_id"] for i in range(4)]
 
 
 def test_official_coco(shared_data: Path) -> None:
-    root = shared_data / "coco_sample"
-    json_file = root / "annotations" / "panoptic_val2017.json"
-    rule = ResizeRule(short_side=200, max_side=333)
-    dataset = PanopticDataset(json_file, json_file.with_suffix(""), root / "val2017", rule)
+    dataset = open_coco(shared_data / "coco_sample", ResizeRule(short_side=200, max_side=333))
     assert dataset.image_ids == [142238, 233771, 356387, 439180]
     assert (dataset.categories.num_stuff, dataset.categories.num_things) == (53, 80)
     crowds = 0
     for i in range(len(dataset)):
-        truth, sample = dataset.ground_truth(i), dataset[i]
-        assert all((truth.ids == s.id).sum() == s.area for s in truth.segments)
+        truth, sample = dataset.records[i], dataset[i]
+        ids = read_panoptic_png(truth.png)
+        assert all((ids == s.id).sum() == s.area for s in truth.segments)
         things = {c.id for c in dataset.categories if c.isthing}
         crowds += sum(s.iscrowd for s in truth.segments)
         assert len(sample["labels"]) <= sum(s.category_id in things and not s.iscrowd for s in truth.segments)
@@ -205,7 +205,7 @@ def test_faults_of_the_json_are_found_at_once(
 ) -> None:
     change(content)
     with pytest.raises(InputError, match=message) as caught:
-        PanopticDataset(**hand_made(content), rule=SAME)
+        opened(hand_made(content))
     assert "\n" not in str(caught.value)
 
 
@@ -214,34 +214,33 @@ def test_malformed_json(hand_made: HandMade, content: dict[str, Any], text: str,
     paths = hand_made(content)
     paths["json_file"].write_text(text)
     with pytest.raises(InputError, match=message):
-        PanopticDataset(**paths, rule=SAME)
+        opened(paths)
     paths["json_file"].unlink()
     with pytest.raises(InputError, match=r"set\.json: cannot be read"):
-        PanopticDataset(**paths, rule=SAME)
+        opened(paths)
 
 
 def test_png_and_json_must_list_the_same_segments(hand_made: HandMade, content: dict[str, Any]) -> None:
     content["annotations"][0]["segments_info"][0]["id"] = 12345
-    dataset = PanopticDataset(**hand_made(content), rule=SAME)
-    for read in (dataset.ground_truth, dataset.__getitem__):
-        with pytest.raises(InputError, match=r"a\.png: image 42: segment 70000 is in the PNG but not in .*set\.json"):
-            read(0)
+    dataset = opened(hand_made(content))
+    with pytest.raises(InputError, match=r"a\.png: image 42: segment 70000 is in the PNG but not in .*set\.json"):
+        dataset[0]
     content["annotations"][0]["segments_info"][0]["id"] = 70000
     content["annotations"][0]["segments_info"].append({"id": 99, "category_id": 3})
-    dataset = PanopticDataset(**hand_made(content), rule=SAME)
+    dataset = opened(hand_made(content))
     with pytest.raises(InputError, match=r"a\.png: image 42: segment 99 is in .*set\.json but not in the PNG"):
         dataset[0]
 
 
 def test_photo_and_png_must_have_the_same_size(hand_made: HandMade, content: dict[str, Any]) -> None:
-    dataset = PanopticDataset(**hand_made(content, photo=np.zeros((8, 6, 3), np.uint8)), rule=SAME)
+    dataset = opened(hand_made(content, photo=np.zeros((8, 6, 3), np.uint8)))
     with pytest.raises(InputError, match=r"image 42: the photo .*a\.png is 6 x 8 .*truth .*a\.png 8 x 6"):
         dataset[0]
 
 
 def test_damaged_files_are_named(hand_made: HandMade, content: dict[str, Any]) -> None:
     paths = hand_made(content)
-    dataset = PanopticDataset(**paths, rule=SAME)
+    dataset = opened(paths)
     write_png(paths["segments"] / "a.png", np.zeros((6, 8), np.uint8))
     with pytest.raises(InputError, match=r"segments/a\.png: .*PNG of mode L"):
         dataset[0]
@@ -252,4 +251,4 @@ def test_damaged_files_are_named(hand_made: HandMade, content: dict[str, Any]) -
 
 def test_an_index_past_the_end_is_an_index_error(hand_made: HandMade, content: dict[str, Any]) -> None:
     with pytest.raises(IndexError):
-        PanopticDataset(**hand_made(content), rule=SAME)[1]
+        opened(hand_made(content))[1]

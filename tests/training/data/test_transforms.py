@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.tiny_network import shapes_split
 from training.data.coco_panoptic import PanopticDataset
 from training.data.sample import Sample
-from training.data.transforms import Augment
+from training.data.transforms import NO_AUGMENTATION, Augment
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
 
@@ -19,8 +20,10 @@ RULE = ResizeRule(short_side=80, max_side=120)
 STRONG = Augment(flip=0.5, color=0.4, scale=(0.6, 1.6), short_sides=(64, 80, 96))
 
 
-def open_shapes(folder: Path, augment: Augment | None, seed: int = 0, rule: ResizeRule = RULE) -> PanopticDataset:
-    return PanopticDataset(folder / "train.json", folder / "panoptic_train", folder / "train", rule, augment, seed)
+def open_shapes(
+    folder: Path, augment: Augment = NO_AUGMENTATION, seed: int = 0, rule: ResizeRule = RULE
+) -> PanopticDataset:
+    return PanopticDataset(shapes_split(folder), rule, augment, seed)
 
 
 def same(a: Sample, b: Sample) -> bool:
@@ -42,10 +45,10 @@ def test_a_sample_is_a_function_of_seed_draw_and_index(shapes_folder: Path) -> N
 
 
 def test_the_global_random_state_stays_as_it_is(shapes_folder: Path) -> None:
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     open_shapes(shapes_folder, STRONG)[2, 1]
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert np.array_equal(np.random.get_state(legacy=False)["state"]["key"], before[1])
 
 
 @pytest.mark.parametrize("index", range(6))
@@ -58,26 +61,26 @@ def test_flip_equivariance(shapes_folder: Path, index: int) -> None:
     x1, y1, x2, y2 = plain["boxes"].unbind(1)
     assert torch.equal(flipped["boxes"], torch.stack([width - x2, y1, width - x1, y2], 1))
     assert torch.equal(flipped["labels"], plain["labels"])
-    assert same(plain, open_shapes(shapes_folder, None)[index])
+    assert same(plain, open_shapes(shapes_folder)[index])
 
 
 def test_half_of_the_images_are_flipped(shapes_folder: Path) -> None:
-    plain, drawn = open_shapes(shapes_folder, None)[0], open_shapes(shapes_folder, Augment(flip=0.5))
+    plain, drawn = open_shapes(shapes_folder)[0], open_shapes(shapes_folder, Augment(flip=0.5))
     flips = sum(not torch.equal(drawn[draw, 0]["image"], plain["image"]) for draw in range(40))
     assert 10 <= flips <= 30
 
 
 def test_colour_jitter_leaves_the_truth_alone(shapes_folder: Path) -> None:
-    plain = open_shapes(shapes_folder, None)[0]
+    plain = open_shapes(shapes_folder)[0]
     jittered = open_shapes(shapes_folder, Augment(flip=0.0, color=0.4))[0]
     assert not torch.equal(jittered["image"], plain["image"])
     assert same({**jittered, "image": plain["image"]}, plain)  # type: ignore[typeddict-item]
 
 
 def test_zoom_in_cuts_a_window_of_the_network_size(shapes_folder: Path) -> None:
-    plain = open_shapes(shapes_folder, None)[0]
+    plain = open_shapes(shapes_folder)[0]
     dataset = open_shapes(shapes_folder, Augment(flip=0.0, scale=(2.0, 2.0)))
-    large = open_shapes(shapes_folder, None, rule=ResizeRule(short_side=160, max_side=240))[0]
+    large = open_shapes(shapes_folder, rule=ResizeRule(short_side=160, max_side=240))[0]
     windows = set()
     for draw in range(8):
         sample = dataset[draw, 0]
@@ -98,7 +101,7 @@ def test_zoom_in_cuts_a_window_of_the_network_size(shapes_folder: Path) -> None:
 
 def test_zoom_out_leaves_a_smaller_image(shapes_folder: Path) -> None:
     sample = open_shapes(shapes_folder, Augment(flip=0.0, scale=(0.5, 0.5)))[0]
-    small = open_shapes(shapes_folder, None, rule=ResizeRule(short_side=40, max_side=60))[0]
+    small = open_shapes(shapes_folder, rule=ResizeRule(short_side=40, max_side=60))[0]
     assert same(sample, small)
 
 
@@ -108,19 +111,10 @@ def test_multi_scale_draws_every_short_side(shapes_folder: Path) -> None:
     assert sides == {64, 72, 88}
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"flip": 1.5}, "flip 1.5"),
-        ({"color": -0.1}, "color -0.1"),
-        ({"scale": (0.0, 1.0)}, "scale"),
-        ({"scale": (1.5, 0.5)}, "scale"),
-        ({"short_sides": (0,)}, "short_sides"),
-    ],
-)
-def test_bad_settings(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Augment(**values)
+@pytest.mark.parametrize("scale", [(0.0, 1.0), (1.5, 0.5)])
+def test_ranges_that_are_none(scale: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match="scale"):
+        Augment(scale=scale)
 
 
 def test_short_sides_over_the_longest_side(shapes_folder: Path) -> None:

@@ -156,7 +156,7 @@ def test_no_value_anywhere_stops_it(hand_made: HandMade, content: dict[str, Any]
         assert all(kind in KINDS for kind in tally.counts)
         if tally.errors == 0:  # then training reads it
             rule = ResizeRule(short_side=6, max_side=8)
-            assert PanopticDataset(**paths, rule=rule)[0]["size"] == (6, 8)
+            assert PanopticDataset(Split(**paths), rule)[0]["size"] == (6, 8)
 
 
 def test_one_fault_does_not_hide_another(hand_made: HandMade, content: dict[str, Any]) -> None:

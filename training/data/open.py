@@ -1,4 +1,4 @@
-"""The data sets that a configuration names."""
+"""Opens the data sets that a configuration names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import hashlib
 
 import numpy as np
 
-from training.config import DataConfig
+from training.config import Config, DataConfig
 from training.data.batch import StepSampler, orientations
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
-from training.distributed import Process
 from training.schedule import Plan
 from upsnet.datasets.folder import PanopticFolder, check_categories
 from upsnet.datasets.split import Split
@@ -33,7 +32,7 @@ def open_training(data: DataConfig, seed: int) -> PanopticDataset:
     """The training set with its augmentation; InputError where it is missing or faulty."""
     check_data(data.train, "data.train")
     augment = Augment(**data.augment.model_dump(), short_sides=data.short_sides)
-    return PanopticDataset(data.train.json_file, data.train.segments, data.train.images, data.resize, augment, seed)
+    return PanopticDataset(data.train, data.resize, augment, seed)
 
 
 def open_validation(split: Split, manifest: Manifest) -> PanopticFolder:
@@ -50,26 +49,16 @@ def image_digest(dataset: PanopticDataset) -> str:
 
 
 def make_sampler(
-    dataset: PanopticDataset, data: DataConfig, seed: int, plan: Plan, process: Process, first_step: int
+    dataset: PanopticDataset, config: Config, plan: Plan, rank: int = 0, first_step: int = 0
 ) -> StepSampler:
-    """This process's share of every global batch from `first_step` on; InputError where it needs unknown sizes."""
-    groups = None
-    if data.group_aspect_ratio:
+    """The share of process `rank` in every global batch; InputError where sizes are needed that the JSON lacks."""
+    groups = [0] * len(dataset)
+    if config.data.group_aspect_ratio:
         unknown = np.flatnonzero(~dataset.sizes.all(1))
         if len(unknown):
             raise InputError(
-                f"{data.train.json_file}: image {dataset.image_ids[unknown[0]]} has no width and height, which "
+                f"{config.data.train.json_file}: image {dataset.image_ids[unknown[0]]} has no width and height, which "
                 "data.group_aspect_ratio needs; add them, or turn it off"
             )
         groups = orientations(dataset.sizes)
-    return StepSampler(
-        len(dataset),
-        plan.images_per_step,
-        plan.iterations,
-        seed,
-        first_step=first_step,
-        rank=process.rank,
-        world=process.world,
-        passes=plan.passes,
-        groups=groups,
-    )
+    return StepSampler(groups, plan, config.seed, rank, first_step)
