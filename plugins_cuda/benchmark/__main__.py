@@ -16,8 +16,9 @@ from plugins_cuda.benchmark.cases import OPERATORS, Case, Make
 from plugins_cuda.benchmark.ceilings import Ceilings, measure_ceilings
 from plugins_cuda.benchmark.inputs import Sizes
 from plugins_cuda.benchmark.memory import fusion_peak
-from plugins_cuda.benchmark.report import print_table, progress, write_json
+from plugins_cuda.benchmark.report import print_table, progress
 from plugins_cuda.benchmark.timing import Call, Times, time_cpu, time_cuda
+from upsnet.files import write_json
 from upsnet.machine import machine_facts, package_versions
 
 MEMORY_GOAL = 64e6

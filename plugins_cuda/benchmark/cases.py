@@ -72,6 +72,13 @@ def variants(device: torch.device) -> list[Variant]:
     return [Variant(dtype, channels_last) for dtype in types for channels_last in (False, True)]
 
 
+def half_goal(variant: Variant, device: torch.device, seconds: float = 0.0) -> Goal:
+    """On a GPU the goal is half precision's."""
+    if device.type == "cpu":
+        return Goal(1.5)
+    return Goal(2, seconds) if variant.dtype == torch.float16 else Goal()
+
+
 Make = Callable[[], Case]
 
 
@@ -124,17 +131,11 @@ def roi_align_fpn(sizes: Sizes, device: torch.device) -> Iterator[Make]:
             torchvision_pooler(features, rois, sizes),
             "torchvision MultiScaleRoIAlign",
             work,
-            roi_goal(variant, device),
+            half_goal(variant, device, 30e-6),
         )
 
     for variant in variants(device):
         yield partial(make, variant)
-
-
-def roi_goal(variant: Variant, device: torch.device) -> Goal:
-    if device.type == "cpu":
-        return Goal(1.5)
-    return Goal(2, 30e-6) if variant.dtype == torch.float16 else Goal()
 
 
 def torchvision_pooler(features: list[Tensor], rois: Tensor, sizes: Sizes) -> Call:
@@ -220,17 +221,11 @@ def deform_conv(sizes: Sizes, device: torch.device) -> Iterator[Make]:
             partial(deform_conv2d, x, *narrow, padding=1),
             "torchvision deform_conv2d",
             Work(moved + weight.numel() * weight.element_size(), 8.0 * samples, 2.0 * samples * sizes.out_channels),
-            deform_goal(variant, device),
+            half_goal(variant, device),
         )
 
     for variant in variants(device):
         yield partial(make, variant)
-
-
-def deform_goal(variant: Variant, device: torch.device) -> Goal:
-    if device.type == "cpu":
-        return Goal(1.5)
-    return Goal(2) if variant.dtype == torch.float16 else Goal()
 
 
 OPERATORS: dict[str, Callable[[Sizes, torch.device], Iterator[Make]]] = {
