@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,14 +87,13 @@ def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
         tensors["semantic"] = variant.of(tensors["semantic"], device)
         tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
         wide = tensors | {name: tensors[name].float().contiguous() for name in ("semantic", "mask_logits")}
-        settings: dict[str, Any] = {"num_stuff": sizes.stuff, "stuff_area_limit": STUFF_AREA_LIMIT}
         return Case(
             "panoptic_fusion",
             f"{sizes.stuff} + {sizes.things} classes, {sizes.height} x {sizes.width}, {sizes.detections} instances",
             variant.dtype_name,
             variant.layout,
-            partial(plugins_cuda.panoptic_fusion, **tensors, **settings),
-            partial(fusion_reference.panoptic_fusion, **wide, **settings),
+            partial(plugins_cuda.panoptic_fusion, **tensors, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),
+            partial(fusion_reference.panoptic_fusion, **wide, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),
             "PyTorch reference, float32",
             fusion_work(tensors, sizes),
             Goal(30, 80e-6) if device.type == "cuda" else Goal(20),
@@ -105,7 +103,7 @@ def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
         yield partial(make, variant)
 
 
-def fusion_work(tensors: dict[str, Any], sizes: Sizes) -> Work:
+def fusion_work(tensors: dict[str, Tensor], sizes: Sizes) -> Work:
     """Logits once in, a byte a pixel out. A channel of a pixel costs a horizontal interpolation (two operations; the
     vertical one is shared by four pixels) and a comparison; an instance's pixel, bilinear interpolation of its mask,
     the sum and a comparison."""

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from plugins_cuda.benchmark import inputs
 from plugins_cuda.panoptic_fusion import reference
 
 
-def fusion_peak(tensors: dict[str, Any], num_stuff: int, which: str) -> int:
+def fusion_peak(tensors: dict[str, torch.Tensor], num_stuff: int, which: str) -> int:
     """Bytes. The process loads the inputs from a file: making them would leave its own peak behind."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.pt"

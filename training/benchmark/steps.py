@@ -30,7 +30,7 @@ WARM_UP = {"cuda": 3, "cpu": 1}  # steps of each before the first that counts: a
 ROUNDS = 5
 
 
-class Contender(Protocol):
+class Contender(Protocol):  # Any: a batch as the contender itself wants it
     name: str
     images: int  # of a step
 
