@@ -60,29 +60,24 @@ def measure_case(make: Make, device: torch.device, ceilings: Ceilings, rounds: i
     try:
         with torch.inference_mode():
             case.ours()
-    except Exception as error:  # the other cases still count
-        return row | {"error": f"{type(error).__name__}: {error}"}
-    baseline = supported(case)
-    if baseline is None:
-        row["baseline"] = None
-    calls = {"baseline": baseline} if baseline else {}
-    try:
-        with torch.inference_mode():
+            supported = supported_baseline(case)
+            ours, baseline = {"ours": case.ours}, {"baseline": supported} if supported else {}
+            if not supported:
+                row["baseline"] = None
             if device.type == "cuda":
-                cold, warm = time_cuda({"ours": case.ours}, calls, rounds or 30)
-                row["extra_bytes"] = {name: cuda_peak(call) for name, call in ({"ours": case.ours} | calls).items()}
+                cold, warm = time_cuda(ours, baseline, rounds or 30)
+                row["extra_bytes"] = {name: cuda_peak(call) for name, call in (ours | baseline).items()}
             else:
-                cold, warm = time_cpu({"ours": case.ours} | calls, rounds or 9), {}
-    except Exception as error:
+                cold, warm = time_cpu(ours | baseline, rounds or 9), {}
+    except Exception as error:  # the other cases still count
         return row | {"error": f"{type(error).__name__}: {error}"}
     return row | judged(case, cold, warm)
 
 
-def supported(case: Case) -> Call | None:
+def supported_baseline(case: Case) -> Call | None:
     """The baseline, unless it cannot do this type."""
     try:
-        with torch.inference_mode():
-            case.baseline and case.baseline()
+        case.baseline and case.baseline()
     except (RuntimeError, NotImplementedError):
         return None
     return case.baseline
