@@ -80,7 +80,7 @@ class OnCores:
 
 
 class PqBench(Report):
-    """What --out holds."""
+    """The file that --out names."""
 
     machine: dict[str, str | int]
     ratios: list[Contest]

@@ -25,7 +25,7 @@ Counts = dict[str, Counter[str]]  # name -> type -> how many
 
 # The layers that hold weights: their types are the network's precision.
 HEAVY_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
-# Errors in the log of every builder without a GPU, which builds all the same.
+# Every builder without a GPU logs these errors, and builds all the same.
 WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
 
 

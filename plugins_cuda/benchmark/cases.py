@@ -1,4 +1,4 @@
-"""What is measured: each operator at the sizes that its goals name, the baseline, and the least work it can be."""
+"""What is measured: each operator at the sizes that its goals name, its baseline, and the least work that it can do."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def peak_resident() -> int:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM"):
                 return 1024 * int(line.split()[1])
-    # Of the process, and of the one that started it if that was larger: VmHWM has not this flaw.
+    # This also counts the process that started this one, where that was larger; VmHWM does not.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

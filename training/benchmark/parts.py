@@ -1,4 +1,4 @@
-"""Where the time of a step goes: seconds of named methods, those that they call taken out."""
+"""Where the time of a step goes: the seconds of each named method, without those of named methods that it calls."""
 
 from __future__ import annotations
 

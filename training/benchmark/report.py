@@ -1,4 +1,4 @@
-"""The benchmark's tables."""
+"""The tables of the training benchmark."""
 
 from __future__ import annotations
 

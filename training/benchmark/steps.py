@@ -58,8 +58,8 @@ class Timed(BaseModel):
 
 
 class UpsnetStep:
-    """Ours, by the loop's own Stepper. What the configuration wants pretrained holds random weights here, and is as
-    frozen as with pretrained ones."""
+    """Ours, by the loop's own Stepper. Layers that the configuration wants pretrained hold random weights here, and are
+    frozen all the same."""
 
     name = "upsnet-trt"
 
@@ -155,7 +155,7 @@ class Warm(NamedTuple, Generic[C]):
 
 
 def warm_up(make: Callable[[], C], batches: Sequence[Batch], device: torch.device) -> Warm[C]:
-    """Make a contender and let it do its first steps, on a GPU one with every batch: their sizes differ."""
+    """Make a contender and let it do its first steps; on a GPU one with every batch, since their sizes differ."""
     before = allocated(device)
     contender = make()
     inputs = [contender.prepare(batch) for batch in batches]
