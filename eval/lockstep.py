@@ -22,14 +22,22 @@ from upsnet.runtimes.predictor import Predictor
 WORST, TYPICAL = 4, 4  # images that are kept for the report's pictures
 
 
-class Shot(NamedTuple):
-    """What one runtime made of an example; `identical` bool H x W against the reference (None: it is the reference)."""
+@dataclass(frozen=True)
+class ImageColumn:
+    """One image in one column."""
 
     runtime: str
     batch: int
-    result: PanopticResult
     pq: float | None
-    identical: np.ndarray | None
+    identical: float  # share of its pixels
+
+
+class Shot(NamedTuple):
+    """What one runtime made of an example; `same` bool H x W: identical to the reference's."""
+
+    figures: ImageColumn
+    result: PanopticResult
+    same: np.ndarray
 
 
 class Example(NamedTuple):
@@ -39,17 +47,7 @@ class Example(NamedTuple):
     kind: str
     photo: np.ndarray
     truth: PanopticResult
-    shots: list[Shot]
-
-
-@dataclass(frozen=True)
-class ImageColumn:
-    """One image in one column."""
-
-    runtime: str
-    batch: int
-    pq: float | None
-    identical: float  # share of its pixels
+    shots: list[Shot]  # the reference's first
 
 
 class Column:
@@ -141,7 +139,7 @@ def _compare(
         same = column.compare(result, results[column.reference])
         column.images.append(ImageColumn(column.runtime, column.batch, pq, float(same.mean())))
         column.identical_to_first += int(identical_pixels(results[column.first], result).sum())
-        shots.append(Shot(column.runtime, column.batch, result, pq, None if column.reference is column else same))
+        shots.append(Shot(column.images[-1], result, same))
     return shots
 
 
@@ -158,9 +156,8 @@ class Gallery:
         self, record: Record, photo: np.ndarray, ids: np.ndarray, shots: list[Shot], categories: Categories
     ) -> None:
         """Worst: fewest identical pixels, then lowest PQ of the reference, then first."""
-        identical = min((float(shot.identical.mean()) for shot in shots if shot.identical is not None), default=1.0)
-        pq = 1.0 if shots[0].pq is None else shots[0].pq
-        place = (identical, pq, self._seen)
+        identical, pq = min(shot.figures.identical for shot in shots), shots[0].figures.pq
+        place = (identical, 1.0 if pq is None else pq, self._seen)
         typical = self._seen in self._typical
         self._seen += 1
         if not typical and len(self._worst) == WORST and place >= self._worst[-1][0]:
@@ -179,11 +176,6 @@ class Gallery:
 
 def _one_each(shots: list[Shot]) -> list[Shot]:
     """Of each runtime, the batch size at which it differs most (the reference: the first)."""
-    chosen: dict[str, Shot] = {}
-    for shot in shots:
-        best = chosen.get(shot.runtime)
-        if best is None or (
-            shot.identical is not None and best.identical is not None and shot.identical.sum() < best.identical.sum()
-        ):
-            chosen[shot.runtime] = shot
-    return list(chosen.values())
+    runtimes = dict.fromkeys(shot.figures.runtime for shot in shots)
+    of_one = ([shot for shot in shots if shot.figures.runtime == runtime] for runtime in runtimes)
+    return [min(some, key=lambda shot: shot.figures.identical) for some in of_one]

@@ -88,14 +88,16 @@ def _pictures(example: Example, categories: Categories) -> list[Picture]:
         Picture("Image", f"{photo.shape[1]} × {photo.shape[0]}", embed(photo)),
         Picture("Truth", f"{len(truth.segments)} segments", embed(overlay(photo, truth, categories, scores=False))),
     ]
-    for shot in example.shots:
-        note, difference = "no segments" if shot.pq is None else f"PQ {points(shot.pq)}", None
-        if shot.identical is not None:
-            note += f" · {share(float(shot.identical.mean()))} identical"
-            note += "" if shot.batch == 1 else f" (batch {shot.batch})"
-            if not shot.identical.all():
-                difference = embed(difference_picture(photo, shot.identical))
-        pictures.append(Picture(title(shot.runtime), note, embed(overlay(photo, shot.result, categories)), difference))
+    for index, shot in enumerate(example.shots):
+        figures, difference = shot.figures, None
+        note = "no segments" if figures.pq is None else f"PQ {points(figures.pq)}"
+        if index:
+            note += f" · {share(figures.identical)} identical"
+            note += "" if figures.batch == 1 else f" (batch {figures.batch})"
+        if not shot.same.all():
+            difference = embed(difference_picture(photo, shot.same))
+        picture = embed(overlay(photo, shot.result, categories))
+        pictures.append(Picture(title(figures.runtime), note, picture, difference))
     return pictures
 
 

@@ -31,7 +31,7 @@ def prepare(model: UPSNet, precision: Precision) -> UPSNet:
         backbone.set_submodule(norm, getattr(backbone.get_submodule(norm), "act", nn.Identity()))
     if precision == "fp16":
         if not isinstance(backbone, HybridBackbone):
-            backbone.half()  # its layer norms and scales are features' own business too
+            backbone.half()  # its layer norms and scales compute on features, too
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 module.half()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -21,11 +21,11 @@ from upsnet.report import Sparse
 
 Shape = tuple[int, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]
-Counts = dict[str, dict[str, int]]  # name -> type -> how many
+Counts = dict[str, Counter[str]]  # name -> type -> how many
 
 # The layers that hold weights: their types are the network's precision.
 HEAVY_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
-# Errors in the log of every builder without a GPU, which builds all the same.
+# Every builder without a GPU logs these errors, and builds all the same.
 WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
 
 
@@ -130,22 +130,16 @@ def _load_plugins(trt: ModuleType, library: Path) -> str:
 
 def _count_types(trt: ModuleType, network: Any) -> tuple[Counts, Counts]:
     """`layers` and `plugins` of an Outcome."""
-    layers, operators = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    layers: Counts = defaultdict(Counter)
+    operators: Counts = defaultdict(Counter)
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
         if layer.type == trt.LayerType.PLUGIN_V3:
             layer.__class__ = trt.IPluginV3Layer
             core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
-            operators[core.plugin_name, layer.get_input(0).dtype.name] += 1
+            operators[core.plugin_name][layer.get_input(0).dtype.name] += 1
         elif layer.type.name in HEAVY_LAYERS:
-            layers[layer.type.name, layer.get_output(0).dtype.name] += 1
-    return _nested(layers), _nested(operators)
-
-
-def _nested(counter: Counter[tuple[str, str]]) -> Counts:
-    counts: Counts = {}
-    for (name, kind), count in sorted(counter.items()):
-        counts.setdefault(name, {})[kind] = count
-    return counts
+            layers[layer.type.name][layer.get_output(0).dtype.name] += 1
+    return layers, operators
 
 
 def main() -> None:

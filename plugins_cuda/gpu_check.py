@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from plugins_cuda import library
-from plugins_cuda.benchmark.report import print_table, write_json
+from plugins_cuda.benchmark.report import print_table
+from upsnet.files import write_json
 from upsnet.machine import machine_facts, package_versions
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,23 +16,25 @@ from plugins_cuda.benchmark.cases import OPERATORS, Case, Make
 from plugins_cuda.benchmark.ceilings import Ceilings, measure_ceilings
 from plugins_cuda.benchmark.inputs import Sizes
 from plugins_cuda.benchmark.memory import fusion_peak
-from plugins_cuda.benchmark.report import print_table, progress, write_json
+from plugins_cuda.benchmark.report import print_table, progress
 from plugins_cuda.benchmark.timing import Call, Times, time_cpu, time_cuda
+from upsnet.files import write_json
 from upsnet.machine import machine_facts, package_versions
 
 MEMORY_GOAL = 64e6
+Json = dict[str, Any]  # what the JSON file holds; an image that has only PyTorch has no pydantic
 COLUMNS = (
     "operator", "case", "type, layout", "floor us", "ours us (least)", "warm us", "x floor", "MB more",
     "baseline us (least)", "times", "goal", "met",
 )  # fmt: skip
 
 
-def benchmark(device: torch.device, sizes: Sizes, only: Sequence[str] = (), rounds: int = 0) -> dict[str, Any]:
+def benchmark(device: torch.device, sizes: Sizes, only: Sequence[str] = (), rounds: int = 0) -> Json:
     """The measurements, as the JSON file holds them. A case that cannot run has an `error` instead of times."""
     ceilings = measure_ceilings(device, quick=sizes is inputs.QUICK)
     makes = [make for room in only or OPERATORS for make in OPERATORS[room](sizes, device)]
     rows = [measure_case(make, device, ceilings, rounds) for make in progress(makes, len(makes), "operators")]
-    facts: dict[str, Any] = {"machine": machine_facts() | {"threads": torch.get_num_threads()}}
+    facts: Json = {"machine": machine_facts() | {"threads": torch.get_num_threads()}}
     if device.type == "cuda":
         facts["machine"]["gpu"] = torch.cuda.get_device_name(device)
     found = library.compiled(device)
@@ -47,10 +49,10 @@ def benchmark(device: torch.device, sizes: Sizes, only: Sequence[str] = (), roun
     }
 
 
-def measure_case(make: Make, device: torch.device, ceilings: Ceilings, rounds: int) -> dict[str, Any]:
+def measure_case(make: Make, device: torch.device, ceilings: Ceilings, rounds: int) -> Json:
     """One case: ours and the baseline taking turns."""
     case = make()
-    row: dict[str, Any] = {
+    row: Json = {
         "operator": case.operator, "case": case.name, "dtype": case.dtype, "layout": case.layout,
         "baseline": case.baseline_name, "work": vars(case.work), "goal": vars(case.goal),
         "floor_s": ceilings.floor(case.work, case.dtype),
@@ -58,29 +60,24 @@ def measure_case(make: Make, device: torch.device, ceilings: Ceilings, rounds: i
     try:
         with torch.inference_mode():
             case.ours()
-    except Exception as error:  # the other cases still count
-        return row | {"error": f"{type(error).__name__}: {error}"}
-    baseline = supported(case)
-    if baseline is None:
-        row["baseline"] = None
-    calls = {"baseline": baseline} if baseline else {}
-    try:
-        with torch.inference_mode():
+            supported = supported_baseline(case)
+            ours, baseline = {"ours": case.ours}, {"baseline": supported} if supported else {}
+            if not supported:
+                row["baseline"] = None
             if device.type == "cuda":
-                cold, warm = time_cuda({"ours": case.ours}, calls, rounds or 30)
-                row["extra_bytes"] = {name: cuda_peak(call) for name, call in ({"ours": case.ours} | calls).items()}
+                cold, warm = time_cuda(ours, baseline, rounds or 30)
+                row["extra_bytes"] = {name: cuda_peak(call) for name, call in (ours | baseline).items()}
             else:
-                cold, warm = time_cpu({"ours": case.ours} | calls, rounds or 9), {}
-    except Exception as error:
+                cold, warm = time_cpu(ours | baseline, rounds or 9), {}
+    except Exception as error:  # the other cases still count
         return row | {"error": f"{type(error).__name__}: {error}"}
     return row | judged(case, cold, warm)
 
 
-def supported(case: Case) -> Call | None:
+def supported_baseline(case: Case) -> Call | None:
     """The baseline, unless it cannot do this type."""
     try:
-        with torch.inference_mode():
-            case.baseline and case.baseline()
+        case.baseline and case.baseline()
     except (RuntimeError, NotImplementedError):
         return None
     return case.baseline
@@ -96,7 +93,7 @@ def cuda_peak(call: Call) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def judged(case: Case, cold: Times, warm: Times) -> dict[str, Any]:
+def judged(case: Case, cold: Times, warm: Times) -> Json:
     """Times, ratio (of the medians) and whether the goal was met; on a GPU the cold times count."""
     medians = {name: statistics.median(values) for name, values in cold.items()}
     ratio = medians["baseline"] / medians["ours"] if "baseline" in medians else None
@@ -115,7 +112,7 @@ def judged(case: Case, cold: Times, warm: Times) -> dict[str, Any]:
     }
 
 
-def cpu_memory(sizes: Sizes) -> dict[str, Any]:
+def cpu_memory(sizes: Sizes) -> Json:
     """Peak resident memory of one fusion beyond its inputs, ours and the reference's, in bytes."""
     tensors = inputs.panoptic(sizes)
     try:
@@ -125,7 +122,7 @@ def cpu_memory(sizes: Sizes) -> dict[str, Any]:
     return {"peak_bytes": peaks, "goal_bytes": MEMORY_GOAL, "met": peaks["ours"] <= MEMORY_GOAL}
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def cells(row: Json) -> list[str]:
     """A row of the table."""
 
     def micro(seconds: float | None) -> str:
@@ -153,7 +150,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Json) -> None:
     """The table, the ceilings under it, and the memory."""
     machine, ceilings = result["machine"], result["ceilings"]
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"

@@ -1,11 +1,10 @@
-"""What is measured: each operator at the sizes that its goals name, the baseline, and the least work it can be."""
+"""What is measured: each operator at the sizes that its goals name, its baseline, and the least work that it can do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +71,13 @@ def variants(device: torch.device) -> list[Variant]:
     return [Variant(dtype, channels_last) for dtype in types for channels_last in (False, True)]
 
 
+def half_goal(variant: Variant, device: torch.device, seconds: float = 0.0) -> Goal:
+    """On a GPU the goal is half precision's."""
+    if device.type == "cpu":
+        return Goal(1.5)
+    return Goal(2, seconds) if variant.dtype == torch.float16 else Goal()
+
+
 Make = Callable[[], Case]
 
 
@@ -81,14 +87,13 @@ def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
         tensors["semantic"] = variant.of(tensors["semantic"], device)
         tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
         wide = tensors | {name: tensors[name].float().contiguous() for name in ("semantic", "mask_logits")}
-        settings: dict[str, Any] = {"num_stuff": sizes.stuff, "stuff_area_limit": STUFF_AREA_LIMIT}
         return Case(
             "panoptic_fusion",
             f"{sizes.stuff} + {sizes.things} classes, {sizes.height} x {sizes.width}, {sizes.detections} instances",
             variant.dtype_name,
             variant.layout,
-            partial(plugins_cuda.panoptic_fusion, **tensors, **settings),
-            partial(fusion_reference.panoptic_fusion, **wide, **settings),
+            partial(plugins_cuda.panoptic_fusion, **tensors, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),
+            partial(fusion_reference.panoptic_fusion, **wide, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),
             "PyTorch reference, float32",
             fusion_work(tensors, sizes),
             Goal(30, 80e-6) if device.type == "cuda" else Goal(20),
@@ -98,7 +103,7 @@ def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
         yield partial(make, variant)
 
 
-def fusion_work(tensors: dict[str, Any], sizes: Sizes) -> Work:
+def fusion_work(tensors: dict[str, Tensor], sizes: Sizes) -> Work:
     """Logits once in, a byte a pixel out. A channel of a pixel costs a horizontal interpolation (two operations; the
     vertical one is shared by four pixels) and a comparison; an instance's pixel, bilinear interpolation of its mask,
     the sum and a comparison."""
@@ -124,17 +129,11 @@ def roi_align_fpn(sizes: Sizes, device: torch.device) -> Iterator[Make]:
             torchvision_pooler(features, rois, sizes),
             "torchvision MultiScaleRoIAlign",
             work,
-            roi_goal(variant, device),
+            half_goal(variant, device, 30e-6),
         )
 
     for variant in variants(device):
         yield partial(make, variant)
-
-
-def roi_goal(variant: Variant, device: torch.device) -> Goal:
-    if device.type == "cpu":
-        return Goal(1.5)
-    return Goal(2, 30e-6) if variant.dtype == torch.float16 else Goal()
 
 
 def torchvision_pooler(features: list[Tensor], rois: Tensor, sizes: Sizes) -> Call:
@@ -220,17 +219,11 @@ def deform_conv(sizes: Sizes, device: torch.device) -> Iterator[Make]:
             partial(deform_conv2d, x, *narrow, padding=1),
             "torchvision deform_conv2d",
             Work(moved + weight.numel() * weight.element_size(), 8.0 * samples, 2.0 * samples * sizes.out_channels),
-            deform_goal(variant, device),
+            half_goal(variant, device),
         )
 
     for variant in variants(device):
         yield partial(make, variant)
-
-
-def deform_goal(variant: Variant, device: torch.device) -> Goal:
-    if device.type == "cpu":
-        return Goal(1.5)
-    return Goal(2) if variant.dtype == torch.float16 else Goal()
 
 
 OPERATORS: dict[str, Callable[[Sizes, torch.device], Iterator[Make]]] = {

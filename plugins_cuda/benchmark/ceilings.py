@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -52,13 +53,12 @@ def measure_ceilings(device: torch.device, quick: bool = False) -> Ceilings:
 
 def _best(call: Callable[[], object], device: torch.device, rounds: int = 7) -> float:
     """Seconds; the first two calls do not count."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     times = []
     for _ in range(rounds):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait()
         start = time.perf_counter()
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait()
         times.append(time.perf_counter() - start)
     return min(times[2:])

@@ -105,7 +105,7 @@ def deformed(sizes: Sizes, spread: float = 1.5, seed: int = 0) -> dict[str, Tens
     }
 
 
-def panoptic(sizes: Sizes, seed: int = 0) -> dict[str, Any]:
+def panoptic(sizes: Sizes, seed: int = 0) -> dict[str, Any]:  # Any: keywords beside numbers
     """The tensors that `plugins_cuda.panoptic_fusion` takes, by its names; one image."""
     random = generator(seed)
     count, size = sizes.detections, 28

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from plugins_cuda.benchmark import inputs
 from plugins_cuda.panoptic_fusion import reference
 
 
-def fusion_peak(tensors: dict[str, Any], num_stuff: int, which: str) -> int:
+def fusion_peak(tensors: dict[str, torch.Tensor], num_stuff: int, which: str) -> int:
     """Bytes. The process loads the inputs from a file: making them would leave its own peak behind."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.pt"
@@ -40,7 +39,7 @@ def peak_resident() -> int:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM"):
                 return 1024 * int(line.split()[1])
-    # Of the process, and of the one that started it if that was larger: VmHWM has not this flaw.
+    # This also counts the process that started this one, where that was larger; VmHWM does not.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

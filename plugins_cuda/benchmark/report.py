@@ -1,12 +1,9 @@
-"""The table on the terminal, and the JSON file. Both work in an image that has only PyTorch."""
+"""The table and the progress bar on the terminal. Both work in an image that has only PyTorch."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -35,16 +32,3 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         yield from items
         return
     yield from tqdm(items, total=total, desc=what, unit="case", disable=None)
-
-
-def write_json(path: Path, value: Any) -> None:  # Any: what JSON can hold
-    """Atomically, as `upsnet.files` does; that module needs pydantic, which a bare GPU image may lack."""
-    try:
-        from upsnet import files
-    except ImportError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
-        return
-    files.write_json(path, value)

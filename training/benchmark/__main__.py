@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 import typer
+from pydantic import BaseModel
 
 from training.benchmark.loading import loader_rates, open_loader, take_batches
 from training.benchmark.parts import breakdown
@@ -45,7 +46,7 @@ PHOTO = (480, 640)  # height, width of most of COCO's photos
 PHOTOS = 48  # of the synthetic set
 
 
-class StepFigures(NamedTuple):
+class StepFigures(BaseModel):
     """What the JSON holds of the steps."""
 
     batch_shapes: list[list[int]]
@@ -55,9 +56,6 @@ class StepFigures(NamedTuple):
     goal: float | None
     parts: dict[str, float] | None
     fed: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        return self._asdict() | {"steps": [row.to_json() for row in self.steps]}
 
 
 def configure(path: Path, given: Sequence[str], images: int | None, precision: str | None, size: str | None) -> Config:
@@ -92,14 +90,14 @@ def measure_steps(
     baselines = [warm_up(partial(baseline, layout), batches, device) for layout in layouts]
     timed = take_turns([ours, *baselines], steps, device)
     del baselines
-    best = max(row.rate for row in timed[1:])
+    best = max(row.images_per_s for row in timed[1:])
     by_part = breakdown(ours.contender, batches, steps, device) if parts else None
     rate, waiting = feed(ours.contender, open_loader(dataset, config, 1 + steps, workers), device)
     return StepFigures(
         batch_shapes=[list(batch.images.shape) for batch in batches],
         instances=[sum(map(len, batch.boxes)) for batch in batches],
         steps=timed,
-        ratio=timed[0].rate / best,
+        ratio=timed[0].images_per_s / best,
         goal=GOAL if is_resnet50(config) and device.type == "cuda" else None,
         parts=by_part,
         fed={"workers": workers, "images_per_s": rate, "waiting_share": waiting},
@@ -175,7 +173,7 @@ def main(
         else:
             figures = measure_steps(settings, dataset, target, steps, parts, workers[0])
             show(figures, settings, where)
-            result |= figures.to_json()
+            result |= figures.model_dump()
     write_json(out, result)
     print(f"wrote {out}")
 

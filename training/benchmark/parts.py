@@ -1,4 +1,4 @@
-"""Where the time of a step goes: seconds of named methods, those that they call taken out."""
+"""Where the time of a step goes: the seconds of each named method, without those of named methods that it calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._running = [REST]
-        self._marks: list[tuple[str, Any]] = []  # the part that ends there, and the moment
+        # The part that ends there, and the moment: a CUDA event, or seconds.
+        self._marks: list[tuple[str, Any]] = []
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -36,7 +37,7 @@ class Stopwatch:
 
     @contextmanager
     def watch(self, owner: Any, method: str, name: str) -> Iterator[None]:
-        """Calls of owner.method count to `name` for as long as the context lasts."""
+        """Calls of owner.method (of any object) count to `name` for as long as the context lasts."""
         original, own = getattr(owner, method), method in vars(owner)
 
         def timed(*args: Any, **kwargs: Any) -> Any:

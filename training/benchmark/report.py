@@ -1,8 +1,7 @@
-"""The benchmark's tables."""
+"""The tables of the training benchmark."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -16,8 +15,8 @@ def step_table(title: str, steps: Sequence[Timed], ratio: float) -> Table:
     table = make_table(title, "", "images a second", "seconds a step", "least ... most", "GPU memory (GiB)")
     for row in steps:
         spread = f"{min(row.seconds):.3f} ... {max(row.seconds):.3f}"
-        memory = "–" if row.memory is None else f"{row.memory / 2**30:.2f}"
-        table.add_row(row.name, f"{row.rate:.2f}", f"{statistics.median(row.seconds):.3f}", spread, memory)
+        memory = "–" if row.memory_bytes is None else f"{row.memory_bytes / 2**30:.2f}"
+        table.add_row(row.name, f"{row.images_per_s:.2f}", f"{row.median_s:.3f}", spread, memory)
     table.add_row("ratio", f"{ratio:.2f}")
     return table
 

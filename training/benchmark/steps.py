@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -29,7 +30,7 @@ WARM_UP = {"cuda": 3, "cpu": 1}  # steps of each before the first that counts: a
 ROUNDS = 5
 
 
-class Contender(Protocol):
+class Contender(Protocol):  # Any: a batch as the contender itself wants it
     name: str
     images: int  # of a step
 
@@ -46,32 +47,19 @@ class Contender(Protocol):
 C = TypeVar("C", bound=Contender, covariant=True)
 
 
-class Timed(NamedTuple):
+class Timed(BaseModel):
     """One contender's figures."""
 
     name: str
+    images_per_s: float
+    median_s: float  # of the turns
     seconds: list[float]  # a step, the mean of each turn
-    images: int  # of a step
-    memory: int | None  # most bytes of GPU memory: weights, gradients, optimizer and one step's activations
-
-    @property
-    def rate(self) -> float:
-        """Images a second: the median of the turns."""
-        return self.images / statistics.median(self.seconds)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "images_per_s": self.rate,
-            "median_s": statistics.median(self.seconds),
-            "seconds": self.seconds,
-            "memory_bytes": self.memory,
-        }
+    memory_bytes: int | None  # most of the GPU's: weights, gradients, optimizer and one step's activations
 
 
 class UpsnetStep:
-    """Ours, by the loop's own Stepper. What the configuration wants pretrained holds random weights here, and is as
-    frozen as with pretrained ones."""
+    """Ours, by the loop's own Stepper. Layers that the configuration wants pretrained hold random weights here, and are
+    frozen all the same."""
 
     name = "upsnet-trt"
 
@@ -167,7 +155,7 @@ class Warm(NamedTuple, Generic[C]):
 
 
 def warm_up(make: Callable[[], C], batches: Sequence[Batch], device: torch.device) -> Warm[C]:
-    """Make a contender and let it do its first steps, on a GPU one with every batch: their sizes differ."""
+    """Make a contender and let it do its first steps; on a GPU one with every batch, since their sizes differ."""
     before = allocated(device)
     contender = make()
     inputs = [contender.prepare(batch) for batch in batches]
@@ -196,11 +184,14 @@ def take_turns(contenders: Sequence[Warm[Contender]], steps: int, device: torch.
             synchronize(device)
             seconds[i].append((time.perf_counter() - start) / len(turn))
             peaks[i] = max(peaks[i], peak(device) - before)
-    on_gpu = device.type == "cuda"
-    return [
-        Timed(warm.contender.name, own, warm.contender.images, warm.held + most if on_gpu else None)
-        for warm, own, most in zip(contenders, seconds, peaks, strict=True)
-    ]
+    timed = []
+    for warm, own, most in zip(contenders, seconds, peaks, strict=True):
+        median, memory = statistics.median(own), warm.held + most if device.type == "cuda" else None
+        rate = warm.contender.images / median
+        timed.append(
+            Timed(name=warm.contender.name, images_per_s=rate, median_s=median, seconds=own, memory_bytes=memory)
+        )
+    return timed
 
 
 def feed(contender: Contender, batches: Iterable[Batch], device: torch.device) -> tuple[float, float]:

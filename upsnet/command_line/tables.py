@@ -10,8 +10,12 @@ from rich.table import Table
 
 
 def make_table(title: str, *headings: str, left: int = 1) -> Table:
-    """The first `left` columns hold words and start at the left; the others hold figures and end at the right."""
+    """The first `left` columns hold words and start at the left; the others hold figures and end at the right.
+
+    Without headings: columns of words, as many as the rows have.
+    """
     table = Table(title=title or None, box=SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    table.show_header = bool(headings)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right", overflow="fold")
     return table
