@@ -35,8 +35,7 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 def examine(paths: dict[str, Path], workers: int = 1) -> Tally:
-    split = Split(**paths)
-    return check_split(split, workers, progress=False).tally
+    return check_split(Split(**paths), workers, progress=False).tally
 
 
 def segment(content: dict[str, Any], index: int = 0) -> dict[str, Any]:
@@ -156,7 +155,7 @@ def test_no_value_anywhere_stops_it(hand_made: HandMade, content: dict[str, Any]
         assert all(kind in KINDS for kind in tally.counts)
         if tally.errors == 0:  # then training reads it
             rule = ResizeRule(short_side=6, max_side=8)
-            assert PanopticDataset(**paths, rule=rule)[0]["size"] == (6, 8)
+            assert PanopticDataset(paths["json_file"], paths["segments"], paths["images"], rule)[0]["size"] == (6, 8)
 
 
 def test_one_fault_does_not_hide_another(hand_made: HandMade, content: dict[str, Any]) -> None:
@@ -297,6 +296,6 @@ def test_parallel_keeps_the_order_and_raises() -> None:
     assert list(map_parallel(abs, range(-40, 0), 2)) == list(range(40, 0, -1))
     assert list(map_parallel(abs, [], 2)) == [] and list(chunked(range(5), 2)) == [[0, 1], [2, 3], [4]]
     with pytest.raises(TypeError):
-        list(map_parallel(abs, [1, "x", 2], 2))
+        list(map_parallel(abs, [1, "x", 2], 2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="worker processes died"):
         list(map_parallel(os._exit, [3], 2))
