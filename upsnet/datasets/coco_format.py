@@ -18,7 +18,19 @@ from upsnet.photos import DECODE_ERRORS, write_png
 from upsnet.result import PanopticResult
 
 JSON_NAME = "predictions.json"
+LISTS = ("images", "annotations", "categories")
 ID_LIMIT = 1 << 24  # ids are 24 bits: R + 256 G + 65536 B
+
+
+def read_panoptic_json(path: PathLike) -> dict[str, Any]:
+    """The JSON of a data set. Raises InputError where it is not an object with the lists of the format."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a COCO panoptic file (its content is not an object)")
+    for key in LISTS:
+        if not isinstance(content.get(key), list):
+            raise InputError(f"{path}: not a COCO panoptic file (no list '{key}')")
+    return content
 
 
 def rgb2id(rgb: np.ndarray) -> np.ndarray:

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple, TypeGuard, overload
 import numpy as np
 
 from upsnet.categories import Categories, Category
-from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.coco_format import read_panoptic_json, read_panoptic_png
 from upsnet.datasets.segments import SegmentInfo, integer
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
-from upsnet.files import read_json
 from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
 from upsnet.result import PanopticResult, Segment
@@ -97,12 +96,7 @@ class PanopticFolder:
         """A JSON's path alone is enough where its folders are the usual ones."""
         self.split = split if isinstance(split, Split) else Split.usual(split)
         json_file = self.split.json_file
-        content = read_json(json_file)
-        if not isinstance(content, dict):
-            raise InputError(f"{json_file}: not a COCO panoptic file (its content is not an object)")
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(content.get(key), list):
-                raise InputError(f"{json_file}: not a COCO panoptic file (no list '{key}')")
+        content = read_panoptic_json(json_file)
         try:
             self.categories = Categories.from_coco(content["categories"])
         except InputError as error:
@@ -198,12 +192,6 @@ class Listing:
             return {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
         except OSError as error:
             raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
-
-
-def groups(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
-    """Consecutive records, `size` at a time; the last group may be shorter."""
-    for start in range(0, len(records), size):
-        yield list(records[start : start + size])
 
 
 def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from upsnet.categories import Categories
-from upsnet.datasets.folder import PanopticFolder, Record, groups
+from upsnet.datasets.folder import PanopticFolder, Record
+from upsnet.datasets.parallel import chunked
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
@@ -110,7 +111,7 @@ def predict_records(
 
     Raises InputError naming an image that cannot be read.
     """
-    for group in groups(records, batch_size):
+    for group in chunked(records, batch_size):
         photos, truths = zip(*(folder.read(record) for record in group), strict=True)
         predictions, milliseconds = predict_timed(predictor, photos, metrics)
         for record, photo, ids, prediction in zip(group, photos, truths, predictions, strict=True):

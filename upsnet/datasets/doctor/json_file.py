@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from upsnet.categories import Categories
+from upsnet.datasets.coco_format import LISTS
 from upsnet.datasets.doctor.findings import Finding, Tally, is_integer
 from upsnet.datasets.doctor.image import ImageTask
 from upsnet.datasets.split import Split
@@ -16,7 +17,6 @@ from upsnet.errors import InputError
 from upsnet.files import read_json
 
 MOST_CATEGORIES = 255  # label maps are bytes, and the last value means "ignored"
-LISTS = ("images", "annotations", "categories")
 
 
 def find_splits(folder: Path) -> list[Split]:
