@@ -20,7 +20,7 @@ from eval.validation_set import open_dataset
 from upsnet.command_line.tables import make_table, print_tables
 from upsnet.errors import InputError
 from upsnet.files import write_json
-from upsnet.metrics.evaluation import measure
+from upsnet.metrics.evaluation import evaluate_records
 from upsnet.report import Report
 
 
@@ -83,7 +83,7 @@ def score(folder: Path, device: str, mask_overlap: float | None) -> dict[str, fl
     target = open_device(device)
     predictor = UPSNetPredictor(model.to(target), make_manifest(config, categories), target)
     dataset = open_dataset(None, run=folder)
-    return measure(predictor, dataset, dataset.records, progress=True).results(dataset.categories)
+    return evaluate_records(predictor, dataset, dataset.records, progress=True).results(dataset.categories)
 
 
 def ablation_table(rows: list[Row]) -> Table:

@@ -27,10 +27,10 @@ from upsnet.command_line.options import (
     Url,
 )
 from upsnet.datasets.coco_format import PredictionWriter
-from upsnet.datasets.folder import PanopticFolder, check_categories, groups
+from upsnet.datasets.folder import PanopticFolder, check_categories
 from upsnet.errors import InputError
-from upsnet.files import staged_folder, write_json
-from upsnet.metrics.evaluation import METRICS, Metric, Partial, check_metrics, predict_timed
+from upsnet.files import write_json
+from upsnet.metrics.evaluation import METRICS, Metric, Partial, check_metrics, predict_records
 from upsnet.runtimes.open import open_runtime
 from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Predictor
@@ -54,19 +54,15 @@ def evaluate(
     check_metrics(predictor, metrics)
     categories = predictor.manifest.categories_table
     gathered, times = Partial(metrics, categories), []
-    progress = tqdm(total=len(dataset), desc=f"{predictor.name}, batch {batch_size}", unit="image", disable=None)
-    with progress, staged_folder(out) as stage:
-        with PredictionWriter(stage, categories) as writer:
-            for group in groups(dataset.records, batch_size):
-                photos, truths = zip(*(dataset.read(record) for record in group), strict=True)
-                answers, milliseconds = predict_timed(predictor, photos, metrics)
-                times.append(milliseconds / len(group))
-                for record, ids, answer in zip(group, truths, answers, strict=True):
-                    gathered.add(record, ids, answer, categories)
-                    writer.add(record.image_id, record.file_name, answer.result)
-                progress.update(len(group))
+    answers = predict_records(predictor, dataset, dataset.records, metrics, batch_size)
+    title = f"{predictor.name}, batch {batch_size}"
+    with PredictionWriter(out, categories) as writer:
+        for record, _, ids, prediction, milliseconds in tqdm(answers, title, len(dataset), unit="image", disable=None):
+            gathered.add(record, ids, prediction, categories)
+            writer.add(record.image_id, record.file_name, prediction.result)
+            times.append(milliseconds)
         if gathered.ap is not None:
-            gathered.ap.write(stage / "instances.json")
+            gathered.ap.write(writer.stage / "instances.json")
         report = gathered.report(categories) | {
             "runtime": predictor.name,
             "model": predictor.manifest.name,
@@ -75,7 +71,7 @@ def evaluate(
             "batch_size": batch_size,
             "ms_per_image": statistics.median(times),
         }
-        write_json(stage / "pq.json", report)
+        write_json(writer.stage / "pq.json", report)
     return report
 
 

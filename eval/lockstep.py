@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from eval.compare import category_map, identical_pixels
 from upsnet.categories import Categories
-from upsnet.datasets.folder import PanopticFolder, Record, check_categories, groups, truth_result
+from upsnet.datasets.folder import PanopticFolder, Record, check_categories, truth_result
+from upsnet.datasets.parallel import chunked
 from upsnet.errors import InputError
 from upsnet.metrics.evaluation import predict_timed, score
 from upsnet.metrics.pq import PQStat
@@ -105,7 +106,7 @@ def run_lockstep(
         column.first = columns[index % len(predictors)]
     gallery = Gallery(len(records))
     with tqdm(total=len(records), desc="parity", unit="image", disable=None) as progress:
-        for group in groups(records, math.lcm(*batch_sizes)):
+        for group in chunked(records, math.lcm(*batch_sizes)):
             photos, truths = zip(*(dataset.read(record) for record in group), strict=True)
             answers = {column: _predict(column, photos) for column in columns}
             for index, (record, photo, ids) in enumerate(zip(group, photos, truths, strict=True)):

@@ -7,8 +7,8 @@ import numpy as np
 from training.distributed import Process, gather
 from upsnet.datasets.folder import PanopticFolder, truth_result
 from upsnet.draw import overlay
-from upsnet.metrics.evaluation import METRICS, measure, merge
-from upsnet.runtimes.predictor import DetailedPredictor, Predictor, predict_photos
+from upsnet.metrics.evaluation import METRICS, evaluate_records, merge, predict_records
+from upsnet.runtimes.predictor import DetailedPredictor, Predictor
 
 PICTURES = 4
 
@@ -23,16 +23,15 @@ def quality(
     """
     share = folder.records[:images][process.rank :: process.world]
     metrics = METRICS if isinstance(predictor, DetailedPredictor) else METRICS[:1]
-    parts = gather(measure(predictor, folder, share, metrics), process)
+    parts = gather(evaluate_records(predictor, folder, share, metrics), process)
     return merge(parts).results(folder.categories) if process.first else {}
 
 
 def pictures(predictor: Predictor, folder: PanopticFolder, images: int | None) -> dict[str, np.ndarray]:
     """The first few validation images: file name -> uint8 H x W x 3, the prediction beside the truth."""
     drawn = {}
-    for record in folder.records[:images][:PICTURES]:
-        photo, ids = folder.read(record)
-        (result,) = predict_photos(predictor, [photo])
+    for record, photo, ids, prediction, _ in predict_records(predictor, folder, folder.records[:images][:PICTURES]):
+        found = overlay(photo, prediction.result, folder.categories)
         truth = overlay(photo, truth_result(record, ids, folder.categories), folder.categories, scores=False)
-        drawn[record.file_name] = np.concatenate([overlay(photo, result, folder.categories), truth], axis=1)
+        drawn[record.file_name] = np.concatenate([found, truth], axis=1)
     return drawn

@@ -63,9 +63,8 @@ class PanopticPrediction:
         """One for every id in `ids` but 0: stuff first, then things by falling score."""
         return tuple(
             PredictedSegment(id, category.id, category.name, category.isthing, score, area, box)
-            for id, category, score, area, box in (
-                (segment.id, self.categories[segment.category], *segment[2:]) for segment in self.result.segments
-            )
+            for id, index, score, area, box in self.result.segments
+            for category in [self.categories[index]]
         )
 
     def mask(self, segment: PredictedSegment | int) -> np.ndarray:

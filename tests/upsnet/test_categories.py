@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ SKY = {"id": 187, "name": "sky", "isthing": 0, "color": [70, 130, 180]}
 ROAD = {"id": 2, "name": "road", "isthing": 0, "color": [128, 64, 128]}
 
 
-def test_contiguous_order_is_stuff_then_things_by_id():
+def test_contiguous_order_is_stuff_then_things_by_id() -> None:
     table = Categories.from_coco([CAR, SKY, PERSON, ROAD])
     assert table.names == ["road", "sky", "person", "car"]
     assert (len(table), table.num_stuff, table.num_things) == (4, 2, 2)
@@ -27,14 +29,14 @@ def test_contiguous_order_is_stuff_then_things_by_id():
 
 
 @given(st.permutations([PERSON, CAR, SKY, ROAD]))
-def test_order_of_the_input_does_not_matter_and_coco_round_trips(entries):
+def test_order_of_the_input_does_not_matter_and_coco_round_trips(entries: list[dict[str, Any]]) -> None:
     table = Categories.from_coco(entries)
     assert table == Categories.from_coco([PERSON, CAR, SKY, ROAD])
     assert hash(table) == hash(Categories.from_coco(table.to_coco()))
     assert Categories.from_coco(table.to_coco()) == table
 
 
-def test_colours_are_made_deterministically_and_differ():
+def test_colours_are_made_deterministically_and_differ() -> None:
     entries = [{"id": id, "name": str(id), "isthing": id % 2} for id in range(1, 31)]
     table = Categories.from_coco(entries)
     assert table == Categories.from_coco(reversed(entries))
@@ -55,18 +57,18 @@ def test_colours_are_made_deterministically_and_differ():
         ([7], r"categories\[0\]: expected an object"),
     ],
 )
-def test_bad_entries_are_named(entries, message):
+def test_bad_entries_are_named(entries: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         Categories.from_coco(entries)
     assert "\n" not in str(caught.value)
 
 
-def test_category_is_frozen():
+def test_category_is_frozen() -> None:
     with pytest.raises(ValidationError):
-        Categories.from_coco([SKY])[0].name = "ground"
+        Categories.from_coco([SKY])[0].name = "ground"  # type: ignore[misc]
 
 
-def test_official_coco_table(shared_data):
+def test_official_coco_table(shared_data: Path) -> None:
     table = Categories.from_coco(json.loads((shared_data / "panoptic_coco_categories.json").read_text()))
     assert (table.num_stuff, table.num_things) == (53, 80)
     assert table[0].name == "banner" and table[52].name == "rug-merged"

@@ -80,9 +80,9 @@ def test_any_map(tmp_path_factory: Any, height: int, width: int, most: int, seed
     folder = tmp_path_factory.mktemp("any")
     prediction.save_coco(folder)
     assert np.array_equal(read_panoptic_png(folder / "predictions" / "photo.png"), ids)
-    told = json.loads(json.dumps(prediction.to_dict()))
-    assert (told["height"], told["width"]) == ids.shape
-    assert [PredictedSegment(**{**each, "box": tuple(each["box"])}) for each in told["segments"]] == list(
+    written = json.loads(json.dumps(prediction.to_dict()))
+    assert (written["height"], written["width"]) == ids.shape
+    assert [PredictedSegment(**{**each, "box": tuple(each["box"])}) for each in written["segments"]] == list(
         prediction.segments
     )
 
@@ -109,8 +109,11 @@ def test_saving_one_by_one_and_together_is_the_same(fake: Callable[..., Any], tm
     by_id = [sorted(content["annotations"], key=lambda entry: entry["image_id"]) for content in contents]
     assert by_id[0] == by_id[1] and [entry["image_id"] for entry in by_id[0]] == [1, 2, 3]
     for entry in by_id[0]:
-        pngs = [tmp_path / name / "predictions" / entry["file_name"] for name in ("together", "one by one")]
-        assert np.array_equal(*(read_panoptic_png(png) for png in pngs))
+        together, alone = (
+            read_panoptic_png(tmp_path / name / "predictions" / entry["file_name"])
+            for name in ("together", "one by one")
+        )
+        assert np.array_equal(together, alone)
 
 
 def test_what_cannot_be_saved_together(small: PanopticPrediction, tmp_path: Path, fake: Callable[..., Any]) -> None:
@@ -146,7 +149,7 @@ def test_supervision_detections(small: PanopticPrediction) -> None:
     assert things.data["class_name"].tolist() == ["cat", "cat"] and things.data["segment_id"].tolist() == [2, 3]
     assert things.area.tolist() == [1, 2] and things.metadata == {"source": "photo.jpg"}
     nothing = prediction_of(np.zeros((4, 5), np.int32), {}).to_supervision()
-    assert len(nothing) == 0 and nothing.mask.shape == (0, 4, 5)
+    assert len(nothing) == 0 and np.asarray(nothing.mask).shape == (0, 4, 5)
 
 
 def test_without_supervision(small: PanopticPrediction, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,14 @@ def rows(*categories_and_scores: tuple[int, float]) -> np.ndarray:
     return table
 
 
-def test_decode_by_hand():
+def test_decode_by_hand() -> None:
     panoptic = np.array([[1, 1, 9, 9], [0, 3, 9, 9], [9, 9, 9, 9]], np.uint8)  # 9 lies in the padding
     result = decode(panoptic, rows((4, 1.0), (5, 0.9), (0, 0.5)), 3, net((2, 2), (4, 2)))
     assert result.ids.tolist() == [[1, 1], [1, 1], [0, 3], [0, 3]] and result.ids.dtype == np.int32
     assert result.segments == [Segment(1, 4, 1.0, 4, (0, 0, 2, 2)), Segment(3, 0, 0.5, 2, (1, 2, 1, 2))]
 
 
-def test_segments_that_vanish_are_dropped_and_nothing_detected_is_fine():
+def test_segments_that_vanish_are_dropped_and_nothing_detected_is_fine() -> None:
     panoptic = np.array([[1, 2], [1, 1]], np.uint8)
     result = decode(panoptic, rows((0, 1.0), (1, 0.5)), 2, net((2, 2), (1, 1)))
     assert result.segments == [Segment(1, 0, 1.0, 1, (0, 0, 1, 1))]
@@ -46,7 +46,7 @@ def test_segments_that_vanish_are_dropped_and_nothing_detected_is_fine():
         (np.zeros((1, 2), np.uint8), 0, "does not hold"),
     ],
 )
-def test_decode_refuses(panoptic, count, message):
+def test_decode_refuses(panoptic: np.ndarray, count: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         decode(panoptic, rows(), count, net((2, 2), (2, 2)))
 
@@ -74,7 +74,7 @@ class BrightHalves:
         pass
 
 
-def test_predict_photos_batches_and_returns_each_photos_size():
+def test_predict_photos_batches_and_returns_each_photos_size() -> None:
     predictor = BrightHalves()
     photos = []
     for height, width in ((32, 64), (96, 40), (7, 9)):

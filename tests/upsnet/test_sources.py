@@ -54,7 +54,7 @@ def test_names_that_differ_in_their_suffix_alone_keep_it(tree: Path) -> None:
     assert names(tree)[:5] == ["a.PNG", "a.jpg", "a", "z", "z"], "a photo and a video of one name are no pair"
 
 
-def test_the_rest_is_told_once_a_folder(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_names_the_rest_once_a_folder(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "upsnet"):
         names("photos")
         assert [record.getMessage() for record in caplog.records] == [

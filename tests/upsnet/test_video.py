@@ -107,7 +107,7 @@ def damaged(folder: Path) -> dict[str, Path]:
         ("none.mp4", "none.mp4: no such file"),
     ],
 )
-def test_what_is_no_video_is_told_in_one_line(tmp_path: Path, name: str, message: str) -> None:
+def test_what_is_no_video_is_refused_in_one_line(tmp_path: Path, name: str, message: str) -> None:
     files = damaged(tmp_path)
     with pytest.raises(InputError, match=message) as caught, Video(files.get(name, tmp_path / name)) as video:
         list(video)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from upsnet.command_line.options import Checkpoint, OnnxModel, RuntimeName, ServedManifest, Threads, Url
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.errors import InputError
-from upsnet.files import PathLike, staged_folder
+from upsnet.files import PathLike
 from upsnet.model import Model
 from upsnet.photos import read_photo
 from upsnet.runtimes.open import open_runtime
@@ -45,8 +45,7 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: 
     total, bad = check_sources(given, out)
     left_out += bad.values()
     with (
-        staged_folder(out) as stage,
-        PredictionWriter(stage, model.categories) as writer,
+        PredictionWriter(out, model.categories) as writer,
         tqdm(total=total, desc="predicting", unit="image", disable=None) as bar,
     ):
         image_ids = count(1)
@@ -54,22 +53,20 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: 
             if source.path in bad:
                 continue
             if source.is_video:
-                yield _predict_video(model, source, stage, writer, image_ids, bar)
+                yield _predict_video(model, source, writer, image_ids, bar)
                 continue
             prediction = model.predict(source.path)
             writer.add(next(image_ids), _png_name(source, 1), prediction.result)
             picture = prediction.overlay()
-            picture.save(_in_stage(stage, overlay_name(source, picture.size)), quality=92)
+            picture.save(_in_stage(writer.stage, overlay_name(source, picture.size)), quality=92)
             bar.update()
             yield f"{source.path}: {prediction.describe()}"
 
 
-def _predict_video(
-    model: Model, source: Source, stage: Path, writer: PredictionWriter, image_ids: Iterator[int], bar: tqdm
-) -> str:
+def _predict_video(model: Model, source: Source, writer: PredictionWriter, image_ids: Iterator[int], bar: tqdm) -> str:
     seen: set[int] = set()
     frames = 0
-    path = _in_stage(stage, overlay_name(source, (0, 0)))
+    path = _in_stage(writer.stage, overlay_name(source, (0, 0)))
     with Video(source.path) as video, VideoWriter(path, video.rate) as overlays:
         for prediction in model.stream(video):
             frames += 1

@@ -14,10 +14,10 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from upsnet.datasets.archives import config_lines, names_in, unzip_file, unzip_folder
+from upsnet.datasets.coco_format import read_panoptic_json
 from upsnet.datasets.doctor.check import FOUND_ERRORS
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
-from upsnet.files import read_json
 
 IMAGES = {"train2017": 118_287, "val2017": 5_000}
 THINGS, STUFF = 80, 53
@@ -93,8 +93,7 @@ def _member(panoptic: Path | None, target: Path) -> bool:
 def check_counts(folder: Path, split: str, outcome: Outcome, partial: bool) -> None:
     """Counts of photos, annotations, PNGs and categories, and whether every file that the JSON lists is there."""
     paths = open_official(folder, split)
-    content = read_json(paths.json_file)
-    listed = {key: _list(content, key, paths.json_file) for key in ("images", "annotations", "categories")}
+    listed = read_panoptic_json(paths.json_file)
     photos, pngs = ({entry.name for entry in os.scandir(place)} for place in (paths.images, paths.segments))
     counts = {
         f"photos in {paths.images}": sum(name.endswith(".jpg") for name in photos),
@@ -117,13 +116,6 @@ def check_counts(folder: Path, split: str, outcome: Outcome, partial: bool) -> N
     if (things, stuff) != (THINGS, STUFF):
         found = f"{things} thing and {stuff} stuff categories"
         outcome.errors.append(f"{paths.json_file}: {found}, not {THINGS} and {STUFF}")
-
-
-def _list(content: Any, key: str, gt_json: Path) -> list[Any]:
-    value = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(value, list):
-        raise InputError(f"{gt_json}: not a COCO panoptic file (no list '{key}')")
-    return value
 
 
 def _name(entry: Any) -> str:

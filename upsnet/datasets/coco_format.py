@@ -18,7 +18,19 @@ from upsnet.photos import DECODE_ERRORS, write_png
 from upsnet.result import PanopticResult
 
 JSON_NAME = "predictions.json"
+LISTS = ("images", "annotations", "categories")
 ID_LIMIT = 1 << 24  # ids are 24 bits: R + 256 G + 65536 B
+
+
+def read_panoptic_json(path: PathLike) -> dict[str, Any]:
+    """The JSON of a data set. Raises InputError where it is not an object with the lists of the format."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a COCO panoptic file (its content is not an object)")
+    for key in LISTS:
+        if not isinstance(content.get(key), list):
+            raise InputError(f"{path}: not a COCO panoptic file (no list '{key}')")
+    return content
 
 
 def rgb2id(rgb: np.ndarray) -> np.ndarray:
@@ -70,8 +82,9 @@ class PredictionWriter:
         with PredictionWriter(folder, categories) as writer:
             writer.add(142238, "000000142238.jpg", result)
 
-    Memory does not grow with the results: each goes to a folder beside, from where all move into `folder` on a clean
-    exit. An exception leaves `folder` as it was. The JSON carries original category ids.
+    Memory does not grow with the results: each goes to the folder `stage`, from where all, and what else was written
+    there, move into `folder` on a clean exit. An exception leaves `folder` as it was. The JSON carries original
+    category ids.
     """
 
     def __init__(self, folder: PathLike, categories: Categories) -> None:
@@ -81,9 +94,9 @@ class PredictionWriter:
         self._other_ids: set[int] = set()
 
     def __enter__(self) -> PredictionWriter:
-        self._stage = self._open.enter_context(staged_folder(self._folder))
-        (self._stage / "predictions").mkdir()
-        self._json = self._open.enter_context(open(self._stage / JSON_NAME, "w", encoding="utf-8"))
+        self.stage = self._open.enter_context(staged_folder(self._folder))
+        (self.stage / "predictions").mkdir()
+        self._json = self._open.enter_context(open(self.stage / JSON_NAME, "w", encoding="utf-8"))
         self._json.write('{"annotations": [')
         self._separator = "\n"
         self._open.push(self._end_json)
@@ -107,7 +120,7 @@ class PredictionWriter:
         if not name.name or name.is_absolute() or ".." in name.parts:
             raise InputError(f"image {image_id}: '{file_name}' is not a file name inside the folder")
         png_name = name.with_suffix(".png")
-        png = self._stage / "predictions" / png_name
+        png = self.stage / "predictions" / png_name
         if 1 <= image_id < self._next_id or image_id in self._other_ids:
             raise InputError(f"image {image_id} ({file_name}): this image id was already written")
         if png.exists():

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple, TypeGuard, overload
 import numpy as np
 
 from upsnet.categories import Categories, Category
-from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.coco_format import read_panoptic_json, read_panoptic_png
 from upsnet.datasets.segments import SegmentInfo, integer
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
-from upsnet.files import read_json
 from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
 from upsnet.result import PanopticResult, Segment
@@ -42,14 +41,14 @@ Row = tuple[int, str, str, list[SegmentInfo], tuple[int, int] | None]
 
 
 class Records(Sequence[Record]):
-    """Records by place, packed: 118 000 images of COCO take 70 MB, and 670 MB as Python objects.
+    """Records by place, packed: 118 000 images of COCO take 40 MB, and 670 MB as Python objects.
 
     The bytes of all records are one object, so that forked workers go on sharing it: reading a Python object writes to
     its reference count, and each worker would end up with a copy of every one.
     """
 
-    def __init__(self, rows: Iterable[Row], images: Path, gt_folder: Path) -> None:
-        self._images, self._gt_folder = images, gt_folder
+    def __init__(self, rows: Iterable[Row], split: Split) -> None:
+        self._split = split
         packed, starts, ids, sizes = bytearray(), array("q", [0]), array("q"), array("i")
         for row in rows:
             packed += pickle.dumps(row, pickle.HIGHEST_PROTOCOL)
@@ -64,7 +63,7 @@ class Records(Sequence[Record]):
     def by_image_id(self) -> Records:
         """The same records in rising order of the image ids; nothing is copied but the order."""
         order = np.argsort(self.image_ids, kind="stable")
-        other = Records([], self._images, self._gt_folder)
+        other = Records([], self._split)
         other._packed, other._starts, other._ends = self._packed, self._starts[order], self._ends[order]
         other.image_ids, other.sizes = self.image_ids[order], self.sizes[order]
         return other
@@ -83,7 +82,7 @@ class Records(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         content = memoryview(self._packed)[self._starts[index] : self._ends[index]]
         image_id, photo, png, segments, size = pickle.loads(content)
-        return Record(image_id, photo, self._images / photo, self._gt_folder / png, segments, size)
+        return Record(image_id, photo, self._split.images / photo, self._split.segments / png, segments, size)
 
 
 class PanopticFolder:
@@ -97,41 +96,40 @@ class PanopticFolder:
         """A JSON's path alone is enough where its folders are the usual ones."""
         self.split = split if isinstance(split, Split) else Split.usual(split)
         json_file = self.split.json_file
-        content = read_json(json_file)
-        if not isinstance(content, dict):
-            raise InputError(f"{json_file}: not a COCO panoptic file (its content is not an object)")
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(content.get(key), list):
-                raise InputError(f"{json_file}: not a COCO panoptic file (no list '{key}')")
+        content = read_panoptic_json(json_file)
         try:
             self.categories = Categories.from_coco(content["categories"])
         except InputError as error:
             raise InputError(f"{json_file}: {error}") from None
         self._known = {category.id for category in self.categories}
-        self.records = Records(self._rows(content), self.split.images, self.split.segments)
+        self.records = Records(self._rows(content), self.split)
         if not self.records:
             raise InputError(f"{json_file}: lists no images, so there is nothing to evaluate")
 
     def _rows(self, content: dict[str, Any]) -> Iterator[Row]:
         photos, pngs = Listing(self.split.images), Listing(self.split.segments)
-        annotations: dict[int, dict[str, Any]] = {}
-        for annotation in content["annotations"]:
-            image_id = _image_id(annotation, "image_id", f"{self.split.json_file}: an annotation")
-            if image_id in annotations:
-                raise InputError(f"{self.split.json_file}: image {image_id} has two annotations")
-            annotations[image_id] = annotation
-        seen: set[int] = set()
-        for entry in content["images"]:
-            image_id = _image_id(entry, "id", f"{self.split.json_file}: an image")
-            if image_id in seen:
-                raise InputError(f"{self.split.json_file}: image {image_id} is listed twice")
-            seen.add(image_id)
+        annotations = self._by_id(content["annotations"], "image_id", "an annotation", "has two annotations")
+        images = self._by_id(content["images"], "id", "an image", "is listed twice")
+        for image_id, entry in images.items():
             if image_id not in annotations:
                 raise InputError(f"{self.split.json_file}: image {image_id} has no annotation")
             yield self._row(image_id, entry, annotations[image_id], photos, pngs)
-        unlisted = sorted(str(image_id) for image_id in annotations.keys() - seen)
+        unlisted = sorted(str(image_id) for image_id in annotations.keys() - images.keys())
         if unlisted:
             raise InputError(f"{self.split.json_file}: image {unlisted[0]} is annotated but not among the images")
+
+    def _by_id(self, entries: list[Any], key: str, what: str, twice: str) -> dict[int, dict[str, Any]]:
+        table: dict[int, dict[str, Any]] = {}
+        for entry in entries:
+            image_id = _field(entry, key, f"{self.split.json_file}: {what}")
+            if not isinstance(image_id, int) or abs(image_id) > MOST_ID:
+                raise InputError(
+                    f"{self.split.json_file}: {what} has the {key} {image_id!r:.40}: image ids must be integers"
+                )
+            if image_id in table:
+                raise InputError(f"{self.split.json_file}: image {image_id} {twice}")
+            table[image_id] = entry
+        return table
 
     def _row(
         self, image_id: int, entry: dict[str, Any], annotation: dict[str, Any], photos: Listing, pngs: Listing
@@ -200,12 +198,6 @@ class Listing:
             raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
 
 
-def groups(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
-    """Consecutive records, `size` at a time; the last group may be shorter."""
-    for start in range(0, len(records), size):
-        yield list(records[start : start + size])
-
-
 def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:
     """InputError naming the categories in which data set and model differ (id, name, thing or stuff)."""
     truth = {category.id: category for category in dataset.categories}
@@ -248,13 +240,6 @@ def _name(entry: Any, where: str) -> str:
     value = _field(entry, "file_name", where)
     if not isinstance(value, str):
         raise InputError(f"{where} has the file_name {value!r}: it must be a string")
-    return value
-
-
-def _image_id(entry: Any, key: str, where: str) -> int:
-    value = _field(entry, key, where)
-    if not isinstance(value, int) or abs(value) > MOST_ID:
-        raise InputError(f"{where} has the {key} {value!r:.40}: image ids must be integers")
     return value
 
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from upsnet.run_lengths import areas_and_boxes
+
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 T = TypeVar("T")
@@ -316,28 +318,21 @@ def label(
     draws: Draws, canvas: Canvas, region: Ints, kinds: list[int]
 ) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
     """Segment ids int32 H x W and segments_info. An id is a colour (R + 256 G + 65536 B) near its class's."""
-    ids = np.zeros(region.shape, dtype=np.int32)
-    segments: list[dict[str, Any]] = []
     masks = [(STUFF[kind], (region == row) & (canvas.owner < 0), False) for row, kind in enumerate(kinds)]
     masks = [entry for entry in masks if entry[1].sum() >= LEAST_STUFF]
     masks += [(THINGS[t.kind], canvas.owner == i, t.crowd) for i, t in enumerate(canvas.things)]
+    ids = np.zeros(region.shape, dtype=np.int32)
+    labelled: dict[int, tuple[int, bool]] = {}
     for category, mask, crowd in masks:
-        taken = {0, *(s["id"] for s in segments)}
         number = 0
-        while number in taken:
+        while number == 0 or number in labelled:
             shift = draws.field((3,), -40, 40) if category["isthing"] else 0
             red, green, blue = (int(c) for c in np.clip(np.array(category["color"]) + shift, 1, 255))
             number = red + 256 * green + 65536 * blue
         ids[mask] = number
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        x, y, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-        segments.append(
-            {
-                "id": number,
-                "category_id": category["id"],
-                "area": int(mask.sum()),
-                "bbox": [x, y, right - x, bottom - y],
-                "iscrowd": int(crowd),
-            }
-        )
-    return ids, segments
+        labelled[number] = category["id"], crowd
+    found = areas_and_boxes(ids)
+    return ids, [
+        {"id": id, "category_id": category, "area": found[id][0], "bbox": list(found[id][1]), "iscrowd": int(crowd)}
+        for id, (category, crowd) in labelled.items()
+    ]

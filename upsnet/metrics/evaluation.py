@@ -1,6 +1,6 @@
 """Every metric of a predictor on a part of a data set, in a form that parts computed elsewhere add up to the whole.
 
-    part = measure(predictor, folder, folder.records[rank::world], ("pq", "miou", "ap"))
+    part = evaluate_records(predictor, folder, folder.records[rank::world], ("pq", "miou", "ap"))
     parts = <all processes' parts, for instance by torch.distributed.gather_object>
     total = merge(parts)
     total.results(folder.categories)  # {"pq": .4, "pq_things": ..., "pq_stuff": ..., "miou": ..., "box_ap": ..., ...}
@@ -12,14 +12,15 @@ exactly: neither the number of parts nor their order changes a figure. Without P
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from tqdm import tqdm
 
 from upsnet.categories import Categories
-from upsnet.datasets.folder import PanopticFolder, Record, groups
+from upsnet.datasets.folder import PanopticFolder, Record
+from upsnet.datasets.parallel import chunked
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
@@ -89,29 +90,53 @@ class Partial:
         return figures
 
 
-def measure(
+class Answer(NamedTuple):
+    """One image of a data set with its truth and what was predicted."""
+
+    record: Record
+    photo: np.ndarray  # uint8 H x W x 3
+    ids: np.ndarray  # the truth's, int32 H x W
+    prediction: Prediction
+    milliseconds: float  # this image's share of the predictor's call
+
+
+def predict_records(
     predictor: Predictor,
     folder: PanopticFolder,
     records: Sequence[Record],
     metrics: Sequence[Metric] = ("pq",),
     batch_size: int = 1,
+) -> Iterator[Answer]:
+    """Predicts `batch_size` consecutive records at a time, with as much detail as the metrics need, and streams them.
+
+    Raises InputError naming an image that cannot be read.
+    """
+    for group in chunked(records, batch_size):
+        photos, truths = zip(*(folder.read(record) for record in group), strict=True)
+        predictions, milliseconds = predict_timed(predictor, photos, metrics)
+        for record, photo, ids, prediction in zip(group, photos, truths, predictions, strict=True):
+            yield Answer(record, photo, ids, prediction, milliseconds / len(group))
+
+
+def evaluate_records(
+    predictor: Predictor,
+    folder: PanopticFolder,
+    records: Sequence[Record],
+    metrics: Sequence[Metric] = ("pq",),
     progress: bool = False,
 ) -> Partial:
     """Predicts `records` (this process's share of folder.records, possibly none) and gathers `metrics`.
 
     "ap" and "miou" need a DetailedPredictor (training.predictor.UPSNetPredictor is one), else InputError, which also
-    names an image that cannot be read. With batch_size 1 the grouping of the images, hence the number of processes,
-    cannot change a pixel. Images are streamed. progress: a bar on stderr.
+    names an image that cannot be read. Images go through the network one by one, so that the number of processes
+    cannot change a pixel. progress: a bar on stderr.
     """
     part = Partial(metrics, folder.categories)
     check_metrics(predictor, metrics)
-    with tqdm(total=len(records), desc="evaluation", unit="image", disable=None if progress else True) as bar:
-        for group in groups(records, batch_size):
-            photos, truths = zip(*(folder.read(record) for record in group), strict=True)
-            answers, _ = predict_timed(predictor, photos, metrics)
-            for record, ids, answer in zip(group, truths, answers, strict=True):
-                part.add(record, ids, answer, folder.categories)
-            bar.update(len(group))
+    answers = predict_records(predictor, folder, records, metrics)
+    hidden = None if progress else True
+    for answer in tqdm(answers, total=len(records), desc="evaluation", unit="image", disable=hidden):
+        part.add(answer.record, answer.ids, answer.prediction, folder.categories)
     return part
 
 

@@ -9,10 +9,8 @@ the PNGs and the rules score them, one image after the other.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.parallel import chunked, map_parallel
 from upsnet.errors import InputError
 from upsnet.files import PathLike, read_json
 from upsnet.metrics import hotcoco_package
@@ -186,19 +185,10 @@ def _score_all(pairs: Sequence[Pair], isthing: Mapping[int, bool], workers: int,
     for pair in pairs:
         _check_categories(pair, isthing, stat.warnings)
     with tqdm(desc="PQ", total=len(pairs), unit="image", disable=None) as progress:
-        for part in _scores(pairs, workers):
+        # What travels between processes is short lists and small sums.
+        for part in map_parallel(_score, chunked(pairs, CHUNK), workers):
             stat += part
             progress.update(part.images)
-
-
-def _scores(pairs: Sequence[Pair], workers: int) -> Iterator[PQStat]:
-    """One PQStat for each CHUNK of pairs, in order: what travels between processes is short lists and small sums."""
-    chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
-    if workers == 1:
-        yield from map(_score, chunks)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_score, chunks)
 
 
 def _score(pairs: Sequence[Pair]) -> PQStat:

@@ -134,11 +134,11 @@ def test_the_result_is_a_sound_data_set(cityscapes: Path) -> None:
     for split in ("train", "val"):
         make_split(cityscapes, split, False, 1)
         make_split(cityscapes, split, True, 1)
-    splits = find_splits(cityscapes)
-    assert [split.images.name for split in splits] == ["train", "train", "val", "val"]
-    for split in splits:
-        assert check_split(split, 1, progress=False).tally.errors == 0
-        assert len(PanopticFolder(split.json_file)) == len(list(split.images.glob("*/*.png")))
+    found = find_splits(cityscapes)
+    assert [paths.images.name for paths in found] == ["train", "train", "val", "val"]
+    for paths in found:
+        assert check_split(paths, 1, progress=False).tally.errors == 0
+        assert len(PanopticFolder(paths)) == len(list(paths.images.glob("*/*.png")))
 
 
 def test_it_goes_on_where_it_stopped_and_trusts_nothing_half_made(cityscapes: Path) -> None:

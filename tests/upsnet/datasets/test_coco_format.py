@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
-import struct
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.upsnet.pngs import png
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import PredictionWriter, add_prediction, id2rgb, read_panoptic_png, rgb2id
 from upsnet.errors import InputError
@@ -22,7 +23,7 @@ IDS = np.array([[1, 1, 0], [2, 2, 2]], np.int32)
 RESULT = PanopticResult(IDS, [Segment(1, 0, 1.0, 2, (0, 0, 2, 1)), Segment(2, 1, 0.75, 3, (0, 1, 3, 1))])
 
 
-def test_ids_by_hand():
+def test_ids_by_hand() -> None:
     assert id2rgb(np.array([0, 255, 256, 65536, 2**24 - 1])).tolist() == [
         [0, 0, 0],
         [255, 0, 0],
@@ -33,18 +34,18 @@ def test_ids_by_hand():
 
 
 @given(st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=20))
-def test_ids_round_trip(ids):
+def test_ids_round_trip(ids: list[int]) -> None:
     back = rgb2id(id2rgb(np.array([ids])))
     assert back.dtype == np.int32 and back.tolist() == [ids]
 
 
 @pytest.mark.parametrize("bad", [-1, 2**24])
-def test_ids_outside_24_bits_are_refused(bad):
+def test_ids_outside_24_bits_are_refused(bad: int) -> None:
     with pytest.raises(InputError, match=str(bad)):
         id2rgb(np.array([[0, bad]]))
 
 
-def test_read_panoptic_png_ignores_alpha(tmp_path):
+def test_read_panoptic_png_ignores_alpha(tmp_path: Path) -> None:
     ids = np.array([[5, 70_000]], np.int32)
     write_png(tmp_path / "rgb.png", id2rgb(ids))
     rgba = np.concatenate([id2rgb(ids), np.array([[[0], [9]]], np.uint8)], -1)
@@ -53,35 +54,23 @@ def test_read_panoptic_png_ignores_alpha(tmp_path):
         assert read_panoptic_png(tmp_path / name).tolist() == ids.tolist()
 
 
-def png(width: int, depth: int, color: int, row: bytes) -> bytes:
-    """A one-row PNG by hand, for what Pillow does not write."""
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, color, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"\0" + row)),
-    ]
-    body = [
-        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in [*chunks, (b"IEND", b"")]
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
-
-
-def test_hand_made_png_is_one(tmp_path):
-    (tmp_path / "x.png").write_bytes(png(2, 8, 2, bytes([1, 1, 0, 0, 0, 2])))
+def test_hand_made_png_is_one(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png(2, 1, 8, 2, zlib.compress(b"\0" + bytes([1, 1, 0, 0, 0, 2]))))
     assert read_panoptic_png(tmp_path / "x.png").tolist() == [[257, 131072]]
 
 
-def test_other_kinds_of_png_are_refused(tmp_path):
+def test_other_kinds_of_png_are_refused(tmp_path: Path) -> None:
     Image.new("L", (3, 3)).save(tmp_path / "L.png")
     Image.new("LA", (3, 3)).save(tmp_path / "LA.png")
     Image.new("P", (3, 3)).save(tmp_path / "P.png")
     Image.new("I;16", (3, 3)).save(tmp_path / "I16.png")
-    (tmp_path / "RGB16.png").write_bytes(png(1, 16, 2, bytes(6)))
+    (tmp_path / "RGB16.png").write_bytes(png(1, 1, 16, 2, zlib.compress(bytes(7))))
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(InputError, match=f"{path.name}: a PNG of mode .* is 8-bit RGB"):
             read_panoptic_png(path)
 
 
-def test_unreadable_files_are_refused(tmp_path):
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     write_png(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     (tmp_path / "empty.png").write_bytes(b"")
@@ -94,7 +83,7 @@ def test_unreadable_files_are_refused(tmp_path):
         read_panoptic_png(tmp_path / "none.png")
 
 
-def test_writer_round_trip(tmp_path):
+def test_writer_round_trip(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path, TABLE) as writer:
         writer.add(42, "000042.jpg", RESULT)
         writer.add(3, "sub/3.png", PanopticResult(np.zeros((4, 5), np.int32), []))
@@ -115,7 +104,7 @@ def test_writer_round_trip(tmp_path):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_writer_keeps_any_map(tmp_path_factory, height, width, seed):
+def test_writer_keeps_any_map(tmp_path_factory: pytest.TempPathFactory, height: int, width: int, seed: int) -> None:
     folder = tmp_path_factory.mktemp("w")
     ids = np.random.default_rng(seed).integers(0, 2**24, (height, width), dtype=np.int32)
     with PredictionWriter(folder, TABLE) as writer:
@@ -124,7 +113,7 @@ def test_writer_keeps_any_map(tmp_path_factory, height, width, seed):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_leaves_the_folder_as_it_was(tmp_path, error):
+def test_an_exception_leaves_the_folder_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
     with PredictionWriter(tmp_path, TABLE) as writer:
         writer.add(1, "a.jpg", RESULT)
     with pytest.raises(error), PredictionWriter(tmp_path, TABLE) as writer:
@@ -146,20 +135,20 @@ def test_an_exception_leaves_the_folder_as_it_was(tmp_path, error):
         (2, "", "not a file name inside"),
     ],
 )
-def test_writer_refuses(tmp_path, image_id, file_name, message):
+def test_writer_refuses(tmp_path: Path, image_id: int, file_name: str, message: str) -> None:
     with pytest.raises(InputError, match=f"image {image_id}.*{message}"), PredictionWriter(tmp_path, TABLE) as writer:
         writer.add(1, "a.jpg", RESULT)
         writer.add(image_id, file_name, RESULT)
     assert not (tmp_path / "predictions.json").exists()
 
 
-def test_writer_needs_a_folder(tmp_path):
+def test_writer_needs_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"), PredictionWriter(tmp_path / "file", TABLE):
         pass
 
 
-def test_empty_and_unsorted_ids(tmp_path):
+def test_empty_and_unsorted_ids(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "none", TABLE):
         pass
     assert json.loads((tmp_path / "none" / "predictions.json").read_text())["annotations"] == []
@@ -173,7 +162,7 @@ def test_empty_and_unsorted_ids(tmp_path):
     assert [entry["image_id"] for entry in content["annotations"]] == [3, 1, 2, -5, 10**12]
 
 
-def test_memory_does_not_grow_with_the_images(tmp_path):
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path, TABLE) as writer:
         writer.add(1, "1.jpg", RESULT)
         tracemalloc.start()
@@ -185,7 +174,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
     assert len(json.loads((tmp_path / "predictions.json").read_text())["annotations"]) == 400 + 1
 
 
-def test_adding_to_a_folder(tmp_path):
+def test_adding_to_a_folder(tmp_path: Path) -> None:
     add_prediction(tmp_path, "a.jpg", RESULT, TABLE)
     add_prediction(tmp_path, "sub/b.png", PanopticResult(np.zeros((4, 5), np.int32), []), TABLE)
     add_prediction(tmp_path, "a.png", PanopticResult(IDS * 0, []), TABLE)

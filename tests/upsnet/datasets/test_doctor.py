@@ -35,8 +35,7 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 def examine(paths: dict[str, Path], workers: int = 1) -> Tally:
-    split = Split(**paths)
-    return check_split(split, workers, progress=False).tally
+    return check_split(Split(**paths), workers, progress=False).tally
 
 
 def segment(content: dict[str, Any], index: int = 0) -> dict[str, Any]:
@@ -297,6 +296,6 @@ def test_parallel_keeps_the_order_and_raises() -> None:
     assert list(map_parallel(abs, range(-40, 0), 2)) == list(range(40, 0, -1))
     assert list(map_parallel(abs, [], 2)) == [] and list(chunked(range(5), 2)) == [[0, 1], [2, 3], [4]]
     with pytest.raises(TypeError):
-        list(map_parallel(abs, [1, "x", 2], 2))
+        list(map_parallel(abs, [1, "x", 2], 2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="worker processes died"):
         list(map_parallel(os._exit, [3], 2))

@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 from eval.validation_set import open_dataset
-from upsnet.datasets.folder import Listing, PanopticFolder, check_categories, groups, truth_result
+from upsnet.datasets.folder import Listing, PanopticFolder, check_categories, truth_result
+from upsnet.datasets.parallel import chunked
 from upsnet.datasets.segments import parse_segments
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
@@ -48,6 +49,7 @@ def test_records_are_a_sequence(gt_json: Path) -> None:
         for annotation in content["annotations"]
     }
     assert len(records) == 5 and [record.image_id for record in records] == [13, 10, 14, 11, 12]
+    assert [[record.image_id for record in group] for group in chunked(records, 2)] == [[13, 10], [14, 11], [12]]
     assert all(record.segments == truth[record.image_id] for record in records)
     assert records[-1] == records[4] == list(records)[4] and records[1:4:2] == [records[1], records[3]]
     assert records[0].photo == gt_json.parent / "val/003.png" and records[0].file_name == "003.png"
@@ -175,8 +177,3 @@ def test_the_runs_own_validation_set(gt_json: Path, tmp_path: Path) -> None:
         open_dataset(None, run=tmp_path)
     with pytest.raises(InputError, match="give --gt-json"):
         open_dataset(None, run=tmp_path / "absent")
-
-
-def test_groups_are_consecutive(gt_json: Path) -> None:
-    records = PanopticFolder(gt_json).records
-    assert [[record.image_id for record in group] for group in groups(records, 2)] == [[10, 11], [12, 13], [14]]

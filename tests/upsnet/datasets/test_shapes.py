@@ -118,7 +118,7 @@ def test_perfect_semantics_with_connected_components_are_not_enough(val: list) -
         category = np.zeros_like(ids)
         for segment in segments:
             category[ids == segment["id"]] = segment["category_id"]
-        predicted, found = np.zeros_like(ids), []
+        predicted, found = np.zeros_like(ids), list[dict[str, int]]()
         for number in np.unique(category[category > 0]).tolist():
             parts = ndimage.label(category == number)[0] if number in THING_IDS else (category == number).astype(int)
             for part in range(1, parts.max() + 1):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pycocotools import mask as rle
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from tests.upsnet.metrics.official import official_ap
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.segments import SegmentInfo, parse_segments
@@ -112,8 +110,8 @@ def random_images(count: int, seed: int = 0) -> list[tuple[tuple[np.ndarray, lis
     for _ in range(count):
         objects, rows = [], []
         for _ in range(rng.integers(0, 6)):
-            x, y = rng.integers(0, 120), rng.integers(0, 90)
-            box = (x, y, x + rng.integers(4, 40), y + rng.integers(4, 30))
+            x, y = int(rng.integers(0, 120)), int(rng.integers(0, 90))
+            box = (x, y, x + int(rng.integers(4, 40)), y + int(rng.integers(4, 30)))
             category = int(rng.choice([3, 7]))
             objects.append((category, box, int(rng.random() < 0.2)))
             if rng.random() < 0.8:
@@ -124,26 +122,12 @@ def random_images(count: int, seed: int = 0) -> list[tuple[tuple[np.ndarray, lis
     return images
 
 
-def official(gt: dict, results: list[dict], kind: str) -> list[float]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = gt
-        coco.createIndex()
-        # As detectron2 and the COCO server do for masks: without boxes in the results, areas come from the masks.
-        given = [{k: v for k, v in row.items() if kind == "bbox" or k != "bbox"} for row in results]
-        evaluation = COCOeval(coco, coco.loadRes(given), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation.stats[:6].tolist()
-
-
 def test_agrees_with_pycocotools_on_independent_files(tmp_path: Path) -> None:
     """Truth: boxes, areas and uncompressed run lengths made here, pixel by pixel. Detections: the written file."""
     images = random_images(12)
     stat = scored(*images)
     stat.write(tmp_path / "instances.json")
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image_id, ((ids, segments), _) in enumerate(images, 1):
         for segment in segments[1:]:
             mask = ids == segment.id
@@ -176,7 +160,7 @@ def test_agrees_with_pycocotools_on_independent_files(tmp_path: Path) -> None:
     visible = all((ids == segment.id).any() for (ids, segments), _ in images for segment in segments)
     assert visible, "the seed hides no object entirely: a hidden one counts as missed here and does not exist there"
     for kind, name in (("bbox", "box"), ("segm", "mask")):
-        wanted = official(gt, written, kind)
+        wanted = official_ap(gt, written, kind)
         mine = [-1 if report[name][key] is None else report[name][key] for key in list(report[name])[:6]]
         assert mine == pytest.approx(wanted, abs=1e-9)
         assert 0.1 < wanted[0] < 0.9

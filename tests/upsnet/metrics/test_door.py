@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import subprocess
@@ -15,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.upsnet.metrics.official import official_ap, write_side
 from upsnet import metrics
-from upsnet.datasets.coco_format import id2rgb
 from upsnet.errors import InputError
 from upsnet.metrics import hotcoco_package
 
 SIZE = (60, 80)
+Info = dict[str, Any]
 
 
 def test_importing_it_loads_nothing_heavy(project_root: Path) -> None:
@@ -59,18 +58,9 @@ def test_without_hotcoco(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def write_panoptic(folder: Path) -> None:
-    ids = np.repeat([1, 2], [40, 60]).reshape(10, 10)
-    segments = [
-        {"id": 1, "category_id": 1, "iscrowd": 0, "area": 40},
-        {"id": 2, "category_id": 187, "iscrowd": 0, "area": 60},
-    ]
-    document = {
-        "annotations": [{"image_id": 5, "file_name": "5.png", "segments_info": segments}],
-        "categories": [{"id": 1, "name": "person", "isthing": 1}, {"id": 187, "name": "sky", "isthing": 0}],
-    }
+    categories = [{"id": 1, "name": "person", "isthing": 1}, {"id": 187, "name": "sky", "isthing": 0}]
     for name in ("val", "predictions"):
-        (folder / name).mkdir()
-        Image.fromarray(id2rgb(ids)).save(folder / name / "5.png")
+        document = {"annotations": write_side(folder / name, {5: "5.png"}), "categories": categories}
         (folder / f"{name}.json").write_text(json.dumps(document))
 
 
@@ -94,15 +84,15 @@ def test_the_examples_of_the_page_run(tmp_path: Path, project_root: Path, monkey
 # AP against pycocotools
 
 
-def random_detections(rng: np.random.Generator, images: int, masks: bool) -> tuple[dict[str, Any], list[dict]]:
+def random_detections(rng: np.random.Generator, images: int, masks: bool) -> tuple[dict[str, Any], list[Info]]:
     """An instances JSON and a results file that finds most of it, somewhat beside; masks are rectangles."""
     height, width = SIZE
-    annotations, results = [], []
+    annotations, results = list[Info](), list[Info]()
     for image_id in range(1, images + 1):
         for _ in range(rng.integers(0, 7)):
             x, y = rng.integers(0, width - 20), rng.integers(0, height - 20)
             box = [int(value) for value in (x, y, *rng.integers(3, 20, 2))]
-            entry = {"image_id": image_id, "category_id": int(rng.choice([3, 7]))}
+            entry: Info = {"image_id": image_id, "category_id": int(rng.choice([3, 7]))}
             crowd, area = int(rng.random() < 0.2), box[2] * box[3]
             annotations.append({**entry, "id": len(annotations) + 1, "bbox": box, "area": area, "iscrowd": crowd})
             moved = np.clip(np.add(box, rng.integers(-2, 3, 4)), [0, 0, 1, 1], [width - 1, height - 1, width, height])
@@ -110,8 +100,8 @@ def random_detections(rng: np.random.Generator, images: int, masks: bool) -> tup
             if rng.random() < 0.9:
                 results.append({**entry, "bbox": moved.tolist(), "score": round(rng.random(), 1)})
     if masks:
-        for entry in (*annotations, *results):
-            entry["segmentation"] = rectangle(entry["bbox"])
+        for each in (*annotations, *results):
+            each["segmentation"] = rectangle(each["bbox"])
     truth = {
         "images": [{"id": id, "height": height, "width": width} for id in range(1, images + 1)],
         "annotations": annotations,
@@ -134,22 +124,6 @@ def rectangle(box: list[int]) -> dict[str, Any]:
     return {"size": list(SIZE), "counts": coded["counts"].decode()}
 
 
-def official(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> list[float]:
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = truth
-        coco.createIndex()
-        given = [{key: row[key] for key in row if (kind, key) != ("segm", "bbox")} for row in results]
-        evaluation = COCOeval(coco, coco.loadRes(given), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation.stats[:6].tolist()
-
-
 @pytest.fixture
 def hotcoco() -> None:
     pytest.importorskip("hotcoco", reason="needs hotcoco: pip install 'upsnet-trt[metrics]'")
@@ -169,10 +143,10 @@ def test_ap_is_that_of_pycocotools_to_the_bit(hotcoco: None, tmp_path: Path, see
             masks = np.array([fill(entry["bbox"]) for entry in mine], bool).reshape(-1, *SIZE)
             crowds, scores = [e.get("iscrowd", 0) for e in mine], [e.get("score", 1) for e in mine]
             sides.append(metrics.make_objects([e["category_id"] for e in mine], SIZE, None, masks, scores, crowds))
-        stat.add(image["id"], *sides, size=SIZE)
+        stat.add(image["id"], sides[0], sides[1], SIZE)
     of_arrays = stat.results([{"id": id, "isthing": 1} for id in (3, 7)])
     for name, kind in (("box", "bbox"), ("mask", "segm")):
-        wanted = official(truth, results, kind)
+        wanted = official_ap(truth, results, kind)
         for report in (of_files, of_arrays):
             assert [-1 if value is None else value for value in list(report[name].values())[:6]] == wanted
     assert of_files == of_arrays and 0.05 < of_files["box"]["AP"] < 1
@@ -228,7 +202,8 @@ def test_objects_of_boxes_and_of_masks(hotcoco: None) -> None:
 def test_miou_of_folders_is_that_of_arrays(hotcoco: None, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     stat = metrics.MeanIoU(5)
-    (tmp_path / "truth").mkdir(), (tmp_path / "found").mkdir()
+    for name in ("truth", "found"):
+        (tmp_path / name).mkdir()
     for index in range(3):
         truth, found = rng.integers(0, 6, (20, 30)), rng.integers(0, 5, (20, 30))
         truth[truth == 5] = 255

@@ -18,7 +18,7 @@ from upsnet.command_line.command import make_app
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
-from upsnet.metrics.evaluation import METRICS, Partial, measure, merge
+from upsnet.metrics.evaluation import METRICS, Partial, evaluate_records, merge
 from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Details, Instances
 
@@ -63,8 +63,8 @@ def folder(gt_json: Path) -> PanopticFolder:
 def test_parts_add_up_to_the_whole_exactly(folder: PanopticFolder, detailed: Fake, world: int) -> None:
     """Pickled, as between processes; more processes than images too."""
     predictor = detailed("fake", damage=((48, 48), 0.6))
-    whole = measure(predictor, folder, folder.records, METRICS)
-    parts = [measure(predictor, folder, folder.records[rank::world], METRICS) for rank in range(world)]
+    whole = evaluate_records(predictor, folder, folder.records, METRICS)
+    parts = [evaluate_records(predictor, folder, folder.records[rank::world], METRICS) for rank in range(world)]
     total = merge(pickle.loads(pickle.dumps(part)) for part in reversed(parts))
     assert total.report(folder.categories).keys() == whole.report(folder.categories).keys()
     assert total.results(folder.categories) == whole.results(folder.categories)
@@ -75,10 +75,10 @@ def test_parts_add_up_to_the_whole_exactly(folder: PanopticFolder, detailed: Fak
 
 def test_figures(folder: PanopticFolder, detailed: Fake) -> None:
     """Of the photos' five dogs one is grass in the truth. Dogs are found with an IoU of a third: never."""
-    figures = measure(detailed("fake"), folder, folder.records, METRICS).results(folder.categories)
+    figures = evaluate_records(detailed("fake"), folder, folder.records, METRICS).results(folder.categories)
     assert list(figures) == ["pq", "pq_things", "pq_stuff", "miou", "box_ap", "mask_ap"]
     assert figures["pq_things"] == pytest.approx((4 / 4.5 + 1) / 2)
-    report = measure(detailed("fake"), folder, folder.records, ["ap", "miou"]).report(folder.categories)
+    report = evaluate_records(detailed("fake"), folder, folder.records, ["ap", "miou"]).report(folder.categories)
     assert report.keys() == {"ap", "miou"}
     assert report["ap"]["box"]["per_class"]["3"] == 0 and report["ap"]["box"]["per_class"]["7"] > 0.5
     dogs, wrong = 10 * 14 * 5, 10 * 14  # the dog's box, which nothing covers
@@ -87,10 +87,10 @@ def test_figures(folder: PanopticFolder, detailed: Fake) -> None:
 
 
 def test_no_images_and_wrong_metrics(folder: PanopticFolder, fake: Fake) -> None:
-    nothing = measure(fake("x"), folder, [])
+    nothing = evaluate_records(fake("x"), folder, [])
     assert nothing.results(folder.categories) == {"pq": None, "pq_things": None, "pq_stuff": None}
     with pytest.raises(InputError, match="x gives panoptic maps alone: ap and miou need the runtime pytorch"):
-        measure(fake("x"), folder, folder.records, METRICS)
+        evaluate_records(fake("x"), folder, folder.records, METRICS)
     with pytest.raises(InputError, match="not 'speed'"):
         Partial(["speed"], folder.categories)  # type: ignore[list-item]
     with pytest.raises(InputError, match="not none"):
@@ -112,7 +112,7 @@ def test_report_and_files_of_an_evaluation(folder: PanopticFolder, detailed: Fak
     assert {"id", "category_id", "area", "bbox", "iscrowd"} <= official["segments_info"][0].keys()
 
 
-def invoke(*arguments: str) -> Any:
+def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(make_app(main), [str(argument) for argument in arguments])
 
 
@@ -164,7 +164,7 @@ def test_real_photos_through_every_metric(shared_data: Path, project_root: Path,
 
     sample = shared_data / "coco_sample"
     folder = PanopticFolder(sample / "annotations/panoptic_val2017.json")
-    folder.records = folder.records[:2]
+    folder.records = folder.records[:2]  # type: ignore[assignment]
     config = load_config(project_root / "training/configs/coco_sample.yaml")
     torch.manual_seed(0)
     model = UPSNet(config.model, folder.categories.num_stuff, folder.categories.num_things)

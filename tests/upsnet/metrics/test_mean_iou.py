@@ -84,7 +84,9 @@ def test_parts_add_up() -> None:
         (row((1, 5)), [segment(1, 55)], row((SKY, 5)), "image 1: .*category id 55"),
     ],
 )
-def test_refusals_add_nothing(ids, segments, predicted, message) -> None:
+def test_refusals_add_nothing(
+    ids: np.ndarray, segments: list[SegmentInfo], predicted: np.ndarray, message: str
+) -> None:
     stat = MeanIoU(4)
     with pytest.raises(InputError, match=message):
         stat.accumulate(ids, segments, predicted, TABLE, 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from fractions import Fraction
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,10 @@ PERSON, CAR, SKY = 1, 3, 187
 CATEGORIES = [{"id": PERSON, "isthing": 1}, {"id": CAR, "isthing": 1}, {"id": SKY, "isthing": 0}]
 
 
+Info = dict[str, Any]
+Scene = tuple[np.ndarray, list[Info], np.ndarray, list[Info]]
+
+
 # Known answers, one image of 10 x 10 pixels whose columns hold the ids
 
 
@@ -34,11 +40,11 @@ def columns(*runs: tuple[int, int]) -> np.ndarray:
     return flat.reshape(10, 10)
 
 
-def segment(id: int, category: int, area: int | None = None, iscrowd: int = 0) -> dict:
+def segment(id: Any, category: Any, area: Any = None, iscrowd: int = 0) -> Info:
     return {"id": id, "category_id": category, "iscrowd": iscrowd, **({} if area is None else {"area": area})}
 
 
-def score(gt_ids, gt_segments, pred_ids, pred_segments) -> PQStat:
+def score(gt_ids: np.ndarray, gt_segments: list[Info], pred_ids: np.ndarray, pred_segments: list[Info]) -> PQStat:
     stat = PQStat()
     stat.accumulate(gt_ids, gt_segments, pred_ids, pred_segments)
     return stat
@@ -49,7 +55,7 @@ def counts(stat: PQStat, category: int) -> tuple[int, int, int, float]:
     return count.tp, count.fp, count.fn, count.iou
 
 
-def test_perfect():
+def test_perfect() -> None:
     ids = columns((5, 40), (9, 60))
     segments = [segment(5, PERSON, 40), segment(9, SKY, 60)]
     results = score(ids, segments, ids, segments).results(CATEGORIES)["results"]
@@ -57,7 +63,7 @@ def test_perfect():
     assert results["Things"]["n"] == results["Stuff"]["n"] == 1
 
 
-def test_pq_by_hand():
+def test_pq_by_hand() -> None:
     """Person: IoU 30/40 matched, one miss, one false positive: PQ = .75 / 2. Sky: IoU 10/20: exactly half, no match."""
     gt = columns((1, 40), (2, 10), (3, 20), (4, 30))
     pred = columns((1, 30), (2, 20), (3, 10), (4, 40))
@@ -73,27 +79,29 @@ def test_pq_by_hand():
     assert report["results"]["Stuff"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 1}
 
 
-def test_another_category_never_matches():
+def test_another_category_never_matches() -> None:
     ids = columns((1, 100))
     stat = score(ids, [segment(1, PERSON, 100)], ids, [segment(1, CAR)])
     assert counts(stat, PERSON) == (0, 0, 1, 0.0) and counts(stat, CAR) == (0, 1, 0, 0.0)
 
 
-def test_void_is_no_part_of_the_union():
+def test_void_is_no_part_of_the_union() -> None:
     """The prediction covers 20 of the segment and 60 of void: IoU 20 / (80 + 20 - 20 - 60) = 1."""
     stat = score(columns((1, 20)), [segment(1, PERSON, 20)], columns((7, 80)), [segment(7, PERSON)])
     assert counts(stat, PERSON) == (1, 0, 0, 1.0)
 
 
 @pytest.mark.parametrize(("on_void", "fp"), [(50, 1), (51, 0), (49, 1)])
-def test_a_false_positive_needs_half_outside_void(on_void, fp):
+def test_a_false_positive_needs_half_outside_void(on_void: int, fp: int) -> None:
     gt = columns((1, 100 - on_void))
     stat = score(gt, [segment(1, SKY, 100 - on_void)], columns((7, 100)), [segment(7, PERSON)])
     assert counts(stat, PERSON) == (0, fp, 0, 0.0)
 
 
 @pytest.mark.parametrize(("category", "on_crowd", "fp"), [(PERSON, 51, 0), (PERSON, 50, 1), (CAR, 100, 1)])
-def test_crowds_excuse_predictions_of_their_category_and_are_never_missed(category, on_crowd, fp):
+def test_crowds_excuse_predictions_of_their_category_and_are_never_missed(
+    category: int, on_crowd: int, fp: int
+) -> None:
     gt = columns((1, on_crowd), (2, 100 - on_crowd))
     gt_segments = [segment(1, PERSON, on_crowd, iscrowd=1), segment(2, SKY, 100 - on_crowd)][: 2 - (on_crowd == 100)]
     stat = score(gt, gt_segments, columns((7, 100)), [segment(7, category)])
@@ -102,13 +110,13 @@ def test_crowds_excuse_predictions_of_their_category_and_are_never_missed(catego
     assert not stat.warnings
 
 
-def test_void_and_crowd_add_up():
+def test_void_and_crowd_add_up() -> None:
     gt = columns((1, 30), (2, 40))  # crowd 30, sky 40, void 30
     gt_segments = [segment(1, PERSON, iscrowd=1), segment(2, SKY, 40)]
     assert score(gt, gt_segments, columns((7, 100)), [segment(7, PERSON)]).counts[PERSON].fp == 0
 
 
-def test_quirk_of_two_crowds_only_the_last_counts():
+def test_quirk_of_two_crowds_only_the_last_counts() -> None:
     gt = columns((1, 60), (2, 40))
     crowds = [segment(1, PERSON, 60, iscrowd=1), segment(2, PERSON, 40, iscrowd=1)]
     pred = [segment(7, PERSON)]
@@ -118,7 +126,7 @@ def test_quirk_of_two_crowds_only_the_last_counts():
     assert "image 0" in first_forgotten.warnings[0] and "2 crowds of category 1" in first_forgotten.warnings[0]
 
 
-def test_quirk_the_area_of_the_ground_truth_comes_from_its_json():
+def test_quirk_the_area_of_the_ground_truth_comes_from_its_json() -> None:
     ids = columns((1, 50), (2, 50))
     gt = [segment(1, PERSON, 80), segment(2, SKY, 50)]
     stat = score(ids, gt, ids, [segment(1, PERSON), segment(2, SKY)])
@@ -126,18 +134,18 @@ def test_quirk_the_area_of_the_ground_truth_comes_from_its_json():
     assert "1 (area 80 in the JSON, 50 pixels in the PNG)" in stat.warnings[0]
 
 
-def test_quirk_ground_truth_ids_that_are_not_listed_are_neither_segment_nor_void():
+def test_quirk_ground_truth_ids_that_are_not_listed_are_neither_segment_nor_void() -> None:
     stat = score(columns((1, 100)), [], columns((7, 100)), [segment(7, PERSON)])
     assert counts(stat, PERSON) == (0, 1, 0, 0.0) and "ids 1 that its JSON lacks" in stat.warnings[0]
 
 
-def test_quirk_a_predicted_id_zero_counts_as_a_segment():
+def test_quirk_a_predicted_id_zero_counts_as_a_segment() -> None:
     ids = columns((0, 50), (2, 50))
     stat = score(columns((1, 50), (2, 50)), [segment(1, PERSON, 50)], ids, [segment(0, PERSON), segment(2, SKY)])
     assert counts(stat, PERSON) == (1, 0, 0, 1.0) and "id 0" in stat.warnings[0]
 
 
-def test_duplicate_entries_the_last_counts():
+def test_duplicate_entries_the_last_counts() -> None:
     ids = columns((1, 100))
     stat = score(ids, [segment(1, CAR, 1), segment(1, PERSON, 100)], ids, [segment(1, CAR), segment(1, PERSON)])
     assert counts(stat, PERSON) == (1, 0, 0, 1.0) and len(stat.warnings) == 2
@@ -175,31 +183,32 @@ GOOD = (columns((1, 100)), [segment(1, PERSON, 100)], columns((7, 100)), [segmen
         (3, {"id": 7}, "not a list"),
     ],
 )
-def test_refusals_name_the_image_and_add_nothing(place, value, message):
+def test_refusals_name_the_image_and_add_nothing(place: int, value: Any, message: str) -> None:
     stat = PQStat()
-    arguments = [*GOOD[:place], value, *GOOD[place + 1 :]]
+    scene: Any = [*GOOD[:place], value, *GOOD[place + 1 :]]
+    gt_ids, gt_segments, pred_ids, pred_segments = scene
     with pytest.raises(InputError, match=f"image photo 7: .*{message}"):
-        stat.accumulate(*arguments, image="photo 7")
+        stat.accumulate(gt_ids, gt_segments, pred_ids, pred_segments, "photo 7")
     assert stat.images == 0 and not stat.counts and not stat.warnings
 
 
-def test_results_refuse_an_unknown_predicted_category_and_leave_out_unknown_ground_truth():
+def test_results_refuse_an_unknown_predicted_category_and_leave_out_unknown_ground_truth() -> None:
     stat = score(columns((1, 100)), [segment(1, 55, 100)], *GOOD[2:])
     assert stat.results(CATEGORIES)["results"]["All"]["n"] == 1
     with pytest.raises(InputError, match=r"image 0: .*unknown category_id 1"):
         stat.results([{"id": 55, "isthing": 1}])
     for bad in (None, [7], [{"id": 1}], [{"isthing": 1}]):
         with pytest.raises(InputError, match="categories"):
-            stat.results(bad)
+            stat.results(bad)  # type: ignore[arg-type]
 
 
-def test_results_take_a_categories_table():
+def test_results_take_a_categories_table() -> None:
     entries = [{**entry, "name": str(entry["id"])} for entry in CATEGORIES]
     stat = score(*GOOD)
     near(stat.results(Categories.from_coco(entries)), stat.results(CATEGORIES))
 
 
-def test_nothing_at_all():
+def test_nothing_at_all() -> None:
     report = PQStat().results(CATEGORIES)
     assert report["results"]["All"] == {"pq": None, "sq": None, "rq": None, "n": 0}
     assert report["per_class"]["1"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "tp": 0, "fp": 0, "fn": 0, "iou": 0.0}
@@ -209,8 +218,10 @@ def test_nothing_at_all():
 # Properties, and an independent implementation: whole masks, exact fractions
 
 
-def by_masks(gt_ids, gt_segments, pred_ids, pred_segments) -> dict[int, list]:
-    out: defaultdict[int, list] = defaultdict(lambda: [0, 0, 0, 0.0])
+def by_masks(
+    gt_ids: np.ndarray, gt_segments: list[Info], pred_ids: np.ndarray, pred_segments: list[Info]
+) -> dict[int, list[Any]]:
+    out: defaultdict[int, list[Any]] = defaultdict(lambda: [0, 0, 0, 0.0])
     void = gt_ids == 0
     matched = set()
     for gt in gt_segments:
@@ -238,7 +249,7 @@ def by_masks(gt_ids, gt_segments, pred_ids, pred_segments) -> dict[int, list]:
 
 
 @st.composite
-def scenes(draw):
+def scenes(draw: st.DrawFn) -> Scene:
     """Two related id maps with their segments: shared regions, noise, void, crowds, ids up to 2^24 - 1."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
@@ -259,7 +270,7 @@ def scenes(draw):
 
 @given(scenes())
 @settings(max_examples=150, deadline=None)
-def test_agrees_with_whole_masks(scene):
+def test_agrees_with_whole_masks(scene: Scene) -> None:
     stat = score(*scene)
     wanted = by_masks(*scene)
     assert stat.counts.keys() >= wanted.keys()
@@ -269,7 +280,7 @@ def test_agrees_with_whole_masks(scene):
 
 @given(scenes())
 @settings(max_examples=50, deadline=None)
-def test_ground_truth_against_itself_is_perfect(scene):
+def test_ground_truth_against_itself_is_perfect(scene: Scene) -> None:
     gt, gt_segments = scene[:2]
     gt_segments = [{**info, "iscrowd": 0} for info in gt_segments]
     for figures in score(gt, gt_segments, gt, gt_segments).results(CATEGORIES)["per_class"].values():
@@ -279,7 +290,7 @@ def test_ground_truth_against_itself_is_perfect(scene):
 
 @given(scenes(), st.randoms(use_true_random=False))
 @settings(max_examples=50, deadline=None)
-def test_other_ids_and_another_order_of_predictions_change_nothing(scene, random):
+def test_other_ids_and_another_order_of_predictions_change_nothing(scene: Scene, random: Random) -> None:
     gt, gt_segments, pred, pred_segments = scene
     new = {info["id"]: id for info, id in zip(pred_segments, random.sample(range(1, 2**24), 20), strict=False)}
     renamed = np.vectorize(lambda id: new.get(id, 0), otypes=[np.int32])(pred)
@@ -288,7 +299,7 @@ def test_other_ids_and_another_order_of_predictions_change_nothing(scene, random
     near(score(gt, gt_segments, renamed, shuffled).results(CATEGORIES), score(*scene).results(CATEGORIES))
 
 
-def test_adding_stats_equals_one_stat():
+def test_adding_stats_equals_one_stat() -> None:
     one, both, other = PQStat(), PQStat(), PQStat()
     for stat in (one, both):
         stat.accumulate(*GOOD)

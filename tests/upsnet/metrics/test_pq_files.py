@@ -11,6 +11,8 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image
 
 from tests.figures import near
 from tests.shared import shared_names
+from tests.upsnet.metrics.official import IDS, PERSON, SKY, write_side
 from tests.upsnet.results import result_of
 from upsnet.categories import Categories
 from upsnet.command_line import command, pq
@@ -34,7 +37,9 @@ OFFICIAL_QUIRKS = {
     "pred_duplicate_image",
 }
 
-PERSON, CAR, SKY = 1, 3, 187
+CAR = 3
+Capture = pytest.CaptureFixture[str]
+Dataset = tuple[Path, Any, Any]
 CATEGORIES = [{"id": PERSON, "isthing": 1}, {"id": CAR, "isthing": 1}, {"id": SKY, "isthing": 0}]
 
 
@@ -42,6 +47,7 @@ def main(arguments: list[str]) -> int:
     """`upsnet pq` -> exit code."""
     with pytest.raises(SystemExit) as stop:
         command.run(pq.main, arguments)
+    assert isinstance(stop.value.code, int)
     return stop.value.code
 
 
@@ -49,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 @pytest.mark.parametrize("name", shared_names("pq_cases"))
-def test_official_case(shared_data, tmp_path, capsys, name):
+def test_official_case(shared_data: Path, tmp_path: Path, capsys: Capture, name: str) -> None:
     case = shared_data / "pq_cases" / name
     expected = json.loads((case / "expected.json").read_text())
     out = tmp_path / "out.json"
@@ -71,35 +77,21 @@ def test_official_case(shared_data, tmp_path, capsys, name):
     assert bool(stderr) >= (name in OFFICIAL_QUIRKS)
 
 
-def test_cases_are_all_there(shared_data):
+def test_cases_are_all_there(shared_data: Path) -> None:
     assert len(list((shared_data / "pq_cases").glob("*/expected.json"))) >= 41
 
 
 # Files
 
 
-IDS = np.repeat([1, 2], [40, 60]).astype(np.int32).reshape(10, 10)
-SEGMENTS = [
-    {"id": 1, "category_id": PERSON, "iscrowd": 0, "area": 40},
-    {"id": 2, "category_id": SKY, "iscrowd": 0, "area": 60},
-]
-
-
 @pytest.fixture
-def dataset(tmp_path):
+def dataset(tmp_path: Path) -> Dataset:
     """Ground truth and predictions of two images on disk, as documents that a test may spoil before `run`."""
-    gt = {"categories": copy.deepcopy(CATEGORIES), "annotations": []}
-    pred = {"annotations": []}
-    for image_id in (1, 2):
-        for document, name in ((gt, "gt"), (pred, "pred")):
-            file_name = f"{image_id:012}.png"
-            write_png(tmp_path / name / file_name, id2rgb(IDS))
-            segments = copy.deepcopy(SEGMENTS)
-            document["annotations"].append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
-    return tmp_path, gt, pred
+    gt, pred = (write_side(tmp_path / name, {i: f"{i:012}.png" for i in (1, 2)}) for name in ("gt", "pred"))
+    return tmp_path, {"categories": copy.deepcopy(CATEGORIES), "annotations": gt}, {"annotations": pred}
 
 
-def run(dataset, *more: str) -> int:
+def run(dataset: Dataset, *more: str) -> int:
     folder, gt, pred = dataset
     (folder / "gt.json").write_text(gt if isinstance(gt, str) else json.dumps(gt))
     (folder / "pred.json").write_text(pred if isinstance(pred, str) else json.dumps(pred))
@@ -107,7 +99,7 @@ def run(dataset, *more: str) -> int:
     return main(["--gt-json", str(folder / "gt.json"), "--pred-json", str(folder / "pred.json"), *out, *more])
 
 
-def refused(dataset, capsys, *more: str) -> str:
+def refused(dataset: Dataset, capsys: Capture, *more: str) -> str:
     """Run, expect exit code 2 without output, and return the one line on stderr."""
     assert run(dataset, *more) == 2
     captured = capsys.readouterr()
@@ -116,7 +108,7 @@ def refused(dataset, capsys, *more: str) -> str:
     return captured.err
 
 
-def test_script_from_another_folder(dataset, tmp_path, project_root):
+def test_script_from_another_folder(dataset: Dataset, tmp_path: Path, project_root: Path) -> None:
     assert run(dataset) == 0
     command = [sys.executable, str(project_root / "eval" / "pq.py"), "--workers", "2"]
     command += ["--gt-json", "gt.json", "--gt-folder", "gt", "--pred-json", "pred.json", "--pred-folder", "pred"]
@@ -132,7 +124,7 @@ def test_script_from_another_folder(dataset, tmp_path, project_root):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "error: image 2" in done.stderr
 
 
-def test_the_table_of_classes(dataset, capsys):
+def test_the_table_of_classes(dataset: Dataset, capsys: Capture) -> None:
     dataset[1]["categories"][0]["name"] = "person"
     dataset[2]["annotations"][0]["segments_info"][1]["category_id"] = CAR
     assert run(dataset, "--per-class", "--check-all") == 0
@@ -143,7 +135,7 @@ def test_the_table_of_classes(dataset, capsys):
     assert lines[3] == ["66.7", "100.0", "66.7", "1", "0", "1", "187"] and len(lines) == 4
 
 
-def test_order_of_the_predictions_does_not_matter(dataset):
+def test_order_of_the_predictions_does_not_matter(dataset: Dataset) -> None:
     folder, _, pred = dataset
     pred["annotations"][1]["segments_info"][0]["category_id"] = CAR
     assert run(dataset) == 0
@@ -152,7 +144,7 @@ def test_order_of_the_predictions_does_not_matter(dataset):
     assert run(dataset) == 0 and (folder / "out.json").read_text() == first
 
 
-def test_of_two_predictions_for_one_image_the_last_counts(dataset, capsys):
+def test_of_two_predictions_for_one_image_the_last_counts(dataset: Dataset, capsys: Capture) -> None:
     wrong = copy.deepcopy(dataset[2]["annotations"][1])
     wrong["segments_info"][0]["category_id"] = CAR
     dataset[2]["annotations"].insert(0, wrong)
@@ -161,20 +153,20 @@ def test_of_two_predictions_for_one_image_the_last_counts(dataset, capsys):
     assert json.loads((dataset[0] / "out.json").read_text())["results"]["All"]["pq"] == 1
 
 
-def test_strings_are_fine_as_ids_on_both_sides(dataset):
+def test_strings_are_fine_as_ids_on_both_sides(dataset: Dataset) -> None:
     for document in dataset[1:]:
         for annotation in document["annotations"]:
             annotation["image_id"] = f"frankfurt_{annotation['image_id']}"
     assert run(dataset) == 0
 
 
-def test_extra_predictions_are_ignored_with_a_warning(dataset, capsys):
+def test_extra_predictions_are_ignored_with_a_warning(dataset: Dataset, capsys: Capture) -> None:
     dataset[1]["annotations"].pop()
     assert run(dataset) == 0
     assert "warning: image 2: predicted, but not in the ground truth" in capsys.readouterr().err
 
 
-def test_unknown_ground_truth_category_is_left_out_with_a_warning(dataset, capsys):
+def test_unknown_ground_truth_category_is_left_out_with_a_warning(dataset: Dataset, capsys: Capture) -> None:
     dataset[1]["annotations"][0]["segments_info"][0]["category_id"] = 77
     assert run(dataset) == 0
     assert (
@@ -184,7 +176,7 @@ def test_unknown_ground_truth_category_is_left_out_with_a_warning(dataset, capsy
     assert report["per_class"].keys() == {"1", "3", "187"} and report["per_class"]["1"]["fp"] == 1
 
 
-def test_many_warnings_are_cut_on_stderr_but_not_in_the_json(dataset, capsys):
+def test_many_warnings_are_cut_on_stderr_but_not_in_the_json(dataset: Dataset, capsys: Capture) -> None:
     dataset[2]["annotations"] *= 50
     assert run(dataset) == 0
     assert len(capsys.readouterr().err.splitlines()) == 51
@@ -219,15 +211,15 @@ def test_many_warnings_are_cut_on_stderr_but_not_in_the_json(dataset, capsys):
         (1, ("categories",), [], "unknown category_id"),
     ],
 )
-def test_hostile_documents(dataset, capsys, side, path, value, message):
-    place = dataset[side]
+def test_hostile_documents(dataset: Dataset, capsys: Capture, side: Any, path: Any, value: Any, message: str) -> None:
+    place: Any = dataset[side]
     for step in path[:-1]:
         place = place[step]
     place[path[-1]] = value
     assert re.search(message, refused(dataset, capsys))
 
 
-def test_categories_missing_and_no_json_at_all(dataset, capsys):
+def test_categories_missing_and_no_json_at_all(dataset: Dataset, capsys: Capture) -> None:
     folder, gt, pred = dataset
     assert "gt.json: key 'categories'" in refused((folder, {"annotations": []}, pred), capsys)
     assert "pred.json: expected an object" in refused((folder, gt, []), capsys)
@@ -237,7 +229,7 @@ def test_categories_missing_and_no_json_at_all(dataset, capsys):
     assert "cannot be written" in refused(dataset, capsys, "--json", str(folder / "gt.json" / "x.json"))
 
 
-def test_hostile_pngs(dataset, capsys):
+def test_hostile_pngs(dataset: Dataset, capsys: Capture) -> None:
     folder = dataset[0]
     path = folder / "pred" / "000000000002.png"
     whole = path.read_bytes()
@@ -256,7 +248,7 @@ def test_hostile_pngs(dataset, capsys):
     assert run(dataset) == 0
 
 
-def test_what_the_writer_writes_scores(tmp_path):
+def test_what_the_writer_writes_scores(tmp_path: Path) -> None:
     entries = [{"id": 1, "name": "person", "isthing": 1}, {"id": 187, "name": "sky", "isthing": 0}]
     with PredictionWriter(tmp_path, Categories.from_coco(entries)) as writer:
         writer.add(5, "5.jpg", result_of(IDS, {1: 1, 2: 0}))

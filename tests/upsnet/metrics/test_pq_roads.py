@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import random
+import zlib
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.upsnet.metrics.official import IDS, write_side
+from tests.upsnet.pngs import png
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.errors import InputError
 from upsnet.metrics import hotcoco_package, pq_files
@@ -38,7 +42,8 @@ def random_side(rng: np.random.Generator, ids: np.ndarray, truth: bool) -> list[
 
 def write_data(folder: Path, rng: np.random.Generator, images: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Related maps with void, all ids 24 bits wide; -> the two documents."""
-    gt, pred = {"annotations": [], "categories": copy.deepcopy(CATEGORIES)}, {"annotations": []}
+    gt: dict[str, Any] = {"annotations": [], "categories": copy.deepcopy(CATEGORIES)}
+    pred: dict[str, Any] = {"annotations": []}
     pool = np.array([0, *rng.choice(2**24 - 1, 6, replace=False) + 1])
     for image_id in range(images):
         height, width = rng.integers(1, 12, 2)
@@ -54,8 +59,8 @@ def write_data(folder: Path, rng: np.random.Generator, images: int) -> tuple[dic
                     "segments_info": random_side(rng, ids, truth=document is gt),
                 }
             )
-    for guess, truth in zip(pred["annotations"], gt["annotations"], strict=True):
-        category = {info["id"]: info["category_id"] for info in truth["segments_info"]}
+    for guess, annotation in zip(pred["annotations"], gt["annotations"], strict=True):
+        category = {info["id"]: info["category_id"] for info in annotation["segments_info"]}
         for info in guess["segments_info"]:
             if rng.random() < 0.8:
                 info["category_id"] = category.get(info["id"], 1)
@@ -152,33 +157,20 @@ def test_the_roads_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: 
 
 def is_fast(folder: Path, gt: Any, pred: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Does hotcoco answer, so that the rules are not asked? The roads must agree too."""
-    asked: list[int] = []
-    score = pq_files._score
     with monkeypatch.context() as patch:
-        patch.setattr(pq_files, "_score", lambda pairs: asked.append(len(pairs)) or score(pairs))
+        patch.setattr(pq_files, "_score", score := Mock(side_effect=pq_files._score))
         agree(folder, gt, pred, monkeypatch)
-    return len(asked) == 1  # by the slow road alone
+    return score.call_count == 1  # by the slow road alone
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """Two images of 10 x 10, each with a person (40 pixels) and sky (60)."""
-    ids = np.repeat([1, 2], [40, 60]).reshape(10, 10)
-    infos = [
-        {"id": 1, "category_id": 1, "iscrowd": 0, "area": 40},
-        {"id": 2, "category_id": 2, "iscrowd": 0, "area": 60},
-    ]
-    documents = []
-    for name in ("gt", "pred"):
-        (tmp_path / name).mkdir()
-        annotations = []
-        for image_id in (1, 2):
-            Image.fromarray(id2rgb(ids)).save(tmp_path / name / f"{image_id}.png")
-            annotations.append(
-                {"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": copy.deepcopy(infos)}
-            )
-        documents.append({"annotations": annotations, "categories": CATEGORIES})
-    return tmp_path, *documents
+    gt, pred = (
+        {"annotations": write_side(tmp_path / name, {1: "1.png", 2: "2.png"}, 2), "categories": CATEGORIES}
+        for name in ("gt", "pred")
+    )
+    return tmp_path, gt, pred
 
 
 def test_regular_files_take_the_fast_road(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,18 +205,9 @@ def test_what_needs_pixels_is_looked_up_on_the_fast_road_too(data: Any, monkeypa
 def test_sixteen_bits_a_channel_are_refused_though_hotcoco_cuts_them(
     data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import struct
-    import zlib
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
     folder, gt, pred = data
-    ids = np.repeat([1, 2], [40, 60]).reshape(10, 10)
-    rows = b"".join(b"\0" + (row.astype(">u2") * 256).tobytes() for row in id2rgb(ids))
-    header = struct.pack(">IIBBBBB", 10, 10, 16, 2, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    (folder / "pred" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    rows = b"".join(b"\0" + (row.astype(">u2") * 256).tobytes() for row in id2rgb(IDS))
+    (folder / "pred" / "2.png").write_bytes(png(10, 10, 16, 2, zlib.compress(rows)))
     refusal = agree(folder, gt, pred, monkeypatch)
     assert isinstance(refusal, str) and "image 2 (2.png): prediction" in refusal and "16 bits" in refusal
 

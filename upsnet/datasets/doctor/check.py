@@ -44,8 +44,6 @@ class Checkup(NamedTuple):
         return self.tally.images / max(self.seconds, 1e-9)
 
     def to_json(self) -> dict[str, Any]:
-        counts = self.tally.categories
-        rows = [(id, name, counts.get(id, CategoryCount())) for id, name in self.chart.names.items()]
         return {
             "json_file": str(self.split.json_file),
             "segments": str(self.split.segments),
@@ -59,15 +57,18 @@ class Checkup(NamedTuple):
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.rate, 1),
             "categories": [
-                {"id": id, "name": name, "isthing": int(self.chart.things[id]), **vars(count)}
-                for id, name, count in rows
+                {
+                    **{"id": id, "name": category.name, "isthing": int(category.isthing)},
+                    **vars(self.tally.categories.get(id, CategoryCount())),
+                }
+                for id, category in self.chart.categories.items()
             ],
             "findings": self.tally.findings(),
         }
 
     def segments(self, things: bool) -> int:
         counts = self.tally.categories.items()
-        return sum(count.segments for id, count in counts if self.chart.things[id] == things)
+        return sum(count.segments for id, count in counts if self.chart.categories[id].isthing == things)
 
 
 def check_split(split: Split, workers: int, progress: bool = True) -> Checkup:
@@ -75,7 +76,7 @@ def check_split(split: Split, workers: int, progress: bool = True) -> Checkup:
     tally = Tally()
     chart = read_chart(split, tally)
     began = time.perf_counter()
-    look = partial(check_images, things=chart.things)
+    look = partial(check_images, things={id: category.isthing for id, category in chart.categories.items()})
     with tqdm(total=len(chart.tasks), desc=split.json_file.stem, unit="image", disable=not progress) as bar:
         for part in map_parallel(look, chunked(chart.tasks, CHUNK), workers):
             tally.add(part)
@@ -98,7 +99,7 @@ def show(checkup: Checkup, console: Console) -> None:
     used = sum(count.segments > 0 for count in tally.categories.values())
     console.print(
         f"{checkup.split.json_file}: {tally.images:,} images, {checkup.segments(True):,} segments of things, "
-        f"{checkup.segments(False):,} of stuff, {used} of {len(checkup.chart.names)} categories in use; "
+        f"{checkup.segments(False):,} of stuff, {used} of {len(checkup.chart.categories)} categories in use; "
         f"{tally.errors:,} errors, {tally.warnings:,} warnings; {checkup.rate:.1f} images a second",
         markup=False,
         highlight=False,

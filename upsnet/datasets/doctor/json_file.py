@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from upsnet.categories import Categories
+from upsnet.categories import Categories, Category
+from upsnet.datasets.coco_format import LISTS
 from upsnet.datasets.doctor.findings import Finding, Tally, is_integer
 from upsnet.datasets.doctor.image import ImageTask
 from upsnet.datasets.split import Split
@@ -16,7 +17,6 @@ from upsnet.errors import InputError
 from upsnet.files import read_json
 
 MOST_CATEGORIES = 255  # label maps are bytes, and the last value means "ignored"
-LISTS = ("images", "annotations", "categories")
 
 
 def find_splits(folder: Path) -> list[Split]:
@@ -46,10 +46,9 @@ def open_split(gt_json: Path, gt_folder: Path | None = None, images: Path | None
 
 
 class Chart(NamedTuple):
-    """What the JSON says: the categories with their names, and every image that has an annotation of its own."""
+    """What the JSON says: the categories by their ids, and every image that has an annotation of its own."""
 
-    names: dict[int, str]
-    things: dict[int, bool]
+    categories: dict[int, Category]
     tasks: list[ImageTask]
 
 
@@ -59,15 +58,15 @@ def read_chart(split: Split, tally: Tally) -> Chart:
         content = read_json(split.json_file)
     except InputError as error:
         tally.report([Finding("json", str(error))])
-        return Chart({}, {}, [])
+        return Chart({}, [])
     if not isinstance(content, dict):
         tally.report([Finding("json", f"{split.json_file}: its content is not an object")])
-        return Chart({}, {}, [])
+        return Chart({}, [])
     for key in LISTS:
         if not isinstance(content.get(key), list):
             tally.report([Finding("json", f"{split.json_file}: no list '{key}'")])
             content[key] = []
-    names, things = _categories(content["categories"], tally)
+    categories = _categories(content["categories"], tally)
     images = _entries(content["images"], "images", "id", ("file_name",), tally)
     annotations = _entries(content["annotations"], "annotations", "image_id", ("file_name", "segments_info"), tally)
     if not content["images"]:
@@ -79,7 +78,7 @@ def read_chart(split: Split, tally: Tally) -> Chart:
     tally.report(_same_names("annotations", annotations))
     tally.report(_unlisted("photo-unlisted", split.images, images))
     tally.report(_unlisted("png-unlisted", split.segments, annotations))
-    return Chart(names, things, [_task(split, n, images[n], annotations[n]) for n in images if n in annotations])
+    return Chart(categories, [_task(split, n, images[n], annotations[n]) for n in images if n in annotations])
 
 
 def _task(split: Split, image_id: int, image: dict[str, Any], annotation: dict[str, Any]) -> ImageTask:
@@ -93,10 +92,9 @@ def _task(split: Split, image_id: int, image: dict[str, Any], annotation: dict[s
     )
 
 
-def _categories(entries: list[Any], tally: Tally) -> tuple[dict[int, str], dict[int, bool]]:
-    """Category id -> name, and -> is it a thing; of entries that are sound, the first of each id."""
-    names: dict[int, str] = {}
-    things: dict[int, bool] = {}
+def _categories(entries: list[Any], tally: Tally) -> dict[int, Category]:
+    """Of the entries that are sound, the first of each id."""
+    table: dict[int, Category] = {}
     colors: dict[tuple[int, ...], str] = {}
     for entry in entries:
         try:
@@ -108,26 +106,23 @@ def _categories(entries: list[Any], tally: Tally) -> tuple[dict[int, str], dict[
         here = f"category {category.id} '{category.name}'"
         if entry["isthing"] not in (0, 1):
             tally.report([Finding("category", f"{here}: isthing is {entry['isthing']!r:.40}, not 0 or 1")])
-        if category.id in things:
-            tally.report([Finding("category", f"{here}: its id is also that of '{names[category.id]}'")])
+        if category.id in table:
+            tally.report([Finding("category", f"{here}: its id is also that of '{table[category.id].name}'")])
             continue
-        if category.name in names.values():
+        if any(category.name == other.name for other in table.values()):
             tally.report([Finding("category", f"{here}: another has this name")])
         if "color" not in entry:
             tally.report([Finding("color", f"{here}: none")])
         elif category.color in colors:
             tally.report([Finding("color", f"{here}: the colour of '{colors[category.color]}'")])
         colors.setdefault(category.color, category.name)
-        names[category.id], things[category.id] = category.name, category.isthing
-    if len(things) > MOST_CATEGORIES:
-        tally.report([Finding("category", f"{len(things)} categories; the most is {MOST_CATEGORIES}")])
-    if things and len(set(things.values())) == 1:
-        tally.report([Finding("one-sided", f"all {len(things)} categories are {_side(next(iter(things.values())))}")])
-    return names, things
-
-
-def _side(isthing: bool) -> str:
-    return "things" if isthing else "stuff"
+        table[category.id] = category
+    if len(table) > MOST_CATEGORIES:
+        tally.report([Finding("category", f"{len(table)} categories; the most is {MOST_CATEGORIES}")])
+    if len({category.isthing for category in table.values()}) == 1:
+        side = "things" if next(iter(table.values())).isthing else "stuff"
+        tally.report([Finding("one-sided", f"all {len(table)} categories are {side}")])
+    return table
 
 
 def _entries(
