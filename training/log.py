@@ -108,9 +108,7 @@ class Log:
         self._write(report.step, {"train": values, "speed": speed})
 
     def quality(self, step: int, quality: Mapping[str, float | None], pictures: Mapping[str, np.ndarray]) -> None:
-        """Write the figures of an evaluation, and pictures H x W x 3 by name."""
-        if not self.writes:
-            return
+        """Write the figures of an evaluation, and pictures H x W x 3 by name; for the first process alone."""
         self._write(step, {"val": quality})
         for name, picture in pictures.items():
             self.board.add_image(f"prediction_and_truth/{name}", picture, step, dataformats="HWC")
