@@ -1,8 +1,8 @@
 """One run in a folder at a time.
 
-The lock is the kernel's (flock, by filelock): it ends with the process that holds it, however that one ends, and no
-forked loader worker keeps it. NFS carries it between machines (version 4, or 3 with its lock daemon); where a file
-system keeps locks within a machine (NFS's local_lock, Lustre's localflock), two machines are not told apart.
+The lock is the kernel's (flock, by filelock): it ends with the process that holds it, however that process ends, and
+no forked loader worker keeps it. NFS carries it between machines (version 4, or 3 with its lock daemon). Some file
+systems keep locks within one machine (NFS's local_lock, Lustre's localflock); two machines do not see each other there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 @contextmanager
 def only_run(out: Path, process: Process) -> Iterator[None]:
-    """Everything inside it belongs to the only run in `out`. The first process holds the lock for all of a run's.
+    """Inside it this is the only run in `out`. The first process holds the lock for all processes of the run.
 
     InputError, on every process, that names the folder and the process that trains there.
     """
@@ -44,8 +44,10 @@ def only_run(out: Path, process: Process) -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder`, made if absent, against all other processes. Leaves no file behind, nor a folder that stayed
-    empty. InputError when another process holds it, or when it cannot be written to."""
+    """Locks `folder` against all other processes; makes it if it is absent, and removes it again if it stayed empty.
+
+    InputError when another process holds it, or when it cannot be written to.
+    """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     path = folder / NAME
     try:

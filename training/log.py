@@ -1,4 +1,4 @@
-"""What a run tells: the progress bar, metrics.jsonl, TensorBoard's tb/, and what the run was made with."""
+"""What a run reports: the progress bar, metrics.jsonl, TensorBoard's tb/, and what the run was made with."""
 
 from __future__ import annotations
 
@@ -24,48 +24,15 @@ from training.schedule import Plan
 from training.step import Report
 from upsnet.files import write_json, write_text
 
-SPEED = ("images_per_second", "data_share", "gpu_gib")  # keys of metrics.jsonl that are not the same in every run
-
-
-class Meter:
-    """Images a second, the share of the time that went into waiting for data, and the GPU's peak of memory."""
-
-    def __init__(self, images_per_step: int, device: torch.device) -> None:
-        self.images_per_step, self.device = images_per_step, device
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what was; to be called after a pause as well."""
-        self.start, self.waited, self.steps = time.perf_counter(), 0.0, 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the wait for one step's data."""
-        start = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - start
-        self.steps += 1
-
-    def read(self) -> dict[str, float]:
-        """Since the last restart or reading; {} when there was no step."""
-        seconds = time.perf_counter() - self.start
-        if not self.steps:
-            return {}
-        speed = {"images_per_second": self.steps * self.images_per_step / seconds, "data_share": self.waited / seconds}
-        if self.device.type == "cuda":
-            speed["gpu_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        self.restart()
-        return speed
-
 
 class Log:
     """Progress bar, metrics.jsonl and TensorBoard's tb/, by the first process only. A context manager."""
 
     def __init__(self, out: Path, config: Config, plan: Plan, process: Process, step: int, evaluated: bool) -> None:
-        """Start after `step`: what an interrupted run had written beyond it is cut off, and its evaluation at `step`
-        too if it is yet to be done (not `evaluated`)."""
-        self.writes = process.first
-        self.meter = Meter(plan.images_per_step, process.device)
+        """Goes on after `step`. Lines that an interrupted run has written beyond it are removed, and so is its
+        evaluation at `step` when that is still to be done (not `evaluated`)."""
+        self.writes, self.device, self.images_per_step = process.first, process.device, plan.images_per_step
+        self.restart()
         if not self.writes:
             return
         self.every, self.last = config.schedule.log_every, plan.iterations
@@ -92,6 +59,18 @@ class Log:
             self.bar.close()
             self.board.close()
 
+    def restart(self) -> None:
+        """Measure the speed from now on; to be called after a pause as well."""
+        self.start, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for one step's data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+        self.steps += 1
+
     def progress(self, report: Report) -> None:
         """Move the bar; each `log_every` steps and at the last also write losses, learning rate and speed."""
         if not self.writes:
@@ -101,16 +80,26 @@ class Log:
         self.bar.update()
         if report.step % self.every and report.step != self.last:
             return
-        speed = self.meter.read()
+        speed = self._speed()
         self.shown["waiting"] = f"{speed.get('data_share', 0):.0%}"
         norm = report.norm if math.isfinite(report.norm) else None
         values = {"loss": report.loss, "lr": report.lr, **report.losses, "grad_norm": norm}
         self._write(report.step, {"train": values, "speed": speed})
 
+    def _speed(self) -> dict[str, float]:
+        """Since the last restart: images a second, the share of the time that went into waiting for data, and the GPU's
+        peak of memory; {} when there was no step."""
+        if not self.steps:
+            return {}
+        seconds = time.perf_counter() - self.start
+        speed = {"images_per_second": self.steps * self.images_per_step / seconds, "data_share": self.waited / seconds}
+        if self.device.type == "cuda":
+            speed["gpu_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self.restart()
+        return speed
+
     def quality(self, step: int, quality: Mapping[str, float | None], pictures: Mapping[str, np.ndarray]) -> None:
-        """Write the figures of an evaluation, and pictures H x W x 3 by name."""
-        if not self.writes:
-            return
+        """Write the figures of an evaluation, and pictures H x W x 3 by name; for the first process alone."""
         self._write(step, {"val": quality})
         for name, picture in pictures.items():
             self.board.add_image(f"prediction_and_truth/{name}", picture, step, dataformats="HWC")

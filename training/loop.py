@@ -37,12 +37,11 @@ from upsnet.errors import InputError
 from upsnet.runtimes.predictor import Predictor
 
 LAST, BEST = "last.safetensors", "best.safetensors"
-# A run that goes on may have new values of these keys: its length, how a step is computed, how often the run reports,
-# and where its data lies. Every other key must be as it was.
+# A run that goes on may have new values of the keys that begin so: its length, how a step is computed, how often the
+# run reports, and where its data lies. Every other key must be as it was.
 MAY_CHANGE = (
     "schedule.iterations",
-    "schedule.images",
-    "schedule.images_per_gpu",
+    "schedule.images",  # and images_per_gpu; of images_per_step the run keeps its own
     "schedule.checkpoint_every",
     "schedule.evaluate_every",
     "schedule.log_every",
@@ -78,20 +77,13 @@ def train(config: Config, out: Path, device: str = "auto", task: Task = UPSNET, 
     and checkpoints, and where another process trains in `out`; TrainingError when a loss is not finite.
     """
     with processes(device) as process, only_run(out, process):
-        run = Run(config, out, process, task, init)
-        if run.finished:
-            if process.first:
-                print(f"{out}: finished already at step {run.step}; raise the schedule's iterations or images to go on")
-            return 0
-        return run.loop()
+        return Run(config, out, process, task, init).loop()
 
 
 def find_checkpoint(out: Path, config: Config) -> Checkpoint | None:
     """out/last.safetensors, which must come from the same configuration, but for the keys that MAY_CHANGE."""
     path = out / LAST
     if not path.exists():
-        if (out / "last.pt").exists():
-            raise InputError(f"{out / 'last.pt'}: a run of an older version; give another folder with --out")
         return None
     checkpoint = load(path)
     changes = differing_keys(checkpoint.config, config).items()
@@ -134,10 +126,6 @@ class Run:
         evaluated = self.stepper.ema.module if self.stepper.ema else self.model
         self.predictor = predictor_of(evaluated, manifest, process.device)
 
-    @property
-    def finished(self) -> bool:
-        return self.step >= self.plan.iterations and self.evaluated
-
     def _start(self, init: Path | None) -> None:
         """A new run's weights: a checkpoint's, or random ones with a pretrained backbone where one is configured."""
         if init:
@@ -166,6 +154,11 @@ class Run:
 
     def loop(self) -> int:
         """Step until the schedule ends or a signal comes; returns 0 or the signal's number."""
+        if self.step >= self.plan.iterations and self.evaluated:
+            if self.process.first:
+                done = f"{self.out}: finished already at step {self.step}"
+                print(f"{done}; raise the schedule's iterations or images to go on")
+            return 0
         if self.process.first:
             remove_leftovers(self.out)
             Console().print(self.plan.table(f"{self.config.name}, from step {self.step}", len(self.dataset)))
@@ -178,9 +171,9 @@ class Run:
         ):
             if not self.evaluated:
                 self.evaluate(log)
-            log.meter.restart()
+            log.restart()
             while self.step < self.plan.iterations:
-                with log.meter.waiting():
+                with log.waiting():
                     passes = [next(batches) for _ in range(self.plan.passes)]
                 self.stepper.step(passes, self.step, received)
                 self.step += 1
@@ -204,7 +197,7 @@ class Run:
             self.save(LAST)
             if evaluating and not stopping:
                 self.evaluate(log)
-            log.meter.restart()
+            log.restart()
         return stopping
 
     def evaluate(self, log: Log) -> None:

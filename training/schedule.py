@@ -128,7 +128,7 @@ def parameter_groups(model: nn.Module, schedule: ScheduleConfig) -> list[dict]:
 def build_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
     """Its learning rate is set before every step (`set_lr`). The state is there from the start.
 
-    Fused kernels: they alone can be told on the device to leave out a step (their `found_inf`, which GradScaler uses).
+    Fused kernels: they alone read on the device that a step is to be left out (`found_inf`, which GradScaler uses too).
     """
     groups = parameter_groups(model, schedule)
     if schedule.optimizer == "sgd":

@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.training.tiny_network import SMALL, settings
 from training.checkpoint import Checkpoint, copy_tensors, digest, load, load_model, save, versions
-from training.config import Config, parse_config
+from training.config import Config
 from training.model.upsnet import UPSNet
 from training.predictor import PyTorchPredictor
 from upsnet.categories import Categories
@@ -31,24 +32,7 @@ CATEGORIES = Categories.from_coco(
 
 
 def small_config(**model: Any) -> Config:
-    split = {"json_file": "x.json", "segments": "x", "images": "x"}
-    sections = {
-        "backbone": {"stem": [4, 4], "widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1], "expansion": 1},
-        "fpn": {"channels": 4},
-        "rpn": {"channels": 4, "test_top_n": 20},
-        "box_head": {"hidden": 8},
-        "mask_head": {"channels": 4, "layers": 1},
-        "semantic_head": {"channels": [4]},
-    }
-    return parse_config(
-        {
-            "name": "small",
-            "model": sections | model,
-            "data": {"train": split, "val": split, "resize": {"short_side": 64, "max_side": 96}},
-            "schedule": {"iterations": 10, "images_per_step": 1},
-        },
-        "test",
-    )
+    return settings(Path("x"), model=SMALL | {"panoptic": {}} | model)
 
 
 def small_checkpoint(config: Config | None = None) -> Checkpoint:

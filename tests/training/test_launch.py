@@ -112,12 +112,12 @@ def test_the_first_process_to_fail_decides(
     assert capsys.readouterr().err == said
 
 
-def test_one_process_of_a_machine_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_process_of_a_machine_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     assert [first_to_fail(), first_to_fail()] == [True, True]
     monkeypatch.setattr(signal, "signal", lambda *given: None)
-    told = []
+    says = []
     for rank in range(3):
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}/error.json"))
-        told.append(first_to_fail())
-    assert told == [True, False, False]
+        says.append(first_to_fail())
+    assert says == [True, False, False]

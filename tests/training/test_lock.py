@@ -111,7 +111,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
         locked(tmp_path / "file/run").__enter__()
 
 
-def test_a_file_system_without_locks_is_told(
+def test_a_file_system_without_locks_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*given: Any) -> None:
@@ -120,5 +120,5 @@ def test_a_file_system_without_locks_is_told(
     monkeypatch.setattr(training.lock.FileLock, "acquire", refuse)
     with locked(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
-    told = f"{tmp_path / 'run'}: its file system has no locks; see that no other run writes there\n"
-    assert capsys.readouterr().err == told
+    warning = f"{tmp_path / 'run'}: its file system has no locks; see that no other run writes there\n"
+    assert capsys.readouterr().err == warning

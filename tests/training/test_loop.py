@@ -1,4 +1,4 @@
-"""The training loop on a stand-in network: its folder, interruptions, refusals. One test trains the real network."""
+"""The training loop on a tiny network: its folder, interruptions, refusals. One test trains the real network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from tests.training.tiny_network import (
 from training.checkpoint import load, load_model, save
 from training.config import load_config
 from training.distributed import Process
-from training.log import SPEED
 from training.loop import Run, train
 from training.schedule import Plan, make_plan
 from training.signals import stop_signals
@@ -46,7 +45,7 @@ def test_the_folder_of_a_run(unbroken: Path, shapes: Path) -> None:
     assert (made_with["processes"], made_with["device"]) == (1, "cpu") and {"torch", "commit"} <= made_with.keys()
     raw = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     assert all({"images_per_second", "data_share"} <= set(line) for line in raw if "loss" in line)
-    assert "gpu_gib" in SPEED and all(0 <= line["data_share"] <= 1 for line in raw if "loss" in line)
+    assert all(0 <= line["data_share"] <= 1 for line in raw if "loss" in line)
     assert list((unbroken / "tb").glob("events.*"))
     lines = metrics(unbroken)
     steps = [line for line in lines if "loss" in line]
@@ -268,13 +267,6 @@ def test_a_resumed_run_finds_its_data_elsewhere_but_not_other_data(shapes: Path,
     (moved / "train.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="its categories or images are not those of"):
         train(settings(moved, iterations=3), out, "cpu", tiny())
-
-
-def test_a_run_of_an_older_version_is_not_overwritten(shapes: Path, tmp_path: Path) -> None:
-    (tmp_path / "last.pt").touch()
-    with pytest.raises(InputError, match=r"last\.pt: a run of an older version"):
-        train(settings(shapes), tmp_path, "cpu", tiny())
-    assert os.listdir(tmp_path) == ["last.pt"]
 
 
 def test_validation_set_of_other_categories(shapes: Path, tmp_path: Path) -> None:

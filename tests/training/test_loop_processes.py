@@ -76,7 +76,7 @@ def test_the_number_of_processes_may_change(
         more: dict[str, Any] = {"images_per_step": None, "lr": None, "ema": 0.9, "clip_norm": 1.0, "evaluate_every": 6}
         return settings(shapes, iterations=iterations, images_per_gpu=images_per_gpu, **more)
 
-    at_once = 4 // first  # then 2 -> 1 is two passes a step, and 1 -> 2 has to be told of smaller ones
+    at_once = 4 // first  # then 2 -> 1 is two passes a step, and 1 -> 2 needs smaller ones in its configuration
     for iterations, world, images in ((3, first, at_once), (6, second, min(at_once, 4 // second))):
         jobs = children.ranks(world, config(iterations, images), tmp_path / "run")
         assert children.run(*jobs) == [0] * world

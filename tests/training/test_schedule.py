@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from training.config import BoxHeadConfig, FpnConfig, HybridConfig, MaskHeadConfig, ModelConfig, ScheduleConfig
+from tests.training.tiny_network import SMALL
+from training.config import ModelConfig, ScheduleConfig
 from training.model.upsnet import UPSNet
 from training.schedule import build_optimizer, lr_factor, make_plan, optimizer_tensors, parameter_groups, set_lr
 from upsnet.errors import InputError
@@ -148,13 +149,7 @@ def test_groups(optimizer: str, norm_decay: float, bias_scale: float) -> None:
 
 
 def test_every_parameter_of_the_network_is_in_exactly_one_group() -> None:
-    config = ModelConfig(
-        backbone=HybridConfig(stem=(4, 4), widths=(4, 4, 4, 4), depths=(1, 1, 1, 1), expansion=1),
-        fpn=FpnConfig(channels=8),
-        box_head=BoxHeadConfig(hidden=8),
-        mask_head=MaskHeadConfig(channels=8, layers=1),
-    )
-    model = UPSNet(config, num_stuff=2, num_things=3)
+    model = UPSNet(ModelConfig.model_validate(SMALL), num_stuff=2, num_things=3)
     groups = parameter_groups(model, SCHEDULE)
     grouped = [p for g in groups for p in g["params"]]
     assert len(grouped) == len(set(grouped))

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.checkpoint import load
-from training.config import Config, Split, parse_config
+from training.config import Config, parse_config
 from training.data.batch import Batch
 from training.data.sample import IGNORE
-from training.log import SPEED
 from training.loop import Task
 from upsnet.categories import Categories
+from upsnet.datasets.split import Split
+
+SPEED = {"images_per_second", "data_share", "gpu_gib"}  # keys of metrics.jsonl that depend on the clock and the device
 
 SMALL = {  # UPSNet itself, as small as it can be
     "backbone": {"stem": [4, 8], "widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "expansion": 2},

@@ -22,7 +22,7 @@ from training.distributed import Process
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
 from training.schedule import make_plan
-from training.step import PRECISIONS, Stepper
+from training.step import PRECISIONS, Stepper, TrainingError
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 
@@ -76,10 +76,16 @@ class UpsnetStep:
 
     def step(self, prepared: Batch) -> None:
         self.stepper.step([prepared], 0, ())  # always the first step's lr: nothing is to be learned here
-        self.stepper.reports(drain=False)
+        self._read(drain=False)
 
     def finish(self) -> None:
-        self.stepper.reports(drain=True)
+        self._read(drain=True)
+
+    def _read(self, drain: bool) -> None:
+        try:
+            self.stepper.reports(drain)
+        except TrainingError as error:  # of what the caller chose: a precision, say
+            raise InputError(str(error)) from None
 
 
 class TorchvisionStep:

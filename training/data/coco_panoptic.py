@@ -43,7 +43,7 @@ class PanopticDataset(Dataset[Sample]):
 
     @property
     def sizes(self) -> np.ndarray:
-        """int32 N x 2: height and width of every photo as the JSON has them, 0 and 0 where it does not tell."""
+        """int32 N x 2: height and width of every photo as the JSON has them, 0 and 0 where it has none."""
         return self.records.sizes
 
     def __len__(self) -> int:
