@@ -18,8 +18,8 @@ from upsnet.draw import overlay
 from upsnet.errors import InputError
 from upsnet.files import write_text
 from upsnet.result import PanopticResult
+from upsnet.runtimes.options import RUNTIMES
 
-TITLES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "triton": "Triton"}
 PICTURE_SIDE = 640
 
 
@@ -151,7 +151,7 @@ def _signed(fraction: float) -> str:
 
 def title(runtime: str) -> str:
     """A runtime's name as people write it."""
-    return TITLES.get(runtime, runtime)
+    return RUNTIMES[runtime].title if runtime in RUNTIMES else runtime
 
 
 def _largest(column: dict[str, Any]) -> float:
