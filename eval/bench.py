@@ -24,7 +24,7 @@ from tqdm import tqdm
 from eval.figures import title
 from eval.open_run import open_run, runtimes_here
 from eval.validation_set import open_dataset
-from upsnet.command_line.options import BatchSizes, GtJson, Run, RuntimeNames, Url
+from upsnet.command_line import options
 from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.geometry import NetworkBatch, collate, to_network
@@ -177,13 +177,13 @@ def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads
 
 
 def main(
-    run: Run = Path("runs/demo"),
-    runtimes: RuntimeNames = None,
-    batch_sizes: BatchSizes = [1, 4],  # noqa: B006
+    run: options.Run = Path("runs/demo"),
+    runtimes: options.RuntimeNames = None,
+    batch_sizes: options.BatchSizes = [1, 4],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each runtime.")] = 15,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each runtime.")] = 2,
-    gt_json: GtJson = None,
-    url: Url = None,
+    gt_json: options.GtJson = None,
+    url: options.Url = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write (default: bench.json in the run).")] = None,
     photo: Annotated[Path | None, typer.Option(help="Measure this photo alone, with --model or --checkpoint.")] = None,
     model: Annotated[Path | None, typer.Option(help="With --photo: an ONNX model.")] = None,
@@ -195,8 +195,8 @@ def main(
         photo_times = _one_photo(photo, model, checkpoint, threads)
     else:
         dataset = open_dataset(gt_json, run=run)
-        options = RuntimeOptions(run, url=url, threads=threads)
-        with open_run(options, runtimes or runtimes_here(url)[0]) as predictors:
+        chosen = RuntimeOptions(run, url=url, threads=threads)
+        with open_run(chosen, runtimes or runtimes_here(url)[0]) as predictors:
             plain = [PlainPyTorch(each) for each in predictors if each.name == "pytorch"]
             batches = compare([*plain, *predictors], dataset, batch_sizes, rounds)
         print_tables(bench_table(batches, threads))

@@ -14,18 +14,7 @@ from tqdm import tqdm
 
 from eval.tables import class_table, summary_tables
 from eval.validation_set import open_dataset
-from upsnet.command_line.options import (
-    Checkpoint,
-    GtFolder,
-    GtJson,
-    Images,
-    OnnxModel,
-    Run,
-    RuntimeName,
-    ServedManifest,
-    Threads,
-    Url,
-)
+from upsnet.command_line import options
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.datasets.folder import PanopticFolder, check_categories
 from upsnet.errors import InputError
@@ -77,8 +66,8 @@ def evaluate(
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for predictions and pq.json; it may exist.")],
-    runtime: RuntimeName = "onnxruntime",
-    run: Run = Path("runs/demo"),
+    runtime: options.RuntimeName = "onnxruntime",
+    run: options.Run = Path("runs/demo"),
     metrics: Annotated[
         list[str], typer.Option(help="One or more of pq ap miou (default: all of pytorch, pq of the others).")
     ] = [],  # noqa: B006
@@ -87,15 +76,15 @@ def main(
     scales: Annotated[
         list[int], typer.Option(min=1, help="pytorch: short sides to show each photo at (default: the model's own).")
     ] = [],  # noqa: B006
-    gt_json: GtJson = None,
-    gt_folder: GtFolder = None,
-    images: Images = None,
+    gt_json: options.GtJson = None,
+    gt_folder: options.GtFolder = None,
+    images: options.Images = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the network.")] = 1,
-    checkpoint: Checkpoint = None,
-    model: OnnxModel = None,
-    url: Url = None,
-    manifest: ServedManifest = None,
-    threads: Threads = None,
+    checkpoint: options.Checkpoint = None,
+    model: options.OnnxModel = None,
+    url: options.Url = None,
+    manifest: options.ServedManifest = None,
+    threads: options.Threads = None,
     device: Annotated[str, typer.Option(help="pytorch: auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """PQ, box and mask AP and mIoU of one runtime on a data set in the COCO panoptic format."""
@@ -103,8 +92,8 @@ def main(
         raise InputError(f"--flip and --scales need --runtime pytorch: {runtime} runs the exported graph as it is")
     wanted = parse_metrics(metrics, METRICS if runtime == "pytorch" else ("pq",))
     dataset = open_dataset(gt_json, gt_folder, images, run)
-    options = RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, device, scales, flip)
-    predictor = open_runtime(options)
+    chosen = RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, device, scales, flip)
+    predictor = open_runtime(chosen)
     try:
         report = evaluate(predictor, dataset, out, batch_size, wanted)
     finally:

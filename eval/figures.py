@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-TITLES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "triton": "Triton"}
+from upsnet.runtimes.options import RUNTIMES
 
 
 def title(runtime: str) -> str:
     """A runtime's name as people write it."""
-    return TITLES.get(runtime, runtime)
+    return RUNTIMES[runtime].title if runtime in RUNTIMES else runtime
 
 
 def points(fraction: float | None, digits: int = 1) -> str:

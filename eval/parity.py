@@ -23,18 +23,8 @@ from eval.open_run import open_run, runtimes_here
 from eval.parity_report import Limits, Parity, summarize
 from eval.report import write_report
 from eval.validation_set import open_dataset
+from upsnet.command_line import options
 from upsnet.command_line.command import run
-from upsnet.command_line.options import (
-    BatchSizes,
-    Checkpoint,
-    GtFolder,
-    GtJson,
-    Images,
-    Run,
-    RuntimeNames,
-    Threads,
-    Url,
-)
 from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.metrics.pq import GROUPS
@@ -91,15 +81,15 @@ def order(runtimes: Sequence[str], reference: str) -> list[str]:
 
 
 def main(
-    run: Run = Path("runs/demo"),
-    runtimes: RuntimeNames = None,
+    run: options.Run = Path("runs/demo"),
+    runtimes: options.RuntimeNames = None,
     reference: Annotated[str, typer.Option(help="The runtime that the others are held against.")] = "pytorch",
-    checkpoint: Checkpoint = None,
-    gt_json: GtJson = None,
-    gt_folder: GtFolder = None,
-    images: Images = None,
+    checkpoint: options.Checkpoint = None,
+    gt_json: options.GtJson = None,
+    gt_folder: options.GtFolder = None,
+    images: options.Images = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
-    batch_sizes: BatchSizes = [1, 4],  # noqa: B006
+    batch_sizes: options.BatchSizes = [1, 4],  # noqa: B006
     max_pq_difference: Annotated[
         float, typer.Option(min=0, help="Allowed; 0.001 is 0.1 points.")
     ] = Limits.max_pq_difference,
@@ -109,8 +99,8 @@ def main(
     min_pq: Annotated[
         float, typer.Option(min=0, max=1, help="PQ that every runtime must reach; 0.5 is 50.")
     ] = Limits.min_pq,
-    url: Url = None,
-    threads: Threads = None,
+    url: options.Url = None,
+    threads: options.Threads = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for parity.json and report.html (default: the run's).")
     ] = None,
@@ -125,8 +115,8 @@ def main(
     facts: dict[str, str | int] = {"threads": threads or "default"}
     if left_out:
         facts["Triton"] = f"left out: {left_out}"
-    options = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads)
-    with open_run(options, names) as predictors:
+    chosen = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads)
+    with open_run(chosen, names) as predictors:
         parity = run_parity(
             predictors, dataset, out, batch_sizes=sizes, limit=limit, limits=limits, run=run, facts=facts
         )

@@ -53,6 +53,6 @@ def make_app(command: Callable[..., None]) -> typer.Typer:
     return app
 
 
-def run(command: Callable[..., None], arguments: Sequence[str] | None = None, name: str | None = None) -> None:
-    """Run it on `arguments` (default: the process's) and exit. `name`: what the usage line calls it."""
-    make_app(command)(args=arguments, prog_name=name)
+def run(command: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
+    """Run it on `arguments` (default: the process's) and exit."""
+    make_app(command)(args=arguments)

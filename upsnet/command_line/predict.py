@@ -15,7 +15,7 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
-from upsnet.command_line.options import Checkpoint, OnnxModel, RuntimeName, ServedManifest, Threads, Url
+from upsnet.command_line import options
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.errors import InputError
 from upsnet.files import PathLike
@@ -156,15 +156,15 @@ def main(
         typer.Argument(metavar="IMAGE...", help="Photos, videos, folders of them, or patterns ('photos/**/*.jpg')."),
     ],
     out: Annotated[str, typer.Option(help="Folder for the results; it may exist.")],
-    runtime: RuntimeName = None,
+    runtime: options.RuntimeName = None,
     run: Annotated[
         str, typer.Option(help="The run, or any model that upsnet.load takes; without --runtime it tells the runtime.")
     ] = "runs/demo",
-    checkpoint: Checkpoint = None,
-    model: OnnxModel = None,
-    url: Url = None,
-    manifest: ServedManifest = None,
-    threads: Threads = None,
+    checkpoint: options.Checkpoint = None,
+    model: options.OnnxModel = None,
+    url: options.Url = None,
+    manifest: options.ServedManifest = None,
+    threads: options.Threads = None,
 ) -> None:
     """Segment photos and videos: coloured overlays with class names, and COCO panoptic PNG + JSON.
 

@@ -27,6 +27,7 @@ class RuntimeOptions(NamedTuple):
 
 
 class Runtime(NamedTuple):
+    title: str  # its name as people write it
     predictor: str  # module:class, which is called with the model's place and the options that the runtime takes
     place: str  # the option that names a model for this runtime alone
     needs: str  # what that is, in words
@@ -37,6 +38,7 @@ class Runtime(NamedTuple):
 
 RUNTIMES = {
     "pytorch": Runtime(
+        title="PyTorch",
         predictor="training.predictor:PyTorchPredictor",
         place="checkpoint",
         needs="a checkpoint",
@@ -45,6 +47,7 @@ RUNTIMES = {
         extra="train",
     ),
     "onnxruntime": Runtime(
+        title="ONNX Runtime",
         predictor="upsnet.runtimes.onnx_runtime:OnnxRuntimePredictor",
         place="model",
         needs="an ONNX model",
@@ -53,6 +56,7 @@ RUNTIMES = {
         extra="onnxruntime",
     ),
     "triton": Runtime(
+        title="Triton",
         predictor="upsnet.runtimes.triton:TritonPredictor",
         place="url",
         needs="the address of a running server (host:port of its gRPC)",
