@@ -129,26 +129,22 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: object) -> object:
-        """A backbone is a hybrid one unless it says otherwise; pixels are scaled by the conventions."""
+        """A backbone is a hybrid one unless it says otherwise; pixels are scaled by the conventions. `legacy`, true or
+        false, is what older versions called the conventions `upsnet` and `ours`."""
         if not isinstance(values, dict):
             return values
-        values = _without_legacy(values)
+        if "legacy" in values:
+            legacy, values = values["legacy"], {key: value for key, value in values.items() if key != "legacy"}
+            named = {"True": "upsnet", "False": "ours"}.get(str(legacy))
+            if values.setdefault("conventions", named) != named or named is None:
+                raise ValueError(
+                    f"legacy: {legacy} contradicts conventions, or is neither true nor false; leave it out"
+                )
         backbone = values.get("backbone")
         if isinstance(backbone, dict) and "kind" not in backbone:
             values = values | {"backbone": backbone | {"kind": "hybrid"}}
-        named = NAMED.get(str(values.get("conventions")), OURS)
-        return {"pixel_mean": named.pixel_mean, "pixel_std": named.pixel_std} | values
-
-
-def _without_legacy(values: dict) -> dict:
-    """`legacy`, true or false, is what older versions called the conventions `upsnet` and `ours`."""
-    if "legacy" not in values:
-        return values
-    legacy = str(values["legacy"]).lower()
-    named = {"true": "upsnet", "false": "ours"}.get(legacy)
-    if named is None or values.get("conventions", named) != named:
-        raise ValueError(f"legacy: {legacy} contradicts conventions, or is neither true nor false; leave legacy out")
-    return {key: value for key, value in values.items() if key != "legacy"} | {"conventions": named}
+        own = NAMED.get(str(values.get("conventions")), OURS)
+        return {"pixel_mean": own.pixel_mean, "pixel_std": own.pixel_std} | values
 
 
 class LossConfig(Section):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -17,18 +16,27 @@ from torch import Tensor
 MAX_LOG_RATIO = math.log(1000 / 16)
 
 
+def rounded_anchors(stride: int, scale: float, ratios: Sequence[float]) -> Tensor:
+    """Anchors float64 [len(ratios), 4] centred on a cell, exclusive corners; ratio = height / width. The sides are
+    rounded at the stride and then scaled."""
+    widths = [round(math.sqrt(stride * stride / ratio)) for ratio in ratios]
+    sides = [[width, round(width * ratio)] for width, ratio in zip(widths, ratios, strict=True)]
+    half = torch.tensor(sides, dtype=torch.float64) * scale / 2
+    return torch.cat([stride / 2 - half, stride / 2 + half], dim=1)
+
+
 @dataclass(frozen=True)
 class Conventions:
-    """Boxes are x1, y1, x2, y2 in network pixels. A width is x2 - x1 + `inclusive`, the centre is x1 + width / 2."""
+    """The defaults are ours. Boxes are x1, y1, x2, y2 in network pixels, their widths x2 - x1 + `inclusive`."""
 
-    inclusive: bool  # x2 and y2 are the last pixels inside the box; else the first ones outside
-    aligned: bool  # RoIAlign shifts the samples by half a pixel
-    samples: int  # of RoIAlign in a bin, in each direction
-    base_anchors: Callable[[int, float, Sequence[float]], Tensor]  # stride, scale, ratios -> a cell's, [len(ratios), 4]
-    stride_first: bool  # a stage of a ResNet has its stride in the first 1x1; else in the 3x3
-    context_of_padding: bool  # the FPN's global context is a mean over the padding too
-    pixel_mean: tuple[float, float, float]  # RGB
-    pixel_std: tuple[float, float, float]
+    inclusive: bool = False  # x2 and y2 are the last pixels inside the box; else the first ones outside
+    aligned: bool = True  # RoIAlign shifts the samples by half a pixel
+    samples: int = 2  # of RoIAlign in a bin, in each direction
+    anchors: Callable[[int, float, Sequence[float]], Tensor] = rounded_anchors  # of a cell: stride, scale, ratios
+    stride_first: bool = False  # a stage of a ResNet has its stride in the first 1x1; else in the 3x3
+    context_of_padding: bool = False  # the FPN's global context is a mean over the padding too
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # RGB
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
     def sides(self, boxes: Tensor) -> Tensor:
         """Widths and heights [..., 2] of boxes [..., 4]."""
@@ -68,6 +76,10 @@ class Conventions:
         union = area_a[..., :, None] + area_b[..., None, :] - shared
         return torch.where(union > 0, shared / union, 0.0)
 
+    def base_anchors(self, stride: int, scale: float, ratios: Sequence[float]) -> Tensor:
+        """Anchors float32 [len(ratios), 4] of the first cell of a level."""
+        return self.from_exclusive(self.anchors(stride, scale, ratios)).float()
+
     def from_exclusive(self, boxes: Tensor) -> Tensor:
         """Boxes [..., 4] whose x2 and y2 are the first pixels outside, as the data set and AP have them -> these."""
         return _shrunk(boxes, int(self.inclusive))
@@ -84,41 +96,14 @@ def _shrunk(boxes: Tensor, pixels: int) -> Tensor:
     return torch.cat([boxes[..., :2], boxes[..., 2:] - pixels], dim=-1) if pixels else boxes
 
 
-def rounded_anchors(stride: int, scale: float, ratios: Sequence[float], last: float) -> Tensor:
-    """Anchors [len(ratios), 4] centred on a cell; ratio = height / width, sides rounded at the stride.
-
-    last: 1 where x2 and y2 are the last pixels inside, else 0.
-    """
-    centre = (stride - last) / 2
-    rows = []
-    for ratio in ratios:
-        width = round(math.sqrt(stride * stride / ratio))
-        height = round(width * ratio)
-        half_w, half_h = (width * scale - last) / 2, (height * scale - last) / 2
-        rows.append([centre - half_w, centre - half_h, centre + half_w, centre + half_h])
-    return torch.tensor(rows)
-
-
-OURS = Conventions(
-    inclusive=False,
-    aligned=True,
-    samples=2,
-    base_anchors=partial(rounded_anchors, last=0.0),
-    stride_first=False,
-    context_of_padding=False,
-    pixel_mean=(123.675, 116.28, 103.53),
-    pixel_std=(58.395, 57.12, 57.375),
-)
-# The original UPSNet's, for its weights.
-UPSNET = Conventions(
+OURS = Conventions()
+UPSNET = Conventions(  # of the original's weights
     inclusive=True,
     aligned=False,
-    samples=2,
-    base_anchors=partial(rounded_anchors, last=1.0),
     stride_first=True,
     context_of_padding=True,
     pixel_mean=(122.7717, 115.9465, 102.9801),
     pixel_std=(1.0, 1.0, 1.0),
 )
-ConventionsName = Literal["ours", "upsnet"]  # as configurations have it
+ConventionsName = Literal["ours", "upsnet"]  # in configurations
 NAMED = {"ours": OURS, "upsnet": UPSNET}

@@ -31,10 +31,7 @@ from training.model.upsnet import PYRAMID_LEVELS, Detections, ScoredProposals, S
 
 STRIDE = 4  # of the semantic logits
 CHANNELS_AT_ONCE = 8
-
-
-# Of the AP branch, as Mask R-CNN has them.
-INSTANCES = Suppression(score_threshold=0.05, nms_threshold=0.5, max_output=100, by_class=True)
+INSTANCES = Suppression(score_threshold=0.05, nms_threshold=0.5, max_output=100, by_class=True)  # as in Mask R-CNN
 
 
 class View(NamedTuple):
@@ -66,8 +63,8 @@ def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> O
         pyramid = model.pyramid(view.images, view.sizes)
         semantic = semantic + to_base(model.semantic_head(pyramid[:PYRAMID_LEVELS]), view, base)
         scored = model.score_proposals(pyramid, view.sizes)
-        segments.append(to_base_boxes(model.select(scored), view, base, model.conventions))
-        instances.append(to_base_boxes(select_instances(model, scored), view, base, model.conventions))
+        segments.append(moved(model.select(scored), view, base, model.conventions))
+        instances.append(moved(select_instances(model, scored), view, base, model.conventions))
     semantic = semantic / len(views)
     things = join(segments, model.suppression, model.conventions)
     objects = join(instances, INSTANCES, model.conventions)
@@ -107,9 +104,7 @@ def join(found: Sequence[Detections], rule: Suppression, conventions: Convention
 
 def mask_logits(model: UPSNet, pyramid: list[Tensor], found: Detections, view: View, base: View) -> Tensor:
     """[B, N, 28, 28] of detections in the base's frame, as this view sees them, the right way round."""
-    boxes = found.boxes
-    if not same_frame(view, base):
-        boxes = move(boxes, base.sizes, view.sizes, view.flipped, model.conventions)
+    boxes = moved(found, base, view, model.conventions).boxes
     logits = model.mask_head(model.roi_features(pyramid, boxes, MASK_POOL), found.labels.flatten())
     logits = logits.float().unflatten(0, found.labels.shape)
     return logits.flip(-1) if view.flipped else logits
@@ -118,25 +113,20 @@ def mask_logits(model: UPSNet, pyramid: list[Tensor], found: Detections, view: V
 # Frames: a view's pixels and the base's
 
 
-def same_frame(view: View, base: View) -> bool:
-    return not view.flipped and view.images.shape == base.images.shape and torch.equal(view.sizes, base.sizes)
+def same_frame(a: View, b: View) -> bool:
+    return a.flipped == b.flipped and a.images.shape == b.images.shape and torch.equal(a.sizes, b.sizes)
 
 
-def to_base_boxes(found: Detections, view: View, base: View, conventions: Conventions) -> Detections:
-    """Boxes in the view's pixels -> in the base's."""
-    if same_frame(view, base):
+def moved(found: Detections, source: View, target: View, conventions: Conventions) -> Detections:
+    """Detections in the pixels of one view -> in those of another view of the same photos."""
+    if same_frame(source, target):
         return found
-    return found._replace(boxes=move(found.boxes, view.sizes, base.sizes, view.flipped, conventions))
-
-
-def move(boxes: Tensor, source: Tensor, target: Tensor, flipped: bool, conventions: Conventions) -> Tensor:
-    """Boxes [B, N, 4] of images of `source` sizes [B, 2] -> where they lie in images of `target` sizes."""
-    x1, y1, x2, y2 = conventions.to_exclusive(boxes).unbind(-1)
-    if flipped:
-        width = source[:, 1:].to(boxes.dtype)
+    x1, y1, x2, y2 = conventions.to_exclusive(found.boxes).unbind(-1)
+    if source.flipped != target.flipped:
+        width = source.sizes[:, 1:].to(x1.dtype)
         x1, x2 = width - x2, width - x1
-    ratio = (target.to(boxes.dtype) / source)[:, None, [1, 0, 1, 0]]
-    return conventions.from_exclusive(torch.stack([x1, y1, x2, y2], dim=-1) * ratio)
+    ratio = (target.sizes.to(x1.dtype) / source.sizes)[:, None, [1, 0, 1, 0]]
+    return found._replace(boxes=conventions.from_exclusive(torch.stack([x1, y1, x2, y2], dim=-1) * ratio))
 
 
 def to_base(logits: Tensor, view: View, base: View) -> Tensor:

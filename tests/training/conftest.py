@@ -9,6 +9,7 @@ import pytest
 
 from tests.training.child_processes import ChildProcesses
 from tests.training.tiny_network import settings, tiny
+from training.config import ModelConfig, load_config
 from training.loop import train
 from upsnet.datasets.shapes import write_shapes
 
@@ -17,6 +18,12 @@ from upsnet.datasets.shapes import write_shapes
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     return write_shapes(folder, {"train": 6, "val": 3}, sizes=[(64, 64), (64, 96)], progress=False)
+
+
+@pytest.fixture(scope="session")
+def small(project_root: Path) -> ModelConfig:
+    """The demo's network."""
+    return load_config(project_root / "training/configs/demo.yaml").model
 
 
 @pytest.fixture(scope="session")

@@ -163,8 +163,8 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("values", "reason"),
         [
-            ({"legacy": True, "conventions": "ours"}, "legacy: true contradicts conventions"),
-            ({"legacy": "maybe"}, "legacy: maybe .* neither true nor false; leave legacy out"),
+            ({"legacy": True, "conventions": "ours"}, "legacy: True contradicts conventions"),
+            ({"legacy": "maybe"}, "legacy: maybe .* neither true nor false; leave it out"),
             ({"conventions": ["upsnet"]}, "Input should be 'ours' or 'upsnet'"),
             ({"backbone": {"deformable": True}}, r"hybrid\.deformable\s+Input should be False"),
         ],

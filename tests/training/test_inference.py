@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from torch import Tensor
 from torchvision.ops import box_iou, nms
 
 from training import inference
-from training.config import ModelConfig, load_config
-from training.conventions import NAMED, OURS
-from training.inference import Outputs, View, infer, join, label_map, move, to_base
+from training.config import ModelConfig
+from training.conventions import NAMED, OURS, UPSNET, Conventions
+from training.inference import Outputs, View, infer, join, label_map, moved, to_base
 from training.model import boxes as B
 from training.model.heads import BOX_POOL
 from training.model.upsnet import Detections, Suppression, UPSNet
@@ -28,11 +27,6 @@ from upsnet.runtimes.predictor import DetailedPredictor, unpack
 pytestmark = pytest.mark.numeric
 
 STUFF, THINGS = 4, 4
-
-
-@pytest.fixture(scope="module")
-def small(project_root: Path) -> ModelConfig:
-    return load_config(project_root / "training/configs/demo.yaml").model
 
 
 def make_network(config: ModelConfig) -> UPSNet:
@@ -50,9 +44,10 @@ def network(small: ModelConfig) -> UPSNet:
     return make_network(small)
 
 
-@pytest.fixture(scope="module")
-def upsnet_network(small: ModelConfig) -> UPSNet:
-    return make_network(small.model_copy(update={"conventions": "upsnet"}))
+@pytest.fixture(scope="module", params=NAMED)
+def model(small: ModelConfig, request: pytest.FixtureRequest) -> UPSNet:
+    """The same with each of the conventions."""
+    return make_network(small.model_copy(update={"conventions": request.param}))
 
 
 def random_view(batch: int, height: int, width: int, sizes: list[tuple[int, int]] | None = None) -> View:
@@ -75,9 +70,7 @@ def flip(view: View) -> View:
 
 
 class TestOneView:
-    @pytest.mark.parametrize("kind", ["network", "upsnet_network"])
-    def test_is_the_plain_network_exactly(self, kind: str, request: pytest.FixtureRequest) -> None:
-        model = request.getfixturevalue(kind)
+    def test_is_the_plain_network_exactly(self, model: UPSNet) -> None:
         view = random_view(2, 96, 128, [(96, 128), (90, 101)])
         found = run(model, [view], view)
         with torch.inference_mode():
@@ -103,13 +96,11 @@ class TestOneView:
         assert torch.equal(label_map(logits), full.argmax(1).to(torch.uint8))
         assert (full == full.amax(1, keepdim=True)).sum(1).max() > 1, "there are ties"
 
-    @pytest.mark.parametrize("kind", ["network", "upsnet_network"])
-    def test_instances_by_the_book(self, kind: str, request: pytest.FixtureRequest) -> None:
+    def test_instances_by_the_book(self, model: UPSNet) -> None:
         """Class by class with torchvision's NMS, one image after the other."""
-        model = request.getfixturevalue(kind)
         view = random_view(2, 96, 128, [(96, 128), (90, 101)])
         found = run(model, [view], view).instances
-        last = float(kind == "upsnet_network")
+        last = float(model.conventions.inclusive)
         assert found.counts.min() > 10
         with torch.inference_mode():
             pyramid = model.pyramid(view.images, view.sizes)
@@ -164,13 +155,9 @@ class TestViews:
         assert torch.equal(once.instances.boxes[:, :count], twice.instances.boxes[:, :count])
         torch.testing.assert_close(once.masks[:, :count], twice.masks[:, :count])
 
-    @pytest.mark.parametrize("kind", ["network", "upsnet_network"])
     @pytest.mark.parametrize("width", [128, 116])
-    def test_a_mirrored_photo_gives_the_mirrored_answer(
-        self, width: int, kind: str, request: pytest.FixtureRequest
-    ) -> None:
+    def test_a_mirrored_photo_gives_the_mirrored_answer(self, width: int, model: UPSNet) -> None:
         """With both views of both photos the network sees the same four images; only roundings may differ."""
-        model = request.getfixturevalue(kind)
         photo = random_view(1, 96, 128, [(96, width)])
         mirror = View(flip(photo).images, photo.sizes)
         straight, turned = run(model, [photo, flip(photo)], photo), run(model, [mirror, flip(mirror)], mirror)
@@ -229,13 +216,14 @@ def _category_map(outputs: Outputs) -> Tensor:
 
 
 class TestFrames:
-    @pytest.mark.parametrize(("name", "inclusive"), [("ours", False), ("upsnet", True)])
-    def test_boxes_there_and_back(self, name: str, inclusive: bool) -> None:
-        base, view = torch.tensor([[90, 120]]), torch.tensor([[180, 240]])
-        boxes = torch.tensor([[[10.0, 20.0, 50.0 - inclusive, 60.0 - inclusive]]])
-        moved = move(boxes, base, view, True, NAMED[name])
-        assert moved[0, 0].tolist() == [2 * (120 - 50), 40, 2 * (120 - 10) - inclusive, 120 - inclusive]
-        torch.testing.assert_close(move(moved, view, base, True, NAMED[name]), boxes)
+    @pytest.mark.parametrize(("conventions", "last"), [(OURS, 0), (UPSNET, 1)], ids=["ours", "upsnet"])
+    def test_boxes_there_and_back(self, conventions: Conventions, last: int) -> None:
+        base, view = random_view(1, 96, 128, [(90, 120)]), random_view(1, 192, 256, [(180, 240)])._replace(flipped=True)
+        boxes = torch.tensor([[[10.0, 20.0, 50.0 - last, 60.0 - last]]])
+        found = Detections(boxes, torch.ones(1, 1), torch.zeros(1, 1), torch.ones(1))
+        there = moved(found, base, view, conventions)
+        assert there.boxes[0, 0].tolist() == [2 * (120 - 50), 40, 2 * (120 - 10) - last, 120 - last]
+        torch.testing.assert_close(moved(there, view, base, conventions).boxes, boxes)
 
     def test_logits_of_a_ramp(self) -> None:
         """A ramp over the photo is the same ramp in every frame, away from the borders."""

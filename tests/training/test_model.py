@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.config import FpnConfig, HybridConfig, ModelConfig, load_config
+from training.config import FpnConfig, HybridConfig, ModelConfig
 from training.conventions import OURS
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
@@ -17,11 +15,6 @@ from training.model.fpn import FPN, mean_inside
 from training.model.heads import SemanticHead
 from training.model.rpn import RPN, RpnOutput
 from training.model.upsnet import UPSNet
-
-
-@pytest.fixture(scope="module")
-def small(project_root: Path) -> ModelConfig:
-    return load_config(project_root / "training/configs/demo.yaml").model
 
 
 @pytest.fixture()

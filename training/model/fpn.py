@@ -22,7 +22,7 @@ class FPN(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], config: FpnConfig, conventions: Conventions = OURS) -> None:
         super().__init__()
-        self.conventions = conventions
+        self.over_padding = conventions.context_of_padding
         self.lateral = nn.ModuleList(nn.Conv2d(c, config.channels, 1) for c in in_channels)
         self.smooth = nn.ModuleList(nn.Conv2d(config.channels, config.channels, 3, padding=1) for _ in in_channels)
         self.context = nn.Linear(in_channels[-1], config.channels) if config.global_context else None
@@ -37,8 +37,7 @@ class FPN(nn.Module):
         laterals = [conv(x) for conv, x in zip(self.lateral, features, strict=True)]
         if self.context is not None:
             top = features[-1]
-            over_padding = self.conventions.context_of_padding
-            mean = top.float().mean(dim=(2, 3)).to(top.dtype) if over_padding else mean_inside(top, sizes)
+            mean = top.float().mean(dim=(2, 3)).to(top.dtype) if self.over_padding else mean_inside(top, sizes)
             laterals[-1] = laterals[-1] + self.context(mean)[:, :, None, None]
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + self._upsample(laterals[i])

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
 
-from training.config import LossConfig, ModelConfig, load_config
+from training.config import LossConfig, ModelConfig
 from training.data.batch import Batch
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
 
 STUFF, THINGS = 4, 3
-
-
-@pytest.fixture(scope="module")
-def small(project_root: Path) -> ModelConfig:
-    return load_config(project_root / "training/configs/demo.yaml").model
 
 
 @pytest.fixture()

@@ -41,18 +41,15 @@ def scene(conventions: Conventions) -> dict[str, Any]:
     return {"anchors": torch.cat(anchors), "boxes": boxes, "sizes": SIZES, "seeds": torch.tensor([11, 12, 13])}
 
 
-def slow_iou(a: np.ndarray, b: np.ndarray, conventions: Conventions) -> float:
-    one = float(conventions.inclusive)
+def slow_iou(a: np.ndarray, b: np.ndarray, one: float) -> float:
+    """one: 1 where x2 and y2 are the last pixels inside, else 0."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + one)
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + one)
     areas = [(v[2] - v[0] + one) * (v[3] - v[1] + one) for v in (a, b)]
     return width * height / (sum(areas) - width * height)
 
 
-def slow_deltas(
-    anchor: np.ndarray, box: np.ndarray, weights: tuple[float, ...], conventions: Conventions
-) -> list[float]:
-    one = float(conventions.inclusive)
+def slow_deltas(anchor: np.ndarray, box: np.ndarray, weights: tuple[float, ...], one: float) -> list[float]:
     (aw, ah), (bw, bh) = ((v[2] - v[0] + one, v[3] - v[1] + one) for v in (anchor, box))
     ax, ay, bx, by = anchor[0] + aw / 2, anchor[1] + ah / 2, box[0] + bw / 2, box[1] + bh / 2
     values = [(bx - ax) / aw, (by - ay) / ah, math.log(bw / aw), math.log(bh / ah)]
@@ -88,11 +85,9 @@ class TestAnchors:
         """The sampled anchors in order: index, label, deltas."""
         anchors, boxes = data["anchors"].double().numpy(), data["boxes"][image].double().numpy()
         height, width = data["sizes"][image].tolist()
-        last = float(conventions.inclusive)
-        inside = [a[0] >= 0 and a[1] >= 0 and a[2] <= width - last and a[3] <= height - last for a in anchors]
-        overlaps = [
-            [slow_iou(a, b, conventions) if ok else 0.0 for b in boxes] for a, ok in zip(anchors, inside, strict=True)
-        ]
+        one = float(conventions.inclusive)
+        inside = [a[0] >= 0 and a[1] >= 0 and a[2] <= width - one and a[3] <= height - one for a in anchors]
+        overlaps = [[slow_iou(a, b, one) if ok else 0.0 for b in boxes] for a, ok in zip(anchors, inside, strict=True)]
         highest = [max(row[g] for row in overlaps) for g in range(len(boxes))]
         positive, negative = [], []
         for i, row in enumerate(overlaps):
@@ -106,7 +101,7 @@ class TestAnchors:
         keys = draws.keys(data["seeds"][image : image + 1], len(anchors), draws.RPN_STREAM)[0].tolist()
         pos = best_first(positive, keys, int(config.samples * config.positive_fraction))
         neg = best_first(negative, keys, config.samples - len(pos))
-        targets = [slow_deltas(anchors[i], boxes[np.argmax(overlaps[i])], B.RPN_WEIGHTS, conventions) for i in pos]
+        targets = [slow_deltas(anchors[i], boxes[np.argmax(overlaps[i])], B.RPN_WEIGHTS, one) for i in pos]
         return [(i, 1, t) for i, t in zip(pos, targets, strict=True)] + [(i, 0, [0.0] * 4) for i in neg]
 
     def test_by_hand(self) -> None:
@@ -200,7 +195,8 @@ class TestRois:
         boxes, labels = data["boxes"][image].double().numpy(), data["labels"][image].tolist()
         pool = np.concatenate([data["proposals"][image].double().numpy(), boxes])
         eligible = data["valid"][image].tolist() + [True] * len(boxes)
-        overlaps = [[slow_iou(roi, box, conventions) for box in boxes] for roi in pool]
+        one = float(conventions.inclusive)
+        overlaps = [[slow_iou(roi, box, one) for box in boxes] for roi in pool]
         positive = [i for i, row in enumerate(overlaps) if eligible[i] and max(row, default=0) >= config.positive_iou]
         negative = [i for i, row in enumerate(overlaps) if eligible[i] and max(row, default=0) < config.positive_iou]
         keys = draws.keys(data["seeds"][image : image + 1], len(pool), draws.ROI_STREAM)[0].tolist()
@@ -208,7 +204,7 @@ class TestRois:
         rows = []
         for i in pos:
             owner = int(np.argmax(overlaps[i]))
-            deltas = slow_deltas(pool[i], boxes[owner], B.BOX_WEIGHTS, conventions)
+            deltas = slow_deltas(pool[i], boxes[owner], B.BOX_WEIGHTS, one)
             rows.append((pool[i], 1 + labels[owner], owner, deltas))
         return rows + [(pool[i], 0, -1, [0.0] * 4) for i in best_first(negative, keys, config.samples - len(pos))]
 
@@ -220,30 +216,19 @@ class TestRois:
             assert_rows_equal(together, image, assign_rois(**only, config=config, conventions=OURS), but="owners")
 
     def test_no_image_has_a_box(self) -> None:
-        proposals = torch.tensor([[[0.0, 0, 20, 18], [40, 40, 60, 60]]])
-        found = assign_rois(
-            proposals,
-            torch.tensor([[True, False]]),
-            [torch.zeros(0, 4)],
-            [torch.zeros(0).long()],
-            torch.tensor([4]),
-            BoxHeadConfig(samples=4),
-            conventions=OURS,
-        )
+        proposals, valid = torch.tensor([[[0.0, 0, 20, 18], [40, 40, 60, 60]]]), torch.tensor([[True, False]])
+        found = self.assigned(proposals, valid, torch.zeros(0, 4), torch.zeros(0).long())
         assert found.labels.tolist() == [[0, IGNORE, IGNORE, IGNORE]] and (found.deltas == 0).all()
 
     def test_truth_has_nothing_to_correct(self) -> None:
         truth = torch.tensor([[0.0, 0, 20, 20]])
-        found = assign_rois(
-            torch.zeros(1, 1, 4),
-            torch.tensor([[False]]),
-            [truth],
-            [torch.tensor([2])],
-            torch.tensor([4]),
-            BoxHeadConfig(samples=4),
-            conventions=OURS,
-        )
+        found = self.assigned(torch.zeros(1, 1, 4), torch.tensor([[False]]), truth, torch.tensor([2]))
         assert torch.equal(found.rois[0, :1], truth) and found.labels[0, 0] == 3 and (found.deltas == 0).all()
+
+    def assigned(self, proposals: Tensor, valid: Tensor, boxes: Tensor, labels: Tensor) -> RoiTargets:
+        """Four RoIs of one image."""
+        config = BoxHeadConfig(samples=4)
+        return assign_rois(proposals, valid, [boxes], [labels], torch.tensor([4]), config, OURS)
 
 
 class TestChoose:
@@ -281,9 +266,8 @@ class TestBoxCoding:
         generator = torch.Generator().manual_seed(0)
         anchors, boxes = random_boxes(20, generator).double(), random_boxes(20, generator).double()
         found = conventions.encode(boxes, anchors, weights)
-        expected = [
-            slow_deltas(a, b, weights, conventions) for a, b in zip(anchors.numpy(), boxes.numpy(), strict=True)
-        ]
+        one = float(conventions.inclusive)
+        expected = [slow_deltas(a, b, weights, one) for a, b in zip(anchors.numpy(), boxes.numpy(), strict=True)]
         np.testing.assert_allclose(found.numpy(), np.array(expected), atol=1e-12)
         torch.testing.assert_close(conventions.decode(found, anchors, weights), boxes)
 
