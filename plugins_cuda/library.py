@@ -39,20 +39,11 @@ from upsnet.errors import InputError
 
 SOURCES = Path(__file__).parent
 BUILD = SOURCES.parent / "build" / "operators"
-FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-NCHW, NHWC = 0, 1
 CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
 
 
 class BuildError(RuntimeError):
     """A library that cannot be compiled or loaded here; the text says why."""
-
-
-def layout_of(tensor: torch.Tensor) -> int | None:
-    """NCHW or NHWC when the tensor [B, C, H, W] is dense in that order, else None."""
-    if tensor.is_contiguous():
-        return NCHW
-    return NHWC if tensor.is_contiguous(memory_format=torch.channels_last) else None
 
 
 def compiled(device: torch.device) -> Library | None:
@@ -242,7 +233,7 @@ def _compile(cmake: str, name: str, options: list[str], environment: dict[str, s
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(dir=BUILD) as temporary:
         for command in (
-            [cmake, "-S", str(SOURCES), "-B", temporary, *options],
+            [cmake, "-S", str(SOURCES), "-B", temporary, f"-DPython3_EXECUTABLE={sys.executable}", *options],
             [cmake, "--build", temporary, "--target", f"upsnet_{name}", "--parallel", jobs],
         ):
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
@@ -288,6 +279,8 @@ def _sanitizers() -> str:
 
 def _sources() -> bytes:
     """Everything that the three libraries are made from, with its names."""
-    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".cuh", ".cu", ".cpp"})
-    files = [SOURCES / "CMakeLists.txt", *(path for path in files if path.name != "plugin.cpp")]
+    kinds = {".h", ".cuh", ".cu", ".cpp"}
+    names = {"CMakeLists.txt", "schema.py", "generate.py"}
+    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds or path.name in names)
+    files = [path for path in files if path.name != "plugin.cpp"]
     return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)

@@ -35,7 +35,7 @@ std::vector<float> bounded_mask(const Params& p, size_t row) {
 }
 
 inline std::vector<float> bounded_mask(const Params& p, size_t row) {
-  switch (p.mask_type) {
+  switch (p.mask_logits_type) {
     case DType::kFloat32: return bounded_mask<float>(p, row);
     case DType::kFloat16: return bounded_mask<Half>(p, row);
     default: return bounded_mask<BFloat16>(p, row);

@@ -65,7 +65,7 @@ __device__ void blend_rows(const M* mask, int cells, const Window& window, int f
 __device__ inline void blend_rows(const Params& p, size_t row, const Window& window, int y, float* lines) {
   const int cells = p.mask_size;
   const size_t first = row * cells * cells;
-  switch (p.mask_type) {
+  switch (p.mask_logits_type) {
     case DType::kFloat32: return blend_rows(static_cast<const float*>(p.mask_logits) + first, cells, window, y, lines);
     case DType::kFloat16: return blend_rows(static_cast<const Half*>(p.mask_logits) + first, cells, window, y, lines);
     default: return blend_rows(static_cast<const BFloat16*>(p.mask_logits) + first, cells, window, y, lines);

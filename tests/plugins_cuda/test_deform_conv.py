@@ -13,18 +13,16 @@ from torch import Tensor, nn
 
 import plugins_cuda
 from plugins_cuda.deform_conv import reference
+from tests.plugins_cuda.inputs import DeformCase
 
 pytestmark = pytest.mark.numeric
 
 GEOMETRIES = [(1, 1, 1), (2, 1, 1), (1, 2, 2)]
 
 
-def case(stride: int, padding: int, dilation: int, spread: float = 2.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(stride + 10 * dilation)
-    height, width = ((length + 2 * padding - 2 * dilation - 1) // stride + 1 for length in (7, 9))
-    x = torch.randn(2, 3, 7, 9, generator=generator)
-    offset = torch.randn(2, 18, height, width, generator=generator) * spread
-    return x, offset, torch.randn(4, 3, 3, 3, generator=generator), torch.randn(4, generator=generator)
+def case(stride: int, padding: int, dilation: int, spread: float = 2.0) -> tuple[Tensor, ...]:
+    steps = {"stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (dilation,) * 2}
+    return tuple(DeformCase(2, 3, (7, 9), spread=spread, **steps).tensors().values())
 
 
 def slow(x: np.ndarray, offset: np.ndarray, weight: np.ndarray, bias: np.ndarray, geometry: tuple[int, int, int]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,57 +13,20 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.deform_conv import reference
+from tests.plugins_cuda.inputs import LAYOUTS, TYPES, DeformCase
 
 pytestmark = pytest.mark.numeric
 
-TYPES = [torch.float32, torch.float16, torch.bfloat16]
 
-
-@dataclass(frozen=True)
-class Case:
-    """A convolution; `spread` is the offsets' standard deviation in pixels."""
-
-    batch: int = 1
-    channels: int = 8
-    size: tuple[int, int] = (5, 7)
-    out_channels: int = 4
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    offset_groups: int = 1
-    masked: bool = False
-    spread: float = 1.5
-
-    def tensors(self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(self.channels + self.size[0])
-
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
-
-        height, width = (
-            (self.size[i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
-            for i in (0, 1)
-        )
-        taps = self.kernel[0] * self.kernel[1]
-        planes = self.batch, self.offset_groups * taps, height, width
-        tensors = {
-            "x": draw(self.batch, self.channels, *self.size).to(dtype).contiguous(memory_format=layout),
-            "offset": torch.cat([draw(*planes), draw(*planes)], 1) * self.spread,
-            "weight": draw(self.out_channels, self.channels // self.groups, *self.kernel).to(dtype),
-            "bias": draw(self.out_channels),
-        }
-        if self.masked:
-            tensors["mask"] = draw(*planes).sigmoid()
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
+class Case(DeformCase):
+    """A convolution that is run and held against the definition."""
 
     def run(self, tensors: dict[str, Tensor]) -> Tensor:
-        return plugins_cuda.deform_conv(**tensors, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        return plugins_cuda.deform_conv(**tensors, **self.steps)
 
     def exact(self, tensors: dict[str, Tensor]) -> Tensor:
         wide = {name: tensor.double() for name, tensor in tensors.items()}
-        return reference.deform_conv(**wide, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        return reference.deform_conv(**wide, **self.steps)
 
     def same_precision(self, tensors: dict[str, Tensor]) -> Tensor:
         """PyTorch's own way in the type of x: a column buffer of that type, and a matrix product with wide sums."""
@@ -71,9 +34,7 @@ class Case:
         taps = self.kernel[0] * self.kernel[1]
         pick = torch.eye(self.channels * taps, device=x.device).reshape(-1, self.channels, *self.kernel)
         samples = {**tensors, "x": x.float(), "weight": pick, "bias": None}
-        columns = reference.deform_conv(**samples, stride=self.stride, padding=self.padding, dilation=self.dilation).to(
-            x.dtype
-        )
+        columns = reference.deform_conv(**samples, **self.steps).to(x.dtype)
         columns = columns.reshape(self.batch, self.groups, -1, columns.shape[2] * columns.shape[3]).float()
         product = weight.reshape(self.groups, self.out_channels // self.groups, -1).float() @ columns
         product = product.reshape(self.batch, self.out_channels, -1) + tensors["bias"][:, None]
@@ -110,14 +71,13 @@ CASES = {
     "groups across offset groups": Case(channels=12, out_channels=6, groups=3, offset_groups=2, size=(4, 4)),
     "far offsets": Case(spread=20.0),
 }
-LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_within_twice_the_error_of_the_same_precision(front, name: str):
     for index, dtype in enumerate(TYPES):
         # Every type meets both layouts over the cases.
-        layout = list(LAYOUTS.values())[(index + list(CASES).index(name)) % 2]
+        layout = LAYOUTS[(index + list(CASES).index(name)) % 2]
         CASES[name].check(dtype, layout, front.device)
 
 
@@ -128,12 +88,12 @@ def test_larger_maps(front, size: tuple[int, int]):
     case.check(torch.float32, torch.contiguous_format, front.device)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_types_and_layouts(front, dtype: torch.dtype, layout: str):
+def test_types_and_layouts(front, dtype: torch.dtype, layout: torch.memory_format):
     case = Case(channels=16, out_channels=8, batch=2, size=(4, 5))
-    case.check(dtype, LAYOUTS[layout], front.device)
-    replace(case, channels=5).check(dtype, LAYOUTS[layout], front.device)
+    case.check(dtype, layout, front.device)
+    replace(case, channels=5).check(dtype, layout, front.device)
 
 
 # On the CPU front alone: small enough to be drawn often.
@@ -154,7 +114,7 @@ def test_types_and_layouts(front, dtype: torch.dtype, layout: str):
         spread=st.sampled_from([0.0, 0.5, 5.0]),
     ),
     st.sampled_from(TYPES),
-    st.sampled_from(list(LAYOUTS.values())),
+    st.sampled_from(LAYOUTS),
 )
 def test_drawn_cases(case: Case, dtype: torch.dtype, layout: torch.memory_format):
     case.check(dtype, layout, torch.device("cpu"))
@@ -228,7 +188,7 @@ def test_threads_of_a_block_in_any_order(monkeypatch: pytest.MonkeyPatch, dtype:
 def test_the_networks_sizes_on_a_gpu(dtype: torch.dtype):
     for channels, size in ((256, (200, 336)), (128, (25, 42))):
         case = Case(channels=channels, out_channels=128, size=size)
-        for layout in LAYOUTS.values():
+        for layout in LAYOUTS:
             case.check(dtype, layout, torch.device("cuda"))
 
 
@@ -244,8 +204,10 @@ def test_one_operator_for_pytorch():
     case = Case(masked=True)
     tensors = case.tensors(torch.float32, torch.channels_last, torch.device("cpu"))
     x, offset, weight, bias, mask = (tensors[name] for name in ("x", "offset", "weight", "bias", "mask"))
-    for arguments in ((x, offset, weight, bias, mask), (x, offset, weight, None, None)):
-        torch.library.opcheck(torch.ops.upsnet.deform_conv.default, (*arguments, [1, 1], [1, 1], [1, 1]))
+    for one_bias, one_mask in ((bias, mask), (None, None)):
+        torch.library.opcheck(
+            torch.ops.upsnet.deform_conv.default, (x, offset, weight, one_bias, [1, 1], [1, 1], [1, 1], one_mask)
+        )
 
     class Network(torch.nn.Module):
         def forward(self, x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:

@@ -14,17 +14,9 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.nms import reference
+from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
-
-
-def crowd(batch: int, count: int, seed: int, whole: bool = False) -> tuple[Tensor, Tensor]:
-    """Overlapping boxes and scores; whole: integer corners and few distinct scores, so that ties abound."""
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(batch, count, 2, generator=generator) * 60
-    boxes = torch.cat([corner, corner + torch.rand(batch, count, 2, generator=generator) * 40 + 1], dim=-1)
-    scores = torch.rand(batch, count, generator=generator)
-    return (boxes.round(), (scores * 8).round() / 8) if whole else (boxes, scores)
 
 
 def run_body(
@@ -35,11 +27,9 @@ def run_body(
     least: float,
     most: int,
     classes: Tensor | None = None,
-    top_k: int = 0,
     inclusive: bool = False,
 ) -> list[np.ndarray]:
-    attributes = {"iou_threshold": iou, "score_threshold": least, "max_output": most}
-    attributes |= {"top_k": top_k, "inclusive": int(inclusive)}
+    attributes = {"iou_threshold": iou, "score_threshold": least, "max_output": most, "inclusive": int(inclusive)}
     inputs = {"boxes": boxes, "scores": scores}
     if classes is None:
         return run_node("PaddedNms", inputs, [torch.int64, torch.int32], **attributes)
@@ -57,13 +47,12 @@ def brute_force(
     iou: float,
     least: float,
     classes: list[int] | None = None,
-    top_k: int = 0,
     inclusive: bool = False,
 ) -> list[int]:
     pixel = int(inclusive)
     kept: list[int] = []
     candidates = sorted((i for i in range(len(scores)) if scores[i] > least), key=lambda i: (-scores[i], i))
-    for i in candidates[:top_k] if top_k else candidates:
+    for i in candidates:
         for k in kept:
             if classes is not None and classes[k] != classes[i]:
                 continue
@@ -93,8 +82,6 @@ def test_known_answer():
     classes = torch.tensor([[7, 7, 7, -1]])
     indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6, classes)
     assert (indices.tolist(), counts.tolist()) == ([[3, 0, 2, 0, 0, 0]], [3])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6, classes, top_k=2)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 0, 0, 0, 0, 0]], [2])
     # Corners inside the boxes: 6 x 11 / (121 + 121 - 66) = .375.
     for iou, expected in ((0.374, [3, 2]), (0.376, [3, 1, 2])):
         indices, counts = plugins_cuda.nms(boxes, scores, iou, 0.0, 6, inclusive=True)
@@ -139,18 +126,17 @@ def test_classes_equal_batched_nms(run_node, iou: float, whole: bool):
 
 @pytest.mark.parametrize("by_class", [False, True])
 @pytest.mark.parametrize("inclusive", [False, True])
-@pytest.mark.parametrize("top_k", [0, 1, 25, 1000])
-def test_arguments_together(run_node, top_k: int, inclusive: bool, by_class: bool):
-    boxes, scores = crowd(3, 90, top_k, whole=True)
+def test_arguments_together(run_node, inclusive: bool, by_class: bool):
+    boxes, scores = crowd(3, 90, 1, whole=True)
     scores[1, ::4] = float("nan")
     boxes[2, :30, 2] = boxes[2, :30, 0] - 0.75  # inverted; with the legacy pixel still a quarter wide
     classes = torch.randint(0, 3, (3, 90)) if by_class else None
-    result = plugins_cuda.nms(boxes, scores, 0.45, 0.1, 60, classes, top_k, inclusive)
-    assert_same(run_body(run_node, boxes, scores, 0.45, 0.1, 60, classes, top_k, inclusive), result)
+    result = plugins_cuda.nms(boxes, scores, 0.45, 0.1, 60, classes, inclusive)
+    assert_same(run_body(run_node, boxes, scores, 0.45, 0.1, 60, classes, inclusive), result)
     for image in range(3):
         labels = None if classes is None else classes[image].tolist()
         lists = (boxes[image].tolist(), scores[image].tolist())
-        expected = brute_force(*lists, 0.45, 0.1, labels, top_k, inclusive)[:60]
+        expected = brute_force(*lists, 0.45, 0.1, labels, inclusive)[:60]
         assert result[0][image, : result[1][image]].tolist() == expected
 
 
@@ -186,7 +172,7 @@ def onnx_nms(boxes: Tensor, scores: Tensor, most: int, iou: float, least: float)
 def test_exported_with_classes():
     class Suppress(torch.nn.Module):
         def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, top_k=40, inclusive=True)
+            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, inclusive=True)
 
     def problem(batch: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         return *crowd(batch, count, count), torch.randint(0, 3, (batch, count))
@@ -210,7 +196,6 @@ def test_exported_with_classes():
         "iou_threshold": 0.5,
         "score_threshold": np.float32(0.1),
         "max_output": 30,
-        "top_k": 40,
         "inclusive": 1,
         "plugin_version": b"1",
         "plugin_namespace": b"",
@@ -221,7 +206,7 @@ def test_exported_with_classes():
     for shape in ((2, 50), (3, 90), (1, 20)):
         boxes, scores, classes = problem(*shape)
         results = session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy(), "classes": classes.numpy()})
-        assert_same(results, reference.nms(boxes, scores, 0.5, 0.1, 30, classes, 40, True))
+        assert_same(results, reference.nms(boxes, scores, 0.5, 0.1, 30, classes, True))
 
 
 @pytest.mark.parametrize("by_class", [False, True])
@@ -229,9 +214,8 @@ def test_exported_with_classes():
 def test_body_of_nothing(run_node, shape: tuple[int, int], by_class: bool):
     boxes, scores = crowd(*shape, 3)
     classes = torch.zeros(shape, dtype=torch.int64) if by_class else None
-    for top_k in (0, 4):
-        expected = reference.nms(boxes, scores, 0.5, 0.1, 6, classes, top_k)
-        assert_same(run_body(run_node, boxes, scores, 0.5, 0.1, 6, classes, top_k), expected)
+    expected = reference.nms(boxes, scores, 0.5, 0.1, 6, classes)
+    assert_same(run_body(run_node, boxes, scores, 0.5, 0.1, 6, classes), expected)
 
 
 @pytest.mark.parametrize("top", [1, 7, 40])

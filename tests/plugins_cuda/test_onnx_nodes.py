@@ -46,7 +46,7 @@ class Tiny(nn.Module):
         scores = logits[:, 0].sigmoid()
         kept, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.3, DETECTIONS)
         boxes = boxes.gather(1, kept[..., None].expand(-1, -1, 4))
-        pooled = plugins_cuda.roi_align_fpn(pyramid, boxes, 7, canonical_size=32.0)
+        pooled = plugins_cuda.roi_align_fpn(pyramid, boxes * 7, 7)
         masks = self.mask(pooled.flatten(2)).unflatten(2, (7, 7))
         panoptic, segments, count = plugins_cuda.panoptic_fusion(
             self.score(p2), boxes - torch.tensor([0.0, 0, 1, 1]), kept % THINGS, scores.gather(1, kept),

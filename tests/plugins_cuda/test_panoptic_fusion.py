@@ -13,6 +13,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda.panoptic_fusion import reference
 from tests.agreement import assert_same_segments
+from tests.plugins_cuda.inputs import fusion_inputs
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
@@ -24,28 +25,7 @@ Inputs = dict[str, Tensor]
 def random_inputs(
     seed: int, counts: list[int], height: int = 6, width: int = 8, rows: int = 7, sharp: float = 3.0
 ) -> Inputs:
-    """Inputs for one image of 4 height x 4 width pixels for every count; the last rows and columns are padding."""
-    generator = torch.Generator().manual_seed(seed)
-    batch = len(counts)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(batch, *shape, generator=generator)
-
-    extent = torch.tensor([4.0 * width, 4.0 * height])
-    centre = torch.rand(batch, rows, 2, generator=generator) * extent
-    half = torch.rand(batch, rows, 2, generator=generator) * extent * 0.4
-    boxes = torch.cat([(centre - half).clamp(min=0), (centre + half).minimum(extent - 1)], dim=-1)
-    sizes = [[4 * height - 1 - image % 3 * 5, 4 * width - 9] for image in range(batch)]
-    return {
-        "semantic": normal(STUFF + THINGS, height, width) * 2,
-        "boxes": boxes,
-        "classes": torch.randint(0, THINGS, (batch, rows), generator=generator),
-        "scores": torch.rand(batch, rows, generator=generator).sort(dim=1, descending=True)[0],
-        "mask_logits": normal(rows, MASK, MASK) * sharp + 0.5,
-        "counts": torch.tensor(counts, dtype=torch.int32),
-        "sizes": torch.tensor(sizes, dtype=torch.int32),
-        "scales": torch.linspace(0.5, 1.5, batch),
-    }
+    return fusion_inputs(seed, counts=counts, rows=rows, height=height, width=width, sharp=sharp)
 
 
 def fuse(

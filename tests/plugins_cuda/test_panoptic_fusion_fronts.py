@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,47 +15,19 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda import library
-from plugins_cuda.panoptic_fusion import binding, reference
+from plugins_cuda.panoptic_fusion import SCHEMA, reference
+from plugins_cuda.pytorch import params_type
 from tests.agreement import assert_same_segments
+from tests.plugins_cuda.inputs import LAYOUTS, TYPES, fusion_inputs
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
 
 Inputs = dict[str, Tensor]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-def make_inputs(
-    seed: int,
-    *,
-    counts: list[int],
-    rows: int = 6,
-    stuff: int = 3,
-    things: int = 2,
-    height: int = 6,
-    width: int = 9,
-    mask_size: int = 5,
-    dtype: torch.dtype = torch.float32,
-) -> Inputs:
-    """Random detections over random logits; `num_stuff` is among the values. The images end inside their padding."""
-    generator = torch.Generator().manual_seed(seed)
-    batch = len(counts)
-    extent = torch.tensor([4.0 * width, 4.0 * height])
-    centre = torch.rand(batch, rows, 2, generator=generator) * extent
-    half = torch.rand(batch, rows, 2, generator=generator) * extent * 0.4
-    sizes = [[4 * height - image % 3, 4 * width - 3 * (image % 2)] for image in range(batch)]
-    return {
-        "semantic": (torch.randn(batch, stuff + things, height, width, generator=generator) * 2).to(dtype),
-        "boxes": torch.cat([centre - half, centre + half], dim=-1),
-        "classes": torch.randint(0, things, (batch, rows), generator=generator),
-        "scores": torch.rand(batch, rows, generator=generator).sort(dim=1, descending=True)[0],
-        "mask_logits": (torch.randn(batch, rows, mask_size, mask_size, generator=generator) * 3 + 0.5).to(dtype),
-        "counts": torch.tensor(counts, dtype=torch.int32),
-        "sizes": torch.tensor(sizes, dtype=torch.int32).reshape(batch, 2),
-        "scales": torch.linspace(0.5, 1.5, batch),
-        "num_stuff": stuff,
-    }
+def make_inputs(seed: int, *, stuff: int = 3, **options: Any) -> Inputs:
+    return {**fusion_inputs(seed, stuff=stuff, **options), "num_stuff": stuff}
 
 
 def run(front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3) -> list[Tensor]:
@@ -80,7 +54,7 @@ def check(front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3, doub
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", TYPES)
 def test_every_type_and_layout(front, dtype: torch.dtype, layout: torch.memory_format):
     inputs = make_inputs(1, counts=[6, 3], dtype=dtype)
     inputs["semantic"] = inputs["semantic"].contiguous(memory_format=layout)
@@ -145,7 +119,7 @@ def dyadic_inputs(draw: st.DrawFn) -> tuple[Inputs, float, float]:
     stuff, things = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     height, width = draw(st.integers(1, 7)), draw(st.integers(1, 9))
     mask_size, levels = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 3, 9]))
-    dtype, layout = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(LAYOUTS))
+    dtype, layout = draw(st.sampled_from(TYPES)), draw(st.sampled_from(LAYOUTS))
     shift = draw(st.sampled_from([-3.0, -1.0, 0.0, 1.0]))
 
     def grid(*shape: int) -> Tensor:
@@ -239,7 +213,7 @@ def test_no_number_among_the_logits(front):
     check(front, inputs, double=False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("bad", [*BAD, None])
 def test_no_number_at_all(front, dtype: torch.dtype, bad: float | None):
     inputs = make_inputs(14, counts=[6], dtype=dtype)
@@ -329,7 +303,7 @@ def test_workspace_is_small(name: str, batch, height, width, stuff, things, rows
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU")
     compiled = library.load(name, library.gpu_architecture(torch.device("cuda")) if name == "cuda" else "")
-    params = binding.Params(
+    params = params_type(SCHEMA)(
         batch=batch,
         num_stuff=stuff,
         num_things=things,

@@ -16,14 +16,11 @@ import torch
 from torch import Tensor
 
 import plugins_cuda
-from plugins_cuda.roi_align_fpn import MAX_SAMPLES, bag, binding, reference
+from plugins_cuda import library
+from plugins_cuda.roi_align_fpn import MAX_SAMPLES, gradient, reference
+from tests.plugins_cuda.inputs import SPECIAL_BOXES, pyramid
 
 pytestmark = pytest.mark.numeric
-
-
-def pyramid(batch: int = 2, channels: int = 3, height: int = 64, width: int = 96, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, channels, height >> level, width >> level, generator=generator) for level in range(4)]
 
 
 def hostile_boxes(batch: int = 2) -> Tensor:
@@ -31,20 +28,7 @@ def hostile_boxes(batch: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     centre = torch.rand(batch, 40, 2, generator=generator) * torch.tensor([384.0, 256.0])
     size = 2 ** (torch.rand(batch, 40, 2, generator=generator) * 9)
-    special = torch.tensor(
-        [
-            [0, 0, 0, 0],
-            [20, 30, 20, 30],
-            [50, 50, 49.5, 60],
-            [300, 200, 10, 20],
-            [1, 1, 1.25, 1.5],
-            [-900, -900, 2000, 2000],
-            [-80, -60, -10, -5],
-            [380, 250, 500, 400],
-            [1000, 1000, 1200, 1300],
-            [-2, -2, 5, 5],
-        ]
-    )
+    special = torch.tensor(SPECIAL_BOXES)
     return torch.cat([torch.cat([centre - size / 2, centre + size / 2], -1), special.expand(batch, -1, -1)], 1)
 
 
@@ -56,7 +40,6 @@ def run_body(
         "output_size": size,
         "sampling_ratio": options.get("sampling_ratio", 2),
         "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel",
-        "canonical_size": options.get("canonical_size", 224.0),
         "inclusive": int(options.get("inclusive", False)),
     }
     return run_node("RoiAlignFpn", inputs, [torch.float32], **attributes)[0]
@@ -66,7 +49,6 @@ def test_levels_known_answers():
     sides = torch.tensor([0.0, 1.0, 111.9, 112.0, 223.9, 224.0, 447.0, 448.0, 896.0, 5000.0])
     boxes = torch.stack([torch.zeros_like(sides), torch.zeros_like(sides), sides, sides], dim=1)
     assert reference.assign_levels(boxes).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
-    assert reference.assign_levels(boxes, canonical_size=56.0).tolist() == [0, 0, 2, 3, 3, 3, 3, 3, 3, 3]
     # 223 + 1 = 224: the inclusive convention
     assert reference.assign_levels(torch.tensor([[0.0, 0, 223, 223]]), inclusive=True).tolist() == [2]
     inverted = torch.tensor([[10.0, 10, 5, 400], [400, 400, 0, 0]])
@@ -105,8 +87,8 @@ def test_bin_is_the_mean_of_its_samples():
 @pytest.mark.parametrize("inclusive", [True, False])
 def test_body_equals_reference(run_node, aligned: bool, inclusive: bool):
     features, rois = pyramid(), hostile_boxes()
-    expected = reference.roi_align_fpn(features, rois, 7, 2, aligned, 100.0, inclusive)
-    actual = run_body(run_node, features, rois, aligned, canonical_size=100.0, inclusive=inclusive)
+    expected = reference.roi_align_fpn(features, rois, 7, 2, aligned, inclusive)
+    actual = run_body(run_node, features, rois, aligned, inclusive=inclusive)
     np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5)
     assert not np.isnan(actual).any()
 
@@ -127,7 +109,7 @@ def test_body_takes_half_types(dtype: torch.dtype):
     value = onnx.helper.make_tensor_value_info
     nodes = [onnx.helper.make_node("Cast", [f"f{level}"], [f"p{level}"], to=half) for level in range(4)]
     names = [*(f"p{level}" for level in range(4)), "rois"]
-    attributes = {"output_size": 7, "sampling_ratio": 2, "canonical_size": 100.0, "inclusive": 0}
+    attributes = {"output_size": 7, "sampling_ratio": 2, "inclusive": 0}
     mode = {"coordinate_transformation_mode": "half_pixel"}
     nodes.append(onnx.helper.make_node("RoiAlignFpn", names, ["pooled"], domain="upsnet", **attributes, **mode))
     nodes.append(onnx.helper.make_node("Cast", ["pooled"], ["out"], to=single))
@@ -139,7 +121,7 @@ def test_body_takes_half_types(dtype: torch.dtype):
     model = onnx.helper.make_model(graph, functions=plugins_cuda.onnx_functions(), opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     feeds = {f"f{level}": features[level].float().numpy() for level in range(4)} | {"rois": rois.numpy()}
-    expected = reference.roi_align_fpn(features, rois, 7, canonical_size=100.0)
+    expected = reference.roi_align_fpn(features, rois, 7)
     np.testing.assert_allclose(
         session.run(None, feeds)[0], expected.float().numpy(), rtol=torch.finfo(dtype).eps, atol=1e-5
     )
@@ -155,7 +137,7 @@ def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node):
     broken = ~rois.isfinite().all(-1)
     expected[broken] = 0
     assert torch.equal(reference.roi_align_fpn(features, rois, 7), expected)
-    torch.testing.assert_close(bag.roi_align_fpn(features, rois, 7, 2, True, 224.0, False), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(gradient.roi_align_fpn(features, rois, 7), expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(run_body(run_node, features, rois), expected.numpy(), atol=1e-5)
 
 
@@ -176,10 +158,12 @@ def test_batch_and_order_do_not_matter():
 
 def test_gradient_reaches_every_level():
     features = [feature.double().requires_grad_() for feature in pyramid(1, 1, 16, 8)]
-    rois = torch.tensor([[[1.0, 2, 12, 18], [3, 3, 30, 29], [1, 9, 40, 55], [0, 0, 100, 110]]]).double()
+    rois = torch.tensor(
+        [[[1.0, 2, 12, 18], [-80, -75, 70, 75], [-140, -130, 100, 110], [-290, -280, 190, 200]]]
+    ).double()
 
     def pool(*levels: Tensor) -> Tensor:
-        return reference.roi_align_fpn(levels, rois, 2, canonical_size=40.0)
+        return reference.roi_align_fpn(levels, rois, 2)
 
     assert torch.autograd.gradcheck(pool, features)
     pool(*features).sum().backward()
@@ -189,15 +173,30 @@ def test_gradient_reaches_every_level():
 @pytest.mark.parametrize(
     ("features", "rois", "options", "message"),
     [
-        (pyramid()[:3], hostile_boxes(), {}, "four levels"),
-        ([*pyramid()[:3], torch.zeros(2, 3, 8)], hostile_boxes(), {}, r"features\[3\] must be \[B, C, H, W\]"),
-        ([*pyramid()[:3], pyramid()[3].half()], hostile_boxes(), {}, r"features\[3\] must be like features\[0\]"),
-        ([*pyramid()[:3], pyramid(channels=4)[3]], hostile_boxes(), {}, r"features\[3\] .* channels"),
-        (pyramid(), hostile_boxes()[0], {}, r"rois must be \[B, R, 4\]"),
-        (pyramid(), hostile_boxes().long(), {}, r"rois must be .* floating"),
-        (pyramid(), hostile_boxes(3), {}, "rois must have the batch"),
+        (pyramid()[:3], hostile_boxes(), {}, "features must be P2, P3, P4, P5, got 3 tensors"),
+        (
+            [*pyramid()[:3], torch.zeros(2, 3, 8)],
+            hostile_boxes(),
+            {},
+            r"features\[3\] must be torch.float32 \[B, C, H5, W5\]",
+        ),
+        (
+            [*pyramid()[:3], pyramid()[3].half()],
+            hostile_boxes(),
+            {},
+            r"features\[3\] must be torch.float32 .*got torch.float16",
+        ),
+        (
+            [*pyramid()[:3], pyramid(channels=4)[3]],
+            hostile_boxes(),
+            {},
+            r"features\[3\] must be .* = \(2, 3, H5, W5\), got torch.float32 \(2, 4, 8, 12\)",
+        ),
+        (pyramid(), hostile_boxes()[0], {}, r"rois must be floating point \[B, R, 4\]"),
+        (pyramid(), hostile_boxes().long(), {}, "rois must be floating"),
+        (pyramid(), hostile_boxes(3), {}, r"rois must be .* = \(2, R, 4\), got torch.float32 \(3,"),
         (pyramid(), hostile_boxes(), {"sampling_ratio": 0}, "sampling_ratio must be at least 1"),
-        (pyramid(), hostile_boxes(), {"sampling_ratio": -1}, "no adaptive sampling"),
+        (pyramid(), hostile_boxes(), {"sampling_ratio": -1}, "sampling_ratio must be at least 1, got -1"),
         (pyramid(), hostile_boxes(), {"sampling_ratio": MAX_SAMPLES // 7 + 1}, "at most 1024"),
     ],
 )
@@ -216,7 +215,7 @@ def test_rois_of_other_types_are_taken_as_float32():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_is_one_operator_of_pytorch(dtype: torch.dtype):
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
-    torch.library.opcheck(binding.roi_align_fpn, (features, rois, 7, 2, True, 100.0, False))
+    torch.library.opcheck(torch.ops.upsnet.roi_align_fpn.default, (features, rois, 7, 2, True, False))
 
     class Head(torch.nn.Module):
         def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
@@ -232,10 +231,10 @@ def test_is_one_operator_of_pytorch(dtype: torch.dtype):
     assert torch.equal(program.module()(features, rois), expected)
 
 
-def test_reference_serves_where_there_is_no_library(monkeypatch: pytest.MonkeyPatch):
+def test_reference_serves_where_there_is_no_library():
     features, rois = pyramid(), hostile_boxes()
-    monkeypatch.setattr(binding, "compiled", lambda device: None)
-    assert torch.equal(plugins_cuda.roi_align_fpn(features, rois, 7), reference.roi_align_fpn(features, rois, 7))
+    with library.definitions():
+        assert torch.equal(plugins_cuda.roi_align_fpn(features, rois, 7), reference.roi_align_fpn(features, rois, 7))
 
 
 def test_training_and_inference_agree():

@@ -17,25 +17,9 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.roi_align_fpn import reference
+from tests.plugins_cuda.inputs import LAYOUTS, SPECIAL_BOXES, TYPES, pyramid
 
 pytestmark = pytest.mark.numeric
-
-TYPES = [torch.float32, torch.float16, torch.bfloat16]
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
-
-
-def pyramid(
-    batch: int = 2,
-    channels: int = 3,
-    height: int = 64,
-    width: int = 96,
-    dtype: torch.dtype = torch.float32,
-    layout: torch.memory_format = torch.contiguous_format,
-) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(height)
-    sizes = [(max(height >> level, 1), max(width >> level, 1)) for level in range(4)]
-    maps = [torch.randn(batch, channels, *size, generator=generator) for size in sizes]
-    return [each.to(dtype).contiguous(memory_format=layout) for each in maps]
 
 
 def boxes(batch: int, count: int, seed: int = 1) -> Tensor:
@@ -54,9 +38,11 @@ def pool(front, features: list[Tensor], rois: Tensor, *arguments: object) -> Ten
     return pooled.cpu()
 
 
-def decided(features: list[Tensor], rois: Tensor, size: int, ratio: int, aligned: bool, *level_rule: object) -> Tensor:
+def decided(
+    features: list[Tensor], rois: Tensor, size: int, ratio: int, aligned: bool, inclusive: bool = False
+) -> Tensor:
     """bool [B, R]: no sample is so near to -1 or to the map's length, where the definition jumps, that it may flip."""
-    level = reference.assign_levels(rois, *level_rule)
+    level = reference.assign_levels(rois, inclusive)
     lengths = torch.tensor([[each.shape[3], each.shape[2]] for each in features])[level].double()
     corner = rois.double() / (4 * 2**level)[..., None] - (0.5 if aligned else 0.0)
     extent = corner[..., 2:] - corner[..., :2]
@@ -86,9 +72,9 @@ def assert_as_exact_as_the_reference(pooled: Tensor, features: list[Tensor], roi
 @pytest.mark.parametrize("channels", [3, 40])  # no multiple of any vector; one of all vectors, but not of a CPU group
 @pytest.mark.parametrize(("aligned", "inclusive"), [(True, False), (False, True)])
 def test_equals_reference(front, channels: int, dtype: torch.dtype, layout, aligned: bool, inclusive: bool):
-    features, rois = pyramid(2, channels, dtype=dtype, layout=layout), boxes(2, 24)
-    arguments = (7, 2, aligned, 100.0, inclusive)
-    assert len(set(reference.assign_levels(rois, 100.0, inclusive).flatten().tolist())) == 4
+    features, rois = pyramid(2, channels, 144, 216, dtype, layout), boxes(2, 24) * 2.25
+    arguments = (7, 2, aligned, inclusive)
+    assert len(set(reference.assign_levels(rois, inclusive).flatten().tolist())) == 4
     assert_as_exact_as_the_reference(pool(front, features, rois, *arguments), features, rois, *arguments)
 
 
@@ -108,7 +94,7 @@ def test_equals_reference(front, channels: int, dtype: torch.dtype, layout, alig
 )
 def test_sizes(front, size: int, ratio: int, channels: int, count: int, dtype: torch.dtype, layout):
     features, rois = pyramid(1, channels, 32, 48, dtype, layout), boxes(1, count, seed=2) / 2
-    arguments = (size, ratio, True, 60.0, False)
+    arguments = (size, ratio, True)
     pooled = pool(front, features, rois, *arguments)
     assert_as_exact_as_the_reference(pooled, features, rois, *arguments)
 
@@ -116,19 +102,7 @@ def test_sizes(front, size: int, ratio: int, channels: int, count: int, dtype: t
 @pytest.mark.parametrize("aligned", [True, False])
 def test_hostile_boxes(front, aligned: bool):
     features = pyramid()
-    special = [
-        [0, 0, 0, 0],
-        [20, 30, 20, 30],
-        [50, 50, 49.5, 60],
-        [300, 200, 10, 20],  # inverted
-        [-900.5, -900, 2000, 2000],
-        [-80, -60, -10, -5],
-        [380, 250, 500, 400],
-        [1000, 1000, 1200, 1300],
-        [0, 0, 384, 256],
-        [-3e38, -3e38, 3e38, 3e38],
-        [1e30, 0, -1e30, 10],
-    ]
+    special = [*SPECIAL_BOXES, [-3e38, -3e38, 3e38, 3e38], [1e30, 0, -1e30, 10]]
     broken = [[10.0, 10, 90, 90] for _ in range(12)]
     for index, value in enumerate((math.nan, math.inf, -math.inf)):
         for coordinate in range(4):
@@ -138,7 +112,7 @@ def test_hostile_boxes(front, aligned: bool):
     expected = reference.roi_align_fpn(features, rois, 7, 2, aligned)
     torch.testing.assert_close(pooled, expected, atol=1e-4, rtol=0)
     assert not pooled[:, len(special) :].any()
-    assert not pooled[:, 7].any()
+    assert not pooled[:, SPECIAL_BOXES.index([1000, 1000, 1200, 1300])].any()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -162,8 +136,8 @@ def test_levels_at_their_borders(front):
     sides = [111.0, 112.0, 113.0, 223.0, 224.0, 225.0, 447.0, 448.0, 449.0]
     rois = torch.tensor([[[0.0, 0.0, side, side] for side in sides]])
     for inclusive in (False, True):
-        found = pool(front, features, rois, 1, 2, True, 224.0, inclusive)[0, :, 0, 0, 0]
-        assert (found - 1).tolist() == reference.assign_levels(rois, 224.0, inclusive)[0].tolist()
+        found = pool(front, features, rois, 1, 2, True, inclusive)[0, :, 0, 0, 0]
+        assert (found - 1).tolist() == reference.assign_levels(rois, inclusive)[0].tolist()
 
 
 def test_maps_that_are_no_plain_tensors(front):
@@ -198,7 +172,7 @@ coordinate = st.one_of(st.integers(-100, 500).map(float), st.floats(-500, 900, w
 def test_drawn_boxes(front, corners, size: int, ratio: int, channels: int, flags):
     aligned, inclusive, dtype, layout = flags
     features, rois = pyramid(1, channels, 32, 40, dtype, layout), torch.tensor([corners])
-    arguments = (size, ratio, aligned, 80.0, inclusive)
+    arguments = (size, ratio, aligned, inclusive)
     pooled = pool(front, features, rois, *arguments)
     assert pooled.isfinite().all()
     expected = reference.roi_align_fpn(features, rois, *arguments)

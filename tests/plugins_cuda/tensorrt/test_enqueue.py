@@ -42,13 +42,12 @@ def test_roi_align_fpn(front, random, dtype: torch.dtype, layout: str, aligned: 
         .contiguous(memory_format=memory_format(layout))
         for level in range(4)
     ]
-    rois = boxes_of(random, 2, 9, 96).to(front.device)
-    expected = plugins_cuda.roi_align_fpn(features, rois, 3, 2, aligned, 32.0)
+    rois = boxes_of(random, 2, 9, 700).to(front.device)
+    expected = plugins_cuda.roi_align_fpn(features, rois, 3, 2, aligned)
     attributes = {
         "output_size": 3,
         "sampling_ratio": 2,
         "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel",
-        "canonical_size": 32.0,
         "inclusive": 0,
     }
     formats = [layout_of(dtype, layout)] * 4 + ["linear", "linear"]
@@ -63,8 +62,8 @@ def test_nms(front, random, batched: bool):
     classes = torch.randint(0, 3, (2, 70), generator=random).to(front.device)
     attributes = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 40}
     if batched:
-        found = front.run("PaddedBatchedNms", attributes | {"top_k": 50, "inclusive": 1}, [boxes, scores, classes])
-        expected = plugins_cuda.nms(boxes, scores, 0.5, 0.25, 40, classes=classes, top_k=50, inclusive=True)
+        found = front.run("PaddedBatchedNms", attributes | {"inclusive": 1}, [boxes, scores, classes])
+        expected = plugins_cuda.nms(boxes, scores, 0.5, 0.25, 40, classes=classes, inclusive=True)
     else:
         found = front.run("PaddedNms", attributes, [boxes, scores])
         expected = plugins_cuda.nms(boxes, scores, 0.5, 0.25, 40)
