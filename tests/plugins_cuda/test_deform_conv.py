@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import plugins_cuda
 from plugins_cuda.deform_conv import reference
+from tests.plugins_cuda.conftest import RunNode
 from tests.plugins_cuda.inputs import DeformCase
 
 pytestmark = pytest.mark.numeric
@@ -42,7 +43,7 @@ def slow(x: np.ndarray, offset: np.ndarray, weight: np.ndarray, bias: np.ndarray
     return out + bias[:, None, None]
 
 
-def run_body(run_node, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, geometry) -> np.ndarray:
+def run_body(run_node: RunNode, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, geometry) -> np.ndarray:
     stride, padding, dilation = geometry
     inputs = {"x": x, "offset": offset, "weight": weight, "bias": bias}
     attributes = {"strides": [stride] * 2, "pads": [padding] * 4, "dilations": [dilation] * 2}
@@ -50,7 +51,7 @@ def run_body(run_node, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, 
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_equals_a_slow_loop_and_the_body(run_node, geometry: tuple[int, int, int]):
+def test_equals_a_slow_loop_and_the_body(run_node: RunNode, geometry: tuple[int, int, int]) -> None:
     tensors = case(*geometry)
     expected = slow(*(tensor.numpy() for tensor in tensors), geometry)
     np.testing.assert_allclose(reference.deform_conv(*tensors, *geometry).numpy(), expected, atol=1e-4)
@@ -58,13 +59,13 @@ def test_equals_a_slow_loop_and_the_body(run_node, geometry: tuple[int, int, int
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_without_offsets_it_is_a_convolution(geometry: tuple[int, int, int]):
+def test_without_offsets_it_is_a_convolution(geometry: tuple[int, int, int]) -> None:
     x, offset, weight, bias = case(*geometry)
     plain = torch.nn.functional.conv2d(x, weight, bias, *geometry)
     torch.testing.assert_close(plugins_cuda.deform_conv(x, offset * 0, weight, bias, *geometry), plain)
 
 
-def test_offsets_are_row_then_column():
+def test_offsets_are_row_then_column() -> None:
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 3, 1] = 1
     weight = torch.zeros(1, 1, 3, 3)
@@ -75,7 +76,7 @@ def test_offsets_are_row_then_column():
     assert out[0, 0].nonzero().tolist() == [[2, 2]]
 
 
-def test_far_offsets_give_the_bias(run_node):
+def test_far_offsets_give_the_bias(run_node: RunNode) -> None:
     x, offset, weight, bias = case(1, 1, 1)
     expected = bias[None, :, None, None].expand(2, 4, 7, 9)
     far = offset.sign() * 1e4
@@ -83,13 +84,13 @@ def test_far_offsets_give_the_bias(run_node):
     np.testing.assert_allclose(run_body(run_node, x, far, weight, bias, (1, 1, 1)), expected.numpy(), atol=1e-6)
 
 
-def test_batch_invariance():
+def test_batch_invariance() -> None:
     x, offset, weight, bias = case(1, 1, 1)
     together = plugins_cuda.deform_conv(x, offset, weight, bias)
     torch.testing.assert_close(plugins_cuda.deform_conv(x[1:], offset[1:], weight, bias), together[1:])
 
 
-def test_gradients():
+def test_gradients() -> None:
     x, offset, weight, bias = (tensor.double().requires_grad_() for tensor in case(2, 1, 1, spread=0.3))
 
     def convolve(*tensors: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def test_gradients():
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_training_and_inference_agree(masked: bool, groups: int):
+def test_training_and_inference_agree(masked: bool, groups: int) -> None:
     x, offset, weight, bias = case(1, 1, 1)
     x, weight = x.repeat(1, 2, 1, 1), weight.repeat(1, 2 // groups, 1, 1)
     offset = offset.repeat(1, groups, 1, 1)
@@ -130,7 +131,7 @@ class Convolution(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
-def test_exported_node(dtype: torch.dtype, masked: bool):
+def test_exported_node(dtype: torch.dtype, masked: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 4, 9, 8, generator=generator)
     offset = torch.randn(2, 24, 5, 6, generator=generator).to(dtype).float()
@@ -158,7 +159,7 @@ def test_exported_node(dtype: torch.dtype, masked: bool):
     np.testing.assert_allclose(session.run(None, given)[0], expected.numpy(), atol=tolerance)
 
 
-def test_refusals_name_the_tensor():
+def test_refusals_name_the_tensor() -> None:
     x, offset, weight, bias = case(1, 1, 1)
     mask = torch.rand(2, 9, 7, 9)
     refused = [

@@ -13,6 +13,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.deform_conv import reference
+from tests.plugins_cuda.conftest import Front
 from tests.plugins_cuda.inputs import LAYOUTS, TYPES, DeformCase
 
 pytestmark = pytest.mark.numeric
@@ -74,7 +75,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_within_twice_the_error_of_the_same_precision(front, name: str):
+def test_within_twice_the_error_of_the_same_precision(front: Front, name: str) -> None:
     for index, dtype in enumerate(TYPES):
         # Every type meets both layouts over the cases.
         layout = LAYOUTS[(index + list(CASES).index(name)) % 2]
@@ -82,7 +83,7 @@ def test_within_twice_the_error_of_the_same_precision(front, name: str):
 
 
 @pytest.mark.parametrize("size", [(88, 120), (129, 121)])
-def test_larger_maps(front, size: tuple[int, int]):
+def test_larger_maps(front: Front, size: tuple[int, int]) -> None:
     """88 and 136 blocks of pixels: the launcher splits the channels in two, and not at all."""
     case = Case(channels=52, size=size, kernel=(1, 1), padding=(0, 0))
     case.check(torch.float32, torch.contiguous_format, front.device)
@@ -90,7 +91,7 @@ def test_larger_maps(front, size: tuple[int, int]):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_types_and_layouts(front, dtype: torch.dtype, layout: torch.memory_format):
+def test_types_and_layouts(front: Front, dtype: torch.dtype, layout: torch.memory_format) -> None:
     case = Case(channels=16, out_channels=8, batch=2, size=(4, 5))
     case.check(dtype, layout, front.device)
     replace(case, channels=5).check(dtype, layout, front.device)
@@ -116,12 +117,12 @@ def test_types_and_layouts(front, dtype: torch.dtype, layout: torch.memory_forma
     st.sampled_from(TYPES),
     st.sampled_from(LAYOUTS),
 )
-def test_drawn_cases(case: Case, dtype: torch.dtype, layout: torch.memory_format):
+def test_drawn_cases(case: Case, dtype: torch.dtype, layout: torch.memory_format) -> None:
     case.check(dtype, layout, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_hostile_offsets_sample_zero(front, dtype: torch.dtype):
+def test_hostile_offsets_sample_zero(front: Front, dtype: torch.dtype) -> None:
     case = Case(size=(4, 5), channels=8)
     tensors = case.tensors(dtype, torch.contiguous_format, front.device)
     hostile = torch.tensor([1e9, -1e9, 3e38, float("inf"), float("-inf"), float("nan"), -(2.0**31)])
@@ -133,7 +134,7 @@ def test_hostile_offsets_sample_zero(front, dtype: torch.dtype):
         torch.testing.assert_close(out, tensors["bias"].to(dtype)[None, :, None, None].expand_as(out))
 
 
-def test_infinite_features_stay_where_they_are(front):
+def test_infinite_features_stay_where_they_are(front: Front) -> None:
     case = Case(size=(4, 6), channels=8, spread=0.4)
     tensors = case.tensors(torch.float32, torch.contiguous_format, front.device)
     tensors["x"][0, 2, 0, 0] = float("inf")
@@ -144,7 +145,7 @@ def test_infinite_features_stay_where_they_are(front):
     torch.testing.assert_close(out[finite], expected[finite].float(), atol=1e-4, rtol=1e-4)
 
 
-def test_border(front):
+def test_border(front: Front) -> None:
     """Half a pixel outside, half of the border's value is there; a whole pixel outside, nothing."""
     x, weight = torch.full((1, 8, 2, 3), 4.0, device=front.device), torch.zeros(1, 8, 1, 1, device=front.device)
     weight[0, 0] = 1
@@ -155,14 +156,14 @@ def test_border(front):
         assert torch.equal(out, torch.full_like(out, expected))
 
 
-def test_empty_batch(front):
+def test_empty_batch(front: Front) -> None:
     case = Case(batch=2)
     tensors = case.tensors(torch.float16, torch.contiguous_format, front.device)
     empty = {name: tensor[:0] if name in ("x", "offset") else tensor for name, tensor in tensors.items()}
     assert case.run(empty).shape == (0, 4, 5, 7)
 
 
-def test_any_strides_of_the_tensors(front):
+def test_any_strides_of_the_tensors(front: Front) -> None:
     case = Case(channels=8, masked=True)
     tensors = case.tensors(torch.float32, torch.contiguous_format, front.device)
     expected = case.run(tensors)
@@ -172,7 +173,7 @@ def test_any_strides_of_the_tensors(front):
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_threads_of_a_block_in_any_order(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
+def test_threads_of_a_block_in_any_order(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     case = Case(channels=40, kernel=(4, 3), size=(3, 4))
     tensors = case.tensors(dtype, torch.contiguous_format, torch.device("cpu"))
     with library.emulation():
@@ -185,14 +186,14 @@ def test_threads_of_a_block_in_any_order(monkeypatch: pytest.MonkeyPatch, dtype:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_the_networks_sizes_on_a_gpu(dtype: torch.dtype):
+def test_the_networks_sizes_on_a_gpu(dtype: torch.dtype) -> None:
     for channels, size in ((256, (200, 336)), (128, (25, 42))):
         case = Case(channels=channels, out_channels=128, size=size)
         for layout in LAYOUTS:
             case.check(dtype, layout, torch.device("cuda"))
 
 
-def test_more_threads_give_the_same():
+def test_more_threads_give_the_same() -> None:
     case = Case(batch=2, size=(13, 17), channels=24)
     tensors = case.tensors(torch.float32, torch.contiguous_format, torch.device("cpu"))
     expected = case.run(tensors)
@@ -200,7 +201,7 @@ def test_more_threads_give_the_same():
     assert torch.equal(case.run(tensors), expected)
 
 
-def test_one_operator_for_pytorch():
+def test_one_operator_for_pytorch() -> None:
     case = Case(masked=True)
     tensors = case.tensors(torch.float32, torch.channels_last, torch.device("cpu"))
     x, offset, weight, bias, mask = (tensors[name] for name in ("x", "offset", "weight", "bias", "mask"))

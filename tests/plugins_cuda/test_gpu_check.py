@@ -13,11 +13,12 @@ import torch
 import plugins_cuda
 from plugins_cuda import gpu_check, kernel_suite
 from plugins_cuda.gpu_check import Skip, Step
+from tests.plugins_cuda.conftest import Front
 
 CPU = torch.device("cpu")
 
 
-def test_kernel_suite_passes_on_every_front(front):
+def test_kernel_suite_passes_on_every_front(front: Front) -> None:
     assert kernel_suite.failures(front.device) == {}
 
 
@@ -26,7 +27,7 @@ def first_check(room: str) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("room", ["roi_align_fpn", "deform_conv", "nms", "panoptic_fusion"])
-def test_kernel_suite_notices_a_wrong_operator(monkeypatch: pytest.MonkeyPatch, room: str):
+def test_kernel_suite_notices_a_wrong_operator(monkeypatch: pytest.MonkeyPatch, room: str) -> None:
     right = getattr(plugins_cuda, room)
 
     def wrong(*arguments: object, **options: object) -> object:
@@ -44,7 +45,7 @@ def test_kernel_suite_notices_a_wrong_operator(monkeypatch: pytest.MonkeyPatch, 
         check()
 
 
-def test_kernel_suite_notices_nan_and_results_that_change(monkeypatch: pytest.MonkeyPatch):
+def test_kernel_suite_notices_nan_and_results_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
     right = plugins_cuda.roi_align_fpn
     check = first_check("roi_align_fpn")
     monkeypatch.setattr(plugins_cuda, "roi_align_fpn", lambda *a, **k: right(*a, **k) * float("nan"))
@@ -56,7 +57,9 @@ def test_kernel_suite_notices_nan_and_results_that_change(monkeypatch: pytest.Mo
         check()
 
 
-def test_kernel_suite_command_counts_failures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_kernel_suite_command_counts_failures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> None:
         raise AssertionError("error 2, allowed 1\nmore")
 
@@ -69,7 +72,7 @@ def test_kernel_suite_command_counts_failures(monkeypatch: pytest.MonkeyPatch, c
     assert lines[1].startswith("b: ok") and lines[2] == "1 failed: a"
 
 
-def test_no_gpu_is_one_line_and_status_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_no_gpu_is_one_line_and_status_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_check.main([]) == 2
     captured = capsys.readouterr()
@@ -77,7 +80,7 @@ def test_no_gpu_is_one_line_and_status_2(monkeypatch: pytest.MonkeyPatch, capsys
     assert captured.err.startswith("error: no NVIDIA GPU")
 
 
-def test_a_failed_step_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_failed_step_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> str:
         raise RuntimeError("exit status 3")
 
@@ -96,7 +99,7 @@ def test_a_failed_step_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixt
     assert gpu_check.check(CPU, tmp_path, steps[1:]) == 0
 
 
-def test_commands_are_logged_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_commands_are_logged_and_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     say = "import os; print('one'); print(os.environ['WORD']); raise SystemExit({})"
     assert gpu_check.must_pass("ok", [sys.executable, "-c", say.format(0)], tmp_path, {"WORD": "two"}) == "two"
     assert (tmp_path / "ok.log").read_text() == "one\ntwo\n"
@@ -107,7 +110,7 @@ def test_commands_are_logged_and_stopped(tmp_path: Path, monkeypatch: pytest.Mon
         gpu_check.must_pass("slow", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path)
 
 
-def test_steps_say_what_they_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_steps_say_what_they_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     for name in ("TENSORRT_INCLUDE_DIR", "UPSNET_OPERATORS"):
@@ -125,7 +128,7 @@ def test_steps_say_what_they_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             steps[name]()
 
 
-def test_sanitizer_step_gives_every_tensor_its_own_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_sanitizer_step_gives_every_tensor_its_own_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "compute-sanitizer"
     tool.write_text('#!/bin/sh\necho "$PYTORCH_NO_CUDA_MEMORY_CACHING $@"\n')
     tool.chmod(0o755)

@@ -14,13 +14,14 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.nms import reference
+from tests.plugins_cuda.conftest import RunNode
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
 
 
 def run_body(
-    run_node,
+    run_node: RunNode,
     boxes: Tensor,
     scores: Tensor,
     iou: float,
@@ -66,7 +67,7 @@ def brute_force(
     return kept
 
 
-def test_known_answer():
+def test_known_answer() -> None:
     # IoU of the first two: 5 x 10 / (100 + 100 - 50) = 1/3; the third is apart; the fourth equals the first.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [5, 0, 15, 10], [50, 50, 60, 60], [0, 0, 10, 10]]])
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.95]])
@@ -90,7 +91,7 @@ def test_known_answer():
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
-def test_equals_torchvision_and_brute_force(run_node, seed: int, iou: float):
+def test_equals_torchvision_and_brute_force(run_node: RunNode, seed: int, iou: float) -> None:
     boxes, scores = crowd(3, 60, seed, whole=seed % 2 == 0)
     indices, counts = plugins_cuda.nms(boxes, scores, iou, 0.2, 50)
     assert_same(run_body(run_node, boxes, scores, iou, 0.2, 50), (indices, counts))
@@ -104,7 +105,7 @@ def test_equals_torchvision_and_brute_force(run_node, seed: int, iou: float):
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("iou", [0.3, 0.7])
-def test_classes_equal_batched_nms(run_node, iou: float, whole: bool):
+def test_classes_equal_batched_nms(run_node: RunNode, iou: float, whole: bool) -> None:
     boxes, scores = crowd(2, 150, 11, whole)
     classes = torch.randint(-2, 4, (2, 150), generator=torch.Generator().manual_seed(1)) * 10**9
     result = plugins_cuda.nms(boxes, scores, iou, 0.2, 150, classes)
@@ -126,7 +127,7 @@ def test_classes_equal_batched_nms(run_node, iou: float, whole: bool):
 
 @pytest.mark.parametrize("by_class", [False, True])
 @pytest.mark.parametrize("inclusive", [False, True])
-def test_arguments_together(run_node, inclusive: bool, by_class: bool):
+def test_arguments_together(run_node: RunNode, inclusive: bool, by_class: bool) -> None:
     boxes, scores = crowd(3, 90, 1, whole=True)
     scores[1, ::4] = float("nan")
     boxes[2, :30, 2] = boxes[2, :30, 0] - 0.75  # inverted; with the legacy pixel still a quarter wide
@@ -140,7 +141,7 @@ def test_arguments_together(run_node, inclusive: bool, by_class: bool):
         assert result[0][image, : result[1][image]].tolist() == expected
 
 
-def test_equals_onnx_runtimes_operator():
+def test_equals_onnx_runtimes_operator() -> None:
     """[image, class, box] of NonMaxSuppression itself: every class of an image has the same boxes."""
     boxes, scores = crowd(2, 50, 21)
     per_class = torch.stack([scores, scores.flip(1), torch.rand(2, 50)], dim=1)  # [B, C, N]
@@ -169,7 +170,7 @@ def onnx_nms(boxes: Tensor, scores: Tensor, most: int, iou: float, least: float)
     return session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy()})[0]
 
 
-def test_exported_with_classes():
+def test_exported_with_classes() -> None:
     class Suppress(torch.nn.Module):
         def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
             return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, inclusive=True)
@@ -211,7 +212,7 @@ def test_exported_with_classes():
 
 @pytest.mark.parametrize("by_class", [False, True])
 @pytest.mark.parametrize("shape", [(2, 0), (0, 5), (3, 1)])
-def test_body_of_nothing(run_node, shape: tuple[int, int], by_class: bool):
+def test_body_of_nothing(run_node: RunNode, shape: tuple[int, int], by_class: bool) -> None:
     boxes, scores = crowd(*shape, 3)
     classes = torch.zeros(shape, dtype=torch.int64) if by_class else None
     expected = reference.nms(boxes, scores, 0.5, 0.1, 6, classes)
@@ -219,7 +220,7 @@ def test_body_of_nothing(run_node, shape: tuple[int, int], by_class: bool):
 
 
 @pytest.mark.parametrize("top", [1, 7, 40])
-def test_hostile_input(run_node, top: int):
+def test_hostile_input(run_node: RunNode, top: int) -> None:
     boxes, scores = crowd(6, 40, 9)
     scores[0] = 0.5  # all ties
     scores[1, ::3] = float("nan")
@@ -237,7 +238,7 @@ def test_hostile_input(run_node, top: int):
     assert counts[4] == min(top, int((scores[4] > 0.1).sum()))
 
 
-def test_iou_exactly_at_the_threshold_survives(run_node):
+def test_iou_exactly_at_the_threshold_survives(run_node: RunNode) -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 7], [0, 0, 3, 10]]])
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
     for iou, expected in ((0.5, [0, 1, 3]), (0.7, [0, 1, 3]), (0.75, [0, 1, 2, 3])):
@@ -246,7 +247,7 @@ def test_iou_exactly_at_the_threshold_survives(run_node):
         np.testing.assert_array_equal(run_body(run_node, boxes, scores, iou, 0.0, 4)[0], indices.numpy())
 
 
-def test_permutation_and_batch():
+def test_permutation_and_batch() -> None:
     boxes, scores = crowd(2, 80, 5)
     indices, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.0, 80)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
@@ -259,7 +260,7 @@ def test_permutation_and_batch():
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
-def test_keeps_what_the_original_kept(run_node, shared_data: Path, iou: float):
+def test_keeps_what_the_original_kept(run_node: RunNode, shared_data: Path, iou: float) -> None:
     golden = np.load(shared_data / "upsnet_golden" / "edge.npz")
     for name in ("nms_", "nms_exact_"):
         rows = torch.from_numpy(golden[f"{name}in"])[None]

@@ -12,6 +12,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.nms import reference
+from tests.plugins_cuda.conftest import Front
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
@@ -23,7 +24,7 @@ def labels(batch: int, count: int, classes: int) -> Tensor:
     return torch.randint(0, classes, (batch, count), generator=torch.Generator().manual_seed(count)) * 10**10 - 3
 
 
-def check(front, boxes: Tensor, scores: Tensor, *arguments, **options) -> tuple[Tensor, Tensor]:
+def check(front: Front, boxes: Tensor, scores: Tensor, *arguments, **options) -> tuple[Tensor, Tensor]:
     """The operator on this front equals the reference; its result, on the CPU."""
     expected = reference.nms(boxes, scores, *arguments, **options)
     moved = {name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in options.items()}
@@ -36,7 +37,7 @@ def check(front, boxes: Tensor, scores: Tensor, *arguments, **options) -> tuple[
 @pytest.mark.parametrize("inclusive", [False, True])
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("whole", [False, True])
-def test_equals_the_reference(front, whole: bool, classes: int, inclusive: bool):
+def test_equals_the_reference(front: Front, whole: bool, classes: int, inclusive: bool) -> None:
     boxes, scores = crowd(2, 700, 3, whole)
     options = {"classes": labels(2, 700, classes) if classes else None, "inclusive": inclusive}
     for iou, least, most in ((0.5, 0.1, 1000), (0.3, 0.5, 20), (0.7, -INFINITE, 300)):
@@ -44,7 +45,7 @@ def test_equals_the_reference(front, whole: bool, classes: int, inclusive: bool)
         assert (counts > 10).all()
 
 
-def test_the_reference_is_torchvision():
+def test_the_reference_is_torchvision() -> None:
     boxes, scores = crowd(1, 500, 8)
     for iou in (0.3, 0.5, 0.7):
         indices, counts = reference.nms(boxes, scores, iou, -1.0, 500)
@@ -52,7 +53,7 @@ def test_the_reference_is_torchvision():
         assert indices[0, : counts[0]].tolist() == expected.tolist()
 
 
-def test_several_rounds(front):
+def test_several_rounds(front: Front) -> None:
     """More candidates than one round holds; both conventions of classes, and a cut in the middle of a round."""
     boxes, scores = crowd(1, 5000, 5)
     check(front, boxes, scores, 0.3, 0.02, 4000)
@@ -61,7 +62,7 @@ def test_several_rounds(front):
 
 
 @pytest.mark.parametrize("case", ["equal scores", "few scores", "one object", "tiny differences", "negative"])
-def test_scores_and_boxes_that_pile_up(front, case: str):
+def test_scores_and_boxes_that_pile_up(front: Front, case: str) -> None:
     """Where one bin of the selection holds everything, and where nothing but one box survives."""
     boxes, scores = crowd(1, 4500, 6)
     if case == "equal scores":
@@ -79,7 +80,7 @@ def test_scores_and_boxes_that_pile_up(front, case: str):
 
 
 @pytest.mark.parametrize("inclusive", [False, True])
-def test_hostile_boxes_and_scores(front, inclusive: bool):
+def test_hostile_boxes_and_scores(front: Front, inclusive: bool) -> None:
     boxes, scores = crowd(8, 60, 9, whole=True)
     scores[0] = 0.5
     scores[1, ::3] = NAN
@@ -106,7 +107,7 @@ def test_hostile_boxes_and_scores(front, inclusive: bool):
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (1, 1), (3, 2), (1, 33), (2, 257)])
-def test_small_and_empty(front, shape: tuple[int, int]):
+def test_small_and_empty(front: Front, shape: tuple[int, int]) -> None:
     boxes, scores = crowd(*shape, 1)
     for most in (0, 1, 5, 300):
         check(front, boxes, scores, 0.5, 0.2, most)
@@ -114,7 +115,7 @@ def test_small_and_empty(front, shape: tuple[int, int]):
 
 
 @pytest.mark.parametrize("order", ["reverse", "shuffle"])
-def test_order_of_the_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch, order: str):
+def test_order_of_the_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
     monkeypatch.setenv("UPSNET_EMULATOR_ORDER", order)
     boxes, scores = crowd(1, 2300, 12, whole=True)
     expected = reference.nms(boxes, scores, 0.5, 0.1, 700, labels(1, 2300, 2))
@@ -123,7 +124,7 @@ def test_order_of_the_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch, o
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-def test_rows_that_no_vector_load_fits(front):
+def test_rows_that_no_vector_load_fits(front: Front) -> None:
     """Rows of odd length begin off the 16-byte boundaries, and so do the tensors themselves."""
     memory = torch.zeros(3 * 13 * 5 + 1, device=front.device)[1:]
     boxes, scores = crowd(3, 13, 2)
@@ -135,7 +136,7 @@ def test_rows_that_no_vector_load_fits(front):
 
 
 @pytest.mark.parametrize("distribution", ["detections", "uniform", "equal", "nan"])
-def test_eighty_thousand_pairs(front, distribution: str):
+def test_eighty_thousand_pairs(front: Front, distribution: str) -> None:
     """1000 boxes x 80 classes -> 100."""
     boxes, _ = crowd(1, 1000, 7)
     boxes = boxes[:, :, None].expand(1, 1000, 80, 4).reshape(1, 80000, 4)
@@ -175,7 +176,7 @@ def small_problems(draw: st.DrawFn):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=small_problems())
-def test_drawn_input(front, problem):
+def test_drawn_input(front: Front, problem) -> None:
     expected = reference.nms(*problem)
     moved = [value.to(front.device) if isinstance(value, Tensor) else value for value in problem]
     indices, counts = plugins_cuda.nms(*moved)
@@ -183,7 +184,7 @@ def test_drawn_input(front, problem):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_types_are_computed_in_float32(front, dtype: torch.dtype):
+def test_other_types_are_computed_in_float32(front: Front, dtype: torch.dtype) -> None:
     boxes, scores = crowd(1, 100, 14)
     boxes, scores = boxes.to(dtype), scores.to(dtype)
     expected = reference.nms(boxes.float(), scores.float(), 0.4, 0.1, 50)
@@ -191,13 +192,13 @@ def test_other_types_are_computed_in_float32(front, dtype: torch.dtype):
     torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
 
 
-def test_operator_is_well_formed():
+def test_operator_is_well_formed() -> None:
     boxes, scores = crowd(2, 30, 1)
     for classes in (None, labels(2, 30, 3)):
         torch.library.opcheck(torch.ops.upsnet.nms.default, (boxes, scores, 0.5, 0.1, 10, classes, False))
 
 
-def test_compiled_and_exported_graphs_hold_one_operator():
+def test_compiled_and_exported_graphs_hold_one_operator() -> None:
     class Suppress(torch.nn.Module):
         def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
             return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 10)
@@ -214,7 +215,7 @@ def test_compiled_and_exported_graphs_hold_one_operator():
     torch.testing.assert_close(program.module()(*other), reference.nms(*other, 0.5, 0.1, 10), rtol=0, atol=0)
 
 
-def test_takes_boxes_that_want_a_gradient():
+def test_takes_boxes_that_want_a_gradient() -> None:
     boxes, scores = crowd(1, 20, 1)
     indices, _ = plugins_cuda.nms(boxes.requires_grad_(), scores.requires_grad_(), 0.5, 0.1, 10)
     assert not indices.requires_grad
@@ -234,7 +235,7 @@ def test_takes_boxes_that_want_a_gradient():
         ({"max_output": -1}, "max_output must be at least 0, got -1"),
     ],
 )
-def test_refuses(change: dict[str, object], message: str):
+def test_refuses(change: dict[str, object], message: str) -> None:
     arguments = {"boxes": torch.zeros(2, 5, 4), "scores": torch.zeros(2, 5)}
     arguments |= {"iou_threshold": 0.5, "score_threshold": 0.0, "max_output": 3}
     with pytest.raises(ValueError, match=message):

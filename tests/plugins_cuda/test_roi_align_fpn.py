@@ -18,6 +18,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.roi_align_fpn import MAX_SAMPLES, gradient, reference
+from tests.plugins_cuda.conftest import RunNode
 from tests.plugins_cuda.inputs import SPECIAL_BOXES, pyramid
 
 pytestmark = pytest.mark.numeric
@@ -33,7 +34,7 @@ def hostile_boxes(batch: int = 2) -> Tensor:
 
 
 def run_body(
-    run_node, features: list[Tensor], rois: Tensor, aligned: bool = True, size: int = 7, **options
+    run_node: RunNode, features: list[Tensor], rois: Tensor, aligned: bool = True, size: int = 7, **options
 ) -> np.ndarray:
     inputs = {"p2": features[0], "p3": features[1], "p4": features[2], "p5": features[3], "rois": rois}
     attributes = {
@@ -45,7 +46,7 @@ def run_body(
     return run_node("RoiAlignFpn", inputs, [torch.float32], **attributes)[0]
 
 
-def test_levels_known_answers():
+def test_levels_known_answers() -> None:
     sides = torch.tensor([0.0, 1.0, 111.9, 112.0, 223.9, 224.0, 447.0, 448.0, 896.0, 5000.0])
     boxes = torch.stack([torch.zeros_like(sides), torch.zeros_like(sides), sides, sides], dim=1)
     assert reference.assign_levels(boxes).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
@@ -55,7 +56,7 @@ def test_levels_known_answers():
     assert reference.assign_levels(inverted).tolist() == [0, 0]
 
 
-def test_levels_equal_the_formula():
+def test_levels_equal_the_formula() -> None:
     generator = torch.Generator().manual_seed(3)
     boxes = torch.rand(500, 4, generator=generator) * 40
     boxes[:, 2:] += 2 ** (torch.rand(500, 2, generator=generator) * 10)
@@ -65,7 +66,7 @@ def test_levels_equal_the_formula():
         assert level == min(max(math.floor(2 + math.log2(ratio)), 0), 3)
 
 
-def test_pools_from_the_level_of_each_box():
+def test_pools_from_the_level_of_each_box() -> None:
     features = [torch.full((1, 1, 64 >> level, 64 >> level), float(level)) for level in range(4)]
     rois = torch.tensor([[[8.0, 8, 40, 40], [8, 8, 128, 128], [0, 0, 240, 240]]])
     pooled = plugins_cuda.roi_align_fpn(features, rois, 2)
@@ -73,7 +74,7 @@ def test_pools_from_the_level_of_each_box():
     assert pooled[0, :, 0, 0, 0].tolist() == [0, 1, 2]
 
 
-def test_bin_is_the_mean_of_its_samples():
+def test_bin_is_the_mean_of_its_samples() -> None:
     # f(x, y) = x on a map of stride 4: a box from 8 to 24 is 2..6 on the map, drawn half a pixel back; its two bins of
     # width 2 have their mean at 2.5 and 4.5.
     ramp = torch.arange(16.0).expand(1, 1, 16, 16).clone()
@@ -85,7 +86,7 @@ def test_bin_is_the_mean_of_its_samples():
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("inclusive", [True, False])
-def test_body_equals_reference(run_node, aligned: bool, inclusive: bool):
+def test_body_equals_reference(run_node: RunNode, aligned: bool, inclusive: bool) -> None:
     features, rois = pyramid(), hostile_boxes()
     expected = reference.roi_align_fpn(features, rois, 7, 2, aligned, inclusive)
     actual = run_body(run_node, features, rois, aligned, inclusive=inclusive)
@@ -94,14 +95,14 @@ def test_body_equals_reference(run_node, aligned: bool, inclusive: bool):
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_body_without_boxes_on_most_levels(run_node, count: int):
+def test_body_without_boxes_on_most_levels(run_node: RunNode, count: int) -> None:
     features, rois = pyramid(), hostile_boxes()[:, :count]
     expected = reference.roi_align_fpn(features, rois, 14)
     np.testing.assert_allclose(run_body(run_node, features, rois, size=14), expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_body_takes_half_types(dtype: torch.dtype):
+def test_body_takes_half_types(dtype: torch.dtype) -> None:
     """ONNX Runtime pools in float32 whatever the maps are, and rounds once."""
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
     half = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}[dtype]
@@ -127,7 +128,7 @@ def test_body_takes_half_types(dtype: torch.dtype):
     )
 
 
-def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node):
+def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node: RunNode) -> None:
     features = pyramid()
     rois = hostile_boxes()[:, :12].clone()
     expected = reference.roi_align_fpn(features, rois, 7)
@@ -141,13 +142,13 @@ def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node):
     np.testing.assert_allclose(run_body(run_node, features, rois), expected.numpy(), atol=1e-5)
 
 
-def test_reference_pools_half_types_in_float32():
+def test_reference_pools_half_types_in_float32() -> None:
     features, rois = [feature.half() for feature in pyramid()], hostile_boxes()
     exact = reference.roi_align_fpn([feature.float() for feature in features], rois, 7)
     assert torch.equal(reference.roi_align_fpn(features, rois, 7), exact.half())
 
 
-def test_batch_and_order_do_not_matter():
+def test_batch_and_order_do_not_matter() -> None:
     features, rois = pyramid(), hostile_boxes()
     together = plugins_cuda.roi_align_fpn(features, rois, 7)
     alone = plugins_cuda.roi_align_fpn([feature[1:] for feature in features], rois[1:], 7)
@@ -156,7 +157,7 @@ def test_batch_and_order_do_not_matter():
     assert torch.equal(plugins_cuda.roi_align_fpn(features, rois[:, order], 7), together[:, order])
 
 
-def test_gradient_reaches_every_level():
+def test_gradient_reaches_every_level() -> None:
     features = [feature.double().requires_grad_() for feature in pyramid(1, 1, 16, 8)]
     rois = torch.tensor(
         [[[1.0, 2, 12, 18], [-80, -75, 70, 75], [-140, -130, 100, 110], [-290, -280, 190, 200]]]
@@ -200,12 +201,12 @@ def test_gradient_reaches_every_level():
         (pyramid(), hostile_boxes(), {"sampling_ratio": MAX_SAMPLES // 7 + 1}, "at most 1024"),
     ],
 )
-def test_wrong_inputs(features: list[Tensor], rois: Tensor, options: dict[str, int], message: str):
+def test_wrong_inputs(features: list[Tensor], rois: Tensor, options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plugins_cuda.roi_align_fpn(features, rois, 7, **options)
 
 
-def test_rois_of_other_types_are_taken_as_float32():
+def test_rois_of_other_types_are_taken_as_float32() -> None:
     features, rois = pyramid(), hostile_boxes().half()
     expected = plugins_cuda.roi_align_fpn(features, rois.float(), 7)
     for dtype in (torch.float16, torch.float64):
@@ -213,7 +214,7 @@ def test_rois_of_other_types_are_taken_as_float32():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_is_one_operator_of_pytorch(dtype: torch.dtype):
+def test_is_one_operator_of_pytorch(dtype: torch.dtype) -> None:
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
     torch.library.opcheck(torch.ops.upsnet.roi_align_fpn.default, (features, rois, 7, 2, True, False))
 
@@ -231,13 +232,13 @@ def test_is_one_operator_of_pytorch(dtype: torch.dtype):
     assert torch.equal(program.module()(features, rois), expected)
 
 
-def test_reference_serves_where_there_is_no_library():
+def test_reference_serves_where_there_is_no_library() -> None:
     features, rois = pyramid(), hostile_boxes()
     with library.definitions():
         assert torch.equal(plugins_cuda.roi_align_fpn(features, rois, 7), reference.roi_align_fpn(features, rois, 7))
 
 
-def test_training_and_inference_agree():
+def test_training_and_inference_agree() -> None:
     features, rois = pyramid(), hostile_boxes()
     expected = plugins_cuda.roi_align_fpn(features, rois, 7)
     leaves = [feature.clone().requires_grad_() for feature in features]
@@ -246,7 +247,7 @@ def test_training_and_inference_agree():
     torch.testing.assert_close(trained.detach(), expected, atol=1e-4, rtol=0)
 
 
-def test_levels_of_the_original(shared_data: Path):
+def test_levels_of_the_original(shared_data: Path) -> None:
     golden = np.load(shared_data / "upsnet_golden" / "cityscapes_r50.npz")
     levels = reference.assign_levels(torch.from_numpy(golden["roi_boxes"]), inclusive=True)
     assert levels.tolist() == (golden["roi_level"] - 2).tolist()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import plugins_cuda
+from tests.plugins_cuda.tensorrt.conftest import Front
 
 pytestmark = pytest.mark.tensorrt
 
@@ -35,7 +36,7 @@ def boxes_of(random: torch.Generator, batch: int, count: int, size: float) -> Te
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("aligned", [True, False])
-def test_roi_align_fpn(front, random, dtype: torch.dtype, layout: str, aligned: bool):
+def test_roi_align_fpn(front: Front, random: torch.Generator, dtype: torch.dtype, layout: str, aligned: bool) -> None:
     features = [
         torch.randn(2, 8, 32 >> level, 24 >> level, generator=random)
         .to(front.device, dtype)
@@ -56,7 +57,7 @@ def test_roi_align_fpn(front, random, dtype: torch.dtype, layout: str, aligned: 
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_nms(front, random, batched: bool):
+def test_nms(front: Front, random: torch.Generator, batched: bool) -> None:
     boxes = boxes_of(random, 2, 70, 40).to(front.device)
     scores = torch.rand(2, 70, generator=random).to(front.device)
     classes = torch.randint(0, 3, (2, 70), generator=random).to(front.device)
@@ -74,7 +75,7 @@ def test_nms(front, random, batched: bool):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("modulated", [False, True])
-def test_deform_conv(front, random, dtype: torch.dtype, layout: str, modulated: bool):
+def test_deform_conv(front: Front, random: torch.Generator, dtype: torch.dtype, layout: str, modulated: bool) -> None:
     x = torch.randn(2, 16, 9, 7, generator=random).to(front.device, dtype)
     x = x.contiguous(memory_format=memory_format(layout))
     offset, bias = torch.randn(2, 18, 5, 7, generator=random), torch.randn(8, generator=random)
@@ -92,7 +93,7 @@ def test_deform_conv(front, random, dtype: torch.dtype, layout: str, modulated: 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_panoptic_fusion(front, random, dtype: torch.dtype, layout: str):
+def test_panoptic_fusion(front: Front, random: torch.Generator, dtype: torch.dtype, layout: str) -> None:
     stuff, things, detections = 5, 3, 6
     semantic = torch.randn(2, stuff + things, 8, 12, generator=random).repeat_interleave(2, 2).to(front.device, dtype)
     semantic = semantic.contiguous(memory_format=memory_format(layout))
@@ -115,7 +116,7 @@ def test_panoptic_fusion(front, random, dtype: torch.dtype, layout: str):
     assert all(map(torch.equal, found, expected[1:]))
 
 
-def test_nothing(front):
+def test_nothing(front: Front) -> None:
     attributes = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 4}
     boxes, scores = torch.zeros(2, 0, 4, device=front.device), torch.zeros(2, 0, device=front.device)
     indices, counts = front.run("PaddedNms", attributes, [boxes, scores])

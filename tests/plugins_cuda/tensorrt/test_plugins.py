@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from plugins_cuda import library
+from tests.plugins_cuda.tensorrt.conftest import Harness
 
 pytestmark = pytest.mark.tensorrt
 
@@ -66,7 +67,7 @@ def types_of(name: str, feature: torch.dtype) -> list[torch.dtype]:
     }[name]
 
 
-def test_creators_and_their_fields(harness):
+def test_creators_and_their_fields(harness: Harness) -> None:
     assert set(harness.creators) == set(NODES)
     for name, attributes in NODES.items():
         assert harness.field_names(name) == list(attributes)
@@ -91,14 +92,14 @@ def test_creators_and_their_fields(harness):
         ("PanopticFusion", {"num_stuff": -1}, "attribute num_stuff must be at least 1"),
     ],
 )
-def test_bad_attributes_are_refused(harness, name: str, changes: dict[str, object], message: str):
+def test_bad_attributes_are_refused(harness: Harness, name: str, changes: dict[str, object], message: str) -> None:
     attributes = {label: value for label, value in (NODES[name] | changes).items() if value is not None}
     assert harness.create(name, attributes) is None
     logged = harness.messages()
     assert message in logged and logged.startswith(f"upsnet {name}, createPlugin: ")
 
 
-def test_no_fields_and_numbers_that_are_too_large(harness):
+def test_no_fields_and_numbers_that_are_too_large(harness: Harness) -> None:
     assert harness.create_from("PaddedNms", None) is None
     assert "no attributes" in harness.messages()
     assert harness.create("PaddedNms", NMS | {"max_output": 2**40}, wide=True) is None
@@ -106,7 +107,7 @@ def test_no_fields_and_numbers_that_are_too_large(harness):
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_attributes_survive_cloning_and_the_engine(harness, name: str):
+def test_attributes_survive_cloning_and_the_engine(harness: Harness, name: str) -> None:
     first, wide = harness.create(name, NODES[name]), harness.create(name, NODES[name], wide=True)
     text = " ".join(f"{label}={value}" for label, value in NODES[name].items())
     assert (
@@ -119,14 +120,14 @@ def test_attributes_survive_cloning_and_the_engine(harness, name: str):
         plugin.destroy()
 
 
-def test_optional_attributes(harness):
+def test_optional_attributes(harness: Harness) -> None:
     required = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 12}
     assert harness.create("PaddedNms", required).metadata.endswith("top_k=0 inclusive=0")
     assert harness.create("DeformConv2d", {"strides": [1, 1]}).metadata.endswith("group=1 offset_group=1")
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_outputs(harness, name: str):
+def test_outputs(harness: Harness, name: str) -> None:
     plugin = harness.create(name, NODES[name])
     inputs = len(SHAPES[name]) - plugin.num_outputs
     assert plugin.output_shapes(SHAPES[name][:inputs]) == SHAPES[name][inputs:]
@@ -137,7 +138,7 @@ def test_outputs(harness, name: str):
 
 @pytest.mark.parametrize("feature", [FLOAT, HALF, BF16])
 @pytest.mark.parametrize("name", NODES)
-def test_types(harness, name: str, feature: torch.dtype):
+def test_types(harness: Harness, name: str, feature: torch.dtype) -> None:
     plugin, types = harness.create(name, NODES[name]), types_of(name, feature)
     assert plugin.supports(SHAPES[name], types)
     for index, dtype in enumerate(types):
@@ -151,7 +152,7 @@ def test_types(harness, name: str, feature: torch.dtype):
     ("feature", "layout", "wrong"), [(FLOAT, "hwc", "hwc8"), (HALF, "hwc8", "hwc"), (BF16, "hwc8", "hwc")]
 )
 @pytest.mark.parametrize("name", NODES)
-def test_formats(harness, name: str, feature: torch.dtype, layout: str, wrong: str):
+def test_formats(harness: Harness, name: str, feature: torch.dtype, layout: str, wrong: str) -> None:
     plugin, types, images = harness.create(name, NODES[name]), types_of(name, feature), IMAGES.get(name, [])
 
     def supported(layout: str, where: list[int], channels: int = 0) -> bool:
@@ -189,7 +190,7 @@ def test_formats(harness, name: str, feature: torch.dtype, layout: str, wrong: s
         ("PanopticFusion", 4, (2, 6, 28, 14), "mask_logits is [2 6 28 14], not [B N M M]"),
     ],
 )
-def test_bad_shapes_are_refused(harness, name: str, index: int, shape: tuple[int, ...], message: str):
+def test_bad_shapes_are_refused(harness: Harness, name: str, index: int, shape: tuple[int, ...], message: str) -> None:
     plugin = harness.create(name, NODES[name])
     shapes, types = list(SHAPES[name]), types_of(name, FLOAT)
     shapes[index] = shape
@@ -199,7 +200,7 @@ def test_bad_shapes_are_refused(harness, name: str, index: int, shape: tuple[int
     assert plugin.accepts([(-1, *shape[1:]) for shape in SHAPES[name]], types) == (True, True)  # not known yet
 
 
-def test_groups(harness):
+def test_groups(harness: Harness) -> None:
     plugin = harness.create("DeformConv2d", CONVOLUTION | {"group": 4, "offset_group": 2, "strides": [2, 1]})
     shapes = [(1, 16, 9, 8), (1, 36, 5, 8), (8, 4, 3, 3), (8,)]
     assert plugin.output_shapes(shapes) == [(1, 8, 5, 8)]
@@ -207,7 +208,7 @@ def test_groups(harness):
     assert "offset's channels are not 2 * offset_group * kernel size" in harness.messages()
 
 
-def test_too_many_segments_for_a_byte(harness):
+def test_too_many_segments_for_a_byte(harness: Harness) -> None:
     plugin = harness.create("PanopticFusion", NODES["PanopticFusion"] | {"num_stuff": 16})
     shapes = [shape if len(shape) == 1 or shape[1] != 6 else (2, 240, *shape[2:]) for shape in SHAPES["PanopticFusion"]]
     assert plugin.output_shapes(shapes[:8]) is None
@@ -219,7 +220,7 @@ NO_HEADERS = pytest.param("", marks=pytest.mark.skip(reason="TENSORRT_INCLUDE_DI
 
 
 @pytest.mark.parametrize("folder", OTHER_HEADERS or [NO_HEADERS])
-def test_compiles_with_other_headers(folder: str, tmp_path: Path):
+def test_compiles_with_other_headers(folder: str, tmp_path: Path) -> None:
     root: Path = library.SOURCES
     sources = [*sorted(root.glob("*/plugin.cpp")), *sorted((root / "tensorrt").glob("*.cpp"))]
     rooms = [source.parent.name for source in sources if source.name == "plugin.cpp"]

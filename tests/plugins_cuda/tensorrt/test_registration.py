@@ -56,7 +56,7 @@ def run(program: str, *arguments: object) -> str:
 
 @pytest.mark.parametrize("ways", ["dlopen", "load_library", "dlopen load_library", "load_library dlopen"])
 @pytest.mark.parametrize("module", ["tensorrt_lean_bindings", "tensorrt_rtx_bindings"])
-def test_every_way_of_loading(plugin_files: tuple[Path, Path], module: str, ways: str):
+def test_every_way_of_loading(plugin_files: tuple[Path, Path], module: str, ways: str) -> None:
     if find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
     *handles, names = run(REGISTER, module, plugin_files[1], ways).splitlines()
@@ -66,12 +66,12 @@ def test_every_way_of_loading(plugin_files: tuple[Path, Path], module: str, ways
     assert set(handles) <= {"handle True"}
 
 
-def test_the_registry_of_these_headers(plugin_files: tuple[Path, Path]):
+def test_the_registry_of_these_headers(plugin_files: tuple[Path, Path]) -> None:
     """The harness's registry has the virtual table of TENSORRT_INCLUDE_DIR's, which 11 changed."""
     assert run(STAND_IN, *plugin_files).split() == ["6", "6", "0"]
 
 
-def test_says_so_without_tensorrt(plugin_files: tuple[Path, Path]):
+def test_says_so_without_tensorrt(plugin_files: tuple[Path, Path]) -> None:
     program = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", program, str(plugin_files[1])], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
@@ -80,7 +80,7 @@ def test_says_so_without_tensorrt(plugin_files: tuple[Path, Path]):
 
 
 @pytest.mark.parametrize("module", ["tensorrt_lean", "tensorrt_rtx"])
-def test_loaded_before_tensorrt(plugin_files: tuple[Path, Path], module: str):
+def test_loaded_before_tensorrt(plugin_files: tuple[Path, Path], module: str) -> None:
     """As polygraphy does it."""
     libraries = find_spec(f"{module}_libs")
     if libraries is None or libraries.submodule_search_locations is None:
@@ -166,7 +166,7 @@ def concrete(shape: Sequence[int | str], size: tuple[int, int, int]) -> list[int
 
 @pytest.mark.parametrize("feature", [FLOAT, HALF], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_builds_with_tensorrt_rtx(plugin_files: tuple[Path, Path], tmp_path: Path, name: str, feature: int):
+def test_builds_with_tensorrt_rtx(plugin_files: tuple[Path, Path], tmp_path: Path, name: str, feature: int) -> None:
     if find_spec("tensorrt_rtx_bindings") is None:
         pytest.skip("tensorrt_rtx_bindings is not installed")
     if "Nms" in name and feature == HALF:
