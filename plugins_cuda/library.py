@@ -48,31 +48,31 @@ class BuildError(RuntimeError):
 
 def compiled(device: torch.device) -> Library | None:
     """The library that runs operators on tensors of this device; None (after one warning) where the reference must."""
-    if device.type not in ("cpu", "cuda") or _instead == "reference":
+    if device.type not in ("cpu", "cuda") or _forced == "reference":
         return None
-    name = _instead if _instead and device.type == "cpu" else device.type
+    name = _forced if _forced and device.type == "cpu" else device.type
     with _lock:
         return _load_or_warn(name, gpu_architecture(device) if device.type == "cuda" else "")
 
 
 def emulation() -> AbstractContextManager[None]:
     """Inside, operators on CPU tensors run the CUDA kernels' text on the CPU (slow; for tests)."""
-    return _taking_instead("emulated")
+    return _forcing("emulated")
 
 
 def definitions() -> AbstractContextManager[None]:
     """Inside, operators run their reference: a baseline for benchmarks."""
-    return _taking_instead("reference")
+    return _forcing("reference")
 
 
 @contextlib.contextmanager
-def _taking_instead(name: str) -> Iterator[None]:
-    global _instead
-    before, _instead = _instead, name
+def _forcing(name: str) -> Iterator[None]:
+    global _forced
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _instead = before
+        _forced = before
 
 
 def gpu_architecture(device: torch.device) -> str:
@@ -81,7 +81,7 @@ def gpu_architecture(device: torch.device) -> str:
     return f"{major}{minor}"
 
 
-_instead = ""  # of the library that the device asks for
+_forced = ""  # "emulated" or "reference": what CPU tensors (reference: all) are to run; else what their device has
 _lock = threading.RLock()  # threads of one process take turns to load; processes, by a file's lock, to compile
 
 

@@ -1,4 +1,9 @@
-"""UPSNet's panoptic head: pruning, panoptic logits, the unknown class, the majority rule and the area limit."""
+"""UPSNet's panoptic head, in three steps.
+
+1. Which detections stay: their masks, pruned class by class.
+2. The label of every pixel: the argmax over stuff, instances and the unknown class.
+3. From labels to segments: the majority rule, the area limit, the map and the table.
+"""
 
 from plugins_cuda.panoptic_fusion import reference
 from plugins_cuda.panoptic_fusion.schema import SCHEMA

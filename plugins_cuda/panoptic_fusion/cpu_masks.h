@@ -1,3 +1,4 @@
+// Step 1 of 3 on a CPU (cpu.cpp): what prune.cuh is on a GPU.
 // The CPU front's detections: masks as bits, greedy pruning class by class.
 #pragma once
 

@@ -1,3 +1,4 @@
+// Step 2 of 3 on a GPU (launch.cu), its second half: after channels.cuh, before merge.cuh.
 // The label of every pixel: argmax over stuff channels, accepted instances and unknown; and what the merge needs of it.
 //
 // After the channels (channels.cuh) come the accepted instances whose boxes touch the block, in score order. A warp

@@ -1,3 +1,4 @@
+// The GPU front: it queues steps 1 (prune.cuh), 2 (channels.cuh, label.cuh) and 3 (merge.cuh).
 // Panoptic fusion on a GPU: six launches whose shapes depend on nothing but the parameters.
 //
 //   clear           areas, votes, extents (a few 100 KB at most)

@@ -1,3 +1,4 @@
+// Where the steps begin: both fronts, for PyTorch and TensorRT.
 // UPSNet's panoptic head: the CUDA launcher and the CPU front. params.h is made from schema.py.
 #pragma once
 

@@ -1,3 +1,4 @@
+// After step 3, for TensorRT alone: it calls launch.cu and turns the bytes of the map into fp16.
 // TensorRT plugin PanopticFusion.
 //
 // TensorRT lets a uint8 network output come only from a Cast of fp16 or fp32, never from a plugin. So the node's

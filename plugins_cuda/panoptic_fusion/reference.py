@@ -1,4 +1,7 @@
-"""UPSNet's panoptic head in plain PyTorch, one image after the other: the definition."""
+"""UPSNet's panoptic head in plain PyTorch, one image after the other: the definition of all steps.
+
+Step 1 is mask_terms and prune, step 2 panoptic_labels, step 3 merge and number_segments.
+"""
 
 from __future__ import annotations
 

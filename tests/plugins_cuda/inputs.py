@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def fusion_inputs(
     mask_size: int = 5,
     sharp: float = 3.0,
     dtype: torch.dtype = torch.float32,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Random detections over random logits, an image for every count. The images end inside their padding."""
     generator = torch.Generator().manual_seed(seed)
     batch = len(counts)
@@ -108,7 +109,7 @@ class DeformCase:
     spread: float = 1.5
 
     @property
-    def steps(self) -> dict[str, Pair]:
+    def steps(self) -> dict[str, Any]:
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
 
     def tensors(
@@ -116,7 +117,7 @@ class DeformCase:
         dtype: torch.dtype = torch.float32,
         layout: torch.memory_format = torch.contiguous_format,
         device: torch.device | str = "cpu",
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(self.channels + self.size[0])
 
         def draw(*shape: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,15 +19,16 @@ from tests.plugins_cuda.inputs import DeformCase
 
 pytestmark = pytest.mark.numeric
 
+Geometry = tuple[int, int, int]  # stride, padding, dilation
 GEOMETRIES = [(1, 1, 1), (2, 1, 1), (1, 2, 2)]
 
 
-def case(stride: int, padding: int, dilation: int, spread: float = 2.0) -> tuple[Tensor, ...]:
-    steps = {"stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (dilation,) * 2}
+def case(stride: int, padding: int, dilation: int, spread: float = 2.0) -> tuple[Any, ...]:
+    steps: dict[str, Any] = {"stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (dilation,) * 2}
     return tuple(DeformCase(2, 3, (7, 9), spread=spread, **steps).tensors().values())
 
 
-def slow(x: np.ndarray, offset: np.ndarray, weight: np.ndarray, bias: np.ndarray, geometry: tuple[int, int, int]):
+def slow(x: np.ndarray, offset: np.ndarray, weight: np.ndarray, bias: np.ndarray, geometry: Geometry) -> np.ndarray:
     stride, padding, dilation = geometry
     batch, _, height, width = x.shape
     out = np.zeros((batch, len(weight), *offset.shape[2:]))
@@ -43,7 +45,9 @@ def slow(x: np.ndarray, offset: np.ndarray, weight: np.ndarray, bias: np.ndarray
     return out + bias[:, None, None]
 
 
-def run_body(run_node: RunNode, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, geometry) -> np.ndarray:
+def run_body(
+    run_node: RunNode, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry
+) -> np.ndarray:
     stride, padding, dilation = geometry
     inputs = {"x": x, "offset": offset, "weight": weight, "bias": bias}
     attributes = {"strides": [stride] * 2, "pads": [padding] * 4, "dilations": [dilation] * 2}
@@ -51,15 +55,15 @@ def run_body(run_node: RunNode, x: Tensor, offset: Tensor, weight: Tensor, bias:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_equals_a_slow_loop_and_the_body(run_node: RunNode, geometry: tuple[int, int, int]) -> None:
-    tensors = case(*geometry)
-    expected = slow(*(tensor.numpy() for tensor in tensors), geometry)
-    np.testing.assert_allclose(reference.deform_conv(*tensors, *geometry).numpy(), expected, atol=1e-4)
-    np.testing.assert_allclose(run_body(run_node, *tensors, geometry), expected, atol=1e-4)
+def test_equals_a_slow_loop_and_the_body(run_node: RunNode, geometry: Geometry) -> None:
+    x, offset, weight, bias = case(*geometry)
+    expected = slow(x.numpy(), offset.numpy(), weight.numpy(), bias.numpy(), geometry)
+    np.testing.assert_allclose(reference.deform_conv(x, offset, weight, bias, *geometry).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(run_body(run_node, x, offset, weight, bias, geometry), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_without_offsets_it_is_a_convolution(geometry: tuple[int, int, int]) -> None:
+def test_without_offsets_it_is_a_convolution(geometry: Geometry) -> None:
     x, offset, weight, bias = case(*geometry)
     plain = torch.nn.functional.conv2d(x, weight, bias, *geometry)
     torch.testing.assert_close(plugins_cuda.deform_conv(x, offset * 0, weight, bias, *geometry), plain)
@@ -93,8 +97,8 @@ def test_batch_invariance() -> None:
 def test_gradients() -> None:
     x, offset, weight, bias = (tensor.double().requires_grad_() for tensor in case(2, 1, 1, spread=0.3))
 
-    def convolve(*tensors: Tensor) -> Tensor:
-        return reference.deform_conv(*tensors, 2, 1, 1)
+    def convolve(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return reference.deform_conv(x, offset, weight, bias, 2, 1, 1)
 
     assert torch.autograd.gradcheck(convolve, (x[:1, :, :4, :4], offset[:1, :, :2, :2], weight[:1], bias[:1]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,14 +23,14 @@ pytestmark = pytest.mark.numeric
 class Case(DeformCase):
     """A convolution that is run and held against the definition."""
 
-    def run(self, tensors: dict[str, Tensor]) -> Tensor:
+    def run(self, tensors: dict[str, Any]) -> Tensor:
         return plugins_cuda.deform_conv(**tensors, **self.steps)
 
-    def exact(self, tensors: dict[str, Tensor]) -> Tensor:
+    def exact(self, tensors: dict[str, Any]) -> Tensor:
         wide = {name: tensor.double() for name, tensor in tensors.items()}
         return reference.deform_conv(**wide, **self.steps)
 
-    def same_precision(self, tensors: dict[str, Tensor]) -> Tensor:
+    def same_precision(self, tensors: dict[str, Any]) -> Tensor:
         """PyTorch's own way in the type of x: a column buffer of that type, and a matrix product with wide sums."""
         x, weight = tensors["x"], tensors["weight"]
         taps = self.kernel[0] * self.kernel[1]

@@ -122,7 +122,8 @@ def test_other_params_or_operators_are_refused(toy: Path) -> None:
 
 
 def test_threads_share_a_library(toy: Path) -> None:
-    shared, wrong = Library("cpu", toy), []
+    shared = Library("cpu", toy)
+    wrong: list[int] = []
 
     def work(number: int) -> None:
         wrong.extend(value for value in range(200) if call(shared, value) // 100 != value)
@@ -284,7 +285,8 @@ def test_damaged_library(cmake_log: Path) -> None:
 
 def test_ready_made_libraries(cmake_log: Path, toy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("UPSNET_OPERATORS", str(toy.parent))
-    assert library.compiled(CPU).path == toy
+    served = library.compiled(CPU)
+    assert served is not None and served.path == toy
     with pytest.raises(BuildError, match=r"holds no libupsnet_cuda\.so; run `make plugins`"):
         library.load("cuda", "90")
     assert builds(cmake_log) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -37,7 +39,7 @@ def run_body(
     return run_node("PaddedBatchedNms", inputs | {"classes": classes}, [torch.int64, torch.int32], **attributes)
 
 
-def assert_same(actual, expected) -> None:
+def assert_same(actual: Iterable[Any], expected: Iterable[Any]) -> None:
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
@@ -157,7 +159,7 @@ def test_equals_onnx_runtimes_operator() -> None:
 
 
 def onnx_nms(boxes: Tensor, scores: Tensor, most: int, iou: float, least: float) -> np.ndarray:
-    numbers = {"most": np.int64([most]), "iou": np.float32([iou]), "least": np.float32([least])}
+    numbers = {"most": np.array([most]), "iou": np.array([iou], np.float32), "least": np.array([least], np.float32)}
     graph = helper.make_graph(
         [helper.make_node("NonMaxSuppression", ["boxes", "scores", *numbers], ["selected"])],
         "nms",

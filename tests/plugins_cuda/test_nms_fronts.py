@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -24,10 +26,12 @@ def labels(batch: int, count: int, classes: int) -> Tensor:
     return torch.randint(0, classes, (batch, count), generator=torch.Generator().manual_seed(count)) * 10**10 - 3
 
 
-def check(front: Front, boxes: Tensor, scores: Tensor, *arguments, **options) -> tuple[Tensor, Tensor]:
+def check(front: Front, boxes: Tensor, scores: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """The operator on this front equals the reference; its result, on the CPU."""
     expected = reference.nms(boxes, scores, *arguments, **options)
-    moved = {name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in options.items()}
+    moved: dict[str, Any] = {
+        name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in options.items()
+    }
     indices, counts = plugins_cuda.nms(boxes.to(front.device), scores.to(front.device), *arguments, **moved)
     assert (indices.dtype, counts.dtype) == (torch.int64, torch.int32)
     torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
@@ -157,7 +161,7 @@ awkward = st.sampled_from([NAN, INFINITE, -INFINITE, -0.0, 1e-40, 3e38])
 
 
 @st.composite
-def small_problems(draw: st.DrawFn):
+def small_problems(draw: st.DrawFn) -> tuple[Any, ...]:
     count = draw(st.integers(1, 40))
     boxes = draw(st.lists(st.tuples(*[st.one_of(corner, corner, awkward)] * 4), min_size=count, max_size=count))
     score = st.one_of(st.integers(-2, 3).map(float), awkward)
@@ -176,9 +180,9 @@ def small_problems(draw: st.DrawFn):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=small_problems())
-def test_drawn_input(front: Front, problem) -> None:
+def test_drawn_input(front: Front, problem: tuple[Any, ...]) -> None:
     expected = reference.nms(*problem)
-    moved = [value.to(front.device) if isinstance(value, Tensor) else value for value in problem]
+    moved: list[Any] = [value.to(front.device) if isinstance(value, Tensor) else value for value in problem]
     indices, counts = plugins_cuda.nms(*moved)
     torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
 
@@ -235,8 +239,8 @@ def test_takes_boxes_that_want_a_gradient() -> None:
         ({"max_output": -1}, "max_output must be at least 0, got -1"),
     ],
 )
-def test_refuses(change: dict[str, object], message: str) -> None:
-    arguments = {"boxes": torch.zeros(2, 5, 4), "scores": torch.zeros(2, 5)}
+def test_refuses(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"boxes": torch.zeros(2, 5, 4), "scores": torch.zeros(2, 5)}
     arguments |= {"iou_threshold": 0.5, "score_threshold": 0.0, "max_output": 3}
     with pytest.raises(ValueError, match=message):
         plugins_cuda.nms(**(arguments | change))

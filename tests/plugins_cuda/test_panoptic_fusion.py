@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from upsnet.runtimes.predictor import RawPrediction
 pytestmark = pytest.mark.numeric
 
 STUFF, THINGS, MASK = 3, 2, 5
-Inputs = dict[str, Tensor]
+Inputs = dict[str, Any]  # keyword arguments
 
 
 def random_inputs(
@@ -43,7 +44,9 @@ def fuse(
     return [result.cpu().numpy() for result in results]
 
 
-def run_body(run_node: RunNode, inputs: Inputs, limit: float = 60.0, overlap: float = 0.3, num_stuff: int = STUFF):
+def run_body(
+    run_node: RunNode, inputs: Inputs, limit: float = 60.0, overlap: float = 0.3, num_stuff: int = STUFF
+) -> list[np.ndarray]:
     attributes = {"num_stuff": num_stuff, "stuff_area_limit": limit, "mask_overlap_threshold": overlap}
     return run_node("PanopticFusion", inputs, [torch.uint8, torch.float32, torch.int32], **attributes)
 
@@ -172,7 +175,7 @@ def check_flat(
 ) -> None:
     table = np.zeros((3, 7), np.float32)
     table[: len(rows)] = np.array(rows).reshape(-1, 7)
-    expected = [panoptic[None].astype(np.uint8), table[None], np.array([len(rows)], np.int32)]
+    expected: list[np.ndarray] = [panoptic[None].astype(np.uint8), table[None], np.array([len(rows)], np.int32)]
     assert_same(fuse(inputs, limit, num_stuff=2, device=front.device), expected)
     assert_same(run_body(run_node, inputs, limit, num_stuff=2), expected)
 

@@ -24,7 +24,7 @@ from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
 
-Inputs = dict[str, Tensor]
+Inputs = dict[str, Any]  # keyword arguments
 
 
 def make_inputs(seed: int, *, stuff: int = 3, **options: Any) -> Inputs:
@@ -302,7 +302,9 @@ def test_errors_name_the_tensor(name: str, value: Tensor | int) -> None:
         (1, 16, 24, 3, 2, 7, 5),
     ],
 )
-def test_workspace_is_small(name: str, batch, height, width, stuff, things, rows, mask_size) -> None:
+def test_workspace_is_small(
+    name: str, batch: int, height: int, width: int, stuff: int, things: int, rows: int, mask_size: int
+) -> None:
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU")
     compiled = library.load(name, library.gpu_architecture(torch.device("cuda")) if name == "cuda" else "")
@@ -336,7 +338,20 @@ def test_operator_keeps_pytorch_rules() -> None:
 
 class Head(torch.nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return plugins_cuda.panoptic_fusion(*tensors, num_stuff=3, stuff_area_limit=20.0)
+        semantic, boxes, classes, scores, mask_logits, *sizes = tensors
+        counts, image_sizes, scales = sizes
+        return plugins_cuda.panoptic_fusion(
+            semantic,
+            boxes,
+            classes,
+            scores,
+            mask_logits,
+            counts,
+            image_sizes,
+            scales,
+            num_stuff=3,
+            stuff_area_limit=20.0,
+        )
 
 
 def test_compile_and_export_see_one_operator() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,7 +35,7 @@ def hostile_boxes(batch: int = 2) -> Tensor:
 
 
 def run_body(
-    run_node: RunNode, features: list[Tensor], rois: Tensor, aligned: bool = True, size: int = 7, **options
+    run_node: RunNode, features: list[Tensor], rois: Tensor, aligned: bool = True, size: int = 7, **options: Any
 ) -> np.ndarray:
     inputs = {"p2": features[0], "p3": features[1], "p4": features[2], "p5": features[3], "rois": rois}
     attributes = {
@@ -110,7 +111,7 @@ def test_body_takes_half_types(dtype: torch.dtype) -> None:
     value = onnx.helper.make_tensor_value_info
     nodes = [onnx.helper.make_node("Cast", [f"f{level}"], [f"p{level}"], to=half) for level in range(4)]
     names = [*(f"p{level}" for level in range(4)), "rois"]
-    attributes = {"output_size": 7, "sampling_ratio": 2, "inclusive": 0}
+    attributes: dict[str, Any] = {"output_size": 7, "sampling_ratio": 2, "inclusive": 0}
     mode = {"coordinate_transformation_mode": "half_pixel"}
     nodes.append(onnx.helper.make_node("RoiAlignFpn", names, ["pooled"], domain="upsnet", **attributes, **mode))
     nodes.append(onnx.helper.make_node("Cast", ["pooled"], ["out"], to=single))
@@ -168,7 +169,7 @@ def test_gradient_reaches_every_level() -> None:
 
     assert torch.autograd.gradcheck(pool, features)
     pool(*features).sum().backward()
-    assert all(feature.grad.abs().sum() > 0 for feature in features)
+    assert all(feature.grad is not None and feature.grad.abs().sum() > 0 for feature in features)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +202,7 @@ def test_gradient_reaches_every_level() -> None:
         (pyramid(), hostile_boxes(), {"sampling_ratio": MAX_SAMPLES // 7 + 1}, "at most 1024"),
     ],
 )
-def test_wrong_inputs(features: list[Tensor], rois: Tensor, options: dict[str, int], message: str) -> None:
+def test_wrong_inputs(features: list[Tensor], rois: Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plugins_cuda.roi_align_fpn(features, rois, 7, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +32,7 @@ def boxes(batch: int, count: int, seed: int = 1) -> Tensor:
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
-def pool(front: Front, features: list[Tensor], rois: Tensor, *arguments: object) -> Tensor:
+def pool(front: Front, features: list[Tensor], rois: Tensor, *arguments: Any) -> Tensor:
     """Through the front; back on the CPU."""
     pooled = plugins_cuda.roi_align_fpn([each.to(front.device) for each in features], rois.to(front.device), *arguments)
     assert pooled.is_contiguous()
@@ -58,7 +59,7 @@ def decided(
     return (gap > 1e-5).flatten(2).all(-1)
 
 
-def assert_as_exact_as_the_reference(pooled: Tensor, features: list[Tensor], rois: Tensor, *arguments: object) -> None:
+def assert_as_exact_as_the_reference(pooled: Tensor, features: list[Tensor], rois: Tensor, *arguments: Any) -> None:
     """Error against float64 at most twice that of PyTorch in the same precision."""
     exact = reference.roi_align_fpn([each.double() for each in features], rois, *arguments)
     same = reference.roi_align_fpn(features, rois, *arguments)
@@ -174,7 +175,9 @@ coordinate = st.one_of(st.integers(-100, 500).map(float), st.floats(-500, 900, w
     channels=st.integers(1, 9),
     flags=st.tuples(st.booleans(), st.booleans(), st.sampled_from(TYPES), st.sampled_from(LAYOUTS)),
 )
-def test_drawn_boxes(front: Front, corners, size: int, ratio: int, channels: int, flags) -> None:
+def test_drawn_boxes(
+    front: Front, corners: list[tuple[float, ...]], size: int, ratio: int, channels: int, flags: Any
+) -> None:
     aligned, inclusive, dtype, layout = flags
     features, rois = pyramid(1, channels, 32, 40, dtype, layout), torch.tensor([corners])
     arguments = (size, ratio, aligned, inclusive)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,6 +97,7 @@ def test_deform_conv(front: Front, random: torch.Generator, dtype: torch.dtype, 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_panoptic_fusion(front: Front, random: torch.Generator, dtype: torch.dtype, layout: str) -> None:
     stuff, things, detections = 5, 3, 6
+    fuse: Callable[..., tuple[Tensor, ...]] = plugins_cuda.panoptic_fusion
     semantic = torch.randn(2, stuff + things, 8, 12, generator=random).repeat_interleave(2, 2).to(front.device, dtype)
     semantic = semantic.contiguous(memory_format=memory_format(layout))
     inputs = [
@@ -107,7 +110,7 @@ def test_panoptic_fusion(front: Front, random: torch.Generator, dtype: torch.dty
         torch.tensor([1.0, 0.5]),
     ]
     inputs = [semantic, *(tensor.to(front.device) for tensor in inputs)]
-    expected = plugins_cuda.panoptic_fusion(*inputs, stuff, 50.0, 0.25)
+    expected = fuse(*inputs, stuff, 50.0, 0.25)
     attributes = {"num_stuff": stuff, "stuff_area_limit": 50.0, "mask_overlap_threshold": 0.25}
     formats = [layout_of(dtype, layout), *["linear"] * 10]
     panoptic, *found = front.run("PanopticFusion", attributes, inputs, formats)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -101,7 +102,7 @@ Value = tuple[str, int, list[int | str]]
 SIZES = [(1, 16, 4), (2, 32, 20), (4, 64, 20)]
 
 
-def save_model(path: Path, name: str, inputs: list[Value], outputs: list[Value], attributes: dict[str, object]) -> None:
+def save_model(path: Path, name: str, inputs: list[Value], outputs: list[Value], attributes: dict[str, Any]) -> None:
     """One node with its body, as the exporter writes it: panoptic, fp16 out of a plugin, is cast to uint8."""
     results = [label for label, _, _ in outputs]
     nodes = [
@@ -114,7 +115,7 @@ def save_model(path: Path, name: str, inputs: list[Value], outputs: list[Value],
         nodes[0].output[0] = "wide"
         nodes.append(onnx.helper.make_node("Cast", ["wide"], [results[0]], to=UINT8))
     values = [[onnx.helper.make_tensor_value_info(*value) for value in part] for part in (inputs, outputs)]
-    graph = onnx.helper.make_graph(nodes, "one_node", *values)
+    graph = onnx.helper.make_graph(nodes, "one_node", values[0], values[1])
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
     functions = plugins_cuda.onnx_functions()
     onnx.save(onnx.helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10), path)
