@@ -85,7 +85,7 @@ def _roi_checks(device: torch.device, full: bool) -> Iterator[Check]:
         yield Check(name, partial(_check_roi, device, small, variant))
         if full:
             yield Check(f"{name}, full size", partial(_check_roi, device, FULL, variant))
-    legacy = {"aligned": False, "inclusive": True, "canonical_size": 50.0, "sampling_ratio": 1}
+    legacy = {"aligned": False, "inclusive": True, "sampling_ratio": 1}
     yield Check("roi_align_fpn legacy", partial(_check_roi, device, small, VARIANTS[0], legacy))
     yield Check("roi_align_fpn of no RoIs", partial(_check_roi, device, replace(small, rois=0), VARIANTS[0]))
 
@@ -108,9 +108,8 @@ def _check_roi(device: torch.device, sizes: Sizes, variant: Variant, settings: d
 def _nms_checks(device: torch.device, full: bool) -> Iterator[Check]:
     for sizes, name in ((QUICK, ""), (FULL, ", full size"))[: 2 if full else 1]:
         proposals, detections = inputs.proposals(sizes, 1), inputs.detections(sizes, 1)
-        top = {"top_k": sizes.boxes // 2}
         yield Check(f"nms proposals{name}", partial(_check_nms, device, proposals, 0.7, -1.0, sizes.boxes))
-        yield Check(f"nms top_k{name}", partial(_check_nms, device, proposals, 0.5, 0.3, 20, top))
+        yield Check(f"nms few{name}", partial(_check_nms, device, proposals, 0.5, 0.3, 20))
         yield Check(f"nms classes{name}", partial(_check_nms, device, detections, 0.5, 0.05, sizes.detections))
         yield Check(f"nms classes, all{name}", partial(_check_nms, device, detections, 0.5, 0.0, sizes.detections))
     ties = inputs.proposals(QUICK, 2)
@@ -136,7 +135,7 @@ def _check_nms(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """torchvision's own indices, on the CPU."""
-    options = {"classes": None, "top_k": 0, "inclusive": False} | (settings or {})
+    options = {"classes": None, "inclusive": False} | (settings or {})
     options["classes"] = tensors.get("classes")
     boxes, scores = tensors["boxes"], tensors["scores"]
     expected = nms_reference.nms(boxes, scores, iou, least, most, *options.values())

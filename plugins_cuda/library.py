@@ -39,8 +39,6 @@ from upsnet.errors import InputError
 
 SOURCES = Path(__file__).parent
 BUILD = SOURCES.parent / "build" / "operators"
-FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-NCHW, NHWC = 0, 1
 CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
 
 
@@ -48,40 +46,33 @@ class BuildError(RuntimeError):
     """A library that cannot be compiled or loaded here; the text says why."""
 
 
-def layout_of(tensor: torch.Tensor) -> int | None:
-    """NCHW or NHWC when the tensor [B, C, H, W] is dense in that order, else None."""
-    if tensor.is_contiguous():
-        return NCHW
-    return NHWC if tensor.is_contiguous(memory_format=torch.channels_last) else None
-
-
 def compiled(device: torch.device) -> Library | None:
     """The library that runs operators on tensors of this device; None (after one warning) where the reference must."""
-    if device.type not in ("cpu", "cuda") or _instead == "reference":
+    if device.type not in ("cpu", "cuda") or _forced == "reference":
         return None
-    name = _instead if _instead and device.type == "cpu" else device.type
+    name = _forced if _forced and device.type == "cpu" else device.type
     with _lock:
         return _load_or_warn(name, gpu_architecture(device) if device.type == "cuda" else "")
 
 
 def emulation() -> AbstractContextManager[None]:
     """Inside, operators on CPU tensors run the CUDA kernels' text on the CPU (slow; for tests)."""
-    return _taking_instead("emulated")
+    return _forcing("emulated")
 
 
 def definitions() -> AbstractContextManager[None]:
     """Inside, operators run their reference: a baseline for benchmarks."""
-    return _taking_instead("reference")
+    return _forcing("reference")
 
 
 @contextlib.contextmanager
-def _taking_instead(name: str) -> Iterator[None]:
-    global _instead
-    before, _instead = _instead, name
+def _forcing(name: str) -> Iterator[None]:
+    global _forced
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _instead = before
+        _forced = before
 
 
 def gpu_architecture(device: torch.device) -> str:
@@ -90,7 +81,7 @@ def gpu_architecture(device: torch.device) -> str:
     return f"{major}{minor}"
 
 
-_instead = ""  # of the library that the device asks for
+_forced = ""  # "emulated" or "reference": what CPU tensors (reference: all) are to run; else what their device has
 _lock = threading.RLock()  # threads of one process take turns to load; processes, by a file's lock, to compile
 
 
@@ -242,7 +233,7 @@ def _compile(cmake: str, name: str, options: list[str], environment: dict[str, s
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(dir=BUILD) as temporary:
         for command in (
-            [cmake, "-S", str(SOURCES), "-B", temporary, *options],
+            [cmake, "-S", str(SOURCES), "-B", temporary, f"-DPython3_EXECUTABLE={sys.executable}", *options],
             [cmake, "--build", temporary, "--target", f"upsnet_{name}", "--parallel", jobs],
         ):
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
@@ -288,6 +279,8 @@ def _sanitizers() -> str:
 
 def _sources() -> bytes:
     """Everything that the three libraries are made from, with its names."""
-    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".cuh", ".cu", ".cpp"})
-    files = [SOURCES / "CMakeLists.txt", *(path for path in files if path.name != "plugin.cpp")]
+    kinds = {".h", ".cuh", ".cu", ".cpp"}
+    names = {"CMakeLists.txt", "schema.py", "generate.py"}
+    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds or path.name in names)
+    files = [path for path in files if path.name != "plugin.cpp"]
     return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)

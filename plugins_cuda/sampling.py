@@ -11,12 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Then an operator computes through `bag_sum` on a CPU, else through its reference: compiled ones have no backward
-    pass. The values agree."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
 def pixel_table(feature: Tensor) -> Tensor:
     """[B, C, H, W] -> [B * H * W, C], one row a pixel."""
     return feature.permute(0, 2, 3, 1).flatten(0, 2)

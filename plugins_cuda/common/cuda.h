@@ -28,7 +28,9 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, 
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (raised != cudaSuccess) return raised;
   }
-  kernel<<<grid, block, shared, stream> > >(static_cast<Parameters>(arguments)...);
+  // clang-format off: it takes the brackets apart, and nvcc refuses them then
+  kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
+  // clang-format on
 #endif
   return cudaGetLastError();
 }

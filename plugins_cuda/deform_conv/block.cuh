@@ -46,7 +46,7 @@ __device__ inline Place place_of_block(const Problem& problem) {
   unsigned index = blockIdx.x;
   place.split = index % problem.splits, index /= problem.splits;
   place.output_tile = index % problem.output_tiles, index /= problem.output_tiles;
-  place.group = index % problem.p.groups, index /= problem.p.groups;
+  place.group = index % problem.p.group, index /= problem.p.group;
   place.left = index % problem.tiles_x * kTileColumns, index /= problem.tiles_x;
   place.top = index % problem.tiles_y * kTileRows;
   place.image = index / problem.tiles_y;
@@ -83,7 +83,7 @@ struct Block {
 
   __device__ void compute_samples(int taps) const {
     const Params& p = problem.p;
-    const int32_t offset_group = first_channel() / (p.channels / p.offset_groups);
+    const int32_t offset_group = first_channel() / (p.channels / p.offset_group);
     for (int i = threadIdx.x; i < taps * kPixels; i += kThreads) {
       const int32_t row = place.top + i % kPixels / kTileColumns, column = place.left + i % kTileColumns;
       samples[i] = row < p.out_height && column < p.out_width
@@ -181,7 +181,7 @@ struct Block {
   __device__ void write(const Products& products) const {
     const Params& p = problem.p;
     constexpr int kPad = kUnitBytes / sizeof(T);
-    const bool by_pixel = p.layout == Layout::kNHWC;
+    const bool by_pixel = p.x_layout == Layout::kNHWC;
     const int pixel_stride = by_pixel ? kOutputs + kPad : 1, output_stride = by_pixel ? 1 : kPixels + kPad;
     T* staged = reinterpret_cast<T*>(samples);
     const int32_t first = place.output_tile * kOutputs, channel = place.group * problem.group_outputs + first;

@@ -94,12 +94,12 @@ void to_nhwc(const Params& p, float* target, int threads) {
   const int64_t plane = int64_t(p.height) * p.width, channels = p.channels;
   constexpr int kBlock = 64;
   const int64_t blocks = (plane + kBlock - 1) / kBlock;
-  const T* source = static_cast<const T*>(p.input);
+  const T* source = static_cast<const T*>(p.x);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t block = 0; block < p.batch * blocks; ++block) {
     const int64_t image = block / blocks * plane * channels, first = block % blocks * kBlock;
     const int64_t last = std::min(first + kBlock, plane);
-    if (p.layout == Layout::kNHWC) {
+    if (p.x_layout == Layout::kNHWC) {
       for (int64_t i = image + first * channels; i < image + last * channels; ++i) target[i] = to_float(source[i]);
       continue;
     }
@@ -118,8 +118,8 @@ struct Plan {
   const Params& p;
   int taps = p.kernel_h * p.kernel_w;
   int segment = segment_channels(p);  // channels that share both groups
-  int group_channels = p.channels / p.groups;
-  int group_outputs = p.out_channels / p.groups;
+  int group_channels = p.channels / p.group;
+  int group_outputs = p.out_channels / p.group;
   int64_t group_depth = int64_t(group_channels) * taps;
   int64_t panels = round_up(group_outputs, kColumns) / kColumns;  // of one group
   int64_t sum_stride = panels * kColumns;
@@ -134,7 +134,7 @@ void pack_weights(const Plan& plan, float* packed, int threads) {
   const Params& p = plan.p;
   const T* weight = static_cast<const T*>(p.weight);
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t panel = 0; panel < p.groups * plan.panels; ++panel) {
+  for (int64_t panel = 0; panel < p.group * plan.panels; ++panel) {
     const int64_t group = panel / plan.panels, first = panel % plan.panels * kColumns;
     float* out = packed + panel * plan.group_depth * kColumns;
     for (int segment = 0; segment < plan.group_channels; segment += plan.segment) {
@@ -163,7 +163,7 @@ class Worker {
         features_(features),
         packed_(packed),
         zeros_(zeros),
-        samples_(size_t(plan.p.offset_groups) * plan.taps * kPixels),
+        samples_(size_t(plan.p.offset_group) * plan.taps * kPixels),
         columns_(allocate(kPixels * plan.row_stride)),
         sums_(allocate(kPixels * plan.sum_stride)) {
     std::fill_n(columns_.get(), kPixels * plan.row_stride, 0.0f);
@@ -175,7 +175,7 @@ class Worker {
     count_ = int(std::min<int64_t>(kPixels, plane - first));
     compute_samples(image, first);
     image_ = features_ + image * p_.height * p_.width * p_.channels;
-    for (int group = 0; group < p_.groups; ++group) {
+    for (int group = 0; group < p_.group; ++group) {
       clear(group);
       accumulate(group);
       write(group, image, first, plane);
@@ -185,7 +185,7 @@ class Worker {
  private:
   void compute_samples(int64_t image, int64_t first) {
     Sample* sample = samples_.data();
-    for (int offset_group = 0; offset_group < p_.offset_groups; ++offset_group) {
+    for (int offset_group = 0; offset_group < p_.offset_group; ++offset_group) {
       for (int tap = 0; tap < plan_.taps; ++tap, sample += kPixels) {
         for (int i = 0; i < count_; ++i) {
           const int64_t place = first + i;
@@ -206,7 +206,7 @@ class Worker {
   // Samples of `chunk` channels from `channel` on, for one tap, to columns `column` ...
   void gather(int tap, int channel, int chunk, int64_t column) {
     const Sample* samples =
-        samples_.data() + (int64_t(channel / (p_.channels / p_.offset_groups)) * plan_.taps + tap) * kPixels;
+        samples_.data() + (int64_t(channel / (p_.channels / p_.offset_group)) * plan_.taps + tap) * kPixels;
     for (int i = 0; i < count_; ++i) {
       const Sample& sample = samples[i];
       const auto corner = [&](int k) {
@@ -248,7 +248,7 @@ class Worker {
     const int64_t channel = int64_t(group) * plan_.group_outputs;
     T* target = static_cast<T*>(p_.output) + image * plane * p_.out_channels;
     const float* sums = sums_.get();
-    if (p_.layout == Layout::kNHWC) {
+    if (p_.x_layout == Layout::kNHWC) {
       for (int i = 0; i < count_; ++i) {
         T* out = target + (first + i) * p_.out_channels + channel;
         for (int o = 0; o < plan_.group_outputs; ++o) out[o] = from_float<T>(sums[i * plan_.sum_stride + o]);
@@ -273,13 +273,13 @@ template <typename T>
 void run(const Params& p, int threads) {
   const Plan plan{p};
   Buffer converted;
-  const float* features = static_cast<const float*>(p.input);
-  if (p.type != DType::kFloat32 || (p.layout == Layout::kNCHW && p.channels > 1)) {
+  const float* features = static_cast<const float*>(p.x);
+  if (p.x_type != DType::kFloat32 || (p.x_layout == Layout::kNCHW && p.channels > 1)) {
     converted = allocate(int64_t(p.batch) * p.channels * p.height * p.width);
     to_nhwc<T>(p, converted.get(), threads);
     features = converted.get();
   }
-  const Buffer packed = allocate(p.groups * plan.panels * plan.group_depth * kColumns);
+  const Buffer packed = allocate(p.group * plan.panels * plan.group_depth * kColumns);
   pack_weights<T>(plan, packed.get(), threads);
   const std::vector<float> zeros(plan.chunk, 0.0f);
   const int64_t tiles = (int64_t(p.out_height) * p.out_width + kPixels - 1) / kPixels;
@@ -298,7 +298,7 @@ void run(const Params& p, int threads) {
 
 int run_cpu(const Params& p, int threads) try {
   if (p.batch == 0 || p.out_channels == 0 || p.out_height <= 0 || p.out_width <= 0) return 0;
-  switch (p.type) {
+  switch (p.x_type) {
     case DType::kFloat32: run<float>(p, threads); break;
     case DType::kFloat16: run<Half>(p, threads); break;
     case DType::kBFloat16: run<BFloat16>(p, threads); break;

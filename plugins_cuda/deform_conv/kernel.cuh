@@ -40,11 +40,11 @@ UPSNET_HD Sample sample_at(float y, float x, float mask, int32_t height, int32_t
 UPSNET_HD Sample sample_of(const Params& p, int32_t image, int32_t offset_group, int32_t tap, int32_t row,
                            int32_t column) {
   const int64_t plane = int64_t(p.out_height) * p.out_width, place = int64_t(row) * p.out_width + column;
-  const int64_t index = (int64_t(image) * p.offset_groups + offset_group) * (p.kernel_h * p.kernel_w) + tap;
+  const int64_t index = (int64_t(image) * p.offset_group + offset_group) * (p.kernel_h * p.kernel_w) + tap;
   const float* shift = p.offset + 2 * index * plane + place;
   const float mask = p.mask ? p.mask[index * plane + place] : 1.0f;
-  const float y = float(row * p.stride_h - p.pad_h + tap / p.kernel_w * p.dilation_h) + shift[0];
-  const float x = float(column * p.stride_w - p.pad_w + tap % p.kernel_w * p.dilation_w) + shift[plane];
+  const float y = float(row * p.stride[0] - p.padding[0] + tap / p.kernel_w * p.dilation[0]) + shift[0];
+  const float x = float(column * p.stride[1] - p.padding[1] + tap % p.kernel_w * p.dilation[1]) + shift[plane];
   return sample_at(y, x, mask, p.height, p.width);
 }
 
@@ -54,7 +54,7 @@ UPSNET_HD float blend(const float (&weight)[4], float v0, float v1, float v2, fl
 
 // Consecutive channels that share their group of weights and their group of offsets.
 inline int32_t segment_channels(const Params& p) {
-  return std::gcd(p.channels / p.groups, p.channels / p.offset_groups);
+  return std::gcd(p.channels / p.group, p.channels / p.offset_group);
 }
 
 }  // namespace upsnet::deform_conv

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) add_splits_kernel(const Problem prob
     float sum = p.bias ? p.bias[channel] : 0.0f;
     for (int split = 0; split < problem.splits; ++split) sum += problem.partial[split * total + i];
     const int64_t at = (pixel / plane * p.out_channels + channel) * plane + pixel % plane;
-    static_cast<T*>(p.output)[p.layout == Layout::kNHWC ? i : at] = from_float<T>(sum);
+    static_cast<T*>(p.output)[p.x_layout == Layout::kNHWC ? i : at] = from_float<T>(sum);
   }
 }
 
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads) pack_weights_kernel(const Problem pr
   using Products = Tile<T, kOutputs>;
   constexpr int kPiece = kOutputs * Products::kChunk;
   const T* weight = static_cast<const T*>(problem.p.weight);
-  const int64_t total = int64_t(problem.p.groups) * problem.output_tiles * problem.steps() * kPiece;
+  const int64_t total = int64_t(problem.p.group) * problem.output_tiles * problem.steps() * kPiece;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < total; i += int64_t(gridDim.x) * kThreads) {
     const int32_t within = i % kPiece, channel_in_chunk = within % Products::kChunk;
     int64_t piece = i / kPiece;
@@ -92,22 +92,22 @@ __global__ void __launch_bounds__(kThreads) pack_weights_kernel(const Problem pr
 int32_t ceil_divide(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 // Few output channels take the narrower tile.
-int32_t tile_outputs(const Params& p) { return p.out_channels / p.groups <= 64 ? 64 : 128; }
+int32_t tile_outputs(const Params& p) { return p.out_channels / p.group <= 64 ? 64 : 128; }
 
 int64_t unsplit_blocks(const Problem& problem) {
-  return int64_t(problem.p.batch) * problem.tiles_y * problem.tiles_x * problem.p.groups * problem.output_tiles;
+  return int64_t(problem.p.batch) * problem.tiles_y * problem.tiles_x * problem.p.group * problem.output_tiles;
 }
 
 Problem plan(const Params& p) {
   Problem problem{};
-  const int32_t chunk = kUnits * kUnitBytes / int32_t(element_size(p.type));
+  const int32_t chunk = kUnits * kUnitBytes / int32_t(element_size(p.x_type));
   problem.p = p;
   problem.taps = p.kernel_h * p.kernel_w;
   problem.taps_at_once = problem.taps < kTapsAtOnce ? problem.taps : kTapsAtOnce;
   problem.segment = segment_channels(p);
-  problem.segments = p.channels / p.groups / problem.segment;
+  problem.segments = p.channels / p.group / problem.segment;
   problem.chunks = ceil_divide(problem.segment, chunk);
-  problem.group_outputs = p.out_channels / p.groups;
+  problem.group_outputs = p.out_channels / p.group;
   problem.output_tiles = ceil_divide(problem.group_outputs, tile_outputs(p));
   problem.tiles_y = ceil_divide(p.out_height, kTileRows);
   problem.tiles_x = ceil_divide(p.out_width, kTileColumns);
@@ -119,7 +119,7 @@ Problem plan(const Params& p) {
 
 // The slices of the workspace, in this order.
 size_t packed_bytes(const Problem& problem) {
-  const size_t pieces = size_t(problem.p.groups) * problem.output_tiles * problem.steps();
+  const size_t pieces = size_t(problem.p.group) * problem.output_tiles * problem.steps();
   return aligned(pieces * tile_outputs(problem.p) * kUnits * kUnitBytes);
 }
 
@@ -129,11 +129,11 @@ size_t partial_bytes(const Problem& problem) {
   return problem.splits > 1 ? aligned(problem.splits * outputs * sizeof(float)) : 0;
 }
 
-bool transposes(const Params& p) { return p.layout == Layout::kNCHW && p.channels > 1; }
+bool transposes(const Params& p) { return p.x_layout == Layout::kNCHW && p.channels > 1; }
 
 size_t features_bytes(const Params& p) {
   const size_t elements = size_t(p.batch) * p.channels * p.height * p.width;
-  return transposes(p) ? aligned(elements * element_size(p.type)) : 0;
+  return transposes(p) ? aligned(elements * element_size(p.x_type)) : 0;
 }
 
 // Blocks for a kernel whose threads stride over `elements`.
@@ -150,7 +150,7 @@ cudaError_t multiply(const Problem& problem, cudaStream_t stream) {
   const size_t stages = 2 * (Products::kPixelBytes + Products::kWeightBytes);
   const size_t work = problem.taps_at_once * kPixels * sizeof(Sample) + stages;
   const size_t by_pixel = kPixels * (kOutputs + kPad) * sizeof(T), by_output = kOutputs * (kPixels + kPad) * sizeof(T);
-  const size_t result = problem.p.layout == Layout::kNHWC ? by_pixel : by_output;
+  const size_t result = problem.p.x_layout == Layout::kNHWC ? by_pixel : by_output;
   return launch_kernel(deform_conv_kernel<T, kOutputs, kAligned>, dim3(unsigned(blocks)), dim3(kThreads),
                        sizeof(Place) + std::max(work, result), stream, problem);
 }
@@ -164,11 +164,11 @@ cudaError_t run(Problem problem, unsigned char* workspace, cudaStream_t stream) 
                                        dim3(kThreads), 0, stream, problem, packed));
   problem.weights = packed;
   problem.partial = reinterpret_cast<float*>(workspace + packed_bytes(problem));
-  problem.features = p.input;
+  problem.features = p.x;
   if (transposes(p)) {
     T* features = reinterpret_cast<T*>(workspace + packed_bytes(problem) + partial_bytes(problem));
     UPSNET_RETURN_IF_ERROR(
-        transpose(static_cast<const T*>(p.input), features, p.batch, p.channels, int64_t(p.height) * p.width, stream));
+        transpose(static_cast<const T*>(p.x), features, p.batch, p.channels, int64_t(p.height) * p.width, stream));
     problem.features = features;
   }
   constexpr int kLanes = Tile<T, kOutputs>::kLanes;
@@ -199,7 +199,7 @@ size_t workspace_size(const Params& p) {
 
 int launch(const Params& p, void* workspace, CUstream_st* stream) {
   if (is_empty(p)) return cudaSuccess;
-  switch (p.type) {
+  switch (p.x_type) {
     case DType::kFloat32: return run<float>(p, workspace, stream);
     case DType::kFloat16: return run<Half>(p, workspace, stream);
     case DType::kBFloat16: return run<BFloat16>(p, workspace, stream);

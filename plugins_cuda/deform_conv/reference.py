@@ -8,20 +8,34 @@ import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
+Pair = int | Sequence[int]
+
 
 def deform_conv(
     x: Tensor,
     offset: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    dilation: int | Sequence[int],
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 1,
+    dilation: Pair = 1,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """See `plugins_cuda.deform_conv`. Computed in float32 (float64 for a float64 x); differentiable in every tensor."""
+    """Convolution whose taps are shifted by an offset field (Dai et al., ICCV 2017) and, v2, weighted by a modulation
+    mask (Zhu et al., CVPR 2019).
 
-    def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    x: [B, C, H, W], float32, float16 or bfloat16; contiguous or channels_last.
+    offset: [B, 2 G kh kw, Ho, Wo] in pixels of x, (dy, dx) of every tap, row by row, for each of G offset groups.
+    weight: [O, C / groups, kh, kw], type of x. bias: [O] or None.
+    stride, padding, dilation: one number, or (vertical, horizontal). mask: [B, G kh kw, Ho, Wo] or None (v1).
+    Samples are bilinear, zero outside the map; a NaN or infinite offset samples zero. Offsets, mask, bias, sampling
+    and sums are float32 whatever the type of x; for 16-bit types the samples are rounded to it before the product.
+    Returns [B, O, Ho, Wo] in the type and memory format of x. ValueError when the tensors do not belong together.
+
+    The definition computes in float32 (float64 for a float64 x).
+    """
+
+    def pair(value: Pair) -> tuple[int, int]:
         return (value, value) if isinstance(value, int) else (value[0], value[1])
 
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -135,11 +135,9 @@ void run_row(const Params& params, int row) {
   Candidates candidates(params.scores + start, params.num_boxes, params.score_threshold);
   Kept kept(params.inclusive ? 1.0f : 0.0f, params.iou_threshold);
   int count = 0;
-  size_t left = params.top_k > 0 ? params.top_k : params.num_boxes;
-  for (size_t wanted = kFirstBatch; count < params.max_output && left > 0; wanted *= 2) {
-    const Candidates::Batch batch = candidates.next(std::min(wanted, left));
+  for (size_t wanted = kFirstBatch; count < params.max_output; wanted *= 2) {
+    const Candidates::Batch batch = candidates.next(wanted);
     if (batch.first == batch.last) break;
-    left -= batch.last - batch.first;
     for (const uint64_t* key = batch.first; key != batch.last && count < params.max_output; ++key) {
       const uint32_t index = index_of(*key);
       const float* corners = boxes + size_t{index} * 4;

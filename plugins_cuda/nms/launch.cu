@@ -289,15 +289,13 @@ __global__ void __launch_bounds__(kThreads, 1) nms_kernel(Params params, Box* ke
                 kept_boxes + kept_start,
                 kByClass ? kept_classes + kept_start : nullptr,
                 params.indices + int64_t{blockIdx.x} * params.max_output};
-  int kept = 0, left = params.top_k > 0 ? params.top_k : params.num_boxes;
-  for (uint64_t high = ~uint64_t{0}, low; high != 0 && kept < params.max_output && left > 0; high = low) {
+  int kept = 0;
+  for (uint64_t high = ~uint64_t{0}, low; high != 0 && kept < params.max_output; high = low) {
     low = params.num_boxes <= kCapacity ? 0 : find_round(shared, row, params.num_boxes, params.score_threshold, high);
     const int found = collect(shared, row, params.num_boxes, params.score_threshold, low, high);
     sort_keys(shared, found);
-    const int round = min(found, left);
-    left -= round;
-    for (int first = 0; first < round && kept < params.max_output; first += kChunk) {
-      kept = suppress_chunk<kByClass>(shared, row, params, shared.keys + first, min(round - first, kChunk), kept);
+    for (int first = 0; first < found && kept < params.max_output; first += kChunk) {
+      kept = suppress_chunk<kByClass>(shared, row, params, shared.keys + first, min(found - first, kChunk), kept);
     }
   }
   for (int i = kept + threadIdx.x; i < params.max_output; i += kThreads) row.indices[i] = 0;

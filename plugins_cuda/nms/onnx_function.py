@@ -26,15 +26,10 @@ def NmsCorners(boxes: FLOAT, inclusive: int = 0) -> FLOAT:
 
 
 @script(upsnet, default_opset=op)
-def NmsCandidates(scores: FLOAT, score_threshold: float, top_k: int = 0) -> FLOAT:
-    """The scores [B, N]; -inf for what does not compete. Where all compete (top_k = 0), the TopK costs one look at each
-    score: it moves the best score to where it is."""
+def NmsCandidates(scores: FLOAT, score_threshold: float) -> FLOAT:
+    """The scores [B, N]; -inf for what does not compete."""
     nothing = op.Constant(value_float=float("-inf"))
-    scores = op.Where(scores > op.Constant(value_float=score_threshold), scores, nothing)
-    most = op.Constant(value_int=top_k)
-    k = op.Min(op.Max(most, 1), op.Shape(scores, start=1))
-    best, where = op.TopK(scores, k, axis=1)
-    return op.ScatterElements(op.Where(most > 0, nothing, scores), where, best, axis=1)
+    return op.Where(scores > op.Constant(value_float=score_threshold), scores, nothing)
 
 
 @script(upsnet, default_opset=op)
@@ -44,12 +39,11 @@ def PaddedNms(
     iou_threshold: float,
     score_threshold: float,
     max_output: int,
-    top_k: int = 0,
     inclusive: int = 0,
 ) -> tuple[INT64, INT32]:
     selected = op.NonMaxSuppression(
         NmsCorners(boxes, inclusive=inclusive),
-        op.Unsqueeze(NmsCandidates(scores, score_threshold=score_threshold, top_k=top_k), [1]),
+        op.Unsqueeze(NmsCandidates(scores, score_threshold=score_threshold), [1]),
         op.Reshape(op.Constant(value_int=max_output), [1]),
         op.Reshape(op.Constant(value_float=iou_threshold), [1]),
         op.Reshape(op.Constant(value_float=score_threshold), [1]),
@@ -78,11 +72,10 @@ def PaddedBatchedNms(
     iou_threshold: float,
     score_threshold: float,
     max_output: int,
-    top_k: int = 0,
     inclusive: int = 0,
 ) -> tuple[INT64, INT32]:
     nothing = op.Constant(value_float=float("-inf"))
-    competing = NmsCandidates(scores, score_threshold=score_threshold, top_k=top_k)
+    competing = NmsCandidates(scores, score_threshold=score_threshold)
     # [B, C, N]: each score in the row of its class alone.
     labels, _first, _inverse, _counts = op.Unique(classes, sorted=1)
     of_class = op.Unsqueeze(classes, [1]) == op.Unsqueeze(labels, [1])

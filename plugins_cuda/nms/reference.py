@@ -15,10 +15,22 @@ def nms(
     score_threshold: float,
     max_output: int,
     classes: Tensor | None = None,
-    top_k: int = 0,
     inclusive: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See `plugins_cuda.nms`. The thresholds are rounded to float32 first, as every executor does."""
+    """Greedy NMS of every row of the batch on its own (fold levels into the batch).
+
+    boxes: [B, N, 4], x1 y1 x2 y2 with exclusive x2, y2; inclusive=True: x2, y2 lie inside the box, whose widths and
+    heights (and the intersections') then have the legacy + 1. Computed in float32.
+    scores: [B, N]. Candidates have score > score_threshold (NaN never has). A box is suppressed when its IoU with a
+    kept one is > iou_threshold. Equal scores go by the lower index.
+    classes: int64 [B, N], any numbers: only boxes of the same class suppress each other. None: all do.
+
+    Returns indices int64 [B, max_output] in descending score, padded with 0, and their count int32 [B]: index for index
+    what torchvision's nms gives (with classes: its batched_nms done class by class, which does not round coordinates).
+    Boxes without area, inverted boxes and boxes with NaN or infinite coordinates overlap nothing.
+    The thresholds are rounded to float32 first, as every executor does.
+    ValueError for shapes, types and numbers outside of this. No gradient.
+    """
     boxes, scores = boxes.float(), scores.float()
     batch = boxes.shape[0]
     iou_threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
@@ -29,7 +41,7 @@ def nms(
     for image in range(batch):
         candidates = torch.nonzero(scores[image] > score_threshold).squeeze(1)
         order = scores[image, candidates].argsort(descending=True, stable=True)
-        candidates = candidates[order[:top_k] if top_k else order]
+        candidates = candidates[order]
         kept = torch.zeros(len(candidates), dtype=torch.bool, device=boxes.device)
         for members in _groups(candidates if classes is None else classes[image, candidates], classes is not None):
             chosen = candidates[members]

@@ -1,3 +1,4 @@
+// Step 2 of 3 on a GPU (launch.cu), its first half: label.cuh continues with the instances.
 // All semantic channels over the pixels of a block: best stuff and best thing.
 //
 // A thread owns 4 x 2 pixels that share the four corners of one cell, and runs over all channels: per pixel and channel

@@ -1,3 +1,4 @@
+// The CPU front: it runs steps 1 (cpu_masks.h) and 2 (cpu_labels.h), and holds step 3.
 // Panoptic fusion on the CPU: the arithmetic of kernel.cuh, image after image, in parallel over detections, classes and
 // bands of rows.
 //

@@ -1,3 +1,4 @@
+// Step 2 of 3 on a CPU (cpu.cpp): what channels.cuh and label.cuh are on a GPU. Step 3 is in cpu.cpp.
 // The CPU front's labels: one row of pixels at a time, all channels over it, then the accepted instances that touch it.
 //
 // A quarter-resolution row is turned into bounded floats, [channel][cell + 1], once for the pixel rows that lie between

@@ -1,3 +1,4 @@
+// Step 1 of 3 on a CPU (cpu.cpp): what prune.cuh is on a GPU.
 // The CPU front's detections: masks as bits, greedy pruning class by class.
 #pragma once
 
@@ -35,7 +36,7 @@ std::vector<float> bounded_mask(const Params& p, size_t row) {
 }
 
 inline std::vector<float> bounded_mask(const Params& p, size_t row) {
-  switch (p.mask_type) {
+  switch (p.mask_logits_type) {
     case DType::kFloat32: return bounded_mask<float>(p, row);
     case DType::kFloat16: return bounded_mask<Half>(p, row);
     default: return bounded_mask<BFloat16>(p, row);

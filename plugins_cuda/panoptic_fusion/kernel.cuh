@@ -1,3 +1,4 @@
+// Under all steps, on a GPU and on a CPU: they include this file and add no arithmetic of their own.
 // Panoptic fusion, pixel by pixel: every formula whose rounding decides a label, once for the GPU and the CPU.
 //
 // Fixed order of operations; the only fused multiply-adds are the explicit ones (both fronts are compiled without

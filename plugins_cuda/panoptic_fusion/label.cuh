@@ -1,3 +1,4 @@
+// Step 2 of 3 on a GPU (launch.cu), its second half: after channels.cuh, before merge.cuh.
 // The label of every pixel: argmax over stuff channels, accepted instances and unknown; and what the merge needs of it.
 //
 // After the channels (channels.cuh) come the accepted instances whose boxes touch the block, in score order. A warp
@@ -65,7 +66,7 @@ __device__ void blend_rows(const M* mask, int cells, const Window& window, int f
 __device__ inline void blend_rows(const Params& p, size_t row, const Window& window, int y, float* lines) {
   const int cells = p.mask_size;
   const size_t first = row * cells * cells;
-  switch (p.mask_type) {
+  switch (p.mask_logits_type) {
     case DType::kFloat32: return blend_rows(static_cast<const float*>(p.mask_logits) + first, cells, window, y, lines);
     case DType::kFloat16: return blend_rows(static_cast<const Half*>(p.mask_logits) + first, cells, window, y, lines);
     default: return blend_rows(static_cast<const BFloat16*>(p.mask_logits) + first, cells, window, y, lines);

@@ -1,3 +1,4 @@
+// The GPU front: it queues steps 1 (prune.cuh), 2 (channels.cuh, label.cuh) and 3 (merge.cuh).
 // Panoptic fusion on a GPU: six launches whose shapes depend on nothing but the parameters.
 //
 //   clear           areas, votes, extents (a few 100 KB at most)
@@ -26,8 +27,8 @@ namespace {
 
 cudaError_t find_accepted(const Params& p, const Workspace& workspace, cudaStream_t stream) {
   auto* raster = rasterize<float>;
-  if (p.mask_type == DType::kFloat16) raster = rasterize<Half>;
-  if (p.mask_type == DType::kBFloat16) raster = rasterize<BFloat16>;
+  if (p.mask_logits_type == DType::kFloat16) raster = rasterize<Half>;
+  if (p.mask_logits_type == DType::kBFloat16) raster = rasterize<BFloat16>;
   const dim3 grid(kRasterBlocks, p.detections, p.batch);
   UPSNET_RETURN_IF_ERROR(launch_kernel(raster, grid, dim3(32, kRasterWarps), 0, stream, p, workspace));
   return launch_kernel(prune, dim3(slots_of(p), p.batch), dim3(kPruneThreads), 0, stream, p, workspace);

@@ -1,3 +1,4 @@
+// Step 3 of 3 on a GPU (launch.cu): after label.cuh. It writes what the operator returns.
 // From labels to segments: the majority rule, the area limit, the rows of the table, the values of the map.
 #pragma once
 

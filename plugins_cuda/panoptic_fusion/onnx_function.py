@@ -1,5 +1,7 @@
 """PanopticFusion in standard ONNX operators (opset 20), stage by stage as in `reference.py`.
 
+Step 1 is FusionMaskTerms and FusionPrune, step 2 FusionLabels, step 3 FusionMerge and FusionSegments.
+
 A Scan over the images; inside it two Loops over the valid detections (never over padded rows) for what is sequential:
 the pruning, and the running argmax over the instances. (ONNX Runtime refuses a Scan over nothing, so these are Loops.)
 Every stage is a model-local function of its own, which the main body calls. TensorRT's parser cannot inline Loops:

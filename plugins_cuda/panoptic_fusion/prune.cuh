@@ -1,3 +1,4 @@
+// Step 1 of 3 on a GPU (launch.cu): rasterize and prune. Before channels.cuh and label.cuh.
 // Which detections stay: their masks as bits, then greedy pruning class by class.
 #pragma once
 

@@ -1,4 +1,7 @@
-"""UPSNet's panoptic head in plain PyTorch, one image after the other: the definition."""
+"""UPSNet's panoptic head in plain PyTorch, one image after the other: the definition of all steps.
+
+Step 1 is mask_terms and prune, step 2 panoptic_labels, step 3 merge and number_segments.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,29 @@ def panoptic_fusion(
     stuff_area_limit: float,
     mask_overlap_threshold: float = 0.3,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `plugins_cuda.panoptic_fusion`. Computes in float32, or float64 where the semantic logits are float64."""
+    """From semantic logits and detections to one label a pixel (UPSNet, CVPR 2019, section 3.2), at network resolution.
+
+    semantic: [B, S + T, h, w], logits at a quarter of the network resolution, the S stuff channels first (S, T >= 1).
+    boxes: float32 [B, N, 4], x1 y1 x2 y2 in network pixels, inclusive corners; inverted ones have no mask.
+    classes: int64 [B, N], thing index 0..T-1. scores: float32 [B, N], descending; they are only copied.
+    mask_logits: [B, N, M, M], of the box's class. counts: int32 [B], how many detections are valid.
+    sizes: int32 [B, 2], height and width inside the padding. scales: float32 [B], network pixels per original pixel.
+    stuff_area_limit: stuff with less area than this, in original pixels, becomes void.
+    mask_overlap_threshold: a detection is dropped when more than this part of its mask lies on the masks of its class
+    that were accepted before it.
+    semantic (contiguous or channels_last) and mask_logits: float32, float16 or bfloat16; all arithmetic is float32.
+
+    Returns panoptic uint8 [B, 4h, 4w] (0 void, else 1 + row of segments), segments float32 [B, S + N, 7] (contiguous
+    category, score, area, tight box x1 y1 x2 y2 with exclusive x2, y2; stuff in class order, then instances in score
+    order, then zeros) and segment_count int32 [B].
+
+    Whatever the input holds, the compiled operators and the reference agree on it: logits are clamped to +-2^100, NaN
+    counts as -2^100; a detection with a NaN coordinate or a class that does not exist is dropped; boxes are clamped to
+    +-2^23, counts to 0..N, sizes to the map. (The ONNX body wants finite boxes, valid classes and counts.)
+    ValueError when a shape or type is another one, or S + N does not fit a byte.
+
+    The definition computes in float32, or in float64 where the semantic logits are float64.
+    """
     dtype = torch.promote_types(semantic.dtype, torch.float32)
     semantic, mask_logits = bounded_logits(semantic.to(dtype)), bounded_logits(mask_logits.to(dtype))
     usable = ~boxes.isnan().any(-1) & (classes >= 0) & (classes < semantic.shape[1] - num_stuff)

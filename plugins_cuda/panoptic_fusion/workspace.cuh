@@ -1,3 +1,4 @@
+// Beside the steps on a GPU (launch.cu): all of them include this file.
 // The device memory that the kernels hand to each other.
 #pragma once
 

@@ -146,14 +146,14 @@ struct Boxes {
 
   void find(const Params& params, int image, int index) {
     const float* box = params.rois + 4 * (static_cast<int64_t>(image) * params.rois_per_image + index);
-    const int level = level_of(box, params.canonical_size, params.inclusive != 0);
+    const int level = level_of(box, params.inclusive != 0);
     const bool finite = is_finite(box);
     levels[index] = level;
     for (int line = 0; line < 2 * bins; ++line) {
       const bool is_column = line >= bins;
       const int axis = is_column ? 0 : 1, bin = is_column ? line - bins : line;
       const int length = is_column ? params.widths[level] : params.heights[level];
-      const Extent extent = extent_of(box[axis], box[axis + 2], scale_of(level), bins, params.is_aligned != 0);
+      const Extent extent = extent_of(box[axis], box[axis + 2], scale_of(level), bins, params.aligned != 0);
       const size_t place = static_cast<size_t>(index) * 2 * bins + line;
       counts[place] = finite ? bin_taps(extent, bin, params.sampling_ratio, length, &taps[place * longest]) : 0;
     }
@@ -199,7 +199,7 @@ void pack(const Params& params, int image, Run run, int first, float* packed) {
   const int64_t all = pixels_of(params, run.level);
   const int pixels = static_cast<int>(std::min<int64_t>(kRun, all - run.first));
   const T* map = static_cast<const T*>(params.features[run.level]) + image * all * params.channels;
-  if (params.layout == Layout::kNHWC) {
+  if (params.features_layout == Layout::kNHWC) {
     for (int pixel = 0; pixel < pixels; ++pixel) {
       widen(map + (run.first + pixel) * params.channels + first, packed + pixel * kGroup, channels);
     }
@@ -262,7 +262,7 @@ Buffer buffer_of(size_t floats) {
 template <typename T>
 void pool_image(const Params& params, int image, int threads) {
   const int bins = params.output_size * params.output_size, count = params.rois_per_image;
-  const bool in_place = std::is_same_v<T, float> && params.layout == Layout::kNHWC && params.channels % kGroup == 0;
+  const bool in_place = std::is_same_v<T, float> && params.features_layout == Layout::kNHWC && params.channels % kGroup == 0;
   Boxes boxes(params);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int box = 0; box < count; ++box) boxes.find(params, image, box);
@@ -317,7 +317,7 @@ int run_cpu(const Params& params, int threads) {
   }
   if (params.rois_per_image == 0 || params.channels == 0) return 0;
   try {
-    switch (params.type) {
+    switch (params.features_type) {
       case DType::kFloat32: pool_all<float>(params, threads); return 0;
       case DType::kFloat16: pool_all<Half>(params, threads); return 0;
       case DType::kBFloat16: pool_all<BFloat16>(params, threads); return 0;

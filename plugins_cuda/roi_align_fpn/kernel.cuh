@@ -13,6 +13,7 @@
 namespace upsnet::roi_align_fpn {
 
 constexpr int kFinestStride = 4;
+constexpr float kCanonicalSize = 224.0f;  // side in network pixels of the smallest square box on P4
 
 struct Tap {
   int32_t index;  // row or column of the map
@@ -31,10 +32,10 @@ UPSNET_HD bool is_finite(const float* box) {
 }
 
 // 0..3: P2..P5. Inverted boxes count as empty; every comparison with NaN is false: level 0.
-UPSNET_HD int level_of(const float* box, float canonical_size, bool inclusive) {
+UPSNET_HD int level_of(const float* box, bool inclusive) {
   const float extra = inclusive ? 1.0f : 0.0f;
   const float width = fmaxf(box[2] - box[0] + extra, 0.0f), height = fmaxf(box[3] - box[1] + extra, 0.0f);
-  const float ratio = sqrtf(width * height) / canonical_size + 1e-6f;
+  const float ratio = sqrtf(width * height) / kCanonicalSize + 1e-6f;
   return (ratio >= 0.5f) + (ratio >= 1.0f) + (ratio >= 2.0f);
 }
 

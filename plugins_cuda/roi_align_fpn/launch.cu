@@ -108,7 +108,7 @@ __device__ __forceinline__ void find_taps(const Params& params, const float* box
   for (int i = threadIdx.x; i < 2 * bins; i += kThreads) {
     const int is_column = i >= bins, axis = is_column ? 0 : 1;
     const int length = is_column ? pick(params.widths, level) : pick(params.heights, level);
-    const Extent extent = extent_of(box[axis], box[axis + 2], scale_of(level), bins, params.is_aligned != 0);
+    const Extent extent = extent_of(box[axis], box[axis + 2], scale_of(level), bins, params.aligned != 0);
     Tap* taps = shared.taps + i * shared.longest;
     const int bin = is_column ? i - bins : i;
     shared.counts[i] = finite ? bin_taps(extent, bin, params.sampling_ratio, length, taps) : 0;
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool(Params params, Maps ma
   UPSNET_DYNAMIC_SHARED(memory);
   const int size = params.output_size, roi = blockIdx.x, image = roi / params.rois_per_image;
   const float* box = params.rois + 4 * static_cast<int64_t>(roi);
-  const int level = level_of(box, params.canonical_size, params.inclusive != 0);
+  const int level = level_of(box, params.inclusive != 0);
   const SharedTaps shared(memory, size, params.sampling_ratio);
   find_taps(params, box, level, shared);
   __syncthreads();
@@ -252,13 +252,13 @@ __global__ void __launch_bounds__(kThreads) to_channels_last(Params params, Maps
 }
 
 int padded_channels(const Params& params) {
-  const int vector = kVectorBytes / static_cast<int>(element_size(params.type));
+  const int vector = kVectorBytes / static_cast<int>(element_size(params.features_type));
   return (params.channels + vector - 1) / vector * vector;
 }
 
 size_t map_bytes(const Params& params, int level) {
   const size_t pixels = static_cast<size_t>(params.heights[level]) * params.widths[level];
-  return aligned(params.batch * pixels * padded_channels(params) * element_size(params.type));
+  return aligned(params.batch * pixels * padded_channels(params) * element_size(params.features_type));
 }
 
 bool is_valid(const Params& params) {
@@ -306,7 +306,7 @@ template <typename T>
 cudaError_t launch_typed(const Params& params, void* workspace, cudaStream_t stream) {
   constexpr int kVector = kVectorBytes / sizeof(T);
   Maps maps{};
-  if (params.layout == Layout::kNCHW) {
+  if (params.features_layout == Layout::kNCHW) {
     UPSNET_RETURN_IF_ERROR(launch_transpose<T>(params, static_cast<unsigned char*>(workspace), stream, maps));
     return launch_pool<T, kVector>(params, maps, stream);
   }
@@ -322,7 +322,7 @@ cudaError_t launch_typed(const Params& params, void* workspace, cudaStream_t str
 }  // namespace
 
 size_t workspace_size(const Params& params) {
-  if (params.layout == Layout::kNHWC) return 0;
+  if (params.features_layout == Layout::kNHWC) return 0;
   size_t bytes = 0;
   for (int level = 0; level < kLevels; ++level) bytes += map_bytes(params, level);
   return bytes;
@@ -331,7 +331,7 @@ size_t workspace_size(const Params& params) {
 int launch(const Params& params, void* workspace, CUstream_st* stream) {
   if (!is_valid(params)) return cudaErrorInvalidValue;
   if (params.batch == 0 || params.rois_per_image == 0 || params.channels == 0) return cudaSuccess;
-  switch (params.type) {
+  switch (params.features_type) {
     case DType::kFloat32: return launch_typed<float>(params, workspace, stream);
     case DType::kFloat16: return launch_typed<Half>(params, workspace, stream);
     case DType::kBFloat16: return launch_typed<BFloat16>(params, workspace, stream);

@@ -20,7 +20,6 @@ def RoiAlignFpn(
     output_size: int,
     sampling_ratio: int,
     coordinate_transformation_mode: str,
-    canonical_size: float,
     inclusive: int,
 ) -> FLOAT:
     # The maps may be float16 or bfloat16; everything in between is float32.
@@ -32,7 +31,7 @@ def RoiAlignFpn(
     x1, y1, x2, y2 = op.Split(boxes, axis=-1, num_outputs=4)
     extra = op.Cast(op.Constant(value_int=inclusive), to=1)
     area = op.Relu(x2 - x1 + extra) * op.Relu(y2 - y1 + extra)
-    ratio = op.Squeeze(op.Sqrt(area), [-1]) / op.Constant(value_float=canonical_size) + 1e-6
+    ratio = op.Squeeze(op.Sqrt(area), [-1]) / 224.0 + 1e-6
     level = op.Cast(ratio >= 0.5, to=7) + op.Cast(ratio >= 1.0, to=7) + op.Cast(ratio >= 2.0, to=7)
 
     size = op.Reshape(op.Constant(value_int=output_size), [1])

@@ -9,11 +9,12 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 FINEST_STRIDE = 4
+CANONICAL_SIZE = 224.0  # side in network pixels of the smallest square box on P4
 OUTSIDE = -1e6  # a box at this corner lies outside of every map: it gives zeros
 
 
-def assign_levels(rois: Tensor, canonical_size: float = 224.0, inclusive: bool = False) -> Tensor:
-    """Level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / canonical + 1e-6)), 0, 3).
+def assign_levels(rois: Tensor, inclusive: bool = False) -> Tensor:
+    """Level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / 224 + 1e-6)), 0, 3).
 
     Written as comparisons with 1/2, 1 and 2 instead of a logarithm, so that every executor rounds alike. Inverted boxes
     count as empty (level 0). `inclusive` adds 1 to width and height, the legacy convention. (FPN, CVPR 2017, eq. 1)
@@ -21,7 +22,7 @@ def assign_levels(rois: Tensor, canonical_size: float = 224.0, inclusive: bool =
     extra = 1.0 if inclusive else 0.0
     width = (rois[..., 2] - rois[..., 0] + extra).clamp(min=0)
     height = (rois[..., 3] - rois[..., 1] + extra).clamp(min=0)
-    ratio = (width * height).sqrt() / canonical_size + 1e-6
+    ratio = (width * height).sqrt() / CANONICAL_SIZE + 1e-6
     return (ratio >= 0.5).long() + (ratio >= 1).long() + (ratio >= 2).long()
 
 
@@ -36,17 +37,25 @@ def roi_align_fpn(
     output_size: int,
     sampling_ratio: int = 2,
     aligned: bool = True,
-    canonical_size: float = 224.0,
     inclusive: bool = False,
 ) -> Tensor:
-    """See `plugins_cuda.roi_align_fpn`. Every box is pooled on its own level only; differentiable in the features.
+    """Pool boxes from P2..P5 (FPN, CVPR 2017; RoIAlign, Mask R-CNN, ICCV 2017).
 
-    Half types are pooled in float32 and rounded once, float64 in float64.
+    features: four maps [B, C, H/s, W/s] at strides 4, 8, 16, 32, of one floating type; contiguous or channels-last.
+    rois: [B, R, 4], x1 y1 x2 y2 in network pixels, taken as float32; padded rows are boxes like any other. A box that
+        lies outside of its map, or has a NaN or infinite coordinate, gives zeros.
+    sampling_ratio: samples a bin in each direction, at least 1.
+    aligned: torchvision's half-pixel shift (False: the legacy rule, boxes of at least one pixel of the map).
+    inclusive: the level rule takes widths and heights with + 1.
+    Returns [B, R, C, S, S], contiguous, in the features' type; coordinates, weights and sums are float32. Gradients go
+    to the features alone. ValueError when the inputs do not fit together.
+
+    The definition pools every box on its own level only, half types in float32 with one rounding, float64 in float64.
     """
     batch, count = rois.shape[:2]
     channels = features[0].shape[1]
-    rois = without_nonfinite(rois.to(torch.promote_types(features[0].dtype, torch.float32)))
-    level = assign_levels(rois.float(), canonical_size, inclusive)
+    rois = without_nonfinite(rois.detach().float().to(torch.promote_types(features[0].dtype, torch.float32)))
+    level = assign_levels(rois.float(), inclusive)
     pooled = features[0].new_zeros(batch, count, channels, output_size, output_size)
     for index, feature in enumerate(features):
         image, row = torch.nonzero(level == index, as_tuple=True)

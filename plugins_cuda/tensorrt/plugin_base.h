@@ -1,14 +1,16 @@
 // TensorRT's IPluginV3 around an operator: everything that does not depend on which operator it is.
 //
-// An Operator is a plain struct of attributes with
-//   static constexpr const char* kName;                             the ONNX node's
+// An Operator is a plain struct of attributes, <room>/declared.h (made from <room>/schema.py), with
+//   static constexpr Node kNodes[];                                 the ONNX nodes that it serves, kNode is one of them
 //   static constexpr Tensor kInputs[], kOutputs[];
 //   template <...> static void attributes(Self&, Visitor&);         names them: required(name, value), optional(...)
 //   void check() const;                                             their values; throws
-//   void check_sizes(const nvinfer1::Dims* inputs) const;           what patterns of shapes cannot say; throws
+//   void check_sizes(const Dims* inputs, int32_t count) const;      what patterns of shapes cannot say; throws
 //   void output_shapes(const DimsExprs* inputs, DimsExprs* outputs, Expressions&) const;
+//   Params params(const Call&) const;                               for the launcher
 //   size_t workspace_size(const Call&) const;
 //   int launch(const Call&, void* workspace, CUstream_st*) const;   a cudaError_t
+// <room>/plugin.cpp derives from it where there is more to check or to do.
 // A plugin keeps its attributes and nothing else, so that one object may be timed, cloned and run anywhere.
 #pragma once
 
@@ -28,7 +30,16 @@
 
 namespace upsnet::tensorrt {
 
-template <typename Operator>
+struct Node {
+  const char* name;
+  int32_t num_inputs;  // the first ones of kInputs
+};
+
+inline void require(bool condition, const char* otherwise) {
+  if (!condition) throw std::invalid_argument(otherwise);
+}
+
+template <typename Operator, int32_t kNode>
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,
                      public nvinfer1::IPluginV3OneBuild,
@@ -38,7 +49,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   using DataType = nvinfer1::DataType;
   using Desc = nvinfer1::PluginTensorDesc;
   using DynamicDesc = nvinfer1::DynamicPluginTensorDesc;
-  static constexpr int32_t kNumInputs = std::size(Operator::kInputs);
+  static constexpr const char* kName = Operator::kNodes[kNode].name;
+  static constexpr int32_t kNumInputs = Operator::kNodes[kNode].num_inputs;
   static constexpr int32_t kNumOutputs = std::size(Operator::kOutputs);
 
  public:
@@ -68,7 +80,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   }
 
   // Core
-  const char* getPluginName() const noexcept override { return Operator::kName; }
+  const char* getPluginName() const noexcept override { return kName; }
   const char* getPluginVersion() const noexcept override { return "1"; }
   const char* getPluginNamespace() const noexcept override { return ""; }
 
@@ -120,18 +132,17 @@ class Plugin final : public nvinfer1::IPluginV3,
       return 0;
     });
   }
-  size_t getWorkspaceSize(const DynamicDesc* inputs, int32_t num_inputs, const DynamicDesc* outputs,
+  size_t getWorkspaceSize(const DynamicDesc* inputs, int32_t num_inputs, const DynamicDesc*,
                           int32_t num_outputs) const noexcept override {
     // A failure asks for more than there is: TensorRT stops instead of running a kernel without its workspace.
     return guarded("getWorkspaceSize", SIZE_MAX, [&] {
       expect_counts(num_inputs, num_outputs);
-      Desc largest[kNumInputs + kNumOutputs];
-      for (int32_t i = 0; i < kNumInputs + kNumOutputs; ++i) {
-        const DynamicDesc& tensor = i < kNumInputs ? inputs[i] : outputs[i - kNumInputs];
-        largest[i] = tensor.desc;
-        largest[i].dims = tensor.max;
+      Desc largest[kNumInputs];
+      for (int32_t i = 0; i < kNumInputs; ++i) {
+        largest[i] = inputs[i].desc;
+        largest[i].dims = inputs[i].max;
       }
-      return op_.workspace_size({largest, largest + kNumInputs});
+      return op_.workspace_size({kNumInputs, largest});
     });
   }
   // The attributes: they and the shapes decide how fast a format is.
@@ -148,10 +159,10 @@ class Plugin final : public nvinfer1::IPluginV3,
       return 0;
     });
   }
-  int32_t enqueue(const Desc* input_descs, const Desc* output_descs, const void* const* inputs, void* const* outputs,
+  int32_t enqueue(const Desc* input_descs, const Desc*, const void* const* inputs, void* const* outputs,
                   void* workspace, cudaStream_t stream) noexcept override {
     return guarded("enqueue", -1, [&] {
-      const int status = op_.launch({input_descs, output_descs, inputs, outputs}, workspace, stream);
+      const int status = op_.launch({kNumInputs, input_descs, inputs, outputs}, workspace, stream);
       if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(static_cast<cudaError_t>(status)));
       return 0;
     });
@@ -162,7 +173,7 @@ class Plugin final : public nvinfer1::IPluginV3,
  private:
   template <typename Result, typename Body>
   static Result guarded(const char* method, Result failure, Body body) noexcept {
-    return tensorrt::guarded(Operator::kName, method, failure, body);
+    return tensorrt::guarded(kName, method, failure, body);
   }
 
   static void expect_counts(int32_t inputs, int32_t outputs) {
@@ -176,7 +187,7 @@ class Plugin final : public nvinfer1::IPluginV3,
     const bool known = std::all_of(inputs, inputs + kNumInputs, [](const Dims& dims) {
       return std::all_of(dims.d, dims.d + dims.nbDims, [](int64_t size) { return size >= 0; });
     });
-    if (known) op_.check_sizes(inputs);
+    if (known) op_.check_sizes(inputs, kNumInputs);
   }
 
   const Operator op_;
@@ -185,7 +196,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   std::string description_;
 };
 
-template <typename Operator>
+template <typename Operator, int32_t kNode>
 class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
   Creator() {
@@ -198,35 +209,32 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 
   nvinfer1::IPluginV3* createPlugin(const char*, const nvinfer1::PluginFieldCollection* fields,
                                     nvinfer1::TensorRTPhase) noexcept override {
-    return guarded(Operator::kName, "createPlugin", static_cast<nvinfer1::IPluginV3*>(nullptr), [&] {
+    return guarded(kName, "createPlugin", static_cast<nvinfer1::IPluginV3*>(nullptr), [&] {
       if (fields == nullptr) throw std::invalid_argument("no attributes");
       Operator op;
       FieldReader reader(*fields);
       Operator::attributes(op, reader);
       op.check();
-      return new Plugin<Operator>(op);
+      return new Plugin<Operator, kNode>(op);
     });
   }
   const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override { return &collection_; }
-  const char* getPluginName() const noexcept override { return Operator::kName; }
+  const char* getPluginName() const noexcept override { return kName; }
   const char* getPluginVersion() const noexcept override { return "1"; }
   const char* getPluginNamespace() const noexcept override { return ""; }
 
  private:
+  static constexpr const char* kName = Operator::kNodes[kNode].name;
   const Operator defaults_{};
   std::vector<nvinfer1::PluginField> fields_;
   nvinfer1::PluginFieldCollection collection_;
 };
 
 // TensorRT keeps pointers to creators until the process ends, in an order that nobody knows: they are never destroyed.
-template <typename Operator>
+template <typename Operator, int32_t kNode = 0>
 nvinfer1::IPluginCreatorInterface* creator() {
-  static auto* const instance = new Creator<Operator>;
+  static auto* const instance = new Creator<Operator, kNode>;
   return instance;
-}
-
-inline void require(bool condition, const char* otherwise) {
-  if (!condition) throw std::invalid_argument(otherwise);
 }
 
 }  // namespace upsnet::tensorrt

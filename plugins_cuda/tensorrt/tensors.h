@@ -33,17 +33,20 @@ std::string to_string(const nvinfer1::Dims& dims);
 
 // The tensors of one enqueue; without data when only sizes are asked for.
 struct Call {
+  int32_t num_inputs;
   const nvinfer1::PluginTensorDesc* inputs;
-  const nvinfer1::PluginTensorDesc* outputs;
   const void* const* input_data = nullptr;
   void* const* output_data = nullptr;
 
   int32_t size(int32_t input, int32_t axis) const { return static_cast<int32_t>(inputs[input].dims.d[axis]); }
   DType type(int32_t input) const;
   Layout layout(int32_t input) const;
+  // Null is an optional input that the node does not have; never one whose data is not there yet.
   template <typename T = void>
   const T* input(int32_t index) const {
-    return input_data == nullptr ? nullptr : static_cast<const T*>(input_data[index]);
+    static constexpr int64_t kNoData = 0;
+    const void* const data = input_data == nullptr ? &kNoData : input_data[index < num_inputs ? index : 0];
+    return index < num_inputs ? static_cast<const T*>(data) : nullptr;
   }
   template <typename T = void>
   T* output(int32_t index) const {

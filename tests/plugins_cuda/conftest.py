@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,7 +35,7 @@ def run_node() -> RunNode:
     sessions: dict[tuple[object, ...], onnxruntime.InferenceSession] = {}
 
     def session(
-        name: str, inputs: dict[str, torch.Tensor], outputs: list[torch.dtype], attributes: dict[str, object]
+        name: str, inputs: dict[str, torch.Tensor], outputs: list[torch.dtype], attributes: dict[str, Any]
     ) -> onnxruntime.InferenceSession:
         def any_shape(label: str, dtype: torch.dtype, rank: int | None) -> onnx.ValueInfoProto:
             shape = None if rank is None else [None] * rank
@@ -57,7 +58,7 @@ def run_node() -> RunNode:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(
-        name: str, inputs: dict[str, torch.Tensor], outputs: list[torch.dtype], **attributes: object
+        name: str, inputs: dict[str, torch.Tensor], outputs: list[torch.dtype], **attributes: Any
     ) -> list[np.ndarray]:
         key = (name, *sorted((label, str(value)) for label, value in attributes.items()))
         if key not in sessions:
@@ -86,5 +87,6 @@ def front(request: pytest.FixtureRequest) -> Iterator[Front]:
         pytest.skip("no NVIDIA GPU")
     with library.emulation() if chosen.name == "emulated" else nullcontext():
         compiled = library.load(chosen.name, library.gpu_architecture(chosen.device) if chosen.name == "cuda" else "")
-        assert library.compiled(chosen.device).path == compiled.path
+        served = library.compiled(chosen.device)
+        assert served is not None and served.path == compiled.path
         yield chosen

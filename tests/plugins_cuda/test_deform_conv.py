@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,21 +14,21 @@ from torch import Tensor, nn
 
 import plugins_cuda
 from plugins_cuda.deform_conv import reference
+from tests.plugins_cuda.conftest import RunNode
+from tests.plugins_cuda.inputs import DeformCase
 
 pytestmark = pytest.mark.numeric
 
+Geometry = tuple[int, int, int]  # stride, padding, dilation
 GEOMETRIES = [(1, 1, 1), (2, 1, 1), (1, 2, 2)]
 
 
-def case(stride: int, padding: int, dilation: int, spread: float = 2.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(stride + 10 * dilation)
-    height, width = ((length + 2 * padding - 2 * dilation - 1) // stride + 1 for length in (7, 9))
-    x = torch.randn(2, 3, 7, 9, generator=generator)
-    offset = torch.randn(2, 18, height, width, generator=generator) * spread
-    return x, offset, torch.randn(4, 3, 3, 3, generator=generator), torch.randn(4, generator=generator)
+def case(stride: int, padding: int, dilation: int, spread: float = 2.0) -> tuple[Any, ...]:
+    steps: dict[str, Any] = {"stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (dilation,) * 2}
+    return tuple(DeformCase(2, 3, (7, 9), spread=spread, **steps).tensors().values())
 
 
-def slow(x: np.ndarray, offset: np.ndarray, weight: np.ndarray, bias: np.ndarray, geometry: tuple[int, int, int]):
+def slow(x: np.ndarray, offset: np.ndarray, weight: np.ndarray, bias: np.ndarray, geometry: Geometry) -> np.ndarray:
     stride, padding, dilation = geometry
     batch, _, height, width = x.shape
     out = np.zeros((batch, len(weight), *offset.shape[2:]))
@@ -44,7 +45,9 @@ def slow(x: np.ndarray, offset: np.ndarray, weight: np.ndarray, bias: np.ndarray
     return out + bias[:, None, None]
 
 
-def run_body(run_node, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, geometry) -> np.ndarray:
+def run_body(
+    run_node: RunNode, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry
+) -> np.ndarray:
     stride, padding, dilation = geometry
     inputs = {"x": x, "offset": offset, "weight": weight, "bias": bias}
     attributes = {"strides": [stride] * 2, "pads": [padding] * 4, "dilations": [dilation] * 2}
@@ -52,21 +55,21 @@ def run_body(run_node, x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, 
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_equals_a_slow_loop_and_the_body(run_node, geometry: tuple[int, int, int]):
-    tensors = case(*geometry)
-    expected = slow(*(tensor.numpy() for tensor in tensors), geometry)
-    np.testing.assert_allclose(reference.deform_conv(*tensors, *geometry).numpy(), expected, atol=1e-4)
-    np.testing.assert_allclose(run_body(run_node, *tensors, geometry), expected, atol=1e-4)
+def test_equals_a_slow_loop_and_the_body(run_node: RunNode, geometry: Geometry) -> None:
+    x, offset, weight, bias = case(*geometry)
+    expected = slow(x.numpy(), offset.numpy(), weight.numpy(), bias.numpy(), geometry)
+    np.testing.assert_allclose(reference.deform_conv(x, offset, weight, bias, *geometry).numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(run_body(run_node, x, offset, weight, bias, geometry), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_without_offsets_it_is_a_convolution(geometry: tuple[int, int, int]):
+def test_without_offsets_it_is_a_convolution(geometry: Geometry) -> None:
     x, offset, weight, bias = case(*geometry)
     plain = torch.nn.functional.conv2d(x, weight, bias, *geometry)
     torch.testing.assert_close(plugins_cuda.deform_conv(x, offset * 0, weight, bias, *geometry), plain)
 
 
-def test_offsets_are_row_then_column():
+def test_offsets_are_row_then_column() -> None:
     x = torch.zeros(1, 1, 5, 5)
     x[0, 0, 3, 1] = 1
     weight = torch.zeros(1, 1, 3, 3)
@@ -77,7 +80,7 @@ def test_offsets_are_row_then_column():
     assert out[0, 0].nonzero().tolist() == [[2, 2]]
 
 
-def test_far_offsets_give_the_bias(run_node):
+def test_far_offsets_give_the_bias(run_node: RunNode) -> None:
     x, offset, weight, bias = case(1, 1, 1)
     expected = bias[None, :, None, None].expand(2, 4, 7, 9)
     far = offset.sign() * 1e4
@@ -85,24 +88,24 @@ def test_far_offsets_give_the_bias(run_node):
     np.testing.assert_allclose(run_body(run_node, x, far, weight, bias, (1, 1, 1)), expected.numpy(), atol=1e-6)
 
 
-def test_batch_invariance():
+def test_batch_invariance() -> None:
     x, offset, weight, bias = case(1, 1, 1)
     together = plugins_cuda.deform_conv(x, offset, weight, bias)
     torch.testing.assert_close(plugins_cuda.deform_conv(x[1:], offset[1:], weight, bias), together[1:])
 
 
-def test_gradients():
+def test_gradients() -> None:
     x, offset, weight, bias = (tensor.double().requires_grad_() for tensor in case(2, 1, 1, spread=0.3))
 
-    def convolve(*tensors: Tensor) -> Tensor:
-        return reference.deform_conv(*tensors, 2, 1, 1)
+    def convolve(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return reference.deform_conv(x, offset, weight, bias, 2, 1, 1)
 
     assert torch.autograd.gradcheck(convolve, (x[:1, :, :4, :4], offset[:1, :, :2, :2], weight[:1], bias[:1]))
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_training_and_inference_agree(masked: bool, groups: int):
+def test_training_and_inference_agree(masked: bool, groups: int) -> None:
     x, offset, weight, bias = case(1, 1, 1)
     x, weight = x.repeat(1, 2, 1, 1), weight.repeat(1, 2 // groups, 1, 1)
     offset = offset.repeat(1, groups, 1, 1)
@@ -132,7 +135,7 @@ class Convolution(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
-def test_exported_node(dtype: torch.dtype, masked: bool):
+def test_exported_node(dtype: torch.dtype, masked: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 4, 9, 8, generator=generator)
     offset = torch.randn(2, 24, 5, 6, generator=generator).to(dtype).float()
@@ -160,7 +163,7 @@ def test_exported_node(dtype: torch.dtype, masked: bool):
     np.testing.assert_allclose(session.run(None, given)[0], expected.numpy(), atol=tolerance)
 
 
-def test_refusals_name_the_tensor():
+def test_refusals_name_the_tensor() -> None:
     x, offset, weight, bias = case(1, 1, 1)
     mask = torch.rand(2, 9, 7, 9)
     refused = [

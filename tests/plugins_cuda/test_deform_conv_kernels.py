@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,67 +14,29 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.deform_conv import reference
+from tests.plugins_cuda.conftest import Front
+from tests.plugins_cuda.inputs import LAYOUTS, TYPES, DeformCase
 
 pytestmark = pytest.mark.numeric
 
-TYPES = [torch.float32, torch.float16, torch.bfloat16]
 
+class Case(DeformCase):
+    """A convolution that is run and held against the definition."""
 
-@dataclass(frozen=True)
-class Case:
-    """A convolution; `spread` is the offsets' standard deviation in pixels."""
+    def run(self, tensors: dict[str, Any]) -> Tensor:
+        return plugins_cuda.deform_conv(**tensors, **self.steps)
 
-    batch: int = 1
-    channels: int = 8
-    size: tuple[int, int] = (5, 7)
-    out_channels: int = 4
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    offset_groups: int = 1
-    masked: bool = False
-    spread: float = 1.5
-
-    def tensors(self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(self.channels + self.size[0])
-
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
-
-        height, width = (
-            (self.size[i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
-            for i in (0, 1)
-        )
-        taps = self.kernel[0] * self.kernel[1]
-        planes = self.batch, self.offset_groups * taps, height, width
-        tensors = {
-            "x": draw(self.batch, self.channels, *self.size).to(dtype).contiguous(memory_format=layout),
-            "offset": torch.cat([draw(*planes), draw(*planes)], 1) * self.spread,
-            "weight": draw(self.out_channels, self.channels // self.groups, *self.kernel).to(dtype),
-            "bias": draw(self.out_channels),
-        }
-        if self.masked:
-            tensors["mask"] = draw(*planes).sigmoid()
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-    def run(self, tensors: dict[str, Tensor]) -> Tensor:
-        return plugins_cuda.deform_conv(**tensors, stride=self.stride, padding=self.padding, dilation=self.dilation)
-
-    def exact(self, tensors: dict[str, Tensor]) -> Tensor:
+    def exact(self, tensors: dict[str, Any]) -> Tensor:
         wide = {name: tensor.double() for name, tensor in tensors.items()}
-        return reference.deform_conv(**wide, stride=self.stride, padding=self.padding, dilation=self.dilation)
+        return reference.deform_conv(**wide, **self.steps)
 
-    def same_precision(self, tensors: dict[str, Tensor]) -> Tensor:
+    def same_precision(self, tensors: dict[str, Any]) -> Tensor:
         """PyTorch's own way in the type of x: a column buffer of that type, and a matrix product with wide sums."""
         x, weight = tensors["x"], tensors["weight"]
         taps = self.kernel[0] * self.kernel[1]
         pick = torch.eye(self.channels * taps, device=x.device).reshape(-1, self.channels, *self.kernel)
         samples = {**tensors, "x": x.float(), "weight": pick, "bias": None}
-        columns = reference.deform_conv(**samples, stride=self.stride, padding=self.padding, dilation=self.dilation).to(
-            x.dtype
-        )
+        columns = reference.deform_conv(**samples, **self.steps).to(x.dtype)
         columns = columns.reshape(self.batch, self.groups, -1, columns.shape[2] * columns.shape[3]).float()
         product = weight.reshape(self.groups, self.out_channels // self.groups, -1).float() @ columns
         product = product.reshape(self.batch, self.out_channels, -1) + tensors["bias"][:, None]
@@ -110,30 +73,29 @@ CASES = {
     "groups across offset groups": Case(channels=12, out_channels=6, groups=3, offset_groups=2, size=(4, 4)),
     "far offsets": Case(spread=20.0),
 }
-LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_within_twice_the_error_of_the_same_precision(front, name: str):
+def test_within_twice_the_error_of_the_same_precision(front: Front, name: str) -> None:
     for index, dtype in enumerate(TYPES):
         # Every type meets both layouts over the cases.
-        layout = list(LAYOUTS.values())[(index + list(CASES).index(name)) % 2]
+        layout = LAYOUTS[(index + list(CASES).index(name)) % 2]
         CASES[name].check(dtype, layout, front.device)
 
 
 @pytest.mark.parametrize("size", [(88, 120), (129, 121)])
-def test_larger_maps(front, size: tuple[int, int]):
+def test_larger_maps(front: Front, size: tuple[int, int]) -> None:
     """88 and 136 blocks of pixels: the launcher splits the channels in two, and not at all."""
     case = Case(channels=52, size=size, kernel=(1, 1), padding=(0, 0))
     case.check(torch.float32, torch.contiguous_format, front.device)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_types_and_layouts(front, dtype: torch.dtype, layout: str):
+def test_types_and_layouts(front: Front, dtype: torch.dtype, layout: torch.memory_format) -> None:
     case = Case(channels=16, out_channels=8, batch=2, size=(4, 5))
-    case.check(dtype, LAYOUTS[layout], front.device)
-    replace(case, channels=5).check(dtype, LAYOUTS[layout], front.device)
+    case.check(dtype, layout, front.device)
+    replace(case, channels=5).check(dtype, layout, front.device)
 
 
 # On the CPU front alone: small enough to be drawn often.
@@ -154,14 +116,14 @@ def test_types_and_layouts(front, dtype: torch.dtype, layout: str):
         spread=st.sampled_from([0.0, 0.5, 5.0]),
     ),
     st.sampled_from(TYPES),
-    st.sampled_from(list(LAYOUTS.values())),
+    st.sampled_from(LAYOUTS),
 )
-def test_drawn_cases(case: Case, dtype: torch.dtype, layout: torch.memory_format):
+def test_drawn_cases(case: Case, dtype: torch.dtype, layout: torch.memory_format) -> None:
     case.check(dtype, layout, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_hostile_offsets_sample_zero(front, dtype: torch.dtype):
+def test_hostile_offsets_sample_zero(front: Front, dtype: torch.dtype) -> None:
     case = Case(size=(4, 5), channels=8)
     tensors = case.tensors(dtype, torch.contiguous_format, front.device)
     hostile = torch.tensor([1e9, -1e9, 3e38, float("inf"), float("-inf"), float("nan"), -(2.0**31)])
@@ -173,7 +135,7 @@ def test_hostile_offsets_sample_zero(front, dtype: torch.dtype):
         torch.testing.assert_close(out, tensors["bias"].to(dtype)[None, :, None, None].expand_as(out))
 
 
-def test_infinite_features_stay_where_they_are(front):
+def test_infinite_features_stay_where_they_are(front: Front) -> None:
     case = Case(size=(4, 6), channels=8, spread=0.4)
     tensors = case.tensors(torch.float32, torch.contiguous_format, front.device)
     tensors["x"][0, 2, 0, 0] = float("inf")
@@ -184,7 +146,7 @@ def test_infinite_features_stay_where_they_are(front):
     torch.testing.assert_close(out[finite], expected[finite].float(), atol=1e-4, rtol=1e-4)
 
 
-def test_border(front):
+def test_border(front: Front) -> None:
     """Half a pixel outside, half of the border's value is there; a whole pixel outside, nothing."""
     x, weight = torch.full((1, 8, 2, 3), 4.0, device=front.device), torch.zeros(1, 8, 1, 1, device=front.device)
     weight[0, 0] = 1
@@ -195,14 +157,14 @@ def test_border(front):
         assert torch.equal(out, torch.full_like(out, expected))
 
 
-def test_empty_batch(front):
+def test_empty_batch(front: Front) -> None:
     case = Case(batch=2)
     tensors = case.tensors(torch.float16, torch.contiguous_format, front.device)
     empty = {name: tensor[:0] if name in ("x", "offset") else tensor for name, tensor in tensors.items()}
     assert case.run(empty).shape == (0, 4, 5, 7)
 
 
-def test_any_strides_of_the_tensors(front):
+def test_any_strides_of_the_tensors(front: Front) -> None:
     case = Case(channels=8, masked=True)
     tensors = case.tensors(torch.float32, torch.contiguous_format, front.device)
     expected = case.run(tensors)
@@ -212,7 +174,7 @@ def test_any_strides_of_the_tensors(front):
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_threads_of_a_block_in_any_order(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
+def test_threads_of_a_block_in_any_order(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     case = Case(channels=40, kernel=(4, 3), size=(3, 4))
     tensors = case.tensors(dtype, torch.contiguous_format, torch.device("cpu"))
     with library.emulation():
@@ -225,14 +187,14 @@ def test_threads_of_a_block_in_any_order(monkeypatch: pytest.MonkeyPatch, dtype:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_the_networks_sizes_on_a_gpu(dtype: torch.dtype):
+def test_the_networks_sizes_on_a_gpu(dtype: torch.dtype) -> None:
     for channels, size in ((256, (200, 336)), (128, (25, 42))):
         case = Case(channels=channels, out_channels=128, size=size)
-        for layout in LAYOUTS.values():
+        for layout in LAYOUTS:
             case.check(dtype, layout, torch.device("cuda"))
 
 
-def test_more_threads_give_the_same():
+def test_more_threads_give_the_same() -> None:
     case = Case(batch=2, size=(13, 17), channels=24)
     tensors = case.tensors(torch.float32, torch.contiguous_format, torch.device("cpu"))
     expected = case.run(tensors)
@@ -240,12 +202,14 @@ def test_more_threads_give_the_same():
     assert torch.equal(case.run(tensors), expected)
 
 
-def test_one_operator_for_pytorch():
+def test_one_operator_for_pytorch() -> None:
     case = Case(masked=True)
     tensors = case.tensors(torch.float32, torch.channels_last, torch.device("cpu"))
     x, offset, weight, bias, mask = (tensors[name] for name in ("x", "offset", "weight", "bias", "mask"))
-    for arguments in ((x, offset, weight, bias, mask), (x, offset, weight, None, None)):
-        torch.library.opcheck(torch.ops.upsnet.deform_conv.default, (*arguments, [1, 1], [1, 1], [1, 1]))
+    for one_bias, one_mask in ((bias, mask), (None, None)):
+        torch.library.opcheck(
+            torch.ops.upsnet.deform_conv.default, (x, offset, weight, one_bias, [1, 1], [1, 1], [1, 1], one_mask)
+        )
 
     class Network(torch.nn.Module):
         def forward(self, x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:

@@ -42,19 +42,19 @@ def run(program: Path, kernel: str, order: str = "forward") -> subprocess.Comple
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("kernel", ["places", "shuffles", "votes", "block_votes", "atomics", "dynamic_shared"])
-def test_known_results(compile_kernels: Compile, kernel: str, order: str):
+def test_known_results(compile_kernels: Compile, kernel: str, order: str) -> None:
     done = run(compile_kernels(), kernel, order)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("kernel", ["divergent", "wrong_mask"])
-def test_barrier_that_not_all_reach_aborts_with_a_message(compile_kernels: Compile, kernel: str):
+def test_barrier_that_not_all_reach_aborts_with_a_message(compile_kernels: Compile, kernel: str) -> None:
     done = run(compile_kernels(), kernel)
     assert done.returncode < 0
     assert "block (0, 0, 0) hangs: threads wait at a barrier that others never reach" in done.stderr
 
 
-def test_order_of_threads_exposes_a_race(compile_kernels: Compile):
+def test_order_of_threads_exposes_a_race(compile_kernels: Compile) -> None:
     racy = {run(compile_kernels(), "race", order).stdout for order in ORDERS}
     sound = {run(compile_kernels(), "no_race", order).stdout for order in ORDERS}
     assert len(racy) == 3
@@ -69,7 +69,7 @@ def test_order_of_threads_exposes_a_race(compile_kernels: Compile):
         ("overflow", "signed integer overflow"),
     ],
 )
-def test_sanitizers_see_into_kernels(compile_kernels: Compile, kernel: str, message: str):
+def test_sanitizers_see_into_kernels(compile_kernels: Compile, kernel: str, message: str) -> None:
     program = compile_kernels("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
     for sound in ("block_votes", "dynamic_shared", "shuffles"):
         assert run(program, sound).returncode == 0

@@ -52,7 +52,7 @@ def supported() -> str:
 
 
 @pytest.mark.parametrize("level", [*library.CPU_LEVELS, None])
-def test_the_variable_is_a_ceiling(level: str | None, monkeypatch: pytest.MonkeyPatch):
+def test_the_variable_is_a_ceiling(level: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UPSNET_CPU_LEVEL", raising=False)
     path = library.load("cpu").path
     if level:
@@ -62,7 +62,7 @@ def test_the_variable_is_a_ceiling(level: str | None, monkeypatch: pytest.Monkey
     assert f"v{done.stdout.strip()}" == min(level or "v4", supported())
 
 
-def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UPSNET_CPU_LEVEL", "avx2")
     with pytest.raises(InputError, match="UPSNET_CPU_LEVEL=avx2: give v2, v3, v4, or unset it"):
         library.load("cpu")
@@ -107,7 +107,7 @@ def disassembly() -> Disassembly:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_nothing_beyond_v2_runs_at_v2(disassembly: Disassembly, room: str):
+def test_nothing_beyond_v2_runs_at_v2(disassembly: Disassembly, room: str) -> None:
     """Neither by a flag nor through an inline function that the linker took from another level."""
     code = disassembly.instructions(disassembly.reached_from(f"upsnet_{room}_cpu_v2"))
     assert len(code) > 1000, "the loops are among it"
@@ -115,7 +115,7 @@ def test_nothing_beyond_v2_runs_at_v2(disassembly: Disassembly, room: str):
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_higher_levels_have_code_of_their_own(disassembly: Disassembly, room: str):
+def test_higher_levels_have_code_of_their_own(disassembly: Disassembly, room: str) -> None:
     levels = [disassembly.reached_from(f"upsnet_{room}_cpu_{level}") for level in library.CPU_LEVELS]
     calls_elsewhere = {number for name, number in disassembly.named.items() if "@plt" in name}
     assert levels[0] & levels[1] | levels[1] & levels[2] <= calls_elsewhere
@@ -125,12 +125,12 @@ def test_higher_levels_have_code_of_their_own(disassembly: Disassembly, room: st
     assert "%zmm" in code[2] or room != "deform_conv"  # elsewhere GCC prefers half of a register
 
 
-def test_the_choice_itself_runs_anywhere(disassembly: Disassembly):
+def test_the_choice_itself_runs_anywhere(disassembly: Disassembly) -> None:
     code = disassembly.instructions(disassembly.reached_from("upsnet_cpu_level"))
     assert code and [each for each in code if BEYOND_V2.search(each)] == []
 
 
-def test_one_rounding_without_such_an_instruction(tmp_path: Path, project_root: Path):
+def test_one_rounding_without_such_an_instruction(tmp_path: Path, project_root: Path) -> None:
     (tmp_path / "fused.cpp").write_text(FUSED)
     flags = ["-std=c++17", "-O2", "-march=x86-64-v2", "-ffp-contract=off", f"-I{project_root / 'plugins_cuda'}"]
     subprocess.run(["g++", *flags, tmp_path / "fused.cpp", "-o", tmp_path / "fused"], check=True)

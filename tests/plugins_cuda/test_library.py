@@ -92,7 +92,7 @@ def builds(log: Path) -> int:
     return log.read_text().count("--build") if log.exists() else 0
 
 
-def test_import_compiles_and_loads_nothing(project_root: Path):
+def test_import_compiles_and_loads_nothing(project_root: Path) -> None:
     code = """
 import subprocess, torch, torchvision
 def refuse(*arguments, **options): raise AssertionError(arguments)
@@ -103,7 +103,7 @@ assert "libupsnet" not in open("/proc/self/maps").read()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=project_root)
 
 
-def test_calls_carry_params_threads_and_workspace(toy: Path):
+def test_calls_carry_params_threads_and_workspace(toy: Path) -> None:
     assert call(Library("cpu", toy), 3) == 301  # torch's number of threads: 1 here
     assert call(Library("emulated", toy), 1000) == 1  # no stream; a workspace of 1000 bytes
     assert call(Library("emulated", toy), 0) == 1
@@ -111,7 +111,7 @@ def test_calls_carry_params_threads_and_workspace(toy: Path):
         call(Library("cpu", toy), -1)
 
 
-def test_other_params_or_operators_are_refused(toy: Path):
+def test_other_params_or_operators_are_refused(toy: Path) -> None:
     class Old(ctypes.Structure):
         _fields_ = (("value", ctypes.c_int),)
 
@@ -121,8 +121,9 @@ def test_other_params_or_operators_are_refused(toy: Path):
         Library("cpu", toy).run("nms", Old(1), CPU)
 
 
-def test_threads_share_a_library(toy: Path):
-    shared, wrong = Library("cpu", toy), []
+def test_threads_share_a_library(toy: Path) -> None:
+    shared = Library("cpu", toy)
+    wrong: list[int] = []
 
     def work(number: int) -> None:
         wrong.extend(value for value in range(200) if call(shared, value) // 100 != value)
@@ -137,7 +138,7 @@ def test_threads_share_a_library(toy: Path):
 
 def test_compiled_once_and_again_when_a_source_changes(
     cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
+) -> None:
     sources = tmp_path / "sources"
     (sources / "nms").mkdir(parents=True)
     (sources / "CMakeLists.txt").touch()
@@ -156,7 +157,7 @@ def test_compiled_once_and_again_when_a_source_changes(
     ), "temporary folders are gone"
 
 
-def test_processes_that_start_together_compile_once(cmake_log: Path, fresh: Path, project_root: Path):
+def test_processes_that_start_together_compile_once(cmake_log: Path, fresh: Path, project_root: Path) -> None:
     code = f"""
 from pathlib import Path
 from plugins_cuda import library
@@ -170,7 +171,9 @@ print(library.load("cpu").path)
     assert (len(paths), builds(cmake_log)) == (1, 1)
 
 
-def test_compiler_and_sanitizers_are_part_of_the_key(cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch):
+def test_compiler_and_sanitizers_are_part_of_the_key(
+    cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = {library.load("cpu").path}
     monkeypatch.setenv("UPSNET_SANITIZE", "undefined")
     paths.add(library.load("cpu").path)
@@ -183,7 +186,7 @@ def test_compiler_and_sanitizers_are_part_of_the_key(cmake_log: Path, fresh: Pat
     assert len(paths) == 3
 
 
-def test_address_sanitizer_sees_the_end_of_a_tensor(tmp_path: Path, project_root: Path):
+def test_address_sanitizer_sees_the_end_of_a_tensor(tmp_path: Path, project_root: Path) -> None:
     """What `make sanitize` rests on: PyTorch's memory, written to by a library that is called from Python."""
     if hasattr(ctypes.CDLL(None), "__asan_init"):
         pytest.skip("this process runs under the address sanitizer")
@@ -206,7 +209,7 @@ for index in (11, 12):
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr and "in set" in done.stderr
 
 
-def test_address_sanitizer_is_refused_in_time(cmake_log: Path, monkeypatch: pytest.MonkeyPatch):
+def test_address_sanitizer_is_refused_in_time(cmake_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if hasattr(ctypes.CDLL(None), "__asan_init"):
         pytest.skip("this process runs under the address sanitizer")
     monkeypatch.setenv("UPSNET_SANITIZE", "address,undefined")
@@ -217,7 +220,7 @@ def test_address_sanitizer_is_refused_in_time(cmake_log: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("name", "message"), [("cpu", "no C\\+\\+ compiler was found; install g\\+\\+"), ("cuda", "no nvcc was found")]
 )
-def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str):
+def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
     which = shutil.which
     monkeypatch.setattr(library.shutil, "which", lambda *a, **k: which("cmake") if a[0] == "cmake" else None)
     if name == "cuda":
@@ -226,7 +229,7 @@ def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name
         library.load(name, "90")
 
 
-def test_reference_serves_without_a_compiler_and_says_so_once(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+def test_reference_serves_without_a_compiler_and_says_so_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(fresh))
     boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]]])
     scores = torch.tensor([[0.9, 0.8, 0.7]])
@@ -241,20 +244,22 @@ def test_reference_serves_without_a_compiler_and_says_so_once(fresh: Path, monke
     assert messages[0].startswith("no compiled operators for cpu, the slower PyTorch reference serves instead: no C++")
 
 
-def test_missing_cmake(fresh: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_cmake(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     which = shutil.which
     monkeypatch.setattr(library.shutil, "which", lambda *a, **k: None if a[0] == "cmake" else which(*a, **k))
     with pytest.raises(BuildError, match="cmake was not found; `pip install cmake`"):
         library.load("cpu")
 
 
-def test_compiler_that_does_not_run(cmake_log: Path, monkeypatch: pytest.MonkeyPatch):
+def test_compiler_that_does_not_run(cmake_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(BuildError, match="'/nowhere/g\\+\\+' does not run"):
         library.load("cpu")
 
 
-def test_failed_compilation_names_the_error_and_the_log(cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch):
+def test_failed_compilation_names_the_error_and_the_log(
+    cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FAIL", "1")
     with pytest.raises(BuildError, match=r"kernel\.cu:3: error: no such thing \(whole log: .*cpu\.log\)"):
         library.load("cpu")
@@ -263,13 +268,13 @@ def test_failed_compilation_names_the_error_and_the_log(cmake_log: Path, fresh: 
     assert call(library.load("cpu"), 1) == 101
 
 
-def test_build_folder_that_cannot_be_written(cmake_log: Path, fresh: Path):
+def test_build_folder_that_cannot_be_written(cmake_log: Path, fresh: Path) -> None:
     fresh.write_text("a file stands where the folder should")
     with pytest.raises(BuildError, match="build cannot be written to"):
         library.load("cpu")
 
 
-def test_damaged_library(cmake_log: Path):
+def test_damaged_library(cmake_log: Path) -> None:
     path = library._build("cpu", "")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BuildError, match=r"libupsnet_cpu\.so cannot be loaded \(delete it to have it made anew\)"):
@@ -278,15 +283,16 @@ def test_damaged_library(cmake_log: Path):
     assert library.load("cpu").path == path
 
 
-def test_ready_made_libraries(cmake_log: Path, toy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_ready_made_libraries(cmake_log: Path, toy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("UPSNET_OPERATORS", str(toy.parent))
-    assert library.compiled(CPU).path == toy
+    served = library.compiled(CPU)
+    assert served is not None and served.path == toy
     with pytest.raises(BuildError, match=r"holds no libupsnet_cuda\.so; run `make plugins`"):
         library.load("cuda", "90")
     assert builds(cmake_log) == 0
 
 
-def test_openmp_is_pytorchs():
+def test_openmp_is_pytorchs() -> None:
     """Two OpenMP runtimes in one process would keep two pools of spinning threads."""
     torch.ones(1000).sum()
     library.load("cpu")

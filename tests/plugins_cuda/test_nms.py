@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,39 +16,30 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.nms import reference
+from tests.plugins_cuda.conftest import RunNode
+from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
 
 
-def crowd(batch: int, count: int, seed: int, whole: bool = False) -> tuple[Tensor, Tensor]:
-    """Overlapping boxes and scores; whole: integer corners and few distinct scores, so that ties abound."""
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(batch, count, 2, generator=generator) * 60
-    boxes = torch.cat([corner, corner + torch.rand(batch, count, 2, generator=generator) * 40 + 1], dim=-1)
-    scores = torch.rand(batch, count, generator=generator)
-    return (boxes.round(), (scores * 8).round() / 8) if whole else (boxes, scores)
-
-
 def run_body(
-    run_node,
+    run_node: RunNode,
     boxes: Tensor,
     scores: Tensor,
     iou: float,
     least: float,
     most: int,
     classes: Tensor | None = None,
-    top_k: int = 0,
     inclusive: bool = False,
 ) -> list[np.ndarray]:
-    attributes = {"iou_threshold": iou, "score_threshold": least, "max_output": most}
-    attributes |= {"top_k": top_k, "inclusive": int(inclusive)}
+    attributes = {"iou_threshold": iou, "score_threshold": least, "max_output": most, "inclusive": int(inclusive)}
     inputs = {"boxes": boxes, "scores": scores}
     if classes is None:
         return run_node("PaddedNms", inputs, [torch.int64, torch.int32], **attributes)
     return run_node("PaddedBatchedNms", inputs | {"classes": classes}, [torch.int64, torch.int32], **attributes)
 
 
-def assert_same(actual, expected) -> None:
+def assert_same(actual: Iterable[Any], expected: Iterable[Any]) -> None:
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
@@ -57,13 +50,12 @@ def brute_force(
     iou: float,
     least: float,
     classes: list[int] | None = None,
-    top_k: int = 0,
     inclusive: bool = False,
 ) -> list[int]:
     pixel = int(inclusive)
     kept: list[int] = []
     candidates = sorted((i for i in range(len(scores)) if scores[i] > least), key=lambda i: (-scores[i], i))
-    for i in candidates[:top_k] if top_k else candidates:
+    for i in candidates:
         for k in kept:
             if classes is not None and classes[k] != classes[i]:
                 continue
@@ -77,7 +69,7 @@ def brute_force(
     return kept
 
 
-def test_known_answer():
+def test_known_answer() -> None:
     # IoU of the first two: 5 x 10 / (100 + 100 - 50) = 1/3; the third is apart; the fourth equals the first.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [5, 0, 15, 10], [50, 50, 60, 60], [0, 0, 10, 10]]])
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.95]])
@@ -93,8 +85,6 @@ def test_known_answer():
     classes = torch.tensor([[7, 7, 7, -1]])
     indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6, classes)
     assert (indices.tolist(), counts.tolist()) == ([[3, 0, 2, 0, 0, 0]], [3])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6, classes, top_k=2)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 0, 0, 0, 0, 0]], [2])
     # Corners inside the boxes: 6 x 11 / (121 + 121 - 66) = .375.
     for iou, expected in ((0.374, [3, 2]), (0.376, [3, 1, 2])):
         indices, counts = plugins_cuda.nms(boxes, scores, iou, 0.0, 6, inclusive=True)
@@ -103,7 +93,7 @@ def test_known_answer():
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
-def test_equals_torchvision_and_brute_force(run_node, seed: int, iou: float):
+def test_equals_torchvision_and_brute_force(run_node: RunNode, seed: int, iou: float) -> None:
     boxes, scores = crowd(3, 60, seed, whole=seed % 2 == 0)
     indices, counts = plugins_cuda.nms(boxes, scores, iou, 0.2, 50)
     assert_same(run_body(run_node, boxes, scores, iou, 0.2, 50), (indices, counts))
@@ -117,7 +107,7 @@ def test_equals_torchvision_and_brute_force(run_node, seed: int, iou: float):
 
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("iou", [0.3, 0.7])
-def test_classes_equal_batched_nms(run_node, iou: float, whole: bool):
+def test_classes_equal_batched_nms(run_node: RunNode, iou: float, whole: bool) -> None:
     boxes, scores = crowd(2, 150, 11, whole)
     classes = torch.randint(-2, 4, (2, 150), generator=torch.Generator().manual_seed(1)) * 10**9
     result = plugins_cuda.nms(boxes, scores, iou, 0.2, 150, classes)
@@ -139,22 +129,21 @@ def test_classes_equal_batched_nms(run_node, iou: float, whole: bool):
 
 @pytest.mark.parametrize("by_class", [False, True])
 @pytest.mark.parametrize("inclusive", [False, True])
-@pytest.mark.parametrize("top_k", [0, 1, 25, 1000])
-def test_arguments_together(run_node, top_k: int, inclusive: bool, by_class: bool):
-    boxes, scores = crowd(3, 90, top_k, whole=True)
+def test_arguments_together(run_node: RunNode, inclusive: bool, by_class: bool) -> None:
+    boxes, scores = crowd(3, 90, 1, whole=True)
     scores[1, ::4] = float("nan")
     boxes[2, :30, 2] = boxes[2, :30, 0] - 0.75  # inverted; with the legacy pixel still a quarter wide
     classes = torch.randint(0, 3, (3, 90)) if by_class else None
-    result = plugins_cuda.nms(boxes, scores, 0.45, 0.1, 60, classes, top_k, inclusive)
-    assert_same(run_body(run_node, boxes, scores, 0.45, 0.1, 60, classes, top_k, inclusive), result)
+    result = plugins_cuda.nms(boxes, scores, 0.45, 0.1, 60, classes, inclusive)
+    assert_same(run_body(run_node, boxes, scores, 0.45, 0.1, 60, classes, inclusive), result)
     for image in range(3):
         labels = None if classes is None else classes[image].tolist()
         lists = (boxes[image].tolist(), scores[image].tolist())
-        expected = brute_force(*lists, 0.45, 0.1, labels, top_k, inclusive)[:60]
+        expected = brute_force(*lists, 0.45, 0.1, labels, inclusive)[:60]
         assert result[0][image, : result[1][image]].tolist() == expected
 
 
-def test_equals_onnx_runtimes_operator():
+def test_equals_onnx_runtimes_operator() -> None:
     """[image, class, box] of NonMaxSuppression itself: every class of an image has the same boxes."""
     boxes, scores = crowd(2, 50, 21)
     per_class = torch.stack([scores, scores.flip(1), torch.rand(2, 50)], dim=1)  # [B, C, N]
@@ -170,7 +159,7 @@ def test_equals_onnx_runtimes_operator():
 
 
 def onnx_nms(boxes: Tensor, scores: Tensor, most: int, iou: float, least: float) -> np.ndarray:
-    numbers = {"most": np.int64([most]), "iou": np.float32([iou]), "least": np.float32([least])}
+    numbers = {"most": np.array([most]), "iou": np.array([iou], np.float32), "least": np.array([least], np.float32)}
     graph = helper.make_graph(
         [helper.make_node("NonMaxSuppression", ["boxes", "scores", *numbers], ["selected"])],
         "nms",
@@ -183,10 +172,10 @@ def onnx_nms(boxes: Tensor, scores: Tensor, most: int, iou: float, least: float)
     return session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy()})[0]
 
 
-def test_exported_with_classes():
+def test_exported_with_classes() -> None:
     class Suppress(torch.nn.Module):
         def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, top_k=40, inclusive=True)
+            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, inclusive=True)
 
     def problem(batch: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         return *crowd(batch, count, count), torch.randint(0, 3, (batch, count))
@@ -210,7 +199,6 @@ def test_exported_with_classes():
         "iou_threshold": 0.5,
         "score_threshold": np.float32(0.1),
         "max_output": 30,
-        "top_k": 40,
         "inclusive": 1,
         "plugin_version": b"1",
         "plugin_namespace": b"",
@@ -221,21 +209,20 @@ def test_exported_with_classes():
     for shape in ((2, 50), (3, 90), (1, 20)):
         boxes, scores, classes = problem(*shape)
         results = session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy(), "classes": classes.numpy()})
-        assert_same(results, reference.nms(boxes, scores, 0.5, 0.1, 30, classes, 40, True))
+        assert_same(results, reference.nms(boxes, scores, 0.5, 0.1, 30, classes, True))
 
 
 @pytest.mark.parametrize("by_class", [False, True])
 @pytest.mark.parametrize("shape", [(2, 0), (0, 5), (3, 1)])
-def test_body_of_nothing(run_node, shape: tuple[int, int], by_class: bool):
+def test_body_of_nothing(run_node: RunNode, shape: tuple[int, int], by_class: bool) -> None:
     boxes, scores = crowd(*shape, 3)
     classes = torch.zeros(shape, dtype=torch.int64) if by_class else None
-    for top_k in (0, 4):
-        expected = reference.nms(boxes, scores, 0.5, 0.1, 6, classes, top_k)
-        assert_same(run_body(run_node, boxes, scores, 0.5, 0.1, 6, classes, top_k), expected)
+    expected = reference.nms(boxes, scores, 0.5, 0.1, 6, classes)
+    assert_same(run_body(run_node, boxes, scores, 0.5, 0.1, 6, classes), expected)
 
 
 @pytest.mark.parametrize("top", [1, 7, 40])
-def test_hostile_input(run_node, top: int):
+def test_hostile_input(run_node: RunNode, top: int) -> None:
     boxes, scores = crowd(6, 40, 9)
     scores[0] = 0.5  # all ties
     scores[1, ::3] = float("nan")
@@ -253,7 +240,7 @@ def test_hostile_input(run_node, top: int):
     assert counts[4] == min(top, int((scores[4] > 0.1).sum()))
 
 
-def test_iou_exactly_at_the_threshold_survives(run_node):
+def test_iou_exactly_at_the_threshold_survives(run_node: RunNode) -> None:
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 7], [0, 0, 3, 10]]])
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.6]])
     for iou, expected in ((0.5, [0, 1, 3]), (0.7, [0, 1, 3]), (0.75, [0, 1, 2, 3])):
@@ -262,7 +249,7 @@ def test_iou_exactly_at_the_threshold_survives(run_node):
         np.testing.assert_array_equal(run_body(run_node, boxes, scores, iou, 0.0, 4)[0], indices.numpy())
 
 
-def test_permutation_and_batch():
+def test_permutation_and_batch() -> None:
     boxes, scores = crowd(2, 80, 5)
     indices, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.0, 80)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
@@ -275,7 +262,7 @@ def test_permutation_and_batch():
 
 
 @pytest.mark.parametrize("iou", [0.3, 0.5, 0.7])
-def test_keeps_what_the_original_kept(run_node, shared_data: Path, iou: float):
+def test_keeps_what_the_original_kept(run_node: RunNode, shared_data: Path, iou: float) -> None:
     golden = np.load(shared_data / "upsnet_golden" / "edge.npz")
     for name in ("nms_", "nms_exact_"):
         rows = torch.from_numpy(golden[f"{name}in"])[None]

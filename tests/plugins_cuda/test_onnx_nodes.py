@@ -46,7 +46,7 @@ class Tiny(nn.Module):
         scores = logits[:, 0].sigmoid()
         kept, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.3, DETECTIONS)
         boxes = boxes.gather(1, kept[..., None].expand(-1, -1, 4))
-        pooled = plugins_cuda.roi_align_fpn(pyramid, boxes, 7, canonical_size=32.0)
+        pooled = plugins_cuda.roi_align_fpn(pyramid, boxes * 7, 7)
         masks = self.mask(pooled.flatten(2)).unflatten(2, (7, 7))
         panoptic, segments, count = plugins_cuda.panoptic_fusion(
             self.score(p2), boxes - torch.tensor([0.0, 0, 1, 1]), kept % THINGS, scores.gather(1, kept),
@@ -87,7 +87,7 @@ def model(network: Tiny) -> onnx.ModelProto:
     return proto
 
 
-def test_nodes_and_shapes(model: onnx.ModelProto):
+def test_nodes_and_shapes(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model, full_check=True)
     assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 20), ("upsnet", 1)}
     nodes = {node.op_type: node for node in model.graph.node if node.domain == "upsnet"}
@@ -104,14 +104,14 @@ def test_nodes_and_shapes(model: onnx.ModelProto):
     assert dims["segments"] == ["B", STUFF + DETECTIONS, 7]
 
 
-def test_function_names_are_no_operators_of_onnx():
+def test_function_names_are_no_operators_of_onnx() -> None:
     names = [function.name for function in plugins_cuda.onnx_functions()]
     assert len(names) == len(set(names))
     assert not any(onnx.defs.has(name) for name in names)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 96, 160)])
-def test_runs_like_pytorch(network: Tiny, model: onnx.ModelProto, shape: tuple[int, int, int]):
+def test_runs_like_pytorch(network: Tiny, model: onnx.ModelProto, shape: tuple[int, int, int]) -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     example = inputs(*shape)
     panoptic, segments, count, pooled = session.run(
@@ -125,7 +125,7 @@ def test_runs_like_pytorch(network: Tiny, model: onnx.ModelProto, shape: tuple[i
     assert len(np.unique(panoptic)) > 2
 
 
-def test_only_the_bodies_import_onnx(project_root: Path):
+def test_only_the_bodies_import_onnx(project_root: Path) -> None:
     importing = set()
     for path in (project_root / "plugins_cuda").rglob("*.py"):
         for statement in ast.parse(path.read_text()).body:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,39 +14,20 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda.panoptic_fusion import reference
 from tests.agreement import assert_same_segments
+from tests.plugins_cuda.conftest import Front, RunNode
+from tests.plugins_cuda.inputs import fusion_inputs
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
 
 STUFF, THINGS, MASK = 3, 2, 5
-Inputs = dict[str, Tensor]
+Inputs = dict[str, Any]  # keyword arguments
 
 
 def random_inputs(
     seed: int, counts: list[int], height: int = 6, width: int = 8, rows: int = 7, sharp: float = 3.0
 ) -> Inputs:
-    """Inputs for one image of 4 height x 4 width pixels for every count; the last rows and columns are padding."""
-    generator = torch.Generator().manual_seed(seed)
-    batch = len(counts)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(batch, *shape, generator=generator)
-
-    extent = torch.tensor([4.0 * width, 4.0 * height])
-    centre = torch.rand(batch, rows, 2, generator=generator) * extent
-    half = torch.rand(batch, rows, 2, generator=generator) * extent * 0.4
-    boxes = torch.cat([(centre - half).clamp(min=0), (centre + half).minimum(extent - 1)], dim=-1)
-    sizes = [[4 * height - 1 - image % 3 * 5, 4 * width - 9] for image in range(batch)]
-    return {
-        "semantic": normal(STUFF + THINGS, height, width) * 2,
-        "boxes": boxes,
-        "classes": torch.randint(0, THINGS, (batch, rows), generator=generator),
-        "scores": torch.rand(batch, rows, generator=generator).sort(dim=1, descending=True)[0],
-        "mask_logits": normal(rows, MASK, MASK) * sharp + 0.5,
-        "counts": torch.tensor(counts, dtype=torch.int32),
-        "sizes": torch.tensor(sizes, dtype=torch.int32),
-        "scales": torch.linspace(0.5, 1.5, batch),
-    }
+    return fusion_inputs(seed, counts=counts, rows=rows, height=height, width=width, sharp=sharp)
 
 
 def fuse(
@@ -62,7 +44,9 @@ def fuse(
     return [result.cpu().numpy() for result in results]
 
 
-def run_body(run_node, inputs: Inputs, limit: float = 60.0, overlap: float = 0.3, num_stuff: int = STUFF):
+def run_body(
+    run_node: RunNode, inputs: Inputs, limit: float = 60.0, overlap: float = 0.3, num_stuff: int = STUFF
+) -> list[np.ndarray]:
     attributes = {"num_stuff": num_stuff, "stuff_area_limit": limit, "mask_overlap_threshold": overlap}
     return run_node("PanopticFusion", inputs, [torch.uint8, torch.float32, torch.int32], **attributes)
 
@@ -154,7 +138,7 @@ def slow_image(inputs: dict[str, np.ndarray], limit: float, overlap: float) -> t
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_a_slow_loop(front, seed: int):
+def test_equals_a_slow_loop(front: Front, seed: int) -> None:
     inputs = random_inputs(seed, [7, 2, 0])
     panoptic, segments, count = fuse(inputs, device=front.device)
     for image in range(3):
@@ -187,31 +171,31 @@ INSTANCE_BOX[1:5, 2:6] = 1
 
 
 def check_flat(
-    run_node, front, inputs: Inputs, panoptic: np.ndarray, rows: list[list[float]], limit: float = 0.0
+    run_node: RunNode, front: Front, inputs: Inputs, panoptic: np.ndarray, rows: list[list[float]], limit: float = 0.0
 ) -> None:
     table = np.zeros((3, 7), np.float32)
     table[: len(rows)] = np.array(rows).reshape(-1, 7)
-    expected = [panoptic[None].astype(np.uint8), table[None], np.array([len(rows)], np.int32)]
+    expected: list[np.ndarray] = [panoptic[None].astype(np.uint8), table[None], np.array([len(rows)], np.int32)]
     assert_same(fuse(inputs, limit, num_stuff=2, device=front.device), expected)
     assert_same(run_body(run_node, inputs, limit, num_stuff=2), expected)
 
 
-def test_instance_and_unknown(run_node, front):
+def test_instance_and_unknown(run_node: RunNode, front: Front) -> None:
     # Inside the box: stuff 1 and 0, instance 1.5 + 2, unknown 1.5 - 1.5. Outside: stuff 1, instance 0, unknown 1.5 - 0.
     check_flat(run_node, front, flat_inputs([1.0, 0.0, 1.5]), INSTANCE_BOX, [[2, 0.75, 16, 2, 1, 6, 5]])
 
 
-def test_majority_turns_the_instance_into_stuff(run_node, front):
+def test_majority_turns_the_instance_into_stuff(run_node: RunNode, front: Front) -> None:
     # The instance wins its box with .5 + 2, but stuff 0 is the semantic argmax there.
     check_flat(run_node, front, flat_inputs([1.0, 0.0, 0.5]), np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]])
 
 
-def test_instance_logit_outside_its_box_is_zero(run_node, front):
+def test_instance_logit_outside_its_box_is_zero(run_node: RunNode, front: Front) -> None:
     # All of the semantic logits are negative: the instance's 0 beats stuff -2 and unknown -1 everywhere.
     check_flat(run_node, front, flat_inputs([-2.0, -3.0, -1.0], 3.0), np.ones((8, 8)), [[2, 0.75, 64, 0, 0, 8, 8]])
 
 
-def test_ties_go_to_the_lowest(run_node, front):
+def test_ties_go_to_the_lowest(run_node: RunNode, front: Front) -> None:
     # Everything is 0: stuff 0 everywhere, although the instance and unknown reach 0 too.
     inputs = flat_inputs([0.0, 0.0, 0.0])
     inputs["boxes"][:] = torch.tensor([2.0, 1, 2, 1])
@@ -219,7 +203,7 @@ def test_ties_go_to_the_lowest(run_node, front):
     check_flat(run_node, front, inputs, expected, [[0, 1.0, 64, 0, 0, 8, 8]])
 
 
-def test_no_detections(run_node, front):
+def test_no_detections(run_node: RunNode, front: Front) -> None:
     # Unknown is max over things - 0: it beats stuff.
     inputs = flat_inputs([1.0, 0.0, 1.5])
     inputs["counts"][:] = 0
@@ -228,14 +212,14 @@ def test_no_detections(run_node, front):
     check_flat(run_node, front, inputs, np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]])
 
 
-def test_area_limit_is_in_original_pixels(run_node, front):
+def test_area_limit_is_in_original_pixels(run_node: RunNode, front: Front) -> None:
     inputs = flat_inputs([1.0, 0.0, 0.5])
     inputs["scales"][:] = 2.0
     check_flat(run_node, front, inputs, np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]], limit=16.0)
     check_flat(run_node, front, inputs, np.zeros((8, 8)), [], limit=16.25)
 
 
-def test_padding_is_void_and_counts_nowhere(run_node, front):
+def test_padding_is_void_and_counts_nowhere(run_node: RunNode, front: Front) -> None:
     inputs = flat_inputs([1.0, 0.0, 1.5])
     inputs["sizes"][:] = torch.tensor([3, 5])
     expected = INSTANCE_BOX.copy()
@@ -248,7 +232,7 @@ def test_padding_is_void_and_counts_nowhere(run_node, front):
     check_flat(run_node, front, inputs, stuff, [[0, 1.0, 15, 0, 0, 5, 3]])
 
 
-def test_semantic_and_mask_boxes_round_differently():
+def test_semantic_and_mask_boxes_round_differently() -> None:
     channel = torch.ones(10, 10)
     # int(1.9) .. round(4.5) = 4 (half to even) by int(2.2) .. round(5.5) = 6
     term = reference.segment_term(channel, torch.tensor([1.9, 2.2, 4.5, 5.5]))
@@ -259,7 +243,7 @@ def test_semantic_and_mask_boxes_round_differently():
     assert terms.nonzero().max(0)[0].tolist() == [5, 4]
 
 
-def test_inverted_boxes_have_no_mask():
+def test_inverted_boxes_have_no_mask() -> None:
     # Columns 10 .. 9 and 10 .. 3 are none; 10 .. 10 is one although x2 < x1.
     boxes = torch.tensor([[10.2, 4.0, 9.9, 6.0], [10.2, 4.0, 3.0, 6.0], [10.7, 4.0, 10.2, 6.0]])
     terms = reference.mask_terms(torch.ones(3, 4, 4), boxes, 12, 12)
@@ -267,7 +251,7 @@ def test_inverted_boxes_have_no_mask():
     assert terms.isfinite().all() and reference.prune(terms > 0, torch.zeros(3, dtype=torch.int64), 0.3).tolist() == [2]
 
 
-def test_pruning_by_hand():
+def test_pruning_by_hand() -> None:
     # Spans of pixels in one row. Of class 0: the first is accepted; the second lies on it with 3 of 10 pixels, which
     # is not more than .3; the third with 6 of 10; the fourth with 2 of 4 on the first, and with all on the second; the
     # fifth with 3 of 7 on the third only, which was dropped. The sixth equals the first, but is of class 1. The last is
@@ -283,7 +267,7 @@ def test_pruning_by_hand():
     assert reference.prune(masks, classes, 0.0).tolist() == [0, 4, 5]
 
 
-def test_majority_rule_by_hand():
+def test_majority_rule_by_hand() -> None:
     # Three instances (labels 2, 3, 4) of four pixels, two stuff classes (0, 1) and two thing classes (2, 3); void is 5.
     labels = torch.tensor([[2, 2, 2, 2], [3, 3, 3, 3], [4, 4, 4, 4], [0, 1, 5, 1]])
     semantic = torch.tensor([[1, 1, 2, 3], [0, 1, 2, 2], [1, 0, 1, 0], [0, 0, 0, 0]])
@@ -296,7 +280,7 @@ def test_majority_rule_by_hand():
     assert merged.tolist() == [[1, 1, 1, 1], [3, 3, 3, 3], [5, 5, 5, 5], [5, 1, 5, 1]]
 
 
-def test_too_many_rows_for_a_byte():
+def test_too_many_rows_for_a_byte() -> None:
     inputs = random_inputs(0, [1], rows=253)
     with pytest.raises(ValueError, match="255"):
         fuse(inputs)
@@ -311,7 +295,7 @@ def assert_agree(body: list[np.ndarray], expected: list[np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_body_where_nothing_rounds(run_node, seed: int):
+def test_body_where_nothing_rounds(run_node: RunNode, seed: int) -> None:
     """Logits on a coarse grid, boxes of the masks' size times powers of two: equal, and many pixels are ties."""
     inputs = random_inputs(seed, [7, 4])
     for name in ("semantic", "mask_logits"):
@@ -324,19 +308,19 @@ def test_body_where_nothing_rounds(run_node, seed: int):
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("counts", [[7], [0], [0, 0], [3, 0, 7, 1]])
-def test_body_equals_reference(run_node, seed: int, counts: list[int]):
+def test_body_equals_reference(run_node: RunNode, seed: int, counts: list[int]) -> None:
     for sharp in (0.5, 5.0):
         inputs = random_inputs(seed, counts, sharp=sharp)
         assert_agree(run_body(run_node, inputs), fuse(inputs))
 
 
 @pytest.mark.parametrize("height, width, rows", [(16, 24, 20), (9, 5, 3)])
-def test_body_at_other_sizes(run_node, height: int, width: int, rows: int):
+def test_body_at_other_sizes(run_node: RunNode, height: int, width: int, rows: int) -> None:
     inputs = random_inputs(11, [rows, rows // 2], height, width, rows)
     assert_agree(run_body(run_node, inputs), fuse(inputs))
 
 
-def test_body_with_hostile_input(run_node):
+def test_body_with_hostile_input(run_node: RunNode) -> None:
     inputs = random_inputs(21, [7] * 8)
     boxes, logits = inputs["boxes"], inputs["mask_logits"]
     boxes[0, :, 2:] = boxes[0, :, :2]  # one pixel
@@ -354,7 +338,7 @@ def test_body_with_hostile_input(run_node):
             assert_agree(run_body(run_node, inputs, limit, overlap), fuse(inputs, limit, overlap))
 
 
-def test_padded_rows_and_batch_do_not_matter(run_node):
+def test_padded_rows_and_batch_do_not_matter(run_node: RunNode) -> None:
     inputs = random_inputs(31, [4, 2, 6])
     expected = fuse(inputs)
     for name in ("boxes", "scores", "mask_logits"):
@@ -368,7 +352,7 @@ def test_padded_rows_and_batch_do_not_matter(run_node):
         assert_agree(run_body(run_node, alone), [result[image : image + 1] for result in expected])
 
 
-def test_map_and_table_agree():
+def test_map_and_table_agree() -> None:
     panoptic, segments, count = fuse(random_inputs(41, [7, 5, 3], 10, 12))
     for image in range(3):
         assert set(np.unique(panoptic[image])) <= set(range(count[image] + 1))
@@ -389,7 +373,7 @@ def tensors(folder: Path, name: str) -> dict[str, Tensor]:
     return {key: torch.from_numpy(array) for key, array in np.load(folder / "upsnet_golden" / f"{name}.npz").items()}
 
 
-def test_resizes_like_the_original(shared_data: Path):
+def test_resizes_like_the_original(shared_data: Path) -> None:
     golden = tensors(shared_data, "common")
     for width, height in ((1, 1), (5, 40), (14, 14), (28, 28), (61, 33), (200, 3)):
         box = torch.tensor([[0.0, 0, width - 1, height - 1]])
@@ -398,7 +382,7 @@ def test_resizes_like_the_original(shared_data: Path):
         torch.testing.assert_close(resized, golden[f"bilinear_out_w{width}_h{height}"], atol=2e-6 * scale, rtol=0)
 
 
-def test_prunes_like_the_original(shared_data: Path):
+def test_prunes_like_the_original(shared_data: Path) -> None:
     golden = tensors(shared_data, "edge")
     order = golden["rem_scores"].argsort(descending=True)
     terms = reference.mask_terms(golden["rem_logits"][order], golden["rem_boxes"][order], 256, 320)
@@ -409,7 +393,7 @@ def test_prunes_like_the_original(shared_data: Path):
 
 
 @pytest.mark.parametrize("limit", [1, 50, 51, 395, 396, 4096])
-def test_merges_like_the_original(shared_data: Path, limit: int):
+def test_merges_like_the_original(shared_data: Path, limit: int) -> None:
     golden = tensors(shared_data, "edge")
     stuff, instances = 53, len(golden["merge_cls"])
     labels = golden["merge_pan"].long()
@@ -419,7 +403,7 @@ def test_merges_like_the_original(shared_data: Path, limit: int):
     assert torch.equal(category[merged], golden[f"merge_out_limit{limit}"][..., 0].long())
 
 
-def test_whole_head_like_the_original(run_node, front, shared_data: Path):
+def test_whole_head_like_the_original(run_node: RunNode, front: Front, shared_data: Path) -> None:
     golden = tensors(shared_data, "cityscapes_r50")
     inputs = {
         "semantic": golden["fcn_score"][None],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,50 +15,23 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda import library
-from plugins_cuda.panoptic_fusion import binding, reference
+from plugins_cuda.panoptic_fusion import SCHEMA, reference
+from plugins_cuda.pytorch import params_type
 from tests.agreement import assert_same_segments
+from tests.plugins_cuda.conftest import Front
+from tests.plugins_cuda.inputs import LAYOUTS, TYPES, fusion_inputs
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
 
-Inputs = dict[str, Tensor]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
+Inputs = dict[str, Any]  # keyword arguments
 
 
-def make_inputs(
-    seed: int,
-    *,
-    counts: list[int],
-    rows: int = 6,
-    stuff: int = 3,
-    things: int = 2,
-    height: int = 6,
-    width: int = 9,
-    mask_size: int = 5,
-    dtype: torch.dtype = torch.float32,
-) -> Inputs:
-    """Random detections over random logits; `num_stuff` is among the values. The images end inside their padding."""
-    generator = torch.Generator().manual_seed(seed)
-    batch = len(counts)
-    extent = torch.tensor([4.0 * width, 4.0 * height])
-    centre = torch.rand(batch, rows, 2, generator=generator) * extent
-    half = torch.rand(batch, rows, 2, generator=generator) * extent * 0.4
-    sizes = [[4 * height - image % 3, 4 * width - 3 * (image % 2)] for image in range(batch)]
-    return {
-        "semantic": (torch.randn(batch, stuff + things, height, width, generator=generator) * 2).to(dtype),
-        "boxes": torch.cat([centre - half, centre + half], dim=-1),
-        "classes": torch.randint(0, things, (batch, rows), generator=generator),
-        "scores": torch.rand(batch, rows, generator=generator).sort(dim=1, descending=True)[0],
-        "mask_logits": (torch.randn(batch, rows, mask_size, mask_size, generator=generator) * 3 + 0.5).to(dtype),
-        "counts": torch.tensor(counts, dtype=torch.int32),
-        "sizes": torch.tensor(sizes, dtype=torch.int32).reshape(batch, 2),
-        "scales": torch.linspace(0.5, 1.5, batch),
-        "num_stuff": stuff,
-    }
+def make_inputs(seed: int, *, stuff: int = 3, **options: Any) -> Inputs:
+    return {**fusion_inputs(seed, stuff=stuff, **options), "num_stuff": stuff}
 
 
-def run(front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3) -> list[Tensor]:
+def run(front: Front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3) -> list[Tensor]:
     inputs = {name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     results = plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=limit, mask_overlap_threshold=overlap)
     return [result.cpu() for result in results]
@@ -67,7 +42,7 @@ def define(inputs: Inputs, limit: float = 20.0, overlap: float = 0.3, double: bo
     return list(reference.panoptic_fusion(**inputs, stuff_area_limit=limit, mask_overlap_threshold=overlap))
 
 
-def check(front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3, double: bool = True) -> list[Tensor]:
+def check(front: Front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3, double: bool = True) -> list[Tensor]:
     """Fronts round alike on every CPU, PyTorch does not: the definition is taken in float64 where that is the same."""
     actual = run(front, inputs, limit, overlap)
     for one, other in zip(actual, define(inputs, limit, overlap, double), strict=True):
@@ -80,8 +55,8 @@ def check(front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3, doub
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_type_and_layout(front, dtype: torch.dtype, layout: torch.memory_format):
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_type_and_layout(front: Front, dtype: torch.dtype, layout: torch.memory_format) -> None:
     inputs = make_inputs(1, counts=[6, 3], dtype=dtype)
     inputs["semantic"] = inputs["semantic"].contiguous(memory_format=layout)
     check(front, inputs)
@@ -94,7 +69,9 @@ def test_every_type_and_layout(front, dtype: torch.dtype, layout: torch.memory_f
     "height, width, stuff, things, mask_size",
     [(1, 1, 3, 2, 5), (1, 70, 1, 1, 1), (19, 3, 9, 8, 28), (11, 35, 5, 20, 7), (3, 33, 2, 300, 2)],
 )
-def test_sizes(front, layout, height: int, width: int, stuff: int, things: int, mask_size: int):
+def test_sizes(
+    front: Front, layout: torch.memory_format, height: int, width: int, stuff: int, things: int, mask_size: int
+) -> None:
     sizes = {"height": height, "width": width, "stuff": stuff, "things": things, "mask_size": mask_size}
     inputs = make_inputs(2, counts=[5], rows=5, **sizes)
     inputs["classes"] %= 3
@@ -102,7 +79,7 @@ def test_sizes(front, layout, height: int, width: int, stuff: int, things: int, 
     check(front, inputs)
 
 
-def test_batch_of_different_counts_and_sizes(front):
+def test_batch_of_different_counts_and_sizes(front: Front) -> None:
     inputs = make_inputs(3, counts=[6, 0, 4, 1])
     inputs["sizes"] = torch.tensor([[24, 36], [24, 36], [1, 36], [13, 2]], dtype=torch.int32)
     panoptic, segments, segment_count = check(front, inputs)
@@ -112,12 +89,12 @@ def test_batch_of_different_counts_and_sizes(front):
         assert all(torch.equal(a[0], b[image]) for a, b in zip(one, (panoptic, segments, segment_count), strict=True))
 
 
-def test_as_many_rows_as_fit(front):
+def test_as_many_rows_as_fit(front: Front) -> None:
     inputs = make_inputs(4, counts=[254], rows=254, stuff=1, things=40, height=3, width=4, mask_size=3)
     check(front, inputs, limit=0.0, overlap=1.0)
 
 
-def test_order_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch):
+def test_order_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(5, counts=[6, 5], height=5, width=40)
     expected = define(inputs, double=True)
     for order in ("reverse", "shuffle"):
@@ -127,7 +104,7 @@ def test_order_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch):
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-def test_threads_of_the_cpu_do_not_matter():
+def test_threads_of_the_cpu_do_not_matter() -> None:
     inputs = make_inputs(6, counts=[6, 5], height=40, width=10)
     torch.set_num_threads(3)
     actual = plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=20.0)
@@ -145,7 +122,7 @@ def dyadic_inputs(draw: st.DrawFn) -> tuple[Inputs, float, float]:
     stuff, things = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     height, width = draw(st.integers(1, 7)), draw(st.integers(1, 9))
     mask_size, levels = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 3, 9]))
-    dtype, layout = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(LAYOUTS))
+    dtype, layout = draw(st.sampled_from(TYPES)), draw(st.sampled_from(LAYOUTS))
     shift = draw(st.sampled_from([-3.0, -1.0, 0.0, 1.0]))
 
     def grid(*shape: int) -> Tensor:
@@ -172,19 +149,19 @@ def dyadic_inputs(draw: st.DrawFn) -> tuple[Inputs, float, float]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 @given(drawn=dyadic_inputs())
-def test_dyadic_inputs(front, drawn: tuple[Inputs, float, float]):
+def test_dyadic_inputs(front: Front, drawn: tuple[Inputs, float, float]) -> None:
     check(front, *drawn)
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
-def test_constant_logits(front, value: float):
+def test_constant_logits(front: Front, value: float) -> None:
     inputs = make_inputs(7, counts=[6, 2])
     inputs["semantic"].fill_(value)
     inputs["mask_logits"].fill_(1.0)
     check(front, inputs)
 
 
-def test_negative_stuff_loses_to_absent_instances(front):
+def test_negative_stuff_loses_to_absent_instances(front: Front) -> None:
     inputs = make_inputs(8, counts=[6, 3])
     inputs["semantic"] = -inputs["semantic"].abs() - 0.5
     inputs["semantic"][:, :3] -= 10  # no majority for stuff
@@ -192,7 +169,7 @@ def test_negative_stuff_loses_to_absent_instances(front):
     assert (segments[0, 0, :1] >= 3).all() and (panoptic[0, :22] > 0).float().mean() > 0.9
 
 
-def test_identical_boxes_and_masks(front):
+def test_identical_boxes_and_masks(front: Front) -> None:
     inputs = make_inputs(9, counts=[6, 6])
     inputs["boxes"][:] = torch.tensor([-5.0, -5, 100, 100])
     inputs["mask_logits"][:] = inputs["mask_logits"][:1, :1]
@@ -201,7 +178,7 @@ def test_identical_boxes_and_masks(front):
         check(front, inputs, overlap=overlap)
 
 
-def test_everything_dropped(front):
+def test_everything_dropped(front: Front) -> None:
     inputs = make_inputs(10, counts=[6, 6])
     inputs["mask_logits"].fill_(-1.0)
     check(front, inputs)
@@ -210,14 +187,14 @@ def test_everything_dropped(front):
     assert not segments.any() and not count.any()
 
 
-def test_sizes_of_nothing_and_beyond_the_map(front):
+def test_sizes_of_nothing_and_beyond_the_map(front: Front) -> None:
     inputs = make_inputs(11, counts=[6, 6, 6, 6])
     inputs["sizes"] = torch.tensor([[0, 0], [-4, 7], [1000, 1000], [5, 2**31 - 1]], dtype=torch.int32)
     check(front, inputs)
 
 
 @pytest.mark.parametrize("batch, rows, height, width", [(0, 3, 2, 2), (2, 0, 3, 2), (0, 0, 1, 1), (2, 3, 0, 4)])
-def test_empty_tensors(front, batch: int, rows: int, height: int, width: int):
+def test_empty_tensors(front: Front, batch: int, rows: int, height: int, width: int) -> None:
     inputs = make_inputs(12, counts=[rows] * batch, rows=rows, height=height, width=width)
     if height:
         check(front, inputs)
@@ -231,7 +208,7 @@ def test_empty_tensors(front, batch: int, rows: int, height: int, width: int):
 BAD = [float("nan"), float("inf"), -float("inf")]
 
 
-def test_no_number_among_the_logits(front):
+def test_no_number_among_the_logits(front: Front) -> None:
     inputs = make_inputs(13, counts=[6, 6, 6])
     for image, bad in enumerate(BAD):
         inputs["semantic"][image, :, 2:4] = bad  # whole rows: of sums with 2^100 nothing else is left
@@ -239,9 +216,9 @@ def test_no_number_among_the_logits(front):
     check(front, inputs, double=False)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("bad", [*BAD, None])
-def test_no_number_at_all(front, dtype: torch.dtype, bad: float | None):
+def test_no_number_at_all(front: Front, dtype: torch.dtype, bad: float | None) -> None:
     inputs = make_inputs(14, counts=[6], dtype=dtype)
     bad = torch.finfo(dtype).max if bad is None else bad
     inputs["semantic"].fill_(bad)
@@ -252,7 +229,7 @@ def test_no_number_at_all(front, dtype: torch.dtype, bad: float | None):
     check(front, inputs, double=False)
 
 
-def test_boxes_of_all_kinds(front):
+def test_boxes_of_all_kinds(front: Front) -> None:
     inputs = make_inputs(15, counts=[6] * 6)
     boxes = inputs["boxes"]
     boxes[0, :, 2:] = boxes[0, :, :2] - 0.75
@@ -266,19 +243,19 @@ def test_boxes_of_all_kinds(front):
     check(front, inputs)
 
 
-def test_classes_that_do_not_exist(front):
+def test_classes_that_do_not_exist(front: Front) -> None:
     inputs = make_inputs(16, counts=[6, 6])
     inputs["classes"][0, :3] = torch.tensor([-1, 2, 2**40])
     inputs["classes"][1] = 2**32
     check(front, inputs)
 
 
-def test_counts_out_of_range(front):
+def test_counts_out_of_range(front: Front) -> None:
     inputs = make_inputs(17, counts=[-3, 7, 2**31 - 1, -(2**31)])
     check(front, inputs)
 
 
-def test_rows_beyond_the_count_are_not_read(front):
+def test_rows_beyond_the_count_are_not_read(front: Front) -> None:
     inputs = make_inputs(18, counts=[3, 0])
     expected = define(inputs)
     for name in ("boxes", "scores", "mask_logits"):
@@ -306,7 +283,7 @@ def test_rows_beyond_the_count_are_not_read(front):
         ("num_stuff", 5),
     ],
 )
-def test_errors_name_the_tensor(name: str, value: Tensor | int):
+def test_errors_name_the_tensor(name: str, value: Tensor | int) -> None:
     inputs = make_inputs(19, counts=[6, 6]) | {name: value}
     with pytest.raises(ValueError, match=f"^panoptic_fusion: .*{name}"):
         plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=1.0)
@@ -325,11 +302,13 @@ def test_errors_name_the_tensor(name: str, value: Tensor | int):
         (1, 16, 24, 3, 2, 7, 5),
     ],
 )
-def test_workspace_is_small(name: str, batch, height, width, stuff, things, rows, mask_size):
+def test_workspace_is_small(
+    name: str, batch: int, height: int, width: int, stuff: int, things: int, rows: int, mask_size: int
+) -> None:
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU")
     compiled = library.load(name, library.gpu_architecture(torch.device("cuda")) if name == "cuda" else "")
-    params = binding.Params(
+    params = params_type(SCHEMA)(
         batch=batch,
         num_stuff=stuff,
         num_things=things,
@@ -350,7 +329,7 @@ def arguments(inputs: Inputs) -> tuple[object, ...]:
     return (*inputs.values(), 20.0, 0.3)
 
 
-def test_operator_keeps_pytorch_rules():
+def test_operator_keeps_pytorch_rules() -> None:
     inputs = make_inputs(20, counts=[6, 2])
     torch.library.opcheck(torch.ops.upsnet.panoptic_fusion, arguments(inputs))
     inputs["semantic"] = inputs["semantic"].half().contiguous(memory_format=torch.channels_last)
@@ -359,10 +338,23 @@ def test_operator_keeps_pytorch_rules():
 
 class Head(torch.nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return plugins_cuda.panoptic_fusion(*tensors, num_stuff=3, stuff_area_limit=20.0)
+        semantic, boxes, classes, scores, mask_logits, *sizes = tensors
+        counts, image_sizes, scales = sizes
+        return plugins_cuda.panoptic_fusion(
+            semantic,
+            boxes,
+            classes,
+            scores,
+            mask_logits,
+            counts,
+            image_sizes,
+            scales,
+            num_stuff=3,
+            stuff_area_limit=20.0,
+        )
 
 
-def test_compile_and_export_see_one_operator():
+def test_compile_and_export_see_one_operator() -> None:
     inputs = make_inputs(21, counts=[6, 2])
     inputs.pop("num_stuff")
     expected = Head()(*inputs.values())
@@ -374,7 +366,7 @@ def test_compile_and_export_see_one_operator():
     assert all("getitem" in str(target) for target in calls[1:])
 
 
-def test_strided_inputs(front):
+def test_strided_inputs(front: Front) -> None:
     inputs = make_inputs(22, counts=[6, 2])
     expected = define(inputs, double=True)
     inputs["semantic"] = inputs["semantic"].repeat_interleave(2, dim=3)[..., ::2]
@@ -384,7 +376,7 @@ def test_strided_inputs(front):
 
 
 @pytest.mark.parametrize("mask_type", [torch.float16, torch.float32])
-def test_body_takes_half_precision(front, mask_type: torch.dtype):
+def test_body_takes_half_precision(front: Front, mask_type: torch.dtype) -> None:
     inputs = make_inputs(23, counts=[6, 2], dtype=torch.float16)
     inputs["mask_logits"] = inputs["mask_logits"].to(mask_type)
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}

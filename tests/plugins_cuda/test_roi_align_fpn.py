@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,14 +17,12 @@ import torch
 from torch import Tensor
 
 import plugins_cuda
-from plugins_cuda.roi_align_fpn import MAX_SAMPLES, bag, binding, reference
+from plugins_cuda import library
+from plugins_cuda.roi_align_fpn import MAX_SAMPLES, gradient, reference
+from tests.plugins_cuda.conftest import RunNode
+from tests.plugins_cuda.inputs import SPECIAL_BOXES, pyramid
 
 pytestmark = pytest.mark.numeric
-
-
-def pyramid(batch: int = 2, channels: int = 3, height: int = 64, width: int = 96, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, channels, height >> level, width >> level, generator=generator) for level in range(4)]
 
 
 def hostile_boxes(batch: int = 2) -> Tensor:
@@ -31,49 +30,34 @@ def hostile_boxes(batch: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     centre = torch.rand(batch, 40, 2, generator=generator) * torch.tensor([384.0, 256.0])
     size = 2 ** (torch.rand(batch, 40, 2, generator=generator) * 9)
-    special = torch.tensor(
-        [
-            [0, 0, 0, 0],
-            [20, 30, 20, 30],
-            [50, 50, 49.5, 60],
-            [300, 200, 10, 20],
-            [1, 1, 1.25, 1.5],
-            [-900, -900, 2000, 2000],
-            [-80, -60, -10, -5],
-            [380, 250, 500, 400],
-            [1000, 1000, 1200, 1300],
-            [-2, -2, 5, 5],
-        ]
-    )
+    special = torch.tensor(SPECIAL_BOXES)
     return torch.cat([torch.cat([centre - size / 2, centre + size / 2], -1), special.expand(batch, -1, -1)], 1)
 
 
 def run_body(
-    run_node, features: list[Tensor], rois: Tensor, aligned: bool = True, size: int = 7, **options
+    run_node: RunNode, features: list[Tensor], rois: Tensor, aligned: bool = True, size: int = 7, **options: Any
 ) -> np.ndarray:
     inputs = {"p2": features[0], "p3": features[1], "p4": features[2], "p5": features[3], "rois": rois}
     attributes = {
         "output_size": size,
         "sampling_ratio": options.get("sampling_ratio", 2),
         "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel",
-        "canonical_size": options.get("canonical_size", 224.0),
         "inclusive": int(options.get("inclusive", False)),
     }
     return run_node("RoiAlignFpn", inputs, [torch.float32], **attributes)[0]
 
 
-def test_levels_known_answers():
+def test_levels_known_answers() -> None:
     sides = torch.tensor([0.0, 1.0, 111.9, 112.0, 223.9, 224.0, 447.0, 448.0, 896.0, 5000.0])
     boxes = torch.stack([torch.zeros_like(sides), torch.zeros_like(sides), sides, sides], dim=1)
     assert reference.assign_levels(boxes).tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]
-    assert reference.assign_levels(boxes, canonical_size=56.0).tolist() == [0, 0, 2, 3, 3, 3, 3, 3, 3, 3]
     # 223 + 1 = 224: the inclusive convention
     assert reference.assign_levels(torch.tensor([[0.0, 0, 223, 223]]), inclusive=True).tolist() == [2]
     inverted = torch.tensor([[10.0, 10, 5, 400], [400, 400, 0, 0]])
     assert reference.assign_levels(inverted).tolist() == [0, 0]
 
 
-def test_levels_equal_the_formula():
+def test_levels_equal_the_formula() -> None:
     generator = torch.Generator().manual_seed(3)
     boxes = torch.rand(500, 4, generator=generator) * 40
     boxes[:, 2:] += 2 ** (torch.rand(500, 2, generator=generator) * 10)
@@ -83,7 +67,7 @@ def test_levels_equal_the_formula():
         assert level == min(max(math.floor(2 + math.log2(ratio)), 0), 3)
 
 
-def test_pools_from_the_level_of_each_box():
+def test_pools_from_the_level_of_each_box() -> None:
     features = [torch.full((1, 1, 64 >> level, 64 >> level), float(level)) for level in range(4)]
     rois = torch.tensor([[[8.0, 8, 40, 40], [8, 8, 128, 128], [0, 0, 240, 240]]])
     pooled = plugins_cuda.roi_align_fpn(features, rois, 2)
@@ -91,7 +75,7 @@ def test_pools_from_the_level_of_each_box():
     assert pooled[0, :, 0, 0, 0].tolist() == [0, 1, 2]
 
 
-def test_bin_is_the_mean_of_its_samples():
+def test_bin_is_the_mean_of_its_samples() -> None:
     # f(x, y) = x on a map of stride 4: a box from 8 to 24 is 2..6 on the map, drawn half a pixel back; its two bins of
     # width 2 have their mean at 2.5 and 4.5.
     ramp = torch.arange(16.0).expand(1, 1, 16, 16).clone()
@@ -103,23 +87,23 @@ def test_bin_is_the_mean_of_its_samples():
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("inclusive", [True, False])
-def test_body_equals_reference(run_node, aligned: bool, inclusive: bool):
+def test_body_equals_reference(run_node: RunNode, aligned: bool, inclusive: bool) -> None:
     features, rois = pyramid(), hostile_boxes()
-    expected = reference.roi_align_fpn(features, rois, 7, 2, aligned, 100.0, inclusive)
-    actual = run_body(run_node, features, rois, aligned, canonical_size=100.0, inclusive=inclusive)
+    expected = reference.roi_align_fpn(features, rois, 7, 2, aligned, inclusive)
+    actual = run_body(run_node, features, rois, aligned, inclusive=inclusive)
     np.testing.assert_allclose(actual, expected.numpy(), atol=1e-5)
     assert not np.isnan(actual).any()
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_body_without_boxes_on_most_levels(run_node, count: int):
+def test_body_without_boxes_on_most_levels(run_node: RunNode, count: int) -> None:
     features, rois = pyramid(), hostile_boxes()[:, :count]
     expected = reference.roi_align_fpn(features, rois, 14)
     np.testing.assert_allclose(run_body(run_node, features, rois, size=14), expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_body_takes_half_types(dtype: torch.dtype):
+def test_body_takes_half_types(dtype: torch.dtype) -> None:
     """ONNX Runtime pools in float32 whatever the maps are, and rounds once."""
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
     half = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}[dtype]
@@ -127,7 +111,7 @@ def test_body_takes_half_types(dtype: torch.dtype):
     value = onnx.helper.make_tensor_value_info
     nodes = [onnx.helper.make_node("Cast", [f"f{level}"], [f"p{level}"], to=half) for level in range(4)]
     names = [*(f"p{level}" for level in range(4)), "rois"]
-    attributes = {"output_size": 7, "sampling_ratio": 2, "canonical_size": 100.0, "inclusive": 0}
+    attributes: dict[str, Any] = {"output_size": 7, "sampling_ratio": 2, "inclusive": 0}
     mode = {"coordinate_transformation_mode": "half_pixel"}
     nodes.append(onnx.helper.make_node("RoiAlignFpn", names, ["pooled"], domain="upsnet", **attributes, **mode))
     nodes.append(onnx.helper.make_node("Cast", ["pooled"], ["out"], to=single))
@@ -139,13 +123,13 @@ def test_body_takes_half_types(dtype: torch.dtype):
     model = onnx.helper.make_model(graph, functions=plugins_cuda.onnx_functions(), opset_imports=opsets, ir_version=10)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     feeds = {f"f{level}": features[level].float().numpy() for level in range(4)} | {"rois": rois.numpy()}
-    expected = reference.roi_align_fpn(features, rois, 7, canonical_size=100.0)
+    expected = reference.roi_align_fpn(features, rois, 7)
     np.testing.assert_allclose(
         session.run(None, feeds)[0], expected.float().numpy(), rtol=torch.finfo(dtype).eps, atol=1e-5
     )
 
 
-def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node):
+def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node: RunNode) -> None:
     features = pyramid()
     rois = hostile_boxes()[:, :12].clone()
     expected = reference.roi_align_fpn(features, rois, 7)
@@ -155,17 +139,17 @@ def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node):
     broken = ~rois.isfinite().all(-1)
     expected[broken] = 0
     assert torch.equal(reference.roi_align_fpn(features, rois, 7), expected)
-    torch.testing.assert_close(bag.roi_align_fpn(features, rois, 7, 2, True, 224.0, False), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(gradient.roi_align_fpn(features, rois, 7), expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(run_body(run_node, features, rois), expected.numpy(), atol=1e-5)
 
 
-def test_reference_pools_half_types_in_float32():
+def test_reference_pools_half_types_in_float32() -> None:
     features, rois = [feature.half() for feature in pyramid()], hostile_boxes()
     exact = reference.roi_align_fpn([feature.float() for feature in features], rois, 7)
     assert torch.equal(reference.roi_align_fpn(features, rois, 7), exact.half())
 
 
-def test_batch_and_order_do_not_matter():
+def test_batch_and_order_do_not_matter() -> None:
     features, rois = pyramid(), hostile_boxes()
     together = plugins_cuda.roi_align_fpn(features, rois, 7)
     alone = plugins_cuda.roi_align_fpn([feature[1:] for feature in features], rois[1:], 7)
@@ -174,39 +158,56 @@ def test_batch_and_order_do_not_matter():
     assert torch.equal(plugins_cuda.roi_align_fpn(features, rois[:, order], 7), together[:, order])
 
 
-def test_gradient_reaches_every_level():
+def test_gradient_reaches_every_level() -> None:
     features = [feature.double().requires_grad_() for feature in pyramid(1, 1, 16, 8)]
-    rois = torch.tensor([[[1.0, 2, 12, 18], [3, 3, 30, 29], [1, 9, 40, 55], [0, 0, 100, 110]]]).double()
+    rois = torch.tensor(
+        [[[1.0, 2, 12, 18], [-80, -75, 70, 75], [-140, -130, 100, 110], [-290, -280, 190, 200]]]
+    ).double()
 
     def pool(*levels: Tensor) -> Tensor:
-        return reference.roi_align_fpn(levels, rois, 2, canonical_size=40.0)
+        return reference.roi_align_fpn(levels, rois, 2)
 
     assert torch.autograd.gradcheck(pool, features)
     pool(*features).sum().backward()
-    assert all(feature.grad.abs().sum() > 0 for feature in features)
+    assert all(feature.grad is not None and feature.grad.abs().sum() > 0 for feature in features)
 
 
 @pytest.mark.parametrize(
     ("features", "rois", "options", "message"),
     [
-        (pyramid()[:3], hostile_boxes(), {}, "four levels"),
-        ([*pyramid()[:3], torch.zeros(2, 3, 8)], hostile_boxes(), {}, r"features\[3\] must be \[B, C, H, W\]"),
-        ([*pyramid()[:3], pyramid()[3].half()], hostile_boxes(), {}, r"features\[3\] must be like features\[0\]"),
-        ([*pyramid()[:3], pyramid(channels=4)[3]], hostile_boxes(), {}, r"features\[3\] .* channels"),
-        (pyramid(), hostile_boxes()[0], {}, r"rois must be \[B, R, 4\]"),
-        (pyramid(), hostile_boxes().long(), {}, r"rois must be .* floating"),
-        (pyramid(), hostile_boxes(3), {}, "rois must have the batch"),
+        (pyramid()[:3], hostile_boxes(), {}, "features must be P2, P3, P4, P5, got 3 tensors"),
+        (
+            [*pyramid()[:3], torch.zeros(2, 3, 8)],
+            hostile_boxes(),
+            {},
+            r"features\[3\] must be torch.float32 \[B, C, H5, W5\]",
+        ),
+        (
+            [*pyramid()[:3], pyramid()[3].half()],
+            hostile_boxes(),
+            {},
+            r"features\[3\] must be torch.float32 .*got torch.float16",
+        ),
+        (
+            [*pyramid()[:3], pyramid(channels=4)[3]],
+            hostile_boxes(),
+            {},
+            r"features\[3\] must be .* = \(2, 3, H5, W5\), got torch.float32 \(2, 4, 8, 12\)",
+        ),
+        (pyramid(), hostile_boxes()[0], {}, r"rois must be floating point \[B, R, 4\]"),
+        (pyramid(), hostile_boxes().long(), {}, "rois must be floating"),
+        (pyramid(), hostile_boxes(3), {}, r"rois must be .* = \(2, R, 4\), got torch.float32 \(3,"),
         (pyramid(), hostile_boxes(), {"sampling_ratio": 0}, "sampling_ratio must be at least 1"),
-        (pyramid(), hostile_boxes(), {"sampling_ratio": -1}, "no adaptive sampling"),
+        (pyramid(), hostile_boxes(), {"sampling_ratio": -1}, "sampling_ratio must be at least 1, got -1"),
         (pyramid(), hostile_boxes(), {"sampling_ratio": MAX_SAMPLES // 7 + 1}, "at most 1024"),
     ],
 )
-def test_wrong_inputs(features: list[Tensor], rois: Tensor, options: dict[str, int], message: str):
+def test_wrong_inputs(features: list[Tensor], rois: Tensor, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plugins_cuda.roi_align_fpn(features, rois, 7, **options)
 
 
-def test_rois_of_other_types_are_taken_as_float32():
+def test_rois_of_other_types_are_taken_as_float32() -> None:
     features, rois = pyramid(), hostile_boxes().half()
     expected = plugins_cuda.roi_align_fpn(features, rois.float(), 7)
     for dtype in (torch.float16, torch.float64):
@@ -214,9 +215,9 @@ def test_rois_of_other_types_are_taken_as_float32():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_is_one_operator_of_pytorch(dtype: torch.dtype):
+def test_is_one_operator_of_pytorch(dtype: torch.dtype) -> None:
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
-    torch.library.opcheck(binding.roi_align_fpn, (features, rois, 7, 2, True, 100.0, False))
+    torch.library.opcheck(torch.ops.upsnet.roi_align_fpn.default, (features, rois, 7, 2, True, False))
 
     class Head(torch.nn.Module):
         def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
@@ -232,13 +233,13 @@ def test_is_one_operator_of_pytorch(dtype: torch.dtype):
     assert torch.equal(program.module()(features, rois), expected)
 
 
-def test_reference_serves_where_there_is_no_library(monkeypatch: pytest.MonkeyPatch):
+def test_reference_serves_where_there_is_no_library() -> None:
     features, rois = pyramid(), hostile_boxes()
-    monkeypatch.setattr(binding, "compiled", lambda device: None)
-    assert torch.equal(plugins_cuda.roi_align_fpn(features, rois, 7), reference.roi_align_fpn(features, rois, 7))
+    with library.definitions():
+        assert torch.equal(plugins_cuda.roi_align_fpn(features, rois, 7), reference.roi_align_fpn(features, rois, 7))
 
 
-def test_training_and_inference_agree():
+def test_training_and_inference_agree() -> None:
     features, rois = pyramid(), hostile_boxes()
     expected = plugins_cuda.roi_align_fpn(features, rois, 7)
     leaves = [feature.clone().requires_grad_() for feature in features]
@@ -247,7 +248,7 @@ def test_training_and_inference_agree():
     torch.testing.assert_close(trained.detach(), expected, atol=1e-4, rtol=0)
 
 
-def test_levels_of_the_original(shared_data: Path):
+def test_levels_of_the_original(shared_data: Path) -> None:
     golden = np.load(shared_data / "upsnet_golden" / "cityscapes_r50.npz")
     levels = reference.assign_levels(torch.from_numpy(golden["roi_boxes"]), inclusive=True)
     assert levels.tolist() == (golden["roi_level"] - 2).tolist()

@@ -12,9 +12,10 @@ import ctypes
 import functools
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,7 @@ def field_of(name: str, value: object, wide: bool) -> tuple[Field, object]:
         text = ctypes.create_string_buffer(value.encode())
         return Field(name.encode(), ctypes.addressof(text), CHAR, len(value) + wide), text
     values = value if isinstance(value, list) else [value]
+    element: Any  # ctypes' number types have no common one that arrays are known for
     if isinstance(values[0], float):
         kind, element = (FLOAT64, ctypes.c_double) if wide else (FLOAT32, ctypes.c_float)
     else:
@@ -73,7 +75,7 @@ class Plugin:
     def __init__(self, functions: ctypes.CDLL, pointer: int) -> None:
         self._functions, self._pointer = functions, ctypes.c_void_p(pointer)
 
-    def _call(self, function: str, *arguments, result=ctypes.c_int32):
+    def _call(self, function: str, *arguments: object, result: Any = ctypes.c_int32) -> Any:
         call = self._functions[f"harness_{function}"]
         call.restype = result
         return call(self._pointer, *arguments)
@@ -180,7 +182,7 @@ class Harness:
             texts = (ctypes.c_char_p * 3)()
             self._functions.harness_identity(creator, texts)
             assert texts[1:] == [b"1", b""]  # version, namespace
-            self.creators[texts[0].decode()] = creator
+            self.creators[(texts[0] or b"").decode()] = creator
 
     def messages(self) -> str:
         """What was logged since the last call."""
@@ -190,14 +192,16 @@ class Harness:
         collection = self._functions.harness_field_names(self.creators[name]).contents
         return [field.name.decode() for field in collection.fields[: collection.count]]
 
-    def create(self, name: str, attributes: dict[str, object], *, wide: bool = False) -> Plugin | None:
+    def create(self, name: str, attributes: Mapping[str, object], *, wide: bool = False) -> Plugin:
         made = [field_of(label, value, wide) for label, value in attributes.items()]
         return self.create_from(name, Fields(len(made), (Field * len(made))(*(field for field, _ in made))))
 
-    def create_from(self, name: str, fields: Fields | None, phase: int = 0) -> Plugin | None:
-        """phase: 0 while building, 1 from an engine."""
+    def create_from(self, name: str, fields: Fields | None, phase: int = 0) -> Plugin:
+        """phase: 0 while building, 1 from an engine. ValueError, with what was logged, when the plugin refuses."""
         pointer = self._functions.harness_create(self.creators[name], fields and ctypes.byref(fields), phase)
-        return None if pointer is None else Plugin(self._functions, pointer)
+        if pointer is None:
+            raise ValueError(self.messages())
+        return Plugin(self._functions, pointer)
 
 
 def cmake(folder: Path, targets: list[str], *options: str) -> None:
@@ -249,10 +253,10 @@ class Front:
     device: torch.device
     harness: Harness
 
-    def run(self, name: str, attributes: dict[str, object], inputs: list[Tensor], formats: Sequence[str] | None = None):
-        plugin = self.harness.create(name, attributes)
-        assert plugin is not None, self.harness.messages()
-        return plugin.run(inputs, formats)
+    def run(
+        self, name: str, attributes: Mapping[str, object], inputs: list[Tensor], formats: Sequence[str] | None = None
+    ) -> list[Tensor]:
+        return self.harness.create(name, attributes).run(inputs, formats)
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])

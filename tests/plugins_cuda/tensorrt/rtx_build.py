@@ -11,14 +11,15 @@ import ctypes
 import json
 import sys
 from importlib import import_module
+from typing import Any
 
 LIKELY_WITHOUT_A_GPU = "CUDA initialization failure"
 
 
 def main(model: str, library: str, profiles: dict[str, list[list[int]]]) -> dict[str, object]:
-    trt = import_module("tensorrt_rtx_bindings")
+    trt: Any = import_module("tensorrt_rtx_bindings")
 
-    class Logger(trt.ILogger):
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 import plugins_cuda
+from tests.plugins_cuda.tensorrt.conftest import Front
 
 pytestmark = pytest.mark.tensorrt
 
@@ -35,20 +38,19 @@ def boxes_of(random: torch.Generator, batch: int, count: int, size: float) -> Te
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("aligned", [True, False])
-def test_roi_align_fpn(front, random, dtype: torch.dtype, layout: str, aligned: bool):
+def test_roi_align_fpn(front: Front, random: torch.Generator, dtype: torch.dtype, layout: str, aligned: bool) -> None:
     features = [
         torch.randn(2, 8, 32 >> level, 24 >> level, generator=random)
         .to(front.device, dtype)
         .contiguous(memory_format=memory_format(layout))
         for level in range(4)
     ]
-    rois = boxes_of(random, 2, 9, 96).to(front.device)
-    expected = plugins_cuda.roi_align_fpn(features, rois, 3, 2, aligned, 32.0)
+    rois = boxes_of(random, 2, 9, 700).to(front.device)
+    expected = plugins_cuda.roi_align_fpn(features, rois, 3, 2, aligned)
     attributes = {
         "output_size": 3,
         "sampling_ratio": 2,
         "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel",
-        "canonical_size": 32.0,
         "inclusive": 0,
     }
     formats = [layout_of(dtype, layout)] * 4 + ["linear", "linear"]
@@ -57,14 +59,14 @@ def test_roi_align_fpn(front, random, dtype: torch.dtype, layout: str, aligned: 
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_nms(front, random, batched: bool):
+def test_nms(front: Front, random: torch.Generator, batched: bool) -> None:
     boxes = boxes_of(random, 2, 70, 40).to(front.device)
     scores = torch.rand(2, 70, generator=random).to(front.device)
     classes = torch.randint(0, 3, (2, 70), generator=random).to(front.device)
     attributes = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 40}
     if batched:
-        found = front.run("PaddedBatchedNms", attributes | {"top_k": 50, "inclusive": 1}, [boxes, scores, classes])
-        expected = plugins_cuda.nms(boxes, scores, 0.5, 0.25, 40, classes=classes, top_k=50, inclusive=True)
+        found = front.run("PaddedBatchedNms", attributes | {"inclusive": 1}, [boxes, scores, classes])
+        expected = plugins_cuda.nms(boxes, scores, 0.5, 0.25, 40, classes=classes, inclusive=True)
     else:
         found = front.run("PaddedNms", attributes, [boxes, scores])
         expected = plugins_cuda.nms(boxes, scores, 0.5, 0.25, 40)
@@ -75,7 +77,7 @@ def test_nms(front, random, batched: bool):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("modulated", [False, True])
-def test_deform_conv(front, random, dtype: torch.dtype, layout: str, modulated: bool):
+def test_deform_conv(front: Front, random: torch.Generator, dtype: torch.dtype, layout: str, modulated: bool) -> None:
     x = torch.randn(2, 16, 9, 7, generator=random).to(front.device, dtype)
     x = x.contiguous(memory_format=memory_format(layout))
     offset, bias = torch.randn(2, 18, 5, 7, generator=random), torch.randn(8, generator=random)
@@ -93,8 +95,9 @@ def test_deform_conv(front, random, dtype: torch.dtype, layout: str, modulated: 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_panoptic_fusion(front, random, dtype: torch.dtype, layout: str):
+def test_panoptic_fusion(front: Front, random: torch.Generator, dtype: torch.dtype, layout: str) -> None:
     stuff, things, detections = 5, 3, 6
+    fuse: Callable[..., tuple[Tensor, ...]] = plugins_cuda.panoptic_fusion
     semantic = torch.randn(2, stuff + things, 8, 12, generator=random).repeat_interleave(2, 2).to(front.device, dtype)
     semantic = semantic.contiguous(memory_format=memory_format(layout))
     inputs = [
@@ -107,7 +110,7 @@ def test_panoptic_fusion(front, random, dtype: torch.dtype, layout: str):
         torch.tensor([1.0, 0.5]),
     ]
     inputs = [semantic, *(tensor.to(front.device) for tensor in inputs)]
-    expected = plugins_cuda.panoptic_fusion(*inputs, stuff, 50.0, 0.25)
+    expected = fuse(*inputs, stuff, 50.0, 0.25)
     attributes = {"num_stuff": stuff, "stuff_area_limit": 50.0, "mask_overlap_threshold": 0.25}
     formats = [layout_of(dtype, layout), *["linear"] * 10]
     panoptic, *found = front.run("PanopticFusion", attributes, inputs, formats)
@@ -116,7 +119,7 @@ def test_panoptic_fusion(front, random, dtype: torch.dtype, layout: str):
     assert all(map(torch.equal, found, expected[1:]))
 
 
-def test_nothing(front):
+def test_nothing(front: Front) -> None:
     attributes = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 4}
     boxes, scores = torch.zeros(2, 0, 4, device=front.device), torch.zeros(2, 0, device=front.device)
     indices, counts = front.run("PaddedNms", attributes, [boxes, scores])

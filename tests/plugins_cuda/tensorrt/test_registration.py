@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -56,7 +57,7 @@ def run(program: str, *arguments: object) -> str:
 
 @pytest.mark.parametrize("ways", ["dlopen", "load_library", "dlopen load_library", "load_library dlopen"])
 @pytest.mark.parametrize("module", ["tensorrt_lean_bindings", "tensorrt_rtx_bindings"])
-def test_every_way_of_loading(plugin_files: tuple[Path, Path], module: str, ways: str):
+def test_every_way_of_loading(plugin_files: tuple[Path, Path], module: str, ways: str) -> None:
     if find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
     *handles, names = run(REGISTER, module, plugin_files[1], ways).splitlines()
@@ -66,12 +67,12 @@ def test_every_way_of_loading(plugin_files: tuple[Path, Path], module: str, ways
     assert set(handles) <= {"handle True"}
 
 
-def test_the_registry_of_these_headers(plugin_files: tuple[Path, Path]):
+def test_the_registry_of_these_headers(plugin_files: tuple[Path, Path]) -> None:
     """The harness's registry has the virtual table of TENSORRT_INCLUDE_DIR's, which 11 changed."""
     assert run(STAND_IN, *plugin_files).split() == ["6", "6", "0"]
 
 
-def test_says_so_without_tensorrt(plugin_files: tuple[Path, Path]):
+def test_says_so_without_tensorrt(plugin_files: tuple[Path, Path]) -> None:
     program = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", program, str(plugin_files[1])], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
@@ -80,7 +81,7 @@ def test_says_so_without_tensorrt(plugin_files: tuple[Path, Path]):
 
 
 @pytest.mark.parametrize("module", ["tensorrt_lean", "tensorrt_rtx"])
-def test_loaded_before_tensorrt(plugin_files: tuple[Path, Path], module: str):
+def test_loaded_before_tensorrt(plugin_files: tuple[Path, Path], module: str) -> None:
     """As polygraphy does it."""
     libraries = find_spec(f"{module}_libs")
     if libraries is None or libraries.submodule_search_locations is None:
@@ -101,7 +102,7 @@ Value = tuple[str, int, list[int | str]]
 SIZES = [(1, 16, 4), (2, 32, 20), (4, 64, 20)]
 
 
-def save_model(path: Path, name: str, inputs: list[Value], outputs: list[Value], attributes: dict[str, object]) -> None:
+def save_model(path: Path, name: str, inputs: list[Value], outputs: list[Value], attributes: dict[str, Any]) -> None:
     """One node with its body, as the exporter writes it: panoptic, fp16 out of a plugin, is cast to uint8."""
     results = [label for label, _, _ in outputs]
     nodes = [
@@ -114,7 +115,7 @@ def save_model(path: Path, name: str, inputs: list[Value], outputs: list[Value],
         nodes[0].output[0] = "wide"
         nodes.append(onnx.helper.make_node("Cast", ["wide"], [results[0]], to=UINT8))
     values = [[onnx.helper.make_tensor_value_info(*value) for value in part] for part in (inputs, outputs)]
-    graph = onnx.helper.make_graph(nodes, "one_node", *values)
+    graph = onnx.helper.make_graph(nodes, "one_node", values[0], values[1])
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
     functions = plugins_cuda.onnx_functions()
     onnx.save(onnx.helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10), path)
@@ -166,7 +167,7 @@ def concrete(shape: Sequence[int | str], size: tuple[int, int, int]) -> list[int
 
 @pytest.mark.parametrize("feature", [FLOAT, HALF], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("name", sorted(NAMES))
-def test_builds_with_tensorrt_rtx(plugin_files: tuple[Path, Path], tmp_path: Path, name: str, feature: int):
+def test_builds_with_tensorrt_rtx(plugin_files: tuple[Path, Path], tmp_path: Path, name: str, feature: int) -> None:
     if find_spec("tensorrt_rtx_bindings") is None:
         pytest.skip("tensorrt_rtx_bindings is not installed")
     if "Nms" in name and feature == HALF:

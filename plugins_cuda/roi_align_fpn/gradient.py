@@ -1,4 +1,4 @@
-"""RoIAlign over a feature pyramid as one embedding bag over the pixels of all levels: for training on a CPU."""
+"""RoIAlign over a feature pyramid with a gradient: on a CPU one embedding bag over the pixels of all levels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from plugins_cuda.roi_align_fpn import reference
 from plugins_cuda.roi_align_fpn.reference import FINEST_STRIDE, assign_levels, without_nonfinite
 from plugins_cuda.sampling import bag_sum, corners, pixel_table
 
@@ -15,15 +16,18 @@ def roi_align_fpn(
     features: Sequence[Tensor],
     rois: Tensor,
     output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-    canonical_size: float,
-    inclusive: bool,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    inclusive: bool = False,
 ) -> Tensor:
-    """See `plugins_cuda.roi_align_fpn`. Differentiable in the features."""
+    """See `reference`, which computes on a GPU and for half features."""
+    rois = rois.detach().float()
+    if rois.device.type != "cpu" or features[0].dtype not in (torch.float32, torch.float64):
+        return reference.roi_align_fpn(features, rois, output_size, sampling_ratio, aligned, inclusive)
     batch, count = rois.shape[:2]
-    rois = without_nonfinite(rois.detach())
-    level = assign_levels(rois.float(), canonical_size, inclusive)
+    rois = without_nonfinite(rois)
+    level = assign_levels(rois, inclusive)
+    rois = rois.to(features[0].dtype)
     shapes = torch.tensor([feature.shape[2:] for feature in features], device=rois.device)
     height, width = shapes[level].unbind(-1)
     # Row of the table where the map of a box's level and image begins.

@@ -1,12 +1,12 @@
-"""Deformable convolution v1 as embedding bags and one matrix product: for training on a CPU."""
+"""Deformable convolution with a gradient: v1 on a CPU is embedding bags and one matrix product."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from plugins_cuda.deform_conv import reference
+from plugins_cuda.deform_conv.reference import Pair
 from plugins_cuda.sampling import bag_sum, corners, pixel_table
 
 
@@ -14,12 +14,18 @@ def deform_conv(
     x: Tensor,
     offset: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    dilation: int | Sequence[int],
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 1,
+    dilation: Pair = 1,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """See `plugins_cuda.deform_conv`; one group of channels and one of offsets. Differentiable in every tensor."""
+    """See `reference`, which computes on a GPU, with a mask and with groups. An embedding bag takes one type alone: not
+    half features with float32 offsets, as under autocast."""
+    taps = weight.shape[2] * weight.shape[3]
+    one_group = x.shape[1] == weight.shape[1] and offset.shape[1] == 2 * taps
+    if x.device.type != "cpu" or x.dtype != offset.dtype or mask is not None or not one_group:
+        return reference.deform_conv(x, offset, weight, bias, stride, padding, dilation, mask)
     batch, channels, height, width = x.shape
     out_channels, _, taps_y, taps_x = weight.shape
     out_h, out_w = offset.shape[2:]

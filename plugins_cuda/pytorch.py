@@ -1,0 +1,295 @@
+"""Every operator's front for PyTorch, derived from its declaration (`<room>/schema.py`)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from plugins_cuda import schema as declared
+from plugins_cuda.library import compiled
+from plugins_cuda.schema import Attribute, Schema, Type, value_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Number = int | float | list[int]
+Value = Tensor | list[Tensor] | Number | None
+NodeValue = (
+    int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]
+)  # as torch.onnx has it
+FIXED = {Type.FLOAT32: torch.float32, Type.INT32: torch.int32, Type.INT64: torch.int64, Type.UINT8: torch.uint8}
+FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # upsnet::DType
+NCHW, NHWC = 0, 1  # upsnet::Layout
+
+
+class Call(NamedTuple):
+    """The checked arguments of one call."""
+
+    tensors: dict[str, list[Tensor]]  # without those that are None
+    numbers: dict[str, Number]
+    sizes: dict[str, int]  # what the letters of the shapes stand for, and the integers among the numbers
+
+    @property
+    def first(self) -> Tensor:
+        return next(iter(self.tensors.values()))[0]
+
+    def pair(self, name: str) -> list[int]:
+        return cast("list[int]", self.numbers[name])
+
+
+def operator(
+    schema: Schema,
+    definition: Callable[P, R],
+    gradient: Callable[P, R] | None = None,
+    check: Callable[[Call], None] | None = None,
+) -> Callable[P, R]:
+    """The public function of a room. It has the signature and the docstring of its definition.
+
+    It checks its arguments. While PyTorch exports to ONNX it emits a node. Where a gradient is wanted it calls
+    `gradient` (None: the operator has none). Otherwise it calls torch.ops.upsnet.<room>, which runs the compiled
+    library, or the definition where there is none.
+    check: refuses, with a ValueError, what the declaration cannot say.
+    """
+    run = _custom_op(schema, definition)
+    names = [argument.name for argument in schema.given]
+    defaults = {a.name: a.default for a in schema.attributes if a in schema.given and a.default is not None}
+    absent = dict.fromkeys(tensor.name for tensor in schema.tensors if tensor.optional)
+    trains = [tensor.name for tensor in schema.tensors if tensor.trains]
+
+    @functools.wraps(definition)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        values = {**defaults, **absent, **dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) > len(names) or set(values) != set(names) or any(name in kwargs for name in names[: len(args)]):
+            return definition(*args, **kwargs)  # a TypeError, in Python's own words
+        arguments = read(schema, cast("dict[str, Value]", values))
+        if check is not None:
+            check(arguments)
+        if torch.onnx.is_in_onnx_export():
+            return cast(R, _node(schema, arguments))
+        if gradient is not None and wants_gradient(*(t for name in trains for t in arguments.tensors.get(name, []))):
+            return gradient(*args, **kwargs)
+        return cast(R, run(*(_value(argument, arguments) for argument in schema.given)))
+
+    return call
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether PyTorch will want to propagate a gradient back to one of the tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _value(argument: declared.Tensor | Attribute, call: Call) -> Value:
+    """As torch.ops.upsnet.<room> takes it."""
+    if isinstance(argument, Attribute):
+        return call.numbers[argument.name]
+    tensors = [tensor.detach() if tensor.requires_grad else tensor for tensor in call.tensors.get(argument.name, [])]
+    return tensors if argument.each else tensors[0] if tensors else None
+
+
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def read(schema: Schema, values: Mapping[str, Value]) -> Call:
+    """ValueError, one line with the argument's name, where the declaration says no."""
+    call = Call({}, {}, {})
+    for argument in schema.given:
+        value = values[argument.name]
+        if isinstance(argument, Attribute):
+            number = _number(schema.name, argument, value)
+            call.numbers[argument.name] = number
+            if isinstance(number, int):
+                call.sizes[argument.name] = number
+        elif value is not None or not argument.optional:
+            call.tensors[argument.name] = _tensors(schema.name, argument, value, call)
+    for attribute in schema.attributes:
+        if attribute.size:
+            call.numbers[attribute.name] = call.sizes[attribute.name] = value_of(attribute.size, call.sizes)
+    return call
+
+
+def _number(room: str, attribute: Attribute, value: Value) -> Number:
+    least, most = attribute.least, attribute.most
+    if attribute.count > 1:
+        pair = [value] * attribute.count if isinstance(value, int) else list(cast("Sequence[int]", value))
+        if len(pair) != attribute.count or (least is not None and min(pair) < least):
+            wanted = f"be a number, or (vertical, horizontal), >= {least}"
+            raise ValueError(f"{room}: {attribute.name} must {wanted}, got {value}")
+        return pair
+    number = cast("int | float", value)
+    if not ((least is None or number >= least) and (most is None or number <= most)):  # NaN neither
+        wanted = f"be at least {least}" if most is None else f"lie in {least}..{most}"
+        raise ValueError(f"{room}: {attribute.name} must {wanted}, got {value}")
+    if number != number:
+        raise ValueError(f"{room}: {attribute.name} must be a number, got NaN")
+    return float(number) if attribute.type is float else number
+
+
+def _tensors(room: str, declaration: declared.Tensor, value: Value, call: Call) -> list[Tensor]:
+    """Sizes are not compared while exporting to ONNX: they are symbols then."""
+    tensors = list(cast("Sequence[Tensor]", value)) if declaration.each else [cast(Tensor, value)]
+    if len(tensors) != len(declaration.shapes()):
+        levels = ", ".join(declaration.each)
+        raise ValueError(f"{room}: {declaration.name} must be {levels}, got {len(tensors)} tensors")
+    first = call.first if call.tensors else tensors[0]
+    for index, (tensor, shape) in enumerate(zip(tensors, declaration.shapes(), strict=True)):
+        seen = dict(call.sizes)
+        fits = tensor.ndim == len(shape)
+        for word, size in zip(shape, tensor.shape, strict=False):
+            expected = int(word) if word.isdigit() else call.sizes.setdefault(word, size)
+            fits = fits and (torch.onnx.is_in_onnx_export() or bool(size == expected))
+        like = first if declaration.type is Type.LIKE_FIRST else tensors[0] if index else None
+        if not fits or not _has_type(tensor, declaration.type, like):
+            wanted = f"{declaration.type.value if like is None else like.dtype} [{', '.join(shape)}]"
+            if any(word in seen for word in shape):
+                wanted += " = (" + ", ".join(str(seen.get(word, word)) for word in shape) + ")"
+            name = f"{declaration.name}[{index}]" if declaration.each else declaration.name
+            raise ValueError(f"{room}: {name} must be {wanted}, got {tensor.dtype} {tuple(tensor.shape)}")
+        if tensor.device != first.device:
+            raise ValueError(f"{room}: {declaration.name} must be on {first.device}, got {tensor.device}")
+    return tensors
+
+
+def _has_type(tensor: Tensor, wanted: Type, like: Tensor | None) -> bool:
+    if like is not None:
+        return tensor.dtype == like.dtype
+    if wanted is Type.FEATURES:
+        return tensor.dtype in FLOAT_TYPES
+    return tensor.dtype == FIXED[wanted] if wanted in FIXED else tensor.is_floating_point()
+
+
+# --- the compiled operator -------------------------------------------------------------------------------------------
+
+
+def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., object]:
+    """torch.ops.upsnet.<room>, for torch.compile and torch.export too. No gradient."""
+    names = [argument.name for argument in schema.given]
+
+    def run(*values: Value) -> Tensor | tuple[Tensor, ...]:
+        call = read(schema, dict(zip(names, values, strict=True)))
+        outputs = _empty_outputs(schema, call)
+        types = {call.tensors[tensor.name][0].dtype for tensor in schema.tensors if tensor.has_own_type}
+        library = compiled(call.first.device) if types <= FLOAT_TYPES.keys() else None
+        if library is not None:
+            params, _held = fill_params(schema, call, outputs)
+            library.run(schema.name, params, call.first.device)
+        else:
+            results = cast("Callable[..., Tensor | tuple[Tensor, ...]]", definition)(*values)
+            for output, result in zip(outputs, [results] if isinstance(results, Tensor) else results, strict=True):
+                output.copy_(result)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def fake(*values: Value) -> Tensor | tuple[Tensor, ...]:
+        outputs = _empty_outputs(schema, read(schema, dict(zip(names, values, strict=True))))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    arguments = ", ".join(f"{_pytorch_type(argument)} {argument.name}" for argument in schema.given)
+    results = ", ".join("Tensor" for _ in schema.outputs)
+    op = torch.library.custom_op(f"upsnet::{schema.name}", run, mutates_args=(), schema=f"({arguments}) -> ({results})")
+    op.register_fake(fake)
+    return op
+
+
+def _pytorch_type(argument: declared.Tensor | Attribute) -> str:
+    if isinstance(argument, declared.Tensor):
+        return "Tensor[]" if argument.each else "Tensor?" if argument.optional else "Tensor"
+    name = {int: "SymInt", float: "float", bool: "bool"}[argument.type]
+    return f"{name}[]" if argument.count > 1 else name
+
+
+def _shape(words: Sequence[str], call: Call) -> list[int]:
+    return [value_of(word, call.sizes) for word in words]
+
+
+def _dtype(declaration: declared.Tensor, call: Call) -> torch.dtype:
+    return call.first.dtype if declaration.type is Type.LIKE_FIRST else FIXED.get(declaration.type, torch.float32)
+
+
+def _empty_outputs(schema: Schema, call: Call) -> list[Tensor]:
+    outputs = []
+    for output in schema.outputs:
+        follows = output.channels_last and layout_of([call.first]) == NHWC
+        order = torch.channels_last if follows else torch.contiguous_format
+        shape, dtype = _shape(output.shape.split(), call), _dtype(output, call)
+        outputs.append(torch.empty(shape, dtype=dtype, device=call.first.device, memory_format=order))
+    return outputs
+
+
+def layout_of(tensors: Sequence[Tensor]) -> int | None:
+    """NCHW or NHWC when all of the tensors [B, C, H, W] are dense in that order, else None."""
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return NCHW
+    return NHWC if all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors) else None
+
+
+def params_type(schema: Schema) -> type[ctypes.Structure]:
+    """Params of <room>/params.h, which generate.py writes from the same fields."""
+    fields = []
+    for field in schema.fields():
+        kinds = {"float": ctypes.c_float} | ({field.kind: ctypes.c_void_p} if field.kind.endswith("*") else {})
+        kind = kinds.get(field.kind, ctypes.c_int32)
+        fields.append((field.name, kind * field.count if field.count > 1 else kind))
+    return type("Params", (ctypes.Structure,), {"_fields_": fields})
+
+
+def fill_params(schema: Schema, call: Call, outputs: Sequence[Tensor]) -> tuple[ctypes.Structure, list[list[Tensor]]]:
+    """The struct for the kernels, and the tensors that its pointers point to."""
+    held = {output.name: [tensor] for output, tensor in zip(schema.outputs, outputs, strict=True)}
+    members: dict[str, Sequence[Number]] = {}
+    for tensor in schema.tensors:
+        given = call.tensors.get(tensor.name, [])
+        layout = layout_of(given) if tensor.channels_last else None
+        if tensor.type is Type.AS_FLOAT32:
+            given = [each.float() for each in given]
+        held[tensor.name] = given if layout is not None else [each.contiguous() for each in given]
+        if tensor.has_own_type:
+            members[f"{tensor.name}_type"] = [FLOAT_TYPES[given[0].dtype]]
+            members[f"{tensor.name}_layout"] = [layout or NCHW]
+    members |= {name: [tensor.data_ptr() for tensor in tensors] for name, tensors in held.items() if tensors}
+    for name, letters in schema.sizes.items():
+        members[name] = [value_of(each, call.sizes) for each in schema.of_each_level(letters)]
+    members |= {name: number if isinstance(number, list) else [number] for name, number in call.numbers.items()}
+    params = params_type(schema)()
+    for field in schema.fields():
+        if field.count > 1:
+            getattr(params, field.name)[:] = members[field.name]
+        elif field.name in members:  # else an optional tensor that is not there
+            setattr(params, field.name, members[field.name][0])
+    return params, list(held.values())
+
+
+# --- the ONNX node ---------------------------------------------------------------------------------------------------
+
+
+def _node(schema: Schema, call: Call) -> Tensor | tuple[Tensor, ...]:
+    """Node upsnet::<name>, while torch.onnx.export traces."""
+    name, inputs = schema.node, []
+    for tensor in schema.tensors:
+        given = call.tensors.get(tensor.name)
+        if tensor.node and given is None:
+            continue
+        name = tensor.node or name
+        zeros = _shape(tensor.shape.split(), call) if given is None else []
+        for each in [call.first.new_zeros(zeros, dtype=torch.float32)] if given is None else given:
+            inputs.append(each.float() if tensor.type is Type.AS_FLOAT32 and each.dtype != torch.float32 else each)
+    attributes = {a.node_name: _node_value(a, call.numbers[a.name]) for a in schema.attributes if not a.gone}
+    results = torch.onnx.ops.symbolic_multi_out(
+        f"upsnet::{name}",
+        inputs,
+        attributes | {"plugin_version": "1", "plugin_namespace": ""},
+        dtypes=[_dtype(output, call) for output in schema.outputs],
+        shapes=[_shape(output.shape.split(), call) for output in schema.outputs],
+        version=1,
+    )
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _node_value(attribute: Attribute, number: Number) -> NodeValue:
+    if isinstance(number, list):
+        return number * 2 if attribute.twice else number
+    if attribute.words:
+        return attribute.words[int(number)]
+    return number if attribute.type is float else int(number)

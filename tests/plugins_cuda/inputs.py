@@ -1,0 +1,139 @@
+"""Inputs of the operators, for the tests of their definitions and of their fronts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def crowd(batch: int, count: int, seed: int, whole: bool = False) -> tuple[Tensor, Tensor]:
+    """Overlapping boxes and scores; whole: integer corners and few distinct scores, so that ties abound."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(batch, count, 2, generator=generator) * 200
+    boxes = torch.cat([corner, corner + torch.rand(batch, count, 2, generator=generator) * 60 + 1], dim=-1)
+    scores = torch.rand(batch, count, generator=generator)
+    return (boxes.round(), (scores * 8).round() / 8) if whole else (boxes, scores)
+
+
+def pyramid(
+    batch: int = 2,
+    channels: int = 3,
+    height: int = 64,
+    width: int = 96,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> list[Tensor]:
+    """P2..P5 of an image of 4 height x 4 width pixels."""
+    generator = torch.Generator().manual_seed(height)
+    sizes = [(max(height >> level, 1), max(width >> level, 1)) for level in range(4)]
+    maps = [torch.randn(batch, channels, *size, generator=generator) for size in sizes]
+    return [each.to(dtype).contiguous(memory_format=layout) for each in maps]
+
+
+# Empty, inverted, tiny, huge and outside ones, for an image of 256 x 384.
+SPECIAL_BOXES = [
+    [0, 0, 0, 0],
+    [20, 30, 20, 30],
+    [50, 50, 49.5, 60],
+    [300, 200, 10, 20],
+    [1, 1, 1.25, 1.5],
+    [-900.5, -900, 2000, 2000],
+    [-80, -60, -10, -5],
+    [380, 250, 500, 400],
+    [1000, 1000, 1200, 1300],
+    [-2, -2, 5, 5],
+    [0, 0, 384, 256],
+]
+
+
+def fusion_inputs(
+    seed: int,
+    *,
+    counts: list[int],
+    rows: int = 6,
+    stuff: int = 3,
+    things: int = 2,
+    height: int = 6,
+    width: int = 9,
+    mask_size: int = 5,
+    sharp: float = 3.0,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Random detections over random logits, an image for every count. The images end inside their padding."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = len(counts)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
+    extent = torch.tensor([4.0 * width, 4.0 * height])
+    centre = torch.rand(batch, rows, 2, generator=generator) * extent
+    half = torch.rand(batch, rows, 2, generator=generator) * extent * 0.4
+    sizes = [[4 * height - image % 3, 4 * width - 3 * (image % 2)] for image in range(batch)]
+    return {
+        "semantic": (normal(stuff + things, height, width) * 2).to(dtype),
+        "boxes": torch.cat([centre - half, centre + half], dim=-1),
+        "classes": torch.randint(0, things, (batch, rows), generator=generator),
+        "scores": torch.rand(batch, rows, generator=generator).sort(dim=1, descending=True)[0],
+        "mask_logits": (normal(rows, mask_size, mask_size) * sharp + 0.5).to(dtype),
+        "counts": torch.tensor(counts, dtype=torch.int32),
+        "sizes": torch.tensor(sizes, dtype=torch.int32).reshape(batch, 2),
+        "scales": torch.linspace(0.5, 1.5, batch),
+    }
+
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DeformCase:
+    """A deformable convolution; `spread` is the offsets' standard deviation in pixels."""
+
+    batch: int = 1
+    channels: int = 8
+    size: Pair = (5, 7)
+    out_channels: int = 4
+    kernel: Pair = (3, 3)
+    stride: Pair = (1, 1)
+    padding: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    offset_groups: int = 1
+    masked: bool = False
+    spread: float = 1.5
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    def tensors(
+        self,
+        dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.contiguous_format,
+        device: torch.device | str = "cpu",
+    ) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(self.channels + self.size[0])
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        height, width = (
+            (self.size[i] + 2 * self.padding[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in (0, 1)
+        )
+        planes = self.batch, self.offset_groups * self.kernel[0] * self.kernel[1], height, width
+        tensors = {
+            "x": draw(self.batch, self.channels, *self.size).to(dtype).contiguous(memory_format=layout),
+            "offset": torch.cat([draw(*planes), draw(*planes)], 1) * self.spread,
+            "weight": draw(self.out_channels, self.channels // self.groups, *self.kernel).to(dtype),
+            "bias": draw(self.out_channels),
+        }
+        if self.masked:
+            tensors["mask"] = draw(*planes).sigmoid()
+        return {name: tensor.to(device) for name, tensor in tensors.items()}

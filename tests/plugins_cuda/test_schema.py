@@ -1,0 +1,71 @@
+"""The declarations: the definitions, the ONNX bodies and the C++ say the same."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import plugins_cuda
+from plugins_cuda import generate
+from plugins_cuda.pytorch import params_type
+from plugins_cuda.schema import Attribute, Schema, value_of
+
+ROOMS = ["roi_align_fpn", "nms", "deform_conv", "panoptic_fusion"]
+
+
+def schema_of(room: str) -> Schema:
+    return importlib.import_module(f"plugins_cuda.{room}.schema").SCHEMA
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_definition_has_the_declared_arguments(room: str) -> None:
+    declared = {
+        argument.name: argument.default if isinstance(argument, Attribute) else None
+        for argument in schema_of(room).given
+    }
+    signature = inspect.signature(getattr(plugins_cuda, room))
+    empty = inspect.Parameter.empty
+    assert {name: None if p.default is empty else p.default for name, p in signature.parameters.items()} == declared
+    assert list(signature.parameters) == list(declared)
+
+
+def test_bodies_have_the_declared_inputs_and_attributes() -> None:
+    functions = {function.name: function for function in plugins_cuda.onnx_functions()}
+    for schema in map(schema_of, ROOMS):
+        attributes = {attribute.node_name for attribute in schema.attributes if not attribute.gone}
+        for node in (schema.node, *(tensor.node for tensor in schema.tensors if tensor.node)):
+            body = functions[node]
+            tensors = [tensor for tensor in schema.tensors if tensor.node in ("", node)]
+            assert len(body.input) == sum(len(tensor.shapes()) for tensor in tensors)
+            assert len(body.output) == len(schema.outputs)
+            assert {*body.attribute, *(attribute.name for attribute in body.attribute_proto)} == attributes
+
+
+def test_headers_need_no_pytorch_and_hold_the_struct(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-I", "-S", generate.__file__, tmp_path, *ROOMS], check=True)  # no site-packages
+    for room in ROOMS:
+        text = (tmp_path / room / "params.h").read_text()
+        members = re.findall(r"^  .* \*?(\w+)(?:\[\d+\])?;", text, re.MULTILINE)
+        assert members == [field[0] for field in params_type(schema_of(room))._fields_]
+
+
+def test_sizes_are_calculated_from_left_to_right() -> None:
+    assert value_of("4*h", {"h": 3}) == 12
+    assert value_of("S+N", {"S": 2, "N": 5}) == 7
+    assert value_of("P/2/kh/kw", {"P": 36, "kh": 3, "kw": 3}) == 2
+
+
+def test_arguments_may_be_named_and_are_not_to_be_wrong() -> None:
+    boxes, scores = torch.zeros(1, 2, 4), torch.zeros(1, 2)
+    named = plugins_cuda.nms(scores=scores, boxes=boxes, max_output=3, iou_threshold=0.5, score_threshold=-1.0)
+    assert all(map(torch.equal, named, plugins_cuda.nms(boxes, scores, 0.5, -1.0, 3)))
+    for wrong in ({"max_output": 3, "nosuch": 1}, {}, {"max_output": 3, "boxes": boxes}):
+        with pytest.raises(TypeError):
+            plugins_cuda.nms(boxes, scores, 0.5, -1.0, **wrong)  # type: ignore[arg-type]
