@@ -105,7 +105,7 @@ def params_header(schema: Schema) -> str:
 def declared_header(schema: Schema) -> str:
     """The table of a plugin."""
     optional = [tensor for tensor in schema.tensors if tensor.node]
-    inputs = sum(len(tensor.shapes()) for tensor in schema.tensors)
+    inputs = sum(len(tensor.shapes) for tensor in schema.tensors)
     nodes = [(schema.node, inputs - len(optional)), *((tensor.node, inputs) for tensor in optional)]
     parts = {
         "nodes": [", ".join(f'{{"{name}", {count}}}' for name, count in nodes)],
@@ -122,7 +122,7 @@ def declared_header(schema: Schema) -> str:
 
 def rows(tensor: Tensor) -> Iterator[str]:
     """The tensor's lines in kInputs or kOutputs."""
-    for index, (name, shape) in enumerate(zip(tensor.each or [tensor.name], tensor.shapes(), strict=True)):
+    for index, (name, shape) in enumerate(zip(tensor.each or [tensor.name], tensor.shapes, strict=True)):
         kind = "kFeatures" if tensor.has_own_type else TYPES.get(tensor.type.name, "kFloat32")
         kind = "kLikeFirstInput" if index else kind
         last = str(tensor.channels_last).lower()
@@ -169,7 +169,7 @@ def checks(attribute: Attribute) -> Iterator[str]:
 def places(schema: Schema) -> dict[str, tuple[int, int]]:
     """Where every letter first stands: input and axis."""
     found: dict[str, tuple[int, int]] = {}
-    shapes = [shape for tensor in schema.tensors for shape in tensor.shapes()]
+    shapes = [shape for tensor in schema.tensors for shape in tensor.shapes]
     for index, shape in enumerate(shapes):
         for axis, word in enumerate(shape):
             found.setdefault(word, (index, axis))
@@ -197,14 +197,14 @@ def fill_params(schema: Schema) -> Iterator[str]:
     index = 0
     for tensor in schema.tensors:
         element = "" if tensor.element == "void" else f"<{tensor.element}>"
-        for level in range(len(tensor.shapes())):
+        for level in range(len(tensor.shapes)):
             place = f"[{level}]" if tensor.each else ""
             yield f"    params.{tensor.name}{place} = call.input{element}({index + level});"
         if tensor.has_own_type:
             yield f"    params.{tensor.name}_type = call.type({index});"
             if tensor.channels_last:
                 yield f"    params.{tensor.name}_layout = call.layout({index});"
-        index += len(tensor.shapes())
+        index += len(tensor.shapes)
     for number, output in enumerate(schema.outputs):
         if output.element != "uint8_t":  # TensorRT takes no bytes from a plugin: the room's plugin.cpp sees to it
             element = "" if output.element == "void" else f"<{output.element}>"

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -187,9 +186,9 @@ def benchmark(device: torch.device, out: Path) -> str:
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, object]:
     """What this was run on."""
-    facts: dict[str, Any] = {**machine_facts(), "versions": package_versions(), "cuda": torch.version.cuda}
+    facts: dict[str, object] = {**machine_facts(), "versions": package_versions(), "cuda": torch.version.cuda}
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["architecture"] = library.gpu_architecture(device)

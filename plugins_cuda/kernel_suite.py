@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any  # an operator's keyword arguments, and its one result or several
 
 import torch
 from torch import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
@@ -131,16 +131,17 @@ def _number(room: str, attribute: Attribute, value: Value) -> Number:
 def _tensors(room: str, declaration: declared.Tensor, value: Value, call: Call) -> list[Tensor]:
     """Sizes are not compared while exporting to ONNX: they are symbols then."""
     tensors = list(cast("Sequence[Tensor]", value)) if declaration.each else [cast(Tensor, value)]
-    if len(tensors) != len(declaration.shapes()):
+    if len(tensors) != len(declaration.shapes):
         levels = ", ".join(declaration.each)
         raise ValueError(f"{room}: {declaration.name} must be {levels}, got {len(tensors)} tensors")
     first = call.first if call.tensors else tensors[0]
-    for index, (tensor, shape) in enumerate(zip(tensors, declaration.shapes(), strict=True)):
+    exporting = torch.onnx.is_in_onnx_export()
+    for index, (tensor, shape) in enumerate(zip(tensors, declaration.shapes, strict=True)):
         seen = dict(call.sizes)
         fits = tensor.ndim == len(shape)
         for word, size in zip(shape, tensor.shape, strict=False):
             expected = int(word) if word.isdigit() else call.sizes.setdefault(word, size)
-            fits = fits and (torch.onnx.is_in_onnx_export() or bool(size == expected))
+            fits = fits and (exporting or bool(size == expected))
         like = first if declaration.type is Type.LIKE_FIRST else tensors[0] if index else None
         if not fits or not _has_type(tensor, declaration.type, like):
             wanted = f"{declaration.type.value if like is None else like.dtype} [{', '.join(shape)}]"
@@ -167,6 +168,7 @@ def _has_type(tensor: Tensor, wanted: Type, like: Tensor | None) -> bool:
 def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., object]:
     """torch.ops.upsnet.<room>, for torch.compile and torch.export too. No gradient."""
     names = [argument.name for argument in schema.given]
+    params_class = params_type(schema)
 
     def run(*values: Value) -> Tensor | tuple[Tensor, ...]:
         call = read(schema, dict(zip(names, values, strict=True)))
@@ -174,7 +176,8 @@ def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., obje
         types = {call.tensors[tensor.name][0].dtype for tensor in schema.tensors if tensor.has_own_type}
         library = compiled(call.first.device) if types <= FLOAT_TYPES.keys() else None
         if library is not None:
-            params, _held = fill_params(schema, call, outputs)
+            params = params_class()
+            _held = fill_params(params, schema, call, outputs)
             library.run(schema.name, params, call.first.device)
         else:
             results = cast("Callable[..., Tensor | tuple[Tensor, ...]]", definition)(*values)
@@ -235,8 +238,10 @@ def params_type(schema: Schema) -> type[ctypes.Structure]:
     return type("Params", (ctypes.Structure,), {"_fields_": fields})
 
 
-def fill_params(schema: Schema, call: Call, outputs: Sequence[Tensor]) -> tuple[ctypes.Structure, list[list[Tensor]]]:
-    """The struct for the kernels, and the tensors that its pointers point to."""
+def fill_params(
+    params: ctypes.Structure, schema: Schema, call: Call, outputs: Sequence[Tensor]
+) -> Iterable[list[Tensor]]:
+    """Every member by its name. Returns the tensors that the pointers point to."""
     held = {output.name: [tensor] for output, tensor in zip(schema.outputs, outputs, strict=True)}
     members: dict[str, Sequence[Number]] = {}
     for tensor in schema.tensors:
@@ -252,13 +257,13 @@ def fill_params(schema: Schema, call: Call, outputs: Sequence[Tensor]) -> tuple[
     for name, letters in schema.sizes.items():
         members[name] = [value_of(each, call.sizes) for each in schema.of_each_level(letters)]
     members |= {name: number if isinstance(number, list) else [number] for name, number in call.numbers.items()}
-    params = params_type(schema)()
-    for field in schema.fields():
-        if field.count > 1:
-            getattr(params, field.name)[:] = members[field.name]
-        elif field.name in members:  # else an optional tensor that is not there
-            setattr(params, field.name, members[field.name][0])
-    return params, list(held.values())
+    for name in (field[0] for field in params._fields_):
+        values = members.get(name, [])  # none: an optional tensor that is not there
+        if len(values) > 1:
+            getattr(params, name)[:] = values
+        elif values:
+            setattr(params, name, values[0])
+    return held.values()
 
 
 # --- the ONNX node ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 
 class Type(Enum):
@@ -58,6 +59,7 @@ class Tensor:
         """In C++."""
         return "float" if self.type is Type.AS_FLOAT32 else ELEMENTS.get(self.type, "void")
 
+    @cached_property
     def shapes(self) -> list[list[str]]:
         """The words of the shape, of every tensor in it."""
         return [self.shape.replace("#", name[-1:]).split() for name in self.each or [""]]
@@ -113,15 +115,15 @@ class Schema:
     outputs: Sequence[Tensor]
     sizes: Mapping[str, str]
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         return [argument for argument in self.arguments if isinstance(argument, Tensor)]
 
-    @property
+    @cached_property
     def attributes(self) -> list[Attribute]:
         return [argument for argument in self.arguments if isinstance(argument, Attribute)]
 
-    @property
+    @cached_property
     def given(self) -> list[Tensor | Attribute]:
         """What a caller gives."""
         return [a for a in self.arguments if isinstance(a, Tensor) or not (a.size or a.gone)]
@@ -131,7 +133,7 @@ class Schema:
         for tensor in [*self.tensors, *self.outputs]:
             const = "" if tensor in self.outputs else "const "
             comment = f"[{', '.join(tensor.shape.split())}]" + (", or null" if tensor.optional else "")
-            yield Field(tensor.name, f"{const}{tensor.element}*", len(tensor.shapes()), comment)
+            yield Field(tensor.name, f"{const}{tensor.element}*", len(tensor.shapes), comment)
         for tensor in self.tensors:
             if tensor.has_own_type:
                 yield Field(f"{tensor.name}_type", "DType")
@@ -151,6 +153,8 @@ class Schema:
 
 def value_of(expression: str, sizes: Mapping[str, int]) -> int:
     """A size, calculated from left to right: "S+N", "P/2/kh/kw". What is divided by 0 is 0."""
+    if expression in sizes:
+        return sizes[expression]
     first, *rest = re.split(r"([-+*/])", expression)
     value = int(first) if first.isdigit() else sizes[first]
     for sign, word in zip(rest[::2], rest[1::2], strict=True):

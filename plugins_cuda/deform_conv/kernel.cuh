@@ -53,8 +53,6 @@ UPSNET_HD float blend(const float (&weight)[4], float v0, float v1, float v2, fl
 }
 
 // Consecutive channels that share their group of weights and their group of offsets.
-inline int32_t segment_channels(const Params& p) {
-  return std::gcd(p.channels / p.group, p.channels / p.offset_group);
-}
+inline int32_t segment_channels(const Params& p) { return std::gcd(p.channels / p.group, p.channels / p.offset_group); }
 
 }  // namespace upsnet::deform_conv

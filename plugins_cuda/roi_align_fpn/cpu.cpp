@@ -262,7 +262,8 @@ Buffer buffer_of(size_t floats) {
 template <typename T>
 void pool_image(const Params& params, int image, int threads) {
   const int bins = params.output_size * params.output_size, count = params.rois_per_image;
-  const bool in_place = std::is_same_v<T, float> && params.features_layout == Layout::kNHWC && params.channels % kGroup == 0;
+  const bool in_place =
+      std::is_same_v<T, float> && params.features_layout == Layout::kNHWC && params.channels % kGroup == 0;
   Boxes boxes(params);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int box = 0; box < count; ++box) boxes.find(params, image, box);

@@ -43,7 +43,7 @@ def test_bodies_have_the_declared_inputs_and_attributes() -> None:
         for node in (schema.node, *(tensor.node for tensor in schema.tensors if tensor.node)):
             body = functions[node]
             tensors = [tensor for tensor in schema.tensors if tensor.node in ("", node)]
-            assert len(body.input) == sum(len(tensor.shapes()) for tensor in tensors)
+            assert len(body.input) == sum(len(tensor.shapes) for tensor in tensors)
             assert len(body.output) == len(schema.outputs)
             assert {*body.attribute, *(attribute.name for attribute in body.attribute_proto)} == attributes
 
