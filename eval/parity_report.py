@@ -17,7 +17,7 @@ from upsnet.machine import machine_facts, package_versions
 from upsnet.metrics.pq import GROUPS
 from upsnet.report import Report
 
-Score = dict[str, Any]  # PQStat.results
+Score = dict[str, Any]  # what PQStat.results gives
 LISTED = 20  # worst images and classes in parity.json
 
 

@@ -1,4 +1,4 @@
-"""The figures of an evaluation as tables for the terminal."""
+"""The figures of an evaluation, as pq.json holds them, in tables for the terminal."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def _load_plugins(trt: ModuleType, library: Path) -> str:
 
 
 def _count_types(trt: ModuleType, network: Any) -> tuple[Counts, Counts]:
-    """`layers` and `plugins` of an Outcome."""
+    """`layers` and `plugins` of an Outcome; `network` is TensorRT's, which has no types."""
     layers: Counts = defaultdict(Counter)
     operators: Counts = defaultdict(Counter)
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
