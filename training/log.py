@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +105,7 @@ class Log:
         tqdm.write(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None))
 
     def _write(self, step: int, groups: Mapping[str, Mapping[str, float | None]]) -> None:
-        line: dict[str, Any] = {"step": step}
+        line: dict[str, float | None] = {"step": step}
         for group, values in groups.items():
             line |= values
             for name, value in values.items():
@@ -130,7 +129,7 @@ def lines_until(metrics: Path, step: int, evaluated: bool) -> list[str]:
     return kept
 
 
-def surroundings(process: Process) -> dict[str, Any]:
+def surroundings(process: Process) -> dict[str, str | int | None]:
     """Versions, the project's commit where this is a checkout, and what the run computes on."""
     device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "cpu"
     return versions() | {"commit": git_commit(), "processes": process.world, "device": device}

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as requests that a loop grants when it is ready."""
+"""SIGTERM and SIGINT as requests: the loop stops when its step is over."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
 def stop_signals(patient: bool = False) -> Iterator[list[int]]:
-    """Gathers SIGTERM and SIGINT instead of dying of them; a second one acts as it did before.
+    """Yields the list of the SIGTERM and SIGINT that have come. The first one does not end the process, a second does.
 
-    patient: a second one is gathered too. Under torchrun a Ctrl-C comes twice, from the terminal and from torchrun,
-    which ends by force whoever is still there after half a minute.
+    patient: a second one does not either. Under torchrun a Ctrl-C comes twice, from the terminal and from torchrun,
+    which ends by force every process that is still there after half a minute.
     """
     received: list[int] = []
 
@@ -25,7 +24,7 @@ def stop_signals(patient: bool = False) -> Iterator[list[int]]:
         if not patient:
             signal.signal(number, previous[number])
 
-    previous: dict[int, Any] = {number: signal.signal(number, remember) for number in STOPPING}
+    previous: dict[int, signal._HANDLER] = {number: signal.signal(number, remember) for number in STOPPING}
     try:
         yield received
     finally:
@@ -34,6 +33,6 @@ def stop_signals(patient: bool = False) -> Iterator[list[int]]:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """For a loader's workers: Ctrl-C and batch systems signal all processes, but theirs is the main one's to grant."""
+    """For a loader's workers: Ctrl-C and batch systems signal all processes, but the main process ends its workers."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
