@@ -46,10 +46,10 @@ def evaluate(
     answers = predict_records(predictor, dataset, dataset.records, metrics, batch_size)
     title = f"{predictor.name}, batch {batch_size}"
     with PredictionWriter(out, categories) as writer:
-        for record, _, ids, prediction, milliseconds in tqdm(answers, title, len(dataset), unit="image", disable=None):
-            gathered.add(record, ids, prediction, categories)
-            writer.add(record.image_id, record.file_name, prediction.result)
-            times.append(milliseconds)
+        for answer in tqdm(answers, title, len(dataset), unit="image", disable=None):
+            gathered.add(answer, categories)
+            writer.add(answer.record.image_id, answer.record.file_name, answer.prediction.result)
+            times.append(answer.milliseconds)
         if gathered.ap is not None:
             gathered.ap.write(writer.stage / "instances.json")
         report = gathered.report(categories) | {

@@ -116,7 +116,7 @@ def _from_coco(index: int, entry: Mapping[str, Any]) -> Category:
         raise InputError(f"{where}: {one_line(error)}") from error
 
 
-def _color_of_id(id: Any) -> tuple[int, int, int]:
+def _color_of_id(id: object) -> tuple[int, int, int]:
     """A vivid colour; neighbouring ids are a golden angle of hue apart."""
     hue = id * 0.618033988749895 % 1.0 if isinstance(id, int) else 0.0  # any other type is refused by Category
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, 0.9)

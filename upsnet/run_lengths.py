@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 Box = tuple[int, int, int, int]  # x, y, width, height
+Extents = dict[int, tuple[int, Box]]  # id -> pixels, tight box
 
 
 class Runs(NamedTuple):
@@ -53,7 +54,7 @@ def measure_runs(runs: Runs) -> Measured:
     return Measured(values[first], np.add.reduceat(lengths, first), np.stack([x1, y1, x2 - x1, y2 - y1], axis=1))
 
 
-def areas_and_boxes(ids: np.ndarray) -> dict[int, tuple[int, Box]]:
-    """Of every id in an H x W map, not empty, in rising order: its pixels and its tight box."""
+def areas_and_boxes(ids: np.ndarray) -> Extents:
+    """Of every id in an H x W map, not empty, in rising order."""
     values, areas, boxes = (array.tolist() for array in measure_runs(find_runs(ids)))
     return dict(zip(values, zip(areas, map(tuple, boxes), strict=True), strict=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -118,7 +118,7 @@ def check_counts(folder: Path, split: str, outcome: Outcome, partial: bool) -> N
         outcome.errors.append(f"{paths.json_file}: {found}, not {THINGS} and {STUFF}")
 
 
-def _name(entry: Any) -> str:
+def _name(entry: object) -> str:
     return str(entry.get("file_name") if isinstance(entry, dict) else None)
 
 

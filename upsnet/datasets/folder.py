@@ -230,20 +230,20 @@ def truth_result(record: Record, ids: np.ndarray, categories: Categories) -> Pan
     return PanopticResult(renumbered, segments)
 
 
-def _field(entry: Any, key: str, where: str) -> Any:
+def _field(entry: object, key: str, where: str) -> Any:
     if not isinstance(entry, dict) or key not in entry:
         raise InputError(f"{where} has no '{key}'")
     return entry[key]
 
 
-def _name(entry: Any, where: str) -> str:
+def _name(entry: object, where: str) -> str:
     value = _field(entry, "file_name", where)
     if not isinstance(value, str):
         raise InputError(f"{where} has the file_name {value!r}: it must be a string")
     return value
 
 
-def _is_side(value: Any) -> TypeGuard[int]:
+def _is_side(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and 0 < value <= MOST_SIDE
 
 

@@ -34,6 +34,16 @@ Metric = Literal["pq", "ap", "miou"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
+class Answer(NamedTuple):
+    """One image of a data set with its truth and what was predicted."""
+
+    record: Record
+    photo: np.ndarray  # uint8 H x W x 3
+    ids: np.ndarray  # the truth's, int32 H x W
+    prediction: Prediction
+    milliseconds: float  # this image's share of the predictor's call
+
+
 class Partial:
     """What the chosen metrics have gathered; None where a metric was not asked for. `a += b` adds another part."""
 
@@ -54,8 +64,9 @@ class Partial:
                 mine += others
         return self
 
-    def add(self, record: Record, ids: np.ndarray, prediction: Prediction, categories: Categories) -> None:
-        """One image: the truth's ids H x W, and what was predicted at that size. InputError names the image."""
+    def add(self, answer: Answer, categories: Categories) -> None:
+        """InputError names the image."""
+        record, ids, prediction = answer.record, answer.ids, answer.prediction
         if self.pq is not None:
             score(self.pq, record, ids, prediction.result, categories)
         if self.ap is not None:
@@ -88,16 +99,6 @@ class Partial:
         if self.ap is not None:
             figures |= {"box_ap": report["ap"]["box"]["AP"], "mask_ap": report["ap"]["mask"]["AP"]}
         return figures
-
-
-class Answer(NamedTuple):
-    """One image of a data set with its truth and what was predicted."""
-
-    record: Record
-    photo: np.ndarray  # uint8 H x W x 3
-    ids: np.ndarray  # the truth's, int32 H x W
-    prediction: Prediction
-    milliseconds: float  # this image's share of the predictor's call
 
 
 def predict_records(
@@ -136,7 +137,7 @@ def evaluate_records(
     answers = predict_records(predictor, folder, records, metrics)
     hidden = None if progress else True
     for answer in tqdm(answers, total=len(records), desc="evaluation", unit="image", disable=hidden):
-        part.add(answer.record, answer.ids, answer.prediction, folder.categories)
+        part.add(answer, folder.categories)
     return part
 
 

@@ -28,6 +28,8 @@ IOU_STEP = 2.0**-53
 GROUPS: dict[str, tuple[bool, ...]] = {"All": (True, False), "Things": (True,), "Stuff": (False,)}
 
 Overlaps = dict[tuple[int, int], int]  # (ground-truth id, predicted id) -> pixels
+Infos = Sequence[Mapping[str, Any]]  # segments_info, as JSON has it
+Segments = Iterable[SegmentInfo]
 
 
 @dataclass
@@ -81,9 +83,9 @@ class PQStat:
     def accumulate(
         self,
         gt_ids: np.ndarray,
-        gt_segments_info: Sequence[Mapping[str, Any]],
+        gt_segments_info: Infos,
         pred_ids: np.ndarray,
-        pred_segments_info: Sequence[Mapping[str, Any]],
+        pred_segments_info: Infos,
         image: object = None,
     ) -> None:
         """Add one image: two integer H x W id maps (0 = void) and their COCO `segments_info` lists.
@@ -98,12 +100,7 @@ class PQStat:
         self.add(gt_ids, truth, pred_ids, found, image)
 
     def add(
-        self,
-        gt_ids: np.ndarray,
-        truth: Iterable[SegmentInfo],
-        pred_ids: np.ndarray,
-        found: Iterable[SegmentInfo],
-        image: object = None,
+        self, gt_ids: np.ndarray, truth: Segments, pred_ids: np.ndarray, found: Segments, image: object = None
     ) -> None:
         """`accumulate`, of segments that are parsed already."""
         score = _ImageScore(f"image {self.images if image is None else image}")
@@ -158,9 +155,7 @@ def things_by_id(categories: Categories | Iterable[Mapping[str, Any]]) -> dict[i
     return table
 
 
-def truth_warnings(
-    segments_info: Sequence[Mapping[str, Any]], image: object, ids: np.ndarray | None = None
-) -> list[str]:
+def truth_warnings(segments_info: Infos, image: object, ids: np.ndarray | None = None) -> list[str]:
     """What `accumulate` would warn of in a ground truth; without its id map H x W, what its JSON shows."""
     score = _ImageScore(f"image {image}")
     gt = score._by_id(parse_segments(segments_info, f"{score.name}: ground truth"), "ground truth")
@@ -183,13 +178,7 @@ class _ImageScore:
         self.predicted: dict[int, str] = {}
         self.warnings: list[str] = []
 
-    def run(
-        self,
-        gt_ids: np.ndarray,
-        truth: Iterable[SegmentInfo],
-        pred_ids: np.ndarray,
-        found: Iterable[SegmentInfo],
-    ) -> None:
+    def run(self, gt_ids: np.ndarray, truth: Segments, pred_ids: np.ndarray, found: Segments) -> None:
         gt, pred = self._by_id(truth, "ground truth"), self._by_id(found, "prediction")
         self.predicted = {segment.category_id: self.name for segment in pred.values()}
         overlaps = self._overlaps(gt_ids, pred_ids)
@@ -208,7 +197,7 @@ class _ImageScore:
     def _warn(self, message: str) -> None:
         self.warnings.append(f"{self.name}: {message}")
 
-    def _by_id(self, segments: Iterable[SegmentInfo], side: str) -> dict[int, SegmentInfo]:
+    def _by_id(self, segments: Segments, side: str) -> dict[int, SegmentInfo]:
         """In the order of first appearance and with the values of the last, like panopticapi's dict."""
         table: dict[int, SegmentInfo] = {}
         for segment in segments:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -50,22 +50,19 @@ def evaluate(
     """
     if workers < 1:
         raise InputError(f"workers must be at least 1, not {workers}")
-    gt, pred = _read(gt_json), _read(pred_json)
-    if "categories" not in gt:
+    gt, pred = _read(gt_json, gt_folder), _read(pred_json, pred_folder)
+    if "categories" not in gt.content:
         raise InputError(f"{gt_json}: key 'categories' is missing")
     try:
-        isthing = things_by_id(gt["categories"])
+        isthing = things_by_id(gt.content["categories"])
     except InputError as error:
         raise InputError(f"{gt_json}: {error}") from error
-    gt_folder = os.fspath(gt_folder or Path(gt_json).with_suffix(""))
-    pred_folder = os.fspath(pred_folder or Path(pred_json).with_suffix(""))
-    gt_annotations, pred_annotations = _annotations(gt, gt_json), _annotations(pred, pred_json)
     stat = PQStat()
-    pairs = _pairs(gt_annotations, pred_annotations, gt_folder, pred_folder, pred_json, stat.warnings)
+    pairs = _pairs(gt, pred, stat.warnings)
     gathered = None
     if hotcoco_package.is_installed() and all(is_regular(pair, isthing) for pair in pairs):
-        sides = Side(gt_json, gt_folder), Side(pred_json, pred_folder)
-        if not (_are_plain_ids(gt_annotations) and _are_plain_ids(pred_annotations)):
+        sides = Side(gt.path, gt.folder), Side(pred.path, pred.folder)
+        if not (_are_plain_ids(gt.annotations) and _are_plain_ids(pred.annotations)):
             sides = renumbered(pairs, isthing)
         gathered = counts(*sides, workers)
     if gathered is None:
@@ -76,20 +73,24 @@ def evaluate(
         stat.counts.update(gathered)
         stat.images = len(pairs)
         stat.warnings += _truth_warnings(pairs, checked)
-    figures = stat.results(gt["categories"])
+    figures = stat.results(gt.content["categories"])
     return {**figures, "images": stat.images, "truth_checked": checked, "warnings": stat.warnings}
 
 
-def _read(path: PathLike) -> dict[str, Any]:
-    document = read_json(path)
-    if not isinstance(document, dict):
-        raise InputError(f"{path}: expected an object with 'annotations', got a {type(document).__name__}")
-    return document
+class Document(NamedTuple):
+    """Truth or predictions: a JSON that was read, and the folder of its PNGs."""
+
+    path: PathLike
+    folder: str
+    content: dict[str, Any]
+    annotations: list[dict[str, Any]]  # each with an image_id, a file_name and a segments_info list
 
 
-def _annotations(document: dict[str, Any], path: PathLike) -> list[dict[str, Any]]:
-    """The `annotations` list, each entry with an image_id, a file_name and a segments_info list."""
-    annotations = document.get("annotations")
+def _read(path: PathLike, folder: PathLike | None) -> Document:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected an object with 'annotations', got a {type(content).__name__}")
+    annotations = content.get("annotations")
     if not isinstance(annotations, list):
         raise InputError(f"{path}: key 'annotations' is missing or not a list")
     for index, annotation in enumerate(annotations):
@@ -102,38 +103,31 @@ def _annotations(document: dict[str, Any], path: PathLike) -> list[dict[str, Any
         for key, kind in (("file_name", str), ("segments_info", list)):
             if not isinstance(annotation.get(key), kind):
                 raise InputError(f"{where}: image {image_id}: '{key}' is missing or not a {kind.__name__}")
-    return annotations
+    return Document(path, os.fspath(folder or Path(path).with_suffix("")), content, annotations)
 
 
-def _pairs(
-    gt_annotations: list[dict[str, Any]],
-    pred_annotations: list[dict[str, Any]],
-    gt_folder: str,
-    pred_folder: str,
-    pred_json: PathLike,
-    warnings: list[str],
-) -> list[Pair]:
+def _pairs(gt: Document, pred: Document, warnings: list[str]) -> list[Pair]:
     """Pair by image_id. Of two predictions for one image the last counts, as in panopticapi."""
     predictions: dict[int | str, dict[str, Any]] = {}
-    for annotation in pred_annotations:
+    for annotation in pred.annotations:
         if annotation["image_id"] in predictions:
             warnings.append(f"image {annotation['image_id']}: predicted more than once; the last entry counts")
         predictions[annotation["image_id"]] = annotation
     pairs: list[Pair] = []
     seen: set[int | str] = set()
-    for annotation in gt_annotations:
+    for annotation in gt.annotations:
         image_id = annotation["image_id"]
         if image_id not in predictions:
-            raise InputError(f"image {image_id}: no prediction in {pred_json}{_id_type_hint(image_id, predictions)}")
+            raise InputError(f"image {image_id}: no prediction in {pred.path}{_id_type_hint(image_id, predictions)}")
         if image_id in seen:
             warnings.append(f"image {image_id}: more than one ground truth; each counts")
         seen.add(image_id)
         pairs.append(
             Pair(
                 f"{image_id} ({annotation['file_name']})",
-                os.path.join(gt_folder, annotation["file_name"]),
+                os.path.join(gt.folder, annotation["file_name"]),
                 annotation["segments_info"],
-                os.path.join(pred_folder, predictions[image_id]["file_name"]),
+                os.path.join(pred.folder, predictions[image_id]["file_name"]),
                 predictions[image_id]["segments_info"],
             )
         )

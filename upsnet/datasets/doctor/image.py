@@ -13,7 +13,7 @@ from upsnet.datasets.coco_format import ID_LIMIT, read_panoptic_png
 from upsnet.datasets.doctor.findings import CategoryCount, Finding, Tally, is_integer
 from upsnet.errors import InputError, first_line
 from upsnet.photos import DECODE_ERRORS, MAX_PIXELS, read_photo
-from upsnet.run_lengths import Box, areas_and_boxes
+from upsnet.run_lengths import Box, Extents, areas_and_boxes
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
@@ -24,9 +24,9 @@ class ImageTask(NamedTuple):
     image_id: int
     photo: str
     png: str
-    width: Any
-    height: Any
-    segments: list[Any]
+    width: object
+    height: object
+    segments: list[object]
 
 
 def check_images(tasks: list[ImageTask], things: Mapping[int, bool]) -> Tally:
@@ -43,7 +43,7 @@ def check_images(tasks: list[ImageTask], things: Mapping[int, bool]) -> Tally:
 def check_image(task: ImageTask, things: Mapping[int, bool], tally: Tally) -> Iterator[Finding]:
     """Yields the findings; adds what the PNG holds to `tally`."""
     where = f"image {task.image_id}"
-    sizes: dict[str, tuple[Any, Any]] = {}
+    sizes: dict[str, tuple[object, object]] = {}
     try:
         sizes[f"the photo {task.photo}"] = photo_size(task.photo)
     except InputError as error:
@@ -89,7 +89,7 @@ def photo_size(path: str) -> tuple[int, int]:
 
 
 def check_segments(
-    where: str, segments: list[Any], things: Mapping[int, bool], in_png: dict[int, tuple[int, Box]] | None, tally: Tally
+    where: str, segments: list[object], things: Mapping[int, bool], in_png: Extents | None, tally: Tally
 ) -> Iterator[Finding]:
     """in_png: area and box of its ids; None: it could not be read, so that areas and boxes are not judged."""
     truth = dict(in_png or {})

@@ -145,7 +145,7 @@ def _entries(
     return found
 
 
-def _fault(entry: Any, keys: tuple[str, ...]) -> str | None:
+def _fault(entry: object, keys: tuple[str, ...]) -> str | None:
     """What is wrong with the values of `keys`: a file name inside the folder, a list of segments."""
     for key in keys:
         value = entry.get(key) if isinstance(entry, dict) else None
