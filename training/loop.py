@@ -84,6 +84,8 @@ def find_checkpoint(out: Path, config: Config) -> Checkpoint | None:
     """out/last.safetensors, which must come from the same configuration, but for the keys that MAY_CHANGE."""
     path = out / LAST
     if not path.exists():
+        if (out / "last.pt").exists():
+            raise InputError(f"{out / 'last.pt'}: a run of an older version; give another folder with --out")
         return None
     checkpoint = load(path)
     changes = differing_keys(checkpoint.config, config).items()

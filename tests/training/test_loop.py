@@ -269,6 +269,13 @@ def test_a_resumed_run_finds_its_data_elsewhere_but_not_other_data(shapes: Path,
         train(settings(moved, iterations=3), out, "cpu", tiny())
 
 
+def test_a_run_of_an_older_version_is_not_overwritten(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(InputError, match=r"last\.pt: a run of an older version"):
+        train(settings(shapes), tmp_path, "cpu", tiny())
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
 def test_validation_set_of_other_categories(shapes: Path, tmp_path: Path) -> None:
     content = json.loads((shapes / "val.json").read_text())
     content["categories"][0]["name"] = "ring"
