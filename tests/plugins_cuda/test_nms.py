@@ -73,22 +73,22 @@ def test_known_answer() -> None:
     # IoU of the first two: 5 x 10 / (100 + 100 - 50) = 1/3; the third is apart; the fourth equals the first.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [5, 0, 15, 10], [50, 50, 60, 60], [0, 0, 10, 10]]])
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.95]])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.0, 6)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 1, 2, 0, 0, 0]], [3])
-    assert (indices.dtype, counts.dtype) == (torch.int64, torch.int32)
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 2, 0, 0, 0, 0]], [2])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.0, 2)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 1]], [2])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.8, 2)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 0]], [1])  # .8 is not > .8
     classes = torch.tensor([[7, 7, 7, -1]])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6, classes)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 0, 2, 0, 0, 0]], [3])
-    # Corners inside the boxes: 6 x 11 / (121 + 121 - 66) = .375.
-    for iou, expected in ((0.374, [3, 2]), (0.376, [3, 1, 2])):
-        indices, counts = plugins_cuda.nms(boxes, scores, iou, 0.0, 6, inclusive=True)
-        assert indices[0, : counts[0]].tolist() == expected
+    cases: list[tuple[tuple[Any, ...], list[int]]] = [
+        ((0.5, 0.0, 6), [3, 1, 2]),
+        ((0.3, 0.0, 6), [3, 2]),
+        ((0.5, 0.0, 2), [3, 1]),
+        ((0.5, 0.8, 2), [3]),  # .8 is not > .8
+        ((0.3, 0.0, 6, classes), [3, 0, 2]),
+        # Corners inside the boxes: 6 x 11 / (121 + 121 - 66) = .375.
+        ((0.374, 0.0, 6, None, True), [3, 2]),
+        ((0.376, 0.0, 6, None, True), [3, 1, 2]),
+    ]
+    for arguments, expected in cases:
+        indices, counts = plugins_cuda.nms(boxes, scores, *arguments)
+        assert (indices.dtype, counts.dtype) == (torch.int64, torch.int32)
+        padding = [0] * (arguments[2] - len(expected))
+        assert (indices.tolist(), counts.tolist()) == ([expected + padding], [len(expected)])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -268,14 +268,9 @@ def test_keeps_what_the_original_kept(run_node: RunNode, shared_data: Path, iou:
         rows = torch.from_numpy(golden[f"{name}in"])[None]
         count = rows.shape[1]
         corners, scores = rows[..., :4].contiguous(), rows[..., 4].contiguous()
-        expected = golden[f"{name}keep_{iou}"].tolist()
-        indices, counts = plugins_cuda.nms(corners, scores, iou, -1.0, count, inclusive=True)
-        assert indices[0, : counts[0]].tolist() == expected
-        body, body_count = run_body(run_node, corners, scores, iou, -1.0, count, inclusive=True)
-        assert body[0, : body_count[0]].tolist() == expected
         # The original's widths are x2 - x1 + 1: exclusive corners are one further.
-        boxes = corners + torch.tensor([0.0, 0, 1, 1])
-        indices, counts = plugins_cuda.nms(boxes, scores, iou, -1.0, count)
-        assert indices[0, : counts[0]].tolist() == expected
-        body, body_count = run_body(run_node, boxes, scores, iou, -1.0, count)
-        assert body[0, : body_count[0]].tolist() == expected
+        for inclusive, boxes in ((True, corners), (False, corners + torch.tensor([0.0, 0, 1, 1]))):
+            found = plugins_cuda.nms(boxes, scores, iou, -1.0, count, inclusive=inclusive)
+            body = run_body(run_node, boxes, scores, iou, -1.0, count, inclusive=inclusive)
+            for indices, counts in (found, body):
+                assert indices[0, : counts[0]].tolist() == golden[f"{name}keep_{iou}"].tolist()
