@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins_cuda import library
+from plugins_cuda import generate, library
 from upsnet.errors import InputError
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels are x86-64's")
@@ -132,6 +132,8 @@ def test_the_choice_itself_runs_anywhere(disassembly: Disassembly) -> None:
 
 def test_one_rounding_without_such_an_instruction(tmp_path: Path, project_root: Path) -> None:
     (tmp_path / "fused.cpp").write_text(FUSED)
-    flags = ["-std=c++17", "-O2", "-march=x86-64-v2", "-ffp-contract=off", f"-I{project_root / 'plugins_cuda'}"]
-    subprocess.run(["g++", *flags, tmp_path / "fused.cpp", "-o", tmp_path / "fused"], check=True)
+    subprocess.run([sys.executable, generate.__file__, tmp_path, "panoptic_fusion"], check=True)
+    includes = [f"-I{project_root / 'plugins_cuda'}", f"-I{tmp_path}"]
+    flags = ["-std=c++17", "-O2", "-march=x86-64-v2", "-ffp-contract=off"]
+    subprocess.run(["g++", *flags, *includes, tmp_path / "fused.cpp", "-o", tmp_path / "fused"], check=True)
     assert subprocess.run([tmp_path / "fused"], capture_output=True, text=True).stdout == ""
