@@ -14,7 +14,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.deform_conv import reference
-from tests.plugins_cuda.conftest import Front
+from tests.plugins_cuda.conftest import Front, assert_one_operator
 from tests.plugins_cuda.inputs import LAYOUTS, TYPES, DeformCase
 
 pytestmark = pytest.mark.numeric
@@ -210,16 +210,4 @@ def test_one_operator_for_pytorch() -> None:
         torch.library.opcheck(
             torch.ops.upsnet.deform_conv.default, (x, offset, weight, one_bias, [1, 1], [1, 1], [1, 1], one_mask)
         )
-
-    class Network(torch.nn.Module):
-        def forward(self, x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-            return plugins_cuda.deform_conv(x, offset, weight)
-
-    with torch.no_grad():
-        expected = Network()(x, offset, weight)
-        compiled = torch.compile(Network(), fullgraph=True, backend="aot_eager")
-        assert torch.equal(compiled(x, offset, weight), expected)
-        program = torch.export.export(Network(), (x, offset, weight))
-    assert [str(node.target) for node in program.graph.nodes if node.op == "call_function"] == [
-        "upsnet.deform_conv.default"
-    ]
+    assert_one_operator("deform_conv", plugins_cuda.deform_conv, (x, offset, weight))

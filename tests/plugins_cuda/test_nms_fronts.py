@@ -13,7 +13,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.nms import reference
-from tests.plugins_cuda.conftest import Front
+from tests.plugins_cuda.conftest import Calling, Front, assert_one_operator
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
@@ -188,21 +188,21 @@ def test_operator_is_well_formed() -> None:
         torch.library.opcheck(torch.ops.upsnet.nms.default, (boxes, scores, 0.5, 0.1, 10, classes, False))
 
 
-def test_compiled_and_exported_graphs_hold_one_operator() -> None:
-    class Suppress(torch.nn.Module):
-        def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 10)
+def keep_ten(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 10)
 
-    inputs = crowd(2, 30, 1)
-    expected = reference.nms(*inputs, 0.5, 0.1, 10)
-    compiled = torch.compile(Suppress(), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), expected, rtol=0, atol=0)
+
+def test_compiled_and_exported_graphs_hold_one_operator() -> None:
+    assert_one_operator("nms", keep_ten, crowd(2, 30, 1))
+
+
+def test_exported_for_any_size() -> None:
     batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
-    program = torch.export.export(Suppress(), inputs, dynamic_shapes=({0: batch, 1: count}, {0: batch, 1: count}))
-    calls = [node.target for node in program.graph.nodes if node.op == "call_function" and "upsnet" in str(node.target)]
-    assert calls == [torch.ops.upsnet.nms.default]
+    network = Calling(keep_ten)
+    program = torch.export.export(network, crowd(2, 30, 1), dynamic_shapes=(({0: batch, 1: count},) * 2,))
     other = crowd(3, 50, 2)
-    torch.testing.assert_close(program.module()(*other), reference.nms(*other, 0.5, 0.1, 10), rtol=0, atol=0)
+    expected = reference.nms(*other, 0.5, 0.1, 10)
+    torch.testing.assert_close(program.module()(*other), expected, rtol=0, atol=0)
 
 
 def test_takes_boxes_that_want_a_gradient() -> None:

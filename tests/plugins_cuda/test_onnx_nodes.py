@@ -15,6 +15,7 @@ from torch.export import Dim
 
 import plugins_cuda
 from tests.agreement import assert_same_segments
+from tests.plugins_cuda.conftest import export
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
@@ -71,24 +72,16 @@ def network() -> Tiny:
 @pytest.fixture(scope="module")
 def model(network: Tiny) -> onnx.ModelProto:
     batch = {0: Dim("B")}
-    program = torch.onnx.export(
+    return export(
         network,
         inputs(2, 64, 96),
-        dynamo=True,
-        opset_version=20,
-        verbose=False,
         input_names=["images", "sizes", "scales"],
         output_names=["panoptic", "segments", "segment_count", "pooled"],
         dynamic_shapes=({0: Dim("B"), 1: 32 * Dim("h"), 2: 32 * Dim("w")}, batch, batch),
     )
-    assert program is not None
-    proto = program.model_proto
-    proto.functions.extend(plugins_cuda.onnx_functions())
-    return proto
 
 
 def test_nodes_and_shapes(model: onnx.ModelProto) -> None:
-    onnx.checker.check_model(model, full_check=True)
     assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 20), ("upsnet", 1)}
     nodes = {node.op_type: node for node in model.graph.node if node.domain == "upsnet"}
     assert set(nodes) == {"RoiAlignFpn", "PaddedNms", "DeformConv2d", "PanopticFusion"}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +17,7 @@ from plugins_cuda import library
 from plugins_cuda.panoptic_fusion import SCHEMA, reference
 from plugins_cuda.pytorch import params_type
 from tests.agreement import assert_same_segments
-from tests.plugins_cuda.conftest import Front
+from tests.plugins_cuda.conftest import Front, RunNode, assert_one_operator
 from tests.plugins_cuda.inputs import LAYOUTS, TYPES, fusion_inputs
 from upsnet.runtimes.predictor import RawPrediction
 
@@ -336,34 +335,11 @@ def test_operator_keeps_pytorch_rules() -> None:
     torch.library.opcheck(torch.ops.upsnet.panoptic_fusion, arguments(inputs))
 
 
-class Head(torch.nn.Module):
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        semantic, boxes, classes, scores, mask_logits, *sizes = tensors
-        counts, image_sizes, scales = sizes
-        return plugins_cuda.panoptic_fusion(
-            semantic,
-            boxes,
-            classes,
-            scores,
-            mask_logits,
-            counts,
-            image_sizes,
-            scales,
-            num_stuff=3,
-            stuff_area_limit=20.0,
-        )
-
-
 def test_compile_and_export_see_one_operator() -> None:
     inputs = make_inputs(21, counts=[6, 2])
     inputs.pop("num_stuff")
-    expected = Head()(*inputs.values())
-    compiled = torch.compile(Head(), fullgraph=True, backend="aot_eager")(*inputs.values())
-    assert all(torch.equal(a, b) for a, b in zip(compiled, expected, strict=True))
-    exported = torch.export.export(Head(), tuple(inputs.values()))
-    calls = [node.target for node in exported.graph.nodes if node.op == "call_function"]
-    assert calls[0] == torch.ops.upsnet.panoptic_fusion.default
-    assert all("getitem" in str(target) for target in calls[1:])
+    fuse: Callable[..., object] = plugins_cuda.panoptic_fusion
+    assert_one_operator("panoptic_fusion", lambda *tensors: fuse(*tensors, 3, 20.0), tuple(inputs.values()))
 
 
 def test_strided_inputs(front: Front) -> None:
@@ -376,27 +352,12 @@ def test_strided_inputs(front: Front) -> None:
 
 
 @pytest.mark.parametrize("mask_type", [torch.float16, torch.float32])
-def test_body_takes_half_precision(front: Front, mask_type: torch.dtype) -> None:
+def test_body_takes_half_precision(run_node: RunNode, front: Front, mask_type: torch.dtype) -> None:
     inputs = make_inputs(23, counts=[6, 2], dtype=torch.float16)
     inputs["mask_logits"] = inputs["mask_logits"].to(mask_type)
+    attributes = {"num_stuff": inputs["num_stuff"], "stuff_area_limit": 20.0, "mask_overlap_threshold": 0.3}
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    node = onnx.helper.make_node(
-        "PanopticFusion", [*tensors], ["a", "b", "c"], domain="upsnet", plugin_version="1", plugin_namespace="",
-        num_stuff=3, stuff_area_limit=20.0, mask_overlap_threshold=0.3,
-    )  # fmt: skip
-
-    def info(name: str, tensor: Tensor) -> onnx.ValueInfoProto:
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
-        return onnx.helper.make_tensor_value_info(name, dtype, tensor.shape)
-
-    expected = define(inputs, double=True)
-    results = [info(name, tensor) for name, tensor in zip("abc", expected, strict=True)]
-    graph = onnx.helper.make_graph([node], "head", [info(*item) for item in tensors.items()], results)
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
-    model = onnx.helper.make_model(graph, functions=plugins_cuda.onnx_functions(), opset_imports=opsets, ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    body = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
-    for ours, other in zip(run(front, inputs), expected, strict=True):
-        np.testing.assert_array_equal(ours.numpy(), other.numpy())
+    body = run_node("PanopticFusion", tensors, [torch.uint8, torch.float32, torch.int32], **attributes)
+    expected = check(front, inputs)
     wanted = RawPrediction(*(tensor.numpy() for tensor in expected))
     assert_same_segments(RawPrediction(*body), wanted, identical=0.995, score=0.0)

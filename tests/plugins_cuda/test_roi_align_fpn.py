@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.roi_align_fpn import MAX_SAMPLES, gradient, reference
-from tests.plugins_cuda.conftest import RunNode
+from tests.plugins_cuda.conftest import RunNode, assert_one_operator, session_of
 from tests.plugins_cuda.inputs import SPECIAL_BOXES, pyramid
 
 pytestmark = pytest.mark.numeric
@@ -119,13 +118,10 @@ def test_body_takes_half_types(dtype: torch.dtype) -> None:
     graph = onnx.helper.make_graph(
         nodes, "half", inputs, [value("out", single, None)], value_info=[value("pooled", half, None)]
     )
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
-    model = onnx.helper.make_model(graph, functions=plugins_cuda.onnx_functions(), opset_imports=opsets, ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     feeds = {f"f{level}": features[level].float().numpy() for level in range(4)} | {"rois": rois.numpy()}
     expected = reference.roi_align_fpn(features, rois, 7)
     np.testing.assert_allclose(
-        session.run(None, feeds)[0], expected.float().numpy(), rtol=torch.finfo(dtype).eps, atol=1e-5
+        session_of(graph).run(None, feeds)[0], expected.float().numpy(), rtol=torch.finfo(dtype).eps, atol=1e-5
     )
 
 
@@ -201,19 +197,7 @@ def test_rois_of_other_types_are_taken_as_float32() -> None:
 def test_is_one_operator_of_pytorch(dtype: torch.dtype) -> None:
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
     torch.library.opcheck(torch.ops.upsnet.roi_align_fpn.default, (features, rois, 7, 2, True, False))
-
-    class Head(torch.nn.Module):
-        def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
-            return plugins_cuda.roi_align_fpn(features, rois, 7)
-
-    with torch.no_grad():
-        expected = Head()(features, rois)
-        compiled = torch.compile(Head(), fullgraph=True, backend="aot_eager")
-        assert torch.equal(compiled(features, rois), expected)
-        program = torch.export.export(Head(), (features, rois))
-    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert [target for target in targets if "roi" in target] == ["upsnet.roi_align_fpn.default"]
-    assert torch.equal(program.module()(features, rois), expected)
+    assert_one_operator("roi_align_fpn", lambda maps, rois: plugins_cuda.roi_align_fpn(maps, rois, 7), (features, rois))
 
 
 def test_reference_serves_where_there_is_no_library() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 import torchvision
@@ -18,7 +17,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.roi_align_fpn import reference
-from tests.plugins_cuda.conftest import Front
+from tests.plugins_cuda.conftest import Front, session_of
 from tests.plugins_cuda.inputs import LAYOUTS, SPECIAL_BOXES, TYPES, pyramid
 
 pytestmark = pytest.mark.numeric
@@ -259,10 +258,7 @@ def test_equals_onnxruntime_roi_align(front: Front, aligned: bool) -> None:
             coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
         )  # fmt: skip
         graph = onnx.helper.make_graph([node], "one", inputs, [value("out", onnx.TensorProto.FLOAT, None)])
-        opsets = [onnx.helper.make_opsetid("", 20)]
-        model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         own = rois[0, level == index].numpy()
         assert len(own) > 0
         feeds = {"map": features[index].numpy(), "rois": own, "image": np.zeros(len(own), np.int64)}
-        np.testing.assert_allclose(pooled[level == index], session.run(None, feeds)[0], atol=1e-4)
+        np.testing.assert_allclose(pooled[level == index], session_of(graph).run(None, feeds)[0], atol=1e-4)
