@@ -107,6 +107,14 @@ def run_node() -> RunNode:
     return run
 
 
+@pytest.fixture(params=["reverse", "shuffle"])
+def other_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Operators run the emulated kernels, with the threads of a block in another order."""
+    monkeypatch.setenv("UPSNET_EMULATOR_ORDER", request.param)
+    with library.emulation():
+        yield
+
+
 @dataclass(frozen=True)
 class Front:
     """Where an operator runs: `cpu`, `emulated` (the CUDA kernels' text on the CPU) or `cuda`."""

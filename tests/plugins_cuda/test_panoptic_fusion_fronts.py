@@ -81,11 +81,11 @@ def test_sizes(
 def test_batch_of_different_counts_and_sizes(front: Front) -> None:
     inputs = make_inputs(3, counts=[6, 0, 4, 1])
     inputs["sizes"] = torch.tensor([[24, 36], [24, 36], [1, 36], [13, 2]], dtype=torch.int32)
-    panoptic, segments, segment_count = check(front, inputs)
+    together = check(front, inputs)
     for image in range(4):
         alone = {name: value[image : image + 1] for name, value in inputs.items() if isinstance(value, Tensor)}
         one = run(front, alone | {"num_stuff": 3})
-        assert all(torch.equal(a[0], b[image]) for a, b in zip(one, (panoptic, segments, segment_count), strict=True))
+        assert all(torch.equal(a[0], b[image]) for a, b in zip(one, together, strict=True))
 
 
 def test_as_many_rows_as_fit(front: Front) -> None:
@@ -93,21 +93,14 @@ def test_as_many_rows_as_fit(front: Front) -> None:
     check(front, inputs, limit=0.0, overlap=1.0)
 
 
-def test_order_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = make_inputs(5, counts=[6, 5], height=5, width=40)
-    expected = define(inputs, double=True)
-    for order in ("reverse", "shuffle"):
-        monkeypatch.setenv("UPSNET_EMULATOR_ORDER", order)
-        with library.emulation():
-            actual = plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=20.0, mask_overlap_threshold=0.3)
-        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+@pytest.mark.usefixtures("other_order")
+def test_order_of_threads_does_not_matter() -> None:
+    check(Front("emulated"), make_inputs(5, counts=[6, 5], height=5, width=40))
 
 
 def test_threads_of_the_cpu_do_not_matter() -> None:
-    inputs = make_inputs(6, counts=[6, 5], height=40, width=10)
     torch.set_num_threads(3)
-    actual = plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=20.0)
-    assert all(torch.equal(a, b) for a, b in zip(actual, define(inputs, double=True), strict=True))
+    check(Front("cpu"), make_inputs(6, counts=[6, 5], height=40, width=10))
 
 
 # --- exact arithmetic: ties decide -----------------------------------------------------------------------------------
@@ -308,14 +301,9 @@ def test_workspace_is_small(
         pytest.skip("no NVIDIA GPU")
     compiled = library.load(name, library.gpu_architecture(torch.device("cuda")) if name == "cuda" else "")
     params = params_type(SCHEMA)(
-        batch=batch,
-        num_stuff=stuff,
-        num_things=things,
-        height=height,
-        width=width,
-        detections=rows,
+        batch=batch, num_stuff=stuff, num_things=things, height=height, width=width, detections=rows,
         mask_size=mask_size,
-    )
+    )  # fmt: skip
     size = compiled.workspace_size("panoptic_fusion", params)
     pixels = batch * 16 * height * width
     assert size <= 16 * pixels + pixels * (things + rows) / 8
