@@ -16,7 +16,7 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.nms import reference
-from tests.plugins_cuda.conftest import RunNode, export, session_of
+from tests.plugins_cuda.conftest import Calling, RunNode, export, session_of
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
@@ -171,18 +171,16 @@ def onnx_nms(boxes: Tensor, scores: Tensor, most: int, iou: float, least: float)
 
 
 def test_exported_with_classes() -> None:
-    class Suppress(torch.nn.Module):
-        def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, inclusive=True)
+    def suppress(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, inclusive=True)
 
     def problem(batch: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         return *crowd(batch, count, count), torch.randint(0, 3, (batch, count))
 
     batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
-    model = export(
-        Suppress(), problem(2, 50), input_names=["boxes", "scores", "classes"],
-        dynamic_shapes=({0: batch, 1: count},) * 3,
-    )  # fmt: skip
+    sizes = ({0: batch, 1: count},) * 3
+    names = ["boxes", "scores", "classes"]
+    model = export(Calling(suppress), problem(2, 50), input_names=names, dynamic_shapes=(sizes,))
     (node,) = model.graph.node
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     assert node.op_type == "PaddedBatchedNms"
