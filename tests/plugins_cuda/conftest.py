@@ -29,6 +29,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def run_model(model: onnx.ModelProto, *inputs: Tensor) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return session.run(None, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
+
+
 def session_of(graph: onnx.GraphProto) -> onnxruntime.InferenceSession:
     """Runs the graph, whose nodes may be upsnet's, on one thread."""
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torchvision
@@ -16,7 +15,7 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.nms import reference
-from tests.plugins_cuda.conftest import Calling, RunNode, export, session_of
+from tests.plugins_cuda.conftest import Calling, RunNode, export, run_model, session_of
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
@@ -192,11 +191,9 @@ def test_exported_with_classes() -> None:
         "plugin_version": b"1",
         "plugin_namespace": b"",
     }
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for shape in ((2, 50), (3, 90), (1, 20)):
         boxes, scores, classes = problem(*shape)
-        results = session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy(), "classes": classes.numpy()})
-        assert_same(results, reference.nms(boxes, scores, 0.5, 0.1, 30, classes, True))
+        assert_same(run_model(model, boxes, scores, classes), reference.nms(boxes, scores, 0.5, 0.1, 30, classes, True))
 
 
 @pytest.mark.parametrize("by_class", [False, True])

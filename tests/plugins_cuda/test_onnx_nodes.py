@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.export import Dim
 
 import plugins_cuda
 from tests.agreement import assert_same_segments
-from tests.plugins_cuda.conftest import export
+from tests.plugins_cuda.conftest import export, run_model
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
@@ -105,11 +104,8 @@ def test_function_names_are_no_operators_of_onnx() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 96, 160)])
 def test_runs_like_pytorch(network: Tiny, model: onnx.ModelProto, shape: tuple[int, int, int]) -> None:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     example = inputs(*shape)
-    panoptic, segments, count, pooled = session.run(
-        None, {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), example, strict=True)}
-    )
+    panoptic, segments, count, pooled = run_model(model, *example)
     with torch.no_grad():
         expected = [tensor.numpy() for tensor in network(*example)]
     assert panoptic.shape == shape

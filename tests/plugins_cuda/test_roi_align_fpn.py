@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.roi_align_fpn import MAX_SAMPLES, gradient, reference
-from tests.plugins_cuda.conftest import RunNode, assert_one_operator, session_of
+from tests.plugins_cuda.conftest import Calling, RunNode, assert_one_operator, export, run_model
 from tests.plugins_cuda.inputs import SPECIAL_BOXES, pyramid
 
 pytestmark = pytest.mark.numeric
@@ -105,24 +104,15 @@ def test_body_without_boxes_on_most_levels(run_node: RunNode, count: int) -> Non
 def test_body_takes_half_types(dtype: torch.dtype) -> None:
     """ONNX Runtime pools in float32 whatever the maps are, and rounds once."""
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
-    half = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}[dtype]
-    single = onnx.TensorProto.FLOAT
-    value = onnx.helper.make_tensor_value_info
-    nodes = [onnx.helper.make_node("Cast", [f"f{level}"], [f"p{level}"], to=half) for level in range(4)]
-    names = [*(f"p{level}" for level in range(4)), "rois"]
-    attributes: dict[str, Any] = {"output_size": 7, "sampling_ratio": 2, "inclusive": 0}
-    mode = {"coordinate_transformation_mode": "half_pixel"}
-    nodes.append(onnx.helper.make_node("RoiAlignFpn", names, ["pooled"], domain="upsnet", **attributes, **mode))
-    nodes.append(onnx.helper.make_node("Cast", ["pooled"], ["out"], to=single))
-    inputs = [*(value(f"f{level}", single, [None] * 4) for level in range(4)), value("rois", single, [None] * 3)]
-    graph = onnx.helper.make_graph(
-        nodes, "half", inputs, [value("out", single, None)], value_info=[value("pooled", half, None)]
-    )
-    feeds = {f"f{level}": features[level].float().numpy() for level in range(4)} | {"rois": rois.numpy()}
-    expected = reference.roi_align_fpn(features, rois, 7)
-    np.testing.assert_allclose(
-        session_of(graph).run(None, feeds)[0], expected.float().numpy(), rtol=torch.finfo(dtype).eps, atol=1e-5
-    )
+
+    def pool(*inputs: Tensor) -> Tensor:
+        maps = [each.to(dtype) for each in inputs[:4]]
+        return plugins_cuda.roi_align_fpn(maps, inputs[4], 7).float()
+
+    inputs = (*(feature.float() for feature in features), rois)
+    (found,) = run_model(export(Calling(pool), inputs), *inputs)
+    expected = reference.roi_align_fpn(features, rois, 7).float().numpy()
+    np.testing.assert_allclose(found, expected, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
 def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node: RunNode) -> None:

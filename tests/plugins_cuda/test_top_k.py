@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import onnxruntime
 import torch
 
 import plugins_cuda
-from tests.plugins_cuda.conftest import Calling, export
+from tests.plugins_cuda.conftest import Calling, export, run_model
 
 
 def test_ties_go_to_the_lower_index() -> None:
@@ -20,7 +19,6 @@ def test_ties_go_to_the_lower_index() -> None:
 def test_exported_node_orders_ties_alike() -> None:
     scores = torch.randint(0, 5, (3, 200), generator=torch.Generator().manual_seed(0)).float()
     model = export(Calling(partial(plugins_cuda.top_k, k=40)), (scores,))
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    values, indices = session.run(None, {session.get_inputs()[0].name: scores.numpy()})
+    values, indices = run_model(model, scores)
     expected = plugins_cuda.top_k(scores, 40)
     assert torch.equal(torch.from_numpy(indices), expected[1]) and torch.equal(torch.from_numpy(values), expected[0])
