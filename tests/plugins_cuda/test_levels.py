@@ -133,7 +133,7 @@ def test_the_choice_itself_runs_anywhere(disassembly: Disassembly) -> None:
 def test_one_rounding_without_such_an_instruction(tmp_path: Path, project_root: Path) -> None:
     (tmp_path / "fused.cpp").write_text(FUSED)
     subprocess.run([sys.executable, generate.__file__, tmp_path, "panoptic_fusion"], check=True)
-    includes = [f"-I{project_root / 'plugins_cuda'}", f"-I{tmp_path}"]
-    flags = ["-std=c++17", "-O2", "-march=x86-64-v2", "-ffp-contract=off"]
-    subprocess.run(["g++", *flags, *includes, tmp_path / "fused.cpp", "-o", tmp_path / "fused"], check=True)
+    folders = [f"-I{tmp_path}", f"-I{project_root / 'plugins_cuda'}"]
+    flags = ["-std=c++17", "-O2", "-march=x86-64-v2", "-ffp-contract=off", *folders]
+    subprocess.run(["g++", *flags, tmp_path / "fused.cpp", "-o", tmp_path / "fused"], check=True)
     assert subprocess.run([tmp_path / "fused"], capture_output=True, text=True).stdout == ""
