@@ -82,7 +82,8 @@ struct Declared {{
 """
 
 
-TYPES = {"INT32": "kInt32", "INT64": "kInt64", "LIKE_FIRST": "kLikeFirstInput", "UINT8": "kFloat16"}  # else: below
+# schema.Type -> tensorrt::Type; the others are kFeatures or kFloat32. TensorRT takes no bytes: float16 carries them.
+TYPES = {"INT32": "kInt32", "INT64": "kInt64", "LIKE_FIRST": "kLikeFirstInput", "UINT8": "kFloat16"}
 
 
 def read_schema(room: str) -> Schema:

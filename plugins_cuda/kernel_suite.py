@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any  # an operator's keyword arguments, and its one result or several
@@ -22,18 +22,12 @@ from torchvision.ops import deform_conv2d
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.benchmark import inputs
-from plugins_cuda.benchmark.cases import Variant
+from plugins_cuda.benchmark.cases import VARIANTS, Variant
 from plugins_cuda.benchmark.inputs import FULL, QUICK, Sizes
 from plugins_cuda.benchmark.timing import capture
 from plugins_cuda.nms import reference as nms_reference
 from plugins_cuda.panoptic_fusion import reference as fusion_reference
 from plugins_cuda.roi_align_fpn import reference as roi_reference
-
-VARIANTS = [
-    Variant(dtype, channels_last)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16)
-    for channels_last in (False, True)
-]
 
 
 @dataclass(frozen=True)
@@ -59,10 +53,14 @@ def _is_compiled(device: torch.device) -> None:
 
 def _twice(call: Callable[[], Any]) -> Any:
     """The result, which must be the same to the last bit when it is computed again."""
-    first, second = call(), call()
-    pairs = zip(first, second, strict=True) if isinstance(first, tuple) else [(first, second)]
-    assert all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs), "two runs differ"
+    first = call()
+    assert _same_bits(first, call()), "two runs differ"
     return first
+
+
+def _same_bits(first: Any, second: Any) -> bool:
+    pairs = zip(first, second, strict=True) if isinstance(first, tuple) else [(first, second)]
+    return all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs)
 
 
 def _assert_accurate(ours: Tensor, exact: Tensor, same_precision: Tensor, dtype: torch.dtype) -> None:
@@ -85,17 +83,17 @@ def _roi_checks(device: torch.device, full: bool) -> Iterator[Check]:
         yield Check(name, partial(_check_roi, device, small, variant))
         if full:
             yield Check(f"{name}, full size", partial(_check_roi, device, FULL, variant))
-    legacy = {"aligned": False, "inclusive": True, "sampling_ratio": 1}
-    yield Check("roi_align_fpn legacy", partial(_check_roi, device, small, VARIANTS[0], legacy))
+    legacy = partial(_check_roi, device, small, VARIANTS[0], aligned=False, inclusive=True, sampling_ratio=1)
+    yield Check("roi_align_fpn legacy", legacy)
     yield Check("roi_align_fpn of no RoIs", partial(_check_roi, device, replace(small, rois=0), VARIANTS[0]))
 
 
-def _check_roi(device: torch.device, sizes: Sizes, variant: Variant, settings: dict[str, Any] | None = None) -> None:
+def _check_roi(device: torch.device, sizes: Sizes, variant: Variant, **options: Any) -> None:
     features, rois = inputs.pyramid(sizes, seed=1)
     hostile = torch.tensor([[0.0, 0, 0, 0], [-90, -80, -50, -40], [30, 40, 10, 20], [-20, -20, 5000, 4000]])
     rois = torch.cat([rois, hostile.expand(1, 4, 4)], dim=1) if sizes.rois else rois
     features, rois = [variant.of(feature, device) for feature in features], rois.to(device)
-    options: dict[str, Any] = {"output_size": sizes.output_size} | (settings or {})
+    options["output_size"] = sizes.output_size
     ours = _twice(lambda: plugins_cuda.roi_align_fpn(features, rois, **options))
     exact = roi_reference.roi_align_fpn([feature.double() for feature in features], rois.double(), **options)
     rounded = roi_reference.roi_align_fpn([feature.float() for feature in features], rois, **options).to(variant.dtype)
@@ -115,7 +113,7 @@ def _nms_checks(device: torch.device, full: bool) -> Iterator[Check]:
     ties = inputs.proposals(QUICK, 2)
     ties["boxes"], ties["scores"] = ties["boxes"].round(), (4 * ties["scores"]).round() / 4
     yield Check("nms ties", partial(_check_nms, device, ties, 0.5, 0.0, 30))
-    yield Check("nms legacy", partial(_check_nms, device, ties, 0.5, 0.0, 30, {"inclusive": True}))
+    yield Check("nms legacy", partial(_check_nms, device, ties, 0.5, 0.0, 30, inclusive=True))
     hostile = inputs.proposals(replace(QUICK, proposal_rows=4), 3)
     hostile["scores"][0, ::3] = float("nan")
     hostile["scores"][1, 5] = float("inf")
@@ -127,21 +125,13 @@ def _nms_checks(device: torch.device, full: bool) -> Iterator[Check]:
 
 
 def _check_nms(
-    device: torch.device,
-    tensors: dict[str, Tensor],
-    iou: float,
-    least: float,
-    most: int,
-    settings: dict[str, Any] | None = None,
+    device: torch.device, tensors: Mapping[str, Any], iou: float, least: float, most: int, **options: Any
 ) -> None:
     """torchvision's own indices, on the CPU."""
-    options = {"classes": None, "inclusive": False} | (settings or {})
-    options["classes"] = tensors.get("classes")
-    boxes, scores = tensors["boxes"], tensors["scores"]
-    expected = nms_reference.nms(boxes, scores, iou, least, most, *options.values())
-    if options["classes"] is not None:
-        options["classes"] = options["classes"].to(device)
-    ours = _twice(lambda: plugins_cuda.nms(boxes.to(device), scores.to(device), iou, least, most, **options))
+    options |= {"iou_threshold": iou, "score_threshold": least, "max_output": most}
+    expected = nms_reference.nms(**tensors, **options)
+    there = {name: tensor.to(device) for name, tensor in tensors.items()}
+    ours = _twice(lambda: plugins_cuda.nms(**there, **options))
     for found, wanted in zip(ours, expected, strict=True):
         assert found.dtype == wanted.dtype
         assert torch.equal(found.cpu(), wanted), f"{(found.cpu() != wanted).sum()} of {wanted.numel()} differ"
@@ -188,8 +178,7 @@ def _check_deform(device: torch.device, sizes: Sizes, variant: Variant, kind: Co
     offset = tensors["offset"].repeat(1, kind.offset_groups, 1, 1)[..., :height, :width]
     offset = torch.nn.functional.pad(offset, (0, width - offset.shape[3], 0, height - offset.shape[2])).to(device)
     mask = offset[:, ::2].sigmoid().contiguous() if kind.masked else None
-    options = place if mask is None else place | {"mask": mask}
-    ours = _twice(lambda: plugins_cuda.deform_conv(x, offset, weight, bias, **options))
+    ours = _twice(lambda: plugins_cuda.deform_conv(x, offset, weight, bias, **place, mask=mask))
 
     wide_mask = None if mask is None else mask.double()
     exact = deform_conv2d(x.double(), offset.double(), weight.double(), bias.double(), mask=wide_mask, **place)
@@ -197,8 +186,7 @@ def _check_deform(device: torch.device, sizes: Sizes, variant: Variant, kind: Co
         rounded = deform_conv2d(x, offset, weight, bias, mask=mask, **place)
     else:
         # What a product of 16-bit matrices can do: samples rounded, exact sums, a rounded result.
-        taps = torch.eye(9 * sizes.channels, dtype=torch.float64, device=device)
-        taps = taps.view(-1, sizes.channels, 3, 3)
+        taps = torch.eye(9 * sizes.channels, dtype=torch.float64, device=device).view(-1, sizes.channels, 3, 3)
         columns = deform_conv2d(x.double(), offset.double(), taps, mask=wide_mask, **place).to(variant.dtype).double()
         rounded = torch.einsum("bkhw,ok->bohw", columns, weight.double().flatten(1)) + bias.double()[:, None, None]
         rounded = rounded.to(variant.dtype)
@@ -257,44 +245,34 @@ def _check_fusion(device: torch.device, sizes: Sizes, variant: Variant, detectio
 
 
 def _graph_checks(device: torch.device) -> Iterator[Check]:
-    def tensors(make: Callable[..., dict[str, Any]], seed: int) -> list[Tensor]:
-        return [tensor.to(device) for tensor in make(QUICK, seed=seed).values()]
+    def pyramid(sizes: Sizes, seed: int) -> dict[str, Tensor]:
+        features, rois = inputs.pyramid(sizes, seed)
+        return dict(zip(("p2", "p3", "p4", "p5", "rois"), (*features, rois), strict=True))
 
-    def pyramid(seed: int) -> list[Tensor]:
-        features, rois = inputs.pyramid(QUICK, seed)
-        return [*(feature.to(device) for feature in features), rois.to(device)]
+    def pool(rois: Tensor, **maps: Tensor) -> Tensor:
+        return plugins_cuda.roi_align_fpn(list(maps.values()), rois, 7)
 
-    fuse: Callable[..., object] = plugins_cuda.panoptic_fusion
-
-    def keep(boxes: Tensor, scores: Tensor, classes: Tensor) -> object:
-        return plugins_cuda.nms(boxes, scores, 0.5, 0.05, 20, classes=classes)
-
-    calls: dict[str, tuple[Callable[..., object], Callable[[int], list[Tensor]]]] = {
-        "roi_align_fpn": (lambda *maps: plugins_cuda.roi_align_fpn(maps[:4], maps[4], 7), pyramid),
-        "nms": (keep, lambda seed: tensors(inputs.detections, seed)),
-        "deform_conv": (
-            plugins_cuda.deform_conv,
-            lambda seed: tensors(lambda s, seed: inputs.deformed(s, 2.0, seed), seed),
-        ),
-        "panoptic_fusion": (
-            lambda *fields: fuse(*fields, QUICK.stuff, 64.0),
-            lambda seed: tensors(inputs.panoptic, seed),
-        ),
+    keep = partial(plugins_cuda.nms, iou_threshold=0.5, score_threshold=0.05, max_output=20)
+    fuse = partial(plugins_cuda.panoptic_fusion, num_stuff=QUICK.stuff, stuff_area_limit=64.0)
+    calls: dict[str, tuple[Callable[..., object], Callable[..., dict[str, Any]]]] = {
+        "roi_align_fpn": (pool, pyramid),
+        "nms": (keep, inputs.detections),
+        "deform_conv": (plugins_cuda.deform_conv, partial(inputs.deformed, spread=2.0)),
+        "panoptic_fusion": (fuse, inputs.panoptic),
     }
     for room, (call, make) in calls.items():
-        yield Check(f"{room} in a CUDA graph", partial(_check_graph, call, make))
+        yield Check(f"{room} in a CUDA graph", partial(_check_graph, device, call, make))
 
 
-def _check_graph(call: Callable[..., Any], make: Callable[[int], list[Tensor]]) -> None:
+def _check_graph(device: torch.device, call: Callable[..., Any], make: Callable[..., dict[str, Any]]) -> None:
     """Captured on one input, replayed on another: the same bits as without a graph."""
-    held, results = make(1), []
-    graph = capture(lambda: results.append(call(*held)))
-    for tensor, other in zip(held, make(2), strict=True):
-        tensor.copy_(other)
+    results: list[Any] = []
+    held = {name: tensor.to(device) for name, tensor in make(QUICK, seed=1).items()}
+    graph = capture(lambda: results.append(call(**held)))
+    for name, other in make(QUICK, seed=2).items():
+        held[name].copy_(other)
     graph.replay()
-    replayed, eager = results[-1], call(*held)
-    pairs = zip(replayed, eager, strict=True) if isinstance(eager, tuple) else [(replayed, eager)]
-    assert all(torch.equal(one, other) for one, other in pairs), "the replay differs from the call"
+    assert _same_bits(results[-1], call(**held)), "the replay differs from the call"
 
 
 # --- command line ----------------------------------------------------------------------------------------------------

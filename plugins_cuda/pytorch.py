@@ -183,11 +183,10 @@ def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., obje
             results = cast("Callable[..., Tensor | tuple[Tensor, ...]]", definition)(*values)
             for output, result in zip(outputs, [results] if isinstance(results, Tensor) else results, strict=True):
                 output.copy_(result)
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return _one_or_all(outputs)
 
     def fake(*values: Value) -> Tensor | tuple[Tensor, ...]:
-        outputs = _empty_outputs(schema, read(schema, dict(zip(names, values, strict=True))))
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        return _one_or_all(_empty_outputs(schema, read(schema, dict(zip(names, values, strict=True)))))
 
     arguments = ", ".join(f"{_pytorch_type(argument)} {argument.name}" for argument in schema.given)
     results = ", ".join("Tensor" for _ in schema.outputs)
@@ -203,8 +202,12 @@ def _pytorch_type(argument: declared.Tensor | Attribute) -> str:
     return f"{name}[]" if argument.count > 1 else name
 
 
-def _shape(words: Sequence[str], call: Call) -> list[int]:
-    return [value_of(word, call.sizes) for word in words]
+def _one_or_all(results: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _shape(declaration: declared.Tensor, call: Call) -> list[int]:
+    return [value_of(word, call.sizes) for word in declaration.shape.split()]
 
 
 def _dtype(declaration: declared.Tensor, call: Call) -> torch.dtype:
@@ -216,7 +219,7 @@ def _empty_outputs(schema: Schema, call: Call) -> list[Tensor]:
     for output in schema.outputs:
         follows = output.channels_last and layout_of([call.first]) == NHWC
         order = torch.channels_last if follows else torch.contiguous_format
-        shape, dtype = _shape(output.shape.split(), call), _dtype(output, call)
+        shape, dtype = _shape(output, call), _dtype(output, call)
         outputs.append(torch.empty(shape, dtype=dtype, device=call.first.device, memory_format=order))
     return outputs
 
@@ -232,8 +235,8 @@ def params_type(schema: Schema) -> type[ctypes.Structure]:
     """Params of <room>/params.h, which generate.py writes from the same fields."""
     fields = []
     for field in schema.fields():
-        kinds = {"float": ctypes.c_float} | ({field.kind: ctypes.c_void_p} if field.kind.endswith("*") else {})
-        kind = kinds.get(field.kind, ctypes.c_int32)
+        pointer = field.kind.endswith("*")
+        kind = ctypes.c_void_p if pointer else ctypes.c_float if field.kind == "float" else ctypes.c_int32
         fields.append((field.name, kind * field.count if field.count > 1 else kind))
     return type("Params", (ctypes.Structure,), {"_fields_": fields})
 
@@ -277,8 +280,9 @@ def _node(schema: Schema, call: Call) -> Tensor | tuple[Tensor, ...]:
         if tensor.node and given is None:
             continue
         name = tensor.node or name
-        zeros = _shape(tensor.shape.split(), call) if given is None else []
-        for each in [call.first.new_zeros(zeros, dtype=torch.float32)] if given is None else given:
+        if given is None:
+            given = [call.first.new_zeros(_shape(tensor, call), dtype=torch.float32)]
+        for each in given:
             inputs.append(each.float() if tensor.type is Type.AS_FLOAT32 and each.dtype != torch.float32 else each)
     attributes = {a.node_name: _node_value(a, call.numbers[a.name]) for a in schema.attributes if not a.gone}
     results = torch.onnx.ops.symbolic_multi_out(
@@ -286,10 +290,10 @@ def _node(schema: Schema, call: Call) -> Tensor | tuple[Tensor, ...]:
         inputs,
         attributes | {"plugin_version": "1", "plugin_namespace": ""},
         dtypes=[_dtype(output, call) for output in schema.outputs],
-        shapes=[_shape(output.shape.split(), call) for output in schema.outputs],
+        shapes=[_shape(output, call) for output in schema.outputs],
         version=1,
     )
-    return results[0] if len(results) == 1 else tuple(results)
+    return _one_or_all(results)
 
 
 def _node_value(attribute: Attribute, number: Number) -> NodeValue:

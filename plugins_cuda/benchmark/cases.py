@@ -65,10 +65,16 @@ class Variant:
         return tensor.to(device, self.dtype).contiguous(memory_format=order)
 
 
+VARIANTS = [
+    Variant(dtype, channels_last)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    for channels_last in (False, True)
+]
+
+
 def variants(device: torch.device) -> list[Variant]:
-    """fp32 on a CPU; on a GPU all three types; both layouts."""
-    types = [torch.float32, torch.float16, torch.bfloat16] if device.type == "cuda" else [torch.float32]
-    return [Variant(dtype, channels_last) for dtype in types for channels_last in (False, True)]
+    """All of them on a GPU, float32 on a CPU."""
+    return [variant for variant in VARIANTS if device.type == "cuda" or variant.dtype == torch.float32]
 
 
 def half_goal(variant: Variant, device: torch.device, seconds: float = 0.0) -> Goal:

@@ -43,20 +43,17 @@ def nms(
         order = scores[image, candidates].argsort(descending=True, stable=True)
         candidates = candidates[order]
         kept = torch.zeros(len(candidates), dtype=torch.bool, device=boxes.device)
-        for members in _groups(candidates if classes is None else classes[image, candidates], classes is not None):
+        groups = [torch.arange(len(candidates), device=boxes.device)]
+        if classes is not None:  # only boxes of one class compete
+            labels = classes[image, candidates]
+            groups = [torch.nonzero(labels == label).squeeze(1) for label in labels.unique()]
+        for members in groups:
             chosen = candidates[members]
             kept[members[suppress(boxes[image, chosen], scores[image, chosen], iou_threshold)]] = True
         best = candidates[kept][:max_output]
         indices[image, : len(best)] = best
         counts[image] = len(best)
     return indices, counts
-
-
-def _groups(labels: Tensor, by_label: bool) -> list[Tensor]:
-    """Positions of the boxes that compete with each other."""
-    if not by_label:
-        return [torch.arange(len(labels), device=labels.device)]
-    return [torch.nonzero(labels == label).squeeze(1) for label in labels.unique()]
 
 
 def _legacy_nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

@@ -12,12 +12,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
 
 import plugins_cuda
 from plugins_cuda import library
 
 RunNode = Callable[..., list[np.ndarray]]
-TYPES = {torch.float32: 1, torch.uint8: 2, torch.int32: 6, torch.int64: 7}
+TYPES = {torch.float32: 1, torch.uint8: 2, torch.int32: 6, torch.int64: 7, torch.float16: 10}  # onnx.TensorProto
 
 
 @pytest.fixture(autouse=True)
@@ -28,14 +29,63 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def run_model(model: onnx.ModelProto, *inputs: Tensor) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return session.run(None, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
+
+
+def session_of(graph: onnx.GraphProto) -> onnxruntime.InferenceSession:
+    """Runs the graph, whose nodes may be upsnet's, on one thread."""
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
+    functions = plugins_cuda.onnx_functions()
+    model = onnx.helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def export(network: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> onnx.ModelProto:
+    """As `upsnet export` does it: the traced network, with the bodies of its nodes."""
+    program = torch.onnx.export(network.eval(), inputs, dynamo=True, opset_version=20, verbose=False, **options)
+    assert program is not None
+    model = program.model_proto
+    model.functions.extend(plugins_cuda.onnx_functions())
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class Calling(nn.Module):
+    """A network that is one function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(*inputs)
+
+
+def assert_one_operator(room: str, function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
+    """torch.compile and torch.export see one operator in a function, and give what the function gives."""
+    network = Calling(function)
+    with torch.no_grad():
+        expected = network(*inputs)
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        program = torch.export.export(network, inputs)
+        for found in (compiled(*inputs), program.module()(*inputs)):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert [call for call in calls if "getitem" not in call] == [f"upsnet.{room}.default"]
+
+
 @pytest.fixture(scope="session")
 def run_node() -> RunNode:
     """run_node(name, {input: tensor}, [output types], **attributes): the body of upsnet::name, as arrays."""
-    functions = plugins_cuda.onnx_functions()
     sessions: dict[tuple[object, ...], onnxruntime.InferenceSession] = {}
 
     def session(
-        name: str, inputs: dict[str, torch.Tensor], outputs: list[torch.dtype], attributes: dict[str, Any]
+        name: str, inputs: dict[str, Tensor], outputs: list[torch.dtype], attributes: dict[str, Any]
     ) -> onnxruntime.InferenceSession:
         def any_shape(label: str, dtype: torch.dtype, rank: int | None) -> onnx.ValueInfoProto:
             shape = None if rank is None else [None] * rank
@@ -51,21 +101,24 @@ def run_node() -> RunNode:
             [any_shape(label, tensor.dtype, tensor.ndim) for label, tensor in inputs.items()],
             [any_shape(label, dtype, None) for label, dtype in zip(results, outputs, strict=True)],
         )
-        opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
-        model = onnx.helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=10)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return session_of(graph)
 
-    def run(
-        name: str, inputs: dict[str, torch.Tensor], outputs: list[torch.dtype], **attributes: Any
-    ) -> list[np.ndarray]:
-        key = (name, *sorted((label, str(value)) for label, value in attributes.items()))
+    def run(name: str, inputs: dict[str, Tensor], outputs: list[torch.dtype], **attributes: Any) -> list[np.ndarray]:
+        types = [tensor.dtype for tensor in inputs.values()]
+        key = (name, *types, *sorted((label, str(value)) for label, value in attributes.items()))
         if key not in sessions:
             sessions[key] = session(name, inputs, outputs, attributes)
         return sessions[key].run(None, {label: tensor.numpy() for label, tensor in inputs.items()})
 
     return run
+
+
+@pytest.fixture(params=["reverse", "shuffle"])
+def other_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Operators run the emulated kernels, with the threads of a block in another order."""
+    monkeypatch.setenv("UPSNET_EMULATOR_ORDER", request.param)
+    with library.emulation():
+        yield
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torchvision
-from onnx import checker, helper, numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.nms import reference
-from tests.plugins_cuda.conftest import RunNode
+from tests.plugins_cuda.conftest import Calling, RunNode, export, run_model, session_of
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
@@ -73,22 +72,22 @@ def test_known_answer() -> None:
     # IoU of the first two: 5 x 10 / (100 + 100 - 50) = 1/3; the third is apart; the fourth equals the first.
     boxes = torch.tensor([[[0.0, 0, 10, 10], [5, 0, 15, 10], [50, 50, 60, 60], [0, 0, 10, 10]]])
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.95]])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.0, 6)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 1, 2, 0, 0, 0]], [3])
-    assert (indices.dtype, counts.dtype) == (torch.int64, torch.int32)
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 2, 0, 0, 0, 0]], [2])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.0, 2)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 1]], [2])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.5, 0.8, 2)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 0]], [1])  # .8 is not > .8
     classes = torch.tensor([[7, 7, 7, -1]])
-    indices, counts = plugins_cuda.nms(boxes, scores, 0.3, 0.0, 6, classes)
-    assert (indices.tolist(), counts.tolist()) == ([[3, 0, 2, 0, 0, 0]], [3])
-    # Corners inside the boxes: 6 x 11 / (121 + 121 - 66) = .375.
-    for iou, expected in ((0.374, [3, 2]), (0.376, [3, 1, 2])):
-        indices, counts = plugins_cuda.nms(boxes, scores, iou, 0.0, 6, inclusive=True)
-        assert indices[0, : counts[0]].tolist() == expected
+    cases: list[tuple[tuple[Any, ...], list[int]]] = [
+        ((0.5, 0.0, 6), [3, 1, 2]),
+        ((0.3, 0.0, 6), [3, 2]),
+        ((0.5, 0.0, 2), [3, 1]),
+        ((0.5, 0.8, 2), [3]),  # .8 is not > .8
+        ((0.3, 0.0, 6, classes), [3, 0, 2]),
+        # Corners inside the boxes: 6 x 11 / (121 + 121 - 66) = .375.
+        ((0.374, 0.0, 6, None, True), [3, 2]),
+        ((0.376, 0.0, 6, None, True), [3, 1, 2]),
+    ]
+    for arguments, expected in cases:
+        indices, counts = plugins_cuda.nms(boxes, scores, *arguments)
+        assert (indices.dtype, counts.dtype) == (torch.int64, torch.int32)
+        padding = [0] * (arguments[2] - len(expected))
+        assert (indices.tolist(), counts.tolist()) == ([expected + padding], [len(expected)])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -167,31 +166,20 @@ def onnx_nms(boxes: Tensor, scores: Tensor, most: int, iou: float, least: float)
         [helper.make_tensor_value_info("selected", 7, [None, 3])],
         [numpy_helper.from_array(value, name) for name, value in numbers.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy()})[0]
+    return session_of(graph).run(None, {"boxes": boxes.numpy(), "scores": scores.numpy()})[0]
 
 
 def test_exported_with_classes() -> None:
-    class Suppress(torch.nn.Module):
-        def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, inclusive=True)
+    def suppress(boxes: Tensor, scores: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 30, classes, inclusive=True)
 
     def problem(batch: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
         return *crowd(batch, count, count), torch.randint(0, 3, (batch, count))
 
     batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
-    program = torch.onnx.export(
-        Suppress().eval(),
-        problem(2, 50),
-        dynamo=True,
-        opset_version=20,
-        verbose=False,
-        input_names=["boxes", "scores", "classes"],
-        dynamic_shapes=({0: batch, 1: count},) * 3,
-    )
-    assert program is not None
-    model = program.model_proto
+    sizes = ({0: batch, 1: count},) * 3
+    names = ["boxes", "scores", "classes"]
+    model = export(Calling(suppress), problem(2, 50), input_names=names, dynamic_shapes=(sizes,))
     (node,) = model.graph.node
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     assert node.op_type == "PaddedBatchedNms"
@@ -203,13 +191,9 @@ def test_exported_with_classes() -> None:
         "plugin_version": b"1",
         "plugin_namespace": b"",
     }
-    model.functions.extend(plugins_cuda.onnx_functions())
-    checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for shape in ((2, 50), (3, 90), (1, 20)):
         boxes, scores, classes = problem(*shape)
-        results = session.run(None, {"boxes": boxes.numpy(), "scores": scores.numpy(), "classes": classes.numpy()})
-        assert_same(results, reference.nms(boxes, scores, 0.5, 0.1, 30, classes, True))
+        assert_same(run_model(model, boxes, scores, classes), reference.nms(boxes, scores, 0.5, 0.1, 30, classes, True))
 
 
 @pytest.mark.parametrize("by_class", [False, True])
@@ -268,14 +252,9 @@ def test_keeps_what_the_original_kept(run_node: RunNode, shared_data: Path, iou:
         rows = torch.from_numpy(golden[f"{name}in"])[None]
         count = rows.shape[1]
         corners, scores = rows[..., :4].contiguous(), rows[..., 4].contiguous()
-        expected = golden[f"{name}keep_{iou}"].tolist()
-        indices, counts = plugins_cuda.nms(corners, scores, iou, -1.0, count, inclusive=True)
-        assert indices[0, : counts[0]].tolist() == expected
-        body, body_count = run_body(run_node, corners, scores, iou, -1.0, count, inclusive=True)
-        assert body[0, : body_count[0]].tolist() == expected
         # The original's widths are x2 - x1 + 1: exclusive corners are one further.
-        boxes = corners + torch.tensor([0.0, 0, 1, 1])
-        indices, counts = plugins_cuda.nms(boxes, scores, iou, -1.0, count)
-        assert indices[0, : counts[0]].tolist() == expected
-        body, body_count = run_body(run_node, boxes, scores, iou, -1.0, count)
-        assert body[0, : body_count[0]].tolist() == expected
+        for inclusive, boxes in ((True, corners), (False, corners + torch.tensor([0.0, 0, 1, 1]))):
+            found = plugins_cuda.nms(boxes, scores, iou, -1.0, count, inclusive=inclusive)
+            body = run_body(run_node, boxes, scores, iou, -1.0, count, inclusive=inclusive)
+            for indices, counts in (found, body):
+                assert indices[0, : counts[0]].tolist() == golden[f"{name}keep_{iou}"].tolist()

@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import plugins_cuda
-from plugins_cuda import library
 from plugins_cuda.nms import reference
-from tests.plugins_cuda.conftest import Front
+from tests.plugins_cuda.conftest import Calling, Front, assert_one_operator
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
@@ -29,10 +27,9 @@ def labels(batch: int, count: int, classes: int) -> Tensor:
 def check(front: Front, boxes: Tensor, scores: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
     """The operator on this front equals the reference; its result, on the CPU."""
     expected = reference.nms(boxes, scores, *arguments, **options)
-    moved: dict[str, Any] = {
-        name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in options.items()
-    }
-    indices, counts = plugins_cuda.nms(boxes.to(front.device), scores.to(front.device), *arguments, **moved)
+    if options.get("classes") is not None:
+        options["classes"] = options["classes"].to(front.device)
+    indices, counts = plugins_cuda.nms(boxes.to(front.device), scores.to(front.device), *arguments, **options)
     assert (indices.dtype, counts.dtype) == (torch.int64, torch.int32)
     torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
     return expected
@@ -47,14 +44,6 @@ def test_equals_the_reference(front: Front, whole: bool, classes: int, inclusive
     for iou, least, most in ((0.5, 0.1, 1000), (0.3, 0.5, 20), (0.7, -INFINITE, 300)):
         _, counts = check(front, boxes, scores, iou, least, most, **options)
         assert (counts > 10).all()
-
-
-def test_the_reference_is_torchvision() -> None:
-    boxes, scores = crowd(1, 500, 8)
-    for iou in (0.3, 0.5, 0.7):
-        indices, counts = reference.nms(boxes, scores, iou, -1.0, 500)
-        expected = torchvision.ops.nms(boxes[0], scores[0], torch.tensor(iou).item())
-        assert indices[0, : counts[0]].tolist() == expected.tolist()
 
 
 def test_several_rounds(front: Front) -> None:
@@ -118,14 +107,10 @@ def test_small_and_empty(front: Front, shape: tuple[int, int]) -> None:
         check(front, boxes, scores, 0.5, 0.2, most, classes=labels(*shape, 2))
 
 
-@pytest.mark.parametrize("order", ["reverse", "shuffle"])
-def test_order_of_the_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
-    monkeypatch.setenv("UPSNET_EMULATOR_ORDER", order)
+@pytest.mark.usefixtures("other_order")
+def test_order_of_the_threads_does_not_matter() -> None:
     boxes, scores = crowd(1, 2300, 12, whole=True)
-    expected = reference.nms(boxes, scores, 0.5, 0.1, 700, labels(1, 2300, 2))
-    with library.emulation():
-        actual = plugins_cuda.nms(boxes, scores, 0.5, 0.1, 700, labels(1, 2300, 2))
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    check(Front("emulated"), boxes, scores, 0.5, 0.1, 700, classes=labels(1, 2300, 2))
 
 
 def test_rows_that_no_vector_load_fits(front: Front) -> None:
@@ -181,19 +166,15 @@ def small_problems(draw: st.DrawFn) -> tuple[Any, ...]:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(problem=small_problems())
 def test_drawn_input(front: Front, problem: tuple[Any, ...]) -> None:
-    expected = reference.nms(*problem)
-    moved: list[Any] = [value.to(front.device) if isinstance(value, Tensor) else value for value in problem]
-    indices, counts = plugins_cuda.nms(*moved)
-    torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
+    *arguments, classes, inclusive = problem
+    check(front, *arguments, classes=classes, inclusive=inclusive)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_are_computed_in_float32(front: Front, dtype: torch.dtype) -> None:
-    boxes, scores = crowd(1, 100, 14)
-    boxes, scores = boxes.to(dtype), scores.to(dtype)
-    expected = reference.nms(boxes.float(), scores.float(), 0.4, 0.1, 50)
-    indices, counts = plugins_cuda.nms(boxes.to(front.device), scores.to(front.device), 0.4, 0.1, 50)
-    torch.testing.assert_close((indices.cpu(), counts.cpu()), expected, rtol=0, atol=0)
+    boxes, scores = (tensor.to(dtype) for tensor in crowd(1, 100, 14))
+    found = check(front, boxes, scores, 0.4, 0.1, 50)
+    assert all(map(torch.equal, found, reference.nms(boxes.float(), scores.float(), 0.4, 0.1, 50)))
 
 
 def test_operator_is_well_formed() -> None:
@@ -202,21 +183,21 @@ def test_operator_is_well_formed() -> None:
         torch.library.opcheck(torch.ops.upsnet.nms.default, (boxes, scores, 0.5, 0.1, 10, classes, False))
 
 
-def test_compiled_and_exported_graphs_hold_one_operator() -> None:
-    class Suppress(torch.nn.Module):
-        def forward(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-            return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 10)
+def keep_ten(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    return plugins_cuda.nms(boxes, scores, 0.5, 0.1, 10)
 
-    inputs = crowd(2, 30, 1)
-    expected = reference.nms(*inputs, 0.5, 0.1, 10)
-    compiled = torch.compile(Suppress(), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), expected, rtol=0, atol=0)
+
+def test_compiled_and_exported_graphs_hold_one_operator() -> None:
+    assert_one_operator("nms", keep_ten, crowd(2, 30, 1))
+
+
+def test_exported_for_any_size() -> None:
     batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
-    program = torch.export.export(Suppress(), inputs, dynamic_shapes=({0: batch, 1: count}, {0: batch, 1: count}))
-    calls = [node.target for node in program.graph.nodes if node.op == "call_function" and "upsnet" in str(node.target)]
-    assert calls == [torch.ops.upsnet.nms.default]
+    network = Calling(keep_ten)
+    program = torch.export.export(network, crowd(2, 30, 1), dynamic_shapes=(({0: batch, 1: count},) * 2,))
     other = crowd(3, 50, 2)
-    torch.testing.assert_close(program.module()(*other), reference.nms(*other, 0.5, 0.1, 10), rtol=0, atol=0)
+    expected = reference.nms(*other, 0.5, 0.1, 10)
+    torch.testing.assert_close(program.module()(*other), expected, rtol=0, atol=0)
 
 
 def test_takes_boxes_that_want_a_gradient() -> None:

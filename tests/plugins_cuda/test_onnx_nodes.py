@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.export import Dim
 
 import plugins_cuda
 from tests.agreement import assert_same_segments
+from tests.plugins_cuda.conftest import export, run_model
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
@@ -71,24 +71,16 @@ def network() -> Tiny:
 @pytest.fixture(scope="module")
 def model(network: Tiny) -> onnx.ModelProto:
     batch = {0: Dim("B")}
-    program = torch.onnx.export(
+    return export(
         network,
         inputs(2, 64, 96),
-        dynamo=True,
-        opset_version=20,
-        verbose=False,
         input_names=["images", "sizes", "scales"],
         output_names=["panoptic", "segments", "segment_count", "pooled"],
         dynamic_shapes=({0: Dim("B"), 1: 32 * Dim("h"), 2: 32 * Dim("w")}, batch, batch),
     )
-    assert program is not None
-    proto = program.model_proto
-    proto.functions.extend(plugins_cuda.onnx_functions())
-    return proto
 
 
 def test_nodes_and_shapes(model: onnx.ModelProto) -> None:
-    onnx.checker.check_model(model, full_check=True)
     assert {(opset.domain, opset.version) for opset in model.opset_import} == {("", 20), ("upsnet", 1)}
     nodes = {node.op_type: node for node in model.graph.node if node.domain == "upsnet"}
     assert set(nodes) == {"RoiAlignFpn", "PaddedNms", "DeformConv2d", "PanopticFusion"}
@@ -112,11 +104,8 @@ def test_function_names_are_no_operators_of_onnx() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 96, 160)])
 def test_runs_like_pytorch(network: Tiny, model: onnx.ModelProto, shape: tuple[int, int, int]) -> None:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     example = inputs(*shape)
-    panoptic, segments, count, pooled = session.run(
-        None, {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), example, strict=True)}
-    )
+    panoptic, segments, count, pooled = run_model(model, *example)
     with torch.no_grad():
         expected = [tensor.numpy() for tensor in network(*example)]
     assert panoptic.shape == shape

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +17,7 @@ from plugins_cuda import library
 from plugins_cuda.panoptic_fusion import SCHEMA, reference
 from plugins_cuda.pytorch import params_type
 from tests.agreement import assert_same_segments
-from tests.plugins_cuda.conftest import Front
+from tests.plugins_cuda.conftest import Front, RunNode, assert_one_operator
 from tests.plugins_cuda.inputs import LAYOUTS, TYPES, fusion_inputs
 from upsnet.runtimes.predictor import RawPrediction
 
@@ -82,11 +81,11 @@ def test_sizes(
 def test_batch_of_different_counts_and_sizes(front: Front) -> None:
     inputs = make_inputs(3, counts=[6, 0, 4, 1])
     inputs["sizes"] = torch.tensor([[24, 36], [24, 36], [1, 36], [13, 2]], dtype=torch.int32)
-    panoptic, segments, segment_count = check(front, inputs)
+    together = check(front, inputs)
     for image in range(4):
         alone = {name: value[image : image + 1] for name, value in inputs.items() if isinstance(value, Tensor)}
         one = run(front, alone | {"num_stuff": 3})
-        assert all(torch.equal(a[0], b[image]) for a, b in zip(one, (panoptic, segments, segment_count), strict=True))
+        assert all(torch.equal(a[0], b[image]) for a, b in zip(one, together, strict=True))
 
 
 def test_as_many_rows_as_fit(front: Front) -> None:
@@ -94,21 +93,14 @@ def test_as_many_rows_as_fit(front: Front) -> None:
     check(front, inputs, limit=0.0, overlap=1.0)
 
 
-def test_order_of_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = make_inputs(5, counts=[6, 5], height=5, width=40)
-    expected = define(inputs, double=True)
-    for order in ("reverse", "shuffle"):
-        monkeypatch.setenv("UPSNET_EMULATOR_ORDER", order)
-        with library.emulation():
-            actual = plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=20.0, mask_overlap_threshold=0.3)
-        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+@pytest.mark.usefixtures("other_order")
+def test_order_of_threads_does_not_matter() -> None:
+    check(Front("emulated"), make_inputs(5, counts=[6, 5], height=5, width=40))
 
 
 def test_threads_of_the_cpu_do_not_matter() -> None:
-    inputs = make_inputs(6, counts=[6, 5], height=40, width=10)
     torch.set_num_threads(3)
-    actual = plugins_cuda.panoptic_fusion(**inputs, stuff_area_limit=20.0)
-    assert all(torch.equal(a, b) for a, b in zip(actual, define(inputs, double=True), strict=True))
+    check(Front("cpu"), make_inputs(6, counts=[6, 5], height=40, width=10))
 
 
 # --- exact arithmetic: ties decide -----------------------------------------------------------------------------------
@@ -309,14 +301,9 @@ def test_workspace_is_small(
         pytest.skip("no NVIDIA GPU")
     compiled = library.load(name, library.gpu_architecture(torch.device("cuda")) if name == "cuda" else "")
     params = params_type(SCHEMA)(
-        batch=batch,
-        num_stuff=stuff,
-        num_things=things,
-        height=height,
-        width=width,
-        detections=rows,
+        batch=batch, num_stuff=stuff, num_things=things, height=height, width=width, detections=rows,
         mask_size=mask_size,
-    )
+    )  # fmt: skip
     size = compiled.workspace_size("panoptic_fusion", params)
     pixels = batch * 16 * height * width
     assert size <= 16 * pixels + pixels * (things + rows) / 8
@@ -336,34 +323,11 @@ def test_operator_keeps_pytorch_rules() -> None:
     torch.library.opcheck(torch.ops.upsnet.panoptic_fusion, arguments(inputs))
 
 
-class Head(torch.nn.Module):
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        semantic, boxes, classes, scores, mask_logits, *sizes = tensors
-        counts, image_sizes, scales = sizes
-        return plugins_cuda.panoptic_fusion(
-            semantic,
-            boxes,
-            classes,
-            scores,
-            mask_logits,
-            counts,
-            image_sizes,
-            scales,
-            num_stuff=3,
-            stuff_area_limit=20.0,
-        )
-
-
 def test_compile_and_export_see_one_operator() -> None:
     inputs = make_inputs(21, counts=[6, 2])
     inputs.pop("num_stuff")
-    expected = Head()(*inputs.values())
-    compiled = torch.compile(Head(), fullgraph=True, backend="aot_eager")(*inputs.values())
-    assert all(torch.equal(a, b) for a, b in zip(compiled, expected, strict=True))
-    exported = torch.export.export(Head(), tuple(inputs.values()))
-    calls = [node.target for node in exported.graph.nodes if node.op == "call_function"]
-    assert calls[0] == torch.ops.upsnet.panoptic_fusion.default
-    assert all("getitem" in str(target) for target in calls[1:])
+    fuse: Callable[..., object] = plugins_cuda.panoptic_fusion
+    assert_one_operator("panoptic_fusion", lambda *tensors: fuse(*tensors, 3, 20.0), tuple(inputs.values()))
 
 
 def test_strided_inputs(front: Front) -> None:
@@ -376,27 +340,12 @@ def test_strided_inputs(front: Front) -> None:
 
 
 @pytest.mark.parametrize("mask_type", [torch.float16, torch.float32])
-def test_body_takes_half_precision(front: Front, mask_type: torch.dtype) -> None:
+def test_body_takes_half_precision(run_node: RunNode, front: Front, mask_type: torch.dtype) -> None:
     inputs = make_inputs(23, counts=[6, 2], dtype=torch.float16)
     inputs["mask_logits"] = inputs["mask_logits"].to(mask_type)
+    attributes = {"num_stuff": inputs["num_stuff"], "stuff_area_limit": 20.0, "mask_overlap_threshold": 0.3}
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    node = onnx.helper.make_node(
-        "PanopticFusion", [*tensors], ["a", "b", "c"], domain="upsnet", plugin_version="1", plugin_namespace="",
-        num_stuff=3, stuff_area_limit=20.0, mask_overlap_threshold=0.3,
-    )  # fmt: skip
-
-    def info(name: str, tensor: Tensor) -> onnx.ValueInfoProto:
-        dtype = onnx.helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
-        return onnx.helper.make_tensor_value_info(name, dtype, tensor.shape)
-
-    expected = define(inputs, double=True)
-    results = [info(name, tensor) for name, tensor in zip("abc", expected, strict=True)]
-    graph = onnx.helper.make_graph([node], "head", [info(*item) for item in tensors.items()], results)
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
-    model = onnx.helper.make_model(graph, functions=plugins_cuda.onnx_functions(), opset_imports=opsets, ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    body = session.run(None, {name: tensor.numpy() for name, tensor in tensors.items()})
-    for ours, other in zip(run(front, inputs), expected, strict=True):
-        np.testing.assert_array_equal(ours.numpy(), other.numpy())
+    body = run_node("PanopticFusion", tensors, [torch.uint8, torch.float32, torch.int32], **attributes)
+    expected = check(front, inputs)
     wanted = RawPrediction(*(tensor.numpy() for tensor in expected))
     assert_same_segments(RawPrediction(*body), wanted, identical=0.995, score=0.0)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.roi_align_fpn import MAX_SAMPLES, gradient, reference
-from tests.plugins_cuda.conftest import RunNode
+from tests.plugins_cuda.conftest import Calling, RunNode, assert_one_operator, export, run_model
 from tests.plugins_cuda.inputs import SPECIAL_BOXES, pyramid
 
 pytestmark = pytest.mark.numeric
@@ -106,27 +104,15 @@ def test_body_without_boxes_on_most_levels(run_node: RunNode, count: int) -> Non
 def test_body_takes_half_types(dtype: torch.dtype) -> None:
     """ONNX Runtime pools in float32 whatever the maps are, and rounds once."""
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
-    half = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}[dtype]
-    single = onnx.TensorProto.FLOAT
-    value = onnx.helper.make_tensor_value_info
-    nodes = [onnx.helper.make_node("Cast", [f"f{level}"], [f"p{level}"], to=half) for level in range(4)]
-    names = [*(f"p{level}" for level in range(4)), "rois"]
-    attributes: dict[str, Any] = {"output_size": 7, "sampling_ratio": 2, "inclusive": 0}
-    mode = {"coordinate_transformation_mode": "half_pixel"}
-    nodes.append(onnx.helper.make_node("RoiAlignFpn", names, ["pooled"], domain="upsnet", **attributes, **mode))
-    nodes.append(onnx.helper.make_node("Cast", ["pooled"], ["out"], to=single))
-    inputs = [*(value(f"f{level}", single, [None] * 4) for level in range(4)), value("rois", single, [None] * 3)]
-    graph = onnx.helper.make_graph(
-        nodes, "half", inputs, [value("out", single, None)], value_info=[value("pooled", half, None)]
-    )
-    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
-    model = onnx.helper.make_model(graph, functions=plugins_cuda.onnx_functions(), opset_imports=opsets, ir_version=10)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    feeds = {f"f{level}": features[level].float().numpy() for level in range(4)} | {"rois": rois.numpy()}
-    expected = reference.roi_align_fpn(features, rois, 7)
-    np.testing.assert_allclose(
-        session.run(None, feeds)[0], expected.float().numpy(), rtol=torch.finfo(dtype).eps, atol=1e-5
-    )
+
+    def pool(*inputs: Tensor) -> Tensor:
+        maps = [each.to(dtype) for each in inputs[:4]]
+        return plugins_cuda.roi_align_fpn(maps, inputs[4], 7).float()
+
+    inputs = (*(feature.float() for feature in features), rois)
+    (found,) = run_model(export(Calling(pool), inputs), *inputs)
+    expected = reference.roi_align_fpn(features, rois, 7).float().numpy()
+    np.testing.assert_allclose(found, expected, rtol=torch.finfo(dtype).eps, atol=1e-5)
 
 
 def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node: RunNode) -> None:
@@ -149,15 +135,6 @@ def test_reference_pools_half_types_in_float32() -> None:
     assert torch.equal(reference.roi_align_fpn(features, rois, 7), exact.half())
 
 
-def test_batch_and_order_do_not_matter() -> None:
-    features, rois = pyramid(), hostile_boxes()
-    together = plugins_cuda.roi_align_fpn(features, rois, 7)
-    alone = plugins_cuda.roi_align_fpn([feature[1:] for feature in features], rois[1:], 7)
-    assert torch.equal(together[1:], alone)
-    order = torch.randperm(rois.shape[1], generator=torch.Generator().manual_seed(2))
-    assert torch.equal(plugins_cuda.roi_align_fpn(features, rois[:, order], 7), together[:, order])
-
-
 def test_gradient_reaches_every_level() -> None:
     features = [feature.double().requires_grad_() for feature in pyramid(1, 1, 16, 8)]
     rois = torch.tensor(
@@ -173,38 +150,30 @@ def test_gradient_reaches_every_level() -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "rois", "options", "message"),
+    ("change", "message"),
     [
-        (pyramid()[:3], hostile_boxes(), {}, "features must be P2, P3, P4, P5, got 3 tensors"),
+        ({"features": pyramid()[:3]}, "features must be P2, P3, P4, P5, got 3 tensors"),
+        ({"features": [*pyramid()[:3], torch.zeros(2, 3, 8)]}, r"features\[3\] must be torch.float32 \[B, C, H5, W5\]"),
         (
-            [*pyramid()[:3], torch.zeros(2, 3, 8)],
-            hostile_boxes(),
-            {},
-            r"features\[3\] must be torch.float32 \[B, C, H5, W5\]",
-        ),
-        (
-            [*pyramid()[:3], pyramid()[3].half()],
-            hostile_boxes(),
-            {},
+            {"features": [*pyramid()[:3], pyramid()[3].half()]},
             r"features\[3\] must be torch.float32 .*got torch.float16",
         ),
         (
-            [*pyramid()[:3], pyramid(channels=4)[3]],
-            hostile_boxes(),
-            {},
+            {"features": [*pyramid()[:3], pyramid(channels=4)[3]]},
             r"features\[3\] must be .* = \(2, 3, H5, W5\), got torch.float32 \(2, 4, 8, 12\)",
         ),
-        (pyramid(), hostile_boxes()[0], {}, r"rois must be floating point \[B, R, 4\]"),
-        (pyramid(), hostile_boxes().long(), {}, "rois must be floating"),
-        (pyramid(), hostile_boxes(3), {}, r"rois must be .* = \(2, R, 4\), got torch.float32 \(3,"),
-        (pyramid(), hostile_boxes(), {"sampling_ratio": 0}, "sampling_ratio must be at least 1"),
-        (pyramid(), hostile_boxes(), {"sampling_ratio": -1}, "sampling_ratio must be at least 1, got -1"),
-        (pyramid(), hostile_boxes(), {"sampling_ratio": MAX_SAMPLES // 7 + 1}, "at most 1024"),
+        ({"rois": hostile_boxes()[0]}, r"rois must be floating point \[B, R, 4\]"),
+        ({"rois": hostile_boxes().long()}, "rois must be floating"),
+        ({"rois": hostile_boxes(3)}, r"rois must be .* = \(2, R, 4\), got torch.float32 \(3,"),
+        ({"sampling_ratio": 0}, "sampling_ratio must be at least 1"),
+        ({"sampling_ratio": -1}, "sampling_ratio must be at least 1, got -1"),
+        ({"sampling_ratio": MAX_SAMPLES // 7 + 1}, "at most 1024"),
     ],
 )
-def test_wrong_inputs(features: list[Tensor], rois: Tensor, options: dict[str, Any], message: str) -> None:
+def test_wrong_inputs(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"features": pyramid(), "rois": hostile_boxes(), "output_size": 7}
     with pytest.raises(ValueError, match=message):
-        plugins_cuda.roi_align_fpn(features, rois, 7, **options)
+        plugins_cuda.roi_align_fpn(**(arguments | change))
 
 
 def test_rois_of_other_types_are_taken_as_float32() -> None:
@@ -218,19 +187,7 @@ def test_rois_of_other_types_are_taken_as_float32() -> None:
 def test_is_one_operator_of_pytorch(dtype: torch.dtype) -> None:
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
     torch.library.opcheck(torch.ops.upsnet.roi_align_fpn.default, (features, rois, 7, 2, True, False))
-
-    class Head(torch.nn.Module):
-        def forward(self, features: list[Tensor], rois: Tensor) -> Tensor:
-            return plugins_cuda.roi_align_fpn(features, rois, 7)
-
-    with torch.no_grad():
-        expected = Head()(features, rois)
-        compiled = torch.compile(Head(), fullgraph=True, backend="aot_eager")
-        assert torch.equal(compiled(features, rois), expected)
-        program = torch.export.export(Head(), (features, rois))
-    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert [target for target in targets if "roi" in target] == ["upsnet.roi_align_fpn.default"]
-    assert torch.equal(program.module()(features, rois), expected)
+    assert_one_operator("roi_align_fpn", lambda maps, rois: plugins_cuda.roi_align_fpn(maps, rois, 7), (features, rois))
 
 
 def test_reference_serves_where_there_is_no_library() -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import onnxruntime
+from functools import partial
+
 import torch
-from torch import Tensor, nn
 
 import plugins_cuda
-
-
-class Best(nn.Module):
-    def forward(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return plugins_cuda.top_k(scores, 40)
+from tests.plugins_cuda.conftest import Calling, export, run_model
 
 
 def test_ties_go_to_the_lower_index() -> None:
@@ -22,9 +18,7 @@ def test_ties_go_to_the_lower_index() -> None:
 
 def test_exported_node_orders_ties_alike() -> None:
     scores = torch.randint(0, 5, (3, 200), generator=torch.Generator().manual_seed(0)).float()
-    program = torch.onnx.export(Best().eval(), (scores,), dynamo=True, verbose=False)
-    assert program is not None
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
-    values, indices = session.run(None, {session.get_inputs()[0].name: scores.numpy()})
+    model = export(Calling(partial(plugins_cuda.top_k, k=40)), (scores,))
+    values, indices = run_model(model, scores)
     expected = plugins_cuda.top_k(scores, 40)
     assert torch.equal(torch.from_numpy(indices), expected[1]) and torch.equal(torch.from_numpy(values), expected[0])
