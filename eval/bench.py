@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -139,36 +140,28 @@ def bench_table(entries: Sequence[BatchTimes], threads: int) -> Table:
     return table
 
 
-def bench_photo(photo: Path, predictor: Predictor, calls: int = 3) -> PhotoTimes:
+def bench_photo(photo: Path, predictor: Predictor) -> PhotoTimes:
     """The first call counts as `first_ms`; `best_ms` is the best of all."""
     batch = collate([to_network(read_photo(photo), predictor.manifest.resize)])
     times = []
-    for _ in range(calls):
+    for _ in range(CALLS):
         start = time.perf_counter()
         predictor.predict(batch)
         times.append(1e3 * (time.perf_counter() - start))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts it in KiB, macOS in bytes
     return PhotoTimes(
         runtime=predictor.name,
         shape=list(batch.images.shape),
         first_ms=times[0],
         best_ms=min(times),
-        peak_rss_mib=peak_rss_mib(),
+        peak_rss_mib=peak / (2**20 if sys.platform == "darwin" else 2**10),
     )
-
-
-def peak_rss_mib() -> float:
-    """Most resident memory of this process so far (Linux counts it in KiB, macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads: int) -> PhotoTimes:
     runtime = "pytorch" if checkpoint else "onnxruntime"
-    predictor = open_runtime(RuntimeOptions(None, runtime, checkpoint, model, threads=threads))
-    try:
+    with closing(open_runtime(RuntimeOptions(None, runtime, checkpoint, model, threads=threads))) as predictor:
         facts = bench_photo(photo, predictor)
-    finally:
-        predictor.close()
     print(
         f"{title(runtime)}, {photo.name} at {facts.shape[1]} x {facts.shape[2]}, {threads} threads: best "
         f"{facts.best_ms:.0f} ms (first {facts.first_ms:.0f} ms), peak memory {facts.peak_rss_mib:.0f} MiB"

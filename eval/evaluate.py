@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,11 +94,8 @@ def main(
     wanted = parse_metrics(metrics, METRICS if runtime == "pytorch" else ("pq",))
     dataset = open_dataset(gt_json, gt_folder, images, run)
     chosen = RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, device, scales, flip)
-    predictor = open_runtime(chosen)
-    try:
+    with closing(open_runtime(chosen)) as predictor:
         report = evaluate(predictor, dataset, out, batch_size, wanted)
-    finally:
-        predictor.close()
     for warning in report.get("warnings", []):
         print(f"warning: {warning}", file=sys.stderr)
     console = Console()

@@ -99,20 +99,18 @@ def run_lockstep(
                 f"{predictor.name} resizes photos to {predictor.manifest.resize}, {predictors[0].name} to "
                 f"{predictors[0].manifest.resize}: these are not the same model; export again"
             )
-    categories = predictors[0].manifest.categories_table
     columns = [Column(predictor, batch) for batch in batch_sizes for predictor in predictors]
     for index, column in enumerate(columns):
         column.reference = columns[index - index % len(predictors)]
         column.first = columns[index % len(predictors)]
-    gallery = Gallery(len(records))
+    gallery = Gallery(len(records), predictors[0].manifest.categories_table)
     with tqdm(total=len(records), desc="parity", unit="image", disable=None) as progress:
         for group in chunked(records, math.lcm(*batch_sizes)):
             photos, truths = zip(*(dataset.read(record) for record in group), strict=True)
             answers = {column: _predict(column, photos) for column in columns}
             for index, (record, photo, ids) in enumerate(zip(group, photos, truths, strict=True)):
-                results = {column: answer[index] for column, answer in answers.items()}
-                shots = _compare(results, record, ids, categories)
-                gallery.offer(record, photo, ids, shots, categories)
+                shots = _compare({column: answer[index] for column, answer in answers.items()}, record, ids)
+                gallery.offer(record, photo, ids, shots)
             progress.update(len(group))
     return Comparison(columns, gallery.examples())
 
@@ -127,16 +125,14 @@ def _predict(column: Column, photos: Sequence[np.ndarray]) -> list[PanopticResul
     return results
 
 
-def _compare(
-    results: dict[Column, PanopticResult], record: Record, ids: np.ndarray, categories: Categories
-) -> list[Shot]:
+def _compare(results: dict[Column, PanopticResult], record: Record, ids: np.ndarray) -> list[Shot]:
     """Counts one image in every column -> a Shot for each."""
     shots = []
     for column, result in results.items():
         image_stat = PQStat()
-        score(image_stat, record, ids, result, categories)
+        score(image_stat, record, ids, result, column.categories)
         column.stat += image_stat
-        pq = image_stat.results(categories)["results"]["All"]["pq"]
+        pq = image_stat.results(column.categories)["results"]["All"]["pq"]
         same = column.compare(result, results[column.reference])
         column.images.append(ImageColumn(column.runtime, column.batch, pq, float(same.mean())))
         column.identical_to_first += int(identical_pixels(results[column.first], result).sum())
@@ -147,15 +143,14 @@ def _compare(
 class Gallery:
     """Keeps the few images that the report shows: the worst so far, and typical ones spread over the set."""
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, categories: Categories) -> None:
+        self._categories = categories
         self._typical = {int(index) for index in np.linspace(0, images - 1, min(TYPICAL, images))}
         self._worst: list[tuple[tuple[float, float, int], Example]] = []  # worst first
         self._kept: list[Example] = []
         self._seen = 0
 
-    def offer(
-        self, record: Record, photo: np.ndarray, ids: np.ndarray, shots: list[Shot], categories: Categories
-    ) -> None:
+    def offer(self, record: Record, photo: np.ndarray, ids: np.ndarray, shots: list[Shot]) -> None:
         """Worst: fewest identical pixels, then lowest PQ of the reference, then first."""
         identical, pq = min(shot.figures.identical for shot in shots), shots[0].figures.pq
         place = (identical, 1.0 if pq is None else pq, self._seen)
@@ -163,7 +158,7 @@ class Gallery:
         self._seen += 1
         if not typical and len(self._worst) == WORST and place >= self._worst[-1][0]:
             return
-        truth = truth_result(record, ids, categories)
+        truth = truth_result(record, ids, self._categories)
         example = Example(record.file_name, "typical", photo, truth, _one_each(shots))
         if typical:
             self._kept.append(example)

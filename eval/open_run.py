@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from upsnet.errors import InputError
@@ -47,9 +47,4 @@ def open_run(options: RuntimeOptions, runtimes: Sequence[str]) -> Iterator[list[
             engine = run / "engine"
             server = private_server(engine / "model.onnx", engine / "model.manifest.json", options.threads)
             options = options._replace(url=stack.enter_context(server))
-        predictors = []
-        for runtime in runtimes:
-            predictor = open_runtime(options._replace(runtime=runtime))
-            stack.callback(predictor.close)
-            predictors.append(predictor)
-        yield predictors
+        yield [stack.enter_context(closing(open_runtime(options._replace(runtime=runtime)))) for runtime in runtimes]

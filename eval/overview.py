@@ -5,6 +5,7 @@ Shows what parity.json and model.onnx of the run say, and nothing else: after an
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -33,11 +34,8 @@ SIDE = 480  # pixels that a photo's long side is enlarged to, at least, so that 
 def pictures(model: Path, photo_file: Path) -> tuple[np.ndarray, np.ndarray]:
     """The photo and its overlay by the ONNX file, uint8 H x W x 3, enlarged by the same whole factor."""
     photo = read_photo(photo_file)
-    predictor = OnnxRuntimePredictor(model)
-    try:
+    with closing(OnnxRuntimePredictor(model)) as predictor:
         (result,) = predict_photos(predictor, [photo])
-    finally:
-        predictor.close()
     factor = -(-SIDE // max(photo.shape[:2]))
     height, width = photo.shape[0] * factor, photo.shape[1] * factor
     photo = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC))

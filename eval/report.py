@@ -44,6 +44,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    config = run / "config.yaml" if run else None
     environment.filters.update(points=points, signed=signed, share=share, title=title)
     page = environment.get_template("report.html").render(
         parity=parity,
@@ -51,7 +52,7 @@ def write_report(
         least_identical=min(column.identical for column in parity.columns),
         examples=[(example, _pictures(example, categories)) for example in examples],
         charts=training_charts(run / "metrics.jsonl") if run else [],
-        config=_text(run / "config.yaml") if run else "",
+        config=config.read_text() if config and config.is_file() else "",
         run=run.name if run else parity.model,
     )
     write_text(path, page)
@@ -114,7 +115,3 @@ def embed(image: np.ndarray) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.is_file() else ""

@@ -39,7 +39,7 @@ class Case:
     dtype: str
     layout: str
     ours: Call
-    baseline: Call | None
+    baseline: Call
     baseline_name: str
     work: Work
     goal: Goal
@@ -85,28 +85,36 @@ def half_goal(variant: Variant, device: torch.device, seconds: float = 0.0) -> G
 
 
 Make = Callable[[], Case]
+Makes = Callable[[Sizes, torch.device], Iterator[Make]]
 
 
-def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
-    def make(variant: Variant) -> Case:
-        tensors = {name: tensor.to(device) for name, tensor in inputs.panoptic(sizes).items()}
-        tensors["semantic"] = variant.of(tensors["semantic"], device)
-        tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
-        wide = tensors | {name: tensors[name].float().contiguous() for name in ("semantic", "mask_logits")}
-        return Case(
-            "panoptic_fusion",
-            f"{sizes.stuff} + {sizes.things} classes, {sizes.height} x {sizes.width}, {sizes.detections} instances",
-            variant.dtype_name,
-            variant.layout,
-            partial(plugins_cuda.panoptic_fusion, **tensors, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),
-            partial(fusion_reference.panoptic_fusion, **wide, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),
-            "PyTorch reference, float32",
-            fusion_work(tensors, sizes),
-            Goal(30, 80e-6) if device.type == "cuda" else Goal(20),
-        )
+def in_variants(make: Callable[[Sizes, torch.device, Variant], Case]) -> Makes:
+    """The case in all of the device's variants."""
 
-    for variant in variants(device):
-        yield partial(make, variant)
+    def makes(sizes: Sizes, device: torch.device) -> Iterator[Make]:
+        for variant in variants(device):
+            yield partial(make, sizes, device, variant)
+
+    return makes
+
+
+@in_variants
+def panoptic_fusion(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
+    tensors = {name: tensor.to(device) for name, tensor in inputs.panoptic(sizes).items()}
+    tensors["semantic"] = variant.of(tensors["semantic"], device)
+    tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
+    wide = tensors | {name: tensors[name].float().contiguous() for name in ("semantic", "mask_logits")}
+    return Case(
+        "panoptic_fusion",
+        f"{sizes.stuff} + {sizes.things} classes, {sizes.height} x {sizes.width}, {sizes.detections} instances",
+        variant.dtype_name,
+        variant.layout,
+        partial(plugins_cuda.panoptic_fusion, **tensors, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),
+        partial(fusion_reference.panoptic_fusion, **wide, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),
+        "PyTorch reference, float32",
+        fusion_work(tensors, sizes),
+        Goal(30, 80e-6) if device.type == "cuda" else Goal(20),
+    )
 
 
 def fusion_work(tensors: dict[str, Tensor], sizes: Sizes) -> Work:
@@ -120,26 +128,23 @@ def fusion_work(tensors: dict[str, Tensor], sizes: Sizes) -> Work:
     return Work(inputs_bytes + pixels, 3.5 * (sizes.stuff + sizes.things) * pixels + 8 * covered)
 
 
-def roi_align_fpn(sizes: Sizes, device: torch.device) -> Iterator[Make]:
-    def make(variant: Variant) -> Case:
-        features, rois = inputs.pyramid(sizes)
-        work = roi_work(features, rois, sizes, variant.dtype.itemsize)
-        features, rois = [variant.of(feature, device) for feature in features], rois.to(device)
-        return Case(
-            "roi_align_fpn",
-            f"{sizes.rois} RoIs x {sizes.channels} x {sizes.output_size} x {sizes.output_size}, "
-            f"P2-P5 of {sizes.height} x {sizes.width}",
-            variant.dtype_name,
-            variant.layout,
-            partial(plugins_cuda.roi_align_fpn, features, rois, sizes.output_size, aligned=False),
-            torchvision_pooler(features, rois, sizes),
-            "torchvision MultiScaleRoIAlign",
-            work,
-            half_goal(variant, device, 30e-6),
-        )
-
-    for variant in variants(device):
-        yield partial(make, variant)
+@in_variants
+def roi_align_fpn(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
+    features, rois = inputs.pyramid(sizes)
+    work = roi_work(features, rois, sizes, variant.dtype.itemsize)
+    features, rois = [variant.of(feature, device) for feature in features], rois.to(device)
+    return Case(
+        "roi_align_fpn",
+        f"{sizes.rois} RoIs x {sizes.channels} x {sizes.output_size} x {sizes.output_size}, "
+        f"P2-P5 of {sizes.height} x {sizes.width}",
+        variant.dtype_name,
+        variant.layout,
+        partial(plugins_cuda.roi_align_fpn, features, rois, sizes.output_size, aligned=False),
+        torchvision_pooler(features, rois, sizes),
+        "torchvision MultiScaleRoIAlign",
+        work,
+        half_goal(variant, device, 30e-6),
+    )
 
 
 def torchvision_pooler(features: list[Tensor], rois: Tensor, sizes: Sizes) -> Call:
@@ -163,76 +168,72 @@ def roi_work(features: list[Tensor], rois: Tensor, sizes: Sizes, element: int) -
 
 
 def nms(sizes: Sizes, device: torch.device) -> Iterator[Make]:
-    goal = Goal(2, 60e-6) if device.type == "cuda" else Goal(2)
-
-    def make_detections(threshold: float) -> Case:
-        tensors = {name: tensor.to(device) for name, tensor in inputs.detections(sizes).items()}
-        boxes, scores, classes = tensors["boxes"], tensors["scores"], tensors["classes"]
-        competing = int((scores > threshold).sum())
-
-        def baseline() -> Tensor:
-            candidates = torch.nonzero(scores[0] > threshold)[:, 0]
-            kept = batched_nms(boxes[0, candidates], scores[0, candidates], classes[0, candidates], 0.5)
-            return candidates[kept[: sizes.detections]]
-
-        return Case(
-            "nms",
-            f"{sizes.boxes} boxes x {sizes.things} classes -> {sizes.detections}, {competing} above {threshold:g}",
-            "float32",
-            "–",
-            lambda: plugins_cuda.nms(boxes, scores, 0.5, threshold, sizes.detections, classes=classes),
-            baseline,
-            "torchvision batched_nms",
-            Work(28 * scores.numel() + 12 * sizes.detections, 15 * sizes.detections),
-            goal,
-        )
-
-    def make_proposals() -> Case:
-        tensors = {name: tensor.to(device) for name, tensor in inputs.proposals(sizes).items()}
-        arguments = (tensors["boxes"], tensors["scores"], 0.7, -1.0, sizes.boxes)
-        return Case(
-            "nms",
-            f"proposals: {sizes.proposal_rows} rows x {sizes.boxes} -> {sizes.boxes}",
-            "float32",
-            "–",
-            partial(plugins_cuda.nms, *arguments),
-            partial(nms_reference.nms, *arguments),
-            "torchvision nms, row by row",
-            Work(32 * tensors["scores"].numel(), 15 * tensors["scores"].numel()),
-            Goal(),
-        )
-
-    yield partial(make_detections, 0.05)
-    yield partial(make_detections, 0.0)
-    yield make_proposals
+    yield partial(detections_nms, sizes, device, 0.05)
+    yield partial(detections_nms, sizes, device, 0.0)
+    yield partial(proposals_nms, sizes, device)
 
 
-def deform_conv(sizes: Sizes, device: torch.device) -> Iterator[Make]:
-    def make(variant: Variant) -> Case:
-        tensors = inputs.deformed(sizes)
-        x, weight = (variant.of(tensors[name], device) for name in ("x", "weight"))
-        offset, bias = tensors["offset"].to(device), tensors["bias"].to(device)
-        narrow = (offset.to(variant.dtype), weight, bias.to(variant.dtype))
-        pixels = x.shape[2] * x.shape[3]
-        samples = 9 * sizes.channels * pixels
-        moved = (sizes.channels + sizes.out_channels) * pixels * variant.dtype.itemsize + offset.numel() * 4
-        return Case(
-            "deform_conv",
-            f"{sizes.channels} -> {sizes.out_channels}, 3 x 3, {x.shape[2]} x {x.shape[3]}",
-            variant.dtype_name,
-            variant.layout,
-            partial(plugins_cuda.deform_conv, x, offset, weight, bias),
-            partial(deform_conv2d, x, *narrow, padding=1),
-            "torchvision deform_conv2d",
-            Work(moved + weight.numel() * weight.element_size(), 8.0 * samples, 2.0 * samples * sizes.out_channels),
-            half_goal(variant, device),
-        )
+def detections_nms(sizes: Sizes, device: torch.device, threshold: float) -> Case:
+    boxes, scores, classes = (tensor.to(device) for tensor in inputs.detections(sizes).values())
+    competing = int((scores > threshold).sum())
 
-    for variant in variants(device):
-        yield partial(make, variant)
+    def baseline() -> Tensor:
+        candidates = torch.nonzero(scores[0] > threshold)[:, 0]
+        kept = batched_nms(boxes[0, candidates], scores[0, candidates], classes[0, candidates], 0.5)
+        return candidates[kept[: sizes.detections]]
+
+    return Case(
+        "nms",
+        f"{sizes.boxes} boxes x {sizes.things} classes -> {sizes.detections}, {competing} above {threshold:g}",
+        "float32",
+        "–",
+        partial(plugins_cuda.nms, boxes, scores, 0.5, threshold, sizes.detections, classes=classes),
+        baseline,
+        "torchvision batched_nms",
+        Work(28 * scores.numel() + 12 * sizes.detections, 15 * sizes.detections),
+        Goal(2, 60e-6) if device.type == "cuda" else Goal(2),
+    )
 
 
-OPERATORS: dict[str, Callable[[Sizes, torch.device], Iterator[Make]]] = {
+def proposals_nms(sizes: Sizes, device: torch.device) -> Case:
+    boxes, scores = (tensor.to(device) for tensor in inputs.proposals(sizes).values())
+    arguments = (boxes, scores, 0.7, -1.0, sizes.boxes)
+    return Case(
+        "nms",
+        f"proposals: {sizes.proposal_rows} rows x {sizes.boxes} -> {sizes.boxes}",
+        "float32",
+        "–",
+        partial(plugins_cuda.nms, *arguments),
+        partial(nms_reference.nms, *arguments),
+        "torchvision nms, row by row",
+        Work(32 * scores.numel(), 15 * scores.numel()),
+        Goal(),
+    )
+
+
+@in_variants
+def deform_conv(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
+    tensors = inputs.deformed(sizes)
+    x, weight = (variant.of(tensors[name], device) for name in ("x", "weight"))
+    offset, bias = tensors["offset"].to(device), tensors["bias"].to(device)
+    narrow = (offset.to(variant.dtype), weight, bias.to(variant.dtype))
+    pixels = x.shape[2] * x.shape[3]
+    samples = 9 * sizes.channels * pixels
+    moved = (sizes.channels + sizes.out_channels) * pixels * variant.dtype.itemsize + offset.numel() * 4
+    return Case(
+        "deform_conv",
+        f"{sizes.channels} -> {sizes.out_channels}, 3 x 3, {x.shape[2]} x {x.shape[3]}",
+        variant.dtype_name,
+        variant.layout,
+        partial(plugins_cuda.deform_conv, x, offset, weight, bias),
+        partial(deform_conv2d, x, *narrow, padding=1),
+        "torchvision deform_conv2d",
+        Work(moved + weight.numel() * weight.element_size(), 8.0 * samples, 2.0 * samples * sizes.out_channels),
+        half_goal(variant, device),
+    )
+
+
+OPERATORS: dict[str, Makes] = {
     "panoptic_fusion": panoptic_fusion,
     "roi_align_fpn": roi_align_fpn,
     "nms": nms,
