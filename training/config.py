@@ -156,7 +156,9 @@ class LossConfig(Section):
 
 
 class AugmentConfig(Section):
-    """flip: probability; color: strength of the photometric jitter; scale: range of the random zoom."""
+    """flip: probability of a horizontal flip. color: strength c of the photometric jitter: brightness, contrast and
+    saturation times a factor from [1 - c, 1 + c], hue turned by up to c / 10 of the circle. scale: range of the random
+    zoom, after which a random window of at most the unzoomed size is cut out."""
 
     flip: Share = 0.5
     color: Share = 0.0

@@ -5,33 +5,22 @@ All random numbers come from the generator that the caller gives: torch's global
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from training.config import AugmentConfig
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
 
 
-@dataclass(frozen=True)
-class Augment:
-    """What happens to a training image.
+class Augment(AugmentConfig):
+    """What happens to a training image. One of `short_sides` takes the place of the rule's (multi-scale training)."""
 
-    flip: probability of a horizontal flip. color: strength c of the photometric jitter: brightness, contrast and
-    saturation times a factor from [1 - c, 1 + c], hue turned by up to c / 10 of the circle. scale: range of the random
-    zoom, after which a random window of at most the unzoomed size is cut out. short_sides: one of them takes the place
-    of the rule's short side (multi-scale training).
-    """
-
-    flip: float = 0.5
-    color: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
     short_sides: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
+    def model_post_init(self, _: object) -> None:
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
             raise InputError(f"augment: scale {list(self.scale)} must be a range of positive factors, the least first")
 

@@ -181,7 +181,7 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 def test_loader_with_workers_gives_the_same_batches(shapes_folder: Path) -> None:
-    dataset = open_shapes(shapes_folder, Augment(0.5, 0.2, (0.7, 1.4)), divisor=16)
+    dataset = open_shapes(shapes_folder, Augment(flip=0.5, color=0.2, scale=(0.7, 1.4)), divisor=16)
     state = torch.get_rng_state()
     alone = list(make_loader(dataset, sampler(len(dataset), 4, 3)))
     helped = list(make_loader(dataset, sampler(len(dataset), 4, 3, first_step=1), workers=2))

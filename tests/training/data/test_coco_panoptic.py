@@ -95,7 +95,7 @@ def test_network_image_is_the_one_of_the_predictors(shapes_folder: Path) -> None
 
 
 def test_masks_boxes_labels_and_semantics_agree(shapes_folder: Path) -> None:
-    rule, augment = ResizeRule(short_side=70, max_side=90), Augment(0.5, 0.3, (0.5, 2.0))
+    rule, augment = ResizeRule(short_side=70, max_side=90), Augment(flip=0.5, color=0.3, scale=(0.5, 2.0))
     dataset = PanopticDataset(shapes_split(shapes_folder), rule, augment)
     stuff = dataset.categories.num_stuff
     for i in range(len(dataset)):
