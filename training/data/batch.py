@@ -37,13 +37,12 @@ class Batch(NamedTuple):
     image_ids: list[int]
 
     def to(self, device: torch.device | str) -> Batch:
-        def move(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensor.to(device, non_blocking=True) for tensor in tensors]
+        def moved(value: object) -> object:
+            if isinstance(value, list):
+                return [moved(each) for each in value]
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
-        images, sizes, scales, seeds = move([self.images, self.sizes, self.scales, self.seeds])
-        semantic, instances = move([self.semantic, self.instances])
-        boxes, labels = move(self.boxes), move(self.labels)
-        return Batch(images, sizes, scales, semantic, instances, boxes, labels, seeds, self.image_ids)
+        return Batch._make(map(moved, self))
 
 
 def collate_train(samples: Sequence[Sample], divisor: int = 32) -> Batch:

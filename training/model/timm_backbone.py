@@ -46,7 +46,11 @@ class TimmBackbone(nn.Module):
             _stride_first(self.network, config.name)
         for stage in config.deformable_stages:
             _deform(self.network, stage, config.name)
-        for parameter in self._frozen():
+        frozen = self._leading(config.freeze)
+        if config.frozen_norm:
+            norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
+            frozen += [parameter for norm in norms for parameter in norm.parameters()]
+        for parameter in frozen:
             parameter.requires_grad_(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -88,24 +92,16 @@ class TimmBackbone(nn.Module):
         self.network.load_state_dict(state)
         return f"backbone {config.name}: pretrained weights from {source}"
 
-    def _frozen(self) -> list[nn.Parameter]:
-        """The parameters that are not trained."""
-        frozen = [parameter for _, parameter in self._leading(self.config.freeze)]
-        if self.config.frozen_norm:
-            norms = [module for module in self.network.modules() if isinstance(module, _BatchNorm)]
-            frozen += [parameter for norm in norms for parameter in norm.parameters()]
-        return frozen
-
-    def _leading(self, stages: int) -> list[tuple[str, nn.Parameter]]:
+    def _leading(self, stages: int) -> list[nn.Parameter]:
         """The first `stages` of the stem, C2, C3, C4, C5: in timm's networks parameters stand in the order of use."""
-        parameters = list(self.network.named_parameters())
         if stages == 0:
             return []
+        parameters = {name.replace(".", "_"): each for name, each in self.network.named_parameters()}
         modules = self.network.feature_info.module_name()
 
         def places(feature: int) -> list[int]:
             prefix = modules[feature].replace(".", "_") + "_"
-            return [i for i, (name, _) in enumerate(parameters) if name.replace(".", "_").startswith(prefix)]
+            return [i for i, name in enumerate(parameters) if name.startswith(prefix)]
 
         chosen = [places(i) for i in self.positions]
         if not all(chosen):
@@ -113,7 +109,7 @@ class TimmBackbone(nn.Module):
         before = places(self.positions[0] - 1) if self.positions[0] else []
         stem = max(before) + 1 if before else min(chosen[0])
         ends = [stem, *(max(indices) + 1 for indices in chosen)]
-        return parameters[: ends[stages - 1]]
+        return list(parameters.values())[: ends[stages - 1]]
 
 
 def _create(name: str, pretrained: bool) -> Any:

@@ -197,17 +197,6 @@ def test_faults_of_the_json_are_found_at_once(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "set.json: not valid JSON"), ("[]", "set.json: not a COCO pan")])
-def test_malformed_json(hand_made: HandMade, content: dict[str, Any], text: str, message: str) -> None:
-    paths = hand_made(content)
-    paths["json_file"].write_text(text)
-    with pytest.raises(InputError, match=message):
-        opened(paths)
-    paths["json_file"].unlink()
-    with pytest.raises(InputError, match=r"set\.json: cannot be read"):
-        opened(paths)
-
-
 def test_png_and_json_must_list_the_same_segments(hand_made: HandMade, content: dict[str, Any]) -> None:
     content["annotations"][0]["segments_info"][0]["id"] = 12345
     dataset = opened(hand_made(content))
