@@ -6,7 +6,6 @@ Nothing can be learned from it. It costs what real data costs: JPEG photos of CO
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.photos import write_png
+from upsnet.run_lengths import areas_and_boxes
 
 STUFF, THINGS = 53, 80  # COCO's categories
 LEAST_SIDE = 32
@@ -26,7 +26,7 @@ STUFF_SEGMENTS, THING_SEGMENTS = 7, 14  # of an image, before some are covered w
 LEAST_PIXELS = 16  # of a segment
 
 
-def write_panoptic_set(folder: Path, images: int, photo: tuple[int, int] = (480, 640), seed: int = 0) -> Split:
+def write_panoptic_set(folder: Path, images: int, photo: tuple[int, int], seed: int = 0) -> Split:
     """Write `images` photos of `photo` (height, width) pixels, every third one turned, and their truth into `folder`.
 
     The categories are as many as COCO's. InputError for photos that are too small, or none.
@@ -47,7 +47,11 @@ def write_panoptic_set(folder: Path, images: int, photo: tuple[int, int] = (480,
         rows = draw_segments(draws, height, width)
         # An image has a stuff class once at most.
         stuff, things = draws.permutation(STUFF)[:STUFF_SEGMENTS] + THINGS, draws.integers(THINGS, size=THING_SEGMENTS)
-        segments = describe(rows, [int(i) + 1 for i in (*stuff, *things)])
+        categories_of = [*stuff.tolist(), *things.tolist()]
+        segments = [
+            {"id": segment_id(row), "category_id": categories_of[row] + 1, "iscrowd": 0, "area": area, "bbox": box}
+            for row, (area, box) in areas_and_boxes(rows).items()
+        ]
         stem = f"{index + 1:012d}"
         Image.fromarray(draw_photo(draws, rows)).save(folder / "images" / f"{stem}.jpg", quality=90)
         write_png(folder / "segments" / f"{stem}.png", id2rgb(segment_id(rows)))
@@ -61,18 +65,6 @@ def write_panoptic_set(folder: Path, images: int, photo: tuple[int, int] = (480,
 def segment_id(rows: Any) -> Any:  # Any: an int, or an array of them
     """The id of a row, or of a map of them: all three bytes of the colour are used."""
     return rows * 70_001 + 1
-
-
-def describe(rows: np.ndarray, categories: Sequence[int]) -> list[dict[str, Any]]:
-    """segments_info of a map of rows; `categories` holds the category id of each row."""
-    segments = []
-    for row in np.unique(rows).tolist():
-        mask = rows == row
-        y, x = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = [int(x[0]), int(y[0]), int(x[-1] - x[0] + 1), int(y[-1] - y[0] + 1)]
-        entry = {"id": segment_id(row), "category_id": categories[row], "iscrowd": 0, "area": int(mask.sum())}
-        segments.append(entry | {"bbox": box})
-    return segments
 
 
 def draw_segments(draws: np.random.Generator, height: int, width: int) -> np.ndarray:
