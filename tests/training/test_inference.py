@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, nms
 
-from training import inference
 from training.config import ModelConfig
 from training.conventions import NAMED, OURS, UPSNET, Conventions
 from training.inference import Outputs, View, infer, join, label_map, moved, to_base
@@ -299,7 +298,3 @@ class TestPredictor:
         turned = mirrored(net)
         assert np.array_equal(turned.image[:70, :100], net.image[:70, :100][:, ::-1])
         assert not turned.image[70:].any() and not turned.image[:, 100:].any()
-
-
-def test_constants_are_mask_rcnns() -> None:
-    assert inference.INSTANCES == (0.05, 0.5, 100, True)

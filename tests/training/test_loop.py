@@ -27,8 +27,7 @@ from tests.training.tiny_network import (
 )
 from training.checkpoint import load, load_model, save
 from training.config import load_config
-from training.distributed import Process
-from training.loop import Run, train
+from training.loop import train
 from training.schedule import Plan, make_plan
 from training.signals import stop_signals
 from training.step import TrainingError, step_seed
@@ -219,11 +218,6 @@ def test_clipping_bounds_the_step(shapes: Path, tmp_path: Path) -> None:
     end = load(tmp_path / "last.safetensors").model
     weight, bias = ((end[f"conv.{n}"] - getattr(start.conv, n)).norm().item() for n in ("weight", "bias"))
     assert math.hypot(weight, bias / 2) == pytest.approx(1e-3, rel=1e-2)  # biases learn at twice the rate
-
-
-def test_images_that_cannot_be_shared(shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="images_per_step 2 cannot be shared equally by 3 processes"):
-        Run(settings(shapes), tmp_path, Process(0, 3, torch.device("cpu")), tiny())
 
 
 def test_averaged_weights_are_evaluated_and_are_the_best(shapes: Path, tmp_path: Path) -> None:

@@ -33,15 +33,12 @@ def photos(batch: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 class TestPublishedSize:
-    """reference: 200.6 M parameters in the backbone, 246 GMACs at 512 x 672."""
+    """reference: 246 GMACs at 512 x 672 in the backbone; its parameters are counted in test_configs.py."""
 
     @pytest.fixture(scope="class")
     def backbone(self) -> HybridBackbone:
         with torch.device("meta"):
             return HybridBackbone(HybridConfig()).eval()
-
-    def test_parameters(self, backbone: HybridBackbone) -> None:
-        assert sum(p.numel() for p in backbone.parameters()) == 200_556_448
 
     def test_multiplications(self, backbone: HybridBackbone) -> None:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -61,10 +58,6 @@ class TestPublishedSize:
         assert [[block.shortcut for block in stage.children()] for stage in backbone.stages] == [
             [False] + [True] * (depth - 1) for depth in (3, 4, 6, 3)
         ]
-
-
-def test_nothing_is_frozen(network: UPSNet) -> None:
-    assert all(p.requires_grad for p in network.parameters())
 
 
 class TestContract:
@@ -108,14 +101,6 @@ class TestContract:
 
 
 class TestBoxes:
-    def test_decode_inverts_encode(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        corner = torch.rand(50, 2, generator=generator) * 100
-        boxes = torch.cat([corner, corner + 1 + torch.rand(50, 2, generator=generator) * 60], dim=1)
-        anchors = boxes.roll(1, dims=0)
-        back = OURS.decode(OURS.encode(boxes, anchors, B.BOX_WEIGHTS), anchors, B.BOX_WEIGHTS)
-        torch.testing.assert_close(back, boxes, rtol=1e-4, atol=1e-3)
-
     def test_decode_by_hand(self) -> None:
         anchor = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
         box = OURS.decode(torch.tensor([[0.5, 0.1, 0.0, 0.0]]), anchor, B.RPN_WEIGHTS)

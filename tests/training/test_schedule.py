@@ -26,24 +26,6 @@ COSINE = make_plan(
 )
 
 
-@pytest.mark.parametrize(
-    ("processes", "lr", "iterations", "decay"),
-    [
-        (1, 0.00125, 1_440_000, (960_000, 1_280_000)),
-        (4, 0.005, 360_000, (240_000, 320_000)),
-        (8, 0.01, 180_000, (120_000, 160_000)),
-        (16, 0.02, 90_000, (60_000, 80_000)),
-    ],
-)
-def test_the_published_schedules_are_one_file(
-    processes: int, lr: float, iterations: int, decay: tuple[int, int]
-) -> None:
-    plan = make_plan(SCHEDULE, processes)
-    assert plan.lr == pytest.approx(lr, rel=1e-12)
-    assert (plan.images_per_step, plan.iterations, plan.decay_steps) == (processes, iterations, decay)
-    assert (plan.images_per_gpu, plan.passes, plan.warmup) == (1, 1, 1500)
-
-
 def test_sixteen_images_a_step_on_fewer_gpus_take_more_passes() -> None:
     schedule = SCHEDULE.model_copy(update={"images_per_step": 16, "images_per_gpu": 2})
     plans = [make_plan(schedule, processes) for processes in (1, 2, 4, 8)]

@@ -60,13 +60,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(shapes: Path, tmp_pa
         assert torch.allclose(weights[name], tensor, rtol=0, atol=1e-6)
 
 
-def test_fewer_images_at_once_resume_a_run(shapes: Path, tmp_path: Path) -> None:
-    expected = losses_of(shapes, tmp_path / "whole", images_per_step=4, iterations=4)
-    losses_of(shapes, tmp_path / "run", images_per_step=4, iterations=2)
-    parts = losses_of(shapes, tmp_path / "run", images_per_step=4, iterations=4, images_per_gpu=1)
-    assert parts == pytest.approx(expected, rel=1e-6)
-
-
 def test_numbers_that_come_a_step_late_as_on_a_gpu(unbroken: Path, shapes: Path, tmp_path: Path) -> None:
     """The fault is reported with its own step and images when the next step has been taken; it has left no trace in
     the weights, nor on the disk. Without a fault the run is the same, and a signal is granted a step later."""

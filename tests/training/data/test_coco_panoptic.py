@@ -16,8 +16,8 @@ from training.data.transforms import Augment
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
-from upsnet.geometry import ResizeRule, to_network
-from upsnet.photos import read_photo, write_png
+from upsnet.geometry import ResizeRule
+from upsnet.photos import write_png
 
 HandMade = Callable[..., dict[str, Path]]
 SAME = ResizeRule(short_side=6, max_side=8)  # the hand-made photo is 6 x 8
@@ -83,15 +83,6 @@ def test_images_without_segments_or_things(hand_made: HandMade, content: dict[st
     assert not sample["instances"].any() and sample["boxes"].shape == (0, 4) and sample["labels"].shape == (0,)
     assert sample["labels"].dtype == torch.int64 and sample["boxes"].dtype == torch.float32
     assert (sample["semantic"] == (0 if value else 255)).all()
-
-
-def test_network_image_is_the_one_of_the_predictors(shapes_folder: Path) -> None:
-    dataset = PanopticDataset(shapes_split(shapes_folder), ResizeRule(short_side=80, max_side=100))
-    for i in (0, 1, 2, 3):
-        net = to_network(read_photo(dataset.records[i].photo), dataset.rule)
-        sample = dataset[i]
-        assert sample["size"] == net.size and sample["scale"] == net.scale
-        assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), net.image[: net.size[0], : net.size[1]])
 
 
 def test_masks_boxes_labels_and_semantics_agree(shapes_folder: Path) -> None:

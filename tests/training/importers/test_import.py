@@ -16,10 +16,7 @@ from training.importers.upsnet.keys import original_names
 from training.importers.upsnet.weights import (
     COCO_CHANNELS,
     COCO_THINGS,
-    class_counts,
-    read_original,
     to_cityscapes,
-    to_ours,
 )
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
@@ -140,17 +137,8 @@ class TestWeights:
         names = original_names(network())
         assert len(set(names.values())) == len(names)
 
-    def test_only_the_first_convolution_is_turned_around(self) -> None:
-        model = network()
-        state, problems = to_ours(network(seed=5), original_of(model))
-        assert problems == []
-        assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
-
     def test_names_of_pretrained_backbones(self) -> None:
         """The tag of timm's weights, as the configurations have it, makes no other network."""
         backbone = {"kind": "timm", "name": "resnet50.tv_in1k"}
         names = original_names(network(backbone=backbone, fpn={"channels": 8, "upsample": "nearest"}))
         assert names["backbone.network.layer4.2.bn3.weight"] == "resnet_backbone.res5.layers.2.bn3.weight"
-
-    def test_class_counts(self, files: Path) -> None:
-        assert class_counts(read_original(files / "original.pth"), files) == (2, 2)
