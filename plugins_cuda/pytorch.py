@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, ParamSpec, TypeVar, cast
 
@@ -56,6 +57,8 @@ def operator(
     """
     run = _custom_op(schema, definition)
     names = [argument.name for argument in schema.given]
+    if names != list(inspect.signature(definition).parameters):
+        raise TypeError(f"{schema.name}: reference.py and schema.py must name the same arguments in the same order")
     defaults = {a.name: a.default for a in schema.attributes if a in schema.given and a.default is not None}
     absent = dict.fromkeys(tensor.name for tensor in schema.tensors if tensor.optional)
     trains = [tensor.name for tensor in schema.tensors if tensor.trains]

@@ -14,7 +14,7 @@ import torch
 
 import plugins_cuda
 from plugins_cuda import generate
-from plugins_cuda.pytorch import params_type
+from plugins_cuda.pytorch import operator, params_type
 from plugins_cuda.schema import Attribute, Schema, value_of
 
 ROOMS = ["roi_align_fpn", "nms", "deform_conv", "panoptic_fusion"]
@@ -69,3 +69,8 @@ def test_arguments_may_be_named_and_are_not_to_be_wrong() -> None:
     for wrong in ({"max_output": 3, "nosuch": 1}, {}, {"max_output": 3, "boxes": boxes}):
         with pytest.raises(TypeError):
             plugins_cuda.nms(boxes, scores, 0.5, -1.0, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_definition_without_a_declared_argument_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"nms: reference\.py and schema\.py must name the same arguments"):
+        operator(schema_of("nms"), lambda boxes: boxes)

@@ -14,7 +14,9 @@ from upsnet.runtimes.predictor import Predictor
 from upsnet.workshop import load_module
 
 SERVER = "127.0.0.1:8001"  # `make serve`
-FILES = {name: runtime.file for name, runtime in reversed(RUNTIMES.items()) if runtime.file}  # the first there is taken
+FILES = {
+    name: runtime.file for name, runtime in reversed(RUNTIMES.items()) if runtime.file
+}  # the last of RUNTIMES wins
 MOST_THREADS = 256  # more only wait for each other
 MOST_PORT = 65535
 MODELS = "a run's or an engine's folder, an .onnx file, a checkpoint (.safetensors) or grpc://host:port"
