@@ -45,14 +45,14 @@ class Call(NamedTuple):
 def operator(
     schema: Schema,
     definition: Callable[P, R],
-    gradient: Callable[P, R] | None = None,
+    gradient: Callable[..., R] | None = None,
     check: Callable[[Call], None] | None = None,
 ) -> Callable[P, R]:
     """The public function of a room. It has the signature and the docstring of its definition.
 
     It checks its arguments. While PyTorch exports to ONNX it emits a node. Where a gradient is wanted it calls
-    `gradient` (None: the operator has none). Otherwise it calls torch.ops.upsnet.<room>, which runs the compiled
-    library, or the definition where there is none.
+    `gradient` with all of them (None: the operator has none). Otherwise it calls torch.ops.upsnet.<room>, which runs
+    the compiled library, or the definition where there is none.
     check: refuses, with a ValueError, what the declaration cannot say.
     """
     run = _custom_op(schema, definition)
@@ -73,9 +73,10 @@ def operator(
             check(arguments)
         if torch.onnx.is_in_onnx_export():
             return cast(R, _node(schema, arguments))
+        given = [_value(argument, arguments) for argument in schema.given]
         if gradient is not None and wants_gradient(*(t for name in trains for t in arguments.tensors.get(name, []))):
-            return gradient(*args, **kwargs)
-        return cast(R, run(*(_value(argument, arguments) for argument in schema.given)))
+            return gradient(*given)
+        return cast(R, run(*map(_detached, given)))
 
     return call
 
@@ -86,11 +87,17 @@ def wants_gradient(*tensors: Tensor) -> bool:
 
 
 def _value(argument: declared.Tensor | Attribute, call: Call) -> Value:
-    """As torch.ops.upsnet.<room> takes it."""
     if isinstance(argument, Attribute):
         return call.numbers[argument.name]
-    tensors = [tensor.detach() if tensor.requires_grad else tensor for tensor in call.tensors.get(argument.name, [])]
+    tensors = call.tensors.get(argument.name, [])
     return tensors if argument.each else tensors[0] if tensors else None
+
+
+def _detached(value: Value) -> Value:
+    """As torch.ops.upsnet.<room>, which has no gradient, takes it."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad else value
+    return cast(Value, [_detached(each) for each in value]) if isinstance(value, list) else value
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from plugins_cuda.deform_conv import reference
-from plugins_cuda.deform_conv.reference import Pair
 from plugins_cuda.sampling import bag_sum, corners, pixel_table
 
 
@@ -14,11 +15,11 @@ def deform_conv(
     x: Tensor,
     offset: Tensor,
     weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Pair = 1,
-    padding: Pair = 1,
-    dilation: Pair = 1,
-    mask: Tensor | None = None,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
 ) -> Tensor:
     """See `reference`, which computes on a GPU, with a mask and with groups. An embedding bag takes one type alone: not
     half features with float32 offsets, as under autocast."""
@@ -33,7 +34,7 @@ def deform_conv(
 
     def grid(axis: int, length: int, taps: int) -> Tensor:
         """[length, taps]: where the taps lie without an offset."""
-        step, before, apart = (v if isinstance(v, int) else v[axis] for v in (stride, padding, dilation))
+        step, before, apart = stride[axis], padding[axis], dilation[axis]
         place = torch.arange(length, device=x.device) * step - before
         return place[:, None] + torch.arange(taps, device=x.device) * apart
 

@@ -13,12 +13,7 @@ from plugins_cuda.sampling import bag_sum, corners, pixel_table
 
 
 def roi_align_fpn(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    output_size: int,
-    sampling_ratio: int = 2,
-    aligned: bool = True,
-    inclusive: bool = False,
+    features: Sequence[Tensor], rois: Tensor, output_size: int, sampling_ratio: int, aligned: bool, inclusive: bool
 ) -> Tensor:
     """See `reference`, which computes on a GPU and for half features."""
     rois = rois.detach().float()

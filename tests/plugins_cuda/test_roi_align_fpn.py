@@ -125,7 +125,7 @@ def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node: RunNode) -> N
     broken = ~rois.isfinite().all(-1)
     expected[broken] = 0
     assert torch.equal(reference.roi_align_fpn(features, rois, 7), expected)
-    torch.testing.assert_close(gradient.roi_align_fpn(features, rois, 7), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(gradient.roi_align_fpn(features, rois, 7, 2, True, False), expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(run_body(run_node, features, rois), expected.numpy(), atol=1e-5)
 
 

@@ -26,7 +26,7 @@ def test_deform_conv(stride: int, padding: int, dilation: int) -> None:
 
     height, width = ((side + 2 * padding - 2 * dilation - 1) // stride + 1 for side in (13, 17))
     tensors = draw(2, 4, 13, 17), draw(2, 18, height, width, scale=3.0), draw(5, 4, 3, 3), draw(5)
-    found = deform_gradient.deform_conv(*tensors, stride, padding, dilation)
+    found = deform_gradient.deform_conv(*tensors, [stride] * 2, [padding] * 2, [dilation] * 2, None)
     expected = deform_reference.deform_conv(*tensors, stride, padding, dilation)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(found, *tensors), gradients(expected, *tensors))
@@ -45,7 +45,7 @@ def test_roi_align_fpn(aligned: bool, scale: int) -> None:
     low, high = rois[:, :40, :2], rois[:, :40, 2:]
     rois[:, :40] = torch.cat([low.minimum(high), low.maximum(high)], 2)
     rois[:, 59] = 0
-    found = roi_gradient.roi_align_fpn(features, rois, 5, 2, aligned)
+    found = roi_gradient.roi_align_fpn(features, rois, 5, 2, aligned, False)
     expected = roi_reference.roi_align_fpn(features, rois, 5, 2, aligned)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(found, *features), gradients(expected, *features))
