@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from upsnet.categories import Categories, Category
-from upsnet.errors import InputError, one_line
-from upsnet.files import PathLike, read_json, write_json
+from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
+from upsnet.json_model import JsonModel
 
 Precision = Literal["fp32", "fp16"]  # of the exported features and convolution weights
 MAX_SEGMENTS = 255  # the panoptic map is uint8 and 0 is void
 
 
-class Manifest(BaseModel):
+class Manifest(JsonModel):
     """Categories in contiguous order, sizes and versions of one model. Unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +27,7 @@ class Manifest(BaseModel):
     max_batch: int = Field(default=4, gt=0)
     precision: Precision = "fp32"
     format_version: int = Field(default=1, ge=1, le=1)
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default={})
     onnx_sha256: str = ""
 
     @model_validator(mode="after")
@@ -52,15 +52,3 @@ class Manifest(BaseModel):
     def max_segments(self) -> int:
         """K, the rows of the graph's `segments` output: stuff classes + most detections."""
         return sum(not category.isthing for category in self.categories) + self.max_detections
-
-    def save(self, path: PathLike) -> None:
-        """Write atomically."""
-        write_json(path, self.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, path: PathLike) -> Manifest:
-        """Raises InputError, naming the file and the field, when it is missing, malformed or inconsistent."""
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise InputError(f"{path}: {one_line(error)}") from error

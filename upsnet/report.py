@@ -1,16 +1,15 @@
-"""Reports: JSON files that one class writes and reads back."""
+"""What the files of all reports have in common."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from upsnet.errors import InputError, one_line
-from upsnet.files import PathLike, read_json, write_json
+from upsnet.json_model import JsonModel
 
 
-class Report(BaseModel):
+class Report(JsonModel):
     """What a command found; a subclass names the keys of its file. A file without a version is of version 1.
 
     The version goes up when a key goes or changes its meaning; a new key is no new version.
@@ -18,19 +17,9 @@ class Report(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: Literal[1] = 1
+    cure: ClassVar[str] = "; make this file again"
 
-    def save(self, path: PathLike) -> None:
-        """Write atomically."""
-        write_json(path, self.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, path: PathLike) -> Self:
-        """Raises InputError, naming the file and the key, when it is missing, malformed or of another version."""
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise InputError(f"{path}: {one_line(error)}; make this file again") from error
+    version: Literal[1] = 1  # load refuses another one
 
 
 class Sparse(BaseModel):

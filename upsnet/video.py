@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from upsnet import DISTRIBUTION
 from upsnet.errors import InputError
 from upsnet.files import PathLike
 from upsnet.photos import MAX_PIXELS
@@ -130,5 +131,5 @@ def _load_av(path: Path) -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise InputError(f"{path}: a video needs PyAV ({error}): pip install 'upsnet-trt[video]'") from None
+        raise InputError(f"{path}: a video needs PyAV ({error}): pip install '{DISTRIBUTION}[video]'") from None
     return av

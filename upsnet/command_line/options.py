@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from upsnet.runtimes.options import RUNTIMES
+from upsnet.runtimes.options import RUNTIMES, SERVER
 
 Run = Annotated[Path, typer.Option(help="The run: its model, and its validation set.")]
 RuntimeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RUNTIMES)}.")]
@@ -18,9 +18,7 @@ Checkpoint = Annotated[Path | None, typer.Option(help="pytorch: this file instea
 OnnxModel = Annotated[Path | None, typer.Option(help="onnxruntime: this file instead of the run's model.onnx.")]
 Url = Annotated[
     str | None,
-    typer.Option(
-        help="triton: host:port of a server's gRPC (default: 127.0.0.1:8001; parity and bench start a server)."
-    ),
+    typer.Option(help=f"triton: host:port of a server's gRPC (default: {SERVER}; parity and bench start a server)."),
 ]
 ServedManifest = Annotated[
     Path | None, typer.Option(help="triton: the served model's manifest (default: what the server says).")

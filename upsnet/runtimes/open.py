@@ -9,11 +9,10 @@ from pathlib import Path
 from upsnet import DISTRIBUTION
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
-from upsnet.runtimes.options import RUNTIMES, SCHEME, RuntimeOptions, find_runtime
+from upsnet.runtimes.options import RUNTIMES, SCHEME, SERVER, RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
 from upsnet.workshop import load_module
 
-SERVER = "127.0.0.1:8001"  # `make serve`
 FILES = {
     name: runtime.file for name, runtime in reversed(RUNTIMES.items()) if runtime.file
 }  # the last of RUNTIMES wins

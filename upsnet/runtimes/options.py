@@ -9,6 +9,7 @@ from upsnet.errors import InputError
 from upsnet.files import PathLike
 
 SCHEME = "grpc://"
+SERVER = "127.0.0.1:8001"  # `make serve`
 
 
 class RuntimeOptions(NamedTuple):

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import ValidationError
 
+from upsnet import DISTRIBUTION
 from upsnet.contract import METADATA_KEY, MODEL
 from upsnet.errors import InputError, one_line
 from upsnet.files import PathLike
 from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
-from upsnet.runtimes.options import SCHEME
+from upsnet.runtimes.options import SCHEME, SERVER
 from upsnet.runtimes.predictor import RawPrediction
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class TritonPredictor:
 
     def __init__(
         self,
-        url: str = "127.0.0.1:8001",
+        url: str = SERVER,
         model: str = MODEL,
         manifest: PathLike | Manifest | None = None,
         timeout: float = 120.0,
@@ -50,7 +51,7 @@ class TritonPredictor:
             from tritonclient import grpc
         except (ImportError, RuntimeError) as error:  # RuntimeError: tritonclient without its [grpc]
             raise InputError(
-                f"tritonclient is not installed ({error}); install it with `pip install 'upsnet-trt[triton]'`"
+                f"tritonclient is not installed ({error}); install it with `pip install '{DISTRIBUTION}[triton]'`"
             ) from error
         self.url, self.model, self.timeout = url.removeprefix(SCHEME).rstrip("/"), model, timeout
         self._grpc = grpc
