@@ -45,6 +45,10 @@ ifneq ($(words $(GPUS)) $(filter-out gpu $(shell seq 1024),$(GPUS)),1 )
 $(error error: GPUS=$(GPUS): give the number of processes, from 1 on, or gpu for one on each GPU)
 endif
 endif
+BENCHES := runtimes ops pq train ablation
+ifneq ($(filter bench,$(MAKECMDGOALS)),)
+$(if $(filter $(BENCHES),$(NAME)),,$(error error: NAME=$(NAME): no such bench; there are $(BENCHES)))
+endif
 COCO_JSON := $(COCO)/annotations/panoptic_$(COCO_SPLIT).json
 ifneq ($(filter overfit,$(MAKECMDGOALS)),)
 $(if $(wildcard $(COCO_JSON)),,$(error error: COCO=$(COCO): it has no $(COCO_JSON:$(COCO)/%=%); name a folder of photos \
@@ -53,7 +57,7 @@ endif
 
 .PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins lint clean test test-cpus test-install
 .PHONY: sanitize gpu-check docs docs-check overview ablation
-.PHONY: bench-runtimes bench-ops bench-pq bench-train bench-ablation
+.PHONY: $(BENCHES:%=bench-%)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 13
