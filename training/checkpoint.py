@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from training.config import Config, parse_config
 from training.model.upsnet import UPSNet
+from training.wrong_file import FOREIGN, what_it_is
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 from upsnet.files import atomic_path
@@ -94,7 +95,7 @@ def load(path: Path) -> Checkpoint:
     path = Path(path)
     tensors, metadata = _read(path)
     if metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: not a checkpoint of this project; {RETRAIN}")
+        raise InputError(f"{path}: not a checkpoint of this project: {FOREIGN}; {RETRAIN}")
     if metadata.get("format_version") != str(FORMAT_VERSION):
         raise InputError(
             f"{path}: checkpoint format {metadata.get('format_version')}, this version reads {FORMAT_VERSION}; "
@@ -105,7 +106,10 @@ def load(path: Path) -> Checkpoint:
     if missing := [name for name in VALUES if name not in metadata]:
         raise InputError(f"{path}: checkpoint without {', '.join(missing)}; {RETRAIN}")
     values: dict[str, Any] = {name: json.loads(metadata[name]) for name in VALUES}
-    values["config"] = parse_config(values["config"], f"{path} (its configuration)")
+    try:
+        values["config"] = parse_config(values["config"], f"{path} (its configuration)")
+    except InputError as error:
+        raise InputError(f"{error}; use the version of upsnet-trt that wrote it, or train again") from None
     values["categories"] = Categories.from_coco(values["categories"])
     values |= {section: _within(section, tensors) for section in TENSORS}
     return Checkpoint(**values)
@@ -162,16 +166,13 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file. InputError where it is none, or not a whole one."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, and no such checkpoint; give a file in it, as best.safetensors of a run")
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train first, or give the path of a checkpoint")
     try:
-        with path.open("rb") as stream:
-            archive = stream.read(4) == b"PK\3\4"
-        if archive:
-            raise InputError(
-                f"{path}: a checkpoint of PyTorch's pickle format, as older versions of this project wrote them; "
-                "train again (an original UPSNet checkpoint is read by `upsnet import`)"
-            )
+        if other := what_it_is(path):
+            raise InputError(f"{path}: not a checkpoint, but {other}")
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no dict)
     except SafetensorError:

@@ -23,6 +23,7 @@ from training.data.batch import fit_workers, make_loader, reading
 from training.data.open import image_digest, make_sampler, open_training, open_validation
 from training.distributed import Process, gather, processes
 from training.evaluation import pictures, quality
+from training.fine_tuning import RECORD, ClassRule, Start, start_from
 from training.lock import only_run
 from training.log import Log
 from training.losses import TrainingLosses
@@ -31,9 +32,10 @@ from training.predictor import make_manifest, predictor_of
 from training.schedule import make_plan, optimizer_tensors
 from training.signals import stop_signals
 from training.step import Stepper, TrainingError
-from upsnet.categories import Categories
+from upsnet.categories import Categories, differences
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
+from upsnet.files import write_json
 from upsnet.runtimes.predictor import Predictor
 
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -68,16 +70,24 @@ class Task(NamedTuple):
 UPSNET = Task()
 
 
-def train(config: Config, out: Path, device: str = "auto", task: Task = UPSNET, init: Path | None = None) -> int:
+def train(
+    config: Config,
+    out: Path,
+    device: str = "auto",
+    task: Task = UPSNET,
+    init: Path | None = None,
+    classes: ClassRule = "by-name",
+) -> int:
     """Train to the end of the schedule, going on from out/last.safetensors where there is one.
 
-    init: a checkpoint whose weights a new run starts from. Writes config.yaml, plan.json, versions.json, metrics.jsonl,
-    tb/, last.safetensors and, at evaluations, best.safetensors (best PQ; weights alone). Returns 0 at the end of the
-    schedule, else the number of the signal (SIGTERM, SIGINT) that stopped it. InputError for bad configurations, data
-    and checkpoints, and where another process trains in `out`; TrainingError when a loss is not finite.
+    init: a checkpoint whose weights a new run starts from; classes: which of its classes are taken. Writes config.yaml,
+    plan.json, versions.json, init.json (with `init`), metrics.jsonl, tb/, last.safetensors and, at evaluations,
+    best.safetensors (best PQ; weights alone). Returns 0 at the end of the schedule, else the number of the signal
+    (SIGTERM, SIGINT) that stopped it. InputError for bad configurations, data and checkpoints, and where another
+    process trains in `out`; TrainingError when a loss is not finite.
     """
     with processes(device) as process, only_run(out, process):
-        return Run(config, out, process, task, init).loop()
+        return Run(config, out, process, task, init, classes).loop()
 
 
 def find_checkpoint(out: Path, config: Config) -> Checkpoint | None:
@@ -103,7 +113,13 @@ class Run:
     """The state of one training run, and when it reports, evaluates and saves."""
 
     def __init__(
-        self, config: Config, out: Path, process: Process, task: Task = UPSNET, init: Path | None = None
+        self,
+        config: Config,
+        out: Path,
+        process: Process,
+        task: Task = UPSNET,
+        init: Path | None = None,
+        classes: ClassRule = "by-name",
     ) -> None:
         self.config, self.schedule, self.out, self.process, self.task = config, config.schedule, out, process, task
         checkpoint = find_checkpoint(out, config)
@@ -114,8 +130,11 @@ class Run:
         self.validation = open_validation(config.data.val, manifest) if self.schedule.evaluate_every else None
         torch.manual_seed(config.seed)
         self.model, losses = task.build(config, self.categories)
+        self.start: Start | None = None
         if not checkpoint:
-            self._start(init)
+            self._start(init, classes)
+        elif init and process.first:
+            print(f"{out}: goes on from its own {LAST}; --init {init} is for a new run, and is not read")
         self.stepper = Stepper(self.model, losses, config, self.plan, process)
         self.step, self.evaluated = 0, True
         self.best_pq: float | None = None
@@ -128,21 +147,32 @@ class Run:
         evaluated = self.stepper.ema.module if self.stepper.ema else self.model
         self.predictor = predictor_of(evaluated, manifest, process.device)
 
-    def _start(self, init: Path | None) -> None:
+    def _start(self, init: Path | None, classes: ClassRule) -> None:
         """A new run's weights: a checkpoint's, or random ones with a pretrained backbone where one is configured."""
+        source = ""
+        if self.process.first:
+            (self.out / RECORD).unlink(missing_ok=True)  # of a run that was killed before its first checkpoint
         if init:
-            source = start_from(self.model, init, self.config, self.categories)
-        else:
-            source = load_pretrained_backbone(self.model) if isinstance(self.model, UPSNet) else ""
+            self.start = start_from(self.model, init, self.config, self.categories, classes)
+            source = self.start.source
+        elif isinstance(self.model, UPSNet):
+            source = load_pretrained_backbone(self.model)
         if self.process.first:
             print(f"{self.config.name} starts from {source or 'random weights'}")
+            if self.start:
+                self.start.show()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         path = self.out / LAST
-        if checkpoint.categories != self.categories or checkpoint.image_ids != self.digest:
+        data = self.config.data.train.json_file
+        if found := differences(self.categories, checkpoint.categories, "the data set", "the run"):
             raise InputError(
-                f"{path}: its categories or images are not those of {self.config.data.train.json_file}; "
-                "give another folder with --out"
+                f"{path}: its categories are not those of {data}: {found}; give another folder with --out, and "
+                f"--init {path} to start from its weights"
+            )
+        if checkpoint.image_ids != self.digest:
+            raise InputError(
+                f"{path}: its categories or images are not those of {data}; give another folder with --out"
             )
         stepper = self.stepper
         load_weights(self.model, checkpoint.model, path)
@@ -163,6 +193,8 @@ class Run:
             return 0
         if self.process.first:
             remove_leftovers(self.out)
+            if self.start:
+                write_json(self.out / RECORD, self.start._asdict())
             Console().print(self.plan.table(f"{self.config.name}, from step {self.step}", len(self.dataset)))
             if self.workers < (wanted := self.config.data.workers):
                 print(f"data.workers: {wanted}, and {self.workers} a process are started, for want of cores")
@@ -243,22 +275,6 @@ class Run:
                 f"step {self.step}: weights not finite: {', '.join(bad)}; {name} is from before; lower schedule.lr"
             )
         save(self.out / name, checkpoint)
-
-
-def start_from(model: nn.Module, path: Path, config: Config, categories: Categories) -> str:
-    """Load a checkpoint's weights (averaged ones where it has them) into a new run's network -> what was loaded.
-
-    InputError: other categories, other conventions of pixels and boxes, or weights that do not fit.
-    """
-    checkpoint = load(path)
-    if checkpoint.categories != categories:
-        raise InputError(f"--init {path}: its categories are not those of {config.data.train.json_file}")
-    differing = differing_keys(checkpoint.config.model, config.model)
-    for key in ("conventions", "pixel_mean", "pixel_std"):
-        if key in differing:
-            raise InputError(f"--init {path}: trained with another model.{key} ({differing[key]}); set it as there")
-    load_weights(model, checkpoint.weights, path)
-    return f"{path} (step {checkpoint.step})"
 
 
 def remove_leftovers(out: Path) -> None:

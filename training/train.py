@@ -14,6 +14,7 @@ import typer
 
 from training.config import load_config
 from training.distributed import first_to_fail, launched_rank
+from training.fine_tuning import ClassRule
 from training.launch import SIGNALLED, launch, process_count
 from training.loop import train
 from training.step import TrainingError
@@ -31,6 +32,13 @@ def main(
     init: Annotated[
         Path | None, typer.Option(help="Start from this checkpoint's weights (fine-tuning); a resumed run has its own.")
     ] = None,
+    classes: Annotated[
+        ClassRule | None,
+        typer.Option(
+            help="What --init takes of the classes: by-name (those with the name of one of its; the default), new "
+            "(none), exact (all, and other categories are refused)."
+        ),
+    ] = None,
     iterations: Annotated[int | None, typer.Option(help="Steps, instead of the configured length.")] = None,
     processes: Annotated[
         str, typer.Option(help="How many processes on this machine share each step; gpu: one on each GPU.")
@@ -41,14 +49,17 @@ def main(
     if iterations is not None:
         overrides += [f"schedule.iterations={iterations}", "schedule.images=null"]
     try:
+        if classes and not init:
+            raise InputError(f"--classes {classes}: says what --init takes of a checkpoint; give --init too")
         settings = load_config(config, tuple(overrides))
         out = out or Path("runs") / settings.name
         count = process_count(processes)
         if count > 1:
             arguments = [f"--config={config}", f"--out={out}", f"--device={device}"]
             arguments += [f"--init={init}"] if init else []
+            arguments += [f"--classes={classes}"] if classes else []
             raise typer.Exit(launch(count, [*arguments, *(f"--set={each}" for each in overrides)]))
-        signal = train(settings, out, device, init=init)
+        signal = train(settings, out, device, init=init, classes=classes or "by-name")
     except (InputError, TrainingError) as error:
         if first_to_fail():
             print(f"error: {error}", file=sys.stderr)

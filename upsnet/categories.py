@@ -98,6 +98,29 @@ class Categories:
             raise InputError(f"category id {id} is not in the table of {len(self)} categories") from None
 
 
+def differences(mine: Categories, theirs: Categories, here: str, there: str, most: int = 5) -> str:
+    """In which categories two tables differ (id, name, thing or stuff): the first `most` and how many more, or "".
+
+    `here` and `there` say whose the tables are, as "the data set" and "the model". Colours don't matter.
+    """
+    own, other = ({category.id: category for category in table} for table in (mine, theirs))
+    found = []
+    for id in sorted(own.keys() | other.keys()):
+        a, b = own.get(id), other.get(id)
+        if a is None or b is None:
+            only, where = (a, here) if a else (b, there)
+            assert only is not None
+            found.append(f"{id} '{only.name}' only in {where}")
+        elif (a.name, a.isthing) != (b.name, b.isthing):
+            found.append(f"{id} {_described(a)} in {here}, {_described(b)} in {there}")
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(found[:most]) + more
+
+
+def _described(category: Category) -> str:
+    return f"'{category.name}' ({'thing' if category.isthing else 'stuff'})"
+
+
 def _from_coco(index: int, entry: Mapping[str, Any]) -> Category:
     where = f"categories[{index}]"
     if not isinstance(entry, Mapping):

@@ -181,6 +181,32 @@ def test_not_ours(tmp_path: Path) -> None:
     assert "not a checkpoint" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("resnet50.pth", b"PK\3\4", "`upsnet import FILE --out CHECKPOINT`"),
+        ("old.pkl", b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P", "a file of torch.save"),
+        ("model.onnx", b"\x08\x08", "an exported model"),
+        ("model.plan", b"ftrt", "a TensorRT engine"),
+        ("config.yaml", b"name: demo", "a text file"),
+        ("last.safetensors", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        ("best.safetensors", b"<!DOCTYPE html>", "a web page"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert expected in refusal(tmp_path / name)
+
+
+def test_a_header_of_any_length_is_no_other_kind(tmp_path: Path) -> None:
+    """A safetensors file begins with its header's length: that of this one is a pickle's first byte."""
+    for length in range(8):
+        save_file({"a": torch.zeros(1)}, tmp_path / "x", {"format": "pt", "fill": "-" * 8 * length})
+        assert "weights in the safetensors format" in refusal(tmp_path / "x")
+    (tmp_path / "x").write_bytes(b"\x80\2\0\0\0\0\0\0{" + b" " * 100)
+    assert "truncated or corrupt" in refusal(tmp_path / "x")
+
+
 class Marker:
     """Creates a folder when it is unpickled by a careless reader."""
 
@@ -209,7 +235,7 @@ def test_unknown_configuration_key(path: Path) -> None:
     content = small_config().model_dump(mode="json")
     content["model"]["fpn"]["colour"] = 1
     rewrite(path, config=json.dumps(content))
-    assert "model.fpn.colour" in refusal(path)
+    assert "model.fpn.colour" in refusal(path) and "use the version of upsnet-trt that wrote it" in refusal(path)
 
 
 def test_changed_metadata_is_noticed(path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(
     entries[0]["name"] = "ring"
     save(tmp_path / "other", start._replace(categories=Categories.from_coco(entries)))
     with pytest.raises(InputError, match="other: its categories are not those of"):
-        train(config, tmp_path / "x", "cpu", tiny(), tmp_path / "other")
+        train(config, tmp_path / "x", "cpu", tiny(), tmp_path / "other", "exact")
     with pytest.raises(InputError, match=r"another model\.conventions \(ours against upsnet\)"):
         train(settings(shapes, model={"conventions": "upsnet"}), tmp_path / "x", "cpu", tiny(), init)
     assert not (tmp_path / "x").exists()

@@ -38,6 +38,7 @@ def test_command_refuses_bad_input_in_one_line(config: Path, monkeypatch: pytest
         "--iterations=0": "schedule.iterations",
         "--processes=0": "--processes 0: give a number from 1 up",
         "--processes=2 --set=schedule.speed=1": "schedule.speed",
+        "--classes=new": "--classes new: says what --init takes",
     }.items():
         code, stderr = run_command("--config=tiny.yaml", *arguments.split())
         assert code == 2
@@ -50,14 +51,14 @@ def test_command_refuses_bad_input_in_one_line(config: Path, monkeypatch: pytest
 def test_command_passes_everything_on(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = Mock(return_value=signal.SIGTERM)
     monkeypatch.setattr(training.train, "train", train)
-    options = ["--set=schedule.lr=0.5", "--iterations=77", "--device=cpu", "--init=start.safetensors"]
+    options = ["--set=schedule.lr=0.5", "--iterations=77", "--device=cpu", "--init=start.safetensors", "--classes=new"]
     command = [f"--config={config}", *options]
     for arguments in (command, [*command, "--out=x/y"]):
         code, stderr = run_command(*arguments)
         assert code == 143
         assert "stopped by signal 15" in stderr
     ((given, out, device), options), ((_, named, _), _) = train.call_args_list
-    assert options == {"init": Path("start.safetensors")}
+    assert options == {"init": Path("start.safetensors"), "classes": "new"}
     assert (given.schedule.lr, given.schedule.iterations, device) == (0.5, 77, "cpu")
     assert (out, named) == (Path("runs/tiny"), Path("x/y"))
 
@@ -65,10 +66,18 @@ def test_command_passes_everything_on(config: Path, monkeypatch: pytest.MonkeyPa
 def test_several_processes_get_everything_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch = Mock(return_value=143)
     monkeypatch.setattr(training.train, "launch", launch)
-    options = ["--set=schedule.lr=0.5", "--iterations=77", "--device=cpu", "--init=a b", "--processes=3"]
+    options = [
+        "--set=schedule.lr=0.5",
+        "--iterations=77",
+        "--device=cpu",
+        "--init=a b",
+        "--classes=new",
+        "--processes=3",
+    ]
     assert run_command(f"--config={config}", *options) == (143, "")
     sets = ["--set=schedule.lr=0.5", "--set=schedule.iterations=77", "--set=schedule.images=null"]
-    launch.assert_called_once_with(3, [f"--config={config}", "--out=runs/tiny", "--device=cpu", "--init=a b", *sets])
+    given = [f"--config={config}", "--out=runs/tiny", "--device=cpu", "--init=a b", "--classes=new", *sets]
+    launch.assert_called_once_with(3, given)
 
 
 def test_training_that_cannot_go_on_ends_in_one_line(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

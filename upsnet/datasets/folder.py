@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeGuard, overload
 
 import numpy as np
 
-from upsnet.categories import Categories, Category
+from upsnet.categories import Categories, differences
 from upsnet.datasets.coco_format import read_panoptic_json, read_panoptic_png
 from upsnet.datasets.segments import SegmentInfo, integer
 from upsnet.datasets.split import Split
@@ -200,22 +200,10 @@ class Listing:
 
 def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:
     """InputError naming the categories in which data set and model differ (id, name, thing or stuff)."""
-    truth = {category.id: category for category in dataset.categories}
-    model = {category.id: category for category in manifest.categories}
-    differences = []
-    for category_id in sorted(truth.keys() | model.keys()):
-        mine, theirs = truth.get(category_id), model.get(category_id)
-        if mine is None or theirs is None:
-            only, where = (mine, "the data set") if theirs is None else (theirs, "the model")
-            assert only is not None
-            differences.append(f"{category_id} '{only.name}' only in {where}")
-        elif (mine.name, mine.isthing) != (theirs.name, theirs.isthing):
-            differences.append(f"{category_id} {_describe(mine)} in the data set, {_describe(theirs)} in the model")
-    if differences:
-        more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+    if found := differences(dataset.categories, manifest.categories_table, "the data set", "the model"):
         raise InputError(
-            f"{dataset.split.json_file}: its categories are not those of the model '{manifest.name}': "
-            f"{'; '.join(differences[:5])}{more}; give the data set that the model was trained for"
+            f"{dataset.split.json_file}: its categories are not those of the model '{manifest.name}': {found}; "
+            "give the data set that the model was trained for"
         )
 
 
@@ -245,10 +233,6 @@ def _name(entry: object, where: str) -> str:
 
 def _is_side(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and 0 < value <= MOST_SIDE
-
-
-def _describe(category: Category) -> str:
-    return f"'{category.name}' ({'thing' if category.isthing else 'stuff'})"
 
 
 def _size(array: np.ndarray) -> str:
