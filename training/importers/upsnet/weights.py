@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.config import Config
 from training.importers.upsnet.keys import FIRST_CONV, original_names
+from training.model.classes import take_classes
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.errors import InputError
@@ -30,7 +31,6 @@ COCO_CHANNELS = {
     **{name: 52 + label for name, label in COCO_THINGS.items()},
 }
 COCO_COUNTS = (53, 80)  # stuff and thing classes
-CLASS_LAYERS = ("box_head.logits", "box_head.deltas", "mask_head.score", "semantic_head.score")
 
 
 def read_original(path: Path) -> dict[str, Tensor]:
@@ -43,7 +43,10 @@ def read_original(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such checkpoint") from None
     except UNREADABLE:
-        raise InputError(f"{path}: not a file of weights that torch.load reads with weights_only=True") from None
+        raise InputError(
+            f"{path}: not a file of weights that torch.load reads with weights_only=True; a checkpoint of this project "
+            "needs no import"
+        ) from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"{path}: not a plain state_dict; save the network's state_dict() alone")
     if weights and all(key.startswith(PREFIX) for key in weights):
@@ -74,7 +77,7 @@ def build(
     if found != expected:
         raise InputError(
             f"{source}: has {found[0]} stuff and {found[1]} thing classes, expected {expected[0]} and {expected[1]}; "
-            "give the categories that it was trained with"
+            "give the categories that it was trained with; `upsnet train --init` then takes it to others, by name"
         )
     model = fresh(*found)
     state, lines = to_ours(model, weights)
@@ -135,24 +138,16 @@ def to_cityscapes(
     unknown = [name for name in COCO_CHANNELS if name not in names]
     if unknown:
         raise InputError(f"--to-cityscapes: the categories lack {', '.join(unknown)}; give those of Cityscapes")
-    state = dict(coco)
     things = names[categories.num_stuff :]
-    labels = {0: 0} | {1 + things.index(name): label for name, label in COCO_THINGS.items()}
-    channels = {names.index(name): channel for name, channel in COCO_CHANNELS.items()}
-    for layer in CLASS_LAYERS:
-        rows = channels if layer.startswith("semantic") else labels
-        for key in (f"{layer}.weight", f"{layer}.bias"):
-            # The deltas have four rows a class.
-            size = 4 if layer == "box_head.deltas" else 1
-            own, given = fresh[key].unflatten(0, (-1, size)).clone(), coco[key].unflatten(0, (-1, size))
-            own[list(rows)] = given[list(rows.values())]
-            state[key] = own.flatten(0, 1)
+    labels = {name: channel - 52 for name, channel in COCO_CHANNELS.items() if name in things and channel > 52}
+    pairs = {names.index(name): channel for name, channel in COCO_CHANNELS.items()}
+    state = take_classes(fresh, coco, pairs, categories.num_stuff, COCO_COUNTS[0])
 
     def origins(table: dict[str, int], present: list[str]) -> str:
         rows = ", ".join(f"{name} <- {index}" for name, index in table.items())
         return f"{rows}; random: {', '.join(name for name in present if name not in table) or 'none'}"
 
     return state, [
-        f"boxes and masks: background <- 0, {origins(COCO_THINGS, things)}",
+        f"boxes and masks: background <- 0, {origins(labels, things)}",
         f"semantic channels: {origins(COCO_CHANNELS, names)}",
     ]
