@@ -27,6 +27,8 @@ def main(
     start_timeout: Annotated[float, typer.Option(help="Seconds until the model must answer.")] = 120.0,
 ) -> None:
     """Serves a run's model, else the repository's, with a real Triton server. Ports of 0 are picked free."""
+    if not start_timeout > 0:  # nan neither
+        raise InputError(f"--start-timeout {start_timeout:g}: give seconds, more than 0")
     if run is not None:
         repository = deploy_engine(run / "engine", repository or repository_of(run))
     elif repository is None:

@@ -6,6 +6,7 @@ repository: ONNX Runtime inside model.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ from serving.environment import Environment
 from serving.repository import latest_version
 from upsnet.contract import MODEL
 from upsnet.errors import InputError
+from upsnet.files import writing
 from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.triton import TritonPredictor
 
@@ -154,7 +156,9 @@ class TritonServer:
         (folder / "backends/python").mkdir(parents=True)
         for file in environment.backend_files:
             (folder / "backends/python" / file.name).symlink_to(file)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.log):
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self.log.open("wb").close()
         launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())]
         server = environment.triton / "bin/tritonserver"
         with self.log.open("wb") as log:
@@ -226,24 +230,35 @@ class TritonServer:
 
 
 def pick_ports(host: str, wanted: dict[str, int]) -> dict[str, int]:
-    """The same ports, with a free one in the place of each 0. InputError when one is taken."""
-    ports, sockets = {}, []
+    """The same ports, with a free one in the place of each 0. InputError when one is taken, or wanted twice."""
+    if not host.strip() or not host.isprintable():  # an empty one would be every address of this machine
+        raise InputError(f"{host!r} is no address to listen on; 127.0.0.1 is this machine alone")
+    ports: dict[str, int] = {}
+    sockets = []
     try:
         for name, port in wanted.items():
+            if other := next((other for other, taken in ports.items() if taken == port), None):
+                raise InputError(f"port {port} is wanted for {other} and for {name}; give another {name} port")
             sockets.append(socket.socket())
             sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sockets[-1].bind((host, port))
-            except (OSError, OverflowError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise InputError(
-                    f"cannot listen on {host}:{port} for {name}: {reason}; give another {name} port"
-                ) from error
+            except (OSError, OverflowError, UnicodeError) as error:
+                raise InputError(f"cannot listen on {host}:{port} for {name}: {_why(error, name)}") from error
             ports[name] = sockets[-1].getsockname()[1]
     finally:
         for each in sockets:
             each.close()
     return ports
+
+
+def _why(error: Exception, name: str) -> str:
+    """Why a port cannot be bound, and the cure."""
+    if isinstance(error, PermissionError):
+        return f"ports below 1024 are the system's; give another {name} port"
+    if isinstance(error, OverflowError) or getattr(error, "errno", None) == errno.EADDRINUSE:
+        return f"{getattr(error, 'strerror', None) or error}; give another {name} port"
+    return f"{getattr(error, 'strerror', None) or error}; --host is an IPv4 address of this machine"
 
 
 def kill_group(group: int) -> None:

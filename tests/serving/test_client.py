@@ -191,9 +191,37 @@ def test_refusal_is_one_input_error(predictor: TritonPredictor) -> None:
 
 
 @pytest.mark.triton
-def test_model_unknown_to_the_server(server: TritonServer, exported: Exported) -> None:
-    with pytest.raises(InputError, match=r"runs without the model other"):
+def test_a_model_that_is_not_ready(server: TritonServer, exported: Exported) -> None:
+    with pytest.raises(InputError, match=r"runs without the model other: it serves upsnet; see its log$"):
         TritonPredictor(server.url, model="other", manifest=exported.manifest)
+    client = grpc.InferenceServerClient(server.url)
+    client.unload_model("upsnet")
+    try:
+        with pytest.raises(InputError, match=r"has a model upsnet that is not ready \(.+\); see its log$"):
+            TritonPredictor(server.url, manifest=exported.manifest)
+    finally:
+        client.load_model("upsnet")
+        client.close()
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("name", ["http", "metrics"])
+def test_the_servers_other_ports(server: TritonServer, exported: Exported, name: str) -> None:
+    url = f"127.0.0.1:{server.ports[name]}"
+    kind = {"http": "HTTP"}.get(name, name)
+    with pytest.raises(InputError, match=f"^{url} is the {kind} port of a Triton server; give host:port of its gRPC"):
+        TritonPredictor(url, manifest=exported.manifest)
+
+
+def test_grpc_that_is_no_triton(exported: Exported) -> None:
+    import grpc as plain_grpc
+
+    other = plain_grpc.server(ThreadPoolExecutor(1))
+    url = f"127.0.0.1:{other.add_insecure_port('127.0.0.1:0')}"
+    other.start()
+    with pytest.raises(InputError, match=f"^a gRPC server that is no Triton answers at {url}; give host:port"):
+        TritonPredictor(url, manifest=exported.manifest)
+    other.stop(0)
 
 
 @pytest.mark.triton

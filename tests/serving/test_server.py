@@ -11,11 +11,13 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from serving.repository import deploy
+from serving.serve import main as serve
 from serving.server import TritonServer, pick_ports
 from tests.serving.conftest import Exported
 from upsnet.errors import InputError
@@ -187,3 +189,38 @@ def test_pick_ports() -> None:
         pick_ports("127.0.0.1", {"grpc": 70000})
     with pytest.raises(InputError, match=r"cannot listen on no.such.host"):
         pick_ports("no.such.host.invalid", {"grpc": 0})
+    with pytest.raises(InputError, match=r"^port 9001 is wanted for grpc and for metrics; give another metrics port$"):
+        pick_ports("127.0.0.1", {"grpc": 9001, "http": 0, "metrics": 9001})
+    with pytest.raises(InputError, match=r"127.0.0.1:-1 for grpc: .*port must be 0-65535.*; give another grpc port$"):
+        pick_ports("127.0.0.1", {"grpc": -1})
+    for host in ("8.8.8.8", "::1"):
+        with pytest.raises(InputError, match=r"--host is an IPv4 address of this machine$"):
+            pick_ports(host, {"grpc": 0})
+
+
+@pytest.mark.parametrize("host", ["", " ", "a\0b"])
+def test_no_host_is_not_every_host(host: str) -> None:
+    with pytest.raises(InputError, match=r"is no address to listen on; 127.0.0.1 is this machine alone$"):
+        pick_ports(host, {"grpc": 0})
+
+
+def test_ports_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", lambda: Mock(bind=refuse))
+    with pytest.raises(InputError, match=r"127.0.0.1:80 for http: ports below 1024 are the system's; give another"):
+        pick_ports("127.0.0.1", {"http": 80})
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_no_time_to_start(tmp_path: Path, seconds: float) -> None:
+    with pytest.raises(InputError, match=r"^--start-timeout .*: give seconds, more than 0$"):
+        serve(repository=tmp_path, start_timeout=seconds)
+
+
+@pytest.mark.triton
+def test_log_that_cannot_be_written(repository: Path, triton_environment: Path, tmp_path: Path) -> None:
+    server = TritonServer(repository, environment=triton_environment, log=tmp_path)
+    with pytest.raises(InputError, match=f"^{tmp_path}: cannot be written: Is a directory$"):
+        server.start()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from upsnet import DISTRIBUTION
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
-from upsnet.runtimes.options import RUNTIMES, SCHEME, SERVER, RuntimeOptions, find_runtime
+from upsnet.runtimes.address import parse_address
+from upsnet.runtimes.options import RUNTIMES, SERVER, RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
 from upsnet.workshop import load_module
 
@@ -17,7 +17,6 @@ FILES = {
     name: runtime.file for name, runtime in reversed(RUNTIMES.items()) if runtime.file
 }  # the last of RUNTIMES wins
 MOST_THREADS = 256  # more only wait for each other
-MOST_PORT = 65535
 MODELS = "a run's or an engine's folder, an .onnx file, a checkpoint (.safetensors) or grpc://host:port"
 
 
@@ -59,7 +58,7 @@ def choose(options: RuntimeOptions) -> tuple[str, PathLike]:
         return runtime, places[runtime]
     if run is None:
         raise InputError(f"the runtime {runtime} needs {needs}")
-    if runtime == "triton" and SCHEME not in os.fspath(run):
+    if runtime == "triton" and "://" not in os.fspath(run):
         return runtime, SERVER
     return find_model(run, runtime)
 
@@ -76,7 +75,7 @@ def find_model(source: PathLike | None, runtime: str | None = None) -> tuple[str
         raise InputError(f"{source!r} is no model; a model is {MODELS}")
     text, path = os.fspath(source), Path(source)
     if "://" in text:
-        found: dict[str, PathLike] = {"triton": _address(text)}
+        found: dict[str, PathLike] = {"triton": parse_address(text)}
     elif os.path.isdir(path):
         found = {name: path / file for name, file in FILES.items() if (path / file).is_file()}
         if not found:
@@ -92,14 +91,6 @@ def find_model(source: PathLike | None, runtime: str | None = None) -> tuple[str
         cure = "; `make onnx` exports it" if path.is_dir() and runtime == "onnxruntime" else ""
         raise InputError(f"{source}: holds nothing for the runtime {runtime}, only for {' and '.join(found)}{cure}")
     return (runtime, found[runtime]) if runtime else next(iter(found.items()))
-
-
-def _address(url: str) -> str:
-    """grpc://host:port -> host:port"""
-    address = url.removeprefix(SCHEME).rstrip("/")
-    if not re.fullmatch(r"[^/]+:\d{1,5}", address) or int(address.rpartition(":")[2]) > MOST_PORT:
-        raise InputError(f"{url}: a server is grpc://host:port, with the port of its gRPC (`make serve`: 8001)")
-    return address
 
 
 def _open(name: str, place: PathLike, options: RuntimeOptions) -> Predictor:

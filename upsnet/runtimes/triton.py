@@ -15,7 +15,8 @@ from upsnet.errors import InputError, one_line
 from upsnet.files import PathLike
 from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
-from upsnet.runtimes.options import SCHEME, SERVER
+from upsnet.runtimes.address import WANTED, check_grpc, parse_address
+from upsnet.runtimes.options import SERVER
 from upsnet.runtimes.predictor import RawPrediction
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ CHANNEL_OPTIONS = [
 class TritonPredictor:
     """The model as a live Triton server runs it.
 
-    url is [grpc://]host:port of the server's gRPC. manifest describes the model (default: the one in the served model's
-    configuration). timeout bounds every call, in seconds. InputError, in one line, when nothing answers at the url,
-    when the model is not ready, when the server refuses a request, and when an answer does not fit the manifest.
+    url: see `parse_address`. manifest describes the model (default: the one in the served model's configuration).
+    timeout bounds every call, in seconds. InputError, in one line, when no gRPC answers at the url, when the model is
+    not ready, when the server refuses a request, and when an answer does not fit the manifest.
     """
 
     name = "triton"
@@ -47,13 +48,14 @@ class TritonPredictor:
         manifest: PathLike | Manifest | None = None,
         timeout: float = 120.0,
     ) -> None:
+        self.url, self.model, self.timeout = parse_address(url), model, timeout
         try:
             from tritonclient import grpc
         except (ImportError, RuntimeError) as error:  # RuntimeError: tritonclient without its [grpc]
             raise InputError(
                 f"tritonclient is not installed ({error}); install it with `pip install '{DISTRIBUTION}[triton]'`"
             ) from error
-        self.url, self.model, self.timeout = url.removeprefix(SCHEME).rstrip("/"), model, timeout
+        check_grpc(self.url)
         self._grpc = grpc
         self._client = grpc.InferenceServerClient(self.url, channel_args=CHANNEL_OPTIONS)
         try:
@@ -81,8 +83,15 @@ class TritonPredictor:
     def _config(self) -> Any:  # a protobuf message, whose class has no type
         with self._one_line_errors():
             if not self._client.is_model_ready(self.model, client_timeout=self.timeout):
-                raise InputError(f"the Triton server at {self.url} runs without the model {self.model}; see its log")
+                models = self._client.get_model_repository_index(client_timeout=self.timeout).models
+                raise InputError(f"the Triton server at {self.url} {self._not_ready(models)}")
             return self._client.get_model_config(self.model, client_timeout=self.timeout).config
+
+    def _not_ready(self, models: Any) -> str:
+        ready = sorted({each.name for each in models if each.state == "READY"})
+        if reason := next((each.reason or "it is not loaded" for each in models if each.name == self.model), ""):
+            return f"has a model {self.model} that is not ready ({' '.join(reason.split())}); see its log"
+        return f"runs without the model {self.model}: it serves {' and '.join(ready) or 'none'}; see its log"
 
     def _manifest(self, config: Any) -> Manifest:
         """Categories and sizes, as `upsnet deploy` and `upsnet serve` write them into the model's configuration."""
@@ -138,7 +147,9 @@ class TritonPredictor:
             # Triton puts a request id that nobody gave in front of its own messages.
             text = " ".join(error.message().removeprefix("[request id: <id_unknown>] ").split())
             if status == "StatusCode.UNAVAILABLE":
-                message = f"no Triton server answers at {self.url}; start one with `make serve`"
+                check_grpc(self.url)  # says why, where the server has gone; else these are Triton's own words
+            if status == "StatusCode.UNIMPLEMENTED":
+                message = f"a gRPC server that is no Triton answers at {self.url}; {WANTED}"
             elif status == "StatusCode.DEADLINE_EXCEEDED":
                 message = f"the Triton server at {self.url} did not answer within {self.timeout:g} s"
             elif "is not healthy" in text:

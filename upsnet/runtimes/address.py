@@ -1,0 +1,141 @@
+"""The address of a Triton server: what is accepted as one, and whether gRPC answers there, or what else does."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import time
+
+from upsnet.errors import InputError
+from upsnet.runtimes.options import SCHEME, SERVER
+
+GRPC_PORT = SERVER.rpartition(":")[2]
+OTHER_PORTS = ("8000", "8002")  # `make serve`'s HTTP and metrics
+MOST_PORT = 65535
+MOST_BYTES = 2**16  # of an answer
+WANTED = f"give host:port of its gRPC ({GRPC_PORT} unless the server was started with another --grpc-port)"
+# What every HTTP/2 client says first: the preface and an empty SETTINGS frame. A server's own SETTINGS are the answer.
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+FRAME_HEADER = 9  # bytes
+SETTINGS = 4  # fourth byte of such a frame
+TLS_ALERT = b"\x15\x03"
+
+
+def parse_address(url: str) -> str:
+    """[grpc://]host:port[/] -> host:port. InputError for anything else, with what was probably meant."""
+    address = url.removeprefix(SCHEME).removesuffix("/")
+    if _is_address(address):
+        return address
+    meant = _meant(url)
+    cure = f"; write {meant}" if _is_address(meant) else ""
+    shown = url if url.strip() and url.isprintable() else repr(url)
+    raise InputError(
+        f"{shown}: a server is {SCHEME}host:port, with the port of its gRPC (`make serve`: {GRPC_PORT}){cure}"
+    )
+
+
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", text)
+    return found is not None and 1 <= int(found[1]) <= MOST_PORT
+
+
+def _meant(url: str) -> str:
+    """Host and port of what is written as for a browser, without a port, or with the port of Triton's HTTP."""
+    rest = re.sub(r"^[a-zA-Z+]+://", "", url.strip())
+    rest = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
+    if rest.isdecimal():
+        rest = f"127.0.0.1:{rest}"
+    if rest.count(":") > 1 and "[" not in rest:
+        rest = f"[{rest.removesuffix(f':{GRPC_PORT}')}]"  # IPv6; any other port may as well be its last part
+    host, port = re.fullmatch(r"(.*?)(?::(\d*))?", rest, re.DOTALL).groups()  # type: ignore[union-attr]
+    return f"{host}:{GRPC_PORT if port in (None, '', '0', *OTHER_PORTS) else port}"
+
+
+def _split(address: str) -> tuple[str, int]:
+    """Of a `parse_address`ed one: the host without brackets, and the port."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def check_grpc(address: str, seconds: float = 4.0) -> None:
+    """InputError that says what answers at host:port, if it is not gRPC. `seconds` bounds each question to it.
+
+    A client of gRPC calls them all "unavailable", some of them after minutes.
+    """
+    try:
+        answer = _ask(address, PREFACE, seconds, enough=FRAME_HEADER)
+    except TimeoutError:
+        raise InputError(
+            f"no Triton server answers at {address}: no connection within {seconds:g} s; is the host right, and does a "
+            "firewall let it through?"
+        ) from None
+    except ConnectionRefusedError:
+        raise InputError(f"no Triton server answers at {address}; start one with `make serve`") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name that is empty or too long
+        reason = error.strerror if isinstance(error, OSError) else "no host has such a name"
+        raise InputError(f"no server can be reached at {address}: {reason}; {WANTED}") from None
+    if answer is not None and answer[3:4] == bytes([SETTINGS]):
+        return
+    raise InputError(f"{_description(address, answer, seconds)}; {WANTED}")
+
+
+def _description(address: str, answer: bytes | None, seconds: float) -> str:
+    """What listens at an address, where gRPC's preface was answered with `answer`."""
+    if answer is None:
+        return f"what listens at {address} accepts connections, but says nothing within {seconds:g} s"
+    if answer and not answer.startswith((b"HTTP/", b"<", TLS_ALERT)):  # an old HTTP's answer is a page alone
+        words = answer.splitlines()[0][:60].decode("ascii", "backslashreplace")
+        return f"what answers at {address} is no Triton server (it says {words!r})"
+    pages = [_get(address, path, seconds) for path in ("/v2", "/metrics")]
+    if b'"triton"' in pages[0]:
+        return f"{address} is the HTTP port of a Triton server"
+    if b"\nnv_" in pages[1]:
+        return f"{address} is the metrics port of a Triton server"
+    if _speaks_tls(address, seconds):
+        return f"a server with TLS answers at {address}, and Triton is asked without"
+    if any(page.startswith((b"HTTP/", b"<")) for page in (answer, *pages)):
+        return f"an HTTP server that is no Triton answers at {address}"
+    return f"what listens at {address} is no Triton server (it ends the connection)"
+
+
+def _ask(address: str, request: bytes, seconds: float, enough: int = MOST_BYTES) -> bytes | None:
+    """The first bytes, about `enough`, of the answer; b"": the connection was ended; None: nothing in time.
+
+    OSError where there is no connection.
+    """
+    deadline = time.monotonic() + seconds
+    answer = b""
+    with socket.create_connection(_split(address), timeout=seconds) as connection:
+        try:
+            connection.sendall(request)
+            while len(answer) < enough and (rest := deadline - time.monotonic()) > 0:
+                connection.settimeout(rest)
+                part = connection.recv(MOST_BYTES)
+                if not part:
+                    return answer
+                answer += part
+        except TimeoutError:
+            pass
+        except OSError:  # it ended the connection while we wrote
+            return answer
+    return answer or None
+
+
+def _get(address: str, path: str, seconds: float) -> bytes:
+    request = f"GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    try:
+        return _ask(address, request.encode(), seconds) or b""
+    except OSError:
+        return b""
+
+
+def _speaks_tls(address: str, seconds: float) -> bool:
+    """Does a handshake succeed? Whose certificate it is does not matter: nothing is sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection(_split(address), timeout=seconds) as plain, context.wrap_socket(plain):
+            return True
+    except OSError:
+        return False
