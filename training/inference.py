@@ -25,9 +25,16 @@ from torch import Tensor
 
 from training.conventions import Conventions
 from training.model import boxes as B
-from training.model.heads import MASK_POOL
 from training.model.rpn import LOWEST
-from training.model.upsnet import PYRAMID_LEVELS, Detections, ScoredProposals, Suppression, UPSNet, suppress
+from training.model.upsnet import (
+    PYRAMID_LEVELS,
+    Detections,
+    ScoredProposals,
+    Suppression,
+    UPSNet,
+    no_detections,
+    suppress,
+)
 
 STRIDE = 4  # of the semantic logits
 CHANNELS_AT_ONCE = 8
@@ -62,12 +69,15 @@ def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> O
     for view in views:
         pyramid = model.pyramid(view.images, view.sizes)
         semantic = semantic + to_base(model.semantic_head(pyramid[:PYRAMID_LEVELS]), view, base)
-        scored = model.score_proposals(pyramid, view.sizes)
-        segments.append(moved(model.select(scored), view, base, model.conventions))
-        instances.append(moved(select_instances(model, scored), view, base, model.conventions))
+        if model.num_things:
+            scored = model.score_proposals(pyramid, view.sizes)
+            segments.append(moved(model.select(scored), view, base, model.conventions))
+            instances.append(moved(select_instances(model, scored), view, base, model.conventions))
     semantic = semantic / len(views)
-    things = join(segments, model.suppression, model.conventions)
-    objects = join(instances, INSTANCES, model.conventions)
+    things = objects = no_detections(base.sizes)
+    if model.num_things:
+        things = join(segments, model.suppression, model.conventions)
+        objects = join(instances, INSTANCES, model.conventions)
     thing_masks = object_masks = torch.zeros((), device=scales.device)
     for view in views:
         if len(views) > 1:
@@ -76,7 +86,8 @@ def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> O
         object_masks = object_masks + mask_logits(model, pyramid, objects, view, base).sigmoid()
     fused = model.fuse(semantic, things, thing_masks / len(views), base.sizes, scales)
     exclusive = objects._replace(boxes=model.conventions.to_exclusive(objects.boxes))
-    return Outputs(*fused, label_map(semantic), exclusive, object_masks / len(views))
+    categories = semantic[:, int(model.background) :]
+    return Outputs(*fused, label_map(categories), exclusive, object_masks / len(views))
 
 
 def select_instances(model: UPSNet, scored: ScoredProposals) -> Detections:
@@ -104,9 +115,7 @@ def join(found: Sequence[Detections], rule: Suppression, conventions: Convention
 
 def mask_logits(model: UPSNet, pyramid: list[Tensor], found: Detections, view: View, base: View) -> Tensor:
     """[B, N, 28, 28] of detections in the base's frame, as this view sees them, the right way round."""
-    boxes = moved(found, base, view, model.conventions).boxes
-    logits = model.mask_head(model.roi_features(pyramid, boxes, MASK_POOL), found.labels.flatten())
-    logits = logits.float().unflatten(0, found.labels.shape)
+    logits = model.mask_logits(pyramid, moved(found, base, view, model.conventions)).float()
     return logits.flip(-1) if view.flipped else logits
 
 

@@ -29,7 +29,7 @@ def make_manifest(config: Config, categories: Categories) -> Manifest:
             name=config.name,
             categories=list(categories),
             resize=config.data.resize,
-            max_detections=config.model.panoptic.max_detections,
+            max_detections=config.model.panoptic.max_detections if categories.num_things else 1,  # a row of padding
             versions=versions(),
         )
     except ValidationError as error:
@@ -100,7 +100,8 @@ class UPSNetPredictor(ModelPredictor):
             outputs = infer(self.model, self.views(photos, nets), View(images, sizes), scales)
             arrays = [tensor.cpu().numpy() for tensor in (*outputs[:4], *outputs.instances, outputs.masks)]
         panoptic, segments, segment_count, semantic, boxes, scores, labels, counts, masks = arrays
-        instances = Instances(boxes, scores, labels + self.model.num_stuff, counts, masks)
+        first_thing = self.manifest.categories_table.num_stuff
+        instances = Instances(boxes, scores, labels + first_thing, counts, masks)
         return Details(nets, RawPrediction(panoptic, segments, segment_count), semantic, instances)
 
     def views(self, photos: Sequence[np.ndarray], nets: Sequence[NetworkImage]) -> list[View]:

@@ -15,7 +15,7 @@ MAX_MASK = 512
 
 def _check(call: Call) -> None:
     stuff, channels, rows, cells = (call.sizes[name] for name in ("num_stuff", "C", "N", "M"))
-    if stuff >= channels:
+    if stuff > channels:
         message = f"num_stuff is {stuff}, but semantic has {channels} channels, stuff and things"
     elif cells > MAX_MASK or (rows > 0 and cells == 0):
         message = f"mask_logits has {cells} cells a side, not 1 to {MAX_MASK}"

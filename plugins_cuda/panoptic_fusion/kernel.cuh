@@ -25,7 +25,7 @@ constexpr float kFarthest = 0x1p23f;  // boxes are clamped to it, beyond every i
 // What every front can run; the bindings explain what they refuse.
 inline bool is_supported(const Params& p) {
   const int64_t cells = int64_t{p.height} * p.width, channels = int64_t{p.num_stuff} + p.num_things;
-  return p.num_stuff >= 1 && p.num_things >= 1 && p.detections >= 0 && p.num_stuff + p.detections <= kMaxRows &&
+  return p.num_stuff >= 1 && p.num_things >= 0 && p.detections >= 0 && p.num_stuff + p.detections <= kMaxRows &&
          (p.mask_size >= 1 || p.detections == 0) && p.mask_size <= kMaxMask && p.batch >= 0 && p.batch <= 65535 &&
          cells * kScale * kScale <= 0x7fffffff && cells * channels <= 0x7fffffff;
 }

@@ -61,7 +61,7 @@ int launch(const Params& params, void* memory, CUstream_st* stream) {
   const Workspace workspace = workspace_of(params, memory);
   const bool pixels = params.height > 0 && params.width > 0;
   UPSNET_RETURN_IF_ERROR(cudaMemsetAsync(memory, 0, workspace.cleared, stream));
-  if (pixels && params.detections > 0) UPSNET_RETURN_IF_ERROR(find_accepted(params, workspace, stream));
+  if (pixels && slots_of(params) > 0) UPSNET_RETURN_IF_ERROR(find_accepted(params, workspace, stream));
   if (pixels) UPSNET_RETURN_IF_ERROR(label(params, workspace, stream));
   UPSNET_RETURN_IF_ERROR(launch_kernel(merge, dim3(params.batch), dim3(kLabels), 0, stream, params, workspace));
   if (!pixels) return cudaSuccess;

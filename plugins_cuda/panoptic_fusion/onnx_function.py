@@ -219,8 +219,10 @@ def PanopticFusion(
         width = low_width * 4
         factors = [1.0, 1.0, 4.0, 4.0]
         stuff_logits = op.Resize(op.Unsqueeze(op.Slice(quarter, [0], stuff), [0]), None, factors, mode="linear")
+        # Without things the last stuff channel stands in for them: it never beats the best stuff.
+        first_thing = op.Min(stuff, channels - 1)
         thing_logits = op.Resize(
-            op.Unsqueeze(op.Slice(quarter, stuff, channels, [0]), [0]), None, factors, mode="linear"
+            op.Unsqueeze(op.Slice(quarter, first_thing, channels, [0]), [0]), None, factors, mode="linear"
         )
         stuff_logits = op.Squeeze(stuff_logits, [0])
         thing_logits = op.Squeeze(thing_logits, [0])

@@ -29,7 +29,8 @@ def panoptic_fusion(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """From semantic logits and detections to one label a pixel (UPSNet, CVPR 2019, section 3.2), at network resolution.
 
-    semantic: [B, S + T, h, w], logits at a quarter of the network resolution, the S stuff channels first (S, T >= 1).
+    semantic: [B, S + T, h, w], logits at a quarter of the network resolution, the S stuff channels first (S >= 1; T may
+    be 0: nothing is unknown then).
     boxes: float32 [B, N, 4], x1 y1 x2 y2 in network pixels, inclusive corners; inverted ones have no mask.
     classes: int64 [B, N], thing index 0..T-1. scores: float32 [B, N], descending; they are only copied.
     mask_logits: [B, N, M, M], of the box's class. counts: int32 [B], how many detections are valid.
@@ -142,8 +143,9 @@ def panoptic_labels(logits: Tensor, terms: Tensor, boxes: Tensor, classes: Tenso
         logit = segment + term
         labels[logit > best] = num_stuff + instance
         best = torch.maximum(best, logit)
-    unknown = logits[num_stuff:].amax(0) - highest
-    labels[unknown > best] = num_stuff + len(terms)
+    if len(logits) > num_stuff:
+        unknown = logits[num_stuff:].amax(0) - highest
+        labels[unknown > best] = num_stuff + len(terms)
     return labels
 
 

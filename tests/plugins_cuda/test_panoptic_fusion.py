@@ -208,6 +208,19 @@ def test_no_detections(run_node: RunNode, front: Front) -> None:
     check_flat(run_node, front, inputs, np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]])
 
 
+def test_without_things_nothing_is_unknown(run_node: RunNode, front: Front) -> None:
+    inputs = flat_inputs([-2.0, -3.0])
+    inputs["counts"][:] = 0
+    check_flat(run_node, front, inputs, np.ones((8, 8)), [[0, 1.0, 64, 0, 0, 8, 8]])
+
+
+def test_stuff_below_an_infinite_limit_is_void(run_node: RunNode, front: Front) -> None:
+    check_flat(
+        run_node, front, flat_inputs([1.0, 0.0, 1.5]), INSTANCE_BOX, [[2, 0.75, 16, 2, 1, 6, 5]], limit=math.inf
+    )
+    check_flat(run_node, front, flat_inputs([1.0, 0.0, 0.5]), np.zeros((8, 8)), [], limit=math.inf)  # outvoted
+
+
 def test_area_limit_is_in_original_pixels(run_node: RunNode, front: Front) -> None:
     inputs = flat_inputs([1.0, 0.0, 0.5])
     inputs["scales"][:] = 2.0
@@ -308,6 +321,13 @@ def test_body_equals_reference(run_node: RunNode, seed: int, counts: list[int]) 
     for sharp in (0.5, 5.0):
         inputs = random_inputs(seed, counts=counts, sharp=sharp)
         assert_agree(run_body(run_node, inputs), fuse(inputs))
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_body_without_things(run_node: RunNode, rows: int) -> None:
+    inputs = fusion_inputs(12, counts=[0, 0], rows=rows)
+    inputs["semantic"] = inputs["semantic"][:, :STUFF].contiguous()
+    assert_agree(run_body(run_node, inputs, limit=0.0), fuse(inputs, limit=0.0))
 
 
 @pytest.mark.parametrize("height, width, rows", [(16, 24, 20), (9, 5, 3)])

@@ -111,7 +111,7 @@ def dyadic_inputs(draw: st.DrawFn) -> tuple[Inputs, float, float]:
     """Few values on a coarse grid, and boxes whose sizes are the mask's times powers of two: no operation rounds."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     batch, rows = draw(st.integers(0, 2)), draw(st.integers(0, 6))
-    stuff, things = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    stuff, things = draw(st.integers(1, 4)), draw(st.integers(0, 3))
     height, width = draw(st.integers(1, 7)), draw(st.integers(1, 9))
     mask_size, levels = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2, 3, 9]))
     dtype, layout = draw(st.sampled_from(TYPES)), draw(st.sampled_from(LAYOUTS))
@@ -128,7 +128,7 @@ def dyadic_inputs(draw: st.DrawFn) -> tuple[Inputs, float, float]:
     inputs = {
         "semantic": (grid(batch, stuff + things, height, width) + shift).to(dtype).contiguous(memory_format=layout),
         "boxes": torch.from_numpy(boxes).float(),
-        "classes": torch.from_numpy(rng.integers(0, things, (batch, rows))),
+        "classes": torch.from_numpy(rng.integers(0, max(things, 1), (batch, rows))),
         "scores": torch.from_numpy(rng.integers(0, 4, (batch, rows)) / 4).float(),
         "mask_logits": (grid(batch, rows, mask_size, mask_size) + draw(st.sampled_from([0.0, 0.5, 2.0]))).to(dtype),
         "counts": torch.from_numpy(rng.integers(-1, rows + 2, batch)).int(),
@@ -136,13 +136,32 @@ def dyadic_inputs(draw: st.DrawFn) -> tuple[Inputs, float, float]:
         "scales": torch.from_numpy(rng.choice([0.0, 0.5, 1.0, 2.0], batch)).float(),
         "num_stuff": stuff,
     }
-    return inputs, draw(st.sampled_from([0.0, 10.0, 1e6])), draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+    return inputs, draw(st.sampled_from([0.0, 10.0, 1e6, float("inf")])), draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 @given(drawn=dyadic_inputs())
 def test_dyadic_inputs(front: Front, drawn: tuple[Inputs, float, float]) -> None:
     check(front, *drawn)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("counts", [[0, 0], [1, 1]])  # a class that does not exist is dropped
+def test_without_things_every_pixel_is_its_best_stuff(
+    front: Front, layout: torch.memory_format, counts: list[int]
+) -> None:
+    inputs = make_inputs(25, counts=counts, rows=1, things=1, height=9, width=40)
+    inputs["semantic"] = inputs["semantic"][:, :3].contiguous(memory_format=layout)
+    panoptic, segments, count = check(front, inputs, limit=0.0)
+    logits = torch.nn.functional.interpolate(inputs["semantic"].double(), scale_factor=4, mode="bilinear")
+    assert count.tolist() == [3, 3] and segments.shape == (2, 4, 7) and not segments[:, 3].any()
+    for image, (height, width) in enumerate(inputs["sizes"].tolist()):
+        assert torch.equal(panoptic[image, :height, :width], 1 + logits[image].argmax(0)[:height, :width])
+
+
+def test_stuff_below_an_infinite_limit_is_void(front: Front) -> None:
+    panoptic, segments, count = check(front, make_inputs(26, counts=[6, 3], stuff=1), limit=float("inf"))
+    assert 0 < count.min() and (segments[0, : count[0], 0] >= 1).all() and (panoptic == 0).any()
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
@@ -272,7 +291,7 @@ def test_rows_beyond_the_count_are_not_read(front: Front) -> None:
         ("sizes", torch.zeros(2, 3, dtype=torch.int32)),
         ("scales", torch.zeros(1)),
         ("num_stuff", 0),
-        ("num_stuff", 5),
+        ("num_stuff", 6),
     ],
 )
 def test_errors_name_the_tensor(name: str, value: Tensor | int) -> None:

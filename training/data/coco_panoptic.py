@@ -32,8 +32,9 @@ class PanopticDataset(Dataset[Sample]):
         self.categories = self.folder.categories
         self.rule, self.augment, self.seed = rule, augment, seed
         self.records = self.folder.records.by_image_id()
-        if len(self.categories) > IGNORE:
-            raise InputError(f"{split.json_file}: {len(self.categories)} categories; the most is {IGNORE}")
+        self.background = int(self.categories.num_stuff == 0)  # channels of the semantic head before the categories'
+        if len(self.categories) > (most := IGNORE - self.background):
+            raise InputError(f"{split.json_file}: {len(self.categories)} categories; the most is {most}")
         if any(side > rule.max_side for side in augment.short_sides):
             raise InputError(f"augment: short_sides {list(augment.short_sides)} go over max_side {rule.max_side}")
 
@@ -73,12 +74,14 @@ class PanopticDataset(Dataset[Sample]):
         runs = find_runs(segments.numpy())
         measured = measure_runs(runs)
         semantic = np.full(1 + len(record.segments), IGNORE, np.uint8)
+        semantic[: self.background] = 0
         number = np.zeros(len(semantic), np.int16)
         labels, boxes = [], []
         for row, box in zip(measured.ids.tolist(), measured.boxes, strict=True):
             if row == 0 or record.segments[row - 1].iscrowd:
                 continue
-            semantic[row] = category = self.categories.index_of_id(record.segments[row - 1].category_id)
+            category = self.categories.index_of_id(record.segments[row - 1].category_id)
+            semantic[row] = self.background + category
             if category >= self.categories.num_stuff:
                 labels.append(category - self.categories.num_stuff)
                 boxes.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])

@@ -20,6 +20,7 @@ from training.model.upsnet import PYRAMID_LEVELS, UPSNet
 
 class TrainingLosses(nn.Module):
     """Wraps a network; forward(batch) -> its weighted losses by name, those of weight 0 left out. Minimise their sum.
+    A network without things has the semantic loss alone.
 
     Each is the mean over the images of what it is for an image alone, so that processes with equal shares of a batch
     make the gradient of one process with all of it. All random choices for an image are functions of its seed.
@@ -40,8 +41,10 @@ class TrainingLosses(nn.Module):
         """The losses when [P2..P6] are there already; the batch's images are not read."""
         model, weights = self.model, self.weights
         full_precision = torch.autocast(pyramid[0].device.type, enabled=False)
-        proposed = model.rpn(pyramid)
         semantic = model.semantic_head(pyramid[:PYRAMID_LEVELS]).float()
+        if not model.num_things:
+            return {"semantic": self.semantic_loss(semantic, batch)}
+        proposed = model.rpn(pyramid)
         if given is None:
             with torch.no_grad(), full_precision:
                 given = self.targets(batch, proposed)
@@ -56,13 +59,18 @@ class TrainingLosses(nn.Module):
                 "rcnn_cls": rcnn_cls,
                 "rcnn_box": rcnn_box,
                 "mask": terms.mask_loss(masks, given.masks, is_thing(given.rois.labels[:, : masks.shape[1]])),
-                "semantic": weights.semantic * UpsampledCrossEntropy.apply(semantic, batch.semantic).mean(),
+                "semantic": self.semantic_loss(semantic, batch),
             }
             if weights.semantic_roi:
                 losses["semantic_roi"] = weights.semantic_roi * self.semantic_roi_loss(semantic, batch, given.crops)
             if weights.panoptic:
                 losses["panoptic"] = weights.panoptic * self.panoptic_loss(semantic, kept_masks, given)
         return losses
+
+    def semantic_loss(self, semantic: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy at full resolution."""
+        with torch.autocast(semantic.device.type, enabled=False):
+            return self.weights.semantic * UpsampledCrossEntropy.apply(semantic, batch.semantic).mean()
 
     def targets(self, batch: Batch, proposed: RpnOutput) -> Targets:
         """Match and sample anchors, propose and sample RoIs, and cut out the targets of the heads."""

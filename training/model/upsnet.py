@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from training.conventions import NAMED, Conventions
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
 from training.model.fpn import FPN
-from training.model.heads import BOX_POOL, MASK_POOL, BoxHead, MaskHead, SemanticHead
+from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE, BoxHead, MaskHead, SemanticHead
 from training.model.rpn import RPN
 
 if TYPE_CHECKING:
@@ -51,20 +52,26 @@ class Suppression(NamedTuple):
 
 
 class UPSNet(nn.Module):
-    """The network. `forward` is inference and follows the exported graph's contract; training calls the parts."""
+    """The network. `forward` is inference and follows the exported graph's contract; training calls the parts.
+
+    Without things it has no RPN, no box and no mask head: the semantic head decides alone. Without stuff it has a stuff
+    channel of its own, the `background`: what no segment covers, which the panoptic map shows as void.
+    """
 
     def __init__(self, config: ModelConfig, num_stuff: int, num_things: int) -> None:
         super().__init__()
         self.config = config
         self.conventions = NAMED[config.conventions]
-        self.num_stuff, self.num_things = num_stuff, num_things
+        self.background = num_stuff == 0
+        self.num_stuff, self.num_things = max(1, num_stuff), num_things  # channels of the semantic head
         channels = config.fpn.channels
         self.backbone = build_backbone(config.backbone, self.conventions)
         self.fpn = FPN(self.backbone.out_channels, config.fpn, self.conventions)
-        self.rpn = RPN(channels, config.rpn, self.conventions)
-        self.box_head = BoxHead(channels, num_things, config.box_head)
-        self.mask_head = MaskHead(channels, num_things, config.mask_head)
-        self.semantic_head = SemanticHead(channels, num_stuff + num_things, config.semantic_head)
+        if num_things:
+            self.rpn = RPN(channels, config.rpn, self.conventions)
+            self.box_head = BoxHead(channels, num_things, config.box_head)
+            self.mask_head = MaskHead(channels, num_things, config.mask_head)
+        self.semantic_head = SemanticHead(channels, self.num_stuff + num_things, config.semantic_head)
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std), persistent=False)
         self.pixel_mean: Tensor
@@ -123,17 +130,23 @@ class UPSNet(nn.Module):
         """
         pyramid = self.pyramid(images, sizes)
         semantic = self.semantic_head(pyramid[:PYRAMID_LEVELS])
-        found = self.select(self.score_proposals(pyramid, sizes))
-        masks = self.mask_head(self.roi_features(pyramid, found.boxes, MASK_POOL), found.labels.flatten())
+        found = self.select(self.score_proposals(pyramid, sizes)) if self.num_things else no_detections(sizes)
+        return self.fuse(semantic, found, self.mask_logits(pyramid, found), sizes, scales)
+
+    def mask_logits(self, pyramid: list[Tensor], found: Detections) -> Tensor:
+        """[B, K, 28, 28] of detections; zeros without things."""
         batch, rows = found.scores.shape
-        return self.fuse(semantic, found, masks.reshape(batch, rows, *masks.shape[1:]), sizes, scales)
+        if not self.num_things:
+            return found.scores.new_zeros(batch, rows, MASK_SIZE, MASK_SIZE)
+        masks = self.mask_head(self.roi_features(pyramid, found.boxes, MASK_POOL), found.labels.flatten())
+        return masks.reshape(batch, rows, *masks.shape[1:])
 
     def fuse(
         self, semantic: Tensor, found: Detections, masks: Tensor, sizes: Tensor, scales: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The panoptic head on semantic logits [B, S + T, h, w], detections and their mask logits [B, K, M, M]."""
         panoptic = self.config.panoptic
-        return plugins_cuda.panoptic_fusion(
+        fused = plugins_cuda.panoptic_fusion(
             semantic,
             self.conventions.to_inclusive(found.boxes),
             found.labels,
@@ -143,9 +156,29 @@ class UPSNet(nn.Module):
             sizes,
             scales,
             num_stuff=self.num_stuff,
-            stuff_area_limit=panoptic.stuff_area_limit,
+            stuff_area_limit=math.inf if self.background else panoptic.stuff_area_limit,  # inf: always void
             mask_overlap_threshold=panoptic.mask_overlap,
         )
+        return without_background(*fused) if self.background else fused
+
+
+def no_detections(sizes: Tensor) -> Detections:
+    """What a network without things finds in images of these sizes: one row of padding, as no runtime is at ease with
+    an empty tensor."""
+    batch = sizes.shape[0]
+    return Detections(
+        boxes=sizes.new_zeros(batch, 1, 4, dtype=torch.float32),
+        scores=sizes.new_zeros(batch, 1, dtype=torch.float32),
+        labels=sizes.new_zeros(batch, 1, dtype=torch.int64),
+        counts=sizes.new_zeros(batch, dtype=torch.int32),
+    )
+
+
+def without_background(panoptic: Tensor, segments: Tensor, segment_count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The outputs of a fusion whose stuff class 0 is the background, which is void by now: no row of the table is its,
+    and things are counted from 0."""
+    category, others = segments[:, :-1].split([1, 6], dim=2)
+    return panoptic, torch.cat([(category - 1).clamp(min=0), others], dim=2), segment_count
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rule: Suppression, conventions: Conventions) -> Detections:

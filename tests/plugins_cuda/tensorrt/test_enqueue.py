@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -93,16 +94,19 @@ def test_deform_conv(front: Front, random: torch.Generator, dtype: torch.dtype, 
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(("things", "limit"), [(3, 50.0), (3, math.inf), (0, 50.0)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_panoptic_fusion(front: Front, random: torch.Generator, dtype: torch.dtype, layout: str) -> None:
-    stuff, things, detections = 5, 3, 6
+def test_panoptic_fusion(
+    front: Front, random: torch.Generator, dtype: torch.dtype, layout: str, things: int, limit: float
+) -> None:
+    stuff, detections = 8 - things, 6
     fuse: Callable[..., tuple[Tensor, ...]] = plugins_cuda.panoptic_fusion
     semantic = torch.randn(2, stuff + things, 8, 12, generator=random).repeat_interleave(2, 2).to(front.device, dtype)
     semantic = semantic.contiguous(memory_format=memory_format(layout))
     inputs = [
         boxes_of(random, 2, detections, 40),
-        torch.randint(0, things, (2, detections), generator=random),
+        torch.randint(0, max(things, 1), (2, detections), generator=random),
         torch.rand(2, detections, generator=random).sort(dim=1, descending=True).values,
         2 * torch.randn(2, detections, 7, 7, generator=random).to(dtype),
         torch.tensor([detections, 2], dtype=torch.int32),
@@ -110,8 +114,8 @@ def test_panoptic_fusion(front: Front, random: torch.Generator, dtype: torch.dty
         torch.tensor([1.0, 0.5]),
     ]
     inputs = [semantic, *(tensor.to(front.device) for tensor in inputs)]
-    expected = fuse(*inputs, stuff, 50.0, 0.25)
-    attributes = {"num_stuff": stuff, "stuff_area_limit": 50.0, "mask_overlap_threshold": 0.25}
+    expected = fuse(*inputs, stuff, limit, 0.25)
+    attributes = {"num_stuff": stuff, "stuff_area_limit": limit, "mask_overlap_threshold": 0.25}
     formats = [layout_of(dtype, layout), *["linear"] * 10]
     panoptic, *found = front.run("PanopticFusion", attributes, inputs, formats)
     assert panoptic.dtype == torch.float16 and len(panoptic.unique()) > 2
