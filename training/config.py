@@ -167,7 +167,8 @@ class AugmentConfig(Section):
 
 class DataConfig(Section):
     """`short_sides`: one of them is drawn for each training image; evaluation uses `resize`. group_aspect_ratio: the
-    images of one forward pass are all portrait or all landscape."""
+    images of one forward pass are all portrait or all landscape. check: what is looked at before the first step, every
+    image (full) or what the JSONs say and whether the files are there (json)."""
 
     train: Split
     val: Split
@@ -175,6 +176,7 @@ class DataConfig(Section):
     short_sides: tuple[Positive, ...] = ()
     augment: AugmentConfig = AugmentConfig()
     group_aspect_ratio: bool = False
+    check: Literal["full", "json"] = "full"
     workers: int = Field(0, ge=0)
 
 

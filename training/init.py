@@ -11,9 +11,7 @@ import typer
 from training.checkpoint import Checkpoint, save, versions
 from training.config import load_config
 from training.model.upsnet import UPSNet
-from upsnet.categories import Categories
-from upsnet.errors import InputError
-from upsnet.files import read_json
+from upsnet.datasets.panoptic_json import read_categories
 
 
 def main(
@@ -29,15 +27,3 @@ def main(
     save(out, Checkpoint(settings, table, 0, None, model.state_dict(), {}, versions()))
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{out}: {millions:.1f} M parameters, {len(table)} classes, untrained")
-
-
-def read_categories(path: Path) -> Categories:
-    """From a COCO panoptic JSON or a bare list of categories. InputError names the file."""
-    content = read_json(path)
-    entries = content.get("categories") if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        raise InputError(f"{path}: holds no list of categories; give a COCO panoptic JSON or its category list")
-    try:
-        return Categories.from_coco(entries)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None

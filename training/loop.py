@@ -20,6 +20,7 @@ from torch import nn
 from training.checkpoint import Checkpoint, copy_tensors, load, load_weights, save, versions
 from training.config import Config, differing_keys
 from training.data.batch import fit_workers, make_loader, reading
+from training.data.check import check_images_once
 from training.data.open import image_digest, make_sampler, open_training, open_validation
 from training.distributed import Process, gather, processes
 from training.evaluation import pictures, quality
@@ -48,6 +49,7 @@ MAY_CHANGE = (
     "schedule.evaluate_every",
     "schedule.log_every",
     "compute.",
+    "data.check",
     "data.workers",
     "data.train.",
     "data.val.",
@@ -146,6 +148,8 @@ class Run:
         self.sampler = make_sampler(self.dataset, config, self.plan, process.rank, self.step)
         evaluated = self.stepper.ema.module if self.stepper.ema else self.model
         self.predictor = predictor_of(evaluated, manifest, process.device)
+        folders = [folder for folder in (self.dataset.folder, self.validation) if folder]
+        check_images_once(folders, out, process, config.data.check == "full")
 
     def _start(self, init: Path | None, classes: ClassRule) -> None:
         """A new run's weights: a checkpoint's, or random ones with a pretrained backbone where one is configured."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import colorsys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from upsnet.errors import InputError, one_line
+from upsnet.json_values import MOST_ID, complaint, flag, whole
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 
@@ -128,19 +129,23 @@ def _from_coco(index: int, entry: Mapping[str, Any]) -> Category:
     for key in ("id", "name", "isthing"):
         if key not in entry:
             raise InputError(f"{where}: key '{key}' is missing")
+    id, isthing = whole(entry["id"]), flag(entry["isthing"])
+    if id is None or abs(id) > MOST_ID:
+        raise InputError(f"{where}: {complaint(entry, 'id', 'an integer of 64 bits')}")
+    if isthing is None:
+        raise InputError(f"{where}: {complaint(entry, 'isthing', '0 or 1')}")
+    color = entry.get("color")
+    if isinstance(color, Sequence) and not isinstance(color, str):
+        color = [whole(channel) for channel in color]
     try:
         return Category(
-            id=entry["id"],
-            name=entry["name"],
-            isthing=entry["isthing"],
-            color=entry["color"] if "color" in entry else _color_of_id(entry["id"]),
+            id=id, name=entry["name"], isthing=bool(isthing), color=_color_of_id(id) if color is None else color
         )
     except ValidationError as error:
         raise InputError(f"{where}: {one_line(error)}") from error
 
 
-def _color_of_id(id: object) -> tuple[int, int, int]:
+def _color_of_id(id: int) -> tuple[int, int, int]:
     """A vivid colour; neighbouring ids are a golden angle of hue apart."""
-    hue = id * 0.618033988749895 % 1.0 if isinstance(id, int) else 0.0  # any other type is refused by Category
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, 0.9)
+    red, green, blue = colorsys.hsv_to_rgb(id * 0.618033988749895 % 1.0, 0.65, 0.9)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -98,10 +98,10 @@ def read_json(path: PathLike) -> Any:  # JSON has no type before somebody has lo
     """Read a JSON file. Raises InputError, naming the file, when it is missing, unreadable or malformed."""
     try:
         with _no_collection():
-            return json.loads(Path(path).read_text(encoding="utf-8"))
+            return json.loads(Path(path).read_bytes())  # UTF-8, or UTF-16 or 32, with or without a mark at its start
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # ValueError: malformed JSON, or bytes that are not UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: malformed JSON, or bytes that are no text
         raise InputError(f"{path}: not valid JSON: {error}") from error
 
 

@@ -36,7 +36,15 @@ from upsnet.errors import InputError
 
 
 def test_the_folder_of_a_run(unbroken: Path, shapes: Path) -> None:
-    files = {"config.yaml", "plan.json", "versions.json", "metrics.jsonl", "last.safetensors", "best.safetensors", "tb"}
+    files = {
+        "config.yaml",
+        "plan.json",
+        "versions.json",
+        "metrics.jsonl",
+        "last.safetensors",
+        "best.safetensors",
+        "tb",
+    } | {"data_check.json"}
     assert files == set(os.listdir(unbroken))
     assert load_config(unbroken / "config.yaml") == settings(shapes)
     assert Plan.model_validate_json((unbroken / "plan.json").read_text()) == make_plan(settings(shapes).schedule, 1)

@@ -74,7 +74,7 @@ class TinyLosses(nn.Module):
         self.calls += 1
         logits = self.model.logits(batch.images).float()
         errors = F.cross_entropy(logits, batch.semantic.long(), ignore_index=IGNORE, reduction="none")
-        labelled = (batch.semantic != IGNORE).flatten(1).sum(1)
+        labelled = (batch.semantic != IGNORE).flatten(1).sum(1).clamp(min=1)
         losses = {"semantic": (errors.flatten(1).sum(1) / labelled).mean()}
         if self.noise:
             losses["noise"] = 0.1 * torch.rand(()) * self.model.conv.weight.square().sum()

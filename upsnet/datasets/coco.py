@@ -14,8 +14,9 @@ from typing import Annotated, NamedTuple
 import typer
 
 from upsnet.datasets.archives import config_lines, names_in, unzip_file, unzip_folder
-from upsnet.datasets.coco_format import read_panoptic_json
 from upsnet.datasets.doctor.check import FOUND_ERRORS
+from upsnet.datasets.doctor.findings import Strict
+from upsnet.datasets.panoptic_json import read_lists
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 
@@ -93,7 +94,8 @@ def _member(panoptic: Path | None, target: Path) -> bool:
 def check_counts(folder: Path, split: str, outcome: Outcome, partial: bool) -> None:
     """Counts of photos, annotations, PNGs and categories, and whether every file that the JSON lists is there."""
     paths = open_official(folder, split)
-    listed = read_panoptic_json(paths.json_file)
+    listed = read_lists(paths.json_file, Strict(paths.json_file))
+    assert listed is not None  # for it stops where there are none
     photos, pngs = ({entry.name for entry in os.scandir(place)} for place in (paths.images, paths.segments))
     counts = {
         f"photos in {paths.images}": sum(name.endswith(".jpg") for name in photos),

@@ -12,25 +12,14 @@ import numpy as np
 from PIL import Image
 
 from upsnet.categories import Categories
+from upsnet.datasets.segments import ID_LIMIT
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike, read_json, staged_folder, write_json
+from upsnet.json_values import integer
 from upsnet.photos import DECODE_ERRORS, write_png
 from upsnet.result import PanopticResult
 
 JSON_NAME = "predictions.json"
-LISTS = ("images", "annotations", "categories")
-ID_LIMIT = 1 << 24  # ids are 24 bits: R + 256 G + 65536 B
-
-
-def read_panoptic_json(path: PathLike) -> dict[str, Any]:
-    """The JSON of a data set. Raises InputError where it is not an object with the lists of the format."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a COCO panoptic file (its content is not an object)")
-    for key in LISTS:
-        if not isinstance(content.get(key), list):
-            raise InputError(f"{path}: not a COCO panoptic file (no list '{key}')")
-    return content
 
 
 def rgb2id(rgb: np.ndarray) -> np.ndarray:
@@ -145,13 +134,25 @@ def add_prediction(folder: PathLike, file_name: str, result: PanopticResult, cat
     content = read_json(path) if path.exists() else {"annotations": [], "categories": categories.to_coco()}
     if not isinstance(content, dict) or content.get("categories") != categories.to_coco():
         raise InputError(f"{path}: holds no predictions of these categories; choose another folder")
-    others = {entry["file_name"]: entry for entry in content["annotations"]}
+    others = _by_name(content.get("annotations"), path)
     replaced = others.pop(png_name, None)
     next_id = max((entry["image_id"] for entry in others.values()), default=0) + 1
     image_id = replaced["image_id"] if replaced else next_id
     entries = [*others.values(), annotation(image_id, png_name, result, categories)]
     write_png(Path(folder) / "predictions" / png_name, id2rgb(result.ids))
     write_json(path, {"annotations": entries, "categories": categories.to_coco()})
+
+
+def _by_name(entries: object, path: Path) -> dict[str, dict[str, Any]]:
+    """The annotations of a predictions.json. InputError where they are not what this project writes."""
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: no list 'annotations'; choose another folder")
+    named: dict[str, dict[str, Any]] = {}
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            raise InputError(f"{path}: annotations[{index}] has no file_name; choose another folder")
+        named[entry["file_name"]] = entry | {"image_id": integer(entry, "image_id", f"{path}: annotations[{index}]")}
+    return named
 
 
 def annotation(image_id: int, png_name: str, result: PanopticResult, categories: Categories) -> dict[str, Any]:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 
 from upsnet.categories import Categories, differences
-from upsnet.datasets.coco_format import read_panoptic_json, read_panoptic_png
-from upsnet.datasets.segments import SegmentInfo, integer
+from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.doctor.findings import Strict
+from upsnet.datasets.doctor.image import ImageTask, check_segments, check_sizes
+from upsnet.datasets.panoptic_json import PanopticJson, Row
+from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
 from upsnet.result import PanopticResult, Segment
 from upsnet.run_lengths import areas_and_boxes
-
-MOST_ID = (1 << 63) - 1
-MOST_SIDE = (1 << 31) - 1
 
 
 class Record(NamedTuple):
@@ -35,9 +34,9 @@ class Record(NamedTuple):
     segments: list[SegmentInfo]
     size: tuple[int, int] | None = None  # height, width where the JSON has them
 
-
-# Image id, names of the photo and the PNG in their folders, segments, size
-Row = tuple[int, str, str, list[SegmentInfo], tuple[int, int] | None]
+    def task(self) -> ImageTask:
+        """What the doctor asks for."""
+        return ImageTask(self.image_id, str(self.photo), str(self.png), self.size, self.segments)
 
 
 class Records(Sequence[Record]):
@@ -51,10 +50,10 @@ class Records(Sequence[Record]):
         self._split = split
         packed, starts, ids, sizes = bytearray(), array("q", [0]), array("q"), array("i")
         for row in rows:
-            packed += pickle.dumps(row, pickle.HIGHEST_PROTOCOL)
+            packed += pickle.dumps(tuple(row[:5]), pickle.HIGHEST_PROTOCOL)  # without the boxes
             starts.append(len(packed))
-            ids.append(row[0])
-            sizes.extend(row[4] or (0, 0))
+            ids.append(row.image_id)
+            sizes.extend(row.size or (0, 0))
         self._packed, bounds = bytes(packed), np.array(starts, np.int64)
         self._starts, self._ends = bounds[:-1], bounds[1:]
         self.image_ids = np.array(ids, np.int64)
@@ -88,114 +87,42 @@ class Records(Sequence[Record]):
 class PanopticFolder:
     """The records of one COCO panoptic JSON, in the order of its images; every photo and PNG is there.
 
-    Raises InputError naming the image: listed twice, without annotation, photo or truth PNG missing, segments without
-    an id of their own or of an unknown category.
+    Raises InputError for what the doctor calls an error, in its words. `warnings`: lines about what is only odd.
     """
 
     def __init__(self, split: Split | Path) -> None:
         """A JSON's path alone is enough where its folders are the usual ones."""
         self.split = split if isinstance(split, Split) else Split.usual(split)
-        json_file = self.split.json_file
-        content = read_panoptic_json(json_file)
-        try:
-            self.categories = Categories.from_coco(content["categories"])
-        except InputError as error:
-            raise InputError(f"{json_file}: {error}") from None
-        self._known = {category.id for category in self.categories}
-        self.records = Records(self._rows(content), self.split)
-        if not self.records:
-            raise InputError(f"{json_file}: lists no images, so there is nothing to evaluate")
+        self._report = Strict(self.split.json_file)
+        chart = PanopticJson(self.split, self._report)
+        self.categories = Categories(chart.categories.values())
+        self.records = Records(chart.rows(), self.split)
 
-    def _rows(self, content: dict[str, Any]) -> Iterator[Row]:
-        photos, pngs = Listing(self.split.images), Listing(self.split.segments)
-        annotations = self._by_id(content["annotations"], "image_id", "an annotation", "has two annotations")
-        images = self._by_id(content["images"], "id", "an image", "is listed twice")
-        for image_id, entry in images.items():
-            if image_id not in annotations:
-                raise InputError(f"{self.split.json_file}: image {image_id} has no annotation")
-            yield self._row(image_id, entry, annotations[image_id], photos, pngs)
-        unlisted = sorted(str(image_id) for image_id in annotations.keys() - images.keys())
-        if unlisted:
-            raise InputError(f"{self.split.json_file}: image {unlisted[0]} is annotated but not among the images")
-
-    def _by_id(self, entries: list[Any], key: str, what: str, twice: str) -> dict[int, dict[str, Any]]:
-        table: dict[int, dict[str, Any]] = {}
-        for entry in entries:
-            image_id = _field(entry, key, f"{self.split.json_file}: {what}")
-            if not isinstance(image_id, int) or abs(image_id) > MOST_ID:
-                raise InputError(
-                    f"{self.split.json_file}: {what} has the {key} {image_id!r:.40}: image ids must be integers"
-                )
-            if image_id in table:
-                raise InputError(f"{self.split.json_file}: image {image_id} {twice}")
-            table[image_id] = entry
-        return table
-
-    def _row(
-        self, image_id: int, entry: dict[str, Any], annotation: dict[str, Any], photos: Listing, pngs: Listing
-    ) -> Row:
-        where = f"{self.split.json_file}: image {image_id}"
-        photo, png = _name(entry, where), _name(annotation, where)
-        if photo not in photos:
-            raise InputError(f"{where}: its photo {self.split.images / photo} is missing")
-        if png not in pngs:
-            raise InputError(f"{where}: its truth {self.split.segments / png} is missing")
-        segments = self._segments(_field(annotation, "segments_info", where), where)
-        height, width = entry.get("height"), entry.get("width")
-        size = (height, width) if _is_side(height) and _is_side(width) else None
-        return image_id, photo, png, segments, size
-
-    def _segments(self, infos: Any, where: str) -> list[SegmentInfo]:
-        """InputError unless each has an id of its own and a known category. Without iscrowd it is no crowd."""
-        if not isinstance(infos, list):
-            raise InputError(f"{where}: its segments_info is not a list")
-        segments: dict[int, SegmentInfo] = {}
-        for info in infos:
-            category = _field(info, "category_id", f"{where}: a segment")
-            number = info.get("id")
-            if not isinstance(category, int) or category not in self._known:
-                raise InputError(f"{where}: segment {number} has the unknown category {category}")
-            if not isinstance(number, int) or number < 1:
-                raise InputError(f"{where}: every segment needs an id, an integer from 1 up, not {number!r}")
-            if number in segments:
-                raise InputError(f"{where}: segment {number} is listed twice")
-            crowd = "iscrowd" in info and integer(info, "iscrowd", f"{where}: segment {number}") == 1
-            segments[number] = SegmentInfo(number, category, crowd, info.get("area"))
-        return list(segments.values())
+    @property
+    def warnings(self) -> list[str]:
+        """One line a kind."""
+        return self._report.warnings.lines(self.split.json_file)
 
     def __len__(self) -> int:
         return len(self.records)
 
     def read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
-        """Photo uint8 H x W x 3 and truth ids int32 H x W (0 = void); InputError when their sizes differ."""
-        photo, ids = read_photo(record.photo), read_panoptic_png(record.png)
-        if photo.shape[:2] != ids.shape:
-            raise InputError(
-                f"image {record.image_id}: the photo {record.photo} is {_size(photo)} pixels (width x height), "
-                f"its truth {record.png} {_size(ids)}"
-            )
-        return photo, ids
+        """Photo uint8 H x W x 3 and truth ids int32 H x W (0 = void).
 
-
-class Listing:
-    """The files below a folder. Each folder is listed once: asking for every file costs ten times as much."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._names: dict[str, set[str]] = {}
-
-    def __contains__(self, name: str) -> bool:
-        below, base = os.path.split(name)
-        if below not in self._names:
-            self._names[below] = self._list(self._root / below)
-        return base in self._names[below]
-
-    @staticmethod
-    def _list(folder: Path) -> set[str]:
+        InputError where one cannot be read, and where photo, PNG and JSON do not say the same.
+        """
         try:
-            return {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
+            photo, ids = read_photo(record.photo), read_panoptic_png(record.png)
+        except InputError as error:
+            raise InputError(f"{self.split.json_file}: image {record.image_id}: {error}") from None
+        task = record.task()
+        for findings in (
+            check_sizes(task, (photo.shape[1], photo.shape[0]), (ids.shape[1], ids.shape[0])),
+            check_segments(task, areas_and_boxes(ids)),
+        ):
+            for kind, text in findings:
+                self._report(kind, text)
+        return photo, ids
 
 
 def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:
@@ -216,24 +143,3 @@ def truth_result(record: Record, ids: np.ndarray, categories: Categories) -> Pan
         area, box = found.get(segment.id, (0, (0, 0, 0, 0)))
         segments.append(Segment(row, categories.index_of_id(segment.category_id), 1.0, area, box))
     return PanopticResult(renumbered, segments)
-
-
-def _field(entry: object, key: str, where: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise InputError(f"{where} has no '{key}'")
-    return entry[key]
-
-
-def _name(entry: object, where: str) -> str:
-    value = _field(entry, "file_name", where)
-    if not isinstance(value, str):
-        raise InputError(f"{where} has the file_name {value!r}: it must be a string")
-    return value
-
-
-def _is_side(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and 0 < value <= MOST_SIDE
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]} x {array.shape[0]}"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upsnet.categories import Categories
-from upsnet.datasets.segments import SegmentInfo, categories_by_id
+from upsnet.datasets.segments import Infos, SegmentInfo, categories_by_id
 from upsnet.errors import InputError
 from upsnet.files import PathLike, atomic_path
 from upsnet.metrics import hotcoco_package
@@ -68,11 +68,12 @@ class AveragePrecision:
         self,
         image_id: int,
         gt_ids: np.ndarray,
-        truth: Iterable[SegmentInfo],
+        truth: Iterable[SegmentInfo] | Infos,
         found: Instances,
         categories: Categories,
     ) -> None:
-        """Add one image: the truth's panoptic ids H x W with their segments, and the photo's detections in its pixels.
+        """Add one image: the truth's panoptic ids H x W with their segments (or their `segments_info`), and the photo's
+        detections in its pixels.
 
         Crowds are ignored regions, as COCO has them. Raises InputError for an image that was added before.
         """
@@ -85,11 +86,14 @@ class AveragePrecision:
 
         None: no truth of that kind. Areas (small, medium, large) are those of the masks, also for box AP.
         """
-        things = [id for id, isthing in things_by_id(categories).items() if isthing]
-        return {
-            name: figures(_coco(self.images, things, kind, "truth"), _coco(self.images, things, kind, "found"), kind)
-            for name, kind in KINDS.items()
-        }
+        things = sorted(id for id, isthing in things_by_id(categories).items() if isthing)
+        report = {}
+        for name, kind in KINDS.items():
+            truth, found = (_coco(self.images, things, kind, side) for side in ("truth", "found"))
+            report[name] = figures(truth, found, kind)
+            per_class = report[name]["per_class"]  # under hotcoco's numbers
+            report[name]["per_class"] = {str(id): per_class[str(number)] for number, id in enumerate(things, 1)}
+        return report
 
     def write(self, path: PathLike) -> None:
         """All detections in the official COCO results format: boxes, RLE masks, original category ids."""
@@ -151,7 +155,9 @@ def make_objects(
     )
 
 
-def truth_objects(ids: np.ndarray, truth: Iterable[SegmentInfo], categories: Categories, image: object) -> Objects:
+def truth_objects(
+    ids: np.ndarray, truth: Iterable[SegmentInfo] | Infos, categories: Categories, image: object
+) -> Objects:
     """The things of a panoptic map; boxes and areas are measured on it. Of entries with one id the last counts."""
     segments = categories_by_id(truth, categories, image)
     things = [(id, categories[index].id, crowd) for id, (index, crowd) in segments.items() if categories[index].isthing]
@@ -165,11 +171,12 @@ def truth_objects(ids: np.ndarray, truth: Iterable[SegmentInfo], categories: Cat
 def found_objects(found: Instances, size: tuple[int, int], categories: Categories) -> Objects:
     """Detections of one photo (a batch of one, photo pixels) with their masks pasted at its size.
 
-    Without those whose box or score is not finite, which panoptic_fusion and detectron2 leave out too.
+    Without those whose box or score is not finite, which panoptic_fusion and detectron2 leave out too; what is NaN in a
+    mask is outside of it, as in panoptic_fusion.
     """
     finite = np.isfinite(found.boxes[0]).all(1) & np.isfinite(found.scores[0])
     boxes = found.boxes[0][finite]
-    masks = paste_and_encode(found.masks[0][finite], boxes, size)
+    masks = paste_and_encode(np.nan_to_num(found.masks[0][finite], nan=0, posinf=1, neginf=0), boxes, size)
     corners = np.clip(boxes.astype(np.float64), 0, np.array([size[1], size[0]] * 2))
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2)
     ids = [categories[index].id for index in found.categories[0][finite].tolist()]
@@ -217,14 +224,18 @@ def _mean(precision: np.ndarray) -> float | None:
 
 
 def _coco(images: Mapping[int, ImageObjects], things: Sequence[int], kind: str, side: str) -> Any:
-    """One side as a hotcoco.COCO. For mask AP a detection's area is its mask's, for box AP its box's."""
+    """One side as a hotcoco.COCO. For mask AP a detection's area is its mask's, for box AP its box's.
+
+    Images and categories are numbered from 1 in the order of their ids: hotcoco takes no negative ones.
+    """
     annotations: list[dict[str, Any]] = []
-    for image_id, image in sorted(images.items()):
+    number_of = {id: number for number, id in enumerate(things, 1)}
+    for image_number, (_, image) in enumerate(sorted(images.items()), 1):
         for category, box, area, counts, score, crowd in zip(*getattr(image, side), strict=True):
             annotation: dict[str, Any] = {
                 "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": int(category),
+                "image_id": image_number,
+                "category_id": number_of[int(category)],
                 "bbox": box.tolist(),
                 "area": box[2] * box[3] if (kind, side) == ("bbox", "found") else float(area),
                 "iscrowd": int(crowd),
@@ -235,8 +246,11 @@ def _coco(images: Mapping[int, ImageObjects], things: Sequence[int], kind: str, 
             annotations.append(annotation)
     return hotcoco_package.load().COCO(
         {
-            "images": [{"id": id, "height": image.size[0], "width": image.size[1]} for id, image in images.items()],
+            "images": [
+                {"id": number, "height": image.size[0], "width": image.size[1]}
+                for number, (_, image) in enumerate(sorted(images.items()), 1)
+            ],
             "annotations": annotations,
-            "categories": [{"id": id, "name": str(id)} for id in things],
+            "categories": [{"id": number, "name": str(id)} for id, number in number_of.items()],
         }
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from upsnet.categories import Categories
-from upsnet.datasets.segments import SegmentInfo, categories_by_id
+from upsnet.datasets.segments import Infos, SegmentInfo, categories_by_id
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
 from upsnet.metrics import hotcoco_package
@@ -49,7 +49,7 @@ class MeanIoU:
     def accumulate(
         self,
         gt_ids: np.ndarray,
-        truth: Iterable[SegmentInfo],
+        truth: Iterable[SegmentInfo] | Infos,
         predicted: np.ndarray,
         categories: Categories,
         image: object,

@@ -10,7 +10,6 @@ the official code fails, InputError names the image and the cause.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from upsnet.categories import Categories
-from upsnet.datasets.segments import SegmentInfo, integer, parse_segments
+from upsnet.datasets.segments import Infos, SegmentInfo, parse_segments
 from upsnet.errors import InputError
+from upsnet.json_values import complaint, flag, integer
 from upsnet.metrics.overlaps import overlaps
 
 VOID = 0
@@ -28,7 +28,6 @@ IOU_STEP = 2.0**-53
 GROUPS: dict[str, tuple[bool, ...]] = {"All": (True, False), "Things": (True,), "Stuff": (False,)}
 
 Overlaps = dict[tuple[int, int], int]  # (ground-truth id, predicted id) -> pixels
-Infos = Sequence[Mapping[str, Any]]  # segments_info, as JSON has it
 Segments = Iterable[SegmentInfo]
 
 
@@ -90,14 +89,16 @@ class PQStat:
     ) -> None:
         """Add one image: two integer H x W id maps (0 = void) and their COCO `segments_info` lists.
 
-        Ground truth needs id, category_id, iscrowd and, where a match asks for it, area; predictions id and
-        category_id. `image` names it in errors and warnings (default: its position). Raises InputError, and adds
-        nothing then.
+        Ground truth needs id, category_id, iscrowd (without it 0 is taken, with a warning) and, where a match asks for
+        it, area; predictions id and category_id. `image` names it in errors and warnings (default: its position).
+        Raises InputError, and adds nothing then.
         """
         name = f"image {self.images if image is None else image}"
-        truth = parse_segments(gt_segments_info, f"{name}: ground truth")
+        warnings: list[str] = []
+        truth = parse_segments(gt_segments_info, f"{name}: ground truth", warnings=warnings)
         found = parse_segments(pred_segments_info, f"{name}: prediction", truth=False)
         self.add(gt_ids, truth, pred_ids, found, image)
+        self.warnings += warnings
 
     def add(
         self, gt_ids: np.ndarray, truth: Segments, pred_ids: np.ndarray, found: Segments, image: object = None
@@ -151,14 +152,18 @@ def things_by_id(categories: Categories | Iterable[Mapping[str, Any]]) -> dict[i
     for index, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or "isthing" not in entry:
             raise InputError(f"categories[{index}]: expected an object with 'id' and 'isthing'")
-        table[integer(entry, "id", f"categories[{index}]")] = entry["isthing"] == 1
+        isthing = flag(entry["isthing"])
+        if isthing is None:
+            raise InputError(f"categories[{index}]: {complaint(entry, 'isthing', '0 or 1')}")
+        table[integer(entry, "id", f"categories[{index}]")] = isthing == 1
     return table
 
 
 def truth_warnings(segments_info: Infos, image: object, ids: np.ndarray | None = None) -> list[str]:
     """What `accumulate` would warn of in a ground truth; without its id map H x W, what its JSON shows."""
     score = _ImageScore(f"image {image}")
-    gt = score._by_id(parse_segments(segments_info, f"{score.name}: ground truth"), "ground truth")
+    truth = parse_segments(segments_info, f"{score.name}: ground truth", warnings=score.warnings)
+    gt = score._by_id(truth, "ground truth")
     if ids is not None:
         found, _, pixels = overlaps(ids, ids)
         score._check_ground_truth(gt, Counter(dict(zip(found.tolist(), pixels.tolist(), strict=True))))
@@ -233,10 +238,6 @@ class _ImageScore:
             self._warn("the prediction lists id 0, which is void, as a segment; it counts as one, as in panopticapi")
 
     def _check_ground_truth(self, gt: dict[int, SegmentInfo], gt_area: Counter[int]) -> None:
-        if VOID in gt:
-            raise InputError(
-                f"{self.name}: the ground truth lists id 0, which is void, as a segment; give it another id"
-            )
         unlisted = sorted(gt_area.keys() - gt.keys() - {VOID})
         if unlisted:
             self._warn(
@@ -281,13 +282,9 @@ class _ImageScore:
         return matched_gt, matched_pred
 
     def _listed_area(self, id: int, segment: SegmentInfo) -> float:
-        area = segment.area
-        if isinstance(area, int | np.integer) and not isinstance(area, bool):
-            return int(area)
-        if isinstance(area, float) and math.isfinite(area):
-            return area
-        problem = "has no area" if area is None else f"has area {area!r}, which is not a number"
-        raise InputError(f"{self.name}: ground-truth segment {id} {problem}; write its pixel count")
+        if segment.area is None:
+            raise InputError(f"{self.name}: ground-truth segment {id} has no area; write its pixel count")
+        return segment.area
 
     def _count_unmatched(
         self, gt: dict[int, SegmentInfo], pred: dict[int, SegmentInfo], pred_area: Counter[int], overlaps: Overlaps

@@ -18,9 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.listing import Listing
 from upsnet.datasets.parallel import chunked, map_parallel
+from upsnet.datasets.wrong_file import PANOPTIC, other_format
 from upsnet.errors import InputError
 from upsnet.files import PathLike, read_json
+from upsnet.json_values import complaint, whole
 from upsnet.metrics import hotcoco_package
 from upsnet.metrics.pq import PQStat, things_by_id, truth_warnings
 from upsnet.metrics.pq_hotcoco import Pair, Side, counts, is_regular, renumbered
@@ -83,13 +86,15 @@ class Document(NamedTuple):
     path: PathLike
     folder: str
     content: dict[str, Any]
-    annotations: list[dict[str, Any]]  # each with an image_id, a file_name and a segments_info list
+    annotations: list[dict[str, Any]]  # each with an image_id (int or text), a file_name and a segments_info list
 
 
 def _read(path: PathLike, folder: PathLike | None) -> Document:
     content = read_json(path)
+    if other := other_format(content):
+        raise InputError(f"{path}: {other}")
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected an object with 'annotations', got a {type(content).__name__}")
+        raise InputError(f"{path}: expected an object with 'annotations', got a {type(content).__name__}; {PANOPTIC}")
     annotations = content.get("annotations")
     if not isinstance(annotations, list):
         raise InputError(f"{path}: key 'annotations' is missing or not a list")
@@ -98,11 +103,14 @@ def _read(path: PathLike, folder: PathLike | None) -> Document:
         if not isinstance(annotation, dict):
             raise InputError(f"{where}: expected an object, got a {type(annotation).__name__}")
         image_id = annotation.get("image_id")
-        if not isinstance(image_id, int | str):
-            raise InputError(f"{where}: 'image_id' is missing or neither a number nor a text")
-        for key, kind in (("file_name", str), ("segments_info", list)):
+        if not isinstance(image_id, str):
+            image_id = whole(image_id)
+            if image_id is None:
+                raise InputError(f"{where}: {complaint(annotation, 'image_id', 'an integer or a text')}")
+            annotation["image_id"] = image_id
+        for key, kind, wanted in (("file_name", str, "a text"), ("segments_info", list, "a list")):
             if not isinstance(annotation.get(key), kind):
-                raise InputError(f"{where}: image {image_id}: '{key}' is missing or not a {kind.__name__}")
+                raise InputError(f"{where}: image {image_id}: {complaint(annotation, key, wanted)}")
     return Document(path, os.fspath(folder or Path(path).with_suffix("")), content, annotations)
 
 
@@ -198,4 +206,5 @@ def _read_ids(path: str, where: str) -> np.ndarray:
     try:
         return read_panoptic_png(path)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        hint = "" if os.path.exists(path) else Listing(Path()).hint(path)
+        raise InputError(f"{where}: {error}{hint}") from error

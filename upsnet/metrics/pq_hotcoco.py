@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-from upsnet.datasets.coco_format import ID_LIMIT
+from upsnet.datasets.segments import ID_LIMIT
 from upsnet.files import PathLike
 from upsnet.metrics import hotcoco_package
 from upsnet.metrics.pq import IOU_STEP, VOID, Count

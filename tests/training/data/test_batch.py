@@ -201,7 +201,8 @@ def test_a_faulty_image_is_one_line_and_no_worker_stays(shapes_folder: Path, tmp
     photo = dataset.records[0].photo
     photo.write_text("not a photo")
     loader = make_loader(dataset, sampler(len(dataset), 1, len(dataset)), workers)
-    with pytest.raises(InputError, match=rf"^{re.escape(str(photo))}: not a readable image: ") as caught:  # noqa: SIM117
+    words = rf"image 1: {re.escape(str(photo))}: not a readable image: "
+    with pytest.raises(InputError, match=words) as caught:  # noqa: SIM117
         with reading(loader) as batches:
             for _ in batches:
                 pass

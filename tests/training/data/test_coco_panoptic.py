@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,13 @@ SAME = ResizeRule(short_side=6, max_side=8)  # the hand-made photo is 6 x 8
 
 def opened(paths: dict[str, Path], rule: ResizeRule = SAME) -> PanopticDataset:
     return PanopticDataset(Split(**paths), rule)
+
+
+def with_copies(paths: dict[str, Path], *names: str) -> dict[str, Path]:
+    """The photo and its PNG under other names too."""
+    for folder, name in itertools.product((paths["images"], paths["segments"]), names):
+        shutil.copy(folder / "a.png", folder / name)
+    return paths
 
 
 def open_coco(folder: Path, rule: ResizeRule) -> PanopticDataset:
@@ -68,7 +77,9 @@ def test_instances_that_vanish_are_dropped(hand_made: HandMade, content: dict[st
     ids[0, 0], ids[3:, 4:] = 300, 70000
     keep = (70000, 7, 300)
     content["annotations"][0]["segments_info"] = [
-        s for s in content["annotations"][0]["segments_info"] if s["id"] in keep
+        {**s, "area": int((ids == s["id"]).sum())}
+        for s in content["annotations"][0]["segments_info"]
+        if s["id"] in keep
     ]
     sample = opened(hand_made(content, ids), ResizeRule(short_side=3, max_side=4))[0]
     assert sample["labels"].tolist() == [1] and sample["boxes"].tolist() == [[2, 1, 4, 3]]  # rows 1, 3, 5 are kept
@@ -78,7 +89,7 @@ def test_instances_that_vanish_are_dropped(hand_made: HandMade, content: dict[st
 @pytest.mark.parametrize("value", [0, 7])
 def test_images_without_segments_or_things(hand_made: HandMade, content: dict[str, Any], value: int) -> None:
     segments = content["annotations"][0]["segments_info"]
-    content["annotations"][0]["segments_info"] = [s for s in segments if s["id"] == value]
+    content["annotations"][0]["segments_info"] = [{**s, "area": 48} for s in segments if s["id"] == value]
     sample = opened(hand_made(content, np.full((6, 8), value, np.int32)))[0]
     assert not sample["instances"].any() and sample["boxes"].shape == (0, 4) and sample["labels"].shape == (0,)
     assert sample["labels"].dtype == torch.int64 and sample["boxes"].dtype == torch.float32
@@ -132,22 +143,23 @@ def test_maps_against_a_mask_for_each_segment(shared_data: Path) -> None:
 
 def test_more_segments_than_int16_counts(hand_made: HandMade, content: dict[str, Any]) -> None:
     content["annotations"][0]["segments_info"] = [{"id": 1 + i, "category_id": 3} for i in range(1 << 15)]
-    dataset = opened(hand_made(content))
-    with pytest.raises(InputError, match=r"a\.png: image 42: 32768 segments; the most is 32767"):
-        dataset[0]
+    paths = hand_made(content)
+    with pytest.raises(InputError, match=r"set\.json: image 42: 32768 segments; the most is 32767"):
+        opened(paths)
 
 
 def test_sizes_follow_the_order_of_the_images(hand_made: HandMade, content: dict[str, Any]) -> None:
-    content["images"].append({"id": 7, "file_name": "a.png"})
-    content["annotations"].append(content["annotations"][0] | {"image_id": 7})
-    assert opened(hand_made(content)).sizes.tolist() == [[0, 0], [6, 8]]
+    content["images"].append({"id": 7, "file_name": "7.png"})
+    content["annotations"].append(content["annotations"][0] | {"image_id": 7, "file_name": "7.png"})
+    assert opened(with_copies(hand_made(content), "7.png")).sizes.tolist() == [[0, 0], [6, 8]]
 
 
 def test_order_is_that_of_the_image_ids(hand_made: HandMade, content: dict[str, Any]) -> None:
     for number in (7, 100, 2):
-        content["images"].append({"id": number, "file_name": "a.png", "height": 6, "width": 8})
-        content["annotations"].insert(0, content["annotations"][-1] | {"image_id": number})
-    dataset = opened(hand_made(content))
+        name = f"{number}.png"
+        content["images"].append({"id": number, "file_name": name, "height": 6, "width": 8})
+        content["annotations"].insert(0, content["annotations"][-1] | {"image_id": number, "file_name": name})
+    dataset = opened(with_copies(hand_made(content), "7.png", "100.png", "2.png"))
     assert dataset.image_ids == [2, 7, 42, 100] == [dataset[i]["image_id"] for i in range(4)]
 
 
@@ -169,11 +181,11 @@ def test_official_coco(shared_data: Path) -> None:
 
 FAULTS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [  # the others are PanopticFolder's: test_folder.py
     ("image id", lambda c: (c["images"][0].update(id="x"), c["annotations"][0].update(image_id="x")),
-     "set.json: an .* 'x': image ids must be integers"),
-    ("segment id", lambda c: c["annotations"][0]["segments_info"][0].pop("id"), "image 42: every segment .* from 1 up"),
+     r"set.json: images\[0\]: 'id' is 'x', not an integer"),
+    ("segment id", lambda c: c["annotations"][0]["segments_info"][0].pop("id"), "image 42: .*key 'id' is missing"),
     ("same id", lambda c: c["annotations"][0]["segments_info"][0].update(id=7), "image 42: segment 7 is listed twice"),
     ("no category", lambda c: c["annotations"][0]["segments_info"][2].pop("category_id"), "image 42.*'category_id'"),
-    ("too many", lambda c: c["categories"].extend({"id": i, "name": "x", "isthing": 0} for i in range(100, 400)),
+    ("too many", lambda c: c["categories"].extend({"id": i, "name": f"x{i}", "isthing": 0} for i in range(100, 400)),
      "set.json: 304 categories"),
 ]  # fmt: skip
 
@@ -191,12 +203,13 @@ def test_faults_of_the_json_are_found_at_once(
 def test_png_and_json_must_list_the_same_segments(hand_made: HandMade, content: dict[str, Any]) -> None:
     content["annotations"][0]["segments_info"][0]["id"] = 12345
     dataset = opened(hand_made(content))
-    with pytest.raises(InputError, match=r"a\.png: image 42: segment 70000 is in the PNG but not in .*set\.json"):
+    with pytest.raises(
+        InputError, match=r"set\.json: image 42: segment 12345 is in the JSON and not in the PNG .*a\.png"
+    ):
         dataset[0]
-    content["annotations"][0]["segments_info"][0]["id"] = 70000
-    content["annotations"][0]["segments_info"].append({"id": 99, "category_id": 3})
+    del content["annotations"][0]["segments_info"][0]
     dataset = opened(hand_made(content))
-    with pytest.raises(InputError, match=r"a\.png: image 42: segment 99 is in .*set\.json but not in the PNG"):
+    with pytest.raises(InputError, match=r"image 42: segment 70000 .4 pixels. is in the PNG .*a\.png and not in the"):
         dataset[0]
 
 

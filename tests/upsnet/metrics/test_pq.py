@@ -172,7 +172,8 @@ GOOD = (columns((1, 100)), [segment(1, PERSON, 100)], columns((7, 100)), [segmen
         (1, [segment(1, PERSON, 0)], "IoU above 1"),
         (1, [segment(1, PERSON, math.nan)], "not a number"),
         (1, [segment(1, PERSON, "100")], "not a number"),
-        (1, [{"id": 1, "category_id": 1}], "'iscrowd' is missing"),
+        (1, [segment(1, PERSON, 100, iscrowd=2)], "'iscrowd' is 2, not 0 or 1"),
+        (1, [segment(1 << 24, PERSON, 100)], "no PNG holds this id"),
         (1, [{"id": 1, "category_id": 1, "iscrowd": "no"}], "'iscrowd' is 'no'"),
         (1, [{"category_id": 1, "iscrowd": 0}], r"segments_info\[0\]: key 'id' is missing"),
         (3, [{"id": 7}], "segment 7: key 'category_id' is missing"),
@@ -190,6 +191,12 @@ def test_refusals_name_the_image_and_add_nothing(place: int, value: Any, message
     with pytest.raises(InputError, match=f"image photo 7: .*{message}"):
         stat.accumulate(gt_ids, gt_segments, pred_ids, pred_segments, "photo 7")
     assert stat.images == 0 and not stat.counts and not stat.warnings
+
+
+def test_truth_without_iscrowd_is_no_crowd_and_a_warning() -> None:
+    stat = score(GOOD[0], [{"id": 1, "category_id": PERSON, "area": 100}], *GOOD[2:])
+    assert counts(stat, PERSON) == (1, 0, 0, 1.0)
+    assert stat.warnings == ["image 0: ground truth: segment 1 has no iscrowd; 0 is taken"]
 
 
 def test_results_refuse_an_unknown_predicted_category_and_leave_out_unknown_ground_truth() -> None:

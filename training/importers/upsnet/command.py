@@ -13,7 +13,7 @@ from training.config import load_config
 from training.importers.upsnet.golden.command import write_golden
 from training.importers.upsnet.golden.inputs import read_inputs
 from training.importers.upsnet.weights import build, read_original
-from training.init import read_categories
+from upsnet.datasets.panoptic_json import read_categories
 from upsnet.errors import InputError
 
 OLD = typer.Option(hidden=True)  # options that `upsnet golden` has now, --dump as --out

@@ -5,8 +5,8 @@ upsnet data check FOLDER_OR_JSON [--report report.json]
 
 from __future__ import annotations
 
+import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,9 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from upsnet.categories import Category
 from upsnet.datasets.doctor.findings import CategoryCount, Tally
-from upsnet.datasets.doctor.image import check_images
-from upsnet.datasets.doctor.json_file import Chart, find_splits, open_split, read_chart
+from upsnet.datasets.doctor.image import ImageTask, check_images
+from upsnet.datasets.doctor.json_file import find_splits, open_split, unlisted
+from upsnet.datasets.panoptic_json import PanopticJson
 from upsnet.datasets.parallel import chunked, map_parallel, usable_cores
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
@@ -34,7 +36,7 @@ class Checkup(NamedTuple):
     """One split's findings and counts."""
 
     split: Split
-    chart: Chart
+    categories: dict[int, Category]
     tally: Tally
     seconds: float  # for the images, without reading the JSON
 
@@ -61,27 +63,41 @@ class Checkup(NamedTuple):
                     **{"id": id, "name": category.name, "isthing": int(category.isthing)},
                     **vars(self.tally.categories.get(id, CategoryCount())),
                 }
-                for id, category in self.chart.categories.items()
+                for id, category in self.categories.items()
             ],
             "findings": self.tally.findings(),
         }
 
     def segments(self, things: bool) -> int:
         counts = self.tally.categories.items()
-        return sum(count.segments for id, count in counts if self.chart.categories[id].isthing == things)
+        return sum(count.segments for id, count in counts if self.categories[id].isthing == things)
 
 
 def check_split(split: Split, workers: int, progress: bool = True) -> Checkup:
     """Looks at the JSON, then at every image that has an annotation."""
     tally = Tally()
-    chart = read_chart(split, tally)
+    chart = PanopticJson(split, tally.note)
+    photos, pngs = str(split.images), str(split.segments)
+    tasks = [
+        ImageTask(
+            row.image_id,
+            os.path.join(photos, row.photo),
+            os.path.join(pngs, row.png),
+            row.size,
+            row.segments,
+            row.boxes,
+        )
+        for row in chart.rows()
+    ]
+    if chart.is_readable:
+        tally.report(unlisted("photo-unlisted", split.images, chart.images.values()))
+        tally.report(unlisted("png-unlisted", split.segments, chart.annotations.values()))
     began = time.perf_counter()
-    look = partial(check_images, things={id: category.isthing for id, category in chart.categories.items()})
-    with tqdm(total=len(chart.tasks), desc=split.json_file.stem, unit="image", disable=not progress) as bar:
-        for part in map_parallel(look, chunked(chart.tasks, CHUNK), workers):
+    with tqdm(total=len(tasks), desc=split.json_file.stem, unit="image", disable=not progress) as bar:
+        for part, _ in map_parallel(check_images, chunked(tasks, CHUNK), workers):
             tally.add(part)
             bar.update(part.images)
-    return Checkup(split, chart, tally, time.perf_counter() - began)
+    return Checkup(split, chart.categories, tally, time.perf_counter() - began)
 
 
 def show(checkup: Checkup, console: Console) -> None:
@@ -99,7 +115,7 @@ def show(checkup: Checkup, console: Console) -> None:
     used = sum(count.segments > 0 for count in tally.categories.values())
     console.print(
         f"{checkup.split.json_file}: {tally.images:,} images, {checkup.segments(True):,} segments of things, "
-        f"{checkup.segments(False):,} of stuff, {used} of {len(checkup.chart.categories)} categories in use; "
+        f"{checkup.segments(False):,} of stuff, {used} of {len(checkup.categories)} categories in use; "
         f"{tally.errors:,} errors, {tally.warnings:,} warnings; {checkup.rate:.1f} images a second",
         markup=False,
         highlight=False,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeGuard
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from upsnet.errors import InputError
 
 LISTED = 10_000  # findings of one kind that a report spells out; all are counted
 
@@ -14,8 +17,10 @@ class Kind(NamedTuple):
     meaning: str
 
 
-# In the order of the table. An error: training or the official evaluation stops there or reckons wrongly.
+# In the order of the table. An error: training or the official evaluation would stop there or reckon wrongly, so that
+# everything refuses the data set. A warning: what is needed here is there. docs/format.md lists both.
 KINDS: Mapping[str, Kind] = {
+    "other-format": Kind(True, "a file of another kind"),
     "json": Kind(True, "the JSON is not COCO panoptic"),
     "category": Kind(True, "bad or repeated entry of the category table"),
     "image-twice": Kind(True, "image id listed twice"),
@@ -27,15 +32,17 @@ KINDS: Mapping[str, Kind] = {
     "photo-unreadable": Kind(True, "damaged or cut photo"),
     "png-missing": Kind(True, "no PNG"),
     "png-unreadable": Kind(True, "damaged PNG, or not 8-bit RGB"),
-    "size": Kind(True, "photo, PNG and JSON differ in size"),
+    "size": Kind(True, "width or height no integer, or photo, PNG and JSON differ in size"),
+    "segment-count": Kind(True, "more segments in an image than training can number"),
     "segment-id": Kind(True, "segment id not an integer in 1 .. 2^24 - 1"),
     "segment-twice": Kind(True, "segment id listed twice in an image"),
     "only-png": Kind(True, "segment in the PNG, not in the JSON"),
     "only-json": Kind(True, "segment in the JSON, not in the PNG"),
     "unknown-category": Kind(True, "segment of a category that the table lacks"),
-    "iscrowd": Kind(True, "iscrowd missing or neither 0 nor 1"),
+    "iscrowd": Kind(True, "iscrowd neither 0 nor 1"),
     "area": Kind(True, "area missing or not the PNG's"),
-    "bbox": Kind(True, "bbox not the PNG's"),
+    "iscrowd-missing": Kind(False, "no iscrowd: 0 is taken (the official tools want it)"),
+    "bbox": Kind(False, "bbox not the PNG's (other tools want it)"),
     "bbox-missing": Kind(False, "no bbox (other tools want it)"),
     "size-missing": Kind(False, "no width or height in the JSON (other tools want them)"),
     "stuff-crowd": Kind(False, "iscrowd on stuff: its pixels are ignored"),
@@ -46,6 +53,9 @@ KINDS: Mapping[str, Kind] = {
     "color": Kind(False, "category without a colour, or with another's"),
     "one-sided": Kind(False, "no thing or no stuff category"),
 }
+
+
+Report = Callable[[str, str], None]  # takes the kind and the text of a finding
 
 
 class Finding(NamedTuple):
@@ -79,12 +89,15 @@ class Tally:
     counts: dict[str, int] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
 
+    def note(self, kind: str, text: str) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        texts = self.texts.setdefault(kind, [])
+        if len(texts) < LISTED:
+            texts.append(text)
+
     def report(self, findings: Iterable[Finding]) -> None:
-        for kind, text in findings:
-            self.counts[kind] = self.counts.get(kind, 0) + 1
-            texts = self.texts.setdefault(kind, [])
-            if len(texts) < LISTED:
-                texts.append(text)
+        for finding in findings:
+            self.note(*finding)
 
     def add(self, other: Tally) -> None:
         self.images += other.images
@@ -117,6 +130,22 @@ class Tally:
             if kind in self.counts
         }
 
+    def lines(self, path: object) -> list[str]:
+        """One line a kind: the first finding, and how many more there are."""
+        lines = []
+        for kind, finding in self.findings().items():
+            more = f" (and {self.counts[kind] - 1:,} more: {finding['meaning']})" if self.counts[kind] > 1 else ""
+            lines.append(f"{path}: {finding['texts'][0]}{more}")
+        return lines
 
-def is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+
+class Strict:
+    """A Report for all but the doctor: the first error is an InputError of its words, warnings are gathered."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.warnings = path, Tally()
+
+    def __call__(self, kind: str, text: str) -> None:
+        if KINDS[kind].error:
+            raise InputError(f"{self.path}: {text}")
+        self.warnings.note(kind, text)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
-from upsnet.datasets.coco_format import ID_LIMIT, read_panoptic_png
-from upsnet.datasets.doctor.findings import CategoryCount, Finding, Tally, is_integer
+from upsnet.datasets.coco_format import read_panoptic_png
+from upsnet.datasets.doctor.findings import KINDS, CategoryCount, Finding, Tally
+from upsnet.datasets.segments import NO_CATEGORY, SegmentInfo
 from upsnet.errors import InputError, first_line
 from upsnet.photos import DECODE_ERRORS, MAX_PIXELS, read_photo
 from upsnet.run_lengths import Box, Extents, areas_and_boxes
@@ -19,51 +20,61 @@ TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class ImageTask(NamedTuple):
-    """One image with its annotation, as the JSON has them."""
+    """One image with its annotation."""
 
     image_id: int
     photo: str
     png: str
-    width: object
-    height: object
-    segments: list[object]
+    size: tuple[int, int] | None  # height, width in the JSON
+    segments: list[SegmentInfo]
+    boxes: list[object] | None = None  # the segments' `bbox` in the JSON; None: they are not judged
 
 
-def check_images(tasks: list[ImageTask], things: Mapping[int, bool]) -> Tally:
-    """things: category id -> is it a thing."""
+def check_images(tasks: list[ImageTask], stop: bool = False) -> tuple[Tally, str | None]:
+    """Everything that is wrong. stop: up to the first error, the text of which is returned too."""
     tally = Tally()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about oddities of EXIF and about sizes that are checked here
         for task in tasks:
             tally.images += 1
-            tally.report(check_image(task, things, tally))
-    return tally
+            for finding in check_image(task, tally):
+                tally.note(*finding)
+                if stop and KINDS[finding.kind].error:
+                    return tally, finding.text
+    return tally, None
 
 
-def check_image(task: ImageTask, things: Mapping[int, bool], tally: Tally) -> Iterator[Finding]:
-    """Yields the findings; adds what the PNG holds to `tally`."""
+def check_image(task: ImageTask, tally: Tally) -> Iterator[Finding]:
+    """Yields the findings but for files that are not there; adds what the PNG holds to `tally`."""
     where = f"image {task.image_id}"
-    sizes: dict[str, tuple[object, object]] = {}
+    photo = ids = truth = None
     try:
-        sizes[f"the photo {task.photo}"] = photo_size(task.photo)
+        photo = photo_size(task.photo)
     except InputError as error:
-        yield Finding("photo-unreadable" if os.path.isfile(task.photo) else "photo-missing", f"{where}: {error}")
-    truth = None
+        if os.path.isfile(task.photo):
+            yield Finding("photo-unreadable", f"{where}: {error}")
     try:
         ids = read_panoptic_png(task.png)
-        sizes[f"the PNG {task.png}"] = ids.shape[1], ids.shape[0]
         truth = areas_and_boxes(ids)
     except InputError as error:
-        yield Finding("png-unreadable" if os.path.isfile(task.png) else "png-missing", f"{where}: {error}")
-    if task.width is None or task.height is None:
-        yield Finding("size-missing", f"{where}: no width or no height")
-    else:
-        sizes["the JSON"] = task.width, task.height
-    values = list(sizes.values())
-    if any(size != values[0] for size in values[1:]):
+        if os.path.isfile(task.png):
+            yield Finding("png-unreadable", f"{where}: {error}")
+    yield from check_sizes(task, photo, None if ids is None else (ids.shape[1], ids.shape[0]))
+    count_segments(task, truth or {}, tally)
+    if not task.segments and not (truth or {}).keys() - {0}:
+        yield Finding("empty", f"{where}: no segments")
+    if truth is not None:
+        yield from check_segments(task, truth)
+
+
+def check_sizes(task: ImageTask, photo: tuple[int, int] | None, png: tuple[int, int] | None) -> Iterator[Finding]:
+    """Width and height of the photo and the PNG; None: it could not be read."""
+    json = task.size and (task.size[1], task.size[0])
+    named = {f"the photo {task.photo}": photo, f"the PNG {task.png}": png, "the JSON": json}
+    sizes = {name: size for name, size in named.items() if size}
+    if len(set(sizes.values())) > 1:
         differing = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sizes.items())
-        yield Finding("size", f"{where}: {differing}")
-    yield from check_segments(where, task.segments, things, truth, tally)
+        yield Finding("size", f"image {task.image_id}: sizes differ: {differing} (width x height)")
 
 
 def photo_size(path: str) -> tuple[int, int]:
@@ -88,66 +99,33 @@ def photo_size(path: str) -> tuple[int, int]:
     return photo.shape[1], photo.shape[0]
 
 
-def check_segments(
-    where: str, segments: list[object], things: Mapping[int, bool], in_png: Extents | None, tally: Tally
-) -> Iterator[Finding]:
-    """in_png: area and box of its ids; None: it could not be read, so that areas and boxes are not judged."""
-    truth = dict(in_png or {})
-    void_area, _ = truth.pop(0, (0, None))
-    tally.void_pixels += void_area
-    if not segments and not truth:
-        yield Finding("empty", f"{where}: no segments")
-    seen: set[int] = set()
-    categories: set[int] = set()
-    for segment in segments:
-        if not isinstance(segment, dict):
-            yield Finding("json", f"{where}: a segment that is not an object: {segment!r:.40}")
-            continue
-        number = segment.get("id")
-        if not is_integer(number) or not 1 <= number < ID_LIMIT:
-            yield Finding("segment-id", f"{where}: segment id {number!r:.40}")
-            continue
-        here = f"{where}: segment {number}"
-        if number in seen:
-            yield Finding("segment-twice", here)
-            continue
-        seen.add(number)
-        pixels = truth[number][0] if number in truth else 0
-        yield from check_category(here, segment, things, categories, pixels, tally)
-        if number in truth:
-            yield from check_extent(here, segment, *truth[number])
-        elif in_png is not None:
-            yield Finding("only-json", f"{here} is not in the PNG")
-    if in_png is not None:
-        listed = sorted(truth.keys() - seen)
-        yield from (Finding("only-png", f"{where}: segment {n} ({truth[n][0]} pixels)") for n in listed)
+def check_segments(task: ImageTask, truth: Extents) -> Iterator[Finding]:
+    """The JSON's segments against `truth`, the areas and boxes in the PNG."""
+    where = f"image {task.image_id}"
+    boxes = task.boxes or [None] * len(task.segments)
+    for segment, box in zip(task.segments, boxes, strict=True):
+        if segment.id in truth:
+            yield from check_extent(f"{where}: segment {segment.id}", segment, box, *truth[segment.id])
+        else:
+            yield Finding("only-json", f"{where}: segment {segment.id} is in the JSON and not in the PNG {task.png}")
+    for number in sorted(truth.keys() - {segment.id for segment in task.segments} - {0}):
+        pixels = f"segment {number} ({truth[number][0]} pixels)"
+        yield Finding("only-png", f"{where}: {pixels} is in the PNG {task.png} and not in the JSON")
 
 
-def check_category(
-    here: str, segment: dict[str, Any], things: Mapping[int, bool], categories: set[int], pixels: int, tally: Tally
-) -> Iterator[Finding]:
-    """Category and crowd flag of a segment, and its place in the counts. categories: those met in the image so far."""
-    category, crowd = segment.get("category_id"), segment.get("iscrowd")
-    if isinstance(crowd, bool) or crowd not in (0, 1):
-        yield Finding("iscrowd", f"{here} has iscrowd {crowd!r:.40}")
-    if not is_integer(category) or category not in things:
-        yield Finding("unknown-category", f"{here} has category {category!r:.40}")
-        return
-    count = tally.categories.setdefault(category, CategoryCount())
-    count.add(CategoryCount(1, int(crowd == 1), int(category not in categories), pixels))
-    if not things[category]:
-        if crowd == 1:
-            yield Finding("stuff-crowd", f"{here} of stuff category {category}")
-        if category in categories:
-            yield Finding("stuff-twice", f"{here}: another of stuff category {category}")
-    categories.add(category)
-
-
-def check_extent(here: str, segment: dict[str, Any], area: int, box: Box) -> Iterator[Finding]:
-    if segment.get("area") != area:
-        yield Finding("area", f"{here} has area {segment.get('area')!r:.40}; in the PNG {area}")
-    bbox = segment.get("bbox")
-    if not bbox:
-        yield Finding("bbox-missing", here)
-    elif not isinstance(bbox, list) or tuple(bbox) != box:
+def check_extent(here: str, segment: SegmentInfo, bbox: object, area: int, box: Box) -> Iterator[Finding]:
+    if segment.area not in (None, area):
+        yield Finding("area", f"{here} has area {segment.area!r:.40}; in the PNG {area}; write this")
+    if bbox and (not isinstance(bbox, list) or tuple(bbox) != box):
         yield Finding("bbox", f"{here} has bbox {bbox!r:.60}; in the PNG {list(box)}")
+
+
+def count_segments(task: ImageTask, truth: Extents, tally: Tally) -> None:
+    tally.void_pixels += truth.get(0, (0,))[0]
+    met: set[int] = set()
+    for segment in task.segments:
+        if segment.category_id != NO_CATEGORY:
+            pixels = truth.get(segment.id, (0,))[0]
+            count = tally.categories.setdefault(segment.category_id, CategoryCount())
+            count.add(CategoryCount(1, int(segment.iscrowd), int(segment.category_id not in met), pixels))
+            met.add(segment.category_id)

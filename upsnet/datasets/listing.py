@@ -1,0 +1,59 @@
+"""The names of the files below a folder, and why one that is not there seems to be."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+from upsnet.errors import InputError
+
+# What two names differ in that are equal after this.
+WAYS: tuple[tuple[str, Callable[[str], str]], ...] = (
+    (
+        "the Unicode normal form of its name (NFC or NFD, as macOS unpacks files): rename one of the two",
+        lambda name: unicodedata.normalize("NFC", name),
+    ),
+    ("upper and lower case", lambda name: unicodedata.normalize("NFC", name).casefold()),
+    ("its suffix", lambda name: os.path.splitext(name)[0]),
+)
+
+
+class Listing:
+    """The files below a folder. Each folder is listed once: asking for every file costs ten times as much."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._names: dict[str, set[str]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        below, base = os.path.split(name)
+        return base in self.names(below)
+
+    def names(self, below: str) -> set[str]:
+        """Of the files in a folder; none where there is no such folder."""
+        if below not in self._names:
+            self._names[below] = self._list(self._root / below)
+        return self._names[below]
+
+    def hint(self, name: str) -> str:
+        """ "; ..." with a file that is there under nearly this name, which is not, and the cure. Or nothing."""
+        forward = name.replace("\\", "/")
+        if forward != name:
+            there = "is there" if forward in self else "is what other systems understand"
+            return f"; its name has backslashes, as Windows writes paths: '{forward}' {there}"
+        for below in {unicodedata.normalize(form, os.path.dirname(name)) for form in ("NFC", "NFD")}:
+            for difference, key in WAYS:
+                wanted = key(os.path.basename(name))
+                found = sorted(other for other in self.names(below) if key(other) == wanted)
+                if found:
+                    return f"; '{os.path.join(below, found[0])}' is there, which differs in {difference}"
+        return ""
+
+    @staticmethod
+    def _list(folder: Path) -> set[str]:
+        try:
+            return {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error
