@@ -17,7 +17,7 @@ from upsnet.datasets.segments import SegmentInfo, integer
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
-from upsnet.photos import read_photo
+from upsnet.photos import read_turned, turn_words
 from upsnet.result import PanopticResult, Segment
 from upsnet.run_lengths import areas_and_boxes
 
@@ -168,11 +168,12 @@ class PanopticFolder:
 
     def read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """Photo uint8 H x W x 3 and truth ids int32 H x W (0 = void); InputError when their sizes differ."""
-        photo, ids = read_photo(record.photo), read_panoptic_png(record.png)
+        (photo, orientation), ids = read_turned(record.photo), read_panoptic_png(record.png)
         if photo.shape[:2] != ids.shape:
+            turned = turn_words(orientation, photo.shape[1::-1], ids.shape[::-1])
             raise InputError(
                 f"image {record.image_id}: the photo {record.photo} is {_size(photo)} pixels (width x height), "
-                f"its truth {record.png} {_size(ids)}"
+                f"its truth {record.png} {_size(ids)}{turned}"
             )
         return photo, ids
 
