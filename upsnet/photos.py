@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from upsnet.errors import InputError, first_line
-from upsnet.files import PathLike, atomic_path
+from upsnet.files import PathLike, write_bytes
 
 MAX_PIXELS = 50_000_000
 
@@ -214,5 +214,14 @@ def write_png(path: PathLike, array: np.ndarray) -> None:
     """Write uint8 H x W or H x W x 3 as a PNG, atomically."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise InputError(f"{path}: a PNG needs uint8 H x W or H x W x 3, not {array.dtype} {list(array.shape)}")
-    with atomic_path(path) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG")
+    write_image(path, Image.fromarray(array), "PNG")
+
+
+def write_image(path: PathLike, image: Image.Image, kind: str, **options: object) -> None:
+    """Encode as Pillow's `kind` and write, atomically.
+
+    In memory first: Pillow itself takes a file that the disk had no more room for as whole.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    write_bytes(path, buffer.getvalue())
