@@ -5,6 +5,7 @@ Shows what parity.json and model.onnx of the run say, and nothing else: after an
 
 from __future__ import annotations
 
+import io
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from eval.parity_report import Parity
 from eval.validation_set import open_dataset
 from upsnet.draw import overlay
 from upsnet.errors import InputError
-from upsnet.files import atomic_path
+from upsnet.files import write_bytes
 from upsnet.metrics.pq import GROUPS
 from upsnet.photos import read_photo
 from upsnet.result import PanopticResult
@@ -61,9 +62,10 @@ def draw(photo: np.ndarray, coloured: np.ndarray, parity: Parity, path: Path) ->
         axis.set_title(heading)
         axis.axis("off")
     _draw_table(axes[2], parity)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="jpg", pil_kwargs={"quality": QUALITY, "optimize": True})
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpg", pil_kwargs={"quality": QUALITY, "optimize": True})
     plt.close(figure)
+    write_bytes(path, buffer.getvalue())
 
 
 def _draw_table(axis: Axes, parity: Parity) -> None:

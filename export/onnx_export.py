@@ -35,7 +35,6 @@ def write_onnx(model: UPSNet, manifest: Manifest, out: Path) -> Manifest:
     proto = to_model_proto(model, manifest.resize)
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.model_dump_json()
-    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
         onnx.save(proto, str(temporary))
         onnx.checker.check_model(str(temporary))

@@ -25,7 +25,7 @@ from training.model.upsnet import UPSNet
 from training.wrong_file import FOREIGN, what_it_is
 from upsnet.categories import Categories
 from upsnet.errors import InputError
-from upsnet.files import atomic_path
+from upsnet.files import WriteError, atomic_path, writing
 
 FORMAT = "upsnet-trt checkpoint"
 FORMAT_VERSION = 2
@@ -70,6 +70,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint under a temporary name, then move it into place: the old one is whole until then.
 
     It is on the disk, not in a cache, when this returns. Tensors on the CPU are written from where they lie.
+    InputError where it cannot be written.
     """
     tensors = {
         f"{section}.{name}": tensor.detach().cpu().contiguous()
@@ -81,9 +82,13 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     values["categories"] = checkpoint.categories.to_coco()
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
     metadata |= {name: json.dumps(value, allow_nan=False) for name, value in values.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata | {"sha256": digest(tensors, metadata)})
-        _flush(temporary)
+    metadata |= {"sha256": digest(tensors, metadata)}
+    try:
+        with atomic_path(path) as temporary:
+            _write(temporary, tensors, metadata)
+    except WriteError as error:
+        kept = "; the one that was there before is whole, and the same command goes on from it once there is room"
+        raise InputError(f"{error}{kept if Path(path).is_file() else ''}") from None
     _flush(Path(path).parent)
 
 
@@ -179,6 +184,16 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path}: truncated or corrupt, or not a checkpoint; {RETRAIN}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {RETRAIN}") from None
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    try:
+        save_file(dict(tensors), path, dict(metadata))
+        with writing(path):
+            _flush(path)
+    except SafetensorError as error:  # of the system's words it keeps the text alone
+        reason = str(error).rpartition("I/O error: ")[2]
+        raise WriteError(path, reason.partition(" (os error")[0]) from None
 
 
 def _flush(path: Path) -> None:

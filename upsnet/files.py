@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import hashlib
 import json
@@ -14,25 +15,59 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from upsnet.errors import InputError
+from upsnet.errors import InputError, first_line
 
 PathLike = str | os.PathLike[str]
 
 
+# What the system says of a disk without room, whatever file it was about to write.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class WriteError(InputError):
+    """What the system does not let us write, and why."""
+
+    def __init__(self, path: PathLike, reason: str) -> None:
+        super().__init__(os.fspath(path), reason)
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return f"{path}: cannot be written: {reason}"
+
+
 @contextmanager
 def writing(target: PathLike) -> Iterator[None]:
-    """What the system refuses inside is an InputError that names `target`."""
+    """What the system refuses inside is a WriteError that names `target`."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from error
+        raise WriteError(target, error.strerror or first_line(error)) from error
+
+
+@contextmanager
+def writing_only(target: PathLike, temporary: Path) -> Iterator[None]:
+    """Like `writing`, of what concerns the file or folder `temporary`, which becomes `target`, and full disks alone."""
+    try:
+        yield
+    except WriteError as error:
+        path, reason = error.args
+        if not Path(path).is_relative_to(temporary):
+            raise
+        raise WriteError(Path(target) / Path(path).relative_to(temporary), reason) from error
+    except OSError as error:
+        names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        ours = next((name for name in names if name.is_relative_to(temporary)), temporary)
+        if error.errno not in FULL and ours not in names:
+            raise
+        place = Path(target) / ours.relative_to(temporary)
+        raise WriteError(place, error.strerror or first_line(error)) from error
 
 
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; rename it to `path` on success, remove it on any error.
 
-    Missing parent folders are made. Raises InputError when the folder cannot be written to.
+    Missing parent folders are made. Raises WriteError, an InputError, for what the system refuses to write.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
@@ -40,7 +75,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
     try:
-        yield temporary
+        with writing_only(target, temporary):
+            yield temporary
         with writing(target):  # it is a folder, for one
             os.replace(temporary, target)
     finally:
@@ -53,7 +89,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
 
     The folder lies in `out`, or in its nearest parent that exists, hence on the same file system: each file, or folder
     that is new, arrives by one rename, files in `out` itself last. On an error nothing reaches `out`.
-    Raises InputError when `out` is a file or cannot be written to.
+    Raises InputError when `out` is a file or cannot be written to, and when the disk is full.
     """
     nearest = out.absolute()
     while not nearest.exists():
@@ -63,7 +99,8 @@ def staged_folder(out: Path) -> Iterator[Path]:
     with writing(out):
         stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=nearest))
     try:
-        yield stage
+        with writing_only(out, stage):
+            yield stage
         _move_into(stage, out)
     finally:
         shutil.rmtree(stage)
@@ -79,14 +116,18 @@ def _move_into(source: Path, target: Path) -> None:
             else:
                 os.replace(entry.path, target / entry.name)
     except OSError as error:
-        place = error.filename2 or error.filename or target
-        raise InputError(f"{place}: cannot be written: {error.strerror}") from error
+        raise WriteError(error.filename2 or error.filename or target, error.strerror or first_line(error)) from error
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically. Surrogates, as names that are not UTF-8 have, are escaped."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """Write atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_json(path: PathLike, value: object) -> None:

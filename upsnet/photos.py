@@ -7,14 +7,15 @@ import os
 import struct
 import warnings
 import zlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from upsnet.errors import InputError, first_line
-from upsnet.files import PathLike, atomic_path
+from upsnet.files import PathLike, write_bytes
 
 MAX_PIXELS = 50_000_000
 
@@ -35,6 +36,19 @@ DECODE_ERRORS = (
     Image.DecompressionBombWarning,
 )
 
+# How the pixels of a photo come upright, by the orientation that its EXIF or XMP tells (EXIF 2.32, tag 0x0112).
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SWAPPED = (5, 6, 7, 8)  # those that swap width and height
+XMP = {"XML:com.adobe.xmp": str, "xmp": bytes}  # where Pillow keeps it
+TIFF_IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
 
 # What a photo may be given as: a path, an encoded image (its bytes, or a file opened to read them), a PIL image, or a
 # uint8 H x W x 3 RGB array.
@@ -52,19 +66,100 @@ def read_photo(photo: Photo, name: str | None = None) -> np.ndarray:
     >>> read_photo(np.zeros((480, 640, 3), np.uint8)).shape
     (480, 640, 3)
     """
+    return read_turned(photo, name)[0]
+
+
+def read_turned(photo: Photo, name: str | None = None) -> tuple[np.ndarray, int]:
+    """`read_photo`'s array, and the orientation that the photo was stored in: 1 upright, else one of TURNS."""
     name = name or photo_path(photo) or "the photo"
     if isinstance(photo, np.ndarray):
-        return _checked_array(photo, name)
+        return _checked_array(photo, name), 1
+    with reading_photo(name), _open(photo, name) as image:
+        _check_size(image.width, image.height, name)
+        orientation = load_pixels(image)
+        turn = None if image.format == "TIFF" else TURNS.get(orientation)  # Pillow turns a TIFF when it loads it
+        return np.array(_to_rgb(image if turn is None else image.transpose(turn), name)), orientation
+
+
+@contextmanager
+def reading_photo(name: str) -> Iterator[None]:
+    """What Pillow raises inside is an InputError that names the photo; what it warns of is not said."""
     try:
-        with _open(photo, name) as image:
-            _check_size(image.width, image.height, name)
-            return np.array(_to_rgb(ImageOps.exif_transpose(image), name))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd EXIF, and sizes: MAX_PIXELS is lower than Pillow's limit
+            yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{name}: over the limit of {MAX_PIXELS} pixels; make it smaller") from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not a readable image: in no format that Pillow knows") from error
     except DECODE_ERRORS as error:
         raise InputError(f"{name}: not a readable image: {first_line(error)}") from error
+
+
+def load_pixels(image: Image.Image) -> int:
+    """Decodes; returns the stored orientation. What else the metadata hold may be broken."""
+    orientation = orientation_of(image)
+    if image.format == "TIFF":
+        _forget_broken(image)  # its load reads all metadata
+    image.load()
+    return orientation
+
+
+def orientation_of(image: Image.Image) -> int:
+    """1 .. 8 as EXIF tells, or XMP where EXIF does not; 1, upright, where neither does readably."""
+    bare = Image.new("1", (1, 1))  # without the EXIF
+    bare.info = {key: image.info[key] for key, kind in XMP.items() if isinstance(image.info.get(key), kind)}
+    for each in (image, bare):
+        try:
+            value = each.getexif().get(ExifTags.Base.Orientation)
+        except DECODE_ERRORS:
+            value = None
+        if value is None and isinstance(content := each.info.get("exif"), bytes):
+            value = _orientation_in(content)
+        if value is not None:
+            return int(value) if isinstance(value, int | float) and value in TURNS else 1
+    return 1
+
+
+def _orientation_in(exif: bytes) -> int | None:
+    """Of the block's first directory alone, whatever its other entries point to: Pillow stops at the first bad one."""
+    block = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    try:
+        if order:
+            (start,) = struct.unpack_from(f"{order}I", block, 4)
+            (count,) = struct.unpack_from(f"{order}H", block, start)
+            for place in range(start + 2, start + 2 + 12 * count, 12):
+                tag, kind, _, value = struct.unpack_from(f"{order}HHIH", block, place)
+                if (tag, kind) == (ExifTags.Base.Orientation, 3):  # an unsigned short
+                    return int(value)
+    except struct.error:  # the block ends before
+        pass
+    return None
+
+
+def _forget_broken(image: Image.Image) -> None:
+    """Drops the metadata that cannot be read of those that Pillow looks at when it loads a TIFF."""
+    for key, kind in XMP.items():
+        if not isinstance(image.info.get(key, kind()), kind):
+            del image.info[key]
+    exif = image.getexif()
+    for tag in (ExifTags.Base.Orientation, *TIFF_IFDS):
+        try:
+            exif.get_ifd(tag) if tag in TIFF_IFDS else exif.get(tag)
+        except DECODE_ERRORS:
+            if tag in exif:
+                del exif[tag]
+
+
+def turn_words(orientation: int, size: object, other: object) -> str:
+    """What explains that a photo of (width, height) `size` and its labels of size `other` differ: EXIF; else ''."""
+    if orientation not in SWAPPED or not isinstance(size, tuple) or size[::-1] != other:
+        return ""
+    return (
+        f"; the EXIF orientation {orientation} turns the photo by a quarter, and its labels were painted before that: "
+        f"remove the tag (exiftool -Orientation=), or paint them on the turned photo"
+    )
 
 
 def photo_path(photo: Photo) -> str | None:
@@ -84,10 +179,8 @@ def _open(photo: Photo, name: str) -> AbstractContextManager[Image.Image]:
     elif not isinstance(photo, bytes | bytearray) and not hasattr(photo, "read"):
         kinds = "a path, the bytes of an image, an open file, a PIL image or a uint8 H x W x 3 array"
         raise InputError(f"{name}: a photo is {kinds}, not {type(photo).__name__}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is lower than Pillow's limit
-        stream: Any = io.BytesIO(photo) if isinstance(photo, bytes | bytearray) else photo
-        return Image.open(stream)
+    stream: Any = io.BytesIO(photo) if isinstance(photo, bytes | bytearray) else photo
+    return Image.open(stream)
 
 
 def _checked_array(array: np.ndarray, name: str) -> np.ndarray:
@@ -121,5 +214,14 @@ def write_png(path: PathLike, array: np.ndarray) -> None:
     """Write uint8 H x W or H x W x 3 as a PNG, atomically."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise InputError(f"{path}: a PNG needs uint8 H x W or H x W x 3, not {array.dtype} {list(array.shape)}")
-    with atomic_path(path) as temporary:
-        Image.fromarray(array).save(temporary, format="PNG")
+    write_image(path, Image.fromarray(array), "PNG")
+
+
+def write_image(path: PathLike, image: Image.Image, kind: str, **options: object) -> None:
+    """Encode as Pillow's `kind` and write, atomically.
+
+    In memory first: Pillow itself takes a file that the disk had no more room for as whole.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    write_bytes(path, buffer.getvalue())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ import numpy as np
 
 from upsnet import DISTRIBUTION
 from upsnet.errors import InputError
-from upsnet.files import PathLike
+from upsnet.files import PathLike, WriteError
 from upsnet.photos import MAX_PIXELS
 
 logger = logging.getLogger("upsnet")
@@ -96,12 +96,16 @@ class Video:
 class VideoWriter:
     """An H.264 video (.mp4) of uint8 H x W x 3 RGB frames; a frame of another size is fitted to the first one's.
 
-    rate: frames a second. The encoder wants even sides: an odd one loses a pixel. Use it as a context manager.
+    rate: frames a second. The encoder wants even sides: an odd one loses a pixel, and a side above MOST_SIDE makes the
+    whole video smaller. Use it as a context manager. InputError where it cannot be written.
     """
 
+    MOST_SIDE = 16384  # of libx264
+
     def __init__(self, path: PathLike, rate: Fraction) -> None:
-        self._av = _load_av(Path(path))
-        self._container = self._av.open(str(path), "w")
+        self._path, self._av = path, _load_av(Path(path))
+        with self._one_line_errors():
+            self._container = self._av.open(str(path), "w")
         try:
             self._stream: Any = self._container.add_stream("libx264", rate=rate.limit_denominator(65535))
         except ValueError:  # PyAV's UnknownCodecError
@@ -112,19 +116,40 @@ class VideoWriter:
     def add(self, image: np.ndarray) -> None:
         """Append a frame."""
         if not self._started:
-            height, width = (max(2, side - side % 2) for side in image.shape[:2])
-            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-            self._started = True
+            self._start(*image.shape[:2])
         frame = self._av.VideoFrame.from_ndarray(image, format="rgb24")
-        self._container.mux(self._stream.encode(frame.reformat(self._stream.width, self._stream.height, "yuv420p")))
+        with self._one_line_errors():
+            self._container.mux(self._stream.encode(frame.reformat(self._stream.width, self._stream.height, "yuv420p")))
+
+    def _start(self, height: int, width: int) -> None:
+        shrink = min(1.0, self.MOST_SIDE / max(height, width))
+        sides = [int(side * shrink) for side in (height, width)]
+        self._stream.height, self._stream.width = (max(2, side - side % 2) for side in sides)
+        self._stream.pix_fmt = "yuv420p"
+        self._started = True
+        if shrink < 1:
+            size = f"{self._stream.width} x {self._stream.height}"
+            logger.warning("%s: %d x %d is more than H.264 has; written as %s", self._path, width, height, size)
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and self._started:
-            self._container.mux(self._stream.encode())
-        self._container.close()
+        if kind is None:
+            with self._one_line_errors():
+                if self._started:
+                    self._container.mux(self._stream.encode())
+                self._container.close()
+            return
+        with suppress(self._av.FFmpegError):  # the first error is the one to tell
+            self._container.close()
+
+    @contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._av.FFmpegError as error:
+            raise WriteError(self._path, error.strerror) from None
 
 
 def _load_av(path: Path) -> ModuleType:

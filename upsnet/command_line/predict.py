@@ -20,7 +20,7 @@ from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.errors import InputError
 from upsnet.files import PathLike
 from upsnet.model import Model
-from upsnet.photos import read_photo
+from upsnet.photos import read_photo, write_image
 from upsnet.runtimes.open import open_runtime
 from upsnet.runtimes.options import RuntimeOptions
 from upsnet.sources import Source, expand, find_sources
@@ -58,7 +58,9 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: 
             prediction = model.predict(source.path)
             writer.add(next(image_ids), _png_name(source, 1), prediction.result)
             picture = prediction.overlay()
-            picture.save(_in_stage(writer.stage, overlay_name(source, picture.size)), quality=92)
+            name = overlay_name(source, picture.size)
+            kind = "JPEG" if name.endswith(".jpg") else "PNG"
+            write_image(writer.stage / name, picture, kind, quality=92)
             bar.update()
             yield f"{source.path}: {prediction.describe()}"
 
@@ -66,7 +68,8 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: 
 def _predict_video(model: Model, source: Source, writer: PredictionWriter, image_ids: Iterator[int], bar: tqdm) -> str:
     seen: set[int] = set()
     frames = 0
-    path = _in_stage(writer.stage, overlay_name(source, (0, 0)))
+    path = writer.stage / overlay_name(source, (0, 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with Video(source.path) as video, VideoWriter(path, video.rate) as overlays:
         for prediction in model.stream(video):
             frames += 1
@@ -76,12 +79,6 @@ def _predict_video(model: Model, source: Source, writer: PredictionWriter, image
             bar.update()
     names = [category.name for index, category in enumerate(model.categories) if index in seen]
     return f"{source.path}: {frames} frame{'s' * (frames != 1)}: {', '.join(names) or 'nothing found'}"
-
-
-def _in_stage(stage: Path, name: str) -> Path:
-    path = stage / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def check_sources(given: Sequence[PathLike], out: Path) -> tuple[int, dict[Path, str]]:

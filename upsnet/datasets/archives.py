@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError, first_line
-from upsnet.files import atomic_path
+from upsnet.files import atomic_path, writing_only
 
 BLOCK = 1 << 20
 
@@ -31,11 +31,12 @@ def unzip_folder(archive: Path, target: Path) -> None:
         if not members:
             raise InputError(f"{archive}: holds no folder {target.name}; it is not the official file")
         shutil.rmtree(building, ignore_errors=True)
-        building.mkdir(parents=True)
         try:
-            for member in tqdm(members, desc=f"unpacking {target.name}", unit="file"):
-                _copy(zipped, member, building / Path(member.filename).name)
-            os.rename(building, target)
+            with writing_only(target, building):
+                building.mkdir(parents=True)
+                for member in tqdm(members, desc=f"unpacking {target.name}", unit="file"):
+                    _copy(zipped, member, building / Path(member.filename).name)
+                os.rename(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
 

@@ -19,7 +19,7 @@ from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
-from upsnet.photos import read_photo
+from upsnet.photos import read_turned
 from upsnet.result import PanopticResult, Segment
 from upsnet.run_lengths import areas_and_boxes
 
@@ -112,12 +112,12 @@ class PanopticFolder:
         InputError where one cannot be read, and where photo, PNG and JSON do not say the same.
         """
         try:
-            photo, ids = read_photo(record.photo), read_panoptic_png(record.png)
+            (photo, orientation), ids = read_turned(record.photo), read_panoptic_png(record.png)
         except InputError as error:
             raise InputError(f"{self.split.json_file}: image {record.image_id}: {error}") from None
         task = record.task()
         for findings in (
-            check_sizes(task, (photo.shape[1], photo.shape[0]), (ids.shape[1], ids.shape[0])),
+            check_sizes(task, photo.shape[1::-1], ids.shape[::-1], orientation),
             check_segments(task, areas_and_boxes(ids)),
         ):
             for kind, text in findings:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.scene import CATEGORIES, SIZES, draw_scene
 from upsnet.errors import InputError
-from upsnet.files import read_json, write_json, writing
+from upsnet.files import read_json, write_json, writing, writing_only
 from upsnet.photos import write_png
 
 VERSION = 1  # of the pixels: to be raised whenever a scene changes
@@ -55,12 +55,14 @@ def write_shapes(
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for split, count in counts.items():
-            write_split(building / "new", split, count, seed, sizes, progress)
-        write_json(building / "new" / STAMP, stamp)
-        if folder.exists():
-            os.rename(folder, building / "old")
-        os.rename(building / "new", folder)
+        with writing_only(folder, building / "new"):
+            for split, count in counts.items():
+                write_split(building / "new", split, count, seed, sizes, progress)
+            write_json(building / "new" / STAMP, stamp)
+        with writing(folder):
+            if folder.exists():
+                os.rename(folder, building / "old")
+            os.rename(building / "new", folder)
     finally:
         shutil.rmtree(building)
     return folder

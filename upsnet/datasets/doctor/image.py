@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.doctor.findings import KINDS, CategoryCount, Finding, Tally
 from upsnet.datasets.segments import NO_CATEGORY, SegmentInfo
-from upsnet.errors import InputError, first_line
-from upsnet.photos import DECODE_ERRORS, MAX_PIXELS, read_photo
+from upsnet.errors import InputError
+from upsnet.photos import MAX_PIXELS, SWAPPED, load_pixels, read_turned, reading_photo, turn_words
 from upsnet.run_lengths import Box, Extents, areas_and_boxes
-
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 class ImageTask(NamedTuple):
@@ -33,14 +31,12 @@ class ImageTask(NamedTuple):
 def check_images(tasks: list[ImageTask], stop: bool = False) -> tuple[Tally, str | None]:
     """Everything that is wrong. stop: up to the first error, the text of which is returned too."""
     tally = Tally()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about oddities of EXIF and about sizes that are checked here
-        for task in tasks:
-            tally.images += 1
-            for finding in check_image(task, tally):
-                tally.note(*finding)
-                if stop and KINDS[finding.kind].error:
-                    return tally, finding.text
+    for task in tasks:
+        tally.images += 1
+        for finding in check_image(task, tally):
+            tally.note(*finding)
+            if stop and KINDS[finding.kind].error:
+                return tally, finding.text
     return tally, None
 
 
@@ -48,8 +44,11 @@ def check_image(task: ImageTask, tally: Tally) -> Iterator[Finding]:
     """Yields the findings but for files that are not there; adds what the PNG holds to `tally`."""
     where = f"image {task.image_id}"
     photo = ids = truth = None
+    orientation = 1
     try:
-        photo = photo_size(task.photo)
+        photo, orientation = size_and_orientation(task.photo)
+        if orientation != 1:
+            yield Finding("exif-turned", f"{where}: the photo {task.photo} has the EXIF orientation {orientation}")
     except InputError as error:
         if os.path.isfile(task.photo):
             yield Finding("photo-unreadable", f"{where}: {error}")
@@ -59,7 +58,7 @@ def check_image(task: ImageTask, tally: Tally) -> Iterator[Finding]:
     except InputError as error:
         if os.path.isfile(task.png):
             yield Finding("png-unreadable", f"{where}: {error}")
-    yield from check_sizes(task, photo, None if ids is None else (ids.shape[1], ids.shape[0]))
+    yield from check_sizes(task, photo, None if ids is None else (ids.shape[1], ids.shape[0]), orientation)
     count_segments(task, truth or {}, tally)
     if not task.segments and not (truth or {}).keys() - {0}:
         yield Finding("empty", f"{where}: no segments")
@@ -67,36 +66,39 @@ def check_image(task: ImageTask, tally: Tally) -> Iterator[Finding]:
         yield from check_segments(task, truth)
 
 
-def check_sizes(task: ImageTask, photo: tuple[int, int] | None, png: tuple[int, int] | None) -> Iterator[Finding]:
-    """Width and height of the photo and the PNG; None: it could not be read."""
+def check_sizes(
+    task: ImageTask, photo: tuple[int, int] | None, png: tuple[int, int] | None, orientation: int
+) -> Iterator[Finding]:
+    """Width and height of the photo, which EXIF turned by `orientation`, and the PNG; None: it could not be read."""
     json = task.size and (task.size[1], task.size[0])
     named = {f"the photo {task.photo}": photo, f"the PNG {task.png}": png, "the JSON": json}
     sizes = {name: size for name, size in named.items() if size}
     if len(set(sizes.values())) > 1:
         differing = ", ".join(f"{name} {width} x {height}" for name, (width, height) in sizes.items())
-        yield Finding("size", f"image {task.image_id}: sizes differ: {differing} (width x height)")
+        values = list(sizes.values())
+        turned = turn_words(orientation, values[0], next(size for size in values if size != values[0]))
+        yield Finding("size", f"image {task.image_id}: sizes differ: {differing} (width x height){turned}")
 
 
 def photo_size(path: str) -> tuple[int, int]:
-    """Width and height as shown, after reading the whole file. InputError where upsnet.photos.read_photo has one.
+    """Width and height as shown, after reading the whole file. InputError where upsnet.photos.read_photo has one."""
+    return size_and_orientation(path)[0]
+
+
+def size_and_orientation(path: str) -> tuple[tuple[int, int], int]:
+    """`photo_size`, and how the photo is stored: 1 upright, else an orientation of upsnet.photos.TURNS.
 
     A JPEG is decoded at an eighth of its size: every byte passes the entropy decoder, so that a cut file is found just
     as in a full decode, at two thirds of the time.
     """
-    try:
-        with Image.open(path) as image:
+    with reading_photo(path), Image.open(path) if os.path.isfile(path) else nullcontext() as image:
+        if image and image.format == "JPEG" and image.mode in ("RGB", "L") and image.width * image.height <= MAX_PIXELS:
             width, height = image.size
-            if image.format == "JPEG" and image.mode in ("RGB", "L") and width * height <= MAX_PIXELS:
-                image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
-                image.load()
-                turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
-                return (height, width) if turned else (width, height)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except DECODE_ERRORS as error:
-        raise InputError(f"{path}: not a readable image: {first_line(error)}") from error
-    photo = read_photo(path)
-    return photo.shape[1], photo.shape[0]
+            image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
+            orientation = load_pixels(image)
+            return (height, width) if orientation in SWAPPED else (width, height), orientation
+    photo, orientation = read_turned(path)
+    return (photo.shape[1], photo.shape[0]), orientation
 
 
 def check_segments(task: ImageTask, truth: Extents) -> Iterator[Finding]:
