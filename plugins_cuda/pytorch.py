@@ -6,6 +6,7 @@ import ctypes
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from plugins_cuda import schema as declared
 from plugins_cuda.library import compiled
-from plugins_cuda.schema import Attribute, Schema, Type, value_of
+from plugins_cuda.schema import INT32_MAX, Attribute, Schema, Type, value_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,7 +76,9 @@ def operator(
             return cast(R, _node(schema, arguments))
         given = [_value(argument, arguments) for argument in schema.given]
         if gradient is not None and wants_gradient(*(t for name in trains for t in arguments.tensors.get(name, []))):
-            return gradient(*given)
+            with _types_as_they_are(arguments.first.device):
+                result = gradient(*given)
+            return cast(R, _as_declared(schema.outputs[0], arguments, result))
         return cast(R, run(*map(_detached, given)))
 
     return call
@@ -84,6 +87,13 @@ def operator(
 def wants_gradient(*tensors: Tensor) -> bool:
     """Whether PyTorch will want to propagate a gradient back to one of the tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _types_as_they_are(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast does not reach into it: a definition chooses the types it computes in."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _value(argument: declared.Tensor | Attribute, call: Call) -> Value:
@@ -125,8 +135,8 @@ def _number(room: str, attribute: Attribute, value: Value) -> Number:
     least, most = attribute.least, attribute.most
     if attribute.count > 1:
         pair = [value] * attribute.count if isinstance(value, int) else list(cast("Sequence[int]", value))
-        if len(pair) != attribute.count or (least is not None and min(pair) < least):
-            wanted = f"be a number, or (vertical, horizontal), >= {least}"
+        if len(pair) != attribute.count or (least is not None and min(pair) < least) or max(pair) > INT32_MAX:
+            wanted = f"be a number, or (vertical, horizontal), in {least}..{INT32_MAX}"
             raise ValueError(f"{room}: {attribute.name} must {wanted}, got {value}")
         return pair
     number = cast("int | float", value)
@@ -135,7 +145,9 @@ def _number(room: str, attribute: Attribute, value: Value) -> Number:
         raise ValueError(f"{room}: {attribute.name} must {wanted}, got {value}")
     if number != number:
         raise ValueError(f"{room}: {attribute.name} must be a number, got NaN")
-    return float(number) if attribute.type is float else number
+    if attribute.type is int and number > INT32_MAX:
+        raise ValueError(f"{room}: {attribute.name} must be at most {INT32_MAX}, got {value}")
+    return number if attribute.type is int else attribute.type(number)
 
 
 def _tensors(room: str, declaration: declared.Tensor, value: Value, call: Call) -> list[Tensor]:
@@ -185,12 +197,13 @@ def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., obje
         outputs = _empty_outputs(schema, call)
         types = {call.tensors[tensor.name][0].dtype for tensor in schema.tensors if tensor.has_own_type}
         library = compiled(call.first.device) if types <= FLOAT_TYPES.keys() else None
-        if library is not None:
+        if library is not None and max(call.sizes.values()) <= INT32_MAX:
             params = params_class()
             _held = fill_params(params, schema, call, outputs)
             library.run(schema.name, params, call.first.device)
         else:
-            results = cast("Callable[..., Tensor | tuple[Tensor, ...]]", definition)(*values)
+            with _types_as_they_are(call.first.device):
+                results = cast("Callable[..., Tensor | tuple[Tensor, ...]]", definition)(*values)
             for output, result in zip(outputs, [results] if isinstance(results, Tensor) else results, strict=True):
                 output.copy_(result)
         return _one_or_all(outputs)
@@ -224,14 +237,22 @@ def _dtype(declaration: declared.Tensor, call: Call) -> torch.dtype:
     return call.first.dtype if declaration.type is Type.LIKE_FIRST else FIXED.get(declaration.type, torch.float32)
 
 
+def _order(output: declared.Tensor, call: Call) -> torch.memory_format:
+    follows = output.channels_last and layout_of([call.first]) == NHWC
+    return torch.channels_last if follows else torch.contiguous_format
+
+
 def _empty_outputs(schema: Schema, call: Call) -> list[Tensor]:
     outputs = []
     for output in schema.outputs:
-        follows = output.channels_last and layout_of([call.first]) == NHWC
-        order = torch.channels_last if follows else torch.contiguous_format
-        shape, dtype = _shape(output, call), _dtype(output, call)
+        shape, dtype, order = _shape(output, call), _dtype(output, call), _order(output, call)
         outputs.append(torch.empty(shape, dtype=dtype, device=call.first.device, memory_format=order))
     return outputs
+
+
+def _as_declared(output: declared.Tensor, call: Call, result: Tensor) -> Tensor:
+    """A gradient's result in the type and memory format that _empty_outputs gives."""
+    return result.to(_dtype(output, call)).contiguous(memory_format=_order(output, call))
 
 
 def layout_of(tensors: Sequence[Tensor]) -> int | None:

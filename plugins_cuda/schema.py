@@ -25,6 +25,7 @@ class Type(Enum):
     LIKE_FIRST = "the type of the first tensor"
 
 
+INT32_MAX = 2**31 - 1  # the kernels' integers
 ELEMENTS = {Type.FLOAT32: "float", Type.INT32: "int32_t", Type.INT64: "int64_t", Type.UINT8: "uint8_t"}
 
 

@@ -9,6 +9,12 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 Pair = int | Sequence[int]
+OFF_THE_MAP = 1e9  # pixels
+
+
+def finite_offset(offset: Tensor) -> Tensor:
+    """Offsets that are NaN or infinite, replaced by one that samples zero: torchvision does not survive a NaN."""
+    return offset.nan_to_num(OFF_THE_MAP, OFF_THE_MAP, -OFF_THE_MAP)
 
 
 def deform_conv(
@@ -41,4 +47,5 @@ def deform_conv(
     wide = torch.promote_types(x.dtype, torch.float32)
     bias, mask = (None if tensor is None else tensor.to(wide) for tensor in (bias, mask))
     steps = {"stride": pair(stride), "padding": pair(padding), "dilation": pair(dilation)}
-    return deform_conv2d(x.to(wide), offset.to(wide), weight.to(wide), bias, mask=mask, **steps).to(x.dtype)
+    offset = finite_offset(offset.to(wide))
+    return deform_conv2d(x.to(wide), offset, weight.to(wide), bias, mask=mask, **steps).to(x.dtype)

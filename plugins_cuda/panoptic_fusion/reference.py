@@ -55,8 +55,13 @@ def panoptic_fusion(
     semantic, mask_logits = bounded_logits(semantic.to(dtype)), bounded_logits(mask_logits.to(dtype))
     usable = ~boxes.isnan().any(-1) & (classes >= 0) & (classes < semantic.shape[1] - num_stuff)
     boxes = boxes.to(dtype).nan_to_num(nan=0).clamp(-FARTHEST, FARTHEST)
-    maps, tables, used = [], [], []
-    for image, count in enumerate(counts.clamp(0, boxes.shape[1]).tolist()):
+    batch, rows, (height, width) = len(semantic), boxes.shape[1], semantic.shape[2:]
+    panoptic = torch.zeros(batch, 4 * height, 4 * width, dtype=torch.uint8, device=semantic.device)
+    segments = torch.zeros(batch, num_stuff + rows, 7, device=semantic.device)
+    segment_count = torch.zeros(batch, dtype=torch.int32, device=semantic.device)
+    if panoptic.numel() == 0:  # no images, or none with pixels
+        return panoptic, segments, segment_count
+    for image, count in enumerate(counts.clamp(0, rows).tolist()):
         logits = F.interpolate(semantic[image : image + 1], scale_factor=4, mode="bilinear", align_corners=False)[0]
         valid = valid_pixels(sizes[image], logits)
         terms = mask_terms(mask_logits[image, :count], boxes[image, :count], *valid.shape)
@@ -67,17 +72,10 @@ def panoptic_fusion(
         labels[~valid] = num_stuff + len(keep)
         limit = stuff_area_limit * scales[image] * scales[image]
         labels = merge(labels, logits.argmax(0), len(keep), num_stuff, len(logits), limit)
-        panoptic, table, rows = number_segments(
-            labels, kept_classes, kept_scores, num_stuff, num_stuff + boxes.shape[1]
+        panoptic[image], segments[image], segment_count[image] = number_segments(
+            labels, kept_classes, kept_scores, num_stuff, num_stuff + rows
         )
-        maps.append(panoptic)
-        tables.append(table)
-        used.append(rows)
-    if not maps:  # an empty batch
-        height, width = semantic.shape[2:]
-        empty = semantic.new_zeros(0, num_stuff + boxes.shape[1], 7, dtype=torch.float32)
-        return semantic.new_zeros(0, 4 * height, 4 * width, dtype=torch.uint8), empty, counts.int()
-    return torch.stack(maps), torch.stack(tables), torch.tensor(used, dtype=torch.int32, device=semantic.device)
+    return panoptic, segments, segment_count
 
 
 def bounded_logits(logits: Tensor) -> Tensor:

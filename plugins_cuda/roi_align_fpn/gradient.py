@@ -15,20 +15,21 @@ from plugins_cuda.sampling import bag_sum, corners, pixel_table
 def roi_align_fpn(
     features: Sequence[Tensor], rois: Tensor, output_size: int, sampling_ratio: int, aligned: bool, inclusive: bool
 ) -> Tensor:
-    """See `reference`, which computes on a GPU and for half features."""
-    rois = rois.detach().float()
-    if rois.device.type != "cpu" or features[0].dtype not in (torch.float32, torch.float64):
+    """See `reference`, which computes on a GPU. In float32, or in float64 for such features."""
+    if rois.device.type != "cpu":
         return reference.roi_align_fpn(features, rois, output_size, sampling_ratio, aligned, inclusive)
     batch, count = rois.shape[:2]
-    rois = without_nonfinite(rois)
+    rois = without_nonfinite(rois.detach().float())
     level = assign_levels(rois, inclusive)
-    rois = rois.to(features[0].dtype)
+    wide = torch.promote_types(features[0].dtype, torch.float32)
+    rois = rois.to(wide)
     shapes = torch.tensor([feature.shape[2:] for feature in features], device=rois.device)
     height, width = shapes[level].unbind(-1)
     # Row of the table where the map of a box's level and image begins.
-    starts = torch.cat([shapes.new_zeros(1), batch * shapes.prod(1).cumsum(0)[:-1]])
+    ends = 1 + shapes.prod(1).cumsum(0)
+    starts = torch.cat([ends.new_ones(1), ends[:-1]])
     image = torch.arange(batch, device=rois.device)[:, None]
-    first = starts[level] + image * height * width
+    first = starts[level] + image * ends[-1]
 
     scale = 1.0 / (FINEST_STRIDE * 2.0 ** level.to(rois.dtype))
     corner = rois * scale[..., None] - (0.5 if aligned else 0.0)
@@ -38,32 +39,24 @@ def roi_align_fpn(
     samples = output_size * sampling_ratio
     place = (torch.arange(samples, device=rois.device, dtype=rois.dtype) + 0.5) / samples
 
-    def points(low: Tensor, extent: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, R, samples]: coordinates, drawn to the border; and whether they count at all."""
+    def points(low: Tensor, extent: Tensor, length: Tensor) -> Tensor:
+        """[B, R, samples]: coordinates, drawn to the border, or outside where they do not count at all."""
         at = low[..., None] + place * extent[..., None]
         counts = (at >= -1) & (at <= length[..., None])
-        return at.clamp(min=0).minimum(length[..., None] - 1), counts
-
-    x, x_counts = points(corner[..., 0], size[..., 0], width)
-    y, y_counts = points(corner[..., 1], size[..., 1], height)
+        return at.clamp(min=0).minimum(length[..., None] - 1).where(counts, -2.0)
 
     def of_box(values: Tensor) -> Tensor:
         return values[..., None, None]
 
-    rows, weights = corners(
-        y[..., :, None].expand(-1, -1, -1, samples),
-        x[..., None, :].expand(-1, -1, samples, -1),
-        of_box(height),
-        of_box(width),
-    )
-    weights = weights * (y_counts[..., :, None] & x_counts[..., None, :])[..., None] / sampling_ratio**2
-    rows = rows + of_box(first)[..., None]
+    x, y = points(corner[..., 0], size[..., 0], width), points(corner[..., 1], size[..., 1], height)
+    rows, weights = corners(y[..., :, None], x[..., None, :], *map(of_box, (height, width, first)))
+    rows = rows * (weights != 0)  # nothing of a pixel that a sample ends at: it may be infinite
 
     def by_bin(values: Tensor) -> Tensor:
         """[B, R, samples, samples, 4] -> [B * R * bins, samples of a bin * 4]."""
         split = values.unflatten(3, (output_size, sampling_ratio)).unflatten(2, (output_size, sampling_ratio))
         return split.permute(0, 1, 2, 4, 3, 5, 6).reshape(-1, 4 * sampling_ratio**2)
 
-    table = torch.cat([pixel_table(feature) for feature in features])
-    pooled = bag_sum(table, by_bin(rows), by_bin(weights).to(table.dtype))
-    return pooled.reshape(batch, count, output_size, output_size, -1).permute(0, 1, 4, 2, 3)
+    table = pixel_table([feature.to(wide) for feature in features])
+    pooled = bag_sum(table, by_bin(rows), by_bin(weights) / sampling_ratio**2)
+    return pooled.reshape(batch, count, output_size, output_size, table.shape[1]).permute(0, 1, 4, 2, 3)

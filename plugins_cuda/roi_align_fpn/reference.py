@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf, nan
+from typing import Any  # roi_align's further arguments
 
 import torch
 from torch import Tensor
@@ -29,6 +31,24 @@ def assign_levels(rois: Tensor, inclusive: bool = False) -> Tensor:
 def without_nonfinite(rois: Tensor) -> Tensor:
     """Boxes [..., 4] with a NaN or infinite coordinate replaced by one that gives zeros."""
     return rois.where(rois.isfinite().all(dim=-1, keepdim=True), rois.new_full((), OUTSIDE))
+
+
+def pool(feature: Tensor, *arguments: Any) -> Tensor:
+    """torchvision's roi_align, also of a map without pixels, and of one on a CPU that is not finite everywhere.
+
+    It reads pixel (0, 0) with weight 0 for samples outside, and 0 times infinity is NaN. So the other pixels are pooled
+    on their own, and what is not finite stands where it has weight.
+    """
+    if feature.numel() == 0:  # the sum of nothing is 0, and a gradient finds its way
+        return feature.sum()
+    finite = feature.isfinite()
+    if feature.device.type != "cpu" or finite.all():
+        return roi_align(feature, *arguments)
+    pooled = roi_align(feature.where(finite, 0), *arguments)
+    for value, there in ((inf, feature == inf), (-inf, feature == -inf), (nan, feature.isnan())):
+        weight = roi_align(there.to(feature.dtype), *arguments)
+        pooled = pooled + torch.where(weight > 0, value, 0.0)
+    return pooled
 
 
 def roi_align_fpn(
@@ -61,6 +81,6 @@ def roi_align_fpn(
         image, row = torch.nonzero(level == index, as_tuple=True)
         boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], dim=1)
         scale = 1.0 / (FINEST_STRIDE * 2**index)
-        part = roi_align(feature.to(rois.dtype), boxes, output_size, scale, sampling_ratio, aligned)
+        part = pool(feature.to(rois.dtype), boxes, output_size, scale, sampling_ratio, aligned)
         pooled[image, row] = part.to(pooled.dtype)
     return pooled

@@ -52,8 +52,9 @@ def test_roi_align_fpn(aligned: bool, scale: int) -> None:
 
 
 def test_corners_by_hand() -> None:
-    rows, weights = corners(torch.tensor([0.25, -0.5, 5.0]), torch.tensor([1.5, 0.0, 0.0]), 2, 3)
-    assert rows[0].tolist() == [1, 2, 4, 5]
+    y, x = torch.tensor([0.25, -0.5, 5.0]), torch.tensor([1.5, 0.0, 0.0])
+    rows, weights = corners(y, x, 2, 3, first=1)
+    assert rows.tolist() == [[2, 3, 5, 6], [0, 0, 1, 2], [0, 0, 0, 0]]
     assert weights[0].tolist() == [0.375, 0.375, 0.125, 0.125]
     assert weights[1].tolist() == [0, 0, 0.5, 0], "half of the point lies above the map"
     assert weights[2].tolist() == [0, 0, 0, 0]
