@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, load, load_weights
 from training.config import Config, differing_keys
-from training.model.classes import CLASS_TENSORS, take_classes
+from training.model.classes import CLASS_TENSORS, THING_HEADS, Counts, take_classes
 from upsnet.categories import Categories, Category, differences
 from upsnet.command_line.tables import make_table, print_tables
 from upsnet.errors import InputError
 
 ClassRule = Literal["exact", "by-name", "new"]  # --classes
 RECORD = "init.json"  # in a run's folder: what it started from
-THING_HEADS = ("rpn", "box_head", "mask_head")  # a network without things may lack them
 MOST_NAMED = 3  # tensors that do not fit
 SHAPING = (  # keys of the model's configuration, or their beginnings, that the shapes of its tensors depend on
     *("backbone.kind", "backbone.name", "backbone.stem", "backbone.widths", "backbone.depths", "backbone.expansion"),
@@ -94,7 +93,7 @@ def start_from(
     heads = [] if theirs.num_things else lacking(own, given)
     given = without(given, [] if categories.num_things else lacking(given, own))
     check_network(without(own, heads), given, checkpoint, config, path)
-    taken = take_classes(own, given, pairs, categories.num_stuff, theirs.num_stuff)
+    taken = take_classes(own, given, pairs, counts(categories), counts(theirs))
     load_weights(model, own | taken, path)
     return describe(path, checkpoint, categories, pairs, classes, heads)
 
@@ -200,6 +199,10 @@ def check_conventions(checkpoint: Checkpoint, config: Config, path: Path) -> Non
             raise InputError(f"--init {path}: trained with another model.{key} ({differing[key]}); set it as there")
 
 
+def counts(categories: Categories) -> Counts:
+    return Counts(categories.num_stuff, categories.num_things)
+
+
 def lacking(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """The heads for things that `own` has and `given` has not."""
     modules, others = ({name.partition(".")[0] for name in tensors} for tensors in (own, given))
@@ -214,9 +217,9 @@ def check_network(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], checkpoint: Checkpoint, config: Config, path: Path
 ) -> None:
     """InputError, with the keys of the configuration to set, unless all but the number of classes fits."""
-    counts = checkpoint.categories.num_stuff, checkpoint.categories.num_things
+    theirs = counts(checkpoint.categories)
     wanted = {name: list(tensor.shape) for name, tensor in own.items()}
-    wanted |= {name: [rows.total(*counts), *wanted[name][1:]] for name, rows in CLASS_TENSORS.items() if name in own}
+    wanted |= {name: [rows.total(theirs), *wanted[name][1:]] for name, rows in CLASS_TENSORS.items() if name in own}
     shapes = {name: list(tensor.shape) for name, tensor in given.items()}
     unfit = [name for name in [*wanted, *(shapes.keys() - wanted.keys())] if shapes.get(name) != wanted.get(name)]
     if not unfit:

@@ -17,7 +17,7 @@ from training.checkpoint import Checkpoint, load, save, versions
 from training.config import Config
 from training.fine_tuning import ClassRule, Start, by_name, start_from
 from training.loop import train
-from training.model.classes import CLASS_ROWS, take_classes
+from training.model.classes import CLASS_ROWS, Counts, take_classes
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.errors import InputError
@@ -292,6 +292,23 @@ def test_a_network_without_heads_for_things(tmp_path: Path) -> None:
     assert "rpn.conv.weight is absent there" in refusal(tmp_path / "x", table(*BASE))
 
 
+def test_the_background_of_the_semantic_head_is_that_of_networks_without_stuff() -> None:
+    def head(rows: int, value: float) -> dict[str, Tensor]:
+        return {"semantic_head.score.bias": torch.arange(rows) + value}
+
+    def taken(own: tuple[int, int], given: tuple[int, int], pairs: dict[int, int]) -> list[float]:
+        tensors = (head(max(1, stuff) + things, value) for (stuff, things), value in ((own, 0.0), (given, 0.5)))
+        first, second = tensors
+        state = take_classes(first, second, pairs, Counts(*own), Counts(*given))
+        assert first["semantic_head.score.bias"][0] == 0 and second["semantic_head.score.bias"][0] == 0.5
+        return state["semantic_head.score.bias"].tolist()
+
+    assert taken((0, 2), (0, 2), {0: 1}) == [0.5, 2.5, 2]
+    assert taken((0, 2), (0, 2), {}) == [0, 1, 2]
+    assert taken((0, 2), (3, 2), {0: 4, 1: 0}) == [0, 4.5, 0.5]
+    assert taken((1, 2), (0, 2), {0: 1, 2: 0}) == [2.5, 1, 1.5]
+
+
 # Runs
 
 
@@ -337,10 +354,3 @@ def test_a_fine_tuned_run(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "b" / "last.safetensors").unlink()
     assert train(config, tmp_path / "b", "cpu") == 0
     assert not (tmp_path / "b" / "init.json").exists()
-
-
-def test_take_classes_leaves_its_inputs_alone() -> None:
-    own, given = ({"box_head.logits.bias": torch.full((3,), value)} for value in (1.0, 2.0))
-    state = take_classes(own, given, {1: 0}, own_stuff=0, given_stuff=0)
-    assert state["box_head.logits.bias"].tolist() == [2, 1, 2]
-    assert own["box_head.logits.bias"].unique().item() == 1 and given["box_head.logits.bias"].unique().item() == 2
