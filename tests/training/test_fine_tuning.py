@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.training.tiny_network import SMALL, settings, tiny
 from training.checkpoint import Checkpoint, load, save, versions
@@ -37,9 +37,11 @@ def network(categories: Categories, seed: int = 0, **model: Any) -> tuple[UPSNet
     config = settings(Path("x"), model=SMALL | model)
     torch.manual_seed(seed)
     made = UPSNet(config.model, categories.num_stuff, categories.num_things)
-    for layer, spread in SPREAD.items():
-        torch.nn.init.normal_(made.get_submodule(layer).weight, std=spread)  # type: ignore[arg-type]
-        torch.nn.init.normal_(made.get_submodule(layer).bias, std=spread / 1000)  # type: ignore[arg-type]
+    for name, layer in made.named_modules():
+        if name in SPREAD and isinstance(layer, nn.Linear | nn.Conv2d):
+            assert layer.bias is not None
+            nn.init.normal_(layer.weight, std=SPREAD[name])
+            nn.init.normal_(layer.bias, std=SPREAD[name] / 1000)
     return made.eval(), config
 
 
