@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -54,7 +55,7 @@ class Start(NamedTuple):
 
     @property
     def table(self) -> Table:
-        table = make_table(f"classes of {self.checkpoint}, {self.classes}", "", "categories", "count", left=2)
+        table = make_table(f"classes, {self.classes}", "", "categories", "count", left=2)
         for what, names in (
             ("kept", self.kept),
             ("kept in the semantic head alone", self.semantic_only),
@@ -62,7 +63,7 @@ class Start(NamedTuple):
             ("dropped", self.dropped),
         ):
             if names:
-                table.add_row(what, ", ".join(names), str(len(names)))
+                table.add_row(what, escape(", ".join(names)), str(len(names)))
         return table
 
     def show(self) -> None:
@@ -139,11 +140,11 @@ def by_name(own: Categories, theirs: Categories) -> dict[int, int]:
     pairs: dict[int, int] = {}
     for likeness in LIKENESS:
         mine, other = alike(own, pairs.keys(), likeness), alike(theirs, pairs.values(), likeness)
-        for key in mine.keys() & other.keys():
-            if len(mine[key]) > 1 or len(other[key]) > 1:
-                table = own if len(mine[key]) > 1 else theirs
-                twice = " and ".join(f"{table[i].id} '{table[i].name}'" for i in max(mine[key], other[key], key=len))
-                raise InputError(f"categories {twice} have one name, so it is not known whose rows are meant")
+        for key in [key for key in mine if key in other]:
+            for table, found in ((own, mine[key]), (theirs, other[key])):
+                if len(found) > 1:
+                    twice = " and ".join(f"{table[i].id} '{table[i].name}'" for i in found)
+                    raise InputError(f"categories {twice} have one name, so it is not known whose rows are meant")
             pairs[mine[key][0]] = other[key][0]
     return dict(sorted(pairs.items()))
 
@@ -221,7 +222,7 @@ def check_network(
     wanted = {name: list(tensor.shape) for name, tensor in own.items()}
     wanted |= {name: [rows.total(theirs), *wanted[name][1:]] for name, rows in CLASS_TENSORS.items() if name in own}
     shapes = {name: list(tensor.shape) for name, tensor in given.items()}
-    unfit = [name for name in [*wanted, *(shapes.keys() - wanted.keys())] if shapes.get(name) != wanted.get(name)]
+    unfit = [name for name in wanted | shapes if shapes.get(name) != wanted.get(name)]
     if not unfit:
         return
     named = [f"{name} is {shapes.get(name, 'absent')} there and {wanted.get(name, 'absent')} here" for name in unfit]

@@ -121,10 +121,10 @@ def test_new_classes_start_anew_with_their_background(tmp_path: Path) -> None:
 
 def test_no_name_in_common_is_said_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(tmp_path / "x", table(*BASE))
-    _, _, start = started(tmp_path / "x", table(["Himmel"], ["Katze"]))
+    _, _, start = started(tmp_path / "x", table(["Himmel"], ["Katze [red]"]))
     start.show()
     shown = capsys.readouterr()
-    assert "warning: no category has the name" in shown.err and "Himmel, Katze" in shown.out
+    assert "warning: no category has the name" in shown.err and "Himmel, Katze [red]" in shown.out
 
 
 def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path) -> None:
@@ -206,7 +206,11 @@ def test_the_exact_name_and_the_same_kind_come_first() -> None:
 def test_one_name_for_several_categories() -> None:
     twice = table(["other", "other", "sky"], [])
     assert by_name(twice, twice) == {0: 0, 1: 1, 2: 2}  # their ids tell them apart
-    for own, theirs in ((twice, table(["sky", "Other"], [], first_id=5)), (table(["other"], [], first_id=9), twice)):
+    for own, theirs in (
+        (twice, table(["sky", "Other"], [], first_id=5)),
+        (table(["other"], [], first_id=9), twice),
+        (twice, table(["other"] * 3, [], 9)),
+    ):
         with pytest.raises(InputError, match="categories 1 'other' and 2 'other' have one name"):
             by_name(own, theirs)
 
