@@ -14,19 +14,19 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, load, load_weights
 from training.config import Config, differing_keys
-from training.model.classes import CLASS_TENSORS, take_classes
+from training.model.classes import CLASS_TENSORS, THING_HEADS, Counts, take_classes
 from upsnet.categories import Categories, Category, differences
 from upsnet.command_line.tables import make_table, print_tables
 from upsnet.errors import InputError
 
 ClassRule = Literal["exact", "by-name", "new"]  # --classes
 RECORD = "init.json"  # in a run's folder: what it started from
-THING_HEADS = ("rpn", "box_head", "mask_head")  # a network without things may lack them
 MOST_NAMED = 3  # tensors that do not fit
 SHAPING = (  # keys of the model's configuration, or their beginnings, that the shapes of its tensors depend on
     *("backbone.kind", "backbone.name", "backbone.stem", "backbone.widths", "backbone.depths", "backbone.expansion"),
@@ -55,7 +55,7 @@ class Start(NamedTuple):
 
     @property
     def table(self) -> Table:
-        table = make_table(f"classes of {self.checkpoint}, {self.classes}", "", "categories", "count", left=2)
+        table = make_table(f"classes, {self.classes}", "", "categories", "count", left=2)
         for what, names in (
             ("kept", self.kept),
             ("kept in the semantic head alone", self.semantic_only),
@@ -63,7 +63,7 @@ class Start(NamedTuple):
             ("dropped", self.dropped),
         ):
             if names:
-                table.add_row(what, ", ".join(names), str(len(names)))
+                table.add_row(what, escape(", ".join(names)), str(len(names)))
         return table
 
     def show(self) -> None:
@@ -94,7 +94,7 @@ def start_from(
     heads = [] if theirs.num_things else lacking(own, given)
     given = without(given, [] if categories.num_things else lacking(given, own))
     check_network(without(own, heads), given, checkpoint, config, path)
-    taken = take_classes(own, given, pairs, categories.num_stuff, theirs.num_stuff)
+    taken = take_classes(own, given, pairs, counts(categories), counts(theirs))
     load_weights(model, own | taken, path)
     return describe(path, checkpoint, categories, pairs, classes, heads)
 
@@ -140,11 +140,11 @@ def by_name(own: Categories, theirs: Categories) -> dict[int, int]:
     pairs: dict[int, int] = {}
     for likeness in LIKENESS:
         mine, other = alike(own, pairs.keys(), likeness), alike(theirs, pairs.values(), likeness)
-        for key in mine.keys() & other.keys():
-            if len(mine[key]) > 1 or len(other[key]) > 1:
-                table = own if len(mine[key]) > 1 else theirs
-                twice = " and ".join(f"{table[i].id} '{table[i].name}'" for i in max(mine[key], other[key], key=len))
-                raise InputError(f"categories {twice} have one name, so it is not known whose rows are meant")
+        for key in [key for key in mine if key in other]:
+            for table, found in ((own, mine[key]), (theirs, other[key])):
+                if len(found) > 1:
+                    twice = " and ".join(f"{table[i].id} '{table[i].name}'" for i in found)
+                    raise InputError(f"categories {twice} have one name, so it is not known whose rows are meant")
             pairs[mine[key][0]] = other[key][0]
     return dict(sorted(pairs.items()))
 
@@ -200,6 +200,10 @@ def check_conventions(checkpoint: Checkpoint, config: Config, path: Path) -> Non
             raise InputError(f"--init {path}: trained with another model.{key} ({differing[key]}); set it as there")
 
 
+def counts(categories: Categories) -> Counts:
+    return Counts(categories.num_stuff, categories.num_things)
+
+
 def lacking(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """The heads for things that `own` has and `given` has not."""
     modules, others = ({name.partition(".")[0] for name in tensors} for tensors in (own, given))
@@ -214,11 +218,11 @@ def check_network(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], checkpoint: Checkpoint, config: Config, path: Path
 ) -> None:
     """InputError, with the keys of the configuration to set, unless all but the number of classes fits."""
-    counts = checkpoint.categories.num_stuff, checkpoint.categories.num_things
+    theirs = counts(checkpoint.categories)
     wanted = {name: list(tensor.shape) for name, tensor in own.items()}
-    wanted |= {name: [rows.total(*counts), *wanted[name][1:]] for name, rows in CLASS_TENSORS.items() if name in own}
+    wanted |= {name: [rows.total(theirs), *wanted[name][1:]] for name, rows in CLASS_TENSORS.items() if name in own}
     shapes = {name: list(tensor.shape) for name, tensor in given.items()}
-    unfit = [name for name in [*wanted, *(shapes.keys() - wanted.keys())] if shapes.get(name) != wanted.get(name)]
+    unfit = [name for name in wanted | shapes if shapes.get(name) != wanted.get(name)]
     if not unfit:
         return
     named = [f"{name} is {shapes.get(name, 'absent')} there and {wanted.get(name, 'absent')} here" for name in unfit]

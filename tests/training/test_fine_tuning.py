@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.training.tiny_network import SMALL, settings, tiny
 from training.checkpoint import Checkpoint, load, save, versions
 from training.config import Config
 from training.fine_tuning import ClassRule, Start, by_name, start_from
 from training.loop import train
-from training.model.classes import CLASS_ROWS, take_classes
+from training.model.classes import CLASS_ROWS, Counts, take_classes
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.errors import InputError
@@ -37,9 +37,11 @@ def network(categories: Categories, seed: int = 0, **model: Any) -> tuple[UPSNet
     config = settings(Path("x"), model=SMALL | model)
     torch.manual_seed(seed)
     made = UPSNet(config.model, categories.num_stuff, categories.num_things)
-    for layer, spread in SPREAD.items():
-        torch.nn.init.normal_(made.get_submodule(layer).weight, std=spread)  # type: ignore[arg-type]
-        torch.nn.init.normal_(made.get_submodule(layer).bias, std=spread / 1000)  # type: ignore[arg-type]
+    for name, layer in made.named_modules():
+        if name in SPREAD and isinstance(layer, nn.Linear | nn.Conv2d):
+            assert layer.bias is not None
+            nn.init.normal_(layer.weight, std=SPREAD[name])
+            nn.init.normal_(layer.bias, std=SPREAD[name] / 1000)
     return made.eval(), config
 
 
@@ -119,10 +121,10 @@ def test_new_classes_start_anew_with_their_background(tmp_path: Path) -> None:
 
 def test_no_name_in_common_is_said_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(tmp_path / "x", table(*BASE))
-    _, _, start = started(tmp_path / "x", table(["Himmel"], ["Katze"]))
+    _, _, start = started(tmp_path / "x", table(["Himmel"], ["Katze [red]"]))
     start.show()
     shown = capsys.readouterr()
-    assert "warning: no category has the name" in shown.err and "Himmel, Katze" in shown.out
+    assert "warning: no category has the name" in shown.err and "Himmel, Katze [red]" in shown.out
 
 
 def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path) -> None:
@@ -204,7 +206,11 @@ def test_the_exact_name_and_the_same_kind_come_first() -> None:
 def test_one_name_for_several_categories() -> None:
     twice = table(["other", "other", "sky"], [])
     assert by_name(twice, twice) == {0: 0, 1: 1, 2: 2}  # their ids tell them apart
-    for own, theirs in ((twice, table(["sky", "Other"], [], first_id=5)), (table(["other"], [], first_id=9), twice)):
+    for own, theirs in (
+        (twice, table(["sky", "Other"], [], first_id=5)),
+        (table(["other"], [], first_id=9), twice),
+        (twice, table(["other"] * 3, [], 9)),
+    ):
         with pytest.raises(InputError, match="categories 1 'other' and 2 'other' have one name"):
             by_name(own, theirs)
 
@@ -292,6 +298,23 @@ def test_a_network_without_heads_for_things(tmp_path: Path) -> None:
     assert "rpn.conv.weight is absent there" in refusal(tmp_path / "x", table(*BASE))
 
 
+def test_the_background_of_the_semantic_head_is_that_of_networks_without_stuff() -> None:
+    def head(rows: int, value: float) -> dict[str, Tensor]:
+        return {"semantic_head.score.bias": torch.arange(rows) + value}
+
+    def taken(own: tuple[int, int], given: tuple[int, int], pairs: dict[int, int]) -> list[float]:
+        tensors = (head(max(1, stuff) + things, value) for (stuff, things), value in ((own, 0.0), (given, 0.5)))
+        first, second = tensors
+        state = take_classes(first, second, pairs, Counts(*own), Counts(*given))
+        assert first["semantic_head.score.bias"][0] == 0 and second["semantic_head.score.bias"][0] == 0.5
+        return state["semantic_head.score.bias"].tolist()
+
+    assert taken((0, 2), (0, 2), {0: 1}) == [0.5, 2.5, 2]
+    assert taken((0, 2), (0, 2), {}) == [0, 1, 2]
+    assert taken((0, 2), (3, 2), {0: 4, 1: 0}) == [0, 4.5, 0.5]
+    assert taken((1, 2), (0, 2), {0: 1, 2: 0}) == [2.5, 1, 1.5]
+
+
 # Runs
 
 
@@ -337,10 +360,3 @@ def test_a_fine_tuned_run(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "b" / "last.safetensors").unlink()
     assert train(config, tmp_path / "b", "cpu") == 0
     assert not (tmp_path / "b" / "init.json").exists()
-
-
-def test_take_classes_leaves_its_inputs_alone() -> None:
-    own, given = ({"box_head.logits.bias": torch.full((3,), value)} for value in (1.0, 2.0))
-    state = take_classes(own, given, {1: 0}, own_stuff=0, given_stuff=0)
-    assert state["box_head.logits.bias"].tolist() == [2, 1, 2]
-    assert own["box_head.logits.bias"].unique().item() == 1 and given["box_head.logits.bias"].unique().item() == 2

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.config import Config
 from training.importers.upsnet.keys import FIRST_CONV, original_names
-from training.model.classes import take_classes
+from training.model.classes import Counts, take_classes
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.errors import InputError
@@ -30,7 +30,7 @@ COCO_CHANNELS = {
     **{"traffic light": 62, "vegetation": 36, "sky": 39},
     **{name: 52 + label for name, label in COCO_THINGS.items()},
 }
-COCO_COUNTS = (53, 80)  # stuff and thing classes
+COCO_COUNTS = Counts(stuff=53, things=80)
 
 
 def read_original(path: Path) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def to_cityscapes(
     things = names[categories.num_stuff :]
     labels = {name: channel - 52 for name, channel in COCO_CHANNELS.items() if name in things and channel > 52}
     pairs = {names.index(name): channel for name, channel in COCO_CHANNELS.items()}
-    state = take_classes(fresh, coco, pairs, categories.num_stuff, COCO_COUNTS[0])
+    state = take_classes(fresh, coco, pairs, Counts(categories.num_stuff, categories.num_things), COCO_COUNTS)
 
     def origins(table: dict[str, int], present: list[str]) -> str:
         rows = ", ".join(f"{name} <- {index}" for name, index in table.items())
