@@ -12,10 +12,11 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.nms import reference
-from tests.plugins_cuda.conftest import Calling, Front, assert_one_operator
+from tests.plugins_cuda.conftest import FORWARD, Calling, Front, assert_one_operator, front_fixture
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
+front = front_fixture(FORWARD)
 
 INFINITE, NAN = float("inf"), float("nan")
 
