@@ -148,6 +148,16 @@ def test_infinite_features_stay_where_they_are(front: Front) -> None:
     torch.testing.assert_close(out[finite], expected[finite].float(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_infinite_first_pixel_reaches_no_sample_outside(front: Front, masked: bool) -> None:
+    case = Case(size=(4, 6), channels=8, masked=masked)
+    tensors = case.tensors(device=front.device)
+    tensors["offset"].fill_(100.0)
+    tensors["x"][..., 0, 0] = float("inf")
+    out = case.run(front, tensors)
+    torch.testing.assert_close(out, tensors["bias"][None, :, None, None].expand_as(out))
+
+
 def test_border(front: Front) -> None:
     """Half a pixel outside, half of the border's value is there; a whole pixel outside, nothing."""
     x, weight = torch.full((1, 8, 2, 3), 4.0, device=front.device), torch.zeros(1, 8, 1, 1, device=front.device)
@@ -164,6 +174,8 @@ def test_empty_batch(front: Front) -> None:
     tensors = case.tensors(torch.float16, device=front.device)
     empty = {name: tensor[:0] if name in ("x", "offset") else tensor for name, tensor in tensors.items()}
     assert case.run(front, empty).shape == (0, 4, 5, 7)
+    masked = Case(batch=0, masked=True, groups=2)
+    assert masked.run(front, masked.tensors(torch.bfloat16, device=front.device)).shape == (0, 4, 5, 7)
 
 
 def test_any_strides_of_the_tensors(front: Front) -> None:

@@ -137,6 +137,45 @@ def test_nothing_to_do(front: Front) -> None:
     assert pool(front, [each[:0] for each in features], torch.zeros(0, 5, 4), 7).shape == (0, 5, 3, 7, 7)
     assert pool(front, [each[:, :0] for each in features], torch.zeros(2, 5, 4), 7).shape == (2, 5, 0, 7, 7)
     assert pool(front, [each[:, :, :0] for each in features], torch.zeros(2, 5, 4), 7).count_nonzero() == 0
+    assert pool(front, [each[:0, :0] for each in features], torch.zeros(0, 0, 4), 7).shape == (0, 0, 0, 7, 7)
+
+
+@pytest.mark.parametrize("dtype", ALL_TYPES)
+@pytest.mark.parametrize("empty", [[0], [3], [1, 2], [0, 1, 2, 3]])
+def test_levels_without_pixels(front: Front, empty: list[int], dtype: torch.dtype) -> None:
+    features, rois = pyramid(dtype=dtype), boxes(2, 40)
+    level = reference.assign_levels(rois)
+    expected = pool(front, features, rois, 7)
+    for index in empty:
+        assert (level == index).any()
+        features[index] = features[index][:, :, :0] if index % 2 else features[index][..., :0]
+        expected[level == index] = 0
+    assert torch.equal(pool(front, features, rois, 7), expected)
+
+
+@pytest.mark.parametrize("dtype", ALL_TYPES)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_pixels_that_are_not_finite_reach_the_boxes_on_them_alone(
+    front: Front, value: float, dtype: torch.dtype
+) -> None:
+    features = pyramid(dtype=dtype)
+    rois = torch.tensor(
+        [
+            [8.0, 8, 12, 12],  # on P2 without the half pixel, samples at 2.25 and 2.75: beside pixel (0, 0)
+            [0, 0, 8, 8],  # at .5 and 1.5: on it
+            [-8, -8, 8, 8],  # at -1 and 1: the first one is drawn to it
+            [-40, -40, -20, -20],  # outside
+            [1000, 1000, 1040, 1040],
+            [0, 0, 16, 16],  # at 1 and 3: pixel (4, 4) has no weight
+        ]
+    ).expand(2, -1, -1)
+    expected = pool(front, features, rois, 1, 2, False)
+    features[0][0, :, 0, 0] = features[0][0, :, 4, 4] = value
+    pooled = pool(front, features, rois, 1, 2, False)
+    reached = torch.zeros(2, 6, dtype=torch.bool)
+    reached[0, [1, 2]] = True
+    assert torch.equal(pooled[~reached], expected[~reached])
+    torch.testing.assert_close(pooled[reached], torch.full_like(pooled[reached], value), equal_nan=True)
 
 
 def test_levels_at_their_borders(front: Front) -> None:
