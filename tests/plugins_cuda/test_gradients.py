@@ -135,6 +135,16 @@ def test_training_samples_at_float32_coordinates(name: str) -> None:
     torch.testing.assert_close(training.float() / scale, inference.float() / scale, atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("name", DEFORM)
+def test_an_infinite_first_pixel_reaches_no_gradient_of_samples_outside(name: str) -> None:
+    tensors = DEFORM[name].tensors()
+    tensors["offset"].fill_(100.0)
+    tensors["x"][..., 0, 0] = math.inf
+    _, gradients = trained(lambda **given: plugins_cuda.deform_conv(**given, **DEFORM[name].steps), tensors)
+    assert gradients.pop("bias").all()
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
 # --- roi_align_fpn ---------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +189,18 @@ def test_boxes_that_are_not_finite_give_no_gradient() -> None:
     pooled = plugins_cuda.roi_align_fpn(features, rois, 7)
     gradients = torch.autograd.grad(pooled[:, :3].sum(), features)
     assert not any(gradient.any() for gradient in gradients)
+
+
+def test_gradients_do_not_depend_on_the_features() -> None:
+    """Pooling is linear: pixels that are not finite have the gradients of others."""
+    features = pyramid()
+    both = []
+    for value in (0.0, math.nan):
+        features[0][..., 0, 0] = features[3][..., 1, 1] = value
+        leaves = [each.clone().requires_grad_() for each in features]
+        pooled = plugins_cuda.roi_align_fpn(leaves, some_rois(), 7)
+        both.append(torch.autograd.grad(pooled, leaves, torch.ones_like(pooled)))
+    assert all(map(torch.equal, *both))
 
 
 # --- autocast --------------------------------------------------------------------------------------------------------
