@@ -46,7 +46,7 @@ class Call(NamedTuple):
 def operator(
     schema: Schema,
     definition: Callable[P, R],
-    gradient: Callable[..., R] | None = None,
+    gradient: Callable[..., Tensor] | None = None,
     check: Callable[[Call], None] | None = None,
 ) -> Callable[P, R]:
     """The public function of a room. It has the signature and the docstring of its definition.

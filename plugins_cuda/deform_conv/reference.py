@@ -30,15 +30,14 @@ def deform_conv(
     """Convolution whose taps are shifted by an offset field (Dai et al., ICCV 2017) and, v2, weighted by a modulation
     mask (Zhu et al., CVPR 2019).
 
-    x: [B, C, H, W], float32, float16 or bfloat16; contiguous or channels_last.
+    x: [B, C, H, W] of a floating type; contiguous or channels_last.
     offset: [B, 2 G kh kw, Ho, Wo] in pixels of x, (dy, dx) of every tap, row by row, for each of G offset groups.
     weight: [O, C / groups, kh, kw], type of x. bias: [O] or None.
     stride, padding, dilation: one number, or (vertical, horizontal). mask: [B, G kh kw, Ho, Wo] or None (v1).
-    Samples are bilinear, zero outside the map; a NaN or infinite offset samples zero. Offsets, mask, bias, sampling
-    and sums are float32 whatever the type of x; for 16-bit types the samples are rounded to it before the product.
+    Samples are bilinear, zero outside the map; a NaN or infinite offset samples zero and gets no gradient. Offsets,
+    mask, bias, sampling and sums are float32 whatever the type of x (float64 for a float64 x), also under autocast; for
+    16-bit types the compiled operators round the samples to it before the product.
     Returns [B, O, Ho, Wo] in the type and memory format of x. ValueError when the tensors do not belong together.
-
-    The definition computes in float32 (float64 for a float64 x).
     """
 
     def pair(value: Pair) -> tuple[int, int]:

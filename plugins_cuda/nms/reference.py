@@ -28,7 +28,8 @@ def nms(
     Returns indices int64 [B, max_output] in descending score, padded with 0, and their count int32 [B]: index for index
     what torchvision's nms gives (with classes: its batched_nms done class by class, which does not round coordinates).
     Boxes without area, inverted boxes and boxes with NaN or infinite coordinates overlap nothing.
-    The thresholds are rounded to float32 first, as every executor does.
+    The thresholds are rounded to float32 first, as every executor does. torchvision on a CPU is the exception: it
+    compares with the double. An IoU that equals a threshold like 0.1, which no float32 is, may go another way there.
     ValueError for shapes, types and numbers outside of this. No gradient.
     """
     boxes, scores = boxes.float(), scores.float()

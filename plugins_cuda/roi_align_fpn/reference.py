@@ -63,14 +63,15 @@ def roi_align_fpn(
 
     features: four maps [B, C, H/s, W/s] at strides 4, 8, 16, 32, of one floating type; contiguous or channels-last.
     rois: [B, R, 4], x1 y1 x2 y2 in network pixels, taken as float32; padded rows are boxes like any other. A box that
-        lies outside of its map, or has a NaN or infinite coordinate, gives zeros.
+        lies outside of its map, or has a NaN or infinite coordinate, gives zeros, and so does a map without pixels.
     sampling_ratio: samples a bin in each direction, at least 1.
     aligned: torchvision's half-pixel shift (False: the legacy rule, boxes of at least one pixel of the map).
     inclusive: the level rule takes widths and heights with + 1.
-    Returns [B, R, C, S, S], contiguous, in the features' type; coordinates, weights and sums are float32. Gradients go
-    to the features alone. ValueError when the inputs do not fit together.
+    Returns [B, R, C, S, S], contiguous, in the features' type; coordinates, weights and sums are float32 (float64 for
+    float64 features), also under autocast. Gradients go to the features alone. ValueError when the inputs do not fit
+    together.
 
-    The definition pools every box on its own level only, half types in float32 with one rounding, float64 in float64.
+    The definition pools every box on its own level only, half types in float32 with one rounding.
     """
     batch, count = rois.shape[:2]
     channels = features[0].shape[1]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import onnx
@@ -16,7 +18,10 @@ from torch import Tensor, nn
 
 import plugins_cuda
 from plugins_cuda import library
+from plugins_cuda.schema import Schema
 
+P = ParamSpec("P")
+R = TypeVar("R")
 RunNode = Callable[..., list[np.ndarray]]
 TYPES = {torch.float32: 1, torch.uint8: 2, torch.int32: 6, torch.int64: 7, torch.float16: 10}  # onnx.TensorProto
 
@@ -121,9 +126,18 @@ def other_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         yield
 
 
+def schema_of(room: str) -> Schema:
+    return importlib.import_module(f"plugins_cuda.{room}.schema").SCHEMA
+
+
+COMPILED = ["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
+FORWARD = [*COMPILED, "reference"]  # for operators without a gradient
+
+
 @dataclass(frozen=True)
 class Front:
-    """Where an operator runs: `cpu`, `emulated` (the CUDA kernels' text on the CPU) or `cuda`."""
+    """Where an operator runs: `cpu`, `emulated` (the CUDA kernels' text on the CPU) or `cuda`, which are compiled;
+    `reference`, the definition, as where there is no compiler; `training`, on the CPU, with a gradient wanted."""
 
     name: str
 
@@ -131,15 +145,42 @@ class Front:
     def device(self) -> torch.device:
         return torch.device("cuda" if self.name == "cuda" else "cpu")
 
+    def run(self, operator: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """What the operator gives, detached. In training a gradient has reached every input that trains."""
+        if self.name != "training":
+            return operator(*args, **kwargs)
+        given = dict(inspect.signature(operator).bind(*args, **kwargs).arguments)
+        leaves: list[Tensor] = []
+        for tensor in schema_of(operator.__name__).tensors:
+            value = given.get(tensor.name)
+            if tensor.trains and value is not None:
+                own = [each.detach().requires_grad_() for each in (value if tensor.each else [value])]
+                given[tensor.name] = own if tensor.each else own[0]
+                leaves += own
+        result: Any = operator(**given)  # type: ignore[call-arg]
+        gradients = torch.autograd.grad(result, leaves, torch.ones_like(result))
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            assert (gradient.shape, gradient.dtype) == (leaf.shape, leaf.dtype)
+        return result.detach()
 
-@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def front(request: pytest.FixtureRequest) -> Iterator[Front]:
-    """Every compiled way to run an operator; inside the test, CPU tensors go through it."""
-    chosen = Front(request.param)
-    if chosen.name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no NVIDIA GPU")
-    with library.emulation() if chosen.name == "emulated" else nullcontext():
-        compiled = library.load(chosen.name, library.gpu_architecture(chosen.device) if chosen.name == "cuda" else "")
-        served = library.compiled(chosen.device)
-        assert served is not None and served.path == compiled.path
-        yield chosen
+
+def front_fixture(names: list[Any]) -> Any:
+    """A fixture `front`: each of these ways to run an operator. Inside the test, CPU tensors go through it."""
+
+    @pytest.fixture(name="front", params=names)
+    def serve(request: pytest.FixtureRequest) -> Iterator[Front]:
+        chosen = Front(request.param)
+        if chosen.name == "cuda" and not torch.cuda.is_available():
+            pytest.skip("no NVIDIA GPU")
+        entered = {"emulated": library.emulation, "reference": library.definitions}.get(chosen.name, nullcontext)
+        with entered():
+            served = library.compiled(chosen.device)
+            if chosen.name in ("cpu", "emulated", "cuda"):
+                architecture = library.gpu_architecture(chosen.device) if chosen.name == "cuda" else ""
+                assert served is not None and served.path == library.load(chosen.name, architecture).path
+            yield chosen
+
+    return serve
+
+
+front = front_fixture([*FORWARD, "training"])

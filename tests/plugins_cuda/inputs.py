@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TYPES = [torch.float32, torch.float16, torch.bfloat16]
+TYPES = [torch.float32, torch.float16, torch.bfloat16]  # of the kernels
+ALL_TYPES = [*TYPES, torch.float64]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 

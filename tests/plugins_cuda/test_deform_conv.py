@@ -176,6 +176,8 @@ def test_refusals_name_the_tensor() -> None:
         ("mask must", dict(mask=mask[:1])),
         ("stride must", dict(stride=0)),
         ("dilation must", dict(dilation=(1, 1, 1))),
+        ("stride must .* in 1..2147483647", dict(stride=(1, 2**31))),
+        ("padding must .* in 0..2147483647", dict(padding=2**32 + 1)),
     ]
     for message, change in refused:
         with pytest.raises(ValueError, match=f"deform_conv: {message}"):

@@ -12,9 +12,10 @@ import torch
 import plugins_cuda
 from plugins_cuda import gpu_check, kernel_suite
 from plugins_cuda.gpu_check import Skip, Step
-from tests.plugins_cuda.conftest import Front
+from tests.plugins_cuda.conftest import COMPILED, Front, front_fixture
 
 CPU = torch.device("cpu")
+front = front_fixture(COMPILED)
 
 
 def test_kernel_suite_passes_on_every_front(front: Front) -> None:

@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.nms import reference
-from tests.plugins_cuda.conftest import Calling, Front, assert_one_operator
+from tests.plugins_cuda.conftest import FORWARD, Calling, Front, assert_one_operator, front_fixture
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
+front = front_fixture(FORWARD)
 
 INFINITE, NAN = float("inf"), float("nan")
 
@@ -177,6 +179,17 @@ def test_other_types_are_computed_in_float32(front: Front, dtype: torch.dtype) -
     assert all(map(torch.equal, found, reference.nms(boxes.float(), scores.float(), 0.4, 0.1, 50)))
 
 
+def test_threshold_is_rounded_to_float32(front: Front) -> None:
+    """An IoU of float32 .1 is not over .1 rounded to float32. It is over the double .1, with which torchvision compares
+    on a CPU."""
+    boxes, scores = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 1]]]), torch.tensor([[0.9, 0.8]])
+    _, counts = check(front, boxes, scores, 0.1, 0.0, 2)
+    assert counts.tolist() == [2]
+    rounded = torch.tensor(0.1).item()
+    kept = [torchvision.ops.nms(boxes[0], scores[0], threshold).tolist() for threshold in (0.1, rounded)]
+    assert kept == [[0], [0, 1]]
+
+
 def test_operator_is_well_formed() -> None:
     boxes, scores = crowd(2, 30, 1)
     for classes in (None, labels(2, 30, 3)):
@@ -218,9 +231,11 @@ def test_takes_boxes_that_want_a_gradient() -> None:
         ({"iou_threshold": NAN}, "iou_threshold must lie"),
         ({"score_threshold": NAN}, "score_threshold must be a number"),
         ({"max_output": -1}, "max_output must be at least 0, got -1"),
+        ({"max_output": 2**31}, "max_output must be at most 2147483647, got 2147483648"),
+        ({"max_output": 2**32 + 3}, "max_output must be at most 2147483647, got 4294967299"),
     ],
 )
-def test_refuses(change: dict[str, Any], message: str) -> None:
+def test_refuses(front: Front, change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"boxes": torch.zeros(2, 5, 4), "scores": torch.zeros(2, 5)}
     arguments |= {"iou_threshold": 0.5, "score_threshold": 0.0, "max_output": 3}
     with pytest.raises(ValueError, match=message):

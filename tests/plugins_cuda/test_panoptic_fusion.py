@@ -15,11 +15,12 @@ from torch import Tensor
 import plugins_cuda
 from plugins_cuda.panoptic_fusion import reference
 from tests.agreement import assert_same_segments
-from tests.plugins_cuda.conftest import Front, RunNode
+from tests.plugins_cuda.conftest import FORWARD, Front, RunNode, front_fixture
 from tests.plugins_cuda.inputs import fusion_inputs
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
+front = front_fixture(FORWARD)
 
 STUFF, THINGS, MASK = 3, 2, 5
 Inputs = dict[str, Any]  # keyword arguments

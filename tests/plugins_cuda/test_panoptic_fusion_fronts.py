@@ -17,11 +17,12 @@ from plugins_cuda import library
 from plugins_cuda.panoptic_fusion import SCHEMA, reference
 from plugins_cuda.pytorch import params_type
 from tests.agreement import assert_same_segments
-from tests.plugins_cuda.conftest import Front, RunNode, assert_one_operator
+from tests.plugins_cuda.conftest import FORWARD, Front, RunNode, assert_one_operator, front_fixture
 from tests.plugins_cuda.inputs import LAYOUTS, TYPES, fusion_inputs
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
+front = front_fixture(FORWARD)
 
 Inputs = dict[str, Any]  # keyword arguments
 
@@ -42,8 +43,9 @@ def define(inputs: Inputs, limit: float = 20.0, overlap: float = 0.3, double: bo
 
 
 def check(front: Front, inputs: Inputs, limit: float = 20.0, overlap: float = 0.3, double: bool = True) -> list[Tensor]:
-    """Fronts round alike on every CPU, PyTorch does not: the definition is taken in float64 where that is the same."""
+    """Kernels round alike on every CPU, PyTorch does not: the definition is taken in float64 where that is the same."""
     actual = run(front, inputs, limit, overlap)
+    double = double and front.name != "reference"
     for one, other in zip(actual, define(inputs, limit, overlap, double), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one.numpy(), other.numpy())
@@ -204,14 +206,28 @@ def test_sizes_of_nothing_and_beyond_the_map(front: Front) -> None:
     check(front, inputs)
 
 
-@pytest.mark.parametrize("batch, rows, height, width", [(0, 3, 2, 2), (2, 0, 3, 2), (0, 0, 1, 1), (2, 3, 0, 4)])
+@pytest.mark.parametrize("batch, rows, height, width", [(0, 3, 2, 2), (2, 0, 3, 2), (0, 0, 1, 1), (0, 3, 0, 4)])
 def test_empty_tensors(front: Front, batch: int, rows: int, height: int, width: int) -> None:
-    inputs = make_inputs(12, counts=[rows] * batch, rows=rows, height=height, width=width)
-    if height:
-        check(front, inputs)
-        return
-    panoptic, segments, count = run(front, inputs)
-    assert panoptic.shape == (2, 0, 16) and not segments.any() and not count.any()
+    check(front, make_inputs(12, counts=[rows] * batch, rows=rows, height=height, width=width))
+
+
+@pytest.mark.parametrize("height, width", [(0, 4), (3, 0), (0, 0)])
+def test_maps_without_pixels(front: Front, height: int, width: int) -> None:
+    panoptic, segments, count = check(front, make_inputs(12, counts=[3, 0], rows=3, height=height, width=width))
+    assert panoptic.shape == (2, 4 * height, 4 * width) and not segments.any() and not count.any()
+
+
+def test_no_detections_have_no_mask(front: Front) -> None:
+    check(front, make_inputs(12, counts=[0, 0], rows=0, mask_size=0))
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+def test_results_have_memory_of_their_own(batch: int) -> None:
+    inputs = make_inputs(12, counts=[3] * batch)
+    own = {value.untyped_storage().data_ptr() for value in inputs.values() if isinstance(value, Tensor)}
+    results = define(inputs)
+    assert all(result is not inputs["counts"] for result in results)
+    assert batch == 0 or not own & {result.untyped_storage().data_ptr() for result in results}
 
 
 # --- hostile ---------------------------------------------------------------------------------------------------------

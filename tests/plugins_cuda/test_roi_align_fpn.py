@@ -168,6 +168,7 @@ def test_gradient_reaches_every_level() -> None:
         ({"sampling_ratio": 0}, "sampling_ratio must be at least 1"),
         ({"sampling_ratio": -1}, "sampling_ratio must be at least 1, got -1"),
         ({"sampling_ratio": MAX_SAMPLES // 7 + 1}, "at most 1024"),
+        ({"output_size": 2**32 + 7}, "output_size must be at most 2147483647, got 4294967303"),
     ],
 )
 def test_wrong_inputs(change: dict[str, Any], message: str) -> None:

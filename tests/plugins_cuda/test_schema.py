@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import subprocess
@@ -15,13 +14,10 @@ import torch
 import plugins_cuda
 from plugins_cuda import generate
 from plugins_cuda.pytorch import operator, params_type
-from plugins_cuda.schema import Attribute, Schema, value_of
+from plugins_cuda.schema import Attribute, value_of
+from tests.plugins_cuda.conftest import schema_of
 
 ROOMS = ["roi_align_fpn", "nms", "deform_conv", "panoptic_fusion"]
-
-
-def schema_of(room: str) -> Schema:
-    return importlib.import_module(f"plugins_cuda.{room}.schema").SCHEMA
 
 
 @pytest.mark.parametrize("room", ROOMS)
