@@ -215,9 +215,7 @@ def test_without_things_nothing_is_unknown(run_node: RunNode, front: Front) -> N
 
 
 def test_stuff_below_an_infinite_limit_is_void(run_node: RunNode, front: Front) -> None:
-    check_flat(
-        run_node, front, flat_inputs([1.0, 0.0, 1.5]), INSTANCE_BOX, [[2, 0.75, 16, 2, 1, 6, 5]], limit=math.inf
-    )
+    check_flat(run_node, front, flat_inputs([1.0, 0.0, 1.5]), INSTANCE_BOX, [[2, 0.75, 16, 2, 1, 6, 5]], limit=math.inf)
     check_flat(run_node, front, flat_inputs([1.0, 0.0, 0.5]), np.zeros((8, 8)), [], limit=math.inf)  # outvoted
 
 

@@ -161,7 +161,7 @@ def test_without_things_every_pixel_is_its_best_stuff(
 
 def test_stuff_below_an_infinite_limit_is_void(front: Front) -> None:
     panoptic, segments, count = check(front, make_inputs(26, counts=[6, 3], stuff=1), limit=float("inf"))
-    assert 0 < count.min() and (segments[0, : count[0], 0] >= 1).all() and (panoptic == 0).any()
+    assert count.min() > 0 and (segments[0, : count[0], 0] >= 1).all() and (panoptic == 0).any()
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
