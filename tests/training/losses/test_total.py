@@ -22,6 +22,7 @@ from training.losses import TrainingLosses
 from training.losses.targets import Targets
 from training.losses.total import is_thing
 from training.model.upsnet import UPSNet
+from upsnet.errors import InputError
 
 MakeBatch = Callable[..., Batch]
 NAMES = ["rpn_cls", "rpn_box", "rcnn_cls", "rcnn_box", "mask", "semantic", "semantic_roi", "panoptic"]
@@ -75,6 +76,8 @@ def test_stuff_alone(small: ModelConfig, make_batch: MakeBatch, stuff: int) -> N
     assert (values["semantic"] > 0) == (stuff > 1)
     values["semantic"].backward()
     gradients(losses)
+    with pytest.raises(InputError, match=r"loss\.semantic is 0"):
+        TrainingLosses(losses.model, LossConfig(semantic=0))
 
 
 def test_an_image_of_void_alone(losses: TrainingLosses, make_batch: MakeBatch) -> None:
