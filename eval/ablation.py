@@ -91,7 +91,7 @@ def ablation_table(rows: list[Row]) -> Table:
     table = make_table("Ablation, one seed", "", "PQ", "things", "stuff", "PQ lost")
     for row in rows:
         lost = (rows[0].pq or 0.0) - (row.pq or 0.0)
-        table.add_row(row.name, *(points(value or 0.0) for value in (row.pq, row.pq_things, row.pq_stuff, lost)))
+        table.add_row(row.name, *(points(value) for value in (row.pq, row.pq_things, row.pq_stuff, lost)))
     return table
 
 

@@ -158,9 +158,10 @@ def _reasons(figures: ColumnFigures, limits: Limits) -> list[str]:
     ]
     if not figures.identical >= limits.min_identical:
         reasons.append(f"{where}: {share(figures.identical)} of the pixels identical, needed {needed}")
-    pq = figures.results["All"].pq or 0.0
-    if not pq >= limits.min_pq:
-        reasons.append(f"{where}: PQ {100 * pq:.1f}, needed {100 * limits.min_pq:g}")
+    pq = figures.results["All"].pq
+    if not (pq or 0.0) >= limits.min_pq:
+        found = "no PQ, as no segment is there" if pq is None else f"PQ {100 * pq:.1f}"
+        reasons.append(f"{where}: {found}, needed {100 * limits.min_pq:g}")
     return reasons
 
 

@@ -102,7 +102,8 @@ class Log:
         self._write(step, {"val": quality})
         for name, picture in pictures.items():
             self.board.add_image(f"prediction_and_truth/{name}", picture, step, dataformats="HWC")
-        tqdm.write(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None))
+        figures = ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None)
+        tqdm.write(f"step {step}: {figures or 'no figures, as no segment is there'}")
 
     def _write(self, step: int, groups: Mapping[str, Mapping[str, float | None]]) -> None:
         line: dict[str, float | None] = {"step": step}

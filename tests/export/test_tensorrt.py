@@ -18,11 +18,18 @@ from typer.testing import CliRunner
 
 from export import engine
 from export.engine import MADE_PLUGINS, PLUGINS_VARIABLE, build_engine, find_plugins
+from export.onnx_export import write_onnx
+from export.precision import prepare
 from export.tensorrt_build import HEAVY_LAYERS, Outcome, _load_plugins, optimization_profile
+from tests.training.tiny_network import SMALL
+from training.config import ModelConfig
+from training.model.upsnet import UPSNet
+from upsnet.categories import Category
 from upsnet.command_line.command import make_app
 from upsnet.contract import PLUGINS, manifest_path
 from upsnet.errors import InputError
 from upsnet.files import sha256
+from upsnet.geometry import ResizeRule
 from upsnet.manifest import Manifest
 
 
@@ -200,6 +207,23 @@ class TestRtx:
             assert set(counts) == {kind}
         assert {name for name, kinds in found.plugins.items() if kind in kinds} >= set(nodes) - {"PaddedNms"}
         assert set(found.plugins["PaddedNms"]) == {"FLOAT"}
+
+    @pytest.mark.parametrize("isthing", [True, False])
+    def test_categories_of_one_kind(self, isthing: bool, plugin_library: Path, tmp_path: Path) -> None:
+        color = (1, 2, 3)
+        categories = [Category(id=i, name=f"class {i}", isthing=isthing, color=color) for i in (1, 2)]
+        manifest = Manifest(
+            name="one kind",
+            categories=categories,
+            resize=ResizeRule(short_side=64, max_side=96),
+            max_detections=8 if isthing else 1,
+        )
+        model = UPSNet(ModelConfig.model_validate(SMALL), 2 - 2 * isthing, 2 * isthing)
+        write_onnx(prepare(model, "fp32"), manifest, tmp_path / "model.onnx")
+        found = build_engine(tmp_path / "model.onnx", tmp_path / "engine", plugin_library).tensorrt_rtx
+        assert found.status == "built" and found.plugins, found
+        instance = {"RoiAlignFpn", "PaddedNms"} if isthing else set()
+        assert set(found.plugins) == {"DeformConv2d", "PanopticFusion"} | instance
 
     def test_a_library_of_something_else_is_refused(self, tiny_run: Path, tmp_path: Path) -> None:
         library = next(Path(onnx.__file__).parent.rglob("*.so"))

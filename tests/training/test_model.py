@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.training.tiny_network import SMALL
 from training.config import FpnConfig, HybridConfig, ModelConfig
 from training.conventions import OURS
 from training.model import boxes as B
@@ -14,7 +15,7 @@ from training.model.backbone import HybridBackbone
 from training.model.fpn import FPN, mean_inside
 from training.model.heads import SemanticHead
 from training.model.rpn import RPN, RpnOutput
-from training.model.upsnet import UPSNet
+from training.model.upsnet import Detections, UPSNet
 
 
 @pytest.fixture()
@@ -98,6 +99,63 @@ class TestContract:
         things = [segments[b, : count[b], 0] >= 4 for b in range(2)]
         assert not torch.cat(things).any()
         assert panoptic.max() <= 4
+
+
+ONE_KIND = [  # stuff, things, and what is not SMALL's
+    (0, 3, {}),
+    (0, 1, {"conventions": "upsnet"}),
+    (3, 0, {"conventions": "upsnet"}),
+    (1, 0, {"semantic_head": {"channels": [16], "deformable": False}}),
+    (0, 2, {"backbone": {"kind": "timm", "name": "resnet10t"}}),
+    (2, 0, {"backbone": {"kind": "timm", "name": "resnet10t"}}),
+]
+
+
+class TestOneKind:
+    @pytest.mark.parametrize(("stuff", "things", "other"), ONE_KIND)
+    def test_contract(self, stuff: int, things: int, other: dict[str, object]) -> None:
+        torch.manual_seed(0)
+        model = UPSNet(ModelConfig.model_validate(SMALL | other), stuff, things).eval()
+        images, sizes, scales = photos(2, 64, 96)
+        sizes[1] = torch.tensor([50, 90])
+        if things:
+            state = model.state_dict()
+            state["box_head.logits.weight"].normal_(std=30.0)
+            state["box_head.logits.bias"][0] = -1e4
+            state["mask_head.score.bias"].fill_(5.0)
+            state["semantic_head.score.bias"][0] = -5.0
+        with torch.no_grad():
+            panoptic, segments, count = model(images, sizes, scales)
+        assert panoptic.shape == (2, 64, 96) and segments.shape == (2, 8 if things else stuff + 1, 7)
+        for found, table, rows in zip(panoptic, segments, count.tolist(), strict=True):
+            assert rows and not table[rows:].any()
+            assert table[:rows, 0].min() >= 0 and table[:rows, 0].max() < stuff + things
+            areas = torch.bincount(found.flatten().long(), minlength=len(table) + 1)[1:]
+            assert torch.equal(areas.float(), table[:, 2])
+        assert (panoptic[1, 50:] == 0).all()
+        if not things:
+            assert (panoptic[0] > 0).all(), "nothing is unknown"
+
+    def test_the_background_is_void(self) -> None:
+        """By hand: the instance wins its box with 1.5 + 2, unless the background is the semantic argmax there."""
+        model = UPSNet(ModelConfig.model_validate(SMALL), num_stuff=0, num_things=2)
+        semantic = torch.tensor([1.0, 0.25, 1.5])[None, :, None, None].repeat(1, 1, 2, 2)
+        found = Detections(
+            boxes=torch.tensor([[[2.0, 1, 6, 5], [0, 0, 1, 1]]]),
+            scores=torch.tensor([[0.75, 0.0]]),
+            labels=torch.tensor([[1, 0]]),
+            counts=torch.ones(1, dtype=torch.int32),
+        )
+        masks, size = torch.full((1, 2, 28, 28), 2.0), torch.tensor([[8, 8]], dtype=torch.int32)
+        panoptic, segments, count = model.fuse(semantic, found, masks, size, torch.ones(1))
+        assert count.tolist() == [1]
+        expected = torch.zeros(1, 8, 8, dtype=torch.uint8)
+        expected[:, 1:5, 2:6] = 1
+        assert torch.equal(panoptic, expected)
+        assert segments.tolist() == [[[1, 0.75, 16, 2, 1, 6, 5], [0] * 7]]
+        semantic[:, 0] = 2
+        panoptic, segments, count = model.fuse(semantic, found, masks, size, torch.ones(1))
+        assert not panoptic.any() and not segments.any() and not count.any()
 
 
 class TestBoxes:

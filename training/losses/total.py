@@ -16,11 +16,12 @@ from training.losses.targets import Targets, crop_labels, mask_targets, panoptic
 from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE
 from training.model.rpn import RpnOutput
 from training.model.upsnet import PYRAMID_LEVELS, UPSNet
+from upsnet.errors import InputError
 
 
 class TrainingLosses(nn.Module):
     """Wraps a network; forward(batch) -> its weighted losses by name, those of weight 0 left out. Minimise their sum.
-    A network without things has the semantic loss alone.
+    A network without things has the semantic loss alone, which may not be of weight 0 then (InputError).
 
     Each is the mean over the images of what it is for an image alone, so that processes with equal shares of a batch
     make the gradient of one process with all of it. All random choices for an image are functions of its seed.
@@ -30,6 +31,8 @@ class TrainingLosses(nn.Module):
 
     def __init__(self, model: UPSNet, config: LossConfig) -> None:
         super().__init__()
+        if not (model.num_things or config.semantic):
+            raise InputError("loss.semantic is 0, but without things there is no other loss; give it a weight")
         self.model = model
         self.weights = config
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.hand_made_dataset import IDS
 from tests.training.tiny_network import shapes_split
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
@@ -61,6 +62,23 @@ def test_sample_by_hand(hand_made: HandMade, content: dict[str, Any]) -> None:
     assert sample["instances"].flatten().bincount().tolist()[1:] == [4, 5]
     assert (sample["image_id"], sample["size"], sample["scale"]) == (42, (6, 8), 1.0)
     assert sample["image"].dtype == torch.uint8 and type(sample["image"]) is torch.Tensor
+
+
+def test_without_stuff_void_is_channel_0(hand_made: HandMade, content: dict[str, Any]) -> None:
+    things = [category["id"] for category in content["categories"] if category["isthing"]]
+    content["categories"] = [category for category in content["categories"] if category["isthing"]]
+    segments = content["annotations"][0]["segments_info"]
+    segments[:] = [segment for segment in segments if segment["category_id"] in things]
+    sample = opened(hand_made(content, np.where(np.isin(IDS, [7, 8]), 0, IDS)))[0]
+    assert sample["semantic"].tolist() == [
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 2, 2, 0, 0, 0],
+        [0, 0, 1, 2, 2, 0, 255, 255],
+        [0, 0, 0, 0, 0, 0, 255, 255],  # a crowd counts nowhere
+        [0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+    assert sample["labels"].tolist() == [1, 0]
 
 
 def test_doubling_doubles_everything(hand_made: HandMade, content: dict[str, Any]) -> None:

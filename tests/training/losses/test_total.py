@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
+from tests.training.losses.conftest import STUFF
 from training.config import LossConfig, ModelConfig
 from training.conventions import NAMED, Conventions
 from training.data.batch import Batch
@@ -21,6 +22,7 @@ from training.losses import TrainingLosses
 from training.losses.targets import Targets
 from training.losses.total import is_thing
 from training.model.upsnet import UPSNet
+from upsnet.errors import InputError
 
 MakeBatch = Callable[..., Batch]
 NAMES = ["rpn_cls", "rpn_box", "rcnn_cls", "rcnn_box", "mask", "semantic", "semantic_roi", "panoptic"]
@@ -49,6 +51,33 @@ def test_every_parameter_takes_part(losses: TrainingLosses, make_batch: MakeBatc
     assert not without
     if instances == [0, 0]:
         assert values["mask"] == values["rcnn_box"] == values["rpn_box"] == values["semantic_roi"] == 0
+
+
+@pytest.mark.parametrize("instances", [[3, 2], [0, 0]])
+@pytest.mark.parametrize("things", [1, 3])
+def test_things_alone(small: ModelConfig, make_batch: MakeBatch, instances: list[int], things: int) -> None:
+    losses = TrainingLosses(UPSNet(small, 0, things), LossConfig(semantic=1, semantic_roi=0.2, panoptic=0.5))
+    batch = make_batch(instances)
+    labels = [own % things for own in batch.labels]
+    semantic = torch.where(batch.instances > 0, 1 + (batch.semantic - STUFF) % things, 0)  # void is channel 0
+    values = losses(batch._replace(labels=labels, semantic=semantic.byte()))
+    assert list(values) == NAMES and all(map(torch.isfinite, values.values()))
+    assert values["semantic"] > 0 and values["panoptic"] > 0, "the background is learned too"
+    sum(values.values()).backward()
+    gradients(losses)
+
+
+@pytest.mark.parametrize("stuff", [1, 4])
+def test_stuff_alone(small: ModelConfig, make_batch: MakeBatch, stuff: int) -> None:
+    losses = TrainingLosses(UPSNet(small, stuff, 0), LossConfig(semantic=0.5, semantic_roi=0.2, panoptic=0.5))
+    batch = make_batch([0, 0])
+    values = losses(batch._replace(semantic=batch.semantic % stuff))
+    assert list(values) == ["semantic"]
+    assert (values["semantic"] > 0) == (stuff > 1)
+    values["semantic"].backward()
+    gradients(losses)
+    with pytest.raises(InputError, match=r"loss\.semantic is 0"):
+        TrainingLosses(losses.model, LossConfig(semantic=0))
 
 
 def test_an_image_of_void_alone(losses: TrainingLosses, make_batch: MakeBatch) -> None:

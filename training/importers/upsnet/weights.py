@@ -100,7 +100,10 @@ def class_counts(weights: dict[str, Tensor], path: Path) -> tuple[int, int]:
     if scores[0] is None or scores[1] is None or len(scores[0]) < len(scores[1]):
         raise InputError(f"{path}: no UPSNet: lacks fcn_head.score.weight or rcnn.cls_score.weight, or they do not fit")
     things = len(scores[1]) - 1
-    return len(scores[0]) - things, things
+    stuff = len(scores[0]) - things
+    if not stuff or not things:
+        raise InputError(f"{path}: has {stuff} stuff and {things} thing classes; an original UPSNet has both")
+    return stuff, things
 
 
 def to_ours(model: UPSNet, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
