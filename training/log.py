@@ -107,7 +107,8 @@ class Log:
         self._write(step, {"val": quality})
         with writing(self.board.log_dir):
             for name, picture in pictures.items():
-                self.board.add_image(f"prediction_and_truth/{name}", picture, step, dataformats="HWC")
+                tag = f"prediction_and_truth/{name}".encode("utf-8", "backslashreplace").decode()  # no text, for one
+                self.board.add_image(tag, picture, step, dataformats="HWC")
         tqdm.write(f"step {step}: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None))
 
     def _write(self, step: int, groups: Mapping[str, Mapping[str, float | None]]) -> None:
