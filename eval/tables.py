@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from eval.figures import points
@@ -41,5 +42,5 @@ def class_table(report: Mapping[str, Any], categories: Categories) -> Table:
         cells += [str(pq[name]) for name in ("tp", "fp", "fn")] if present else ["–"] * 3
         cells.append(points(report.get("miou", {}).get("per_class", {}).get(key)))
         cells += [points(report.get("ap", {}).get(kind, {}).get("per_class", {}).get(key)) for kind in ("box", "mask")]
-        table.add_row(category.name, *cells)
+        table.add_row(escape(category.name), *cells)
     return table

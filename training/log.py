@@ -6,9 +6,10 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from training.config import Config, dump_config
 from training.distributed import Process
 from training.schedule import Plan
 from training.step import Report
-from upsnet.files import write_json, write_text
+from upsnet.files import write_json, write_text, writing
 
 
 class Log:
@@ -41,7 +42,9 @@ class Log:
         write_json(out / "versions.json", surroundings(process))
         write_json(out / "plan.json", plan.model_dump(mode="json"))
         write_text(self.metrics, "".join(lines_until(self.metrics, step, evaluated)))
-        self.board = SummaryWriter(str(out / "tb"), purge_step=step + 1)
+        self.hook, threading.excepthook = threading.excepthook, _not_of_the_board
+        with writing(out / "tb"):
+            self.board = SummaryWriter(str(out / "tb"), purge_step=step + 1)
         self.bar = tqdm(
             desc=config.name,
             unit="step",
@@ -53,10 +56,12 @@ class Log:
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if self.writes:
             self.bar.close()
-            self.board.close()
+            with writing(self.board.log_dir) if kind is None else suppress(OSError):
+                self.board.close()
+            threading.excepthook = self.hook
 
     def restart(self) -> None:
         """Measure the speed from now on; to be called after a pause as well."""
@@ -100,20 +105,29 @@ class Log:
     def quality(self, step: int, quality: Mapping[str, float | None], pictures: Mapping[str, np.ndarray]) -> None:
         """Write the figures of an evaluation, and pictures H x W x 3 by name; for the first process alone."""
         self._write(step, {"val": quality})
-        for name, picture in pictures.items():
-            self.board.add_image(f"prediction_and_truth/{name}", picture, step, dataformats="HWC")
+        with writing(self.board.log_dir):
+            for name, picture in pictures.items():
+                tag = f"prediction_and_truth/{name}".encode("utf-8", "backslashreplace").decode()  # no text, for one
+                self.board.add_image(tag, picture, step, dataformats="HWC")
         figures = ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None)
         tqdm.write(f"step {step}: {figures or 'no figures, as no segment is there'}")
 
     def _write(self, step: int, groups: Mapping[str, Mapping[str, float | None]]) -> None:
         line: dict[str, float | None] = {"step": step}
-        for group, values in groups.items():
-            line |= values
-            for name, value in values.items():
-                if value is not None:
-                    self.board.add_scalar(f"{group}/{name}", value, step)
-        with self.metrics.open("a", encoding="utf-8") as stream:
+        with writing(self.board.log_dir):
+            for group, values in groups.items():
+                line |= values
+                for name, value in values.items():
+                    if value is not None:
+                        self.board.add_scalar(f"{group}/{name}", value, step)
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _not_of_the_board(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread, and raises again here what stopped it: told once, not as a traceback before."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def lines_until(metrics: Path, step: int, evaluated: bool) -> list[str]:

@@ -7,6 +7,7 @@ import math
 import torch
 from pydantic import BaseModel, ConfigDict
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class Plan(BaseModel):
             decay = "a tenth from step " + ", ".join(f"{step:,}" for step in self.decay_steps)
         share = f"{self.processes} processes x {self.images_per_gpu} images x {self.passes} passes"
         seen = self.iterations * self.images_per_step
-        table = Table(title=title, box=SIMPLE, show_header=False, title_justify="left")
+        table = Table(title=escape(title), box=SIMPLE, show_header=False, title_justify="left")
         for name, value in {
             "images a step": f"{self.images_per_step} = {share}",
             "steps": f"{self.iterations:,}",

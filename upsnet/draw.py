@@ -6,10 +6,11 @@ import colorsys
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from upsnet.categories import Categories
 from upsnet.errors import InputError
+from upsnet.labels import labels_of, open_font
 from upsnet.result import PanopticResult, Segment
 
 LEGIBLE_SIDE = 320  # smaller photos are enlarged until their long side reaches this, so that labels fit
@@ -122,15 +123,16 @@ def _draw_labels(
     """Names on their segments' colours, the largest segment first."""
     draw = ImageDraw.Draw(image)
     size = max(12, round(max(image.size) / 52))
-    font = ImageFont.load_default(size)
+    labels = labels_of(categories)
     margin = max(2, size // 5)
     placed: list[_Box] = []
     points = _label_points(index, len(segments))
     for place in sorted(points, key=lambda place: -segments[place].area):
         segment = segments[place]
         category = categories[segment.category]
-        name = " ".join(category.name.split())  # a label is one line
-        text = f"{name} {segment.score:.2f}" if scores and category.isthing else name
+        label = labels[segment.category]
+        font = open_font(label.font, size)
+        text = f"{label.text} {segment.score:.2f}" if scores and category.isthing else label.text
         width = round(draw.textlength(text, font)) + 2 * margin
         box = _free_box(points[place], (width, size + 2 * margin), image.size, placed)
         if box is None:

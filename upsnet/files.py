@@ -120,7 +120,7 @@ def _move_into(source: Path, target: Path) -> None:
 
 
 def write_text(path: PathLike, text: str) -> None:
-    """Write UTF-8 text atomically. Surrogates, as names that are not UTF-8 have, are escaped."""
+    """Write UTF-8 text atomically. What a file's name holds besides text is written escaped."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 

@@ -18,6 +18,8 @@ import export.onnx_export
 from export.engine import Engine
 from export.tensorrt_build import optimization_profile
 from tests.agreement import assert_same_segments
+from tests.small_disk import small_disk
+from training.checkpoint import load_model
 from training.predictor import PyTorchPredictor
 from upsnet.command_line.command import make_app
 from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
@@ -192,3 +194,13 @@ def test_running_a_model_needs_no_torch(tiny_run: Path) -> None:
     command = [sys.executable, "-c", code, str(tiny_run / "model.onnx")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_full_disk_leaves_nothing_half_exported(tiny_run: Path, tmp_path: Path) -> None:
+    manifest = Manifest.load(tiny_run / "model.manifest.json")
+    model, *_ = load_model(tiny_run / "last.safetensors")
+    with small_disk(100_000), pytest.raises(InputError, match=r"model\.onnx: cannot be written: File too large"):
+        export.onnx_export.write_onnx(model, manifest, tmp_path / "model.onnx")
+    with small_disk(100_000), pytest.raises(InputError, match=r"fast\.onnx: cannot be written: the disk may be full"):
+        export.engine.optimize(tiny_run / "model.onnx", tmp_path / "fast.onnx")
+    assert list(tmp_path.iterdir()) == []

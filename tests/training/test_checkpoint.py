@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.small_disk import small_disk
 from tests.training.tiny_network import SMALL, settings
 from training.checkpoint import Checkpoint, copy_tensors, digest, load, load_model, save, versions
 from training.config import Config
@@ -298,3 +299,13 @@ def test_too_many_segments_for_the_map(tmp_path: Path) -> None:
     save(path, small_checkpoint()._replace(config=config, categories=stuff, model=model.state_dict()))
     with pytest.raises(InputError, match="exceed 255 segments"):
         PyTorchPredictor(path)
+
+
+def test_a_full_disk_keeps_the_checkpoint_that_is_there(path: Path) -> None:
+    before = path.read_bytes()
+    words = r"last\.safetensors: cannot be written: File too large; the one that was there before is whole"
+    with small_disk(100_000), pytest.raises(InputError, match=words):
+        save(path, small_checkpoint())
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+    with small_disk(100_000), pytest.raises(InputError, match=r"other\.safetensors: cannot be written: [A-z ]+$"):
+        save(path.with_name("other.safetensors"), small_checkpoint())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -17,12 +20,33 @@ BAD_INPUT = 2
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Bad input ends in one line on stderr and exit status 2."""
+    """Bad input, and what the system refuses, ends in one line on stderr and exit status 2."""
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(BAD_INPUT) from None
+        complain(str(error))
+    except OSError as error:
+        if error.errno in (None, errno.EPIPE):  # no word of the system's; and `| head` has read enough
+            raise
+        flush_output()  # where it is the output that cannot be written, this says so
+        place = error.filename2 or error.filename
+        complain(f"{os.fsdecode(place) if place else 'the output cannot be written'}: {error.strerror}")
+
+
+def complain(message: str) -> NoReturn:
+    with suppress(OSError):  # the disk that is full may be that of stderr
+        print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(BAD_INPUT) from None
+
+
+def flush_output() -> None:
+    """InputError's line where stdout leads to a file that cannot be written, or nothing: whoever reads it has ended."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more as it ends
+        if error.errno != errno.EPIPE:
+            complain(f"the output cannot be written: {error.strerror}")
 
 
 # Any below: typer has no public name for the context of its own copy of click.
@@ -43,7 +67,9 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         with refusing():
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            flush_output()
+            return result
 
 
 def make_app(command: Callable[..., None]) -> typer.Typer:
@@ -55,4 +81,16 @@ def make_app(command: Callable[..., None]) -> typer.Typer:
 
 def run(command: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
     """Run it on `arguments` (default: the process's) and exit."""
-    make_app(command)(args=arguments)
+    execute(make_app(command), args=arguments)
+
+
+def execute(app: typer.Typer, **arguments: Any) -> None:
+    """Run a command line and exit. A file's name that is no text of the terminal's encoding is printed escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with refusing():  # of what comes before and after a command, as its help
+            app(**arguments)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)

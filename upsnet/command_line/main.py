@@ -6,8 +6,6 @@ What needs PyTorch or Triton lives in the workshop, the folders beside this pack
 from __future__ import annotations
 
 import difflib
-import io
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -15,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 import upsnet
-from upsnet.command_line.command import make_app, refusing
+from upsnet.command_line.command import execute, make_app, refusing
 from upsnet.errors import InputError
 from upsnet.workshop import load_module
 
@@ -123,6 +121,4 @@ def make_root() -> typer.Typer:
 
 def main() -> None:
     """The console script."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text of the terminal's encoding
-    make_root()(prog_name="upsnet")
+    execute(make_root(), prog_name="upsnet")

@@ -36,7 +36,8 @@ def class_table(report: Mapping[str, Any], categories: Sequence[Mapping[str, Any
         if any(figures[count] for count in ("tp", "fp", "fn")):
             fractions = f"{100 * figures['pq']:>6.1f}{100 * figures['sq']:>7.1f}{100 * figures['rq']:>7.1f}"
             numbers = "".join(f"{figures[count]:>8}" for count in ("tp", "fp", "fn"))
-            lines.append(f"{fractions}{numbers}  {category.get('name', category['id'])}")
+            name = " ".join(str(category.get("name", category["id"])).split())
+            lines.append(f"{fractions}{numbers}  {name}")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ import sys
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -14,7 +15,7 @@ def make_table(title: str, *headings: str, left: int = 1) -> Table:
 
     Without headings: columns of words, as many as the rows have.
     """
-    table = Table(title=title or None, box=SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
+    table = Table(title=escape(title) or None, box=SIMPLE, padding=(0, 1, 0, 0), title_justify="left")
     table.show_header = bool(headings)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < left else "right", overflow="fold")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS
 from upsnet.errors import InputError, one_line
+from upsnet.files import WriteError
 from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
@@ -67,4 +68,6 @@ def open_session(model: Path, threads: int | None = None, optimized: Path | None
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
+        if optimized is not None and "serialization failed" in reason:  # the system's own word is lost
+            raise WriteError(optimized, f"the disk may be full (ONNX Runtime: {reason})") from None
         raise InputError(f"{model}: ONNX Runtime cannot load it ({reason}); export it again with `make onnx`") from None
