@@ -19,7 +19,7 @@ from torch import nn
 
 from training.checkpoint import Checkpoint, copy_tensors, load, load_weights, save, versions
 from training.config import Config, differing_keys
-from training.data.batch import fit_workers, make_loader, reading
+from training.data.loader import fit_workers, make_loader, reading
 from training.data.open import image_digest, make_sampler, open_training, open_validation
 from training.distributed import Process, gather, processes
 from training.evaluation import pictures, quality
