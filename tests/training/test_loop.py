@@ -219,20 +219,15 @@ def test_an_average_or_a_momentum_that_is_not_finite_is_not_saved_either(
     tensor = run.stepper.ema.module.conv.bias if part == "ema" else next(iter(run.stepper.optimizer.state.values()))
     with torch.no_grad():
         (tensor if isinstance(tensor, torch.Tensor) else tensor["momentum_buffer"]).view(-1)[0] = math.inf
-    with pytest.raises(
-        TrainingError, match=rf"step 0: weights not finite: {part}\.conv\.(bias|weight\.momentum_buffer);"
-    ):
+    with pytest.raises(TrainingError, match=rf"step 0: weights not finite: {part}\.conv\.\w+(\.momentum_buffer)?; "):
         run.save("last.safetensors")
     assert not list(tmp_path.iterdir())
 
 
 RUN_AWAY: list[dict[str, Any]] = [
     {"optimizer": "sgd", "lr": 1e6},
-    {"optimizer": "adamw", "lr": 1e25, "ema": 0.9},
-    {"optimizer": "adamw", "lr": 1e300, "warmup": 100, "policy": "cosine"},
-    {"optimizer": "adamw", "lr": 1e20, "images_per_gpu": 1, "clip_norm": 1.0},
-    {"optimizer": "adamw", "lr": 1e20, "evaluate_every": 1},
-    {"optimizer": "adamw", "lr": 1e20, "precision": "bf16"},
+    {"optimizer": "adamw", "lr": 1e25, "ema": 0.9, "evaluate_every": 1},
+    {"optimizer": "adamw", "lr": 1e300, "warmup": 9, "policy": "cosine", "images_per_gpu": 1, "clip_norm": 1.0},
     {"optimizer": "sgd", "lr": 1e6, "precision": "fp16"},
 ]
 
@@ -251,9 +246,7 @@ def test_a_learning_rate_far_too_high_names_the_step_and_the_images(
         compute={"precision": precision},
         **{"warmup": 0, "evaluate_every": 0, **rest},
     )
-    with pytest.raises(
-        TrainingError, match=r"^step \d+: not finite: loss nan .*; images \d+, \d+; .*lower schedule\.lr"
-    ):
+    with pytest.raises(TrainingError, match=r"^step \d+: not finite: loss .*; images \d+, \d+; .*lower schedule\.lr"):
         train(config, tmp_path, "cpu")
 
 

@@ -261,10 +261,7 @@ def test_under_autocast(small: ModelConfig, losses: TrainingLosses, make_batch: 
     assert low["semantic"].item() != full["semantic"].item(), "the network did not run in bfloat16"
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
-@pytest.mark.parametrize(
-    "part", ["rpn.deltas", "rpn.logits", "rpn.conv", "box_head.deltas", "mask_head", "fpn", "backbone"]
-)
+@pytest.mark.parametrize(("part", "value"), [("rpn.deltas", math.nan), ("rpn.logits", math.inf), ("fpn", 3e38)])
 def test_numbers_that_run_away_end_in_a_loss_that_is_not_finite(
     losses: TrainingLosses, make_batch: MakeBatch, part: str, value: float
 ) -> None:
