@@ -93,7 +93,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. InputError: missing, truncated or corrupt, not ours, of another format version.
+    """Read a checkpoint onto the CPU. InputError: missing, truncated or corrupt, not ours, of another format version,
+    or with numbers that are not finite.
 
     Every byte is checked against the SHA-256, or weights with a flipped bit would be taken for good ones.
     """
@@ -108,6 +109,10 @@ def load(path: Path) -> Checkpoint:
         )
     if metadata.pop("sha256", None) != digest(tensors, metadata):
         raise InputError(f"{path}: truncated or corrupt (its SHA-256 is another); {RETRAIN}")
+    if bad := not_finite(tensors):
+        raise InputError(
+            f"{path}: not finite: {', '.join(bad[:3])}{f' and {len(bad) - 3} more' * (len(bad) > 3)}; {RETRAIN}"
+        )
     if missing := [name for name in VALUES if name not in metadata]:
         raise InputError(f"{path}: checkpoint without {', '.join(missing)}; {RETRAIN}")
     values: dict[str, Any] = {name: json.loads(metadata[name]) for name in VALUES}
@@ -152,6 +157,11 @@ def copy_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], complai
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold a NaN or an infinity."""
+    return [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
 
 
 def _within(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

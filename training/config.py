@@ -16,12 +16,13 @@ from upsnet.geometry import ResizeRule
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+Above0 = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys are errors."""
+    """A part of the configuration: immutable; unknown keys and numbers that are not finite are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class HybridConfig(Section):
@@ -71,7 +72,7 @@ class FpnConfig(Section):
 class RpnConfig(Section):
     channels: Positive = 256
     anchor_scale: float = Field(8.0, gt=0)
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_ratios: Annotated[tuple[Above0, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
     train_top_n: Positive = 2000
     test_top_n: Positive = 1000
     nms_threshold: Share = 0.7
@@ -124,7 +125,7 @@ class ModelConfig(Section):
     semantic_head: SemanticHeadConfig = SemanticHeadConfig()
     panoptic: PanopticConfig = PanopticConfig()
     pixel_mean: tuple[float, float, float] = OURS.pixel_mean
-    pixel_std: tuple[float, float, float] = OURS.pixel_std
+    pixel_std: tuple[Above0, Above0, Above0] = OURS.pixel_std
 
     @model_validator(mode="before")
     @classmethod

@@ -17,10 +17,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from training.checkpoint import Checkpoint, copy_tensors, load, load_weights, save, versions
+from training.checkpoint import Checkpoint, copy_tensors, load, load_weights, not_finite, save, versions
 from training.config import Config, differing_keys
-from training.data.batch import fit_workers, make_loader, reading
 from training.data.check import check_images_once
+from training.data.loader import fit_workers, make_loader, reading
 from training.data.open import image_digest, make_sampler, open_training, open_validation
 from training.distributed import Process, gather, processes
 from training.evaluation import pictures, quality
@@ -254,7 +254,7 @@ class Run:
         self.save(LAST)
 
     def save(self, name: str) -> None:
-        """Write the checkpoint (the first process). TrainingError, and no file, when a weight is not finite."""
+        """Write the checkpoint (the first process). TrainingError, and no file, when a number of it is not finite."""
         if not self.process.first:
             return
         stepper = self.stepper
@@ -274,7 +274,9 @@ class Run:
         )
         if name == BEST:  # the weights that were evaluated, alone
             checkpoint = checkpoint._replace(model=checkpoint.weights, optimizer={}, ema={}, scaler={})
-        if bad := [key for key, tensor in checkpoint.model.items() if not torch.isfinite(tensor).all()]:
+        bad = not_finite(checkpoint.model)
+        bad += [f"{part}.{key}" for part in ("ema", "optimizer") for key in not_finite(getattr(checkpoint, part))]
+        if bad:
             raise TrainingError(
                 f"step {self.step}: weights not finite: {', '.join(bad)}; {name} is from before; lower schedule.lr"
             )

@@ -145,11 +145,14 @@ class Stepper:
         left_out = 1.0 <= after < before  # an overflow of fp16: the step was left out, and the scale lowered
         if not all(map(math.isfinite, terms)) or not (math.isfinite(norm) or left_out):
             everyones = gather(pending.image_ids, self.process)
+            cure = "lower schedule.lr or set schedule.clip_norm"
+            if after < 1.0:
+                cure = f"fp16 overflows at a loss scale of {before:g} too: compute.precision=bf16, or {cure}"
             raise TrainingError(
                 f"step {report.step}: not finite: loss {report.loss:.4g} "
                 f"({', '.join(f'{name} {value:.4g}' for name, value in report.losses.items())}), gradient norm "
                 f"{norm:.4g}; images {', '.join(map(str, chain.from_iterable(everyones)))}; the checkpoints are from "
-                "before; lower schedule.lr or set schedule.clip_norm"
+                f"before; {cure}"
             )
         return report
 

@@ -62,7 +62,8 @@ def main(
         signal = train(settings, out, device, init=init, classes=classes or "by-name")
     except (InputError, TrainingError) as error:
         if first_to_fail():
-            print(f"error: {error}", file=sys.stderr)
+            bar = "\n" if launched_rank() else ""  # the first process's progress, which may stand there unfinished
+            print(f"{bar}error: {error}", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
     if signal:
         if launched_rank() == 0:

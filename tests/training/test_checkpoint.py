@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,17 @@ def test_every_wrong_weight_is_named(path: Path) -> None:
     for name in wrong:
         assert f"{name} is [3, 1, 2] instead of" in message
     assert "unexpected head.extra; unexpected head.more" in message
+
+
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
+def test_numbers_that_are_not_finite_are_named(path: Path, part: str) -> None:
+    checkpoint = small_checkpoint()
+    tensors = {name: tensor.clone() for name, tensor in checkpoint.model.items()}
+    for name in list(tensors)[:5]:
+        tensors[name].view(-1)[-1] = -math.inf
+    spoiled: dict[str, Any] = {part: tensors}
+    save(path, checkpoint._replace(**spoiled))
+    assert f"{path}: not finite: {part}." in refusal(path) and " and 2 more; give the path of a" in refusal(path)
 
 
 def test_failed_save_leaves_the_old_file_alone(path: Path) -> None:

@@ -27,7 +27,8 @@ from tests.training.tiny_network import (
 )
 from training.checkpoint import load, load_model, save
 from training.config import load_config
-from training.loop import train
+from training.distributed import Process
+from training.loop import Run, train
 from training.schedule import Plan, make_plan
 from training.signals import stop_signals
 from training.step import TrainingError, step_seed
@@ -215,6 +216,46 @@ def test_non_finite_weights_are_not_saved(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 8: weights not finite: statistic; last\.safetensors is from before"):
         train(settings(shapes), tmp_path, "cpu", tiny(accident=accident))
     assert load(tmp_path / "last.safetensors").step == 6
+
+
+@pytest.mark.parametrize("part", ["ema", "optimizer"])
+def test_an_average_or_a_momentum_that_is_not_finite_is_not_saved_either(
+    shapes: Path, tmp_path: Path, part: str
+) -> None:
+    run = Run(settings(shapes, ema=0.9), tmp_path, Process(0, 1, torch.device("cpu")), tiny())
+    assert run.stepper.ema
+    tensor = run.stepper.ema.module.conv.bias if part == "ema" else next(iter(run.stepper.optimizer.state.values()))
+    with torch.no_grad():
+        (tensor if isinstance(tensor, torch.Tensor) else tensor["momentum_buffer"]).view(-1)[0] = math.inf
+    with pytest.raises(TrainingError, match=rf"step 0: weights not finite: {part}\.conv\.\w+(\.momentum_buffer)?; "):
+        run.save("last.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+RUN_AWAY: list[dict[str, Any]] = [
+    {"optimizer": "sgd", "lr": 1e6},
+    {"optimizer": "adamw", "lr": 1e25, "ema": 0.9, "evaluate_every": 1},
+    {"optimizer": "adamw", "lr": 1e300, "warmup": 9, "policy": "cosine", "images_per_gpu": 1, "clip_norm": 1.0},
+    {"optimizer": "sgd", "lr": 1e6, "precision": "fp16"},
+]
+
+
+@pytest.mark.parametrize("options", RUN_AWAY, ids=str)
+def test_a_learning_rate_far_too_high_names_the_step_and_the_images(
+    shapes: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """The real network. Where only the evaluation meets what the step has made, its figures are bad ones."""
+    precision = options.get("precision", "fp32")
+    plain = SMALL | {"semantic_head": {"channels": [16], "deformable": False}}
+    rest = {key: value for key, value in options.items() if key != "precision"}
+    config = settings(
+        shapes,
+        model=plain if precision != "fp32" else SMALL,
+        compute={"precision": precision},
+        **{"warmup": 0, "evaluate_every": 0, **rest},
+    )
+    with pytest.raises(TrainingError, match=r"^step \d+: not finite: loss .*; images \d+, \d+; .*lower schedule\.lr"):
+        train(config, tmp_path, "cpu")
 
 
 def test_clipping_bounds_the_step(shapes: Path, tmp_path: Path) -> None:

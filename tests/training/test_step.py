@@ -130,8 +130,10 @@ def test_fp16_stops_where_a_smaller_scale_cannot_help(shapes: Path, tmp_path: Pa
         return losses | {"semantic": losses["semantic"] + extra[fault]}
 
     config = settings(shapes, iterations=40, evaluate_every=0, compute={"precision": "fp16"})
-    with pytest.raises(TrainingError, match=rf"^step {step}: not finite"):
+    with pytest.raises(TrainingError, match=rf"^step {step}: not finite") as caught:
         train(config, tmp_path, "cpu", tiny(accident=accident))
+    collapsed = "fp16 overflows at a loss scale of 1 too: compute.precision=bf16, or lower schedule.lr"
+    assert (collapsed in str(caught.value)) == (fault == "gradient")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

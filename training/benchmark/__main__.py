@@ -30,8 +30,8 @@ from training.benchmark.report import loader_table, parts_table, step_table
 from training.benchmark.steps import Timed, TorchvisionStep, UpsnetStep, feed, take_turns, warm_up
 from training.benchmark.synthetic import write_panoptic_set
 from training.config import Config, TimmConfig, load_config
-from training.data.batch import fit_workers
 from training.data.coco_panoptic import PanopticDataset
+from training.data.loader import fit_workers
 from training.data.open import open_training
 from training.predictor import open_device
 from upsnet.command_line.command import run

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.config import Config
-from training.data.batch import Batch, make_loader
+from training.data.batch import Batch
 from training.data.coco_panoptic import PanopticDataset
+from training.data.loader import make_loader, reading
 from training.data.open import make_sampler
 from training.schedule import make_plan
 
@@ -34,7 +35,8 @@ def open_loader(dataset: PanopticDataset, config: Config, batches: int, workers:
 
 def take_batches(dataset: PanopticDataset, config: Config, count: int) -> list[Batch]:
     """The first `count` batches, kept in memory."""
-    return list(tqdm(open_loader(dataset, config, count, 0), desc="batches", unit="batch", disable=None))
+    with reading(open_loader(dataset, config, count, 0)) as batches:
+        return list(tqdm(batches, desc="batches", total=count, unit="batch", disable=None))
 
 
 def loader_rates(dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int) -> list[Rate]:
@@ -45,12 +47,12 @@ def loader_rates(dataset: PanopticDataset, config: Config, workers: Sequence[int
     rates = []
     for count in workers:
         warm_up = max(1, count)
-        loader = iter(open_loader(dataset, config, batches + warm_up, count))
-        for _ in islice(loader, warm_up):
-            pass
-        start = time.perf_counter()
-        bar = tqdm(loader, f"{count} workers", batches, unit="batch", disable=None)
-        images = sum(len(batch.images) for batch in bar)
-        seconds = time.perf_counter() - start
+        with reading(open_loader(dataset, config, batches + warm_up, count)) as loader:
+            for _ in islice(loader, warm_up):
+                pass
+            start = time.perf_counter()
+            bar = tqdm(loader, f"{count} workers", batches, unit="batch", disable=None)
+            images = sum(len(batch.images) for batch in bar)
+            seconds = time.perf_counter() - start
         rates.append(Rate(count, images, seconds, images / seconds))
     return rates

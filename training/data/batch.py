@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
 from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
-from training.data.coco_panoptic import PanopticDataset
 from training.data.sample import IGNORE, Sample
 from training.schedule import Plan
-from training.signals import ignore_stop_signals
-from upsnet.datasets.parallel import usable_cores
-from upsnet.errors import InputError
 
 
 class Batch(NamedTuple):
@@ -108,44 +101,3 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """A permutation of 0..size-1, int64; from the raw bit stream, which numpy keeps the same in all versions."""
     raw = np.asarray(np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(size))
     return np.argsort(raw, kind="stable")
-
-
-def fit_workers(wanted: int) -> int:
-    """At most as many loader workers as this process has cores, which torchrun's processes on a machine share alike;
-    at least one where any is wanted. Their number changes no batch."""
-    cores = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(wanted, max(1, cores))
-
-
-def make_loader(dataset: PanopticDataset, sampler: StepSampler, workers: int = 0) -> DataLoader:
-    """A loader of Batch, one for each forward pass, over `sampler`. The global random state of torch stays as it is.
-
-    Images of one forward pass are padded to the largest of them, so several processes may pad to different sizes.
-    """
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=partial(collate_train, divisor=dataset.rule.divisor),
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_stop_signals,
-        generator=torch.Generator().manual_seed(sampler.seed),
-    )
-
-
-@contextmanager
-def reading(loader: DataLoader) -> Iterator[Iterator[Batch]]:
-    """The loader's batches. InputError, in one line, where one of its workers finds a faulty image.
-
-    The workers end with it. Python would wait for them for ever where an error's traceback still holds the loader: they
-    ignore the SIGTERM by which it ends them.
-    """
-    batches = iter(loader)
-    try:
-        yield batches
-    except InputError as error:  # a worker's begins with its traceback
-        raise InputError(str(error).splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")) from None
-    finally:
-        if loader.num_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]

@@ -93,8 +93,11 @@ def assign_rois(
 ) -> RoiTargets:
     """Sample RoIs among the proposals [B, P, 4] (where `valid`) and the ground truth boxes, one [n, 4] an image.
 
-    Foreground: IoU >= positive_iou with the box that it overlaps most (ties: the first). The rest is background.
+    Foreground: IoU >= positive_iou with the box that it overlaps most (ties: the first). The rest is background. A
+    proposal with a coordinate that is not finite is none: the targets' pixels are found by the coordinates of RoIs.
     """
+    valid = valid & proposals.isfinite().all(2)
+    proposals = proposals.where(valid.unsqueeze(2), 0.0)
     truth, counts = padded(boxes), count_boxes(boxes, proposals.device)
     real = torch.arange(truth.shape[1], device=truth.device) < counts.unsqueeze(1)
     pool, eligible = torch.cat([proposals, truth], dim=1), torch.cat([valid, real], dim=1)

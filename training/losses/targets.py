@@ -57,9 +57,10 @@ def mask_targets(instances: Tensor, rois: Tensor, owners: Tensor) -> Tensor:
 
 def sampling(low: Tensor, high: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Along one axis of a map, for intervals low..high [B, R]: the pixels that each of the 28 bins reads, one bin after
-    the other, and their weights in its mean; both [B, R, 28 * k]. Bilinear; zero more than one pixel outside."""
+    the other, and their weights in its mean; both [B, R, 28 * k]. Bilinear; zero more than one pixel outside, and
+    for an end that is not finite."""
     place = (torch.arange(MASK_SIZE * SAMPLES, device=low.device, dtype=low.dtype) + 0.5) / (MASK_SIZE * SAMPLES)
-    at = low.unsqueeze(2) + place * (high - low).unsqueeze(2) - 0.5
+    at = (low.unsqueeze(2) + place * (high - low).unsqueeze(2) - 0.5).nan_to_num(nan=-2.0)
     counts = (at >= -1) & (at <= length)
     at = at.clamp(0, length - 1)
     near = at.floor()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from upsnet.errors import InputError
@@ -27,14 +30,21 @@ def usable_cores() -> int:
 def map_parallel(function: Callable[[Work], Result], pieces: Iterable[Work], workers: int) -> Iterator[Result]:
     """function(piece) of every piece, in their order. One worker: in this process. More: `function` is a module's own.
 
-    Raises what `function` raises, without waiting for the rest; InputError when a process dies or workers < 1.
+    Raises what `function` raises, without waiting for the rest; InputError when memory runs out, a process dies or
+    workers < 1. The processes end with this one, however it ends.
     """
     if workers < 1:
         raise InputError(f"--workers {workers}: give at least 1")
-    if workers == 1:
-        yield from map(function, pieces)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield from _results(function, pieces, workers) if workers > 1 else map(function, pieces)
+    except MemoryError as error:
+        raise InputError(f"memory ran out in one of {workers} worker processes; give fewer --workers") from error
+    except BrokenProcessPool as error:
+        raise InputError(f"one of {workers} worker processes died; if memory ran out, give fewer --workers") from error
+
+
+def _results(function: Callable[[Work], Result], pieces: Iterable[Work], workers: int) -> Iterator[Result]:
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         rest = iter(pieces)
         pending: deque[Future[Result]] = deque(pool.submit(function, p) for p in islice(rest, AHEAD * workers))
@@ -42,10 +52,20 @@ def map_parallel(function: Callable[[Work], Result], pieces: Iterable[Work], wor
             result = pending.popleft().result()
             pending.extend(pool.submit(function, piece) for piece in islice(rest, 1))
             yield result
-    except BrokenProcessPool as error:
-        raise InputError(f"one of {workers} worker processes died; if memory ran out, give fewer --workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """In a worker: Ctrl-C is for the process that gives the work, and without that process there is none."""
+
+    def end_with(parent: BaseProcess) -> None:
+        parent.join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=end_with, args=(parent,), daemon=True).start()
 
 
 def chunked(items: Iterable[Work], size: int) -> Iterator[list[Work]]:

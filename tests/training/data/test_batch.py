@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import re
-import shutil
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import training.data.batch
-from tests.training.tiny_network import shapes_split
-from training.config import ScheduleConfig
+from tests.training.data.open_shapes import open_shapes, sampler
 from training.data.batch import (
-    StepSampler,
     collate_train,
-    fit_workers,
-    make_loader,
     orientations,
     permutation,
-    reading,
 )
-from training.data.coco_panoptic import PanopticDataset
 from training.data.sample import IGNORE, Sample
-from training.data.transforms import NO_AUGMENTATION, Augment
-from training.schedule import make_plan
-from upsnet.errors import InputError
-from upsnet.geometry import ResizeRule, collate, to_network
+from upsnet.geometry import collate, to_network
 from upsnet.photos import read_photo
-
-
-def open_shapes(folder: Path, augment: Augment = NO_AUGMENTATION, divisor: int = 32) -> PanopticDataset:
-    return PanopticDataset(shapes_split(folder), ResizeRule(short_side=80, max_side=120, divisor=divisor), augment)
 
 
 def flat_sample(height: int, width: int, things: int) -> Sample:
@@ -90,15 +72,6 @@ def test_to_a_device_moves_everything() -> None:
     maps = [batch.images, batch.semantic, batch.instances]
     tensors = [*maps, batch.sizes, batch.scales, batch.seeds, *batch.boxes, *batch.labels]
     assert {t.device.type for t in tensors} == {"meta"} and batch.image_ids == [4]
-
-
-def sampler(
-    images: int | list[int], total: int, steps: int, seed: int = 0, *, world: int = 1, passes: int = 1, **place: int
-) -> StepSampler:
-    """Over a number of images, or their groups; `total` images a step. place: rank, first_step."""
-    schedule = ScheduleConfig(iterations=steps, images_per_step=total, images_per_gpu=total // world // passes)
-    groups = images if isinstance(images, list) else [0] * images
-    return StepSampler(groups, make_plan(schedule, world), seed, **place)
 
 
 def test_sampler_known_answers() -> None:
@@ -178,43 +151,3 @@ def test_groups_properties(groups: list[int], share: int, world: int, passes: in
 def test_seeds_and_epochs_differ() -> None:
     orders = [permutation(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
-
-
-def test_loader_with_workers_gives_the_same_batches(shapes_folder: Path) -> None:
-    dataset = open_shapes(shapes_folder, Augment(flip=0.5, color=0.2, scale=(0.7, 1.4)), divisor=16)
-    state = torch.get_rng_state()
-    alone = list(make_loader(dataset, sampler(len(dataset), 4, 3)))
-    helped = list(make_loader(dataset, sampler(len(dataset), 4, 3, first_step=1), workers=2))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert len(alone) == 3 and len(helped) == 2
-    for one, two in zip(alone[1:], helped, strict=True):
-        assert torch.equal(one.images, two.images) and torch.equal(one.semantic, two.semantic)
-        assert one.image_ids == two.image_ids
-        assert all(torch.equal(a, b) for a, b in zip(one.boxes, two.boxes, strict=True))
-        assert one.images.shape[1] % 16 == one.images.shape[2] % 16 == 0
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_faulty_image_is_one_line_and_no_worker_stays(shapes_folder: Path, tmp_path: Path, workers: int) -> None:
-    shutil.copytree(shapes_folder, tmp_path / "shapes")
-    dataset = open_shapes(tmp_path / "shapes")
-    photo = dataset.records[0].photo
-    photo.write_text("not a photo")
-    loader = make_loader(dataset, sampler(len(dataset), 1, len(dataset)), workers)
-    words = rf"image 1: {re.escape(str(photo))}: not a readable image: "
-    with pytest.raises(InputError, match=words) as caught:  # noqa: SIM117
-        with reading(loader) as batches:
-            for _ in batches:
-                pass
-    assert "\n" not in str(caught.value)
-    assert not multiprocessing.active_children(), "Python would wait for it at the end, for ever"
-
-
-def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.data.batch, "usable_cores", lambda: 8)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert [fit_workers(wanted) for wanted in (0, 1, 8, 9)] == [0, 1, 8, 8]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert [fit_workers(wanted) for wanted in (0, 1, 8, 9)] == [0, 1, 2, 2]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert [fit_workers(wanted) for wanted in (0, 1, 8)] == [0, 1, 1]

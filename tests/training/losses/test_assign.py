@@ -220,6 +220,18 @@ class TestRois:
         found = self.assigned(proposals, valid, torch.zeros(0, 4), torch.zeros(0).long())
         assert found.labels.tolist() == [[0, IGNORE, IGNORE, IGNORE]] and (found.deltas == 0).all()
 
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_a_proposal_that_is_not_finite_is_none(self, value: float) -> None:
+        data, config = self.scene(OURS), BoxHeadConfig(samples=48)
+        data["valid"][:, ::2] = False
+        expected = assign_rois(**data, config=config, conventions=OURS)
+        data["valid"][:, ::2] = True
+        data["proposals"][:, ::4, 2] = value
+        data["proposals"][:, 2::4] = value
+        for found, wanted in zip(assign_rois(**data, config=config, conventions=OURS), expected, strict=True):
+            assert torch.equal(found, wanted)
+        assert expected.rois.isfinite().all() and (expected.labels > 0).any()
+
     def test_truth_has_nothing_to_correct(self) -> None:
         truth = torch.tensor([[0.0, 0, 20, 20]])
         found = self.assigned(torch.zeros(1, 1, 4), torch.tensor([[False]]), truth, torch.tensor([2]))

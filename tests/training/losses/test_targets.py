@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -68,6 +69,15 @@ class TestMasks:
         found = mask_targets(numbers.unsqueeze(0), rois, owners)[0]
         differing = found != (cut(numbers, rois[0], owners[0], sampling_ratio=0) >= 0.5)
         assert differing.double().mean() < 0.006
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+    def test_a_corner_that_is_not_finite_reads_nothing(self, value: float) -> None:
+        numbers = torch.ones(1, 40, 60, dtype=torch.int16)
+        rois = torch.tensor([[[5.0, 5, 30, 30]] * 5])
+        for corner in range(4):
+            rois[0, corner, corner] = value
+        found = mask_targets(numbers, rois, torch.zeros(1, 5, dtype=torch.int64))
+        assert (found[0, :4] == 0).all() and (found[0, 4] == 1).all()
 
     def test_images_do_not_mix(self) -> None:
         maps = torch.stack([blobs(5, 40, 40, seed=s) for s in (5, 6)])

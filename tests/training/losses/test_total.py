@@ -290,6 +290,23 @@ def test_under_autocast(small: ModelConfig, losses: TrainingLosses, make_batch: 
     assert low["semantic"].item() != full["semantic"].item(), "the network did not run in bfloat16"
 
 
+@pytest.mark.parametrize(("part", "value"), [("rpn.deltas", math.nan), ("rpn.logits", math.inf), ("fpn", 3e38)])
+def test_numbers_that_run_away_end_in_a_loss_that_is_not_finite(
+    losses: TrainingLosses, make_batch: MakeBatch, part: str, value: float
+) -> None:
+    """No index comes from one of them: the losses are there, and say it; so does a prediction's shape."""
+    plain = losses.model.config.semantic_head.model_copy(update={"deformable": False})
+    model = UPSNet(losses.model.config.model_copy(update={"semantic_head": plain}), 4, 3)
+    with torch.no_grad():
+        for parameter in model.get_submodule(part).parameters():
+            parameter.fill_(value)
+    batch = make_batch([3, 0])
+    assert not math.isfinite(sum(loss.item() for loss in TrainingLosses(model, losses.weights)(batch).values()))
+    with torch.inference_mode():
+        panoptic, segments, counts = model.eval()(batch.images, batch.sizes, batch.scales)
+    assert (panoptic.amax((1, 2)) <= counts).all() and (counts <= segments.shape[1]).all()
+
+
 class ReadsNothing(TorchDispatchMode):
     """Fails where a shape or a branch of the host depends on the values of a tensor: it would wait for the device."""
 
