@@ -232,6 +232,8 @@ def _coco(images: Mapping[int, ImageObjects], things: Sequence[int], kind: str, 
     number_of = {id: number for number, id in enumerate(things, 1)}
     for image_number, (_, image) in enumerate(sorted(images.items()), 1):
         for category, box, area, counts, score, crowd in zip(*getattr(image, side), strict=True):
+            if int(category) not in number_of:  # nobody asks for it
+                continue
             annotation: dict[str, Any] = {
                 "id": len(annotations) + 1,
                 "image_id": image_number,

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,3 +188,22 @@ def test_adding_to_a_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"predictions\.json: holds no predictions of these categories"):
         add_prediction(tmp_path, "c.jpg", RESULT, other)
     assert not (tmp_path / "predictions" / "c.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        (None, "no list 'annotations'"),
+        ([7], r"annotations\[0\] has no file_name"),
+        ([{"image_id": 1}], r"annotations\[0\] has no file_name"),
+        ([{"file_name": "a.png"}], r"annotations\[0\]: key 'image_id' is missing"),
+        ([{"file_name": "a.png", "image_id": "1"}], r"annotations\[0\]: 'image_id' is '1', not an integer"),
+    ],
+)
+def test_adding_to_predictions_that_are_none(tmp_path: Path, annotations: Any, message: str) -> None:
+    path = tmp_path / "predictions.json"
+    path.write_text(json.dumps({"annotations": annotations, "categories": TABLE.to_coco()}))
+    before = path.read_text()
+    with pytest.raises(InputError, match=rf"predictions\.json: {message}"):
+        add_prediction(tmp_path, "b.jpg", RESULT, TABLE)
+    assert path.read_text() == before and not (tmp_path / "predictions").exists()

@@ -98,6 +98,31 @@ def test_crowds_are_neither_missed_nor_is_anything_in_them_wrong() -> None:
     assert alone["box"]["AP"] is None
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_left_out(value: float) -> None:
+    """A box or a score that is not finite is no detection, and such a pixel of a mask is no part of it."""
+    truth = scene((3, BOX, 0))
+    plain = scored((truth, detections((DOG, BOX, 0.9)))).results(TABLE)
+    for column in ("boxes", "scores"):
+        found = detections((DOG, OTHER, 0.95), (DOG, BOX, 0.9))
+        getattr(found, column)[0, 0] = value
+        assert scored((truth, found)).results(TABLE) == plain
+    found = detections((DOG, BOX, 0.9))
+    found.masks[0, 0, :20] = value
+    report = scored((truth, found)).results(TABLE)
+    assert report["box"] == plain["box"]
+    assert report["mask"]["AP50"] == pytest.approx(1 if value == np.inf else 0)  # the rest is too little of the mask
+
+
+def test_ids_of_any_sign_and_truth_as_json_has_it() -> None:
+    table = Categories.from_coco([{"id": id, "name": str(id), "isthing": id != 9} for id in (9, -(2**62), 2**62)])
+    ids, _ = scene((3, BOX, 0), (7, OTHER, 0))
+    infos = [{"id": 70_000 * n, "category_id": id, "iscrowd": 0} for n, id in ((1, -(2**62)), (2, 2**62))]
+    stat = AveragePrecision()
+    stat.accumulate(-5, ids, infos, detections((1, BOX, 0.9), (2, OTHER, 0.8)), table)
+    assert stat.results(table)["box"]["per_class"] == {str(-(2**62)): pytest.approx(1), str(2**62): pytest.approx(1)}
+
+
 def test_no_detection_and_no_image() -> None:
     assert scored((scene((3, BOX, 0)), detections())).results(TABLE)["mask"]["AP"] == 0
     empty = AveragePrecision().results(TABLE)

@@ -153,6 +153,23 @@ def test_of_two_predictions_for_one_image_the_last_counts(dataset: Dataset, caps
     assert json.loads((dataset[0] / "out.json").read_text())["results"]["All"]["pq"] == 1
 
 
+def test_numbers_and_texts_of_other_makers(dataset: Dataset, capsys: Capture) -> None:
+    """Floats and a mark at the start are the same figures; backslashes are named."""
+    assert run(dataset) == 0
+    plain = (dataset[0] / "out.json").read_text()
+    folder, gt, pred = dataset
+    for annotation in gt["annotations"]:
+        annotation["image_id"] = float(annotation["image_id"])
+        for info in annotation["segments_info"]:
+            info.update({key: float(info[key]) for key in ("id", "category_id", "iscrowd", "area")})
+    assert run((folder, "\ufeff" + json.dumps(gt), pred)) == 0
+    assert (folder / "out.json").read_text() == plain
+    (folder / "out.json").unlink()
+    capsys.readouterr()
+    pred["annotations"][1]["file_name"] = "deep\\000000000002.png"
+    assert "'" + str(folder / "pred/deep/000000000002.png") + "' is what other systems" in refused(dataset, capsys)
+
+
 def test_strings_are_fine_as_ids_on_both_sides(dataset: Dataset) -> None:
     for document in dataset[1:]:
         for annotation in document["annotations"]:
@@ -191,6 +208,10 @@ def test_many_warnings_are_cut_on_stderr_but_not_in_the_json(dataset: Dataset, c
         (2, ("annotations", 1, "image_id"), "2", "image 2: no prediction in .* another type"),
         (2, ("annotations", 1, "image_id"), 3, "image 2: no prediction"),
         (2, ("annotations", 1, "image_id"), [2], "image_id"),
+        (2, ("annotations", 1, "image_id"), True, r"annotations\[1\]: 'image_id' is True, not an integer or a text"),
+        (1, ("annotations", 0, "segments_info", 0, "iscrowd"), "0", "'iscrowd' is '0', not 0 or 1: it is text; write"),
+        (1, ("annotations", 0, "segments_info", 0, "id"), 1 << 24, "segment 16777216: no PNG holds this id"),
+        (1, ("categories", 0, "isthing"), "1", r"categories\[0\]: 'isthing' is '1', not 0 or 1"),
         (2, ("annotations", 1, "file_name"), 7, "image 2: 'file_name'"),
         (2, ("annotations", 1, "file_name"), "none.png", r"image 2 .*prediction: .*none\.png: no such file"),
         (2, ("annotations", 1, "file_name"), "", "image 2 .*no such file"),
