@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,14 @@ BAD_INPUT = 2
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Bad input ends in one line on stderr and exit status 2."""
+    """Bad input, and a file that the system refuses, ends in one line on stderr and exit status 2."""
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.filename is None:  # no file's
+                raise
+            raise InputError(f"{os.fsdecode(error.filename)}: {error.strerror}") from None
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
@@ -27,9 +33,16 @@ def refusing() -> Iterator[None]:
 
 # Any below: typer has no public name for the context of its own copy of click.
 class Command(TyperCommand):
-    """List options take several values, `--batch-sizes 1 4`, besides typer's own way, the name before each value."""
+    """List options take several values, `--batch-sizes 1 4`, besides typer's own way, the name before each value.
+
+    An empty word is refused: it is a shell's variable that was never set, and as a path it would be this folder.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args:
+            where = f"after {args[args.index('') - 1]}" if args[0] else "at the beginning"
+            with refusing():
+                raise InputError(f"there is an empty word ('') {where}: is a variable of the shell not set?")
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         spread: list[str] = []
         current = ""
