@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from training.conventions import NAMED, OURS, ConventionsName
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError, one_line
 from upsnet.geometry import ResizeRule
 
+MOST = 2**31 - 1  # of any count
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Above0 = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+Channels = Annotated[int, Field(ge=1, le=2**14)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+def _fraction(value: object) -> object:
+    """Python would also read 1e999999999, for hours."""
+    if isinstance(value, str) and not re.fullmatch(r"\d{1,9}(/0*[1-9]\d{0,8}|\.\d{1,18})?", value):
+        raise ValueError("write a fraction, as 2/3 or 0.9")
+    return value
+
+
+def _not_deformable(value: object) -> object:
+    if value is not False:
+        raise ValueError(
+            "the hybrid backbone has no deformable convolutions; leave it out, or take a ResNet: "
+            "backbone: {kind: timm, name: resnet50, deformable_stages: [3, 4, 5]}"
+        )
+    return value
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable; unknown keys and numbers that are not finite are errors."""
+    """A part of the configuration: immutable, unknown keys are errors, and so are numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -29,11 +50,13 @@ class HybridConfig(Section):
     """ResNet-50's layout filled with MBConv blocks; the defaults are the published 200.6 M parameter network."""
 
     kind: Literal["hybrid"] = "hybrid"
-    stem: tuple[Positive, Positive] = (32, 64)
-    widths: tuple[Positive, Positive, Positive, Positive] = (256, 512, 1024, 2048)
-    depths: tuple[Positive, Positive, Positive, Positive] = (3, 4, 6, 3)
-    expansion: Positive = 6
-    deformable: Literal[False] = Field(False, exclude=True)  # configurations of older versions say so
+    stem: tuple[Channels, Channels] = (32, 64)
+    widths: tuple[Channels, Channels, Channels, Channels] = (256, 512, 1024, 2048)
+    depths: tuple[Layers, Layers, Layers, Layers] = (3, 4, 6, 3)
+    expansion: Layers = 6
+    deformable: Annotated[Literal[False], BeforeValidator(_not_deformable)] = Field(
+        False, exclude=True
+    )  # configurations of older versions say so
 
 
 class TimmConfig(Section):
@@ -64,15 +87,15 @@ BackboneConfig = Annotated[HybridConfig | TimmConfig, Field(discriminator="kind"
 
 
 class FpnConfig(Section):
-    channels: Positive = 256
+    channels: Channels = 256
     global_context: bool = True
     upsample: Literal["nearest", "bilinear"] = "bilinear"
 
 
 class RpnConfig(Section):
-    channels: Positive = 256
-    anchor_scale: float = Field(8.0, gt=0)
-    anchor_ratios: Annotated[tuple[Above0, ...], Field(min_length=1)] = (0.5, 1.0, 2.0)
+    channels: Channels = 256
+    anchor_scale: float = Field(8.0, gt=0, le=1000)
+    anchor_ratios: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] = Field((0.5, 1.0, 2.0), min_length=1)
     train_top_n: Positive = 2000
     test_top_n: Positive = 1000
     nms_threshold: Share = 0.7
@@ -83,21 +106,21 @@ class RpnConfig(Section):
 
 
 class BoxHeadConfig(Section):
-    hidden: Positive = 1024
+    hidden: Channels = 1024
     samples: Positive = 512
     positive_fraction: Share = 0.25
     positive_iou: Share = 0.5
 
 
 class MaskHeadConfig(Section):
-    channels: Positive = 256
-    layers: Positive = 4
+    channels: Channels = 256
+    layers: Layers = 4
 
 
 class SemanticHeadConfig(Section):
     """`channels`: output channels of each 3x3 convolution. `deformable` False makes them ordinary ones (ablation)."""
 
-    channels: tuple[Positive, ...] = (256, 128, 128)
+    channels: tuple[Channels, ...] = Field((256, 128, 128), min_length=1)
     deformable: bool = True
 
 
@@ -125,7 +148,7 @@ class ModelConfig(Section):
     semantic_head: SemanticHeadConfig = SemanticHeadConfig()
     panoptic: PanopticConfig = PanopticConfig()
     pixel_mean: tuple[float, float, float] = OURS.pixel_mean
-    pixel_std: tuple[Above0, Above0, Above0] = OURS.pixel_std
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = OURS.pixel_std
 
     @model_validator(mode="before")
     @classmethod
@@ -136,15 +159,14 @@ class ModelConfig(Section):
             return values
         if "legacy" in values:
             legacy, values = values["legacy"], {key: value for key, value in values.items() if key != "legacy"}
-            named = {"True": "upsnet", "False": "ours"}.get(str(legacy))
+            named = {True: "upsnet", False: "ours"}[legacy] if isinstance(legacy, bool) else None
             if values.setdefault("conventions", named) != named or named is None:
-                raise ValueError(
-                    f"legacy: {legacy} contradicts conventions, or is neither true nor false; leave it out"
-                )
+                raise ValueError("legacy contradicts conventions, or is neither true nor false; leave it out")
         backbone = values.get("backbone")
         if isinstance(backbone, dict) and "kind" not in backbone:
             values = values | {"backbone": backbone | {"kind": "hybrid"}}
-        own = NAMED.get(str(values.get("conventions")), OURS)
+        conventions = values.get("conventions")
+        own = NAMED.get(conventions, OURS) if isinstance(conventions, str) else OURS
         return {"pixel_mean": own.pixel_mean, "pixel_std": own.pixel_std} | values
 
 
@@ -178,7 +200,7 @@ class DataConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     group_aspect_ratio: bool = False
     check: Literal["full", "json"] = "full"
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
 
 
 class ScheduleConfig(Section):
@@ -198,13 +220,13 @@ class ScheduleConfig(Section):
     lr: float | None = Field(None, gt=0)
     momentum: Share = 0.9
     weight_decay: float = Field(1e-4, ge=0)
-    warmup: int = Field(1500, ge=0)
+    warmup: Count = 1500
     policy: Literal["step", "cosine"] = "step"
-    decay: tuple[Annotated[Fraction, Field(gt=0, lt=1)], ...] = ()
+    decay: tuple[Annotated[Fraction, BeforeValidator(_fraction), Field(gt=0, lt=1)], ...] = ()
     clip_norm: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
     checkpoint_every: Positive = 1000
-    evaluate_every: int = Field(0, ge=0)
+    evaluate_every: Count = 0
     evaluate_images: Positive | None = None
     log_every: Positive = 20
 
@@ -226,8 +248,8 @@ class ComputeConfig(Section):
 
 
 class Config(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    seed: int = Field(0, ge=0)
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*$", max_length=200)
+    seed: int = Field(0, ge=0, lt=2**63)
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig
@@ -246,11 +268,12 @@ def parse_config(values: object, source: str) -> Config:
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
     """Read a YAML configuration; `overrides` are `section.key=value` strings, applied on top."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration; see training/configs/") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from None
+    values = _parse_yaml(text, f"{path}: not a readable YAML file")
     if not isinstance(values, dict):
         raise InputError(f"{path}: a configuration is a mapping of sections, found {type(values).__name__}")
     for override in overrides:
@@ -288,4 +311,12 @@ def _apply(values: dict, override: str) -> None:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
             raise InputError(f"override {override!r}: {section} is a value, not a section")
-    values[leaf] = yaml.safe_load(text)
+    values[leaf] = _parse_yaml(text, f"override {override!r}: not YAML")
+
+
+def _parse_yaml(text: str, complaint: str) -> Any:
+    """ValueError: a date or a number that Python does not have. RecursionError: nested a thousand times."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{complaint} ({' '.join(str(error).split())})") from None

@@ -8,8 +8,17 @@ if TYPE_CHECKING:  # the operators need InputError on machines that have PyTorch
     from pydantic import ValidationError
 
 
+MOST_PARTS = 20  # of a line
+
+
 class InputError(Exception):
-    """Bad input. The message is ONE line that names the file, image or tensor, and the cure where there is one."""
+    """Bad input. The message is ONE line that names the file, image or tensor, and the cure where there is one.
+
+    A line break in it, as a file's name may hold, becomes a space.
+    """
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
 
 
 def first_line(error: BaseException) -> str:
@@ -20,8 +29,10 @@ def first_line(error: BaseException) -> str:
 def one_line(error: ValidationError) -> str:
     """A pydantic error as one line: `resize.short_side: Input should be greater than 0; name: Field required`."""
     parts = []
-    for item in error.errors():
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[:MOST_PARTS]:
         where = ".".join(str(step) for step in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         parts.append(f"{where}: {message}" if where else message)
+    if error.error_count() > MOST_PARTS:
+        parts.append(f"and {error.error_count() - MOST_PARTS} more")
     return "; ".join(parts)

@@ -51,9 +51,16 @@ def flush_output() -> None:
 
 # Any below: typer has no public name for the context of its own copy of click.
 class Command(TyperCommand):
-    """List options take several values, `--batch-sizes 1 4`, besides typer's own way, the name before each value."""
+    """List options take several values, `--batch-sizes 1 4`, besides typer's own way, the name before each value.
+
+    An empty word is refused: it is a shell's variable that was never set, and as a path it would be this folder.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args:
+            where = f"after {args[args.index('') - 1]}" if args[0] else "at the beginning"
+            with refusing():
+                raise InputError(f"there is an empty word ('') {where}: is a variable of the shell not set?")
         lists = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
         spread: list[str] = []
         current = ""
