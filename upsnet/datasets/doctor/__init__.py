@@ -1,2 +1,2 @@
-"""The doctor of data sets: check.py is `upsnet data check`, findings.py lists what it knows, json_file.py and image.py
-look into the JSON and into every photo and PNG."""
+"""The doctor of data sets: check.py is `upsnet data check`, json_file.py looks at the JSON and image.py at every photo and
+PNG. What it can find stands in upsnet/datasets/findings.py."""

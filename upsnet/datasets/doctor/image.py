@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from upsnet.datasets.coco_format import read_panoptic_png
-from upsnet.datasets.doctor.findings import KINDS, CategoryCount, Finding, Tally
+from upsnet.datasets.findings import KINDS, CategoryCount, Finding, Tally
 from upsnet.datasets.segments import NO_CATEGORY, SegmentInfo
 from upsnet.errors import InputError
 from upsnet.photos import MAX_PIXELS, SWAPPED, load_pixels, read_turned, reading_photo, turn_words
