@@ -54,7 +54,9 @@ class HybridConfig(Section):
     widths: tuple[Channels, Channels, Channels, Channels] = (256, 512, 1024, 2048)
     depths: tuple[Layers, Layers, Layers, Layers] = (3, 4, 6, 3)
     expansion: Layers = 6
-    deformable: Annotated[Literal[False], BeforeValidator(_not_deformable)] = Field(False, exclude=True)  # configurations of older versions say so
+    deformable: Annotated[Literal[False], BeforeValidator(_not_deformable)] = Field(
+        False, exclude=True
+    )  # configurations of older versions say so
 
 
 class TimmConfig(Section):

@@ -19,7 +19,21 @@ from upsnet.errors import InputError
 LONG_WORK = {"ablation": "eval.ablation.train", "bench-pq": "eval.bench_pq.make_pair"}
 FEWER = 7  # of the values; no divisor of their number
 FEW_IMAGES = {"shapes": ["--train", "1", "--val", "1"]}
-VALUES = ["", " ", "x", "-1", "0", "nan", "inf", "1e400", "9" * 5000, "n" * 5000, "no/such", "no.json", "no.safetensors"]
+VALUES = [
+    "",
+    " ",
+    "x",
+    "-1",
+    "0",
+    "nan",
+    "inf",
+    "1e400",
+    "9" * 5000,
+    "n" * 5000,
+    "no/such",
+    "no.json",
+    "no.safetensors",
+]
 NAMES = ["a\0b", "a\nb", "\udcff.json", "é中", "http://127.0.0.1:1", "grpc://127.0.0.1:1", "folder/", "~"]
 FILES = {
     "empty.json": b"",

@@ -18,7 +18,14 @@ from upsnet.runtimes.address import check_grpc, parse_address
 PARTS = ["grpc://", "http://", "https://", "//", "127.0.0.1", "localhost", "[", "::1", "]", ":", "8001", "0", "65536"]
 MORE = ["/", "/v2", "?", "#", "@", "me:pw", " ", "\n", "\0", "%", "é", "\ud800", "٣", "-", ".", "..", "9" * 5000]
 SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-ANSWERS = [SETTINGS, b"HTTP/1.1 200 OK\r\n\r\n", b"SSH-2.0-x\r\n", b"\x15\x03\x01\0\2\2\x46", b'{"name":"triton"}', b"\n\n"]
+ANSWERS = [
+    SETTINGS,
+    b"HTTP/1.1 200 OK\r\n\r\n",
+    b"SSH-2.0-x\r\n",
+    b"\x15\x03\x01\0\2\2\x46",
+    b'{"name":"triton"}',
+    b"\n\n",
+]
 
 
 @fuzzed(300)
