@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +17,11 @@ from eval.lockstep import Example
 from eval.parity_report import Parity
 from upsnet.categories import Categories
 from upsnet.draw import overlay
-from upsnet.errors import InputError
 from upsnet.files import write_text
+from upsnet.json_model import read_steps
 
 PICTURE_SIDE = 640
+MOST_DRAWN = 1e12
 
 
 class Picture(NamedTuple):
@@ -62,15 +62,10 @@ def training_charts(metrics: Path) -> list[dict[str, str]]:
     """Loss and validation PQ over the steps of metrics.jsonl: title, and `line_chart`'s; [] without such a file."""
     if not metrics.is_file():
         return []
-    rows = []
-    for number, line in enumerate(metrics.read_text().splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            raise InputError(f"{metrics}: line {number} is not JSON") from None
+    rows = [content for _, content in read_steps(metrics)]
 
     def column(key: str, factor: float = 1.0) -> Points:
-        return [(row["step"], factor * row[key]) for row in rows if isinstance(row.get(key), int | float)]
+        return [(row["step"], factor * row[key]) for row in rows if _is_drawable(row.get(key))]
 
     charts = []
     loss = column("loss")
@@ -81,6 +76,10 @@ def training_charts(metrics: Path) -> list[dict[str, str]]:
     if scores:
         charts.append({"title": "Validation PQ"} | line_chart(scores))
     return charts
+
+
+def _is_drawable(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < MOST_DRAWN  # nor nan
 
 
 def _pictures(example: Example, categories: Categories) -> list[Picture]:

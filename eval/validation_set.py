@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
 
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.split import Split
@@ -24,6 +23,7 @@ def open_dataset(
     if config is None or not config.is_file():
         raise InputError(f"no data set: give --gt-json{f' ({config} is missing)' if config else ''}")
     try:
-        return PanopticFolder(Split.model_validate(yaml.safe_load(config.read_text())["data"]["val"]))
-    except (yaml.YAMLError, KeyError, TypeError, ValidationError):
+        split = Split.model_validate(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["val"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):  # ValueError: also what is not UTF-8
         raise InputError(f"{config}: names no validation set (data.val); give --gt-json") from None
+    return PanopticFolder(split)

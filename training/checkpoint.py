@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,11 +25,12 @@ from training.config import Config, parse_config
 from training.model.upsnet import UPSNet
 from training.wrong_file import FOREIGN, what_it_is
 from upsnet.categories import Categories
-from upsnet.errors import InputError
+from upsnet.errors import InputError, one_line
 from upsnet.files import WriteError, atomic_path, writing
 
 FORMAT = "upsnet-trt checkpoint"
 FORMAT_VERSION = 2
+MOST_STEPS = 2**53
 RETRAIN = "give the path of a whole checkpoint (runs/<name>/last.safetensors or best.safetensors), or train again"
 
 
@@ -57,6 +59,21 @@ class Checkpoint(NamedTuple):
 
 TENSORS = ("model", "ema", "optimizer")  # a tensor's name in the file begins with one of these fields
 VALUES = tuple(name for name in Checkpoint._fields if name not in TENSORS)  # the file's metadata has these as JSON
+
+
+class Values(BaseModel):
+    """What a file's metadata must hold, besides a configuration."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    step: int = Field(ge=0, le=MOST_STEPS)
+    best_pq: float | None
+    versions: dict[str, str]
+    images_per_step: int = Field(ge=0, le=MOST_STEPS)
+    evaluated: bool
+    scaler: dict[str, float]
+    image_ids: str
+    categories: list[dict[str, Any]]
 
 
 def versions() -> dict[str, str]:
@@ -115,12 +132,15 @@ def load(path: Path) -> Checkpoint:
         )
     if missing := [name for name in VALUES if name not in metadata]:
         raise InputError(f"{path}: checkpoint without {', '.join(missing)}; {RETRAIN}")
-    values: dict[str, Any] = {name: json.loads(metadata[name]) for name in VALUES}
+    values = _parse({name: metadata[name] for name in VALUES}, path)
     try:
         values["config"] = parse_config(values["config"], f"{path} (its configuration)")
     except InputError as error:
         raise InputError(f"{error}; use the version of upsnet-trt that wrote it, or train again") from None
-    values["categories"] = Categories.from_coco(values["categories"])
+    try:
+        values["categories"] = Categories.from_coco(values["categories"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {RETRAIN}") from None
     values |= {section: _within(section, tensors) for section in TENSORS}
     return Checkpoint(**values)
 
@@ -162,6 +182,18 @@ def copy_tensors(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], complai
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of the tensors that hold a NaN or an infinity."""
     return [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+
+
+def _parse(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The metadata's JSON. InputError where it is none, or not of this version's types."""
+    try:
+        values: dict[str, Any] = {name: json.loads(text) for name, text in texts.items()}
+        Values.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {one_line(error)}; {RETRAIN}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: its metadata are not JSON; {RETRAIN}") from None
+    return values
 
 
 def _within(section: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from training.distributed import Process
 from training.schedule import Plan
 from training.step import Report
 from upsnet.files import write_json, write_text, writing
+from upsnet.json_model import read_steps
 
 
 class Log:
@@ -131,17 +132,15 @@ def _not_of_the_board(failure: threading.ExceptHookArgs) -> None:
 
 
 def lines_until(metrics: Path, step: int, evaluated: bool) -> list[str]:
-    """The whole lines of metrics.jsonl that belong to the first `step` steps; none when there is no file."""
+    """The whole lines of metrics.jsonl that belong to the first `step` steps; none when there is no file. InputError
+    names one that is damaged."""
     if not step or not metrics.exists():
         return []
-    kept = []
-    for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            continue
-        content = json.loads(line)
-        if content["step"] < step or (content["step"] == step and (evaluated or "loss" in content)):
-            kept.append(line)
-    return kept
+    return [
+        line
+        for line, content in read_steps(metrics, drop_half=True)
+        if content["step"] < step or (content["step"] == step and (evaluated or "loss" in content))
+    ]
 
 
 def surroundings(process: Process) -> dict[str, str | int | None]:

@@ -34,7 +34,7 @@ YAML = [
     "*b",
 ]
 BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
-OVERRIDES = [*TEXTS, *YAML, "1e400", "9" * 5000, "[" * 5000, "null", "{}", "[1, 2]", "1e999999999", ".nan"]
+OVERRIDES = [*TEXTS, *YAML, "1e400", "9" * 5000, "[" * 1500, "null", "{}", "[1, 2]", "1e999999999", ".nan"]
 
 
 def consistent(text: str, folder: Path, *overrides: str) -> None:
@@ -84,7 +84,7 @@ def test_bytes(folder: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [*YAML, BOMB, "[" * 5000, "a: " * 5000, "9" * 5000, "a: " + "9" * 5000, "\0", "name: {[]: 1}"]
+    "text", [*YAML, BOMB, "[" * 1500, "a: " * 1500, "9" * 5000, "a: " + "9" * 5000, "\0", "name: {[]: 1}"]
 )
 def test_yaml_of_its_own(folder: Path, text: str) -> None:
     consistent(text, folder)
@@ -99,7 +99,7 @@ def keys(value: Any, prefix: str = "") -> list[str]:
 KEYS = keys(Config.model_validate(DOCUMENTS[0]).model_dump(mode="json"))
 
 
-@fuzzed(150)
+@fuzzed(50)
 @given(
     st.lists(
         st.tuples(st.sampled_from([*KEYS, "", ".", "a..b", "model.backbone.deformable"]), st.sampled_from(OVERRIDES)),
