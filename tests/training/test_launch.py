@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,19 @@ def test_a_signal_stops_both_and_saves(small: Path) -> None:
     assert run.returncode == 128 + signal.SIGTERM
     assert stderr.splitlines()[-1] == "stopped by signal 15, checkpoint written; the same command goes on from there"
     assert load(small / "run/last.safetensors").step > 0
+
+
+def test_a_photo_that_one_process_cannot_read_ends_both_in_one_line(small: Path, shapes: Path) -> None:
+    """Whichever process meets it, in one of its loader's workers; the other one waits for it meanwhile."""
+    photos = small / "photos"
+    shutil.copytree(shapes / "train", photos)
+    faulty = sorted(photos.iterdir())[2]
+    faulty.write_bytes(faulty.read_bytes()[:60])
+    with start(small, f"--set=data.train.images={photos}") as run:
+        _, stderr = run.communicate(timeout=150)
+    assert run.returncode == 2 and "Traceback" not in stderr
+    errors = [line for line in re.split(r"[\r\n]", stderr) if "error" in line]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {faulty}: not a readable image: ")
 
 
 def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
