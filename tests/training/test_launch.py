@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from tests.training.child_processes import ROOT
 from tests.training.tiny_network import SMALL, settings
 from training.checkpoint import load
-from training.distributed import first_to_fail
+from training.distributed import first_to_fail, processes
 from training.launch import launch, process_count
 from upsnet.datasets.parallel import usable_cores
 from upsnet.errors import InputError
@@ -124,6 +125,16 @@ def test_the_first_process_to_fail_decides(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert launch(2, ["--config=a b.yaml"]) == status
     assert capsys.readouterr().err == said
+
+
+def test_processes_that_do_not_reach_each_other_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(InputError, match=r"^the processes of this run do not reach each other: [^\n]*$"):  # noqa: SIM117
+            with processes("cpu"):
+                pass
 
 
 def test_one_process_of_a_machine_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
