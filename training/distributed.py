@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from training.predictor import open_device
-from upsnet.errors import InputError
+from upsnet.errors import InputError, first_line
 
 T = TypeVar("T")
 
@@ -65,24 +65,26 @@ def first_to_fail() -> bool:
 def processes(device: str) -> Iterator[Process]:
     """This process's place; under torchrun it joins the others (NCCL on GPUs, else gloo).
 
-    InputError where gloo has lost another process. That one has said why, where it could.
+    InputError where the processes do not reach each other, or one has lost another, which has said why where it could.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     target = open_device(device)
     if world == 1:
         yield Process(0, 1, target)
         return
-    if target.type == "cuda":
-        target = open_device(f"cuda:{os.environ['LOCAL_RANK']}")
-        torch.cuda.set_device(target)
-        dist.init_process_group("nccl", timeout=LONGEST_WAIT, device_id=target)
-    else:
-        dist.init_process_group("gloo", timeout=LONGEST_WAIT)
     try:
+        if target.type == "cuda":
+            target = open_device(f"cuda:{os.environ['LOCAL_RANK']}")
+            torch.cuda.set_device(target)
+            dist.init_process_group("nccl", timeout=LONGEST_WAIT, device_id=target)
+        else:
+            dist.init_process_group("gloo", timeout=LONGEST_WAIT)
         yield Process(dist.get_rank(), world, target)
     except RuntimeError as error:
         if "gloo/transport" in str(error):
             raise InputError("another process of this run has ended; the checkpoints are from before") from None
+        if isinstance(error, dist.DistError):
+            raise InputError(f"the processes of this run do not reach each other: {first_line(error)}") from None
         raise
     dist.destroy_process_group()  # not after an error: the others may be waiting inside a collective
 

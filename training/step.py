@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import NamedTuple
 
@@ -24,12 +24,13 @@ from training.config import Config
 from training.data.batch import Batch
 from training.distributed import Process, gather
 from training.schedule import Plan, build_optimizer, set_lr
+from upsnet.errors import first_line
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingError(Exception):
-    """Training cannot go on: a loss, a gradient or a weight is not finite. The message is one line."""
+    """Training cannot go on: a loss, a gradient or a weight is not finite, or memory ran out. One line."""
 
 
 class Report(NamedTuple):
@@ -116,7 +117,10 @@ class Stepper:
     def _backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
         """Forward and backward pass of one batch -> its losses; gradients are exchanged in the last one."""
         device, precision = self.process.device, self.config.compute.precision
-        with self.losses.no_sync() if isinstance(self.losses, DistributedDataParallel) and not last else nullcontext():
+        with (
+            in_memory(batch),
+            self.losses.no_sync() if isinstance(self.losses, DistributedDataParallel) and not last else nullcontext(),
+        ):
             with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
                 losses = self.losses(batch.to(device))
             total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.plan.passes
@@ -163,6 +167,19 @@ def average_of(model: nn.Module, decay: float) -> ModelEmaV3:
     After t updates the decay is min(decay, 1 - t^-.75): the first update copies, the rate .999 comes after 10,000.
     """
     return ModelEmaV3(model, decay, use_warmup=True, warmup_power=0.75, exclude_buffers=True)
+
+
+@contextmanager
+def in_memory(batch: Batch) -> Iterator[None]:
+    """TrainingError where the GPU's memory does not suffice for the batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        shape = " x ".join(map(str, batch.images.shape[:3]))
+        raise TrainingError(
+            f"images {', '.join(map(str, batch.image_ids))} ({shape}): {first_line(error)}; lower "
+            "schedule.images_per_gpu, which keeps the global batch, or data.resize"
+        ) from None
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from tests.training.child_processes import ROOT
 from tests.training.tiny_network import SMALL, settings
 from training.checkpoint import load
-from training.distributed import first_to_fail
+from training.distributed import first_to_fail, processes
 from training.launch import launch, process_count
 from upsnet.datasets.parallel import usable_cores
 from upsnet.errors import InputError
@@ -74,6 +76,19 @@ def test_a_signal_stops_both_and_saves(small: Path) -> None:
     assert load(small / "run/last.safetensors").step > 0
 
 
+def test_a_photo_that_one_process_cannot_read_ends_both_in_one_line(small: Path, shapes: Path) -> None:
+    """Whichever process meets it, in one of its loader's workers; the other one waits for it meanwhile."""
+    photos = small / "photos"
+    shutil.copytree(shapes / "train", photos)
+    faulty = sorted(photos.iterdir())[2]
+    faulty.write_bytes(faulty.read_bytes()[:60])
+    with start(small, f"--set=data.train.images={photos}") as run:
+        _, stderr = run.communicate(timeout=150)
+    assert run.returncode == 2 and "Traceback" not in stderr
+    errors = [line for line in re.split(r"[\r\n]", stderr) if "error" in line]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {faulty}: not a readable image: ")
+
+
 def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert [process_count(text) for text in ("1", "12", "gpu")] == [1, 12, 3]
@@ -110,6 +125,16 @@ def test_the_first_process_to_fail_decides(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert launch(2, ["--config=a b.yaml"]) == status
     assert capsys.readouterr().err == said
+
+
+def test_processes_that_do_not_reach_each_other_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(InputError, match=r"^the processes of this run do not reach each other: [^\n]*$"):  # noqa: SIM117
+            with processes("cpu"):
+                pass
 
 
 def test_one_process_of_a_machine_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -136,6 +136,17 @@ def test_fp16_stops_where_a_smaller_scale_cannot_help(shapes: Path, tmp_path: Pa
     assert (collapsed in str(caught.value)) == (fault == "gradient")
 
 
+def test_a_gpu_without_memory_is_one_line(shapes: Path, tmp_path: Path) -> None:
+    def accident(call: int, losses: Losses, model: TinyNetwork) -> Losses:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nAnd more")
+
+    expected = (
+        r"^images \d+, \d+ \(2 x \d+ x \d+\): CUDA out of memory\. Tried to allocate 9\.00 GiB\.; lower schedule\.im"
+    )
+    with pytest.raises(TrainingError, match=expected):
+        train(settings(shapes), tmp_path, "cpu", tiny(accident=accident))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_channels_last_changes_no_result(shapes: Path, tmp_path: Path, optimizer: str) -> None:
     """Also when the optimizer's state, strided as the weights are, has been through a checkpoint."""
