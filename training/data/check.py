@@ -11,8 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from training.distributed import Process, gather
-from upsnet.datasets.doctor.findings import Tally
 from upsnet.datasets.doctor.image import ImageTask, check_images
+from upsnet.datasets.findings import Tally
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.parallel import chunked, map_parallel, usable_cores
 from upsnet.errors import InputError

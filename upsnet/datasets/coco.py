@@ -15,7 +15,7 @@ import typer
 
 from upsnet.datasets.archives import config_lines, names_in, unzip_file, unzip_folder
 from upsnet.datasets.doctor.check import FOUND_ERRORS
-from upsnet.datasets.doctor.findings import Strict
+from upsnet.datasets.findings import Strict
 from upsnet.datasets.panoptic_json import read_lists
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError

@@ -12,8 +12,8 @@ import numpy as np
 
 from upsnet.categories import Categories, Category
 from upsnet.datasets.coco_format import read_panoptic_png
-from upsnet.datasets.doctor.findings import Strict
 from upsnet.datasets.doctor.image import ImageTask, check_segments, check_sizes
+from upsnet.datasets.findings import Strict
 from upsnet.datasets.panoptic_json import PanopticJson, Row
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split

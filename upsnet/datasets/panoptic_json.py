@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from upsnet.categories import Categories, Category
-from upsnet.datasets.doctor.findings import Report, Strict
+from upsnet.datasets.findings import Report, Strict
 from upsnet.datasets.listing import Listing
 from upsnet.datasets.segments import ID_LIMIT, NO_CATEGORY, SegmentInfo, read_segment
 from upsnet.datasets.split import Split

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from upsnet.categories import Categories
-from upsnet.datasets.doctor.findings import KINDS, Report
+from upsnet.datasets.findings import KINDS, Report
 from upsnet.errors import InputError
 from upsnet.json_values import complaint, finite, flag, whole
 

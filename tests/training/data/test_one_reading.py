@@ -24,7 +24,7 @@ from training.config import parse_config
 from training.loop import train
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.doctor.check import check_split
-from upsnet.datasets.doctor.findings import KINDS
+from upsnet.datasets.findings import KINDS
 from upsnet.datasets.folder import PanopticFolder, truth_result
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
@@ -33,7 +33,7 @@ from upsnet.metrics.pq import PQStat
 from upsnet.photos import write_png
 
 NAMES = ("a.png", "b.png")
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None,
     "1",
     "x",

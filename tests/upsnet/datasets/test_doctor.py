@@ -21,9 +21,9 @@ from training.data.coco_panoptic import PanopticDataset
 from upsnet.command_line.command import make_app
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.doctor.check import check_split, main
-from upsnet.datasets.doctor.findings import KINDS, LISTED, Finding, Tally
 from upsnet.datasets.doctor.image import photo_size
 from upsnet.datasets.doctor.json_file import find_splits
+from upsnet.datasets.findings import KINDS, LISTED, Finding, Tally
 from upsnet.datasets.parallel import chunked, map_parallel
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError

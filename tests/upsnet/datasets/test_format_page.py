@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from upsnet.datasets.doctor.findings import KINDS
+from upsnet.datasets.findings import KINDS
 
 
 def test_the_page_lists_every_kind(project_root: Path) -> None:

@@ -17,9 +17,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from upsnet.categories import Category
-from upsnet.datasets.doctor.findings import CategoryCount, Tally
 from upsnet.datasets.doctor.image import ImageTask, check_images
 from upsnet.datasets.doctor.json_file import find_splits, open_split, unlisted
+from upsnet.datasets.findings import CategoryCount, Tally
 from upsnet.datasets.panoptic_json import PanopticJson
 from upsnet.datasets.parallel import chunked, map_parallel, usable_cores
 from upsnet.datasets.split import Split

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import ExifTags, Image
 
 from upsnet.datasets.coco_format import read_panoptic_png
-from upsnet.datasets.doctor.findings import KINDS, CategoryCount, Finding, Tally
+from upsnet.datasets.findings import KINDS, CategoryCount, Finding, Tally
 from upsnet.datasets.segments import NO_CATEGORY, SegmentInfo
 from upsnet.errors import InputError, first_line
 from upsnet.photos import DECODE_ERRORS, MAX_PIXELS, read_photo

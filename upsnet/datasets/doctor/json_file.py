@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from upsnet.datasets.doctor.findings import Finding
+from upsnet.datasets.findings import Finding
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 
