@@ -33,7 +33,7 @@ from upsnet.metrics.pq import PQStat
 from upsnet.photos import write_png
 
 NAMES = ("a.png", "b.png")
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None,
     "1",
     "x",

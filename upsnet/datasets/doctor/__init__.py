@@ -1,2 +1,3 @@
-"""The doctor of data sets: check.py is `upsnet data check`, json_file.py looks at the JSON and image.py at every photo and
-PNG. What it can find stands in upsnet/datasets/findings.py."""
+"""The doctor of data sets: check.py is `upsnet data check`, image.py looks into every photo and PNG, json_file.py finds
+data sets, and files that no JSON lists. ../findings.py lists what it knows, ../panoptic_json.py reads the JSON.
+"""
