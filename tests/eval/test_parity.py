@@ -20,7 +20,9 @@ from eval.parity_report import Limits, Parity
 from upsnet.command_line.command import make_app
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
+from upsnet.files import write_json
 from upsnet.geometry import ResizeRule
+from upsnet.photos import read_photo, write_png
 from upsnet.runtimes.options import RuntimeOptions
 
 Fake = Callable[..., Any]
@@ -73,6 +75,17 @@ def test_names_the_image_and_the_class_that_differ(dataset: PanopticFolder, fake
     assert run_parity([fake("pytorch"), damaged], dataset, tmp_path, limits=wide).equal
     narrow = replace(wide, min_identical=0.99)
     assert not run_parity([fake("pytorch"), damaged], dataset, tmp_path, limits=narrow).equal
+
+
+def test_a_truth_of_void_alone_has_no_pq(gt_json: Path, fake: Fake, tmp_path: Path) -> None:
+    content = json.loads(gt_json.read_text())
+    for annotation in content["annotations"]:
+        annotation["segments_info"] = []
+        png = gt_json.with_name("panoptic_val") / annotation["file_name"]
+        write_png(png, 0 * read_photo(png))
+    write_json(gt_json, content)
+    parity = run_parity([fake("pytorch")], PanopticFolder(gt_json), tmp_path, limits=Limits(min_pq=0.5))
+    assert parity.reasons == [f"PyTorch, batch {batch}: no PQ, as no segment is there, needed 50" for batch in (1, 4)]
 
 
 def test_few_differing_pixels_fail_though_pq_is_close(dataset: PanopticFolder, fake: Fake, tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from training.importers.upsnet.keys import original_names
 from training.importers.upsnet.weights import (
     COCO_CHANNELS,
     COCO_THINGS,
+    class_counts,
     to_cityscapes,
 )
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.datasets.cityscapes import categories
+from upsnet.errors import InputError
 
 CITYSCAPES = categories(train_ids=True)
 
@@ -142,3 +144,13 @@ class TestWeights:
         backbone = {"kind": "timm", "name": "resnet50.tv_in1k"}
         names = original_names(network(backbone=backbone, fpn={"channels": 8, "upsample": "nearest"}))
         assert names["backbone.network.layer4.2.bn3.weight"] == "resnet_backbone.res5.layers.2.bn3.weight"
+
+
+@pytest.mark.parametrize(("stuff", "things"), [(0, 3), (3, 0)])
+def test_an_original_of_one_kind_is_refused(stuff: int, things: int) -> None:
+    heads = {
+        "fcn_head.score.weight": torch.zeros(stuff + things, 1),
+        "rcnn.cls_score.weight": torch.zeros(1 + things, 1),
+    }
+    with pytest.raises(InputError, match=f"no UPSNet, which has stuff and things: .* {stuff} and {things} classes"):
+        class_counts(heads, Path("original.pth"))

@@ -97,12 +97,15 @@ def build(
 def class_counts(weights: dict[str, Tensor], path: Path) -> tuple[int, int]:
     """Stuff and thing classes of an original's weights. InputError: they are not those of a UPSNet."""
     scores = [weights.get(key) for key in ("fcn_head.score.weight", "rcnn.cls_score.weight")]
-    if scores[0] is None or scores[1] is None or len(scores[0]) < len(scores[1]):
-        raise InputError(f"{path}: no UPSNet: lacks fcn_head.score.weight or rcnn.cls_score.weight, or they do not fit")
+    if scores[0] is None or scores[1] is None:
+        raise InputError(f"{path}: no UPSNet: lacks fcn_head.score.weight or rcnn.cls_score.weight")
     things = len(scores[1]) - 1
     stuff = len(scores[0]) - things
-    if not stuff or not things:
-        raise InputError(f"{path}: has {stuff} stuff and {things} thing classes; an original UPSNet has both")
+    if stuff < 1 or things < 1:
+        raise InputError(
+            f"{path}: no UPSNet, which has stuff and things: fcn_head.score.weight and rcnn.cls_score.weight make "
+            f"{stuff} and {things} classes of them"
+        )
     return stuff, things
 
 
