@@ -36,8 +36,8 @@ def write_onnx(model: UPSNet, manifest: Manifest, out: Path) -> Manifest:
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, manifest.model_dump_json()
     with atomic_path(out) as temporary:
+        onnx.checker.check_model(proto)
         onnx.save(proto, str(temporary))
-        onnx.checker.check_model(str(temporary))
         manifest = manifest.model_copy(update={"onnx_sha256": sha256(temporary)})
         manifest.save(manifest_path(out))
     return manifest

@@ -22,7 +22,7 @@ from training.config import Config, dump_config
 from training.distributed import Process
 from training.schedule import Plan
 from training.step import Report
-from upsnet.files import write_json, write_text, writing
+from upsnet.files import check_utf8, write_json, write_text, writing
 from upsnet.json_model import read_steps
 
 
@@ -39,6 +39,7 @@ class Log:
         self.every, self.last = config.schedule.log_every, plan.iterations
         self.shown: dict[str, str] = {}
         self.metrics = out / "metrics.jsonl"
+        check_utf8(out, "TensorBoard")
         write_text(out / "config.yaml", dump_config(config))
         write_json(out / "versions.json", surroundings(process))
         write_json(out / "plan.json", plan.model_dump(mode="json"))

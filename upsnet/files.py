@@ -111,10 +111,12 @@ def _move_into(source: Path, target: Path) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
         for entry in sorted(os.scandir(source), key=lambda entry: entry.is_file()):
-            if entry.is_dir() and (target / entry.name).exists():
-                _move_into(Path(entry.path), target / entry.name)
-            else:
+            try:
                 os.replace(entry.path, target / entry.name)
+            except OSError as error:
+                if not (entry.is_dir() and error.errno in (errno.ENOTEMPTY, errno.EEXIST)):
+                    raise
+                _move_into(Path(entry.path), target / entry.name)
     except OSError as error:
         raise WriteError(error.filename2 or error.filename or target, error.strerror or first_line(error)) from error
 
@@ -157,6 +159,14 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def check_utf8(path: PathLike, who: str) -> None:
+    """InputError for a path of which `who`, a library, could not make a text. Python itself opens any file."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: {who} opens nothing whose name or folder is not UTF-8; rename it") from None
 
 
 def sha256(path: PathLike) -> str:

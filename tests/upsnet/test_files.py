@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from upsnet.errors import InputError
-from upsnet.files import atomic_path, read_json, sha256, staged_folder, write_json, write_text
+from upsnet.files import atomic_path, check_utf8, read_json, sha256, staged_folder, write_json, write_text
 
 
 def test_atomic_path_writes_on_success_and_makes_parents(tmp_path: Path) -> None:
@@ -90,3 +91,14 @@ def test_staged_folder_names_what_is_in_its_way(tmp_path: Path) -> None:
         (stage / "place").mkdir()
         (stage / "place" / "x").write_text("")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["place"]
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_text(tmp_path / name, name)
+    assert (tmp_path / name).read_text() == r"caf\udce9"
+    check_utf8("café", "a library")
+    with pytest.raises(
+        InputError, match=r"caf.*: a library opens nothing whose name or folder is not UTF-8; rename it"
+    ):
+        check_utf8(tmp_path / name, "a library")

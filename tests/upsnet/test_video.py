@@ -136,3 +136,17 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match=r"clip\.mp4: a video needs PyAV .*pip install 'upsnet-trt\[video\]'"):
         Video(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((24, 66_000, 3), (4, 16384)), ((40_000, 3, 3), (16384, 2)), ((1, 1, 3), (2, 2))]
+)
+def test_sizes_that_the_encoder_does_not_have(
+    tmp_path: Path, shape: tuple[int, ...], size: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    with VideoWriter(tmp_path / "long.mp4", Fraction(10)) as writer:
+        for _ in range(2):
+            writer.add(np.zeros(shape, np.uint8))
+    with Video(tmp_path / "long.mp4") as video:
+        assert [frame.shape[:2] for frame in video] == [size] * 2
+    assert len(caplog.messages) == (max(shape) > 16384)

@@ -62,7 +62,8 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: 
             kind = "JPEG" if name.endswith(".jpg") else "PNG"
             write_image(writer.stage / name, picture, kind, quality=92)
             bar.update()
-            yield f"{source.path}: {prediction.describe()}"
+            note = "" if kind == "JPEG" else f" (overlay as a PNG: a JPEG ends at {MOST_OF_JPEG} pixels a side)"
+            yield f"{source.path}: {prediction.describe()}{note}"
 
 
 def _predict_video(model: Model, source: Source, writer: PredictionWriter, image_ids: Iterator[int], bar: tqdm) -> str:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS
 from upsnet.errors import InputError, one_line
-from upsnet.files import WriteError
+from upsnet.files import WriteError, check_utf8
 from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
@@ -56,6 +56,8 @@ def open_session(model: Path, threads: int | None = None, optimized: Path | None
     """
     if not model.is_file():
         raise InputError(f"{model}: no such model; export it with `make onnx`")
+    for path in filter(None, (model, optimized)):
+        check_utf8(path, "ONNX Runtime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:

@@ -209,8 +209,19 @@ def test_files_of_a_folder_that_cannot_be_read_are_left_out(halves: Halves, albu
 
 def test_a_scan_longer_than_a_jpeg_can_be(halves: Halves, tmp_path: Path) -> None:
     Image.new("RGB", (3, 65501)).save(tmp_path / "scan.png")
-    predict(halves, [tmp_path / "scan.png"], tmp_path / "out")
+    (line,) = predict(halves, [tmp_path / "scan.png"], tmp_path / "out")
+    assert line.endswith("(overlay as a PNG: a JPEG ends at 65500 pixels a side)")
     assert sorted(contents(tmp_path / "out")) == ["predictions.json", "predictions/scan.png", "scan_overlay.png"]
+
+
+def test_two_calls_into_one_folder_at_once(halves: Halves, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (5, 5)).save(tmp_path / f"{name}.png")
+    one, other = (predict_files(Model(halves), [tmp_path / f"{name}.png"], tmp_path / "out", []) for name in "ab")
+    assert [next(one), next(other)] == [f"{tmp_path / name}.png: sky, grass" for name in "ab"]
+    assert list(one) == list(other) == []
+    names = [*("a_overlay.jpg", "b_overlay.jpg"), *("predictions.json", "predictions/a.png", "predictions/b.png")]
+    assert sorted(contents(tmp_path / "out")) == names
 
 
 # Videos
