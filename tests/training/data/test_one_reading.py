@@ -167,7 +167,7 @@ def check_the_rule(split: Split, out: Path) -> bool:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 def test_the_doctor_and_training_agree(seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         split = write_data(random.Random(seed), Path(folder))
