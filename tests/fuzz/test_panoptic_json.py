@@ -30,7 +30,7 @@ def check(path: Path) -> None:
     split = Split.usual(path)
     passed = False
     with refused(str(path)):
-        passed = not check_split(split, workers=0, progress=False).tally.errors
+        passed = not check_split(split, workers=1, progress=False).tally.errors
     opened = False
     with refused(path.name):
         dataset = PanopticFolder(split)
@@ -57,7 +57,9 @@ def test_bytes(good: Path, data: st.DataObject) -> None:
     check(good)
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5000, '{"images": 1e999}', "", "null", "\ufeff{}", '{"a": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "9" * 5000, '{"images": 1e999}', "", "null", "\ufeff{}", '{"a": "\\ud800"}']
+)
 def test_json_of_its_own(good: Path, content: str) -> None:
     good.write_text(content)
     check(good)

@@ -47,7 +47,9 @@ def png(width: int, height: int, depth: int, color: int, *chunks: bytes) -> byte
 MODES = ["RGB", "L", "P", "RGBA", "LA", "1", "I;16", "CMYK"]
 KINDS = {"png": MODES[:-1], "jpeg": ["RGB", "L", "CMYK"]}
 images = st.sampled_from([(kind, mode) for kind, modes in KINDS.items() for mode in modes])
-exifs = st.one_of(st.just(EXIF.tobytes()), damaged(EXIF.tobytes()), st.binary(max_size=64).map(lambda x: b"Exif\0\0" + x))
+exifs = st.one_of(
+    st.just(EXIF.tobytes()), damaged(EXIF.tobytes()), st.binary(max_size=64).map(lambda x: b"Exif\0\0" + x)
+)
 BOMBS = [
     png(2**31 - 1, 2**31 - 1, 8, 2, chunk(b"IDAT", zlib.compress(bytes(64)))),
     png(30_000, 30_000, 1, 0, chunk(b"IDAT", zlib.compress(bytes(30_000 * 3751)))),
@@ -95,6 +97,8 @@ def test_damaged_ids(path: Path, content: bytes) -> None:
     check(path, content)
 
 
-@pytest.mark.parametrize("content", [*BOMBS, b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM" + b"\xff" * 60, b"\xff\xd8\xff\xe1\0\2"])
+@pytest.mark.parametrize(
+    "content", [*BOMBS, b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM" + b"\xff" * 60, b"\xff\xd8\xff\xe1\0\2"]
+)
 def test_bombs(path: Path, content: bytes) -> None:
     check(path, content)
