@@ -1,5 +1,5 @@
 # upsnet-trt: `make help` lists what can be made.
-# Variables: VENV, PYTHON, GPUS, CONFIG, RUN, NAME, MIN_PQ, COCO, COCO_SPLIT, ARGS (handed on to the program).
+# Variables: VENV, PYTHON, GPUS, CONFIG, RUN, NAME, MIN_PQ, COCO, COCO_SPLIT, SECONDS, ARGS (handed on to the program).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -55,7 +55,7 @@ $(if $(wildcard $(COCO_JSON)),,$(error error: COCO=$(COCO): it has no $(COCO_JSO
 	with their panoptic truth, and its split with COCO_SPLIT))
 endif
 
-.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins lint clean test test-cpus test-install
+.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins lint clean test test-cpus test-install fuzz
 .PHONY: sanitize gpu-check docs docs-check overview ablation
 .PHONY: $(BENCHES:%=bench-%)
 
@@ -171,6 +171,11 @@ sanitize: $(READY) ## the CPU fronts and the emulated CUDA kernels under the add
 
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+SECONDS ?= 60
+fuzz: $(READY) $(TRITON_READY) ## tests/fuzz again and again with other inputs, for SECONDS=600 or until one fails
+	end=$$(($$(date +%s) + $(SECONDS))); while [ $$(date +%s) -lt $$end ]; do \
+		UPSNET_FUZZ=1 $(BIN)/python -m pytest -q tests/fuzz $(ARGS); done
 
 test-install: $(READY) ## the wheel in fresh environments (base, client), and the workshop from other folders
 	$(BIN)/python -m pytest tests/install $(ARGS)

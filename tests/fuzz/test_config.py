@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-
-torch = pytest.importorskip("torch", reason="needs the workshop: PyTorch is not installed")
 
 from tests.fuzz.mutations import TEXTS, damaged, dump, fuzzed, mutated, refused
 from training.config import Config, dump_config, load_config, parse_config

@@ -24,6 +24,7 @@ LOAD_ERRORS = (
     state.NoSuchFile,
     state.NotImplemented,
     state.RuntimeException,
+    UnicodeDecodeError,  # a name that is damaged
 )
 
 
@@ -34,9 +35,18 @@ class OnnxRuntimePredictor:
 
     def __init__(self, model: Path, threads: int | None = None) -> None:
         self.session = open_session(Path(model), threads)
-        metadata = self.session.get_modelmeta().custom_metadata_map
+        try:
+            metadata = self.session.get_modelmeta().custom_metadata_map
+            names = [[each.name for each in of()] for of in (self.session.get_inputs, self.session.get_outputs)]
+        except UnicodeDecodeError:
+            raise InputError(f"{model}: damaged: a name in it is no text; export it again with `make onnx`") from None
         if METADATA_KEY not in metadata:
             raise InputError(f"{model}: not an upsnet model (no {METADATA_KEY} metadata); export it with `make onnx`")
+        if names != [INPUTS, OUTPUTS]:
+            raise InputError(
+                f"{model}: not a graph of this version ({' '.join(names[0])} -> {' '.join(names[1])}); export it again "
+                "with `make onnx`"
+            )
         try:
             self.manifest = Manifest.model_validate_json(metadata[METADATA_KEY])
         except ValidationError as error:
