@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import yaml
@@ -14,16 +15,22 @@ from upsnet.errors import InputError
 def open_dataset(
     gt_json: Path | None, gt_folder: Path | None = None, images: Path | None = None, run: Path | None = None
 ) -> PanopticFolder:
-    """The data set the user names, else the validation set in the run's config.yaml."""
+    """The data set the user names, else the validation set in the run's config.yaml. Prints what is odd about it."""
+    folder = PanopticFolder(_split(gt_json, gt_folder, images, run))
+    for line in folder.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+    return folder
+
+
+def _split(gt_json: Path | None, gt_folder: Path | None, images: Path | None, run: Path | None) -> Split:
     if gt_json is not None:
-        return PanopticFolder(Split.usual(gt_json, gt_folder, images))
+        return Split.usual(gt_json, gt_folder, images)
     if gt_folder or images:
         raise InputError("--gt-folder and --images go with --gt-json: give it too")
     config = run / "config.yaml" if run else None
     if config is None or not config.is_file():
         raise InputError(f"no data set: give --gt-json{f' ({config} is missing)' if config else ''}")
     try:
-        split = Split.model_validate(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["val"])
+        return Split.model_validate(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["val"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):  # ValueError: also what is not UTF-8
         raise InputError(f"{config}: names no validation set (data.val); give --gt-json") from None
-    return PanopticFolder(split)

@@ -176,11 +176,13 @@ def test_names_the_categories_that_differ(gt_json: Path, fake: Callable[..., Any
     assert "grass" not in str(error.value)
 
 
-def test_the_runs_own_validation_set(gt_json: Path, tmp_path: Path) -> None:
+def test_the_runs_own_validation_set(gt_json: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(gt_json, lambda content: content["annotations"][0]["segments_info"][0].pop("iscrowd"))
     root = gt_json.parent
     split = {"json_file": str(gt_json), "segments": str(root / "panoptic_val"), "images": str(root / "val")}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"val": split}}))
     assert len(open_dataset(None, run=tmp_path)) == 5
+    assert "has no iscrowd; 0 is taken" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("name: x\n")
     with pytest.raises(InputError, match="names no validation set"):
         open_dataset(None, run=tmp_path)
