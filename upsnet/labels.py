@@ -107,7 +107,7 @@ def _installed() -> tuple[str, ...]:
 
 
 def _folders() -> Iterator[Path]:
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # Path.home() raises where the user has none, as in containers
     data = [os.environ.get("XDG_DATA_HOME", str(home / ".local/share"))]
     data += os.environ.get("XDG_DATA_DIRS", "/usr/local/share:/usr/share").split(":")
     yield from (Path(folder) / "fonts" for folder in data)
