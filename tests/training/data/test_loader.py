@@ -94,7 +94,7 @@ def test_a_faulty_image_is_one_line(shapes_folder: Path, tmp_path: Path, workers
     photo = dataset.records[0].photo
     photo.write_text("not a photo")
     said = error_of(make_loader(dataset, sampler(len(dataset), 1, len(dataset)), workers))
-    assert said.startswith(f"{photo}: not a readable image: ")
+    assert said.startswith(f"{dataset.folder.split.json_file}: image 1: {photo}: not a readable image: ")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
