@@ -304,11 +304,11 @@ def test_predictor(path: Path) -> None:
 
 
 def test_too_many_segments_for_the_map(tmp_path: Path) -> None:
-    stuff = Categories.from_coco([{"id": i, "name": f"s{i}", "isthing": 0} for i in range(1, 151)])
+    table = Categories.from_coco([{"id": i, "name": f"s{i}", "isthing": int(i == 151)} for i in range(1, 152)])
     path = tmp_path / "last.safetensors"
     config = small_config(panoptic={"max_detections": 150})
-    model = UPSNet(config.model, stuff.num_stuff, stuff.num_things)
-    save(path, small_checkpoint()._replace(config=config, categories=stuff, model=model.state_dict()))
+    model = UPSNet(config.model, table.num_stuff, table.num_things)
+    save(path, small_checkpoint()._replace(config=config, categories=table, model=model.state_dict()))
     with pytest.raises(InputError, match="exceed 255 segments"):
         PyTorchPredictor(path)
 

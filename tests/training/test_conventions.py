@@ -163,10 +163,13 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("values", "reason"),
         [
-            ({"legacy": True, "conventions": "ours"}, "legacy: True contradicts conventions"),
-            ({"legacy": "maybe"}, "legacy: maybe .* neither true nor false; leave it out"),
+            ({"legacy": True, "conventions": "ours"}, "legacy contradicts conventions"),
+            ({"legacy": "maybe"}, "legacy .* neither true nor false; leave it out"),
             ({"conventions": ["upsnet"]}, "Input should be 'ours' or 'upsnet'"),
-            ({"backbone": {"deformable": True}}, r"hybrid\.deformable\s+Input should be False"),
+            (
+                {"backbone": {"deformable": True}},
+                r"hybrid\.deformable\s+Value error, the hybrid backbone has no deformable convolutions; leave it out",
+            ),
         ],
     )
     def test_others_are_refused(self, values: dict[str, Any], reason: str) -> None:

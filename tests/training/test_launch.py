@@ -31,7 +31,7 @@ from upsnet.errors import InputError
 def small(shapes: Path, tmp_path: Path) -> Path:
     """A folder with the real network's small configuration, and more loader workers than any machine has cores."""
     schedule: dict[str, Any] = {"iterations": 3, "images_per_step": 4, "evaluate_every": 3, "lr": 0.005, "ema": 0.9}
-    config = settings(shapes, model=SMALL, data={"workers": 4096}, **schedule)
+    config = settings(shapes, model=SMALL, data={"workers": 1024}, **schedule)
     (tmp_path / "small.yaml").write_text(config.model_dump_json())  # which is YAML too
     return tmp_path
 
@@ -58,7 +58,7 @@ def test_two_processes_train_without_a_warning(small: Path) -> None:
     assert run.returncode == 0, stderr
     assert_progress_alone(stderr)
     workers = max(1, usable_cores() // 2)
-    assert f"data.workers: 4096, and {workers} a process are started, for want of cores\n" in stdout
+    assert f"data.workers: 1024, and {workers} a process are started, for want of cores\n" in stdout
     assert stdout.count("starts from random weights") == 1
     assert load(small / "run/last.safetensors").step == 3
 
@@ -76,17 +76,21 @@ def test_a_signal_stops_both_and_saves(small: Path) -> None:
     assert load(small / "run/last.safetensors").step > 0
 
 
-def test_a_photo_that_one_process_cannot_read_ends_both_in_one_line(small: Path, shapes: Path) -> None:
-    """Whichever process meets it, in one of its loader's workers; the other one waits for it meanwhile."""
+@pytest.mark.parametrize("check", ["full", "json"])
+def test_a_photo_that_one_process_cannot_read_ends_both_in_one_line(small: Path, shapes: Path, check: str) -> None:
+    """Whichever process meets it, before step 1 or in one of its loader's workers; the other one waits meanwhile."""
     photos = small / "photos"
     shutil.copytree(shapes / "train", photos)
     faulty = sorted(photos.iterdir())[2]
     faulty.write_bytes(faulty.read_bytes()[:60])
-    with start(small, f"--set=data.train.images={photos}") as run:
+    with start(small, f"--set=data.train.images={photos}", f"--set=data.check={check}") as run:
         _, stderr = run.communicate(timeout=150)
     assert run.returncode == 2 and "Traceback" not in stderr
+    assert (small / "run/config.yaml").exists() == (check == "json")
     errors = [line for line in re.split(r"[\r\n]", stderr) if "error" in line]
-    assert len(errors) == 1 and errors[0].startswith(f"error: {faulty}: not a readable image: ")
+    assert len(errors) == 1 and errors[0].startswith(
+        f"error: {shapes / 'train.json'}: image 3: {faulty}: not a readable image: "
+    )
 
 
 def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:

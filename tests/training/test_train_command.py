@@ -38,7 +38,7 @@ def test_command_refuses_bad_input_in_one_line(config: Path, monkeypatch: pytest
         "--iterations=0": "schedule.iterations",
         "--set=schedule.lr=.inf": "schedule.lr: Input should be a finite number",
         "--set=loss.panoptic=.nan": "loss.panoptic: Input should be a finite number",
-        "--set=model.rpn.anchor_ratios=[0]": "model.rpn.anchor_ratios.0: Input should be greater than 0",
+        "--set=model.rpn.anchor_ratios=[0]": "model.rpn.anchor_ratios.0: Input should be greater than or equal to 0.01",
         "--set=model.rpn.anchor_ratios=[]": "model.rpn.anchor_ratios: Tuple should have at least 1 item",
         "--set=model.pixel_std=[1,1,-1]": "model.pixel_std.2: Input should be greater than 0",
         "--processes=0": "--processes 0: give a number from 1 up",

@@ -42,6 +42,6 @@ def test_training_names_the_orientation_too(hand_made: HandMade, content: dict[s
     dataset = PanopticFolder(Split(**paths))
     with pytest.raises(InputError, match=WORDS) as caught:
         dataset.read(dataset.records[0])
-    assert "a.png is 6 x 8 pixels" in str(caught.value) and "\n" not in str(caught.value)
+    assert "a.png 6 x 8" in str(caught.value) and "\n" not in str(caught.value)
     turn(paths, 3)
     assert dataset.read(dataset.records[0])[0].shape == (6, 8, 3)
