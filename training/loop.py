@@ -129,7 +129,7 @@ class Run:
         self.dataset = open_training(config.data, config.seed)
         self.categories, self.digest = self.dataset.categories, image_digest(self.dataset)
         manifest = make_manifest(config, self.categories)
-        self.validation = open_validation(config.data.val, manifest) if self.schedule.evaluate_every else None
+        self.validation = open_validation(config.data, self.categories) if self.schedule.evaluate_every else None
         torch.manual_seed(config.seed)
         self.model, losses = task.build(config, self.categories)
         self.start: Start | None = None

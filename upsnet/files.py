@@ -67,9 +67,12 @@ def writing_only(target: PathLike, temporary: Path) -> Iterator[None]:
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; rename it to `path` on success, remove it on any error.
 
-    Missing parent folders are made. Raises WriteError, an InputError, for what the system refuses to write.
+    Missing parent folders are made; what a link leads to is written. Raises WriteError, an InputError, for what the
+    system refuses to write, and for a device or a pipe, which a rename would replace.
     """
-    target = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise WriteError(path, "a device or a pipe; give the name of a file")
+    target = Path(os.path.realpath(path) if os.path.islink(path) else path)
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -58,3 +58,8 @@ def integer(entry: Mapping[str, object], key: str, where: str) -> int:
 def breaks_line(text: str) -> bool:
     """Whether it holds a line break or another control character, with which it is no name on one line."""
     return not text.isprintable() and any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in text)
+
+
+def is_visible(text: str) -> bool:
+    """Whether it holds more than blanks and characters that show nothing."""
+    return any(unicodedata.category(character)[0] not in "CZ" for character in text)

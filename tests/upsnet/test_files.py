@@ -42,6 +42,23 @@ def test_atomic_path_refuses_a_target_that_cannot_be_written(tmp_path: Path) -> 
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.json"}
 
 
+def test_what_is_no_file_stays_as_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(InputError, match="a device or a pipe; give the name of a file"):
+            write_text(path, "x")
+        assert not path.is_file() and path.exists()
+
+
+def test_what_a_link_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there/real")
+    for text in ("first", "second"):
+        write_text(tmp_path / "link", text)
+        assert (tmp_path / "there/real").read_text() == text and (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.rglob("*")} == {"link", "there", "real"}
+
+
 def test_json_round_trip_is_strict(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"ä": [1, 2.5, None]})
     assert read_json(tmp_path / "x.json") == {"ä": [1, 2.5, None]}

@@ -11,10 +11,10 @@ from training.data.batch import StepSampler, orientations
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
 from training.schedule import Plan
-from upsnet.datasets.folder import PanopticFolder, check_categories
+from upsnet.categories import Categories, differences
+from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
-from upsnet.manifest import Manifest
 
 
 def check_data(split: Split, key: str) -> None:
@@ -35,11 +35,13 @@ def open_training(data: DataConfig, seed: int) -> PanopticDataset:
     return PanopticDataset(data.train, data.resize, augment, seed)
 
 
-def open_validation(split: Split, manifest: Manifest) -> PanopticFolder:
-    """The validation set; InputError where it is missing or its categories are not the training set's."""
-    check_data(split, "data.val")
-    folder = PanopticFolder(split)
-    check_categories(folder, manifest)
+def open_validation(data: DataConfig, categories: Categories) -> PanopticFolder:
+    """The validation set; InputError where it is missing or its categories are not `categories`, the training set's."""
+    check_data(data.val, "data.val")
+    folder = PanopticFolder(data.val)
+    own, other = data.val.json_file, data.train.json_file
+    if found := differences(folder.categories, categories, str(own), str(other)):
+        raise InputError(f"{own}: its categories are not those of {other}: {found}; give both the same table")
     return folder
 
 

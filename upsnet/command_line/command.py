@@ -25,6 +25,8 @@ def refusing() -> Iterator[None]:
         yield
     except InputError as error:
         complain(str(error))
+    except MemoryError:
+        complain("no memory is left; give a smaller input, or more memory")
     except OSError as error:
         if error.errno in (None, errno.EPIPE):  # no word of the system's; and `| head` has read enough
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -41,6 +42,8 @@ def read_panoptic_png(path: PathLike) -> np.ndarray:
     Raises InputError for a missing or damaged file and for any other kind of PNG (grey, palette, 16 bit): their values
     are not ids, and the official reader fails on them too or cuts them silently.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise InputError(f"{path}: no such file")
     try:
         with open(path, "rb") as stream:
             header = stream.read(25)

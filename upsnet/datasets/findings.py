@@ -47,6 +47,8 @@ KINDS: Mapping[str, Kind] = {
     "size-missing": Kind(False, "no width or height in the JSON (other tools want them)"),
     "stuff-crowd": Kind(False, "iscrowd on stuff: its pixels are ignored"),
     "stuff-twice": Kind(False, "stuff category with two segments in an image"),
+    "nothing-to-learn": Kind(False, "no segment that is no crowd in the whole data set: every loss on them is 0"),
+    "other-categories": Kind(False, "another table of categories than that of the other data sets in the folder"),
     "exif-turned": Kind(False, "photo that its EXIF turns: its labels are taken to be painted on the turned photo"),
     "empty": Kind(False, "image without any segment"),
     "photo-unlisted": Kind(False, "file in the photos' folder that the JSON does not list"),

@@ -54,6 +54,7 @@ class Listing:
     @staticmethod
     def _list(folder: Path) -> set[str]:
         try:
-            return {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
+            files = os.scandir(folder) if folder.is_dir() else ()
+            return {entry.name for entry in files if os.path.isfile(entry.path)}  # entry's own raises for endless links
         except OSError as error:
             raise InputError(f"{folder}: cannot be listed: {error.strerror}") from error

@@ -24,7 +24,7 @@ from upsnet.datasets.split import Split
 from upsnet.datasets.wrong_file import PANOPTIC, other_format
 from upsnet.errors import InputError
 from upsnet.files import read_json
-from upsnet.json_values import MOST_ID, breaks_line, complaint, whole
+from upsnet.json_values import MOST_ID, breaks_line, complaint, is_visible, whole
 
 LISTS = ("images", "annotations", "categories")
 MOST_CATEGORIES = 255  # label maps are bytes, and the last value means "ignored"
@@ -69,6 +69,7 @@ class PanopticJson:
     def rows(self) -> Iterator[Row]:
         """In the order of the images: those that have an annotation."""
         photos, pngs = Listing(self.split.images), Listing(self.split.segments)
+        useful = not self.images.keys() & self.annotations.keys()  # where there are none, something else was reported
         for number, image in self.images.items():
             if number not in self.annotations:
                 continue
@@ -82,7 +83,10 @@ class PanopticJson:
                 self._report("png-missing", f"{where}: its PNG {self.split.segments / png} is missing{hint}")
             size = self._size(image, where)
             segments, boxes = self._segments(annotation["segments_info"], where)
+            useful = useful or any(not segment.iscrowd for segment in segments)
             yield Row(number, photo, png, segments, size, boxes)
+        if not useful:
+            self._report("nothing-to-learn", "no image has a segment that is no crowd: nothing can be learnt or scored")
 
     def _size(self, image: dict[str, Any], where: str) -> tuple[int, int] | None:
         if image.get("height") is None or image.get("width") is None:
@@ -115,7 +119,7 @@ class PanopticJson:
                 report("area", f"{where}: segment {number} has no area; write its pixel count")
             category = known.get(category_id)
             if category is None:
-                if category_id != NO_CATEGORY and category_id not in self._named:  # else it was reported
+                if category_id is not NO_CATEGORY and category_id not in self._named:  # else it was reported
                     unknown = f"{where}: segment {number} has the unknown category {category_id}"
                     report("unknown-category", f"{unknown}; add it to the categories")
                 segment = segment._replace(category_id=NO_CATEGORY)
@@ -190,10 +194,9 @@ def read_category_entries(entries: list[Any], report: Report) -> dict[int, Categ
             report("category", f"categories[{index}]{str(error).removeprefix('categories[0]')}")
             continue
         here = f"category {category.id} {category.name!r}"
-        if breaks_line(category.name) or not category.name.strip():
-            report(
-                "category", f"{here}: its name has a line break, a control character or no letter; write it on one line"
-            )
+        if breaks_line(category.name) or not is_visible(category.name):
+            said = "its name has a line break or a control character, or nothing that is visible"
+            report("category", f"{here}: {said}; write it on one line")
         if category.id in table:
             report("category", f"{here}: its id is also that of {table[category.id].name!r}; give each its own")
             continue
@@ -236,7 +239,7 @@ def _entries(entries: list[Any], name: str, id_key: str, report: Report) -> Entr
         number = whole(entry.get(id_key))
         if number is None:
             report("json", f"{here}: {complaint(entry, id_key)}")
-        elif abs(number) > MOST_ID:
+        elif not -MOST_ID - 1 <= number <= MOST_ID:
             report("json", f"{here}: the image id {number!s:.40} has more than 64 bits")
         elif number in found:
             twice, what = TWICE[name]

@@ -55,7 +55,7 @@ def read_segment(info: object, index: int, where: str, report: Report, truth: bo
     return SegmentInfo(number, NO_CATEGORY if category is None else category, crowd == 1, area)
 
 
-NO_CATEGORY = 1 << 63  # of a segment whose category was reported; no category has this id
+NO_CATEGORY = 1 << 63  # this object: of a segment whose category was reported
 
 
 def _crowd(info: Mapping[str, object], here: str, report: Report) -> int:

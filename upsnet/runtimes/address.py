@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
 import time
+from ipaddress import ip_address
 
 from upsnet.errors import InputError
 from upsnet.runtimes.options import SCHEME, SERVER
@@ -27,7 +29,7 @@ def parse_address(url: str) -> str:
     address = url.removeprefix(SCHEME).removesuffix("/")
     if _is_address(address):
         return address
-    meant = _meant(url)
+    meant = "" if url.startswith("unix:") or os.path.exists(url) else _meant(url)
     cure = f"; write {meant}" if _is_address(meant) else ""
     shown = url if url.strip() and url.isprintable() else repr(url)
     raise InputError(
@@ -36,8 +38,14 @@ def parse_address(url: str) -> str:
 
 
 def _is_address(text: str) -> bool:
-    found = re.fullmatch(r"(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})", text)
-    return found is not None and 1 <= int(found[1]) <= MOST_PORT
+    found = re.fullmatch(r"(?:([\w.-]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})", text)
+    if found is None or not 1 <= int(found[3]) <= MOST_PORT:
+        return False
+    name, bracketed, _ = found.groups()
+    try:  # `127.1` and `0` are addresses to a system, and not to gRPC
+        return bool(ip_address(bracketed).version == 6 if bracketed else re.search(r"[^\d.]", name) or ip_address(name))
+    except ValueError:
+        return False
 
 
 def _meant(url: str) -> str:

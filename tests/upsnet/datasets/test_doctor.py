@@ -235,7 +235,7 @@ def test_names_and_files(hand_made: HandMade, content: dict[str, Any]) -> None:
 def test_an_image_without_segments_is_a_warning(hand_made: HandMade, content: dict[str, Any]) -> None:
     content["annotations"][0]["segments_info"] = []
     tally = examine(hand_made(content, np.zeros((6, 8), np.int32)))
-    assert tally.counts == {"empty": 1} and (tally.errors, tally.warnings) == (0, 1)
+    assert tally.counts == {"empty": 1, "nothing-to-learn": 1} and (tally.errors, tally.warnings) == (0, 2)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
@@ -308,3 +308,61 @@ def test_parallel_keeps_the_order_and_raises() -> None:
         list(map_parallel(abs, [1, "x", 2], 2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="worker processes died"):
         list(map_parallel(os._exit, [3], 2))
+
+
+def make_folder(hand_made: HandMade, content: dict[str, Any], folder: Path) -> None:
+    """Two data sets in their usual places: train.json and val.json, the same but for what a test changes."""
+    paths = hand_made(content)
+    for name in ("train", "val"):
+        for source, target in ((paths["segments"], f"panoptic_{name}"), (paths["images"], name)):
+            shutil.copytree(source, folder / target)
+        shutil.copy(paths["json_file"], folder / f"{name}.json")
+
+
+def test_a_folder_with_two_tables(hand_made: HandMade, content: dict[str, Any], tmp_path: Path) -> None:
+    make_folder(hand_made, content, tmp_path / "two")
+    content["categories"][0]["name"] = "another"
+    (tmp_path / "two/val.json").write_text(json.dumps(content))
+    result = CliRunner().invoke(make_app(main), [str(tmp_path / "two"), "--report", str(tmp_path / "report.json")])
+    assert result.exit_code == 0, "a folder may hold data sets that are no pair"
+    train, val = json.loads((tmp_path / "report.json").read_text())["splits"]
+    assert "other-categories" not in train["findings"]
+    (text,) = val["findings"]["other-categories"]["texts"]
+    assert "train.json" in text and "'another'" in text
+
+
+def test_a_folder_without_its_pngs_is_named(hand_made: HandMade, content: dict[str, Any], tmp_path: Path) -> None:
+    make_folder(hand_made, content, tmp_path / "two")
+    shutil.rmtree(tmp_path / "two/panoptic_train")
+    result = CliRunner().invoke(make_app(main), [str(tmp_path / "two")])
+    assert result.exit_code == 2 and "panoptic_train: no such folder" in result.output
+
+
+def test_a_json_of_another_kind_is_named_without_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "instances.json").write_text(json.dumps({"annotations": [{"segmentation": [], "bbox": []}]}))
+    result = CliRunner().invoke(make_app(main), [str(tmp_path / "instances.json")])
+    assert result.exit_code == 2 and "this is an instances JSON" in result.output
+
+
+def test_nothing_to_learn_from(hand_made: HandMade, content: dict[str, Any]) -> None:
+    for info in content["annotations"][0]["segments_info"]:
+        info["iscrowd"] = 1
+    assert examine(hand_made(content)).counts["nothing-to-learn"] == 1
+
+
+def test_pipes_and_endless_links_in_the_folders(hand_made: HandMade, content: dict[str, Any]) -> None:
+    paths = hand_made(content)
+    (png,) = paths["segments"].iterdir()
+    (photo,) = paths["images"].iterdir()
+    png.unlink()
+    os.mkfifo(png)
+    photo.unlink()
+    photo.symlink_to(photo.name)
+    assert {"png-missing", "photo-missing"} <= examine(paths).counts.keys()
+
+
+@pytest.mark.parametrize("category", [1 << 63, -(1 << 64), 77])
+def test_no_number_hides_an_unknown_category(hand_made: HandMade, content: dict[str, Any], category: int) -> None:
+    segment(content)["category_id"] = category
+    tally = examine(hand_made(content))
+    assert tally.counts["unknown-category"] == 1 and str(category) in tally.texts["unknown-category"][0]

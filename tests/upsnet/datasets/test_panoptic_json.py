@@ -108,7 +108,8 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda c: c["categories"][0].update(id=10**400),
      "categories[0]: 'id' is 1" + 39 * "0" + ", not an integer of 64 bits"),
     (lambda c: c["categories"][0].update(name="a\u2028b"),
-     "category 3 'a\\u2028b': its name has a line break, a control character or no letter; write it on one line"),
+     "category 3 'a\\u2028b': its name has a line break or a control character, or nothing that is visible; "
+     "write it on one line"),
     (lambda c: c["categories"].clear(), "lists no categories"),
     (lambda c: c.update(images=None), "no list 'images'; wanted is COCO panoptic: lists images, annotations with "
      "segments_info, and categories, and a PNG an image"),

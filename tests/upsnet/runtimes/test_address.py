@@ -53,6 +53,12 @@ def test_what_is_accepted(url: str, address: str) -> None:
         ("::1:8001", "; write [::1]:8001"),
         ("[::1]", "; write [::1]:8001"),
         ("host:65536", ""),
+        ("0:8001", ""),
+        ("127.1:8001", ""),
+        ("[127.0.0.1]:8001", ""),
+        ("127.0.0.1:8001:8001", ""),
+        ("unix:/tmp/triton.sock", ""),
+        ("tests/upsnet", ""),  # a folder that is there
         ("host:-1", ""),
         ("host:port", ""),
         ("ho st:8001", ""),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from upsnet.categories import Category
+from upsnet.categories import Categories, Category, differences
 from upsnet.datasets.doctor.image import ImageTask, check_images
 from upsnet.datasets.doctor.json_file import find_splits, open_split, unlisted
 from upsnet.datasets.findings import CategoryCount, Tally
@@ -100,6 +101,16 @@ def check_split(split: Split, workers: int, progress: bool = True) -> Checkup:
     return Checkup(split, chart.categories, tally, time.perf_counter() - began)
 
 
+def compare_categories(checkups: Sequence[Checkup]) -> None:
+    """Training and validation need one table: a warning, since a folder may hold data sets that are no pair."""
+    readable = [each for each in checkups if each.categories]
+    for each in readable[1:]:
+        own, other = each.split.json_file, readable[0].split.json_file
+        mine, theirs = (Categories(of.categories.values()) for of in (each, readable[0]))
+        if found := differences(mine, theirs, str(own), str(other)):
+            each.tally.note("other-categories", f"its categories are not those of {other}: {found}")
+
+
 def show(checkup: Checkup, console: Console) -> None:
     """A table of what was found, worst first, and the counts."""
     tally = checkup.tally
@@ -143,6 +154,7 @@ def main(
     """Look for faults in a data set in COCO panoptic format. Exit status: 0 no errors, 1 errors, 2 bad use."""
     processes = usable_cores() if workers is None else workers
     checkups = [check_split(split, processes) for split in choose_splits(data, gt_folder, images)]
+    compare_categories(checkups)
     console = Console()
     for checkup in checkups:
         show(checkup, console)

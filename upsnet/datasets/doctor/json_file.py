@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from upsnet.datasets.findings import Finding
+from upsnet.datasets.findings import Finding, Strict
+from upsnet.datasets.panoptic_json import read_lists
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 
@@ -19,7 +20,8 @@ def find_splits(folder: Path) -> list[Split]:
     """
     places = [folder, folder / "annotations", folder / "gtFine"]
     found = sorted(path for place in places for path in place.glob("*.json"))
-    splits = [open_split(path) for path in found if Split.usual(path).segments.is_dir()]
+    usual = [Split.usual(path) for path in found]
+    splits = [open_split(each.json_file) for each in usual if each.segments.is_dir() or each.images.is_dir()]
     if not splits:
         raise InputError(
             f"{folder}: no data set in COCO panoptic format: no X.json with a folder panoptic_X, "
@@ -31,6 +33,8 @@ def find_splits(folder: Path) -> list[Split]:
 def open_split(gt_json: Path, gt_folder: Path | None = None, images: Path | None = None) -> Split:
     """The split of a JSON, in the folders given or the usual ones. InputError when one is missing."""
     split = Split.usual(gt_json, gt_folder, images)
+    if not (split.segments.is_dir() and split.images.is_dir()):
+        read_lists(gt_json, Strict(gt_json))  # a file of another kind has no such folders
     for folder, what in ((split.segments, "the PNGs of"), (split.images, "the photos of")):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; {what} {gt_json} are looked for there unless you say where")
