@@ -62,9 +62,7 @@ def main(
         signal = train(settings, out, device, init=init, classes=classes or "by-name")
     except (InputError, TrainingError) as error:
         if first_to_fail():
-            bar = (
-                "\n" if launched_rank() and sys.stderr.isatty() else ""
-            )  # the first process's may stand there unfinished
+            bar = "\n" if launched_rank() else ""  # the first process's progress, which may stand there unfinished
             print(f"{bar}error: {error}", file=sys.stderr)
         raise typer.Exit(BAD_INPUT) from None
     if signal:

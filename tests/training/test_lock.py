@@ -90,7 +90,7 @@ def test_a_refused_torchrun_says_one_line(shapes: Path, tmp_path: Path) -> None:
         )
         assert contents(tmp_path) == before
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert re.fullmatch(rf"error: run: process {os.getpid()} on \S+ trains there; stop it, .*\n", ended.stderr)
+    assert re.fullmatch(rf"\n?error: run: process {os.getpid()} on \S+ trains there; stop it, .*\n", ended.stderr)
 
 
 def test_leaves_no_folder_behind_that_it_made_for_nothing(tmp_path: Path) -> None:
