@@ -100,6 +100,9 @@ def execute(app: typer.Typer, **arguments: Any) -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         with refusing():  # of what comes before and after a command, as its help
-            app(**arguments)
+            try:
+                app(**arguments)
+            finally:
+                flush_output()
     except typer.Exit as end:
         sys.exit(end.exit_code)
