@@ -27,10 +27,10 @@ from training.wrong_file import FOREIGN, what_it_is
 from upsnet.categories import Categories
 from upsnet.errors import InputError, one_line
 from upsnet.files import WriteError, atomic_path, writing
+from upsnet.json_model import MOST_STEPS
 
 FORMAT = "upsnet-trt checkpoint"
 FORMAT_VERSION = 2
-MOST_STEPS = 2**53
 RETRAIN = "give the path of a whole checkpoint (runs/<name>/last.safetensors or best.safetensors), or train again"
 
 

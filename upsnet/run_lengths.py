@@ -56,5 +56,10 @@ def measure_runs(runs: Runs) -> Measured:
 
 def areas_and_boxes(ids: np.ndarray) -> Extents:
     """Of every id in an H x W map, not empty, in rising order."""
-    values, areas, boxes = (array.tolist() for array in measure_runs(find_runs(ids)))
+    return extents(find_runs(ids))
+
+
+def extents(runs: Runs) -> Extents:
+    """`areas_and_boxes` of a map that was cut into its runs."""
+    values, areas, boxes = (array.tolist() for array in measure_runs(runs))
     return dict(zip(values, zip(areas, map(tuple, boxes), strict=True), strict=True))

@@ -49,8 +49,7 @@ class PanopticDataset(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         draw, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
-        photo, ids = self.folder.read(record)
-        runs = find_runs(ids)
+        photo, _, runs = self.folder.read_runs(record)
         rows = paint(runs, self._segment_rows(record, runs))
         draws = np.random.default_rng([self.seed, draw, index % len(self)])
         rule, zoomed = self.augment.draw_rules(self.rule, draws)

@@ -76,9 +76,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         with refusing():
-            result = super().invoke(ctx)
-            flush_output()
-            return result
+            return super().invoke(ctx)
 
 
 def make_app(command: Callable[..., None]) -> typer.Typer:

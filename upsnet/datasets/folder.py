@@ -21,7 +21,7 @@ from upsnet.errors import InputError
 from upsnet.manifest import Manifest
 from upsnet.photos import read_turned
 from upsnet.result import PanopticResult, Segment
-from upsnet.run_lengths import areas_and_boxes
+from upsnet.run_lengths import Runs, areas_and_boxes, extents, find_runs
 
 
 class Record(NamedTuple):
@@ -107,7 +107,12 @@ class PanopticFolder:
         return len(self.records)
 
     def read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
-        """Photo uint8 H x W x 3 and truth ids int32 H x W (0 = void).
+        """Photo uint8 H x W x 3 and truth ids int32 H x W (0 = void). Raises as `read_runs` does."""
+        photo, ids, _ = self.read_runs(record)
+        return photo, ids
+
+    def read_runs(self, record: Record) -> tuple[np.ndarray, np.ndarray, Runs]:
+        """`read`, and the runs of the ids, which are looked for anyway.
 
         InputError where one cannot be read, and where photo, PNG and JSON do not say the same.
         """
@@ -115,14 +120,14 @@ class PanopticFolder:
             (photo, orientation), ids = read_turned(record.photo), read_panoptic_png(record.png)
         except InputError as error:
             raise InputError(f"{self.split.json_file}: image {record.image_id}: {error}") from None
-        task = record.task()
+        task, runs = record.task(), find_runs(ids)
         for findings in (
             check_sizes(task, photo.shape[1::-1], ids.shape[::-1], orientation),
-            check_segments(task, areas_and_boxes(ids)),
+            check_segments(task, extents(runs)),
         ):
             for kind, text in findings:
                 self._report(kind, text)
-        return photo, ids
+        return photo, ids, runs
 
 
 def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:

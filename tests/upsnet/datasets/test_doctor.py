@@ -21,7 +21,7 @@ from training.data.coco_panoptic import PanopticDataset
 from upsnet.command_line.command import make_app
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.doctor.check import check_split, main
-from upsnet.datasets.doctor.image import photo_size
+from upsnet.datasets.doctor.image import size_and_orientation
 from upsnet.datasets.doctor.json_file import find_splits
 from upsnet.datasets.findings import KINDS, LISTED, Finding, Tally
 from upsnet.datasets.parallel import chunked, map_parallel
@@ -189,11 +189,11 @@ def test_every_cut_of_a_jpeg_is_found(tmp_path: Path, progressive: bool) -> None
     whole = jpeg(progressive)
     path = tmp_path / "photo.jpg"
     path.write_bytes(whole)
-    assert photo_size(str(path)) == (80, 60)
+    assert size_and_orientation(str(path))[0] == (80, 60)
     for length in (0, 1, 100, len(whole) // 3, len(whole) // 2, len(whole) - 300, len(whole) - 20):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"photo\.jpg: not a readable image"):
-            photo_size(str(path))
+            size_and_orientation(str(path))[0]
 
 
 @pytest.mark.parametrize("side", [1, 7, 9])
@@ -204,9 +204,9 @@ def test_sizes_of_small_turned_and_grey_photos(tmp_path: Path, side: int) -> Non
     Image.new("L", (side, 20)).save(tmp_path / "grey.jpg")
     Image.new("CMYK", (side, 20)).save(tmp_path / "four.jpg")
     Image.new("P", (side, 20)).save(tmp_path / "palette.png")
-    assert photo_size(str(tmp_path / "turned.jpg")) == (20, side)
+    assert size_and_orientation(str(tmp_path / "turned.jpg"))[0] == (20, side)
     for name in ("grey.jpg", "four.jpg", "palette.png"):
-        assert photo_size(str(tmp_path / name)) == (side, 20)
+        assert size_and_orientation(str(tmp_path / name))[0] == (side, 20)
 
 
 def test_damaged_files_and_sizes(hand_made: HandMade, content: dict[str, Any]) -> None:

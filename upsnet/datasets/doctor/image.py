@@ -80,13 +80,9 @@ def check_sizes(
         yield Finding("size", f"image {task.image_id}: sizes differ: {differing} (width x height){turned}")
 
 
-def photo_size(path: str) -> tuple[int, int]:
-    """Width and height as shown, after reading the whole file. InputError where upsnet.photos.read_photo has one."""
-    return size_and_orientation(path)[0]
-
-
 def size_and_orientation(path: str) -> tuple[tuple[int, int], int]:
-    """`photo_size`, and how the photo is stored: 1 upright, else an orientation of upsnet.photos.TURNS.
+    """Width and height as shown, after reading the whole file, and how the photo is stored: 1 upright, else an
+    orientation of upsnet.photos.TURNS. InputError where upsnet.photos.read_photo has one.
 
     A JPEG is decoded at an eighth of its size: every byte passes the entropy decoder, so that a cut file is found just
     as in a full decode, at two thirds of the time.
