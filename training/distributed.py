@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+import typer
 
 from training.predictor import open_device
 from upsnet.errors import InputError, first_line
@@ -59,6 +61,17 @@ def first_to_fail() -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def end_process(status: int) -> NoReturn:
+    """Exit. Under torchrun without Python's own tidying, in which the threads of gloo and NCCL, which still wait for
+    the other processes, now and then abort the process: its status would be SIGABRT's."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a full disk
+                stream.flush()
+        os._exit(status)
+    raise typer.Exit(status)
 
 
 @contextmanager

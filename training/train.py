@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from training.config import load_config
-from training.distributed import first_to_fail, launched_rank
+from training.distributed import end_process, first_to_fail, launched_rank
 from training.fine_tuning import ClassRule
 from training.launch import SIGNALLED, launch, process_count
 from training.loop import train
@@ -64,7 +64,7 @@ def main(
         if first_to_fail():
             bar = "\n" if launched_rank() else ""  # the first process's progress, which may stand there unfinished
             print(f"{bar}error: {error}", file=sys.stderr)
-        raise typer.Exit(BAD_INPUT) from None
+        end_process(BAD_INPUT)
     if signal:
         if launched_rank() == 0:
             words = f"stopped by signal {signal}, checkpoint written; the same command goes on from there"
