@@ -8,7 +8,18 @@ INPUTS = ["images", "sizes", "scales"]
 OUTPUTS = ["panoptic", "segments", "segment_count"]
 PLUGINS = "libupsnet_plugins.so"  # a TensorRT plan's custom operators
 METADATA_KEY = "upsnet.manifest"  # of the manifest: in the ONNX file, and in the configuration of a Triton model
-MODEL = "upsnet"  # the name that Triton serves it under
+MODEL = "upsnet"  # the name that Triton serves it under: tensors in, tensors out
+
+# The other model of a server: photos in. Each tensor's first dimension is B, the photos of a request.
+PHOTO_MODEL = "upsnet_photo"
+PHOTO = "photo"  # in, BYTES B x 1: an encoded photo (JPEG, PNG, WebP, PPM, ...)
+LABELS = "labels"  # out, UINT8 B x H x W: the segment's id of each pixel, 0 void; smaller photos are padded with 0
+LABELS16 = "labels16"  # out, UINT16: the same
+PHOTO_SIZES = "photo_sizes"  # out, INT32 B x 2: height and width of each photo inside labels
+SEGMENTS_JSON = "segments_json"  # out, BYTES B x 1: a JSON list of {id, category_id, name, isthing, score, area, box}
+COCO_PNG = "coco_png"  # out, BYTES B x 1: the official COCO panoptic PNG
+OVERLAY = "overlay"  # out, BYTES B x 1: a JPEG
+PHOTO_OUTPUTS = [LABELS, LABELS16, PHOTO_SIZES, SEGMENTS_JSON, COCO_PNG, OVERLAY]
 
 
 def manifest_path(model: Path) -> Path:
