@@ -1,0 +1,102 @@
+"""The service behind `upsnet serve`: a supervised Triton server, and the front before it, until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from serving.backend import Health
+from serving.bulletins import embedded_notice
+from serving.environment import Environment
+from serving.front.front import Front, FrontSettings
+from serving.front.telemetry import make_telemetry
+from serving.front.tls import Tls
+from serving.limits import Limits
+from serving.scratch import Scratch
+from serving.supervisor import Supervisor, first
+from serving.triton_process import TritonProcess
+from upsnet.contract import MODEL
+from upsnet.files import WriteError, write_json
+
+
+class Settings(NamedTuple):
+    """Of a service. host is a loopback address. Ports of 0 are picked free."""
+
+    repository: Path
+    host: str = "127.0.0.1"
+    grpc_port: int = 0
+    http_port: int | None = None
+    metrics_port: int = 0
+    log: Path | None = None
+    start_timeout: float = 120.0
+    hang_timeout: float = 60.0
+    drain: float = 8.0
+    memory_limit: int | None = None
+    tls: Tls | None = None
+    access_log: Path | None = None
+    otlp_endpoint: str | None = None
+    state: Path | None = None
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGINT, SIGTERM or SIGHUP. InputError where the service does not start."""
+    stop, hurry = heed_signals()
+    with Scratch() as scratch:
+        process = TritonProcess(Environment.find(None), settings.repository, scratch, settings.log)
+        say(embedded_notice())
+        say(f"The models ({', '.join(process.models)}) run on {process.engine}.")
+        ports: dict[str, int] = {}
+
+        def changed(health: Health) -> None:
+            say(f"upsnet serve: {health.state}{': ' if health.reasons else ''}{'; '.join(health.reasons)}")
+            if settings.state is not None:
+                with suppress(WriteError):  # a full disk does not end the service
+                    write_json(settings.state, {"ports": ports, "pid": process.pid, **health._asdict()})
+
+        supervisor = Supervisor(
+            process,
+            start_timeout=settings.start_timeout,
+            hang_timeout=settings.hang_timeout,
+            memory_limit=settings.memory_limit,
+            changed=changed,
+        )
+        limits = Limits.of(process.manifest)
+        front = Front(
+            supervisor,
+            FrontSettings(
+                settings.host, settings.grpc_port, settings.http_port, settings.metrics_port, limits, settings.tls
+            ),
+            process.manifest,
+            make_telemetry(settings.access_log, settings.otlp_endpoint),
+        )
+        try:
+            ports |= await front.start()
+            await first(supervisor.start(), stop.wait())
+            if not stop.is_set():
+                listed = ", ".join(f"{name} {ports[name]}" for name in ("grpc", "http", "metrics") if name in ports)
+                print(f"Triton serves {MODEL} on {settings.host}: {listed}. Ctrl-C stops it.", flush=True)
+                await first(supervisor.wait(), stop.wait())
+        finally:
+            seconds = settings.drain if stop.is_set() else 0
+            supervisor.drain(f"requests under way have {seconds:g} s; a second signal ends them at once")
+            await first(front.stop(seconds), hurry.wait())
+            await supervisor.stop()
+
+
+def heed_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Events of the first signal to stop, and of the second. What is ignored (nohup) stays so."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, lambda: (hurry if stop.is_set() else stop).set())
+    return stop, hurry
+
+
+def say(line: str) -> None:
+    """To whoever reads stderr; the terminal may have been closed."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
