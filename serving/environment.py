@@ -79,6 +79,7 @@ class Environment(NamedTuple):
             "LD_LIBRARY_PATH": f"{self.site / 'nvidia_pytriton.libs'}:{self.libraries}",
             "PYTHONPATH": str(modules),
             "PYTHONDONTWRITEBYTECODE": "1",  # not into the checkout
+            "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime would tell its makers what it runs
             "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         }
 

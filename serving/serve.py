@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from serving.front.tls import Tls
-from serving.listen import check_ports, loopback
+from serving.listen import loopback
 from serving.repository import deploy_engine, repository_of
 from serving.service import Settings, serve
 from upsnet.command_line.command import run as run_command
@@ -54,9 +54,6 @@ def main(
     if not drain >= 0:
         raise InputError(f"--drain {drain:g}: give seconds, 0 or more")
     host = loopback(host)
-    check_ports(
-        host, {"grpc": grpc_port} | ({} if http_port is None else {"http": http_port}) | {"metrics": metrics_port}
-    )
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
     tls = make_tls(tls_cert, tls_key, tls_client_ca)
     if run is not None:

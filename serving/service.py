@@ -9,13 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.backend import Health
+from serving.backend import Health, State
 from serving.bulletins import embedded_notice
 from serving.environment import Environment
 from serving.front.front import Front, FrontSettings
 from serving.front.telemetry import make_telemetry
 from serving.front.tls import Tls
 from serving.limits import Limits
+from serving.listen import check_ports
 from serving.scratch import Scratch
 from serving.supervisor import Supervisor, first
 from serving.triton_process import TritonProcess
@@ -41,18 +42,24 @@ class Settings(NamedTuple):
     otlp_endpoint: str | None = None
     state: Path | None = None
 
+    @property
+    def ports(self) -> dict[str, int]:
+        wanted = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
+        return {name: port for name, port in wanted.items() if port is not None}
+
 
 async def serve(settings: Settings) -> None:
     """Serves until SIGINT, SIGTERM or SIGHUP. InputError where the service does not start."""
+    environment = Environment.find(None)
+    check_ports(settings.host, settings.ports)
     stop, hurry = heed_signals()
     with Scratch() as scratch:
-        process = TritonProcess(Environment.find(None), settings.repository, scratch, settings.log)
-        say(embedded_notice())
-        say(f"The models ({', '.join(process.models)}) run on {process.engine}.")
+        process = TritonProcess(environment, settings.repository, scratch, settings.log)
         ports: dict[str, int] = {}
 
         def changed(health: Health) -> None:
-            say(f"upsnet serve: {health.state}{': ' if health.reasons else ''}{'; '.join(health.reasons)}")
+            if health.state is not State.STOPPED and (health.restarts or health.reasons):
+                say(f"{health.state}: {'; '.join(health.reasons) or 'the models answer again'}")
             if settings.state is not None:
                 with suppress(WriteError):  # a full disk does not end the service
                     write_json(settings.state, {"ports": ports, "pid": process.pid, **health._asdict()})
@@ -77,13 +84,15 @@ async def serve(settings: Settings) -> None:
             ports |= await front.start()
             await first(supervisor.start(), stop.wait())
             if not stop.is_set():
+                say(embedded_notice())
+                say(f"The models ({', '.join(process.models)}) run on {process.engine}.")
                 listed = ", ".join(f"{name} {ports[name]}" for name in ("grpc", "http", "metrics") if name in ports)
                 print(f"Triton serves {MODEL} on {settings.host}: {listed}. Ctrl-C stops it.", flush=True)
                 await first(supervisor.wait(), stop.wait())
         finally:
-            seconds = settings.drain if stop.is_set() else 0
-            supervisor.drain(f"requests under way have {seconds:g} s; a second signal ends them at once")
-            await first(front.stop(seconds), hurry.wait())
+            if stop.is_set():
+                supervisor.drain(f"requests under way have {settings.drain:g} s; a second signal ends them at once")
+            await first(front.stop(settings.drain if stop.is_set() else 0), hurry.wait())
             await supervisor.stop()
 
 

@@ -51,6 +51,8 @@ class Server(Protocol):
 
     def memory(self) -> dict[str, int]: ...
 
+    def last_words(self) -> str: ...
+
 
 class Supervisor:
     """The `Backend` of the front.
@@ -121,7 +123,7 @@ class Supervisor:
         self._ready.clear()
         await self._server.end(seconds)
         self._memory = {}
-        self._set(State.STOPPED)
+        self._set(State.STOPPED, "the service has been stopped")
 
     async def _serve(self) -> None:
         while True:
@@ -149,7 +151,7 @@ class Supervisor:
 
     async def _late(self) -> str:
         await self._sleep(self._start_timeout)
-        return f"no model has answered after {self._start_timeout:g} s"
+        return f"no answer within {self._start_timeout:g} s; {self._server.last_words()}"
 
     async def _restart(self, reason: str, seconds: float) -> None:
         if self._clock() - self._healthy_since >= HEALTHY:

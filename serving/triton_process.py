@@ -21,6 +21,7 @@ from serving.processes import LAUNCHER, arguments, members, stat
 from serving.scratch import Scratch, kill_group
 from serving.snapshot import CONFIG, take_snapshot
 from upsnet.contract import MODEL
+from upsnet.errors import InputError
 from upsnet.files import sha256, writing
 
 LOOK_EVERY = 0.25  # seconds, at the processes
@@ -53,6 +54,8 @@ class TritonProcess:
             (folder / "backends/python" / file.name).symlink_to(file)
         (folder / "python").mkdir()  # the library for the models, and nothing else of the checkout
         (folder / "python/upsnet").symlink_to(Path(upsnet.__file__).resolve().parent)
+        if self.log.is_dir():
+            raise InputError(f"{self.log}: cannot be written: it is a folder; --log names a file")
         with writing(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.open("wb").close()
@@ -82,7 +85,7 @@ class TritonProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
-                env=self.environment.variables(self._scratch.folder / "python"),
+                env=self.environment.variables(self._scratch.folder / "python") | {"TMPDIR": str(self._scratch.folder)},
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server; its stubs are in its group
             )
         self._scratch.guard(self._process.pid)
@@ -111,10 +114,10 @@ class TritonProcess:
                     return f"the process of the model {model} has ended"
             await asyncio.sleep(LOOK_EVERY)
         if process is None or process.returncode is None:
-            return "the Triton server is not running"
+            return "Triton is not running"
         if process.returncode < 0:
-            return f"the Triton server was ended by {signal.Signals(-process.returncode).name}"
-        return f"the Triton server has ended: {self.last_words()}"
+            return f"Triton was ended by {signal.Signals(-process.returncode).name}"
+        return f"Triton has ended; {self.last_words()}"
 
     async def end(self, seconds: float) -> None:
         """SIGTERM, at most `seconds` for requests under way, then SIGKILL for what is left of its group."""
@@ -146,12 +149,15 @@ class TritonProcess:
 
     def last_words(self) -> str:
         """The log's last error, else its last line."""
-        with self.log.open("rb") as stream:
-            stream.seek(max(0, self.log.stat().st_size - TAIL))
-            text = stream.read().decode(errors="replace")
+        try:
+            with self.log.open("rb") as stream:
+                stream.seek(max(0, self.log.stat().st_size - TAIL))
+                text = stream.read().decode(errors="replace")
+        except OSError as error:
+            return f"its log cannot be read: {error.strerror}"
         lines = [line for line in text.splitlines() if line.strip(" ;")]
         # Every machine without a GPU has the CUDA line.
-        errors = [line for line in lines if re.match(r"E\d{4} |error: ", line) and "CudaDriverHelper" not in line]
+        errors = [line for line in lines if re.match(r"E\d{4} ", line) and "CudaDriverHelper" not in line]
         last = (errors or lines or ["nothing"])[-1]
         last = re.sub(r"^[IWE]\d{4} .*?\] ", "", last).split("\\n")[0].strip('" ')
         return "its log says: " + last.replace(str(self._scratch.folder / "repository"), str(self.repository))

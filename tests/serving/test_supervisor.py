@@ -96,6 +96,9 @@ class FakeServer:
     def memory(self) -> dict[str, int]:
         return {"server": self.held, "upsnet": self.held}
 
+    def last_words(self) -> str:
+        return "its log says: nothing"
+
     def die(self, reason: str) -> None:
         assert self.dead is not None
         self.dead.set_result(reason)
@@ -176,7 +179,7 @@ def test_first_start_that_hangs_is_ended() -> None:
         world.server.launch = launch_and_hang  # type: ignore[method-assign]
         start = asyncio.ensure_future(world.supervisor.start())
         await world.time.run_until(start.done)
-        with pytest.raises(InputError, match=r"did not start: no model has answered after 7 s$"):
+        with pytest.raises(InputError, match=r"did not start: no answer within 7 s; its log says: nothing$"):
             await start
 
     assert play(scene, start_timeout=7).time.now == 7
