@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -70,7 +71,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.gate.set()
         self.seen: list[str] = []  # ids, in the order of arrival
         self.cancelled: list[str] = []
-        self.deadlines: list[float | None] = []
+        self.deadlines: list[float] = []  # seconds that were left; inf: all
         self.calls: list[str] = []
         self.error: tuple[grpc.StatusCode, str] | None = None
         self.server: grpc.aio.Server | None = None
@@ -87,7 +88,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         self.seen.append(request.id)
-        self.deadlines.append(context.time_remaining())
+        remaining = context.time_remaining()
+        self.deadlines.append(math.inf if remaining is None else remaining)
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
