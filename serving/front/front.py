@@ -1,0 +1,27 @@
+"""The front: everything that a client of `upsnet serve` can reach."""
+
+from __future__ import annotations
+
+from serving.backend import Backend
+from serving.front.admission import Admission
+from serving.front.grpc_front import GrpcFront
+from serving.front.settings import FrontSettings as FrontSettings
+from serving.record import Telemetry
+from upsnet.manifest import Manifest
+
+
+class Front:
+    """gRPC, the operators' HTTP and, where it is asked for, REST, before one Triton server."""
+
+    def __init__(self, backend: Backend, settings: FrontSettings, manifest: Manifest, telemetry: Telemetry) -> None:
+        self._admission = Admission(settings.limits, backend, telemetry)
+        self._grpc = GrpcFront(backend, settings, telemetry, self._admission)
+
+    async def start(self) -> dict[str, int]:
+        """The ports that it listens on, by name. InputError where one cannot be had."""
+        return {"grpc": await self._grpc.start()}
+
+    async def stop(self, seconds: float) -> None:
+        """Refuses what is new, and gives what was accepted these seconds to end."""
+        self._admission.drain()
+        await self._grpc.stop(seconds)

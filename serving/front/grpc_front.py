@@ -1,0 +1,239 @@
+"""gRPC for clients: the calls of KServe v2 that anybody may make, passed on to Triton as the bytes that they are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2
+from tritonclient.grpc import service_pb2 as pb
+
+from serving.backend import Backend, State
+from serving.front import requests
+from serving.front.admission import Admission
+from serving.front.refusal import Refused, of_triton
+from serving.front.settings import FrontSettings
+from serving.record import Outcome, Record, Telemetry
+from upsnet.contract import MODEL, PHOTO_MODEL
+from upsnet.errors import InputError
+
+TRITON = "/inference.GRPCInferenceService/"
+HEALTH = "/grpc.health.v1.Health/"
+FORWARDED = ("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics")  # they read, and change nothing
+REQUEST_ID, TRACE, RETRY_AFTER, PUSHBACK = "x-request-id", "traceparent", "retry-after", "grpc-retry-pushback-ms"
+UNLIMITED = 2**31 - 1
+OTHER_CALLS = 64  # that may run beside the inferences: health, metadata, streams that wait
+WATCH_SECONDS = 0.5  # between two looks at the health
+SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, and nobody is told
+    ("grpc.max_send_message_length", UNLIMITED),
+    ("grpc.keepalive_time_ms", 60_000),  # a peer that has gone without a word
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.max_metadata_size", 16 << 10),
+]
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", UNLIMITED),
+    ("grpc.max_send_message_length", UNLIMITED),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+logger = logging.getLogger(__name__)
+Method = Callable[[bytes, Record, grpc.aio.ServicerContext], Awaitable[bytes]]
+
+
+class GrpcFront(grpc.GenericRpcHandler):
+    """A gRPC server of its own before Triton's. What is not named in `_methods` or in `service` is refused."""
+
+    def __init__(self, backend: Backend, settings: FrontSettings, telemetry: Telemetry, admission: Admission) -> None:
+        self._backend, self._settings, self._telemetry, self._admission = backend, settings, telemetry, admission
+        self._methods: dict[str, Method] = {
+            f"{TRITON}ServerLive": self._live,
+            f"{TRITON}ServerReady": self._server_ready,
+            f"{TRITON}ModelReady": self._model_ready,
+            f"{TRITON}ModelInfer": self._infer,
+            f"{HEALTH}Check": self._check,
+            **{f"{TRITON}{name}": self._forward for name in FORWARDED},
+        }
+        self._server: grpc.aio.Server | None = None
+        self._channel: grpc.aio.Channel | None = None
+
+    async def start(self) -> int:
+        """The port that it listens on."""
+        host, port, limits = self._settings.host, self._settings.grpc_port, self._settings.limits
+        server = grpc.aio.server(
+            handlers=[self],
+            options=[*SERVER_OPTIONS, ("grpc.max_receive_message_length", limits.max_message)],
+            maximum_concurrent_rpcs=limits.max_waiting + limits.max_in_flight + OTHER_CALLS,
+        )
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise InputError(f"cannot listen on {address} for grpc; give another grpc port") from error
+        self._channel = grpc.aio.insecure_channel(self._backend.grpc_target, CHANNEL_OPTIONS)
+        await server.start()
+        self._server = server
+        return port
+
+    async def stop(self, seconds: float) -> None:
+        """New calls are refused at once; those under way have these seconds, and are then cancelled."""
+        if self._server is not None:
+            await self._server.stop(seconds)
+        if self._channel is not None:
+            await self._channel.close()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        path: str = handler_call_details.method  # type: ignore[assignment]
+        if path == f"{TRITON}ModelStreamInfer":
+            return grpc.stream_stream_rpc_method_handler(self._stream)
+        if path == f"{HEALTH}Watch":
+            return grpc.stream_stream_rpc_method_handler(self._watch)
+
+        async def answer(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+            return await self._answer(path, messages, context)
+
+        return grpc.stream_unary_rpc_method_handler(answer)
+
+    async def _answer(self, path: str, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        """One call of one message."""
+        record = self._record(path, context)
+        try:
+            async with self._recorded(record, context):
+                method = self._methods.get(path)
+                if method is None:
+                    raise Refused(Outcome.FORBIDDEN, f"{record.method} is closed on this server")
+                body = await anext(messages, b"")
+                record.bytes_in = len(body)
+                answer = await method(body, record, context)
+                record.bytes_out = len(answer)
+                context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
+                return answer
+        except Refused as refused:
+            await context.abort(refused.code, refused.message, _trailing(record, refused))
+            raise
+
+    async def _stream(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        """ModelStreamInfer: one message after the other, each admitted, counted and answered as a ModelInfer."""
+        async for body in messages:
+            record = self._record(f"{TRITON}ModelStreamInfer", context)
+            record.bytes_in = len(body)
+            try:
+                async with self._recorded(record, context):
+                    answer = await self._infer(body, record, context)
+                    record.bytes_out = len(answer)
+                reply = pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse.FromString(answer))
+            except Refused as refused:
+                reply = pb.ModelStreamInferResponse(
+                    error_message=refused.message, infer_response=pb.ModelInferResponse(id=record.request_id)
+                )
+            yield reply.SerializeToString()
+
+    async def _infer(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        asked = requests.look(body, self._settings.limits)
+        record.model, record.photos, record.pixels = asked.model, asked.photos, asked.pixels
+        record.request_id = asked.request_id or record.request_id
+        async with self._admission.turn(record, asked.large, context.time_remaining()):
+            return await self._call("ModelInfer", body, context)
+
+    async def _forward(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        await self._admission.until_ready(context.time_remaining())
+        return await self._call(record.method, body, context)
+
+    async def _call(self, method: str, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """Triton's answer. The rest of the deadline goes along; where this is cancelled, so is Triton's work."""
+        assert self._channel is not None
+        remaining, most = context.time_remaining(), self._settings.limits.max_seconds
+        try:
+            return await self._channel.unary_unary(TRITON + method)(
+                body, timeout=most if remaining is None else min(remaining, most), wait_for_ready=True
+            )
+        except grpc.aio.AioRpcError as error:
+            refused = of_triton(error.code(), error.details() or "")
+            if refused.outcome == Outcome.UNAVAILABLE:
+                self._backend.suspect(f"{method} failed: {error.details()}")
+            raise refused from None
+
+    async def _live(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        return pb.ServerLiveResponse(live=True).SerializeToString()
+
+    async def _server_ready(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        return pb.ServerReadyResponse(ready=self._ready).SerializeToString()
+
+    async def _model_ready(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        record.model = requests.parse(pb.ModelReadyRequest, body).name
+        return pb.ModelReadyResponse(ready=self._ready and record.model in (MODEL, PHOTO_MODEL)).SerializeToString()
+
+    async def _check(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        status = self._status(requests.parse(health_pb2.HealthCheckRequest, body).service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            raise Refused(Outcome.INVALID, "this server has no such service", code=grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=status).SerializeToString()
+
+    async def _watch(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        """Health.Watch: the status now, and each change of it."""
+        try:
+            service = requests.parse(health_pb2.HealthCheckRequest, await anext(messages, b"")).service
+        except Refused as refused:
+            await context.abort(refused.code, refused.message)
+        last = None
+        while True:
+            if (status := self._status(service)) != last:
+                last = status
+                yield health_pb2.HealthCheckResponse(status=status).SerializeToString()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _status(self, service: str) -> Any:
+        answer = health_pb2.HealthCheckResponse
+        if service not in ("", "inference.GRPCInferenceService", MODEL, PHOTO_MODEL):
+            return answer.SERVICE_UNKNOWN
+        return answer.SERVING if self._ready else answer.NOT_SERVING
+
+    @property
+    def _ready(self) -> bool:
+        return self._backend.health.state == State.READY
+
+    def _record(self, path: str, context: grpc.aio.ServicerContext) -> Record:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        record = Record("grpc", path.rpartition("/")[2][:64], traceparent=metadata.get(TRACE))
+        record.request_id = metadata.get(REQUEST_ID, record.request_id)[:128]
+        return record
+
+    @asynccontextmanager
+    async def _recorded(self, record: Record, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        """Whatever ends inside it is told to the telemetry, once; what is not Refused becomes it."""
+        begun = time.monotonic()
+        try:
+            yield
+        except Refused as refused:
+            record.outcome, record.message = refused.outcome, refused.message
+            raise
+        except asyncio.CancelledError:
+            record.outcome = Outcome.DEADLINE if context.time_remaining() == 0 else Outcome.CANCELLED
+            raise
+        except Exception:
+            logger.exception("request %s failed in the front", record.request_id)
+            record.outcome, record.message = Outcome.FAILED, "the server failed; its log has the reason"
+            raise Refused(record.outcome, record.message) from None
+        finally:
+            record.total = time.monotonic() - begun
+            self._telemetry.finish(record)
+
+
+def _trailing(record: Record, refused: Refused) -> tuple[tuple[str, str], ...]:
+    trailing = [(REQUEST_ID, record.request_id)]
+    if refused.retry_after is not None:
+        trailing += [
+            (RETRY_AFTER, f"{refused.retry_after:g}"),
+            (PUSHBACK, str(round(refused.retry_after * 1000))),
+        ]
+    return tuple(trailing)
