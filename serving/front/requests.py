@@ -66,8 +66,12 @@ def look(body: bytes, limits: Limits) -> Asked:
     """Refused, in one line that names the limit, where the request is wrong or more than the service allows."""
     head, raws = _split(body)
     request = parse(pb.ModelInferRequest, head)
+    return assess(request, _data(request, raws), limits)
+
+
+def assess(request: Any, data: list[memoryview | None], limits: Limits) -> Asked:
+    """The same, of a message without raw_input_contents; data: each input's bytes, None where they are elsewhere."""
     regions = tuple(_region(each) for each in (*request.inputs, *request.outputs) if REGION in each.parameters)
-    data = _data(request, raws)
     photos, pixels, large = 0, 0, False
     for tensor, raw in zip(request.inputs, data, strict=True):
         shape = _shape(tensor)

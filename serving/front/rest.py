@@ -168,15 +168,16 @@ class Rest:
     async def _infer(self, request: web.BaseRequest, record: Record, held: Held) -> web.Response:
         body = await self._body(request, held)
         record.bytes_in = len(body)
-        asked = check(record.model, body, request.headers.get(HEADER_LENGTH), self.limits)
+        checked = check(record.model, body, request.headers.get(HEADER_LENGTH), self.limits)
+        asked = checked.asked
         record.photos, record.pixels = asked.photos, asked.pixels
         record.request_id = asked.request_id or record.request_id
-        headers = {"Content-Type": JSON if asked.header_length is None else "application/octet-stream"}
-        if asked.header_length is not None:
-            headers[HEADER_LENGTH] = str(asked.header_length)
+        headers = {"Content-Type": JSON}
+        if checked.header_length is not None:
+            headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(checked.header_length)}
         async with (
-            asyncio.timeout(asked.seconds or self.limits.max_seconds),
-            self._admission.turn(record, asked.large, asked.seconds),
+            asyncio.timeout(checked.seconds or self.limits.max_seconds),
+            self._admission.turn(record, asked.large, checked.seconds),
         ):
             return await self._forward(request.rel_url.raw_path, body, headers, record, held)
 

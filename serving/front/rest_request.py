@@ -3,73 +3,66 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
+from tritonclient.grpc import service_pb2 as pb
 
 from serving.front.refusal import Refused
+from serving.front.requests import Asked, assess
 from serving.limits import Limits
 from serving.record import Outcome
-from upsnet.contract import PHOTO, PHOTO_MODEL
 
 HEADER_LENGTH = "Inference-Header-Content-Length"  # bytes of JSON before the binary tensors
 JSON = "application/json"
 MOST_JSON = 8 << 20  # bytes; reading it costs up to 20 times as much memory, and Triton's time, too
 MOST_DEPTH = 16  # of brackets in brackets
 MOST_TENSORS = 16
-IDENTIFIER = re.compile(r"[!-~]{1,128}")  # of a request; another is answered, but not logged
 INPUT_PARAMETERS, OUTPUT_PARAMETERS = {"binary_data_size"}, {"binary_data"}
 
 
-class Asked(NamedTuple):
+class RestRequest(NamedTuple):
     """One request as it may go on."""
 
-    request_id: str  # empty where the caller gives none
-    photos: int
-    pixels: int  # B x H x W of a tensor request
-    large: bool
+    asked: Asked
     seconds: float | None  # that the caller gives it
     header_length: int | None  # None: all of the body is JSON
 
 
-def check(model: str, body: bytes, header_length: str | None, limits: Limits) -> Asked:
+def check(model: str, body: bytes, header_length: str | None, limits: Limits) -> RestRequest:
     """Refused, in one line, where the request is no KServe v2 inference or more than the service allows."""
     length = _length(header_length, len(body))
-    request = _parse(body if length is None else body[:length])
-    _tensors(request, "outputs", OUTPUT_PARAMETERS)
-    inputs = _tensors(request, "inputs", INPUT_PARAMETERS)
-    parameters = _parameters(request, "the request", None)
-    binary = sum(_size(tensor["parameters"].get("binary_data_size", 0)) for tensor in inputs)
-    if binary != len(body) - (len(body) if length is None else length):
+    content = _parse(body if length is None else body[:length])
+    _tensors(content, "outputs", OUTPUT_PARAMETERS)
+    inputs = _tensors(content, "inputs", INPUT_PARAMETERS)
+    timeout = _parameters(content, "the request", None).get("timeout")  # microseconds
+    data = _data(inputs, memoryview(body)[len(body) if length is None else length :])
+    asked = assess(_message(model, content, inputs), data, limits)
+    return RestRequest(asked, None if timeout is None else max(1, _size(timeout)) / 1e6, length)
+
+
+def _message(model: str, content: dict[str, Any], inputs: list[dict[str, Any]]) -> pb.ModelInferRequest:
+    """The same request as gRPC would bring it, without its data."""
+    tensor = pb.ModelInferRequest.InferInputTensor
+    try:
+        tensors = [tensor(name=each["name"], datatype=each["datatype"], shape=each["shape"]) for each in inputs]
+        return pb.ModelInferRequest(model_name=model, id=content.get("id", ""), inputs=tensors)
+    except (KeyError, TypeError, ValueError):
+        raise _invalid("a name, a datatype or its id is missing or no text") from None
+
+
+def _data(inputs: list[dict[str, Any]], tail: memoryview) -> list[memoryview | None]:
+    """Each input's binary tensor; None where it stands in the JSON."""
+    data: list[memoryview | None] = []
+    position = 0
+    for tensor in inputs:
+        size = tensor["parameters"].get("binary_data_size")
+        data.append(None if size is None else tail[position : position + _size(size)])
+        position += size or 0
+    if position != len(tail):
         raise _invalid("binary_data_size of its inputs is not what follows the JSON")
-    identifier, timeout = request.get("id", ""), parameters.get("timeout")
-    return Asked(
-        identifier if isinstance(identifier, str) and IDENTIFIER.fullmatch(identifier) else "",
-        *_amount(model, inputs, limits),
-        None if timeout is None else max(1, _size(timeout)) / 1e6,
-        length,
-    )
-
-
-def _amount(model: str, inputs: list[dict[str, Any]], limits: Limits) -> tuple[int, int, bool]:
-    """Photos, pixels, and whether it is a large one. Refused where they are more than is allowed."""
-    named = {tensor["name"]: tensor for tensor in inputs}
-    if model == PHOTO_MODEL:
-        shape = named.get(PHOTO, {"shape": [0]})["shape"]
-        photos, pixels, large = shape[0], 0, False
-    else:
-        shape = named.get("images", {"shape": [0]})["shape"]
-        photos, pixels = shape[0], math.prod(shape[:3])
-        large = 0 < limits.large_pixels < pixels
-    if photos > limits.max_photos or pixels > limits.max_pixels:
-        raise Refused(
-            Outcome.TOO_LARGE,
-            f"{photos} images of {pixels} pixels together are more than one request may have: "
-            f"{limits.max_photos} images, {limits.max_pixels} pixels",
-        )
-    return photos, pixels, large
+    return data
 
 
 def _length(text: str | None, size: int) -> int | None:

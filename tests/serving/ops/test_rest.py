@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from PIL import Image
 
 from serving.backend import State
 from serving.record import Outcome
@@ -131,8 +134,10 @@ FAULTS = {
     "other parameter": (_changed(parameters={"x": 1}), 400, "binary_data_size"),
     "no list": (_changed(shape="x"), 400, "shape"),
     "negative": (_changed(shape=[-1, 4, 4, 3]), 400, "whole number"),
-    "huge": (_changed(shape=[1, 65536, 65536, 3]), 413, "4096 pixels"),
-    "many": (json.dumps(inference(3)).encode(), 413, "2 images"),
+    "impossible": (_changed(shape=[1, 65536, 65536, 3]), 400, "impossible"),
+    "huge": (_changed(shape=[1, 4096, 4096, 3]), 413, "4096 pixels"),
+    "no datatype": (_changed(datatype=3), 400, "datatype"),
+    "half a letter": (_changed(name="\ud800"), 400, "name"),
     "binary size": (_changed(parameters={"binary_data_size": 5}), 400, "binary_data_size"),
     "timeout": (json.dumps(inference(parameters={"timeout": "x"})).encode(), 400, "timeout"),
     "no inputs": (b'{"inputs": 1}', 400, "inputs"),
@@ -162,6 +167,27 @@ def test_faulty_header_length(tmp_path: Path, length: str) -> None:
             body, _ = binary()
             assert (await front.post(body, f"Inference-Header-Content-Length: {length}"))[0] == 400
             assert not front.triton.seen
+
+    asyncio.run(run())
+
+
+def test_photos_are_counted(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, "PNG")
+    photo = struct.pack("<I", len(buffer.getvalue())) + buffer.getvalue()
+
+    async def run() -> None:
+        async with Front(tmp_path) as front:
+            for count, status in ((2, 200), (3, 413)):
+                parameters = {"binary_data_size": count * len(photo)}
+                tensor = {"name": "photo", "shape": [count, 1], "datatype": "BYTES", "parameters": parameters}
+                text = json.dumps({"inputs": [tensor]}).encode()
+                header = f"Inference-Header-Content-Length: {len(text)}"
+                code, _, _ = await front.post(text + count * photo, header, model="upsnet_photo")
+                assert code == status
+            record = front.telemetry.records[0]
+            assert (record.model, record.photos, record.pixels) == ("upsnet_photo", 2, 1200)
+            assert len(front.triton.seen) == 1
 
     asyncio.run(run())
 
