@@ -74,7 +74,7 @@ def request_id(request: Any) -> str:
 
 
 def assess(request: Any, data: list[memoryview | None], limits: Limits) -> Asked:
-    """Refused, in one line that names the limit, where the request is wrong or more than the service allows."""
+    """Of what `read` gives. Refused, in one line that names the limit, where the request is wrong or too much."""
     regions = tuple(_region(each) for each in (*request.inputs, *request.outputs) if REGION in each.parameters)
     photos, pixels, large = 0, 0, False
     for tensor, raw in zip(request.inputs, data, strict=True):

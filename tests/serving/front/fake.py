@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import grpc
 import numpy as np
+from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -33,12 +34,16 @@ class Heard:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.gauges: dict[str, int] = {}
+        self.registry = CollectorRegistry()
 
     def finish(self, record: Record) -> None:
         self.records.append(record)
 
     def gauge(self, name: Literal["waiting", "in_flight", "connections", "regions"], value: int) -> None:
         self.gauges[name] = value
+
+    def close(self) -> None:
+        pass
 
 
 class FakeBackend:
