@@ -39,11 +39,12 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, manifest: Manifest) -> Limits:
-        """What the model is made for: its largest batch of its largest images."""
+        """What the model is made for, and a plan's profile: its largest batch, of photos upright and across in one."""
         rule = manifest.resize
-        height, width = rule.padded_size(rule.short_side, rule.max_side)
+        height, width = rule.padded_size(rule.max_side, rule.max_side)
+        photo_height, photo_width = rule.padded_size(rule.short_side, rule.max_side)
         return cls(
             max_pixels=max(manifest.max_batch * height * width, LEAST_PIXELS),
             max_photos=manifest.max_batch,
-            large_pixels=height * width,
+            large_pixels=photo_height * photo_width,
         )

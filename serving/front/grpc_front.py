@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 from serving.backend import Backend, State
 from serving.front import requests
 from serving.front.admission import Admission
+from serving.front.reading import Reading
 from serving.front.refusal import Refused, of_triton
 from serving.front.settings import FrontSettings
 from serving.record import Outcome, Record, Telemetry
@@ -24,7 +25,8 @@ from upsnet.errors import InputError
 
 TRITON = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/"
-FORWARDED = ("ServerMetadata", "ModelMetadata", "ModelConfig", "ModelStatistics")  # they read, and change nothing
+FORWARDED = ("ModelMetadata", "ModelConfig", "ModelStatistics")  # they read, and change nothing
+EXTENSIONS = ("classification", "sequence", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 REQUEST_ID, TRACE, RETRY_AFTER, PUSHBACK = "x-request-id", "traceparent", "retry-after", "grpc-retry-pushback-ms"
 UNLIMITED = 2**31 - 1
 OTHER_CALLS = 64  # that may run beside the inferences: health, metadata, streams that wait
@@ -36,6 +38,7 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # a connection on which nobody speaks gRPC
     ("grpc.max_metadata_size", 16 << 10),
 ]
 CHANNEL_OPTIONS = [
@@ -56,12 +59,14 @@ class GrpcFront(grpc.GenericRpcHandler):
 
     def __init__(self, backend: Backend, settings: FrontSettings, telemetry: Telemetry, admission: Admission) -> None:
         self._backend, self._settings, self._telemetry, self._admission = backend, settings, telemetry, admission
+        self._reading = Reading(settings.limits)
         self._methods: dict[str, Method] = {
             f"{TRITON}ServerLive": self._live,
             f"{TRITON}ServerReady": self._server_ready,
             f"{TRITON}ModelReady": self._model_ready,
             f"{TRITON}ModelInfer": self._infer,
             f"{HEALTH}Check": self._check,
+            f"{TRITON}ServerMetadata": self._server_metadata,
             **{f"{TRITON}{name}": self._forward for name in FORWARDED},
         }
         self._server: grpc.aio.Server | None = None
@@ -76,8 +81,13 @@ class GrpcFront(grpc.GenericRpcHandler):
             maximum_concurrent_rpcs=limits.max_waiting + limits.max_in_flight + OTHER_CALLS,
         )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        tls = self._settings.tls
         try:
-            port = server.add_insecure_port(address)
+            port = (
+                server.add_secure_port(address, tls.credentials())
+                if tls is not None
+                else server.add_insecure_port(address)
+            )
         except RuntimeError as error:
             raise InputError(f"cannot listen on {address} for grpc; give another grpc port") from error
         self._channel = grpc.aio.insecure_channel(self._backend.grpc_target, CHANNEL_OPTIONS)
@@ -112,8 +122,9 @@ class GrpcFront(grpc.GenericRpcHandler):
                 method = self._methods.get(path)
                 if method is None:
                     raise Refused(Outcome.FORBIDDEN, f"{record.method} is closed on this server")
-                body = await anext(messages, b"")
-                record.bytes_in = len(body)
+                record.message = "its message did not come to its end, or is larger than allowed"  # if this is the end
+                body = await self._reading.read(messages) or b""
+                record.bytes_in, record.message = len(body), ""
                 answer = await method(body, record, context)
                 record.bytes_out = len(answer)
                 context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
@@ -124,7 +135,7 @@ class GrpcFront(grpc.GenericRpcHandler):
 
     async def _stream(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         """ModelStreamInfer: one message after the other, each admitted, counted and answered as a ModelInfer."""
-        async for body in messages:
+        while (body := await self._next(messages, context)) is not None:
             record = self._record(f"{TRITON}ModelStreamInfer", context)
             record.bytes_in = len(body)
             try:
@@ -138,16 +149,34 @@ class GrpcFront(grpc.GenericRpcHandler):
                 )
             yield reply.SerializeToString()
 
+    async def _next(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes | None:
+        try:
+            return await self._reading.read(messages)
+        except Refused as refused:
+            await context.abort(refused.code, refused.message)
+            raise
+
     async def _infer(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
-        asked = requests.look(body, self._settings.limits)
-        record.model, record.photos, record.pixels = asked.model, asked.photos, asked.pixels
-        record.request_id = asked.request_id or record.request_id
+        request, data = requests.read(body)
+        record.model = request.model_name[: requests.MOST_NAME]
+        record.request_id = requests.request_id(request) or record.request_id
+        asked = requests.assess(request, data, self._settings.limits)
+        record.photos, record.pixels = asked.photos, asked.pixels
+        del request, data
         async with self._admission.turn(record, asked.large, context.time_remaining()):
             return await self._call("ModelInfer", body, context)
 
     async def _forward(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         await self._admission.until_ready(context.time_remaining())
         return await self._call(record.method, body, context)
+
+    async def _server_metadata(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        """Triton's, without the extensions that are closed here."""
+        answer = pb.ServerMetadataResponse.FromString(await self._forward(body, record, context))
+        offered = [name for name in answer.extensions if name in EXTENSIONS]
+        answer.ClearField("extensions")
+        answer.extensions.extend(offered)
+        return answer.SerializeToString()
 
     async def _call(self, method: str, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Triton's answer. The rest of the deadline goes along; where this is cancelled, so is Triton's work."""
@@ -181,10 +210,7 @@ class GrpcFront(grpc.GenericRpcHandler):
 
     async def _watch(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         """Health.Watch: the status now, and each change of it."""
-        try:
-            service = requests.parse(health_pb2.HealthCheckRequest, await anext(messages, b"")).service
-        except Refused as refused:
-            await context.abort(refused.code, refused.message)
+        service = requests.parse(health_pb2.HealthCheckRequest, await self._next(messages, context) or b"").service
         last = None
         while True:
             if (status := self._status(service)) != last:

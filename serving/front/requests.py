@@ -29,9 +29,9 @@ ITEM_BYTES |= {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2}
 RAW_FIELD = 7  # raw_input_contents of ModelInferRequest
 MOST_HEAD = 1 << 20  # bytes of a request without them: a parsed message takes many times its bytes
 FIXED = {1: 8, 5: 4}  # bytes of a field, by its wire type
-MOST_FIELDS, MOST_DIMENSIONS = 128, 8
+MOST_FIELDS, MOST_DIMENSIONS, MOST_NAME = 128, 8, 64
 HEADER_BYTES = 1 << 16  # of a photo: its size stands there, or counts as unknown
-FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "GIF", "TIFF")  # whose size Pillow reads without the whole file
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF")  # whose size Pillow reads without the whole file
 REGION, OFFSET, SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 AnyMessage = TypeVar("AnyMessage", bound=Message)
 
@@ -47,7 +47,6 @@ class Region(NamedTuple):
 class Asked(NamedTuple):
     """One inference request."""
 
-    model: str
     request_id: str  # empty where the caller gives none that can be logged
     photos: int
     pixels: int
@@ -62,15 +61,20 @@ def parse(kind: type[AnyMessage], body: bytes) -> AnyMessage:
         raise Refused(Outcome.INVALID, f"the message is no {kind.__name__} of KServe's protocol") from None
 
 
-def look(body: bytes, limits: Limits) -> Asked:
-    """Refused, in one line that names the limit, where the request is wrong or more than the service allows."""
+def read(body: bytes) -> tuple[Any, list[memoryview | None]]:
+    """A ModelInferRequest without its raw_input_contents, and each input's bytes: None where they are elsewhere."""
     head, raws = _split(body)
     request = parse(pb.ModelInferRequest, head)
-    return assess(request, _data(request, raws), limits)
+    return request, _data(request, raws)
+
+
+def request_id(request: Any) -> str:
+    """The caller's, where a header and a line of a log can carry it; else nothing."""
+    return request.id if re.fullmatch(r"[!-~]{1,128}", request.id) else ""
 
 
 def assess(request: Any, data: list[memoryview | None], limits: Limits) -> Asked:
-    """The same, of a message without raw_input_contents; data: each input's bytes, None where they are elsewhere."""
+    """Of what `read` gives. Refused, in one line that names the limit, where the request is wrong or too much."""
     regions = tuple(_region(each) for each in (*request.inputs, *request.outputs) if REGION in each.parameters)
     photos, pixels, large = 0, 0, False
     for tensor, raw in zip(request.inputs, data, strict=True):
@@ -85,8 +89,7 @@ def assess(request: Any, data: list[memoryview | None], limits: Limits) -> Asked
             if pixels > limits.max_pixels:
                 text = " x ".join(map(str, shape[:-1]))
                 raise Refused(Outcome.TOO_LARGE, f"{tensor.name} are {text}: more than {limits.max_pixels} pixels")
-    request_id = request.id if re.fullmatch(r"[!-~]{1,128}", request.id) else ""
-    return Asked(request.model_name, request_id, photos, pixels, large, regions)
+    return Asked(request_id(request), photos, pixels, large, regions)
 
 
 def _split(body: bytes) -> tuple[bytes, list[memoryview]]:
@@ -149,7 +152,7 @@ def _shape(tensor: Any) -> list[int]:
 
 
 def _name(tensor: Any) -> str:
-    return ascii(tensor.name[:40])
+    return ascii(tensor.name[:MOST_NAME])
 
 
 def _check_bytes(tensor: Any, raw: memoryview) -> None:
@@ -172,7 +175,11 @@ def _photos(tensor: Any, raw: memoryview | None, limits: Limits) -> tuple[int, i
     if count > limits.max_photos:
         raise Refused(Outcome.TOO_LARGE, f"{count} photos: more than {limits.max_photos} in one request")
     if REGION in tensor.parameters:
-        return count, 0, _region(tensor).size > limits.large_photo_pixels // 4
+        return (
+            count,
+            0,
+            _region(tensor).size > limits.large_photo_pixels // 4,
+        )  # bytes of a photo that is hard to compress
     photos = list(_elements(raw)) if raw is not None else [memoryview(each) for each in tensor.contents.bytes_contents]
     if len(photos) != count:
         raise Refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import grpc
 import numpy as np
+from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
@@ -32,12 +34,16 @@ class Heard:
     def __init__(self) -> None:
         self.records: list[Record] = []
         self.gauges: dict[str, int] = {}
+        self.registry = CollectorRegistry()
 
     def finish(self, record: Record) -> None:
         self.records.append(record)
 
     def gauge(self, name: Literal["waiting", "in_flight", "connections", "regions"], value: int) -> None:
         self.gauges[name] = value
+
+    def close(self) -> None:
+        pass
 
 
 class FakeBackend:
@@ -70,7 +76,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.gate.set()
         self.seen: list[str] = []  # ids, in the order of arrival
         self.cancelled: list[str] = []
-        self.deadlines: list[float | None] = []
+        self.deadlines: list[float] = []  # seconds that were left; inf: all
         self.calls: list[str] = []
         self.error: tuple[grpc.StatusCode, str] | None = None
         self.server: grpc.aio.Server | None = None
@@ -87,7 +93,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
         self.seen.append(request.id)
-        self.deadlines.append(context.time_remaining())
+        remaining = context.time_remaining()
+        self.deadlines.append(math.inf if remaining is None else remaining)
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
