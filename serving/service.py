@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,8 @@ async def serve(settings: Settings) -> None:
     environment = Environment.find(None)
     check_ports(settings.host, settings.ports)
     stop, hurry = heed_signals()
-    with Scratch() as scratch:
+    telemetry = make_telemetry(settings.access_log, settings.otlp_endpoint)
+    with closing(telemetry), Scratch() as scratch:
         process = TritonProcess(environment, settings.repository, scratch, settings.log)
         ports: dict[str, int] = {}
 
@@ -78,7 +79,7 @@ async def serve(settings: Settings) -> None:
                 settings.host, settings.grpc_port, settings.http_port, settings.metrics_port, limits, settings.tls
             ),
             process.manifest,
-            make_telemetry(settings.access_log, settings.otlp_endpoint),
+            telemetry,
         )
         try:
             ports |= await front.start()
