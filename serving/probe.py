@@ -57,7 +57,7 @@ class Probe:
         try:
             await self._stub.ModelInfer(request, wait_for_ready=True)
         except grpc.aio.AioRpcError as error:
-            words = " ".join((error.details() or error.code().name).split())
+            words = " ".join((error.details() or error.code().name).split()).rstrip(".")
             raise ServerError(f"a test inference of {request.model_name} failed: {words}") from error
 
 

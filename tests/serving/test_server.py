@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import Mock
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -132,6 +134,69 @@ def test_ends_within_ten_seconds_and_leaves_nothing(repository: Path, tmp_path: 
     wait_until(lambda: not any(members(server) for server in servers))  # the killed one's: nobody was left to wait
     wait_until(lambda: not any(regions(scratch) for scratch in scratches))
     wait_until(lambda: not any(list(folder.iterdir()) for folder in folders))
+
+
+def make_slow(repository: Path, seconds: float) -> None:
+    """From now on a model takes so long for images of a height of 96."""
+    model = repository / "upsnet/1/model.py"
+    inner = model.read_text().replace("class TritonPythonModel", "class Inner")
+    model.write_text(
+        f"""{inner}
+
+class TritonPythonModel(Inner):
+    def execute(self, requests):
+        import time
+        for request in requests:
+            if pb_utils.get_input_tensor_by_name(request, "images").as_numpy().shape[1] == 96:
+                time.sleep({seconds})
+        return super().execute(requests)
+"""
+    )
+
+
+@pytest.mark.triton
+def test_what_was_accepted_is_answered_before_the_end(
+    exported: Exported, repository: Path, triton_environment: Path, tmp_path: Path
+) -> None:
+    make_slow(repository, 2)
+    request = make_request(1, 96, 64)
+    with serving(repository, triton_environment, tmp_path) as process, ThreadPoolExecutor(1) as pool:
+        line = first_line(process)
+        predictor = TritonPredictor(f"127.0.0.1:{port(line)}")
+        answer = pool.submit(predictor.predict, request)
+        wait_until(lambda: is_under_way(line))
+        process.send_signal(signal.SIGTERM)
+        np.testing.assert_array_equal(answer.result(30).panoptic, exported.predict(request).panoptic)
+        assert process.wait(10) == 0
+        predictor.close()
+
+
+@pytest.mark.triton
+def test_a_second_signal_waits_for_nothing(repository: Path, triton_environment: Path, tmp_path: Path) -> None:
+    make_slow(repository, 600)
+    with (
+        serving(repository, triton_environment, tmp_path, "--drain=500") as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        line = first_line(process)
+        predictor = TritonPredictor(f"127.0.0.1:{port(line)}")
+        answer = pool.submit(predictor.predict, make_request(1, 96, 64))
+        wait_until(lambda: is_under_way(line))
+        assert process.stderr is not None
+        process.send_signal(signal.SIGTERM)
+        assert any(line.startswith("draining: requests under way have 500 s") for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        with pytest.raises(InputError):
+            answer.result(30)
+        predictor.close()
+    assert not list(tmp_path.glob("upsnet-triton-*"))
+
+
+def is_under_way(line: str) -> bool:
+    """A request is with Triton, as the metrics of the service with this ready line say."""
+    with urlopen(f"http://127.0.0.1:{port(line, 'metrics')}/metrics", timeout=10) as page:
+        return b"\nupsnet_requests_in_flight 1.0\n" in page.read()
 
 
 @pytest.mark.triton
