@@ -104,6 +104,8 @@ class Supervisor:
             await self._bring_up()
         except ServerError as error:
             raise InputError(str(error)) from error
+        if trouble := self._too_much():
+            raise InputError(f"{trouble} before the first request; give a larger --memory-limit")
         self._guard = asyncio.create_task(self._serve())
 
     async def wait(self) -> None:
@@ -223,12 +225,16 @@ class Supervisor:
     async def _greed(self) -> tuple[str, float]:
         """Returns when the processes hold more memory than they may: how much."""
         while True:
-            self._memory = self._server.memory()
-            held = sum(self._memory.values())
-            if self._memory_limit is not None and held > self._memory_limit:
-                parts = ", ".join(f"{name} {size >> 20} MiB" for name, size in self._memory.items())
-                return f"its processes hold more than {self._memory_limit >> 20} MiB of memory ({parts})", FINISH
+            if trouble := self._too_much():
+                return trouble, FINISH
             await self._sleep(LOOK_EVERY)
+
+    def _too_much(self) -> str:
+        self._memory = self._server.memory()
+        if self._memory_limit is None or sum(self._memory.values()) <= self._memory_limit:
+            return ""
+        parts = ", ".join(f"{name} {size >> 20} MiB" for name, size in self._memory.items())
+        return f"Triton's processes hold more than {self._memory_limit >> 20} MiB of memory ({parts})"
 
     def _set(self, state: State, *reasons: str) -> None:
         if state is State.READY:

@@ -22,7 +22,7 @@ from serving.scratch import Scratch, kill_group
 from serving.snapshot import CONFIG, take_snapshot
 from upsnet.contract import MODEL
 from upsnet.errors import InputError
-from upsnet.files import sha256, writing
+from upsnet.files import sha256
 
 LOOK_EVERY = 0.25  # seconds, at the processes
 THREADS = r'key: "threads" value: { string_value: "(\d+)"'
@@ -54,11 +54,11 @@ class TritonProcess:
             (folder / "backends/python" / file.name).symlink_to(file)
         (folder / "python").mkdir()  # the library for the models, and nothing else of the checkout
         (folder / "python/upsnet").symlink_to(Path(upsnet.__file__).resolve().parent)
-        if self.log.is_dir():
-            raise InputError(f"{self.log}: cannot be written: it is a folder; --log names a file")
-        with writing(self.log):
+        try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.open("wb").close()
+        except OSError as error:
+            raise InputError(f"{self.log}: cannot be written: {error.strerror}; give --log another file") from error
 
     @property
     def pid(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -381,6 +382,14 @@ def test_ports_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
         check_ports("127.0.0.1", {"http": 80})
 
 
+def test_run_that_cannot_be_written(exported: Exported, tmp_path: Path) -> None:
+    shutil.copytree(exported.model.parent, tmp_path / "engine")
+    (tmp_path / "triton_repo").symlink_to("/proc")  # nothing can be made in it
+    said = rf"^{tmp_path}/triton_repo: cannot be written: .*; --repository names another place for it$"
+    with pytest.raises(InputError, match=said):
+        serve(run=tmp_path)
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
 def test_no_time(tmp_path: Path, seconds: float) -> None:
     with pytest.raises(InputError, match=r"^--start-timeout .*: give seconds, more than 0$"):
@@ -416,5 +425,5 @@ def test_tls_needs_both_files(tmp_path: Path) -> None:
 @pytest.mark.triton
 def test_log_that_cannot_be_written(repository: Path, triton_environment: Path, tmp_path: Path) -> None:
     server = TritonServer(repository, environment=triton_environment, log=tmp_path)
-    with pytest.raises(InputError, match=f"^{tmp_path}: cannot be written: it is a folder; --log names a file$"):
+    with pytest.raises(InputError, match=f"^{tmp_path}: cannot be written: Is a directory; give --log another file$"):
         server.start()

@@ -275,6 +275,15 @@ def test_memory_limit() -> None:
     play(scene, memory_limit=5 << 20)
 
 
+def test_memory_limit_that_is_too_small() -> None:
+    async def scene(world: World) -> None:
+        said = r"hold more than 0 MiB of memory \(.*\) before the first request; give a larger --memory-limit$"
+        with pytest.raises(InputError, match=said):
+            await world.supervisor.start()
+
+    assert play(scene, memory_limit=199).server.ends
+
+
 def test_stop_in_the_middle_of_a_start() -> None:
     async def scene(world: World) -> None:
         await world.supervisor.start()
