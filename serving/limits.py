@@ -26,7 +26,7 @@ class Limits(NamedTuple):
 
     @classmethod
     def of(cls, manifest: Manifest) -> Limits:
-        """What the model is made for: its largest batch of its largest images."""
+        """What the model is made for, and a plan's profile: its largest batch, of photos upright and across in one."""
         rule = manifest.resize
-        height, width = rule.padded_size(rule.short_side, rule.max_side)
+        height, width = rule.padded_size(rule.max_side, rule.max_side)
         return cls(max_pixels=manifest.max_batch * height * width, max_photos=manifest.max_batch)

@@ -20,9 +20,10 @@ from types import TracebackType
 
 import numpy as np
 
+import upsnet
 from serving.environment import Environment
 from serving.repository import latest_version
-from upsnet.contract import MODEL
+from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
 from upsnet.files import writing
 from upsnet.geometry import NetworkBatch
@@ -156,6 +157,7 @@ class TritonServer:
         (folder / "backends/python").mkdir(parents=True)
         for file in environment.backend_files:
             (folder / "backends/python" / file.name).symlink_to(file)
+        (folder / "backends/python/upsnet").symlink_to(Path(upsnet.__file__).parent)  # on the models' path
         with writing(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.open("wb").close()
@@ -183,6 +185,7 @@ class TritonServer:
             *ports,
             "--model-control-mode=explicit",
             f"--load-model={MODEL}",
+            f"--load-model={PHOTO_MODEL}",
             "--model-config-name=cpu",
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
