@@ -17,7 +17,6 @@ from serving.repository import deploy_engine, repository_of
 from serving.service import Settings, serve
 from upsnet.command_line.command import run as run_command
 from upsnet.errors import InputError
-from upsnet.files import WriteError
 
 SHARE = 0.8  # of the memory of this machine or container
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
@@ -58,10 +57,7 @@ def main(
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
     tls = make_tls(tls_cert, tls_key, tls_client_ca)
     if run is not None:
-        try:
-            repository = deploy_engine(run / "engine", repository or repository_of(run))
-        except WriteError as error:
-            raise InputError(f"{error}; --repository names another place for it") from error
+        repository = deploy_engine(run / "engine", repository or repository_of(run))
     elif repository is None:
         raise InputError("nothing to serve: give --run, for instance runs/demo, or --repository")
     settings = Settings(

@@ -86,7 +86,7 @@ async def serve(settings: Settings) -> None:
             await first(supervisor.start(), stop.wait())
             if not stop.is_set():
                 say(embedded_notice())
-                say(f"The models ({', '.join(process.models)}) run on {process.engine}.")
+                say(f"The models {' and '.join(process.models)} run on {process.engine}.")
                 listed = ", ".join(f"{name} {ports[name]}" for name in ("grpc", "http", "metrics") if name in ports)
                 print(f"Triton serves {MODEL} on {settings.host}: {listed}. Ctrl-C stops it.", flush=True)
                 await first(supervisor.wait(), stop.wait())

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from serving.repository import PLAN, latest_version
-from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
+from upsnet.contract import MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError
 from upsnet.files import sha256
 from upsnet.manifest import Manifest
 
 CONFIG = "configs/cpu.pbtxt"
-CURE = "deploy it again with `upsnet deploy`"
+CLAIM = r'onnx_sha256\\?": \\?"([0-9a-f]{64})'  # in a manifest, and in the one that a configuration carries
 
 
-def take_snapshot(repository: Path, target: Path) -> tuple[Manifest, tuple[str, ...]]:
-    """Copies what the embedded server reads, of the version that Triton serves. Returns the model's manifest and the
-    names of the models in the copy.
+class Snapshot(NamedTuple):
+    """What is in the copy."""
+
+    manifest: Manifest
+    models: tuple[str, ...]  # their names
+    model_sha256: str  # of the ONNX file
+
+
+def take_snapshot(repository: Path, target: Path) -> Snapshot:
+    """Copies what the embedded server reads, of the version that Triton serves.
 
     InputError when there is no model, when a file cannot be read or copied, and when the files are not of one model:
     the ONNX file is damaged, or another model is being deployed at this moment.
@@ -31,11 +40,20 @@ def take_snapshot(repository: Path, target: Path) -> tuple[Manifest, tuple[str, 
                 f"there is no model to serve: {versions[MODEL] / name} is missing; make one with `make engine`"
             )
     for model, version in versions.items():
-        for file in (repository / model / CONFIG, *sorted(version.rglob("*"))):
+        folder = repository / model
+        for file in (folder / CONFIG, *sorted((folder / "warmup").rglob("*")), *sorted(version.rglob("*"))):
             if file.is_file() and file.name not in (PLAN, PLUGINS) and file.parent.name != "__pycache__":
                 _copy(file, target / file.relative_to(repository))
-    manifest = _check(repository, target, versions[MODEL])
-    return manifest, tuple(versions)
+    copy = target / versions[MODEL].relative_to(repository)
+    digest = sha256(copy / "model.onnx")
+    for file in (copy / "manifest.json", *(target / model / CONFIG for model in versions)):
+        found = re.search(CLAIM, file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else None
+        if found is not None and found[1] != digest:
+            raise InputError(
+                f"{versions[MODEL] / 'model.onnx'} is damaged, or not the model that "
+                f"{repository / file.relative_to(target)} describes; deploy it again with `upsnet deploy`"
+            )
+    return Snapshot(Manifest.load(copy / "manifest.json"), tuple(versions), digest)
 
 
 def _copy(file: Path, place: Path) -> None:
@@ -50,16 +68,3 @@ def _copy(file: Path, place: Path) -> None:
         raise InputError(
             f"{file}: cannot be copied to {place}: {error.strerror}; TMPDIR names another place for the server's copy"
         ) from error
-
-
-def _check(repository: Path, target: Path, version: Path) -> Manifest:
-    copy = target / version.relative_to(repository)
-    manifest = Manifest.load(copy / "manifest.json")
-    wanted = manifest.onnx_sha256
-    if wanted and sha256(copy / "model.onnx") != wanted:
-        raise InputError(f"{version / 'model.onnx'} is damaged, or not the model of manifest.json beside it; {CURE}")
-    for config in target.glob(f"*/{CONFIG}"):
-        text = config.read_text(encoding="utf-8", errors="replace")
-        if METADATA_KEY in text and wanted not in text:
-            raise InputError(f"{repository / config.relative_to(target)} describes another model; {CURE}")
-    return manifest

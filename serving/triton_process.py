@@ -19,13 +19,11 @@ from serving.environment import Environment
 from serving.probe import Probe, ServerError
 from serving.processes import LAUNCHER, arguments, members, stat
 from serving.scratch import Scratch, kill_group
-from serving.snapshot import CONFIG, take_snapshot
-from upsnet.contract import MODEL
+from serving.snapshot import take_snapshot
 from upsnet.errors import InputError
-from upsnet.files import sha256
 
 LOOK_EVERY = 0.25  # seconds, at the processes
-THREADS = r'key: "threads" value: { string_value: "(\d+)"'
+RUNS_ON = r"upsnet: runs on (.*?)[\"\n]"
 TAIL = 1 << 16  # bytes of the log that are looked at for its last words
 
 
@@ -39,9 +37,7 @@ class TritonProcess:
     def __init__(self, environment: Environment, repository: Path, scratch: Scratch, log: Path | None = None) -> None:
         folder = scratch.folder
         self.repository, self.environment = repository, environment
-        self.manifest, self.models = take_snapshot(repository, folder / "repository")
-        (model,) = (folder / "repository" / self.models[0]).glob("*/model.onnx")
-        self.model_sha256 = self.manifest.onnx_sha256 or sha256(model)
+        self.manifest, self.models, self.model_sha256 = take_snapshot(repository, folder / "repository")
         self.grpc_target = f"unix:{folder / 'g'}:1"  # Triton appends its --grpc-port to the file's name
         self.http_socket, self.metrics_socket = folder / "h", folder / "m"
         self.log = log or folder / "triton.log"
@@ -66,11 +62,9 @@ class TritonProcess:
 
     @property
     def engine(self) -> str:
-        """What the models run on, in words."""
-        config = self._scratch.folder / "repository" / MODEL / CONFIG
-        given = re.search(THREADS, config.read_text(encoding="utf-8", errors="replace"))
-        threads = int(given[1]) if given else 0
-        return f"ONNX Runtime, CPU, {threads or len(os.sched_getaffinity(0))} threads"
+        """What the models run on, in the words of the log."""
+        found = re.findall(RUNS_ON, self._tail())
+        return found[-1] if found else "what the log says"
 
     async def launch(self) -> None:
         """Returns at once; `probe` returns when the models answer."""
@@ -149,18 +143,20 @@ class TritonProcess:
 
     def last_words(self) -> str:
         """The log's last error, else its last line."""
-        try:
-            with self.log.open("rb") as stream:
-                stream.seek(max(0, self.log.stat().st_size - TAIL))
-                text = stream.read().decode(errors="replace")
-        except OSError as error:
-            return f"its log cannot be read: {error.strerror}"
-        lines = [line for line in text.splitlines() if line.strip(" ;")]
+        lines = [line for line in self._tail().splitlines() if line.strip(" ;")]
         # Every machine without a GPU has the CUDA line.
         errors = [line for line in lines if re.match(r"E\d{4} ", line) and "CudaDriverHelper" not in line]
         last = (errors or lines or ["nothing"])[-1]
         last = re.sub(r"^[IWE]\d{4} .*?\] ", "", last).split("\\n")[0].strip('" ')
         return "its log says: " + last.replace(str(self._scratch.folder / "repository"), str(self.repository))
+
+    def _tail(self) -> str:
+        try:
+            with self.log.open("rb") as stream:
+                stream.seek(max(0, self.log.stat().st_size - TAIL))
+                return stream.read().decode(errors="replace")
+        except OSError as error:  # somebody has taken it away
+            return f"the log cannot be read: {error.strerror}"
 
     @staticmethod
     def _others(group: int) -> list[int]:

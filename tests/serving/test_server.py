@@ -385,7 +385,7 @@ def test_ports_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_run_that_cannot_be_written(exported: Exported, tmp_path: Path) -> None:
     shutil.copytree(exported.model.parent, tmp_path / "engine")
     (tmp_path / "triton_repo").symlink_to("/proc")  # nothing can be made in it
-    said = rf"^{tmp_path}/triton_repo: cannot be written: .*; --repository names another place for it$"
+    said = rf"^{tmp_path}/triton_repo: cannot be written: .*; give another folder with --repository$"
     with pytest.raises(InputError, match=said):
         serve(run=tmp_path)
 

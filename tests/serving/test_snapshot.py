@@ -11,7 +11,7 @@ from serving.repository import deploy
 from serving.snapshot import take_snapshot
 from tests.serving.conftest import Exported
 from upsnet.errors import InputError
-from upsnet.files import write_text
+from upsnet.files import sha256, write_text
 
 
 def test_what_is_copied(exported: Exported, repository: Path, tmp_path: Path) -> None:
@@ -20,10 +20,17 @@ def test_what_is_copied(exported: Exported, repository: Path, tmp_path: Path) ->
         (version / name).touch()
     (version / "__pycache__").mkdir()
     (version / "__pycache__/model.pyc").touch()
-    manifest, models = take_snapshot(repository, tmp_path / "copy")
-    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy/upsnet").rglob("*")}
-    assert manifest == exported.manifest and models[0] == "upsnet"
-    assert {"upsnet/1/model.onnx", "upsnet/1/model.py", "upsnet/configs/cpu.pbtxt"} <= copied
+    manifest, models, digest = take_snapshot(repository, tmp_path / "copy")
+    copied = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*")}
+    assert manifest == exported.manifest and models == ("upsnet", "upsnet_photo")
+    assert digest == sha256(exported.model)
+    assert {
+        "upsnet/1/model.onnx",
+        "upsnet/1/model.py",
+        "upsnet/configs/cpu.pbtxt",
+        "upsnet/warmup/sizes",
+        "upsnet_photo/1/model.py",
+    } <= copied
     assert not any("plan" in name or "plugins" in name or "pycache" in name for name in copied)
 
 
@@ -37,7 +44,7 @@ def test_missing_model(repository: Path, tmp_path: Path, name: str) -> None:
 def test_truncated_model(repository: Path, tmp_path: Path) -> None:
     model = repository / "upsnet/1/model.onnx"
     os.truncate(model, model.stat().st_size // 2)
-    with pytest.raises(InputError, match=rf"^{model} is damaged, or not the model of manifest.json .* `upsnet deploy`"):
+    with pytest.raises(InputError, match=rf"^{model} is damaged, or not the model that .*/1/manifest.json describes; "):
         take_snapshot(repository, tmp_path / "copy")
 
 
@@ -45,7 +52,9 @@ def test_half_of_another_model(exported: Exported, repository: Path, tmp_path: P
     other = exported.manifest.model_copy(update={"onnx_sha256": "0" * 64})
     config = repository / "upsnet/configs/cpu.pbtxt"
     write_text(config, config.read_text().replace(exported.manifest.onnx_sha256, other.onnx_sha256))
-    with pytest.raises(InputError, match=f"^{config} describes another model; deploy it again"):
+    with pytest.raises(
+        InputError, match=rf"/model.onnx is damaged, or not the model that {config} describes; deploy it "
+    ):
         take_snapshot(repository, tmp_path / "copy")
 
 
