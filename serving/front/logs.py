@@ -18,7 +18,7 @@ from upsnet.files import writing
 
 STDERR = Path("-")
 MOST_WAITING = 10_000  # lines; a disk that does not take them keeps no request waiting
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 1.0
 LONGEST = 500  # characters of a text in a line
 LEVELS = {Outcome.OK: logging.INFO, Outcome.UNAVAILABLE: logging.ERROR, Outcome.FAILED: logging.ERROR}  # else WARNING
 
