@@ -13,7 +13,6 @@ import kubernetes_validate
 import pytest
 import yaml
 from prometheus_client import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
 from serving import bulletins
 from serving.front.operators import Operators
@@ -42,11 +41,15 @@ def exposed(folder: Path) -> dict[str, set[str]]:
     Operators(FakeBackend(folder), telemetry.registry)
     telemetry.finish(Record("http", "ModelInfer", model="upsnet"))
     telemetry.close()
-    series: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(generate_latest(telemetry.registry).decode()):
-        for sample in family.samples:
-            series.setdefault(sample.name, set()).update(sample.labels)
-    return series | {"upsnet_http_connections": {"port"}}
+    return series(generate_latest(telemetry.registry).decode()) | {"upsnet_http_connections": {"port"}}
+
+
+def series(text: str) -> dict[str, set[str]]:
+    """The names in Prometheus' text format, and the labels of each."""
+    found: dict[str, set[str]] = {}
+    for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
+        found.setdefault(name, set()).update(re.findall(r"(\w+)=\"", labels))
+    return found
 
 
 def _documents(name: str) -> list[dict[str, Any]]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import tritonclient.http
-from prometheus_client.parser import text_string_to_metric_families
-from tritonclient.utils import InferenceServerException
 
+from serving.front.rest_request import HEADER_LENGTH
 from serving.server import TritonServer
 from tests.serving.conftest import Exported, make_request
 from tests.serving.ops.fakes import parse
-from tests.serving.ops.test_deployment import STUB, TRITON, exposed
+from tests.serving.ops.test_deployment import STUB, TRITON, exposed, series
 from tests.serving.ops.test_probe import probe
 
 pytestmark = pytest.mark.triton
@@ -31,33 +30,43 @@ def get(server: TritonServer, path: str, port: str = "metrics") -> str:
         return reply.read().decode()
 
 
-def samples(server: TritonServer) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for family in text_string_to_metric_families(get(server, "/metrics")):
-        for sample in family.samples:
-            found.setdefault(sample.name, []).append(sample)
-    return found
+def post(
+    server: TritonServer, path: str, body: bytes = b"", header: str | None = None
+) -> tuple[int, str | None, bytes]:
+    """The answer's status, length of JSON, and body."""
+    headers = {} if header is None else {HEADER_LENGTH: header}
+    request = urllib.request.Request(f"http://127.0.0.1:{server.ports['http']}{path}", body, headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, reply.headers[HEADER_LENGTH], reply.read()
+    except urllib.error.HTTPError as error:
+        return error.code, None, error.read()
 
 
 def infer(server: TritonServer, exported: Exported) -> tuple[np.ndarray, np.ndarray]:
     """What REST answers, and what this process does."""
     batch = make_request(2, 64, 96)
-    arrays = {"images": batch.images, "sizes": batch.sizes, "scales": batch.scales[:, None]}
-    kinds = {"images": "UINT8", "sizes": "INT32", "scales": "FP32"}
-    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.ports['http']}") as client:
-        inputs = [tritonclient.http.InferInput(name, array.shape, kinds[name]) for name, array in arrays.items()]
-        for tensor in inputs:
-            tensor.set_data_from_numpy(arrays[tensor.name()])
-        answer = client.infer("upsnet", inputs, request_id="of-the-test").as_numpy("panoptic")
-    assert answer is not None
-    return answer, exported.predict(batch).panoptic
+    tensors, tail = [], b""
+    for (name, array), kind in zip(batch._asdict().items(), ("UINT8", "INT32", "FP32"), strict=True):
+        shape = [2, 1] if name == "scales" else list(array.shape)
+        size = {"binary_data_size": array.nbytes}
+        tensors.append({"name": name, "shape": shape, "datatype": kind, "parameters": size})
+        tail += array.tobytes()
+    outputs = [{"name": "panoptic", "parameters": {"binary_data": True}}]
+    text = json.dumps({"id": "of-the-test", "inputs": tensors, "outputs": outputs}).encode()
+    status, length, body = post(server, "/v2/models/upsnet/infer", text + tail, str(len(text)))
+    assert status == 200 and length is not None, body
+    assert json.loads(body[: int(length)])["id"] == "of-the-test"
+    return np.frombuffer(body[int(length) :], np.uint8).reshape(2, 64, 96), exported.predict(batch).panoptic
 
 
 def test_rest_answers_as_this_process_does_and_is_counted(server: TritonServer, exported: Exported) -> None:
-    labels = {"protocol": "http", "method": "ModelInfer", "model": "upsnet", "outcome": "ok"}
+    sample = r'upsnet_requests_total{method="ModelInfer",model="upsnet",outcome="ok",protocol="http"} (\d+)'
 
-    def count() -> float:
-        return next(each.value for each in samples(server)["upsnet_requests_total"] if each.labels == labels)
+    def count() -> int:
+        found = re.search(sample, get(server, "/metrics"))
+        assert found is not None
+        return int(found[1])
 
     before = count()
     answer, wanted = infer(server, exported)
@@ -68,12 +77,12 @@ def test_rest_answers_as_this_process_does_and_is_counted(server: TritonServer, 
 def test_every_metric_of_the_dashboard_is_there(server: TritonServer, exported: Exported, tmp_path: Path) -> None:
     infer(server, exported)
     assert asyncio.run(probe(f"http://127.0.0.1:{server.ports['http']}"))[0] == 0
-    found = samples(server)
+    text = get(server, "/metrics")
+    found = series(text)
     wanted = exposed(tmp_path) | STUB | {name: labels for name, labels in TRITON.items() if "gpu" not in name}
     assert wanted.keys() <= found.keys()
-    for name, labels in STUB.items():
-        assert {label for each in found[name] for label in each.labels} == labels
-    assert {each.labels["process"] for each in found["upsnet_resident_memory_bytes"]} >= {"server", "upsnet"}
+    assert all(found[name] == labels for name, labels in STUB.items())
+    assert {"server", "upsnet"} <= set(re.findall(r'upsnet_resident_memory_bytes{process="(\w+)"}', text))
 
 
 def test_health(server: TritonServer) -> None:
@@ -98,16 +107,23 @@ def test_a_chunked_body_that_kills_triton(server: TritonServer, exported: Export
 
 
 def test_faults_are_told_without_paths(server: TritonServer) -> None:
-    with tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.ports['http']}") as client:
-        tensor = tritonclient.http.InferInput("nothing", [1, 1], "UINT8")
-        tensor.set_data_from_numpy(np.zeros((1, 1), np.uint8))
-        with pytest.raises(InferenceServerException) as error:
-            client.infer("upsnet", [tensor])
-        assert error.value.status() == "400" and "/" not in error.value.message()
-        for call in (
-            client.get_model_repository_index,
-            client.get_system_shared_memory_status,
-            client.get_log_settings,
-        ):
-            with pytest.raises(InferenceServerException, match="outside"):
-                call()
+    tensor = {"name": "nothing", "shape": [1, 1], "datatype": "UINT8", "data": [0]}
+    status, _, body = post(server, "/v2/models/upsnet/infer", json.dumps({"inputs": [tensor]}).encode())
+    message = json.loads(body)["error"]
+    assert status == 400 and "nothing" in message and "/" not in message
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "repository/index",
+        "repository/models/upsnet/unload",
+        "logging",
+        "systemsharedmemory/unregister",
+        "trace/setting",
+    ],
+)
+def test_nobody_manages_the_server(server: TritonServer, exported: Exported, call: str) -> None:
+    status, _, body = post(server, f"/v2/{call}", b"{}")
+    assert status == 403 and "outside" in json.loads(body)["error"]
+    infer(server, exported)
