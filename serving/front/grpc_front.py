@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from serving.front.admission import Admission
 from serving.front.reading import Reading
 from serving.front.refusal import Refused, of_triton
 from serving.front.settings import FrontSettings
+from serving.front.shared_memory import PLACE, TOKEN, SharedMemory
 from serving.record import Outcome, Record, Telemetry
 from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
@@ -59,6 +61,7 @@ class GrpcFront(grpc.GenericRpcHandler):
 
     def __init__(self, backend: Backend, settings: FrontSettings, telemetry: Telemetry, admission: Admission) -> None:
         self._backend, self._settings, self._telemetry, self._admission = backend, settings, telemetry, admission
+        self._shared = SharedMemory(backend.http_socket.parent, settings.limits, telemetry)
         self._reading = Reading(settings.limits)
         self._methods: dict[str, Method] = {
             f"{TRITON}ServerLive": self._live,
@@ -66,6 +69,8 @@ class GrpcFront(grpc.GenericRpcHandler):
             f"{TRITON}ModelReady": self._model_ready,
             f"{TRITON}ModelInfer": self._infer,
             f"{HEALTH}Check": self._check,
+            f"{TRITON}SystemSharedMemoryRegister": self._register,
+            f"{TRITON}SystemSharedMemoryUnregister": self._unregister,
             f"{TRITON}ServerMetadata": self._server_metadata,
             **{f"{TRITON}{name}": self._forward for name in FORWARDED},
         }
@@ -91,6 +96,7 @@ class GrpcFront(grpc.GenericRpcHandler):
         except RuntimeError as error:
             raise InputError(f"cannot listen on {address} for grpc; give another grpc port") from error
         self._channel = grpc.aio.insecure_channel(self._backend.grpc_target, CHANNEL_OPTIONS)
+        self._shared.open()
         await server.start()
         self._server = server
         return port
@@ -101,6 +107,7 @@ class GrpcFront(grpc.GenericRpcHandler):
             await self._server.stop(seconds)
         if self._channel is not None:
             await self._channel.close()
+        self._shared.close()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         path: str = handler_call_details.method  # type: ignore[assignment]
@@ -163,7 +170,9 @@ class GrpcFront(grpc.GenericRpcHandler):
         asked = requests.assess(request, data, self._settings.limits)
         record.photos, record.pixels = asked.photos, asked.pixels
         del request, data
+        self._shared.check(asked.regions)
         async with self._admission.turn(record, asked.large, context.time_remaining()):
+            await self._tell_again(asked.regions, context)
             return await self._call("ModelInfer", body, context)
 
     async def _forward(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
@@ -171,12 +180,53 @@ class GrpcFront(grpc.GenericRpcHandler):
         return await self._call(record.method, body, context)
 
     async def _server_metadata(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
-        """Triton's, without the extensions that are closed here."""
+        """Triton's, without the extensions that are closed here; and where the token for shared memory is."""
         answer = pb.ServerMetadataResponse.FromString(await self._forward(body, record, context))
         offered = [name for name in answer.extensions if name in EXTENSIONS]
         answer.ClearField("extensions")
         answer.extensions.extend(offered)
+        if re.fullmatch(r"[ -~]+", str(self._shared.place)):  # what a header can carry
+            await context.send_initial_metadata(((PLACE, str(self._shared.place)),))
         return answer.SerializeToString()
+
+    async def _register(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        self._check_token(record, context)
+        request = requests.parse(pb.SystemSharedMemoryRegisterRequest, body)
+        self._shared.check_new(request)
+        if (idle := self._shared.idle()) is not None:
+            await self._remove(idle, record, context)
+        answer = await self._forward(body, record, context)
+        self._shared.add(request, self._backend.health.restarts)
+        return answer
+
+    async def _tell_again(self, regions: tuple[requests.Region, ...], context: grpc.aio.ServicerContext) -> None:
+        """A server that has been restarted knows none of the regions."""
+        restarts = self._backend.health.restarts
+        for unknown in self._shared.unknown(regions, restarts):
+            try:
+                await self._call("SystemSharedMemoryRegister", unknown.SerializeToString(), context)
+            except Refused as refused:
+                if refused.code != grpc.StatusCode.ALREADY_EXISTS:  # another request was faster
+                    raise
+            self._shared.add(unknown, restarts)
+
+    async def _unregister(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        self._check_token(record, context)
+        name = requests.parse(pb.SystemSharedMemoryUnregisterRequest, body).name
+        self._shared.check([requests.Region(name, 0, 0)])
+        return await self._remove(name, record, context)
+
+    async def _remove(self, name: str, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        body = pb.SystemSharedMemoryUnregisterRequest(name=name).SerializeToString()
+        try:
+            await self._admission.until_ready(context.time_remaining())
+            return await self._call("SystemSharedMemoryUnregister", body, context)
+        finally:
+            self._shared.remove(name)
+
+    def _check_token(self, record: Record, context: grpc.aio.ServicerContext) -> None:
+        if not self._shared.may(dict(context.invocation_metadata() or ()).get(TOKEN)):
+            raise Refused(Outcome.FORBIDDEN, f"{record.method} is closed on this server")
 
     async def _call(self, method: str, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Triton's answer. The rest of the deadline goes along; where this is cancelled, so is Triton's work."""

@@ -6,6 +6,7 @@ import json
 import logging
 import queue
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from upsnet.files import writing
 
 STDERR = Path("-")
 MOST_WAITING = 10_000  # lines; a disk that does not take them keeps no request waiting
+CLOSE_SECONDS = 1.0
 LONGEST = 500  # characters of a text in a line
 LEVELS = {Outcome.OK: logging.INFO, Outcome.UNAVAILABLE: logging.ERROR, Outcome.FAILED: logging.ERROR}  # else WARNING
 
@@ -47,9 +49,14 @@ class AccessLog:
             self._door.handle(logging.LogRecord("upsnet.access", level, "", 0, text, None, None))
 
     def close(self) -> None:
-        """Writes what waits."""
-        self._writer.stop()
-        with suppress(OSError):  # of lines that were counted as lost
+        """Writes what waits, for CLOSE_SECONDS at most: nobody may be reading the other end of a pipe."""
+        closer = threading.Thread(target=self._finish, daemon=True)
+        closer.start()
+        closer.join(CLOSE_SECONDS)
+
+    def _finish(self) -> None:
+        with suppress(OSError, queue.Full):  # lines that are lost were counted
+            self._writer.stop()
             self._handler.close()
 
 

@@ -79,8 +79,9 @@ def assess(request: Any, data: list[memoryview | None], limits: Limits) -> Asked
     photos, pixels, large = 0, 0, False
     for tensor, raw in zip(request.inputs, data, strict=True):
         shape = _shape(tensor)
-        if raw is not None and tensor.datatype in ITEM_BYTES:
-            _check_bytes(tensor, raw)
+        length = _region(tensor).size if REGION in tensor.parameters else None if raw is None else len(raw)
+        if length is not None and tensor.datatype in ITEM_BYTES:
+            _check_bytes(tensor, length)
         if request.model_name == PHOTO_MODEL and tensor.name == PHOTO:
             photos, pixels, large = _photos(tensor, raw, limits)
         elif tensor.name == INPUTS[0]:
@@ -155,11 +156,11 @@ def _name(tensor: Any) -> str:
     return ascii(tensor.name[:MOST_NAME])
 
 
-def _check_bytes(tensor: Any, raw: memoryview) -> None:
+def _check_bytes(tensor: Any, length: int) -> None:
     wanted = math.prod(tensor.shape) * ITEM_BYTES[tensor.datatype]
-    if wanted != len(raw):
+    if wanted != length:
         what = f"{tensor.datatype} {list(tensor.shape)}"
-        raise Refused(Outcome.INVALID, f"input {_name(tensor)} is {what}: {wanted} bytes, and {len(raw)} came")
+        raise Refused(Outcome.INVALID, f"input {_name(tensor)} is {what}: {wanted} bytes, and {length} came")
 
 
 def _region(tensor: Any) -> Region:
@@ -186,13 +187,15 @@ def _photos(tensor: Any, raw: memoryview | None, limits: Limits) -> tuple[int, i
             Outcome.INVALID, f"input {_name(tensor)} has {count} elements by its shape, and {len(photos)} came"
         )
     for photo in photos:
-        if len(photo) > limits.max_photo_bytes:
-            raise Refused(
-                Outcome.TOO_LARGE, f"a photo of {len(photo)} bytes: more than {limits.max_photo_bytes} are not allowed"
-            )
+        _check_photo(len(photo), limits.max_photo_bytes)
     sizes = [_pixels(photo) for photo in photos]
     known = sum(size for size in sizes if size is not None)
     return count, known, None in sizes or known > limits.large_photo_pixels
+
+
+def _check_photo(size: int, most: int) -> None:
+    if size > most:
+        raise Refused(Outcome.TOO_LARGE, f"a photo of {size} bytes: more than {most} are not allowed")
 
 
 def _elements(raw: memoryview) -> Iterator[memoryview]:

@@ -24,7 +24,7 @@ import upsnet
 from serving.record import Outcome, Record
 from upsnet.errors import InputError
 
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 1.0
 EXPORT_SECONDS = 3.0  # for one batch of spans; what an endpoint does not take is dropped
 SERVICE = "inference.GRPCInferenceService"  # KServe v2
 

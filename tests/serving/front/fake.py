@@ -56,8 +56,8 @@ class FakeBackend:
         self.suspicions: list[str] = []
         self.set(State.READY)
 
-    def set(self, state: State, *reasons: str, since: float | None = None) -> None:
-        self.health = Health(state, reasons, time.time() if since is None else since, 0, "", {})
+    def set(self, state: State, *reasons: str, since: float | None = None, restarts: int = 0) -> None:
+        self.health = Health(state, reasons, time.time() if since is None else since, restarts, "", {})
         (self.ready.set if state == State.READY else self.ready.clear)()
 
     async def wait_until_ready(self) -> None:

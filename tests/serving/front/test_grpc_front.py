@@ -28,7 +28,7 @@ OPEN = {
     "ModelInfer", "ModelStreamInfer",
 }  # fmt: skip
 CLOSED = [method.name for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods]
-CLOSED = sorted(set(CLOSED) - OPEN)
+CLOSED = sorted(set(CLOSED) - OPEN)  # two of them but for who has the token: see test_shared_memory.py
 BIG_CALL = """
 import grpc, sys
 with grpc.insecure_channel(sys.argv[1], [("grpc.max_send_message_length", -1)]) as channel:

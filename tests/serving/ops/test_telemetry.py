@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from pathlib import Path
@@ -138,6 +139,19 @@ def test_a_log_that_cannot_be_written(tmp_path: Path, fault: str, capfd: pytest.
     telemetry.close()
     assert telemetry.registry.get_sample_value("upsnet_log_lines_lost_total") == 50
     assert capfd.readouterr().err == ""
+
+
+def test_a_log_that_nobody_reads() -> None:
+    """A pipe that is full keeps its writer waiting, and nobody else."""
+    reader, writer = os.pipe()
+    telemetry = make_telemetry(Path(f"/proc/self/fd/{writer}"), None)
+    for _ in range(11_000):
+        telemetry.finish(record())
+    telemetry.close()
+    lost = telemetry.registry.get_sample_value("upsnet_log_lines_lost_total")
+    assert lost is not None and lost > 0
+    os.close(reader)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("path", ["/proc/no/log", "."])
