@@ -40,7 +40,7 @@ OF_PROMETHEUS = {"instance", "job", "le"}
 def exposed(folder: Path) -> dict[str, set[str]]:
     """Every series that the operators' port has of our own, with its labels."""
     telemetry = make_telemetry(None, None)
-    Operators(FakeBackend(folder), telemetry.registry)
+    Operators(FakeBackend(folder), "127.0.0.1", telemetry.registry)
     telemetry.finish(Record("http", "ModelInfer", model="upsnet"))
     telemetry.close()
     return series(generate_latest(telemetry.registry).decode()) | {"upsnet_http_connections": {"port"}}
