@@ -128,7 +128,7 @@ class Rest:
             response.headers["X-Request-Id"] = record.request_id
             await self._send(request, response, record)
             return response
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):
             record.outcome, record.message = Outcome.CANCELLED, "the caller has gone"
             raise
         finally:
