@@ -24,7 +24,6 @@ OTHER = "other"  # the label of what a caller has made up: labels are kept for e
 GAUGES = {
     "waiting": ("upsnet_requests_waiting", "Requests that wait for their turn."),
     "in_flight": ("upsnet_requests_in_flight", "Requests that are with Triton."),
-    "connections": ("upsnet_grpc_connections", "Open connections of gRPC."),
     "regions": ("upsnet_shared_memory_regions", "Regions of shared memory that clients have registered."),
 }
 
@@ -75,7 +74,7 @@ class ServiceTelemetry:
             self._per_request.labels(model).observe(record.photos)
         self._log.write(record, self._tracing.finish(record))
 
-    def gauge(self, name: Literal["waiting", "in_flight", "connections", "regions"], value: int) -> None:
+    def gauge(self, name: Literal["waiting", "in_flight", "regions"], value: int) -> None:
         self._gauges[name].set(value)
 
     def close(self) -> None:

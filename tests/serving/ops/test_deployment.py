@@ -16,8 +16,10 @@ from prometheus_client import generate_latest
 
 from serving import bulletins
 from serving.front.operators import Operators
+from serving.front.refusal import CODES
+from serving.front.rest import STATUS
 from serving.front.telemetry import make_telemetry
-from serving.record import Record
+from serving.record import Outcome, Record
 from tests.serving.ops.fakes import FakeBackend
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +40,7 @@ OF_PROMETHEUS = {"instance", "job", "le"}
 def exposed(folder: Path) -> dict[str, set[str]]:
     """Every series that the operators' port has of our own, with its labels."""
     telemetry = make_telemetry(None, None)
-    Operators(FakeBackend(folder), telemetry.registry)
+    Operators(FakeBackend(folder), "127.0.0.1", telemetry.registry)
     telemetry.finish(Record("http", "ModelInfer", model="upsnet"))
     telemetry.close()
     return series(generate_latest(telemetry.registry).decode()) | {"upsnet_http_connections": {"port"}}
@@ -71,6 +73,25 @@ def test_metrics_and_labels_of_the_dashboard_and_the_alerts_exist(expression: st
     labels += [label for part in re.findall(r"by \(([^)]*)\)", expression) for label in part.split(", ")]
     assert set(labels) <= set().union(*(known[name] for name in names)) | OF_PROMETHEUS
     assert expression.count("(") == expression.count(")") and expression.count("{") == expression.count("}")
+
+
+def test_the_table_of_metrics_is_whole(tmp_path: Path) -> None:
+    page = (ROOT / "docs/operating.md").read_text().partition("## Metrics")[2].partition("\n## ")[0]
+    table: dict[str, set[str]] = {}
+    for names, labels in re.findall(r"^\| (`upsnet_.*?) \| (.*?) \|", page, re.MULTILINE):
+        table |= {name: set(re.findall(r"`(\w+)`", labels)) for name in re.findall(r"`(\w+)`", names)}
+    of_histogram = re.compile(r"_(bucket|sum|count)$")
+    known = {of_histogram.sub("", name): labels - {"le"} for name, labels in (exposed(tmp_path) | STUB).items()}
+    assert table == {name: labels for name, labels in known.items() if name.startswith("upsnet_")}
+
+
+def test_the_table_of_outcomes_is_whole() -> None:
+    page = (ROOT / "docs/operating.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([\d, ]*)\|", page, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(Outcome)
+    for name, code, statuses in rows[1:]:
+        assert CODES[Outcome(name)].name == code
+        assert name == "cancelled" or str(STATUS[Outcome(name)]) in statuses
 
 
 def test_panels_of_the_dashboard_do_not_overlap() -> None:
