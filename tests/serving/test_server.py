@@ -34,6 +34,16 @@ from upsnet.runtimes.triton import TritonPredictor
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture
+def repository(exported: Exported, tmp_path: Path) -> Path:
+    """Of the tensors' model alone, in one process: many servers are started here."""
+    repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
+    shutil.rmtree(repository / "upsnet_photo")
+    config = repository / "upsnet/configs/cpu.pbtxt"
+    write_text(config, config.read_text().replace("count: 2", "count: 1"))
+    return repository
+
+
 def wait_until(so: Callable[[], object], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not so():
@@ -248,13 +258,13 @@ def test_what_is_served_does_not_change(
 
 @pytest.mark.triton
 def test_paths_with_spaces_and_letters_outside_ascii(
-    exported: Exported, triton_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, triton_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "é and $a space"
     (place / "tmp").mkdir(parents=True)
     monkeypatch.setenv("TMPDIR", str(place / "tmp"))
     (place / "environment").symlink_to(triton_environment)
-    repository = deploy(exported.model, exported.manifest_path, place / "repository")
+    repository = shutil.copytree(repository, place / "repository")
     with TritonServer(repository, environment=place / "environment", log=place / "log") as server:
         server.check()
     assert (place / "log").read_bytes()
@@ -262,8 +272,7 @@ def test_paths_with_spaces_and_letters_outside_ascii(
 
 def damage_model(repository: Path) -> None:
     (repository / "upsnet/1/model.onnx").write_bytes(b"not a model")
-    for file in ("1/manifest.json", "configs/cpu.pbtxt"):
-        path = repository / "upsnet" / file
+    for path in (repository / "upsnet/1/manifest.json", *repository.rglob("cpu.pbtxt")):  # nobody says what it was
         write_text(path, re.sub(r"\b[0-9a-f]{64}\b", "", path.read_text()))
 
 
@@ -311,7 +320,7 @@ def test_listens_on_this_machine_alone(server: TritonServer) -> None:
 
 @pytest.mark.triton
 def test_leaves_the_repository_as_it_was(server: TritonServer, exported: Exported, tmp_path: Path) -> None:
-    fresh = deploy(exported.model, exported.manifest_path, tmp_path)
+    fresh = deploy(exported.model, exported.manifest_path, tmp_path / "fresh")
     found, expected = ({path.relative_to(top) for path in top.rglob("*")} for top in (server.repository, fresh))
     assert found == expected
 
