@@ -7,6 +7,7 @@ upsnet load-test --url 127.0.0.1:8001 --rate 5 10 20 --seconds 60
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,8 +108,6 @@ def _server(url: str | None, metrics_url: str | None, run: Path | None) -> Itera
     elif url is not None:
         raise InputError("give --url, a server that runs, or --run, for which one is started; not both")
     else:
-        import tempfile
-
         with tempfile.TemporaryDirectory(prefix="upsnet-") as folder:
             model = run / "model.onnx"
             with TritonServer(deploy(model, manifest_path(model), Path(folder) / "repository")) as server:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,14 +66,15 @@ def fake_server(infer: Infer = echo) -> Iterator[str]:
 
 
 @contextmanager
-def fake_operators(pages: dict[str, Iterator[str]]) -> Iterator[str]:
-    """An HTTP server whose pages show one text after the other; yields its address."""
+def fake_metrics(pages: Sequence[str]) -> Iterator[str]:
+    """An HTTP server that shows one page after the other; yields its address."""
+    rest = iter(pages)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(200 if self.path == "/metrics" else 404)
             self.end_headers()
-            self.wfile.write(next(pages[self.path]).encode())
+            self.wfile.write(next(rest).encode())
 
         def log_message(self, *_: object) -> None:
             """Nothing."""

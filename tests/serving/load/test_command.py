@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from itertools import cycle
 from pathlib import Path
 
 import grpc
@@ -14,10 +11,11 @@ from typer.testing import CliRunner, Result
 
 from serving.load_test import command
 from serving.load_test.report import LoadReport
-from tests.serving.load.fake_server import Infer, echo, fake_operators, fake_server
+from tests.serving.load.fake_server import Infer, echo, fake_metrics, fake_server
 from upsnet.command_line.command import make_app
 
 NOWHERE = "127.0.0.1:9"  # the port of discard: nobody has it
+MEMORY = {"server": 100, "upsnet": 20}
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
@@ -101,19 +99,16 @@ def test_batches_and_memory_are_those_of_the_stage(tmp_path: Path, photos: Path)
     def batches(two: int, four: int) -> str:
         name = "upsnet_executed_batches_total"
         lines = [f'{name}{{model="upsnet",size="{size}"}} {times}' for size, times in ((2, two), (4, four))]
-        return "\n".join([f"# TYPE {name} counter", *lines, ""])
+        memory = [f'upsnet_resident_memory_bytes{{process="{key}"}} {size}' for key, size in MEMORY.items()]
+        return "\n".join([f"# TYPE {name} counter", *lines, *memory, "process_resident_memory_bytes 7.0", ""])
 
-    pages: dict[str, Iterator[str]] = {
-        "/metrics": iter([batches(5, 1), batches(8, 2)]),
-        "/health": cycle([json.dumps({"state": "ready", "memory": {"server": 100, "upsnet": 20}})]),
-    }
-    with fake_server() as url, fake_operators(pages) as metrics:
+    with fake_server() as url, fake_metrics([batches(5, 1), batches(8, 2)]) as metrics:
         places = ("--metrics-url", metrics, "--photos", photos, "--out", tmp_path)
         assert run("--url", url, *places, "--concurrency", "1", "--requests", "2").exit_code == 0
     stage = LoadReport.load(tmp_path / "load.json").stages[0]
     assert stage.batches == {"upsnet": {"2": 3, "4": 1}}
     assert stage.mean_batch == "2.50"
-    assert stage.memory_bytes == {"server": 100, "upsnet": 20}
+    assert stage.memory_bytes == {**MEMORY, "service": 7}
 
 
 @pytest.mark.parametrize(
