@@ -29,7 +29,7 @@ from tritonclient.grpc.service_pb2 import (
 from serving.load_test.asking import OPTIONS, SERVICE
 from serving.load_test.questions import photo_question
 from tests.serving.soak import bombs
-from tests.serving.soak.wire import connected, grpc_call, http_post, http_status, say
+from tests.serving.soak.wire import connected, grpc_call, http_post, http_status, post, say
 from upsnet.contract import INPUTS, MODEL, OUTPUTS, PHOTO, PHOTO_MODEL
 
 PATIENCE = 20.0  # seconds for an answer to what is refused
@@ -225,7 +225,7 @@ async def garbage(target: Target, rng: random.Random) -> str:
 async def one_byte_chunks(target: Target, rng: random.Random) -> str:
     """3 MB in chunks of one byte, over HTTP: enough to kill Triton 2.51."""
     head = http_post(f"/v2/models/{MODEL}/infer", b"", "Transfer-Encoding: chunked")
-    return str(http_status(await say(rng.choice(target.http), head + bombs.one_byte_chunks(), PATIENCE)))
+    return str(http_status(await post(rng.choice(target.http), head + bombs.one_byte_chunks(), PATIENCE)))
 
 
 async def gzip_bomb(target: Target, rng: random.Random) -> str:
@@ -235,7 +235,7 @@ async def gzip_bomb(target: Target, rng: random.Random) -> str:
     if place == target.grpc:
         await say(place, grpc_call(bomb, encoding="gzip"), HELD)
         return "said"
-    return _not_ok(await say(place, http_post(f"/v2/models/{MODEL}/infer", bomb, "Content-Encoding: gzip"), PATIENCE))
+    return _not_ok(await post(place, http_post(f"/v2/models/{MODEL}/infer", bomb, "Content-Encoding: gzip"), PATIENCE))
 
 
 # Calls that nobody may make
@@ -290,7 +290,7 @@ async def management_over_http(target: Target, rng: random.Random) -> str:
         f"http://x{path}",
     )
     words = http_post(rng.choice(crooked), json.dumps(body).encode(), "Connection: close")
-    return _not_ok(await say(rng.choice(target.http), words, PATIENCE))
+    return _not_ok(await post(rng.choice(target.http), words, PATIENCE))
 
 
 def _evil_config() -> str:

@@ -28,16 +28,23 @@ async def connected(address: str) -> AsyncIterator[tuple[asyncio.StreamReader, a
             await writer.wait_closed()
 
 
-async def say(address: str, words: bytes, seconds: float) -> bytes:
-    """Send, and read for at most so long, or until the server ends the connection. A refused one says nothing."""
+async def say(address: str, words: bytes, seconds: float, enough: bytes | None = None) -> bytes:
+    """Send, and read for at most so long, until the server ends the connection, or until its answer holds `enough`.
+
+    Reads while it sends: a server may answer before it has read all. A connection that is refused says nothing.
+    """
     answer = b""
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(seconds), connected(address) as (reader, writer):
             writer.write(words)
-            await writer.drain()
-            while part := await reader.read(1 << 16):
+            while (enough is None or enough not in answer) and (part := await reader.read(1 << 16)):
                 answer += part
     return answer
+
+
+async def post(address: str, request: bytes, seconds: float) -> bytes:
+    """An HTTP request; the answer's head, at least."""
+    return await say(address, request, seconds, enough=b"\r\n\r\n")
 
 
 def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
