@@ -287,7 +287,7 @@ async def management_over_http(target: Target, rng: random.Random) -> str:
         path.replace("/v2/", "/v2/health/../"),
         path.replace("/v2/", "/v2/models/%2e%2e/"),
         path.replace("re", "%72e"),
-        f"http://x{path}",
+        f"http://localhost{path}",
     )
     words = http_post(rng.choice(crooked), json.dumps(body).encode(), "Connection: close")
     return _not_ok(await post(rng.choice(target.http), words, PATIENCE))

@@ -87,7 +87,7 @@ def grpc_call(
 
 def http_post(path: str, body: bytes, *more: str, length: int | None = None) -> bytes:
     """An HTTP/1.1 request; without a length where `more` has a Transfer-Encoding."""
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *more]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *more]
     if not any(line.lower().startswith("transfer-encoding") for line in more):
         lines.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join([*lines, "", ""]).encode() + body
