@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import typer
@@ -62,7 +62,7 @@ class Ratio(BaseModel):
     here: dict[str, float]  # in this process, or alone; several where the best of them counts
     server: dict[str, float]  # of the server, or beside others
     unit: str
-    ratio: float  # the server's by ours
+    ratio: float  # the server's by ours: of what took turns, the median of the rounds
     goal: str
 
 
@@ -108,19 +108,33 @@ def pipeline(predictor: OnnxRuntimePredictor, photos: Sequence[bytes]) -> list:
     return decode_batch(predictor.predict(collate(nets)), nets)
 
 
-async def turns(here: Work, server: Work, rounds: int, title: str) -> tuple[float, float]:
-    """Median milliseconds of a call of each, taking turns."""
-    times: tuple[list[float], list[float]] = [], []
+class Turns(NamedTuple):
+    """Median milliseconds of two that took turns, and the median of the ratio that they had in each round."""
+
+    here: float
+    server: float
+    ratio: float
+
+    @classmethod
+    def of(cls, rounds: Sequence[tuple[list[float], list[float]]]) -> Turns:
+        here, server = ([statistics.median(side[which]) for side in rounds] for which in (0, 1))
+        ratio = statistics.median(there / ours for ours, there in zip(here, server, strict=True))
+        return cls(statistics.median(here), statistics.median(server), ratio)
+
+
+async def turns(here: Work, server: Work, rounds: int, title: str) -> Turns:
+    """Each is called some times in a round."""
+    times: list[tuple[list[float], list[float]]] = []
     for _ in tqdm(range(rounds), desc=title, unit="round", disable=None):
-        for work, found in zip((here, server), times, strict=True):
+        times.append(([], []))
+        for work, found in zip((here, server), times[-1], strict=True):
             await asyncio.sleep(PAUSE_S)
             for call in range(CALLS):
                 start = time.perf_counter()
                 await work()
                 if call:
                     found.append(1e3 * (time.perf_counter() - start))
-    here_ms, server_ms = map(statistics.median, times)
-    return here_ms, server_ms
+    return Turns.of(times)
 
 
 async def rates(ways: dict[str, Rate], rounds: int, seconds: float, title: str) -> dict[str, float]:
@@ -164,19 +178,19 @@ async def _ask(server: Server, message: bytes, _: int) -> str:
     return "OK"
 
 
-async def beside(server: Server, small: bytes, large: bytes, seconds: float, rounds: int) -> tuple[float, float]:
-    """Median milliseconds of small requests, alone and while somebody else sends large ones; taking turns."""
-    times: tuple[list[float], list[float]] = [], []
+async def beside(server: Server, small: bytes, large: bytes, seconds: float, rounds: int) -> Turns:
+    """Small requests, alone and while somebody else sends large ones."""
+    times: list[tuple[list[float], list[float]]] = []
     for _ in tqdm(range(rounds), desc="small beside large", unit="round", disable=None):
-        for is_beside, found in enumerate(times):
+        times.append(([], []))
+        for is_beside, found in enumerate(times[-1]):
             other = asyncio.create_task(_for_ever(server, large)) if is_beside else None
             samples = await closed_loop(partial(_ask, server, small), 1, Length(seconds), lambda: None)
             found += [1e3 * sample.seconds for sample in samples]
             if other is not None:
                 other.cancel()
                 await asyncio.wait([other])
-    alone, beside_large = map(statistics.median, times)
-    return alone, beside_large
+    return Turns.of(times)
 
 
 async def _for_ever(server: Server, message: bytes) -> None:
@@ -219,11 +233,11 @@ async def measure(url: str, model: Path, rounds: int, seconds: float) -> list[Ra
         }
         found = await rates(ways | served, max(1, rounds // 5), seconds, "saturation")
         small, large = (tensor_question("", zeros(size)).message for size in (SMALL, LARGE))
-        alone, with_large = await beside(server, small, large, seconds, max(1, rounds // 5))
+        small_beside = await beside(server, small, large, seconds, max(1, rounds // 5))
     here, there = ({name: found[name] for name in group} for group in (ways, served))
     return [
-        _milliseconds(f"a photo of 640x480 at {shape}, one caller", *of_photo, goal="<= 1.15"),
-        _milliseconds(f"tensors of {shape}, one caller", *of_tensors, goal="–"),
+        _milliseconds(f"a photo of 640x480 at {shape}, one caller", of_photo, "<= 1.15"),
+        _milliseconds(f"tensors of {shape}, one caller", of_tensors, "–"),
         Ratio(
             what="photos at saturation, the best of each",
             here=here,
@@ -232,12 +246,13 @@ async def measure(url: str, model: Path, rounds: int, seconds: float) -> list[Ra
             ratio=max(there.values()) / max(here.values()),
             goal=">= 0.95",
         ),
-        _milliseconds("tensors of 96x128, alone and beside one caller with 1344x1344", alone, with_large, goal="–"),
+        _milliseconds("tensors of 96x128, alone and beside one caller with 1344x1344", small_beside, "–"),
     ]
 
 
-def _milliseconds(what: str, here: float, server: float, goal: str) -> Ratio:
-    return Ratio(what=what, here={"p50": here}, server={"p50": server}, unit="ms", ratio=server / here, goal=goal)
+def _milliseconds(what: str, found: Turns, goal: str) -> Ratio:
+    here, server = {"p50": found.here}, {"p50": found.server}
+    return Ratio(what=what, here=here, server=server, unit="ms", ratio=found.ratio, goal=goal)
 
 
 def main(

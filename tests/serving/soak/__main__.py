@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from upsnet.command_line.tables import make_table, print_tables
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 from upsnet.sources import find_sources
 
+PHOTOS = (Path("data/shapes/val"), Path("../shared/data/coco_sample/val2017"))
 MOST_GROWTH = 0.05
 
 
@@ -35,14 +37,15 @@ def soak_service(running: Running, model: Path, photos: list[Path], seconds: flo
 
 def main(
     run: Annotated[Path, typer.Option(help="The run to serve.")] = Path("runs/demo"),
-    photos: Annotated[Path, typer.Option(help="A folder of photos.")] = Path("data/shapes/val"),
-    most_photos: Annotated[int, typer.Option(min=3)] = 6,
+    photos: Annotated[list[Path] | None, typer.Option(help="Folders of photos (default: those that are here).")] = None,
+    most_photos: Annotated[int, typer.Option(min=3, help="Of each folder.")] = 4,
     seconds: Annotated[float, typer.Option(min=1)] = 600.0,
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("soak.json"),
 ) -> None:
     """Status 1 where an answer was wrong, something was let in, the server restarted or its memory grew by 5 %."""
-    found = [source.path for source in find_sources([photos], warn=False)][:most_photos]
+    folders = photos or [folder for folder in PHOTOS if folder.is_dir()]
+    found = [source.path for folder in folders for source in islice(find_sources([folder], warn=False), most_photos)]
     with tempfile.TemporaryDirectory(prefix="upsnet-soak-") as folder:
         with serving(Path(folder) / "service.log", "--run", run) as running:
             report = soak_service(running, run / "model.onnx", found, seconds, seed)
