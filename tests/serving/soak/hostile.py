@@ -10,8 +10,8 @@ import base64
 import json
 import random
 import struct
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
 import grpc
 from tritonclient.grpc.service_pb2 import (
@@ -53,7 +53,7 @@ class Target(NamedTuple):
         return (self.grpc, *self.http)
 
 
-Action = Callable[[Target, random.Random], Awaitable[str]]
+Action = Callable[[Target, random.Random], Coroutine[Any, Any, str]]
 
 
 async def call(target: Target, method: str, message: bytes, timeout: float = PATIENCE) -> str:

@@ -92,10 +92,13 @@ def good_questions(photos: Sequence[Path], predictor: OnnxRuntimePredictor) -> d
 
 
 async def soak(service: Service, questions: dict[str, list[Question]], seconds: float, seed: int = 0) -> SoakReport:
-    """Good load and hostile actions until the time is over. InputError where an answer is wrong before it begins."""
+    """Good load, while each hostile client does all that it knows, again and again until the time is over.
+
+    InputError where an answer is wrong before it begins.
+    """
     await asyncio.to_thread(_make_bombs)
+    over = asyncio.Event()
     start = time.monotonic()
-    end = start + seconds
     good: dict[str, Counter[str]] = {kind: Counter() for kind in questions}
     hostile: dict[str, Counter[str]] = {}
     harms: list[str] = []
@@ -103,7 +106,7 @@ async def soak(service: Service, questions: dict[str, list[Question]], seconds: 
 
     async def ask(kind: str, asked: Questions, first: int) -> None:
         number = first
-        while time.monotonic() < end:
+        while not over.is_set():
             status = await asked.send(number)
             good[kind][status] += 1
             number += 1
@@ -111,15 +114,15 @@ async def soak(service: Service, questions: dict[str, list[Question]], seconds: 
                 await asyncio.sleep(0.1)
 
     async def attack(rng: random.Random) -> None:
-        while time.monotonic() < end:
+        while True:
             for action in rng.sample(ACTIONS, len(ACTIONS)):
                 ended = await _act(action, service.target, rng, harms)
                 hostile.setdefault(action.__name__, Counter())[ended] += 1
-                if time.monotonic() > end:
-                    return
+            if time.monotonic() > start + seconds:
+                return
 
     async def weigh() -> None:
-        while time.monotonic() < end:
+        while not over.is_set():
             processes, shared = await asyncio.to_thread(service.footprint.megabytes)
             memory.append(Memory(second=time.monotonic() - start, processes=processes, shared=shared))
             await asyncio.sleep(min(2.0, seconds / 20))
@@ -128,14 +131,13 @@ async def soak(service: Service, questions: dict[str, list[Question]], seconds: 
         asked = {kind: await _checked(server, service.model, each) for kind, each in questions.items()}
         restarts = service.footprint.restarts()
         start = time.monotonic()
-        end = start + seconds
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(weigh())
             for kind, callers in CALLERS.items():
                 for first in range(callers):
                     tasks.create_task(ask(kind, asked[kind], first))
-            for number in range(HOSTS):
-                tasks.create_task(attack(random.Random(seed + number)))
+            await asyncio.gather(*(attack(random.Random(seed + number)) for number in range(HOSTS)))
+            over.set()
         said = [f"{status}: {text} ({n})" for each in asked.values() for (status, text), n in each.said.items()]
     return SoakReport(
         machine=machine_facts(),
