@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.conftest import ROOT
+from tests.serving.soak.footprint import Footprint
 
 READY = re.compile(r"Triton serves \S+ on (\S+): (.+)\. Ctrl-C stops it\.")
 START_SECONDS = 120.0
@@ -28,6 +31,18 @@ class Running(NamedTuple):
 
     def address(self, port: str) -> str:
         return f"{self.host}:{self.ports[port]}"
+
+    def health(self) -> dict[str, Any]:
+        """What /health says, whatever its status."""
+        connection = http.client.HTTPConnection(self.host, self.ports["metrics"], timeout=10)
+        with closing(connection):
+            connection.request("GET", "/health")
+            return json.loads(connection.getresponse().read())
+
+    def processes(self, name: str) -> list[int]:
+        """Those of the service's in whose command line there is this."""
+        found = Footprint(self.process.pid, "").processes()
+        return [pid for pid in found if name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def stop(self) -> int:
         """SIGTERM; its exit status."""
