@@ -38,6 +38,7 @@ COMMANDS = {
     "engine": Entry("export.engine", "ONNX file -> the engine of this machine."),
     "deploy": Entry("serving.deploy", "Make Triton's model repository of a run."),
     "serve": Entry("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
+    "load-test": Entry("serving.load_test.command", "Load a server with real photos: latency, throughput, refusals."),
     "eval": Entry("eval.evaluate", "PQ, AP and mIoU of one runtime on a data set."),
     "parity": Entry("eval.parity", "PQ and pixels of several runtimes, compared."),
     "bench": Entry("eval.bench", "Speed ratios between the runtimes."),
