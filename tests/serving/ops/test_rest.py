@@ -29,7 +29,7 @@ def test_binary_tensors_go_through_unchanged(tmp_path: Path) -> None:
             code, headers, answer = await front.post(body, header, "traceparent: 00-" + "a" * 32)
             assert (code, answer) == (200, b"{}  \0\1")
             assert headers["Inference-Header-Content-Length"] == "4" and headers["X-Request-Id"] == "mine"
-            assert "X-Own" not in headers
+            assert "X-Own" not in headers and headers["Server"] == "upsnet"
             method, path, sent, received = front.triton.seen[0]
             assert (method, path, received) == ("POST", INFER, body)
             assert sent["Content-Length"] == str(len(body)) and "Transfer-Encoding" not in sent
