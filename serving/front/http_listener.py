@@ -21,6 +21,7 @@ IDLE_SECONDS = 20.0  # of a connection whose next request has not come, or whose
 HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 0.2  # of a connection whose request was cancelled
 LINGER_SECONDS = 1.0  # in which a body that was refused may still come, so that its sender reads the answer
+NAMED = {"Server": "upsnet"}  # aiohttp would name its version, and Python's
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 # aiohttp would write a traceback for each line of garbage that a stranger sends.
 SILENT = logging.Logger("upsnet.http", logging.CRITICAL + 1)
@@ -125,4 +126,4 @@ def _is_loopback(name: str) -> bool:
 def answer(status: int, content: Mapping[str, object], headers: Mapping[str, str] | None = None) -> web.Response:
     """JSON."""
     text = json.dumps(content)
-    return web.Response(status=status, text=text, content_type="application/json", headers=headers)
+    return web.Response(status=status, text=text, content_type="application/json", headers={**NAMED, **(headers or {})})

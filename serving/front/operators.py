@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 import upsnet
 from serving.backend import Backend, State
 from serving.bulletins import EMBEDDED
-from serving.front.http_listener import answer, why_not
+from serving.front.http_listener import NAMED, answer, why_not
 
 SCRAPE_SECONDS = 2.0  # in which Triton must have told its metrics
 MOST_METRICS = 4 << 20  # bytes of them
@@ -111,7 +111,8 @@ class Operators:
                 triton = await self._ask_triton()
         except (aiohttp.ClientError, OSError, TimeoutError):
             self._failures.inc()
-        return web.Response(body=triton + generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE})
+        headers = {"Content-Type": CONTENT_TYPE, **NAMED}
+        return web.Response(body=triton + generate_latest(self._registry), headers=headers)
 
     async def _ask_triton(self) -> bytes:
         assert self._triton is not None

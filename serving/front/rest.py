@@ -19,7 +19,7 @@ from aiohttp import web
 
 from serving.backend import Backend, State
 from serving.front.admission import Admission
-from serving.front.http_listener import answer, why_not
+from serving.front.http_listener import NAMED, answer, why_not
 from serving.front.refusal import DEAD_STUB, RESTARTING, Refused, clean
 from serving.front.rest_request import HEADER_LENGTH, JSON, check
 from serving.front.settings import FrontSettings
@@ -125,7 +125,7 @@ class Rest:
         held = Held(self)
         try:
             response = await self._response(request, record, held)
-            response.headers["X-Request-Id"] = record.request_id
+            response.headers.update(NAMED | {"X-Request-Id": record.request_id})
             await self._send(request, response, record)
             return response
         except (asyncio.CancelledError, ConnectionError):

@@ -36,7 +36,7 @@ def test_metrics_are_ours_and_tritons(tmp_path: Path) -> None:
             code, headers, body = await front.ask("GET /metrics HTTP/1.1", port="metrics")
             text = body.decode()
             assert code == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4")
-            assert text.startswith(TRITON_METRICS)
+            assert text.startswith(TRITON_METRICS) and headers["Server"] == "upsnet"
             assert 'upsnet_state{state="ready"} 1.0' in text and 'upsnet_state{state="degraded"} 0.0' in text
             assert "upsnet_triton_restarts_total 2.0" in text
             assert 'upsnet_resident_memory_bytes{process="upsnet"} 200.0' in text
