@@ -21,6 +21,14 @@ class InputError(Exception):
         return " ".join(super().__str__().splitlines())
 
 
+class ServerError(InputError):
+    """A server, or the way to it, failed: another photo would not help. `status`: gRPC's word for it (UNAVAILABLE)."""
+
+    def __init__(self, message: str, status: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def first_line(error: BaseException) -> str:
     """An exception's message without its further lines; its type where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
-from typing import NamedTuple, TypeVar, overload
+from typing import Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 from upsnet.files import PathLike
 from upsnet.manifest import Manifest
-from upsnet.photos import Photo, photo_path, read_photo
+from upsnet.named_photos import NamedPhoto, one_photo, photos_of, stream_photos
+from upsnet.photos import Photo
 from upsnet.prediction import PanopticPrediction
 from upsnet.result import PanopticResult
 from upsnet.runtimes.open import open_source
 from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Predictor, predict_photos
-from upsnet.sources import Source, find_sources, is_video
-from upsnet.video import Video
+from upsnet.runtimes.tls import Tls
 
 OnePhoto = TypeVar("OnePhoto", bound=Photo)
 
@@ -34,16 +31,17 @@ def load(
     threads: int | None = None,
     device: str | None = None,
     manifest: PathLike | None = None,
+    tls: Tls | PathLike | bool | None = None,
 ) -> Model:
     """Open a trained network; what it is tells which runtime runs it.
 
     source: a run's folder (its model.onnx in ONNX Runtime; where there is none, its last.safetensors in PyTorch), an
     engine's folder or an .onnx file (ONNX Runtime), a checkpoint .safetensors (PyTorch, from the project's checkout),
-    or grpc://host:port (a Triton server).
+    or grpc://host:port (a Triton server; grpcs:// with TLS).
 
     runtime: "onnxruntime" or "pytorch", for a run's folder that has both. threads: CPU threads of these two (default:
     theirs). device: PyTorch's, "auto", "cpu", "cuda" or "cuda:N" (default: "cpu"). manifest: the file that describes a
-    server's model, for a server that does not tell.
+    server's model, for a server that does not tell. tls: of a server; see `upsnet.Client`.
 
     Raises InputError, in one line with the cure, for what is no model, a package that is not installed, an option that
     the runtime does not have, and a server that does not answer.
@@ -51,8 +49,17 @@ def load(
     >>> with upsnet.load("runs/demo") as model:  # doctest: +SKIP
     ...     model.predict("street.jpg").save_coco("out")
     """
-    options = RuntimeOptions(source, runtime, manifest=manifest, threads=threads, device=device)
+    options = RuntimeOptions(source, runtime, manifest=manifest, tls=tls, threads=threads, device=device)
     return Model(open_source(options))
+
+
+@runtime_checkable
+class PhotoPredictor(Predictor, Protocol):
+    """A predictor that takes photos as they are: a server, which reads and resizes them itself."""
+
+    def answers(self, photos: Iterator[NamedPhoto], at_once: int) -> Iterator[PanopticPrediction]:
+        """In the order of the photos. `at_once` are asked for at a time."""
+        ...
 
 
 class Model:
@@ -84,11 +91,8 @@ class Model:
         Raises InputError for what is no photo, and when the server fails.
         """
         if isinstance(photo, list | tuple):
-            return list(self._answers(_read_all(photo), self.manifest.max_batch))
-        path = photo_path(photo)
-        if path and (os.path.isdir(path) or (os.path.isfile(path) and is_video(path))):
-            raise InputError(f"{path}: more than one photo; iterate over model.stream({path!r})")
-        return next(self._answers(iter([_read(photo, "photo", "photo")]), 1))
+            return list(self._answers(photos_of(photo), self.manifest.max_batch))
+        return next(self._answers(iter([one_photo(photo, "model.stream")]), 1))
 
     def stream(self, source: PathLike | Iterable[Photo], batch_size: int = 1) -> Iterator[PanopticPrediction]:
         """Predictions one after the other, while the photos are read: memory does not grow with their number.
@@ -105,11 +109,7 @@ class Model:
         if not (isinstance(batch_size, int) and 1 <= batch_size <= self.manifest.max_batch):
             most = self.manifest.max_batch
             raise InputError(f"batch_size {batch_size!r}: give 1 to {most}, the model's largest batch")
-        if isinstance(source, str | os.PathLike):
-            return self._answers(_read_sources(find_sources([source])), batch_size)
-        if isinstance(source, bytes | bytearray | Image.Image | np.ndarray) or not isinstance(source, Iterable):
-            raise InputError("stream takes a folder, a pattern, a video or an iterable of photos; predict takes one")
-        return self._answers(_read_all(source), batch_size)
+        return self._answers(stream_photos(source), batch_size)
 
     def close(self) -> None:
         """Free the network or the connection. A second call does nothing."""
@@ -134,19 +134,15 @@ class Model:
             raise InputError(f"the model {self.name} is closed; load it again")
         return self._predictor
 
-    def _answers(self, photos: Iterator[_Read], batch_size: int) -> Iterator[PanopticPrediction]:
-        while batch := list(islice(photos, batch_size)):
-            results = _predict_by_shape(self._opened(), [read.photo for read in batch])
-            for result, read in zip(results, batch, strict=True):
-                yield PanopticPrediction(result, self.categories, *read)
-
-
-class _Read(NamedTuple):
-    """A photo in memory, and PanopticPrediction's `source` and `name` for it."""
-
-    photo: np.ndarray
-    source: str
-    name: str
+    def _answers(self, photos: Iterator[NamedPhoto], batch_size: int) -> Iterator[PanopticPrediction]:
+        predictor = self._opened()
+        if isinstance(predictor, PhotoPredictor):
+            yield from predictor.answers(photos, batch_size)
+            return
+        while batch := [(each, each.read()) for each in islice(photos, batch_size)]:
+            results = _predict_by_shape(self._opened(), [photo for _, photo in batch])
+            for result, (each, photo) in zip(results, batch, strict=True):
+                yield PanopticPrediction(result, self.categories, photo, each.source, each.name)
 
 
 def _predict_by_shape(predictor: Predictor, photos: list[np.ndarray]) -> list[PanopticResult]:
@@ -158,26 +154,3 @@ def _predict_by_shape(predictor: Predictor, photos: list[np.ndarray]) -> list[Pa
         places = [place for place, other in enumerate(shapes) if other == shape]
         results |= zip(places, predict_photos(predictor, [photos[place] for place in places]), strict=True)
     return [results[place] for place in range(len(photos))]
-
-
-def _read(photo: Photo, source: str, name: str) -> _Read:
-    """`source` and `name` are for a photo without a path."""
-    path = photo_path(photo)
-    if path is None:
-        return _Read(read_photo(photo, source), source, name)
-    return _Read(read_photo(photo), path, Path(path).stem)
-
-
-def _read_all(photos: Iterable[Photo]) -> Iterator[_Read]:
-    for number, photo in enumerate(photos, 1):
-        yield _read(photo, f"photo {number}", f"{number:06}")
-
-
-def _read_sources(sources: Iterator[Source]) -> Iterator[_Read]:
-    for source in sources:
-        if not source.is_video:
-            yield _Read(read_photo(source.path), str(source.path), source.name)
-            continue
-        with Video(source.path) as frames:
-            for number, frame in enumerate(frames, 1):
-                yield _Read(frame, f"{source.path}, frame {number}", f"{source.name}/{number:06}")

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -79,6 +80,24 @@ def read_turned(photo: Photo, name: str | None = None) -> tuple[np.ndarray, int]
         orientation = load_pixels(image)
         turn = None if image.format == "TIFF" else TURNS.get(orientation)  # Pillow turns a TIFF when it loads it
         return np.array(_to_rgb(image if turn is None else image.transpose(turn), name)), orientation
+
+
+def encoded_photo(photo: Photo, name: str | None = None) -> bytes | None:
+    """The bytes of a photo that is encoded; None for pixels, as an array and a PIL image are. Nothing is decoded.
+
+    Takes what `read_photo` takes. Raises InputError for what is missing, or no photo by its type.
+    """
+    name = name or photo_path(photo) or "the photo"
+    if isinstance(photo, np.ndarray | Image.Image):
+        return None
+    _check_openable(photo, name)
+    if isinstance(photo, bytes | bytearray):
+        return bytes(photo)
+    with reading_photo(name):
+        if isinstance(photo, str | os.PathLike):
+            return Path(photo).read_bytes()
+        photo.seek(0)  # as Pillow does
+        return photo.read()
 
 
 @contextmanager
@@ -171,6 +190,12 @@ def photo_path(photo: Photo) -> str | None:
 def _open(photo: Photo, name: str) -> AbstractContextManager[Image.Image]:
     if isinstance(photo, Image.Image):
         return nullcontext(photo)  # the caller's, and not closed here
+    _check_openable(photo, name)
+    stream: Any = io.BytesIO(photo) if isinstance(photo, bytes | bytearray) else photo
+    return Image.open(stream)
+
+
+def _check_openable(photo: Photo, name: str) -> None:
     if isinstance(photo, str | os.PathLike):
         if os.path.isdir(photo):
             raise InputError(f"{name}: a folder, not a photo")
@@ -179,8 +204,6 @@ def _open(photo: Photo, name: str) -> AbstractContextManager[Image.Image]:
     elif not isinstance(photo, bytes | bytearray) and not hasattr(photo, "read"):
         kinds = "a path, the bytes of an image, an open file, a PIL image or a uint8 H x W x 3 array"
         raise InputError(f"{name}: a photo is {kinds}, not {type(photo).__name__}")
-    stream: Any = io.BytesIO(photo) if isinstance(photo, bytes | bytearray) else photo
-    return Image.open(stream)
 
 
 def _checked_array(array: np.ndarray, name: str) -> np.ndarray:

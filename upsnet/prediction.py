@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -49,9 +49,17 @@ class PanopticPrediction:
 
     result: PanopticResult  # as the runtime gave it: contiguous categories
     categories: Categories
-    photo: np.ndarray  # uint8 H x W x 3 RGB, upright
+    read: np.ndarray | Callable[[], np.ndarray]  # the photo, or what reads it when it is first asked for
     source: str  # where the photo came from: its path, the frame of a video, or its place in a list
     name: str  # what its files are called, without suffix; with the folders below the one that was given
+
+    @cached_property
+    def photo(self) -> np.ndarray:
+        """uint8 H x W x 3 RGB, upright. Where a server decoded it, it is read now: InputError if it has changed."""
+        photo = self.read() if callable(self.read) else self.read
+        if photo.shape[:2] != self.ids.shape:
+            raise InputError(f"{self.source}: it has changed since it was predicted; predict it again")
+        return photo
 
     @property
     def ids(self) -> np.ndarray:

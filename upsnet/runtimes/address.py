@@ -7,10 +7,12 @@ import re
 import socket
 import ssl
 import time
+from contextlib import ExitStack
 from ipaddress import ip_address
 
 from upsnet.errors import InputError
-from upsnet.runtimes.options import SCHEME, SERVER
+from upsnet.runtimes.options import SCHEME, SERVER, TLS_SCHEME
+from upsnet.runtimes.tls import Tls
 
 GRPC_PORT = SERVER.rpartition(":")[2]
 OTHER_PORTS = ("8000", "8002")  # `make serve`'s HTTP and metrics
@@ -22,11 +24,15 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0
 FRAME_HEADER = 9  # bytes
 SETTINGS = 4  # fourth byte of such a frame
 TLS_ALERT = b"\x15\x03"
+CERTIFICATE = "it may want another certificate of this client, tls=Tls(ca, cert, key)"
 
 
 def parse_address(url: str) -> str:
-    """[grpc://]host:port[/] -> host:port. InputError for anything else, with what was probably meant."""
-    address = url.removeprefix(SCHEME).removesuffix("/")
+    """[grpc://]host:port[/] -> host:port. InputError for anything else, with what was probably meant.
+
+    grpcs:// says that the server speaks TLS; see `Server`.
+    """
+    address = url.removeprefix(SCHEME).removeprefix(TLS_SCHEME).removesuffix("/")
     if _is_address(address):
         return address
     meant = "" if url.startswith("unix:") or os.path.exists(url) else _meant(url)
@@ -66,13 +72,16 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def check_grpc(address: str, seconds: float = 4.0) -> None:
+def check_grpc(address: str, seconds: float = 4.0, tls: Tls | None = None) -> None:
     """InputError that says what answers at host:port, if it is not gRPC. `seconds` bounds each question to it.
 
-    A client of gRPC calls them all "unavailable", some of them after minutes.
+    A client of gRPC calls them all "unavailable", some of them after minutes; a wrong certificate, too.
     """
+    context = tls.context() if tls else None
     try:
-        answer = _ask(address, PREFACE, seconds, enough=FRAME_HEADER)
+        answer = _ask(address, PREFACE, seconds, enough=FRAME_HEADER, tls=context)
+    except ssl.SSLError as error:
+        raise InputError(_no_tls(address, error)) from None
     except TimeoutError:
         raise InputError(
             f"no Triton server answers at {address}: no connection within {seconds:g} s; is the host right, and does a "
@@ -85,7 +94,21 @@ def check_grpc(address: str, seconds: float = 4.0) -> None:
         raise InputError(f"no server can be reached at {address}: {reason}; {WANTED}") from None
     if answer is not None and answer[3:4] == bytes([SETTINGS]):
         return
+    if context is not None and not answer:  # TLS 1.3 refuses a client after its handshake, with or without a word
+        raise InputError(f"the server at {address} ends the connection: {CERTIFICATE}")
     raise InputError(f"{_description(address, answer, seconds)}; {WANTED}")
+
+
+def _no_tls(address: str, error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of the server at {address} is refused: {error.verify_message.rstrip('.')}; give the file "
+            "of the authority that signed it (tls=...), or the name that it is for"
+        )
+    reason = (error.reason or "it ends the connection").replace("_", " ").lower()
+    if "certificate" in reason or "unknown ca" in reason:
+        return f"the server at {address} ends the connection ({reason}): {CERTIFICATE}"
+    return f"the server at {address} speaks no TLS that this client does ({reason}); without TLS: {SCHEME}{address}"
 
 
 def _description(address: str, answer: bytes | None, seconds: float) -> str:
@@ -101,20 +124,25 @@ def _description(address: str, answer: bytes | None, seconds: float) -> str:
     if b"\nnv_" in pages[1]:
         return f"{address} is the metrics port of a Triton server"
     if _speaks_tls(address, seconds):
-        return f"a server with TLS answers at {address}, and Triton is asked without"
+        return f"a server with TLS answers at {address}, and is asked without: {TLS_SCHEME}{address} asks with it"
     if any(page.startswith((b"HTTP/", b"<")) for page in (answer, *pages)):
         return f"an HTTP server that is no Triton answers at {address}"
     return f"what listens at {address} is no Triton server (it ends the connection)"
 
 
-def _ask(address: str, request: bytes, seconds: float, enough: int = MOST_BYTES) -> bytes | None:
+def _ask(
+    address: str, request: bytes, seconds: float, enough: int = MOST_BYTES, tls: ssl.SSLContext | None = None
+) -> bytes | None:
     """The first bytes, about `enough`, of the answer; b"": the connection was ended; None: nothing in time.
 
-    OSError where there is no connection.
+    OSError where there is no connection; ssl.SSLError, which is one, where there is no TLS.
     """
     deadline = time.monotonic() + seconds
     answer = b""
-    with socket.create_connection(_split(address), timeout=seconds) as connection:
+    with ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(_split(address), timeout=seconds))
+        if tls is not None:
+            connection = stack.enter_context(tls.wrap_socket(connection, server_hostname=_split(address)[0]))
         try:
             connection.sendall(request)
             while len(answer) < enough and (rest := deadline - time.monotonic()) > 0:
@@ -125,6 +153,8 @@ def _ask(address: str, request: bytes, seconds: float, enough: int = MOST_BYTES)
                 answer += part
         except TimeoutError:
             pass
+        except ssl.SSLError:  # a server of TLS 1.3 refuses the client's certificate only now
+            raise
         except OSError:  # it ended the connection while we wrote
             return answer
     return answer or None

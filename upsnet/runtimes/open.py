@@ -9,7 +9,7 @@ from upsnet import DISTRIBUTION
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
 from upsnet.runtimes.address import parse_address
-from upsnet.runtimes.options import RUNTIMES, SERVER, RuntimeOptions, find_runtime
+from upsnet.runtimes.options import RUNTIMES, SERVER, TLS_SCHEME, RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
 from upsnet.workshop import load_module
 
@@ -32,7 +32,7 @@ def open_source(options: RuntimeOptions) -> Predictor:
     """What `upsnet.load` is given; see there. An option that the runtime does not have is an InputError."""
     runtime, place = find_model(options.run, options.runtime)
     takes = RUNTIMES[runtime].takes
-    offered = ("threads", "device", "manifest")
+    offered = ("threads", "device", "manifest", "tls")
     for option in offered:
         if getattr(options, option) is not None and option not in takes:
             known = ", ".join(each for each in offered if each in takes)
@@ -75,7 +75,8 @@ def find_model(source: PathLike | None, runtime: str | None = None) -> tuple[str
         raise InputError(f"{source!r} is no model; a model is {MODELS}")
     text, path = os.fspath(source), Path(source)
     if "://" in text:
-        found: dict[str, PathLike] = {"triton": parse_address(text)}
+        scheme = TLS_SCHEME if text.startswith(TLS_SCHEME) else ""
+        found: dict[str, PathLike] = {"triton": scheme + parse_address(text)}
     elif os.path.isdir(path):
         found = {name: path / file for name, file in FILES.items() if (path / file).is_file()}
         if not found:

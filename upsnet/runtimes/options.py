@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from upsnet.errors import InputError
 from upsnet.files import PathLike
+from upsnet.runtimes.tls import Tls
 
 SCHEME = "grpc://"
+TLS_SCHEME = "grpcs://"
 SERVER = "127.0.0.1:8001"  # `make serve`
 
 
@@ -25,6 +27,7 @@ class RuntimeOptions(NamedTuple):
     device: str | None = None  # "auto", "cpu", "cuda" or "cuda:N"
     short_sides: Sequence[int] = ()  # with `flip`, test-time augmentation: see training/predictor.py
     flip: bool = False
+    tls: Tls | PathLike | bool | None = None  # to a server: see `upsnet.Client`
 
 
 class Runtime(NamedTuple):
@@ -58,11 +61,11 @@ RUNTIMES = {
     ),
     "triton": Runtime(
         title="Triton",
-        predictor="upsnet.runtimes.triton:TritonPredictor",
+        predictor="upsnet.client.predictor:PhotoTritonPredictor",
         place="url",
         needs="the address of a running server (host:port of its gRPC)",
         file=None,
-        takes=("manifest",),
+        takes=("manifest", "tls"),
         extra="triton",
     ),
 }

@@ -160,7 +160,8 @@ def test_a_server_with_tls(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("upsnet.runtimes.address._speaks_tls", lambda *_: True)
     address = listen(b"\x15\x03\x01\x00\x02\x02\x46")
     with pytest.raises(
-        InputError, match=f"^a server with TLS answers at {address}, and Triton is asked without{WANTED}"
+        InputError,
+        match=f"^a server with TLS answers at {address}, and is asked without: grpcs://{address} asks .*{WANTED}",
     ):
         check_grpc(address)
 

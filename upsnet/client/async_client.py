@@ -1,0 +1,185 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
+from typing import Any, Literal, overload
+
+from upsnet.categories import Categories
+from upsnet.client.client import CONCURRENCY, OnePhoto, check_stream, is_of_photo
+from upsnet.client.conversation import Health, Opened, connect, health, predict
+from upsnet.errors import InputError
+from upsnet.files import PathLike
+from upsnet.manifest import Manifest
+from upsnet.named_photos import NamedPhoto, one_photo, photos_of, stream_photos
+from upsnet.photos import Photo
+from upsnet.prediction import PanopticPrediction
+from upsnet.runtimes.connection import call_error, load_packages, open_channel
+from upsnet.runtimes.kserve import RETRIES, Answer, Ask, CallError, Server, Steps
+from upsnet.runtimes.options import SERVER
+from upsnet.runtimes.tls import Tls
+
+
+class AsyncClient:
+    """`upsnet.Client` for asyncio: the same arguments, methods and errors. A task that is cancelled cancels its call.
+
+        async with upsnet.AsyncClient("grpc://127.0.0.1:8001") as client:
+            prediction = await client.predict("street.jpg")
+            async for path, prediction in client.stream("holiday"):
+                ...
+
+    What takes a while (files, decoding) is done in threads. `async with`, or `await client.open()`, asks the server
+    what it serves; everything else needs that.
+    """
+
+    def __init__(
+        self,
+        url: str = SERVER,
+        *,
+        timeout: float = 120.0,
+        retries: int = RETRIES,
+        tls: Tls | PathLike | bool | None = None,
+    ) -> None:
+        self._server = Server.of(url, tls, timeout, retries)
+        self._grpc, self._messages, self._new_stub = load_packages()
+        self._channel: Any = None
+        self._known: Opened | None = None
+
+    async def open(self) -> None:
+        """Connect. The client belongs to the event loop in which this is done."""
+        self._channel = open_channel(self._server, self._grpc, self._grpc.aio)
+        self._stub = self._new_stub(self._channel)
+        try:
+            self._known = await self._run(connect(self._server))
+        except BaseException:
+            await self.close()
+            raise
+
+    @property
+    def _opened(self) -> Opened:
+        if self._known is None:
+            raise InputError(f"the client of {self._server.address} is not open: use `async with`, or await its open()")
+        return self._known
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the server says of its model."""
+        return self._opened.served.manifest
+
+    @property
+    def categories(self) -> Categories:
+        return self._opened.categories
+
+    @overload
+    async def predict(self, photo: Photo) -> PanopticPrediction: ...
+
+    @overload
+    async def predict(self, photo: list[OnePhoto] | tuple[OnePhoto, ...]) -> list[PanopticPrediction]: ...
+
+    async def predict(
+        self, photo: Photo | list[OnePhoto] | tuple[OnePhoto, ...]
+    ) -> PanopticPrediction | list[PanopticPrediction]:
+        """See `Client.predict`."""
+        if isinstance(photo, list | tuple):
+            async with aclosing(self._in_flight(photos_of(photo), CONCURRENCY)) as waiting:
+                return [await task async for _, task in waiting]
+        return await self._run(predict(self._opened, one_photo(photo, "client.stream")))
+
+    @overload
+    def stream(
+        self, source: PathLike | Iterable[Photo], concurrency: int = ..., errors: Literal["raise"] = ...
+    ) -> AsyncGenerator[tuple[str, PanopticPrediction]]: ...
+
+    @overload
+    def stream(
+        self, source: PathLike | Iterable[Photo], concurrency: int = ..., *, errors: Literal["yield"]
+    ) -> AsyncGenerator[tuple[str, PanopticPrediction | InputError]]: ...
+
+    def stream(
+        self,
+        source: PathLike | Iterable[Photo],
+        concurrency: int = CONCURRENCY,
+        errors: Literal["raise", "yield"] = "raise",
+    ) -> AsyncGenerator[tuple[str, PanopticPrediction | InputError]]:
+        """See `Client.stream`. The source is read in a thread."""
+        check_stream(concurrency, errors)
+        return self._stream(stream_photos(source), concurrency, errors)
+
+    async def _stream(
+        self, photos: Iterator[NamedPhoto], concurrency: int, errors: str
+    ) -> AsyncGenerator[tuple[str, PanopticPrediction | InputError]]:
+        async with aclosing(self._in_flight(photos, concurrency)) as waiting:
+            async for source, task in waiting:
+                await asyncio.wait([task])
+                error = task.exception()
+                yield source, error if errors == "yield" and is_of_photo(error) else task.result()
+
+    async def _in_flight(
+        self, photos: Iterator[NamedPhoto], at_once: int
+    ) -> AsyncGenerator[tuple[str, asyncio.Task[PanopticPrediction]]]:
+        """The source of each photo and its prediction, as `in_flight` has them. Closing it cancels the calls."""
+        opened, gate = self._opened, asyncio.Semaphore(at_once)
+        waiting = deque[tuple[str, asyncio.Task[PanopticPrediction]]]()
+
+        async def answer(photo: NamedPhoto) -> PanopticPrediction:
+            async with gate:
+                return await self._run(predict(opened, photo))
+
+        try:
+            while (photo := await asyncio.to_thread(next, photos, None)) is not None:
+                waiting.append((photo.source, asyncio.create_task(answer(photo.kept()))))
+                while waiting and (len(waiting) > 2 * (at_once - 1) or waiting[0][1].done()):
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for _, task in waiting:
+                task.cancel()
+            await asyncio.gather(*(task for _, task in waiting), return_exceptions=True)
+
+    async def health(self) -> Health:
+        """See `Client.health`."""
+        return await self._run(health(self._server))
+
+    async def close(self) -> None:
+        """End the connection. A second call does nothing."""
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = self._known = None
+
+    async def __aenter__(self) -> AsyncClient:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        name = self._known.served.manifest.name if self._known else "not open"
+        return f"<AsyncClient of {self._server.address}: {name}>"
+
+    async def _run(self, steps: Steps[Answer]) -> Answer:
+        """Holds a conversation, as Connection.run does."""
+        answer, error = None, None
+        try:
+            while True:
+                step = steps.throw(error) if error else steps.send(answer)
+                answer, error = None, None
+                try:
+                    answer = await (self._call(step) if isinstance(step, Ask) else asyncio.to_thread(step))
+                except (CallError, InputError) as failure:
+                    error = failure
+        except StopIteration as end:
+            return end.value
+        finally:
+            steps.close()
+
+    async def _call(self, ask: Ask) -> Any:
+        request = getattr(self._messages, f"{ask.method}Request")(**ask.fields)
+        try:
+            return await getattr(self._stub, ask.method)(request, timeout=self._server.timeout)
+        except self._grpc.RpcError as error:
+            raise call_error(error) from None

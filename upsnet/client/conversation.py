@@ -1,0 +1,137 @@
+"""What a client says to a server of photos; see upsnet/runtimes/kserve.py for what a conversation is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from upsnet.categories import Categories
+from upsnet.contract import LABELS, MODEL, PHOTO, PHOTO_MODEL, PHOTO_SIZES, SEGMENTS_JSON
+from upsnet.errors import InputError, ServerError
+from upsnet.geometry import collate, to_network
+from upsnet.named_photos import NamedPhoto
+from upsnet.photos import encoded_photo, read_photo
+from upsnet.prediction import PanopticPrediction
+from upsnet.result import PanopticResult, Segment
+from upsnet.runtimes.address import check_grpc
+from upsnet.runtimes.kserve import (
+    Ask,
+    CallError,
+    Served,
+    Server,
+    Steps,
+    call,
+    describe,
+    expect,
+    explain,
+    infer,
+    predict_tensors,
+)  # fmt: skip
+from upsnet.runtimes.predictor import decode_batch
+
+MOST_PHOTO_BYTES = 32 << 20  # that `upsnet serve` takes in one photo; a larger one is decoded here
+
+
+class Opened(NamedTuple):
+    """What a client knows of its server."""
+
+    served: Served
+    takes_photos: bool  # else it has the model of tensors alone
+    categories: Categories
+
+
+class Health(NamedTuple):
+    """Whether a photo would be answered now."""
+
+    ready: bool
+    reason: str  # why not, in one line; empty where it is ready
+    server: str  # its name and version, "triton 2.51.0"; empty where it does not answer
+
+
+def connect(server: Server) -> Steps[Opened]:
+    """Asks what is served."""
+    yield partial(check_grpc, server.address, tls=server.tls)
+    return (yield from look_around((yield from describe(server, MODEL))))
+
+
+def look_around(served: Served) -> Steps[Opened]:
+    """What else there is beside the model of tensors."""
+    takes_photos = served.model == MODEL and (yield from _takes_photos(served.server))
+    return Opened(served, takes_photos, served.manifest.categories_table)
+
+
+def _takes_photos(server: Server) -> Steps[bool]:
+    try:
+        yield Ask("ModelMetadata", {"name": PHOTO_MODEL})
+    except CallError as error:
+        if error.status == "NOT_FOUND":
+            return False
+        raise (yield from explain(server, error)) from error
+    return True
+
+
+def health(server: Server) -> Steps[Health]:
+    """Raises nothing: what is wrong is the reason."""
+    name = ""
+    try:
+        metadata = yield from call(server, Ask("ServerMetadata", {}))
+        name = f"{metadata.name} {metadata.version}"
+        if (yield from call(server, Ask("ModelReady", {"name": MODEL}))).ready:
+            return Health(True, "", name)
+        yield from describe(server, MODEL)  # says why, where it can
+    except InputError as error:
+        return Health(False, str(error), name)
+    return Health(False, f"{server} is not ready", name)
+
+
+def predict(opened: Opened, photo: NamedPhoto) -> Steps[PanopticPrediction]:
+    """An encoded photo goes as it is, and the server decodes it. Pixels are resized here, for the model of tensors.
+
+    So is a photo that the server won't take (a format that it lacks, too many bytes): the answer is the same.
+    """
+    given, source = photo.given, photo.source
+    content = (yield partial(encoded_photo, given, source)) if opened.takes_photos else None
+    if content is not None and len(content) <= MOST_PHOTO_BYTES:
+        try:
+            found = yield from infer(
+                opened.served.server, PHOTO_MODEL, {PHOTO: [content]}, (LABELS, PHOTO_SIZES, SEGMENTS_JSON)
+            )
+        except ServerError:
+            raise
+        except InputError:
+            given = content  # what is wrong with it is told below, as everywhere
+        else:
+            result = yield partial(_result, opened, found)
+            again = given if isinstance(given, str) or hasattr(given, "__fspath__") else content
+            return PanopticPrediction(result, opened.categories, partial(read_photo, again, source), source, photo.name)
+    pixels = yield partial(read_photo, given, source)
+    net = yield partial(to_network, pixels, opened.served.manifest.resize)
+    raw = yield from predict_tensors(opened.served, collate([net]))
+    (result,) = yield partial(decode_batch, raw, [net])
+    return PanopticPrediction(result, opened.categories, pixels, source, photo.name)
+
+
+def _result(opened: Opened, found: Mapping[str, Any]) -> PanopticResult:
+    """The answer for one photo."""
+    served = opened.served
+    expect(served, found, PHOTO_SIZES, np.int32, (1, 2))
+    height, width = found[PHOTO_SIZES][0]
+    expect(served, found, LABELS, np.uint8, (1, height, width))
+    try:
+        segments = [
+            Segment(
+                each["id"],
+                opened.categories.index_of_id(each["category_id"]),
+                each["score"],
+                each["area"],
+                tuple(each["box"]),
+            )
+            for each in json.loads(found[SEGMENTS_JSON][0])
+        ]
+    except (KeyError, TypeError, ValueError, IndexError, InputError) as error:
+        raise ServerError(f"{served.server}: its answer does not fit {served.manifest.name} ({error})") from error
+    return PanopticResult(found[LABELS][0].astype(np.int32), segments)

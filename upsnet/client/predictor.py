@@ -1,0 +1,30 @@
+"""The client as `upsnet.load` opens it: a `Predictor` of tensors that takes photos, too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from upsnet.client.client import in_flight
+from upsnet.client.conversation import look_around
+from upsnet.named_photos import NamedPhoto
+from upsnet.prediction import PanopticPrediction
+from upsnet.runtimes.triton import TritonPredictor
+
+
+class PhotoTritonPredictor(TritonPredictor):
+    """A `TritonPredictor` that sends photos as they are, where the server takes them."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        try:
+            self._opened = self.connection.run(look_around(self.served))
+        except BaseException:
+            self.close()
+            raise
+
+    def answers(self, photos: Iterator[NamedPhoto], at_once: int) -> Iterator[PanopticPrediction]:
+        with closing(in_flight(self.connection, self._opened, photos, at_once)) as waiting:
+            for _, future in waiting:
+                yield future.result()

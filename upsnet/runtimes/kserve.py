@@ -1,0 +1,217 @@
+"""What is asked of a server, and what is made of its answers, without the way there.
+
+A conversation is a generator of steps. It yields what is to be done next (an `Ask`, or a function that takes a while)
+and is sent what came of it, so that a synchronous client and one of asyncio hold the same conversations.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from pydantic import ValidationError
+
+from upsnet.contract import METADATA_KEY, OUTPUTS
+from upsnet.errors import InputError, ServerError, one_line
+from upsnet.files import PathLike
+from upsnet.geometry import NetworkBatch
+from upsnet.manifest import Manifest
+from upsnet.runtimes.address import WANTED, check_grpc, parse_address
+from upsnet.runtimes.options import TLS_SCHEME
+from upsnet.runtimes.predictor import RawPrediction
+from upsnet.runtimes.tls import Tls
+
+RETRIES = 4  # the most that gRPC does
+KINDS = {"uint8": "UINT8", "uint16": "UINT16", "int32": "INT32", "float32": "FP32"}  # numpy's name -> the protocol's
+BYTES = "BYTES"
+LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
+
+
+class Server(NamedTuple):
+    """Where a server is, and how it is asked."""
+
+    address: str  # host:port
+    tls: Tls | None = None
+    timeout: float = 120.0  # seconds for a call, its retries included
+    retries: int = RETRIES
+
+    @classmethod
+    def of(cls, url: str, tls: Tls | PathLike | bool | None, timeout: float, retries: int) -> Server:
+        """url: grpc://host:port, or grpcs:// for TLS. InputError for what is none of it."""
+        address = parse_address(url)
+        if not timeout > 0:
+            raise InputError(f"timeout {timeout!r}: give a number of seconds")
+        if retries not in range(RETRIES + 1):
+            raise InputError(f"retries {retries!r}: give 0 to {RETRIES}")
+        return cls(address, Tls.of(tls or url.startswith(TLS_SCHEME)), timeout, retries)
+
+    def __str__(self) -> str:
+        return f"the Triton server at {self.address}"
+
+
+class Served(NamedTuple):
+    """A model of a server."""
+
+    server: Server
+    model: str
+    manifest: Manifest
+    max_batch: int
+
+
+class Ask(NamedTuple):
+    """One call."""
+
+    method: str  # of GRPCInferenceService
+    fields: Mapping[str, Any]  # of its request
+
+
+class CallError(Exception):
+    """How a call failed: gRPC's status, and the server's words."""
+
+    def __init__(self, status: str, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        # Triton puts a request id that nobody gave in front of its own messages.
+        self.status, self.text = status, " ".join(text.removeprefix("[request id: <id_unknown>] ").split())
+
+
+Answer = TypeVar("Answer")
+Steps = Generator[Ask | Callable[[], Any], Any, Answer]
+
+
+def call(server: Server, ask: Ask) -> Steps[Any]:
+    """The answer, a message of the protocol. ServerError in one line; InputError where the request was wrong."""
+    try:
+        return (yield ask)
+    except CallError as error:
+        raise (yield from explain(server, error)) from error
+
+
+def explain(server: Server, error: CallError) -> Steps[InputError]:
+    """The error in one line."""
+    if error.status == "UNAVAILABLE":
+        yield partial(check_grpc, server.address, tls=server.tls)  # raises where the server has gone
+    match error.status:
+        case "INVALID_ARGUMENT":
+            return InputError(f"{server} refused the request: {error.text}")
+        case "UNIMPLEMENTED":
+            message = f"a gRPC server that is no Triton answers at {server.address}; {WANTED}"
+        case "DEADLINE_EXCEEDED":
+            message = f"{server} did not answer within {server.timeout:g} s"
+        case _ if "is not healthy" in error.text:
+            message = f"the model in {server} has died; restart the server (`make serve`)"
+        case _:
+            message = f"{server} refused the request: {error.text}"
+    return ServerError(message, error.status)
+
+
+def describe(server: Server, model: str, manifest: Manifest | None = None) -> Steps[Served]:
+    """What is served. `manifest`: of a model that does not tell."""
+    try:
+        config = (yield Ask("ModelConfig", {"name": model})).config
+    except CallError as error:
+        if error.status == "NOT_FOUND":
+            message = f"{server} runs without the model {model} ({error.text}); see its log"
+            raise ServerError(message, error.status) from error
+        raise (yield from explain(server, error)) from error
+    return Served(server, model, manifest or _manifest(server, model, config), max(1, config.max_batch_size))
+
+
+def _manifest(server: Server, model: str, config: Any) -> Manifest:
+    """Categories and sizes, as `upsnet deploy` and `upsnet serve` write them into the model's configuration."""
+    if METADATA_KEY not in config.parameters:
+        raise InputError(
+            f"{server} does not tell the categories of {model} (its configuration has no parameter {METADATA_KEY}); "
+            "serve it with `upsnet serve` or `upsnet deploy`, or give its manifest"
+        )
+    try:
+        return Manifest.model_validate_json(config.parameters[METADATA_KEY].string_value)
+    except ValidationError as error:
+        raise InputError(
+            f"{server}: the manifest of {model} is damaged ({one_line(error)}); deploy the model again"
+        ) from None
+
+
+def infer(
+    server: Server, model: str, inputs: Mapping[str, np.ndarray | Sequence[bytes]], outputs: Sequence[str]
+) -> Steps[dict[str, np.ndarray | list[bytes]]]:
+    """The outputs that are asked for, by name. Arrays have the batch first; encoded content is B x 1."""
+    tensors, contents = [], []
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray):
+            tensors.append({"name": name, "datatype": KINDS[value.dtype.name], "shape": value.shape})
+            contents.append(value.tobytes())
+        else:
+            tensors.append({"name": name, "datatype": BYTES, "shape": [len(value), 1]})
+            contents.append(b"".join(LENGTH.pack(len(each)) + each for each in value))
+    wanted = [{"name": name} for name in outputs]
+    request = {"model_name": model, "inputs": tensors, "outputs": wanted, "raw_input_contents": contents}
+    answer = yield from call(server, Ask("ModelInfer", request))
+    found: dict[str, np.ndarray | list[bytes]] = {}
+    for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        dtype = next((dtype for dtype, kind in KINDS.items() if kind == output.datatype), None)
+        if dtype:
+            found[output.name] = np.frombuffer(content, dtype).reshape(output.shape)
+        elif output.datatype == BYTES:
+            found[output.name] = _elements(content)
+    return found
+
+
+def _elements(content: bytes) -> list[bytes]:
+    elements, place = [], 0
+    while place < len(content):
+        start = place + LENGTH.size
+        place = start + LENGTH.unpack_from(content, place)[0]
+        elements.append(content[start:place])
+    return elements
+
+
+def predict_tensors(served: Served, batch: NetworkBatch) -> Steps[RawPrediction]:
+    """What the graph says. A batch that is larger than the server's becomes several requests."""
+    check_inputs(batch)
+    parts = []
+    for start in range(0, len(batch.images), served.max_batch):
+        part = NetworkBatch(*(array[start : start + served.max_batch] for array in batch))
+        # scales are B x 1 on the wire: Triton has no tensor without a dimension after the batch.
+        inputs = part._replace(scales=part.scales[:, None])._asdict()
+        found = yield from infer(served.server, served.model, inputs, OUTPUTS)
+        parts.append(_raw(served, found, part.images.shape[:3]))
+    return parts[0] if len(parts) == 1 else RawPrediction(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _raw(served: Served, found: Mapping[str, Any], shape: tuple[int, ...]) -> RawPrediction:
+    batch = shape[0]
+    expect(served, found, "panoptic", np.uint8, shape)
+    expect(served, found, "segment_count", np.int32, (batch, 1))
+    expect(served, found, "segments", np.float32, (batch, served.manifest.max_segments, 7))
+    return RawPrediction(found["panoptic"], found["segments"], found["segment_count"][:, 0])
+
+
+def expect(
+    served: Served, found: Mapping[str, Any], name: str, dtype: type[np.generic], shape: tuple[int, ...]
+) -> None:
+    """ServerError where an output is not what the manifest says."""
+    array = found.get(name)
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "missing"
+        raise ServerError(
+            f"the answer of {served.server} does not fit the manifest of {served.manifest.name}: {name} should be "
+            f"{np.dtype(dtype)} {shape}, and is {got}"
+        )
+
+
+def check_inputs(request: NetworkBatch) -> None:
+    """InputError naming the first tensor whose type or shape is not the graph's."""
+    images, sizes, scales = request
+    batch = len(images) if images.ndim else 0
+    photos = images.ndim == 4 and images.shape[3] == 3 and images.size > 0
+    for name, array, dtype, expected, fits in (
+        ("images", images, np.uint8, "B x H x W x 3, all non-zero", photos),
+        ("sizes", sizes, np.int32, f"{batch} x 2", sizes.shape == (batch, 2)),
+        ("scales", scales, np.float32, f"{batch}", scales.shape == (batch,)),
+    ):
+        if array.dtype != dtype or not fits:
+            got = " x ".join(map(str, array.shape))
+            raise InputError(f"{name} should be {np.dtype(dtype)} {expected}, and is {array.dtype} {got}")
