@@ -12,7 +12,7 @@ MIN_PQ ?= 0
 COCO ?= ../shared/data/coco_sample
 COCO_SPLIT ?= val2017
 ARGS ?=
-OF_RUN := onnx engine serve eval parity bench
+OF_RUN := onnx engine serve load soak eval parity bench
 ifdef RUN # a run that is there has its own configuration, and is used as it is
 CONFIG ?= $(or $(wildcard $(RUN)/config.yaml),training/configs/demo.yaml)
 ifeq ($(origin CONFIG),file)
@@ -45,7 +45,7 @@ ifneq ($(words $(GPUS)) $(filter-out gpu $(shell seq 1024),$(GPUS)),1 )
 $(error error: GPUS=$(GPUS): give the number of processes, from 1 on, or gpu for one on each GPU)
 endif
 endif
-BENCHES := runtimes ops pq train ablation
+BENCHES := runtimes serving ops pq train ablation
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 $(if $(filter $(BENCHES),$(NAME)),,$(error error: NAME=$(NAME): no such bench; there are $(BENCHES)))
 endif
@@ -55,7 +55,7 @@ $(if $(wildcard $(COCO_JSON)),,$(error error: COCO=$(COCO): it has no $(COCO_JSO
 	with their panoptic truth, and its split with COCO_SPLIT))
 endif
 
-.PHONY: help setup demo train onnx engine serve eval parity bench overfit plugins lint clean test test-cpus test-install fuzz
+.PHONY: help setup demo train onnx engine serve load soak eval parity bench overfit plugins lint clean test test-cpus test-install fuzz
 .PHONY: sanitize gpu-check docs docs-check overview ablation
 .PHONY: $(BENCHES:%=bench-%)
 
@@ -118,6 +118,9 @@ build/plugins/libupsnet_plugins.so:
 serve: $(TRITON_READY) $(RUN)/engine/engine.json ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
 	$(UPSNET) serve --run $(RUN) $(ARGS)
 
+load: $(TRITON_READY) $(RUN)/engine/engine.json ## real photos against RUN's server: latency, throughput, refusals; a picture
+	$(UPSNET) load-test --run $(RUN) $(ARGS)
+
 eval: $(RUN)/model.onnx ## PQ of RUN on its validation set
 	$(UPSNET) eval --run $(RUN) --out $(RUN)/eval $(ARGS)
 
@@ -133,9 +136,11 @@ overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; P
 	$(UPSNET) engine --model $(OVERFIT)/model.onnx
 	$(UPSNET) parity --run $(OVERFIT) --min-pq 0.5
 
-bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=ops, pq, train or ablation measures these instead
+bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, ops, pq, train or ablation measures these instead
 bench-runtimes: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(UPSNET) bench --run $(RUN) $(ARGS)
+bench-serving: $(RUN)/engine/engine.json $(TRITON_READY)
+	$(BIN)/python -m serving.benchmark --run $(RUN) $(ARGS)
 bench-ops: $(READY)
 	$(BIN)/python -m plugins_cuda.benchmark $(ARGS)
 bench-pq: $(READY)
@@ -176,6 +181,9 @@ SECONDS ?= 60
 fuzz: $(READY) $(TRITON_READY) ## tests/fuzz again and again with other inputs, for SECONDS=600 or until one fails
 	end=$$(($$(date +%s) + $(SECONDS))); while [ $$(date +%s) -lt $$end ]; do \
 		UPSNET_FUZZ=1 $(BIN)/python -m pytest -q tests/fuzz $(ARGS); done
+
+soak: $(RUN)/engine/engine.json $(TRITON_READY) ## good requests among hostile ones against RUN's server, for SECONDS
+	$(BIN)/python -m tests.serving.soak --run $(RUN) --seconds $(SECONDS) $(ARGS)
 
 test-install: $(READY) ## the wheel in fresh environments (base, client), and the workshop from other folders
 	$(BIN)/python -m pytest tests/install $(ARGS)
