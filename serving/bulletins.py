@@ -23,8 +23,12 @@ BULLETINS = (
         "Python backend: shared memory of its own can be read and written from outside, and runs code",
     ),
     Bulletin("25.08", ("CVE-2025-23316",), "Python backend: the control of models runs code"),
-    Bulletin("26.02", (), "NVIDIA's bulletin of early 2026 asks for this release"),
-    Bulletin("26.03", (), "NVIDIA's bulletin of spring 2026 asks for this release"),
+    Bulletin("26.02", ("CVE-2026-24146", "CVE-2026-24173"), "malformed requests and many outputs stop the server"),
+    Bulletin(
+        "26.03",
+        ("CVE-2026-24206", "CVE-2026-24207", "CVE-2026-24208", "CVE-2026-24209"),
+        "restricted calls are open without their secret; paths lead out of their folder",
+    ),
 )
 
 

@@ -55,7 +55,7 @@ class Telemetry(Protocol):
         """Called once for each request, when it has ended."""
         ...
 
-    def gauge(self, name: Literal["waiting", "in_flight", "connections", "regions"], value: int) -> None:
+    def gauge(self, name: Literal["waiting", "in_flight", "regions"], value: int) -> None:
         """How many there are now."""
         ...
 

@@ -20,6 +20,7 @@ from serving.limits import Limits
 from serving.record import Outcome, Record, Telemetry
 
 QUIET = 5.0  # seconds without a small request after which large ones may have every instance
+IDLE_LOOK = 0.05  # seconds
 LEAST_RETRY = 0.1  # seconds
 WEIGHT = 0.1  # of the newest request in the mean of the service times
 
@@ -49,6 +50,11 @@ class Admission:
     def drain(self) -> None:
         """From now on new requests are refused. Those that wait still get their turn."""
         self._draining = True
+
+    async def idle(self) -> None:
+        """Returns when every request that was let in has its answer."""
+        while any(lane.waiting or lane.in_flight for lane in (self._small, self._large)):
+            await asyncio.sleep(IDLE_LOOK)
 
     @asynccontextmanager
     async def turn(self, record: Record, large: bool, seconds: float | None) -> AsyncIterator[None]:

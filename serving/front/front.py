@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from serving.backend import Backend
 from serving.front.admission import Admission
@@ -11,6 +12,8 @@ from serving.front.http_front import HttpFront
 from serving.front.settings import FrontSettings as FrontSettings
 from serving.record import Telemetry
 from upsnet.manifest import Manifest
+
+CLOSE_SECONDS = 1.0  # in which the last answers reach their callers
 
 
 class Front:
@@ -33,4 +36,7 @@ class Front:
     async def stop(self, seconds: float) -> None:
         """Refuses what is new, and gives what was accepted these seconds to end."""
         self._admission.drain()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._admission.idle(), seconds)
+        seconds = min(seconds, CLOSE_SECONDS)  # connections that say nothing, or read slowly, are not waited for
         await asyncio.gather(self._grpc.stop(seconds), self._http.stop(seconds))

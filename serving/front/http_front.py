@@ -19,8 +19,8 @@ class HttpFront:
     """/health and /metrics on settings.metrics_port; KServe v2 REST on settings.http_port, unless that is None."""
 
     def __init__(self, backend: Backend, settings: FrontSettings, telemetry: Telemetry, admission: Admission) -> None:
-        self._operators = Operators(backend, telemetry.registry)
-        self._rest = Rest(backend, settings.limits, telemetry, admission)
+        self._operators = Operators(backend, settings.host, telemetry.registry)
+        self._rest = Rest(backend, settings, telemetry, admission)
         self._listeners = {"metrics": Listener(self._operators.handle, settings.host, settings.metrics_port, "metrics")}
         if settings.http_port is not None:
             tls = settings.tls.ssl_context() if settings.tls else None

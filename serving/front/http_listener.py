@@ -1,4 +1,4 @@
-"""A port that speaks HTTP with whoever means it: bounded, and closed to web pages and to those who dawdle."""
+"""A port that speaks HTTP: bounded, closed to those who dawdle, and a way to keep web pages out."""
 
 from __future__ import annotations
 
@@ -85,8 +85,6 @@ class Listener:
         return self._http() if self.connections < MOST_CONNECTIONS else _Full()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if (reason := why_not(request.headers, self._host)) is not None:
-            return answer(403, {"error": reason})
         task = asyncio.current_task()
         assert task is not None
         self._under_way.add(task)

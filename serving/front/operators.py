@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 import upsnet
 from serving.backend import Backend, State
 from serving.bulletins import EMBEDDED
-from serving.front.http_listener import answer
+from serving.front.http_listener import answer, why_not
 
 SCRAPE_SECONDS = 2.0  # in which Triton must have told its metrics
 MOST_METRICS = 4 << 20  # bytes of them
@@ -54,8 +54,8 @@ class HealthCollector(Collector):
 class Operators:
     """Answers GET /health, /health/live, /health/ready and /metrics."""
 
-    def __init__(self, backend: Backend, registry: CollectorRegistry) -> None:
-        self._backend, self._registry = backend, registry
+    def __init__(self, backend: Backend, host: str, registry: CollectorRegistry) -> None:
+        self._backend, self._host, self._registry = backend, host, registry
         self._started = time.time()
         self._failures = Counter(
             "upsnet_triton_scrape_failures", "Scrapes that Triton's own metrics are missing from.", registry=registry
@@ -73,6 +73,8 @@ class Operators:
             await self._triton.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if (reason := why_not(request.headers, self._host)) is not None:
+            return answer(403, {"error": reason})
         if request.method not in ("GET", "HEAD"):
             return answer(405, {"error": "give GET"}, {"Allow": "GET, HEAD"})
         ready = self._backend.health.state == State.READY

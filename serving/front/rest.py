@@ -19,10 +19,10 @@ from aiohttp import web
 
 from serving.backend import Backend, State
 from serving.front.admission import Admission
-from serving.front.http_listener import answer
+from serving.front.http_listener import answer, why_not
 from serving.front.refusal import DEAD_STUB, RESTARTING, Refused, clean
 from serving.front.rest_request import HEADER_LENGTH, JSON, check
-from serving.limits import Limits
+from serving.front.settings import FrontSettings
 from serving.record import Outcome, Record, Telemetry
 from upsnet.contract import MODEL, PHOTO_MODEL
 
@@ -97,8 +97,9 @@ class Held:
 class Rest:
     """Answers the calls of ROUTES."""
 
-    def __init__(self, backend: Backend, limits: Limits, telemetry: Telemetry, admission: Admission) -> None:
-        self._backend, self.limits, self._telemetry, self._admission = backend, limits, telemetry, admission
+    def __init__(self, backend: Backend, settings: FrontSettings, telemetry: Telemetry, admission: Admission) -> None:
+        self._backend, self._telemetry, self._admission = backend, telemetry, admission
+        self._host, self.limits = settings.host, settings.limits
         self.held = 0
         self._reading: set[asyncio.Timeout] = set()  # bodies that have not ended
         self._triton: aiohttp.ClientSession | None = None
@@ -127,7 +128,7 @@ class Rest:
             response.headers["X-Request-Id"] = record.request_id
             await self._send(request, response, record)
             return response
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):
             record.outcome, record.message = Outcome.CANCELLED, "the caller has gone"
             raise
         finally:
@@ -139,6 +140,8 @@ class Rest:
     async def _response(self, request: web.BaseRequest, record: Record, held: Held) -> web.Response:
         """Of whatever happens; record.outcome and record.message say what did."""
         try:
+            if (reason := why_not(request.headers, self._host)) is not None:
+                raise Refused(Outcome.FORBIDDEN, reason)
             route, model = _route(request)
             record.method, record.model = route.method, model
             match route.method:

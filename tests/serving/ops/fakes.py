@@ -15,6 +15,7 @@ from serving.backend import Health, State
 from serving.front.admission import Admission
 from serving.front.http_front import HttpFront
 from serving.front.settings import FrontSettings
+from serving.front.tls import Tls
 from serving.limits import Limits
 from serving.record import Record
 
@@ -97,9 +98,9 @@ class FakeTriton:
 class Front:
     """An HttpFront before a FakeTriton, both ports open."""
 
-    def __init__(self, folder: Path, limits: Limits = LIMITS, http_port: int = 0) -> None:
+    def __init__(self, folder: Path, limits: Limits = LIMITS, http_port: int = 0, tls: Tls | None = None) -> None:
         self.backend, self.telemetry, self.triton = FakeBackend(folder), FakeTelemetry(), FakeTriton(folder)
-        settings = FrontSettings("127.0.0.1", 0, http_port, 0, limits)
+        settings = FrontSettings("127.0.0.1", 0, http_port, 0, limits, tls)
         self.front = HttpFront(self.backend, settings, self.telemetry, Admission(limits, self.backend, self.telemetry))
 
     async def __aenter__(self) -> Front:

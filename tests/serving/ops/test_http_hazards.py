@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import ssl
 from pathlib import Path
 
 import pytest
+import trustme
 from aiohttp import web
 
 from serving.front.http_listener import why_not
+from serving.front.tls import Tls
 from serving.record import Outcome
 from tests.serving.ops.fakes import LIMITS, Front, binary, parse
 
@@ -201,6 +204,8 @@ def test_web_pages_are_kept_out(tmp_path: Path, port: str) -> None:
                 code, headers, _ = await front.ask(f"GET /health HTTP/1.1\n{header}", port=port)
                 assert code == 403 and "Access-Control-Allow-Origin" not in headers
             assert not front.triton.seen
+            told = [record.outcome for record in front.telemetry.records]
+            assert told == ([Outcome.FORBIDDEN] * 3 if port == "http" else [])
 
     asyncio.run(run())
 
@@ -215,6 +220,28 @@ def test_hosts_that_are_ours(host: str) -> None:
 @pytest.mark.parametrize("host", ["", "example.org", "127.0.0.1.example.org", "0.0.0.0", "localhost.evil", "[::2]:1"])
 def test_hosts_that_are_not(host: str) -> None:
     assert why_not({"Host": host}, "127.0.0.1") is not None
+
+
+def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.front.http_listener.HANDSHAKE_SECONDS", 0.5)
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    issued = authority.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    trusting = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+
+    async def run() -> None:
+        async with Front(tmp_path, tls=Tls(tmp_path / "cert.pem", tmp_path / "key.pem", None)) as front:
+            reader, writer = await asyncio.open_connection("127.0.0.1", front.ports["http"], ssl=trusting)
+            writer.write(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert parse(await reader.read())[0] == 200
+            writer.close()
+            silent, _ = await front.connect()
+            assert await silent.read() == b""  # no handshake in time
+            assert (await front.ask("GET /health HTTP/1.1", port="metrics"))[0] == 200  # which has no secrets
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("sent", ["", "GET /v2 HTTP/1.1\r\n", "half a body"])

@@ -186,7 +186,7 @@ def test_photos_are_counted(tmp_path: Path) -> None:
                 code, _, _ = await front.post(text + count * photo, header, model="upsnet_photo")
                 assert code == status
             record = front.telemetry.records[0]
-            assert (record.model, record.photos) == ("upsnet_photo", 2)
+            assert (record.model, record.photos, record.pixels) == ("upsnet_photo", 2, 1200)
             assert len(front.triton.seen) == 1
 
     asyncio.run(run())
