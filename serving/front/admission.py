@@ -100,8 +100,9 @@ class Admission:
         self._next()
         try:
             try:
-                async with asyncio.timeout(seconds):
-                    await turn
+                if not turn.done():
+                    async with asyncio.timeout(seconds):
+                        await turn
             except TimeoutError:
                 raise self._too_late(seconds) from None
             yield

@@ -55,8 +55,8 @@ def main(
     for name, ended in [*report.good.items(), *report.hostile.items()]:
         table.add_row(name, ", ".join(f"{status} {times}" for status, times in sorted(ended.items())))
     print_tables(table)
-    last = report.memory[-1]
-    print(f"memory {last.processes:.0f} MiB and {last.shared:.0f} MiB shared, grown by {100 * report.growth:+.1f} %")
+    weights = ", ".join(f"{name} {size:.0f}" for name, size in report.memory[-1].mib.items())
+    print(f"MiB: {weights}; after the warm-up the memory grew by {100 * report.growth:.1f} %")
     faults = report.faults + (["the memory grew"] if report.growth >= MOST_GROWTH else [])
     print("\n".join([*faults, *([words] if faults else []), f"wrote {out}"]))
     if faults:

@@ -29,17 +29,19 @@ class Footprint(NamedTuple):
             found += children.get(pid, [])
         return found
 
-    def megabytes(self) -> tuple[float, float]:
-        """Of the processes, pages that several share counted once; of their regions in /dev/shm."""
-        total, regions = 0, dict[str, int]()
+    def megabytes(self) -> dict[str, float]:
+        """Of each process, by name, pages that several share counted once; "shared": of their regions in /dev/shm."""
+        found: dict[str, float] = {}
+        regions = {}
         for pid in self.processes():
-            with suppress(OSError):
+            with suppress(OSError):  # it has ended
                 sizes = re.findall(r"^Pss_(?:Anon|File): +(\d+) kB", _read(pid, "smaps_rollup"), re.MULTILINE)
-                total += sum(map(int, sizes)) * 1024
+                name = _name(pid)
+                found[name] = found.get(name, 0) + sum(map(int, sizes)) / 1024
                 for line in _read(pid, "maps").splitlines():
                     if (place := line.partition("/dev/shm/")[2]) and not place.endswith("(deleted)"):
                         regions[place] = Path("/dev/shm", place).stat().st_blocks * 512
-        return total / MIB, sum(regions.values()) / MIB
+        return found | {"shared": sum(regions.values()) / MIB}
 
     def restarts(self) -> int:
         snapshot = Snapshot.of(self.metrics)
@@ -49,3 +51,11 @@ class Footprint(NamedTuple):
 
 def _read(pid: int, name: str) -> str:
     return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def _name(pid: int) -> str:
+    """The service, Triton, or the model of a stub."""
+    words = _read(pid, "cmdline")
+    if model := re.search(r"/repository/([^/]+)/", words):
+        return model[1]
+    return "Triton" if "tritonserver" in words.split("\0")[0] else "service"

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
+from tqdm import tqdm
 
 from serving.load_test.asking import Questions, Server, ask_alone
 from serving.load_test.in_process import differing
@@ -38,11 +39,14 @@ ACTION_SECONDS = 90.0
 
 
 class Memory(BaseModel):
-    """Megabytes: of all processes of the service (shared pages counted once), and of its regions of shared memory."""
+    """At one second: MiB of each process of the service, and of its regions of shared memory together."""
 
     second: float
-    processes: float
-    shared: float
+    mib: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.mib.values())
 
 
 class SoakReport(Report):
@@ -91,64 +95,88 @@ def good_questions(photos: Sequence[Path], predictor: OnnxRuntimePredictor) -> d
     }
 
 
-async def soak(service: Service, questions: dict[str, list[Question]], seconds: float, seed: int = 0) -> SoakReport:
-    """Good load, while each hostile client does all that it knows, again and again until the time is over.
+class Soak:
+    """One soak, and what it has seen so far."""
 
-    InputError where an answer is wrong before it begins.
-    """
-    await asyncio.to_thread(_make_bombs)
-    over = asyncio.Event()
-    start = time.monotonic()
-    good: dict[str, Counter[str]] = {kind: Counter() for kind in questions}
-    hostile: dict[str, Counter[str]] = {}
-    harms: list[str] = []
-    memory: list[Memory] = []
+    def __init__(self, service: Service, seconds: float) -> None:
+        self._service, self._seconds = service, seconds
+        self._over = asyncio.Event()
+        self._start = 0.0
+        self.good: dict[str, Counter[str]] = {kind: Counter() for kind in CALLERS}
+        self.hostile: dict[str, Counter[str]] = {action.__name__: Counter() for action in ACTIONS}
+        self.harms: list[str] = []
+        self.memory: list[Memory] = []
 
-    async def ask(kind: str, asked: Questions, first: int) -> None:
-        number = first
-        while not over.is_set():
+    @property
+    def passed(self) -> float:
+        return time.monotonic() - self._start
+
+    async def run(self, asked: dict[str, Questions], seed: int) -> None:
+        """Good load, while each hostile client does all that it knows, again and again until the time is over."""
+        self._start = time.monotonic()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._weigh())
+            for kind, callers in CALLERS.items():
+                for first in range(callers):
+                    tasks.create_task(self._ask(kind, asked[kind], first))
+            await asyncio.gather(*(self._attack(random.Random(seed + number)) for number in range(HOSTS)))
+            self._over.set()
+
+    async def _ask(self, kind: str, asked: Questions, number: int) -> None:
+        while not self._over.is_set():
             status = await asked.send(number)
-            good[kind][status] += 1
+            self.good[kind][status] += 1
             number += 1
             if status in REFUSALS:
                 await asyncio.sleep(0.1)
 
-    async def attack(rng: random.Random) -> None:
-        while True:
+    async def _attack(self, rng: random.Random) -> None:
+        while self.passed < self._seconds:
             for action in rng.sample(ACTIONS, len(ACTIONS)):
-                ended = await _act(action, service.target, rng, harms)
-                hostile.setdefault(action.__name__, Counter())[ended] += 1
-            if time.monotonic() > start + seconds:
-                return
+                self.hostile[action.__name__][await self._act(action, rng)] += 1
 
-    async def weigh() -> None:
-        while not over.is_set():
-            processes, shared = await asyncio.to_thread(service.footprint.megabytes)
-            memory.append(Memory(second=time.monotonic() - start, processes=processes, shared=shared))
-            await asyncio.sleep(min(2.0, seconds / 20))
+    async def _act(self, action: Action, rng: random.Random) -> str:
+        try:
+            async with asyncio.timeout(ACTION_SECONDS):
+                return await action(self._service.target, rng)
+        except Harm as harm:
+            self.harms.append(f"{action.__name__}: {harm}")
+            return "harm"
+        except TimeoutError:
+            self.harms.append(f"{action.__name__} had no answer in {ACTION_SECONDS:g} s")
+            return "no answer"
+        except OSError as error:
+            return type(error).__name__  # the server ended the connection, which is its right
 
+    async def _weigh(self) -> None:
+        with tqdm(total=round(self._seconds), unit=" s", disable=None) as bar:
+            while not self._over.is_set():
+                mib = await asyncio.to_thread(self._service.footprint.megabytes)
+                self.memory.append(Memory(second=self.passed, mib=mib))
+                bar.update(min(round(self._seconds), round(self.passed)) - bar.n)
+                bar.set_postfix(answers=sum(ended[OK] for ended in self.good.values()), MiB=round(sum(mib.values())))
+                await asyncio.sleep(min(2.0, self._seconds / 20))
+
+
+async def soak(service: Service, questions: dict[str, list[Question]], seconds: float, seed: int = 0) -> SoakReport:
+    """InputError where an answer is wrong before it begins."""
+    await asyncio.to_thread(_make_bombs)
     async with Server(service.target.grpc, connections=3) as server:
         asked = {kind: await _checked(server, service.model, each) for kind, each in questions.items()}
         restarts = service.footprint.restarts()
-        start = time.monotonic()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(weigh())
-            for kind, callers in CALLERS.items():
-                for first in range(callers):
-                    tasks.create_task(ask(kind, asked[kind], first))
-            await asyncio.gather(*(attack(random.Random(seed + number)) for number in range(HOSTS)))
-            over.set()
+        found = Soak(service, seconds)
+        await found.run(asked, seed)
         said = [f"{status}: {text} ({n})" for each in asked.values() for (status, text), n in each.said.items()]
     return SoakReport(
         machine=machine_facts(),
-        seconds=time.monotonic() - start,
-        good={kind: dict(ended) for kind, ended in good.items()},
-        hostile={name: dict(ended) for name, ended in sorted(hostile.items())},
-        harms=harms,
+        seconds=found.passed,
+        good={kind: dict(ended) for kind, ended in found.good.items()},
+        hostile={name: dict(ended) for name, ended in sorted(found.hostile.items())},
+        harms=found.harms,
         said=said,
         restarts=service.footprint.restarts() - restarts,
-        memory=memory,
-        growth=growth(memory),
+        memory=found.memory,
+        growth=growth(found.memory),
     )
 
 
@@ -163,20 +191,6 @@ async def _checked(server: Server, model: Path, questions: list[Question]) -> Qu
     return Questions(server, questions, answers)
 
 
-async def _act(action: Action, target: Target, rng: random.Random, harms: list[str]) -> str:
-    try:
-        async with asyncio.timeout(ACTION_SECONDS):
-            return await action(target, rng)
-    except Harm as harm:
-        harms.append(f"{action.__name__}: {harm}")
-        return "harm"
-    except TimeoutError:
-        harms.append(f"{action.__name__} had no answer in {ACTION_SECONDS:g} s")
-        return "no answer"
-    except OSError as error:
-        return type(error).__name__  # the server ended the connection, which is its right
-
-
 def _make_bombs() -> None:
     """They are kept; making one takes seconds in which this process would do nothing else."""
     bombs.photos(), bombs.gzipped(1 << 30), bombs.one_byte_chunks()
@@ -184,7 +198,7 @@ def _make_bombs() -> None:
 
 def growth(memory: Sequence[Memory]) -> float:
     """The share by which the memory at the end, the median of a quarter, is more than that after the warm-up."""
-    sizes = [each.processes + each.shared for each in memory]
+    sizes = [each.total for each in memory]
     quarter = max(1, len(sizes) // 4)
     first = sizes[int(len(sizes) * WARM_UP) :][:quarter]
     return float(np.median(sizes[-quarter:]) / np.median(first) - 1)

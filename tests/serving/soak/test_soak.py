@@ -46,13 +46,13 @@ def test_good_answers_stay_right_among_hostile_requests(
         report = soak_service(running, described, photos, seconds=1, seed=0)
         words = running.log.read_text()
     assert report.faults == [], words
-    assert set(report.hostile) == {action.__name__ for action in ACTIONS}
+    assert all(sum(report.hostile[action.__name__].values()) >= 3 for action in ACTIONS)
     assert "Traceback" not in words
 
 
 def test_growth_is_from_after_the_warm_up_to_the_end() -> None:
     sizes = [10.0] * 4 + [100.0] * 4 + [105.0] * 4 + [110.0] * 4
-    memory = [Memory(second=number, processes=size - 2, shared=2) for number, size in enumerate(sizes)]
+    memory = [Memory(second=number, mib={"Triton": size - 2, "shared": 2}) for number, size in enumerate(sizes)]
     assert growth(memory) == pytest.approx(0.1)
     assert growth(memory[:1]) == 0
 
