@@ -37,7 +37,6 @@ from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.errors import InputError
 from upsnet.model import Model
 from upsnet.photos import read_photo
-from upsnet.runtimes.triton import CHANNEL_OPTIONS
 
 pytestmark = pytest.mark.triton
 LIMIT = 30.0  # seconds: a guard
@@ -65,7 +64,7 @@ class Served(NamedTuple):
         asked = grpc.InferInput(PHOTO, [len(photos), 1], "BYTES")
         asked.set_data_from_numpy(np.array([[photo] for photo in photos], object))
         outputs = [grpc.InferRequestedOutput(name) for name in wanted] if wanted else None
-        with grpc.InferenceServerClient(self.server.url, channel_args=CHANNEL_OPTIONS) as client:
+        with grpc.InferenceServerClient(self.server.url, channel_args=LARGE_ANSWERS) as client:
             try:
                 result = client.infer(PHOTO_MODEL, [asked], outputs=outputs, client_timeout=LIMIT)
             except grpc.InferenceServerException as error:
@@ -82,6 +81,9 @@ def served(triton_environment: Path, tmp_path_factory: pytest.TempPathFactory) -
     repository = deploy(exported.model, exported.manifest_path, folder / "repository")
     with TritonServer(repository, environment=triton_environment) as server:
         yield Served(server, Model(exported))
+
+
+LARGE_ANSWERS = [("grpc.max_receive_message_length", 2**31 - 1)]  # gRPC's own limit is 4 MiB
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
