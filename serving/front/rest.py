@@ -30,6 +30,7 @@ BODY_SECONDS = 30.0  # in which a body must have come
 SEND_SECONDS = 30.0  # in which the caller must have read its answer
 ASK_SECONDS = 10.0  # for what is no inference
 MOST_ANSWER = 512 << 20  # bytes
+REQUEST_ID, IDENTIFIER = "X-Request-Id", re.compile(r"[!-~]{1,128}")  # a caller's own, which can be logged
 
 STATUS = {
     Outcome.INVALID: 400,
@@ -122,10 +123,12 @@ class Rest:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         started = time.monotonic()
         record = Record("http", "other", traceparent=request.headers.get("traceparent"))
+        if IDENTIFIER.fullmatch(given := request.headers.get(REQUEST_ID, "")):
+            record.request_id = given
         held = Held(self)
         try:
             response = await self._response(request, record, held)
-            response.headers.update(NAMED | {"X-Request-Id": record.request_id})
+            response.headers.update(NAMED | {REQUEST_ID: record.request_id})
             await self._send(request, response, record)
             return response
         except (asyncio.CancelledError, ConnectionError):

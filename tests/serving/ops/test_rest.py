@@ -43,6 +43,17 @@ def test_binary_tensors_go_through_unchanged(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("given", "kept"), [("a-b", True), ("x" * 129, False), ("a b", False), ("\u00e9", False)])
+def test_a_callers_own_request_id(given: str, kept: bool, tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Front(tmp_path) as front:
+            _, headers, _ = await front.post(*binary(), f"X-Request-Id: {given}")
+            assert (headers["X-Request-Id"] == given) == kept
+            assert front.telemetry.records[0].request_id == headers["X-Request-Id"]
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("version", ["", "/versions/1"])
 @pytest.mark.parametrize("call", ["", "/config", "/stats"])
 def test_calls_that_read(tmp_path: Path, version: str, call: str) -> None:
