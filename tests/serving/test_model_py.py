@@ -173,7 +173,9 @@ def test_the_gpu_is_taken_where_it_works(triton: Triton, exported: Exported, mon
 def test_a_missing_package_is_named(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "upsnet.stub", None)
     for name, packages in (("upsnet", "onnxruntime and upsnet-trt"), ("upsnet_photo", "upsnet-trt")):
-        with pytest.raises(FakeError, match=rf"the model {name} needs the packages? {packages} in the server's Python"):
+        with pytest.raises(
+            ImportError, match=rf"the model {name} needs the packages? {packages} in the server's Python"
+        ):
             triton.load(name, monkeypatch)
 
 

@@ -20,7 +20,7 @@ try:
     from upsnet.contract import INPUTS, OUTPUTS
     from upsnet.stub import Counters, check_tensors
 except ImportError as error:
-    raise pb_utils.TritonModelException(
+    raise ImportError(
         f"the model upsnet needs the packages onnxruntime and upsnet-trt in the server's Python: {error}"
     ) from None
 
