@@ -99,10 +99,8 @@ def _from_template(model: str, manifest: Manifest, repository: Path, stage: Path
         (stage / model / folder).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(TEMPLATE / model / "1/model.py", stage / model / version / "model.py")
     for name in CONFIGS:
-        text = (TEMPLATE / model / name).read_text() + _of_this_model(manifest)
-        if model == MODEL:
-            text += _warm_up(manifest, largest=name == CONFIGS[0])
-        (stage / model / name).write_text(text)
+        warm_up = _warm_up(manifest, largest=name == CONFIGS[0]) if model == MODEL else ""
+        (stage / model / name).write_text((TEMPLATE / model / name).read_text() + warm_up + _of_this_model(manifest))
     if model == MODEL:
         (stage / model / "warmup").mkdir()
         for name, array in WARM_UP.items():
@@ -113,9 +111,9 @@ def _of_this_model(manifest: Manifest) -> str:
     """What a configuration says of the model that is served, in protobuf's text format."""
     limits = Limits.of(manifest)
     parameters = {
-        METADATA_KEY: json.dumps(manifest.model_dump(mode="json")),
         "max_pixels": str(limits.max_pixels),
         "max_photo_bytes": str(limits.max_photo_bytes),
+        METADATA_KEY: json.dumps(manifest.model_dump(mode="json")),
     }
     # The values are ASCII without line breaks, whose quoted form is the same in JSON.
     entries = [
@@ -136,7 +134,8 @@ def _warm_up(manifest: Manifest, largest: bool) -> str:
 
 def _warm_up_of(shape: Shape) -> str:
     batch, height, width, channels = shape
-    return f"""model_warmup {{
+    return f"""
+model_warmup {{
   name: "{batch} x {height} x {width}" batch_size: {batch}
   inputs {{ key: "images" value: {{ data_type: TYPE_UINT8 dims: [ {height}, {width}, {channels} ] zero_data: true }} }}
   inputs {{ key: "sizes" value: {{ data_type: TYPE_INT32 dims: [ 2 ] input_data_file: "sizes" }} }}

@@ -95,7 +95,7 @@ class Triton:
         self.network: Callable[..., Response] = lambda **_: Response(error=FakeError("no network"))
         self.module = ModuleType("triton_python_backend_utils")
         MetricFamily.counted = Counter()
-        vars(self.module).update(
+        self.names = dict(
             TritonError=FakeError,
             TritonModelException=FakeError,
             Logger=SimpleNamespace(log_error=self.log.append, log_info=self.log.append),
@@ -110,14 +110,16 @@ class Triton:
         )
 
     def load(self, model: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-        """A model's model.py."""
+        """A model's model.py. Triton gives its module the names when that has been imported."""
         monkeypatch.setitem(sys.modules, "triton_python_backend_utils", self.module)
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         spec = importlib.util.spec_from_file_location(f"{model}_model", TEMPLATE / model / "1/model.py")
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look
+        vars(self.module).clear()
         spec.loader.exec_module(module)
+        vars(self.module).update(self.names)
         return module
 
 

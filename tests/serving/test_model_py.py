@@ -50,7 +50,7 @@ def model(triton: Triton, network: Network, monkeypatch: pytest.MonkeyPatch) -> 
     """`upsnet`, as after `initialize`."""
     module = triton.load("upsnet", monkeypatch)
     made = module.TritonPythonModel()
-    made.session, made.max_pixels, made.shrinking = network, 4 * 64 * 64, object()
+    made.session, made.max_pixels, made.shrinking, made.largest = network, 4 * 64 * 64, object(), 0
     made.counters = module.Counters(triton.module, "upsnet")
     return made
 
@@ -86,10 +86,10 @@ def test_a_batch_holds_no_more_pixels_than_a_request_may(model: Any, network: Ne
     assert large.refused == ("INVALID_ARG", "images are 5 x 64 x 64: more than 16384 pixels")
 
 
-def test_memory_goes_back_after_a_large_batch(model: Any, network: Network) -> None:
-    for count in (4, 1, 2):
-        model.execute([request(count, 64, 64)])
-    assert network.shrunk == [True, False, True]
+def test_the_memory_of_a_large_batch_goes_back_with_the_next_small_one(model: Any, network: Network) -> None:
+    for shape in ((4, 64, 64), (1, 64, 64), (1, 32, 32), (1, 32, 32), (4, 64, 64), (2, 32, 32)):
+        model.execute([request(*shape)])
+    assert network.shrunk == [False, False, True, False, False, True]
 
 
 def test_a_poisoned_request_fails_alone_and_no_two_share_a_response(
@@ -173,7 +173,9 @@ def test_the_gpu_is_taken_where_it_works(triton: Triton, exported: Exported, mon
 def test_a_missing_package_is_named(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "upsnet.stub", None)
     for name, packages in (("upsnet", "onnxruntime and upsnet-trt"), ("upsnet_photo", "upsnet-trt")):
-        with pytest.raises(FakeError, match=rf"the model {name} needs the packages? {packages} in the server's Python"):
+        with pytest.raises(
+            ImportError, match=rf"the model {name} needs the packages? {packages} in the server's Python"
+        ):
             triton.load(name, monkeypatch)
 
 

@@ -28,9 +28,7 @@ try:
     from upsnet.runtimes.predictor import RawPrediction, decode_batch
     from upsnet.stub import Counters, check_tensors
 except ImportError as error:
-    raise pb_utils.TritonModelException(
-        f"the model upsnet_photo needs the package upsnet-trt in the server's Python: {error}"
-    ) from None
+    raise ImportError(f"the model upsnet_photo needs the package upsnet-trt in the server's Python: {error}") from None
 
 FAILED = "the photo model failed; the server's log has the reason"
 NOT_KEPT = np.empty((0, 0, 3), np.uint8)  # in place of a photo whose pixels no output needs
