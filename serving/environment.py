@@ -71,11 +71,15 @@ class Environment(NamedTuple):
         stub = self.triton / "python_backend_stubs" / self.version / "triton_python_backend_stub"
         return [backend / "libtriton_python.so", backend / "triton_python_backend_utils.py", stub]
 
-    def variables(self) -> dict[str, str]:
-        """The server's process environment: where the model's process finds libpython, and this venv's packages."""
+    def variables(self, modules: Path) -> dict[str, str]:
+        """The server's process environment: where the model's process finds libpython, this venv's packages, and the
+        Python packages in the folder `modules`."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         return kept | {
             "LD_LIBRARY_PATH": f"{self.site / 'nvidia_pytriton.libs'}:{self.libraries}",
+            "PYTHONPATH": str(modules),
+            "PYTHONDONTWRITEBYTECODE": "1",  # not into the checkout
+            "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime would tell its makers what it runs
             "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         }
 

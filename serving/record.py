@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
 
+from prometheus_client import CollectorRegistry
+
 
 class Outcome(StrEnum):
     """How a request ended. Everything but OK is a refusal or a failure, and is counted by this name."""
@@ -47,10 +49,16 @@ class Record:
 class Telemetry(Protocol):
     """Whoever counts, logs and traces."""
 
+    registry: CollectorRegistry  # of the metrics: /metrics tells what is in it
+
     def finish(self, record: Record) -> None:
         """Called once for each request, when it has ended."""
         ...
 
-    def gauge(self, name: Literal["waiting", "in_flight", "connections", "regions"], value: int) -> None:
+    def gauge(self, name: Literal["waiting", "in_flight", "regions"], value: int) -> None:
         """How many there are now."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is still on its way to the log and the traces; called once, after the last request."""
         ...

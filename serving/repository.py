@@ -7,14 +7,19 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from upsnet.contract import METADATA_KEY, MODEL, PLUGINS
+import numpy as np
+
+from export.tensorrt_build import Shape, optimization_profile
+from serving.limits import Limits
+from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError
-from upsnet.files import sha256, staged_folder, writing
+from upsnet.files import WriteError, sha256, staged_folder, writing
 from upsnet.manifest import Manifest
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "triton_repo"
 PLAN = "model.plan"
-CONFIGS = (f"{MODEL}/config.pbtxt", f"{MODEL}/configs/cpu.pbtxt")
+CONFIGS = ("config.pbtxt", "configs/cpu.pbtxt")  # of each model: for the container, for the server of the wheel
+WARM_UP = {"sizes": np.ones(2, np.int32), "scales": np.ones(1, np.float32)}  # of an image; its pixels are zero
 
 
 def repository_of(run: Path) -> Path:
@@ -49,36 +54,92 @@ def deploy_engine(engine: Path, repository: Path) -> Path:
 def deploy(model_onnx: Path, manifest: Path, repository: Path, more: Sequence[Path] = ()) -> Path:
     """Makes the repository, or puts another model into it, with the files `more` beside it. Returns the repository.
 
-    The manifest goes into the configurations too, so that a client needs only the server's address. Files are moved
-    into place when all of them are written; another model's plan does not stay behind. A running server keeps what it
-    loaded. InputError when a file is missing or cannot be written, when the manifest is another model's, and when the
-    repository would lie in the template.
+    The manifest goes into the configurations too, with the ONNX file's SHA-256, so that a client needs only the
+    server's address. Files are moved into place when all of them are written; another model's plan does not stay
+    behind. A running server keeps what it loaded. InputError when a file is missing, cannot be read or cannot be
+    written, when the manifest is another model's, and when the repository would lie in the template.
     """
     if not model_onnx.is_file():
         raise InputError(f"there is no model {model_onnx}; make one with `make engine`")
     described = Manifest.load(manifest)
-    if described.onnx_sha256 not in ("", sha256(model_onnx)):
+    served = described.model_copy(update={"onnx_sha256": _hash(model_onnx)})
+    if described.onnx_sha256 not in ("", served.onnx_sha256):
         raise InputError(f"{manifest} belongs to another model than {model_onnx}; export again with `make engine`")
+    for file in more:
+        _hash(file)
     if TEMPLATE in (repository.resolve(), *repository.resolve().parents):
         raise InputError(f"{repository} is the template of all repositories; give another folder with --repository")
     version = [repository / MODEL / "1", *versions(repository)][-1]
-    parameter = _parameter(METADATA_KEY, json.dumps(described.model_dump(mode="json")))
-    with staged_folder(repository) as stage, writing(repository):
-        place = stage / version.relative_to(repository)
-        place.mkdir(parents=True)
-        shutil.copyfile(model_onnx, place / "model.onnx")
-        shutil.copyfile(manifest, place / "manifest.json")
-        for file in (TEMPLATE / MODEL / "1/model.py", *more):
-            shutil.copyfile(file, place / file.name)
-        for name in CONFIGS:
-            (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            (stage / name).write_text((TEMPLATE / name).read_text() + parameter)
-        for name in {PLAN, PLUGINS} - {file.name for file in more}:
-            (version / name).unlink(missing_ok=True)
+    try:
+        with staged_folder(repository) as stage, writing(repository):
+            place = stage / version.relative_to(repository)
+            place.mkdir(parents=True)
+            for file, name in ((model_onnx, "model.onnx"), (manifest, "manifest.json"), *((f, f.name) for f in more)):
+                shutil.copyfile(file, place / name)
+            for model in (MODEL, PHOTO_MODEL):
+                _from_template(model, served, repository, stage)
+            for name in {PLAN, PLUGINS} - {file.name for file in more}:
+                (version / name).unlink(missing_ok=True)
+    except WriteError as error:
+        raise InputError(f"{error}; give another folder with --repository") from error
     return repository
 
 
-def _parameter(key: str, value: str) -> str:
-    """One more entry of a model configuration's map of parameters, in protobuf's text format. `value` is ASCII without
-    line breaks, whose quoted form is the same in JSON."""
-    return f'\nparameters {{ key: "{key}" value: {{ string_value: {json.dumps(value)} }} }}\n'
+def _hash(file: Path) -> str:
+    try:
+        return sha256(file)
+    except InputError as error:
+        raise InputError(f"{error}; build it again with `make engine`, or ask its owner to let you read it") from None
+
+
+def _from_template(model: str, manifest: Manifest, repository: Path, stage: Path) -> None:
+    """One model's code, configurations and warm-up data."""
+    version = [repository / model / "1", *versions(repository, model)][-1].name
+    for folder in (version, "configs"):
+        (stage / model / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(TEMPLATE / model / "1/model.py", stage / model / version / "model.py")
+    for name in CONFIGS:
+        text = (TEMPLATE / model / name).read_text() + _of_this_model(manifest)
+        if model == MODEL:
+            text += _warm_up(manifest, largest=name == CONFIGS[0])
+        (stage / model / name).write_text(text)
+    if model == MODEL:
+        (stage / model / "warmup").mkdir()
+        for name, array in WARM_UP.items():
+            (stage / model / "warmup" / name).write_bytes(array.tobytes())
+
+
+def _of_this_model(manifest: Manifest) -> str:
+    """What a configuration says of the model that is served, in protobuf's text format."""
+    limits = Limits.of(manifest)
+    parameters = {
+        METADATA_KEY: json.dumps(manifest.model_dump(mode="json")),
+        "max_pixels": str(limits.max_pixels),
+        "max_photo_bytes": str(limits.max_photo_bytes),
+    }
+    # The values are ASCII without line breaks, whose quoted form is the same in JSON.
+    entries = [
+        f"parameters {{ key: {json.dumps(key)} value: {{ string_value: {json.dumps(value)} }} }}\n"
+        for key, value in parameters.items()
+    ]
+    return f"\nmax_batch_size: {manifest.max_batch}\n{''.join(entries)}"
+
+
+def _warm_up(manifest: Manifest, largest: bool) -> str:
+    """The inferences that Triton makes before the model counts as ready: of the plan's smallest shape, and its largest.
+
+    Where `largest` is False, of one usual photo in its place: on a CPU the largest takes seconds and gigabytes.
+    """
+    small, usual, high = optimization_profile(manifest.resize, manifest.max_batch)["images"]
+    return "".join(_warm_up_of(shape) for shape in (small, high if largest else usual))
+
+
+def _warm_up_of(shape: Shape) -> str:
+    batch, height, width, channels = shape
+    return f"""model_warmup {{
+  name: "{batch} x {height} x {width}" batch_size: {batch}
+  inputs {{ key: "images" value: {{ data_type: TYPE_UINT8 dims: [ {height}, {width}, {channels} ] zero_data: true }} }}
+  inputs {{ key: "sizes" value: {{ data_type: TYPE_INT32 dims: [ 2 ] input_data_file: "sizes" }} }}
+  inputs {{ key: "scales" value: {{ data_type: TYPE_FP32 dims: [ 1 ] input_data_file: "scales" }} }}
+}}
+"""

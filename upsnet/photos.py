@@ -241,10 +241,12 @@ def write_png(path: PathLike, array: np.ndarray) -> None:
 
 
 def write_image(path: PathLike, image: Image.Image, kind: str, **options: object) -> None:
-    """Encode as Pillow's `kind` and write, atomically.
+    """Encode as Pillow's `kind` and write, atomically."""
+    write_bytes(path, encode_image(image, kind, **options))
 
-    In memory first: Pillow itself takes a file that the disk had no more room for as whole.
-    """
+
+def encode_image(image: Image.Image, kind: str, **options: object) -> bytes:
+    """In memory: Pillow itself takes a file that the disk had no more room for as whole."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()

@@ -138,5 +138,5 @@ def server(
     """One server for all tests that leave it alive."""
     folder = tmp_path_factory.mktemp("triton")
     repository = deploy(exported.model, exported.manifest_path, folder / "repository")
-    with TritonServer(repository, environment=triton_environment, log=folder / "triton.log") as running:
+    with TritonServer(repository, environment=triton_environment, http_port=0, log=folder / "triton.log") as running:
         yield running

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
+import hashlib
 import re
 import shutil
-import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,49 +16,16 @@ from typer.testing import CliRunner
 
 import serving.deploy
 import serving.serve
-from serving.repository import TEMPLATE, deploy, deploy_engine, latest_version
+from serving.repository import TEMPLATE, deploy, deploy_engine, latest_version, versions
 from serving.server import TritonServer
 from tests.serving.conftest import Exported, make_request
+from tests.serving.test_configs import config
 from upsnet.categories import Category
 from upsnet.command_line.command import make_app
-from upsnet.contract import METADATA_KEY, PLUGINS
+from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
 from upsnet.runtimes.triton import TritonPredictor
-
-
-def config(name: str, repository: Path = TEMPLATE) -> Any:
-    reason = "needs tritonclient (pip install 'upsnet-trt[triton]')"
-    messages = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason=reason)
-    text_format = pytest.importorskip("google.protobuf.text_format", reason=reason)
-    return text_format.Parse((repository / "upsnet" / name).read_text(), messages.ModelConfig())
-
-
-def test_both_configurations_have_the_graphs_contract() -> None:
-    gpu, cpu = config("config.pbtxt"), config("configs/cpu.pbtxt")
-    assert (gpu.platform, cpu.backend) == ("tensorrt_plan", "python")
-    for each in (gpu, cpu):
-        assert each.name == "upsnet"
-        assert each.max_batch_size == 4
-        assert [
-            (
-                t.name,
-                each.input[0].DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number[t.data_type].name,
-                list(t.dims),
-                t.HasField("reshape"),
-            )
-            for t in [*each.input, *each.output]
-        ] == [
-            ("images", "TYPE_UINT8", [-1, -1, 3], False),
-            ("sizes", "TYPE_INT32", [2], False),
-            ("scales", "TYPE_FP32", [1], True),
-            ("panoptic", "TYPE_UINT8", [-1, -1], False),
-            ("segments", "TYPE_FP32", [-1, 7], False),
-            ("segment_count", "TYPE_INT32", [1], True),
-        ]
-        assert each.HasField("dynamic_batching")
-        assert not each.dynamic_batching.HasField("default_queue_policy")
-        assert not each.dynamic_batching.priority_levels
 
 
 def test_deploy_replaces_the_model(exported: Exported, repository: Path) -> None:
@@ -117,7 +82,7 @@ def test_deploy_names_what_is_missing(exported: Exported, repository: Path, tmp_
 def test_deploying_is_repeatable(exported: Exported, tmp_path: Path) -> None:
     for _ in range(2):
         deploy(exported.model, exported.manifest_path, tmp_path)
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 5
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 10
 
 
 def test_latest_version_counts_as_numbers(tmp_path: Path) -> None:
@@ -135,17 +100,44 @@ def test_a_deployment_that_fails_changes_nothing(
 ) -> None:
     (latest_version(repository) / "model.plan").write_text("of the model that is there")
     before = contents(repository)
-    with pytest.raises(InputError, match=r"repository: cannot be written: No such file or directory"):
+    with pytest.raises(InputError, match=r"gone.so: cannot be read: No such file or directory; build it again"):
         deploy(exported.model, exported.manifest_path, repository, [tmp_path / "gone.so"])
 
     def full(*paths: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(InputError, match=r"repository: cannot be written: No space left on device"):
+    with pytest.raises(
+        InputError, match=r"repository: cannot be written: No space left on device; give another folder"
+    ):
         deploy(exported.model, exported.manifest_path, repository)
     assert contents(repository) == before
     assert not list(repository.glob(".*"))
+
+
+def test_a_repository_of_before_the_photo_model_is_completed(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / MODEL / "3").mkdir(parents=True)
+    (tmp_path / MODEL / "config.pbtxt").write_text("old")
+    deploy(exported.model, exported.manifest_path, tmp_path)
+    assert [folder.name for folder in versions(tmp_path)] == ["3"]
+    assert [folder.name for folder in versions(tmp_path, PHOTO_MODEL)] == ["1"]
+    assert (tmp_path / PHOTO_MODEL / "1/model.py").read_bytes() == (TEMPLATE / PHOTO_MODEL / "1/model.py").read_bytes()
+
+
+def test_deploy_says_how_to_get_past_files_of_others(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    with pytest.raises(InputError, match=r"model.onnx: cannot be read: Permission denied; .* ask its owner"):
+        deploy(exported.model, exported.manifest_path, tmp_path / "a")
+    monkeypatch.undo()
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(InputError, match=r"/b: cannot be written: Permission denied; give another .* --repository"):
+        deploy(exported.model, exported.manifest_path, tmp_path / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_deploying_into_an_empty_folder_of_the_models_name(exported: Exported, tmp_path: Path) -> None:
@@ -179,10 +171,12 @@ def test_the_configuration_carries_the_manifest_whatever_the_names(
     exported: Exported, hostile: Manifest, tmp_path: Path, name: str
 ) -> None:
     repository = deploy(exported.model, tmp_path / "hostile.json", tmp_path / "repository")
-    given, made = config(name), config(name, repository)
-    carried = made.parameters.pop(METADATA_KEY).string_value
-    assert Manifest.model_validate_json(carried) == hostile
-    assert made == given
+    for model in (MODEL, PHOTO_MODEL):
+        given, made = config(model, name), config(model, name, repository)
+        carried = made.parameters.pop(METADATA_KEY).string_value
+        assert Manifest.model_validate_json(carried) == hostile
+        assert set(made.parameters) - set(given.parameters) == {"max_pixels", "max_photo_bytes"}
+        assert {key: made.parameters[key] for key in given.parameters} == dict(given.parameters)
 
 
 @pytest.mark.triton
@@ -249,61 +243,3 @@ def test_commands_refuse_in_one_line(tmp_path: Path) -> None:
         assert code == 2
         assert stderr.startswith(f"error: {said}") and stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-class FakeError(Exception):
-    INVALID_ARG, INTERNAL = "INVALID_ARG", "INTERNAL"
-
-    def __init__(self, message: str, code: str = "") -> None:
-        super().__init__(message)
-        self.message, self.code = message, code
-
-
-@pytest.fixture
-def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """model.py with the little it uses of Triton's Python backend."""
-    triton = ModuleType("triton_python_backend_utils")
-    vars(triton).update(
-        TritonError=FakeError,
-        TritonModelException=FakeError,
-        Logger=SimpleNamespace(log_error=lambda text: None),
-        get_input_tensor_by_name=lambda request, name: SimpleNamespace(as_numpy=lambda: request[name]),
-        Tensor=lambda name, array: (name, array),
-        InferenceResponse=lambda outputs=(), error=None: SimpleNamespace(outputs=dict(outputs), error=error),
-    )
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
-    spec = importlib.util.spec_from_file_location("triton_model", TEMPLATE / "upsnet/1/model.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_model_refuses_numpy_2(backend: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.np, "__version__", "2.4.6")
-    with pytest.raises(FakeError, match=r"needs numpy < 2, and finds 2.4.6"):
-        backend.TritonPythonModel().initialize({"model_config": "{}"})
-
-
-def test_model_runs_one_batch_for_each_image_size(backend: ModuleType, exported: Exported) -> None:
-    batches: list[int] = []
-
-    class Session:
-        def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-            batches.append(len(feeds["images"]))
-            return exported.session.run(names, feeds)
-
-    model = backend.TritonPythonModel()
-    model.session, model.max_pixels = Session(), 64 * 64
-    requests = [
-        make_request(*shape, seed=i) for i, shape in enumerate([(1, 32, 64), (2, 64, 64), (3, 32, 64), (1, 96, 64)])
-    ]
-    responses = model.execute([request._asdict() for request in requests])
-    assert batches == [4, 2]
-    assert responses[3].error.code == "INVALID_ARG"
-    assert responses[3].error.message == "images are 96 x 64: more than 4096 pixels"
-    for request, response in zip(requests[:3], responses, strict=False):
-        assert response.error is None
-        for name, expected in exported.predict(request)._asdict().items():
-            np.testing.assert_array_equal(response.outputs[name], expected)

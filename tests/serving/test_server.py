@@ -1,143 +1,304 @@
-"""Starting and stopping the real server: what is missing is said in one line, and nothing is left behind."""
+"""The real server: it heals, it ends, what is missing is said in one line, and nothing is left behind."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import Mock
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 
+from serving.listen import check_ports, loopback
+from serving.processes import arguments, members
 from serving.repository import deploy
+from serving.serve import default_memory_limit, make_tls, parse_bytes
 from serving.serve import main as serve
-from serving.server import TritonServer, pick_ports
-from tests.serving.conftest import Exported
+from serving.server import TritonServer
+from tests.serving.conftest import Exported, make_request
 from upsnet.errors import InputError
-from upsnet.geometry import NetworkBatch
+from upsnet.files import write_text
 from upsnet.runtimes.triton import TritonPredictor
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def members(group: int) -> list[int]:
-    """The live processes of a process group."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
-        if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
+@pytest.fixture
+def repository(exported: Exported, tmp_path: Path) -> Path:
+    """Of the tensors' model alone, in one process: many servers are started here."""
+    repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
+    shutil.rmtree(repository / "upsnet_photo")
+    config = repository / "upsnet/configs/cpu.pbtxt"
+    write_text(config, config.read_text().replace("count: 2", "count: 1"))
+    return repository
 
 
-def children(parent: int) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+def wait_until(so: Callable[[], object], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
 
 
-def regions(port: int) -> list[str]:
-    return [path.name for path in Path("/dev/shm").glob(f"upsnet-*-{port}-*")]
+def stubs(server: int) -> list[int]:
+    return [pid for pid in members(server) if pid != server]
 
 
-def port_of(url: str) -> int:
-    return int(url.rpartition(":")[2])
+def regions(scratch: str) -> list[str]:
+    return [path.name for path in Path("/dev/shm").glob(f"{scratch}-*")]
 
 
-def wait_until_gone(group: int, port: int) -> None:
-    deadline = time.monotonic() + 20
-    while (members(group) or regions(port)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not members(group)
-    assert not regions(port)
+def scratch_of(server: int) -> str:
+    """The name of the folder that a Triton server lives in, and of its regions."""
+    (flag,) = (flag for flag in arguments(server) if flag.startswith("--model-repository="))
+    return Path(flag.partition("=")[2]).parent.name
+
+
+@contextmanager
+def serving(repository: Path, environment: Path, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`upsnet serve` as a shell starts it, with `folder` for its temporary files. Its first line has been read."""
+    ports = ["--grpc-port=0", "--metrics-port=0"]
+    command = [sys.executable, "-m", "upsnet", "serve", f"--repository={repository}", *ports, *options]
+    variables = os.environ | {"UPSNET_TRITON_ENV": str(environment), "TMPDIR": str(folder)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def port(line: str, name: str = "grpc") -> int:
+    found = re.search(rf"{name} (\d+)", line)
+    assert found is not None, line
+    return int(found[1])
+
+
+def triton_of(process: subprocess.Popen[str]) -> int:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (server,) = (int(child) for child in children if arguments(int(child))[0].endswith("tritonserver"))
+    return server
 
 
 @pytest.mark.triton
-def test_dead_model_is_noticed_and_stop_leaves_nothing(
-    exported: Exported, repository: Path, triton_environment: Path
-) -> None:
-    server = TritonServer(repository, environment=triton_environment)
-    with server:
-        group, port, scratch = server.pid, port_of(server.url), server.log.parent
-        assert len(members(group)) == 2  # the server and its model's process
-        assert len(regions(port)) == 1
-        server.check()
-        predictor = TritonPredictor(server.url, manifest=exported.manifest)
-        (stub,) = [pid for pid in members(group) if pid != group]
-        os.kill(stub, signal.SIGKILL)
-        with pytest.raises(InputError, match=r"the model in the Triton server at .* has died; restart the server"):
-            predictor.predict(
-                NetworkBatch(np.zeros((1, 32, 32, 3), np.uint8), np.ones((1, 2), np.int32), np.ones(1, np.float32))
-            )
-        with pytest.raises(InputError, match=r"a test inference failed: .* has died"):
-            server.check()
+@pytest.mark.parametrize("victim", ["the model's process", "the server"])
+def test_what_is_killed_comes_back(exported: Exported, repository: Path, triton_environment: Path, victim: str) -> None:
+    request = make_request(1, 64, 96)
+    with TritonServer(repository, environment=triton_environment) as server:
+        first = server.pid
+        scratch, processes = scratch_of(first), len(members(first))
+        held = len(regions(scratch))
+        assert processes >= 2 and held >= 1 and server.state["restarts"] == 0
+        predictor = TritonPredictor(server.url)
+        os.kill(first if victim == "the server" else stubs(first)[0], signal.SIGKILL)
+        wait_until(lambda: server.state["restarts"] == 1 and server.state["state"] == "ready")
+        np.testing.assert_array_equal(predictor.predict(request).panoptic, exported.predict(request).panoptic)
         predictor.close()
-        server.stop(drain=1)  # Triton would wait 30 s for the dead process
-    assert not members(group)
-    assert not regions(port)
-    assert not scratch.exists()
+        assert server.pid != first and not members(first)
+        assert len(members(server.pid)) == processes and len(regions(scratch)) == held
+        last = server.pid
+    assert not members(last) and not regions(scratch)
     with pytest.raises(InputError, match=r"not running"):
         _ = server.pid
 
 
 @pytest.mark.triton
-def test_ends_with_the_command_that_serves(exported: Exported, tmp_path: Path, triton_environment: Path) -> None:
-    repository = deploy(exported.model, exported.manifest_path, tmp_path)
-    ports = ["--grpc-port=0", "--http-port=0", "--metrics-port=0"]
-    command = [sys.executable, "-m", "upsnet", "serve", f"--repository={repository}", *ports]
-    environment = os.environ | {"UPSNET_TRITON_ENV": str(triton_environment), "TMPDIR": str(tmp_path)}
-    endings = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+def test_ends_within_ten_seconds_and_leaves_nothing(repository: Path, tmp_path: Path, triton_environment: Path) -> None:
+    """However it is told to end, and with idle connections and half a request open."""
+    folders = [tmp_path / str(number) for number in range(4)]
+    endings = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
     with ExitStack() as stack:
-        hosts = [
-            stack.enter_context(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
-            for _ in endings
-        ]
-        started = []
-        for host in hosts:
-            assert host.stdout is not None
-            ready = re.search(r"grpc (\d+), http", host.stdout.readline())
-            assert ready is not None
-            (group,) = [pid for pid in children(host.pid) if len(members(pid)) == 2]
-            started.append((group, int(ready[1])))
-        for host, ending in zip(hosts, endings, strict=True):
-            host.send_signal(ending)
-        rest = [host.stdout.read() for host in hosts if host.stdout]
-    assert [host.returncode for host in hosts] == [0, 0, -signal.SIGKILL]
-    assert rest == ["Triton has stopped.\n"] * 2 + [""]
-    for group, port in started[:2]:
-        assert not members(group)
-        assert not regions(port)
-    wait_until_gone(*started[2])  # nobody was left to stop this one: the kernel told it
+        processes = []
+        for folder in folders:
+            folder.mkdir()
+            processes.append(stack.enter_context(serving(repository, triton_environment, folder)))
+        lines = [first_line(process) for process in processes]
+        servers = [triton_of(process) for process in processes]
+        scratches = [scratch_of(server) for server in servers]
+        for line in lines:
+            half = stack.enter_context(socket.create_connection(("127.0.0.1", port(line))))
+            half.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00")
+            stack.enter_context(socket.create_connection(("127.0.0.1", port(line))))
+        for process, ending in zip(processes, endings, strict=True):
+            process.send_signal(ending)
+        for process in processes:
+            process.wait(10)
+        rest = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0, -signal.SIGKILL]
+    assert [stdout for stdout, _ in rest] == ["Triton has stopped.\n"] * 3 + [""]
+    for _, stderr in rest[:3]:
+        assert "\ndraining: requests under way have 8 s; a second signal ends them at once\n" in stderr
+    wait_until(lambda: not any(members(server) for server in servers))  # the killed one's: nobody was left to wait
+    wait_until(lambda: not any(regions(scratch) for scratch in scratches))
+    wait_until(lambda: not any(list(folder.iterdir()) for folder in folders))
+
+
+def make_slow(repository: Path, seconds: float) -> None:
+    """From now on a model takes so long for images of a height of 96."""
+    model = repository / "upsnet/1/model.py"
+    inner = model.read_text().replace("class TritonPythonModel", "class Inner")
+    model.write_text(
+        f"""{inner}
+
+class TritonPythonModel(Inner):
+    def execute(self, requests):
+        import time
+        for request in requests:
+            if pb_utils.get_input_tensor_by_name(request, "images").as_numpy().shape[1] == 96:
+                time.sleep({seconds})
+        return super().execute(requests)
+"""
+    )
 
 
 @pytest.mark.triton
-def test_server_that_dies_is_reported(repository: Path, triton_environment: Path) -> None:
+def test_what_was_accepted_is_answered_before_the_end(
+    exported: Exported, repository: Path, triton_environment: Path, tmp_path: Path
+) -> None:
+    make_slow(repository, 2)
+    request = make_request(1, 96, 64)
+    with serving(repository, triton_environment, tmp_path) as process, ThreadPoolExecutor(1) as pool:
+        line = first_line(process)
+        predictor = TritonPredictor(f"127.0.0.1:{port(line)}")
+        answer = pool.submit(predictor.predict, request)
+        wait_until(lambda: is_under_way(line))
+        process.send_signal(signal.SIGTERM)
+        np.testing.assert_array_equal(answer.result(30).panoptic, exported.predict(request).panoptic)
+        assert process.wait(10) == 0
+        predictor.close()
+
+
+@pytest.mark.triton
+def test_a_second_signal_waits_for_nothing(repository: Path, triton_environment: Path, tmp_path: Path) -> None:
+    make_slow(repository, 600)
+    with (
+        serving(repository, triton_environment, tmp_path, "--drain=500") as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        line = first_line(process)
+        predictor = TritonPredictor(f"127.0.0.1:{port(line)}")
+        answer = pool.submit(predictor.predict, make_request(1, 96, 64))
+        wait_until(lambda: is_under_way(line))
+        assert process.stderr is not None
+        process.send_signal(signal.SIGTERM)
+        assert any(line.startswith("draining: requests under way have 500 s") for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        with pytest.raises(InputError):
+            answer.result(30)
+        predictor.close()
+    assert not list(tmp_path.glob("upsnet-triton-*"))
+
+
+def is_under_way(line: str) -> bool:
+    """A request is with Triton, as the metrics of the service with this ready line say."""
+    with urlopen(f"http://127.0.0.1:{port(line, 'metrics')}/metrics", timeout=10) as page:
+        return b"\nupsnet_requests_in_flight 1.0\n" in page.read()
+
+
+@pytest.mark.triton
+def test_ends_with_whoever_started_it(repository: Path, triton_environment: Path, tmp_path: Path) -> None:
+    script = f"""
+from pathlib import Path
+from serving.server import TritonServer
+server = TritonServer(Path({str(repository)!r}), environment=Path({str(triton_environment)!r}))
+server.start()
+print(server.pid, flush=True)
+input()
+"""
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", script],
+        env=variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as owner:
+        server = int(first_line(owner))
+        scratch = scratch_of(server)
+        owner.kill()
+    wait_until(lambda: not members(server) and not regions(scratch))
+    wait_until(lambda: not list(tmp_path.glob("upsnet-triton-*")))
+
+
+@pytest.mark.triton
+def test_what_is_served_does_not_change(
+    exported: Exported, repository: Path, triton_environment: Path, tmp_path: Path
+) -> None:
+    """Two servers on one repository, over which another model is deployed, and then cut off."""
+    request = make_request(2, 64, 96)
+    other = tmp_path / "other.json"
+    exported.manifest.model_copy(update={"name": "other"}).save(other)
+    with TritonServer(repository, environment=triton_environment) as one:
+        deploy(exported.model, other, repository)
+        with TritonServer(repository, environment=triton_environment) as two:
+            os.truncate(repository / "upsnet/1/model.onnx", 100)
+            os.kill(one.pid, signal.SIGKILL)  # its next start is of the same model
+            wait_until(lambda: one.state["restarts"] == 1 and one.state["state"] == "ready")
+            for server, name in ((one, exported.manifest.name), (two, "other")):
+                predictor = TritonPredictor(server.url)
+                assert predictor.manifest.name == name
+                np.testing.assert_array_equal(predictor.predict(request).panoptic, exported.predict(request).panoptic)
+                predictor.close()
+
+
+@pytest.mark.triton
+def test_paths_with_spaces_and_letters_outside_ascii(
+    repository: Path, triton_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "é and $a space"
+    (place / "tmp").mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(place / "tmp"))
+    (place / "environment").symlink_to(triton_environment)
+    repository = shutil.copytree(repository, place / "repository")
+    with TritonServer(repository, environment=place / "environment", log=place / "log") as server:
+        server.check()
+    assert (place / "log").read_bytes()
+
+
+def damage_model(repository: Path) -> None:
     (repository / "upsnet/1/model.onnx").write_bytes(b"not a model")
-    server = TritonServer(repository, environment=triton_environment)
-    with pytest.raises(
-        InputError, match=r"^the Triton server did not start: .* Load model from .*onnx failed"
-    ) as caught:
-        server.start()
-    assert "\n" not in str(caught.value)
-    assert not regions(server.ports["grpc"])
+    for path in (repository / "upsnet/1/manifest.json", *repository.rglob("cpu.pbtxt")):  # nobody says what it was
+        write_text(path, re.sub(r"\b[0-9a-f]{64}\b", "", path.read_text()))
+
+
+@pytest.mark.triton
+def test_first_start_that_fails_is_one_line_and_leaves_nothing(
+    repository: Path, triton_environment: Path, tmp_path: Path
+) -> None:
+    damage_model(repository)
+    with serving(repository, triton_environment, tmp_path) as process:
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (2, "")
+    said = (
+        r"error: the Triton server did not start: Triton has ended; its log says: .* Load model from .*onnx failed.*\n"
+    )
+    assert re.fullmatch(said, stderr)
+    assert str(repository) in stderr  # and not the copy
+    assert not list(tmp_path.glob("upsnet-triton-*"))
 
 
 @pytest.mark.triton
 def test_start_that_hangs_is_ended(repository: Path, triton_environment: Path, tmp_path: Path) -> None:
     (repository / "upsnet/1/model.py").write_text("import time\ntime.sleep(60)\n")
     server = TritonServer(repository, environment=triton_environment, log=tmp_path / "log", start_timeout=1)
-    with pytest.raises(InputError, match=r"^the Triton server was not ready after 1 s: its log says: "):
+    with pytest.raises(InputError, match=r"^the Triton server did not start: no answer within 1 s; its log says: "):
         server.start()
     assert (tmp_path / "log").read_text()
-    assert not regions(server.ports["grpc"])
 
 
 @pytest.mark.triton
@@ -158,22 +319,51 @@ def test_listens_on_this_machine_alone(server: TritonServer) -> None:
 
 
 @pytest.mark.triton
-def test_leaves_the_repository_as_it_was(server: TritonServer) -> None:
-    found = {str(path.relative_to(server.repository)) for path in server.repository.rglob("*") if path.is_file()}
-    files = {name for name in found if "__pycache__" not in name}
-    model = {"model.py", "model.onnx", "manifest.json"}
-    assert files == {"upsnet/config.pbtxt", "upsnet/configs/cpu.pbtxt"} | {f"upsnet/1/{name}" for name in model}
+def test_leaves_the_repository_as_it_was(server: TritonServer, exported: Exported, tmp_path: Path) -> None:
+    fresh = deploy(exported.model, exported.manifest_path, tmp_path / "fresh")
+    found, expected = ({path.relative_to(top) for path in top.rglob("*")} for top in (server.repository, fresh))
+    assert found == expected
+
+
+def ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as attempt:
+            attempt.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("name", ["model.onnx", "manifest.json"])
-def test_missing_model(repository: Path, triton_environment: Path, name: str) -> None:
-    (repository / "upsnet/1" / name).unlink()
-    with pytest.raises(InputError, match=f"no model to serve: .*{name} is missing; make one with `make engine`"):
-        TritonServer(repository, environment=triton_environment).start()
+@pytest.mark.skipif(not ipv6(), reason="this machine has no ::1")
+def test_ipv6(repository: Path, triton_environment: Path) -> None:
+    with TritonServer(repository, environment=triton_environment, host="::1") as server:
+        assert server.url.startswith("[::1]:")
+        server.check()
 
 
-def test_pick_ports() -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "8.8.8.8", "myhost", "10.0.0.1"])
+def test_not_for_other_machines(host: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^--host {host}: the embedded Triton .* this machine alone .* container"):
+        serve(repository=tmp_path, host=host)
+
+
+def test_loopback() -> None:
+    assert [loopback(host) for host in ("localhost", "127.0.0.1", "127.1.2.3", "::1")] == [
+        "127.0.0.1",
+        "127.0.0.1",
+        "127.1.2.3",
+        "::1",
+    ]
+
+
+@pytest.mark.parametrize("host", ["", " ", "a\0b"])
+def test_no_host_is_not_every_host(host: str) -> None:
+    with pytest.raises(InputError, match=r"is no address to listen on; 127.0.0.1 is this machine alone$"):
+        loopback(host)
+
+
+def test_ports() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -181,46 +371,68 @@ def test_pick_ports() -> None:
         with pytest.raises(
             InputError, match=f"127.0.0.1:{port} for http: Address already in use; give another http port"
         ):
-            pick_ports("127.0.0.1", {"grpc": 0, "http": port})
-    ports = pick_ports("127.0.0.1", {"grpc": 0, "http": 0, "metrics": port})
-    assert ports["metrics"] == port
-    assert len(set(ports.values())) == 3
+            check_ports("127.0.0.1", {"grpc": 0, "http": port})
+    check_ports("127.0.0.1", {"grpc": 0, "http": 0, "metrics": port})
     with pytest.raises(InputError, match=r"port must be 0-65535"):
-        pick_ports("127.0.0.1", {"grpc": 70000})
-    with pytest.raises(InputError, match=r"cannot listen on no.such.host"):
-        pick_ports("no.such.host.invalid", {"grpc": 0})
+        check_ports("127.0.0.1", {"grpc": 70000})
     with pytest.raises(InputError, match=r"^port 9001 is wanted for grpc and for metrics; give another metrics port$"):
-        pick_ports("127.0.0.1", {"grpc": 9001, "http": 0, "metrics": 9001})
+        check_ports("127.0.0.1", {"grpc": 9001, "http": 0, "metrics": 9001})
     with pytest.raises(InputError, match=r"127.0.0.1:-1 for grpc: .*port must be 0-65535.*; give another grpc port$"):
-        pick_ports("127.0.0.1", {"grpc": -1})
-    for host in ("8.8.8.8", "::1"):
-        with pytest.raises(InputError, match=r"--host is an IPv4 address of this machine$"):
-            pick_ports(host, {"grpc": 0})
-
-
-@pytest.mark.parametrize("host", ["", " ", "a\0b"])
-def test_no_host_is_not_every_host(host: str) -> None:
-    with pytest.raises(InputError, match=r"is no address to listen on; 127.0.0.1 is this machine alone$"):
-        pick_ports(host, {"grpc": 0})
+        check_ports("127.0.0.1", {"grpc": -1})
 
 
 def test_ports_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(socket, "socket", lambda: Mock(bind=refuse))
+    attempt = Mock(bind=refuse, __enter__=lambda self: self, __exit__=lambda *_: None)
+    monkeypatch.setattr(socket, "socket", lambda family: attempt)
     with pytest.raises(InputError, match=r"127.0.0.1:80 for http: ports below 1024 are the system's; give another"):
-        pick_ports("127.0.0.1", {"http": 80})
+        check_ports("127.0.0.1", {"http": 80})
+
+
+def test_run_that_cannot_be_written(exported: Exported, tmp_path: Path) -> None:
+    shutil.copytree(exported.model.parent, tmp_path / "engine")
+    (tmp_path / "triton_repo").symlink_to("/proc")  # nothing can be made in it
+    said = rf"^{tmp_path}/triton_repo: cannot be written: .*; give another folder with --repository$"
+    with pytest.raises(InputError, match=said):
+        serve(run=tmp_path)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_no_time_to_start(tmp_path: Path, seconds: float) -> None:
+def test_no_time(tmp_path: Path, seconds: float) -> None:
     with pytest.raises(InputError, match=r"^--start-timeout .*: give seconds, more than 0$"):
         serve(repository=tmp_path, start_timeout=seconds)
+    with pytest.raises(InputError, match=r"^--hang-timeout .*: give seconds, more than 0$"):
+        serve(repository=tmp_path, hang_timeout=seconds)
+    if seconds != 0:
+        with pytest.raises(InputError, match=r"^--drain .*: give seconds, 0 or more$"):
+            serve(repository=tmp_path, drain=seconds)
+
+
+def test_memory_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert [parse_bytes(text) for text in ("5", "2K", "1.5GiB", "3m", "4GB")] == [5, 2048, 3 << 29, 3 << 20, 4 << 30]
+    for text in ("0", "-1", "much", "1X", "0.0001"):
+        with pytest.raises(InputError, match=f"^--memory-limit {text}: give bytes, more than 0, as 6G"):
+            parse_bytes(text)
+    whole = default_memory_limit()
+    assert whole > 0
+    (tmp_path / "max").write_text(f"{1 << 20}\n")
+    monkeypatch.setattr("serving.serve.CGROUP_MEMORY", tmp_path / "max")
+    assert default_memory_limit() == int(0.8 * (1 << 20))
+    (tmp_path / "max").write_text("max\n")
+    assert default_memory_limit() >= whole
+
+
+def test_tls_needs_both_files(tmp_path: Path) -> None:
+    for cert, key, authority in ((tmp_path, None, None), (None, tmp_path, None), (None, None, tmp_path)):
+        with pytest.raises(InputError, match=r"^TLS needs both --tls-cert and --tls-key$"):
+            make_tls(cert, key, authority)
+    assert make_tls(None, None, None) is None
 
 
 @pytest.mark.triton
 def test_log_that_cannot_be_written(repository: Path, triton_environment: Path, tmp_path: Path) -> None:
     server = TritonServer(repository, environment=triton_environment, log=tmp_path)
-    with pytest.raises(InputError, match=f"^{tmp_path}: cannot be written: Is a directory$"):
+    with pytest.raises(InputError, match=f"^{tmp_path}: cannot be written: Is a directory; give --log another file$"):
         server.start()

@@ -1,4 +1,4 @@
-"""UPSNet for Triton's Python backend: runs the model.onnx beside this file under ONNX Runtime on the CPU.
+"""UPSNet for Triton's Python backend: tensors in, tensors out, by the model.onnx beside this file in ONNX Runtime.
 
 Triton has checked names, types and ranks before it calls `execute`; what it cannot check is checked in `problem_with`.
 """
@@ -7,70 +7,124 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-INPUTS = ("images", "sizes", "scales")
-OUTPUTS = ("panoptic", "segments", "segment_count")
+try:
+    import onnxruntime as ort
+
+    from upsnet.contract import INPUTS, OUTPUTS
+    from upsnet.stub import Counters, check_tensors
+except ImportError as error:
+    raise pb_utils.TritonModelException(
+        f"the model upsnet needs the packages onnxruntime and upsnet-trt in the server's Python: {error}"
+    ) from None
+
 DIVISOR = 32
+FAILED = "inference failed; the server's log has the reason"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+ALLOCATORS = {CUDA: "gpu:0;cpu:0", CPU: "cpu:0"}  # in the words of ONNX Runtime's run options
+
+Tensors = list[np.ndarray]  # images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
-            # This backend's tensors come back empty, without any error, under numpy 2.
-            raise pb_utils.TritonModelException(f"Triton's Python backend needs numpy < 2, and finds {np.__version__}")
-        parameters = json.loads(args["model_config"])["parameters"]
-        self.max_pixels = int(parameters["max_pixels"]["string_value"])
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(parameters["threads"]["string_value"]) or len(os.sched_getaffinity(0))
-        options.log_severity_level = 3
-        model = Path(__file__).with_name("model.onnx")
+        check_tensors(pb_utils)
+        parameters = {key: each["string_value"] for key, each in json.loads(args["model_config"])["parameters"].items()}
+        self.max_pixels = int(parameters["max_pixels"])
+        self.threads = int(parameters["threads"]) or len(os.sched_getaffinity(0))
+        self.session = self.open(Path(__file__).with_name("model.onnx"), parameters["device"])
+        self.shrinking = ort.RunOptions()
+        provider = self.session.get_providers()[0]
+        self.shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", ALLOCATORS[provider])
+        self.counters = Counters(pb_utils, "upsnet")
+        place = "the GPU" if provider == CUDA else f"the CPU with {self.threads} threads"
+        pb_utils.Logger.log_info(f"upsnet: runs on {place}, ONNX Runtime {ort.__version__}")
+
+    def open(self, model: Path, device: str) -> ort.InferenceSession:
+        """On the device "cuda" or "cpu"; "auto" is the GPU where ONNX Runtime has one and it works."""
         if not model.is_file():
             raise pb_utils.TritonModelException("there is no model.onnx beside model.py")
-        self.session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        # A thread that waits for work would otherwise take a core from the other instance.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if device != "cpu" and CUDA in ort.get_available_providers():
+            session = ort.InferenceSession(model, options, providers=[CUDA, CPU])
+            if session.get_providers()[0] == CUDA:  # else CUDA did not start, and ONNX Runtime took the CPU
+                return session
+        if device == "cuda":
+            raise pb_utils.TritonModelException("device is cuda, but ONNX Runtime finds no GPU that works")
+        return ort.InferenceSession(model, options, providers=[CPU])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response for each request, in order. Requests of one image size run as one batch."""
+        """One response of its own for each request, in order: Triton crashes where two share one.
+
+        Requests of one image size run as one batch, as far as max_pixels allows.
+        """
         responses: list[Any] = [None] * len(requests)
-        groups: dict[tuple[int, ...], list[tuple[int, list[np.ndarray]]]] = {}
+        good: dict[int, Tensors] = {}
         for index, request in enumerate(requests):
-            inputs = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS]
-            problem = problem_with(*inputs, max_pixels=self.max_pixels)
-            if problem:
+            if request.is_cancelled():
+                responses[index] = refusal("the caller has gone", pb_utils.TritonError.CANCELLED)
+                continue
+            tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS]
+            if problem := problem_with(*tensors, max_pixels=self.max_pixels):
                 responses[index] = refusal(problem, pb_utils.TritonError.INVALID_ARG)
             else:
-                groups.setdefault(inputs[0].shape[1:], []).append((index, inputs))
-        for group in groups.values():
-            indices = [index for index, _ in group]
-            for index, response in zip(indices, self.run([inputs for _, inputs in group]), strict=True):
-                responses[index] = response
+                good[index] = tensors
+        for indices in batches(good, self.max_pixels):
+            answers = self.run([good[index] for index in indices])
+            for index, answer in zip(indices, answers, strict=True):
+                responses[index] = answer
         return responses
 
-    def run(self, requests: list[list[np.ndarray]]) -> list[Any]:
+    def run(self, requests: list[Tensors]) -> list[Any]:
+        """Where the batch fails, each request runs alone, so that good neighbours of a bad one are answered."""
+        try:
+            return list(self.run_batch(requests))
+        except Exception as error:  # ONNX Runtime's errors share no narrower class; the reason goes to the server's log
+            pb_utils.Logger.log_error(f"upsnet: inference of {len(requests)} requests failed: {error}")
+        if len(requests) == 1:
+            return [refusal(FAILED, pb_utils.TritonError.INTERNAL)]
+        return [answer for request in requests for answer in self.run([request])]
+
+    def run_batch(self, requests: list[Tensors]) -> Iterator[Any]:
         # A request that is alone goes in as the view of shared memory that it is: no copy.
         batch = (
             requests[0] if len(requests) == 1 else [np.concatenate(arrays) for arrays in zip(*requests, strict=True)]
         )
-        try:
-            outputs = self.session.run(OUTPUTS, dict(zip(INPUTS, batch, strict=True)))
-        except Exception as error:  # ONNX Runtime's errors share no narrower class; the reason goes to the server's log
-            pb_utils.Logger.log_error(f"upsnet: inference failed: {error}")
-            return [refusal("inference failed; the server's log has the reason", pb_utils.TritonError.INTERNAL)] * len(
-                requests
-            )
+        count, height, width, _ = batch[0].shape
+        # The memory of a large batch goes back to the system; that of a usual one is used again.
+        options = self.shrinking if 4 * count * height * width > self.max_pixels else None
+        with self.counters.stage("network"):
+            outputs = self.session.run(OUTPUTS, dict(zip(INPUTS, batch, strict=True)), options)
+        self.counters.batch(count)
         ends = np.cumsum([len(images) for images, *_ in requests])[:-1]
-        parts = zip(*(np.split(output, ends) for output in outputs), strict=True)
-        return [
-            pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, part) for name, part in zip(OUTPUTS, arrays, strict=True)]
-            )
-            for arrays in parts
-        ]
+        for arrays in zip(*(np.split(output, ends) for output in outputs), strict=True):
+            tensors = [pb_utils.Tensor(name, array) for name, array in zip(OUTPUTS, arrays, strict=True)]
+            yield pb_utils.InferenceResponse(tensors)
+
+
+def batches(requests: dict[int, Tensors], max_pixels: int) -> Iterable[list[int]]:
+    """The indices of requests that run together: of one image size, with at most max_pixels in all."""
+    found: list[list[int]] = []
+    room: dict[tuple[int, ...], int] = {}  # image size -> pixels that its last batch still takes
+    last: dict[tuple[int, ...], list[int]] = {}
+    for index, (images, *_) in requests.items():
+        pixels, shape = images.size // 3, images.shape[1:]
+        if room.get(shape, 0) < pixels:
+            last[shape], room[shape] = [], max_pixels
+            found.append(last[shape])
+        last[shape].append(index)
+        room[shape] -= pixels
+    return found
 
 
 def problem_with(images: np.ndarray, sizes: np.ndarray, scales: np.ndarray, max_pixels: int) -> str:
@@ -83,8 +137,8 @@ def problem_with(images: np.ndarray, sizes: np.ndarray, scales: np.ndarray, max_
         return f"images, sizes and scales must agree: {count} images, sizes {sizes.shape}, scales {scales.shape}"
     if height == 0 or width == 0 or height % DIVISOR or width % DIVISOR:
         return f"images are {height} x {width}: height and width must be non-zero multiples of {DIVISOR}"
-    if height * width > max_pixels:
-        return f"images are {height} x {width}: more than {max_pixels} pixels"
+    if count * height * width > max_pixels:
+        return f"images are {count} x {height} x {width}: more than {max_pixels} pixels"
     wrong = (sizes < 1).any(axis=1) | (sizes > (height, width)).any(axis=1)
     if wrong.any():
         h, w = sizes[wrong.argmax()].tolist()

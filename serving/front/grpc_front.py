@@ -1,0 +1,315 @@
+"""gRPC for clients: the calls of KServe v2 that anybody may make, passed on to Triton as the bytes that they are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2
+from tritonclient.grpc import service_pb2 as pb
+
+from serving.backend import Backend, State
+from serving.front import requests
+from serving.front.admission import Admission
+from serving.front.reading import Reading
+from serving.front.refusal import Refused, of_triton
+from serving.front.settings import FrontSettings
+from serving.front.shared_memory import PLACE, TOKEN, SharedMemory
+from serving.record import Outcome, Record, Telemetry
+from upsnet.contract import MODEL, PHOTO_MODEL
+from upsnet.errors import InputError
+
+TRITON = "/inference.GRPCInferenceService/"
+HEALTH = "/grpc.health.v1.Health/"
+FORWARDED = ("ModelMetadata", "ModelConfig", "ModelStatistics")  # they read, and change nothing
+EXTENSIONS = ("classification", "sequence", "model_configuration", "binary_tensor_data", "parameters", "statistics")
+REQUEST_ID, TRACE, RETRY_AFTER, PUSHBACK = "x-request-id", "traceparent", "retry-after", "grpc-retry-pushback-ms"
+UNLIMITED = 2**31 - 1
+OTHER_CALLS = 64  # that may run beside the inferences: health, metadata, streams that wait
+WATCH_SECONDS = 0.5  # between two looks at the health
+SERVER_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, and nobody is told
+    ("grpc.max_send_message_length", UNLIMITED),
+    ("grpc.keepalive_time_ms", 60_000),  # a peer that has gone without a word
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),  # a connection on which nobody speaks gRPC
+    ("grpc.max_metadata_size", 16 << 10),
+]
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", UNLIMITED),
+    ("grpc.max_send_message_length", UNLIMITED),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+logger = logging.getLogger(__name__)
+Method = Callable[[bytes, Record, grpc.aio.ServicerContext], Awaitable[bytes]]
+
+
+class GrpcFront(grpc.GenericRpcHandler):
+    """A gRPC server of its own before Triton's. What is not named in `_methods` or in `service` is refused."""
+
+    def __init__(self, backend: Backend, settings: FrontSettings, telemetry: Telemetry, admission: Admission) -> None:
+        self._backend, self._settings, self._telemetry, self._admission = backend, settings, telemetry, admission
+        self._shared = SharedMemory(backend.http_socket.parent, settings.limits, telemetry)
+        self._reading = Reading(settings.limits)
+        self._methods: dict[str, Method] = {
+            f"{TRITON}ServerLive": self._live,
+            f"{TRITON}ServerReady": self._server_ready,
+            f"{TRITON}ModelReady": self._model_ready,
+            f"{TRITON}ModelInfer": self._infer,
+            f"{HEALTH}Check": self._check,
+            f"{TRITON}SystemSharedMemoryRegister": self._register,
+            f"{TRITON}SystemSharedMemoryUnregister": self._unregister,
+            f"{TRITON}ServerMetadata": self._server_metadata,
+            **{f"{TRITON}{name}": self._forward for name in FORWARDED},
+        }
+        self._server: grpc.aio.Server | None = None
+        self._channel: grpc.aio.Channel | None = None
+
+    async def start(self) -> int:
+        """The port that it listens on."""
+        host, port, limits = self._settings.host, self._settings.grpc_port, self._settings.limits
+        server = grpc.aio.server(
+            handlers=[self],
+            options=[*SERVER_OPTIONS, ("grpc.max_receive_message_length", limits.max_message)],
+            maximum_concurrent_rpcs=limits.max_waiting + limits.max_in_flight + OTHER_CALLS,
+        )
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        tls = self._settings.tls
+        try:
+            port = (
+                server.add_secure_port(address, tls.credentials())
+                if tls is not None
+                else server.add_insecure_port(address)
+            )
+        except RuntimeError as error:
+            raise InputError(f"cannot listen on {address} for grpc; give another grpc port") from error
+        self._channel = grpc.aio.insecure_channel(self._backend.grpc_target, CHANNEL_OPTIONS)
+        self._shared.open()
+        await server.start()
+        self._server = server
+        return port
+
+    async def stop(self, seconds: float) -> None:
+        """New calls are refused at once; those under way have these seconds, and are then cancelled."""
+        if self._server is not None:
+            await self._server.stop(seconds)
+        if self._channel is not None:
+            await self._channel.close()
+        self._shared.close()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        path: str = handler_call_details.method  # type: ignore[assignment]
+        if path == f"{TRITON}ModelStreamInfer":
+            return grpc.stream_stream_rpc_method_handler(self._stream)
+        if path == f"{HEALTH}Watch":
+            return grpc.stream_stream_rpc_method_handler(self._watch)
+
+        async def answer(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+            return await self._answer(path, messages, context)
+
+        return grpc.stream_unary_rpc_method_handler(answer)
+
+    async def _answer(self, path: str, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes:
+        """One call of one message."""
+        record = self._record(path, context)
+        try:
+            async with self._recorded(record, context):
+                method = self._methods.get(path)
+                if method is None:
+                    raise Refused(Outcome.FORBIDDEN, f"{record.method} is closed on this server")
+                record.message = "its message did not come to its end, or is larger than allowed"  # if this is the end
+                body = await self._reading.read(messages) or b""
+                record.bytes_in, record.message = len(body), ""
+                answer = await method(body, record, context)
+                record.bytes_out = len(answer)
+                context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
+                return answer
+        except Refused as refused:
+            await context.abort(refused.code, refused.message, _trailing(record, refused))
+            raise
+
+    async def _stream(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        """ModelStreamInfer: one message after the other, each admitted, counted and answered as a ModelInfer."""
+        while (body := await self._next(messages, context)) is not None:
+            record = self._record(f"{TRITON}ModelStreamInfer", context)
+            record.bytes_in = len(body)
+            try:
+                async with self._recorded(record, context):
+                    answer = await self._infer(body, record, context)
+                    record.bytes_out = len(answer)
+                reply = pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse.FromString(answer))
+            except Refused as refused:
+                reply = pb.ModelStreamInferResponse(
+                    error_message=refused.message, infer_response=pb.ModelInferResponse(id=record.request_id)
+                )
+            yield reply.SerializeToString()
+
+    async def _next(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes | None:
+        try:
+            return await self._reading.read(messages)
+        except Refused as refused:
+            await context.abort(refused.code, refused.message)
+            raise
+
+    async def _infer(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        request, data = requests.read(body)
+        record.model = request.model_name[: requests.MOST_NAME]
+        record.request_id = requests.request_id(request) or record.request_id
+        asked = requests.assess(request, data, self._settings.limits)
+        record.photos, record.pixels = asked.photos, asked.pixels
+        del request, data
+        self._shared.check(asked.regions)
+        async with self._admission.turn(record, asked.large, context.time_remaining()):
+            await self._tell_again(asked.regions, context)
+            return await self._call("ModelInfer", body, context)
+
+    async def _forward(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        await self._admission.until_ready(context.time_remaining())
+        return await self._call(record.method, body, context)
+
+    async def _server_metadata(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        """Triton's, without the extensions that are closed here; and where the token for shared memory is."""
+        answer = pb.ServerMetadataResponse.FromString(await self._forward(body, record, context))
+        offered = [name for name in answer.extensions if name in EXTENSIONS]
+        answer.ClearField("extensions")
+        answer.extensions.extend(offered)
+        if re.fullmatch(r"[ -~]+", str(self._shared.place)):  # what a header can carry
+            await context.send_initial_metadata(((PLACE, str(self._shared.place)),))
+        return answer.SerializeToString()
+
+    async def _register(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        self._check_token(record, context)
+        request = requests.parse(pb.SystemSharedMemoryRegisterRequest, body)
+        self._shared.check_new(request)
+        if (idle := self._shared.idle()) is not None:
+            await self._remove(idle, record, context)
+        answer = await self._forward(body, record, context)
+        self._shared.add(request, self._backend.health.restarts)
+        return answer
+
+    async def _tell_again(self, regions: tuple[requests.Region, ...], context: grpc.aio.ServicerContext) -> None:
+        """A server that has been restarted knows none of the regions."""
+        restarts = self._backend.health.restarts
+        for unknown in self._shared.unknown(regions, restarts):
+            try:
+                await self._call("SystemSharedMemoryRegister", unknown.SerializeToString(), context)
+            except Refused as refused:
+                if refused.code != grpc.StatusCode.ALREADY_EXISTS:  # another request was faster
+                    raise
+            self._shared.add(unknown, restarts)
+
+    async def _unregister(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        self._check_token(record, context)
+        name = requests.parse(pb.SystemSharedMemoryUnregisterRequest, body).name
+        self._shared.check([requests.Region(name, 0, 0)])
+        return await self._remove(name, record, context)
+
+    async def _remove(self, name: str, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        body = pb.SystemSharedMemoryUnregisterRequest(name=name).SerializeToString()
+        try:
+            await self._admission.until_ready(context.time_remaining())
+            return await self._call("SystemSharedMemoryUnregister", body, context)
+        finally:
+            self._shared.remove(name)
+
+    def _check_token(self, record: Record, context: grpc.aio.ServicerContext) -> None:
+        if not self._shared.may(dict(context.invocation_metadata() or ()).get(TOKEN)):
+            raise Refused(Outcome.FORBIDDEN, f"{record.method} is closed on this server")
+
+    async def _call(self, method: str, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """Triton's answer. The rest of the deadline goes along; where this is cancelled, so is Triton's work."""
+        assert self._channel is not None
+        remaining, most = context.time_remaining(), self._settings.limits.max_seconds
+        try:
+            return await self._channel.unary_unary(TRITON + method)(
+                body, timeout=most if remaining is None else min(remaining, most), wait_for_ready=True
+            )
+        except grpc.aio.AioRpcError as error:
+            refused = of_triton(error.code(), error.details() or "")
+            if refused.outcome == Outcome.UNAVAILABLE:
+                self._backend.suspect(f"{method} failed: {error.details()}")
+            raise refused from None
+
+    async def _live(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        return pb.ServerLiveResponse(live=True).SerializeToString()
+
+    async def _server_ready(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        return pb.ServerReadyResponse(ready=self._ready).SerializeToString()
+
+    async def _model_ready(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        record.model = requests.parse(pb.ModelReadyRequest, body).name
+        return pb.ModelReadyResponse(ready=self._ready and record.model in (MODEL, PHOTO_MODEL)).SerializeToString()
+
+    async def _check(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        status = self._status(requests.parse(health_pb2.HealthCheckRequest, body).service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            raise Refused(Outcome.INVALID, "this server has no such service", code=grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=status).SerializeToString()
+
+    async def _watch(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+        """Health.Watch: the status now, and each change of it."""
+        service = requests.parse(health_pb2.HealthCheckRequest, await self._next(messages, context) or b"").service
+        last = None
+        while True:
+            if (status := self._status(service)) != last:
+                last = status
+                yield health_pb2.HealthCheckResponse(status=status).SerializeToString()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _status(self, service: str) -> Any:
+        answer = health_pb2.HealthCheckResponse
+        if service not in ("", "inference.GRPCInferenceService", MODEL, PHOTO_MODEL):
+            return answer.SERVICE_UNKNOWN
+        return answer.SERVING if self._ready else answer.NOT_SERVING
+
+    @property
+    def _ready(self) -> bool:
+        return self._backend.health.state == State.READY
+
+    def _record(self, path: str, context: grpc.aio.ServicerContext) -> Record:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        record = Record("grpc", path.rpartition("/")[2][:64], traceparent=metadata.get(TRACE))
+        record.request_id = metadata.get(REQUEST_ID, record.request_id)[:128]
+        return record
+
+    @asynccontextmanager
+    async def _recorded(self, record: Record, context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+        """Whatever ends inside it is told to the telemetry, once; what is not Refused becomes it."""
+        begun = time.monotonic()
+        try:
+            yield
+        except Refused as refused:
+            record.outcome, record.message = refused.outcome, refused.message
+            raise
+        except asyncio.CancelledError:
+            record.outcome = Outcome.DEADLINE if context.time_remaining() == 0 else Outcome.CANCELLED
+            raise
+        except Exception:
+            logger.exception("request %s failed in the front", record.request_id)
+            record.outcome, record.message = Outcome.FAILED, "the server failed; its log has the reason"
+            raise Refused(record.outcome, record.message) from None
+        finally:
+            record.total = time.monotonic() - begun
+            self._telemetry.finish(record)
+
+
+def _trailing(record: Record, refused: Refused) -> tuple[tuple[str, str], ...]:
+    trailing = [(REQUEST_ID, record.request_id)]
+    if refused.retry_after is not None:
+        trailing += [
+            (RETRY_AFTER, f"{refused.retry_after:g}"),
+            (PUSHBACK, str(round(refused.retry_after * 1000))),
+        ]
+    return tuple(trailing)

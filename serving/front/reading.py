@@ -1,0 +1,37 @@
+"""The messages that are being received: how long each may take, and how many may be half here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from serving.front.refusal import Refused
+from serving.limits import Limits
+from serving.record import Outcome
+
+MOST_SECONDS = 30.0  # for one message
+GRACE = 2.0  # seconds in which nobody is sent away
+
+
+class Reading:
+    """Nobody can fill the memory with messages that never end: where many are half here, the slowest are given up."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._most = max(1, limits.max_held // limits.max_message)
+        self._started: dict[asyncio.Timeout, float] = {}  # oldest first
+
+    async def read(self, messages: AsyncIterator[bytes]) -> bytes | None:
+        """The next message; None where there is no more. Refused where it does not come in time."""
+        now = asyncio.get_running_loop().time()
+        for timeout, since in list(self._started.items())[: len(self._started) - self._most + 1]:
+            if since < now - GRACE:
+                timeout.reschedule(now)
+        try:
+            async with asyncio.timeout(MOST_SECONDS) as timeout:
+                self._started[timeout] = now
+                try:
+                    return await anext(messages, None)
+                finally:
+                    del self._started[timeout]
+        except TimeoutError:
+            raise Refused(Outcome.DEADLINE, "the message came too slowly") from None

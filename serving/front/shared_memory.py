@@ -1,0 +1,118 @@
+"""The door through which a client of this user on this machine gives Triton its tensors in shared memory.
+
+The answer of ServerMetadata names, in its initial metadata, a file that only this user can read. Whoever sends the
+token in it may register regions of its own: POSIX shared memory named `/upsnet-client-` and 32 hexadecimal digits, with
+rights for this user alone, registered under those digits. Nobody can guess such a name, so requests need no token.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonclient.grpc import service_pb2 as pb
+
+from serving.front.refusal import Refused
+from serving.front.requests import Region
+from serving.limits import Limits
+from serving.record import Outcome, Telemetry
+
+PLACE, TOKEN = "upsnet-shared-memory", "upsnet-shared-memory-token"  # metadata: the token's file, and the token
+KEY = re.compile(r"/upsnet-client-([0-9a-f]{32})")
+FOLDER = Path("/dev/shm")
+IDLE = 60.0  # seconds after which a region gives its place to a new one
+
+
+@dataclass
+class Registered:
+    """A region that Triton has mapped."""
+
+    request: pb.SystemSharedMemoryRegisterRequest
+    restarts: int  # of the server when it was told: a new one knows nothing of it
+    used: float  # when
+
+
+class SharedMemory:
+    """Who may register what, and what is registered. folder: where only this user can look."""
+
+    def __init__(self, folder: Path, limits: Limits, telemetry: Telemetry) -> None:
+        self.place = folder / "shared-memory-token"
+        self._limits, self._telemetry = limits, telemetry
+        self._token = secrets.token_hex(32)
+        self._regions: dict[str, Registered] = {}
+
+    def open(self) -> None:
+        self.place.unlink(missing_ok=True)
+        with open(os.open(self.place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(self._token)
+
+    def close(self) -> None:
+        self.place.unlink(missing_ok=True)
+
+    def may(self, token: str | None) -> bool:
+        return token is not None and hmac.compare_digest(token.encode(), self._token.encode())
+
+    def check_new(self, request: pb.SystemSharedMemoryRegisterRequest) -> None:
+        """Refused where the region is not its caller's own, or not what it is said to be."""
+        match = KEY.fullmatch(request.key)
+        if match is None or request.name.removeprefix("/").removeprefix("upsnet-client-") != match[1]:
+            raise Refused(
+                Outcome.INVALID, "a region's key is /upsnet-client- and 32 hexadecimal digits; its name is those digits"
+            )
+        if request.name in self._regions:
+            raise Refused(Outcome.INVALID, "that region is registered already")
+        if not 0 < request.byte_size <= self._limits.max_region_bytes:
+            most = self._limits.max_region_bytes
+            raise Refused(Outcome.TOO_LARGE, f"a region of {request.byte_size} bytes: 1 to {most} are allowed")
+        try:
+            file = os.open(FOLDER / request.key[1:], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            raise Refused(Outcome.INVALID, "there is no such shared memory that this user can open") from None
+        try:
+            found = os.fstat(file)
+        finally:
+            os.close(file)
+        own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o600
+        if not own or request.offset + request.byte_size > found.st_size:
+            raise Refused(
+                Outcome.INVALID, "a region is this user's alone (mode 0600) and at least as long as it is said"
+            )
+
+    def idle(self) -> str | None:
+        """The region that must go before a new one may come; None while there is room. Refused where all are in use."""
+        if len(self._regions) < self._limits.max_regions:
+            return None
+        name = min(self._regions, key=lambda name: self._regions[name].used)
+        if time.monotonic() - self._regions[name].used < IDLE:
+            raise Refused(Outcome.BUSY, f"busy: {len(self._regions)} regions are in use; unregister some", IDLE)
+        return name
+
+    def add(self, request: pb.SystemSharedMemoryRegisterRequest, restarts: int) -> None:
+        self._regions[request.name] = Registered(request, restarts, time.monotonic())
+        self._telemetry.gauge("regions", len(self._regions))
+
+    def remove(self, name: str) -> None:
+        self._regions.pop(name, None)
+        self._telemetry.gauge("regions", len(self._regions))
+
+    def check(self, regions: Iterable[Region]) -> None:
+        """Refused where a request names memory that was not registered here, or that is outside of it."""
+        for region in regions:
+            found = self._regions.get(region.name)
+            if found is None:
+                raise Refused(Outcome.FORBIDDEN, "the request names shared memory that is not registered here")
+            if region.offset < 0 or region.size < 0 or region.offset + region.size > found.request.byte_size:
+                raise Refused(Outcome.INVALID, "a tensor is not inside its region of shared memory")
+            found.used = time.monotonic()
+
+    def unknown(self, regions: Iterable[Region], restarts: int) -> list[pb.SystemSharedMemoryRegisterRequest]:
+        """What a server that has been restarted must be told before it can answer."""
+        names = {region.name for region in regions} & self._regions.keys()
+        return [self._regions[name].request for name in names if self._regions[name].restarts != restarts]

@@ -1,0 +1,70 @@
+"""The copy of a model repository that a server serves: whatever happens to the original, nothing happens to it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from serving.repository import PLAN, latest_version
+from upsnet.contract import MODEL, PHOTO_MODEL, PLUGINS
+from upsnet.errors import InputError
+from upsnet.files import sha256
+from upsnet.manifest import Manifest
+
+CONFIG = "configs/cpu.pbtxt"
+CLAIM = r'onnx_sha256\\?": \\?"([0-9a-f]{64})'  # in a manifest, and in the one that a configuration carries
+
+
+class Snapshot(NamedTuple):
+    """What is in the copy."""
+
+    manifest: Manifest
+    models: tuple[str, ...]  # their names
+    model_sha256: str  # of the ONNX file
+
+
+def take_snapshot(repository: Path, target: Path) -> Snapshot:
+    """Copies what the embedded server reads, of the version that Triton serves.
+
+    InputError when there is no model, when a file cannot be read or copied, and when the files are not of one model:
+    the ONNX file is damaged, or another model is being deployed at this moment.
+    """
+    versions = {MODEL: latest_version(repository)}
+    if (repository / PHOTO_MODEL).is_dir():
+        versions[PHOTO_MODEL] = latest_version(repository, PHOTO_MODEL)
+    for name in ("model.onnx", "manifest.json"):
+        if not (versions[MODEL] / name).is_file():
+            raise InputError(
+                f"there is no model to serve: {versions[MODEL] / name} is missing; make one with `make engine`"
+            )
+    for model, version in versions.items():
+        folder = repository / model
+        for file in (folder / CONFIG, *sorted((folder / "warmup").rglob("*")), *sorted(version.rglob("*"))):
+            if file.is_file() and file.name not in (PLAN, PLUGINS) and file.parent.name != "__pycache__":
+                _copy(file, target / file.relative_to(repository))
+    copy = target / versions[MODEL].relative_to(repository)
+    digest = sha256(copy / "model.onnx")
+    for file in (copy / "manifest.json", *(target / model / CONFIG for model in versions)):
+        found = re.search(CLAIM, file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else None
+        if found is not None and found[1] != digest:
+            raise InputError(
+                f"{versions[MODEL] / 'model.onnx'} is damaged, or not the model that "
+                f"{repository / file.relative_to(target)} describes; deploy it again with `upsnet deploy`"
+            )
+    return Snapshot(Manifest.load(copy / "manifest.json"), tuple(versions), digest)
+
+
+def _copy(file: Path, place: Path) -> None:
+    try:
+        with file.open("rb") as source:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+    except PermissionError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror}; make it readable for this user") from error
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be copied to {place}: {error.strerror}; TMPDIR names another place for the server's copy"
+        ) from error

@@ -1,0 +1,185 @@
+"""A Triton that does as it is told, on a unix socket in this process, and a front before it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+import numpy as np
+from prometheus_client import CollectorRegistry
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from serving.backend import Health, State
+from serving.front.admission import Admission
+from serving.front.grpc_front import GrpcFront
+from serving.front.settings import FrontSettings
+from serving.front.tls import Tls
+from serving.limits import Limits
+from serving.record import Record
+
+LIMITS = Limits(max_pixels=4 * 64 * 64, max_photo_bytes=1 << 16, max_waiting=3, large_pixels=64 * 64)
+
+
+class Heard:
+    """A Telemetry that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.gauges: dict[str, int] = {}
+        self.registry = CollectorRegistry()
+
+    def finish(self, record: Record) -> None:
+        self.records.append(record)
+
+    def gauge(self, name: Literal["waiting", "in_flight", "connections", "regions"], value: int) -> None:
+        self.gauges[name] = value
+
+    def close(self) -> None:
+        pass
+
+
+class FakeBackend:
+    """A Backend whose state a test sets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.grpc_target = f"unix:{folder}/g"
+        self.http_socket, self.metrics_socket = folder / "h", folder / "m"
+        self.ready = asyncio.Event()
+        self.suspicions: list[str] = []
+        self.set(State.READY)
+
+    def set(self, state: State, *reasons: str, since: float | None = None, restarts: int = 0) -> None:
+        self.health = Health(state, reasons, time.time() if since is None else since, restarts, "", {})
+        (self.ready.set if state == State.READY else self.ready.clear)()
+
+    async def wait_until_ready(self) -> None:
+        await self.ready.wait()
+
+    def suspect(self, reason: str) -> None:
+        self.suspicions.append(reason)
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Answers ModelInfer with the request's id and the bytes of its first input; waits while `gate` is closed."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.seen: list[str] = []  # ids, in the order of arrival
+        self.cancelled: list[str] = []
+        self.deadlines: list[float] = []  # seconds that were left; inf: all
+        self.calls: list[str] = []
+        self.error: tuple[grpc.StatusCode, str] | None = None
+        self.server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        self.server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self.server)
+        self.server.add_insecure_port(self.target)
+        await self.server.start()
+
+    async def die(self) -> None:
+        if self.server is not None:
+            await self.server.stop(None)
+
+    async def ModelInfer(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        self.seen.append(request.id)
+        remaining = context.time_remaining()
+        self.deadlines.append(math.inf if remaining is None else remaining)
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(request.id)
+            raise
+        if self.error is not None:
+            await context.abort(*self.error)
+        return pb.ModelInferResponse(
+            model_name=request.model_name, id=request.id, raw_output_contents=request.raw_input_contents[:1]
+        )
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+        self.calls.append("ServerMetadata")
+        return pb.ServerMetadataResponse(name="triton", extensions=["model_configuration", "model_repository"])
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:
+        self.calls.append("ModelConfig")
+        return pb.ModelConfigResponse()
+
+    async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+        self.calls.append("RepositoryModelLoad")
+        return pb.RepositoryModelLoadResponse()
+
+    async def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        self.calls.append(f"register {request.name}")
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    async def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        self.calls.append(f"unregister {request.name}")
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+
+class Bench:
+    """Everything that a test of the front holds."""
+
+    def __init__(self, folder: Path, limits: Limits, tls: Tls | None, host: str) -> None:
+        self.backend, self.heard = FakeBackend(folder), Heard()
+        self.triton = FakeTriton(self.backend.grpc_target)
+        self.admission = Admission(limits, self.backend, self.heard)
+        settings = FrontSettings(host, 0, None, 0, limits, tls)
+        self.front = GrpcFront(self.backend, settings, self.heard, self.admission)
+        self.host, self.port = host, 0
+        self.channel: Any = None
+        self.stub: Any = None
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    async def infer(self, request: Any = None, **options: Any) -> Any:
+        return await self.stub.ModelInfer(request or make_request(), **options)
+
+
+@asynccontextmanager
+async def bench(limits: Limits = LIMITS, tls: Tls | None = None, host: str = "127.0.0.1") -> AsyncIterator[Bench]:
+    with tempfile.TemporaryDirectory() as folder:
+        made = Bench(Path(folder), limits, tls, host)
+        await made.triton.start()
+        made.port = await made.front.start()
+        async with grpc.aio.insecure_channel(made.address, [("grpc.max_receive_message_length", -1)]) as made.channel:
+            made.stub = service_pb2_grpc.GRPCInferenceServiceStub(made.channel)
+            try:
+                yield made
+            finally:
+                made.triton.gate.set()
+                await made.front.stop(0)
+                await made.triton.die()
+
+
+def make_request(name: str = "r", shape: tuple[int, ...] = (1, 32, 32, 3), model: str = "upsnet") -> Any:
+    request = pb.ModelInferRequest(model_name=model, id=name)
+    request.inputs.add(name="images", datatype="UINT8", shape=shape)
+    request.raw_input_contents.append(bytes(int(np.prod(shape))))
+    return request
+
+
+def photo_request(*photos: bytes) -> Any:
+    request = pb.ModelInferRequest(model_name="upsnet_photo", id="p")
+    request.inputs.add(name="photo", datatype="BYTES", shape=(len(photos), 1))
+    request.raw_input_contents.append(b"".join(len(photo).to_bytes(4, "little") + photo for photo in photos))
+    return request
+
+
+async def until(true: Any, seconds: float = 10.0) -> None:
+    """Waits for something that another task does."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.005)

@@ -1,0 +1,202 @@
+"""What is deployed elsewhere cannot be run here: it is read, and held against what it speaks of."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from prometheus_client import generate_latest
+
+from serving import bulletins
+from serving.front.operators import Operators
+from serving.front.refusal import CODES
+from serving.front.rest import STATUS
+from serving.front.telemetry import make_telemetry
+from serving.record import Outcome, Record
+from tests.serving.ops.fakes import FakeBackend
+
+ROOT = Path(__file__).parents[3]
+DEPLOYMENT = ROOT / "serving/deployment"
+TAG = re.compile(r"(?:tritonserver|upsnet-trt):(\d\d\.\d\d)")
+# Of Triton (docs/user_guide/metrics.md of its repository), as the dashboard uses them.
+TRITON = {
+    "nv_inference_queue_duration_us": {"model", "version"},
+    "nv_inference_request_success": {"model", "version"},
+    "nv_gpu_utilization": {"gpu_uuid"},
+    "nv_gpu_memory_used_bytes": {"gpu_uuid"},
+}
+# Of the models' processes, which run inside Triton alone.
+STUB = {"upsnet_stage_milliseconds_total": {"model", "stage"}, "upsnet_executed_batches_total": {"model", "size"}}
+OF_PROMETHEUS = {"instance", "job", "le"}
+
+
+def exposed(folder: Path) -> dict[str, set[str]]:
+    """Every series that the operators' port has of our own, with its labels."""
+    telemetry = make_telemetry(None, None)
+    Operators(FakeBackend(folder), "127.0.0.1", telemetry.registry)
+    telemetry.finish(Record("http", "ModelInfer", model="upsnet"))
+    telemetry.close()
+    return series(generate_latest(telemetry.registry).decode()) | {"upsnet_http_connections": {"port"}}
+
+
+def series(text: str) -> dict[str, set[str]]:
+    """The names in Prometheus' text format, and the labels of each."""
+    found: dict[str, set[str]] = {}
+    for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
+        found.setdefault(name, set()).update(re.findall(r"(\w+)=\"", labels))
+    return found
+
+
+def _documents(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOYMENT / name).read_text()))
+
+
+def _expressions() -> list[str]:
+    dashboard = json.loads((DEPLOYMENT / "dashboard.json").read_text())
+    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return panels + [rule["expr"] for group in _documents("alerts.yaml")[0]["groups"] for rule in group["rules"]]
+
+
+@pytest.mark.parametrize("expression", _expressions())
+def test_metrics_and_labels_of_the_dashboard_and_the_alerts_exist(expression: str, tmp_path: Path) -> None:
+    known = exposed(tmp_path) | STUB | TRITON
+    names = re.findall(r"\b(?:upsnet|nv|process)_\w+", expression)
+    assert names and set(names) <= known.keys()
+    labels = re.findall(r"(\w+)\s*[=!]~?\"", expression)
+    labels += [label for part in re.findall(r"by \(([^)]*)\)", expression) for label in part.split(", ")]
+    assert set(labels) <= set().union(*(known[name] for name in names)) | OF_PROMETHEUS
+    assert expression.count("(") == expression.count(")") and expression.count("{") == expression.count("}")
+
+
+def test_the_table_of_metrics_is_whole(tmp_path: Path) -> None:
+    page = (ROOT / "docs/operating.md").read_text().partition("## Metrics")[2].partition("\n## ")[0]
+    table: dict[str, set[str]] = {}
+    for names, labels in re.findall(r"^\| (`upsnet_.*?) \| (.*?) \|", page, re.MULTILINE):
+        table |= {name: set(re.findall(r"`(\w+)`", labels)) for name in re.findall(r"`(\w+)`", names)}
+    of_histogram = re.compile(r"_(bucket|sum|count)$")
+    known = {of_histogram.sub("", name): labels - {"le"} for name, labels in (exposed(tmp_path) | STUB).items()}
+    assert table == {name: labels for name, labels in known.items() if name.startswith("upsnet_")}
+
+
+def test_the_table_of_outcomes_is_whole() -> None:
+    page = (ROOT / "docs/operating.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([\d, ]*)\|", page, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(Outcome)
+    for name, code, statuses in rows[1:]:
+        assert CODES[Outcome(name)].name == code
+        assert name == "cancelled" or str(STATUS[Outcome(name)]) in statuses
+
+
+def test_panels_of_the_dashboard_do_not_overlap() -> None:
+    panels = json.loads((DEPLOYMENT / "dashboard.json").read_text())["panels"]
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
+    assert len({panel["id"] for panel in panels}) == len(panels)
+
+
+def test_the_pinned_release_has_every_mend() -> None:
+    pages = [*DEPLOYMENT.iterdir(), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    pinned = {tag for page in pages if page.is_file() for tag in TAG.findall(page.read_text())}
+    assert len(pinned) == 1  # one release, everywhere
+    assert bulletins.release(*pinned) >= bulletins.release(bulletins.needed())
+
+
+def test_bulletins() -> None:
+    assert bulletins.needed() == "26.03"
+    assert all(bulletin.cves and bulletin.what for bulletin in bulletins.BULLETINS)
+    cves = [cve for bulletin in bulletins.BULLETINS for cve in bulletin.cves]
+    assert len(cves) == len(set(cves)) and all(re.fullmatch(r"CVE-\d{4}-\d{4,}", cve) for cve in cves)
+    assert bulletins.release(bulletins.EMBEDDED.split()[0]) < bulletins.release(bulletins.needed())
+    notice = bulletins.embedded_notice()
+    assert "24.10" in notice and "26.03" in notice and "\n" not in notice
+    assert bulletins.release("26.10-py3") > bulletins.release("26.9")
+    with pytest.raises(ValueError):
+        bulletins.release("latest")
+
+
+def test_dockerfile() -> None:
+    text = (DEPLOYMENT / "Dockerfile").read_text()
+    assert re.search(r"^FROM nvcr.io/nvidia/tritonserver:\d\d\.\d\d-py3$", text, re.MULTILINE)
+    assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE)
+    for line in re.findall(r"^COPY (?:--\S+ )*(.*)$", text, re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+
+
+def test_compose() -> None:
+    (document,) = _documents("docker-compose.yaml")
+    service = document["services"]["upsnet"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert all(volume.endswith(":ro") for volume in service["volumes"])
+    assert service["read_only"] and service["mem_limit"] and service["cap_drop"] == ["ALL"]
+    build = service["build"]
+    assert (DEPLOYMENT / build["context"] / build["dockerfile"]).resolve() == DEPLOYMENT / "Dockerfile"
+
+
+def test_kubernetes() -> None:
+    documents = _documents("kubernetes.yaml")
+    for document in documents:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+    deployment, service, policy = documents
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert {"memory", "nvidia.com/gpu"} <= container["resources"]["limits"].keys()
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):  # by a test inference
+        command = container[probe]["exec"]["command"]
+        assert (DEPLOYMENT / Path(command[0]).name).stat().st_mode & 0o111
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {each["targetPort"] for each in service["spec"]["ports"]} <= ports.keys()
+    let_in = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
+    assert let_in == {8001, 8002} and all(rule["from"] for rule in policy["spec"]["ingress"])
+    assert policy["spec"]["egress"] == [] and policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    for selector in (service["spec"]["selector"], policy["spec"]["podSelector"]["matchLabels"]):
+        assert selector.items() <= labels.items()
+
+
+@pytest.mark.parametrize("plan", [True, False])
+def test_how_the_container_starts_triton(plan: bool, tmp_path: Path) -> None:
+    model = tmp_path / "a repository/upsnet/10"
+    for folder in (model, model.parent / "9", model.parent / "configs"):
+        folder.mkdir(parents=True)
+    if plan:
+        (model / "model.plan").touch()
+    fake = tmp_path / "tritonserver"
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MODELS": str(tmp_path / "a repository")}
+
+    def start() -> list[str]:
+        command = [str(DEPLOYMENT / "serve.sh"), "--grpc-use-ssl=true"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    flags = start()
+    assert f"--model-repository={tmp_path}/a repository" in flags and "--model-control-mode=none" in flags
+    assert (f"--backend-config=tensorrt,plugins={model}/libupsnet_plugins.so" in flags) == plan
+    assert ("--model-config-name=cpu" in flags) != plan and flags[-1] == "--grpc-use-ssl=true"
+    closed = [flag for flag in flags if flag.startswith(("--http-restricted-api", "--grpc-restricted-protocol"))]
+    assert len(closed) == 2
+    for flag in closed:
+        protocols, secret = flag.partition("=")[2].split(":upsnet-secret=")
+        assert set(protocols.split(",")) == {"model-repository", "shared-memory", "statistics", "trace", "logging"}
+        assert re.fullmatch("[0-9a-f]{64}", secret)
+    assert not set(closed) & set(start())  # another secret each time
+
+
+def test_a_repository_without_a_model(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "MODELS": str(tmp_path / "none")}
+    assert subprocess.run([DEPLOYMENT / "serve.sh"], env=environment, capture_output=True).returncode != 0

@@ -1,0 +1,60 @@
+"""The probe of the deployments, through the front: it sends a photo, and believes nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from PIL import Image
+
+from serving.record import Outcome
+from tests.serving.ops.fakes import Front
+from tests.serving.ops.test_deployment import DEPLOYMENT
+
+WELL = {"outputs": [{"name": "segments_json", "datatype": "BYTES", "shape": [1, 1], "data": ['[{"id": 1}]']}]}
+
+
+async def probe(url: str) -> tuple[int | None, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-S", DEPLOYMENT / "probe.py", url, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    return process.returncode, out.decode()
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "told"),
+    [
+        (200, json.dumps(WELL), (0, "well: 1 segments\n")),
+        (200, "{}", (1, "no answer: 'outputs'\n")),
+        (200, "<html>", (1, "no answer: ")),
+        (500, '{"error": "Stub process is not healthy"}', (1, '503: {"error": ')),
+    ],
+)
+def test_probe(status: int, content: str, told: tuple[int, str], tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Front(tmp_path) as front:
+            front.triton.reply = web.Response(status=status, text=content)
+            code, out = await probe(f"http://127.0.0.1:{front.ports['http']}")
+            assert code == told[0] and out.startswith(told[1]) and out.count("\n") == 1
+            _, path, headers, body = front.triton.seen[0]
+            assert path == "/v2/models/upsnet_photo/infer"
+            photo = body[int(headers["Inference-Header-Content-Length"]) :]
+            assert struct.unpack("<I", photo[:4])[0] == len(photo) - 4
+            with Image.open(io.BytesIO(photo[4:])) as image:
+                assert image.size == (1, 1) and image.convert("RGB").getpixel((0, 0)) == (128, 128, 128)
+            record = front.telemetry.records[0]
+            assert record.photos == 1 and (record.outcome == Outcome.OK) == (status == 200)
+
+    asyncio.run(run())
+
+
+def test_nothing_listens() -> None:
+    code, out = asyncio.run(probe("http://127.0.0.1:1"))
+    assert code == 1 and out.startswith("no answer: ")

@@ -1,0 +1,68 @@
+"""The folder of a server: where it may lie, and that nothing of it stays, however its owner ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from serving.scratch import SHARED_MEMORY, Scratch, safe_base
+from upsnet.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+OWNER = """
+import subprocess, sys
+from serving.scratch import Scratch
+scratch = Scratch()
+sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)
+scratch.guard(sleeper.pid)
+open(f"/dev/shm/{scratch.prefix}region", "w").close()
+print(scratch.folder, sleeper.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nobody_else_enters_and_nothing_stays() -> None:
+    with Scratch() as scratch:
+        assert scratch.folder.stat().st_mode & 0o777 == 0o700
+        (scratch.folder / "repository").mkdir()
+        region = SHARED_MEMORY / f"{scratch.prefix}1"
+        region.touch()
+        scratch.remove_regions()
+        assert not region.exists()
+        region.touch()
+    assert not scratch.folder.exists() and not region.exists()
+
+
+def test_a_killed_owner_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", OWNER]
+    with subprocess.Popen(
+        command, env={"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        folder, _, sleeper = owner.stdout.readline().strip().rpartition(" ")
+        assert Path(folder).is_dir() and Path(f"/proc/{sleeper}").exists()
+        owner.send_signal(signal.SIGKILL)
+    region = SHARED_MEMORY / f"{Path(folder).name}-region"
+    deadline = time.monotonic() + 20
+    while Path(folder).exists() or region.exists() or Path(f"/proc/{sleeper}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("name", ["a space", "é", "$x", "long" * 20, "missing"])
+def test_where_triton_cannot_work_another_place_is_taken(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name != "missing":
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    assert str(safe_base()) == "/tmp"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(InputError, match=r"^the server's temporary files cannot lie in .*: give TMPDIR a folder"):
+        safe_base()
