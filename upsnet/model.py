@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import Protocol, TypeVar, overload, runtime_checkable
 
@@ -94,13 +94,14 @@ class Model:
             return list(self._answers(photos_of(photo), self.manifest.max_batch))
         return next(self._answers(iter([one_photo(photo, "model.stream")]), 1))
 
-    def stream(self, source: PathLike | Iterable[Photo], batch_size: int = 1) -> Iterator[PanopticPrediction]:
+    def stream(self, source: PathLike | Iterable[Photo], batch_size: int = 1) -> Generator[PanopticPrediction]:
         """Predictions one after the other, while the photos are read: memory does not grow with their number.
 
         source: a folder (its photos and videos, and those of its subfolders, by name), a pattern such as
         "photos/*.jpg", a video (frame by frame, with PyAV), a photo, or any iterable of photos. What a folder holds
         besides is left out, with a warning of the logger `upsnet`. batch_size: photos that are read before they go to
-        the network, those of one shape together, at most the manifest's max_batch: more than 1 keeps a GPU busy.
+        the network, those of one shape together, at most the manifest's max_batch: more than 1 keeps a GPU busy. Of a
+        server, how many it is asked for at once.
         Raises InputError as `predict` does, for what is not there, and for a folder or a pattern without photos.
 
         >>> for prediction in model.stream("photos"):  # doctest: +SKIP
@@ -134,7 +135,7 @@ class Model:
             raise InputError(f"the model {self.name} is closed; load it again")
         return self._predictor
 
-    def _answers(self, photos: Iterator[NamedPhoto], batch_size: int) -> Iterator[PanopticPrediction]:
+    def _answers(self, photos: Iterator[NamedPhoto], batch_size: int) -> Generator[PanopticPrediction]:
         predictor = self._opened()
         if isinstance(predictor, PhotoPredictor):
             yield from predictor.answers(photos, batch_size)

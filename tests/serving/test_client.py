@@ -35,7 +35,7 @@ def assert_same(actual: RawPrediction, expected: RawPrediction) -> None:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("size", [(32, 32), (64, 96), (800, 1344)])
+@pytest.mark.parametrize("size", [(32, 32), (64, 96), (768, 1344)])
 def test_equals_onnxruntime(
     predictor: TritonPredictor,
     exported: Exported,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,11 @@ import pytest
 from PIL import Image
 
 import upsnet
-from serving.repository import deploy
 from serving.server import TritonServer
 from tests.serving.conftest import Exported
 from tests.test_python_page import BLOCKS, SERVER
 from upsnet.command_line.predict import main
-from upsnet.contract import METADATA_KEY
-from upsnet.runtimes.triton import TritonPredictor
+from upsnet.runtimes.predictor import predict_photos
 
 pytest.importorskip("tritonclient.grpc", reason="needs tritonclient (pip install -e '.[triton]')")
 WHITE, BLACK = np.full((50, 70, 3), 255, np.uint8), np.zeros((200, 40, 3), np.uint8)
@@ -55,19 +54,72 @@ def test_the_example_of_the_python_page(
     assert capsys.readouterr().out == "<PanopticPrediction of street.jpg, 50 x 70: sky>\n"
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """Of several sizes and kinds, one of them turned, one larger than gRPC's own 4 MiB as a label map."""
+    rng = np.random.default_rng(0)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds = [
+        ("a.jpg", (90, 61)),
+        ("b.png", (64, 96)),
+        ("c.webp", (33, 200)),
+        ("d.jpg", (61, 90)),
+        ("e.png", (2400, 2000)),
+    ]
+    for name, (height, width) in kinds:
+        pixels = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), np.uint8)
+        image = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+        image.save(tmp_path / name, exif=turned if name == "d.jpg" else Image.Exif())
+    return sorted(tmp_path.iterdir())
+
+
+def assert_results(found: list[upsnet.PanopticPrediction], exported: Exported, photos: list[Path]) -> None:
+    expected = [predict_photos(exported, [upsnet.read_photo(photo)])[0] for photo in photos]  # type: ignore[arg-type]
+    for actual, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(actual.ids, wanted.ids)
+        assert actual.ids.dtype == wanted.ids.dtype and actual.result.segments == wanted.segments
+
+
 @pytest.mark.triton
-def test_a_server_that_does_not_tell_is_told(exported: Exported, triton_environment: Path, tmp_path: Path) -> None:
-    """A repository of somebody else's making, without the parameter of the configuration."""
-    repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
-    for config in (repository / "upsnet" / "config.pbtxt", *(repository / "upsnet" / "configs").iterdir()):
-        text, _, _ = config.read_text().rpartition("\nparameters {")
-        assert METADATA_KEY not in text
-        config.write_text(text)
-    with TritonServer(repository, environment=triton_environment, log=tmp_path / "triton.log") as running:
-        with pytest.raises(upsnet.InputError, match=f"does not tell the categories of upsnet .*{METADATA_KEY}"):
-            upsnet.load(f"grpc://{running.url}")
-        with upsnet.load(f"grpc://{running.url}", manifest=exported.manifest_path) as model:
-            assert model.predict(WHITE).describe() == "sky"
-        predictor = TritonPredictor(running.url, manifest=exported.manifest)
-        assert predictor.manifest == exported.manifest
-        predictor.close()
+def test_the_client_gets_what_the_network_says_in_process(
+    server: TritonServer, exported: Exported, photos: list[Path]
+) -> None:
+    for given in (photos, [photo.read_bytes() for photo in photos], [upsnet.read_photo(photo) for photo in photos]):
+        with upsnet.Client(f"grpc://{server.url}") as client:
+            assert client.health().ready and client.categories.names == ["sky", "cat"]
+            assert_results(client.predict(given), exported, photos)
+            assert_results([each for _, each in client.stream(iter(given), concurrency=2)], exported, photos)
+
+
+@pytest.mark.triton
+def test_the_client_of_asyncio(server: TritonServer, exported: Exported, photos: list[Path]) -> None:
+    async def main() -> None:
+        async with upsnet.AsyncClient(f"grpc://{server.url}") as client:
+            assert_results(await client.predict(photos), exported, photos)
+            folder = photos[0].parent
+            assert_results([each async for _, each in client.stream(folder)], exported, photos)  # type: ignore[misc]
+            assert (await client.health()).ready
+
+    asyncio.run(main())
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("words.jpg", b"words", "words.jpg: not a readable image: in no format that Pillow knows$"),
+        ("empty.jpg", b"", "empty.jpg: not a readable image: in no format that Pillow knows$"),
+        ("cut.png", None, "cut.png: not a readable image: "),
+    ],
+)
+def test_a_photo_that_cannot_be_read_is_told_as_everywhere(
+    server: TritonServer, photos: list[Path], name: str, content: bytes | None, message: str
+) -> None:
+    path = photos[0].parent / name
+    path.write_bytes(photos[1].read_bytes()[:300] if content is None else content)
+    with upsnet.Client(f"grpc://{server.url}") as client, pytest.raises(upsnet.InputError, match=message) as caught:
+        client.predict(path)
+    with pytest.raises(upsnet.InputError) as here:
+        upsnet.read_photo(path)
+    assert str(caught.value) == str(here.value)

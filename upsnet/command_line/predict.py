@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import count
+from contextlib import closing
+from itertools import count, groupby, tee
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -49,13 +50,19 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: 
         tqdm(total=total, desc="predicting", unit="image", disable=None) as bar,
     ):
         image_ids = count(1)
-        for source in find_sources(given, without=out, warn=False):
-            if source.path in bad:
-                continue
-            if source.is_video:
-                yield _predict_video(model, source, writer, image_ids, bar)
-                continue
-            prediction = model.predict(source.path)
+        sources = (each for each in find_sources(given, without=out, warn=False) if each.path not in bad)
+        for are_videos, group in groupby(sources, key=lambda source: source.is_video):
+            predict = _predict_videos if are_videos else _predict_photos
+            yield from predict(model, group, writer, image_ids, bar)
+
+
+def _predict_photos(
+    model: Model, sources: Iterator[Source], writer: PredictionWriter, image_ids: Iterator[int], bar: tqdm
+) -> Iterator[str]:
+    sources, again = tee(sources)  # a server is asked for some while the answers for others are written
+    at_once = model.manifest.max_batch if model.runtime == "triton" else 1
+    with closing(model.stream((source.path for source in again), at_once)) as predictions:
+        for source, prediction in zip(sources, predictions, strict=True):
             writer.add(next(image_ids), _png_name(source, 1), prediction.result)
             picture = prediction.overlay()
             name = overlay_name(source, picture.size)
@@ -64,6 +71,13 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: 
             bar.update()
             note = "" if kind == "JPEG" else f" (overlay as a PNG: a JPEG ends at {MOST_OF_JPEG} pixels a side)"
             yield f"{source.path}: {prediction.describe()}{note}"
+
+
+def _predict_videos(
+    model: Model, sources: Iterator[Source], writer: PredictionWriter, image_ids: Iterator[int], bar: tqdm
+) -> Iterator[str]:
+    for source in sources:
+        yield _predict_video(model, source, writer, image_ids, bar)
 
 
 def _predict_video(model: Model, source: Source, writer: PredictionWriter, image_ids: Iterator[int], bar: tqdm) -> str:

@@ -31,9 +31,9 @@ Servicer: Any = service_pb2_grpc.GRPCInferenceServiceServicer
 class FakeServer(Servicer):
     """`troubles` are taken one for each inference, before it is answered; then all is well."""
 
-    def __init__(self, photos: bool = True, credentials: Any = None) -> None:
+    def __init__(self, photos: bool = True, credentials: Any = None, tells: bool = True) -> None:
         self.predictor = FakePredictor("fake")
-        self.photos, self.ready = photos, True
+        self.photos, self.ready, self.tells = photos, True, tells  # tells: the manifest
         self.troubles: list[Trouble] = []
         self.asked: list[tuple[str, float]] = []  # each inference's model, and the seconds that were left for it
         self.lock, self.at_once, self.most_at_once = threading.Lock(), 0, 0
@@ -69,7 +69,11 @@ class FakeServer(Servicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the server is restarting; retry")
         manifest = {"string_value": self.predictor.manifest.model_dump_json()}
         return service_pb2.ModelConfigResponse(
-            config={"name": request.name, "max_batch_size": 4, "parameters": {METADATA_KEY: manifest}}
+            config={
+                "name": request.name,
+                "max_batch_size": 4,
+                "parameters": {METADATA_KEY: manifest} if self.tells else {},
+            }
         )
 
     def _check_model(self, request: Any, context: Any) -> None:

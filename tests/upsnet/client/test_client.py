@@ -17,10 +17,11 @@ import upsnet
 from tests.conftest import SIZES, photo_of, scene
 from tests.upsnet.client.fake_server import FakeServer, refusal
 from tests.upsnet.client.fake_server import server as server
-from upsnet.contract import MODEL, PHOTO_MODEL
+from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL
 from upsnet.errors import InputError, ServerError
 from upsnet.model import Model
 from upsnet.prediction import PanopticPrediction
+from upsnet.runtimes.triton import TritonPredictor
 
 
 @pytest.fixture
@@ -80,6 +81,19 @@ def test_equals_the_same_network_in_process(folder: Path, photos: bool) -> None:
                 running.asked.clear()
                 assert_same(remote.predict(photo), local.predict(photo))
                 assert [name for name, _ in running.asked] == [expected_model if photos else MODEL]
+    running.stop()
+
+
+def test_a_server_that_does_not_tell_is_told(tmp_path: Path) -> None:
+    """A repository of somebody else's making, without the parameter of the configuration."""
+    running = FakeServer(photos=False, tells=False)
+    running.predictor.manifest.save(tmp_path / "manifest.json")
+    for connect in (upsnet.load, upsnet.Client):
+        with pytest.raises(InputError, match=f"does not tell the categories of upsnet .*{METADATA_KEY}"):
+            connect(running.url)
+    with upsnet.load(running.url, manifest=tmp_path / "manifest.json") as model:
+        assert model.predict(photo_of(scene(0))).describe() == "1 dog, 2 cat, sky, grass"
+    assert TritonPredictor(running.url, manifest=running.predictor.manifest).manifest == running.predictor.manifest
     running.stop()
 
 
