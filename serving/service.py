@@ -62,8 +62,10 @@ async def serve(settings: Settings) -> None:
             if health.state is not State.STOPPED and (health.restarts or health.reasons):
                 say(f"{health.state}: {'; '.join(health.reasons) or 'the models answer again'}")
             if settings.state is not None:
+                told = health._asdict() | {"ports": ports, "pid": process.pid}
+                del told["memory"]  # which changes while the state stays
                 with suppress(WriteError):  # a full disk does not end the service
-                    write_json(settings.state, {"ports": ports, "pid": process.pid, **health._asdict()})
+                    write_json(settings.state, told)
 
         supervisor = Supervisor(
             process,
