@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from serving.repository import deploy
 from serving.serve import default_memory_limit, make_tls, parse_bytes
 from serving.serve import main as serve
 from serving.server import TritonServer
+from serving.service import heed_signals
 from tests.serving.conftest import Exported, make_request
 from upsnet.errors import InputError
 from upsnet.files import write_text
@@ -340,6 +342,29 @@ def test_ipv6(repository: Path, triton_environment: Path) -> None:
     with TritonServer(repository, environment=triton_environment, host="::1") as server:
         assert server.url.startswith("[::1]:")
         server.check()
+
+
+def test_signals() -> None:
+    """The first asks for the end and the second hurries it; one that nohup ignores stays ignored."""
+
+    async def listen() -> None:
+        stop, hurry = heed_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.05)
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(stop.wait(), 10)
+        assert not hurry.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(hurry.wait(), 10)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        asyncio.run(listen())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "8.8.8.8", "myhost", "10.0.0.1"])
