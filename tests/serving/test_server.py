@@ -35,6 +35,14 @@ from upsnet.runtimes.triton import TritonPredictor
 
 ROOT = Path(__file__).resolve().parents[2]
 
+IDLE = (  # connections that are left open: the port, and what is said
+    ("grpc", b""),
+    ("grpc", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00"),
+    ("http", b""),
+    ("http", b"POST /v2/models/upsnet/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"),
+    ("metrics", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+)
+
 
 @pytest.fixture
 def repository(exported: Exported, tmp_path: Path) -> Path:
@@ -127,14 +135,14 @@ def test_ends_within_ten_seconds_and_leaves_nothing(repository: Path, tmp_path: 
         processes = []
         for folder in folders:
             folder.mkdir()
-            processes.append(stack.enter_context(serving(repository, triton_environment, folder)))
+            processes.append(stack.enter_context(serving(repository, triton_environment, folder, "--http-port=0")))
         lines = [first_line(process) for process in processes]
         servers = [triton_of(process) for process in processes]
         scratches = [scratch_of(server) for server in servers]
         for line in lines:
-            half = stack.enter_context(socket.create_connection(("127.0.0.1", port(line))))
-            half.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00")
-            stack.enter_context(socket.create_connection(("127.0.0.1", port(line))))
+            for name, words in IDLE:
+                idle = stack.enter_context(socket.create_connection(("127.0.0.1", port(line, name))))
+                idle.sendall(words)
         for process, ending in zip(processes, endings, strict=True):
             process.send_signal(ending)
         for process in processes:
