@@ -106,6 +106,7 @@ class Supervisor:
             raise InputError(str(error)) from error
         if trouble := self._too_much():
             raise InputError(f"{trouble} before the first request; give a larger --memory-limit")
+        self._up()
         self._guard = asyncio.create_task(self._serve())
 
     async def wait(self) -> None:
@@ -144,6 +145,8 @@ class Supervisor:
         except BaseException:  # Ctrl-C too: a server that never got ready must not stay
             await self._server.end(0)
             raise
+
+    def _up(self) -> None:
         self._healthy_since = self._clock()
         self._set(State.READY)
 
@@ -166,9 +169,11 @@ class Supervisor:
             self._failures += 1
             self._restarts += 1
             try:
-                return await self._bring_up()
+                await self._bring_up()
             except ServerError as error:
                 reason, seconds = str(error), 0
+            else:
+                return self._up()
 
     async def _death(self) -> tuple[str, float]:
         return await self._server.death(), 0.0

@@ -14,17 +14,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from unittest.mock import Mock
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
 
-from serving.listen import check_ports, loopback
 from serving.processes import arguments, members
 from serving.repository import deploy
-from serving.serve import default_memory_limit, make_tls, parse_bytes
-from serving.serve import main as serve
 from serving.server import TritonServer
 from tests.serving.conftest import Exported, make_request
 from upsnet.errors import InputError
@@ -32,6 +28,14 @@ from upsnet.files import write_text
 from upsnet.runtimes.triton import TritonPredictor
 
 ROOT = Path(__file__).resolve().parents[2]
+
+IDLE = (  # connections that are left open: the port, and what is said
+    ("grpc", b""),
+    ("grpc", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00"),
+    ("http", b""),
+    ("http", b"POST /v2/models/upsnet/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"),
+    ("metrics", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+)
 
 
 @pytest.fixture
@@ -125,14 +129,14 @@ def test_ends_within_ten_seconds_and_leaves_nothing(repository: Path, tmp_path: 
         processes = []
         for folder in folders:
             folder.mkdir()
-            processes.append(stack.enter_context(serving(repository, triton_environment, folder)))
+            processes.append(stack.enter_context(serving(repository, triton_environment, folder, "--http-port=0")))
         lines = [first_line(process) for process in processes]
         servers = [triton_of(process) for process in processes]
         scratches = [scratch_of(server) for server in servers]
         for line in lines:
-            half = stack.enter_context(socket.create_connection(("127.0.0.1", port(line))))
-            half.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00")
-            stack.enter_context(socket.create_connection(("127.0.0.1", port(line))))
+            for name, words in IDLE:
+                idle = stack.enter_context(socket.create_connection(("127.0.0.1", port(line, name))))
+                idle.sendall(words)
         for process, ending in zip(processes, endings, strict=True):
             process.send_signal(ending)
         for process in processes:
@@ -340,95 +344,6 @@ def test_ipv6(repository: Path, triton_environment: Path) -> None:
     with TritonServer(repository, environment=triton_environment, host="::1") as server:
         assert server.url.startswith("[::1]:")
         server.check()
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "8.8.8.8", "myhost", "10.0.0.1"])
-def test_not_for_other_machines(host: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"^--host {host}: the embedded Triton .* this machine alone .* container"):
-        serve(repository=tmp_path, host=host)
-
-
-def test_loopback() -> None:
-    assert [loopback(host) for host in ("localhost", "127.0.0.1", "127.1.2.3", "::1")] == [
-        "127.0.0.1",
-        "127.0.0.1",
-        "127.1.2.3",
-        "::1",
-    ]
-
-
-@pytest.mark.parametrize("host", ["", " ", "a\0b"])
-def test_no_host_is_not_every_host(host: str) -> None:
-    with pytest.raises(InputError, match=r"is no address to listen on; 127.0.0.1 is this machine alone$"):
-        loopback(host)
-
-
-def test_ports() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            InputError, match=f"127.0.0.1:{port} for http: Address already in use; give another http port"
-        ):
-            check_ports("127.0.0.1", {"grpc": 0, "http": port})
-    check_ports("127.0.0.1", {"grpc": 0, "http": 0, "metrics": port})
-    with pytest.raises(InputError, match=r"port must be 0-65535"):
-        check_ports("127.0.0.1", {"grpc": 70000})
-    with pytest.raises(InputError, match=r"^port 9001 is wanted for grpc and for metrics; give another metrics port$"):
-        check_ports("127.0.0.1", {"grpc": 9001, "http": 0, "metrics": 9001})
-    with pytest.raises(InputError, match=r"127.0.0.1:-1 for grpc: .*port must be 0-65535.*; give another grpc port$"):
-        check_ports("127.0.0.1", {"grpc": -1})
-
-
-def test_ports_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    attempt = Mock(bind=refuse, __enter__=lambda self: self, __exit__=lambda *_: None)
-    monkeypatch.setattr(socket, "socket", lambda family: attempt)
-    with pytest.raises(InputError, match=r"127.0.0.1:80 for http: ports below 1024 are the system's; give another"):
-        check_ports("127.0.0.1", {"http": 80})
-
-
-def test_run_that_cannot_be_written(exported: Exported, tmp_path: Path) -> None:
-    shutil.copytree(exported.model.parent, tmp_path / "engine")
-    (tmp_path / "triton_repo").symlink_to("/proc")  # nothing can be made in it
-    said = rf"^{tmp_path}/triton_repo: cannot be written: .*; give another folder with --repository$"
-    with pytest.raises(InputError, match=said):
-        serve(run=tmp_path)
-
-
-@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
-def test_no_time(tmp_path: Path, seconds: float) -> None:
-    with pytest.raises(InputError, match=r"^--start-timeout .*: give seconds, more than 0$"):
-        serve(repository=tmp_path, start_timeout=seconds)
-    with pytest.raises(InputError, match=r"^--hang-timeout .*: give seconds, more than 0$"):
-        serve(repository=tmp_path, hang_timeout=seconds)
-    if seconds != 0:
-        with pytest.raises(InputError, match=r"^--drain .*: give seconds, 0 or more$"):
-            serve(repository=tmp_path, drain=seconds)
-
-
-def test_memory_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert [parse_bytes(text) for text in ("5", "2K", "1.5GiB", "3m", "4GB")] == [5, 2048, 3 << 29, 3 << 20, 4 << 30]
-    for text in ("0", "-1", "much", "1X", "0.0001"):
-        with pytest.raises(InputError, match=f"^--memory-limit {text}: give bytes, more than 0, as 6G"):
-            parse_bytes(text)
-    whole = default_memory_limit()
-    assert whole > 0
-    (tmp_path / "max").write_text(f"{1 << 20}\n")
-    monkeypatch.setattr("serving.serve.CGROUP_MEMORY", tmp_path / "max")
-    assert default_memory_limit() == int(0.8 * (1 << 20))
-    (tmp_path / "max").write_text("max\n")
-    assert default_memory_limit() >= whole
-
-
-def test_tls_needs_both_files(tmp_path: Path) -> None:
-    for cert, key, authority in ((tmp_path, None, None), (None, tmp_path, None), (None, None, tmp_path)):
-        with pytest.raises(InputError, match=r"^TLS needs both --tls-cert and --tls-key$"):
-            make_tls(cert, key, authority)
-    assert make_tls(None, None, None) is None
 
 
 @pytest.mark.triton

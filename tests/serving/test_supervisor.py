@@ -281,7 +281,8 @@ def test_memory_limit_that_is_too_small() -> None:
         with pytest.raises(InputError, match=said):
             await world.supervisor.start()
 
-    assert play(scene, memory_limit=199).server.ends
+    world = play(scene, memory_limit=199)
+    assert world.server.ends and world.states == ["stopped"]  # it was never ready
 
 
 def test_stop_in_the_middle_of_a_start() -> None:
