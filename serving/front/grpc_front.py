@@ -40,6 +40,8 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.max_connection_age_ms", 3_600_000),  # a client comes again by itself; one that does not read is cut off
+    ("grpc.max_connection_age_grace_ms", 300_000),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a connection on which nobody speaks gRPC
     ("grpc.max_metadata_size", 16 << 10),
 ]
@@ -134,6 +136,7 @@ class GrpcFront(grpc.GenericRpcHandler):
                 record.bytes_in, record.message = len(body), ""
                 answer = await method(body, record, context)
                 record.bytes_out = len(answer)
+                self._hold(answer, context)
                 context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
                 return answer
         except Refused as refused:
@@ -154,7 +157,21 @@ class GrpcFront(grpc.GenericRpcHandler):
                 reply = pb.ModelStreamInferResponse(
                     error_message=refused.message, infer_response=pb.ModelInferResponse(id=record.request_id)
                 )
-            yield reply.SerializeToString()
+            self._admission.held += record.bytes_out
+            try:
+                yield reply.SerializeToString()
+            finally:
+                self._admission.held -= record.bytes_out
+
+    def _hold(self, answer: bytes, context: grpc.aio.ServicerContext) -> None:
+        """Until the caller has read it, an answer counts among the bytes that are here."""
+        size = len(answer)
+
+        def release(_: object) -> None:
+            self._admission.held -= size
+
+        self._admission.held += size
+        context.add_done_callback(release)
 
     async def _next(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes | None:
         try:

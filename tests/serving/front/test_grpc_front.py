@@ -384,10 +384,13 @@ def test_a_slow_reader_keeps_nobody_waiting() -> None:
             )
             slow_writer.write(_headers() + _data(b"\0" + struct.pack(">I", len(body)) + body, last=True))
             await until(lambda: "slow" in made.triton.seen)  # its window is one byte: the answer never gets through
+            await until(lambda: made.heard.records)
+            assert made.heard.gauges["in_flight"] == 0
+            assert made.admission.held > 64 * 64 * 3, "the answer counts until it is read"
             for _ in range(20):
                 assert (await made.infer()).id == "r"
             slow_writer.close()
-            await until(lambda: made.heard.gauges["in_flight"] == 0)
+            await until(lambda: made.admission.held == 0)
 
     asyncio.run(main())
 
