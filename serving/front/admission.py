@@ -44,7 +44,7 @@ class Admission:
     def __init__(self, limits: Limits, backend: Backend, telemetry: Telemetry) -> None:
         self._limits, self._backend, self._telemetry = limits, backend, telemetry
         self._small, self._large = Lane(), Lane()
-        self._held = 0  # bytes of the messages that are here
+        self.held = 0  # bytes of the messages that are here: requests that wait, answers that are not read
         self._draining = False
 
     def drain(self) -> None:
@@ -66,7 +66,7 @@ class Admission:
         lane = self._large if large else self._small
         lane.last_seen = arrived = time.monotonic()
         allowed = self._allowed(seconds)
-        self._held += record.bytes_in
+        self.held += record.bytes_in
         try:
             async with self._place(lane, allowed):
                 await self.until_ready(allowed - (time.monotonic() - arrived))
@@ -75,16 +75,18 @@ class Admission:
                 record.served = time.monotonic() - begun
                 lane.add(record.served)
         finally:
-            self._held -= record.bytes_in
+            self.held -= record.bytes_in
             record.queued = time.monotonic() - arrived - record.served
 
     def _refuse_at_once(self, size: int) -> None:
         if self._draining or self._backend.health.state in (State.DRAINING, State.STOPPED):
             raise Refused(Outcome.UNAVAILABLE, "the server is draining: it stops, and takes no new requests")
         count = len(self._small.waiting) + len(self._large.waiting)
-        if count >= self._limits.max_waiting or (self._held and self._held + size > self._limits.max_held):
+        full = self.held and self.held + size > self._limits.max_held
+        if full or count >= self._limits.max_waiting:
+            why = f"other requests and answers hold {self.held} bytes" if full else f"{count} requests wait"
             after = self._retry_after()
-            raise Refused(Outcome.BUSY, f"busy: {count} requests wait; retry after {after:g} s", after)
+            raise Refused(Outcome.BUSY, f"busy: {why}; retry after {after:g} s", after)
 
     def _retry_after(self) -> float:
         """Seconds in which half of those who wait will have been served, by what was measured."""

@@ -28,11 +28,12 @@ from upsnet.errors import InputError
 TRITON = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/"
 FORWARDED = ("ModelMetadata", "ModelConfig", "ModelStatistics")  # they read, and change nothing
+ASKED_ALL_THE_TIME = ("ServerLive", "ServerReady", "ModelReady", "Check")  # by monitors: not worth a line each
 EXTENSIONS = ("classification", "sequence", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 REQUEST_ID, TRACE, RETRY_AFTER, PUSHBACK = "x-request-id", "traceparent", "retry-after", "grpc-retry-pushback-ms"
 UNLIMITED = 2**31 - 1
 OTHER_CALLS = 64  # that may run beside the inferences: health, metadata, streams that wait
-WATCH_SECONDS = 0.5  # between two looks at the health
+WATCH_SECONDS, MOST_WATCHERS = 0.5, 16  # between two looks at the health; who may look at a time
 SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, and nobody is told
     ("grpc.max_send_message_length", UNLIMITED),
@@ -40,6 +41,8 @@ SERVER_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_connection_idle_ms", 600_000),
+    ("grpc.max_connection_age_ms", 3_600_000),  # a client comes again by itself; one that does not read is cut off
+    ("grpc.max_connection_age_grace_ms", 300_000),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a connection on which nobody speaks gRPC
     ("grpc.max_metadata_size", 16 << 10),
 ]
@@ -74,6 +77,7 @@ class GrpcFront(grpc.GenericRpcHandler):
             f"{TRITON}ServerMetadata": self._server_metadata,
             **{f"{TRITON}{name}": self._forward for name in FORWARDED},
         }
+        self._watchers = 0
         self._server: grpc.aio.Server | None = None
         self._channel: grpc.aio.Channel | None = None
 
@@ -134,6 +138,7 @@ class GrpcFront(grpc.GenericRpcHandler):
                 record.bytes_in, record.message = len(body), ""
                 answer = await method(body, record, context)
                 record.bytes_out = len(answer)
+                self._hold(answer, context)
                 context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
                 return answer
         except Refused as refused:
@@ -154,7 +159,21 @@ class GrpcFront(grpc.GenericRpcHandler):
                 reply = pb.ModelStreamInferResponse(
                     error_message=refused.message, infer_response=pb.ModelInferResponse(id=record.request_id)
                 )
-            yield reply.SerializeToString()
+            self._admission.held += record.bytes_out
+            try:
+                yield reply.SerializeToString()
+            finally:
+                self._admission.held -= record.bytes_out
+
+    def _hold(self, answer: bytes, context: grpc.aio.ServicerContext) -> None:
+        """Until the caller has read it, an answer counts among the bytes that are here."""
+        size = len(answer)
+
+        def release(_: object) -> None:
+            self._admission.held -= size
+
+        self._admission.held += size
+        context.add_done_callback(release)
 
     async def _next(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes | None:
         try:
@@ -260,13 +279,24 @@ class GrpcFront(grpc.GenericRpcHandler):
 
     async def _watch(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
         """Health.Watch: the status now, and each change of it."""
-        service = requests.parse(health_pb2.HealthCheckRequest, await self._next(messages, context) or b"").service
+        if self._watchers >= MOST_WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"busy: {self._watchers} others watch the health")
+        self._watchers += 1
+        context.add_done_callback(self._watched)
+        body = await self._next(messages, context) or b""
+        try:
+            service = requests.parse(health_pb2.HealthCheckRequest, body).service
+        except Refused as refused:
+            await context.abort(refused.code, refused.message)
         last = None
         while True:
             if (status := self._status(service)) != last:
                 last = status
                 yield health_pb2.HealthCheckResponse(status=status).SerializeToString()
             await asyncio.sleep(WATCH_SECONDS)
+
+    def _watched(self, _: object) -> None:
+        self._watchers -= 1
 
     def _status(self, service: str) -> Any:
         answer = health_pb2.HealthCheckResponse
@@ -302,7 +332,8 @@ class GrpcFront(grpc.GenericRpcHandler):
             raise Refused(record.outcome, record.message) from None
         finally:
             record.total = time.monotonic() - begun
-            self._telemetry.finish(record)
+            if record.method not in ASKED_ALL_THE_TIME or record.outcome != Outcome.OK:
+                self._telemetry.finish(record)
 
 
 def _trailing(record: Record, refused: Refused) -> tuple[tuple[str, str], ...]:

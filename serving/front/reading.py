@@ -10,7 +10,7 @@ from serving.limits import Limits
 from serving.record import Outcome
 
 MOST_SECONDS = 30.0  # for one message
-GRACE = 2.0  # seconds in which nobody is sent away
+GRACE = 5.0  # seconds in which nobody is sent away
 
 
 class Reading:

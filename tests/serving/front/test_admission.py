@@ -125,7 +125,9 @@ def test_a_queue_of_many_bytes_is_full() -> None:
         await queue.come("alone", size=200)
         assert queue.running == ["alone"], "one request is never too much"
         await queue.come("a", size=1)
-        assert (await refusal(queue.tasks["a"])).outcome == Outcome.BUSY
+        refused = await refusal(queue.tasks["a"])
+        assert refused.outcome == Outcome.BUSY
+        assert refused.message == "busy: other requests and answers hold 200 bytes; retry after 0.1 s"
         await queue.go("alone")
         await queue.come("b", "c", size=50)
         assert queue.running == ["alone", "b", "c"]
@@ -229,3 +231,9 @@ def test_an_error_inside_a_turn_leaves_its_place() -> None:
         assert queue.heard.gauges == {"waiting": 0, "in_flight": 0}
 
     asyncio.run(main())
+
+
+def test_the_instances_are_those_of_the_model_repository() -> None:
+    for model in ("upsnet", "upsnet_photo"):
+        config = (Path(__file__).parents[3] / f"triton_repo/{model}/configs/cpu.pbtxt").read_text()
+        assert f"count: {LIMITS.instances} kind: KIND_CPU" in config

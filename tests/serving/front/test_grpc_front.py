@@ -345,6 +345,43 @@ def test_a_message_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
         asyncio.run(Reading(LIMITS).read(silence()))
 
 
+def test_a_stream_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.front.reading.MOST_SECONDS", 0.2)
+
+    async def main() -> None:
+        async with bench() as made:
+            stream = made.stub.ModelStreamInfer()
+            await stream.write(make_request("first"))
+            assert (await stream.read()).infer_response.id == "first"
+            error = await fails(stream.read())
+            assert (error.code(), error.details()) == (
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                "the message came too slowly",
+            )
+
+    asyncio.run(main())
+
+
+def test_watchers_are_few_and_none_is_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.front.grpc_front.MOST_WATCHERS", 1)
+
+    async def main() -> None:
+        async with bench() as made:
+            watch = made.channel.unary_stream("/grpc.health.v1.Health/Watch")
+            error = await fails(watch(b"\xff").read())
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+            await until(lambda: made.front._watchers == 0)
+            first = watch(b"")
+            assert await first.read()
+            error = await fails(watch(b"").read())
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            first.cancel()
+            await until(lambda: made.front._watchers == 0)
+            assert await watch(b"").read()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" + bytes(200), bytes(range(256)) * 40, b""])
 def test_garbage_on_the_port_and_connections_that_stay_do_no_harm(said: bytes) -> None:
     async def main() -> None:
@@ -384,10 +421,13 @@ def test_a_slow_reader_keeps_nobody_waiting() -> None:
             )
             slow_writer.write(_headers() + _data(b"\0" + struct.pack(">I", len(body)) + body, last=True))
             await until(lambda: "slow" in made.triton.seen)  # its window is one byte: the answer never gets through
+            await until(lambda: made.heard.records)
+            assert made.heard.gauges["in_flight"] == 0
+            assert made.admission.held > 64 * 64 * 3, "the answer counts until it is read"
             for _ in range(20):
                 assert (await made.infer()).id == "r"
             slow_writer.close()
-            await until(lambda: made.heard.gauges["in_flight"] == 0)
+            await until(lambda: made.admission.held == 0)
 
     asyncio.run(main())
 
