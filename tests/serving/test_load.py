@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import upsnet
+from serving.repository import deploy
 from serving.server import TritonServer
 from tests.serving.conftest import Exported
 from tests.test_python_page import BLOCKS, SERVER
@@ -138,3 +139,16 @@ def test_a_photo_that_cannot_be_read_is_told_as_everywhere(
     with pytest.raises(upsnet.InputError) as here:
         upsnet.read_photo(path)
     assert str(caught.value) == str(here.value)
+
+
+@pytest.mark.triton
+def test_a_server_that_was_started_in_another_folder(
+    exported: Exported, triton_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The models import upsnet wherever that is, and not a folder of this name that lies there."""
+    monkeypatch.chdir(tmp_path)
+    Path("upsnet").mkdir()
+    Path("upsnet/__init__.py").write_text("raise SystemExit(1)")
+    repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
+    with TritonServer(repository, environment=triton_environment) as running, upsnet.Client(running.url) as client:
+        assert client.predict(WHITE).describe() == "sky"
