@@ -79,6 +79,7 @@ class TritonProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=asyncio.subprocess.STDOUT,
+                cwd=self._scratch.folder / "python",  # the stubs' Python is an isolated one, which looks there first
                 env=self.environment.variables(self._scratch.folder / "python") | {"TMPDIR": str(self._scratch.folder)},
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server; its stubs are in its group
             )

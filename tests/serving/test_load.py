@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import upsnet
+from serving.repository import deploy
 from serving.server import TritonServer
 from tests.serving.conftest import Exported
 from tests.test_python_page import BLOCKS, SERVER
@@ -44,14 +45,29 @@ def test_predict_command_with_a_server(server: TritonServer, tmp_path: Path) -> 
 
 
 @pytest.mark.triton
-def test_the_example_of_the_python_page(
+def test_the_examples_of_the_python_page(
     server: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(WHITE).save("street.jpg")
-    (block,) = (block for block in BLOCKS if SERVER in block)
-    exec(block.replace(SERVER, server.url), {"upsnet": upsnet})
-    assert capsys.readouterr().out == "<PanopticPrediction of street.jpg, 50 x 70: sky>\n"
+    Path("holiday").mkdir()
+    for name in ("street.jpg", "beach.png", "holiday/a.png"):
+        Image.fromarray(WHITE).save(name)
+    Path("holiday/b.png").write_text("words")
+    load, client, client_of_asyncio = (block.replace(SERVER, server.url) for block in BLOCKS if SERVER in block)
+    exec(load, {"upsnet": upsnet})
+    street = "<PanopticPrediction of street.jpg, 50 x 70: sky>\n"
+    assert capsys.readouterr().out == street
+    damaged = "holiday/b.png: not a readable image: in no format that Pillow knows"
+    for block in (client, client_of_asyncio):
+        with pytest.raises(upsnet.InputError, match=damaged):
+            exec(block, {"upsnet": upsnet})
+        assert capsys.readouterr().out.endswith("holiday/a.png sky\n")
+    Path("holiday/b.png").unlink()
+    exec(client, {"upsnet": upsnet})
+    ready = "Health(ready=True, reason='', server='triton 2.51.0') ['sky', 'cat']\n"
+    assert capsys.readouterr().out == f"holiday/a.png sky\n{ready}"
+    exec(client_of_asyncio, {"upsnet": upsnet})
+    assert capsys.readouterr().out == f"{street}holiday/a.png sky\n"
 
 
 @pytest.fixture
@@ -123,3 +139,16 @@ def test_a_photo_that_cannot_be_read_is_told_as_everywhere(
     with pytest.raises(upsnet.InputError) as here:
         upsnet.read_photo(path)
     assert str(caught.value) == str(here.value)
+
+
+@pytest.mark.triton
+def test_a_server_that_was_started_in_another_folder(
+    exported: Exported, triton_environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The models import upsnet wherever that is, and not a folder of this name that lies there."""
+    monkeypatch.chdir(tmp_path)
+    Path("upsnet").mkdir()
+    Path("upsnet/__init__.py").write_text("raise SystemExit(1)")
+    repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
+    with TritonServer(repository, environment=triton_environment) as running, upsnet.Client(running.url) as client:
+        assert client.predict(WHITE).describe() == "sky"

@@ -50,6 +50,7 @@ class AsyncClient:
 
     async def open(self) -> None:
         """Connect. The client belongs to the event loop in which this is done."""
+        await self.close()
         self._channel = open_channel(self._server, self._grpc, self._grpc.aio)
         self._stub = self._new_stub(self._channel)
         try:
@@ -142,7 +143,7 @@ class AsyncClient:
 
     async def health(self) -> Health:
         """See `Client.health`."""
-        return await self._run(health(self._server))
+        return await self._run(health(self._opened.served.server))
 
     async def close(self) -> None:
         """End the connection. A second call does nothing."""

@@ -23,6 +23,11 @@ Url = Annotated[
 ServedManifest = Annotated[
     Path | None, typer.Option(help="triton: the served model's manifest (default: what the server says).")
 ]
+TlsCa = Annotated[
+    Path | None, typer.Option(help="triton: the authority of the server's certificate (PEM), for TLS; see grpcs://.")
+]
+TlsCert = Annotated[Path | None, typer.Option(help="triton: a certificate of the client (PEM), for mutual TLS.")]
+TlsKey = Annotated[Path | None, typer.Option(help="triton: its key (PEM).")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")]
 
 GtJson = Annotated[

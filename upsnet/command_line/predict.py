@@ -24,6 +24,7 @@ from upsnet.model import Model
 from upsnet.photos import read_photo, write_image
 from upsnet.runtimes.open import open_runtime
 from upsnet.runtimes.options import RuntimeOptions
+from upsnet.runtimes.tls import Tls
 from upsnet.sources import Source, expand, find_sources
 from upsnet.video import Video, VideoWriter
 
@@ -177,6 +178,9 @@ def main(
     url: options.Url = None,
     manifest: options.ServedManifest = None,
     threads: options.Threads = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
 ) -> None:
     """Segment photos and videos: coloured overlays with class names, and COCO panoptic PNG + JSON.
 
@@ -185,7 +189,9 @@ def main(
     if not out:
         raise InputError("--out is empty: name a folder")
     folder = Path(out)
-    predictor = open_runtime(RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads))
+    files = Tls(tls_ca, tls_cert, tls_key)
+    tls = files if any(files) else None
+    predictor = open_runtime(RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, tls=tls))
     replaced = (folder / "predictions.json").is_file()
     left_out: list[str] = []
     with Model(predictor) as opened:

@@ -100,7 +100,7 @@ class Connection:
         self.server = server
         self._grpc, self._messages, stub = load_packages()
         self._channel = open_channel(server, self._grpc, self._grpc)
-        self._stub = stub(self._channel)
+        self._stub: Any = stub(self._channel)
 
     def run(self, steps: Steps[Answer], calls: Calls | None = None) -> Answer:
         """Holds a conversation. Its calls are among `calls`."""
@@ -119,6 +119,8 @@ class Connection:
             steps.close()
 
     def _call(self, ask: Ask, calls: Calls) -> Any:
+        if self._stub is None:
+            raise InputError(f"the connection to {self.server} is closed; open another")
         request = getattr(self._messages, f"{ask.method}Request")(**ask.fields)
         future = getattr(self._stub, ask.method).future(request, timeout=self.server.timeout)
         try:
@@ -127,6 +129,8 @@ class Connection:
             raise call_error(error) from None
 
     def close(self) -> None:
+        """A second call does nothing."""
+        self._stub = None
         self._channel.close()
 
 

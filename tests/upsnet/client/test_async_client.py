@@ -124,6 +124,11 @@ def test_errors(server: FakeServer, folder: Path) -> None:
             assert (await client.health()).ready
         with pytest.raises(InputError, match=r"127\.0\.0\.1:\d+ is not open: use `async with`"):
             await client.predict(photo_of(scene(0)))
+        with pytest.raises(InputError, match="is not open"):
+            await upsnet.AsyncClient(server.url).health()
+        await client.open()  # again
+        assert (await client.health()).ready
+        await client.close()
 
     run(main())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -311,6 +312,22 @@ def test_a_server_that_has_gone(client: upsnet.Client, server: FakeServer) -> No
     server.stop()
     gone = f"no Triton server answers at 127.0.0.1:{server.port}; start one with `make serve`"
     assert client.health() == (False, gone, "")
+
+
+def test_a_closed_client(server: FakeServer) -> None:
+    client = upsnet.Client(server.url)
+    client.close()
+    client.close()
+    with pytest.raises(
+        InputError, match=r"^the connection to the Triton server at 127.0.0.1:\d+ is closed; open another"
+    ):
+        client.predict(photo_of(scene(0)))
+    assert not client.health().ready
+
+
+def test_a_prediction_can_be_pickled(client: upsnet.Client) -> None:
+    prediction = client.predict(encoded(photo_of(scene(0))))
+    assert_same(pickle.loads(pickle.dumps(prediction)), prediction)
 
 
 def test_an_answer_that_does_not_fit(client: upsnet.Client, server: FakeServer) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import upsnet
 from tests.conftest import photo_of, scene
 from tests.upsnet.client.fake_server import FakeServer, grpc
 from tests.upsnet.client.fake_server import server as server
+from upsnet.command_line import predict
 
 trustme = pytest.importorskip("trustme", reason="needs trustme")
 
@@ -65,6 +67,18 @@ def test_the_right_files(secure: tuple[FakeServer, Any]) -> None:
             assert (await client.predict(photo)).segments
 
     asyncio.run(main())
+
+
+def test_predict(files: Files, tmp_path: Path) -> None:
+    running = files.serve(mutual=True)
+    Image.fromarray(photo_of(scene(0))).save(tmp_path / "photo.png")
+    ca, cert, key = files.tls("client")
+    given, out = [str(tmp_path / "photo.png")], str(tmp_path / "out")
+    predict.main(given, out, url=running.url, tls_ca=Path(ca), tls_cert=Path(cert), tls_key=Path(key))  # type: ignore[arg-type]
+    assert (tmp_path / "out/predictions/photo.png").is_file()
+    with pytest.raises(upsnet.InputError, match=r"is refused: unable to get local issuer certificate"):
+        predict.main(given, out, url=running.url)
+    running.stop()
 
 
 def refused(url: str, message: str, tls: Any = None) -> None:
