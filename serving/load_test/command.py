@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import grpc
 import typer
 from tqdm import tqdm
 
 from serving.load_test.asking import Questions, Server, ask_alone
 from serving.load_test.chart import draw
+from serving.load_test.in_process import differing
 from serving.load_test.loops import Length, closed_loop, open_loop
 from serving.load_test.operators import Snapshot
-from serving.load_test.questions import MODELS, read_questions
+from serving.load_test.questions import MODELS, Answer, Question, read_questions
 from serving.load_test.report import LoadReport, Stage, make_stage, table_of
 from serving.repository import deploy
 from serving.server import TritonServer
@@ -30,7 +32,9 @@ from upsnet.contract import PHOTO_MODEL, manifest_path
 from upsnet.errors import InputError
 from upsnet.machine import machine_facts, package_versions
 from upsnet.runtimes.address import check_grpc, parse_address
-from upsnet.runtimes.options import SERVER
+from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
+from upsnet.runtimes.options import SERVER, TLS_SCHEME
+from upsnet.runtimes.tls import Tls
 
 PHOTOS = (Path("../shared/data/coco_sample/val2017"), Path("data/shapes/val"))  # the first that is there
 METRICS_PORT = 8002
@@ -48,14 +52,19 @@ class Load(NamedTuple):
     deadline: float
     connections: int
     seed: int
+    tls: Tls | None
+    truth: Path | None  # the ONNX file that is served, where it is here: it must say what the server says
 
 
 async def load(url: str, metrics: str, wanted: Load) -> LoadReport:
     """Every stage, one after the other. InputError where the server does not answer before there is any load."""
-    async with Server(url, connections=wanted.connections, deadline=wanted.deadline) as server:
+    tls = None if wanted.tls is None else wanted.tls.credentials(grpc)
+    async with Server(url, connections=wanted.connections, deadline=wanted.deadline, tls=tls) as server:
         manifest = await server.manifest(wanted.model)
         questions = read_questions(wanted.photos, wanted.model, manifest.resize, wanted.most_photos)
         references = await ask_alone(server, questions)
+        if wanted.truth is not None:
+            _check(wanted.truth, questions, references)
         stages = []
         for callers in wanted.concurrency:
             stages.append(await _stage(Questions(server, questions, references), metrics, wanted, callers=callers))
@@ -71,6 +80,15 @@ async def load(url: str, metrics: str, wanted: Load) -> LoadReport:
         requests_bytes=[len(question.message) for question in questions],
         stages=stages,
     )
+
+
+def _check(model: Path, questions: Sequence[Question], answers: Sequence[Answer]) -> None:
+    """InputError where an answer is not that of this process."""
+    predictor = OnnxRuntimePredictor(model)
+    for question, answer in zip(questions, answers, strict=True):
+        if wrong := differing(predictor, question.message, answer):
+            raise InputError(f"{question.name}: the server's {' and '.join(wrong)} are not those of {model} in process")
+    predictor.close()
 
 
 async def _stage(
@@ -99,11 +117,11 @@ async def _stage(
 
 
 @contextmanager
-def _server(url: str | None, metrics_url: str | None, run: Path | None) -> Iterator[tuple[str, str]]:
+def _server(url: str | None, metrics_url: str | None, run: Path | None, tls: Tls | None) -> Iterator[tuple[str, str]]:
     """Addresses of gRPC and of the metrics: of the server that is given, or of one for this run alone."""
     if run is None:
         url = parse_address(url or SERVER)
-        check_grpc(url)
+        check_grpc(url, tls=tls)
         yield url, metrics_url or f"{url.rpartition(':')[0]}:{METRICS_PORT}"
     elif url is not None:
         raise InputError("give --url, a server that runs, or --run, for which one is started; not both")
@@ -130,6 +148,9 @@ def main(
     metrics_url: Annotated[
         str | None, typer.Option(help=f"host:port of the server's metrics (default: its host, {METRICS_PORT}).")
     ] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="The authority of the server's certificate (PEM).")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate of our own (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     out: Annotated[Path, typer.Option(help="Folder for load.json and load.png.")] = Path("load"),
 ) -> None:
     """Load a server with real photos. Status 1 where an answer was wrong, or an error none that load explains."""
@@ -141,10 +162,23 @@ def main(
     if place is None:
         raise InputError("there are no photos to send; give a folder with --photos")
     concurrency = concurrency or ([] if rate else [1, 2, 4, 8])
+    secret = any((tls_ca, tls_cert, tls_key)) or (url or "").startswith(TLS_SCHEME)
+    tls = Tls(tls_ca, tls_cert, tls_key) if secret else None
+    length = Length(seconds, requests)
     wanted = Load(
-        model, place, most_photos, concurrency, rate or [], Length(seconds, requests), deadline, connections, seed
+        model,
+        place,
+        most_photos,
+        concurrency,
+        rate or [],
+        length,
+        deadline,
+        connections,
+        seed,
+        tls,
+        run and run / "model.onnx",
     )
-    with _server(url, metrics_url, run) as (address, metrics):
+    with _server(url, metrics_url, run, tls) as (address, metrics):
         report = asyncio.run(load(address, metrics, wanted))
     print_tables(table_of(report))
     for stage in report.stages:

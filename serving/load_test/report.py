@@ -115,9 +115,10 @@ def make_stage(
 
 def table_of(report: LoadReport) -> Table:
     title = f"{report.model} ({report.model_name}) at {report.server}, {report.photos} photos"
+    models = " / ".join(next((stage.batches for stage in report.stages if stage.batches), {}))
     times = [f"{name}\nms" for name in PERCENTILES]
     table = make_table(
-        title, "", "answers", "a second", *times, "refused", "errors", "wrong", "mean batch", "memory\nMiB"
+        title, "", "answers", "a second", *times, "refused", "errors", "wrong", f"mean batch\n{models}", "memory\nMiB"
     )
     for stage in report.stages:
         latency = [f"{stage.latency_ms[name]:.1f}" if stage.latency_ms else "–" for name in PERCENTILES]

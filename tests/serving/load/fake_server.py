@@ -53,11 +53,12 @@ def echo(_: int, request: ModelInferRequest, __: grpc.ServicerContext) -> dict[s
 
 
 @contextmanager
-def fake_server(infer: Infer = echo) -> Iterator[str]:
+def fake_server(infer: Infer = echo, tls: grpc.ServerCredentials | None = None) -> Iterator[str]:
     """Yields its address."""
     server = grpc.server(ThreadPoolExecutor(1))
     add_GRPCInferenceServiceServicer_to_server(FakeTriton(infer), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    place = "127.0.0.1:0"
+    port = server.add_insecure_port(place) if tls is None else server.add_secure_port(place, tls)
     server.start()
     try:
         yield f"127.0.0.1:{port}"

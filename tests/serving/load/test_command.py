@@ -5,6 +5,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import trustme
 from PIL import Image
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 from typer.testing import CliRunner, Result
@@ -126,6 +127,21 @@ def test_what_cannot_be_done_is_one_line(tmp_path: Path, photos: Path, arguments
     assert result.exit_code == 2
     assert said in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_server_with_tls(tmp_path: Path, photos: Path) -> None:
+    authority = trustme.CA()
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(ca)
+    own = authority.issue_cert("127.0.0.1")
+    pair = own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes()
+    with fake_server(tls=grpc.ssl_server_credentials([pair])) as url:
+        places = ("--metrics-url", NOWHERE, "--photos", photos, "--out", tmp_path, "--requests", "2")
+        result = run("--url", url, "--tls-ca", ca, *places, "--concurrency", "1")
+        assert result.exit_code == 0, result.output
+        result = run("--url", url, *places)
+    assert result.exit_code == 2
+    assert "TLS" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_a_server_without_the_model_is_one_line(tmp_path: Path, photos: Path) -> None:
