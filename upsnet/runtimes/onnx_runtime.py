@@ -68,6 +68,7 @@ def open_session(model: Path, threads: int | None = None, optimized: Path | None
         raise InputError(f"{model}: no such model; export it with `make onnx`")
     for path in filter(None, (model, optimized)):
         check_utf8(path, "ONNX Runtime")
+    ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
