@@ -76,7 +76,7 @@ class TritonPythonModel:
                 responses[index] = refusal("the caller has gone", pb_utils.TritonError.CANCELLED)
                 continue
             tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS]
-            if problem := problem_with(*tensors, max_pixels=self.max_pixels):
+            if problem := problem_with(*tensors, self.max_pixels):
                 responses[index] = refusal(problem, pb_utils.TritonError.INVALID_ARG)
             else:
                 good[index] = tensors
