@@ -9,6 +9,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import upsnet
 from serving.repository import deploy
 from serving.server import TritonServer
 from tests.serving import conftest
-from tests.serving.conftest import Exported
+from tests.serving.conftest import Exported, make_request
 from upsnet.command_line.predict import predict_files
 from upsnet.contract import (
     COCO_PNG,
@@ -37,6 +38,7 @@ from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.errors import InputError
 from upsnet.model import Model
 from upsnet.photos import read_photo
+from upsnet.runtimes.triton import TritonPredictor
 
 pytestmark = pytest.mark.triton
 LIMIT = 30.0  # seconds: a guard
@@ -210,6 +212,25 @@ def test_callers_at_once_get_their_own_answers_and_the_faults_of_nobody_else(ser
     with ThreadPoolExecutor(12) as pool:
         said = list(pool.map(call, range(90)))
     assert {each: said.count(each) for each in said} == {"good": 60, failed: 10, "truncated": 10, "no image": 10}
+
+
+def test_a_poisoned_tensor_request_neither_ends_the_server_nor_spoils_its_neighbours(served: Served) -> None:
+    """Triton 24.10 ended with SIGSEGV: the requests of a failed batch were given one response object."""
+    good = make_request(1, 32, 64)
+    expected = served.model._opened().predict(good)
+
+    def call(number: int) -> bool:
+        with closing(TritonPredictor(served.server.url, manifest=served.model.manifest)) as predictor:
+            if number % 4 == 3:
+                with pytest.raises(InputError, match=r"inference failed; the server's log has the reason$"):
+                    predictor.predict(good._replace(scales=np.full(1, 2 * TINY, np.float32)))
+                return False
+            for mine, theirs in zip(predictor.predict(good), expected, strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+            return True
+
+    with ThreadPoolExecutor(12) as pool:
+        assert sum(pool.map(call, range(48))) == 36
 
 
 def test_stages_and_batches_are_counted_beside_tritons_metrics(served: Served) -> None:

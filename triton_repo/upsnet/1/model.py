@@ -76,7 +76,7 @@ class TritonPythonModel:
                 responses[index] = refusal("the caller has gone", pb_utils.TritonError.CANCELLED)
                 continue
             tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in INPUTS]
-            if problem := problem_with(*tensors, max_pixels=self.max_pixels):
+            if problem := problem_with(self.max_pixels, *tensors):
                 responses[index] = refusal(problem, pb_utils.TritonError.INVALID_ARG)
             else:
                 good[index] = tensors
@@ -135,7 +135,7 @@ def batches(requests: dict[int, Tensors], max_pixels: int) -> Iterable[list[int]
     return found
 
 
-def problem_with(images: np.ndarray, sizes: np.ndarray, scales: np.ndarray, max_pixels: int) -> str:
+def problem_with(max_pixels: int, images: np.ndarray, sizes: np.ndarray, scales: np.ndarray) -> str:
     """What is wrong with a request, in one line that a client may read; empty if nothing is.
 
     images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B.
