@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -143,7 +144,8 @@ async def beside(server: Server, small: bytes, large: bytes, seconds: float, rou
             found += [1e3 * sample.seconds for sample in samples]
             if other is not None:
                 other.cancel()
-                await asyncio.wait([other])
+                with suppress(asyncio.CancelledError):
+                    await other
     return Turns.of(times)
 
 

@@ -24,7 +24,7 @@ from serving.load_test.in_process import differing
 from serving.load_test.loops import Length, closed_loop, open_loop
 from serving.load_test.operators import Snapshot
 from serving.load_test.questions import MODELS, Answer, Question, read_questions
-from serving.load_test.report import LoadReport, Stage, make_stage, table_of
+from serving.load_test.report import LoadReport, Loop, Stage, make_stage, stage_title, table_of
 from serving.repository import deploy
 from serving.server import TritonServer
 from upsnet.command_line.tables import print_tables
@@ -65,11 +65,9 @@ async def load(url: str, metrics: str, wanted: Load) -> LoadReport:
         references = await ask_alone(server, questions)
         if wanted.truth is not None:
             _check(wanted.truth, questions, references)
-        stages = []
-        for callers in wanted.concurrency:
-            stages.append(await _stage(Questions(server, questions, references), metrics, wanted, callers=callers))
-        for rate in wanted.rates:
-            stages.append(await _stage(Questions(server, questions, references), metrics, wanted, rate=rate))
+        loads: list[tuple[Loop, float]] = [("closed", callers) for callers in wanted.concurrency]
+        loads += [("open", rate) for rate in wanted.rates]
+        stages = [await _stage(Questions(server, questions, references), metrics, wanted, *each) for each in loads]
     return LoadReport(
         machine=machine_facts(),
         versions=package_versions(),
@@ -91,29 +89,18 @@ def _check(model: Path, questions: Sequence[Question], answers: Sequence[Answer]
     predictor.close()
 
 
-async def _stage(
-    questions: Questions, metrics: str, wanted: Load, callers: int | None = None, rate: float | None = None
-) -> Stage:
+async def _stage(questions: Questions, metrics: str, wanted: Load, loop: Loop, value: float) -> Stage:
     before = await asyncio.to_thread(Snapshot.of, metrics)
-    title = f"{callers} callers" if callers else f"{rate:g} a second"
     start = time.perf_counter()
-    with tqdm(desc=title, total=wanted.length.requests, unit=" requests", disable=None) as bar:
-        if callers:
-            samples = await closed_loop(questions.send, callers, wanted.length, bar.update)
+    with tqdm(desc=stage_title(loop, value), total=wanted.length.requests, unit=" requests", disable=None) as bar:
+        if loop == "closed":
+            samples = await closed_loop(questions.send, int(value), wanted.length, bar.update)
         else:
-            assert rate is not None
-            samples = await open_loop(questions.send, wanted.length.arrivals(rate, wanted.seed), bar.update)
+            samples = await open_loop(questions.send, wanted.length.arrivals(value, wanted.seed), bar.update)
     seconds = time.perf_counter() - start
     after = await asyncio.to_thread(Snapshot.of, metrics)
-    return make_stage(
-        "closed" if callers else "open",
-        callers or rate or 0,
-        seconds,
-        samples,
-        questions.said,
-        after.batches_since(before) if before and after else {},
-        after.memory if after else {},
-    )
+    batches = after.batches_since(before) if before and after else {}
+    return make_stage(loop, value, seconds, samples, questions.said, batches, after.memory if after else {})
 
 
 @contextmanager

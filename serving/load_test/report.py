@@ -16,6 +16,7 @@ from upsnet.report import Report
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
 REFUSALS = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")  # what a server under too much load is right to say
+Loop = Literal["closed", "open"]
 MOST_SAID = 5  # different messages that are kept of a stage
 
 
@@ -30,7 +31,7 @@ class Said(BaseModel):
 class Stage(BaseModel):
     """One value of --concurrency or --rate."""
 
-    loop: Literal["closed", "open"]
+    loop: Loop
     value: float  # callers, or requests a second
     seconds: float
     statuses: dict[str, int]  # how the requests ended: OK, WRONG or gRPC's status
@@ -43,7 +44,7 @@ class Stage(BaseModel):
 
     @property
     def title(self) -> str:
-        return f"{self.value:g} callers" if self.loop == "closed" else f"{self.value:g} a second"
+        return stage_title(self.loop, self.value)
 
     @property
     def answers(self) -> int:
@@ -71,6 +72,12 @@ class Stage(BaseModel):
         return " / ".join(f"{mean:.2f}" for mean in means) or "–"
 
 
+def stage_title(loop: str, value: float) -> str:
+    if loop == "open":
+        return f"{value:g} a second"
+    return f"{value:g} caller{'s' if value != 1 else ''}"
+
+
 class LoadReport(Report):
     """load.json."""
 
@@ -90,7 +97,7 @@ class LoadReport(Report):
 
 
 def make_stage(
-    loop: Literal["closed", "open"],
+    loop: Loop,
     value: float,
     seconds: float,
     samples: Sequence[Sample],

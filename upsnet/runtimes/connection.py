@@ -12,7 +12,14 @@ from upsnet.errors import InputError
 from upsnet.runtimes.kserve import Answer, Ask, CallError, Server, Steps
 
 SERVICE = "inference.GRPCInferenceService"
-MOST = 2**31 - 1  # bytes; gRPC itself ends at 4 MiB, which one batch of photos passes
+MOST = 2**31 - 1  # bytes
+# Triton's limit instead of gRPC's own 4 MiB, which one batch of photos passes.
+# A proxy set for the web must not be asked for a server on this machine.
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", MOST),
+    ("grpc.max_receive_message_length", MOST),
+    ("grpc.enable_http_proxy", 0),
+]
 
 
 def load_packages() -> tuple[Any, Any, Any]:
@@ -36,9 +43,7 @@ def open_channel(server: Server, grpc: Any, channels: ModuleType | Any) -> Any:
 
 def _options(server: Server) -> list[tuple[str, int | str]]:
     return [
-        ("grpc.max_send_message_length", MOST),
-        ("grpc.max_receive_message_length", MOST),
-        ("grpc.enable_http_proxy", 0),  # one that is set for the web must not be asked for a server on this machine
+        *CHANNEL_OPTIONS,
         ("grpc.service_config", json.dumps({"methodConfig": [_retry_policy(server)]} if server.retries else {})),
         ("grpc.per_rpc_retry_buffer_size", MOST),  # a larger request would not be sent again
         ("grpc.min_reconnect_backoff_ms", 200),

@@ -7,6 +7,7 @@ from upsnet.files import PathLike
 from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
 from upsnet.runtimes.address import check_grpc
+from upsnet.runtimes.connection import CHANNEL_OPTIONS as CHANNEL_OPTIONS
 from upsnet.runtimes.connection import Connection, load_packages
 from upsnet.runtimes.kserve import RETRIES, Server, describe, predict_tensors
 from upsnet.runtimes.kserve import check_inputs as check_inputs

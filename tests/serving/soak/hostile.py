@@ -29,7 +29,7 @@ from tritonclient.grpc.service_pb2 import (
 from serving.load_test.asking import OPTIONS, SERVICE
 from serving.load_test.questions import photo_question
 from tests.serving.soak import bombs
-from tests.serving.soak.wire import connected, grpc_call, http_post, http_status, post, say
+from tests.serving.soak.wire import connected, floods, grpc_call, http_post, http_status, post, say
 from upsnet.contract import INPUTS, MODEL, OUTPUTS, PHOTO, PHOTO_MODEL
 
 PATIENCE = 20.0  # seconds for an answer to what is refused
@@ -238,6 +238,12 @@ async def gzip_bomb(target: Target, rng: random.Random) -> str:
     return _not_ok(await post(place, http_post(f"/v2/models/{MODEL}/infer", bomb, "Content-Encoding: gzip"), PATIENCE))
 
 
+async def flood(target: Target, rng: random.Random) -> str:
+    """Thousands of HTTP/2's streams, resets, pings, settings and headers."""
+    await say(target.grpc, rng.choice(list(floods(5000).values())), HELD)
+    return "said"
+
+
 # Calls that nobody may make
 
 
@@ -317,6 +323,7 @@ ACTIONS: tuple[Action, ...] = (
     garbage,
     one_byte_chunks,
     gzip_bomb,
+    flood,
     management,
     management_over_http,
 )

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, SETTINGS = 0, 1, 4  # frames of HTTP/2 (RFC 9113)
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9  # frames of HTTP/2 (RFC 9113)
 END_STREAM, END_HEADERS = 1, 4
 INITIAL_WINDOW_SIZE = 4  # a setting
 MOST_FRAME = 16384
@@ -59,6 +59,11 @@ def header_block(fields: dict[str, str]) -> bytes:
     return block
 
 
+def call_fields(path: str) -> dict[str, str]:
+    fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers"}
+    return fields | {"content-type": "application/grpc"}
+
+
 def grpc_call(
     message: bytes,
     *,
@@ -73,8 +78,7 @@ def grpc_call(
     length: what the message's prefix claims. encoding: the message is compressed so. window: bytes of the answer that
     the server may send before it is told more. end: is it the whole message?
     """
-    fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers"}
-    fields |= {"content-type": "application/grpc"} | ({"grpc-encoding": encoding} if encoding else {})
+    fields = call_fields(path) | ({"grpc-encoding": encoding} if encoding else {})
     prefix = struct.pack(">BI", bool(encoding), len(message) if length is None else length)
     parts = [prefix + message[: MOST_FRAME - len(prefix)]]
     parts += [
@@ -83,6 +87,25 @@ def grpc_call(
     frames = [frame(DATA, END_STREAM if end and part is parts[-1] else 0, 1, part) for part in parts]
     settings = frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, window))
     return PREFACE + settings + frame(HEADERS, END_HEADERS, 1, header_block(fields)) + b"".join(frames)
+
+
+def floods(count: int) -> dict[str, bytes]:
+    """What HTTP/2 allows, `count` times: by what it wears out."""
+    block = header_block(call_fields(INFER))
+    start = PREFACE + frame(SETTINGS, 0, 0, b"")
+    streams = range(1, 2 * count, 2)
+    reset = (0x8).to_bytes(4, "big")  # CANCEL
+    opened = [frame(HEADERS, END_HEADERS, stream, block) for stream in streams]
+    resets = [frame(RST_STREAM, 0, stream, reset) for stream in streams]
+    return {
+        "streams that are opened": start + b"".join(opened),
+        "streams that are opened and reset": start + b"".join(a + b for a, b in zip(opened, resets, strict=True)),
+        "pings": start + frame(PING, 0, 0, bytes(8)) * count,
+        "settings": start + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 1)) * count,
+        "headers that do not end": start
+        + frame(HEADERS, 0, 1, block)
+        + frame(CONTINUATION, 0, 1, header_block({"x": "y" * 100}) * 100) * (count // 100),
+    }
 
 
 def http_post(path: str, body: bytes, *more: str, length: int | None = None) -> bytes:

@@ -285,6 +285,15 @@ def test_a_photo_that_the_server_refuses_is_decoded_here(client: upsnet.Client, 
     assert [model for model, _ in server.asked] == [PHOTO_MODEL, MODEL]
 
 
+def test_a_file_that_is_too_large_for_the_server_is_decoded_here(
+    client: upsnet.Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upsnet.client.conversation.MOST_PHOTO_BYTES", 50)
+    photo = encoded(photo_of(scene(0)))
+    assert_same(client.predict(photo), Model(server.predictor).predict(photo))
+    assert [model for model, _ in server.asked] == [MODEL]
+
+
 def test_the_deadline_is_the_callers(server: FakeServer) -> None:
     server.gate.clear()
     with (
