@@ -19,17 +19,18 @@ from tqdm import tqdm
 from upsnet.command_line import options
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.errors import InputError
-from upsnet.files import PathLike
+from upsnet.files import PathLike, write_bytes
 from upsnet.model import Model
-from upsnet.photos import read_photo, write_image
+from upsnet.photo_tensors import MOST_OF_JPEG, encode_overlay, overlay_kind
+from upsnet.photos import read_photo
 from upsnet.runtimes.open import open_runtime
 from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.tls import Tls
 from upsnet.sources import Source, expand, find_sources
 from upsnet.video import Video, VideoWriter
 
-MOST_OF_JPEG = 65500  # pixels along a side
 LEFT_OUT = 1  # exit status
+SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
 
 
 def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: list[str]) -> Iterator[str]:
@@ -67,10 +68,13 @@ def _predict_photos(
             writer.add(next(image_ids), _png_name(source, 1), prediction.result)
             picture = prediction.overlay()
             name = overlay_name(source, picture.size)
-            kind = "JPEG" if name.endswith(".jpg") else "PNG"
-            write_image(writer.stage / name, picture, kind, quality=92)
+            write_bytes(writer.stage / name, encode_overlay(picture))
             bar.update()
-            note = "" if kind == "JPEG" else f" (overlay as a PNG: a JPEG ends at {MOST_OF_JPEG} pixels a side)"
+            note = (
+                ""
+                if overlay_kind(picture.size) == "JPEG"
+                else f" (overlay as a PNG: a JPEG ends at {MOST_OF_JPEG} pixels a side)"
+            )
             yield f"{source.path}: {prediction.describe()}{note}"
 
 
@@ -155,7 +159,7 @@ def _clash(one: Source, other: Source) -> bool:
 
 def overlay_name(source: Source, size: tuple[int, ...]) -> str:
     """A JPEG for a photo of that height and width, a PNG where a JPEG cannot be as long; a video for a video."""
-    suffix = "mp4" if source.is_video else "jpg" if max(size) <= MOST_OF_JPEG else "png"
+    suffix = "mp4" if source.is_video else SUFFIXES[overlay_kind(size)]
     return f"{source.name}_overlay.{suffix}"
 
 
