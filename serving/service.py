@@ -80,7 +80,6 @@ async def serve(settings: Settings) -> None:
             FrontSettings(
                 settings.host, settings.grpc_port, settings.http_port, settings.metrics_port, limits, settings.tls
             ),
-            process.manifest,
             telemetry,
         )
         try:

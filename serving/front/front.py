@@ -11,7 +11,6 @@ from serving.front.grpc_front import GrpcFront
 from serving.front.http_front import HttpFront
 from serving.front.settings import FrontSettings as FrontSettings
 from serving.record import Telemetry
-from upsnet.manifest import Manifest
 
 CLOSE_SECONDS = 1.0  # in which the last answers reach their callers
 
@@ -19,7 +18,7 @@ CLOSE_SECONDS = 1.0  # in which the last answers reach their callers
 class Front:
     """gRPC, the operators' HTTP and, where it is asked for, REST, before one Triton server."""
 
-    def __init__(self, backend: Backend, settings: FrontSettings, manifest: Manifest, telemetry: Telemetry) -> None:
+    def __init__(self, backend: Backend, settings: FrontSettings, telemetry: Telemetry) -> None:
         self._admission = Admission(settings.limits, backend, telemetry)
         self._grpc = GrpcFront(backend, settings, telemetry, self._admission)
         self._http = HttpFront(backend, settings, telemetry, self._admission)

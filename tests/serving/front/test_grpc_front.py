@@ -444,7 +444,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
     async def main() -> None:
         async with bench() as made:
             settings = FrontSettings("127.0.0.1", made.port, None, 0, LIMITS)
-            other = Front(made.backend, settings, None, made.heard)  # type: ignore[arg-type]
+            other = Front(made.backend, settings, made.heard)
             with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{made.port} for grpc"):
                 await other.start()
 
