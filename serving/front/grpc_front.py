@@ -32,7 +32,8 @@ ASKED_ALL_THE_TIME = ("ServerLive", "ServerReady", "ModelReady", "Check")  # by 
 EXTENSIONS = ("classification", "sequence", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 REQUEST_ID, TRACE, RETRY_AFTER, PUSHBACK = "x-request-id", "traceparent", "retry-after", "grpc-retry-pushback-ms"
 UNLIMITED = 2**31 - 1
-OTHER_CALLS = 64  # that may run beside the inferences: health, metadata, streams that wait
+STREAMS = 64  # of one connection; its further calls wait with the client
+OTHER_CALLS = 16 * STREAMS  # beside the inferences: health, metadata, and calls whose message does not come
 WATCH_SECONDS, MOST_WATCHERS = 0.5, 16  # between two looks at the health; who may look at a time
 SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, and nobody is told
@@ -45,6 +46,7 @@ SERVER_OPTIONS = [
     ("grpc.max_connection_age_grace_ms", 300_000),
     ("grpc.server_handshake_timeout_ms", 10_000),  # a connection on which nobody speaks gRPC
     ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", STREAMS),
 ]
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", UNLIMITED),
