@@ -25,6 +25,10 @@ VERSIONS = ("3.12", "3.11")  # those with a stub, and with wheels of all REQUIRE
 READY = ".ready"  # a file in a complete environment, for make
 CURE = "`uv python install 3.12` (or Debian's python3.11-venv and libpython3.11), then `make setup`"
 
+# Of glibc: what was large or many goes back to the system when it is freed. Else requests that come and go among others
+# leave holes, and every process grows for hours.
+MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
 # Run by another interpreter. sysconfig's LIBDIR is wrong where an installation was moved.
 PROBE = """
 import json, os, sys, sysconfig
@@ -75,13 +79,17 @@ class Environment(NamedTuple):
         """The server's process environment: where the model's process finds libpython, this venv's packages, and the
         Python packages in the folder `modules`."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        return kept | {
-            "LD_LIBRARY_PATH": f"{self.site / 'nvidia_pytriton.libs'}:{self.libraries}",
-            "PYTHONPATH": str(modules),
-            "PYTHONDONTWRITEBYTECODE": "1",  # not into the checkout
-            "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime would tell its makers what it runs
-            "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', os.defpath)}",
-        }
+        return (
+            MALLOC
+            | kept
+            | {
+                "LD_LIBRARY_PATH": f"{self.site / 'nvidia_pytriton.libs'}:{self.libraries}",
+                "PYTHONPATH": str(modules),
+                "PYTHONDONTWRITEBYTECODE": "1",  # not into the checkout
+                "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime would tell its makers what it runs
+                "PATH": f"{self.folder / 'bin'}:{os.environ.get('PATH', os.defpath)}",
+            }
+        )
 
 
 def find_python() -> str:

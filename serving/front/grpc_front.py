@@ -57,6 +57,8 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 
+MOST_QUESTION = 4096  # bytes of a message that names a model or a region
+
 logger = logging.getLogger(__name__)
 Method = Callable[[bytes, Record, grpc.aio.ServicerContext], Awaitable[bytes]]
 
@@ -197,6 +199,8 @@ class GrpcFront(grpc.GenericRpcHandler):
             return await self._call("ModelInfer", body, context)
 
     async def _forward(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        if len(body) > MOST_QUESTION:
+            raise Refused(Outcome.INVALID, f"{record.method}: a message of more than {MOST_QUESTION} bytes")
         await self._admission.until_ready(context.time_remaining())
         return await self._call(record.method, body, context)
 
@@ -326,7 +330,7 @@ class GrpcFront(grpc.GenericRpcHandler):
             record.outcome, record.message = refused.outcome, refused.message
             raise
         except asyncio.CancelledError:
-            record.outcome = Outcome.DEADLINE if context.time_remaining() == 0 else Outcome.CANCELLED
+            record.outcome = Outcome.DEADLINE if _is_late(context, begun) else Outcome.CANCELLED
             raise
         except Exception:
             logger.exception("request %s failed in the front", record.request_id)
@@ -336,6 +340,12 @@ class GrpcFront(grpc.GenericRpcHandler):
             record.total = time.monotonic() - begun
             if record.method not in ASKED_ALL_THE_TIME or record.outcome != Outcome.OK:
                 self._telemetry.finish(record)
+
+
+def _is_late(context: grpc.aio.ServicerContext, begun: float) -> bool:
+    """Whether the caller's time is over. gRPC tells the server of a little more of it than the caller has."""
+    remaining = context.time_remaining()
+    return remaining is not None and remaining <= 0.1 + 0.02 * (time.monotonic() - begun)
 
 
 def _trailing(record: Record, refused: Refused) -> tuple[tuple[str, str], ...]:

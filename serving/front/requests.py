@@ -75,6 +75,9 @@ def request_id(request: Any) -> str:
 
 def assess(request: Any, data: list[memoryview | None], limits: Limits) -> Asked:
     """Of what `read` gives. Refused, in one line that names the limit, where the request is wrong or too much."""
+    tensors = [each.name for each in (*request.inputs, *request.outputs)]
+    if max(map(len, (request.model_name, request.model_version, *tensors))) > MOST_NAME:  # an error would repeat it
+        raise Refused(Outcome.INVALID, f"no name of a model or of a tensor has more than {MOST_NAME} characters")
     regions = tuple(_region(each) for each in (*request.inputs, *request.outputs) if REGION in each.parameters)
     photos, pixels, large = 0, 0, False
     for tensor, raw in zip(request.inputs, data, strict=True):

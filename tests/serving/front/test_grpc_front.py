@@ -114,6 +114,18 @@ def test_metadata_comes_from_triton_and_waits_for_it() -> None:
     asyncio.run(main())
 
 
+def test_a_question_with_a_book_for_a_name_is_refused() -> None:
+    async def main() -> None:
+        async with bench() as made:
+            error = await fails(made.stub.ModelConfig(pb.ModelConfigRequest(name="x" * 100_000)))
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert error.details() == "ModelConfig: a message of more than 4096 bytes"
+            (record,) = await finished(made, 1)
+            assert record.outcome == Outcome.INVALID
+
+    asyncio.run(main())
+
+
 def test_health_tells_the_truth_whatever_triton_says() -> None:
     async def main() -> None:
         async with bench() as made:
@@ -216,7 +228,7 @@ def test_a_deadline_goes_along_and_a_cancel_is_passed_on() -> None:
             await until(lambda: "gone" in made.triton.seen)
             call.cancel()
             await until(lambda: made.triton.cancelled == ["gone"])
-            error = await fails(made.infer(make_request("late"), timeout=0.1))
+            error = await fails(made.infer(make_request("late"), timeout=2))
             assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
             await until(lambda: made.triton.cancelled == ["gone", "late"])
             records = await finished(made, 4)

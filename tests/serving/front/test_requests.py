@@ -59,6 +59,18 @@ def test_impossible_shapes(shape: tuple[int, ...]) -> None:
     assert error.outcome == Outcome.INVALID and "input 'images' has an impossible shape" in error.message
 
 
+def test_names_that_an_error_would_repeat_at_length() -> None:
+    request = make_request()
+    for tensor in (request, request.inputs[0], request.outputs.add(name="panoptic")):
+        kind = "model_name" if tensor is request else "name"
+        usual = getattr(tensor, kind)
+        setattr(tensor, kind, "x" * 65)
+        error = refused(request)
+        assert (error.outcome, "more than 64 characters" in error.message) == (Outcome.INVALID, True)
+        setattr(tensor, kind, usual)
+    assert seen(request).photos == 1
+
+
 def test_bytes_that_do_not_fit_the_shape() -> None:
     request = make_request()
     request.raw_input_contents[0] = b"12345"
