@@ -90,7 +90,7 @@ def make_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls
 
 def parse_bytes(text: str) -> int:
     """'6G', '512MiB', '1000000' -> bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if found is None or not (size := int(float(found[1]) * UNITS[found[2].upper()])):
         raise InputError(f"--memory-limit {text}: give bytes, more than 0, as 6G or 512M (powers of 1024)")
     return size

@@ -30,7 +30,7 @@ class Footprint(NamedTuple):
         return found
 
     def megabytes(self) -> dict[str, float]:
-        """Of each process, by name, pages that several share counted once; "shared": of their regions in /dev/shm."""
+        """Of each process, by name, pages that several share counted once; "regions": of their regions in /dev/shm."""
         found: dict[str, float] = {}
         regions = {}
         for pid in self.processes():
@@ -41,7 +41,7 @@ class Footprint(NamedTuple):
                 for line in _read(pid, "maps").splitlines():
                     if (place := line.partition("/dev/shm/")[2]) and not place.endswith("(deleted)"):
                         regions[place] = Path("/dev/shm", place).stat().st_blocks * 512
-        return found | {"shared": sum(regions.values()) / MIB}
+        return found | {"regions": sum(regions.values()) / MIB}
 
     def restarts(self) -> int:
         snapshot = Snapshot.of(self.metrics)

@@ -52,7 +52,7 @@ def test_good_answers_stay_right_among_hostile_requests(
 
 def test_growth_is_from_after_the_warm_up_to_the_end() -> None:
     sizes = [10.0] * 4 + [100.0] * 4 + [105.0] * 4 + [110.0] * 4
-    memory = [Memory(second=number, mib={"Triton": size - 2, "shared": 2}) for number, size in enumerate(sizes)]
+    memory = [Memory(second=number, mib={"Triton": size - 2, "regions": 2}) for number, size in enumerate(sizes)]
     assert growth(memory) == pytest.approx(0.1)
     assert growth(memory[:1]) == 0
 
