@@ -31,6 +31,7 @@ FORWARDED = ("ModelMetadata", "ModelConfig", "ModelStatistics")  # they read, an
 ASKED_ALL_THE_TIME = ("ServerLive", "ServerReady", "ModelReady", "Check")  # by monitors: not worth a line each
 EXTENSIONS = ("classification", "sequence", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 REQUEST_ID, TRACE, RETRY_AFTER, PUSHBACK = "x-request-id", "traceparent", "retry-after", "grpc-retry-pushback-ms"
+ATTEMPTS = "grpc-previous-rpc-attempts"  # of a call that gRPC retries
 UNLIMITED = 2**31 - 1
 OTHER_CALLS = 64  # that may run beside the inferences: health, metadata, streams that wait
 WATCH_SECONDS, MOST_WATCHERS = 0.5, 16  # between two looks at the health; who may look at a time
@@ -189,7 +190,8 @@ class GrpcFront(grpc.GenericRpcHandler):
         asked = requests.assess(request, data, self._settings.limits)
         record.photos, record.pixels = asked.photos, asked.pixels
         del request, data
-        self._shared.check(asked.regions)
+        if asked.regions:
+            self._check_regions(asked.regions, context)
         async with self._admission.turn(record, asked.large, context.time_remaining()):
             await self._tell_again(asked.regions, context)
             return await self._call("ModelInfer", body, context)
@@ -222,6 +224,7 @@ class GrpcFront(grpc.GenericRpcHandler):
         """A server that has been restarted knows none of the regions."""
         restarts = self._backend.health.restarts
         for unknown in self._shared.unknown(regions, restarts):
+            self._shared.check_file(unknown)
             try:
                 await self._call("SystemSharedMemoryRegister", unknown.SerializeToString(), context)
             except Refused as refused:
@@ -232,7 +235,7 @@ class GrpcFront(grpc.GenericRpcHandler):
     async def _unregister(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         self._check_token(record, context)
         name = requests.parse(pb.SystemSharedMemoryUnregisterRequest, body).name
-        self._shared.check([requests.Region(name, 0, 0)])
+        self._check_regions((requests.Region(name, 0, 0),), context)
         return await self._remove(name, record, context)
 
     async def _remove(self, name: str, record: Record, context: grpc.aio.ServicerContext) -> bytes:
@@ -242,6 +245,15 @@ class GrpcFront(grpc.GenericRpcHandler):
             return await self._call("SystemSharedMemoryUnregister", body, context)
         finally:
             self._shared.remove(name)
+
+    def _check_regions(self, regions: tuple[requests.Region, ...], context: grpc.aio.ServicerContext) -> None:
+        """The first attempt of a call that gRPC retries may still write there, while the caller has the second's answer
+        and uses the region again: so the second is refused.
+        """
+        metadata = dict(context.invocation_metadata() or ())
+        if ATTEMPTS in metadata:
+            raise Refused(Outcome.FORBIDDEN, "a request in shared memory is not retried")
+        self._shared.check(regions, metadata.get(TOKEN))
 
     def _check_token(self, record: Record, context: grpc.aio.ServicerContext) -> None:
         if not self._shared.may(dict(context.invocation_metadata() or ()).get(TOKEN)):

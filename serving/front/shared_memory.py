@@ -2,7 +2,8 @@
 
 The answer of ServerMetadata names, in its initial metadata, a file that only this user can read. Whoever sends the
 token in it may register regions of its own: POSIX shared memory named `/upsnet-client-` and 32 hexadecimal digits, with
-rights for this user alone, registered under those digits. Nobody can guess such a name, so requests need no token.
+rights for this user alone, registered under those digits. Others can read the name in /dev/shm: a request that uses a
+region needs the token, too.
 """
 
 from __future__ import annotations
@@ -71,6 +72,10 @@ class SharedMemory:
         if not 0 < request.byte_size <= self._limits.max_region_bytes:
             most = self._limits.max_region_bytes
             raise Refused(Outcome.TOO_LARGE, f"a region of {request.byte_size} bytes: 1 to {most} are allowed")
+        self.check_file(request)
+
+    def check_file(self, request: pb.SystemSharedMemoryRegisterRequest) -> None:
+        """Refused where the memory is not this user's alone: somebody else may have taken a name that is free again."""
         try:
             file = os.open(FOLDER / request.key[1:], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -102,10 +107,10 @@ class SharedMemory:
         self._regions.pop(name, None)
         self._telemetry.gauge("regions", len(self._regions))
 
-    def check(self, regions: Iterable[Region]) -> None:
-        """Refused where a request names memory that was not registered here, or that is outside of it."""
+    def check(self, regions: Iterable[Region], token: str | None) -> None:
+        """Refused where a request without the token names memory, or what was not registered here, or is outside."""
         for region in regions:
-            found = self._regions.get(region.name)
+            found = self._regions.get(region.name) if self.may(token) else None
             if found is None:
                 raise Refused(Outcome.FORBIDDEN, "the request names shared memory that is not registered here")
             if region.offset < 0 or region.size < 0 or region.offset + region.size > found.request.byte_size:

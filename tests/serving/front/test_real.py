@@ -132,13 +132,13 @@ class Shared:
     def unregister(self, stub: Any, token: tuple[tuple[str, str], ...]) -> None:
         stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(name=self.name), metadata=token)
 
-    def infer(self, client: Any) -> np.ndarray:
+    def infer(self, client: Any, token: tuple[tuple[str, str], ...]) -> np.ndarray:
         """The panoptic maps, as they stand in the region."""
         inputs = inputs_of(self.batch)
         inputs[0].set_shared_memory(self.name, self.sizes["images"])
         outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
         outputs[0].set_shared_memory(self.name, self.sizes["panoptic"], self.sizes["images"])
-        client.infer("upsnet", inputs, outputs=outputs, client_timeout=30)
+        client.infer("upsnet", inputs, outputs=outputs, client_timeout=30, headers=dict(token))
         answer = np.fromfile(self.path, np.uint8, offset=self.sizes["images"])
         return answer.reshape(self.batch.images.shape[:3])
 
@@ -163,7 +163,7 @@ def test_shared_memory_in_and_out(server: TritonServer, client: Any, exported: E
         token = token_of(stub)
         for _ in range(20):  # a region is free as soon as the answer is there
             shared.register(stub, token)
-            np.testing.assert_array_equal(shared.infer(client), expected)
+            np.testing.assert_array_equal(shared.infer(client, token), expected)
             shared.unregister(stub, token)
 
 
@@ -179,12 +179,12 @@ def test_requests_wait_for_a_restart_and_regions_are_registered_again(
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         token = token_of(stub)
         shared.register(stub, token)
-        np.testing.assert_array_equal(shared.infer(client), expected)
+        np.testing.assert_array_equal(shared.infer(client, token), expected)
         os.kill(server.pid, signal.SIGKILL)
         deadline = time.monotonic() + 30
         while server.state["state"] == "ready" and not server.state["restarts"] and time.monotonic() < deadline:
             time.sleep(0.01)  # until it is noticed: a request that is sent before fails, and this one waits
         shared.path.write_bytes(shared.batch.images.tobytes() + bytes(shared.sizes["panoptic"]))
-        np.testing.assert_array_equal(shared.infer(client), expected)
+        np.testing.assert_array_equal(shared.infer(client, token), expected)
         assert server.state["restarts"] == 1
         shared.unregister(stub, token)
