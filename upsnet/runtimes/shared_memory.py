@@ -6,11 +6,13 @@ anything goes wrong, the request goes as a message, and that answer counts.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
 import secrets
 import stat
+import threading
 import time
 from collections.abc import Sequence
 from ipaddress import ip_address
@@ -38,7 +40,8 @@ FOLDER = Path("/dev/shm")
 PLACE, TOKEN = "upsnet-shared-memory", "upsnet-shared-memory-token"  # metadata: the token's file, and the token
 TOKEN_FILE = "shared-memory-token"
 LEAST = 256 << 10  # bytes of images for which it is worth it
-STEP, MOST = 1 << 20, 64 << 20  # bytes of a region
+STEP, MOST = 1 << 20, 32 << 20  # bytes of a region
+SPARE = 64 << 20  # bytes of FOLDER that are left to others: the server's models work there
 MOST_REGIONS = 8  # of a client: as many requests may be on their way in them
 PATIENCE = 5.0  # seconds for a call about regions
 PAUSE = 60.0  # seconds without, after a server has refused one
@@ -52,6 +55,9 @@ class Region:
         self.name = secrets.token_hex(16)
         self.key, self.token = f"/upsnet-client-{self.name}", ""
         self._path = FOLDER / self.key[1:]
+        room = os.statvfs(FOLDER)
+        if room.f_bavail * room.f_frsize < size + SPARE:
+            raise OSError(errno.ENOSPC, f"{FOLDER} has too little room")
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.posix_fallocate(file, 0, size)  # else the first write, where there is no room, would be SIGBUS
@@ -84,18 +90,20 @@ class Regions:
     """
 
     def __init__(self, server: Server) -> None:
-        self._server = server
+        self._server, self._patience = server, min(PATIENCE, server.timeout)
         self._free: list[Region] = []
-        self._count = 0  # of those that are free or in use
+        self._more = threading.Semaphore(MOST_REGIONS)  # how many there may be beside those that are free or in use
         self._not_before = 0.0
-        self._tried = is_here(server.address) and FOLDER.is_dir() and server.shared_memory is not False
+        self._possible = is_here(server.address) and FOLDER.is_dir() and server.shared_memory is not False
+        self._owner = os.getpid()  # a forked process would write into the same regions
 
     def open(self) -> Steps[None]:
         """InputError where shared memory must be used, and cannot be."""
         if self._server.shared_memory:
-            if not self._tried:
+            if not self._possible:
                 raise InputError(f"{self._server} is on another machine, or this one has no {FOLDER}: no shared memory")
-            self._give_back((yield from self._registered(STEP)))
+            self._more.acquire()
+            self._free.append((yield from self._registered(STEP)))
 
     def infer(self, server: Server, model: str, inputs: Inputs, outputs: Sequence[str]) -> Steps[Outputs]:
         """See kserve's `infer`, whose answer is the same."""
@@ -107,15 +115,17 @@ class Regions:
             try:
                 found = yield from self._infer(region, model, inputs, outputs, max(0.0, end - time.monotonic()))
             except CallError as error:
-                self._count -= 1
+                if error.status == "INVALID_ARGUMENT":  # the server is done with it
+                    yield from self._unregister(region)
                 if error.status in ("CANCELLED", "DEADLINE_EXCEEDED"):
                     raise (yield from explain(server, error)) from error
-            except BaseException:
-                self._count -= 1
-                raise
             else:
-                self._give_back(region)
+                self._free.append(region)
+                region = None
                 return found
+            finally:
+                if region is not None:
+                    self._more.release()
         return (yield from infer(server, model, inputs, outputs, max(0.0, end - time.monotonic())))
 
     def _infer(
@@ -138,7 +148,8 @@ class Regions:
     def _take(self, size: int) -> Steps[Region | None]:
         """None: this request goes without."""
         wanted = LEAST if self._server.shared_memory is None else 1
-        if not self._tried or not wanted <= size <= MOST or time.monotonic() < self._not_before:
+        usable = self._possible and os.getpid() == self._owner and time.monotonic() >= self._not_before
+        if not usable or not wanted <= size <= MOST:
             return None
         try:
             region = self._free.pop()
@@ -147,8 +158,9 @@ class Regions:
         else:
             if len(region.memory) >= size:
                 return region
-            yield from self._forget(region)
-        if self._count >= MOST_REGIONS:
+            yield from self._unregister(region)
+            self._more.release()
+        if not self._more.acquire(blocking=False):
             return None
         try:
             return (yield from self._registered(-(-size // STEP) * STEP))
@@ -157,44 +169,41 @@ class Regions:
             return None
 
     def _registered(self, size: int) -> Steps[Region]:
-        """A new one. InputError where there is none to be had."""
-        self._count += 1
+        """A new one, for which there is room. InputError where there is none to be had."""
         try:
             told: dict[str, Any] = {}
-            yield Ask("ServerMetadata", {}, timeout=PATIENCE, told=told)
+            yield Ask("ServerMetadata", {}, timeout=self._patience, told=told)
             token = read_token(told.get(PLACE))
             region = Region(size)
             try:
                 region.token = token
                 fields = {"name": region.name, "key": region.key, "byte_size": size}
-                yield Ask("SystemSharedMemoryRegister", fields, ((TOKEN, token),), PATIENCE)
+                yield Ask("SystemSharedMemoryRegister", fields, ((TOKEN, token),), self._patience)
             finally:
                 region.unlink()
         except BaseException as error:
-            self._count -= 1
+            self._more.release()
             if isinstance(error, CallError | OSError | InputError):
                 reason = error.text if isinstance(error, CallError) else first_line(error)
                 raise InputError(f"{self._server} cannot share memory with this client: {reason}") from error
             raise
         return region
 
-    def _give_back(self, region: Region) -> None:
-        self._free.append(region)
-
-    def _forget(self, region: Region) -> Steps[bool]:
-        """Tells the server that a free one has gone. False where it does not listen: it finds out by itself."""
-        self._count -= 1
+    def _unregister(self, region: Region) -> Steps[bool]:
+        """False where the server does not listen: it forgets what nobody uses by itself."""
         try:
-            yield Ask("SystemSharedMemoryUnregister", {"name": region.name}, ((TOKEN, region.token),), PATIENCE)
+            yield Ask("SystemSharedMemoryUnregister", {"name": region.name}, ((TOKEN, region.token),), self._patience)
         except (CallError, InputError):
             return False
         return True
 
     def close(self) -> Steps[None]:
+        """Tells the server that those which are free have gone."""
+        listens = os.getpid() == self._owner
         while self._free:
-            if not (yield from self._forget(self._free.pop())):
-                self._count -= len(self._free)
-                self._free.clear()
+            region = self._free.pop()
+            self._more.release()
+            listens = listens and (yield from self._unregister(region))
 
 
 def is_here(address: str) -> bool:

@@ -24,6 +24,7 @@ from serving.front.shared_memory import PLACE, TOKEN
 from serving.server import TritonServer
 from tests.serving.conftest import Exported, make_request
 from upsnet.geometry import NetworkBatch
+from upsnet.runtimes.triton import TritonPredictor
 
 pytestmark = pytest.mark.triton
 OUTPUTS = ("panoptic", "segments", "segment_count")
@@ -180,6 +181,9 @@ def test_requests_wait_for_a_restart_and_regions_are_registered_again(
         token = token_of(stub)
         shared.register(stub, token)
         np.testing.assert_array_equal(shared.infer(client, token), expected)
+        predictor = TritonPredictor(server.url, shared_memory=True)
+        np.testing.assert_array_equal(predictor.predict(shared.batch).panoptic, expected)
+        (before,) = predictor.connection.regions._free
         os.kill(server.pid, signal.SIGKILL)
         deadline = time.monotonic() + 30
         while server.state["state"] == "ready" and not server.state["restarts"] and time.monotonic() < deadline:
@@ -188,3 +192,8 @@ def test_requests_wait_for_a_restart_and_regions_are_registered_again(
         np.testing.assert_array_equal(shared.infer(client, token), expected)
         assert server.state["restarts"] == 1
         shared.unregister(stub, token)
+        for _ in range(2):  # ours has no name any more: the first goes as a message
+            np.testing.assert_array_equal(predictor.predict(shared.batch).panoptic, expected)
+        (after,) = predictor.connection.regions._free
+        assert after is not before
+        predictor.close()
