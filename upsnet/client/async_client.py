@@ -151,9 +151,11 @@ class AsyncClient:
     async def close(self) -> None:
         """End the connection. A second call does nothing."""
         if self._channel is not None:
-            await self._run(self._regions.close())
-            await self._channel.close()
-            self._channel = self._known = None
+            try:
+                await self._run(self._regions.close())
+            finally:
+                await self._channel.close()
+                self._channel = self._known = None
 
     async def __aenter__(self) -> AsyncClient:
         await self.open()

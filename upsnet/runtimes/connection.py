@@ -140,10 +140,12 @@ class Connection:
 
     def close(self) -> None:
         """A second call does nothing."""
-        if self._stub is not None:
-            self.run(self.regions.close())
-        self._stub = None
-        self._channel.close()
+        try:
+            if self._stub is not None:
+                self.run(self.regions.close())
+        finally:
+            self._stub = None
+            self._channel.close()
 
 
 def call_error(error: Any) -> CallError:
