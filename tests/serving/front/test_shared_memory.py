@@ -18,7 +18,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from serving.backend import State
 from serving.front.shared_memory import PLACE, TOKEN
-from tests.serving.front.fake import LIMITS, Bench, bench, make_request
+from tests.serving.front.fake import LIMITS, Bench, bench, make_request, until
 
 SIZE = 3072
 
@@ -179,7 +179,12 @@ def test_a_restarted_server_is_told_again(memory: Memory) -> None:
             token = await token_of(made)
             await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
             made.backend.set(State.READY, restarts=1)
-            await asyncio.gather(made.infer(memory.infer(), metadata=token), made.infer())
+            made.triton.gate.clear()
+            running = asyncio.gather(made.infer(memory.infer(), metadata=token), made.infer())
+            await until(lambda: len(made.triton.seen) == 2)
+            assert made.front._shared._regions[memory.name].requests == 1
+            made.triton.gate.set()
+            await running
             await made.infer(memory.infer(), metadata=token)
             assert made.triton.calls[1:] == [f"register {memory.name}"] * 2
 
@@ -258,3 +263,62 @@ def test_a_restarted_server_is_not_told_of_what_others_put_in_the_place(memory: 
             assert made.triton.seen == []
 
     asyncio.run(main())
+
+
+def test_a_region_in_use_stays(memory: Memory) -> None:
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            made.triton.gate.clear()
+            running = asyncio.ensure_future(made.infer(memory.infer(), metadata=token))
+            await until(lambda: made.triton.seen)
+            gone = pb.SystemSharedMemoryUnregisterRequest(name=memory.name)
+            code, _ = await code_of(made.stub.SystemSharedMemoryUnregister(gone, metadata=token))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            made.triton.gate.set()
+            await running
+            await made.stub.SystemSharedMemoryUnregister(gone, metadata=token)
+            assert made.triton.calls[1:] == [f"register {memory.name}", f"unregister {memory.name}"]
+
+    asyncio.run(main())
+
+
+def test_triton_lets_a_region_go_a_moment_after_the_answer(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            gone = pb.SystemSharedMemoryUnregisterRequest(name=memory.name)
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            monkeypatch.setattr("serving.front.grpc_front.LETTING_GO", (0.0, 0.0))
+            made.triton.holding = 3
+            told = await code_of(made.stub.SystemSharedMemoryUnregister(gone, metadata=token))
+            assert told == (grpc.StatusCode.INVALID_ARGUMENT, "a request uses that region")
+            made.triton.holding = 2
+            await made.stub.SystemSharedMemoryUnregister(gone, metadata=token)
+            assert made.triton.calls[2:] == [f"unregister {memory.name}"] * 6
+            assert made.heard.gauges["regions"] == 0
+
+    asyncio.run(main())
+
+
+def test_an_idle_region_without_a_name_goes_when_another_comes(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a client is killed. One that has its name stays."""
+    others = [Memory(), Memory()]
+
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            for each in (memory, others[0]):
+                await made.stub.SystemSharedMemoryRegister(each.request(), metadata=token)
+            memory.path.unlink()
+            monkeypatch.setattr("serving.front.shared_memory.IDLE", 0.0)
+            await made.stub.SystemSharedMemoryRegister(others[1].request(), metadata=token)
+            assert made.triton.calls[-2:] == [f"unregister {memory.name}", f"register {others[1].name}"]
+            assert made.heard.gauges["regions"] == 2
+
+    try:
+        asyncio.run(main())
+    finally:
+        for each in others:
+            each.path.unlink()

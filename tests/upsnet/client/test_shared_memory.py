@@ -247,3 +247,15 @@ def test_a_server_is_sent_no_file_but_a_token(tmp_path: Path) -> None:
     os.mkfifo(token, 0o600)
     with pytest.raises(InputError):
         read_token(str(token))
+
+
+def test_a_forked_process_leaves_the_regions_to_its_parent(
+    sharing: SharingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = TritonPredictor(sharing.url)
+    assert_right(predictor, make_batch(320))
+    monkeypatch.setattr(predictor.connection.regions, "_owner", os.getppid())
+    assert_right(predictor, make_batch(320, seed=1))
+    predictor.close()
+    assert [bool(name) for name in sharing.used] == [True, False]
+    assert len(sharing.regions) == 1
