@@ -32,6 +32,7 @@ def load(
     device: str | None = None,
     manifest: PathLike | None = None,
     tls: Tls | PathLike | bool | None = None,
+    shared_memory: bool | None = None,
 ) -> Model:
     """Open a trained network; what it is tells which runtime runs it.
 
@@ -41,7 +42,7 @@ def load(
 
     runtime: "onnxruntime" or "pytorch", for a run's folder that has both. threads: CPU threads of these two (default:
     theirs). device: PyTorch's, "auto", "cpu", "cuda" or "cuda:N" (default: "cpu"). manifest: the file that describes a
-    server's model, for a server that does not tell. tls: of a server; see `upsnet.Client`.
+    server's model, for a server that does not tell. tls, shared_memory: of a server; see `upsnet.Client`.
 
     Raises InputError, in one line with the cure, for what is no model, a package that is not installed, an option that
     the runtime does not have, and a server that does not answer.
@@ -49,7 +50,9 @@ def load(
     >>> with upsnet.load("runs/demo") as model:  # doctest: +SKIP
     ...     model.predict("street.jpg").save_coco("out")
     """
-    options = RuntimeOptions(source, runtime, manifest=manifest, tls=tls, threads=threads, device=device)
+    options = RuntimeOptions(
+        source, runtime, manifest=manifest, tls=tls, shared_memory=shared_memory, threads=threads, device=device
+    )
     return Model(open_source(options))
 
 

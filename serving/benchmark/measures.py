@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +19,10 @@ import numpy as np
 from pydantic import BaseModel
 from tqdm import tqdm
 
-from serving.benchmark.shared_memory import in_shared_memory
 from serving.load_test.asking import Server
 from serving.load_test.in_process import differing
 from serving.load_test.loops import OK, Length, closed_loop
 from serving.load_test.questions import photo_question, tensor_question
-from upsnet.contract import OUTPUTS
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch, collate, to_network
 from upsnet.machine import machine_facts
@@ -32,6 +30,7 @@ from upsnet.photos import read_photo
 from upsnet.result import PanopticResult
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 from upsnet.runtimes.predictor import decode_batch
+from upsnet.runtimes.triton import TritonPredictor
 
 SMALL, LARGE = (96, 128), (1344, 1344)
 TRANSPORTED = (640, 640)  # 1.2 MB
@@ -205,27 +204,37 @@ async def _saturation(server: Server, message: bytes, model: Path, photo: bytes,
 
 
 async def of_transport(url: str, rounds: int, seconds: float) -> Ratio:
-    """An image of 1.2 MB and its map, there and back: in gRPC's messages, and in shared memory."""
+    """An image of 1.2 MB and its map, there and back, by our client: in gRPC's messages, and in shared memory."""
     rng = np.random.default_rng(0)
     batch = zeros(TRANSPORTED)._replace(images=rng.integers(0, 256, (1, *TRANSPORTED, 3), dtype=np.uint8))
-    message = tensor_question("", batch).message
-    async with Server(url) as server, in_shared_memory(url, batch) as shared:
-        if (await server.ask(message))[OUTPUTS[0]] != await shared.ask():
+    with (
+        closing(TritonPredictor(url, shared_memory=False)) as message,
+        closing(TritonPredictor(url, shared_memory=True)) as shared,
+    ):
+        if not all(map(np.array_equal, message.predict(batch), shared.predict(batch))):
             raise InputError("the answer in shared memory differs from the one in the message")
-
-        async def ask_shared(_: int) -> str:
-            await shared.ask()
-            return OK
-
-        async def rate_shared(seconds: float) -> float:
-            return len(await closed_loop(ask_shared, 1, Length(seconds), lambda: None)) / seconds
-
-        ways: dict[str, Rate] = {"gRPC": partial(rate_of, server, message, 1), "shared memory": rate_shared}
+        ways: dict[str, Rate] = {
+            "gRPC": partial(_rate_of_client, message, batch),
+            "shared memory": partial(_rate_of_client, shared, batch),
+        }
         found = await rates(ways, rounds, seconds, "transport")
     here, there = ({name: found[name]} for name in ways)
     what = "1.2 MB to a trivial model, gRPC and shared memory"
     ratio = found["shared memory"] / found["gRPC"]
     return Ratio(what=what, here=here, server=there, unit="requests/s", ratio=ratio, goal=">= 2")
+
+
+async def _rate_of_client(predictor: TritonPredictor, batch: NetworkBatch, seconds: float) -> float:
+    """Of one caller."""
+
+    def work() -> float:
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() < start + seconds:
+            predictor.predict(batch)
+            done += 1
+        return done / (time.perf_counter() - start)
+
+    return await asyncio.to_thread(work)
 
 
 def _milliseconds(what: str, found: Turns, goal: str) -> Ratio:

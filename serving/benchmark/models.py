@@ -26,15 +26,22 @@ def with_rule(model: Path, rule: ResizeRule, path: Path) -> Path:
 
 
 def trivial(like: Manifest, path: Path) -> Path:
-    """A graph of the contract that says where the red is bright: what it takes is the way there and back."""
+    """A graph of the contract that answers with the first third of the image's bytes: what it takes is the way there
+    and back.
+    """
     rows = like.max_segments
-    constants = {"red": np.int64(0), "half": np.uint8(127), "columns": np.array([rows, 7], np.int64)}
-    constants |= {"zero": np.zeros(1, np.float32), "one": np.ones(1, np.int32), "first": np.array([0], np.int64)}
+    constants = {
+        "thirds": np.array([0, 3, -1], np.int64),
+        "first": np.int64(0),
+        "columns": np.array([rows, 7], np.int64),
+    }
+    constants |= {"zero": np.zeros(1, np.float32), "one": np.ones(1, np.int32)}
     make, value = helper.make_node, helper.make_tensor_value_info
     nodes = [
-        make("Gather", ["images", "red"], ["bright"], axis=3),
-        make("Greater", ["bright", "half"], ["above"]),
-        make("Cast", ["above"], ["panoptic"], to=TensorProto.UINT8),
+        make("Reshape", ["images", "thirds"], ["split"]),
+        make("Gather", ["split", "first"], ["bytes"], axis=1),
+        make("Shape", ["images"], ["size"], end=3),
+        make("Reshape", ["bytes", "size"], ["panoptic"]),
         make("Shape", ["scales"], ["batch"]),
         make("Concat", ["batch", "columns"], ["shape"], axis=0),
         make("Expand", ["zero", "shape"], ["segments"]),

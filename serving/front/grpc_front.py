@@ -31,6 +31,9 @@ FORWARDED = ("ModelMetadata", "ModelConfig", "ModelStatistics")  # they read, an
 ASKED_ALL_THE_TIME = ("ServerLive", "ServerReady", "ModelReady", "Check")  # by monitors: not worth a line each
 EXTENSIONS = ("classification", "sequence", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 REQUEST_ID, TRACE, RETRY_AFTER, PUSHBACK = "x-request-id", "traceparent", "retry-after", "grpc-retry-pushback-ms"
+IN_USE = "it is currently in use"  # Triton, of a region, for a moment after the answer, too
+LETTING_GO = (0.01, 0.03, 0.1, 0.3, 1.0)  # seconds between the times that it is told to unregister one
+ATTEMPTS = "grpc-previous-rpc-attempts"  # of a call that gRPC retries
 UNLIMITED = 2**31 - 1
 STREAMS = 64  # of one connection; its further calls wait with the client
 OTHER_CALLS = 16 * STREAMS  # beside the inferences: health, metadata, and calls whose message does not come
@@ -193,10 +196,14 @@ class GrpcFront(grpc.GenericRpcHandler):
         asked = requests.assess(request, data, self._settings.limits)
         record.photos, record.pixels = asked.photos, asked.pixels
         del request, data
-        self._shared.check(asked.regions)
-        async with self._admission.turn(record, asked.large, context.time_remaining()):
-            await self._tell_again(asked.regions, context)
-            return await self._call("ModelInfer", body, context)
+        metadata = dict(context.invocation_metadata() or ())
+        if asked.regions and ATTEMPTS in metadata:
+            # The first attempt may still write there, while the caller has the second's answer and uses it again.
+            raise Refused(Outcome.FORBIDDEN, "a request in shared memory is not retried")
+        with self._shared.in_use(asked.regions, metadata.get(TOKEN)):
+            async with self._admission.turn(record, asked.large, context.time_remaining()):
+                await self._tell_again(asked.regions, context)
+                return await self._call("ModelInfer", body, context)
 
     async def _forward(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         if len(body) > MOST_QUESTION:
@@ -218,8 +225,8 @@ class GrpcFront(grpc.GenericRpcHandler):
         self._check_token(record, context)
         request = requests.parse(pb.SystemSharedMemoryRegisterRequest, body)
         self._shared.check_new(request)
-        if (idle := self._shared.idle()) is not None:
-            await self._remove(idle, record, context)
+        for idle in self._shared.idle():
+            await self._remove(idle, context)
         answer = await self._forward(body, record, context)
         self._shared.add(request, self._backend.health.restarts)
         return answer
@@ -228,6 +235,7 @@ class GrpcFront(grpc.GenericRpcHandler):
         """A server that has been restarted knows none of the regions."""
         restarts = self._backend.health.restarts
         for unknown in self._shared.unknown(regions, restarts):
+            self._shared.check_file(unknown)
             try:
                 await self._call("SystemSharedMemoryRegister", unknown.SerializeToString(), context)
             except Refused as refused:
@@ -238,16 +246,26 @@ class GrpcFront(grpc.GenericRpcHandler):
     async def _unregister(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         self._check_token(record, context)
         name = requests.parse(pb.SystemSharedMemoryUnregisterRequest, body).name
-        self._shared.check([requests.Region(name, 0, 0)])
-        return await self._remove(name, record, context)
+        self._shared.check_unused(name, dict(context.invocation_metadata() or ()).get(TOKEN))
+        return await self._remove(name, context)
 
-    async def _remove(self, name: str, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+    async def _remove(self, name: str, context: grpc.aio.ServicerContext) -> bytes:
         body = pb.SystemSharedMemoryUnregisterRequest(name=name).SerializeToString()
-        try:
-            await self._admission.until_ready(context.time_remaining())
-            return await self._call("SystemSharedMemoryUnregister", body, context)
-        finally:
-            self._shared.remove(name)
+        await self._admission.until_ready(context.time_remaining())
+        for wait in (*LETTING_GO, None):
+            try:
+                answer = await self._call("SystemSharedMemoryUnregister", body, context)
+            except Refused as refused:
+                if IN_USE not in refused.message:
+                    self._shared.remove(name)  # the server that knew it has gone
+                    raise
+                if wait is None:
+                    raise Refused(Outcome.INVALID, "a request uses that region") from None
+                await asyncio.sleep(wait)
+            else:
+                break
+        self._shared.remove(name)
+        return answer
 
     def _check_token(self, record: Record, context: grpc.aio.ServicerContext) -> None:
         if not self._shared.may(dict(context.invocation_metadata() or ()).get(TOKEN)):

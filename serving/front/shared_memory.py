@@ -2,7 +2,8 @@
 
 The answer of ServerMetadata names, in its initial metadata, a file that only this user can read. Whoever sends the
 token in it may register regions of its own: POSIX shared memory named `/upsnet-client-` and 32 hexadecimal digits, with
-rights for this user alone, registered under those digits. Nobody can guess such a name, so requests need no token.
+rights for this user alone, registered under those digits. Others can read the name in /dev/shm: a request that uses a
+region needs the token, too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,7 @@ class Registered:
     request: pb.SystemSharedMemoryRegisterRequest
     restarts: int  # of the server when it was told: a new one knows nothing of it
     used: float  # when
+    requests: int = 0  # that use it now
 
 
 class SharedMemory:
@@ -71,6 +74,10 @@ class SharedMemory:
         if not 0 < request.byte_size <= self._limits.max_region_bytes:
             most = self._limits.max_region_bytes
             raise Refused(Outcome.TOO_LARGE, f"a region of {request.byte_size} bytes: 1 to {most} are allowed")
+        self.check_file(request)
+
+    def check_file(self, request: pb.SystemSharedMemoryRegisterRequest) -> None:
+        """Refused where the memory is not this user's alone: somebody else may have taken a name that is free again."""
         try:
             file = os.open(FOLDER / request.key[1:], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -85,32 +92,54 @@ class SharedMemory:
                 Outcome.INVALID, "a region is this user's alone (mode 0600) and at least as long as it is said"
             )
 
-    def idle(self) -> str | None:
-        """The region that must go before a new one may come; None while there is room. Refused where all are in use."""
-        if len(self._regions) < self._limits.max_regions:
-            return None
-        name = min(self._regions, key=lambda name: self._regions[name].used)
-        if time.monotonic() - self._regions[name].used < IDLE:
+    def idle(self) -> list[str]:
+        """The regions that go before a new one comes. Refused where all are in use and there is no room.
+
+        One whose name has gone is of a client that has gone, or of one that registers another when it is refused.
+        """
+        before = time.monotonic() - IDLE
+        idle = [name for name, each in self._regions.items() if not each.requests and each.used <= before]
+        gone = [name for name in idle if not (FOLDER / self._regions[name].request.key[1:]).exists()]
+        if gone or len(self._regions) < self._limits.max_regions:
+            return gone
+        if not idle:
             raise Refused(Outcome.BUSY, f"busy: {len(self._regions)} regions are in use; unregister some", IDLE)
-        return name
+        return [min(idle, key=lambda name: self._regions[name].used)]
 
     def add(self, request: pb.SystemSharedMemoryRegisterRequest, restarts: int) -> None:
-        self._regions[request.name] = Registered(request, restarts, time.monotonic())
+        found = self._regions.setdefault(request.name, Registered(request, restarts, time.monotonic()))
+        found.restarts = restarts
         self._telemetry.gauge("regions", len(self._regions))
 
     def remove(self, name: str) -> None:
         self._regions.pop(name, None)
         self._telemetry.gauge("regions", len(self._regions))
 
-    def check(self, regions: Iterable[Region]) -> None:
-        """Refused where a request names memory that was not registered here, or that is outside of it."""
-        for region in regions:
-            found = self._regions.get(region.name)
-            if found is None:
-                raise Refused(Outcome.FORBIDDEN, "the request names shared memory that is not registered here")
-            if region.offset < 0 or region.size < 0 or region.offset + region.size > found.request.byte_size:
-                raise Refused(Outcome.INVALID, "a tensor is not inside its region of shared memory")
-            found.used = time.monotonic()
+    @contextmanager
+    def in_use(self, regions: Iterable[Region], token: str | None) -> Iterator[None]:
+        """Refused where a request without the token names memory, or what was not registered here, or is outside."""
+        used = [self._find(region, token) for region in regions]
+        for each in used:
+            each.requests += 1
+        try:
+            yield
+        finally:
+            for each in used:
+                each.requests -= 1
+                each.used = time.monotonic()
+
+    def check_unused(self, name: str, token: str | None) -> None:
+        """Refused where a request is in it."""
+        if self._find(Region(name, 0, 0), token).requests:
+            raise Refused(Outcome.INVALID, "a request uses that region")
+
+    def _find(self, region: Region, token: str | None) -> Registered:
+        found = self._regions.get(region.name) if self.may(token) else None
+        if found is None:
+            raise Refused(Outcome.FORBIDDEN, "the request names shared memory that is not registered here")
+        if region.offset < 0 or region.size < 0 or region.offset + region.size > found.request.byte_size:
+            raise Refused(Outcome.INVALID, "a tensor is not inside its region of shared memory")
+        return found
 
     def unknown(self, regions: Iterable[Region], restarts: int) -> list[pb.SystemSharedMemoryRegisterRequest]:
         """What a server that has been restarted must be told before it can answer."""

@@ -20,6 +20,7 @@ from upsnet.prediction import PanopticPrediction
 from upsnet.runtimes.connection import call_error, load_packages, open_channel
 from upsnet.runtimes.kserve import RETRIES, Answer, Ask, CallError, Server, Steps
 from upsnet.runtimes.options import SERVER
+from upsnet.runtimes.shared_memory import Regions
 from upsnet.runtimes.tls import Tls
 
 
@@ -42,8 +43,10 @@ class AsyncClient:
         timeout: float = 120.0,
         retries: int = RETRIES,
         tls: Tls | PathLike | bool | None = None,
+        shared_memory: bool | None = None,
     ) -> None:
-        self._server = Server.of(url, tls, timeout, retries)
+        self._server = Server.of(url, tls, timeout, retries, shared_memory)
+        self._regions = Regions(self._server)
         self._grpc, self._messages, self._new_stub = load_packages()
         self._channel: Any = None
         self._known: Opened | None = None
@@ -54,7 +57,7 @@ class AsyncClient:
         self._channel = open_channel(self._server, self._grpc, self._grpc.aio)
         self._stub = self._new_stub(self._channel)
         try:
-            self._known = await self._run(connect(self._server))
+            self._known = await self._run(connect(self._server, self._regions))
         except BaseException:
             await self.close()
             raise
@@ -148,8 +151,11 @@ class AsyncClient:
     async def close(self) -> None:
         """End the connection. A second call does nothing."""
         if self._channel is not None:
-            await self._channel.close()
-            self._channel = self._known = None
+            try:
+                await self._run(self._regions.close())
+            finally:
+                await self._channel.close()
+                self._channel = self._known = None
 
     async def __aenter__(self) -> AsyncClient:
         await self.open()
@@ -181,6 +187,11 @@ class AsyncClient:
     async def _call(self, ask: Ask) -> Any:
         request = getattr(self._messages, f"{ask.method}Request")(**ask.fields)
         try:
-            return await getattr(self._stub, ask.method)(request, timeout=self._server.timeout)
+            timeout = self._server.timeout if ask.timeout is None else ask.timeout
+            calling = getattr(self._stub, ask.method)(request, timeout=timeout, metadata=ask.metadata)
+            answer = await calling
+            if ask.told is not None:
+                ask.told.update(dict(await calling.initial_metadata()))
+            return answer
         except self._grpc.RpcError as error:
             raise call_error(error) from None

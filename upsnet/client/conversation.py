@@ -21,6 +21,7 @@ from upsnet.runtimes.address import check_grpc
 from upsnet.runtimes.kserve import (
     Ask,
     CallError,
+    Infer,
     Served,
     Server,
     Steps,
@@ -32,6 +33,7 @@ from upsnet.runtimes.kserve import (
     predict_tensors,
 )  # fmt: skip
 from upsnet.runtimes.predictor import decode_batch
+from upsnet.runtimes.shared_memory import Regions
 
 MOST_PHOTO_BYTES = 32 << 20  # that `upsnet serve` takes in one photo; a larger one is decoded here
 
@@ -42,6 +44,7 @@ class Opened(NamedTuple):
     served: Served
     takes_photos: bool  # else it has the model of tensors alone
     categories: Categories
+    infer: Infer  # how tensors go
 
 
 class Health(NamedTuple):
@@ -52,16 +55,18 @@ class Health(NamedTuple):
     server: str  # its name and version, "triton 2.51.0"; empty where it does not answer
 
 
-def connect(server: Server) -> Steps[Opened]:
+def connect(server: Server, regions: Regions) -> Steps[Opened]:
     """Asks what is served."""
     yield partial(check_grpc, server.address, tls=server.tls)
-    return (yield from look_around((yield from describe(server, MODEL))))
+    served = yield from describe(server, MODEL)
+    yield from regions.open()
+    return (yield from look_around(served, regions))
 
 
-def look_around(served: Served) -> Steps[Opened]:
+def look_around(served: Served, regions: Regions) -> Steps[Opened]:
     """What else there is beside the model of tensors."""
     takes_photos = served.model == MODEL and (yield from _takes_photos(served.server))
-    return Opened(served, takes_photos, served.manifest.categories_table)
+    return Opened(served, takes_photos, served.manifest.categories_table, regions.infer)
 
 
 def _takes_photos(server: Server) -> Steps[bool]:
@@ -110,7 +115,7 @@ def predict(opened: Opened, photo: NamedPhoto) -> Steps[PanopticPrediction]:
             return PanopticPrediction(result, opened.categories, partial(read_photo, again, source), source, photo.name)
     pixels = yield partial(read_photo, given, source)
     net = yield partial(to_network, pixels, opened.served.manifest.resize)
-    raw = yield from predict_tensors(opened.served, collate([net]))
+    raw = yield from predict_tensors(opened.served, collate([net]), opened.infer)
     (result,) = yield partial(decode_batch, raw, [net])
     return PanopticPrediction(result, opened.categories, pixels, source, photo.name)
 

@@ -19,7 +19,7 @@ class PhotoTritonPredictor(TritonPredictor):
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         try:
-            self._opened = self.connection.run(look_around(self.served))
+            self._opened = self.connection.run(look_around(self.served, self.connection.regions))
         except BaseException:
             self.close()
             raise

@@ -10,6 +10,7 @@ from typing import Any
 from upsnet import DISTRIBUTION
 from upsnet.errors import InputError
 from upsnet.runtimes.kserve import Answer, Ask, CallError, Server, Steps
+from upsnet.runtimes.shared_memory import Regions
 
 SERVICE = "inference.GRPCInferenceService"
 MOST = 2**31 - 1  # bytes
@@ -102,7 +103,7 @@ class Connection:
     """A channel that waits for its answers. Several threads may use it."""
 
     def __init__(self, server: Server) -> None:
-        self.server = server
+        self.server, self.regions = server, Regions(server)
         self._grpc, self._messages, stub = load_packages()
         self._channel = open_channel(server, self._grpc, self._grpc)
         self._stub: Any = stub(self._channel)
@@ -127,16 +128,24 @@ class Connection:
         if self._stub is None:
             raise InputError(f"the connection to {self.server} is closed; open another")
         request = getattr(self._messages, f"{ask.method}Request")(**ask.fields)
-        future = getattr(self._stub, ask.method).future(request, timeout=self.server.timeout)
+        timeout = self.server.timeout if ask.timeout is None else ask.timeout
+        future = getattr(self._stub, ask.method).future(request, timeout=timeout, metadata=ask.metadata)
         try:
-            return calls.result_of(future)
+            answer = calls.result_of(future)
+            if ask.told is not None:
+                ask.told.update(future.initial_metadata())
+            return answer
         except self._grpc.RpcError as error:
             raise call_error(error) from None
 
     def close(self) -> None:
         """A second call does nothing."""
-        self._stub = None
-        self._channel.close()
+        try:
+            if self._stub is not None:
+                self.run(self.regions.close())
+        finally:
+            self._stub = None
+            self._channel.close()
 
 
 def call_error(error: Any) -> CallError:

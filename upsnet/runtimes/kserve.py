@@ -28,6 +28,7 @@ RETRIES = 4  # the most that gRPC does
 KINDS = {"uint8": "UINT8", "uint16": "UINT16", "int32": "INT32", "float32": "FP32"}  # numpy's name -> the protocol's
 BYTES = "BYTES"
 LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
+EMPTY: Mapping[str, Any] = {}
 
 
 class Server(NamedTuple):
@@ -37,16 +38,26 @@ class Server(NamedTuple):
     tls: Tls | None = None
     timeout: float = 120.0  # seconds for a call, its retries included
     retries: int = RETRIES
+    shared_memory: bool | None = None  # for tensors: always, never, or where it is worth it
 
     @classmethod
-    def of(cls, url: str, tls: Tls | PathLike | bool | None, timeout: float, retries: int) -> Server:
+    def of(
+        cls,
+        url: str,
+        tls: Tls | PathLike | bool | None,
+        timeout: float,
+        retries: int,
+        shared_memory: bool | None = None,
+    ) -> Server:
         """url: grpc://host:port, or grpcs:// for TLS. InputError for what is none of it."""
         address = parse_address(url)
         if not timeout > 0:
             raise InputError(f"timeout {timeout!r}: give a number of seconds")
         if retries not in range(RETRIES + 1):
             raise InputError(f"retries {retries!r}: give 0 to {RETRIES}")
-        return cls(address, Tls.of(tls or url.startswith(TLS_SCHEME)), timeout, retries)
+        if not isinstance(shared_memory, bool | None):
+            raise InputError(f"shared_memory {shared_memory!r}: give True, False or None")
+        return cls(address, Tls.of(tls or url.startswith(TLS_SCHEME)), timeout, retries, shared_memory)
 
     def __str__(self) -> str:
         return f"the Triton server at {self.address}"
@@ -66,6 +77,9 @@ class Ask(NamedTuple):
 
     method: str  # of GRPCInferenceService
     fields: Mapping[str, Any]  # of its request
+    metadata: tuple[tuple[str, str], ...] = ()  # that goes along
+    timeout: float | None = None  # None: the server's
+    told: dict[str, Any] | None = None  # takes the initial metadata of the answer
 
 
 class CallError(Exception):
@@ -79,6 +93,9 @@ class CallError(Exception):
 
 Answer = TypeVar("Answer")
 Steps = Generator[Ask | Callable[[], Any], Any, Answer]
+Inputs = Mapping[str, np.ndarray | Sequence[bytes]]
+Outputs = dict[str, np.ndarray | list[bytes]]
+Infer = Callable[[Server, str, Inputs, Sequence[str]], Steps[Outputs]]
 
 
 def call(server: Server, ask: Ask) -> Steps[Any]:
@@ -135,23 +152,41 @@ def _manifest(server: Server, model: str, config: Any) -> Manifest:
 
 
 def infer(
-    server: Server, model: str, inputs: Mapping[str, np.ndarray | Sequence[bytes]], outputs: Sequence[str]
-) -> Steps[dict[str, np.ndarray | list[bytes]]]:
+    server: Server, model: str, inputs: Inputs, outputs: Sequence[str], timeout: float | None = None
+) -> Steps[Outputs]:
     """The outputs that are asked for, by name. Arrays have the batch first; encoded content is B x 1."""
-    tensors, contents = [], []
+    ask = Ask("ModelInfer", infer_request(model, inputs, outputs), timeout=timeout)
+    return read_outputs((yield from call(server, ask)))
+
+
+def infer_request(
+    model: str, inputs: Inputs, outputs: Sequence[str], elsewhere: Mapping[str, Mapping[str, Any]] = EMPTY
+) -> dict[str, Any]:
+    """The fields of a ModelInferRequest. elsewhere: the parameters of tensors that are not in the message."""
+    tensors: list[dict[str, Any]] = []
+    contents = []
     for name, value in inputs.items():
         if isinstance(value, np.ndarray):
-            tensors.append({"name": name, "datatype": KINDS[value.dtype.name], "shape": value.shape})
-            contents.append(value.tobytes())
+            parameters = elsewhere.get(name, EMPTY)
+            tensors.append(
+                {"name": name, "datatype": KINDS[value.dtype.name], "shape": value.shape, "parameters": parameters}
+            )
+            if not parameters:
+                contents.append(value.tobytes())
         else:
             tensors.append({"name": name, "datatype": BYTES, "shape": [len(value), 1]})
             contents.append(b"".join(LENGTH.pack(len(each)) + each for each in value))
-    wanted = [{"name": name} for name in outputs]
-    request = {"model_name": model, "inputs": tensors, "outputs": wanted, "raw_input_contents": contents}
-    answer = yield from call(server, Ask("ModelInfer", request))
+    wanted = [{"name": name, "parameters": elsewhere.get(name, EMPTY)} for name in outputs]
+    return {"model_name": model, "inputs": tensors, "outputs": wanted, "raw_input_contents": contents}
+
+
+def read_outputs(answer: Any, elsewhere: Mapping[str, Mapping[str, Any]] = EMPTY) -> Outputs:
+    """Of a ModelInferResponse, without those that are not in the message."""
     found: dict[str, np.ndarray | list[bytes]] = {}
     for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True):
         dtype = next((dtype for dtype, kind in KINDS.items() if kind == output.datatype), None)
+        if output.name in elsewhere and not content:
+            continue
         if dtype:
             found[output.name] = np.frombuffer(content, dtype).reshape(output.shape)
         elif output.datatype == BYTES:
@@ -168,8 +203,8 @@ def _elements(content: bytes) -> list[bytes]:
     return elements
 
 
-def predict_tensors(served: Served, batch: NetworkBatch) -> Steps[RawPrediction]:
-    """What the graph says. A batch that is larger than the server's becomes several requests."""
+def predict_tensors(served: Served, batch: NetworkBatch, infer: Infer = infer) -> Steps[RawPrediction]:
+    """What the graph says. A batch that is larger than the server's becomes several requests. infer: how they go."""
     check_inputs(batch)
     parts = []
     for start in range(0, len(batch.images), served.max_batch):

@@ -28,6 +28,7 @@ class RuntimeOptions(NamedTuple):
     short_sides: Sequence[int] = ()  # with `flip`, test-time augmentation: see training/predictor.py
     flip: bool = False
     tls: Tls | PathLike | bool | None = None  # to a server: see `upsnet.Client`
+    shared_memory: bool | None = None  # with a server: see there
 
 
 class Runtime(NamedTuple):
@@ -65,7 +66,7 @@ RUNTIMES = {
         place="url",
         needs="the address of a running server (host:port of its gRPC)",
         file=None,
-        takes=("manifest", "tls"),
+        takes=("manifest", "tls", "shared_memory"),
         extra="triton",
     ),
 }

@@ -20,9 +20,9 @@ class TritonPredictor:
     """The model as a live Triton server runs it.
 
     url: see `parse_address`. manifest describes the model (default: the one in the served model's configuration).
-    timeout bounds every call, in seconds. tls, retries: see `upsnet.Client`. InputError, in one line, when no gRPC
-    answers at the url, when the model is not ready, when the server refuses a request, and when an answer does not fit
-    the manifest.
+    timeout bounds every call, in seconds. tls, retries, shared_memory: see `upsnet.Client`. InputError, in one line,
+    when no gRPC answers at the url, when the model is not ready, when the server refuses a request, and when an answer
+    does not fit the manifest.
     """
 
     name = "triton"
@@ -36,14 +36,16 @@ class TritonPredictor:
         *,
         tls: Tls | PathLike | bool | None = None,
         retries: int = RETRIES,
+        shared_memory: bool | None = None,
     ) -> None:
-        server = Server.of(url, tls, timeout, retries)
+        server = Server.of(url, tls, timeout, retries, shared_memory)
         load_packages()
         check_grpc(server.address, tls=server.tls)
         given = manifest if isinstance(manifest, Manifest | None) else Manifest.load(manifest)
         self.connection = Connection(server)
         try:
             self.served = self.connection.run(describe(server, model, given))
+            self.connection.run(self.connection.regions.open())
         except BaseException:
             self.close()
             raise
@@ -52,7 +54,7 @@ class TritonPredictor:
 
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         """A batch that is larger than the server's becomes several requests."""
-        return self.connection.run(predict_tensors(self.served, batch))
+        return self.connection.run(predict_tensors(self.served, batch, self.connection.regions.infer))
 
     def close(self) -> None:
         self.connection.close()

@@ -78,6 +78,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.cancelled: list[str] = []
         self.deadlines: list[float] = []  # seconds that were left; inf: all
         self.calls: list[str] = []
+        self.holding = 0  # times that a region is still in use
         self.error: tuple[grpc.StatusCode, str] | None = None
         self.server: grpc.aio.Server | None = None
 
@@ -124,6 +125,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
         self.calls.append(f"unregister {request.name}")
+        if self.holding:
+            self.holding -= 1
+            text = f"Cannot unregister shared memory region '{request.name}', it is currently in use."
+            await context.abort(grpc.StatusCode.INTERNAL, text)
         return pb.SystemSharedMemoryUnregisterResponse()
 
 

@@ -24,6 +24,7 @@ from serving.front.shared_memory import PLACE, TOKEN
 from serving.server import TritonServer
 from tests.serving.conftest import Exported, make_request
 from upsnet.geometry import NetworkBatch
+from upsnet.runtimes.triton import TritonPredictor
 
 pytestmark = pytest.mark.triton
 OUTPUTS = ("panoptic", "segments", "segment_count")
@@ -132,13 +133,13 @@ class Shared:
     def unregister(self, stub: Any, token: tuple[tuple[str, str], ...]) -> None:
         stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(name=self.name), metadata=token)
 
-    def infer(self, client: Any) -> np.ndarray:
+    def infer(self, client: Any, token: tuple[tuple[str, str], ...]) -> np.ndarray:
         """The panoptic maps, as they stand in the region."""
         inputs = inputs_of(self.batch)
         inputs[0].set_shared_memory(self.name, self.sizes["images"])
         outputs = [triton.InferRequestedOutput(name) for name in OUTPUTS]
         outputs[0].set_shared_memory(self.name, self.sizes["panoptic"], self.sizes["images"])
-        client.infer("upsnet", inputs, outputs=outputs, client_timeout=30)
+        client.infer("upsnet", inputs, outputs=outputs, client_timeout=30, headers=dict(token))
         answer = np.fromfile(self.path, np.uint8, offset=self.sizes["images"])
         return answer.reshape(self.batch.images.shape[:3])
 
@@ -163,7 +164,7 @@ def test_shared_memory_in_and_out(server: TritonServer, client: Any, exported: E
         token = token_of(stub)
         for _ in range(20):  # a region is free as soon as the answer is there
             shared.register(stub, token)
-            np.testing.assert_array_equal(shared.infer(client), expected)
+            np.testing.assert_array_equal(shared.infer(client, token), expected)
             shared.unregister(stub, token)
 
 
@@ -179,12 +180,20 @@ def test_requests_wait_for_a_restart_and_regions_are_registered_again(
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         token = token_of(stub)
         shared.register(stub, token)
-        np.testing.assert_array_equal(shared.infer(client), expected)
+        np.testing.assert_array_equal(shared.infer(client, token), expected)
+        predictor = TritonPredictor(server.url, shared_memory=True)
+        np.testing.assert_array_equal(predictor.predict(shared.batch).panoptic, expected)
+        (before,) = predictor.connection.regions._free
         os.kill(server.pid, signal.SIGKILL)
         deadline = time.monotonic() + 30
         while server.state["state"] == "ready" and not server.state["restarts"] and time.monotonic() < deadline:
             time.sleep(0.01)  # until it is noticed: a request that is sent before fails, and this one waits
         shared.path.write_bytes(shared.batch.images.tobytes() + bytes(shared.sizes["panoptic"]))
-        np.testing.assert_array_equal(shared.infer(client), expected)
+        np.testing.assert_array_equal(shared.infer(client, token), expected)
         assert server.state["restarts"] == 1
         shared.unregister(stub, token)
+        for _ in range(2):  # ours has no name any more: the first goes as a message
+            np.testing.assert_array_equal(predictor.predict(shared.batch).panoptic, expected)
+        (after,) = predictor.connection.regions._free
+        assert after is not before
+        predictor.close()

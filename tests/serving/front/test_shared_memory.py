@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import stat
@@ -13,10 +14,11 @@ from typing import Any
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 from serving.backend import State
 from serving.front.shared_memory import PLACE, TOKEN
-from tests.serving.front.fake import LIMITS, Bench, bench, make_request
+from tests.serving.front.fake import LIMITS, Bench, bench, make_request, until
 
 SIZE = 3072
 
@@ -73,7 +75,7 @@ def test_a_region_is_registered_used_and_unregistered(memory: Memory) -> None:
             token = await token_of(made)
             await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
             assert made.heard.gauges["regions"] == 1
-            await made.infer(memory.infer())
+            await made.infer(memory.infer(), metadata=token)
             assert made.triton.calls[1:] == [f"register {memory.name}"]
             code, _ = await code_of(made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token))
             assert code == grpc.StatusCode.INVALID_ARGUMENT
@@ -81,7 +83,7 @@ def test_a_region_is_registered_used_and_unregistered(memory: Memory) -> None:
             await made.stub.SystemSharedMemoryUnregister(gone, metadata=token)
             assert made.triton.calls[2:] == [f"unregister {memory.name}"]
             assert made.heard.gauges["regions"] == 0
-            code, _ = await code_of(made.infer(memory.infer()))
+            code, _ = await code_of(made.infer(memory.infer(), metadata=token))
             assert code == grpc.StatusCode.PERMISSION_DENIED
             place = made.front._shared.place
             await made.front.stop(0)
@@ -162,8 +164,9 @@ def test_files_that_are_not_this_users_alone(memory: Memory, tmp_path: Path) -> 
 def test_requests_stay_inside_their_region(memory: Memory, size: int, offset: int) -> None:
     async def main() -> None:
         async with bench() as made:
-            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=await token_of(made))
-            code, _ = await code_of(made.infer(memory.infer(size, offset)))
+            token = await token_of(made)
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            code, _ = await code_of(made.infer(memory.infer(size, offset), metadata=token))
             assert code == grpc.StatusCode.INVALID_ARGUMENT
             assert made.triton.seen == []
 
@@ -173,10 +176,16 @@ def test_requests_stay_inside_their_region(memory: Memory, size: int, offset: in
 def test_a_restarted_server_is_told_again(memory: Memory) -> None:
     async def main() -> None:
         async with bench() as made:
-            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=await token_of(made))
+            token = await token_of(made)
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
             made.backend.set(State.READY, restarts=1)
-            await asyncio.gather(made.infer(memory.infer()), made.infer())
-            await made.infer(memory.infer())
+            made.triton.gate.clear()
+            running = asyncio.gather(made.infer(memory.infer(), metadata=token), made.infer())
+            await until(lambda: len(made.triton.seen) == 2)
+            assert made.front._shared._regions[memory.name].requests == 1
+            made.triton.gate.set()
+            await running
+            await made.infer(memory.infer(), metadata=token)
             assert made.triton.calls[1:] == [f"register {memory.name}"] * 2
 
     asyncio.run(main())
@@ -188,7 +197,7 @@ def test_an_idle_region_gives_its_place(monkeypatch: pytest.MonkeyPatch) -> None
             token = await token_of(made)
             for memory in memories[:2]:
                 await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
-            await made.infer(memories[0].infer())
+            await made.infer(memories[0].infer(), metadata=token)
             call = made.stub.SystemSharedMemoryRegister(memories[2].request(), metadata=token)
             assert (await code_of(call))[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
             monkeypatch.setattr("serving.front.shared_memory.IDLE", 0.0)
@@ -202,3 +211,114 @@ def test_an_idle_region_gives_its_place(monkeypatch: pytest.MonkeyPatch) -> None
     finally:
         for memory in memories:
             os.unlink(memory.path)
+
+
+def test_a_request_needs_the_token(memory: Memory) -> None:
+    """Others can read a region's name."""
+
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            for metadata in ((), ((TOKEN, "0" * 64),)):
+                code, _ = await code_of(made.infer(memory.infer(), metadata=metadata))
+                assert code == grpc.StatusCode.PERMISSION_DENIED
+            assert made.triton.seen == []
+
+    asyncio.run(main())
+
+
+def test_a_second_attempt_is_refused(memory: Memory) -> None:
+    """Of a call that gRPC retries: the first may still write there when the caller uses the region again."""
+    policy = {"maxAttempts": 4, "initialBackoff": "0.01s", "backoffMultiplier": 1, "maxBackoff": "1s"}
+    policy |= {"retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}
+    config = json.dumps(
+        {"methodConfig": [{"name": [{"service": "inference.GRPCInferenceService"}], "retryPolicy": policy}]}
+    )
+
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            made.triton.error = grpc.StatusCode.RESOURCE_EXHAUSTED, "too much"
+            async with grpc.aio.insecure_channel(made.address, [("grpc.service_config", config)]) as channel:
+                stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+                call = stub.ModelInfer(memory.infer(), metadata=token)
+                told = await code_of(call)
+            assert told == (grpc.StatusCode.PERMISSION_DENIED, "a request in shared memory is not retried")
+            assert made.triton.seen == ["r"]
+
+    asyncio.run(main())
+
+
+def test_a_restarted_server_is_not_told_of_what_others_put_in_the_place(memory: Memory) -> None:
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            memory.path.chmod(0o666)
+            made.backend.set(State.READY, restarts=1)
+            code, _ = await code_of(made.infer(memory.infer(), metadata=token))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            assert made.triton.seen == []
+
+    asyncio.run(main())
+
+
+def test_a_region_in_use_stays(memory: Memory) -> None:
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            made.triton.gate.clear()
+            running = asyncio.ensure_future(made.infer(memory.infer(), metadata=token))
+            await until(lambda: made.triton.seen)
+            gone = pb.SystemSharedMemoryUnregisterRequest(name=memory.name)
+            code, _ = await code_of(made.stub.SystemSharedMemoryUnregister(gone, metadata=token))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            made.triton.gate.set()
+            await running
+            await made.stub.SystemSharedMemoryUnregister(gone, metadata=token)
+            assert made.triton.calls[1:] == [f"register {memory.name}", f"unregister {memory.name}"]
+
+    asyncio.run(main())
+
+
+def test_triton_lets_a_region_go_a_moment_after_the_answer(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            gone = pb.SystemSharedMemoryUnregisterRequest(name=memory.name)
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            monkeypatch.setattr("serving.front.grpc_front.LETTING_GO", (0.0, 0.0))
+            made.triton.holding = 3
+            told = await code_of(made.stub.SystemSharedMemoryUnregister(gone, metadata=token))
+            assert told == (grpc.StatusCode.INVALID_ARGUMENT, "a request uses that region")
+            made.triton.holding = 2
+            await made.stub.SystemSharedMemoryUnregister(gone, metadata=token)
+            assert made.triton.calls[2:] == [f"unregister {memory.name}"] * 6
+            assert made.heard.gauges["regions"] == 0
+
+    asyncio.run(main())
+
+
+def test_an_idle_region_without_a_name_goes_when_another_comes(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a client is killed. One that has its name stays."""
+    others = [Memory(), Memory()]
+
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            for each in (memory, others[0]):
+                await made.stub.SystemSharedMemoryRegister(each.request(), metadata=token)
+            memory.path.unlink()
+            monkeypatch.setattr("serving.front.shared_memory.IDLE", 0.0)
+            await made.stub.SystemSharedMemoryRegister(others[1].request(), metadata=token)
+            assert made.triton.calls[-2:] == [f"unregister {memory.name}", f"register {others[1].name}"]
+            assert made.heard.gauges["regions"] == 2
+
+    try:
+        asyncio.run(main())
+    finally:
+        for each in others:
+            each.path.unlink()
