@@ -92,9 +92,9 @@ data/shapes/train.json data/shapes_long/train.json: upsnet/datasets/shapes.py up
 	$(UPSNET) shapes --out $(@D) $(if $(findstring long,$@),--train 3000)
 	touch $@
 
-TRAIN = $(UPSNET) train --processes $(GPUS) --config $(CONFIG) --out $(RUN) $(ARGS)
+TRAIN = $(UPSNET) train --processes $(GPUS) --config $(CONFIG) --out $(RUN)
 train: $(READY) $(DATA) ## train CONFIG on GPUS processes (a number, or gpu: one on each GPU); resumes RUN if it exists
-	$(TRAIN)
+	$(TRAIN) $(ARGS)
 
 $(RUN)/.trained: $(CONFIG) $(DATA) | $(READY)
 	$(TRAIN)

@@ -20,6 +20,7 @@ from tests.serving.soak.soak import Service, SoakReport, good_questions, soak
 from tests.shared import FOLDER
 from upsnet.command_line.command import run as run_command
 from upsnet.command_line.tables import make_table, print_tables
+from upsnet.errors import InputError
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 from upsnet.sources import find_sources
 
@@ -45,6 +46,8 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("soak.json"),
 ) -> None:
     """Status 1 where an answer was wrong, something was let in, the server restarted or its memory grew by 5 %."""
+    if out.is_dir():
+        raise InputError(f"{out}: it is a folder; --out names a file")
     folders = photos or [folder for folder in PHOTOS if folder.is_dir()]
     found = [source.path for folder in folders for source in islice(find_sources([folder], warn=False), most_photos)]
     with tempfile.TemporaryDirectory(prefix="upsnet-soak-") as folder:
