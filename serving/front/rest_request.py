@@ -35,20 +35,23 @@ def check(model: str, body: bytes, header_length: str | None, limits: Limits) ->
     """Refused, in one line, where the request is no KServe v2 inference or more than the service allows."""
     length = _length(header_length, len(body))
     content = _parse(body if length is None else body[:length])
-    _tensors(content, "outputs", OUTPUT_PARAMETERS)
+    outputs = _tensors(content, "outputs", OUTPUT_PARAMETERS)
     inputs = _tensors(content, "inputs", INPUT_PARAMETERS)
     timeout = _parameters(content, "the request", None).get("timeout")  # microseconds
     data = _data(inputs, memoryview(body)[len(body) if length is None else length :])
-    asked = assess(_message(model, content, inputs), data, limits)
+    asked = assess(_message(model, content, inputs, outputs), data, limits)
     return RestRequest(asked, None if timeout is None else max(1, _size(timeout)) / 1e6, length)
 
 
-def _message(model: str, content: dict[str, Any], inputs: list[dict[str, Any]]) -> pb.ModelInferRequest:
+def _message(
+    model: str, content: dict[str, Any], inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]
+) -> pb.ModelInferRequest:
     """The same request as gRPC would bring it, without its data."""
     tensor = pb.ModelInferRequest.InferInputTensor
     try:
         tensors = [tensor(name=each["name"], datatype=each["datatype"], shape=each["shape"]) for each in inputs]
-        return pb.ModelInferRequest(model_name=model, id=content.get("id", ""), inputs=tensors)
+        wanted = [pb.ModelInferRequest.InferRequestedOutputTensor(name=each["name"]) for each in outputs]
+        return pb.ModelInferRequest(model_name=model, id=content.get("id", ""), inputs=tensors, outputs=wanted)
     except (KeyError, TypeError, ValueError):
         raise _invalid("a name, a datatype or its id is missing or no text") from None
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from serving.front.refusal import Refused, clean
 from serving.front.requests import MOST_HEAD, Asked, Region, assess, read
 from serving.record import Outcome
 from tests.serving.front.fake import LIMITS, make_request, photo_request
+
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
 
 
 def seen(request: Any, **limits: Any) -> Asked:
@@ -117,6 +120,25 @@ def test_too_many_and_too_long_photos() -> None:
     error = refused(photo_request(bytes((1 << 16) + 1)))
     assert error.outcome == Outcome.TOO_LARGE
     assert error.message == "a photo of 65537 bytes: more than 65536 are not allowed"
+
+
+def flat_request(*outputs: str, turned: bool = False) -> Any:
+    """Photos of few pixels whose maps, padded to one size, are 7000 x 7000."""
+    photos = [photo("JPEG", 1, 7000, exif=TURNED)] * 2 if turned else [photo("JPEG", 7000, 1)] * 2
+    request = photo_request(*photos, *[photo("JPEG", 1, 7000)] * 2)
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_padded_maps_of_an_answer_are_bounded(turned: bool) -> None:
+    for outputs, size in (((), 3), (("labels", "labels16"), 3), (("photo_sizes", "labels16"), 2)):
+        error = refused(flat_request(*outputs, turned=turned))
+        assert error.outcome == Outcome.TOO_LARGE
+        assert error.message.startswith(f"label maps of {4 * 7000 * 7000 * size} bytes, 4 of 7000 x 7000: more than")
+    assert seen(flat_request("labels", turned=turned)).large, "many bytes of an answer, though few pixels come"
+    assert seen(flat_request("segments_json", turned=turned)) == Asked("p", 4, 4 * 7000, False, ())
 
 
 @pytest.mark.parametrize("raw", [b"\x05\0\0\0abc", b"\xff\xff\xff\xff", b"\x01\0", b"", bytes(4 * 300)])
