@@ -114,7 +114,8 @@ class Rest:
     def hurry(self) -> None:
         """The server stops: who has not sent its body yet is not waited for."""
         for bound in self._reading:
-            bound.reschedule(asyncio.get_running_loop().time())
+            if not bound.expired():
+                bound.reschedule(asyncio.get_running_loop().time())
 
     async def stop(self) -> None:
         if self._triton is not None:

@@ -346,6 +346,38 @@ def test_messages_that_never_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(main())
 
 
+def test_streams_that_say_nothing_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many at once, so that some are given up while others come: the youngest stay, without any grace."""
+
+    async def main() -> None:
+        monkeypatch.setattr("serving.front.reading.MOST_AWAITED", 4)
+        async with bench() as made:
+            idle = [asyncio.ensure_future(fails(made.stub.ModelStreamInfer().read())) for _ in range(40)]
+            await until(lambda: sum(each.done() for each in idle) == 36)
+            told = {(error.code(), error.details()) for error in [await each for each in idle if each.done()]}
+            assert told == {(grpc.StatusCode.DEADLINE_EXCEEDED, "the message came too slowly")}
+            assert (await made.infer()).id == "r"
+            assert len(made.front._reading._started) <= 4
+            for each in idle:
+                each.cancel()
+
+    asyncio.run(main())
+
+
+def test_few_slow_messages_are_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr("serving.front.reading.GRACE", 0.0)
+        async with bench(LIMITS._replace(max_held=8 * LIMITS.max_message)) as made:
+            slow = [asyncio.ensure_future(fails(made.stub.ModelStreamInfer().read())) for _ in range(5)]
+            await until(lambda: len(made.front._reading._started) == 5)
+            assert (await made.infer()).id == "r"
+            assert len(made.front._reading._started) == 5
+            for each in slow:
+                each.cancel()
+
+    asyncio.run(main())
+
+
 def test_a_message_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.front.reading.MOST_SECONDS", 0.01)
 
