@@ -176,6 +176,24 @@ def test_health_tells_the_truth_whatever_triton_says() -> None:
             "the server is restarting; retry",
             Outcome.UNAVAILABLE,
         ),
+        (
+            (grpc.StatusCode.INTERNAL, "photo 1 of 4: Model upsnet - Error when running inference: Server not ready"),
+            grpc.StatusCode.UNAVAILABLE,
+            "the server is restarting; retry",
+            Outcome.UNAVAILABLE,
+        ),
+        (
+            (grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference input 'Server not ready'"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "unexpected inference input 'Server not ready'",
+            Outcome.INVALID,
+        ),
+        (
+            (grpc.StatusCode.INTERNAL, "size for output 'panoptic' (4 bytes) should be 9 bytes to hold the results"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "size for output 'panoptic' (4 bytes) should be 9 bytes to hold the results",
+            Outcome.INVALID,
+        ),
     ],
 )
 def test_tritons_errors_are_one_line_without_what_is_not_the_callers(
