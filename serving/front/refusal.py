@@ -43,7 +43,7 @@ def clean(message: str) -> str:
     message = re.sub(r"^(\[request id: [^\]]*\]\s*)+", "", message)
     message = message.split("At:\n")[0]  # the Python backend appends where it was
     message = re.sub(r"'?(?<![\w.])/[\w.+~-]+(/[\w.+~:-]*)*'?", "(a path)", message)
-    message = re.sub(r"upsnet-[\w-]+", "(a region)", message)
+    message = re.sub(r"upsnet-[\w-]+|'[0-9a-f]{32}'", "(a region)", message)
     line = " ".join(message.split())
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
 

@@ -165,6 +165,10 @@ def test_regions_of_inputs_and_outputs_are_told() -> None:
         ("a/b and 3/4 stay", "a/b and 3/4 stay"),
         ("x" * 900, "x" * 499 + "…"),
         ("Failed: KeyError: 'a'\n\nAt:\n  /home/me/model.py(12): execute\n", "Failed: KeyError: 'a'"),
+        (
+            "failed to register shared memory region '" + "a1" * 16 + "'",
+            "failed to register shared memory region (a region)",
+        ),
         ("unable to open /dev/shm/upsnet-1-2-key", "unable to open (a path)"),
     ],
 )
