@@ -80,7 +80,7 @@ class SharedMemory:
         return self.open_file(request)
 
     def open_file(self, request: pb.SystemSharedMemoryRegisterRequest) -> int:
-        """Its descriptor. Refused where it is not this user's alone: others may have taken a name that is free again."""
+        """Its descriptor. Refused where it is not this user's alone: others may have taken a name that is free."""
         try:
             file = os.open(FOLDER / request.key[1:], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
