@@ -217,7 +217,7 @@ def test_the_maps_that_are_asked_for_are_bounded(tmp_path: Path) -> None:
             tail = photo((9000, 1)) + photo((1, 7000))
             parameters = {"binary_data_size": len(tail)}
             tensor = {"name": "photo", "shape": [2, 1], "datatype": "BYTES", "parameters": parameters}
-            for outputs, status in (([], 413), ([{"name": "labels16"}], 200)):
+            for outputs, status in (([], 413), ([{"name": "labels"}], 200)):
                 text = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
                 header = f"Inference-Header-Content-Length: {len(text)}"
                 code, _, answer = await front.post(text + tail, header, model="upsnet_photo")
