@@ -40,4 +40,7 @@ class Reading:
                 finally:
                     self._started.pop(timeout, None)
         except TimeoutError:
+            if (timeout.when() or now) < now + min(GRACE, MOST_SECONDS):
+                told = f"busy: {MOST_AWAITED} newer calls and streams wait for a message; retry after 1 s"
+                raise Refused(Outcome.BUSY, told, 1.0) from None
             raise Refused(Outcome.DEADLINE, "the message came too slowly") from None
