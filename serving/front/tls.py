@@ -52,15 +52,16 @@ class Tls(NamedTuple):
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname = False
         client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        client.load_verify_locations(self.cert)
         to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-        asker, teller = client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)
         try:
+            client.load_verify_locations(self.cert)
+            asker = client.wrap_bio(to_client, to_server)
+            teller = server.wrap_bio(to_server, to_client, server_side=True)
             for end in (asker, teller, asker):
                 with suppress(ssl.SSLWantReadError):
                     end.do_handshake()
-        except ssl.SSLCertVerificationError as error:
-            if told := DATES.get(error.verify_code):
+        except ssl.SSLError as error:  # whatever else a client may dislike is for its own trust to say
+            if told := DATES.get(getattr(error, "verify_code", 0)):
                 raise InputError(f"{self.cert} {told}; renew it") from error
 
     def renewed_context(self) -> ssl.SSLContext:
