@@ -207,8 +207,8 @@ def _photos(tensor: Any, raw: memoryview | None, label_bytes: int, limits: Limit
     if maps > limits.max_label_bytes:
         raise Refused(
             Outcome.TOO_LARGE,
-            f"label maps of {maps} bytes, {count} of {sides[0]} x {sides[1]}: more than {limits.max_label_bytes};"
-            " send the photos one at a time, or ask for fewer outputs",
+            f"the label maps of {count} photos of up to {sides[0]} pixels' height and {sides[1]} pixels' width take "
+            f"{maps} bytes, over the limit of {limits.max_label_bytes}; send them one at a time",
         )
     return count, pixels, None in sizes or max(pixels, maps) > limits.large_photo_pixels
 

@@ -136,7 +136,8 @@ def test_the_padded_maps_of_an_answer_are_bounded(turned: bool) -> None:
     for outputs, size in (((), 3), (("labels", "labels16"), 3), (("photo_sizes", "labels16"), 2)):
         error = refused(flat_request(*outputs, turned=turned))
         assert error.outcome == Outcome.TOO_LARGE
-        assert error.message.startswith(f"label maps of {4 * 7000 * 7000 * size} bytes, 4 of 7000 x 7000: more than")
+        assert "of 4 photos of up to 7000 pixels' height and 7000 pixels' width" in error.message
+        assert f"take {4 * 7000 * 7000 * size} bytes, over the limit of 200000000; send" in error.message
     assert seen(flat_request("labels", turned=turned)).large, "many bytes of an answer, though few pixels come"
     assert seen(flat_request("segments_json", turned=turned)) == Asked("p", 4, 4 * 7000, False, ())
 

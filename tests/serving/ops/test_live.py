@@ -113,7 +113,8 @@ def test_faults_are_told_without_paths(server: TritonServer) -> None:
     status, _, body = post(server, "/v2/models/upsnet/infer", json.dumps({"inputs": [tensor]}).encode())
     message = json.loads(body)["error"]
     assert status == 400 and "nothing" in message and "/" not in message
-    for data in ({}, "x", [["x"]], [{}], 1, None):
+    wrong: tuple[object, ...] = ({}, "x", [["x"]], [{}], 1, None)
+    for data in wrong:
         body = json.dumps({"inputs": [tensor | {"name": "images", "shape": [1, 1, 1, 3], "data": data}]}).encode()
         status, _, told = post(server, "/v2/models/upsnet/infer", body)
         assert status == 400, told
