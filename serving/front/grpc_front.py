@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -203,6 +204,7 @@ class GrpcFront(grpc.GenericRpcHandler):
         with self._shared.in_use(asked.regions, metadata.get(TOKEN)):
             async with self._admission.turn(record, asked.large, context.time_remaining()):
                 await self._tell_again(asked.regions, context)
+                self._shared.check_lengths(asked.regions)
                 return await self._call("ModelInfer", body, context)
 
     async def _forward(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
@@ -224,24 +226,29 @@ class GrpcFront(grpc.GenericRpcHandler):
     async def _register(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         self._check_token(record, context)
         request = requests.parse(pb.SystemSharedMemoryRegisterRequest, body)
-        self._shared.check_new(request)
-        for idle in self._shared.idle():
-            await self._remove(idle, context)
-        answer = await self._forward(body, record, context)
-        self._shared.add(request, self._backend.health.restarts)
+        file = self._shared.open_new(request)
+        try:
+            for idle in self._shared.idle():
+                await self._remove(idle, context)
+            answer = await self._forward(body, record, context)
+        except BaseException:
+            os.close(file)
+            raise
+        self._shared.add(request, self._backend.health.restarts, file)
         return answer
 
     async def _tell_again(self, regions: tuple[requests.Region, ...], context: grpc.aio.ServicerContext) -> None:
         """A server that has been restarted knows none of the regions."""
         restarts = self._backend.health.restarts
         for unknown in self._shared.unknown(regions, restarts):
-            self._shared.check_file(unknown)
+            file = self._shared.open_file(unknown)
             try:
                 await self._call("SystemSharedMemoryRegister", unknown.SerializeToString(), context)
-            except Refused as refused:
-                if refused.code != grpc.StatusCode.ALREADY_EXISTS:  # another request was faster
-                    raise
-            self._shared.add(unknown, restarts)
+            except BaseException as error:
+                if not isinstance(error, Refused) or error.code != grpc.StatusCode.ALREADY_EXISTS:
+                    os.close(file)
+                    raise  # else another request was faster
+            self._shared.add(unknown, restarts, file)
 
     async def _unregister(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         self._check_token(record, context)

@@ -23,7 +23,7 @@ class HttpFront:
         self._rest = Rest(backend, settings, telemetry, admission)
         self._listeners = {"metrics": Listener(self._operators.handle, settings.host, settings.metrics_port, "metrics")}
         if settings.http_port is not None:
-            tls = settings.tls.ssl_context() if settings.tls else None
+            tls = settings.tls.renewed_context() if settings.tls else None
             self._listeners["http"] = Listener(self._rest.handle, settings.host, settings.http_port, "http", tls)
         connections = Gauge(
             "upsnet_http_connections", "Open HTTP connections.", labelnames=["port"], registry=telemetry.registry

@@ -34,7 +34,7 @@ class Listener:
         self._handler, self._host, self._port, self._name, self._tls = handler, host, port, name, tls
         self._http: web.Server | None = None
         self._socket: asyncio.Server | None = None
-        self._under_way: set[asyncio.Task[object]] = set()
+        self._under_way: dict[asyncio.Task[object], object] = {}  # requests, and the connection of each
 
     @property
     def connections(self) -> int:
@@ -83,16 +83,29 @@ class Listener:
 
     def _accept(self) -> asyncio.Protocol:
         assert self._http is not None
-        return self._http() if self.connections < MOST_CONNECTIONS else _Full()
+        open_ones = [each for each in self._http.connections if each.transport is not None]
+        if len(open_ones) >= MOST_CONNECTIONS:
+            busy = set(self._under_way.values())
+            idle = next((each for each in open_ones if each not in busy), None)
+            if idle is None:
+                return _Full()
+            _cut(idle)  # the oldest gives its place: who only connects keeps nobody out
+        return self._http()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         task = asyncio.current_task()
         assert task is not None
-        self._under_way.add(task)
+        self._under_way[task] = request.protocol
         try:
             return await self._handler(request)
         finally:
-            self._under_way.discard(task)
+            del self._under_way[task]
+
+
+def _cut(connection: web.RequestHandler) -> None:
+    assert isinstance(connection.transport, asyncio.WriteTransport)
+    connection.transport.abort()
+    connection.force_close()  # aiohttp forgets the transport
 
 
 class _Full(asyncio.Protocol):

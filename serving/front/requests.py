@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from PIL import Image
+from PIL import ExifTags, Image
 from tritonclient.grpc import service_pb2 as pb
 
 from serving.front.refusal import Refused
 from serving.limits import Limits
 from serving.record import Outcome
-from upsnet.contract import INPUTS, PHOTO, PHOTO_MODEL
+from upsnet.contract import INPUTS, LABELS, LABELS16, PHOTO, PHOTO_MODEL
+from upsnet.photos import SWAPPED
 
 ITEM_BYTES = {"FP16": 2, "BF16": 2} | {
     f"{kind}{bits}": bits // 8 for kind in ("UINT", "INT", "FP") for bits in (32, 64)
@@ -31,6 +32,7 @@ MOST_HEAD = 1 << 20  # bytes of a request without them: a parsed message takes m
 FIXED = {1: 8, 5: 4}  # bytes of a field, by its wire type
 MOST_FIELDS, MOST_DIMENSIONS, MOST_NAME = 128, 8, 64
 HEADER_BYTES = 1 << 16  # of a photo: its size stands there, or counts as unknown
+LABEL_BYTES = {LABELS: 1, LABELS16: 2}  # of a pixel, in each output that is a map
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF")  # whose size Pillow reads without the whole file
 REGION, OFFSET, SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -86,7 +88,7 @@ def assess(request: Any, data: list[memoryview | None], limits: Limits) -> Asked
         if length is not None and tensor.datatype in ITEM_BYTES:
             _check_bytes(tensor, length)
         if request.model_name == PHOTO_MODEL and tensor.name == PHOTO:
-            photos, pixels, large = _photos(tensor, raw, limits)
+            photos, pixels, large = _photos(tensor, raw, _label_bytes(request), limits)
         elif tensor.name == INPUTS[0]:
             photos, pixels = shape[0] if shape else 0, math.prod(shape[:-1])
             large = 0 < limits.large_pixels < pixels
@@ -173,7 +175,13 @@ def _region(tensor: Any) -> Region:
     return Region(values[REGION].string_param, offset, size)
 
 
-def _photos(tensor: Any, raw: memoryview | None, limits: Limits) -> tuple[int, int, bool]:
+def _label_bytes(request: Any) -> int:
+    """Bytes of one pixel in the maps that are asked for. Who names no output gets all."""
+    wanted = {each.name for each in request.outputs} or LABEL_BYTES.keys()
+    return sum(size for name, size in LABEL_BYTES.items() if name in wanted)
+
+
+def _photos(tensor: Any, raw: memoryview | None, label_bytes: int, limits: Limits) -> tuple[int, int, bool]:
     """How many photos, their pixels as far as they are known, and whether they are large."""
     count = math.prod(tensor.shape)
     if count > limits.max_photos:
@@ -191,9 +199,18 @@ def _photos(tensor: Any, raw: memoryview | None, limits: Limits) -> tuple[int, i
         )
     for photo in photos:
         _check_photo(len(photo), limits.max_photo_bytes)
-    sizes = [_pixels(photo) for photo in photos]
-    known = sum(size for size in sizes if size is not None)
-    return count, known, None in sizes or known > limits.large_photo_pixels
+    sizes = [_size(photo) for photo in photos]
+    known = [size for size in sizes if size is not None]
+    pixels = sum(height * width for height, width in known)
+    sides = [max(lengths, default=0) for lengths in zip(*known, strict=True)]
+    maps = count * math.prod(sides) * label_bytes  # each photo's is padded to the largest height and width
+    if maps > limits.max_label_bytes:
+        raise Refused(
+            Outcome.TOO_LARGE,
+            f"the label maps of {count} photos of up to {sides[0]} pixels' height and {sides[1]} pixels' width take "
+            f"{maps} bytes, over the limit of {limits.max_label_bytes}; send them one at a time",
+        )
+    return count, pixels, None in sizes or max(pixels, maps) > limits.large_photo_pixels
 
 
 def _check_photo(size: int, most: int) -> None:
@@ -214,26 +231,28 @@ def _elements(raw: memoryview) -> Iterator[memoryview]:
         raise Refused(Outcome.INVALID, "the last element of a BYTES tensor ends before its length")
 
 
-def _pixels(photo: memoryview) -> int | None:
-    """Height x width by the header, nothing decoded; None where that cannot be told: the model is the judge."""
+def _size(photo: memoryview) -> tuple[int, int] | None:
+    """Height and width by the header, nothing decoded; None where they cannot be told: the model is the judge."""
     header = bytes(photo[:HEADER_BYTES])
     if header[8:12] == b"WEBP":  # Pillow wants the whole file
-        return _webp_pixels(header)
+        return _webp_size(header)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(header), formats=FORMATS) as image:
-            return image.width * image.height
+            # Of a PNG, getexif would decode.
+            turned = image.format in ("JPEG", "MPO") and image.getexif().get(ExifTags.Base.Orientation) in SWAPPED
+            return image.size if turned else (image.height, image.width)
     except Exception:  # a hostile header raises nearly anything, and decides nothing here but the lane
         return None
 
 
-def _webp_pixels(header: bytes) -> int | None:
+def _webp_size(header: bytes) -> tuple[int, int] | None:
     """Of the three kinds: lossy, lossless, extended (RFC 9649)."""
     if len(header) < 30:
         return None
     if header[12:16] == b"VP8 ":
         width, height = struct.unpack_from("<HH", header, 26)
-        return (width & 0x3FFF) * (height & 0x3FFF)
+        return height & 0x3FFF, width & 0x3FFF
     bits = int.from_bytes(header[21:25], "little")
     if header[12:16] == b"VP8L":
-        return ((bits & 0x3FFF) + 1) * ((bits >> 14 & 0x3FFF) + 1)
-    return (int.from_bytes(header[24:27], "little") + 1) * (int.from_bytes(header[27:30], "little") + 1)
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    return int.from_bytes(header[27:30], "little") + 1, int.from_bytes(header[24:27], "little") + 1

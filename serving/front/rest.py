@@ -20,7 +20,7 @@ from aiohttp import web
 from serving.backend import Backend, State
 from serving.front.admission import Admission
 from serving.front.http_listener import NAMED, answer, why_not
-from serving.front.refusal import DEAD_STUB, RESTARTING, Refused, clean
+from serving.front.refusal import RESTARTING, Refused, blame, clean
 from serving.front.rest_request import HEADER_LENGTH, JSON, check
 from serving.front.settings import FrontSettings
 from serving.record import Outcome, Record, Telemetry
@@ -30,6 +30,7 @@ BODY_SECONDS = 30.0  # in which a body must have come
 SEND_SECONDS = 30.0  # in which the caller must have read its answer
 ASK_SECONDS = 10.0  # for what is no inference
 MOST_ANSWER = 512 << 20  # bytes
+EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics")  # of KServe v2, not closed here
 REQUEST_ID, IDENTIFIER = "X-Request-Id", re.compile(r"[!-~]{1,128}")  # a caller's own, which can be logged
 
 STATUS = {
@@ -114,7 +115,8 @@ class Rest:
     def hurry(self) -> None:
         """The server stops: who has not sent its body yet is not waited for."""
         for bound in self._reading:
-            bound.reschedule(asyncio.get_running_loop().time())
+            if not bound.expired():
+                bound.reschedule(asyncio.get_running_loop().time())
 
     async def stop(self) -> None:
         if self._triton is not None:
@@ -155,7 +157,8 @@ class Rest:
                 case "ModelInfer":
                     return await self._infer(request, record, held)
             async with asyncio.timeout(ASK_SECONDS):
-                return await self._forward(request.rel_url.raw_path, None, {}, record, held)
+                answered = await self._forward(request.rel_url.raw_path, None, {}, record, held)
+            return _offered(answered) if route.method == "ServerMetadata" else answered
         except HttpRefused as error:
             return _refusal(record, error, error.status, error.headers)
         except Refused as error:
@@ -268,17 +271,27 @@ def _route(request: web.BaseRequest) -> tuple[Route, str]:
     raise HttpRefused(Outcome.INVALID, f"there is no such call; the models are {MODEL} and {PHOTO_MODEL}", 404)
 
 
+def _offered(response: web.Response) -> web.Response:
+    """The server's metadata without the extensions that are closed here."""
+    assert isinstance(response.body, bytes)
+    content = json.loads(response.body)
+    content["extensions"] = [name for name in content.get("extensions", ()) if name in EXTENSIONS]
+    return answer(response.status, content)
+
+
 def _failure(status: int, content: bytes) -> Refused:
     """An error of Triton, as its caller may read it."""
     try:
         message = str(json.loads(content)["error"])
     except (ValueError, KeyError, TypeError):
         message = ""
-    if status == 503 or DEAD_STUB in message:
-        return Refused(Outcome.UNAVAILABLE, RESTARTING, 1.0)
-    if status < 500:
-        return HttpRefused(Outcome.INVALID, clean(message) or "the server refuses the request", status)
-    return Refused(Outcome.FAILED, clean(message) or "the model failed; its log has the reason")
+    outcome = Outcome.UNAVAILABLE if status == 503 else Outcome.INVALID if status < 500 else blame(message)
+    if outcome == Outcome.UNAVAILABLE:
+        return Refused(outcome, RESTARTING, 1.0)
+    if outcome == Outcome.INVALID:
+        told = clean(message) or "the server refuses the request"
+        return HttpRefused(outcome, told, status if status < 500 else 400)
+    return Refused(outcome, clean(message) or "the model failed; its log has the reason")
 
 
 def _refusal(record: Record, error: Refused, status: int, headers: dict[str, str] | None = None) -> web.Response:

@@ -35,20 +35,23 @@ def check(model: str, body: bytes, header_length: str | None, limits: Limits) ->
     """Refused, in one line, where the request is no KServe v2 inference or more than the service allows."""
     length = _length(header_length, len(body))
     content = _parse(body if length is None else body[:length])
-    _tensors(content, "outputs", OUTPUT_PARAMETERS)
+    outputs = _tensors(content, "outputs", OUTPUT_PARAMETERS)
     inputs = _tensors(content, "inputs", INPUT_PARAMETERS)
-    timeout = _parameters(content, "the request", None).get("timeout")  # microseconds
+    timeout = _parameters(content, "the request", None).get("timeout", 0)  # microseconds; 0 is none
     data = _data(inputs, memoryview(body)[len(body) if length is None else length :])
-    asked = assess(_message(model, content, inputs), data, limits)
-    return RestRequest(asked, None if timeout is None else max(1, _size(timeout)) / 1e6, length)
+    asked = assess(_message(model, content, inputs, outputs), data, limits)
+    return RestRequest(asked, _size(timeout) / 1e6 or None, length)
 
 
-def _message(model: str, content: dict[str, Any], inputs: list[dict[str, Any]]) -> pb.ModelInferRequest:
+def _message(
+    model: str, content: dict[str, Any], inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]
+) -> pb.ModelInferRequest:
     """The same request as gRPC would bring it, without its data."""
     tensor = pb.ModelInferRequest.InferInputTensor
     try:
         tensors = [tensor(name=each["name"], datatype=each["datatype"], shape=each["shape"]) for each in inputs]
-        return pb.ModelInferRequest(model_name=model, id=content.get("id", ""), inputs=tensors)
+        wanted = [pb.ModelInferRequest.InferRequestedOutputTensor(name=each["name"]) for each in outputs]
+        return pb.ModelInferRequest(model_name=model, id=content.get("id", ""), inputs=tensors, outputs=wanted)
     except (KeyError, TypeError, ValueError):
         raise _invalid("a name, a datatype or its id is missing or no text") from None
 
@@ -59,6 +62,10 @@ def _data(inputs: list[dict[str, Any]], tail: memoryview) -> list[memoryview | N
     position = 0
     for tensor in inputs:
         size = tensor["parameters"].get("binary_data_size")
+        if size is None and tensor.get("datatype") == "BYTES":
+            raise _invalid(f"BYTES are no JSON: send them after it, with binary_data_size and {HEADER_LENGTH}")
+        if size is None and "data" not in tensor:
+            raise _invalid("one of its inputs has neither data nor binary_data_size")
         data.append(None if size is None else tail[position : position + _size(size)])
         position += size or 0
     if position != len(tail):
@@ -101,6 +108,8 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensors(request: dict[str, Any], kind: str, allowed: set[str]) -> list[dict[str, Any]]:
+    if kind == "inputs" and kind not in request:
+        raise _invalid("it has no inputs")
     tensors = request.get(kind, [])
     if not isinstance(tensors, list) or len(tensors) > MOST_TENSORS:
         raise _invalid(f"its {kind} are no list of at most {MOST_TENSORS} tensors")

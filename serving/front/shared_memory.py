@@ -39,6 +39,7 @@ class Registered:
     request: pb.SystemSharedMemoryRegisterRequest
     restarts: int  # of the server when it was told: a new one knows nothing of it
     used: float  # when
+    file: int  # a descriptor of it: its name may go
     requests: int = 0  # that use it now
 
 
@@ -58,12 +59,14 @@ class SharedMemory:
 
     def close(self) -> None:
         self.place.unlink(missing_ok=True)
+        for name in list(self._regions):
+            self.remove(name)
 
     def may(self, token: str | None) -> bool:
         return token is not None and hmac.compare_digest(token.encode(), self._token.encode())
 
-    def check_new(self, request: pb.SystemSharedMemoryRegisterRequest) -> None:
-        """Refused where the region is not its caller's own, or not what it is said to be."""
+    def open_new(self, request: pb.SystemSharedMemoryRegisterRequest) -> int:
+        """Its descriptor. Refused where the region is not its caller's own, or not what it is said to be."""
         match = KEY.fullmatch(request.key)
         if match is None or request.name.removeprefix("/").removeprefix("upsnet-client-") != match[1]:
             raise Refused(
@@ -74,23 +77,29 @@ class SharedMemory:
         if not 0 < request.byte_size <= self._limits.max_region_bytes:
             most = self._limits.max_region_bytes
             raise Refused(Outcome.TOO_LARGE, f"a region of {request.byte_size} bytes: 1 to {most} are allowed")
-        self.check_file(request)
+        return self.open_file(request)
 
-    def check_file(self, request: pb.SystemSharedMemoryRegisterRequest) -> None:
-        """Refused where the memory is not this user's alone: somebody else may have taken a name that is free again."""
+    def open_file(self, request: pb.SystemSharedMemoryRegisterRequest) -> int:
+        """Its descriptor. Refused where it is not this user's alone: others may have taken a name that is free."""
         try:
-            file = os.open(FOLDER / request.key[1:], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = os.open(FOLDER / request.key[1:], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             raise Refused(Outcome.INVALID, "there is no such shared memory that this user can open") from None
-        try:
-            found = os.fstat(file)
-        finally:
-            os.close(file)
+        found = os.fstat(file)
         own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o600
         if not own or request.offset + request.byte_size > found.st_size:
+            os.close(file)
             raise Refused(
                 Outcome.INVALID, "a region is this user's alone (mode 0600) and at least as long as it is said"
             )
+        return file
+
+    def check_lengths(self, regions: Iterable[Region]) -> None:
+        """Refused where a region has been made shorter: Triton would die of touching what has gone."""
+        for name in {region.name for region in regions} & self._regions.keys():
+            found = self._regions[name]
+            if os.fstat(found.file).st_size < found.request.offset + found.request.byte_size:
+                raise Refused(Outcome.INVALID, "a region has become shorter than it was when it was registered")
 
     def idle(self) -> list[str]:
         """The regions that go before a new one comes. Refused where all are in use and there is no room.
@@ -106,13 +115,19 @@ class SharedMemory:
             raise Refused(Outcome.BUSY, f"busy: {len(self._regions)} regions are in use; unregister some", IDLE)
         return [min(idle, key=lambda name: self._regions[name].used)]
 
-    def add(self, request: pb.SystemSharedMemoryRegisterRequest, restarts: int) -> None:
-        found = self._regions.setdefault(request.name, Registered(request, restarts, time.monotonic()))
-        found.restarts = restarts
+    def add(self, request: pb.SystemSharedMemoryRegisterRequest, restarts: int, file: int) -> None:
+        """Triton has mapped it. The descriptor is kept here from now on."""
+        found = self._regions.get(request.name)
+        if found is None:
+            self._regions[request.name] = Registered(request, restarts, time.monotonic(), file)
+        else:
+            os.close(found.file)
+            found.restarts, found.file = restarts, file
         self._telemetry.gauge("regions", len(self._regions))
 
     def remove(self, name: str) -> None:
-        self._regions.pop(name, None)
+        if (found := self._regions.pop(name, None)) is not None:
+            os.close(found.file)
         self._telemetry.gauge("regions", len(self._regions))
 
     @contextmanager

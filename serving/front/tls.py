@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import grpc
 
 from upsnet.errors import InputError
+
+CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+DATES = {9: "is not valid yet", 10: "has expired"}  # by OpenSSL's number of what is wrong
 
 
 class Tls(NamedTuple):
@@ -27,6 +31,8 @@ class Tls(NamedTuple):
         try:
             context.load_cert_chain(self.cert, self.key, password=lambda: b"")  # else OpenSSL asks the terminal
         except ssl.SSLError as error:
+            if CERTIFICATE in _read(self.key) and CERTIFICATE not in _read(self.cert):
+                raise InputError(f"{self.cert} holds no certificate, and {self.key} does; swap them") from error
             if error.reason == "KEY_VALUES_MISMATCH":
                 raise InputError(f"{self.key} is not the key of the certificate {self.cert}; give the pair") from error
             raise InputError(
@@ -38,23 +44,45 @@ class Tls(NamedTuple):
             except ssl.SSLError as error:
                 raise InputError(f"{self.client_ca} holds no certificate in PEM: {_why(error)}") from error
             context.verify_mode = ssl.CERT_REQUIRED
+        self._check_dates(context)
+        return context
+
+    def _check_dates(self, server: ssl.SSLContext) -> None:
+        """By a handshake in memory with a client who trusts this very certificate."""
+        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.check_hostname = False
+        client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+        try:
+            client.load_verify_locations(self.cert)
+            asker = client.wrap_bio(to_client, to_server)
+            teller = server.wrap_bio(to_server, to_client, server_side=True)
+            for end in (asker, teller, asker):
+                with suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
+        except ssl.SSLError as error:  # whatever else a client may dislike is for its own trust to say
+            if told := DATES.get(getattr(error, "verify_code", 0)):
+                raise InputError(f"{self.cert} {told}; renew it") from error
+
+    def renewed_context(self) -> ssl.SSLContext:
+        """For an HTTP server; files that are renewed in place are taken up by the next connection."""
+        context = newest = self.ssl_context()
+        renewal = Renewal(self)
+
+        def take_up(connection: ssl.SSLObject, *_: object) -> None:
+            nonlocal newest
+            newest = connection.context = renewal.take() or newest
+
+        context.sni_callback = take_up  # called by every client's hello, a name in it or none
         return context
 
     def credentials(self) -> grpc.ServerCredentials:
         """For a gRPC server; files that are renewed in place are taken up by the next connection."""
         self.ssl_context()  # says what is wrong with the files, which gRPC does not
-        loaded = self._times()
+        renewal = Renewal(self)
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
-            nonlocal loaded
-            try:
-                if (times := self._times()) == loaded:
-                    return None
-                self.ssl_context()
-                loaded = times
-                return self._configuration()
-            except (InputError, OSError):  # half a pair has been renewed: the old one holds until the other comes
-                return None
+            return self._configuration() if renewal.take() is not None else None
 
         return grpc.dynamic_ssl_server_credentials(self._configuration(), renewed, self.client_ca is not None)
 
@@ -62,12 +90,30 @@ class Tls(NamedTuple):
     def files(self) -> list[Path]:
         return [path for path in self if path is not None]
 
-    def _times(self) -> list[int]:
+    def times(self) -> list[int]:
         return [path.stat().st_mtime_ns for path in self.files]
 
     def _configuration(self) -> grpc.ServerCertificateConfiguration:
         authority = None if self.client_ca is None else _read(self.client_ca)
         return grpc.ssl_server_certificate_configuration([(_read(self.key), _read(self.cert))], authority)
+
+
+class Renewal:
+    """Looks whether the files have been renewed since it was made."""
+
+    def __init__(self, tls: Tls) -> None:
+        self._tls, self._loaded = tls, tls.times()
+
+    def take(self) -> ssl.SSLContext | None:
+        """Of new files, once. Where half a pair has been renewed, the old one holds until the other comes."""
+        try:
+            if (times := self._tls.times()) == self._loaded:
+                return None
+            context = self._tls.ssl_context()
+        except (InputError, OSError):
+            return None
+        self._loaded = times
+        return context
 
 
 def _read(path: Path) -> bytes:

@@ -176,6 +176,24 @@ def test_health_tells_the_truth_whatever_triton_says() -> None:
             "the server is restarting; retry",
             Outcome.UNAVAILABLE,
         ),
+        (
+            (grpc.StatusCode.INTERNAL, "photo 1 of 4: Model upsnet - Error when running inference: Server not ready"),
+            grpc.StatusCode.UNAVAILABLE,
+            "the server is restarting; retry",
+            Outcome.UNAVAILABLE,
+        ),
+        (
+            (grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference input 'Server not ready'"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "unexpected inference input 'Server not ready'",
+            Outcome.INVALID,
+        ),
+        (
+            (grpc.StatusCode.INTERNAL, "size for output 'panoptic' (4 bytes) should be 9 bytes to hold the results"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "size for output 'panoptic' (4 bytes) should be 9 bytes to hold the results",
+            Outcome.INVALID,
+        ),
     ],
 )
 def test_tritons_errors_are_one_line_without_what_is_not_the_callers(
@@ -342,6 +360,39 @@ def test_messages_that_never_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -
             assert not ends[2].done()
             for end in ends:
                 end.cancel()
+
+    asyncio.run(main())
+
+
+def test_streams_that_say_nothing_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many at once, so that some are given up while others come: the youngest stay, without any grace."""
+
+    async def main() -> None:
+        monkeypatch.setattr("serving.front.reading.MOST_AWAITED", 4)
+        async with bench() as made:
+            idle = [asyncio.ensure_future(fails(made.stub.ModelStreamInfer().read())) for _ in range(40)]
+            await until(lambda: sum(each.done() for each in idle) == 36)
+            told = {(error.code(), error.details()) for error in [await each for each in idle if each.done()]}
+            words = "busy: 4 newer calls and streams wait for a message; retry after 1 s"
+            assert told == {(grpc.StatusCode.RESOURCE_EXHAUSTED, words)}
+            assert (await made.infer()).id == "r"
+            assert len(made.front._reading._started) <= 4
+            for each in idle:
+                each.cancel()
+
+    asyncio.run(main())
+
+
+def test_few_slow_messages_are_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr("serving.front.reading.GRACE", 0.0)
+        async with bench(LIMITS._replace(max_held=8 * LIMITS.max_message)) as made:
+            slow = [asyncio.ensure_future(fails(made.stub.ModelStreamInfer().read())) for _ in range(5)]
+            await until(lambda: len(made.front._reading._started) == 5)
+            assert (await made.infer()).id == "r"
+            assert len(made.front._reading._started) == 5
+            for each in slow:
+                each.cancel()
 
     asyncio.run(main())
 

@@ -168,6 +168,26 @@ def test_shared_memory_in_and_out(server: TritonServer, client: Any, exported: E
             shared.unregister(stub, token)
 
 
+def test_faults_in_shared_memory_are_the_callers(server: TritonServer, client: Any, shared: Shared) -> None:
+    """Room that is too small for an output, and a region that has become shorter, which would end Triton."""
+    with grpc.insecure_channel(server.url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        token = token_of(stub)
+        shared.register(stub, token)
+        whole = shared.sizes["panoptic"]
+        shared.sizes["panoptic"] = 4
+        with pytest.raises(InferenceServerException) as caught:
+            shared.infer(client, token)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT", caught.value.message()
+        assert "bytes to hold the results" in caught.value.message() and shared.name not in caught.value.message()
+        shared.sizes["panoptic"] = whole
+        os.truncate(shared.path, 0)
+        with pytest.raises(InferenceServerException, match="a region has become shorter"):
+            shared.infer(client, token)
+        shared.unregister(stub, token)
+        assert server.state["restarts"] == 0 and client.is_server_ready()
+
+
 def test_requests_wait_for_a_restart_and_regions_are_registered_again(
     exported: Exported, repository: Path, triton_environment: Path, shared: Shared
 ) -> None:

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from serving.front.refusal import Refused, clean
 from serving.front.requests import MOST_HEAD, Asked, Region, assess, read
 from serving.record import Outcome
 from tests.serving.front.fake import LIMITS, make_request, photo_request
+
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
 
 
 def seen(request: Any, **limits: Any) -> Asked:
@@ -119,6 +122,26 @@ def test_too_many_and_too_long_photos() -> None:
     assert error.message == "a photo of 65537 bytes: more than 65536 are not allowed"
 
 
+def flat_request(*outputs: str, turned: bool = False) -> Any:
+    """Photos of few pixels whose maps, padded to one size, are 7000 x 7000."""
+    photos = [photo("JPEG", 1, 7000, exif=TURNED)] * 2 if turned else [photo("JPEG", 7000, 1)] * 2
+    request = photo_request(*photos, *[photo("JPEG", 1, 7000)] * 2)
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_padded_maps_of_an_answer_are_bounded(turned: bool) -> None:
+    for outputs, size in (((), 3), (("labels", "labels16"), 3), (("photo_sizes", "labels16"), 2)):
+        error = refused(flat_request(*outputs, turned=turned))
+        assert error.outcome == Outcome.TOO_LARGE
+        assert "of 4 photos of up to 7000 pixels' height and 7000 pixels' width" in error.message
+        assert f"take {4 * 7000 * 7000 * size} bytes, over the limit of 200000000; send" in error.message
+    assert seen(flat_request("labels", turned=turned)).large, "many bytes of an answer, though few pixels come"
+    assert seen(flat_request("segments_json", turned=turned)) == Asked("p", 4, 4 * 7000, False, ())
+
+
 @pytest.mark.parametrize("raw", [b"\x05\0\0\0abc", b"\xff\xff\xff\xff", b"\x01\0", b"", bytes(4 * 300)])
 def test_broken_byte_tensors(raw: bytes) -> None:
     request = photo_request(b"x")
@@ -143,6 +166,10 @@ def test_regions_of_inputs_and_outputs_are_told() -> None:
         ("a/b and 3/4 stay", "a/b and 3/4 stay"),
         ("x" * 900, "x" * 499 + "…"),
         ("Failed: KeyError: 'a'\n\nAt:\n  /home/me/model.py(12): execute\n", "Failed: KeyError: 'a'"),
+        (
+            "failed to register shared memory region '" + "a1" * 16 + "'",
+            "failed to register shared memory region (a region)",
+        ),
         ("unable to open /dev/shm/upsnet-1-2-key", "unable to open (a path)"),
     ],
 )

@@ -185,8 +185,12 @@ def test_a_restarted_server_is_told_again(memory: Memory) -> None:
             assert made.front._shared._regions[memory.name].requests == 1
             made.triton.gate.set()
             await running
+            open_files = len(os.listdir("/proc/self/fd"))
             await made.infer(memory.infer(), metadata=token)
             assert made.triton.calls[1:] == [f"register {memory.name}"] * 2
+            made.backend.set(State.READY, restarts=2)
+            await made.infer(memory.infer(), metadata=token)
+            assert len(os.listdir("/proc/self/fd")) == open_files
 
     asyncio.run(main())
 
@@ -261,6 +265,43 @@ def test_a_restarted_server_is_not_told_of_what_others_put_in_the_place(memory: 
             code, _ = await code_of(made.infer(memory.infer(), metadata=token))
             assert code == grpc.StatusCode.INVALID_ARGUMENT
             assert made.triton.seen == []
+
+    asyncio.run(main())
+
+
+def test_a_region_that_has_shrunk_is_not_touched(memory: Memory) -> None:
+    """Its name gone or not. Nothing stays open when it goes."""
+
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            open_files = len(os.listdir("/proc/self/fd"))
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            file = os.open(memory.path, os.O_RDWR)
+            memory.path.unlink()
+            await made.infer(memory.infer(), metadata=token)
+            os.ftruncate(file, SIZE - 1)
+            told = await code_of(made.infer(memory.infer(), metadata=token))
+            os.close(file)
+            words = "a region has become shorter than it was when it was registered"
+            assert told == (grpc.StatusCode.INVALID_ARGUMENT, words)
+            assert made.triton.seen == ["r"]
+            gone = pb.SystemSharedMemoryUnregisterRequest(name=memory.name)
+            await made.stub.SystemSharedMemoryUnregister(gone, metadata=token)
+            assert len(os.listdir("/proc/self/fd")) == open_files
+
+    asyncio.run(main())
+
+
+def test_a_pipe_in_the_place_of_a_region_keeps_nobody_waiting(memory: Memory) -> None:
+    memory.path.unlink()
+    os.mkfifo(memory.path, 0o600)
+
+    async def main() -> None:
+        async with bench() as made:
+            token = await token_of(made)
+            call = made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
+            assert (await code_of(call))[0] == grpc.StatusCode.INVALID_ARGUMENT
 
     asyncio.run(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from serving.front.tls import Tls
 from tests.serving.front.fake import Bench, bench, make_request
+from tests.serving.ops.fakes import Front
 from upsnet.errors import InputError
 
 
@@ -26,10 +28,12 @@ class Files(NamedTuple):
     client_key: Path
 
 
-def make_files(folder: Path) -> Files:
+def make_files(folder: Path, *dates: datetime) -> Files:
     folder.mkdir(exist_ok=True)
     authority = trustme.CA()
-    server, client = authority.issue_cert("127.0.0.1"), authority.issue_cert("somebody")
+    begin, end = dates or (None, None)
+    server = authority.issue_cert("127.0.0.1", not_before=begin, not_after=end)
+    client = authority.issue_cert("somebody")
     server.private_key_pem.write_to_path(folder / "key.pem")
     (folder / "cert.pem").write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
     client.private_key_pem.write_to_path(folder / "client-key.pem")
@@ -109,6 +113,55 @@ def test_the_same_files_for_http(files: Files) -> None:
     assert files.tls._replace(client_ca=files.authority).ssl_context().verify_mode == ssl.CERT_REQUIRED
 
 
+def test_http_takes_up_files_that_are_renewed(files: Files, tmp_path: Path) -> None:
+    """The pair, and the authority of those who are let in."""
+
+    async def asked(of: Files, port: int, who: Files) -> str:
+        context = ssl.create_default_context(cafile=of.authority)
+        context.load_cert_chain(who.client_cert, who.client_key)
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+            told = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+        except (ssl.SSLError, ConnectionError):
+            return "refused"
+        return told[9:12].decode() or "refused"
+
+    async def main() -> None:
+        other = make_files(tmp_path / "other")
+        async with Front(tmp_path, tls=files.tls._replace(client_ca=files.authority)) as front:
+            port = front.ports["http"]
+            assert await asked(files, port, files) == "200"
+            assert await asked(files, port, other) == "refused"
+            kept = make_files(tmp_path / "kept").authority
+            kept.write_bytes(files.authority.read_bytes())
+            old = files._replace(authority=kept)
+            files.tls.cert.write_bytes(other.tls.cert.read_bytes())
+            assert await asked(old, port, files) == "200", "half a pair is not taken"
+            files.tls.key.write_bytes(other.tls.key.read_bytes())
+            assert await asked(other, port, files) == "200"
+            assert await asked(old, port, files) == "refused"
+            files.authority.write_bytes(other.authority.read_bytes())
+            assert await asked(other, port, other) == "200"
+            assert await asked(other, port, files) == "refused"
+
+    asyncio.run(main())
+
+
+def test_a_certificate_out_of_its_time_is_one_line(tmp_path: Path) -> None:
+    now, day = datetime.now(UTC), timedelta(days=1)
+    for dates, told in (
+        ((now - 2 * day, now - day), "has expired; renew it"),
+        ((now + day, now + 2 * day), "is not valid yet; renew it"),
+    ):
+        made = make_files(tmp_path / "dated", *dates)
+        for tls in (made.tls, made.tls._replace(client_ca=made.authority)):
+            with pytest.raises(InputError) as caught:
+                tls.credentials()
+            assert str(caught.value) == f"{made.tls.cert} {told}"
+
+
 def test_files_that_are_wrong_are_one_line(files: Files, tmp_path: Path) -> None:
     other = make_files(tmp_path / "other")
     tls, garbage = files.tls, tmp_path / "garbage.pem"
@@ -122,6 +175,7 @@ def test_files_that_are_wrong_are_one_line(files: Files, tmp_path: Path) -> None
             tls._replace(key=other.tls.key),
             f"{other.tls.key} is not the key of the certificate {tls.cert}; give the pair",
         ),
+        (Tls(tls.key, tls.cert), f"{tls.key} holds no certificate, and {tls.cert} does; swap them"),
         (tls._replace(cert=tmp_path / "none"), f"{tmp_path / 'none'} cannot be read: No such file or directory; give"),
         (tls._replace(key=tmp_path), f"{tmp_path} cannot be read: Is a directory; give"),
         (tls._replace(cert=garbage), f"{garbage} and {tls.key} are no certificate and key in PEM, without a password"),

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -166,18 +167,44 @@ def test_half_sent_bodies_are_bounded_together(tmp_path: Path) -> None:
 
 
 def test_connections_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each has a request under way, the next is refused; the oldest that has none gives its place."""
     monkeypatch.setattr("serving.front.http_listener.MOST_CONNECTIONS", 3)
 
     async def run() -> None:
         async with Front(tmp_path) as front:
-            writers = [(await front.connect())[1] for _ in range(3)]
+            front.triton.gate = asyncio.Event()
+            busy = [asyncio.ensure_future(front.ask("GET /v2 HTTP/1.1")) for _ in range(2)]
+            while len(front.triton.seen) < 2:
+                await asyncio.sleep(0.01)
+            oldest, _ = await front.connect()
+            busy.append(asyncio.ensure_future(front.ask("GET /v2 HTTP/1.1")))
+            with suppress(ConnectionError):
+                assert await asyncio.wait_for(oldest.read(), 10) == b""
+            while len(front.triton.seen) < 3:
+                await asyncio.sleep(0.01)
             reader, _ = await front.connect()
             assert parse(await reader.read())[0] == 503
             assert (await front.ask("GET /health HTTP/1.1", port="metrics"))[0] == 200  # a port of its own
-            writers.pop().close()
-            while front.front._listeners["http"].connections > 2:
+            front.triton.gate.set()
+            assert [(await each)[0] for each in busy] == [200] * 3
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("port", ["http", "metrics"])
+def test_who_only_connects_keeps_nobody_out(tmp_path: Path, port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.front.http_listener.MOST_CONNECTIONS", 3)
+
+    async def run() -> None:
+        async with Front(tmp_path) as front:
+            for _ in range(5):
+                idle = [await front.connect(port) for _ in range(10)]
+                path = "/health" if port == "metrics" else "/v2/health/ready"
+                assert (await front.ask(f"GET {path} HTTP/1.1", port=port))[0] == 200
+            while front.front._listeners[port].connections > 3:
                 await asyncio.sleep(0.01)
-            assert (await front.ask("GET /v2 HTTP/1.1"))[0] == 200
+            for _, writer in idle:
+                writer.close()
 
     asyncio.run(run())
 

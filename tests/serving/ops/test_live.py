@@ -89,7 +89,9 @@ def test_health(server: TritonServer) -> None:
     told = json.loads(get(server, "/health"))
     assert told["state"] == "ready" and told["reasons"] == [] and told["memory_bytes"]["server"] > 1 << 20
     assert get(server, "/v2/health/ready", "http") == ""
-    assert json.loads(get(server, "/v2", "http"))["name"] == "triton"
+    metadata = json.loads(get(server, "/v2", "http"))
+    assert metadata["name"] == "triton"
+    assert set(metadata["extensions"]) == {"model_configuration", "binary_tensor_data", "parameters", "statistics"}
 
 
 def test_a_chunked_body_that_kills_triton(server: TritonServer, exported: Exported) -> None:
@@ -111,6 +113,11 @@ def test_faults_are_told_without_paths(server: TritonServer) -> None:
     status, _, body = post(server, "/v2/models/upsnet/infer", json.dumps({"inputs": [tensor]}).encode())
     message = json.loads(body)["error"]
     assert status == 400 and "nothing" in message and "/" not in message
+    wrong: tuple[object, ...] = ({}, "x", [["x"]], [{}], 1, None)
+    for data in wrong:
+        body = json.dumps({"inputs": [tensor | {"name": "images", "shape": [1, 1, 1, 3], "data": data}]}).encode()
+        status, _, told = post(server, "/v2/models/upsnet/infer", body)
+        assert status == 400, told
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,10 @@ FAULTS = {
     "half a letter": (_changed(name="\ud800"), 400, "name"),
     "binary size": (_changed(parameters={"binary_data_size": 5}), 400, "binary_data_size"),
     "timeout": (json.dumps(inference(parameters={"timeout": "x"})).encode(), 400, "timeout"),
-    "no inputs": (b'{"inputs": 1}', 400, "inputs"),
+    "empty": (b"{}", 400, "it has no inputs"),
+    "bytes in JSON": (_changed(name="photo", datatype="BYTES", data=["x"]), 400, "binary_data_size"),
+    "no data": (json.dumps({"inputs": [{"name": "images", "shape": [1], "datatype": "UINT8"}]}).encode(), 400, "data"),
+    "no list of inputs": (b'{"inputs": 1}', 400, "inputs"),
 }
 
 
@@ -203,6 +206,26 @@ def test_photos_are_counted(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_the_maps_that_are_asked_for_are_bounded(tmp_path: Path) -> None:
+    def photo(size: tuple[int, int]) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("1", size).save(buffer, "PNG")
+        return struct.pack("<I", len(buffer.getvalue())) + buffer.getvalue()
+
+    async def run() -> None:
+        async with Front(tmp_path) as front:
+            tail = photo((9000, 1)) + photo((1, 7000))
+            parameters = {"binary_data_size": len(tail)}
+            tensor = {"name": "photo", "shape": [2, 1], "datatype": "BYTES", "parameters": parameters}
+            for outputs, status in (([], 413), ([{"name": "labels"}], 200)):
+                text = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+                header = f"Inference-Header-Content-Length: {len(text)}"
+                code, _, answer = await front.post(text + tail, header, model="upsnet_photo")
+                assert code == status, answer
+
+    asyncio.run(run())
+
+
 def test_too_much_json(tmp_path: Path) -> None:
     async def run() -> None:
         async with Front(tmp_path) as front:
@@ -219,6 +242,17 @@ def test_too_much_json(tmp_path: Path) -> None:
         (500, b'{"error": "x\\nAt:\\n /srv/model.py(3): f"}', (500, "x", Outcome.FAILED)),
         (500, b"<html>", (500, "the model failed; its log has the reason", Outcome.FAILED)),
         (503, b'{"error": "unavailable"}', (503, "the server is restarting; retry", Outcome.UNAVAILABLE)),
+        (400, b'{"error": "input \'Server not ready\'"}', (400, "input 'Server not ready'", Outcome.INVALID)),
+        (
+            500,
+            b'{"error": "attempt to access JSON non-array"}',
+            (400, "attempt to access JSON non-array", Outcome.INVALID),
+        ),
+        (
+            500,
+            b'{"error": "photo 1: Server not ready"}',
+            (503, "the server is restarting; retry", Outcome.UNAVAILABLE),
+        ),
         (
             500,
             b'{"error": "Stub process \'upsnet_0\' is not healthy."}',
@@ -234,6 +268,25 @@ def test_errors_of_triton(tmp_path: Path, status: int, content: bytes, told: tup
             record = front.telemetry.records[0]
             assert (code, json.loads(body)["error"], record.outcome) == told
             assert ("Retry-After" in headers) == (code == 503) == bool(front.backend.suspicions)
+
+    asyncio.run(run())
+
+
+def test_extensions_that_are_closed_are_not_offered(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Front(tmp_path) as front:
+            offered = {"name": "triton", "extensions": ["statistics", "model_repository", "trace", "logging"]}
+            front.triton.reply = web.json_response(offered)
+            code, _, body = await front.ask("GET /v2 HTTP/1.1")
+            assert code == 200 and json.loads(body) == offered | {"extensions": ["statistics"]}
+
+    asyncio.run(run())
+
+
+def test_a_timeout_of_0_is_none(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Front(tmp_path) as front:
+            assert (await front.post(*binary(parameters={"timeout": 0})))[0] == 200
 
     asyncio.run(run())
 
