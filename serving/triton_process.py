@@ -52,6 +52,8 @@ class TritonProcess:
         (folder / "python/upsnet").symlink_to(Path(upsnet.__file__).resolve().parent)
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
+            if self.log.exists() and not self.log.is_file() and not self.log.is_dir():
+                raise InputError(f"{self.log}: a device or a pipe, and the log is read too; give --log a file")
             self.log.open("wb").close()
         except OSError as error:
             raise InputError(f"{self.log}: cannot be written: {error.strerror}; give --log another file") from error
@@ -91,6 +93,7 @@ class TritonProcess:
         if self._probe is None:
             raise ServerError("the Triton server is not running")
         await self._probe.ask()
+        self._scratch.tend()
         if self._process is not None and not self._stubs:
             self._stubs = {pid: Path(arguments(pid)[1]).parents[1].name for pid in self._others(self._process.pid)}
 
@@ -155,7 +158,7 @@ class TritonProcess:
         try:
             with self.log.open("rb") as stream:
                 stream.seek(max(0, self.log.stat().st_size - TAIL))
-                return stream.read().decode(errors="replace")
+                return stream.read(TAIL).decode(errors="replace")
         except OSError as error:  # somebody has taken it away
             return f"the log cannot be read: {error.strerror}"
 

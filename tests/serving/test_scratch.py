@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.processes import arguments
 from serving.scratch import SHARED_MEMORY, Scratch, safe_base
 from upsnet.errors import InputError
 
@@ -53,6 +55,37 @@ def test_a_killed_owner_leaves_nothing(tmp_path: Path) -> None:
     while Path(folder).exists() or region.exists() or Path(f"/proc/{sleeper}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def keeper(scratch: Scratch) -> int:
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    (found,) = (int(child) for child in children if str(scratch.folder) in arguments(int(child)))
+    return found
+
+
+@pytest.mark.parametrize("tended", [True, False])
+def test_a_killed_keeper_is_replaced(tended: bool) -> None:
+    sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    with Scratch() as scratch:
+        scratch.guard(sleeper.pid)
+        first = keeper(scratch)
+        os.kill(first, signal.SIGKILL)
+        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+        if tended:
+            scratch.tend()
+            assert keeper(scratch) != first
+        (SHARED_MEMORY / f"{scratch.prefix}1").touch()
+    assert sleeper.wait(10) == -signal.SIGKILL
+    assert not scratch.folder.exists() and not list(SHARED_MEMORY.glob(f"{scratch.prefix}*"))
+
+
+def test_regions_are_for_this_user_alone() -> None:
+    with Scratch() as scratch:
+        region = SHARED_MEMORY / f"{scratch.prefix}1"
+        region.touch()
+        region.chmod(0o644)
+        scratch.tend()
+        assert region.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("name", ["a space", "é", "$x", "long" * 20, "missing"])
