@@ -50,12 +50,8 @@ def test_not_for_other_machines(host: str, tmp_path: Path) -> None:
 
 
 def test_loopback() -> None:
-    assert [loopback(host) for host in ("localhost", "127.0.0.1", "127.1.2.3", "::1")] == [
-        "127.0.0.1",
-        "127.0.0.1",
-        "127.1.2.3",
-        "::1",
-    ]
+    assert {loopback(host) for host in ("localhost", "LocalHost", "127.0.0.1", " 127.0.0.1 ")} == {"127.0.0.1"}
+    assert [loopback(host) for host in ("127.1.2.3", "::1")] == ["127.1.2.3", "::1"]
 
 
 @pytest.mark.parametrize("host", ["", " ", "a\0b"])
