@@ -203,7 +203,7 @@ def test_a_second_signal_waits_for_nothing(repository: Path, triton_environment:
         assert any(line.startswith("draining: requests under way have 500 s") for line in process.stderr)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        assert process.stderr.read() == ""
+        assert not re.search("Traceback|Unclosed|never awaited", process.stderr.read())
         with pytest.raises(InputError):
             answer.result(30)
         predictor.close()
@@ -373,8 +373,8 @@ def test_what_others_find_of_it(exported: Exported, triton_environment: Path, tm
         assert told["pid"] == process.pid and told["triton_pid"] == triton_of(process)
         scratch = scratch_of(told["triton_pid"])
         look()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        (keeper,) = (int(child) for child in children if arguments(int(child))[0] == "/bin/sh")
+        everybody = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+        (keeper,) = (pid for pid in everybody if {"/bin/sh", str(tmp_path / scratch)} <= set(arguments(pid)))
         os.kill(keeper, signal.SIGKILL)
         os.kill(told["triton_pid"], signal.SIGKILL)
         wait_until(lambda: restarts_and_is_ready(1))
