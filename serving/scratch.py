@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -58,8 +59,8 @@ class Scratch:
     def tend(self) -> None:
         """No other user reads the regions, and the keeper lives: somebody may have killed it."""
         for region in self._regions():
-            with suppress(FileNotFoundError):
-                region.chmod(0o600)  # Triton makes them readable for all, whatever the umask
+            with suppress(FileNotFoundError):  # Triton is ending
+                region.chmod(0o600)  # it makes them readable for all, whatever the umask
         if self._keeper.poll() is not None:
             self._keeper.communicate()
             self._keeper = self._hire()
@@ -70,7 +71,14 @@ class Scratch:
             region.unlink(missing_ok=True)
 
     def _regions(self) -> list[Path]:
-        return list(SHARED_MEMORY.glob(f"{self.prefix}*"))
+        """This user's own: others, who see the folder's name, may put links and files of that name there."""
+        found = []
+        for region in SHARED_MEMORY.glob(f"{self.prefix}*"):
+            with suppress(FileNotFoundError):
+                status = region.lstat()
+                if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid():
+                    found.append(region)
+        return found
 
     def _hire(self) -> subprocess.Popen[bytes]:
         command = ["/bin/sh", "-c", KEEPER, "sh", str(self.folder), str(SHARED_MEMORY / self.prefix)]

@@ -83,13 +83,21 @@ def test_a_killed_keeper_is_replaced(tended: bool) -> None:
     assert not scratch.folder.exists() and not list(SHARED_MEMORY.glob(f"{scratch.prefix}*"))
 
 
-def test_regions_are_for_this_user_alone() -> None:
+def test_regions_are_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Scratch() as scratch:
-        region = SHARED_MEMORY / f"{scratch.prefix}1"
-        region.touch()
-        region.chmod(0o644)
+        region, link = (SHARED_MEMORY / f"{scratch.prefix}{name}" for name in "12")
+        for file in (region, tmp_path / "file"):
+            file.touch()
+            file.chmod(0o644)
+        link.symlink_to(tmp_path / "file")  # somebody else's idea
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getuid", lambda: -1)  # all of it is somebody else's
+            scratch.tend()
+            scratch.remove_regions()
+        assert region.stat().st_mode & 0o777 == 0o644
         scratch.tend()
         assert region.stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("name", ["a space", "é", "$x", "long" * 20, "missing"])
