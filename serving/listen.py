@@ -15,7 +15,8 @@ def loopback(host: str) -> str:
     """The address that a --host means. InputError for one that others can reach."""
     if not host.strip() or not host.isprintable():  # an empty one would be every address of this machine
         raise InputError(f"{host!r} is no address to listen on; 127.0.0.1 is this machine alone")
-    if host == "localhost":
+    host = host.strip()
+    if host.lower() == "localhost":
         return "127.0.0.1"
     try:
         mine = ipaddress.ip_address(host).is_loopback

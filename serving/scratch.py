@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -33,8 +35,8 @@ class Scratch:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="upsnet-triton-", dir=safe_base()))
         self.prefix = f"{self.folder.name}-"  # of the regions
-        command = ["/bin/sh", "-c", KEEPER, "sh", str(self.folder), str(SHARED_MEMORY / self.prefix)]
-        self._keeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        self._group: int | None = None
+        self._keeper = self._hire()
 
     def __enter__(self) -> Scratch:
         return self
@@ -45,17 +47,48 @@ class Scratch:
         self.close()
 
     def close(self) -> None:
+        self.tend()
         self._keeper.communicate()  # ends its input, and waits for it
 
     def guard(self, group: int | None) -> None:
         """This process group must end with the folder."""
-        if self._keeper.stdin is not None:
-            self._keeper.stdin.write(f"{group or ''}\n".encode())
-            self._keeper.stdin.flush()
+        self._group = group
+        self.tend()
+        self._tell()
+
+    def tend(self) -> None:
+        """No other user reads the regions, and the keeper lives: somebody may have killed it."""
+        for region in self._regions():
+            with suppress(FileNotFoundError):  # Triton is ending
+                region.chmod(0o600)  # it makes them readable for all, whatever the umask
+        if self._keeper.poll() is not None:
+            self._keeper.communicate()
+            self._keeper = self._hire()
+            self._tell()
 
     def remove_regions(self) -> None:
-        for region in SHARED_MEMORY.glob(f"{self.prefix}*"):
+        for region in self._regions():
             region.unlink(missing_ok=True)
+
+    def _regions(self) -> list[Path]:
+        """This user's own: others, who see the folder's name, may put links and files of that name there."""
+        found = []
+        for region in SHARED_MEMORY.glob(f"{self.prefix}*"):
+            with suppress(FileNotFoundError):
+                status = region.lstat()
+                if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid():
+                    found.append(region)
+        return found
+
+    def _hire(self) -> subprocess.Popen[bytes]:
+        command = ["/bin/sh", "-c", KEEPER, "sh", str(self.folder), str(SHARED_MEMORY / self.prefix)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def _tell(self) -> None:
+        assert self._keeper.stdin is not None
+        with suppress(BrokenPipeError):  # killed at this moment: the next `tend` sees it
+            self._keeper.stdin.write(f"{self._group or ''}\n".encode())
+            self._keeper.stdin.flush()
 
 
 def safe_base() -> Path:

@@ -38,7 +38,9 @@ def main(
     drain: Annotated[float, typer.Option(help="Seconds for requests under way when the service stops.")] = 8.0,
     memory_limit: Annotated[
         str | None,
-        typer.Option(help="Of Triton's processes, as 6G; above it they are started anew. [default: 80 % of all]"),
+        typer.Option(
+            help="Of Triton's processes, as 6G; above it they are started anew.", show_default="80 % of this machine's"
+        ),
     ] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="The server's certificate, with its chain (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,

@@ -67,7 +67,7 @@ class TritonServer:
     @property
     def pid(self) -> int:
         """Of Triton, which a restart changes."""
-        return self.state["pid"]
+        return self.state["triton_pid"]
 
     @property
     def state(self) -> dict[str, Any]:

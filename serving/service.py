@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from contextlib import closing, suppress
@@ -21,6 +22,7 @@ from serving.scratch import Scratch
 from serving.supervisor import Supervisor, first
 from serving.triton_process import TritonProcess
 from upsnet.contract import MODEL
+from upsnet.errors import InputError
 from upsnet.files import WriteError, write_json
 
 
@@ -58,14 +60,20 @@ async def serve(settings: Settings) -> None:
         process = TritonProcess(environment, settings.repository, scratch, settings.log)
         ports: dict[str, int] = {}
 
+        said: list[State] = []
+
         def changed(health: Health) -> None:
-            if health.state is not State.STOPPED and (health.restarts or health.reasons):
+            if health.state is not State.STOPPED and (said or health.reasons):
                 say(f"{health.state}: {'; '.join(health.reasons) or 'the models answer again'}")
+                said.append(health.state)
+            with suppress(WriteError):  # a full disk does not end the service
+                keep(health)
+
+        def keep(health: Health) -> None:
             if settings.state is not None:
-                told = health._asdict() | {"ports": ports, "pid": process.pid}
+                told = health._asdict() | {"ports": ports, "pid": os.getpid(), "triton_pid": process.pid}
                 del told["memory"]  # which changes while the state stays
-                with suppress(WriteError):  # a full disk does not end the service
-                    write_json(settings.state, told)
+                write_json(settings.state, told)
 
         supervisor = Supervisor(
             process,
@@ -83,6 +91,10 @@ async def serve(settings: Settings) -> None:
             telemetry,
         )
         try:
+            try:
+                keep(supervisor.health)
+            except WriteError as error:
+                raise InputError(f"{error}; give --state another file") from error
             ports |= await front.start()
             await first(supervisor.start(), stop.wait())
             if not stop.is_set():
@@ -95,6 +107,8 @@ async def serve(settings: Settings) -> None:
             if stop.is_set():
                 supervisor.drain(f"requests under way have {settings.drain:g} s; a second signal ends them at once")
             await first(front.stop(settings.drain if stop.is_set() else 0), hurry.wait())
+            if hurry.is_set():
+                await front.stop(0)
             await supervisor.stop()
 
 

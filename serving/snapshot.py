@@ -53,7 +53,11 @@ def take_snapshot(repository: Path, target: Path) -> Snapshot:
                 f"{versions[MODEL] / 'model.onnx'} is damaged, or not the model that "
                 f"{repository / file.relative_to(target)} describes; deploy it again with `upsnet deploy`"
             )
-    return Snapshot(Manifest.load(copy / "manifest.json"), tuple(versions), digest)
+    try:
+        manifest = Manifest.load(copy / "manifest.json")
+    except InputError as error:
+        raise InputError(str(error).replace(str(copy), str(versions[MODEL]))) from error
+    return Snapshot(manifest, tuple(versions), digest)
 
 
 def _copy(file: Path, place: Path) -> None:

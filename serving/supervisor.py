@@ -15,7 +15,9 @@ from upsnet.errors import InputError
 PROBE_EVERY = 2.0  # seconds, and at once where the front suspects something
 LOOK_EVERY = 1.0  # seconds, at the memory
 LOOKS = 4  # at the number of answers while a test inference waits for its own
-FAILURES = 2  # test inferences that fail one after the other: more than bad luck
+LOOK_SECONDS = 1.0  # that one look may take
+FAILURES = 2  # test inferences that fail within WINDOW: more than bad luck
+WINDOW = 30.0  # seconds; the instances of a model take turns, so a broken one among them fails now and then
 DELAYS = (0, 1, 2, 4, 8, 16, 30)  # seconds before a start, by the number of starts without a minute of health between
 HEALTHY = 60.0
 FINISH = 10.0  # seconds for requests under way where the server is restarted though it works
@@ -180,37 +182,44 @@ class Supervisor:
 
     async def _sickness(self) -> tuple[str, float]:
         """Returns when the models do not answer a test inference, or answer it with errors: why."""
-        failures = 0
+        failures: list[float] = []
         while True:
             self._suspected.clear()
             try:
                 if not await self._probe():
                     return f"the Triton server has answered nothing for {self._hang_timeout:g} s", 0.0
             except ServerError as error:
-                failures += 1
+                now = self._clock()
+                failures = [*(at for at in failures if now - at < WINDOW), now]
                 self._set(State.DEGRADED, str(error))
-                if failures == FAILURES:
+                if len(failures) == FAILURES:
                     return str(error), 0.0
             else:
-                failures = 0
                 self._set(State.READY)
                 await first(self._sleep(PROBE_EVERY), self._suspected.wait())
 
     async def _probe(self) -> bool:
         """A test inference that waits as long as others are answered; False where nothing is. ServerError."""
-        probe = asyncio.ensure_future(self._server.probe())
-        try:
-            before, quiet = -1, 0
-            while not await first(self._done(probe), self._patience()):
-                answers = await self._answers()
-                quiet = 0 if answers > before >= 0 else quiet + 1
-                if quiet == LOOKS:
-                    return False
-                before = answers
-            await probe
-        finally:
-            probe.cancel()
-        return True
+
+        async def answered() -> bool:
+            await self._server.probe()
+            return True
+
+        return await first(answered(), self._silence())
+
+    async def _silence(self) -> bool:
+        """Returns when the server has answered nothing for hang_timeout; it is degraded from half of that on."""
+        before, since = -1, self._clock()
+        half = self._hang_timeout / 2
+        while (quiet := self._clock() - since) < self._hang_timeout:
+            if quiet >= half:
+                self._set(State.DEGRADED, f"the Triton server has answered nothing for {half:g} s")
+            await self._sleep(min(self._hang_timeout / LOOKS, self._hang_timeout - quiet))
+            answers = await first(self._answers(), self._no_answer())
+            if answers > before >= 0:
+                since = self._clock()
+            before = max(before, answers)
+        return False
 
     async def _answers(self) -> int:
         try:
@@ -218,14 +227,9 @@ class Supervisor:
         except ServerError:
             return 0  # no progress
 
-    @staticmethod
-    async def _done(task: asyncio.Future[None]) -> bool:
-        await asyncio.wait([task])
-        return True
-
-    async def _patience(self) -> bool:
-        await self._sleep(self._hang_timeout / LOOKS)
-        return False
+    async def _no_answer(self) -> int:
+        await self._sleep(LOOK_SECONDS)
+        return 0
 
     async def _greed(self) -> tuple[str, float]:
         """Returns when the processes hold more memory than they may: how much."""

@@ -45,6 +45,7 @@ class TritonProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._probe: Probe | None = None
         self._stubs: dict[int, str] = {}  # the models of the server's own processes
+        self._litter: set[Path] = set()  # that was there before the launch
         (folder / "backends/python").mkdir(parents=True)
         for file in environment.backend_files:
             (folder / "backends/python" / file.name).symlink_to(file)
@@ -52,6 +53,8 @@ class TritonProcess:
         (folder / "python/upsnet").symlink_to(Path(upsnet.__file__).resolve().parent)
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
+            if self.log.exists() and not self.log.is_file() and not self.log.is_dir():
+                raise InputError(f"{self.log}: a device or a pipe, and the log is read too; give --log a file")
             self.log.open("wb").close()
         except OSError as error:
             raise InputError(f"{self.log}: cannot be written: {error.strerror}; give --log another file") from error
@@ -70,6 +73,7 @@ class TritonProcess:
         """Returns at once; `probe` returns when the models answer."""
         for socket in (self._scratch.folder / "g:1", self.http_socket, self.metrics_socket):
             socket.unlink(missing_ok=True)
+        self._litter = litter()
         launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid())]
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -91,7 +95,9 @@ class TritonProcess:
         if self._probe is None:
             raise ServerError("the Triton server is not running")
         await self._probe.ask()
+        self._scratch.tend()
         if self._process is not None and not self._stubs:
+            self._sweep()
             self._stubs = {pid: Path(arguments(pid)[1]).parents[1].name for pid in self._others(self._process.pid)}
 
     async def answers(self) -> int:
@@ -119,6 +125,7 @@ class TritonProcess:
         process, self._process = self._process, None
         if self._probe is not None:
             await self._probe.close()
+        answered = bool(self._stubs)
         self._probe, self._stubs = None, {}
         if process is None:
             return
@@ -132,6 +139,8 @@ class TritonProcess:
             await process.wait()
             self._scratch.guard(None)
             self._scratch.remove_regions()
+            if not answered:
+                self._sweep()
 
     def memory(self) -> dict[str, int]:
         """Resident bytes of the server and of each model's processes."""
@@ -155,9 +164,15 @@ class TritonProcess:
         try:
             with self.log.open("rb") as stream:
                 stream.seek(max(0, self.log.stat().st_size - TAIL))
-                return stream.read().decode(errors="replace")
+                return stream.read(TAIL).decode(errors="replace")
         except OSError as error:  # somebody has taken it away
             return f"the log cannot be read: {error.strerror}"
+
+    def _sweep(self) -> None:
+        """Takes away what the start has left; a folder that is in use is another program's, and not empty."""
+        for folder in litter() - self._litter:
+            with suppress(OSError):
+                folder.rmdir()
 
     @staticmethod
     def _others(group: int) -> list[int]:
@@ -182,3 +197,14 @@ class TritonProcess:
             "--allow-gpu-metrics=false",
             "--exit-timeout-secs=30",  # `end` does not wait so long
         ]
+
+
+def litter() -> set[Path]:
+    """This user's folders of the kind that Triton's Python backend makes at each start, whatever TMPDIR says, and never
+    uses here."""
+    found = set()
+    for folder in Path("/tmp").glob("python_env_*"):
+        with suppress(FileNotFoundError):  # another server's end
+            if folder.lstat().st_uid == os.getuid():
+                found.add(folder)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import sys
 import threading
@@ -14,7 +15,8 @@ from logging.handlers import QueueHandler, QueueListener, WatchedFileHandler
 from pathlib import Path
 
 from serving.record import Outcome, Record
-from upsnet.files import writing
+from upsnet.errors import InputError
+from upsnet.files import WriteError, writing
 
 STDERR = Path("-")
 MOST_WAITING = 10_000  # lines; a disk that does not take them keeps no request waiting
@@ -27,13 +29,12 @@ class AccessLog:
     """Writes the lines in a thread of its own.
 
     path is a file, which is opened anew when it was moved away (logrotate), or `-` for stderr. Without one, the
-    requests that failed by the server's fault go to stderr. WriteError where the file cannot be written; `lose` is
+    requests that failed by the server's fault go to stderr. InputError where the file cannot be written; `lose` is
     called for a line that cannot be written later (a full disk), and the service goes on.
     """
 
     def __init__(self, path: Path | None, lose: Callable[[], None]) -> None:
-        with writing(path or STDERR):
-            self._handler = _handler(path)
+        self._handler = _handler(path)
         self._level = logging.ERROR if path is None else logging.INFO
         lines: queue.Queue[logging.LogRecord] = queue.Queue(MOST_WAITING)
         self._door = QueueHandler(lines)
@@ -71,8 +72,15 @@ class _File(WatchedFileHandler):
 def _handler(path: Path | None) -> logging.Handler:
     if path is None or path == STDERR:
         return logging.StreamHandler(sys.stderr)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return _File(path, encoding="utf-8")
+    cure = "give --access-log another file, or - for stderr"
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_fifo():  # without a reader this is an error, where to open it otherwise would wait for one
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            return _File(path, encoding="utf-8")
+    except WriteError as error:
+        raise InputError(f"{error}; {cure}") from error
 
 
 def line(record: Record, level: int, trace_id: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.processes import arguments
 from serving.scratch import SHARED_MEMORY, Scratch, safe_base
 from upsnet.errors import InputError
 
@@ -53,6 +55,49 @@ def test_a_killed_owner_leaves_nothing(tmp_path: Path) -> None:
     while Path(folder).exists() or region.exists() or Path(f"/proc/{sleeper}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def keeper(scratch: Scratch) -> int:
+    """The live one, whose command line comes a moment after it."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for folder in Path("/proc").glob("[0-9]*"):
+            if str(scratch.folder) in arguments(int(folder.name)):
+                return int(folder.name)
+    raise AssertionError("there is no keeper")
+
+
+@pytest.mark.parametrize("tended", [True, False])
+def test_a_killed_keeper_is_replaced(tended: bool) -> None:
+    sleeper = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    with Scratch() as scratch:
+        scratch.guard(sleeper.pid)
+        first = keeper(scratch)
+        os.kill(first, signal.SIGKILL)
+        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+        if tended:
+            scratch.tend()
+            assert keeper(scratch) != first
+        (SHARED_MEMORY / f"{scratch.prefix}1").touch()
+    assert sleeper.wait(10) == -signal.SIGKILL
+    assert not scratch.folder.exists() and not list(SHARED_MEMORY.glob(f"{scratch.prefix}*"))
+
+
+def test_regions_are_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Scratch() as scratch:
+        region, link = (SHARED_MEMORY / f"{scratch.prefix}{name}" for name in "12")
+        for file in (region, tmp_path / "file"):
+            file.touch()
+            file.chmod(0o644)
+        link.symlink_to(tmp_path / "file")  # somebody else's idea
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getuid", lambda: -1)  # all of it is somebody else's
+            scratch.tend()
+            scratch.remove_regions()
+        assert region.stat().st_mode & 0o777 == 0o644
+        scratch.tend()
+        assert region.stat().st_mode & 0o777 == 0o600
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("name", ["a space", "é", "$x", "long" * 20, "missing"])

@@ -11,12 +11,14 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from typer.testing import CliRunner
 
 from serving.listen import check_ports, loopback
 from serving.serve import default_memory_limit, make_tls, parse_bytes
 from serving.serve import main as serve
 from serving.service import heed_signals
 from tests.serving.conftest import Exported
+from upsnet.command_line.command import make_app
 from upsnet.errors import InputError
 
 
@@ -50,12 +52,8 @@ def test_not_for_other_machines(host: str, tmp_path: Path) -> None:
 
 
 def test_loopback() -> None:
-    assert [loopback(host) for host in ("localhost", "127.0.0.1", "127.1.2.3", "::1")] == [
-        "127.0.0.1",
-        "127.0.0.1",
-        "127.1.2.3",
-        "::1",
-    ]
+    assert {loopback(host) for host in ("localhost", "LocalHost", "127.0.0.1", " 127.0.0.1 ")} == {"127.0.0.1"}
+    assert [loopback(host) for host in ("127.1.2.3", "::1")] == ["127.1.2.3", "::1"]
 
 
 @pytest.mark.parametrize("host", ["", " ", "a\0b"])
@@ -123,6 +121,11 @@ def test_memory_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_memory_limit() == int(0.8 * (1 << 20))
     (tmp_path / "max").write_text("max\n")
     assert default_memory_limit() >= whole
+
+
+def test_help_has_every_default() -> None:
+    text = CliRunner().invoke(make_app(serve), ["--help"]).output
+    assert "80 % of this machine's" in text and "[default: 8.0]" in text
 
 
 def test_tls_needs_both_files(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ import pytest
 from serving.processes import arguments, members
 from serving.repository import deploy
 from serving.server import TritonServer
+from serving.triton_process import litter
 from tests.serving.conftest import Exported, make_request
 from upsnet.errors import InputError
-from upsnet.files import write_text
+from upsnet.files import read_json, write_text
 from upsnet.runtimes.triton import TritonPredictor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,6 +203,7 @@ def test_a_second_signal_waits_for_nothing(repository: Path, triton_environment:
         assert any(line.startswith("draining: requests under way have 500 s") for line in process.stderr)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+        assert not re.search("Traceback|Unclosed|never awaited", process.stderr.read())
         with pytest.raises(InputError):
             answer.result(30)
         predictor.close()
@@ -344,6 +346,70 @@ def test_ipv6(repository: Path, triton_environment: Path) -> None:
     with TritonServer(repository, environment=triton_environment, host="::1") as server:
         assert server.url.startswith("[::1]:")
         server.check()
+
+
+@pytest.mark.triton
+def test_what_others_find_of_it(exported: Exported, triton_environment: Path, tmp_path: Path) -> None:
+    """Regions that this user alone may read, nothing in /tmp; also where the keeper is killed, and stdout closed."""
+    repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
+    before = litter()
+    state = tmp_path / "state.json"
+    command = [sys.executable, "-m", "upsnet", "serve", f"--repository={repository}", f"--state={state}"]
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *command, "--grpc-port=0", "--metrics-port=0"]
+    variables = os.environ | {"UPSNET_TRITON_ENV": str(triton_environment), "TMPDIR": str(tmp_path)}
+
+    def restarts_and_is_ready(times: int) -> bool:
+        told = read_json(state) if state.is_file() else {}
+        return (told.get("state"), told.get("restarts")) == ("ready", times)
+
+    def look() -> None:
+        modes = [path.stat().st_mode & 0o777 for path in Path("/dev/shm").glob(f"{scratch}-*")]
+        assert len(modes) >= 4 and set(modes) == {0o600}
+        wait_until(lambda: litter() <= before)  # another server that starts just now has its own
+
+    with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: restarts_and_is_ready(0))
+        told = read_json(state)
+        assert told["pid"] == process.pid and told["triton_pid"] == triton_of(process)
+        scratch = scratch_of(told["triton_pid"])
+        look()
+        everybody = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+        (keeper,) = (pid for pid in everybody if {"/bin/sh", str(tmp_path / scratch)} <= set(arguments(pid)))
+        os.kill(keeper, signal.SIGKILL)
+        os.kill(told["triton_pid"], signal.SIGKILL)
+        wait_until(lambda: restarts_and_is_ready(1))
+        look()
+        process.terminate()
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 0 and "Traceback" not in stderr
+    assert "\nready: the models answer again\n" in stderr
+    assert not regions(scratch) and not list(tmp_path.glob("upsnet-triton-*"))
+
+
+@pytest.mark.triton
+def test_files_that_are_no_use(repository: Path, triton_environment: Path, tmp_path: Path) -> None:
+    """Each is one line with a cure, and nothing waits for the reader of a pipe."""
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.touch()
+    cases = (
+        ("log", pipe),
+        ("log", Path("/dev/full")),
+        ("access-log", pipe),
+        ("access-log", tmp_path),
+        ("state", tmp_path),
+        ("state", Path("/dev/full")),
+        ("state", file / "x"),
+    )
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(serving(repository, triton_environment, tmp_path, f"--{option}={path}"))
+            for option, path in cases
+        ]
+        for (option, path), process in zip(cases, processes, strict=True):
+            stdout, stderr = process.communicate(timeout=60)
+            assert (process.returncode, stdout) == (2, ""), (option, path)
+            assert re.fullmatch(rf"error: {path}: .*; give --{option} (a|another) file.*\n", stderr), stderr
 
 
 @pytest.mark.triton

@@ -48,6 +48,13 @@ def test_truncated_model(repository: Path, tmp_path: Path) -> None:
         take_snapshot(repository, tmp_path / "copy")
 
 
+def test_broken_manifest_is_named_where_it_lies(repository: Path, tmp_path: Path) -> None:
+    manifest = repository / "upsnet/1/manifest.json"
+    manifest.write_text("{")
+    with pytest.raises(InputError, match=rf"^{manifest}: not valid JSON"):
+        take_snapshot(repository, tmp_path / "copy")
+
+
 def test_half_of_another_model(exported: Exported, repository: Path, tmp_path: Path) -> None:
     other = exported.manifest.model_copy(update={"onnx_sha256": "0" * 64})
     config = repository / "upsnet/configs/cpu.pbtxt"

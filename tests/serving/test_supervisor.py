@@ -11,7 +11,7 @@ import pytest
 
 from serving.backend import Backend, Health, State
 from serving.probe import ServerError
-from serving.supervisor import DELAYS, Supervisor
+from serving.supervisor import DELAYS, LOOK_SECONDS, WINDOW, Supervisor
 from upsnet.errors import InputError
 
 
@@ -257,9 +257,63 @@ def test_busy_is_not_dead() -> None:
         assert len(world.server.launches) == 1 and world.is_ready()
         world.server.works_meanwhile = False
         await world.time.run_until(lambda: len(world.server.launches) == 2, most=80)
-        assert "has answered nothing for 60 s" in world.told[1].reasons[0]
+        assert "has answered nothing for 30 s" in world.told[1].reasons[0]  # requests wait from then on
+        assert "has answered nothing for 60 s" in world.told[2].reasons[0]
 
     play(scene)
+
+
+def test_one_instance_of_two_that_fails() -> None:
+    """They take turns, so every second test inference is answered."""
+
+    async def scene(world: World) -> None:
+        await world.supervisor.start()
+        probe, turns = world.server.probe, iter([True, False] * 10)
+
+        async def take_turns() -> None:
+            world.server.broken = None if next(turns) else "it is not healthy"
+            await probe()
+
+        world.server.probe = take_turns  # type: ignore[method-assign]
+        await world.time.run_until(lambda: len(world.server.launches) == 2, most=10)
+        assert world.states[:4] == ["ready", "degraded", "ready", "degraded"]
+        assert any("it is not healthy; it is started again now" in health.reasons for health in world.told)
+
+    play(scene)
+
+
+def test_failures_far_apart_are_bad_luck() -> None:
+    async def scene(world: World) -> None:
+        await world.supervisor.start()
+        probe, failed = world.server.probe, [0.0]
+
+        async def now_and_then() -> None:
+            if world.time.now - failed[-1] > WINDOW:
+                failed.append(world.time.now)
+                raise ServerError("memory is short")
+            await probe()
+
+        world.server.probe = now_and_then  # type: ignore[method-assign]
+        await world.time.run(200)
+        assert len(failed) > 5 and world.states.count("degraded") == len(failed) - 1
+        assert len(world.server.launches) == 1 and world.is_ready()
+
+    play(scene)
+
+
+def test_a_server_that_hangs_does_not_even_count() -> None:
+    async def scene(world: World) -> None:
+        await world.supervisor.start()
+        await world.time.run(2)
+        world.server.hangs = True
+
+        async def count() -> int:
+            return await asyncio.get_running_loop().create_future()
+
+        world.server.answers = count  # type: ignore[method-assign]
+        await world.time.run_until(lambda: len(world.server.launches) == 2, most=4 + 2 + LOOK_SECONDS)
+
+    play(scene, hang_timeout=4)
 
 
 def test_memory_limit() -> None:

@@ -43,6 +43,8 @@ def complain(message: str) -> NoReturn:
 
 def flush_output() -> None:
     """InputError's line where stdout leads to a file that cannot be written, or nothing: whoever reads it has ended."""
+    if sys.stdout is None:  # closed by whoever started this (`>&-`)
+        return
     try:
         sys.stdout.flush()
     except OSError as error:
