@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 from upsnet.errors import InputError, ServerError
 from upsnet.runtimes.options import SCHEME, SERVER, TLS_SCHEME
-from upsnet.runtimes.tls import Tls
+from upsnet.runtimes.tls import ALPN, Tls
 
 GRPC_PORT = SERVER.rpartition(":")[2]
 OTHER_PORTS = ("8000", "8002")  # `make serve`'s HTTP and metrics
@@ -127,8 +127,11 @@ def _description(address: str, answer: bytes | None, seconds: float, tls: ssl.SS
         return f"{address} is the HTTP port of a Triton server"
     if b"\nnv_" in pages[1]:
         return f"{address} is the metrics port of a Triton server"
-    if tls is None and _speaks_tls(address, seconds):
+    agreed = _tls_protocol(address, seconds) if tls is None else None
+    if agreed == ALPN:
         return f"a server with TLS answers at {address}, and is asked without: {TLS_SCHEME}{address} asks with it"
+    if agreed is not None:
+        return f"a server with TLS answers at {address}, and it speaks no gRPC"
     if any(page.startswith((b"HTTP/", b"<")) for page in (answer, *pages)):
         return f"an HTTP server that is no Triton answers at {address}"
     return f"what listens at {address} is no Triton server (it ends the connection)"
@@ -172,12 +175,16 @@ def _get(address: str, path: str, seconds: float, tls: ssl.SSLContext | None) ->
         return b""
 
 
-def _speaks_tls(address: str, seconds: float) -> bool:
-    """Does a handshake succeed? Whose certificate it is does not matter: nothing is sent."""
+def _tls_protocol(address: str, seconds: float) -> str | None:
+    """What a handshake agrees upon: ALPN of gRPC, else ""; None: there is no TLS.
+
+    Whose certificate it is does not matter: nothing is sent.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols([ALPN])
     try:
-        with socket.create_connection(_split(address), timeout=seconds) as plain, context.wrap_socket(plain):
-            return True
+        with socket.create_connection(_split(address), timeout=seconds) as plain, context.wrap_socket(plain) as secure:
+            return secure.selected_alpn_protocol() or ""
     except OSError:
-        return False
+        return None

@@ -142,6 +142,7 @@ def test_the_rest_port_of_a_server_with_tls(files: Files) -> None:
         refused(
             f"grpcs://{address}", f"^{address} is the HTTP port of a Triton server; give host:port of its", files.ca
         )
+        refused(f"grpc://{address}", f"^a server with TLS answers at {address}, and it speaks no gRPC; give host:port")
         http.shutdown()
 
 
