@@ -17,6 +17,7 @@ from upsnet.prediction import PanopticPrediction
 
 MOST_OF_JPEG = 65500  # pixels along a side
 JPEG_QUALITY = 92
+MOST_LABELS = 4 * MAX_PIXELS  # bytes of a request's maps: four of the largest photos as uint8
 
 
 def overlay_kind(size: Sequence[int]) -> Literal["JPEG", "PNG"]:
@@ -35,6 +36,7 @@ def photo_tensors(predictions: Sequence[PanopticPrediction], wanted: Collection[
     InputError where photos of such different sizes come together that their label maps would be huge.
     """
     sizes = np.array([prediction.ids.shape for prediction in predictions], np.int32).reshape(-1, 2)
+    _check_room(sizes, wanted)
     makers: dict[str, Callable[[], np.ndarray]] = {
         LABELS: lambda: _labels(predictions, sizes, np.uint8),
         LABELS16: lambda: _labels(predictions, sizes, np.uint16),
@@ -49,12 +51,21 @@ def photo_tensors(predictions: Sequence[PanopticPrediction], wanted: Collection[
 def _labels(predictions: Sequence[PanopticPrediction], sizes: np.ndarray, kind: type[np.generic]) -> np.ndarray:
     """B x H x W, each photo's map in the upper left corner; 0 beside it."""
     height, width = (int(most) for most in sizes.max(axis=0))
-    if height * width > MAX_PIXELS:
-        raise InputError(f"photos of {height} pixels' height and of {width} pixels' width: send them one at a time")
     labels = np.zeros((len(predictions), height, width), kind)
     for row, prediction in zip(labels, predictions, strict=True):
         row[: prediction.ids.shape[0], : prediction.ids.shape[1]] = prediction.ids
     return labels
+
+
+def _check_room(sizes: np.ndarray, wanted: Collection[str]) -> None:
+    """Of all label maps of a request together, padded as they are."""
+    height, width = (int(most) for most in sizes.max(axis=0))
+    size = len(sizes) * height * width * ((LABELS in wanted) + 2 * (LABELS16 in wanted))
+    if size > MOST_LABELS:
+        raise InputError(
+            f"the label maps of {len(sizes)} photos of up to {height} pixels' height and {width} pixels' width take "
+            f"{size} bytes, over the limit of {MOST_LABELS}; send them one at a time"
+        )
 
 
 def _segments_json(prediction: PanopticPrediction) -> bytes:

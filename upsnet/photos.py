@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import EpsImagePlugin, ExifTags, Image, UnidentifiedImageError
 
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike, write_bytes
@@ -116,7 +116,13 @@ def reading_photo(name: str) -> Iterator[None]:
 
 
 def load_pixels(image: Image.Image) -> int:
-    """Decodes; returns the stored orientation. What else the metadata hold may be broken."""
+    """Decodes; returns the stored orientation. What else the metadata hold may be broken.
+
+    PostScript, which is a program, is not run: from the first photo on Pillow finds no Ghostscript in this process.
+    """
+    EpsImagePlugin.gs_binary = False  # also for what other formats hold inside, as IPTC does
+    if isinstance(image, EpsImagePlugin.EpsImageFile) and image.tile:
+        raise OSError("PostScript is a program, and is not run; convert it to PNG or JPEG")
     orientation = orientation_of(image)
     if image.format == "TIFF":
         _forget_broken(image)  # its load reads all metadata

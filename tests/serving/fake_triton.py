@@ -17,7 +17,7 @@ from serving.repository import TEMPLATE
 
 
 class FakeError(Exception):
-    INVALID_ARG, INTERNAL, CANCELLED = "INVALID_ARG", "INTERNAL", "CANCELLED"
+    INVALID_ARG, INTERNAL, CANCELLED, UNAVAILABLE = "INVALID_ARG", "INTERNAL", "CANCELLED", "UNAVAILABLE"
 
     def __init__(self, message: str, code: str = INTERNAL) -> None:
         super().__init__(message)

@@ -17,8 +17,11 @@ from PIL import Image
 import upsnet
 from tests.serving.conftest import POISON, Exported, make_request
 from tests.serving.fake_triton import FakeError, MetricFamily, Request, Response, Tensor, Triton, arguments
+from tests.upsnet.test_photos import EPS
 from upsnet.contract import LABELS, METADATA_KEY, OVERLAY, PHOTO, PHOTO_SIZES, SEGMENTS_JSON
+from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
+from upsnet.photos import read_photo
 
 
 @pytest.fixture
@@ -279,6 +282,36 @@ def test_a_photo_that_the_network_fails_on_leaves_its_neighbours(
     ]
     assert network.batches == [(4, 64, 96)] + [(1, 64, 96)] * 5
     assert labels(responses[0]) == labels(responses[3]) == labels(photos.execute([ask(good)])[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("Model upsnet - Error when running inference: Server not ready", FakeError.INTERNAL),
+        ("Stub process 'upsnet_0_1' is not healthy.", FakeError.INTERNAL),
+        ("going", FakeError.UNAVAILABLE),
+    ],
+)
+def test_a_server_that_restarts_is_unavailable_and_no_fault_of_a_photo(
+    photos: Any, triton: Triton, words: str, code: str
+) -> None:
+    triton.network = lambda **_: Response(error=FakeError(words, code))
+    good = encoded(40, 60)
+    for response in photos.execute([ask(good), ask(good, good)]):
+        assert response.refused == ("UNAVAILABLE", "the server stops or restarts; retry")
+
+
+def test_any_other_fault_of_the_network_keeps_its_status(photos: Any, triton: Triton) -> None:
+    triton.network = lambda **_: Response(error=FakeError("images are 9 x 9", FakeError.INVALID_ARG))
+    (response,) = photos.execute([ask(encoded(40, 60))])
+    assert response.refused == ("INVALID_ARG", "photo: images are 9 x 9")
+
+
+def test_postscript_is_refused_as_in_process(photos: Any) -> None:
+    with pytest.raises(InputError) as expected:
+        read_photo(EPS, "photo")
+    (response,) = photos.execute([ask(EPS)])
+    assert response.refused == ("INVALID_ARG", str(expected.value))
 
 
 def test_what_nobody_foresaw_fails_one_request_and_says_nothing_of_the_server(

@@ -186,8 +186,12 @@ def test_a_request_of_several_photos_is_answered_as_each_alone(served: Served) -
 
 def test_label_maps_that_would_fill_the_memory_are_refused(served: Served) -> None:
     flat, tall = (encoded(Image.new("1", size), "PNG") for size in ((20_000, 1), (1, 20_000)))
-    with pytest.raises(InputError, match=r"photos of 20000 pixels' height and of 20000 .* send them one at a time"):
+    with pytest.raises(InputError, match=r"20000 pixels' height and 20000 .* 800000000 bytes, .* one at a time"):
         served.ask(flat, tall, wanted=[LABELS])
+    flat, tall = (encoded(Image.new("1", size), "PNG") for size in ((7_000, 1), (1, 7_000)))
+    with pytest.raises(InputError, match=r"of 4 photos of up to 7000 .* take 588000000 bytes, over the limit"):
+        served.ask(flat, tall, flat, tall, wanted=[LABELS, LABELS16])
+    flat, tall = (encoded(Image.new("1", size), "PNG") for size in ((20_000, 1), (1, 20_000)))
     assert served.ask(flat, tall, wanted=[PHOTO_SIZES])[PHOTO_SIZES].tolist() == [[1, 20_000], [20_000, 1]]
 
 

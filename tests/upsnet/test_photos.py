@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from tests.upsnet.pngs import png
 from upsnet import photos as images
@@ -27,6 +27,47 @@ STORED = {
     7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),
     8: np.rot90(UPRIGHT, -1),
 }
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+def iptc(content: bytes) -> bytes:
+    """An IPTC/NAA file of 10 x 10 pixels, which Pillow reads from an image inside."""
+    fields = [
+        ((3, 20), bytes([0, 10])),
+        ((3, 30), bytes([0, 10])),
+        ((3, 60), bytes([3, 1])),
+        ((3, 120), bytes([0, 5])),
+        ((8, 10), content),
+    ]
+    return b"".join(bytes([0x1C, *tag]) + len(data).to_bytes(2, "big") + data for tag, data in fields)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (EPS, "^a.eps: not a readable image: PostScript is a program, and is not run; convert it to PNG or JPEG$"),
+        (iptc(EPS), "^a.eps: not a readable image: Unable to locate Ghostscript on paths$"),
+    ],
+    ids=["EPS", "EPS in IPTC"],
+)
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str) -> None:
+    """Although there is a Ghostscript, which Pillow has found."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text("#!/bin/sh\ntouch ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    assert EpsImagePlugin.has_ghostscript() and EpsImagePlugin.gs_binary == "gs"
+    Path("ran").unlink(missing_ok=True)
+    Path("a.eps").write_bytes(content)
+    with Image.open("a.eps") as opened:
+        for photo in ("a.eps", content, opened):
+            with pytest.raises(InputError, match=message):
+                read_photo(photo, "a.eps")
+    assert not Path("ran").exists()
 
 
 def test_exif_of_a_jpeg(tmp_path: Path) -> None:

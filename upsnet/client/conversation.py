@@ -116,7 +116,10 @@ def predict(opened: Opened, photo: NamedPhoto) -> Steps[PanopticPrediction]:
     pixels = yield partial(read_photo, given, source)
     net = yield partial(to_network, pixels, opened.served.manifest.resize)
     raw = yield from predict_tensors(opened.served, collate([net]), opened.infer)
-    (result,) = yield partial(decode_batch, raw, [net])
+    try:
+        (result,) = yield partial(decode_batch, raw, [net])
+    except InputError as error:  # of the answer: the photo was fine
+        raise _does_not_fit(opened.served, error) from error
     return PanopticPrediction(result, opened.categories, pixels, source, photo.name)
 
 
@@ -138,5 +141,9 @@ def _result(opened: Opened, found: Mapping[str, Any]) -> PanopticResult:
             for each in json.loads(found[SEGMENTS_JSON][0])
         ]
     except (KeyError, TypeError, ValueError, IndexError, InputError) as error:
-        raise ServerError(f"{served.server}: its answer does not fit {served.manifest.name} ({error})") from error
+        raise _does_not_fit(served, error) from error
     return PanopticResult(found[LABELS][0].astype(np.int32), segments)
+
+
+def _does_not_fit(served: Served, error: Exception) -> ServerError:
+    return ServerError(f"{served.server}: its answer does not fit {served.manifest.name} ({error})")

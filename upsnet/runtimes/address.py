@@ -10,9 +10,9 @@ import time
 from contextlib import ExitStack
 from ipaddress import ip_address
 
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 from upsnet.runtimes.options import SCHEME, SERVER, TLS_SCHEME
-from upsnet.runtimes.tls import Tls
+from upsnet.runtimes.tls import ALPN, Tls
 
 GRPC_PORT = SERVER.rpartition(":")[2]
 OTHER_PORTS = ("8000", "8002")  # `make serve`'s HTTP and metrics
@@ -73,7 +73,7 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def check_grpc(address: str, seconds: float = 4.0, tls: Tls | None = None) -> None:
-    """InputError that says what answers at host:port, if it is not gRPC. `seconds` bounds each question to it.
+    """ServerError that says what answers at host:port, if it is not gRPC. `seconds` bounds each question to it.
 
     A client of gRPC calls them all "unavailable", some of them after minutes; a wrong certificate, too.
     """
@@ -81,22 +81,26 @@ def check_grpc(address: str, seconds: float = 4.0, tls: Tls | None = None) -> No
     try:
         answer = _ask(address, PREFACE, seconds, enough=FRAME_HEADER, tls=context)
     except ssl.SSLError as error:
-        raise InputError(_no_tls(address, error)) from None
+        raise _unavailable(_no_tls(address, error)) from None
     except TimeoutError:
-        raise InputError(
+        raise _unavailable(
             f"no Triton server answers at {address}: no connection within {seconds:g} s; is the host right, and does a "
             "firewall let it through?"
         ) from None
     except ConnectionRefusedError:
-        raise InputError(f"no Triton server answers at {address}; start one with `make serve`") from None
+        raise _unavailable(f"no Triton server answers at {address}; start one with `make serve`") from None
     except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name that is empty or too long
         reason = error.strerror if isinstance(error, OSError) else "no host has such a name"
-        raise InputError(f"no server can be reached at {address}: {reason}; {WANTED}") from None
+        raise _unavailable(f"no server can be reached at {address}: {reason}; {WANTED}") from None
     if answer is not None and answer[3:4] == bytes([SETTINGS]):
         return
     if context is not None and not answer:  # TLS 1.3 refuses a client after its handshake, with or without a word
-        raise InputError(f"the server at {address} ends the connection: {CERTIFICATE}")
-    raise InputError(f"{_description(address, answer, seconds)}; {WANTED}")
+        raise _unavailable(f"the server at {address} ends the connection: {CERTIFICATE}")
+    raise _unavailable(f"{_description(address, answer, seconds, context)}; {WANTED}")
+
+
+def _unavailable(message: str) -> ServerError:
+    return ServerError(message, "UNAVAILABLE")
 
 
 def _no_tls(address: str, error: ssl.SSLError) -> str:
@@ -111,20 +115,23 @@ def _no_tls(address: str, error: ssl.SSLError) -> str:
     return f"the server at {address} speaks no TLS that this client does ({reason}); without TLS: {SCHEME}{address}"
 
 
-def _description(address: str, answer: bytes | None, seconds: float) -> str:
+def _description(address: str, answer: bytes | None, seconds: float, tls: ssl.SSLContext | None) -> str:
     """What listens at an address, where gRPC's preface was answered with `answer`."""
     if answer is None:
         return f"what listens at {address} accepts connections, but says nothing within {seconds:g} s"
     if answer and not answer.startswith((b"HTTP/", b"<", TLS_ALERT)):  # an old HTTP's answer is a page alone
         words = answer.splitlines()[0][:60].decode("ascii", "backslashreplace")
         return f"what answers at {address} is no Triton server (it says {words!r})"
-    pages = [_get(address, path, seconds) for path in ("/v2", "/metrics")]
+    pages = [_get(address, path, seconds, tls) for path in ("/v2", "/metrics")]
     if b'"triton"' in pages[0]:
         return f"{address} is the HTTP port of a Triton server"
     if b"\nnv_" in pages[1]:
         return f"{address} is the metrics port of a Triton server"
-    if _speaks_tls(address, seconds):
+    agreed = _tls_protocol(address, seconds) if tls is None else None
+    if agreed == ALPN:
         return f"a server with TLS answers at {address}, and is asked without: {TLS_SCHEME}{address} asks with it"
+    if agreed is not None:
+        return f"a server with TLS answers at {address}, and it speaks no gRPC"
     if any(page.startswith((b"HTTP/", b"<")) for page in (answer, *pages)):
         return f"an HTTP server that is no Triton answers at {address}"
     return f"what listens at {address} is no Triton server (it ends the connection)"
@@ -160,20 +167,24 @@ def _ask(
     return answer or None
 
 
-def _get(address: str, path: str, seconds: float) -> bytes:
+def _get(address: str, path: str, seconds: float, tls: ssl.SSLContext | None) -> bytes:
     request = f"GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n"
     try:
-        return _ask(address, request.encode(), seconds) or b""
+        return _ask(address, request.encode(), seconds, tls=tls) or b""
     except OSError:
         return b""
 
 
-def _speaks_tls(address: str, seconds: float) -> bool:
-    """Does a handshake succeed? Whose certificate it is does not matter: nothing is sent."""
+def _tls_protocol(address: str, seconds: float) -> str | None:
+    """What a handshake agrees upon: ALPN of gRPC, else ""; None: there is no TLS.
+
+    Whose certificate it is does not matter: nothing is sent.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols([ALPN])
     try:
-        with socket.create_connection(_split(address), timeout=seconds) as plain, context.wrap_socket(plain):
-            return True
+        with socket.create_connection(_split(address), timeout=seconds) as plain, context.wrap_socket(plain) as secure:
+            return secure.selected_alpn_protocol() or ""
     except OSError:
-        return False
+        return None

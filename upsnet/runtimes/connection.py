@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from upsnet import DISTRIBUTION
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 from upsnet.runtimes.kserve import Answer, Ask, CallError, Server, Steps
 from upsnet.runtimes.shared_memory import Regions
 
@@ -126,7 +126,7 @@ class Connection:
 
     def _call(self, ask: Ask, calls: Calls) -> Any:
         if self._stub is None:
-            raise InputError(f"the connection to {self.server} is closed; open another")
+            raise ServerError(f"the connection to {self.server} is closed; open another")
         request = getattr(self._messages, f"{ask.method}Request")(**ask.fields)
         timeout = self.server.timeout if ask.timeout is None else ask.timeout
         future = getattr(self._stub, ask.method).future(request, timeout=timeout, metadata=ask.metadata)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from upsnet.contract import METADATA_KEY, OUTPUTS
-from upsnet.errors import InputError, ServerError, one_line
+from upsnet.errors import InputError, ServerError, first_line, one_line
 from upsnet.files import PathLike
 from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
@@ -25,6 +25,7 @@ from upsnet.runtimes.predictor import RawPrediction
 from upsnet.runtimes.tls import Tls
 
 RETRIES = 4  # the most that gRPC does
+MOST_SECONDS = 97_200_000  # that gRPC takes as a deadline, 27 000 hours; far more than that is over at once
 KINDS = {"uint8": "UINT8", "uint16": "UINT16", "int32": "INT32", "float32": "FP32"}  # numpy's name -> the protocol's
 BYTES = "BYTES"
 LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
@@ -51,8 +52,8 @@ class Server(NamedTuple):
     ) -> Server:
         """url: grpc://host:port, or grpcs:// for TLS. InputError for what is none of it."""
         address = parse_address(url)
-        if not timeout > 0:
-            raise InputError(f"timeout {timeout!r}: give a number of seconds")
+        if not (isinstance(timeout, int | float) and 0 < timeout <= MOST_SECONDS):
+            raise InputError(f"timeout {timeout!r}: give a number of seconds, above 0 and at most {MOST_SECONDS}")
         if retries not in range(RETRIES + 1):
             raise InputError(f"retries {retries!r}: give 0 to {RETRIES}")
         if not isinstance(shared_memory, bool | None):
@@ -109,7 +110,10 @@ def call(server: Server, ask: Ask) -> Steps[Any]:
 def explain(server: Server, error: CallError) -> Steps[InputError]:
     """The error in one line."""
     if error.status == "UNAVAILABLE":
-        yield partial(check_grpc, server.address, tls=server.tls)  # raises where the server has gone
+        try:
+            yield partial(check_grpc, server.address, tls=server.tls)
+        except InputError as gone:  # whose word is better than gRPC's, also on a certificate's file
+            return ServerError(str(gone), error.status)
     match error.status:
         case "INVALID_ARGUMENT":
             return InputError(f"{server} refused the request: {error.text}")
@@ -139,14 +143,14 @@ def describe(server: Server, model: str, manifest: Manifest | None = None) -> St
 def _manifest(server: Server, model: str, config: Any) -> Manifest:
     """Categories and sizes, as `upsnet deploy` and `upsnet serve` write them into the model's configuration."""
     if METADATA_KEY not in config.parameters:
-        raise InputError(
+        raise ServerError(
             f"{server} does not tell the categories of {model} (its configuration has no parameter {METADATA_KEY}); "
             "serve it with `upsnet serve` or `upsnet deploy`, or give its manifest"
         )
     try:
         return Manifest.model_validate_json(config.parameters[METADATA_KEY].string_value)
     except ValidationError as error:
-        raise InputError(
+        raise ServerError(
             f"{server}: the manifest of {model} is damaged ({one_line(error)}); deploy the model again"
         ) from None
 
@@ -181,16 +185,19 @@ def infer_request(
 
 
 def read_outputs(answer: Any, elsewhere: Mapping[str, Mapping[str, Any]] = EMPTY) -> Outputs:
-    """Of a ModelInferResponse, without those that are not in the message."""
+    """Of a ModelInferResponse, without those that are not in the message. ServerError where it contradicts itself."""
     found: dict[str, np.ndarray | list[bytes]] = {}
-    for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True):
-        dtype = next((dtype for dtype, kind in KINDS.items() if kind == output.datatype), None)
-        if output.name in elsewhere and not content:
-            continue
-        if dtype:
-            found[output.name] = np.frombuffer(content, dtype).reshape(output.shape)
-        elif output.datatype == BYTES:
-            found[output.name] = _elements(content)
+    try:
+        for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True):
+            dtype = next((dtype for dtype, kind in KINDS.items() if kind == output.datatype), None)
+            if output.name in elsewhere and not content:
+                continue
+            if dtype:
+                found[output.name] = np.frombuffer(content, dtype).reshape(output.shape)
+            elif output.datatype == BYTES:
+                found[output.name] = _elements(content)
+    except (ValueError, struct.error) as error:
+        raise ServerError(f"the server's answer cannot be read: {first_line(error)}") from error
     return found
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from upsnet.contract import INPUTS, OUTPUTS
-from upsnet.errors import InputError, first_line
+from upsnet.errors import InputError, ServerError, first_line
 from upsnet.runtimes.kserve import (
     Ask,
     CallError,
@@ -185,7 +185,7 @@ class Regions:
             self._more.release()
             if isinstance(error, CallError | OSError | InputError):
                 reason = error.text if isinstance(error, CallError) else first_line(error)
-                raise InputError(f"{self._server} cannot share memory with this client: {reason}") from error
+                raise ServerError(f"{self._server} cannot share memory with this client: {reason}") from error
             raise
         return region
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
 
+ALPN = "h2"  # gRPC's protocol, in the handshake
+
 
 class Tls(NamedTuple):
     """Whom a client trusts, and who it is. PEM files."""
@@ -40,7 +42,7 @@ class Tls(NamedTuple):
             except (OSError, ssl.SSLError) as error:
                 reason = first_line(error)
                 raise InputError(f"{self.cert} and {self.key}: no certificate and its key (PEM): {reason}") from None
-        context.set_alpn_protocols(["h2"])
+        context.set_alpn_protocols([ALPN])
         return context
 
     def credentials(self, grpc: Any) -> Any:

@@ -20,9 +20,9 @@ class TritonPredictor:
     """The model as a live Triton server runs it.
 
     url: see `parse_address`. manifest describes the model (default: the one in the served model's configuration).
-    timeout bounds every call, in seconds. tls, retries, shared_memory: see `upsnet.Client`. InputError, in one line,
-    when no gRPC answers at the url, when the model is not ready, when the server refuses a request, and when an answer
-    does not fit the manifest.
+    timeout bounds every call, in seconds. tls, retries, shared_memory: see `upsnet.Client`. ServerError, an
+    InputError in one line, when no gRPC answers at the url, when the model is not ready, when the server fails, and
+    when an answer does not fit the manifest.
     """
 
     name = "triton"

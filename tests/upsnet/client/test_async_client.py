@@ -133,11 +133,29 @@ def test_errors(server: FakeServer, folder: Path) -> None:
     run(main())
 
 
+def test_a_server_that_dies_ends_a_stream(server: FakeServer) -> None:
+    gone = f"^no Triton server answers at 127.0.0.1:{server.port}"
+
+    async def main() -> None:
+        async with upsnet.AsyncClient(server.url, retries=0) as client:
+            stream = client.stream([encoded(photo_of(scene(0)))] * 20, concurrency=1, errors="yield")
+            await anext(stream)
+            await asyncio.to_thread(server.stop)
+            with pytest.raises(ServerError, match=gone) as caught:
+                async for _, found in stream:
+                    assert not isinstance(found, InputError), "no photo is bad"
+            assert caught.value.status == "UNAVAILABLE"
+            with pytest.raises(ServerError, match=gone):
+                await client.predict(photo_of(scene(0)))
+
+    run(main())
+
+
 def test_nobody_there(server: FakeServer) -> None:
     server.stop()
 
     async def main() -> None:
-        with pytest.raises(InputError, match=f"^no Triton server answers at 127.0.0.1:{server.port}; start one"):
+        with pytest.raises(ServerError, match=f"^no Triton server answers at 127.0.0.1:{server.port}; start one"):
             async with upsnet.AsyncClient(server.url):
                 pass
 

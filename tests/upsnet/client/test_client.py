@@ -22,6 +22,7 @@ from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL
 from upsnet.errors import InputError, ServerError
 from upsnet.model import Model
 from upsnet.prediction import PanopticPrediction
+from upsnet.runtimes.kserve import MOST_SECONDS
 from upsnet.runtimes.triton import TritonPredictor
 
 
@@ -231,15 +232,29 @@ def test_wrong_options_of_a_stream(client: upsnet.Client, options: dict[str, Any
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"timeout": 0}, "^timeout 0: give a number of seconds"),
+        ({"timeout": 0}, "^timeout 0: give a number of seconds, above 0 and at most 97200000$"),
+        ({"timeout": float("inf")}, "^timeout inf: give a number of seconds, above 0 and at most 97200000$"),
+        ({"timeout": float("nan")}, "^timeout nan: give"),
+        ({"timeout": 1e18}, r"^timeout 1e\+18: give"),
+        ({"timeout": "5"}, "^timeout '5': give"),
         ({"retries": 5}, "^retries 5: give 0 to 4"),
         ({"tls": "none.pem"}, "^none.pem: cannot be read as certificates"),
         ({"tls": upsnet.Tls(cert="c.pem")}, "give both, cert and key"),
     ],
 )
 def test_wrong_options(server: FakeServer, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        upsnet.Client(server.url, **options)
+    for connect in (upsnet.Client, upsnet.AsyncClient, TritonPredictor):
+        if "tls" in options and connect is upsnet.AsyncClient:
+            continue  # it reads files when it is opened
+        with pytest.raises(InputError, match=message):
+            connect(server.url, **options)
+
+
+def test_the_longest_timeout_is_no_short_one(server: FakeServer) -> None:
+    """gRPC takes what is far longer as over at once."""
+    with upsnet.Client(server.url, timeout=MOST_SECONDS, retries=0) as client:
+        assert client.predict(photo_of(scene(0))).segments
+    assert server.asked[-1][1] > MOST_SECONDS - 60
 
 
 # Troubles of the server
@@ -309,6 +324,60 @@ def test_a_server_that_fails_ends_a_stream(client: upsnet.Client, server: FakeSe
     server.troubles = [refusal("INTERNAL", "inference failed")]
     with pytest.raises(ServerError, match="inference failed"):
         list(client.stream(photos, concurrency=1, errors="yield"))
+
+
+@pytest.mark.parametrize("photos", [True, False], ids=["with upsnet_photo", "with upsnet alone"])
+@pytest.mark.parametrize("errors", ["raise", "yield"])
+def test_a_server_that_dies_ends_a_stream(photos: bool, errors: Any) -> None:
+    running = FakeServer(photos)
+    given = [encoded(photo_of(scene(0)))] * 20
+    with upsnet.Client(running.url, retries=0) as client:
+        stream = client.stream(given, concurrency=1, errors=errors)
+        assert not isinstance(next(stream)[1], InputError)
+        running.stop()
+        gone = f"^no Triton server answers at 127.0.0.1:{running.port}; start one with `make serve`$"
+        with pytest.raises(ServerError, match=gone) as caught:
+            for _, found in stream:
+                assert not isinstance(found, InputError), "no photo is bad"
+        assert caught.value.status == "UNAVAILABLE"
+        with pytest.raises(ServerError, match=gone):
+            client.predict(given[0])
+    for connect in (upsnet.Client, TritonPredictor, upsnet.load):
+        with pytest.raises(ServerError, match=gone):
+            connect(running.url)
+
+
+def test_a_client_that_is_closed_ends_its_stream(client: upsnet.Client) -> None:
+    stream = client.stream([encoded(photo_of(scene(0)))] * 20, concurrency=1, errors="yield")
+    next(stream)
+    client.close()
+    with pytest.raises(ServerError, match="is closed; open another"):
+        list(stream)
+
+
+@pytest.mark.parametrize("model", [PHOTO_MODEL, MODEL])
+def test_an_answer_that_contradicts_itself(client: upsnet.Client, server: FakeServer, model: str) -> None:
+    whole = "_photo" if model == PHOTO_MODEL else "_tensors"
+    answer = getattr(server, whole)
+
+    def short(request: Any, context: Any) -> Any:
+        found = answer(request, context)
+        found.raw_output_contents[0] = found.raw_output_contents[0][:-1]
+        return found
+
+    setattr(server, whole, short)
+    photo = photo_of(scene(0))
+    with pytest.raises(ServerError, match=r"^the server's answer cannot be read: cannot reshape"):
+        client.predict(encoded(photo) if model == PHOTO_MODEL else photo)
+
+
+def test_an_answer_that_names_no_segment_is_the_servers_fault(client: upsnet.Client, server: FakeServer) -> None:
+    predict = server.predictor.predict
+    server.predictor.predict = lambda batch: predict(batch)._replace(  # type: ignore[method-assign]
+        segment_count=np.zeros(len(batch.images), np.int32)
+    )
+    with pytest.raises(ServerError, match=r"answer does not fit fake \(.*segment_count is 0"):
+        client.predict(photo_of(scene(0)))
 
 
 def test_a_server_that_has_gone(client: upsnet.Client, server: FakeServer) -> None:

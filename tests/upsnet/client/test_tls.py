@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +119,31 @@ def test_a_client_without_its_certificate(files: Files) -> None:
 def test_a_server_without_tls(server: FakeServer) -> None:
     address = f"127.0.0.1:{server.port}"
     refused(f"grpcs://{address}", f"^the server at {address} speaks no TLS .*; without TLS: grpc://{address}$")
+
+
+def test_the_rest_port_of_a_server_with_tls(files: Files) -> None:
+    """It says what it is, and not that it was asked without TLS."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"name":"triton","version":"2.51.0"}' if self.path == "/v2" else b"")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    files.authority.issue_cert("127.0.0.1").configure_cert(context)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        http.socket = context.wrap_socket(http.socket, server_side=True)
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{http.server_port}"
+        refused(
+            f"grpcs://{address}", f"^{address} is the HTTP port of a Triton server; give host:port of its", files.ca
+        )
+        refused(f"grpc://{address}", f"^a server with TLS answers at {address}, and it speaks no gRPC; give host:port")
+        http.shutdown()
 
 
 def test_bad_files(files: Files, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_http_is_told_apart_by_its_pages(pages: dict[str, bytes], message: str) 
 
 def test_a_server_with_tls(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
     """What OpenSSL says to a client without TLS is an alert; the handshake itself needs a certificate."""
-    monkeypatch.setattr("upsnet.runtimes.address._speaks_tls", lambda *_: True)
+    monkeypatch.setattr("upsnet.runtimes.address._tls_protocol", lambda *_: "h2")
     address = listen(b"\x15\x03\x01\x00\x02\x02\x46")
     with pytest.raises(
         InputError,

@@ -15,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 try:
-    from PIL import EpsImagePlugin, Image
+    from PIL import Image
 
     from upsnet.contract import INPUTS, METADATA_KEY, MODEL, OUTPUTS, OVERLAY, PHOTO
     from upsnet.errors import InputError, first_line
@@ -31,6 +31,8 @@ except ImportError as error:
     raise ImportError(f"the model upsnet_photo needs the package upsnet-trt in the server's Python: {error}") from None
 
 FAILED = "the photo model failed; the server's log has the reason"
+STOPS = "the server stops or restarts; retry"
+STOPPING = ("not ready", "not healthy", "no available versions")  # Triton's words for it, which come as INTERNAL
 NOT_KEPT = np.empty((0, 0, 3), np.uint8)  # in place of a photo whose pixels no output needs
 
 
@@ -64,7 +66,6 @@ class TritonPythonModel:
         self.categories = self.manifest.categories_table
         self.max_bytes = int(parameters["max_photo_bytes"]["string_value"])
         self.counters = Counters(pb_utils, "upsnet_photo")
-        EpsImagePlugin.gs_binary = False  # a stranger's PostScript is not run
         Image.init()  # what else the first photo would wait for
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -134,7 +135,7 @@ class TritonPythonModel:
                 preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
             ).exec()
         if answer.has_error():
-            raise Refused(first_line(Exception(answer.error().message())), answer.error().code())
+            raise network_refusal(answer.error())
         self.counters.batch(len(batch))
         panoptic, segments, count = (pb_utils.get_output_tensor_by_name(answer, name).as_numpy() for name in OUTPUTS)
         with self.counters.stage("restore"):
@@ -144,6 +145,8 @@ class TritonPythonModel:
         predictions = []
         for photo in photos:
             if isinstance(photo.answer, Refused):
+                if photo.answer.code == pb_utils.TritonError.UNAVAILABLE:
+                    raise photo.answer  # it is of no photo
                 raise Refused(f"{photo.name}: {photo.answer}", photo.answer.code)
             assert photo.answer is not None
             predictions.append(PanopticPrediction(photo.answer, self.categories, photo.pixels, photo.name, ""))
@@ -160,6 +163,14 @@ def batches(photos: list[Opened], most: int) -> Iterator[list[Opened]]:
     for same in shapes.values():
         for start in range(0, len(same), most):
             yield same[start : start + most]
+
+
+def network_refusal(error: Any) -> Refused:
+    """What `upsnet` said, with its status; UNAVAILABLE, after which callers ask again, where it has gone or goes."""
+    message, code = first_line(Exception(error.message())), error.code()
+    if code == pb_utils.TritonError.UNAVAILABLE or any(words in message for words in STOPPING):
+        return Refused(STOPS, pb_utils.TritonError.UNAVAILABLE)
+    return Refused(message, code)
 
 
 def refusal(refused: Refused) -> Any:
