@@ -151,6 +151,18 @@ def test_a_server_that_dies_ends_a_stream(server: FakeServer) -> None:
     run(main())
 
 
+def test_a_client_that_is_closed_ends_its_stream(server: FakeServer) -> None:
+    async def main() -> None:
+        async with upsnet.AsyncClient(server.url) as client:
+            stream = client.stream([encoded(photo_of(scene(0)))] * 20, concurrency=1, errors="yield")
+            await anext(stream)
+            await client.close()
+            with pytest.raises(ServerError, match="is closed; open another"):
+                [each async for each in stream]
+
+    run(main())
+
+
 def test_nobody_there(server: FakeServer) -> None:
     server.stop()
 
