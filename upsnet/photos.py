@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import EpsImagePlugin, ExifTags, Image, UnidentifiedImageError
+from PIL import EpsImagePlugin, ExifTags, Image, IptcImagePlugin, UnidentifiedImageError
 
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike, write_bytes
@@ -78,6 +78,7 @@ def read_turned(photo: Photo, name: str | None = None) -> tuple[np.ndarray, int]
     with reading_photo(name), _open(photo, name) as image:
         _check_size(image.width, image.height, name)
         orientation = load_pixels(image)
+        _check_size(image.im.size[0], image.im.size[1], name)  # an ICO may hold a larger image than it says
         turn = None if image.format == "TIFF" else TURNS.get(orientation)  # Pillow turns a TIFF when it loads it
         return np.array(_to_rgb(image if turn is None else image.transpose(turn), name)), orientation
 
@@ -120,9 +121,9 @@ def load_pixels(image: Image.Image) -> int:
 
     PostScript, which is a program, is not run: from the first photo on Pillow finds no Ghostscript in this process.
     """
-    EpsImagePlugin.gs_binary = False  # also for what other formats hold inside, as IPTC does
-    if isinstance(image, EpsImagePlugin.EpsImageFile) and image.tile:
-        raise OSError("PostScript is a program, and is not run; convert it to PNG or JPEG")
+    EpsImagePlugin.gs_binary = False
+    if isinstance(image, EpsImagePlugin.EpsImageFile | IptcImagePlugin.IptcImageFile) and image.tile:
+        raise OSError("an EPS or IPTC file may hold PostScript, a program, which is not run; convert it to PNG or JPEG")
     orientation = orientation_of(image)
     if image.format == "TIFF":
         _forget_broken(image)  # its load reads all metadata

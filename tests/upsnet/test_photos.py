@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,8 @@ def iptc(content: bytes) -> bytes:
     return b"".join(bytes([0x1C, *tag]) + len(data).to_bytes(2, "big") + data for tag, data in fields)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (EPS, "^a.eps: not a readable image: PostScript is a program, and is not run; convert it to PNG or JPEG$"),
-        (iptc(EPS), "^a.eps: not a readable image: Unable to locate Ghostscript on paths$"),
-    ],
-    ids=["EPS", "EPS in IPTC"],
-)
-def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str) -> None:
+@pytest.mark.parametrize("content", [EPS, iptc(EPS)], ids=["EPS", "EPS in IPTC"])
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     """Although there is a Ghostscript, which Pillow has found."""
     ghostscript = tmp_path / "gs"
     ghostscript.write_text("#!/bin/sh\ntouch ran\n")
@@ -63,11 +57,24 @@ def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert EpsImagePlugin.has_ghostscript() and EpsImagePlugin.gs_binary == "gs"
     Path("ran").unlink(missing_ok=True)
     Path("a.eps").write_bytes(content)
+    message = "^a.eps: not a readable image: .* PostScript, .* is not run; convert it to PNG or JPEG$"
     with Image.open("a.eps") as opened:
         for photo in ("a.eps", content, opened):
             with pytest.raises(InputError, match=message):
                 read_photo(photo, "a.eps")
     assert not Path("ran").exists()
+
+
+def test_the_size_of_what_a_file_holds_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An icon says 8 x 8, and holds a PNG of 20 x 20."""
+    inside = io.BytesIO()
+    Image.new("RGB", (20, 20)).save(inside, "PNG")
+    content = inside.getvalue()
+    icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 8, 8, 0, 0, 1, 24, len(content), 22) + content
+    assert read_photo(icon).shape == (20, 20, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    with pytest.raises(InputError, match=r"^the photo: 20 x 20 pixels is over the limit of 100; make it smaller$"):
+        read_photo(icon)
 
 
 def test_exif_of_a_jpeg(tmp_path: Path) -> None:

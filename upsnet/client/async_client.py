@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 from upsnet.categories import Categories
 from upsnet.client.client import CONCURRENCY, OnePhoto, check_stream, is_of_photo
 from upsnet.client.conversation import Health, Opened, connect, health, predict
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 from upsnet.files import PathLike
 from upsnet.manifest import Manifest
 from upsnet.named_photos import NamedPhoto, one_photo, photos_of, stream_photos
@@ -185,6 +185,8 @@ class AsyncClient:
             steps.close()
 
     async def _call(self, ask: Ask) -> Any:
+        if self._channel is None:
+            raise ServerError(f"the connection to {self._server} is closed; open another")
         request = getattr(self._messages, f"{ask.method}Request")(**ask.fields)
         try:
             timeout = self._server.timeout if ask.timeout is None else ask.timeout

@@ -114,13 +114,13 @@ def test_errors(server: FakeServer, folder: Path) -> None:
                 await client.predict("none.jpg")
             found = [(path, each) async for path, each in client.stream(folder, errors="yield")]
             assert [Path(path).name for path, each in found if isinstance(each, InputError)] == ["1.png"]
-            with pytest.raises(InputError, match=r"1\.png: not a readable image"):
-                [each async for each in client.stream(folder)]
             server.troubles = [refusal("RESOURCE_EXHAUSTED", "busy", retry_ms=1)] * 2
             assert (await client.predict(photo_of(scene(0)))).segments
             server.troubles = [refusal("INTERNAL", "inference failed")]
             with pytest.raises(ServerError, match=r"refused the request: inference failed$"):
                 [each async for each in client.stream([photo_of(scene(0))], errors="yield")]
+            with pytest.raises(InputError, match=r"1\.png: not a readable image"):
+                [each async for each in client.stream(folder)]
             assert (await client.health()).ready
         with pytest.raises(InputError, match=r"127\.0\.0\.1:\d+ is not open: use `async with`"):
             await client.predict(photo_of(scene(0)))
@@ -147,6 +147,18 @@ def test_a_server_that_dies_ends_a_stream(server: FakeServer) -> None:
             assert caught.value.status == "UNAVAILABLE"
             with pytest.raises(ServerError, match=gone):
                 await client.predict(photo_of(scene(0)))
+
+    run(main())
+
+
+def test_a_client_that_is_closed_ends_its_stream(server: FakeServer) -> None:
+    async def main() -> None:
+        async with upsnet.AsyncClient(server.url) as client:
+            stream = client.stream([encoded(photo_of(scene(0)))] * 20, concurrency=1, errors="yield")
+            await anext(stream)
+            await client.close()
+            with pytest.raises(ServerError, match="is closed; open another"):
+                [each async for each in stream]
 
     run(main())
 
