@@ -26,8 +26,12 @@ READY = ".ready"  # a file in a complete environment, for make
 CURE = "`uv python install 3.12` (or Debian's python3.11-venv and libpython3.11), then `make setup`"
 
 # Of glibc: what was large or many goes back to the system when it is freed. Else requests that come and go among others
-# leave holes, and every process grows for hours.
-MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+# leave holes, and every process grows for hours. Bounds as low as glibc's first ones cost a tenth of the throughput.
+MALLOC = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 20),
+}
 
 # Run by another interpreter. sysconfig's LIBDIR is wrong where an installation was moved.
 PROBE = """
