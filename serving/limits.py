@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from upsnet.manifest import Manifest
-from upsnet.photo_tensors import MOST_LABELS
 
 CHANNELS = 3
 ROOM = 1 << 16  # bytes of a message beside its images: the other tensors, names, parameters
@@ -21,7 +20,6 @@ class Limits(NamedTuple):
     max_waiting: int = 64  # requests in the queue
     large_pixels: int = 0  # a tensor request of more is a large one: see serving/front/admission.py; 0: none is
     large_photo_pixels: int = 1 << 24  # height x width; photos of more, or bytes of their maps, are a large request
-    max_label_bytes: int = MOST_LABELS  # of the padded label maps of one answer
     instances: int = 2  # of each model in Triton: requests that run at the same time
     max_seconds: float = 120.0  # that a request may take where its caller names no deadline
     max_restart: float = 30.0  # seconds that a request waits for a server that is not ready

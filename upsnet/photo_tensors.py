@@ -36,7 +36,8 @@ def photo_tensors(predictions: Sequence[PanopticPrediction], wanted: Collection[
     InputError where photos of such different sizes come together that their label maps would be huge.
     """
     sizes = np.array([prediction.ids.shape for prediction in predictions], np.int32).reshape(-1, 2)
-    _check_room(sizes, wanted)
+    height, width = (int(most) for most in sizes.max(axis=0))
+    check_room(len(sizes), height, width, label_bytes(wanted))
     makers: dict[str, Callable[[], np.ndarray]] = {
         LABELS: lambda: _labels(predictions, sizes, np.uint8),
         LABELS16: lambda: _labels(predictions, sizes, np.uint16),
@@ -57,15 +58,20 @@ def _labels(predictions: Sequence[PanopticPrediction], sizes: np.ndarray, kind: 
     return labels
 
 
-def _check_room(sizes: np.ndarray, wanted: Collection[str]) -> None:
-    """Of all label maps of a request together, padded as they are."""
-    height, width = (int(most) for most in sizes.max(axis=0))
-    size = len(sizes) * height * width * ((LABELS in wanted) + 2 * (LABELS16 in wanted))
+def label_bytes(wanted: Collection[str]) -> int:
+    """Bytes of a pixel in all label maps that are wanted."""
+    return (LABELS in wanted) + 2 * (LABELS16 in wanted)
+
+
+def check_room(count: int, height: int, width: int, pixel_bytes: int) -> int:
+    """Bytes of the label maps of a request's photos, each padded to the largest. InputError where they are too many."""
+    size = count * height * width * pixel_bytes
     if size > MOST_LABELS:
         raise InputError(
-            f"the label maps of {len(sizes)} photos of up to {height} pixels' height and {width} pixels' width take "
+            f"the label maps of {count} photos of up to {height} pixels' height and {width} pixels' width take "
             f"{size} bytes, over the limit of {MOST_LABELS}; send them one at a time"
         )
+    return size
 
 
 def _segments_json(prediction: PanopticPrediction) -> bytes:

@@ -21,10 +21,11 @@ from serving.front.admission import Admission
 from serving.front.reading import Reading
 from serving.front.refusal import Refused, of_triton
 from serving.front.settings import FrontSettings
-from serving.front.shared_memory import PLACE, TOKEN, SharedMemory
+from serving.front.shared_memory import SharedMemory
 from serving.record import Outcome, Record, Telemetry
 from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
+from upsnet.runtimes.shared_memory import PLACE, TOKEN
 
 TRITON = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/"

@@ -20,7 +20,9 @@ from tritonclient.grpc import service_pb2 as pb
 from serving.front.refusal import Refused
 from serving.limits import Limits
 from serving.record import Outcome
-from upsnet.contract import INPUTS, LABELS, LABELS16, PHOTO, PHOTO_MODEL
+from upsnet.contract import INPUTS, PHOTO, PHOTO_MODEL, PHOTO_OUTPUTS
+from upsnet.errors import InputError
+from upsnet.photo_tensors import check_room, label_bytes
 from upsnet.photos import SWAPPED
 
 ITEM_BYTES = {"FP16": 2, "BF16": 2} | {
@@ -32,7 +34,6 @@ MOST_HEAD = 1 << 20  # bytes of a request without them: a parsed message takes m
 FIXED = {1: 8, 5: 4}  # bytes of a field, by its wire type
 MOST_FIELDS, MOST_DIMENSIONS, MOST_NAME = 128, 8, 64
 HEADER_BYTES = 1 << 16  # of a photo: its size stands there, or counts as unknown
-LABEL_BYTES = {LABELS: 1, LABELS16: 2}  # of a pixel, in each output that is a map
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF")  # whose size Pillow reads without the whole file
 REGION, OFFSET, SIZE = "shared_memory_region", "shared_memory_offset", "shared_memory_byte_size"
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -176,12 +177,11 @@ def _region(tensor: Any) -> Region:
 
 
 def _label_bytes(request: Any) -> int:
-    """Bytes of one pixel in the maps that are asked for. Who names no output gets all."""
-    wanted = {each.name for each in request.outputs} or LABEL_BYTES.keys()
-    return sum(size for name, size in LABEL_BYTES.items() if name in wanted)
+    """Of a pixel, in the outputs that are asked for: all of them where none is named."""
+    return label_bytes([each.name for each in request.outputs] or PHOTO_OUTPUTS)
 
 
-def _photos(tensor: Any, raw: memoryview | None, label_bytes: int, limits: Limits) -> tuple[int, int, bool]:
+def _photos(tensor: Any, raw: memoryview | None, pixel_bytes: int, limits: Limits) -> tuple[int, int, bool]:
     """How many photos, their pixels as far as they are known, and whether they are large."""
     count = math.prod(tensor.shape)
     if count > limits.max_photos:
@@ -203,13 +203,11 @@ def _photos(tensor: Any, raw: memoryview | None, label_bytes: int, limits: Limit
     known = [size for size in sizes if size is not None]
     pixels = sum(height * width for height, width in known)
     sides = [max(lengths, default=0) for lengths in zip(*known, strict=True)]
-    maps = count * math.prod(sides) * label_bytes  # each photo's is padded to the largest height and width
-    if maps > limits.max_label_bytes:
-        raise Refused(
-            Outcome.TOO_LARGE,
-            f"the label maps of {count} photos of up to {sides[0]} pixels' height and {sides[1]} pixels' width take "
-            f"{maps} bytes, over the limit of {limits.max_label_bytes}; send them one at a time",
-        )
+    height, width = sides or (0, 0)
+    try:
+        maps = check_room(count, height, width, pixel_bytes)
+    except InputError as error:
+        raise Refused(Outcome.TOO_LARGE, str(error)) from None
     return count, pixels, None in sizes or max(pixels, maps) > limits.large_photo_pixels
 
 

@@ -25,10 +25,9 @@ from serving.front.refusal import Refused
 from serving.front.requests import Region
 from serving.limits import Limits
 from serving.record import Outcome, Telemetry
+from upsnet.runtimes.shared_memory import FOLDER, TOKEN_FILE
 
-PLACE, TOKEN = "upsnet-shared-memory", "upsnet-shared-memory-token"  # metadata: the token's file, and the token
 KEY = re.compile(r"/upsnet-client-([0-9a-f]{32})")
-FOLDER = Path("/dev/shm")
 IDLE = 60.0  # seconds after which a region gives its place to a new one
 
 
@@ -47,7 +46,7 @@ class SharedMemory:
     """Who may register what, and what is registered. folder: where only this user can look."""
 
     def __init__(self, folder: Path, limits: Limits, telemetry: Telemetry) -> None:
-        self.place = folder / "shared-memory-token"
+        self.place = folder / TOKEN_FILE
         self._limits, self._telemetry = limits, telemetry
         self._token = secrets.token_hex(32)
         self._regions: dict[str, Registered] = {}

@@ -20,10 +20,10 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from serving.front.shared_memory import PLACE, TOKEN
 from serving.server import TritonServer
 from tests.serving.conftest import Exported, make_request
 from upsnet.geometry import NetworkBatch
+from upsnet.runtimes.shared_memory import PLACE, TOKEN
 from upsnet.runtimes.triton import TritonPredictor
 
 pytestmark = pytest.mark.triton

@@ -17,8 +17,8 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from serving.backend import State
-from serving.front.shared_memory import PLACE, TOKEN
 from tests.serving.front.fake import LIMITS, Bench, bench, make_request, until
+from upsnet.runtimes.shared_memory import PLACE, TOKEN
 
 SIZE = 3072
 
