@@ -26,7 +26,7 @@ def loopback(host: str) -> str:
         raise InputError(
             f"--host {host}: the embedded Triton is release {EMBEDDED}, which has published faults, and serves this "
             f"machine alone (127.0.0.1, ::1); serve others with NVIDIA's container, {needed()} or newer "
-            "(docs/serving.md)"
+            "(docs/operating.md)"
         )
     return host
 
