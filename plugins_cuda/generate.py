@@ -73,8 +73,8 @@ struct Declared {{
     return params;
   }}
   size_t workspace_size(const tensorrt::Call& call) const {{ return {room}::workspace_size(params(call)); }}
-  int launch(const tensorrt::Call& call, void* workspace, CUstream_st* stream) const {{
-    return {room}::launch(params(call), workspace, stream);
+  int launch(const tensorrt::Call& call, void* workspace, size_t bytes, CUstream_st* stream) const {{
+    return {room}::launch(params(call), workspace, bytes, stream);
   }}
 }};
 

@@ -120,10 +120,10 @@ class Library:
                 # work of the same stream. The same holds for the tensors that a binding converts.
                 workspace = torch.empty(operator.workspace_size(reference), dtype=torch.uint8, device=device)
                 stream = torch.cuda.current_stream(device).cuda_stream
-                status = operator.start(reference, workspace.data_ptr(), stream)
+                status = operator.start(reference, workspace.data_ptr(), workspace.numel(), stream)
         else:
             workspace = torch.empty(operator.workspace_size(reference), dtype=torch.uint8)
-            status = operator.start(reference, workspace.data_ptr(), None)
+            status = operator.start(reference, workspace.data_ptr(), workspace.numel(), None)
         if status != 0:
             kind = "error" if operator.workspace_size is None else "CUDA error"
             raise RuntimeError(f"{room}: the {self.name} library could not run it, {kind} {status}")
@@ -155,7 +155,7 @@ class Library:
             else:
                 operator = _Operator(
                     params_size,
-                    function("launch", ctypes.c_int, pointer, pointer, pointer),
+                    function("launch", ctypes.c_int, pointer, pointer, ctypes.c_size_t, pointer),
                     function("workspace_size", ctypes.c_size_t, pointer),
                 )
         except AttributeError as error:

@@ -24,12 +24,12 @@
   }
 #endif
 
-#define UPSNET_EXPORT_CUDA(room)                                                                  \
-  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }   \
-  UPSNET_EXPORT size_t upsnet_##room##_workspace_size(const ::upsnet::room::Params* params) {     \
-    return ::upsnet::room::workspace_size(*params);                                               \
-  }                                                                                               \
-  UPSNET_EXPORT int upsnet_##room##_launch(const ::upsnet::room::Params* params, void* workspace, \
-                                           CUstream_st* stream) {                                 \
-    return ::upsnet::room::launch(*params, workspace, stream);                                    \
+#define UPSNET_EXPORT_CUDA(room)                                                                                \
+  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }                 \
+  UPSNET_EXPORT size_t upsnet_##room##_workspace_size(const ::upsnet::room::Params* params) {                   \
+    return ::upsnet::room::workspace_size(*params);                                                             \
+  }                                                                                                             \
+  UPSNET_EXPORT int upsnet_##room##_launch(const ::upsnet::room::Params* params, void* workspace, size_t bytes, \
+                                           CUstream_st* stream) {                                               \
+    return ::upsnet::room::launch(*params, workspace, bytes, stream);                                           \
   }

@@ -197,7 +197,8 @@ size_t workspace_size(const Params& p) {
   return packed_bytes(problem) + partial_bytes(problem) + features_bytes(p);
 }
 
-int launch(const Params& p, void* workspace, CUstream_st* stream) {
+int launch(const Params& p, void* workspace, size_t bytes, CUstream_st* stream) {
+  if (bytes < workspace_size(p)) return cudaErrorInvalidValue;
   if (is_empty(p)) return cudaSuccess;
   switch (p.x_type) {
     case DType::kFloat32: return run<float>(p, workspace, stream);

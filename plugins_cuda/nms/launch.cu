@@ -313,7 +313,8 @@ size_t workspace_size(const Params& params) {
   return kept_boxes_size(params) + aligned(sizeof(int64_t) * size_t(params.batch) * size_t(most_kept(params)));
 }
 
-int launch(const Params& params, void* workspace, CUstream_st* stream) {
+int launch(const Params& params, void* workspace, size_t bytes, CUstream_st* stream) {
+  if (bytes < workspace_size(params)) return cudaErrorInvalidValue;
   if (params.batch == 0) return cudaSuccess;
   Box* const boxes = static_cast<Box*>(workspace);
   int64_t* const classes = reinterpret_cast<int64_t*>(static_cast<char*>(workspace) + kept_boxes_size(params));

@@ -7,7 +7,8 @@
 namespace upsnet::panoptic_fusion {
 
 size_t workspace_size(const Params& params);  // bytes of device memory, aligned to kAlignment
-int launch(const Params& params, void* workspace, CUstream_st* stream);  // a cudaError_t
-int run_cpu(const Params& params, int threads);                          // pointers to host memory; 0
+// A cudaError_t; cudaErrorInvalidValue where `bytes`, the workspace's size, is less than workspace_size(params).
+int launch(const Params& params, void* workspace, size_t bytes, CUstream_st* stream);
+int run_cpu(const Params& params, int threads);  // pointers to host memory; 0
 
 }  // namespace upsnet::panoptic_fusion

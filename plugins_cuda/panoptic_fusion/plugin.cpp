@@ -24,10 +24,12 @@ struct PanopticFusion : panoptic_fusion::Declared {
   size_t workspace_size(const Call& call) const {
     return aligned(size_t(num_pixels(params(call)))) + Declared::workspace_size(call);
   }
-  int launch(const Call& call, void* workspace, CUstream_st* stream) const {
+  int launch(const Call& call, void* workspace, size_t bytes, CUstream_st* stream) const {
     panoptic_fusion::Params all = params(call);
     all.panoptic = static_cast<uint8_t*>(workspace);
-    const int status = panoptic_fusion::launch(all, all.panoptic + aligned(size_t(num_pixels(all))), stream);
+    const size_t map = aligned(size_t(num_pixels(all)));
+    if (bytes < map) return cudaErrorInvalidValue;
+    const int status = panoptic_fusion::launch(all, all.panoptic + map, bytes - map, stream);
     return status != cudaSuccess ? status : widen(all.panoptic, call.output(0), num_pixels(all), stream);
   }
 };

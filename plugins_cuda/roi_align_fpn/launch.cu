@@ -328,7 +328,8 @@ size_t workspace_size(const Params& params) {
   return bytes;
 }
 
-int launch(const Params& params, void* workspace, CUstream_st* stream) {
+int launch(const Params& params, void* workspace, size_t bytes, CUstream_st* stream) {
+  if (bytes < workspace_size(params)) return cudaErrorInvalidValue;
   if (!is_valid(params)) return cudaErrorInvalidValue;
   if (params.batch == 0 || params.rois_per_image == 0 || params.channels == 0) return cudaSuccess;
   switch (params.features_type) {

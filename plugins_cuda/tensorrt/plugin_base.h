@@ -9,7 +9,7 @@
 //   void output_shapes(const DimsExprs* inputs, DimsExprs* outputs, Expressions&) const;
 //   Params params(const Call&) const;                               for the launcher
 //   size_t workspace_size(const Call&) const;
-//   int launch(const Call&, void* workspace, CUstream_st*) const;   a cudaError_t
+//   int launch(const Call&, void* workspace, size_t bytes, CUstream_st*) const;   a cudaError_t
 // <room>/plugin.cpp derives from it where there is more to check or to do.
 // A plugin keeps its attributes and nothing else, so that one object may be timed, cloned and run anywhere.
 #pragma once
@@ -162,7 +162,10 @@ class Plugin final : public nvinfer1::IPluginV3,
   int32_t enqueue(const Desc* input_descs, const Desc*, const void* const* inputs, void* const* outputs,
                   void* workspace, cudaStream_t stream) noexcept override {
     return guarded("enqueue", -1, [&] {
-      const int status = op_.launch({kNumInputs, input_descs, inputs, outputs}, workspace, stream);
+      // TensorRT does not say how large the workspace is. It is what getWorkspaceSize answered for the largest shapes,
+      // which is enough for these: workspace_size grows with every size of the inputs.
+      const Call call{kNumInputs, input_descs, inputs, outputs};
+      const int status = op_.launch(call, workspace, op_.workspace_size(call), stream);
       if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(static_cast<cudaError_t>(status)));
       return 0;
     });

@@ -30,7 +30,7 @@ extern "C" int upsnet_toy_cpu(const Params* params, int threads) {
   return params->value < 0 ? 7 : 0;
 }
 extern "C" size_t upsnet_toy_workspace_size(const Params* params) { return params->value; }
-extern "C" int upsnet_toy_launch(const Params* params, unsigned char* workspace, void* stream) {
+extern "C" int upsnet_toy_launch(const Params* params, unsigned char* workspace, size_t, void* stream) {
   for (int i = 0; i < params->value; ++i) workspace[i] = 1;
   *params->result = stream == nullptr;
   return 0;
