@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "tensorrt/attributes.h"
+#include "tensorrt/kernel_abi.h"
 #include "tensorrt/log.h"
 #include "tensorrt/tensors.h"
 
@@ -37,6 +38,14 @@ struct Node {
 
 inline void require(bool condition, const char* otherwise) {
   if (!condition) throw std::invalid_argument(otherwise);
+}
+
+// An operator's attributes with what they rely on: kernel_abi comes first. An ONNX node has none, an engine must have
+// this library's.
+template <typename Operator, typename Visitor>
+void visit(const Operator& op, Visitor& visitor) {
+  visitor.optional(kKernelAbiField, kKernelAbi);
+  Operator::attributes(op, visitor);
 }
 
 template <typename Operator, int32_t kNode>
@@ -56,11 +65,11 @@ class Plugin final : public nvinfer1::IPluginV3,
  public:
   explicit Plugin(const Operator& op) : op_(op) {
     FieldWriter writer;
-    Operator::attributes(op_, writer);
+    visit(op_, writer);
     fields_ = std::move(writer.fields);
     collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
     Description description;
-    Operator::attributes(op_, description);
+    visit(op_, description);
     description_ = std::move(description.text);
   }
   Plugin(const Plugin&) = delete;  // the fields point into op_
@@ -145,7 +154,7 @@ class Plugin final : public nvinfer1::IPluginV3,
       return op_.workspace_size({kNumInputs, largest});
     });
   }
-  // The attributes: they and the shapes decide how fast a format is.
+  // The kernels and the attributes: they and the shapes decide how fast a format is.
   const char* getTimingCacheID() noexcept override { return description_.c_str(); }
   const char* getMetadataString() noexcept override { return description_.c_str(); }
 
@@ -204,18 +213,19 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
   Creator() {
     FieldWriter writer;
-    Operator::attributes(defaults_, writer);
+    visit(defaults_, writer);
     fields_ = std::move(writer.fields);
     for (nvinfer1::PluginField& field : fields_) field.data = nullptr;  // names and types
     collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
   }
 
   nvinfer1::IPluginV3* createPlugin(const char*, const nvinfer1::PluginFieldCollection* fields,
-                                    nvinfer1::TensorRTPhase) noexcept override {
+                                    nvinfer1::TensorRTPhase phase) noexcept override {
     return guarded(kName, "createPlugin", static_cast<nvinfer1::IPluginV3*>(nullptr), [&] {
       if (fields == nullptr) throw std::invalid_argument("no attributes");
       Operator op;
-      FieldReader reader(*fields);
+      const FieldReader reader(*fields);
+      check_kernel_abi(reader, phase);
       Operator::attributes(op, reader);
       op.check();
       return new Plugin<Operator, kNode>(op);
