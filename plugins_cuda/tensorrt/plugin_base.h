@@ -40,14 +40,6 @@ inline void require(bool condition, const char* otherwise) {
   if (!condition) throw std::invalid_argument(otherwise);
 }
 
-// An operator's attributes with what they rely on: kernel_abi comes first. An ONNX node has none, an engine must have
-// this library's.
-template <typename Operator, typename Visitor>
-void visit(const Operator& op, Visitor& visitor) {
-  visitor.optional(kKernelAbiField, kKernelAbi);
-  Operator::attributes(op, visitor);
-}
-
 template <typename Operator, int32_t kNode>
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,
@@ -65,11 +57,11 @@ class Plugin final : public nvinfer1::IPluginV3,
  public:
   explicit Plugin(const Operator& op) : op_(op) {
     FieldWriter writer;
-    visit(op_, writer);
+    visit(writer);
     fields_ = std::move(writer.fields);
     collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
     Description description;
-    visit(op_, description);
+    visit(description);
     description_ = std::move(description.text);
   }
   Plugin(const Plugin&) = delete;  // the fields point into op_
@@ -188,6 +180,14 @@ class Plugin final : public nvinfer1::IPluginV3,
     return tensorrt::guarded(kName, method, failure, body);
   }
 
+  // What makes the plugin, in an engine: an ONNX node has no kernel_abi, so the creator's list of fields has none
+  // either.
+  template <typename Visitor>
+  void visit(Visitor& visitor) const {
+    visitor.required(kKernelAbiField, kKernelAbi);
+    Operator::attributes(op_, visitor);
+  }
+
   static void expect_counts(int32_t inputs, int32_t outputs) {
     if (inputs == kNumInputs && outputs == kNumOutputs) return;
     throw std::invalid_argument(std::to_string(inputs) + " inputs and " + std::to_string(outputs) + " outputs, not " +
@@ -213,7 +213,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
  public:
   Creator() {
     FieldWriter writer;
-    visit(defaults_, writer);
+    Operator::attributes(defaults_, writer);
     fields_ = std::move(writer.fields);
     for (nvinfer1::PluginField& field : fields_) field.data = nullptr;  // names and types
     collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
