@@ -19,6 +19,7 @@ import onnx
 import pytest
 
 import plugins_cuda
+from export.engine import rtx_environment
 
 pytestmark = pytest.mark.tensorrt
 
@@ -177,7 +178,8 @@ def test_builds_with_tensorrt_rtx(plugin_files: tuple[Path, Path], tmp_path: Pat
     profiles = {label: [concrete(shape, size) for size in SIZES] for label, _, shape in inputs if "B" in shape}
     script = Path(__file__).with_name("rtx_build.py")
     command = [sys.executable, str(script), str(tmp_path / "model.onnx"), str(plugin_files[1]), json.dumps(profiles)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    with rtx_environment() as environment:
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["errors"] == [] and report["built"]
