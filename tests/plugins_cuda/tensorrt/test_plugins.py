@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from plugins_cuda import library
-from tests.plugins_cuda.tensorrt.conftest import Harness
+from tests.plugins_cuda.tensorrt.harness import Harness
 
 pytestmark = pytest.mark.tensorrt
 
