@@ -30,9 +30,9 @@ def profile_around(node: str, attributes: Mapping[str, object], shapes: Sequence
 
 def resized(
     node: str, attributes: Mapping[str, object], shapes: Sequence[Shape], resize: Callable[[int], int]
-) -> list[Shape]:
+) -> Sequence[Shape]:
     patterns = [pattern for tensor in declaration(node).tensors for pattern in tensor.shapes]
-    changed = [
+    changed: list[list[int]] = [
         [resize(size) if word in DYNAMIC else size for word, size in zip(pattern, shape, strict=True)]
         for pattern, shape in zip(patterns, shapes, strict=False)
     ]
