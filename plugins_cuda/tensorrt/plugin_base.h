@@ -14,7 +14,7 @@
 // A plugin keeps its attributes and nothing else, so that one object may be timed, cloned and run anywhere.
 #pragma once
 
-#include <NvInferRuntime.h>
+#include "tensorrt/abi/plugin.h"
 #include <cuda_runtime_api.h>
 
 #include <algorithm>

@@ -1,8 +1,4 @@
-"""The plugin libraries, called through plugin_harness.cpp, which stands for TensorRT.
-
-TENSORRT_INCLUDE_DIR: folder of NvInferRuntime.h; without it the tests here skip. TENSORRT_INCLUDE_DIRS: more of them,
-with colons between, that the sources must compile against too.
-"""
+"""The plugin libraries, called through plugin_harness.cpp, which stands for TensorRT."""
 
 from __future__ import annotations
 

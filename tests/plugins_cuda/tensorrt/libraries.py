@@ -11,17 +11,16 @@ import os
 import subprocess
 from pathlib import Path
 
-import pytest
 from filelock import FileLock
 
 from plugins_cuda import library
 
+NO_CUDA = "-DCMAKE_CUDA_COMPILER=NOTFOUND"
 
-def made(device: str, targets: list[str], sanitizers: str = "", headers: str = "") -> Path:
-    """The folder with these targets of CMakeLists.txt, made from the sources as they are now."""
-    folder = library.BUILD.parent / f"plugins_{device}{'_sanitized' if sanitizers else ''}"
-    compiler = "CMAKE_CUDA_ARCHITECTURES=native" if device == "cuda" else "CMAKE_CUDA_COMPILER=NOTFOUND"
-    options = [f"-D{compiler}", f"-DUPSNET_SANITIZE={sanitizers}", f"-DTENSORRT_INCLUDE_DIR={headers}"]
+
+def made(name: str, targets: list[str], *options: str) -> Path:
+    """The folder build/plugins_<name> with these targets of CMakeLists.txt, made from the sources as they are now."""
+    folder = library.BUILD.parent / f"plugins_{name}"
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):  # two runs of the tests
         for command in (
@@ -36,12 +35,12 @@ def made(device: str, targets: list[str], sanitizers: str = "", headers: str = "
 @functools.cache
 def built(device: str) -> tuple[Path, Path]:
     """The harness and the plugin library: around emulated kernels (cpu), or the real one (cuda)."""
-    name = "upsnet_plugins" if device == "cuda" else "upsnet_plugins_emulated"
-    given = Path(os.environ.get("UPSNET_OPERATORS", "/nowhere"))
-    if (given / f"lib{name}.so").is_file():
-        return given / "libupsnet_plugin_harness.so", given / f"lib{name}.so"
-    headers = os.environ.get("TENSORRT_INCLUDE_DIR")
-    if not headers:
-        pytest.skip("no TensorRT headers: TENSORRT_INCLUDE_DIR is not set")
-    folder = made(device, [name, "upsnet_plugin_harness"], os.environ.get("UPSNET_SANITIZE", ""), headers)
-    return folder / "libupsnet_plugin_harness.so", folder / f"lib{name}.so"
+    plugins = "upsnet_plugins" if device == "cuda" else "upsnet_plugins_emulated"
+    folder = Path(os.environ.get("UPSNET_OPERATORS", "/nowhere"))
+    if not (folder / f"lib{plugins}.so").is_file():
+        sanitizers = os.environ.get("UPSNET_SANITIZE", "")
+        options = (
+            ["-DCMAKE_CUDA_ARCHITECTURES=native"] if device == "cuda" else [NO_CUDA, f"-DUPSNET_SANITIZE={sanitizers}"]
+        )
+        folder = made(device + "_sanitized" * bool(sanitizers), [plugins, "upsnet_plugin_harness"], *options)
+    return folder / "libupsnet_plugin_harness.so", folder / f"lib{plugins}.so"
