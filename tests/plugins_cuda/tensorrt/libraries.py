@@ -15,21 +15,27 @@ from filelock import FileLock
 
 from plugins_cuda import library
 
-NO_CUDA = "-DCMAKE_CUDA_COMPILER=NOTFOUND"
-
 
 def made(name: str, targets: list[str], *options: str) -> Path:
     """The folder build/plugins_<name> with these targets of CMakeLists.txt, made from the sources as they are now."""
     folder = library.BUILD.parent / f"plugins_{name}"
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # of `make sanitize`
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):  # two runs of the tests
         for command in (
             ["cmake", "-S", str(library.SOURCES), "-B", str(folder), *options],
             ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count()), "--target", *targets],
         ):
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
             assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return folder
+
+
+def for_the_cpu(*targets: str) -> Path:
+    """The folder with these targets, with the sanitizers of `make sanitize` where it is that."""
+    sanitizers = os.environ.get("UPSNET_SANITIZE", "")
+    options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
+    return made("cpu_sanitized" if sanitizers else "cpu", list(targets), *options)
 
 
 @functools.cache
@@ -37,10 +43,8 @@ def built(device: str) -> tuple[Path, Path]:
     """The harness and the plugin library: around emulated kernels (cpu), or the real one (cuda)."""
     plugins = "upsnet_plugins" if device == "cuda" else "upsnet_plugins_emulated"
     folder = Path(os.environ.get("UPSNET_OPERATORS", "/nowhere"))
-    if not (folder / f"lib{plugins}.so").is_file():
-        sanitizers = os.environ.get("UPSNET_SANITIZE", "")
-        options = (
-            ["-DCMAKE_CUDA_ARCHITECTURES=native"] if device == "cuda" else [NO_CUDA, f"-DUPSNET_SANITIZE={sanitizers}"]
-        )
-        folder = made(device + "_sanitized" * bool(sanitizers), [plugins, "upsnet_plugin_harness"], *options)
+    if not (folder / f"lib{plugins}.so").is_file() and device == "cuda":
+        folder = made("cuda", [plugins, "upsnet_plugin_harness"], "-DCMAKE_CUDA_ARCHITECTURES=native")
+    elif not (folder / f"lib{plugins}.so").is_file():
+        folder = for_the_cpu(plugins, "upsnet_plugin_harness")
     return folder / "libupsnet_plugin_harness.so", folder / f"lib{plugins}.so"
