@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "tensorrt/attributes.h"
+
 namespace upsnet::tensorrt {
 
 // Raise it when an engine that was built before must not run with the library any more: an attribute, a tensor's type
@@ -14,5 +16,9 @@ namespace upsnet::tensorrt {
 #define UPSNET_KERNEL_ABI 2
 #endif
 inline constexpr int32_t kKernelAbi = UPSNET_KERNEL_ABI;
+inline constexpr const char* kKernelAbiField = "kernel_abi";  // among a plugin's attributes in an engine
+
+// std::invalid_argument for the fields of an engine of another number.
+void check_kernel_abi(const FieldReader& fields, nvinfer1::TensorRTPhase phase);
 
 }  // namespace upsnet::tensorrt

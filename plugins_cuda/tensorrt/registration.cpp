@@ -56,40 +56,41 @@ IPluginCreatorInterface* holder(const IPluginCreatorInterface* creator, const Cr
   return found == held.end() ? nullptr : *found;
 }
 
-// Says so when engines of this library meet the plugins of another one that is no copy of it.
+// Another library was first. A copy of this one is as good; but engines of another kernel ABI will be refused.
 void compare(const IPluginCreatorInterface* rival) {
   Dl_info theirs{}, ours{};
-  dladdr(*reinterpret_cast<const void* const*>(rival), &theirs);  // their virtual table
-  dladdr(reinterpret_cast<const void*>(&upsnet_kernel_abi), &ours);
-  void* library = theirs.dli_fname == nullptr ? nullptr : dlopen(theirs.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-  const auto kernel_abi =
+  dladdr(reinterpret_cast<const void*>(&compare), &ours);  // no symbol that another copy may stand in for
+  const bool is_found = dladdr(*reinterpret_cast<const void* const*>(rival), &theirs) != 0;  // its virtual table
+  void* library = is_found ? dlopen(theirs.dli_fname, RTLD_LAZY | RTLD_NOLOAD) : nullptr;
+  const auto number =
       library == nullptr ? nullptr : reinterpret_cast<int32_t (*)()>(dlsym(library, "upsnet_kernel_abi"));
-  if (kernel_abi != nullptr && kernel_abi() == kKernelAbi) return;
-  const std::string number =
-      kernel_abi == nullptr ? "no kernel ABI number" : "kernel ABI " + std::to_string(kernel_abi());
+  if (number != nullptr && number() == kKernelAbi) return;
   const std::string line = std::string(ours.dli_fname) + " (kernel ABI " + std::to_string(kKernelAbi) +
-                           ") is not used: " + (theirs.dli_fname == nullptr ? "another library" : theirs.dli_fname) +
-                           " (" + number + ") was loaded first and has the plugins' names; load one of them alone";
+                           ") is not used, because " + (is_found ? theirs.dli_fname : "another library") + " (" +
+                           (number == nullptr ? "no kernel ABI" : "kernel ABI " + std::to_string(number())) +
+                           ") came first: load only the one that belongs to the engine";
   log_error("plugins", "registration", line.c_str());
+}
+
+// Every name that is free. An unknown TensorRT gets nothing by itself; its load_library may still ask.
+void register_with(const Host& host) {
+  if (!host.is_known()) {
+    const std::string line = host.to_string() + " is not one of 10.9 to 11.x, nor TensorRT-RTX 1.7: no plugins for it";
+    return log_error("plugins", "registration", line.c_str());
+  }
+  const Creators held = host.creators();
+  const IPluginCreatorInterface* rival = nullptr;
+  for (IPluginCreatorInterface* creator : all_creators()) {
+    const IPluginCreatorInterface* other = holder(creator, held);
+    if (other == nullptr) host.add(*creator);
+    if (other != nullptr && other != creator) rival = other;
+  }
+  if (rival != nullptr) compare(rival);
 }
 
 __attribute__((constructor)) void register_creators() {
   guarded("plugins", "registration", 0, [] {
-    for (const Host& host : Host::all()) {
-      if (!host.is_known()) {
-        const std::string line =
-            host.to_string() + " is not known (10.9 to 11.x and TensorRT-RTX 1.7 on are): use load_library()";
-        log_error("plugins", "registration", line.c_str());
-      }
-      const Creators held = host.creators();
-      const IPluginCreatorInterface* rival = nullptr;
-      for (IPluginCreatorInterface* creator : all_creators()) {
-        const IPluginCreatorInterface* other = holder(creator, held);
-        if (other == nullptr) host.add(*creator);
-        if (other != nullptr && other != creator) rival = other;
-      }
-      if (rival != nullptr) compare(rival);
-    }
+    for (const Host& host : Host::all()) register_with(host);
     return 0;
   });
 }
@@ -97,20 +98,21 @@ __attribute__((constructor)) void register_creators() {
 std::atomic<void*> logger_finder{nullptr};
 thread_local void* loading = nullptr;  // the logger finder of the TensorRT whose load_library runs on this thread
 
-// For load_library: what the caller is to register, none of it registered any more.
+// For load_library: what the caller is to register, none of it registered any more. A name that another library has is
+// left to it: the caller would refuse it, and unload this library.
 const Creators& hand_over() {
   thread_local Creators creators;
+  creators.clear();
   const std::optional<Host> caller = Host::of(loading);
   const std::vector<Host> hosts = caller ? std::vector<Host>{*caller} : Host::all();
-  creators.assign(all_creators().begin(), all_creators().end());
-  for (const Host& host : hosts) {
-    const Creators held = host.creators();
-    const auto is_taken = [&](const IPluginCreatorInterface* creator) {
-      const IPluginCreatorInterface* other = holder(creator, held);
+  for (IPluginCreatorInterface* creator : all_creators()) {
+    bool is_free = true;
+    for (const Host& host : hosts) {
+      const IPluginCreatorInterface* other = holder(creator, host.creators());
       if (other == creator) host.remove(*creator);
-      return other != nullptr && other != creator;
-    };
-    creators.erase(std::remove_if(creators.begin(), creators.end(), is_taken), creators.end());
+      is_free &= other == creator || other == nullptr;
+    }
+    if (is_free) creators.push_back(creator);
   }
   return creators;
 }

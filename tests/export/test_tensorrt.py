@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import shutil
@@ -181,6 +182,7 @@ class TestRtx:
         found = build_engine(model, tmp_path, plugin_library).tensorrt_rtx
         assert found.status == "built" and found.bytes and found.layers and found.plugins, found
         assert (tmp_path / "model.rtx.plan").stat().st_size == found.bytes > 100_000
+        assert found.kernel_abi == ctypes.CDLL(str(plugin_library)).upsnet_kernel_abi()
 
         nodes = Counter(node.op_type for node in onnx.load(model).graph.node if node.domain == "upsnet")
         assert {name: sum(kinds.values()) for name, kinds in found.plugins.items()} == nodes

@@ -224,6 +224,7 @@ class Harness:
         self._functions.harness_field_names.restype = ctypes.POINTER(Fields)
         error = self._functions.harness_load(str(plugins).encode())
         assert error is None, error
+        self.kernel_abi: int = ctypes.CDLL(str(plugins)).upsnet_kernel_abi()
         self.creators: dict[str, ctypes.c_void_p] = {}
         for index in range(self._functions.harness_num_creators()):
             creator = ctypes.c_void_p(self._functions.harness_creator(index))

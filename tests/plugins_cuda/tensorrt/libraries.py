@@ -15,6 +15,8 @@ from filelock import FileLock
 
 from plugins_cuda import library
 
+NO_CUDA = "-DCMAKE_CUDA_COMPILER=NOTFOUND"
+
 
 def made(name: str, targets: list[str], *options: str) -> Path:
     """The folder build/plugins_<name> with these targets of CMakeLists.txt, made from the sources as they are now."""
@@ -34,7 +36,7 @@ def made(name: str, targets: list[str], *options: str) -> Path:
 def for_the_cpu(*targets: str) -> Path:
     """The folder with these targets, with the sanitizers of `make sanitize` where it is that."""
     sanitizers = os.environ.get("UPSNET_SANITIZE", "")
-    options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
+    options = [NO_CUDA, f"-DUPSNET_SANITIZE={sanitizers}"]
     return made("cpu_sanitized" if sanitizers else "cpu", list(targets), *options)
 
 
@@ -48,3 +50,11 @@ def built(device: str) -> tuple[Path, Path]:
     elif not (folder / f"lib{plugins}.so").is_file():
         folder = for_the_cpu(plugins, "upsnet_plugin_harness")
     return folder / "libupsnet_plugin_harness.so", folder / f"lib{plugins}.so"
+
+
+@functools.cache
+def variant(name: str, *options: str) -> Path:
+    """Another plugin library around emulated kernels, made with these options of CMake. Its kernels are not what is
+    tested: quickly compiled, slow."""
+    folder = made(name, ["upsnet_plugins_emulated"], NO_CUDA, "-DCMAKE_BUILD_TYPE=Debug", *options)
+    return folder / "libupsnet_plugins_emulated.so"

@@ -75,16 +75,21 @@ def test_the_registry_of_every_version(plugin_files: tuple[Path, Path], version:
     assert run(STAND_IN, *plugin_files, version).split() == ["6", "6", "0"]
 
 
-def test_says_nothing_without_tensorrt(plugin_files: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("preload", [False, True], ids=["dlopen", "LD_PRELOAD"])
+def test_says_nothing_without_tensorrt(plugin_files: tuple[Path, Path], preload: bool) -> None:
     """Under LD_PRELOAD the library is in every child process."""
-    program = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", program, str(plugin_files[1])], capture_output=True, text=True)
+    library = str(plugin_files[1])
+    program = "import ctypes, sys; assert hasattr(ctypes.CDLL(sys.argv[1] or None), 'getCreators')"
+    command, environment = [sys.executable, "-c", program, "" if preload else library], dict(os.environ)
+    if preload:
+        environment["LD_PRELOAD"] = library
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("module", ["tensorrt_lean", "tensorrt_rtx"])
 def test_loaded_before_tensorrt(plugin_files: tuple[Path, Path], module: str) -> None:
-    """Nothing is registered, and no TensorRT loaded that nobody asked for; load_library makes up for it."""
+    """As polygraphy does it. Nothing is registered, no TensorRT loaded that nobody asked for; load_library cures it."""
     libraries = find_spec(f"{module}_libs")
     if libraries is None or libraries.submodule_search_locations is None:
         pytest.skip(f"{module}_libs is not installed")
