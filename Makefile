@@ -158,11 +158,10 @@ ablation: bench-ablation
 overview: $(RUN)/report.html ## docs/overview.jpg, the picture in the README, from RUN (the demo)
 	$(UPSNET) overview --run $(RUN) $(ARGS)
 
-# Without nvcc or TensorRT's headers, CMake says what it leaves out and how to get it.
+# Without nvcc, CMake says what it leaves out and how to get it.
 CMAKE := $(if $(wildcard $(BIN)/cmake),$(BIN)/cmake,cmake)
-plugins: ## libraries of the operators in build/plugins; TensorRT's with TENSORRT_INCLUDE_DIR=folder of NvInfer.h
-	$(CMAKE) -S plugins_cuda -B build/plugins \
-		$(if $(TENSORRT_INCLUDE_DIR),-DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_INCLUDE_DIR))) $(ARGS)
+plugins: ## libraries of the operators in build/plugins, TensorRT's plugins among them, which need nvcc
+	$(CMAKE) -S plugins_cuda -B build/plugins $(ARGS)
 	$(CMAKE) --build build/plugins --parallel --target everything
 
 gpu-check: ## build, check and measure the operators on an NVIDIA GPU; without .venv, with the PyTorch of PYTHON (python3)
