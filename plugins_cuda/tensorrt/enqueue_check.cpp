@@ -36,15 +36,16 @@ using Bytes = std::vector<uint8_t>;
 const Setting kSetting{
     64, 3, 5, 6, {1, 8, 8, 4}, {4, 192, 384, 100}, {{1, 8, 8, 4}, {2, 32, 24, 20}, {1, 36, 28, 9}, {1, 8, 8, 4}}};
 #else
-// The default profile's maps, up to four photos of 1344 x 1344; photos of 512 x 672 and 800 x 1344.
+// The default profile's maps, up to four photos of 1344 x 1344; photos of 512 x 672 and 800 x 1344. A multiple of 8
+// semantic channels: in 16 bits only those may be channels-last.
 const Setting kSetting{
     256,
-    53,
+    56,
     80,
     100,
     {1, 8, 8, 16},
     {4, 336, 336, 1000},
-    {{1, 128, 168, 300}, {1, 200, 336, 1000}, {4, 336, 336, 1000}, {1, 8, 8, 16}, {2, 200, 336, 999}}};
+    {{1, 128, 168, 300}, {1, 200, 336, 1000}, {1, 8, 8, 16}, {2, 128, 168, 999}, {1, 128, 168, 300}}};
 #endif
 
 #ifdef __SANITIZE_ADDRESS__
