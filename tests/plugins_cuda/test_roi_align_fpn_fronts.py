@@ -206,6 +206,36 @@ def test_maps_that_are_no_plain_tensors(front: Front) -> None:
         torch.testing.assert_close(pool(front, shifted, rois, 7), expected, atol=1e-6, rtol=1e-6)
 
 
+def boxes_that_fusing_would_flip(length: int, size: int, ratio: int) -> list[float]:
+    """[x2, ...]: of boxes from -3.3 on, a sample lies at most `length` when each operation is rounded, and beyond it
+    when a product is fused with a sum, or the other way round."""
+    one = np.float32
+    found = []
+    for x2 in np.linspace(4 * length, 8 * length, 20000, dtype=one):
+        start = one(-3.3) * one(0.25) - one(0.5)
+        bin_size = (x2 * one(0.25) - one(0.5) - start) / one(size)
+        for place in range(size * ratio):
+            index, sample = divmod(place, ratio)
+            offset = (one(sample) + one(0.5)) * bin_size / one(ratio)
+            rounded = start + one(index) * bin_size + offset
+            fused = one(float(index) * float(bin_size) + float(start)) + offset
+            if (rounded <= length) != (fused <= length):
+                found.append(float(x2))
+    return found
+
+
+def test_samples_at_the_border_are_in_or_out_as_torchvision_rounds_them(front: Front) -> None:
+    """The value jumps from that of the border's pixel to zero there."""
+    length, size = 12, 7
+    ends = boxes_that_fusing_would_flip(length, size, 2)
+    assert len(ends) >= 3
+    rois = torch.tensor([[[-3.3, -3.3, end, end] for end in ends]])
+    features = [torch.ones(1, 8, length, length) for _ in range(4)]
+    assert not reference.assign_levels(rois).any()
+    expected = reference.roi_align_fpn(features, rois, size)
+    torch.testing.assert_close(pool(front, features, rois, size), expected)
+
+
 coordinate = st.one_of(st.integers(-100, 500).map(float), st.floats(-500, 900, width=32))
 
 

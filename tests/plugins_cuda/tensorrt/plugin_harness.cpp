@@ -2,17 +2,17 @@
 //
 // Pointers given to enqueue go through as they are: host memory for the plugins around emulated kernels, device memory
 // for the real ones. Expressions of dimensions are evaluated at once. Structs are TensorRT's own, mirrored in
-// conftest.py. Loaded with RTLD_GLOBAL, the harness stands for TensorRT itself: it then has the registry and the
+// harness.py. Loaded with RTLD_GLOBAL, the harness stands for TensorRT itself: it then has the registry and the
 // logger that a plugin library looks for, laid out as in the version that harness_set_version was given.
 #include <dlfcn.h>
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "tensorrt/abi/process.h"
+#include "tensorrt/constants.h"
 
 #define HARNESS_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -20,50 +20,6 @@ using namespace nvinfer1;
 namespace tensorrt = upsnet::tensorrt;
 
 namespace {
-
-class Expression final : public IDimensionExpr {
- public:
-  explicit Expression(int64_t value) : value_(value) { mImpl = &value_; }
-
- private:
-  struct Value final : apiv::VDimensionExpr {
-    explicit Value(int64_t value) : value(value) {}
-    bool isConstant() const override { return true; }
-    int64_t getConstantValue() const override { return value; }
-    bool isSizeTensor() const override { return false; }
-    const int64_t value;
-  };
-  Value value_;
-};
-
-class Builder final : public IExprBuilder {
- public:
-  Builder() { mImpl = &made_; }
-  const IDimensionExpr* make(int64_t value) { return made_.constant(value); }
-
- private:
-  struct Made final : apiv::VExprBuilder {
-    const IDimensionExpr* constant(int64_t value) override {
-      expressions.push_back(std::make_unique<Expression>(value));
-      return expressions.back().get();
-    }
-    const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& a, const IDimensionExpr& b) override {
-      const int64_t first = a.getConstantValue(), second = b.getConstantValue();
-      switch (op) {
-        case DimensionOperation::kSUM: return constant(first + second);
-        case DimensionOperation::kPROD: return constant(first * second);
-        case DimensionOperation::kSUB: return constant(first - second);
-        case DimensionOperation::kFLOOR_DIV: return constant(first / second);
-        default: return nullptr;
-      }
-    }
-    const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) override {
-      return nullptr;
-    }
-    std::vector<std::unique_ptr<Expression>> expressions;
-  };
-  Made made_;
-};
 
 std::string log_lines;
 
@@ -219,18 +175,12 @@ HARNESS_EXPORT int32_t harness_output_types(IPluginV3* plugin, const DataType* i
 
 HARNESS_EXPORT int32_t harness_output_shapes(IPluginV3* plugin, const Dims* inputs, int32_t num_inputs, Dims* outputs,
                                              int32_t num_outputs) {
-  Builder builder;
+  tensorrt::Constants constants;
   std::vector<DimsExprs> in(num_inputs), out(num_outputs);
-  for (int32_t i = 0; i < num_inputs; ++i) {
-    in[i].nbDims = inputs[i].nbDims;
-    for (int32_t axis = 0; axis < inputs[i].nbDims; ++axis) in[i].d[axis] = builder.make(inputs[i].d[axis]);
-  }
+  for (int32_t i = 0; i < num_inputs; ++i) in[i] = constants.of(inputs[i]);
   const int32_t status =
-      build(plugin)->getOutputShapes(in.data(), num_inputs, nullptr, 0, out.data(), num_outputs, builder);
-  for (int32_t i = 0; status == 0 && i < num_outputs; ++i) {
-    outputs[i].nbDims = out[i].nbDims;
-    for (int32_t axis = 0; axis < out[i].nbDims; ++axis) outputs[i].d[axis] = out[i].d[axis]->getConstantValue();
-  }
+      build(plugin)->getOutputShapes(in.data(), num_inputs, nullptr, 0, out.data(), num_outputs, constants);
+  for (int32_t i = 0; status == 0 && i < num_outputs; ++i) outputs[i] = constants.dims(out[i]);
   return status;
 }
 

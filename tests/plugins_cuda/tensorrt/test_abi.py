@@ -16,7 +16,7 @@ import pytest
 
 from plugins_cuda import library
 from tests.plugins_cuda.tensorrt import test_registration
-from tests.plugins_cuda.tensorrt.variants import variant
+from tests.plugins_cuda.tensorrt.libraries import variant
 
 pytestmark = pytest.mark.tensorrt
 

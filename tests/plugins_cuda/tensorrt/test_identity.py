@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.plugins_cuda.tensorrt.conftest import Harness
+from tests.plugins_cuda.tensorrt.harness import Harness
+from tests.plugins_cuda.tensorrt.libraries import variant
 from tests.plugins_cuda.tensorrt.test_plugins import NODES
-from tests.plugins_cuda.tensorrt.variants import variant
 
 pytestmark = pytest.mark.tensorrt
 

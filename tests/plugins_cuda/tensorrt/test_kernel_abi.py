@@ -20,7 +20,7 @@ import torch
 from plugins_cuda import generate
 from plugins_cuda.schema import Schema
 from tests.plugins_cuda.conftest import schema_of
-from tests.plugins_cuda.tensorrt.conftest import FORMATS, TYPES, Harness, Plugin
+from tests.plugins_cuda.tensorrt.harness import FORMATS, TYPES, Harness, Plugin
 from tests.plugins_cuda.tensorrt.test_plugins import IMAGES, NODES, types_of
 
 pytestmark = pytest.mark.tensorrt

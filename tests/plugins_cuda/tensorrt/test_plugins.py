@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from tests.plugins_cuda.tensorrt.conftest import Harness
+from tests.plugins_cuda.tensorrt.harness import Harness
 
 pytestmark = pytest.mark.tensorrt
 
