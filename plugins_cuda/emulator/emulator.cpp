@@ -225,6 +225,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   return cudaSuccess;
 }
 
+// Once for each kernel: what is set again and again is a race between the threads that launch.
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
   const std::lock_guard<std::mutex> guard(emulator::one_at_a_time);
   if (bytes > emulator::kSharedPerBlock || !emulator::allowed.emplace(kernel, bytes).second)
