@@ -148,17 +148,21 @@ dim3 striding_blocks(int64_t elements) {
 }
 
 template <typename T, int kOutputs, bool kAligned>
-cudaError_t multiply(const Problem& problem, cudaStream_t stream) {
-  using Products = Tile<T, kOutputs>;
-  constexpr size_t kPad = kUnitBytes / sizeof(T);
+cudaError_t multiply(Problem problem, cudaStream_t stream) {
+  using Body = Block<T, kOutputs, kAligned>;
+  constexpr size_t kTapBytes = kPixels * sizeof(Sample), kFixed = sizeof(Place) + 2 * Body::kStageBytes;
+  constexpr size_t kByPixel = kPixels * (Body::kWritten + Body::kPad) * sizeof(T);
+  constexpr size_t kByOutput = Body::kWritten * (kPixels + Body::kPad) * sizeof(T);
+  const auto kernel = deform_conv_kernel<T, kOutputs, kAligned>;
   const int64_t blocks = unsplit_blocks(problem) * problem.splits;
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  const size_t stages = 2 * (Products::kPixelBytes + Products::kWeightBytes);
-  const size_t work = problem.taps_at_once * kPixels * sizeof(Sample) + stages;
-  const size_t by_pixel = kPixels * (kOutputs + kPad) * sizeof(T), by_output = kOutputs * (kPixels + kPad) * sizeof(T);
-  const size_t result = problem.p.x_layout == Layout::kNHWC ? by_pixel : by_output;
-  return launch_kernel(deform_conv_kernel<T, kOutputs, kAligned>, dim3(unsigned(blocks)), dim3(kThreads),
-                       sizeof(Place) + std::max(work, result), stream, problem);
+  // Fewer taps at once where a block has no more than 64 KB (sm_75).
+  size_t limit = 0;
+  UPSNET_RETURN_IF_ERROR(shared_limit(reinterpret_cast<const void*>(kernel), limit));
+  while (problem.taps_at_once > 1 && kFixed + problem.taps_at_once * kTapBytes > limit) --problem.taps_at_once;
+  const size_t work = kFixed + problem.taps_at_once * kTapBytes;
+  const size_t result = sizeof(Place) + (problem.p.x_layout == Layout::kNHWC ? kByPixel : kByOutput);
+  return launch_kernel(kernel, dim3(unsigned(blocks)), dim3(kThreads), std::max(work, result), stream, problem);
 }
 
 template <typename T, int kOutputs>

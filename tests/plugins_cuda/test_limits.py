@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -124,3 +127,23 @@ def test_tensors_begin_anywhere(front: Front, room: str, dtype: torch.dtype, lay
 
     for elements, odd in ((1, 0), (3, 0), *([(0, 1)] if front.device.type == "cpu" else [])):
         torch.testing.assert_close(run(elements, odd), run(0, 0), rtol=1e-3, atol=1e-3)
+
+
+def test_emulated_deform_conv_on_a_gpu_with_64_kb_of_shared_memory() -> None:
+    """As a T4 has it: fewer taps at once, and nothing else. What a kernel may have is asked once in a process."""
+    code = """
+import torch
+import plugins_cuda
+from plugins_cuda import library
+from tests.plugins_cuda.inputs import DeformCase
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for outputs in (64, 130):
+        tensors = DeformCase(channels=33, out_channels=outputs, size=(3, 4)).tensors(dtype)
+        with library.emulation():
+            found = plugins_cuda.deform_conv(**tensors)
+        wanted = plugins_cuda.deform_conv(**tensors)
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4 if dtype == torch.float32 else 5e-2)
+"""
+    environment = os.environ | {"UPSNET_EMULATOR_SHARED": str(64 * 1024)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
