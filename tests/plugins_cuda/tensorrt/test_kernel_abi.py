@@ -82,6 +82,15 @@ def described(harness: Harness, name: str) -> Iterator[tuple[str, object]]:
     plugin.destroy()
 
 
+def lines(part: object, path: str = "") -> set[str]:
+    """What the record says, a line for each number or text."""
+    if isinstance(part, dict):
+        return {line for key, value in part.items() for line in lines(value, f"{path}{key}: ")}
+    if isinstance(part, list):
+        return {line for index, value in enumerate(part) for line in lines(value, f"{path}{index}: ")}
+    return {f"{path}{part}"}
+
+
 def test_the_kernel_abi_stands_for_what_was_recorded(harness: Harness) -> None:
     tensors = {room: declared(schema_of(room)) for room in ROOMS}
     plugins: dict[str, Any] = {name: dict(described(harness, name)) for name in sorted(harness.creators)}
@@ -89,12 +98,16 @@ def test_the_kernel_abi_stands_for_what_was_recorded(harness: Harness) -> None:
     if os.environ.get("UPSNET_RECORD_KERNEL_ABI"):
         RECORD.write_text(json.dumps(now, indent=1) + "\n")
     recorded = json.loads(RECORD.read_text())
-    number, before = now.pop("kernel_abi"), recorded.pop("kernel_abi")
+    if now == recorded:
+        return
     cure = "record anew (UPSNET_RECORD_KERNEL_ABI=1)"
-    if number == before:
+    if now["kernel_abi"] == recorded["kernel_abi"]:
         cure = (
             f"engines rely on this: raise UPSNET_KERNEL_ABI in plugins_cuda/tensorrt/kernel_abi.h, then {cure}; where "
             "workspaces shrank and nothing else changed, recording is enough"
         )
-    assert now == recorded, cure
-    assert number == before, cure
+    changes = [
+        *(f"- {line}" for line in lines(recorded) - lines(now)),
+        *(f"+ {line}" for line in lines(now) - lines(recorded)),
+    ]
+    pytest.fail("\n".join([cure, *sorted(changes, key=lambda line: line[2:])]))
