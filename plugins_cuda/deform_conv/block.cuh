@@ -181,7 +181,7 @@ struct Block {
 
   // Sums + bias, rounded, through shared memory to the output in runs of its layout.
   __device__ void write(const Products& products) const {
-#pragma unroll
+#pragma unroll 1  // both rounds side by side would spill registers
     for (int begin = 0; begin < kOutputs; begin += kWritten) {
       if (begin > 0) __syncthreads();
       write_part(products, begin);
