@@ -177,8 +177,9 @@ class TestRtx:
     ) -> None:
         model = tiny_half if precision == "fp16" else tiny_run / "model.onnx"
         manifest = Manifest.load(manifest_path(model))
-        low, _, high = optimization_profile(manifest.resize, manifest.max_batch)["images"]
-        assert all(a < b for a, b in zip(low[:3], high[:3], strict=True)), "one engine for every batch and size"
+        low, usual, high = optimization_profile(manifest.resize, manifest.max_batch)["images"]
+        assert all(a < c for a, c in zip(low[:3], high[:3], strict=True)), "one engine for every batch and size"
+        assert all(a <= b <= c for a, b, c in zip(low, usual, high, strict=True)) and low < usual < high
         found = build_engine(model, tmp_path, plugin_library).tensorrt_rtx
         assert found.status == "built" and found.bytes and found.layers and found.plugins, found
         assert (tmp_path / "model.rtx.plan").stat().st_size == found.bytes > 100_000

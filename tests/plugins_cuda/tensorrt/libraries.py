@@ -21,7 +21,7 @@ NO_CUDA = "-DCMAKE_CUDA_COMPILER=NOTFOUND"
 def made(name: str, targets: list[str], *options: str) -> Path:
     """The folder build/plugins_<name> with these targets of CMakeLists.txt, made from the sources as they are now."""
     folder = library.BUILD.parent / f"plugins_{name}"
-    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # of `make sanitize`
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # of `make sanitize`
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):  # two runs of the tests
         for command in (
@@ -45,10 +45,10 @@ def built(device: str) -> tuple[Path, Path]:
     """The harness and the plugin library: around emulated kernels (cpu), or the real one (cuda)."""
     plugins = "upsnet_plugins" if device == "cuda" else "upsnet_plugins_emulated"
     folder = Path(os.environ.get("UPSNET_OPERATORS", "/nowhere"))
-    if not (folder / f"lib{plugins}.so").is_file() and device == "cuda":
-        folder = made("cuda", [plugins, "upsnet_plugin_harness"], "-DCMAKE_CUDA_ARCHITECTURES=native")
-    elif not (folder / f"lib{plugins}.so").is_file():
-        folder = for_the_cpu(plugins, "upsnet_plugin_harness")
+    if not (folder / f"lib{plugins}.so").is_file():
+        targets = [plugins, "upsnet_plugin_harness"]
+        native = "-DCMAKE_CUDA_ARCHITECTURES=native"
+        folder = made("cuda", targets, native) if device == "cuda" else for_the_cpu(*targets)
     return folder / "libupsnet_plugin_harness.so", folder / f"lib{plugins}.so"
 
 
