@@ -7,6 +7,7 @@
 // told that it ends.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -80,15 +81,19 @@ class Memory {
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
   void clear() { call(cudaMemset(data_, kUntouched, bytes_), "cudaMemset"); }
-  // What is in it. Throws where something was written behind it.
+  // Throws where something was written behind it.
+  void require_guard(const std::string& name) const {
+    Bytes guard(kGuard);
+    call(cudaMemcpy(guard.data(), static_cast<uint8_t*>(data_) + bytes_, kGuard, cudaMemcpyDefault), name.c_str());
+    const auto written = std::find_if(guard.begin(), guard.end(), [](uint8_t byte) { return byte != kGuarded; });
+    require(written == guard.end(),
+            name + ": byte " + std::to_string(written - guard.begin()) + " behind it is written");
+  }
   Bytes content(const std::string& name) const {
-    Bytes all(bytes_ + kGuard);
-    call(cudaMemcpy(all.data(), data_, all.size(), cudaMemcpyDefault), name.c_str());
-    for (size_t i = bytes_; i < all.size(); ++i) {
-      require(all[i] == kGuarded, name + ": byte " + std::to_string(i - bytes_) + " behind it is written");
-    }
-    all.resize(bytes_);
-    return all;
+    require_guard(name);
+    Bytes bytes(bytes_);
+    call(cudaMemcpy(bytes.data(), data_, bytes_, cudaMemcpyDefault), name.c_str());
+    return bytes;
   }
 
  private:
@@ -230,7 +235,7 @@ class Engine {
     require(plugin.onShapeChange(in, num_inputs_, out, int32_t(outputs.size())) == 0, "onShapeChange");
     require(plugin.enqueue(in, out, inputs.data(), outputs.data(), workspace_->data(), nullptr) == 0, "enqueue");
     call(cudaDeviceSynchronize(), "enqueue");
-    workspace_->content("the workspace");
+    workspace_->require_guard("the workspace");
   }
 
   // Of the inputs, then of the outputs.
