@@ -9,18 +9,22 @@
 
 namespace upsnet::deform_conv {
 
-// What every front can run; the bindings explain what they refuse. Pixels of a map, places of taps on it and the depth
-// of the matrix product are 32-bit numbers.
-inline bool is_supported(const Params& p) {
+// Channels divide into groups, and a kernel has taps: without that nothing has a size.
+inline bool has_groups(const Params& p) {
   const auto divides = [](int32_t part, int32_t whole) { return part >= 1 && whole % part == 0; };
-  const auto fits = [](int64_t value) { return value <= INT32_MAX; };
-  const bool groups = divides(p.group, p.channels) && divides(p.group, p.out_channels) &&
-                      divides(p.offset_group, p.channels) && fits(int64_t{p.channels} * 2);
-  const bool sizes = p.batch >= 0 && p.channels >= 1 && p.height >= 0 && p.width >= 0 && p.kernel_h >= 1 &&
-                     p.kernel_w >= 1 && fits(int64_t{p.kernel_h} * p.kernel_w) && fits(int64_t{p.height} * p.width);
+  return p.channels >= 1 && p.out_channels >= 0 && p.kernel_h >= 1 && p.kernel_w >= 1 && divides(p.group, p.channels) &&
+         divides(p.group, p.out_channels) && divides(p.offset_group, p.channels);
+}
+
+// What every front can run; the bindings explain what they refuse. Pixels of a map, places of taps on it and the depth
+// of the matrix product are 32-bit numbers, with room for one tile more.
+inline bool is_supported(const Params& p) {
+  const auto fits = [](int64_t value) { return value <= INT32_MAX - 128; };
+  const int64_t taps = int64_t{p.kernel_h} * p.kernel_w;
   const bool steps = p.stride[0] >= 1 && p.stride[1] >= 1 && p.padding[0] >= 0 && p.padding[1] >= 0 &&
                      p.dilation[0] >= 1 && p.dilation[1] >= 1;
-  return groups && sizes && steps && fits(int64_t{p.kernel_h} * p.kernel_w * (p.channels / p.group + 64)) &&
+  return has_groups(p) && steps && p.batch >= 0 && p.height >= 0 && p.width >= 0 && fits(p.out_channels) &&
+         fits(taps) && fits(int64_t{p.height} * p.width) && fits(taps * (p.channels / p.group + 128)) &&
          fits(int64_t{p.out_height} * p.stride[0] + int64_t{p.kernel_h} * p.dilation[0]) &&
          fits(int64_t{p.out_width} * p.stride[1] + int64_t{p.kernel_w} * p.dilation[1]);
 }

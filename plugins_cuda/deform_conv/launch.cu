@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) pack_weights_kernel(const Problem pr
   }
 }
 
-int32_t ceil_divide(int32_t a, int32_t b) { return (a + b - 1) / b; }
+int32_t ceil_divide(int64_t a, int64_t b) { return int32_t((a + b - 1) / b); }
 
 // Few output channels take the narrower tile.
 int32_t tile_outputs(const Params& p) { return p.out_channels / p.group <= 64 ? 64 : 128; }
@@ -102,7 +102,7 @@ Problem plan(const Params& p) {
   Problem problem{};
   const int32_t chunk = kUnits * kUnitBytes / int32_t(element_size(p.x_type));
   problem.p = p;
-  problem.taps = p.kernel_h * p.kernel_w;
+  problem.taps = int32_t(int64_t{p.kernel_h} * p.kernel_w);
   problem.taps_at_once = problem.taps < kTapsAtOnce ? problem.taps : kTapsAtOnce;
   problem.segment = segment_channels(p);
   problem.segments = p.channels / p.group / problem.segment;
@@ -119,19 +119,19 @@ Problem plan(const Params& p) {
 
 // The slices of the workspace, in this order. None shrinks when a size of the inputs grows.
 size_t packed_bytes(const Problem& problem) {
-  const size_t pieces = size_t(problem.p.group) * problem.output_tiles * problem.steps();
+  const size_t steps = size_t(problem.segments) * problem.chunks * problem.p.kernel_h * problem.p.kernel_w;
+  const size_t pieces = steps * problem.p.group * problem.output_tiles;
   return aligned(pieces * tile_outputs(problem.p) * kUnits * kUnitBytes);
 }
 
 // A bound that never shrinks when a size grows: TensorRT asks once, at the largest shapes, which split nothing.
-// By plan(), splits <= chunks and splits * unsplit_blocks <= kBlocksWanted. A block makes at most kPixels *
-// tile_outputs of the outputs. So splits * outputs is at most chunks * outputs, and at most kBlocksWanted * kPixels *
-// tile_outputs.
+// By plan(), splits <= chunks and splits * unsplit_blocks <= kBlocksWanted; outputs <= unsplit_blocks * a block's most.
+// So splits * outputs is at most chunks * outputs, and at most kBlocksWanted * a block's most.
 size_t partial_bytes(const Problem& problem) {
   const Params& p = problem.p;
   if (problem.segments > 1 || problem.chunks == 1) return 0;  // never split
   const size_t outputs = size_t(p.batch) * p.out_channels * p.out_height * p.out_width;
-  const size_t most = size_t{kBlocksWanted} * kPixels * tile_outputs(p);  // 16 MiB
+  const size_t block_most = size_t{kPixels} * tile_outputs(p), most = kBlocksWanted * block_most;  // 16 MiB of sums
   return aligned(std::min(problem.chunks * std::min(outputs, most), most) * sizeof(float));
 }
 
@@ -202,7 +202,7 @@ bool is_empty(const Params& p) { return p.batch == 0 || p.out_channels == 0 || p
 }  // namespace
 
 size_t workspace_size(const Params& p) {
-  if (is_empty(p) || !is_supported(p)) return 0;
+  if (is_empty(p) || !has_groups(p)) return 0;
   const Problem problem = plan(p);
   return packed_bytes(problem) + partial_bytes(problem) + features_bytes(p);
 }

@@ -141,6 +141,17 @@ def test_emulated_split_channels_fit_what_the_default_profile_asks(
     assert asked <= weights + 2**24 + largest_copy  # at most 16 MiB for the sums
 
 
+@pytest.mark.parametrize("layout", [NCHW, NHWC])
+def test_emulated_workspace_of_shapes_that_no_kernel_can_hold_is_no_smaller(layout: int) -> None:
+    """A profile may end beyond what can run, and what lies below must run in what is asked there."""
+    assert convolution_size(2**16, 2**16, 1, layout) >= convolution_size(2**7, 2**7, 1, layout) > 0
+    letters = {"B": 2**16, "C": 60, "N": 100, "h": 2**15, "w": 2**15, "M": 28, "num_stuff": 53}
+    fusion = [
+        size_of("panoptic_fusion", {**letters, "h": side, "w": side}, torch.float32, layout) for side in (9, 2**15)
+    ]
+    assert 0 < fusion[0] < fusion[1]
+
+
 # --- launches in what the largest shapes ask for ---------------------------------------------------------------------
 
 
