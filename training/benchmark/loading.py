@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
+import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.config import Config
 from training.data.batch import Batch
 from training.data.coco_panoptic import PanopticDataset
-from training.data.loader import make_loader, reading
+from training.data.loader import CPU, make_loader, reading
 from training.data.open import make_sampler
 from training.schedule import make_plan
 
@@ -27,10 +28,12 @@ class Rate(NamedTuple):
     images_per_s: float
 
 
-def open_loader(dataset: PanopticDataset, config: Config, batches: int, workers: int) -> DataLoader:
-    """The first `batches` batches of a run on one GPU."""
+def open_loader(
+    dataset: PanopticDataset, config: Config, batches: int, workers: int, device: torch.device = CPU
+) -> DataLoader:
+    """The first `batches` batches of a run in one process on `device`."""
     plan = make_plan(config.schedule, 1).model_copy(update={"iterations": batches})
-    return make_loader(dataset, make_sampler(dataset, config, plan), workers)
+    return make_loader(dataset, make_sampler(dataset, config, plan), workers, device)
 
 
 def take_batches(dataset: PanopticDataset, config: Config, count: int) -> list[Batch]:
@@ -39,7 +42,9 @@ def take_batches(dataset: PanopticDataset, config: Config, count: int) -> list[B
         return list(tqdm(batches, desc="batches", total=count, unit="batch", disable=None))
 
 
-def loader_rates(dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int) -> list[Rate]:
+def loader_rates(
+    dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int, device: torch.device = CPU
+) -> list[Rate]:
     """For each number of workers, over `batches` batches.
 
     What came before every worker had delivered its first batch does not count.
@@ -47,7 +52,7 @@ def loader_rates(dataset: PanopticDataset, config: Config, workers: Sequence[int
     rates = []
     for count in workers:
         warm_up = max(1, count)
-        with reading(open_loader(dataset, config, batches + warm_up, count)) as loader:
+        with reading(open_loader(dataset, config, batches + warm_up, count, device)) as loader:
             for _ in islice(loader, warm_up):
                 pass
             start = time.perf_counter()
