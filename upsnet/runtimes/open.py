@@ -104,7 +104,7 @@ def _open(name: str, place: PathLike, options: RuntimeOptions) -> Predictor:
         raise InputError(f"threads {threads!r}: give a number from 1 to {MOST_THREADS}")
     if runtime.file and not os.path.isfile(place):
         raise InputError(f"{place}: no such file; the runtime {name} needs {runtime.needs}")
-    options = options._replace(device=options.device or AUTO)
+    options = options._replace(device=AUTO if options.device is None else options.device)
     module, _, predictor = runtime.predictor.partition(":")
     try:
         opened = getattr(load_module(module, f"{runtime.needs}, in the runtime {name},"), predictor)
