@@ -43,7 +43,7 @@ class Process(NamedTuple):
             others = f", and another GPU for each other process of {self.world}" if self.world > 1 else ""
             return describe_device(self.device) + others
         problem = problem_with_cuda()
-        return f"cpu (no NVIDIA GPU: {problem})" if problem else "cpu"
+        return f"cpu (PyTorch has no GPU: {problem})" if problem else "cpu"
 
     @property
     def late(self) -> int:

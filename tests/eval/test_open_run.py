@@ -13,6 +13,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+import upsnet
 from eval.bench import PlainPyTorch, bench_photo, bench_table, compare
 from eval.open_run import open_run
 from plugins_cuda import library
@@ -62,6 +63,36 @@ def test_a_server_takes_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with open_run(chosen, ["pytorch", "triton", "onnxruntime"]):
         pass
     assert opened == [("pytorch", "cuda:1"), ("triton", None), ("onnxruntime", "cuda:1")]
+
+
+COMMANDS = {
+    "predict": "--run RUN --out RUN/out RUN/data/val/000.png",
+    "eval": "--run RUN --gt-json RUN/data/val.json --out RUN/out",
+    "parity": "--run RUN --gt-json RUN/data/val.json --runtimes pytorch onnxruntime",
+    "bench": "--run RUN --gt-json RUN/data/val.json --runtimes onnxruntime",
+    "bench --photo": "RUN/data/val/000.png --model RUN/model.onnx",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_hands_its_device_on(
+    command: str, gt_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str | None] = []
+
+    def refuse(options: RuntimeOptions) -> Any:
+        devices.append(options.device)
+        raise InputError("reached")
+
+    for module in ("upsnet.command_line.predict", "eval.evaluate", "eval.open_run", "eval.bench"):
+        monkeypatch.setattr(f"{module}.open_runtime", refuse)
+    words = f"{command} {COMMANDS[command]}".replace("RUN", str(tmp_path)).split()
+    for device in ([], ["--device", "cuda:1"]):
+        monkeypatch.setattr(sys, "argv", ["upsnet", *words, *device])
+        with pytest.raises(SystemExit) as stop:
+            upsnet.main()
+        assert stop.value.code == 2
+    assert devices == [None, "cuda:1"]
 
 
 def test_threads_of_a_private_server(project_root: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_broken_driver_is_told_of(broken_driver: None, caplog: pytest.LogCaptu
     with pytest.raises(InputError) as refused:
         open_device("cuda")
     assert str(refused.value) == f"device 'cuda': PyTorch has no GPU here ({reason}); use --device cpu"
-    assert Process(0, 1, torch.device("cpu")).described == f"cpu (no NVIDIA GPU: {reason})"
+    assert Process(0, 1, torch.device("cpu")).described == f"cpu (PyTorch has no GPU: {reason})"
 
 
 def test_a_pytorch_for_cpus_was_chosen(
