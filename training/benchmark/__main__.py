@@ -84,7 +84,7 @@ def measure_steps(
     """Ours and torchvision's by turns; then ours alone, by part where it is asked for, and fed by the loader."""
     if not dataset.categories.num_things:
         raise InputError(f"{config.name}: its categories have no things, so Mask R-CNN has nothing to learn beside it")
-    batches = take_batches(dataset, config, min(BATCHES, steps))
+    batches = take_batches(dataset, config, min(BATCHES, steps), device)
     ours = warm_up(partial(UpsnetStep, config, dataset.categories, device), batches, device)
     baseline = partial(TorchvisionStep, dataset.categories.num_things, config, device)
     # Torchvision gets the layout that suits it better, whichever that is.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from training.config import Config
 from training.data.batch import Batch
 from training.data.coco_panoptic import PanopticDataset
-from training.data.loader import CPU, make_loader, reading
+from training.data.loader import make_loader, reading
 from training.data.open import make_sampler
 from training.schedule import make_plan
 
@@ -29,21 +29,21 @@ class Rate(NamedTuple):
 
 
 def open_loader(
-    dataset: PanopticDataset, config: Config, batches: int, workers: int, device: torch.device = CPU
+    dataset: PanopticDataset, config: Config, batches: int, workers: int, device: torch.device
 ) -> DataLoader:
-    """The first `batches` batches of a run in one process on `device`."""
+    """The first `batches` batches of a run on one GPU."""
     plan = make_plan(config.schedule, 1).model_copy(update={"iterations": batches})
-    return make_loader(dataset, make_sampler(dataset, config, plan), workers, device)
+    return make_loader(dataset, make_sampler(dataset, config, plan), workers, device.type == "cuda")
 
 
-def take_batches(dataset: PanopticDataset, config: Config, count: int) -> list[Batch]:
+def take_batches(dataset: PanopticDataset, config: Config, count: int, device: torch.device) -> list[Batch]:
     """The first `count` batches, kept in memory."""
-    with reading(open_loader(dataset, config, count, 0)) as batches:
+    with reading(open_loader(dataset, config, count, 0, device)) as batches:
         return list(tqdm(batches, desc="batches", total=count, unit="batch", disable=None))
 
 
 def loader_rates(
-    dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int, device: torch.device = CPU
+    dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int, device: torch.device
 ) -> list[Rate]:
     """For each number of workers, over `batches` batches.
 

@@ -233,4 +233,4 @@ def test_memory_is_pinned_for_a_gpu_alone(shapes_folder: Path, monkeypatch: pyte
     dataset = open_shapes(shapes_folder)
     order = sampler(len(dataset), 1, 1)
     assert not make_loader(dataset, order).pin_memory
-    assert make_loader(dataset, order, device=torch.device("cuda:1")).pin_memory
+    assert make_loader(dataset, order, pinned=True).pin_memory
