@@ -202,10 +202,11 @@ class Run:
             Console().print(self.plan.table(f"{self.config.name}, from step {self.step}", len(self.dataset)))
             if self.workers < (wanted := self.config.data.workers):
                 print(f"data.workers: {wanted}, and {self.workers} a process are started, for want of cores")
+        pinned = self.process.device.type == "cuda"
         with (
             stop_signals(patient=self.process.world > 1) as received,
             Log(self.out, self.config, self.plan, self.process, self.step, self.evaluated) as log,
-            reading(make_loader(self.dataset, self.sampler, self.workers)) as batches,
+            reading(make_loader(self.dataset, self.sampler, self.workers, pinned)) as batches,
         ):
             if not self.evaluated:
                 self.evaluate(log)

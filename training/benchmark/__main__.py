@@ -84,7 +84,7 @@ def measure_steps(
     """Ours and torchvision's by turns; then ours alone, by part where it is asked for, and fed by the loader."""
     if not dataset.categories.num_things:
         raise InputError(f"{config.name}: its categories have no things, so Mask R-CNN has nothing to learn beside it")
-    batches = take_batches(dataset, config, min(BATCHES, steps))
+    batches = take_batches(dataset, config, min(BATCHES, steps), device)
     ours = warm_up(partial(UpsnetStep, config, dataset.categories, device), batches, device)
     baseline = partial(TorchvisionStep, dataset.categories.num_things, config, device)
     # Torchvision gets the layout that suits it better, whichever that is.
@@ -94,7 +94,7 @@ def measure_steps(
     del baselines
     best = max(row.images_per_s for row in timed[1:])
     by_part = breakdown(ours.contender, batches, steps, device) if parts else None
-    rate, waiting = feed(ours.contender, open_loader(dataset, config, 1 + steps, workers), device)
+    rate, waiting = feed(ours.contender, open_loader(dataset, config, 1 + steps, workers, device), device)
     return StepFigures(
         batch_shapes=[list(batch.images.shape) for batch in batches],
         instances=[sum(map(len, batch.boxes)) for batch in batches],
@@ -169,7 +169,7 @@ def main(
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"train": split})})
         dataset = open_training(settings.data, settings.seed)
         if loader:
-            rates = loader_rates(dataset, settings, workers, steps)
+            rates = loader_rates(dataset, settings, workers, steps, target)
             print_tables(loader_table(f"{settings.name}: the loader alone, on {where}", rates))
             result["loader"] = [rate._asdict() for rate in rates]
         else:
