@@ -240,9 +240,11 @@ class ScheduleConfig(Section):
 
 
 class ComputeConfig(Section):
-    """How a step is computed. precision: of the forward pass (autocast); weights and optimizer stay fp32."""
+    """How a step is computed. precision: of the forward pass (autocast); weights and optimizer stay fp32. tf32: types
+    as in fp32, but a GPU's convolutions and matrix products round what they read to TF32. channels_last: the memory
+    format of weights and features."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
 

@@ -64,7 +64,7 @@ class Conventions:
 
     def clip(self, boxes: Tensor, sizes: Tensor) -> Tensor:
         """Boxes [B, N, 4] limited to the images, sizes [B, 2] = (height, width)."""
-        limit = sizes.to(boxes.dtype)[:, [1, 0, 1, 0]].unsqueeze(1) - float(self.inclusive)
+        limit = far_corners(sizes.to(boxes.dtype)).unsqueeze(1) - float(self.inclusive)
         return torch.minimum(boxes.clamp(min=0), limit)
 
     def iou(self, a: Tensor, b: Tensor) -> Tensor:
@@ -90,6 +90,15 @@ class Conventions:
     def to_inclusive(self, boxes: Tensor) -> Tensor:
         """The corners that the panoptic head takes: x2 and y2 are the last pixels inside."""
         return _shrunk(boxes, 1 - int(self.inclusive))
+
+
+def far_corners(sizes: Tensor) -> Tensor:
+    """[B, 4], (width, height, width, height), of sizes [B, 2] = (height, width).
+
+    By slices: a list as an index is copied to the device, and the host waits for it.
+    """
+    corner = torch.cat([sizes[:, 1:], sizes[:, :1]], dim=1)
+    return torch.cat([corner, corner], dim=1)
 
 
 def _shrunk(boxes: Tensor, pixels: int) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.conventions import Conventions
+from training.conventions import Conventions, far_corners
 from training.model import boxes as B
 from training.model.rpn import LOWEST
 from training.model.upsnet import (
@@ -46,6 +46,7 @@ class View(NamedTuple):
 
     images: Tensor  # uint8 B x H x W x 3
     sizes: Tensor  # int32 B x 2
+    on_host: list[list[int]]  # the sizes again: the host compares views without waiting for the device
     flipped: bool = False
 
 
@@ -123,7 +124,7 @@ def mask_logits(model: UPSNet, pyramid: list[Tensor], found: Detections, view: V
 
 
 def same_frame(a: View, b: View) -> bool:
-    return a.flipped == b.flipped and a.images.shape == b.images.shape and torch.equal(a.sizes, b.sizes)
+    return a.flipped == b.flipped and a.images.shape == b.images.shape and a.on_host == b.on_host
 
 
 def moved(found: Detections, source: View, target: View, conventions: Conventions) -> Detections:
@@ -134,7 +135,7 @@ def moved(found: Detections, source: View, target: View, conventions: Convention
     if source.flipped != target.flipped:
         width = source.sizes[:, 1:].to(x1.dtype)
         x1, x2 = width - x2, width - x1
-    ratio = (target.sizes.to(x1.dtype) / source.sizes)[:, None, [1, 0, 1, 0]]
+    ratio = far_corners(target.sizes.to(x1.dtype) / source.sizes).unsqueeze(1)
     return found._replace(boxes=conventions.from_exclusive(torch.stack([x1, y1, x2, y2], dim=-1) * ratio))
 
 

@@ -68,7 +68,7 @@ class ModelPredictor:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with torch.inference_mode(), true_float32():
                 yield
         finally:
             self.model.train(was_training)
@@ -100,9 +100,9 @@ class UPSNetPredictor(ModelPredictor):
     def predict_detailed(self, photos: Sequence[np.ndarray]) -> Details:
         """uint8 H x W x 3 photos of any sizes, as one batch, with all the views of test-time augmentation."""
         nets = [to_network(photo, self.manifest.resize) for photo in photos]
-        images, sizes, scales = self._tensors(collate(nets))
+        base, scales = self._view(nets)
         with self._evaluating():
-            outputs = infer(self.model, self.views(photos, nets), View(images, sizes), scales)
+            outputs = infer(self.model, self.views(photos, nets), base, scales)
             arrays = [tensor.cpu().numpy() for tensor in (*outputs[:4], *outputs.instances, outputs.masks)]
         panoptic, segments, segment_count, semantic, boxes, scores, labels, counts, masks = arrays
         first_thing = self.manifest.categories_table.num_stuff
@@ -115,9 +115,14 @@ class UPSNetPredictor(ModelPredictor):
         for rule in self.rules or [self.manifest.resize]:
             seen = nets if rule == self.manifest.resize else [to_network(photo, rule) for photo in photos]
             for flipped in (False, True)[: 1 + self.flip]:
-                images, sizes, _ = self._tensors(collate([mirrored(net) for net in seen] if flipped else seen))
-                views.append(View(images, sizes, flipped))
+                views.append(self._view([mirrored(net) for net in seen] if flipped else seen, flipped)[0])
         return views
+
+    def _view(self, nets: Sequence[NetworkImage], flipped: bool = False) -> tuple[View, Tensor]:
+        """The images as one batch on the device, and their scales."""
+        batch = collate(nets)
+        images, sizes, scales = self._tensors(batch)
+        return View(images, sizes, batch.sizes.tolist(), flipped), scales
 
 
 class PyTorchPredictor(UPSNetPredictor):
@@ -139,6 +144,18 @@ class PyTorchPredictor(UPSNetPredictor):
         target = open_device(device)
         model, config, categories, _ = load_model(checkpoint)
         super().__init__(model.to(target), make_manifest(config, categories), target, short_sides, flip)
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Neither convolutions nor matrix products are rounded to TF32 inside, whatever the training was set to."""
+    products = torch.backends.cuda.matmul
+    before, products.allow_tf32 = products.allow_tf32, False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        products.allow_tf32 = before
 
 
 def predictor_of(model: nn.Module, manifest: Manifest, device: torch.device) -> ModelPredictor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.config import ScheduleConfig
 from upsnet.errors import InputError
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 LR_OF_AN_IMAGE = 0.00125  # SGD's published .02 at 16 images a step
 
 

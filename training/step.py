@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from training.distributed import Process, gather
 from training.schedule import Plan, build_optimizer, set_lr
 from upsnet.errors import first_line
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the forward pass; fp32 and tf32 have one type alone
 
 
 class TrainingError(Exception):
@@ -64,6 +64,7 @@ class Stepper:
     def __init__(self, model: nn.Module, losses: nn.Module, config: Config, plan: Plan, process: Process) -> None:
         self.model, self.config, self.plan, self.process = model, config, plan, process
         compute = config.compute
+        set_tf32(compute.precision)
         losses.to(process.device).train()
         if compute.channels_last:
             losses.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -73,7 +74,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=compute.precision == "fp16")
         if compute.compile:
             for part in model.children():
-                part.compile()
+                compile_part(part)
         self.losses = losses
         if process.world > 1:
             # Gradients that are there from the start are added to. A new one of a 1x1 convolution may come with other
@@ -121,7 +122,7 @@ class Stepper:
             in_memory(batch),
             self.losses.no_sync() if isinstance(self.losses, DistributedDataParallel) and not last else nullcontext(),
         ):
-            with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+            with autocast(device, precision):
                 losses = self.losses(batch.to(device))
             total = torch.stack([loss.float() for loss in losses.values()]).sum() / self.plan.passes
             self.scaler.scale(total).backward()
@@ -161,6 +162,22 @@ class Stepper:
         return report
 
 
+def compile_part(part: nn.Module, backend: Any = "inductor") -> None:
+    """In place, for images of all sizes by a graph or two: one for each size would take minutes, and end at a limit."""
+    part.compile(backend=backend, dynamic=True)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The types of the forward pass."""
+    return torch.autocast(device.type, LOWER.get(precision), enabled=precision in LOWER)
+
+
+def set_tf32(precision: str) -> None:
+    """Whether a GPU rounds what float32 convolutions and matrix products read to TF32, whose mantissa has 10 bits: in
+    PyTorch by default those of convolutions alone. A setting of the whole process."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
 def average_of(model: nn.Module, decay: float) -> ModelEmaV3:
     """The exponential moving average of the parameters, beginning with a short memory; buffers are copied.
 
@@ -194,5 +211,5 @@ def to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(values.device))  # the copy's; another device may be the current one
     return host, event

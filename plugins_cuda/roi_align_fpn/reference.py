@@ -12,7 +12,7 @@ from torchvision.ops import roi_align
 
 FINEST_STRIDE = 4
 CANONICAL_SIZE = 224.0  # side in network pixels of the smallest square box on P4
-OUTSIDE = -1e6  # a box at this corner lies outside of every map: it gives zeros
+OUTSIDE = -1e6  # a box at this corner lies outside of every map: it gives zeros, and no gradient
 
 
 def assign_levels(rois: Tensor, inclusive: bool = False) -> Tensor:
@@ -71,17 +71,18 @@ def roi_align_fpn(
     float64 features), also under autocast. Gradients go to the features alone. ValueError when the inputs do not fit
     together.
 
-    The definition pools every box on its own level only, half types in float32 with one rounding.
+    The definition pools half types in float32 with one rounding. Every level pools all boxes, those of other levels
+    moved outside, where they give zeros: to choose its own, the host would have to wait for the device.
     """
     batch, count = rois.shape[:2]
     channels = features[0].shape[1]
     rois = without_nonfinite(rois.detach().float().to(torch.promote_types(features[0].dtype, torch.float32)))
     level = assign_levels(rois.float(), inclusive)
-    pooled = features[0].new_zeros(batch, count, channels, output_size, output_size)
+    image = torch.arange(batch, device=rois.device, dtype=rois.dtype)[:, None, None].expand(-1, count, -1)
+    pooled = rois.new_zeros(batch * count, channels, output_size, output_size)
     for index, feature in enumerate(features):
-        image, row = torch.nonzero(level == index, as_tuple=True)
-        boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], dim=1)
+        own = rois.where((level == index)[..., None], OUTSIDE)
+        boxes = torch.cat([image, own], dim=2).flatten(0, 1)
         scale = 1.0 / (FINEST_STRIDE * 2**index)
-        part = pool(feature.to(rois.dtype), boxes, output_size, scale, sampling_ratio, aligned)
-        pooled[image, row] = part.to(pooled.dtype)
-    return pooled
+        pooled = pooled + pool(feature.to(rois.dtype), boxes, output_size, scale, sampling_ratio, aligned)
+    return pooled.unflatten(0, (batch, count)).to(features[0].dtype)

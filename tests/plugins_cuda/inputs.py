@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from plugins_cuda.roi_align_fpn import reference
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16]  # of the kernels
 ALL_TYPES = [*TYPES, torch.float64]
@@ -163,3 +166,23 @@ def room_inputs(
     drawn = fusion_inputs(3, counts=[2 * scale] * scale, dtype=dtype, **size)
     drawn["semantic"] = drawn["semantic"].contiguous(memory_format=layout)
     return drawn | {"num_stuff": 3, "stuff_area_limit": 20.0, "mask_overlap_threshold": 0.3}
+
+
+def level_by_level(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    output_size: int,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    inclusive: bool = False,
+) -> Tensor:
+    """roi_align_fpn by indices: each level pools its own boxes alone. On a GPU the host waits for their numbers."""
+    rois = reference.without_nonfinite(rois.to(torch.promote_types(features[0].dtype, torch.float32)))
+    level = reference.assign_levels(rois.float(), inclusive)
+    pooled = features[0].new_zeros(*rois.shape[:2], features[0].shape[1], output_size, output_size)
+    for index, feature in enumerate(features):
+        image, row = torch.nonzero(level == index, as_tuple=True)
+        boxes = torch.cat([image[:, None].to(rois.dtype), rois[image, row]], dim=1)
+        part = reference.pool(feature.to(rois.dtype), boxes, output_size, 0.25 / 2**index, sampling_ratio, aligned)
+        pooled[image, row] = part.to(pooled.dtype)
+    return pooled

@@ -6,6 +6,7 @@ The compiled fronts are held against the definition in test_roi_align_fpn_fronts
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.roi_align_fpn import MAX_SAMPLES, gradient, reference
 from tests.plugins_cuda.conftest import Calling, RunNode, assert_one_operator, export, run_model
-from tests.plugins_cuda.inputs import SPECIAL_BOXES, pyramid
+from tests.plugins_cuda.inputs import ALL_TYPES, SPECIAL_BOXES, level_by_level, pyramid
 
 pytestmark = pytest.mark.numeric
 
@@ -81,6 +82,33 @@ def test_bin_is_the_mean_of_its_samples() -> None:
     rois = torch.tensor([[[8.0, 8, 24, 24]]])
     assert plugins_cuda.roi_align_fpn(features, rois, 2)[0, 0, 0].tolist() == [[2.5, 4.5], [2.5, 4.5]]
     assert plugins_cuda.roi_align_fpn(features, rois, 2, aligned=False)[0, 0, 0].tolist() == [[3, 5], [3, 5]]
+
+
+@pytest.mark.parametrize("dtype", ALL_TYPES, ids=str)
+@pytest.mark.parametrize("broken", [None, math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize("conventions", [(True, False), (False, True)], ids=["ours", "original"])
+def test_levels_of_others_add_nothing(conventions: tuple[bool, bool], broken: float | None, dtype: torch.dtype) -> None:
+    """Bit for bit what pooling each box on its own level alone gives; its gradients, too, where pixels are not finite
+    and where a map has none."""
+    rois = hostile_boxes()
+    rois[0, 0, 2], rois[1, 1, 0] = math.nan, math.inf
+    maps = [level.to(dtype) for level in pyramid()]
+    if broken is not None:
+        for level in maps:
+            level[0, :, 0, 0] = level[1, :, -1, -2] = broken
+        maps[3] = maps[3][:, :, :0]
+
+    def pooled(definition: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        leaves = [level.clone().requires_grad_() for level in maps]
+        result = definition(leaves, rois, 7, 2, *conventions)
+        weights = torch.arange(result.numel()).remainder(5).view_as(result).to(dtype)
+        gradients = torch.autograd.grad(result, leaves, weights, allow_unused=True)
+        return result.detach(), *(torch.zeros(()) if each is None else each for each in gradients)
+
+    found, expected = pooled(reference.roi_align_fpn), pooled(level_by_level)
+    assert expected[0].count_nonzero() > 1000
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.nan_to_num(7.0), theirs.nan_to_num(7.0)) or not theirs.numel()
 
 
 @pytest.mark.parametrize("aligned", [True, False])

@@ -15,7 +15,7 @@ from export.onnx_export import to_model_proto
 from export.precision import prepare
 from tests.agreement import assert_same_segments
 from training.config import FpnConfig, ModelConfig, RpnConfig
-from training.conventions import UPSNET
+from training.conventions import UPSNET, far_corners
 from training.model import boxes as B
 from training.model.fpn import FPN
 from training.model.rpn import RPN, RpnOutput
@@ -67,6 +67,10 @@ def test_proposals_are_clipped_to_the_last_pixel() -> None:
         output = RpnOutput([torch.ones(1, 1)] * 5, [deltas] * 5, [anchors] * 5)
         boxes, valid = rpn.propose(output, torch.tensor([[32, 64]]), 1)
         assert valid.all() and boxes[0, 0].tolist() == wanted
+
+
+def test_far_corners_by_hand() -> None:
+    assert far_corners(torch.tensor([[60, 90], [1, 2]])).tolist() == [[90, 60, 90, 60], [2, 1, 2, 1]]
 
 
 def test_boxes_inverted_by_less_than_a_pixel_stay_boxes() -> None:

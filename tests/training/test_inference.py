@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from training.model import boxes as B
 from training.model.heads import BOX_POOL
 from training.model.upsnet import Detections, Suppression, UPSNet
 from training.predictor import UPSNetPredictor, mirrored
+from training.step import set_tf32
 from upsnet.categories import Categories, Category
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, collate, to_network
@@ -52,7 +54,8 @@ def model(small: ModelConfig, request: pytest.FixtureRequest) -> UPSNet:
 def random_view(batch: int, height: int, width: int, sizes: list[tuple[int, int]] | None = None) -> View:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
-    return View(images, torch.tensor(sizes or [(height, width)] * batch, dtype=torch.int32))
+    inside = torch.tensor(sizes or [(height, width)] * batch, dtype=torch.int32)
+    return View(images, inside, inside.tolist())
 
 
 def run(model: UPSNet, views: list[View], base: View) -> Outputs:
@@ -65,7 +68,7 @@ def flip(view: View) -> View:
     images = torch.zeros_like(view.images)
     for image, source, (height, width) in zip(images, view.images, view.sizes.tolist(), strict=True):
         image[:height, :width] = source[:height, :width].flip(1)
-    return View(images, view.sizes, not view.flipped)
+    return View(images, view.sizes, view.on_host, not view.flipped)
 
 
 class TestOneView:
@@ -158,7 +161,7 @@ class TestViews:
     def test_a_mirrored_photo_gives_the_mirrored_answer(self, width: int, model: UPSNet) -> None:
         """With both views of both photos the network sees the same four images; only roundings may differ."""
         photo = random_view(1, 96, 128, [(96, width)])
-        mirror = View(flip(photo).images, photo.sizes)
+        mirror = View(flip(photo).images, photo.sizes, photo.on_host)
         straight, turned = run(model, [photo, flip(photo)], photo), run(model, [mirror, flip(mirror)], mirror)
         assert straight.instances.counts[0] > 5
         back = turned.semantic[:, :, :width].flip(2)
@@ -173,7 +176,10 @@ class TestViews:
     def test_mirroring_alone_is_undone(self, network: UPSNet) -> None:
         """The mirrored view alone answers what the plain network says about the mirrored photo, turned back."""
         view = random_view(1, 96, 128)
-        plain, single = run(network, [View(flip(view).images, view.sizes)], view), run(network, [flip(view)], view)
+        plain, single = (
+            run(network, [View(flip(view).images, view.sizes, view.on_host)], view),
+            run(network, [flip(view)], view),
+        )
         assert (single.semantic == plain.semantic.flip(2)).float().mean() > 0.995
         boxes = plain.instances.boxes.clone()
         boxes[..., [0, 2]] = 128 - plain.instances.boxes[..., [2, 0]]
@@ -277,6 +283,21 @@ class TestPredictor:
             assert found.categories.min() >= STUFF and found.categories.max() < STUFF + THINGS
             assert (found.boxes[0].max(0)[2:] <= np.array(size[::-1]) + 1e-3).all()
             assert found.masks.min() >= 0 and found.masks.max() <= 1
+
+    def test_float32_is_not_rounded(self, network: UPSNet, manifest: Manifest) -> None:
+        """Also inside a run that trains with TF32, whose settings stay."""
+        flags: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+        before, seen = [flag.allow_tf32 for flag in flags], []
+        hook = network.register_forward_pre_hook(lambda *_: seen.append([flag.allow_tf32 for flag in flags]))
+        batch = collate([to_network(photo, manifest.resize) for photo in self.photos()])
+        try:
+            set_tf32("tf32")
+            UPSNetPredictor(network, manifest, torch.device("cpu")).predict(batch)
+            assert seen == [[False, False]] and all(flag.allow_tf32 for flag in flags)
+        finally:
+            hook.remove()
+            for flag, value in zip(flags, before, strict=True):
+                flag.allow_tf32 = value
 
     def test_views(self, network: UPSNet, manifest: Manifest) -> None:
         predictor = UPSNetPredictor(network, manifest, torch.device("cpu"), short_sides=(64, 96, 64), flip=True)

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from tests.training.child_processes import free_port
 from tests.training.tiny_network import (
+    SMALL,
     Accident,
     Losses,
     TinyNetwork,
@@ -27,9 +29,11 @@ from tests.training.tiny_network import (
 )
 from training.batch_norm import GlobalBatchNorm, synchronise
 from training.checkpoint import load
+from training.config import ModelConfig
 from training.distributed import Process
 from training.loop import Run, train
-from training.step import TrainingError, average_of
+from training.model.upsnet import UPSNet
+from training.step import TrainingError, autocast, average_of, compile_part
 
 CPU = Process(0, 1, torch.device("cpu"))
 
@@ -163,12 +167,43 @@ def test_compiled_parts_compute_the_same(shapes: Path, tmp_path: Path, monkeypat
 
     def trace(part: nn.Module) -> None:
         compiled_parts.append(part)
-        part._compiled_call_impl = torch.compile(part._call_impl, backend="eager")
+        compile_part(part, backend="eager")
 
-    monkeypatch.setattr(nn.Module, "compile", trace)
+    monkeypatch.setattr("training.step.compile_part", trace)
     expected = losses_of(shapes, tmp_path / "plain", iterations=2)
     compiled = losses_of(shapes, tmp_path / "compiled", iterations=2, compute={"compile": True})
     assert compiled == pytest.approx(expected, rel=1e-5) and [type(part) for part in compiled_parts] == [nn.Conv2d]
+
+
+def test_ten_sizes_need_few_graphs() -> None:
+    """Of the pyramid and the RPN, compiled as a step's are: a graph for each size would pass PyTorch's limit of 8."""
+    model = UPSNet(ModelConfig.model_validate(SMALL), num_stuff=2, num_things=2)
+    counters = {}
+    for name in ("fpn", "rpn"):
+        counters[name] = CompileCounter()
+        compile_part(model.get_submodule(name), backend=counters[name])
+    sides = [(128, 192), (192, 128), (128, 128), (192, 192), (128, 256), (256, 128), (256, 256), (192, 256)]
+    for height, width in [*sides, (320, 128), (160, 224)]:
+        images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+        model.rpn(model.pyramid(images, torch.tensor([[height, width]] * 2)))
+    assert all(1 <= counter.frame_count <= 3 for counter in counters.values())
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32", "bf16"])
+def test_tf32_is_for_those_who_ask(shapes: Path, tmp_path: Path, precision: str) -> None:
+    """PyTorch's default is neither: convolutions in TF32, matrix products not. Nothing is cast in the forward pass."""
+    flags: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = precision != "tf32"
+        Run(settings(shapes, compute={"precision": precision}), tmp_path, CPU, tiny())
+        assert [flag.allow_tf32 for flag in flags] == [precision == "tf32"] * 2
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value
+    with autocast(CPU.device, precision):
+        assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
 
 
 def test_average_by_hand() -> None:
@@ -220,6 +255,24 @@ def test_global_batch_norm_is_batch_norm(alone_in_gloo: None) -> None:
             assert torch.allclose(holder[0].state_dict()[name], buffer, rtol=1e-6)
         holder.eval(), plain.eval()
         assert torch.allclose(holder(x), plain(x), atol=1e-5)
+
+
+def test_global_batch_norm_of_half_types(alone_in_gloo: None) -> None:
+    """Within one rounding of the float32 layer's results."""
+    torch.manual_seed(0)
+    plain, holder = nn.BatchNorm2d(3), nn.Sequential(nn.BatchNorm2d(3))
+    synchronise(holder, Process(0, 2, torch.device("cpu")))
+    x = (5 + torch.randn(4, 3, 6, 5)).bfloat16().contiguous(memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.float().requires_grad_()
+    out, expected = holder(ours), plain(theirs)
+    assert out.dtype == torch.bfloat16 and out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out.float(), expected, rtol=2**-8, atol=1e-6)
+    weight = torch.randn(out.shape).bfloat16()
+    (found,) = torch.autograd.grad((out * weight).sum(), ours)
+    (wanted,) = torch.autograd.grad((expected * weight.float()).sum(), theirs)
+    torch.testing.assert_close(found.float(), wanted, rtol=2**-8, atol=1e-5)
+    assert plain.running_var is not None
+    torch.testing.assert_close(holder[0].running_var, plain.running_var)
 
 
 def test_frozen_batch_norm_stays_frozen(alone_in_gloo: None) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training import gpu_step_check
 from training.checkpoint import load
 from training.config import Config, parse_config
 from training.data.batch import Batch
@@ -22,15 +23,7 @@ from upsnet.datasets.split import Split
 
 SPEED = {"images_per_second", "data_share", "gpu_gib"}  # keys of metrics.jsonl that depend on the clock and the device
 
-SMALL = {  # UPSNet itself, as small as it can be
-    "backbone": {"stem": [4, 8], "widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "expansion": 2},
-    "fpn": {"channels": 16},
-    "rpn": {"channels": 16, "anchor_scale": 4.0, "train_top_n": 50, "test_top_n": 30, "samples": 32},
-    "box_head": {"hidden": 16, "samples": 16},
-    "mask_head": {"channels": 16, "layers": 1},
-    "semantic_head": {"channels": [16]},
-    "panoptic": {"max_detections": 8, "stuff_area_limit": 16},
-}
+SMALL = gpu_step_check.SMALL  # UPSNet itself, as small as it can be
 
 
 class TinyNetwork(nn.Module):

@@ -131,7 +131,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each that count; with --loader: batches.")] = 50,
     images_per_gpu: Annotated[int | None, typer.Option(min=1, help="Images a step (the configuration's).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (the configuration's).")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, tf32, bf16 or fp16 (the configuration's).")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of made-up photos, not resized then.")] = None,
     data: Annotated[bool, typer.Option("--data/--synthetic", help="Its photos, or made-up ones.")] = False,
     parts: Annotated[bool, typer.Option("--parts", help="Also where the time of a step goes.")] = False,

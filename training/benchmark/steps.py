@@ -22,7 +22,7 @@ from training.distributed import Process
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
 from training.schedule import make_plan
-from training.step import PRECISIONS, Stepper, TrainingError
+from training.step import Stepper, TrainingError, autocast
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 
@@ -136,7 +136,7 @@ class TorchvisionStep:
         images = [image.to(self.device, non_blocking=True).float() / 255 for image, _ in prepared]
         targets = [{k: t.to(self.device, non_blocking=True) for k, t in target.items()} for _, target in prepared]
         self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+        with autocast(self.device, self.precision):
             losses = self.model(images, targets)
             total = torch.stack(list(losses.values())).sum()
         self.scaler.scale(total).backward()

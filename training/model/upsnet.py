@@ -82,13 +82,19 @@ class UPSNet(nn.Module):
         return self.fpn(self.backbone(self.normalize(images, sizes)), sizes)
 
     def normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """What the backbone reads, B x 3 x H x W. Padding is zero there, whatever its bytes are."""
+        """What the backbone reads, B x 3 x H x W. Padding is zero there, whatever its bytes are.
+
+        On a GPU it has the memory format of the weights: channels innermost, as the photos have them, would make every
+        layer transpose its weights to that, step after step. A CPU's convolutions bring weights into a format of their
+        own anyway.
+        """
         height, width = images.shape[1:3]
         rows = torch.arange(height, device=images.device) < sizes[:, :1]
         columns = torch.arange(width, device=images.device) < sizes[:, 1:]
         inside = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(3)
         x = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std * inside
-        return x.permute(0, 3, 1, 2)
+        x = x.permute(0, 3, 1, 2)
+        return x if x.device.type == "cpu" else x.contiguous(memory_format=memory_format(self.backbone))
 
     def roi_features(self, pyramid: list[Tensor], boxes: Tensor, output_size: int) -> Tensor:
         """RoIAlign over P2..P5 of boxes [B, R, 4] -> [B * R, C, output_size, output_size]."""
@@ -189,6 +195,13 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rule: Suppression, c
         boxes, scores, nms_threshold, score_threshold, max_output, classes=classes, inclusive=inclusive
     )
     return Detections(B.gather_rows(boxes, kept), torch.gather(scores, 1, kept), torch.gather(labels, 1, kept), counts)
+
+
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """channels_last where the first convolution's weights are so (`compute.channels_last`), else contiguous."""
+    weight = next(parameter for parameter in network.parameters() if parameter.ndim == 4)
+    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def build_backbone(config: BackboneConfig, conventions: Conventions) -> HybridBackbone | TimmBackbone:

@@ -29,6 +29,8 @@ def test_loader_with_workers_gives_the_same_batches(shapes_folder: Path) -> None
     dataset = open_shapes(shapes_folder, Augment(flip=0.5, color=0.2, scale=(0.7, 1.4)), divisor=16)
     state = torch.get_rng_state()
     alone = list(make_loader(dataset, sampler(len(dataset), 4, 3)))
+    assert not make_loader(dataset, sampler(len(dataset), 4, 3)).pin_memory
+    assert make_loader(dataset, sampler(len(dataset), 4, 3), pinned=True).pin_memory
     helped = list(make_loader(dataset, sampler(len(dataset), 4, 3, first_step=1), workers=2))
     assert torch.equal(torch.get_rng_state(), state)
     assert len(alone) == 3 and len(helped) == 2
