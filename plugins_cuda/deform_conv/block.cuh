@@ -10,6 +10,11 @@ constexpr int kTileRows = 8, kTileColumns = 16;
 static_assert(kTileRows * kTileColumns == kPixels);
 constexpr int kTapsAtOnce = 9;  // whose samples are in shared memory together
 constexpr int kItems = kPixels * kUnits / kThreads;
+#ifdef UPSNET_BEFORE_SM_80
+constexpr int kBlocksAtOnce = 1;  // in a multiprocessor: its shared memory holds no more
+#else
+constexpr int kBlocksAtOnce = 2;
+#endif
 static_assert(kItems == kHalves, "one unit of 16 bytes is gathered during each half of a step");
 
 struct Problem {

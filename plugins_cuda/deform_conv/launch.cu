@@ -27,7 +27,7 @@ namespace {
 constexpr int kBlocksWanted = 256;  // about two a multiprocessor; with half of them or fewer, channels are split
 
 template <typename T, int kOutputs, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 2) deform_conv_kernel(const Problem problem) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) deform_conv_kernel(const Problem problem) {
   UPSNET_DYNAMIC_SHARED(shared);
   Block<T, kOutputs, kAligned> block(problem, shared);
   Tile<T, kOutputs> products;
@@ -91,8 +91,18 @@ __global__ void __launch_bounds__(kThreads) pack_weights_kernel(const Problem pr
 
 int32_t ceil_divide(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
+// Whether a block may have the shared memory that the wider tile needs. (Where there is no GPU to ask, it may.)
+bool has_room_for_wide_tiles() {
+  int device = 0, bytes = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
+  return !known || bytes >= 72 * 1024;  // a T4: 64 KB
+}
+
 // Few output channels take the narrower tile.
-int32_t tile_outputs(const Params& p) { return p.out_channels / p.group <= 64 ? 64 : 128; }
+int32_t tile_outputs(const Params& p) {
+  return p.out_channels / p.group <= 64 || !has_room_for_wide_tiles() ? 64 : 128;
+}
 
 int64_t unsplit_blocks(const Problem& problem) {
   return int64_t(problem.p.batch) * problem.tiles_y * problem.tiles_x * problem.p.group * problem.output_tiles;
