@@ -29,6 +29,15 @@ struct Params {{
 {fields}
 }};
 
+inline constexpr Member kMembers[] = {{
+{members}
+}};
+
+// Every pointer is a multiple of its elements' size; kernels that read or write several at once ask for more.
+inline bool has_aligned_pointers(const Params& params) {{
+  return {pointers};
+}}
+
 }}  // namespace upsnet::{room}
 """
 DECLARED = """// Made from {room}/schema.py.
@@ -100,7 +109,24 @@ def params_header(schema: Schema) -> str:
     for field in schema.fields():
         count = f"[{field.count}]" if field.count > 1 else ""
         lines.append(f"  {field.kind} {field.name}{count};" + (f"  // {field.comment}" if field.comment else ""))
-    return PARAMS.format(room=schema.name, fields="\n".join(lines))
+    members = [f"    UPSNET_MEMBER(Params, {field.name})," for field in schema.fields()]
+    parts = {
+        "fields": "\n".join(lines),
+        "members": "\n".join(members),
+        "pointers": " &&\n         ".join(pointers(schema)),
+    }
+    return PARAMS.format(room=schema.name, **parts)
+
+
+def pointers(schema: Schema) -> Iterator[str]:
+    """The test of every pointer's alignment."""
+    like_first = f"element_size(params.{schema.tensors[0].name}_type)"
+    for tensor in [*schema.tensors, *schema.outputs]:
+        size = f"element_size(params.{tensor.name}_type)" if tensor.has_own_type else like_first
+        size = size if tensor.element == "void" else f"sizeof({tensor.element})"
+        for index in range(len(tensor.shapes)):
+            place = f"[{index}]" if tensor.each else ""
+            yield f"is_aligned(params.{tensor.name}{place}, {size})"
 
 
 def declared_header(schema: Schema) -> str:

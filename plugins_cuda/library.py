@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple  # Any: what a function of a library returns
 
 import torch
 from filelock import FileLock
@@ -39,6 +39,12 @@ from upsnet.errors import InputError
 
 SOURCES = Path(__file__).parent
 BUILD = SOURCES.parent / "build" / "operators"
+REASONS = {  # of a cudaError_t that the libraries return themselves
+    1: "sizes or numbers that it does not support",
+    2: "not enough memory",
+    701: "this GPU has too little shared memory",
+    716: "a tensor is not aligned to its elements",
+}
 CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
 
 
@@ -91,7 +97,6 @@ _lock = threading.RLock()  # threads of one process take turns to load; processe
 class _Operator(NamedTuple):
     """One room's functions in a library."""
 
-    params_size: int
     start: Callable[..., int]  # upsnet_<room>_cpu, or upsnet_<room>_launch
     workspace_size: Callable[..., int] | None  # None: a CPU front
 
@@ -102,7 +107,7 @@ class Library:
     def __init__(self, name: str, path: Path) -> None:
         """BuildError when the file cannot be loaded."""
         self.name, self.path = name, path
-        self._operators: dict[str, _Operator] = {}
+        self._operators: dict[tuple[str, type[ctypes.Structure]], _Operator] = {}
         try:
             self._functions = ctypes.CDLL(str(path))  # its calls let other Python threads run
         except OSError as error:
@@ -112,24 +117,31 @@ class Library:
         """The level of x86-64 that `cpu` runs at in this process: "v3"."""
         return f"v{self._functions.upsnet_cpu_level()}"
 
-    def run(self, room: str, params: ctypes.Structure, device: torch.device) -> None:
-        """Queue (cuda: on the current stream) or run (cpu, emulated) one operator. RuntimeError when it cannot run."""
-        operator, reference = self._operator(room, params), ctypes.byref(params)
+    def run(
+        self, room: str, params: ctypes.Structure, device: torch.device, workspace: torch.Tensor | None = None
+    ) -> None:
+        """Queue (cuda: on the current stream) or run (cpu, emulated) one operator. RuntimeError when it cannot run.
+
+        workspace: uint8, at least workspace_size of it, on the device; None: memory of PyTorch's.
+        """
+        operator, reference, on_gpu = self._operator(room, params), ctypes.byref(params), device.type == "cuda"
         if operator.workspace_size is None:
             status = operator.start(reference, torch.get_num_threads())
-        elif device.type == "cuda":
-            with torch.cuda.device(device):
-                # Freed when this returns, perhaps before the kernels ran: PyTorch's allocator hands it only to later
-                # work of the same stream. The same holds for the tensors that a binding converts.
-                workspace = torch.empty(operator.workspace_size(reference), dtype=torch.uint8, device=device)
-                stream = torch.cuda.current_stream(device).cuda_stream
-                status = operator.start(reference, workspace.data_ptr(), workspace.numel(), stream)
         else:
-            workspace = torch.empty(operator.workspace_size(reference), dtype=torch.uint8)
-            status = operator.start(reference, workspace.data_ptr(), workspace.numel(), None)
+            with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
+                needed = operator.workspace_size(reference)
+                if workspace is None:
+                    # Freed when this returns, perhaps before the kernels ran: PyTorch's allocator hands it only to
+                    # later work of the same stream. The same holds for the tensors that a binding converts.
+                    workspace = torch.empty(needed, dtype=torch.uint8, device=device)
+                if workspace.numel() < needed:
+                    raise RuntimeError(f"{room}: it needs a workspace of {needed} bytes, got {workspace.numel()}")
+                stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else None
+                status = operator.start(reference, workspace.data_ptr(), workspace.numel(), stream)
         if status != 0:
             kind = "error" if operator.workspace_size is None else "CUDA error"
-            raise RuntimeError(f"{room}: the {self.name} library could not run it, {kind} {status}")
+            reason = f"{kind} {status}" + (f" ({REASONS[status]})" if status in REASONS else "")
+            raise RuntimeError(f"{room}: the {self.name} library could not run it, {reason}")
 
     def workspace_size(self, room: str, params: ctypes.Structure) -> int:
         """Bytes of device memory that one launch works in; a CPU front takes none from its caller."""
@@ -137,34 +149,37 @@ class Library:
         return 0 if operator.workspace_size is None else operator.workspace_size(ctypes.byref(params))
 
     def _operator(self, room: str, params: ctypes.Structure) -> _Operator:
-        operator = self._operators.get(room) or self._find(room)
-        if operator.params_size != ctypes.sizeof(params):
-            raise RuntimeError(f"{self.path} was made from another version of {room}/launch.h; make it anew")
-        return operator
+        return self._operators.get((room, type(params))) or self._find(room, type(params))
 
-    def _find(self, room: str) -> _Operator:
+    def _find(self, room: str, params: type[ctypes.Structure]) -> _Operator:
         """Complete before others see it, so that threads share no half-typed function."""
 
-        def function(what: str, result: type, *arguments: type) -> Callable[..., int]:
+        def function(what: str, result: type, *arguments: type) -> Callable[..., Any]:
             found = self._functions[f"upsnet_{room}_{what}"]
             found.restype, found.argtypes = result, arguments
             return found
 
         pointer = ctypes.c_void_p
         try:
-            params_size = function("params_size", ctypes.c_size_t)()
+            if function("params_layout", ctypes.c_char_p)().decode() != layout_of(params):
+                raise RuntimeError(f"{self.path} was made from another version of {room}/launch.h; make it anew")
             if self.name == "cpu":
-                operator = _Operator(params_size, function("cpu", ctypes.c_int, pointer, ctypes.c_int), None)
+                operator = _Operator(function("cpu", ctypes.c_int, pointer, ctypes.c_int), None)
             else:
                 operator = _Operator(
-                    params_size,
                     function("launch", ctypes.c_int, pointer, pointer, ctypes.c_size_t, pointer),
                     function("workspace_size", ctypes.c_size_t, pointer),
                 )
         except AttributeError as error:
             raise RuntimeError(f"{self.path} holds no {room}; make it anew") from error
-        self._operators[room] = operator
+        self._operators[room, params] = operator
         return operator
+
+
+def layout_of(params: type[ctypes.Structure]) -> str:
+    """Name, offset and size of every member, as the library states them (common/exports.h)."""
+    members = ((field[0], getattr(params, field[0])) for field in params._fields_)
+    return "".join(f"{name}:{member.offset}:{member.size} " for name, member in members)
 
 
 @cache

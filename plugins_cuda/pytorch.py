@@ -283,7 +283,8 @@ def fill_params(
         layout = layout_of(given) if tensor.channels_last else None
         if tensor.type is Type.AS_FLOAT32:
             given = [each.float() for each in given]
-        held[tensor.name] = given if layout is not None else [each.contiguous() for each in given]
+        given = given if layout is not None else [each.contiguous() for each in given]
+        held[tensor.name] = [each if each.data_ptr() % each.element_size() == 0 else each.clone() for each in given]
         if tensor.has_own_type:
             members[f"{tensor.name}_type"] = [FLOAT_TYPES[given[0].dtype]]
             members[f"{tensor.name}_layout"] = [layout or NCHW]

@@ -3,6 +3,10 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "common/numeric.h"
 #include "common/types.h"
 
@@ -21,32 +25,62 @@
 #define UPSNET_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
-namespace upsnet {
-
-// kernel<<<grid, block, shared, stream>>>(arguments...), in a form that a C++ compiler accepts; cudaGetLastError().
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-                          Arguments... arguments) {
-#ifdef UPSNET_EMULATED
-  static_cast<void>(stream);
-  ::emulator::run(grid, block, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
-#else
-  if (shared > 48 * 1024) {
-    const cudaError_t raised =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (raised != cudaSuccess) return raised;
-  }
-  // clang-format off: it takes the brackets apart, and nvcc refuses them then
-  kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
-  // clang-format on
-#endif
-  return cudaGetLastError();
-}
-
-}  // namespace upsnet
-
 #define UPSNET_RETURN_IF_ERROR(call)                      \
   do {                                                    \
     const cudaError_t upsnet_error = (call);              \
     if (upsnet_error != cudaSuccess) return upsnet_error; \
   } while (false)
+
+namespace upsnet {
+
+constexpr unsigned kMaxGrid = 65535;         // blocks in y and in z
+constexpr size_t kSharedAtOnce = 48 * 1024;  // bytes that every kernel may have; a larger share it must be allowed
+
+// limit = the dynamic shared memory that a block of the kernel can have: all that the current device has. The kernel is
+// allowed it on first use, once for each device. Were it allowed what one launch wants, a thread could take from
+// another what that one is about to use.
+inline cudaError_t shared_limit(const void* kernel, size_t& limit) {
+  static std::mutex lock;
+  static auto& limits = *new std::map<std::pair<const void*, int>, size_t>;  // other threads may outlive destructors
+  int device = 0, bytes = 0;
+  UPSNET_RETURN_IF_ERROR(cudaGetDevice(&device));
+  const std::lock_guard<std::mutex> guard(lock);
+  const auto known = limits.find({kernel, device});
+  if (known != limits.end()) {
+    limit = known->second;
+    return cudaSuccess;
+  }
+  cudaFuncAttributes attributes{};
+  UPSNET_RETURN_IF_ERROR(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  UPSNET_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, kernel));
+  bytes -= static_cast<int>(attributes.sharedSizeBytes);
+  UPSNET_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  limit = limits[{kernel, device}] = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+
+// kernel<<<grid, block, shared, stream>>>(arguments...), in a form that a C++ compiler accepts, and with the error of
+// this launch alone. cudaErrorLaunchOutOfResources where the device has less shared memory.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                          Arguments... arguments) {
+  const auto* const address = reinterpret_cast<const void*>(kernel);
+  if (shared > kSharedAtOnce) {
+    size_t limit = 0;
+    UPSNET_RETURN_IF_ERROR(shared_limit(address, limit));
+    if (shared > limit) return cudaErrorLaunchOutOfResources;
+  }
+#ifdef UPSNET_EMULATED
+  static_cast<void>(stream);
+  return ::emulator::launch(address, grid, block, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
+#else
+  return [&](Parameters... values) {
+    void* pointers[] = {&values..., nullptr};
+    const cudaError_t error = cudaLaunchKernel(address, grid, block, pointers, shared, stream);
+    if (error != cudaSuccess) cudaGetLastError();  // it has been seen
+    return error;
+  }(static_cast<Parameters>(arguments)...);
+#endif
+}
+
+}  // namespace upsnet

@@ -1,13 +1,37 @@
 // The C interface that the PyTorch binding (../library.py) calls.
 //
-// UPSNET_EXPORT_CPU(room) in cpu.cpp, UPSNET_EXPORT_CUDA(room) in launch.cu; both give the size of the params struct,
+// UPSNET_EXPORT_CPU(room) in cpu.cpp, UPSNET_EXPORT_CUDA(room) in launch.cu; both give the layout of the params struct,
 // so that a binding whose idea of it differs is refused. Compiled for one level of x86-64 among others
 // (UPSNET_CPU_LEVEL=v3), a CPU front is called upsnet_<room>_cpu_v3, and levels.cpp exports what chooses.
 #pragma once
 
 #include <cstddef>
+#include <string>
+
+#include "common/types.h"
+
+namespace upsnet {
+
+// "boxes:0:8 scores:8:8 ": name, offset and size of every member.
+template <size_t kCount>
+std::string layout_of(const Member (&members)[kCount]) {
+  std::string text;
+  for (const Member& member : members) {
+    text.append(member.name).append(":").append(std::to_string(member.offset)).append(":");
+    text.append(std::to_string(member.size)).append(" ");
+  }
+  return text;
+}
+
+}  // namespace upsnet
 
 #define UPSNET_EXPORT extern "C" __attribute__((visibility("default")))
+
+#define UPSNET_EXPORT_LAYOUT(room)                                                   \
+  UPSNET_EXPORT const char* upsnet_##room##_params_layout() {                        \
+    static const std::string layout = ::upsnet::layout_of(::upsnet::room::kMembers); \
+    return layout.c_str();                                                           \
+  }
 
 #ifdef UPSNET_CPU_LEVEL
 #define UPSNET_CPU_FRONT(room, level) upsnet_##room##_cpu_##level
@@ -17,15 +41,15 @@
   }
 #define UPSNET_EXPORT_CPU(room) UPSNET_EXPORT_CPU_AT(room, UPSNET_CPU_LEVEL)
 #else
-#define UPSNET_EXPORT_CPU(room)                                                                 \
-  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); } \
-  UPSNET_EXPORT int upsnet_##room##_cpu(const ::upsnet::room::Params* params, int threads) {    \
-    return ::upsnet::room::run_cpu(*params, threads);                                           \
+#define UPSNET_EXPORT_CPU(room)                                                              \
+  UPSNET_EXPORT_LAYOUT(room)                                                                 \
+  UPSNET_EXPORT int upsnet_##room##_cpu(const ::upsnet::room::Params* params, int threads) { \
+    return ::upsnet::room::run_cpu(*params, threads);                                        \
   }
 #endif
 
 #define UPSNET_EXPORT_CUDA(room)                                                                                \
-  UPSNET_EXPORT size_t upsnet_##room##_params_size() { return sizeof(::upsnet::room::Params); }                 \
+  UPSNET_EXPORT_LAYOUT(room)                                                                                    \
   UPSNET_EXPORT size_t upsnet_##room##_workspace_size(const ::upsnet::room::Params* params) {                   \
     return ::upsnet::room::workspace_size(*params);                                                             \
   }                                                                                                             \

@@ -94,6 +94,17 @@ UPSNET_HD Half from_float<Half>(float value) {
 
 #endif
 
+// a * b, rounded: no compiler fuses it with a sum, which would round once less. For what a comparison decides about.
+UPSNET_HD float product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  float value = a * b;
+  asm("" : "+m"(value));
+  return value;
+#endif
+}
+
 UPSNET_HD float to_float(float value) { return value; }
 template <>
 UPSNET_HD float from_float<float>(float value) {

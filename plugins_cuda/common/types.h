@@ -17,4 +17,13 @@ inline size_t element_size(DType type) { return type == DType::kFloat32 ? 4 : 2;
 constexpr size_t kAlignment = 256;
 inline size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+inline bool is_aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// A member of a params struct, for who lays the struct out again (exports.h).
+struct Member {
+  const char* name;
+  size_t offset, size;
+};
+#define UPSNET_MEMBER(Struct, name) {#name, offsetof(Struct, name), sizeof(Struct::name)}
+
 }  // namespace upsnet

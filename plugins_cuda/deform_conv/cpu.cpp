@@ -297,6 +297,7 @@ void run(const Params& p, int threads) {
 }  // namespace
 
 int run_cpu(const Params& p, int threads) try {
+  if (!is_supported(p)) return 1;
   if (p.batch == 0 || p.out_channels == 0 || p.out_height <= 0 || p.out_width <= 0) return 0;
   switch (p.x_type) {
     case DType::kFloat32: run<float>(p, threads); break;
@@ -304,7 +305,7 @@ int run_cpu(const Params& p, int threads) try {
     case DType::kBFloat16: run<BFloat16>(p, threads); break;
   }
   return 0;
-} catch (const std::bad_alloc&) { return 1; }
+} catch (const std::bad_alloc&) { return 2; }  // cudaErrorMemoryAllocation
 
 }  // namespace upsnet::deform_conv
 

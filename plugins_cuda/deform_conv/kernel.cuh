@@ -9,6 +9,22 @@
 
 namespace upsnet::deform_conv {
 
+// What every front can run; the bindings explain what they refuse. Pixels of a map, places of taps on it and the depth
+// of the matrix product are 32-bit numbers.
+inline bool is_supported(const Params& p) {
+  const auto divides = [](int32_t part, int32_t whole) { return part >= 1 && whole % part == 0; };
+  const auto fits = [](int64_t value) { return value <= INT32_MAX; };
+  const bool groups = divides(p.group, p.channels) && divides(p.group, p.out_channels) &&
+                      divides(p.offset_group, p.channels) && fits(int64_t{p.channels} * 2);
+  const bool sizes = p.batch >= 0 && p.channels >= 1 && p.height >= 0 && p.width >= 0 && p.kernel_h >= 1 &&
+                     p.kernel_w >= 1 && fits(int64_t{p.kernel_h} * p.kernel_w) && fits(int64_t{p.height} * p.width);
+  const bool steps = p.stride[0] >= 1 && p.stride[1] >= 1 && p.padding[0] >= 0 && p.padding[1] >= 0 &&
+                     p.dilation[0] >= 1 && p.dilation[1] >= 1;
+  return groups && sizes && steps && fits(int64_t{p.kernel_h} * p.kernel_w * (p.channels / p.group + 64)) &&
+         fits(int64_t{p.out_height} * p.stride[0] + int64_t{p.kernel_h} * p.dilation[0]) &&
+         fits(int64_t{p.out_width} * p.stride[1] + int64_t{p.kernel_w} * p.dilation[1]);
+}
+
 // One bilinear sample of a map: corners outside it have pixel -1 and count as zero.
 struct alignas(16) Sample {
   int32_t pixel[4];  // row * width + column: top left, top right, bottom left, bottom right

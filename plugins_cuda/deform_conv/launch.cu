@@ -127,16 +127,22 @@ Problem plan(const Params& p) {
   return problem;
 }
 
-// The slices of the workspace, in this order.
+// The slices of the workspace, in this order. None shrinks when a size of the inputs grows.
 size_t packed_bytes(const Problem& problem) {
   const size_t pieces = size_t(problem.p.group) * problem.output_tiles * problem.steps();
   return aligned(pieces * tile_outputs(problem.p) * kUnits * kUnitBytes);
 }
 
+// A bound that never shrinks when a size grows: TensorRT asks once, at the largest shapes, which split nothing.
+// By plan(), splits <= chunks and splits * unsplit_blocks <= kBlocksWanted. A block makes at most kPixels *
+// tile_outputs of the outputs. So splits * outputs is at most chunks * outputs, and at most kBlocksWanted * kPixels *
+// tile_outputs.
 size_t partial_bytes(const Problem& problem) {
   const Params& p = problem.p;
+  if (problem.segments > 1 || problem.chunks == 1) return 0;  // never split
   const size_t outputs = size_t(p.batch) * p.out_channels * p.out_height * p.out_width;
-  return problem.splits > 1 ? aligned(problem.splits * outputs * sizeof(float)) : 0;
+  const size_t most = size_t{kBlocksWanted} * kPixels * tile_outputs(p);  // 16 MiB
+  return aligned(std::min(problem.chunks * std::min(outputs, most), most) * sizeof(float));
 }
 
 bool transposes(const Params& p) { return p.x_layout == Layout::kNCHW && p.channels > 1; }
@@ -182,10 +188,10 @@ cudaError_t run(Problem problem, unsigned char* workspace, cudaStream_t stream) 
     problem.features = features;
   }
   constexpr int kLanes = Tile<T, kOutputs>::kLanes;
-  const bool is_aligned = p.channels % kLanes == 0 && problem.segment % kLanes == 0 &&
-                          reinterpret_cast<uintptr_t>(problem.features) % kUnitBytes == 0;
+  const bool in_units =
+      p.channels % kLanes == 0 && problem.segment % kLanes == 0 && is_aligned(problem.features, kUnitBytes);
   const cudaError_t error =
-      is_aligned ? multiply<T, kOutputs, true>(problem, stream) : multiply<T, kOutputs, false>(problem, stream);
+      in_units ? multiply<T, kOutputs, true>(problem, stream) : multiply<T, kOutputs, false>(problem, stream);
   if (error != cudaSuccess || problem.splits == 1) return error;
   const int64_t outputs = int64_t(p.batch) * p.out_channels * p.out_height * p.out_width;
   return launch_kernel(add_splits_kernel<T>, striding_blocks(outputs), dim3(kThreads), 0, stream, problem);
@@ -202,13 +208,14 @@ bool is_empty(const Params& p) { return p.batch == 0 || p.out_channels == 0 || p
 }  // namespace
 
 size_t workspace_size(const Params& p) {
-  if (is_empty(p)) return 0;
+  if (is_empty(p) || !is_supported(p)) return 0;
   const Problem problem = plan(p);
   return packed_bytes(problem) + partial_bytes(problem) + features_bytes(p);
 }
 
 int launch(const Params& p, void* workspace, size_t bytes, CUstream_st* stream) {
-  if (bytes < workspace_size(p)) return cudaErrorInvalidValue;
+  if (!is_supported(p) || bytes < workspace_size(p)) return cudaErrorInvalidValue;
+  if (!has_aligned_pointers(p) || !is_aligned(workspace, kUnitBytes)) return cudaErrorMisalignedAddress;
   if (is_empty(p)) return cudaSuccess;
   switch (p.x_type) {
     case DType::kFloat32: return run<float>(p, workspace, stream);

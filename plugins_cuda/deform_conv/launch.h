@@ -5,8 +5,11 @@
 
 namespace upsnet::deform_conv {
 
-size_t workspace_size(const Params& params);  // bytes of device memory, aligned to kAlignment
-// A cudaError_t; cudaErrorInvalidValue where `bytes`, the workspace's size, is less than workspace_size(params).
+// Bytes of device memory, a multiple of kAlignment. It never shrinks when a size of the inputs grows: TensorRT asks
+// once, for its largest shapes, and runs smaller ones in that.
+size_t workspace_size(const Params& params);
+// A cudaError_t: cudaErrorInvalidValue where `bytes`, the workspace's size, is less than workspace_size(params), and
+// for parameters that no front supports (kernel.cuh); cudaErrorMisalignedAddress.
 int launch(const Params& params, void* workspace, size_t bytes, CUstream_st* stream);
 int run_cpu(const Params& params, int threads);  // pointers to host memory; 0
 

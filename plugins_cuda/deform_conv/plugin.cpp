@@ -11,6 +11,7 @@ struct DeformConv : deform_conv::Declared {
   void check_sizes(const nvinfer1::Dims* in, int32_t count) const {
     const nvinfer1::Dims &x = in[kX], &offset = in[kOffset], &weight = in[kWeight];
     const int64_t taps = weight.d[2] * weight.d[3];
+    require(x.d[1] >= 1 && taps >= 1, "x has no channels, or the kernel has no taps");
     require(x.d[1] == weight.d[1] * group, "x's channels are not weight's channels times group");
     require(weight.d[0] % group == 0, "weight's output channels do not divide into group");
     require(x.d[1] % offset_group == 0, "x's channels do not divide into offset_group");

@@ -24,7 +24,6 @@ struct uint3 {
 
 namespace emulator {
 
-void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& kernel);
 unsigned char* dynamic_shared();
 void block_barrier();
 void warp_barrier(unsigned mask);
@@ -82,25 +81,40 @@ T from_word(uint64_t word) {
 constexpr int warpSize = 32;
 
 using cudaStream_t = struct CUstream_st*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchOutOfResources = 701,
+  cudaErrorMisalignedAddress = 716
+};
 enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "invalid argument";
+  switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorLaunchOutOfResources: return "too many resources requested for launch";
+    case cudaErrorMisalignedAddress: return "misaligned address";
+    default: return "invalid argument";
+  }
 }
+
+// Shared memory: 48 KB for every kernel, up to an H200's (or a T4's) share for those that were allowed it.
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
-inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
-  return cudaSuccess;
-}
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-#ifdef UPSNET_BEFORE_SM_80
-  *value = 64 * 1024;
-#else
-  *value = 227 * 1024;
-#endif
-  return cudaSuccess;
-}
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device);
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes);
+
+namespace emulator {
+// One launch, to its end; the errors that CUDA has for a grid, a block or shared memory that cannot be.
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared, const std::function<void()>& body);
+}  // namespace emulator
+
 inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
   std::memset(target, value, bytes);
   return cudaSuccess;

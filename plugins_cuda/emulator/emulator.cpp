@@ -5,7 +5,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <string>
@@ -19,6 +21,14 @@ namespace emulator {
 namespace {
 
 constexpr size_t kStackSize = 256 * 1024;
+// For kernels that were allowed it.
+#ifdef UPSNET_BEFORE_SM_80
+constexpr int kSharedPerBlock = 64 * 1024;  // of a T4
+#else
+constexpr int kSharedPerBlock = 227 * 1024;  // of an H200
+#endif
+std::mutex one_at_a_time;               // launches of several threads share what follows
+std::map<const void*, size_t> allowed;  // dynamic shared memory of kernels
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
@@ -148,8 +158,6 @@ std::vector<unsigned> thread_order(unsigned count) {
   return order;
 }
 
-}  // namespace
-
 void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& body) {
   block_threads = block.x * block.y * block.z;
   if (fibers.size() < block_threads) fibers.resize(block_threads);
@@ -170,6 +178,23 @@ void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& body
       }
     }
   }
+}
+
+bool is_launchable(dim3 grid, dim3 block) {
+  const bool some = grid.x > 0 && grid.y > 0 && grid.z > 0 && block.x > 0 && block.y > 0 && block.z > 0;
+  return some && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535 && block.x <= 1024 && block.y <= 1024 &&
+         block.z <= 64 && block.x * block.y * block.z <= 1024;
+}
+
+}  // namespace
+
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, size_t shared, const std::function<void()>& body) {
+  const std::lock_guard<std::mutex> guard(one_at_a_time);
+  if (!is_launchable(grid, block)) return cudaErrorInvalidConfiguration;
+  const auto own = allowed.find(kernel);
+  if (shared > (own == allowed.end() ? size_t{48 * 1024} : own->second)) return cudaErrorInvalidValue;
+  run(grid, block, shared, body);
+  return cudaSuccess;
 }
 
 unsigned char* dynamic_shared() { return shared_memory.data(); }
@@ -198,4 +223,16 @@ int __syncthreads_count(int predicate) {
   emulator::block_counter() += predicate != 0;
   emulator::block_barrier();
   return emulator::block_counter();
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = emulator::kSharedPerBlock;
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  const std::lock_guard<std::mutex> guard(emulator::one_at_a_time);
+  if (bytes > emulator::kSharedPerBlock || !emulator::allowed.emplace(kernel, bytes).second)
+    return cudaErrorInvalidValue;
+  return cudaSuccess;
 }

@@ -152,6 +152,7 @@ void run_row(const Params& params, int row) {
 }  // namespace
 
 int run_cpu(const Params& params, int threads) {
+  if (!is_supported(params)) return 1;
   const int team = std::max(1, std::min(threads, params.batch));  // a thread without a row would only be waited for
 #pragma omp parallel for num_threads(team) schedule(dynamic)
   for (int row = 0; row < params.batch; ++row) run_row(params, row);

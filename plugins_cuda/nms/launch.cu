@@ -314,7 +314,8 @@ size_t workspace_size(const Params& params) {
 }
 
 int launch(const Params& params, void* workspace, size_t bytes, CUstream_st* stream) {
-  if (bytes < workspace_size(params)) return cudaErrorInvalidValue;
+  if (!is_supported(params) || bytes < workspace_size(params)) return cudaErrorInvalidValue;
+  if (!has_aligned_pointers(params) || !is_aligned(workspace, sizeof(Box))) return cudaErrorMisalignedAddress;
   if (params.batch == 0) return cudaSuccess;
   Box* const boxes = static_cast<Box*>(workspace);
   int64_t* const classes = reinterpret_cast<int64_t*>(static_cast<char*>(workspace) + kept_boxes_size(params));

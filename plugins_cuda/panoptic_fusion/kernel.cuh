@@ -14,20 +14,23 @@
 
 namespace upsnet::panoptic_fusion {
 
-constexpr int kScale = 4;      // network pixels for one cell of the semantic map
-constexpr int kMaxRows = 255;  // stuff classes + detections: the map is uint8
-constexpr int kMaxMask = 512;  // cells of a mask's side
-constexpr int kVoid = 255;     // label of void and unknown; 0 .. S-1 are stuff, S + d is detection d
-constexpr int kNone = 255;     // no detection, no stuff class
+constexpr int kScale = 4;          // network pixels for one cell of the semantic map
+constexpr int kMaxRows = 255;      // stuff classes + detections: the map is uint8
+constexpr int kMaxMask = 512;      // cells of a mask's side
+constexpr int kMaxSide = 1 << 16;  // cells of the map's side: a grid has up to 65535 blocks in y, of two rows of cells
+constexpr int kVoid = 255;         // label of void and unknown; 0 .. S-1 are stuff, S + d is detection d
+constexpr int kNone = 255;         // no detection, no stuff class
 constexpr float kLogitLimit = 0x1p100f;
 constexpr float kFarthest = 0x1p23f;  // boxes are clamped to it, beyond every image
 
 // What every front can run; the bindings explain what they refuse.
 inline bool is_supported(const Params& p) {
   const int64_t cells = int64_t{p.height} * p.width, channels = int64_t{p.num_stuff} + p.num_things;
-  return p.num_stuff >= 1 && p.num_things >= 0 && p.detections >= 0 && p.num_stuff + p.detections <= kMaxRows &&
-         (p.mask_size >= 1 || p.detections == 0) && p.mask_size <= kMaxMask && p.batch >= 0 && p.batch <= 65535 &&
-         cells * kScale * kScale <= 0x7fffffff && cells * channels <= 0x7fffffff;
+  const auto is_side = [](int32_t side) { return side >= 0 && side <= kMaxSide; };
+  return p.num_stuff >= 1 && p.num_things >= 0 && p.detections >= 0 &&
+         int64_t{p.num_stuff} + p.detections <= kMaxRows && (p.mask_size >= 1 || p.detections == 0) &&
+         p.mask_size <= kMaxMask && p.batch >= 0 && p.batch <= 65535 && is_side(p.height) && is_side(p.width) &&
+         cells * kScale * kScale <= INT32_MAX && channels <= INT32_MAX && cells * channels <= INT32_MAX;
 }
 
 UPSNET_HD int smaller(int a, int b) { return a < b ? a : b; }

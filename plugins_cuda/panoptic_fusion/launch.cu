@@ -56,8 +56,10 @@ cudaError_t label(const Params& p, const Workspace& workspace, cudaStream_t stre
 size_t workspace_size(const Params& params) { return workspace_of(params, nullptr).size; }
 
 int launch(const Params& params, void* memory, size_t bytes, CUstream_st* stream) {
-  if (bytes < workspace_size(params)) return cudaErrorInvalidValue;
-  if (!is_supported(params)) return cudaErrorInvalidValue;
+  if (!is_supported(params) || bytes < workspace_size(params)) return cudaErrorInvalidValue;
+  if (!has_aligned_pointers(params) || !is_aligned(params.panoptic, 16) || !is_aligned(memory, 16)) {
+    return cudaErrorMisalignedAddress;
+  }
   if (params.batch == 0) return cudaSuccess;
   const Workspace workspace = workspace_of(params, memory);
   const bool pixels = params.height > 0 && params.width > 0;

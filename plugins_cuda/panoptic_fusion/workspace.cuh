@@ -28,7 +28,7 @@ struct Workspace {
   size_t size;
 };
 
-inline int words_of(const Params& p) { return (kScale * p.width + 31) / 32; }
+inline size_t words_of(const Params& p) { return (size_t{kScale} * p.width + 31) / 32; }
 // Classes that an image's detections can have.
 inline int slots_of(const Params& p) { return smaller(p.detections, p.num_things); }
 

@@ -312,10 +312,7 @@ void pool_all(const Params& params, int threads) {
 }  // namespace
 
 int run_cpu(const Params& params, int threads) {
-  if (params.output_size < 1 || params.sampling_ratio < 1 ||
-      static_cast<int64_t>(params.output_size) * params.sampling_ratio > kMaxSamples) {
-    return 1;
-  }
+  if (!is_supported(params)) return 1;
   if (params.rois_per_image == 0 || params.channels == 0) return 0;
   try {
     switch (params.features_type) {

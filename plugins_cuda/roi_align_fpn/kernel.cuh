@@ -9,8 +9,22 @@
 #include <cmath>
 
 #include "common/numeric.h"
+#include "roi_align_fpn/launch.h"
 
 namespace upsnet::roi_align_fpn {
+
+// What every front can run; the bindings explain what they refuse. Pixels of a map and offsets inside one of its lines
+// are 32-bit numbers, with room for one tile more.
+inline bool is_supported(const Params& p) {
+  const auto fits = [](int64_t value) { return value <= INT32_MAX - 64; };
+  bool maps = p.batch >= 0 && p.channels >= 0 && fits(p.channels);
+  for (int level = 0; level < kLevels; ++level) {
+    maps &= p.heights[level] >= 0 && p.widths[level] >= 0 && fits(int64_t{p.heights[level]} * p.widths[level]) &&
+            fits(int64_t{p.widths[level]} * (p.channels + 8));
+  }
+  return maps && p.rois_per_image >= 0 && fits(int64_t{p.batch} * p.rois_per_image) && p.output_size >= 1 &&
+         p.sampling_ratio >= 1 && int64_t{p.output_size} * p.sampling_ratio <= kMaxSamples;
+}
 
 constexpr int kFinestStride = 4;
 constexpr float kCanonicalSize = 224.0f;  // side in network pixels of the smallest square box on P4
@@ -61,13 +75,14 @@ UPSNET_HD int add_tap(Tap* taps, int count, int index, float weight) {
 }
 
 // The taps of one bin along a map of `length` pixels; at most 2 * samples, returns how many. Samples outside
-// [-1, length] count as zero, and so do NaN ones; those between the border and its outermost pixel are drawn to it.
+// [-1, length] count as zero, and so do NaN ones; those between the border and its outermost pixel are drawn to it. As
+// the value jumps there, places are rounded like torchvision's on a CPU.
 UPSNET_HD int bin_taps(Extent extent, int bin, int samples, int length, Tap* taps) {
   const float share = 1.0f / static_cast<float>(samples);
   int count = 0;
   for (int sample = 0; sample < samples; ++sample) {
     const float offset = (static_cast<float>(sample) + 0.5f) * extent.bin / static_cast<float>(samples);
-    const float place = extent.start + static_cast<float>(bin) * extent.bin + offset;
+    const float place = extent.start + product(static_cast<float>(bin), extent.bin) + offset;
     if (!(place >= -1.0f && place <= static_cast<float>(length)) || length < 1) continue;
     const float inside = fminf(fmaxf(place, 0.0f), static_cast<float>(length - 1));
     const int index = static_cast<int>(inside);

@@ -30,7 +30,6 @@ constexpr int kVectorBytes = 16;
 constexpr int kTileBytes = 32 * 1024;  // of shared memory for the sums of a block
 constexpr int kAtOnce = 4;             // columns of a bin whose reads are under way together
 constexpr int kSide = 64;              // of the transposed tiles, in pixels and in channels
-constexpr unsigned kMaxGrid = 65535;
 
 // What a thread reads or writes at once. Held as words: 16-bit members would cost a register each.
 template <typename T, int kVector>
@@ -193,7 +192,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool(Params params, Maps ma
   const int first_bin = blockIdx.z * plan.bins;
   const int bins = plan.bins < size * size - first_bin ? plan.bins : size * size - first_bin;
   const int64_t line = static_cast<int64_t>(pick(params.widths, level)) * maps.pitch;
-  const T* map = static_cast<const T*>(pick(maps.data, level)) + image * pick(params.heights, level) * line + channel;
+  const int64_t before = int64_t{image} * pick(params.heights, level) * line;
+  const T* map = static_cast<const T*>(pick(maps.data, level)) + before + channel;
   if (channel < params.channels) {
     for (int i = threadIdx.x / plan.lanes; i < bins; i += kThreads / plan.lanes) {
       const int row = (first_bin + i) / size, column = first_bin + i - row * size;
@@ -251,8 +251,8 @@ __global__ void __launch_bounds__(kThreads) to_channels_last(Params params, Maps
   }
 }
 
-int padded_channels(const Params& params) {
-  const int vector = kVectorBytes / static_cast<int>(element_size(params.features_type));
+int64_t padded_channels(const Params& params) {
+  const int64_t vector = kVectorBytes / element_size(params.features_type);
   return (params.channels + vector - 1) / vector * vector;
 }
 
@@ -261,24 +261,9 @@ size_t map_bytes(const Params& params, int level) {
   return aligned(params.batch * pixels * padded_channels(params) * element_size(params.features_type));
 }
 
-bool is_valid(const Params& params) {
-  if (params.output_size < 1 || params.sampling_ratio < 1 ||
-      static_cast<int64_t>(params.output_size) * params.sampling_ratio > kMaxSamples) {
-    return false;
-  }
-  for (int level = 0; level < kLevels; ++level) {
-    // Offsets inside one line of a map, and pixels of a map, are 32-bit.
-    if (static_cast<int64_t>(params.widths[level]) * padded_channels(params) > INT32_MAX ||
-        static_cast<int64_t>(params.widths[level]) * params.heights[level] > INT32_MAX) {
-      return false;
-    }
-  }
-  return static_cast<int64_t>(params.batch) * params.rois_per_image <= INT32_MAX;
-}
-
 template <typename T>
 cudaError_t launch_transpose(const Params& params, unsigned char* workspace, cudaStream_t stream, Maps& maps) {
-  maps.pitch = padded_channels(params);
+  maps.pitch = static_cast<int>(padded_channels(params));
   unsigned tiles = 0;
   for (int level = 0; level < kLevels; ++level) {
     maps.data[level] = workspace;
@@ -314,7 +299,7 @@ cudaError_t launch_typed(const Params& params, void* workspace, cudaStream_t str
   bool in_vectors = params.channels % kVector == 0;
   for (int level = 0; level < kLevels; ++level) {
     maps.data[level] = params.features[level];
-    in_vectors &= reinterpret_cast<uintptr_t>(maps.data[level]) % kVectorBytes == 0;
+    in_vectors &= is_aligned(maps.data[level], kVectorBytes);
   }
   return in_vectors ? launch_pool<T, kVector>(params, maps, stream) : launch_pool<T, 1>(params, maps, stream);
 }
@@ -329,8 +314,11 @@ size_t workspace_size(const Params& params) {
 }
 
 int launch(const Params& params, void* workspace, size_t bytes, CUstream_st* stream) {
-  if (bytes < workspace_size(params)) return cudaErrorInvalidValue;
-  if (!is_valid(params)) return cudaErrorInvalidValue;
+  if (!is_supported(params) || bytes < workspace_size(params)) return cudaErrorInvalidValue;
+  // Of the output, four bytes are written at once.
+  if (!has_aligned_pointers(params) || !is_aligned(params.output, 4) || !is_aligned(workspace, kVectorBytes)) {
+    return cudaErrorMisalignedAddress;
+  }
   if (params.batch == 0 || params.rois_per_image == 0 || params.channels == 0) return cudaSuccess;
   switch (params.features_type) {
     case DType::kFloat32: return launch_typed<float>(params, workspace, stream);

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 TOY = """
 #include <cstddef>
 struct Params { int value; int* result; };
-extern "C" size_t upsnet_toy_params_size() { return sizeof(Params); }
+extern "C" const char* upsnet_toy_params_layout() { return "value:0:4 result:8:8 "; }
 extern "C" int upsnet_toy_cpu(const Params* params, int threads) {
   *params->result = 100 * params->value + threads;
   return params->value < 0 ? 7 : 0;
@@ -107,6 +107,11 @@ def test_calls_carry_params_threads_and_workspace(toy: Path) -> None:
     assert call(Library("cpu", toy), 3) == 301  # torch's number of threads: 1 here
     assert call(Library("emulated", toy), 1000) == 1  # no stream; a workspace of 1000 bytes
     assert call(Library("emulated", toy), 0) == 1
+    result = ctypes.c_int(-1)
+    params = Params(8, ctypes.pointer(result))
+    Library("emulated", toy).run("toy", params, CPU, torch.zeros(8, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="toy: it needs a workspace of 8 bytes, got 7"):
+        Library("emulated", toy).run("toy", params, CPU, torch.zeros(7, dtype=torch.uint8))
     with pytest.raises(RuntimeError, match=r"toy: the cpu library could not run it, error 7"):
         call(Library("cpu", toy), -1)
 
@@ -115,8 +120,15 @@ def test_other_params_or_operators_are_refused(toy: Path) -> None:
     class Old(ctypes.Structure):
         _fields_ = (("value", ctypes.c_int),)
 
-    with pytest.raises(RuntimeError, match=r"another version of toy/launch\.h"):
-        Library("cpu", toy).run("toy", Old(1), CPU)
+    class Swapped(ctypes.Structure):
+        _fields_ = (("result", ctypes.POINTER(ctypes.c_int)), ("value", ctypes.c_int))
+
+    class Renamed(ctypes.Structure):
+        _fields_ = (("size", ctypes.c_int), ("result", ctypes.POINTER(ctypes.c_int)))
+
+    for params in (Old(), Swapped(), Renamed()):
+        with pytest.raises(RuntimeError, match=r"another version of toy/launch\.h"):
+            Library("cpu", toy).run("toy", params, CPU)
     with pytest.raises(RuntimeError, match=r"libupsnet_cpu\.so holds no nms"):
         Library("cpu", toy).run("nms", Old(1), CPU)
 
