@@ -105,7 +105,11 @@ struct Block {
 
   __device__ void fetch_weights(const unsigned char* pieces, int stage, Step step) const {
     const unsigned char* source = pieces + int64_t(step.chunk * problem.taps + step.tap) * Products::kWeightBytes;
-    for (int i = threadIdx.x * kUnitBytes; i < Products::kWeightBytes; i += kThreads * kUnitBytes) {
+    constexpr int kAtOnce = kThreads * kUnitBytes;
+    static_assert(Products::kWeightBytes % kAtOnce == 0);
+#pragma unroll
+    for (int first = 0; first < Products::kWeightBytes; first += kAtOnce) {
+      const int i = first + threadIdx.x * kUnitBytes;
       copy_async(weights(stage) + i, source + i);
     }
   }

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from plugins_cuda import library
+from plugins_cuda import library, sass
 
 REASON = "host_config.h:143:2: error: #error -- unsupported GNU version!"
 
 
 def configure(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("CUDACXX", "LD_PRELOAD")}
-    command = ["cmake", "-S", str(library.SOURCES), "-B", str(folder), *options]
+    command = [sass.find("cmake"), "-S", str(library.SOURCES), "-B", str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, env={**kept, **environment})
 
 
@@ -56,7 +56,10 @@ def test_openmp_is_wanted_by_the_cpu_library_alone(tmp_path: Path) -> None:
     done = configure(build, "-DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON", "-DCMAKE_CUDA_COMPILER=NOTFOUND")
     assert done.returncode == 0, done.stderr
     made = subprocess.run(
-        ["cmake", "--build", str(build), "--target", "upsnet_cpu"], capture_output=True, text=True, check=False
+        [sass.find("cmake"), "--build", str(build), "--target", "upsnet_cpu"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert made.returncode != 0
     assert "error: libupsnet_cpu.so needs OpenMP" in made.stdout

@@ -9,7 +9,6 @@ import plugins_cuda
 from plugins_cuda import library
 from tests.plugins_cuda.inputs import LAYOUTS, TYPES, DeformCase, fusion_inputs
 
-pytestmark = pytest.mark.numeric
 CASES = {
     "two chunks, ragged": DeformCase(channels=37, out_channels=5, size=(3, 17), masked=True),
     "more outputs than the narrow tile": DeformCase(channels=16, out_channels=130, size=(3, 4), kernel=(1, 2)),
@@ -20,7 +19,7 @@ CASES = {
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_deform_conv(name: str, dtype: torch.dtype) -> None:
+def test_emulated_deform_conv(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
     for layout in LAYOUTS:
         tensors = case.tensors(dtype, layout)
@@ -31,7 +30,7 @@ def test_deform_conv(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_panoptic_fusion(dtype: torch.dtype) -> None:
+def test_emulated_panoptic_fusion(dtype: torch.dtype) -> None:
     inputs = {**fusion_inputs(7, stuff=3, counts=[6, 5], height=5, width=40, dtype=dtype)}
     inputs |= {"num_stuff": 3, "stuff_area_limit": 20.0}
     with library.emulation():
