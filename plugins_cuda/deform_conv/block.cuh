@@ -63,6 +63,8 @@ struct Block {
   using Products = Tile<T, kOutputs>;
   static constexpr int kLanes = Products::kLanes;
   static constexpr int kStageBytes = Products::kPixelBytes + Products::kWeightBytes;
+  static constexpr int kWritten = kOutputs * sizeof(T) > 256 ? kOutputs / 2 : kOutputs;  // outputs in shared memory
+  static constexpr int kPad = kUnitBytes / sizeof(T);                                    // between their rows
   struct Corners {
     uint4 unit[4];
   };
@@ -188,21 +190,30 @@ struct Block {
 
   // Sums + bias, rounded, through shared memory to the output in runs of its layout.
   __device__ void write(const Products& products) const {
+#pragma unroll
+    for (int begin = 0; begin < kOutputs; begin += kWritten) {
+      if (begin > 0) __syncthreads();
+      write_part(products, begin);
+    }
+  }
+
+  __device__ void write_part(const Products& products, int begin) const {
     const Params& p = problem.p;
-    constexpr int kPad = kUnitBytes / sizeof(T);
     const bool by_pixel = p.x_layout == Layout::kNHWC;
-    const int pixel_stride = by_pixel ? kOutputs + kPad : 1, output_stride = by_pixel ? 1 : kPixels + kPad;
+    const int pixel_stride = by_pixel ? kWritten + kPad : 1, output_stride = by_pixel ? 1 : kPixels + kPad;
     T* staged = reinterpret_cast<T*>(samples);
-    const int32_t first = place.output_tile * kOutputs, channel = place.group * problem.group_outputs + first;
-    products.for_each([&](int pixel, int output, float sum) {
+    const int32_t first = place.output_tile * kOutputs + begin, channel = place.group * problem.group_outputs + first;
+    products.for_each([&](int pixel, int any, float sum) {
+      const int output = any - begin;
+      if (output < 0 || output >= kWritten) return;
       const float bias = p.bias && first + output < problem.group_outputs ? p.bias[channel + output] : 0.0f;
       staged[pixel * pixel_stride + output * output_stride] = from_float<T>(sum + bias);
     });
     __syncthreads();
     const int64_t plane = int64_t(p.out_height) * p.out_width;
     T* target = static_cast<T*>(p.output) + place.image * plane * p.out_channels;
-    for (int i = threadIdx.x; i < kPixels * kOutputs; i += kThreads) {
-      const int pixel = by_pixel ? i / kOutputs : i % kPixels, output = by_pixel ? i % kOutputs : i / kPixels;
+    for (int i = threadIdx.x; i < kPixels * kWritten; i += kThreads) {
+      const int pixel = by_pixel ? i / kWritten : i % kPixels, output = by_pixel ? i % kWritten : i / kPixels;
       const int32_t row = place.top + pixel / kTileColumns, column = place.left + pixel % kTileColumns;
       if (row >= p.out_height || column >= p.out_width || first + output >= problem.group_outputs) continue;
       const int64_t at = int64_t(row) * p.out_width + column;

@@ -92,18 +92,8 @@ __global__ void __launch_bounds__(kThreads) pack_weights_kernel(const Problem pr
 
 int32_t ceil_divide(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-// Whether a block may have the shared memory that the wider tile needs. (Where there is no GPU to ask, it may.)
-bool has_room_for_wide_tiles() {
-  int device = 0, bytes = 0;
-  const bool known = cudaGetDevice(&device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess;
-  return !known || bytes >= 72 * 1024;  // a T4: 64 KB
-}
-
 // Few output channels take the narrower tile.
-int32_t tile_outputs(const Params& p) {
-  return p.out_channels / p.group <= 64 || !has_room_for_wide_tiles() ? 64 : 128;
-}
+int32_t tile_outputs(const Params& p) { return p.out_channels / p.group <= 64 ? 64 : 128; }
 
 int64_t unsplit_blocks(const Problem& problem) {
   return int64_t(problem.p.batch) * problem.tiles_y * problem.tiles_x * problem.p.group * problem.output_tiles;
@@ -159,17 +149,21 @@ dim3 striding_blocks(int64_t elements) {
 }
 
 template <typename T, int kOutputs, bool kAligned>
-cudaError_t multiply(const Problem& problem, cudaStream_t stream) {
-  using Products = Tile<T, kOutputs>;
-  constexpr size_t kPad = kUnitBytes / sizeof(T);
+cudaError_t multiply(Problem problem, cudaStream_t stream) {
+  using Body = Block<T, kOutputs, kAligned>;
+  constexpr size_t kTapBytes = kPixels * sizeof(Sample), kFixed = sizeof(Place) + 2 * Body::kStageBytes;
+  constexpr size_t kByPixel = kPixels * (Body::kWritten + Body::kPad) * sizeof(T);
+  constexpr size_t kByOutput = Body::kWritten * (kPixels + Body::kPad) * sizeof(T);
+  const auto kernel = deform_conv_kernel<T, kOutputs, kAligned>;
   const int64_t blocks = unsplit_blocks(problem) * problem.splits;
   if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  const size_t stages = 2 * (Products::kPixelBytes + Products::kWeightBytes);
-  const size_t work = problem.taps_at_once * kPixels * sizeof(Sample) + stages;
-  const size_t by_pixel = kPixels * (kOutputs + kPad) * sizeof(T), by_output = kOutputs * (kPixels + kPad) * sizeof(T);
-  const size_t result = problem.p.x_layout == Layout::kNHWC ? by_pixel : by_output;
-  return launch_kernel(deform_conv_kernel<T, kOutputs, kAligned>, dim3(unsigned(blocks)), dim3(kThreads),
-                       sizeof(Place) + std::max(work, result), stream, problem);
+  // Fewer taps at once where a block has no more than 64 KB (sm_75).
+  size_t limit = 0;
+  UPSNET_RETURN_IF_ERROR(shared_limit(reinterpret_cast<const void*>(kernel), limit));
+  while (problem.taps_at_once > 1 && kFixed + problem.taps_at_once * kTapBytes > limit) --problem.taps_at_once;
+  const size_t work = kFixed + problem.taps_at_once * kTapBytes;
+  const size_t result = sizeof(Place) + (problem.p.x_layout == Layout::kNHWC ? kByPixel : kByOutput);
+  return launch_kernel(kernel, dim3(unsigned(blocks)), dim3(kThreads), std::max(work, result), stream, problem);
 }
 
 template <typename T, int kOutputs>

@@ -99,7 +99,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   }
 }
 
-// Shared memory: 48 KB for every kernel, up to an H200's (or a T4's) share for those that were allowed it.
+// Shared memory: 48 KB for every kernel; UPSNET_EMULATOR_SHARED bytes, or an H200's, for those that were allowed them.
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct cudaFuncAttributes {

@@ -21,12 +21,6 @@ namespace emulator {
 namespace {
 
 constexpr size_t kStackSize = 256 * 1024;
-// For kernels that were allowed it.
-#ifdef UPSNET_BEFORE_SM_80
-constexpr int kSharedPerBlock = 64 * 1024;  // of a T4
-#else
-constexpr int kSharedPerBlock = 227 * 1024;  // of an H200
-#endif
 std::mutex one_at_a_time;               // launches of several threads share what follows
 std::map<const void*, size_t> allowed;  // dynamic shared memory of kernels
 
@@ -52,6 +46,12 @@ std::vector<unsigned char> shared_memory;
 std::vector<uint64_t> slots;
 int counter;
 Place here;
+
+// What a block can have: an H200's 227 KB, or UPSNET_EMULATOR_SHARED bytes.
+int shared_per_block() {
+  const char* wish = std::getenv("UPSNET_EMULATOR_SHARED");
+  return wish ? std::atoi(wish) : 227 * 1024;
+}
 
 void before_switch([[maybe_unused]] void** save, [[maybe_unused]] const void* bottom, [[maybe_unused]] size_t size) {
 #if defined(__SANITIZE_ADDRESS__)
@@ -226,13 +226,14 @@ int __syncthreads_count(int predicate) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = emulator::kSharedPerBlock;
+  *value = emulator::shared_per_block();
   return cudaSuccess;
 }
 
+// Once for each kernel: what is set again and again is a race between the threads that launch.
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
   const std::lock_guard<std::mutex> guard(emulator::one_at_a_time);
-  if (bytes > emulator::kSharedPerBlock || !emulator::allowed.emplace(kernel, bytes).second)
+  if (bytes > emulator::shared_per_block() || !emulator::allowed.emplace(kernel, bytes).second)
     return cudaErrorInvalidValue;
   return cudaSuccess;
 }

@@ -36,12 +36,14 @@ def roi_align_fpn(
     size = corner[..., 2:] - corner[..., :2]
     if not aligned:
         size = size.clamp(min=1)
-    samples = output_size * sampling_ratio
-    place = (torch.arange(samples, device=rois.device, dtype=rois.dtype) + 0.5) / samples
+    bins = torch.arange(output_size, device=rois.device, dtype=rois.dtype)[:, None]
+    middles = torch.arange(sampling_ratio, device=rois.device, dtype=rois.dtype) + 0.5
 
     def points(low: Tensor, extent: Tensor, length: Tensor) -> Tensor:
-        """[B, R, samples]: coordinates, drawn to the border, or outside where they do not count at all."""
-        at = low[..., None] + place * extent[..., None]
+        """[B, R, samples]: coordinates, drawn to the border, or outside where they do not count at all. Rounded like
+        torchvision's: the value jumps at the border."""
+        bin_size = (extent / output_size)[..., None, None]
+        at = (low[..., None, None] + bins * bin_size + middles * bin_size / sampling_ratio).flatten(2)
         counts = (at >= -1) & (at <= length[..., None])
         return at.clamp(min=0).minimum(length[..., None] - 1).where(counts, -2.0)
 

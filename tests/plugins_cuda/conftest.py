@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 import plugins_cuda
 from plugins_cuda import library
+from plugins_cuda.pytorch import _empty_outputs, fill_params, params_type, read
 from plugins_cuda.schema import Schema
 
 P = ParamSpec("P")
@@ -128,6 +131,19 @@ def other_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 def schema_of(room: str) -> Schema:
     return importlib.import_module(f"plugins_cuda.{room}.schema").SCHEMA
+
+
+@functools.cache
+def params_class(room: str) -> type[ctypes.Structure]:
+    return params_type(schema_of(room))
+
+
+def prepared(room: str, values: dict[str, Any]) -> tuple[ctypes.Structure, list[Tensor], object]:
+    """The params of a call, its outputs, and what must live as long as they."""
+    schema = schema_of(room)
+    call = read(schema, values)
+    outputs, params = _empty_outputs(schema, call), params_class(room)()
+    return params, outputs, fill_params(params, schema, call, outputs)
 
 
 COMPILED = ["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)]

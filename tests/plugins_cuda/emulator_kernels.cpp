@@ -1,10 +1,12 @@
 // Small kernels whose results are known by hand: test_emulator.py runs one by its name; exit status 0 when it is right.
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/cuda.h"
@@ -135,6 +137,39 @@ __global__ void dynamic_shared_kernel() {
 }
 void dynamic_shared() { launch_kernel(dynamic_shared_kernel, 4, 64, 64 * sizeof(float), nullptr); }
 
+// More than 48 KB are there once a kernel was allowed them: all that the device has, once (a second time is an error in
+// the emulator), whatever several threads want at the same time.
+template <int>
+__global__ void last_byte_kernel(size_t bytes) {
+  UPSNET_DYNAMIC_SHARED(memory);
+  memory[bytes - 1] = 1;
+}
+void large_shared() {
+  constexpr size_t kMost = 227 * 1024;
+  const auto launch = [](auto* kernel, size_t bytes) { return launch_kernel(kernel, 1, 1, bytes, nullptr, bytes); };
+  CHECK(launch(last_byte_kernel<0>, kMost + 1) == cudaErrorLaunchOutOfResources);
+  for (const size_t bytes : {size_t{100}, kMost, size_t{60 * 1024}, kMost}) {
+    CHECK(launch(last_byte_kernel<0>, bytes) == cudaSuccess);
+  }
+  std::vector<std::thread> threads;
+  std::atomic<int> failed{0};
+  for (size_t bytes = 50 * 1024; bytes <= kMost; bytes += 10 * 1024) {
+    threads.emplace_back([&, bytes] { failed += launch(last_byte_kernel<1>, bytes) != cudaSuccess; });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(failed == 0);
+}
+
+__global__ void nothing_kernel() {}
+void impossible_grids() {
+  for (const dim3 grid : {dim3(0), dim3(1, 65536), dim3(1, 1, 65536), dim3(1u << 31)}) {
+    CHECK(launch_kernel(nothing_kernel, grid, 1, 0, nullptr) == cudaErrorInvalidConfiguration);
+  }
+  for (const dim3 block : {dim3(0), dim3(1025), dim3(32, 33), dim3(1, 1, 65)}) {
+    CHECK(launch_kernel(nothing_kernel, 1, block, 0, nullptr) == cudaErrorInvalidConfiguration);
+  }
+}
+
 __global__ void divergent_kernel() {
   if (threadIdx.x < 32) __syncthreads();
   if (threadIdx.x >= 32) __ballot_sync(0xffffffffu, threadIdx.x < 40 ? (__syncthreads(), 1) : 1);
@@ -193,6 +228,8 @@ int main(int, char** arguments) {
       {"block_votes", block_votes},
       {"atomics", atomics},
       {"dynamic_shared", dynamic_shared},
+      {"large_shared", large_shared},
+      {"impossible_grids", impossible_grids},
       {"divergent", divergent},
       {"wrong_mask", wrong_mask},
       {"race", neighbour<false>},

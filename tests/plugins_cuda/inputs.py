@@ -138,3 +138,28 @@ class DeformCase:
         if self.masked:
             tensors["mask"] = draw(*planes).sigmoid()
         return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+LARGEST = 6  # `scale` of room_inputs
+
+
+def room_inputs(
+    room: str, scale: int = 1, dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.contiguous_format
+) -> dict[str, Any]:
+    """All arguments of an operator, larger in every direction where `scale` is larger; 1 to LARGEST."""
+    if room == "nms":
+        boxes, scores = crowd(scale, 60 * scale + 3, scale)
+        classes = torch.arange(boxes.shape[1]).expand(scale, -1) % 3 if dtype == torch.float16 else None
+        options = {"iou_threshold": 0.3, "score_threshold": 0.1, "max_output": 150, "inclusive": False}
+        return {"boxes": boxes, "scores": scores, "classes": classes, **options}
+    if room == "roi_align_fpn":
+        maps = pyramid(scale, 10 * scale, 16 * scale, 20 * scale, dtype, layout)
+        options = {"output_size": 3, "sampling_ratio": 2, "aligned": True, "inclusive": False}
+        return {"features": maps, "rois": crowd(scale, 2 * scale, scale)[0], **options}
+    if room == "deform_conv":  # 2, 12, ... 288 blocks: the largest one's channels are not split
+        case = DeformCase(batch=scale, channels=40, size=(8 * scale, 20 * scale), out_channels=10, kernel=(1, 1))
+        return {**case.tensors(dtype, layout), "stride": 1, "padding": (1, 1), "dilation": 1, "mask": None}
+    size = {"rows": 2 * scale, "height": 3 * scale, "width": 10 * scale}
+    drawn = fusion_inputs(3, counts=[2 * scale] * scale, dtype=dtype, **size)
+    drawn["semantic"] = drawn["semantic"].contiguous(memory_format=layout)
+    return drawn | {"num_stuff": 3, "stuff_area_limit": 20.0, "mask_overlap_threshold": 0.3}

@@ -41,7 +41,10 @@ def run(program: Path, kernel: str, order: str = "forward") -> subprocess.Comple
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("kernel", ["places", "shuffles", "votes", "block_votes", "atomics", "dynamic_shared"])
+@pytest.mark.parametrize(
+    "kernel",
+    ["places", "shuffles", "votes", "block_votes", "atomics", "dynamic_shared", "large_shared", "impossible_grids"],
+)
 def test_known_results(compile_kernels: Compile, kernel: str, order: str) -> None:
     done = run(compile_kernels(), kernel, order)
     assert (done.returncode, done.stderr) == (0, "")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.nms import reference
-from tests.plugins_cuda.conftest import FORWARD, Calling, Front, assert_one_operator, front_fixture
+from tests.plugins_cuda.conftest import FORWARD, Calling, Front, RunNode, assert_one_operator, front_fixture
 from tests.plugins_cuda.inputs import crowd
 
 pytestmark = pytest.mark.numeric
@@ -72,6 +72,20 @@ def test_scores_and_boxes_that_pile_up(front: Front, case: str) -> None:
         scores = -scores * 1e30
     _, counts = check(front, boxes, scores, 0.5, -INFINITE, 300)
     assert counts[0] == (1 if case == "one object" else 300)
+
+
+def test_scores_and_their_threshold_below_zero(front: Front, run_node: RunNode) -> None:
+    """By hand: -1 and below are out; -0.25 goes before -0.5, which its box suppresses, and zeros by their index."""
+    corners = [0.0, 0.0, 100.0, 0.0, 200.0, 300.0, 400.0]
+    boxes = torch.tensor([[[x, 0.0, x + 10, 10.0] for x in corners]])
+    scores = torch.tensor([[-0.5, -0.25, -1.0, -INFINITE, -0.0, 0.0, -1e-40]])
+    indices, counts = check(front, boxes, scores, 0.5, -1.0, 6)
+    assert (counts.tolist(), indices.tolist()) == ([4], [[4, 5, 6, 1, 0, 0]])
+    attributes = {"iou_threshold": 0.5, "score_threshold": -1.0, "max_output": 6, "inclusive": 0}
+    body = run_node("PaddedNms", {"boxes": boxes, "scores": scores}, [torch.int64, torch.int32], **attributes)
+    assert [array.tolist() for array in body] == [indices.tolist(), counts.tolist()]
+    _, counts = check(front, boxes, scores, 0.5, -INFINITE, 6)
+    assert counts.tolist() == [5]
 
 
 @pytest.mark.parametrize("inclusive", [False, True])

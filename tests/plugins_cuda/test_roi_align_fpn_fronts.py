@@ -206,6 +206,40 @@ def test_maps_that_are_no_plain_tensors(front: Front) -> None:
         torch.testing.assert_close(pool(front, shifted, rois, 7), expected, atol=1e-6, rtol=1e-6)
 
 
+def boxes_that_fusing_would_flip(border: int, size: int, ratio: int) -> list[list[float]]:
+    """[low, high] of boxes on P2 of which a sample lies on the inner side of `border` when every operation is rounded,
+    and on the outer side when a product is fused with a sum, or the other way round."""
+    one = np.float32
+    found = []
+    for low in np.linspace(3, 30, 60, dtype=one) * (-1 if border > 0 else 1):
+        start = low * one(0.25) - one(0.5)
+        for index, sample in np.ndindex(size, ratio):
+            high = one(4 * ((border - start) * size / (index + (sample + 0.5) / ratio) + start + 0.5))
+            for _ in range(40):
+                high = np.nextafter(high, one(-1e9))
+            for _ in range(80):
+                high = np.nextafter(high, one(1e9))
+                bin_size = (high * one(0.25) - one(0.5) - start) / one(size)
+                offset = (one(sample) + one(0.5)) * bin_size / one(ratio)
+                rounded = start + one(index) * bin_size + offset
+                fused = one(float(one(index)) * float(bin_size) + float(start)) + offset
+                if abs(high) < 100 and (rounded > border) != (fused > border):
+                    found.append([float(low), float(high)])
+    return found
+
+
+def test_samples_at_the_border_are_in_or_out_as_torchvision_rounds_them(front: Front) -> None:
+    """The value jumps from that of the border's pixel to zero there."""
+    length, size, ratio = 12, 7, 2
+    ends = boxes_that_fusing_would_flip(length, size, ratio) + boxes_that_fusing_would_flip(-1, size, ratio)
+    assert min(low for low, _high in ends) < 0 < max(low for low, _high in ends)
+    rois = torch.tensor([[[low, low, high, high] for low, high in ends]])
+    features = [torch.ones(1, 8, length, length) for _ in range(4)]
+    assert not reference.assign_levels(rois).any()
+    expected = reference.roi_align_fpn(features, rois, size, ratio)
+    torch.testing.assert_close(pool(front, features, rois, size, ratio), expected)
+
+
 coordinate = st.one_of(st.integers(-100, 500).map(float), st.floats(-500, 900, width=32))
 
 

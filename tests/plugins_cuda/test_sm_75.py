@@ -11,9 +11,9 @@ from tests.plugins_cuda.inputs import LAYOUTS, TYPES, DeformCase, fusion_inputs
 
 CASES = {
     "two chunks, ragged": DeformCase(channels=37, out_channels=5, size=(3, 17), masked=True),
-    "more outputs than the narrow tile": DeformCase(channels=16, out_channels=130, size=(3, 4), kernel=(1, 2)),
+    "the wide tile": DeformCase(channels=16, out_channels=130, size=(3, 4), kernel=(1, 2)),
     "groups": DeformCase(channels=32, out_channels=6, groups=2, size=(4, 4)),
-    "taps in two turns": DeformCase(channels=8, out_channels=8, size=(3, 4), kernel=(4, 3)),
+    "more taps than are sampled at once": DeformCase(channels=8, out_channels=8, size=(3, 4), kernel=(4, 3)),
 }
 
 

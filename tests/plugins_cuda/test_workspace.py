@@ -1,0 +1,184 @@
+"""The kernels' workspaces: enough for every smaller shape, as TensorRT wants it, and never left by a launch.
+
+TensorRT asks once, at the largest shapes of a profile, and runs any smaller ones in what it was told.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import plugins_cuda
+from plugins_cuda import library
+from plugins_cuda.pytorch import FLOAT_TYPES, NCHW, NHWC
+from plugins_cuda.schema import value_of
+from tests.plugins_cuda.conftest import params_class, prepared, schema_of
+from tests.plugins_cuda.inputs import LARGEST, LAYOUTS, TYPES, room_inputs
+
+Values = dict[str, Any]
+CPU = torch.device("cpu")
+
+
+@functools.cache
+def emulated() -> library.Library:
+    return library.load("emulated")
+
+
+def launch(room: str, values: Values, workspace: Tensor) -> list[Tensor]:
+    params, outputs, _held = prepared(room, values)
+    emulated().run(room, params, CPU, workspace)
+    return outputs
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def size_of(room: str, letters: Mapping[str, int], dtype: torch.dtype, layout: int, **numbers: int) -> int:
+    """workspace_size for the sizes that the letters of the declaration stand for, without any tensor."""
+    schema = schema_of(room)
+    params = params_class(room)()
+    members = {a.name: [a.default] * a.count for a in schema.attributes if a.default is not None}
+    members |= {name: [value_of(word, letters) for word in schema.of_each_level(s)] for name, s in schema.sizes.items()}
+    members |= {
+        attribute.name: [value_of(attribute.size, letters)] for attribute in schema.attributes if attribute.size
+    }
+    members |= {name: [number] for name, number in numbers.items()}
+    for tensor in schema.tensors:
+        if tensor.has_own_type:
+            members |= {f"{tensor.name}_type": [FLOAT_TYPES[dtype]], f"{tensor.name}_layout": [layout]}
+    for name, values in members.items():
+        if len(values) > 1:
+            getattr(params, name)[:] = values
+        elif hasattr(params, name):
+            setattr(params, name, values[0])
+    return emulated().workspace_size(room, params)
+
+
+# The sizes that may grow, and how large they get; then attributes, which do not.
+ROOMS: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {
+    "nms": ({"B": 8, "N": 5000}, [{"max_output": most} for most in (0, 1, 100, 1000)]),
+    "roi_align_fpn": (
+        {"B": 4, "C": 300, "R": 2000} | {f"{side}{level}": 1600 >> level for level in range(2, 6) for side in "HW"},
+        [{"output_size": 7, "sampling_ratio": 2}, {"output_size": 28, "sampling_ratio": 1}],
+    ),
+    "deform_conv": (
+        {"B": 4, "depth": 300, "H": 200, "W": 340, "outputs": 300, "kh": 5, "kw": 5, "Ho": 200, "Wo": 340},
+        [{"group": group, "offset_group": offsets} for group, offsets in ((1, 1), (2, 1), (3, 2), (1, 4))],
+    ),
+    "panoptic_fusion": (
+        {"B": 4, "things": 100, "h": 340, "w": 340, "N": 105, "M": 56},
+        [{"num_stuff": stuff} for stuff in (1, 11, 53, 150)],
+    ),
+}
+
+
+def letters_of(room: str, sizes: dict[str, int], attributes: dict[str, int]) -> dict[str, int]:
+    """All letters of the declaration: channels are whole numbers of groups."""
+    if room == "deform_conv":
+        depth, offsets = sizes["depth"] * attributes["offset_group"], attributes["offset_group"]
+        channels = {"C": depth * attributes["group"], "D": depth, "O": sizes["outputs"] * attributes["group"]}
+        return sizes | channels | {"P": 2 * offsets * sizes["kh"] * sizes["kw"]}
+    return sizes | attributes | {"C": sizes.get("C", attributes.get("num_stuff", 0) + sizes.get("things", 0))}
+
+
+def larger_and_smaller(most: int) -> st.SearchStrategy[tuple[int, int]]:
+    """Two sizes up to `most`, the larger one first; small ones as often as large ones."""
+    larger = st.one_of(st.integers(1, most), st.integers(1, min(most, 16)), st.just(most))
+    return larger.flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size)))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_emulated_workspace_never_shrinks_when_sizes_grow(room: str, data: st.DataObject) -> None:
+    most, kinds = ROOMS[room]
+    attributes = data.draw(st.sampled_from(kinds))
+    dtype, layout = data.draw(st.sampled_from(TYPES)), data.draw(st.sampled_from([NCHW, NHWC]))
+    pairs = data.draw(st.fixed_dictionaries({name: larger_and_smaller(size) for name, size in most.items()}))
+    large, small = ({name: pair[index] for name, pair in pairs.items()} for index in (0, 1))
+
+    def asked(sizes: dict[str, int]) -> int:
+        return size_of(room, letters_of(room, sizes, attributes), dtype, layout, **attributes)
+
+    assert asked(large) >= asked(small)
+    for name in most:  # one size at a time, too
+        assert asked(large) >= asked({**large, name: small[name]})
+
+
+def convolution_size(height: int, width: int, batch: int, layout: int) -> int:
+    """256 -> 256 channels, 3 x 3, in half precision."""
+    letters = {"B": batch, "C": 256, "D": 256, "O": 256, "kh": 3, "kw": 3, "P": 18}
+    letters |= {"H": height, "W": width, "Ho": height, "Wo": width}
+    return size_of("deform_conv", letters, torch.float16, layout)
+
+
+@pytest.mark.parametrize("layout", [NCHW, NHWC])
+@pytest.mark.parametrize(
+    ("size", "largest", "splits"),
+    [
+        ((50, 84), (84, 84), 3),  # P4 of 800 x 1344: 7 x 6 tiles of pixels, 2 of outputs: 84 blocks, a third of 256
+        ((64, 84), (168, 168), 2),  # P3 of 512 x 672: 96 blocks
+        ((32, 42), (84, 84), 8),  # P4 of it: 24 blocks, and no more than 8 chunks of channels
+    ],
+)
+def test_emulated_split_channels_fit_what_the_default_profile_asks(
+    size: tuple[int, int], largest: tuple[int, int], splits: int, layout: int
+) -> None:
+    """Batch 4, 1344 x 1344, where nothing is split."""
+    weights, sums = 256 * 9 * 256 * 2, splits * 256 * size[0] * size[1] * 4
+    copy, largest_copy = (2 * 256 * n * (layout == NCHW) for n in (size[0] * size[1], 4 * largest[0] * largest[1]))
+    asked = convolution_size(*largest, 4, layout)
+    for one in (convolution_size(*size, 1, layout), asked):
+        assert one >= weights + sums + copy
+    assert asked <= weights + 2**24 + largest_copy  # at most 16 MiB for the sums
+
+
+# --- launches in what the largest shapes ask for ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("room", ROOMS)
+def test_emulated_launches_stay_in_what_the_largest_shapes_ask(
+    room: str, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    """Exactly as many bytes, for the address sanitizer; then between guards. Full of what would make results wrong."""
+    served = emulated()
+    asked = served.workspace_size(room, prepared(room, room_inputs(room, LARGEST, dtype, layout))[0])
+    for scale in (1, 2):
+        values = room_inputs(room, scale, dtype, layout)
+        wanted = getattr(plugins_cuda, room)(**values)  # the CPU front
+        own = served.workspace_size(room, prepared(room, values)[0])
+        exact = launch(room, values, torch.full((asked,), 255, dtype=torch.uint8))
+        guarded = torch.full((own + 512,), 255, dtype=torch.uint8)
+        again = launch(room, values, guarded[256 : 256 + own])
+        assert own <= asked
+        assert (guarded[:256] == 255).all() and (guarded[256 + own :] == 255).all()
+        for one, other, third in zip(exact, again, [wanted] if isinstance(wanted, Tensor) else wanted, strict=True):
+            assert torch.equal(one, other)
+            torch.testing.assert_close(one, third, atol=2e-3 if dtype == torch.float16 else 1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_emulated_short_workspace_is_refused(room: str) -> None:
+    values = room_inputs(room, 1, torch.float32, torch.contiguous_format)
+    params, outputs, _held = prepared(room, values)
+    served = emulated()
+    needed = served.workspace_size(room, params)
+    for output in outputs:
+        output.zero_()
+    workspace = torch.zeros(needed, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match=f"^{room}: it needs a workspace of {needed} bytes, got {needed - 1}$"):
+        served.run(room, params, CPU, workspace[:-1])
+    start = served._operator(room, params).start
+    assert start(ctypes.byref(params), workspace.data_ptr(), needed - 1, None) == 1  # cudaErrorInvalidValue
+    assert start(ctypes.byref(params), workspace.data_ptr() + 1, needed, None) == 716  # cudaErrorMisalignedAddress
+    assert not any(tensor.any() for tensor in (*outputs, workspace))
