@@ -74,7 +74,8 @@ def train(config: Path, folder: Path, device: str, overrides: tuple[str, ...]) -
 def score(folder: Path, device: str, mask_overlap: float | None) -> dict[str, float | None]:
     """PQ of a run's last weights on its whole validation set, image by image."""
     from training.checkpoint import load_model
-    from training.predictor import UPSNetPredictor, make_manifest, open_device
+    from training.device import open_device
+    from training.predictor import UPSNetPredictor, make_manifest
 
     model, config, categories, _ = load_model(folder / "last.safetensors")
     if mask_overlap is not None:
@@ -98,7 +99,7 @@ def ablation_table(rows: list[Row]) -> Table:
 def main(
     config: Annotated[Path, typer.Option(help="The configuration to take apart.")] = Path("training/configs/demo.yaml"),
     out: Annotated[Path, typer.Option(help="Folder for the runs and ablation.json.")] = Path("runs/ablation"),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override for every variant; repeatable.")
     ] = None,

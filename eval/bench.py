@@ -41,10 +41,11 @@ PAUSE_S = 0.02  # between runtimes: idle thread pools stop spinning
 
 
 class BatchTimes(Sparse):
-    """One batch size: milliseconds of a call by runtime, and the ratios that the project's goals speak of."""
+    """One batch size: devices and milliseconds a call by runtime, and the ratios that the project's goals speak of."""
 
     batch: int
     shape: list[int]
+    devices: dict[str, str]
     median_ms: dict[str, float]
     times_ms: dict[str, list[float]]
     onnxruntime_speedup: float | None = None  # times plain PyTorch's rate
@@ -55,6 +56,7 @@ class PhotoTimes(BaseModel):
     """One photo, and the peak memory of this process (Python and the model included)."""
 
     runtime: str
+    device: str
     shape: list[int]
     first_ms: float
     best_ms: float
@@ -77,7 +79,7 @@ class PlainPyTorch:
 
     def __init__(self, pytorch: Predictor) -> None:
         self._pytorch = pytorch
-        self.manifest = pytorch.manifest
+        self.manifest, self.device_name = pytorch.manifest, pytorch.device_name
 
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         from plugins_cuda import library
@@ -118,6 +120,7 @@ def compare(
             BatchTimes(
                 batch=size,
                 shape=list(batch.images.shape),
+                devices={predictor.name: predictor.device_name for predictor in predictors},
                 median_ms=medians,
                 times_ms=times,
                 onnxruntime_speedup=plain / onnx if plain and onnx else None,
@@ -130,7 +133,7 @@ def compare(
 def bench_table(entries: Sequence[BatchTimes], threads: int) -> Table:
     """Milliseconds a call, and the ratios beside their goals."""
     goals = ("plain / ONNX\nRuntime\n(goal 1.5)", "Triton adds\n(goal 15 %\nat batch 1)")
-    names = (title(name) for name in entries[0].median_ms)
+    names = (f"{title(name)}\n{device}" for name, device in entries[0].devices.items())
     table = make_table(f"Median ms a call; {threads} threads each, taking turns", "batch", *names, *goals)
     for entry in entries:
         medians = [f"{value:.1f}" for value in entry.median_ms.values()]
@@ -151,6 +154,7 @@ def bench_photo(photo: Path, predictor: Predictor) -> PhotoTimes:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # Linux counts it in KiB, macOS in bytes
     return PhotoTimes(
         runtime=predictor.name,
+        device=predictor.device_name,
         shape=list(batch.images.shape),
         first_ms=times[0],
         best_ms=min(times),
@@ -158,13 +162,17 @@ def bench_photo(photo: Path, predictor: Predictor) -> PhotoTimes:
     )
 
 
-def _one_photo(photo: Path, model: Path | None, checkpoint: Path | None, threads: int) -> PhotoTimes:
+def _one_photo(
+    photo: Path, model: Path | None, checkpoint: Path | None, threads: int, device: str | None
+) -> PhotoTimes:
     runtime = "pytorch" if checkpoint else "onnxruntime"
-    with closing(open_runtime(RuntimeOptions(None, runtime, checkpoint, model, threads=threads))) as predictor:
+    options = RuntimeOptions(None, runtime, checkpoint, model, threads=threads, device=device)
+    with closing(open_runtime(options)) as predictor:
         facts = bench_photo(photo, predictor)
     print(
-        f"{title(runtime)}, {photo.name} at {facts.shape[1]} x {facts.shape[2]}, {threads} threads: best "
-        f"{facts.best_ms:.0f} ms (first {facts.first_ms:.0f} ms), peak memory {facts.peak_rss_mib:.0f} MiB"
+        f"{title(runtime)}, {photo.name} at {facts.shape[1]} x {facts.shape[2]}, {threads} threads, device "
+        f"{facts.device}: best {facts.best_ms:.0f} ms (first {facts.first_ms:.0f} ms), peak memory "
+        f"{facts.peak_rss_mib:.0f} MiB"
     )
     return facts
 
@@ -175,6 +183,7 @@ def main(
     batch_sizes: options.BatchSizes = [1, 4],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each runtime.")] = 15,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each runtime.")] = 2,
+    device: options.Device = None,
     gt_json: options.GtJson = None,
     url: options.Url = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write (default: bench.json in the run).")] = None,
@@ -185,10 +194,10 @@ def main(
     """Time PyTorch, ONNX Runtime and Triton against each other; or one photo's time and memory."""
     photo_times, batches = None, None
     if photo is not None:
-        photo_times = _one_photo(photo, model, checkpoint, threads)
+        photo_times = _one_photo(photo, model, checkpoint, threads, device)
     else:
         dataset = open_dataset(gt_json, run=run)
-        chosen = RuntimeOptions(run, url=url, threads=threads)
+        chosen = RuntimeOptions(run, url=url, threads=threads, device=device)
         with open_run(chosen, runtimes or runtimes_here(url)[0]) as predictors:
             plain = [PlainPyTorch(each) for each in predictors if each.name == "pytorch"]
             batches = compare([*plain, *predictors], dataset, batch_sizes, rounds)

@@ -55,6 +55,7 @@ def evaluate(
             gathered.ap.write(writer.stage / "instances.json")
         report = gathered.report(categories) | {
             "runtime": predictor.name,
+            "device": predictor.device_name,
             "model": predictor.manifest.name,
             "gt_json": str(dataset.split.json_file),
             "images": len(dataset),
@@ -86,7 +87,7 @@ def main(
     url: options.Url = None,
     manifest: options.ServedManifest = None,
     threads: options.Threads = None,
-    device: Annotated[str, typer.Option(help="pytorch: auto, cpu, cuda or cuda:N.")] = "auto",
+    device: options.Device = None,
 ) -> None:
     """PQ, box and mask AP and mIoU of one runtime on a data set in the COCO panoptic format."""
     if runtime != "pytorch" and (flip or scales):
@@ -99,7 +100,8 @@ def main(
     for warning in report.get("warnings", []):
         print(f"warning: {warning}", file=sys.stderr)
     console = Console()
-    console.print(*summary_tables(report, f"{runtime} on {report['images']} images"))
+    title = f"{runtime} on {report['images']} images; device: {report['device']}"
+    console.print(*summary_tables(report, title))
     if per_class:
         console.print(class_table(report, dataset.categories))
     print(f"wrote {out / 'pq.json'}, {out / 'predictions.json'} and {out / 'predictions'}/")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from upsnet.errors import InputError
 from upsnet.runtimes.open import open_runtime
-from upsnet.runtimes.options import RUNTIMES, RuntimeOptions
+from upsnet.runtimes.options import RUNTIMES, RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
 
 
@@ -33,6 +33,7 @@ def runtimes_here(url: str | None) -> tuple[list[str], str | None]:
 def open_run(options: RuntimeOptions, runtimes: Sequence[str]) -> Iterator[list[Predictor]]:
     """The runtimes of a run's folder (`options.run`), in the order given, closed at the end.
 
+    A device is for those that take one: among them Triton keeps its own.
     Triton without a `url`: a real server is started on a private copy of the run's engine, with as many threads, and
     stopped at the end.
     """
@@ -47,4 +48,10 @@ def open_run(options: RuntimeOptions, runtimes: Sequence[str]) -> Iterator[list[
             engine = run / "engine"
             server = private_server(engine / "model.onnx", engine / "model.manifest.json", options.threads)
             options = options._replace(url=stack.enter_context(server))
-        yield [stack.enter_context(closing(open_runtime(options._replace(runtime=runtime)))) for runtime in runtimes]
+        yield [stack.enter_context(closing(open_runtime(each))) for each in _one_by_one(options, runtimes)]
+
+
+def _one_by_one(options: RuntimeOptions, runtimes: Sequence[str]) -> Iterator[RuntimeOptions]:
+    for runtime in runtimes:
+        device = options.device if "device" in find_runtime(runtime).takes else None
+        yield options._replace(runtime=runtime, device=device)

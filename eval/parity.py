@@ -50,7 +50,8 @@ def run_parity(
     """
     records = dataset.records[:limit]
     comparison = run_lockstep(predictors, dataset, records, batch_sizes)
-    parity = summarize(comparison.columns, dataset, records, limits, facts or {})
+    devices: dict[str, str | int] = {f"{title(each.name)}, device": each.device_name for each in predictors}
+    parity = summarize(comparison.columns, dataset, records, limits, devices | (facts or {}))
     write_report(out / "report.html", parity, comparison.examples, predictors[0].manifest.categories_table, run)
     parity.save(out / "parity.json")
     return parity
@@ -101,6 +102,7 @@ def main(
     ] = Limits.min_pq,
     url: options.Url = None,
     threads: options.Threads = None,
+    device: options.Device = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for parity.json and report.html (default: the run's).")
     ] = None,
@@ -115,7 +117,7 @@ def main(
     facts: dict[str, str | int] = {"threads": threads or "default"}
     if left_out:
         facts["Triton"] = f"left out: {left_out}"
-    chosen = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads)
+    chosen = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads, device=device)
     with open_run(chosen, names) as predictors:
         parity = run_parity(
             predictors, dataset, out, batch_sizes=sizes, limit=limit, limits=limits, run=run, facts=facts

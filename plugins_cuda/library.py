@@ -1,29 +1,21 @@
-"""Building, finding and calling the operators' compiled libraries: the PyTorch binding's way to the kernels.
+"""Finding and calling the operators' compiled libraries: the PyTorch binding's way to the kernels.
 
 Three libraries hold the same operators: `cpu` (the CPU fronts), `cuda` (the launchers) and `emulated` (the launchers'
-very text, run on the CPU: tests only). Each is compiled on first use by CMake into build/operators/ and found there
-afterwards; its folder's name says what it was made from. Where a library cannot be had, the reference serves, and a
-warning says so once. Environment:
+very text, run on the CPU: tests only). Each is compiled on first use and found again afterwards (building.py). Where a
+library cannot be had, or no kernel of it can run here, the reference serves, and a warning says so once. Environment:
 
 UPSNET_OPERATORS=FOLDER    takes the libraries that `make plugins` left in FOLDER; nothing is compiled
 UPSNET_CPU_LEVEL=v2, v3 or v4    the highest level of x86-64 that `cpu` may use (docs/cpus.md)
 UPSNET_SANITIZE=address,undefined    compiles `cpu` and `emulated` with these sanitizers (`make sanitize`)
 CXX, CUDACXX    the compilers
+XDG_CACHE_HOME    above the user's cache, where a checkout that is read-only has its libraries
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
-import sysconfig
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,23 +25,20 @@ from pathlib import Path
 from typing import Any, NamedTuple  # Any: what a function of a library returns
 
 import torch
-from filelock import FileLock
 
+from plugins_cuda.building import BUILD as BUILD
+from plugins_cuda.building import SOURCES as SOURCES
+from plugins_cuda.building import BuildError, build
 from upsnet.errors import InputError
 
-SOURCES = Path(__file__).parent
-BUILD = SOURCES.parent / "build" / "operators"
 REASONS = {  # of a cudaError_t that the libraries return themselves
     1: "sizes or numbers that it does not support",
     2: "not enough memory",
     701: "this GPU has too little shared memory",
     716: "a tensor is not aligned to its elements",
 }
+OLDEST_GPU = 75  # compute capability 7.5
 CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
-
-
-class BuildError(RuntimeError):
-    """A library that cannot be compiled or loaded here; the text says why."""
 
 
 def compiled(device: torch.device) -> Library | None:
@@ -112,6 +101,35 @@ class Library:
             self._functions = ctypes.CDLL(str(path))  # its calls let other Python threads run
         except OSError as error:
             raise BuildError(f"{path} cannot be loaded (delete it to have it made anew): {error}") from error
+        if name == "cuda":
+            self._check_driver()
+
+    def _check_driver(self) -> None:
+        """BuildError where CUDA's runtime, which is inside the library, cannot work with the driver: CUDA itself would
+        say so at the first launch."""
+        runtime, driver = ctypes.c_int(), ctypes.c_int()
+        try:
+            status = self._functions.upsnet_cuda_status(ctypes.byref(runtime), ctypes.byref(driver))
+        except AttributeError as error:
+            raise BuildError(f"{self.path} is of another version; make it anew") from error
+        if status != 0:
+            inside, served = (f"{each.value // 1000}.{each.value % 1000 // 10}" for each in (runtime, driver))
+            driver_is = f"driver serves up to CUDA {served}" if driver.value else "NVIDIA driver is missing"
+            raise BuildError(
+                f"{self.path} holds the runtime of CUDA {inside}, and this machine's {driver_is}, "
+                f"{self._reason(status)}: update the driver, or set CUDACXX to the nvcc of a toolkit that it serves"
+            )
+
+    def _reason(self, status: int) -> str:
+        """A launch's error in words, and its number."""
+        if self.name == "cpu":
+            return f"error {status}"
+        words = REASONS.get(status)
+        if words is None and self.name == "cuda":
+            explain = self._functions.upsnet_error_string
+            explain.restype = ctypes.c_char_p
+            words = explain(status).decode()
+        return f"CUDA error {status}" + (f" ({words})" if words else "")
 
     def cpu_level(self) -> str:
         """The level of x86-64 that `cpu` runs at in this process: "v3"."""
@@ -139,9 +157,7 @@ class Library:
                 stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else None
                 status = operator.start(reference, workspace.data_ptr(), workspace.numel(), stream)
         if status != 0:
-            kind = "error" if operator.workspace_size is None else "CUDA error"
-            reason = f"{kind} {status}" + (f" ({REASONS[status]})" if status in REASONS else "")
-            raise RuntimeError(f"{room}: the {self.name} library could not run it, {reason}")
+            raise RuntimeError(f"{room}: the {self.name} library could not run it, {self._reason(status)}")
 
     def workspace_size(self, room: str, params: ctypes.Structure) -> int:
         """Bytes of device memory that one launch works in; a CPU front takes none from its caller."""
@@ -203,6 +219,10 @@ def load(name: str, architecture: str = "") -> Library:
     level = os.environ.get("UPSNET_CPU_LEVEL", CPU_LEVELS[-1])
     if level not in CPU_LEVELS:
         raise InputError(f"UPSNET_CPU_LEVEL={level}: give {', '.join(CPU_LEVELS)}, or unset it")
+    if architecture and int(architecture) < OLDEST_GPU:
+        raise BuildError(
+            f"the GPU is too old: it is sm_{architecture}, the kernels need sm_{OLDEST_GPU} (a T4) or newer"
+        )
     given = os.environ.get("UPSNET_OPERATORS")
     if given and name in ("cpu", "cuda"):
         path = Path(given) / f"libupsnet_{name}.so"
@@ -210,95 +230,4 @@ def load(name: str, architecture: str = "") -> Library:
             raise BuildError(f"UPSNET_OPERATORS={given} holds no {path.name}; run `make plugins`, or unset it")
         return Library(name, path)
     with _lock:
-        return Library(name, _build(name, architecture))
-
-
-def _build(name: str, architecture: str) -> Path:
-    """The compiled file of one target, in a folder of BUILD named by everything that it depends on."""
-    compiler = _compiler("CXX", ["c++", "g++"], "no C++ compiler was found; install g++, or set CXX")
-    cmake = shutil.which("cmake") or shutil.which("cmake", path=sysconfig.get_path("scripts"))
-    if cmake is None:
-        raise BuildError("cmake was not found; `pip install cmake`")
-    environment = {**os.environ, "CXX": compiler}
-    made_from = [name, platform.machine(), architecture, _version(compiler)]
-    options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
-    if name == "cuda":
-        toolkit = [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"]
-        environment["CUDACXX"] = _compiler(
-            "CUDACXX", ["nvcc", *toolkit], "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
-        )
-        made_from.append(_version(environment["CUDACXX"]))
-    else:
-        sanitizers = _sanitizers()
-        environment.pop("LD_PRELOAD", None)  # of the sanitizers: theirs is this process, not the compiler
-        options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
-        made_from.append(sanitizers)
-    digest = hashlib.sha256("\0".join(made_from).encode() + _sources()).hexdigest()[:16]
-    library = BUILD / f"{name}{architecture}-{digest}" / f"libupsnet_{name}.so"
-    if not library.is_file():
-        try:
-            BUILD.mkdir(parents=True, exist_ok=True)
-            with FileLock(BUILD / f"{name}.lock"):  # several ranks start at once
-                if not library.is_file():
-                    _compile(cmake, name, options, environment, library)
-        except OSError as error:
-            raise BuildError(f"{BUILD} cannot be written to: {error}") from error
-    return library
-
-
-def _compile(cmake: str, name: str, options: list[str], environment: dict[str, str], library: Path) -> None:
-    print(f"compiling the operators for {name} (once) ...", file=sys.stderr, flush=True)
-    jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with tempfile.TemporaryDirectory(dir=BUILD) as temporary:
-        for command in (
-            [cmake, "-S", str(SOURCES), "-B", temporary, f"-DPython3_EXECUTABLE={sys.executable}", *options],
-            [cmake, "--build", temporary, "--target", f"upsnet_{name}", "--parallel", jobs],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
-            if done.returncode != 0:
-                log = BUILD / f"{name}.log"
-                log.write_text(done.stdout + done.stderr)
-                raise BuildError(f"compiling it failed: {_first_error(done.stdout + done.stderr)} (whole log: {log})")
-        library.parent.mkdir(exist_ok=True)
-        (Path(temporary) / library.name).replace(library)
-
-
-def _first_error(log: str) -> str:
-    """The line that names the first error, and the next one: CMake gives the reason there."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    first = next((index for index, line in enumerate(lines) if "error" in line.lower()), None)
-    return "no error line" if first is None else " ".join(lines[first : first + 2])
-
-
-def _compiler(variable: str, names: list[str], missing: str) -> str:
-    """The command of a compiler: the environment variable's, else the first of the names that is there."""
-    found = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
-    if not found:
-        raise BuildError(missing)
-    return found
-
-
-@cache
-def _version(compiler: str) -> str:
-    command = [*shlex.split(compiler), "--version"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(f"the compiler {compiler!r} does not run: {error}") from error
-
-
-def _sanitizers() -> str:
-    """UPSNET_SANITIZE. An address sanitizer that is not there from the start ends the process: refused in time."""
-    wanted = os.environ.get("UPSNET_SANITIZE", "")
-    if "address" in wanted and not hasattr(ctypes.CDLL(None), "__asan_init"):
-        raise BuildError(f"UPSNET_SANITIZE={wanted} needs libasan from the start (LD_PRELOAD); run `make sanitize`")
-    return wanted
-
-
-def _sources() -> bytes:
-    """Everything that the three libraries are made from, with its names."""
-    kinds = {".h", ".cuh", ".cu", ".cpp"}
-    names = {"CMakeLists.txt", "schema.py", "generate.py"}
-    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds or path.name in names)
-    files = [path for path in files if path.name != "plugin.cpp"]
-    return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)
+        return Library(name, build(name, architecture))

@@ -159,7 +159,7 @@ class FakePredictor:
     def __init__(
         self, name: str, *, permute: bool = False, damage: tuple[tuple[int, int], float] | None = None
     ) -> None:
-        self.name, self.permute, self.damage = name, permute, damage
+        self.name, self.permute, self.damage, self.device_name = name, permute, damage, "cpu"
         self.closed = False
         self.batches: list[int] = []
         self.manifest = Manifest(
@@ -196,6 +196,7 @@ class Halves:
     """Sky above, grass below: a predictor for photos of any content."""
 
     name = "halves"
+    device_name = "cpu"
 
     def __init__(self, manifest: Manifest | None = None) -> None:
         self.manifest = manifest or FakePredictor("x").manifest

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 import typer
 
-from training.predictor import open_device
+from training.device import describe_device, open_device, problem_with_cuda
+from upsnet.device import parse_device
 from upsnet.errors import InputError, first_line
 
 T = TypeVar("T")
@@ -34,6 +35,15 @@ class Process(NamedTuple):
     def first(self) -> bool:
         """The one that writes the run's files."""
         return self.rank == 0
+
+    @property
+    def described(self) -> str:
+        """What computes, for people; where it is the CPU because PyTorch has nothing else, why."""
+        if self.device.type == "cuda":
+            others = f", and another GPU for each other process of {self.world}" if self.world > 1 else ""
+            return describe_device(self.device) + others
+        problem = problem_with_cuda()
+        return f"cpu (PyTorch has no GPU: {problem})" if problem else "cpu"
 
     @property
     def late(self) -> int:
@@ -76,19 +86,23 @@ def end_process(status: int) -> NoReturn:
 
 @contextmanager
 def processes(device: str) -> Iterator[Process]:
-    """This process's place; under torchrun it joins the others (NCCL on GPUs, else gloo).
+    """This process's place; under torchrun it joins the others (NCCL on GPUs, else gloo). Its GPU becomes CUDA's
+    current one, on which libraries put their streams, events and memory.
 
     InputError where the processes do not reach each other, or one has lost another, which has said why where it could.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    target = open_device(device)
+    if world > 1 and parse_device(device).number:
+        raise InputError(f"device {device!r}: each process of a run takes a GPU of its own; use cuda, or auto")
+    target = open_device(device, warn=launched_rank() == 0)
+    if target.type == "cuda":
+        target = target if world == 1 else open_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(target)
     if world == 1:
         yield Process(0, 1, target)
         return
     try:
         if target.type == "cuda":
-            target = open_device(f"cuda:{os.environ['LOCAL_RANK']}")
-            torch.cuda.set_device(target)
             dist.init_process_group("nccl", timeout=LONGEST_WAIT, device_id=target)
         else:
             dist.init_process_group("gloo", timeout=LONGEST_WAIT)

@@ -12,6 +12,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from training.device import problem_with_cuda
 from upsnet.datasets.parallel import usable_cores
 from upsnet.errors import InputError
 
@@ -20,6 +21,8 @@ SIGNALLED = 128  # plus the signal's number: what a shell reports of a process t
 
 def process_count(text: str) -> int:
     """`--processes`: a number from 1 up, or `gpu` for one on each GPU. InputError for anything else."""
+    if text == "gpu" and (problem := problem_with_cuda()):
+        raise InputError(f"--processes gpu: PyTorch has no GPU here ({problem})")
     gpus = torch.cuda.device_count()
     count = gpus if text == "gpu" else int(text) if text.isdecimal() else 0
     if count < 1:

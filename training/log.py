@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from training.checkpoint import versions
 from training.config import Config, dump_config
+from training.device import describe_device
 from training.distributed import Process
 from training.schedule import Plan
 from training.step import Report
@@ -146,7 +147,7 @@ def lines_until(metrics: Path, step: int, evaluated: bool) -> list[str]:
 
 def surroundings(process: Process) -> dict[str, str | int | None]:
     """Versions, the project's commit where this is a checkout, and what the run computes on."""
-    device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else "cpu"
+    device = describe_device(process.device)
     return versions() | {"commit": git_commit(), "processes": process.world, "device": device}
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import nn
 
 from training.checkpoint import Checkpoint, copy_tensors, load, load_weights, not_finite, save, versions
@@ -199,13 +200,16 @@ class Run:
             remove_leftovers(self.out)
             if self.start:
                 write_json(self.out / RECORD, self.start._asdict())
-            Console().print(self.plan.table(f"{self.config.name}, from step {self.step}", len(self.dataset)))
+            table = self.plan.table(f"{self.config.name}, from step {self.step}", len(self.dataset))
+            table.add_row("device", escape(self.process.described))
+            Console().print(table)
             if self.workers < (wanted := self.config.data.workers):
                 print(f"data.workers: {wanted}, and {self.workers} a process are started, for want of cores")
+        pinned = self.process.device.type == "cuda"
         with (
             stop_signals(patient=self.process.world > 1) as received,
             Log(self.out, self.config, self.plan, self.process, self.step, self.evaluated) as log,
-            reading(make_loader(self.dataset, self.sampler, self.workers)) as batches,
+            reading(make_loader(self.dataset, self.sampler, self.workers, pinned)) as batches,
         ):
             if not self.evaluated:
                 self.evaluate(log)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import load_model, versions
 from training.config import Config
+from training.device import describe_device, open_device
 from training.inference import View, infer
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
@@ -46,6 +47,10 @@ class ModelPredictor:
 
     def __init__(self, model: nn.Module, manifest: Manifest, device: torch.device) -> None:
         self.model, self.manifest, self.device = model, manifest, device
+
+    @property
+    def device_name(self) -> str:
+        return describe_device(self.device)
 
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         with self._evaluating():
@@ -116,7 +121,7 @@ class UPSNetPredictor(ModelPredictor):
 
 
 class PyTorchPredictor(UPSNetPredictor):
-    """A checkpoint on `device` ("cpu", "cuda" or "cuda:1"). `threads`: PyTorch's CPU threads, a process-wide setting.
+    """A checkpoint on `device` (see upsnet/device.py). `threads`: PyTorch's CPU threads, a process-wide setting.
 
     InputError: the checkpoint cannot be read (see training.checkpoint.load), or the device is not there.
     """
@@ -157,16 +162,3 @@ def _at_short_side(rule: ResizeRule, short_side: int) -> ResizeRule:
         raise InputError(f"a short side of {short_side} pixels: give at least 1")
     longest = round(rule.max_side * short_side / rule.short_side)
     return ResizeRule(short_side=short_side, max_side=max(longest, short_side), divisor=rule.divisor)
-
-
-def open_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one. InputError for a device that PyTorch does not know or cannot reach."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device {name!r}: use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    return device

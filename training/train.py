@@ -28,7 +28,7 @@ def main(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as schedule.lr=0.001; repeatable.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     init: Annotated[
         Path | None, typer.Option(help="Start from this checkpoint's weights (fine-tuning); a resumed run has its own.")
     ] = None,

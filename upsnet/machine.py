@@ -7,16 +7,21 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from upsnet.device import gpu_names
+
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "tritonclient")
 
 
 def machine_facts() -> dict[str, str | int]:
-    """CPU model, cores this process may use, system."""
-    return {
+    """CPU model, cores this process may use, system; the NVIDIA GPUs where there are some."""
+    facts: dict[str, str | int] = {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "system": f"{platform.system()} {platform.release()}",
     }
+    if gpus := gpu_names():
+        facts["gpus"] = ", ".join(gpus)
+    return facts
 
 
 def package_versions() -> dict[str, str]:

@@ -41,8 +41,10 @@ def load(
     or grpc://host:port (a Triton server; grpcs:// with TLS).
 
     runtime: "onnxruntime" or "pytorch", for a run's folder that has both. threads: CPU threads of these two (default:
-    theirs). device: PyTorch's, "auto", "cpu", "cuda" or "cuda:N" (default: "cpu"). manifest: the file that describes a
-    server's model, for a server that does not tell. tls, shared_memory: of a server; see `upsnet.Client`.
+    theirs). device: what these two compute on: "cpu", "cuda" or "cuda:N", which must be there, or "auto" (the default),
+    the first NVIDIA GPU where the runtime has one that works, else the CPU; `Model.device` tells which. manifest: the
+    file that describes a server's model, for a server that does not tell. tls, shared_memory: of a server; see
+    `upsnet.Client`.
 
     Raises InputError, in one line with the cure, for what is no model, a package that is not installed, an option that
     the runtime does not have, and a server that does not answer.
@@ -73,6 +75,7 @@ class Model:
         self.manifest: Manifest = predictor.manifest
         self.name: str = predictor.manifest.name
         self.runtime: str = predictor.name  # pytorch, onnxruntime or triton
+        self.device: str = predictor.device_name  # "cpu", "cuda:0 (NVIDIA H200)", "the server's"
         self.categories: Categories = predictor.manifest.categories_table
 
     @overload

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+import upsnet
 from eval.bench import PlainPyTorch, bench_photo, bench_table, compare
 from eval.open_run import open_run
 from plugins_cuda import library
@@ -45,6 +47,52 @@ def test_missing_arguments_are_one_line(runtime: str, files: dict[str, Any], mes
 def test_absent_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such run"), open_run(RuntimeOptions(tmp_path / "absent"), ["pytorch"]):
         pass
+
+
+def test_a_server_takes_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chosen = RuntimeOptions(tmp_path, url="127.0.0.1:1", device="cuda:1")
+    with pytest.raises(InputError, match=r"^device cuda:1: the runtime triton has its own; leave it out$"):
+        open_runtime(chosen)
+    opened: list[tuple[str | None, str | None]] = []
+
+    def record(options: RuntimeOptions) -> Any:
+        opened.append((options.runtime, options.device))
+        return Mock()
+
+    monkeypatch.setattr("eval.open_run.open_runtime", record)
+    with open_run(chosen, ["pytorch", "triton", "onnxruntime"]):
+        pass
+    assert opened == [("pytorch", "cuda:1"), ("triton", None), ("onnxruntime", "cuda:1")]
+
+
+COMMANDS = {
+    "predict": "--run RUN --out RUN/out RUN/data/val/000.png",
+    "eval": "--run RUN --gt-json RUN/data/val.json --out RUN/out",
+    "parity": "--run RUN --gt-json RUN/data/val.json --runtimes pytorch onnxruntime",
+    "bench": "--run RUN --gt-json RUN/data/val.json --runtimes onnxruntime",
+    "bench --photo": "RUN/data/val/000.png --model RUN/model.onnx",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_hands_its_device_on(
+    command: str, gt_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str | None] = []
+
+    def refuse(options: RuntimeOptions) -> Any:
+        devices.append(options.device)
+        raise InputError("reached")
+
+    for module in ("upsnet.command_line.predict", "eval.evaluate", "eval.open_run", "eval.bench"):
+        monkeypatch.setattr(f"{module}.open_runtime", refuse)
+    words = f"{command} {COMMANDS[command]}".replace("RUN", str(tmp_path)).split()
+    for device in ([], ["--device", "cuda:1"]):
+        monkeypatch.setattr(sys, "argv", ["upsnet", *words, *device])
+        with pytest.raises(SystemExit) as stop:
+            upsnet.main()
+        assert stop.value.code == 2
+    assert devices == [None, "cuda:1"]
 
 
 def test_threads_of_a_private_server(project_root: Path, tmp_path: Path) -> None:
@@ -105,6 +153,7 @@ def test_bench_takes_turns_and_gives_ratios(gt_json: Path, fake: Callable[..., A
 
     names = (PlainPyTorch.name, "onnxruntime", "triton")
     predictors = [Recorded(name) for name in names]
+    predictors[1].device_name = "cuda:1"
     entries = compare(predictors, PanopticFolder(gt_json), [1, 7], rounds=2)  # 7: more than there are images
     assert turns[:9] == [name for name in names for _ in range(3)]
     assert len(turns) == 2 * 2 * 9
@@ -114,7 +163,9 @@ def test_bench_takes_turns_and_gives_ratios(gt_json: Path, fake: Callable[..., A
         assert entry.triton_overhead == medians["triton"] / medians["onnxruntime"] - 1
         assert len(entry.times_ms["triton"]) == 4
     assert entries[1].shape == [7, 64, 64, 3]
-    assert bench_table(entries, 2).row_count == 2
+    table = bench_table(entries, 2)
+    assert table.row_count == 2
+    assert [column.header for column in table.columns[2:4]] == ["ONNX Runtime\ncuda:1", "Triton\ncpu"]
 
 
 def test_plain_pytorch_runs_the_definitions(fake: Callable[..., Any]) -> None:
@@ -132,10 +183,10 @@ def test_plain_pytorch_runs_the_definitions(fake: Callable[..., Any]) -> None:
 
 def test_bench_of_one_photo(gt_json: Path, fake: Callable[..., Any]) -> None:
     facts = bench_photo(gt_json.parent / "val" / "000.png", fake("onnxruntime"))
-    assert facts.shape == [1, 64, 64, 3] and 0 < facts.best_ms <= facts.first_ms
+    assert (facts.device, facts.shape) == ("cpu", [1, 64, 64, 3]) and 0 < facts.best_ms <= facts.first_ms
     assert facts.peak_rss_mib > 10
 
 
 def test_machine_facts() -> None:
-    assert set(machine_facts()) == {"cpu", "cores", "system"} and int(machine_facts()["cores"]) >= 1
+    assert set(machine_facts()) - {"gpus"} == {"cpu", "cores", "system"} and int(machine_facts()["cores"]) >= 1
     assert package_versions()["numpy"] == np.__version__

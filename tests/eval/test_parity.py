@@ -152,7 +152,9 @@ def test_command_line(gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: py
 
     result = invoke(monkeypatch, predictors, *common, "--limit", "3", "--batch-sizes", "3")
     assert result.exit_code == 0, result.output  # the damaged image is the fourth
-    assert Parity.load(tmp_path / "parity.json").dataset.images == 3
+    parity = Parity.load(tmp_path / "parity.json")
+    assert parity.dataset.images == 3
+    assert [parity.machine[f"{runtime}, device"] for runtime in ("PyTorch", "ONNX Runtime")] == ["cpu", "cpu"]
 
 
 def test_triton_is_left_out_aloud(gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,17 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import plugins_cuda
-from plugins_cuda import library
+from plugins_cuda import building, library
 from plugins_cuda.library import BuildError, Library
 
 CPU = torch.device("cpu")
@@ -36,9 +38,10 @@ extern "C" int upsnet_toy_launch(const Params* params, unsigned char* workspace,
   return 0;
 }
 """
-# Logs its arguments; `--build FOLDER --target upsnet_NAME` leaves the toy library there.
+# Logs its arguments; `--build FOLDER --target upsnet_NAME` leaves the toy library there. WAIT_FOR: a file.
 CMAKE = """#!/bin/sh
 echo "$@" >> {log}
+while [ -n "$WAIT_FOR" ] && [ ! -e "$WAIT_FOR" ]; do sleep 0.05; done
 [ -z "$FAIL" ] || {{ echo "kernel.cu:3: error: no such thing"; exit 1; }}
 [ "$1" != --build ] || cp {toy} "$2/lib$4.so"
 """
@@ -63,11 +66,12 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A build folder of its own, and nothing remembered before or after."""
     for name in ("UPSNET_OPERATORS", "UPSNET_SANITIZE", "CXX", "CUDACXX", "CUDA_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(library, "BUILD", tmp_path / "build")
-    for remembered in (library._load_or_warn, library._version):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(building, "BUILD", tmp_path / "build")
+    for remembered in (library._load_or_warn, building._version):
         remembered.cache_clear()
     yield tmp_path / "build"
-    for remembered in (library._load_or_warn, library._version):
+    for remembered in (library._load_or_warn, building._version):
         remembered.cache_clear()
 
 
@@ -155,7 +159,7 @@ def test_compiled_once_and_again_when_a_source_changes(
     (sources / "nms").mkdir(parents=True)
     (sources / "CMakeLists.txt").touch()
     (sources / "nms" / "cpu.cpp").write_text("one")
-    monkeypatch.setattr(library, "SOURCES", sources)
+    monkeypatch.setattr(building, "SOURCES", sources)
     first = library.load("cpu").path
     assert capfd.readouterr().err == "compiling the operators for cpu (once) ...\n"
     assert (library.load("cpu").path, builds(cmake_log), capfd.readouterr().err) == (first, 1, "")
@@ -172,8 +176,8 @@ def test_compiled_once_and_again_when_a_source_changes(
 def test_processes_that_start_together_compile_once(cmake_log: Path, fresh: Path, project_root: Path) -> None:
     code = f"""
 from pathlib import Path
-from plugins_cuda import library
-library.BUILD = Path({str(fresh)!r})
+from plugins_cuda import building, library
+building.BUILD = Path({str(fresh)!r})
 print(library.load("cpu").path)
 """
     command = [sys.executable, "-c", code]
@@ -234,7 +238,7 @@ def test_address_sanitizer_is_refused_in_time(cmake_log: Path, monkeypatch: pyte
 )
 def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
     which = shutil.which
-    monkeypatch.setattr(library.shutil, "which", lambda *a, **k: which("cmake") if a[0] == "cmake" else None)
+    monkeypatch.setattr(building.shutil, "which", lambda *a, **k: which("cmake") if a[0] == "cmake" else None)
     if name == "cuda":
         monkeypatch.setenv("CXX", "g++")
     with pytest.raises(BuildError, match=message):
@@ -258,7 +262,7 @@ def test_reference_serves_without_a_compiler_and_says_so_once(fresh: Path, monke
 
 def test_missing_cmake(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     which = shutil.which
-    monkeypatch.setattr(library.shutil, "which", lambda *a, **k: None if a[0] == "cmake" else which(*a, **k))
+    monkeypatch.setattr(building.shutil, "which", lambda *a, **k: None if a[0] == "cmake" else which(*a, **k))
     with pytest.raises(BuildError, match="cmake was not found; `pip install cmake`"):
         library.load("cpu")
 
@@ -273,26 +277,191 @@ def test_failed_compilation_names_the_error_and_the_log(
     cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "1")
-    with pytest.raises(BuildError, match=r"kernel\.cu:3: error: no such thing \(whole log: .*cpu\.log\)"):
+    with pytest.raises(BuildError, match=r"kernel\.cu:3: error: no such thing \(whole log: .*cpu-\w*\.log\)"):
         library.load("cpu")
-    assert "no such thing" in (fresh / "cpu.log").read_text()
+    (log,) = fresh.glob("cpu-*.log")
+    assert "no such thing" in log.read_text()
     monkeypatch.delenv("FAIL")
     assert call(library.load("cpu"), 1) == 101
 
 
-def test_build_folder_that_cannot_be_written(cmake_log: Path, fresh: Path) -> None:
+def test_processes_that_start_together_fail_once(cmake_log: Path, fresh: Path, project_root: Path) -> None:
+    """Those that waited for the one that compiled; whoever comes later tries again."""
+    code = f"""
+import os
+from pathlib import Path
+from plugins_cuda import building, library
+def come_to(lock, take=building.FileLock):
+    Path(f"{{lock}}.{{os.getpid()}}").touch()
+    return take(lock)
+building.BUILD, building.FileLock = Path({str(fresh)!r}), come_to
+try:
+    library.load("cpu")
+except library.BuildError as error:
+    print(error)
+"""
+    command, all_came = [sys.executable, "-c", code], fresh / "all-came"
+    options: Any = {"cwd": project_root, "env": os.environ | {"FAIL": "1", "WAIT_FOR": str(all_came)}}
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) for _ in range(3)]
+    while len(list(fresh.glob("cpu.lock.*"))) < 3:
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.02)
+    all_came.touch()
+    (answer,) = {process.communicate()[0] for process in started}
+    assert answer.startswith("compiling it failed: kernel.cu:3: error: no such thing (whole log: ")
+    assert len(cmake_log.read_text().splitlines()) == 1
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **options)
+    assert len(cmake_log.read_text().splitlines()) == 2
+
+
+def test_a_checkout_that_is_read_only_has_its_libraries_in_the_cache(
+    cmake_log: Path, fresh: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     fresh.write_text("a file stands where the folder should")
-    with pytest.raises(BuildError, match="build cannot be written to"):
+    umask = os.umask(0)
+    try:
+        path = library.load("cpu").path
+    finally:
+        os.umask(umask)
+    cache = tmp_path / "cache" / "upsnet-trt" / "operators"
+    assert path.is_relative_to(cache)
+    assert [each.stat().st_mode & 0o777 for each in (cache, cache.parent)] == [0o700] * 2
+    expected = f"compiling the operators for cpu (once, into {cache}, as {fresh} cannot be written to) ...\n"
+    assert capfd.readouterr().err == expected
+    assert (library.load("cpu").path, builds(cmake_log)) == (path, 1)
+    cache.chmod(0o770)
+    with pytest.raises(BuildError, match=r"operators: others can write there, so no code is loaded from it; `chmod"):
         library.load("cpu")
 
 
+def test_no_folder_can_be_written(cmake_log: Path, fresh: Path, tmp_path: Path) -> None:
+    for folder in (fresh, tmp_path / "cache"):
+        folder.write_text("a file stands where the folder should")
+    with pytest.raises(BuildError, match=r"build cannot be written to, and there is no cache \(.*; set XDG_CACHE_HOME"):
+        library.load("cpu")
+
+
+def test_libraries_of_a_checkout_that_became_read_only_serve(
+    cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = library.load("cpu").path
+    monkeypatch.setattr(building, "_writable_folder", lambda: fresh / "nowhere")
+    assert library.load("cpu").path == path
+
+
+CMAKE_LOGS = {
+    "nvcc refuses the host compiler, in CMake's own words": (
+        """CMake Error at share/Modules/CMakeDetermineCompilerId.cmake:739 (message):
+  Compiling the CUDA compiler identification source file
+  "CMakeCUDACompilerId.cu" failed.
+
+  The output was:
+
+  1
+
+  crt/host_config.h:143:2: error: #error --
+  unsupported GNU version! gcc later than 13 is not supported!
+
+Call Stack (most recent call first):
+  CMakeLists.txt:3 (enable_language)
+-- Detecting CXX compile features - errors
+""",
+        "crt/host_config.h:143:2: error: #error -- unsupported GNU version! gcc later than 13 is not supported!",
+    ),
+    "a message of ours": (
+        """CMake Error at CMakeLists.txt:152 (message):
+   nvcc does not work here: host_config.h:143:2: error: unsupported GNU version!
+
+
+-- Configuring incomplete, errors occurred!
+""",
+        "nvcc does not work here: host_config.h:143:2: error: unsupported GNU version!",
+    ),
+    "a package": (
+        """CMake Warning at a.cmake:1 (message): slow
+CMake Error at FindPackageHandleStandardArgs.cmake:230 (message):
+  Could NOT find OpenMP_CXX (missing: OpenMP_CXX_FLAGS OpenMP_CXX_LIB_NAMES)
+Call Stack (most recent call first):
+  CMakeLists.txt:48 (find_package)
+""",
+        "Could NOT find OpenMP_CXX (missing: OpenMP_CXX_FLAGS OpenMP_CXX_LIB_NAMES)",
+    ),
+    "a compiler": (
+        "nms/launch.cu(3): error: expected a ;\n  int a\nmake[3]: *** [x.o] Error 1\n",
+        "nms/launch.cu(3): error: expected a ;",
+    ),
+    "nothing": ("done\n", "no error line"),
+}
+
+
+@pytest.mark.parametrize(("log", "expected"), CMAKE_LOGS.values(), ids=CMAKE_LOGS)
+def test_the_reason_is_what_is_shown(log: str, expected: str) -> None:
+    assert building._first_error(log) == expected
+
+
 def test_damaged_library(cmake_log: Path) -> None:
-    path = library._build("cpu", "")
+    path = building.build("cpu", "")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(BuildError, match=r"libupsnet_cpu\.so cannot be loaded \(delete it to have it made anew\)"):
         library.load("cpu")
     path.unlink()
     assert library.load("cpu").path == path
+
+
+# A library of CUDA 13.0, and a driver that serves DRIVER; launches fail with -value.
+CUDA_TOY = """
+#include <cstddef>
+struct Params { int value; int* result; };
+extern "C" int upsnet_cuda_status(int* runtime, int* driver) {
+  *runtime = 13000;
+  *driver = DRIVER;
+  return DRIVER < 13000 ? 35 : 0;
+}
+extern "C" const char* upsnet_error_string(int status) { return status == 35 ? "driver is insufficient" : "no kernel"; }
+extern "C" const char* upsnet_toy_params_layout() { return "value:0:4 result:8:8 "; }
+extern "C" size_t upsnet_toy_workspace_size(const Params*) { return 1; }
+extern "C" int upsnet_toy_launch(const Params* params, void*, size_t, void*) { return -params->value; }
+"""
+
+
+def cuda_toy(folder: Path, driver: int) -> Path:
+    (folder / "cuda.cpp").write_text(CUDA_TOY)
+    path = folder / f"libupsnet_cuda_{driver}.so"
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    command = ["g++", "-shared", "-fPIC", f"-DDRIVER={driver}", str(folder / "cuda.cpp"), "-o", str(path)]
+    subprocess.run(command, check=True, env=environment)
+    return path
+
+
+def test_a_driver_older_than_the_runtime_is_told_of_at_loading(tmp_path: Path, toy: Path) -> None:
+    with pytest.raises(BuildError) as refused:
+        Library("cuda", cuda_toy(tmp_path, 12080))
+    assert str(refused.value) == (
+        f"{tmp_path}/libupsnet_cuda_12080.so holds the runtime of CUDA 13.0, and this machine's driver serves up to "
+        "CUDA 12.8, CUDA error 35 (driver is insufficient): update the driver, or set CUDACXX to the nvcc of a toolkit "
+        "that it serves"
+    )
+    with pytest.raises(BuildError, match="machine's NVIDIA driver is missing, CUDA error 35"):
+        Library("cuda", cuda_toy(tmp_path, 0))
+    with pytest.raises(BuildError, match="is of another version; make it anew"):
+        Library("cuda", toy)
+
+
+def test_errors_of_a_launch_have_words(tmp_path: Path) -> None:
+    served = Library("cuda", cuda_toy(tmp_path, 13020))
+    assert call(served, 0) == -1
+    with pytest.raises(RuntimeError, match=r"^toy: the cuda library could not run it, CUDA error 209 \(no kernel\)$"):
+        call(served, -209)
+    with pytest.raises(RuntimeError, match=r"CUDA error 1 \(sizes or numbers that it does not support\)$"):
+        call(served, -1)
+
+
+def test_a_gpu_that_is_too_old_is_told_of_before_anything_is_compiled(cmake_log: Path) -> None:
+    with pytest.raises(
+        BuildError, match=r"^the GPU is too old: it is sm_70, the kernels need sm_75 \(a T4\) or newer$"
+    ):
+        library.load("cuda", "70")
+    assert builds(cmake_log) == 0
 
 
 def test_ready_made_libraries(cmake_log: Path, toy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

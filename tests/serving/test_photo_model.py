@@ -49,6 +49,7 @@ class InProcess(Exported):
     """The stand-in as a Predictor."""
 
     name = "stand-in"
+    device_name = "cpu"
 
     def close(self) -> None:
         pass

@@ -95,12 +95,13 @@ def test_a_photo_that_one_process_cannot_read_ends_both_in_one_line(small: Path,
 
 def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [process_count(text) for text in ("1", "12", "gpu")] == [1, 12, 3]
     for text in ("0", "-1", "abc", "1.5", ""):
         with pytest.raises(InputError, match=rf"^--processes {text}: give a number from 1 up, .*has 3\)$"):
             process_count(text)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(InputError, match=r"--processes gpu: .*has 0"):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"^--processes gpu: PyTorch has no GPU here \(.+\)$"):
         process_count("gpu")
 
 

@@ -60,6 +60,7 @@ def test_every_form_of_a_model(tiny_run: Path, tmp_path: Path) -> None:
     for source, options, runtime in forms:
         with load(source, **options) as model:
             assert (model.runtime, model.name, len(model.categories)) == (runtime, "tiny", 8)
+            assert model.device.startswith(("cpu", "cuda:0"))
             assert repr(model) == f"<Model tiny in {runtime}: 4 stuff, 4 things>"
             found.append(model.predict(photo))
     for each in found[1:]:
@@ -92,7 +93,13 @@ def folder(tmp_path: Path) -> Path:
         ("run", {"runtime": "pytorch"}, "run: holds nothing for the runtime pytorch, only for onnxruntime"),
         ("trained", {"runtime": "onnxruntime"}, "trained: holds nothing .*, only for pytorch; `make onnx` exports it"),
         ("run", {"runtime": "caffe"}, "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, triton"),
-        ("run", {"device": "cuda"}, "run: device is no option of the runtime onnxruntime: threads$"),
+        (
+            "run",
+            {"device": "cuda"},
+            r"model\.onnx: ONNX Runtime cannot run it on cuda:0 \(.*\); device cpu needs no GPU$",
+        ),
+        ("run", {"device": "gpu"}, "device 'gpu': use auto, cpu, cuda or cuda:N$"),
+        ("run", {"device": 0}, "device 0: use auto, cpu, cuda or cuda:N$"),
         ("run", {"threads": 0}, "threads 0: give a number from 1 to 256"),
         ("run", {"threads": 10_000}, "threads 10000: give a number from 1 to 256"),
         ("run", {"threads": "2"}, "threads '2': give a number from 1 to 256"),
@@ -106,6 +113,7 @@ def folder(tmp_path: Path) -> Path:
         ("grpc://host:port", {}, "grpc://host:port: a server is grpc://host:port"),
         ("http://127.0.0.1:8000", {}, "http://127.0.0.1:8000: a server is grpc://host:port, with the port of its gRPC"),
         ("grpc://127.0.0.1:1", {"runtime": "pytorch"}, "holds nothing for the runtime pytorch, only for triton$"),
+        ("grpc://127.0.0.1:1", {"device": "cuda"}, "device is no option of the runtime triton: manifest"),
         ("grpc://127.0.0.1:1", {"threads": 2}, "threads is no option of the runtime triton: manifest"),
     ],
 )

@@ -33,7 +33,7 @@ from training.config import Config, TimmConfig, load_config
 from training.data.coco_panoptic import PanopticDataset
 from training.data.loader import fit_workers
 from training.data.open import open_training
-from training.predictor import open_device
+from training.device import describe_device, open_device
 from upsnet.command_line.command import run
 from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
@@ -84,7 +84,7 @@ def measure_steps(
     """Ours and torchvision's by turns; then ours alone, by part where it is asked for, and fed by the loader."""
     if not dataset.categories.num_things:
         raise InputError(f"{config.name}: its categories have no things, so Mask R-CNN has nothing to learn beside it")
-    batches = take_batches(dataset, config, min(BATCHES, steps))
+    batches = take_batches(dataset, config, min(BATCHES, steps), device)
     ours = warm_up(partial(UpsnetStep, config, dataset.categories, device), batches, device)
     baseline = partial(TorchvisionStep, dataset.categories.num_things, config, device)
     # Torchvision gets the layout that suits it better, whichever that is.
@@ -94,7 +94,7 @@ def measure_steps(
     del baselines
     best = max(row.images_per_s for row in timed[1:])
     by_part = breakdown(ours.contender, batches, steps, device) if parts else None
-    rate, waiting = feed(ours.contender, open_loader(dataset, config, 1 + steps, workers), device)
+    rate, waiting = feed(ours.contender, open_loader(dataset, config, 1 + steps, workers, device), device)
     return StepFigures(
         batch_shapes=[list(batch.images.shape) for batch in batches],
         instances=[sum(map(len, batch.boxes)) for batch in batches],
@@ -130,7 +130,7 @@ def main(
     config: Annotated[Path, typer.Option(help="YAML configuration.")] = Path("training/configs/coco_r50.yaml"),
     steps: Annotated[int, typer.Option(min=1, help="Steps of each that count; with --loader: batches.")] = 50,
     images_per_gpu: Annotated[int | None, typer.Option(min=1, help="Images a step (the configuration's).")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (the configuration's).")] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH of made-up photos, not resized then.")] = None,
     data: Annotated[bool, typer.Option("--data/--synthetic", help="Its photos, or made-up ones.")] = False,
@@ -150,11 +150,13 @@ def main(
     if len(workers) > 1 and not loader:
         raise InputError("--workers takes several numbers with --loader alone")
     target = open_device(device)
-    facts: dict[str, str | int] = machine_facts() | {"threads": torch.get_num_threads()}
+    facts = machine_facts() | {"threads": torch.get_num_threads()}
+    where = describe_device(target)
     if target.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(target)
-    where = str(facts.get("gpu", "")) or f"{facts['cpu']}, {facts['threads']} threads"
-    result: dict[str, Any] = {"machine": facts, "versions": package_versions(), "device": target.type}
+        torch.cuda.set_device(target)  # which the loader pins memory for
+    else:
+        where = f"{where}, {facts['cpu']}, {facts['threads']} threads"
+    result: dict[str, Any] = {"machine": facts, "versions": package_versions(), "device": where}
     result["settings"] = {
         "config": settings.name,
         "data": str(settings.data.train.json_file) if data else "synthetic",
@@ -169,7 +171,7 @@ def main(
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"train": split})})
         dataset = open_training(settings.data, settings.seed)
         if loader:
-            rates = loader_rates(dataset, settings, workers, steps)
+            rates = loader_rates(dataset, settings, workers, steps, target)
             print_tables(loader_table(f"{settings.name}: the loader alone, on {where}", rates))
             result["loader"] = [rate._asdict() for rate in rates]
         else:

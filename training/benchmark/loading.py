@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
+import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -27,19 +28,23 @@ class Rate(NamedTuple):
     images_per_s: float
 
 
-def open_loader(dataset: PanopticDataset, config: Config, batches: int, workers: int) -> DataLoader:
+def open_loader(
+    dataset: PanopticDataset, config: Config, batches: int, workers: int, device: torch.device
+) -> DataLoader:
     """The first `batches` batches of a run on one GPU."""
     plan = make_plan(config.schedule, 1).model_copy(update={"iterations": batches})
-    return make_loader(dataset, make_sampler(dataset, config, plan), workers)
+    return make_loader(dataset, make_sampler(dataset, config, plan), workers, device.type == "cuda")
 
 
-def take_batches(dataset: PanopticDataset, config: Config, count: int) -> list[Batch]:
+def take_batches(dataset: PanopticDataset, config: Config, count: int, device: torch.device) -> list[Batch]:
     """The first `count` batches, kept in memory."""
-    with reading(open_loader(dataset, config, count, 0)) as batches:
+    with reading(open_loader(dataset, config, count, 0, device)) as batches:
         return list(tqdm(batches, desc="batches", total=count, unit="batch", disable=None))
 
 
-def loader_rates(dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int) -> list[Rate]:
+def loader_rates(
+    dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int, device: torch.device
+) -> list[Rate]:
     """For each number of workers, over `batches` batches.
 
     What came before every worker had delivered its first batch does not count.
@@ -47,7 +52,7 @@ def loader_rates(dataset: PanopticDataset, config: Config, workers: Sequence[int
     rates = []
     for count in workers:
         warm_up = max(1, count)
-        with reading(open_loader(dataset, config, batches + warm_up, count)) as loader:
+        with reading(open_loader(dataset, config, batches + warm_up, count, device)) as loader:
             for _ in islice(loader, warm_up):
                 pass
             start = time.perf_counter()

@@ -95,9 +95,9 @@ class Batches(Dataset[Batch]):
         Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
 
 
-def make_loader(dataset: PanopticDataset, sampler: StepSampler, workers: int = 0) -> DataLoader:
+def make_loader(dataset: PanopticDataset, sampler: StepSampler, workers: int = 0, pinned: bool = False) -> DataLoader:
     """A loader of Batch, one for each forward pass, over `sampler`, to be read through `reading`. The global random
-    state of torch stays as it is.
+    state of torch stays as it is. pinned: the batches lie in memory from which copies to a GPU need no waiting.
 
     Images of one forward pass are padded to the largest of them, so several processes may pad to different sizes.
     """
@@ -108,7 +108,7 @@ def make_loader(dataset: PanopticDataset, sampler: StepSampler, workers: int = 0
         collate_fn=_as_it_is,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         worker_init_fn=batches.start_worker,
         multiprocessing_context="fork" if workers else None,  # they share the data set's records and the notes
         generator=torch.Generator().manual_seed(sampler.seed),

@@ -28,6 +28,10 @@ TlsCa = Annotated[
 ]
 TlsCert = Annotated[Path | None, typer.Option(help="triton: a certificate of the client (PEM), for mutual TLS.")]
 TlsKey = Annotated[Path | None, typer.Option(help="triton: its key (PEM).")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="pytorch, onnxruntime: auto (the default), cpu, cuda or cuda:N. A server has its own."),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")]
 
 GtJson = Annotated[

@@ -182,6 +182,7 @@ def main(
     url: options.Url = None,
     manifest: options.ServedManifest = None,
     threads: options.Threads = None,
+    device: options.Device = None,
     tls_ca: options.TlsCa = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
@@ -195,7 +196,7 @@ def main(
     folder = Path(out)
     files = Tls(tls_ca, tls_cert, tls_key)
     tls = files if any(files) else None
-    predictor = open_runtime(RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, tls=tls))
+    predictor = open_runtime(RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, device, tls=tls))
     replaced = (folder / "predictions.json").is_file()
     left_out: list[str] = []
     with Model(predictor) as opened:

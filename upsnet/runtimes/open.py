@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from upsnet import DISTRIBUTION
+from upsnet.device import AUTO
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
 from upsnet.runtimes.address import parse_address
@@ -21,11 +22,14 @@ MODELS = "a run's or an engine's folder, an .onnx file, a checkpoint (.safetenso
 
 
 def open_runtime(options: RuntimeOptions) -> Predictor:
-    """What a command line names (see `choose`). Options of other runtimes are left alone.
+    """What a command line names (see `choose`). Options of other runtimes are left alone, but for a device.
 
     Raises InputError for an unknown runtime, one that is not installed, and one without what it needs.
     """
-    return _open(*choose(options), options)
+    runtime, place = choose(options)
+    if options.device is not None and "device" not in RUNTIMES[runtime].takes:
+        raise InputError(f"device {options.device}: the runtime {runtime} has its own; leave it out")
+    return _open(runtime, place, options)
 
 
 def open_source(options: RuntimeOptions) -> Predictor:
@@ -100,6 +104,7 @@ def _open(name: str, place: PathLike, options: RuntimeOptions) -> Predictor:
         raise InputError(f"threads {threads!r}: give a number from 1 to {MOST_THREADS}")
     if runtime.file and not os.path.isfile(place):
         raise InputError(f"{place}: no such file; the runtime {name} needs {runtime.needs}")
+    options = options._replace(device=AUTO if options.device is None else options.device)
     module, _, predictor = runtime.predictor.partition(":")
     try:
         opened = getattr(load_module(module, f"{runtime.needs}, in the runtime {name},"), predictor)

@@ -24,7 +24,7 @@ class RuntimeOptions(NamedTuple):
     url: str | None = None  # triton: host:port of the server's gRPC
     manifest: PathLike | None = None  # of the model that a server runs; None: the server tells it
     threads: int | None = None  # of the CPU
-    device: str | None = None  # "auto", "cpu", "cuda" or "cuda:N"
+    device: str | None = None  # see upsnet/device.py; None: auto
     short_sides: Sequence[int] = ()  # with `flip`, test-time augmentation: see training/predictor.py
     flip: bool = False
     tls: Tls | PathLike | bool | None = None  # to a server: see `upsnet.Client`
@@ -57,7 +57,7 @@ RUNTIMES = {
         place="model",
         needs="an ONNX model",
         file="model.onnx",
-        takes=("threads",),
+        takes=("threads", "device"),
         extra="onnxruntime",
     ),
     "triton": Runtime(

@@ -26,6 +26,11 @@ class Predictor(Protocol):
     name: str
     manifest: Manifest
 
+    @property
+    def device_name(self) -> str:
+        """What computes, for people: "cpu", "cuda:0 (NVIDIA H200)", "the server's"."""
+        ...
+
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         """What the graph says about what `geometry.collate` returns."""
         ...

@@ -26,6 +26,7 @@ class TritonPredictor:
     """
 
     name = "triton"
+    device_name = "the server's"
 
     def __init__(
         self,

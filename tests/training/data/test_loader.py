@@ -226,3 +226,11 @@ def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [fit_workers(wanted) for wanted in (0, 1, 8, 9)] == [0, 1, 2, 2]
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert [fit_workers(wanted) for wanted in (0, 1, 8)] == [0, 1, 1]
+
+
+def test_memory_is_pinned_for_a_gpu_alone(shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    dataset = open_shapes(shapes_folder)
+    order = sampler(len(dataset), 1, 1)
+    assert not make_loader(dataset, order).pin_memory
+    assert make_loader(dataset, order, pinned=True).pin_memory

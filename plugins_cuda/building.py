@@ -1,0 +1,174 @@
+"""Compiling the operators' libraries with CMake, each once for everything that it is made from (library.py loads them).
+
+A library lies below build/operators/ of the checkout, or, where that cannot be written to, in the user's cache:
+$XDG_CACHE_HOME/upsnet-trt/operators, else ~/.cache/upsnet-trt/operators.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+
+from filelock import FileLock
+
+SOURCES = Path(__file__).parent
+BUILD = SOURCES.parent / "build" / "operators"
+
+
+class BuildError(RuntimeError):
+    """A library that cannot be compiled or loaded here; the text says why."""
+
+
+def build(name: str, architecture: str) -> Path:
+    """The compiled file of one target, in a folder named by everything that it depends on."""
+    compiler = _compiler("CXX", ["c++", "g++"], "no C++ compiler was found; install g++, or set CXX")
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=sysconfig.get_path("scripts"))
+    if cmake is None:
+        raise BuildError("cmake was not found; `pip install cmake`")
+    environment = {**os.environ, "CXX": compiler}
+    made_from = [name, platform.machine(), architecture, _version(compiler)]
+    options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
+    if name == "cuda":
+        toolkit = [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"]
+        environment["CUDACXX"] = _compiler(
+            "CUDACXX", ["nvcc", *toolkit], "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
+        )
+        made_from.append(_version(environment["CUDACXX"]))
+    else:
+        sanitizers = _sanitizers()
+        environment.pop("LD_PRELOAD", None)  # of the sanitizers: theirs is this process, not the compiler
+        options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
+        made_from.append(sanitizers)
+    digest = hashlib.sha256("\0".join(made_from).encode() + _sources()).hexdigest()[:16]
+    place = Path(f"{name}{architecture}-{digest}", f"libupsnet_{name}.so")
+    if (BUILD / place).is_file():
+        return BUILD / place
+    folder = _writable_folder()
+    try:
+        _compile_once(cmake, name, options, environment, folder / place)
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written to: {error}") from error
+    return folder / place
+
+
+def _writable_folder() -> Path:
+    """BUILD, or the user's cache: code is loaded from there, so nobody else may write to it."""
+    try:
+        BUILD.mkdir(parents=True, exist_ok=True)
+        if os.access(BUILD, os.W_OK | os.X_OK):
+            return BUILD
+    except OSError:  # as os.access says in other words
+        pass
+    above = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        own = (Path(above) if os.path.isabs(above) else Path.home() / ".cache") / "upsnet-trt"
+        folder = own / "operators"
+        own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = [path.stat() for path in (own, folder)]
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise BuildError(
+            f"{BUILD} cannot be written to, and there is no cache ({error}); set XDG_CACHE_HOME"
+        ) from error
+    if any(each.st_uid != os.geteuid() or each.st_mode & 0o022 for each in found):
+        raise BuildError(f"{folder}: others can write there, so no code is loaded from it; `chmod go-w {own} {folder}`")
+    return folder
+
+
+def _compile_once(cmake: str, name: str, options: list[str], environment: dict[str, str], library: Path) -> None:
+    """Of several processes that want it at once, as the ranks of a run do, one compiles; or fails, for all of them."""
+    log = library.parent.with_suffix(".log")
+    before = _written(log)
+    with FileLock(library.parents[1] / f"{name}.lock"):
+        if library.is_file():
+            return
+        if _written(log) != before:  # while this process waited; a later one tries again
+            raise BuildError(_failure(log))
+        _compile(cmake, name, options, environment, library, log)
+
+
+def _compile(cmake: str, name: str, options: list[str], environment: dict[str, str], library: Path, log: Path) -> None:
+    folder = library.parents[1]
+    where = "once" if folder == BUILD else f"once, into {folder}, as {BUILD} cannot be written to"
+    print(f"compiling the operators for {name} ({where}) ...", file=sys.stderr, flush=True)
+    jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        for command in (
+            [cmake, "-S", str(SOURCES), "-B", temporary, f"-DPython3_EXECUTABLE={sys.executable}", *options],
+            [cmake, "--build", temporary, "--target", f"upsnet_{name}", "--parallel", jobs],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+            if done.returncode != 0:
+                log.write_text(done.stderr + done.stdout)
+                raise BuildError(_failure(log))
+        library.parent.mkdir(exist_ok=True)
+        (Path(temporary) / library.name).replace(library)
+
+
+def _written(log: Path) -> int | None:
+    try:
+        return log.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _failure(log: Path) -> str:
+    return f"compiling it failed: {_first_error(log.read_text())} (whole log: {log})"
+
+
+def _first_error(log: str) -> str:
+    """The line that names the first error. Of CMake's: its message, in it a compiler's own words."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    first = next((index for index, line in enumerate(lines) if "error" in line.lower()), None)
+    if first is None:
+        return "no error line"
+    if not (lines[first].startswith("CMake Error at") and lines[first].endswith(":")):
+        return lines[first]
+    message = list(takewhile(lambda line: not line.startswith(("Call Stack", "CMake ", "-- ")), lines[first + 1 :]))
+    compilers = next((index for index, line in enumerate(message) if "error" in line.lower()), 0)
+    return " ".join(message[compilers : compilers + 3])
+
+
+def _compiler(variable: str, names: list[str], missing: str) -> str:
+    """The command of a compiler: the environment variable's, else the first of the names that is there."""
+    found = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
+    if not found:
+        raise BuildError(missing)
+    return found
+
+
+@cache
+def _version(compiler: str) -> str:
+    command = [*shlex.split(compiler), "--version"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"the compiler {compiler!r} does not run: {error}") from error
+
+
+def _sanitizers() -> str:
+    """UPSNET_SANITIZE. An address sanitizer that is not there from the start ends the process: refused in time."""
+    wanted = os.environ.get("UPSNET_SANITIZE", "")
+    if "address" in wanted and not hasattr(ctypes.CDLL(None), "__asan_init"):
+        raise BuildError(f"UPSNET_SANITIZE={wanted} needs libasan from the start (LD_PRELOAD); run `make sanitize`")
+    return wanted
+
+
+def _sources() -> bytes:
+    """Everything that the libraries are made from, with its names."""
+    kinds = {".h", ".cuh", ".cu", ".cpp"}
+    names = {"CMakeLists.txt", "schema.py", "generate.py"}
+    files = sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds or path.name in names)
+    files = [path for path in files if path.name != "plugin.cpp"]
+    return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)
