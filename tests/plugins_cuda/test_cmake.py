@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins_cuda import library, sass
+from plugins_cuda import building, library, sass
 
 REASON = "host_config.h:143:2: error: #error -- unsupported GNU version!"
 
@@ -27,7 +27,7 @@ def test_an_nvcc_that_refuses_the_host_compiler_says_why_in_one_line(tmp_path: P
     done = configure(tmp_path / "build", CUDACXX=f"{nvcc}{flags}")
     assert done.returncode != 0
     assert f"{nvcc}{flags} does not work here: {REASON}" in done.stderr
-    assert library._first_error(done.stderr).endswith(REASON)
+    assert building._first_error(done.stderr).endswith(REASON)
 
 
 def test_an_nvcc_that_is_named_and_not_there(tmp_path: Path) -> None:
