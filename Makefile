@@ -107,13 +107,16 @@ $(RUN)/model.onnx: $(or $(CHECKPOINT),$(RUN)/.trained)
 
 engine: $(RUN)/engine/engine.json ## build the engine of this machine from RUN's ONNX file
 
-# A TensorRT plan needs the plugins; without TensorRT nobody asks for them.
-PLUGINS := $(if $(wildcard $(VENV)/lib/python*/site-packages/tensorrt*),build/plugins/libupsnet_plugins.so)
+# TensorRT's plan needs the plugins; where the package tensorrt is not, nobody asks for them. TensorRT-RTX and the lean
+# runtime, which the tests have, are packages of other names.
+PLUGINS := $(if $(wildcard $(VENV)/lib/python*/site-packages/tensorrt/__init__.py),build/plugins/libupsnet_plugins.so)
 $(RUN)/engine/engine.json: $(RUN)/model.onnx | $(PLUGINS)
 	$(UPSNET) engine --model $< --out $(RUN)/engine
 
 build/plugins/libupsnet_plugins.so:
 	$(MAKE) plugins
+	@[ -f $@ ] || echo 'TensorRT is here but nvcc is not: without the plugins there will be no plan; once nvcc is on' \
+		'the PATH (or CUDACXX names it), run `make plugins` and build the engine again' >&2
 
 serve: $(TRITON_READY) $(RUN)/engine/engine.json ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
 	$(UPSNET) serve --run $(RUN) $(ARGS)
@@ -155,11 +158,10 @@ ablation: bench-ablation
 overview: $(RUN)/report.html ## docs/overview.jpg, the picture in the README, from RUN (the demo)
 	$(UPSNET) overview --run $(RUN) $(ARGS)
 
-# Without nvcc or TensorRT's headers, CMake says what it leaves out and how to get it.
+# Without nvcc, CMake says what it leaves out and how to get it.
 CMAKE := $(if $(wildcard $(BIN)/cmake),$(BIN)/cmake,cmake)
-plugins: ## libraries of the operators in build/plugins; TensorRT's with TENSORRT_INCLUDE_DIR=folder of NvInfer.h
-	$(CMAKE) -S plugins_cuda -B build/plugins \
-		$(if $(TENSORRT_INCLUDE_DIR),-DTENSORRT_INCLUDE_DIR=$(abspath $(TENSORRT_INCLUDE_DIR))) $(ARGS)
+plugins: ## libraries of the operators in build/plugins, TensorRT's plugins among them, which need nvcc
+	$(CMAKE) -S plugins_cuda -B build/plugins $(ARGS)
 	$(CMAKE) --build build/plugins --parallel --target everything
 
 gpu-check: ## build, check and measure the operators on an NVIDIA GPU; without .venv, with the PyTorch of PYTHON (python3)

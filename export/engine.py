@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -121,19 +123,21 @@ def _tensorrt_rtx(model: Path, plan: Path, plugins: Path | None) -> Outcome:
     module = "tensorrt_rtx_bindings"
     if importlib.util.find_spec(module) is None:
         return Outcome(status="absent", reason="TensorRT-RTX is not installed (pip install '.[rtx]')")
-    library = _rtx_library()
-    with tempfile.TemporaryDirectory() as links:
-        # The wheel has only libtensorrt_rtx.so.1, but the parser opens libtensorrt_rtx.so and aborts without it.
-        if library is not None:
-            (Path(links) / "libtensorrt_rtx.so").symlink_to(library)
-        path = os.pathsep.join(filter(None, [links, os.environ.get("LD_LIBRARY_PATH", "")]))
-        return _run_build(module, model, plan, plugins, {"LD_LIBRARY_PATH": path})
+    with rtx_environment() as environment:
+        return _run_build(module, model, plan, plugins, environment)
 
 
-def _rtx_library() -> Path | None:
+@contextlib.contextmanager
+def rtx_environment() -> Iterator[dict[str, str]]:
+    """What a process needs in its environment to parse with TensorRT-RTX's wheel: that holds libtensorrt_rtx.so.1
+    alone, and where a plugin is met, the parser opens libtensorrt_rtx.so, or aborts."""
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     folders = list(spec.submodule_search_locations or []) if spec else []
-    return next((path for folder in folders for path in Path(folder).rglob("libtensorrt_rtx.so.1")), None)
+    library = next((path for folder in folders for path in Path(folder).rglob("libtensorrt_rtx.so.1")), None)
+    with tempfile.TemporaryDirectory() as links:
+        if library is not None:
+            (Path(links) / "libtensorrt_rtx.so").symlink_to(library)
+        yield {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, [links, os.environ.get("LD_LIBRARY_PATH", "")]))}
 
 
 def _run_build(module: str, model: Path, plan: Path, plugins: Path | None, env: dict[str, str]) -> Outcome:

@@ -42,6 +42,7 @@ class Outcome(Sparse):
     version: str | None = None  # TensorRT's
     layers: Counts | None = None  # HEAVY_LAYERS by the type that they give out
     plugins: Counts | None = None  # custom operators by the type of their first input
+    kernel_abi: int | None = None  # of the plugins: an engine runs with plugins of the same number alone
 
     def __str__(self) -> str:
         """Why it was not built; else its size, and what its layers of weights and its plugins compute in."""
@@ -96,7 +97,10 @@ def build(trt: ModuleType, model: Path, plan: Path, profile: Profile, plugins: P
     with atomic_path(plan) as temporary:
         temporary.write_bytes(bytes(serialized))
     size = plan.stat().st_size
-    return Outcome(status="built", bytes=size, version=trt.__version__, layers=layers, plugins=operators)
+    kernel_abi = None if plugins is None else _kernel_abi(plugins)
+    return Outcome(
+        status="built", bytes=size, version=trt.__version__, layers=layers, plugins=operators, kernel_abi=kernel_abi
+    )
 
 
 def _make_logger(trt: ModuleType) -> Any:  # Any: its class exists only where TensorRT does, which has no types
@@ -126,6 +130,12 @@ def _load_plugins(trt: ModuleType, library: Path) -> str:
     if len(registry.all_creators) == before:
         return f"{library} registered no plugin with {trt.__name__} {trt.__version__}; build it with `make plugins`"
     return ""
+
+
+def _kernel_abi(library: Path) -> int | None:
+    """See plugins_cuda/tensorrt/kernel_abi.h; older libraries have none."""
+    number = getattr(ctypes.CDLL(str(library.resolve())), "upsnet_kernel_abi", None)
+    return None if number is None else int(number())
 
 
 def _count_types(trt: ModuleType, network: Any) -> tuple[Counts, Counts]:

@@ -156,3 +156,15 @@ def test_demo_says_what_to_do_next(machine: Machine) -> None:
     said = machine.make("demo", "-n", "RUN=runs/mine").stdout.splitlines()[-4:]
     assert "Open runs/mine/report.html" in said[0] and "predict photo.jpg --run runs/mine" in said[1]
     assert f"make serve RUN=runs/mine VENV={machine.venv}'" in said[2] and "synthetic shapes only" in said[3]
+
+
+def test_only_tensorrt_itself_asks_for_the_plugins(machine: Machine, tmp_path: Path) -> None:
+    run, packages = tmp_path / "run", machine.venv / "lib/python3.12/site-packages"
+    run.mkdir()
+    (run / "last.safetensors").touch()
+    for name, wanted in (("tensorrt_rtx_libs", False), ("tensorrt_lean_bindings", False), ("tensorrt", True)):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "__init__.py").touch()
+        planned = machine.make("engine", f"RUN={run}", "-n", "-B")
+        assert planned.returncode == 0 and ("--target everything" in planned.stdout) == wanted, planned.stdout
+    assert "once nvcc is on" in planned.stdout

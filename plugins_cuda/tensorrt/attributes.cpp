@@ -6,6 +6,8 @@
 #include <limits>
 #include <stdexcept>
 
+#include "tensorrt/kernel_abi.h"
+
 namespace upsnet::tensorrt {
 namespace {
 
@@ -70,6 +72,16 @@ void FieldReader::numbers(const PluginField& field, float* values, int32_t count
     values[i] = field.type == PluginFieldType::kFLOAT64 ? static_cast<float>(element<double>(field, i))
                                                         : element<float>(field, i);
   }
+}
+
+void check_kernel_abi(const FieldReader& fields, nvinfer1::TensorRTPhase phase) {
+  // An ONNX node does not say what its engine is to run with.
+  int32_t built_for = phase == nvinfer1::TensorRTPhase::kBUILD ? kKernelAbi : 1;
+  fields.optional(kKernelAbiField, built_for);
+  if (built_for == kKernelAbi) return;
+  throw std::invalid_argument("the engine was built for kernel ABI " + std::to_string(built_for) +
+                              ", these plugins have kernel ABI " + std::to_string(kKernelAbi) +
+                              ": build the engine anew with `upsnet engine`");
 }
 
 void Description::add(const char* name, float value) {

@@ -5,7 +5,7 @@
 // fields (for the creator and for the engine), Description prints them.
 #pragma once
 
-#include <NvInferRuntime.h>
+#include "tensorrt/abi/plugin.h"
 
 #include <array>
 #include <cstdint>

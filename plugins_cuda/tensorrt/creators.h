@@ -1,7 +1,7 @@
 // Every plugin's creator, defined in its room's plugin.cpp.
 #pragma once
 
-#include <NvInferRuntime.h>
+#include "tensorrt/abi/plugin.h"
 
 namespace upsnet::tensorrt {
 

@@ -14,7 +14,7 @@
 // A plugin keeps its attributes and nothing else, so that one object may be timed, cloned and run anywhere.
 #pragma once
 
-#include <NvInferRuntime.h>
+#include "tensorrt/abi/plugin.h"
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "tensorrt/attributes.h"
+#include "tensorrt/kernel_abi.h"
 #include "tensorrt/log.h"
 #include "tensorrt/tensors.h"
 
@@ -56,11 +57,11 @@ class Plugin final : public nvinfer1::IPluginV3,
  public:
   explicit Plugin(const Operator& op) : op_(op) {
     FieldWriter writer;
-    Operator::attributes(op_, writer);
+    visit(writer);
     fields_ = std::move(writer.fields);
     collection_ = {static_cast<int32_t>(fields_.size()), fields_.data()};
     Description description;
-    Operator::attributes(op_, description);
+    visit(description);
     description_ = std::move(description.text);
   }
   Plugin(const Plugin&) = delete;  // the fields point into op_
@@ -145,7 +146,7 @@ class Plugin final : public nvinfer1::IPluginV3,
       return op_.workspace_size({kNumInputs, largest});
     });
   }
-  // The attributes: they and the shapes decide how fast a format is.
+  // The kernels and the attributes: they and the shapes decide how fast a format is.
   const char* getTimingCacheID() noexcept override { return description_.c_str(); }
   const char* getMetadataString() noexcept override { return description_.c_str(); }
 
@@ -177,6 +178,14 @@ class Plugin final : public nvinfer1::IPluginV3,
   template <typename Result, typename Body>
   static Result guarded(const char* method, Result failure, Body body) noexcept {
     return tensorrt::guarded(kName, method, failure, body);
+  }
+
+  // What makes the plugin, in an engine: an ONNX node has no kernel_abi, so the creator's list of fields has none
+  // either.
+  template <typename Visitor>
+  void visit(Visitor& visitor) const {
+    visitor.required(kKernelAbiField, kKernelAbi);
+    Operator::attributes(op_, visitor);
   }
 
   static void expect_counts(int32_t inputs, int32_t outputs) {
@@ -211,11 +220,12 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   }
 
   nvinfer1::IPluginV3* createPlugin(const char*, const nvinfer1::PluginFieldCollection* fields,
-                                    nvinfer1::TensorRTPhase) noexcept override {
+                                    nvinfer1::TensorRTPhase phase) noexcept override {
     return guarded(kName, "createPlugin", static_cast<nvinfer1::IPluginV3*>(nullptr), [&] {
       if (fields == nullptr) throw std::invalid_argument("no attributes");
       Operator op;
-      FieldReader reader(*fields);
+      const FieldReader reader(*fields);
+      check_kernel_abi(reader, phase);
       Operator::attributes(op, reader);
       op.check();
       return new Plugin<Operator, kNode>(op);

@@ -1,7 +1,7 @@
 // What a plugin's inputs and outputs are, and what follows from it: types, formats, shapes.
 #pragma once
 
-#include <NvInferRuntime.h>
+#include "tensorrt/abi/plugin.h"
 
 #include <cstdint>
 #include <string>

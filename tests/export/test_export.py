@@ -98,7 +98,7 @@ def test_onnx_runtime_equals_pytorch(tiny_run: Path, batch: int, height: int, wi
 @pytest.mark.gpu
 def test_gpu_equals_cpu(tiny_run: Path) -> None:
     if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
+        pytest.skip("no NVIDIA GPU")
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
     inputs = NetworkBatch(images, np.array([[96, 128]] * 2, np.int32), np.ones(2, np.float32))
     cpu, gpu = (PyTorchPredictor(tiny_run / "last.safetensors", device).predict(inputs) for device in ("cpu", "cuda"))

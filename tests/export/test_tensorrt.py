@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 from collections import Counter
@@ -21,6 +21,7 @@ from export.engine import MADE_PLUGINS, PLUGINS_VARIABLE, build_engine, find_plu
 from export.onnx_export import write_onnx
 from export.precision import prepare
 from export.tensorrt_build import HEAVY_LAYERS, Outcome, _load_plugins, optimization_profile
+from tests.plugins_cuda.tensorrt.libraries import built
 from tests.training.tiny_network import SMALL
 from training.config import ModelConfig
 from training.model.upsnet import UPSNet
@@ -161,25 +162,10 @@ def rtx() -> None:
 
 
 @pytest.fixture(scope="session")
-def plugin_library(rtx: None, tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
-    """libupsnet_plugins.so: $UPSNET_PLUGINS, else compiled here, for one architecture."""
-    if os.environ.get(PLUGINS_VARIABLE):
-        return Path(os.environ[PLUGINS_VARIABLE])
-    if not os.environ.get("TENSORRT_INCLUDE_DIR"):
-        pytest.skip("needs TensorRT's headers: set TENSORRT_INCLUDE_DIR to the folder of NvInfer.h")
-    if shutil.which(os.environ.get("CUDACXX", "nvcc")) is None:
-        pytest.skip("needs nvcc")
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("needs cmake")
-    folder = tmp_path_factory.mktemp("plugins")
-    for arguments in (
-        ["-S", str(project_root / "plugins_cuda"), "-B", str(folder), "-DCMAKE_CUDA_ARCHITECTURES=80-real"],
-        ["--build", str(folder), "--target", "upsnet_plugins", "--parallel", "2"],
-    ):
-        done = subprocess.run([cmake, *arguments], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder / PLUGINS
+def plugin_library(rtx: None) -> Path:
+    """The plugins around emulated kernels: what they are asked while an engine is built does not depend on a GPU."""
+    _, plugins = built("cpu")
+    return plugins
 
 
 @pytest.mark.tensorrt
@@ -196,6 +182,7 @@ class TestRtx:
         found = build_engine(model, tmp_path, plugin_library).tensorrt_rtx
         assert found.status == "built" and found.bytes and found.layers and found.plugins, found
         assert (tmp_path / "model.rtx.plan").stat().st_size == found.bytes > 100_000
+        assert found.kernel_abi == ctypes.CDLL(str(plugin_library)).upsnet_kernel_abi()
 
         nodes = Counter(node.op_type for node in onnx.load(model).graph.node if node.domain == "upsnet")
         assert {name: sum(kinds.values()) for name, kinds in found.plugins.items()} == nodes

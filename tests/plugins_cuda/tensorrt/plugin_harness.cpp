@@ -2,84 +2,47 @@
 //
 // Pointers given to enqueue go through as they are: host memory for the plugins around emulated kernels, device memory
 // for the real ones. Expressions of dimensions are evaluated at once. Structs are TensorRT's own, mirrored in
-// conftest.py. Loaded with RTLD_GLOBAL, the harness stands for TensorRT itself: it then has the registry and the
-// logger that a plugin library looks for.
-#include <NvInferRuntime.h>
+// harness.py. Loaded with RTLD_GLOBAL, the harness stands for TensorRT itself: it then has the registry and the
+// logger that a plugin library looks for, laid out as in the version that harness_set_version was given.
 #include <dlfcn.h>
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <string>
 #include <vector>
 
-// TensorRT 10 still wants the methods for V2 plugins.
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+#include "tensorrt/abi/process.h"
+#include "tensorrt/constants.h"
 
 #define HARNESS_EXPORT extern "C" __attribute__((visibility("default")))
 
 using namespace nvinfer1;
+namespace tensorrt = upsnet::tensorrt;
 
 namespace {
 
-class Expression final : public IDimensionExpr {
- public:
-  explicit Expression(int64_t value) : value_(value) { mImpl = &value_; }
+std::string log_lines;
 
- private:
-  struct Value final : apiv::VDimensionExpr {
-    explicit Value(int64_t value) : value(value) {}
-    bool isConstant() const override { return true; }
-    int64_t getConstantValue() const override { return value; }
-    bool isSizeTensor() const override { return false; }
-    const int64_t value;
-  };
-  Value value_;
-};
-
-class Builder final : public IExprBuilder {
- public:
-  Builder() { mImpl = &made_; }
-  const IDimensionExpr* make(int64_t value) { return made_.constant(value); }
-
- private:
-  struct Made final : apiv::VExprBuilder {
-    const IDimensionExpr* constant(int64_t value) override {
-      expressions.push_back(std::make_unique<Expression>(value));
-      return expressions.back().get();
-    }
-    const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& a, const IDimensionExpr& b) override {
-      const int64_t first = a.getConstantValue(), second = b.getConstantValue();
-      switch (op) {
-        case DimensionOperation::kSUM: return constant(first + second);
-        case DimensionOperation::kPROD: return constant(first * second);
-        case DimensionOperation::kSUB: return constant(first - second);
-        case DimensionOperation::kFLOOR_DIV: return constant(first / second);
-        default: return nullptr;
-      }
-    }
-    const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) override {
-      return nullptr;
-    }
-    std::vector<std::unique_ptr<Expression>> expressions;
-  };
-  Made made_;
-};
-
+template <typename ILogger>
 class Logger final : public ILogger {
  public:
-  void log(Severity, const char* message) noexcept override { lines.append(message).append("\n"); }
-  std::string lines;
+  void log(tensorrt::Severity, const char* message) noexcept override { log_lines.append(message).append("\n"); }
 };
-Logger logger;
 
+template <typename ILogger, typename ILoggerFinder>
 class LoggerFinder final : public ILoggerFinder {
  public:
   ILogger* findLogger() override { return &logger; }
+  Logger<ILogger> logger;
 };
-LoggerFinder logger_finder;
+LoggerFinder<tensorrt::v10::ILogger, tensorrt::v10::ILoggerFinder> finder10;
+LoggerFinder<tensorrt::v11::ILogger, tensorrt::v11::ILoggerFinder> finder11;
 
-class Registry final : public IPluginRegistry {
+std::vector<IPluginCreatorInterface*> held;
+
+// What both layouts have.
+template <typename IPluginRegistry>
+class AnyRegistry : public IPluginRegistry {
  public:
   bool registerCreator(IPluginCreatorInterface& creator, const char*) noexcept override {
     held.push_back(&creator);
@@ -98,25 +61,33 @@ class Registry final : public IPluginRegistry {
 
   // Nothing below is for a plugin library to call.
   IPluginCreatorInterface* getCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
-  void setErrorRecorder(IErrorRecorder*) noexcept override {}
-  IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
+  void setErrorRecorder(void*) noexcept override {}
+  void* getErrorRecorder() const noexcept override { return nullptr; }
   bool isParentSearchEnabled() const override { return false; }
   void setParentSearchEnabled(bool) override {}
-  PluginLibraryHandle loadLibrary(const char*) noexcept override { return nullptr; }
-  void deregisterLibrary(PluginLibraryHandle) noexcept override {}
-  IPluginResource* acquirePluginResource(const char*, IPluginResource*) noexcept override { return nullptr; }
+  void* loadLibrary(const char*) noexcept override { return nullptr; }
+  void deregisterLibrary(void*) noexcept override {}
+  void* acquirePluginResource(const char*, void*) noexcept override { return nullptr; }
   int32_t releasePluginResource(const char*) noexcept override { return 0; }
-  virtual IPluginCreatorInterface* const* getAllCreatorsRecursive(int32_t*) noexcept { return nullptr; }  // since 10.13
-#if NV_TENSORRT_MAJOR < 11
-  bool registerCreator(IPluginCreator&, const char*) noexcept override { return false; }
-  IPluginCreator* const* getPluginCreatorList(int32_t*) const noexcept override { return nullptr; }
-  IPluginCreator* getPluginCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
-  bool deregisterCreator(const IPluginCreator&) noexcept override { return false; }
-#endif
-
-  std::vector<IPluginCreatorInterface*> held;
 };
-Registry registry;
+class Registry10 final : public AnyRegistry<tensorrt::v10::IPluginRegistry> {
+  bool registerCreatorV2(void*, const char*) noexcept override { return false; }
+  void* const* getPluginCreatorList(int32_t*) const noexcept override { return nullptr; }
+  void* getPluginCreator(const char*, const char*, const char*) noexcept override { return nullptr; }
+  bool deregisterCreatorV2(const void*) noexcept override { return false; }
+};
+class Registry11 final : public AnyRegistry<tensorrt::v11::IPluginRegistry> {
+  IPluginCreatorInterface* const* getAllCreatorsRecursive(int32_t*) noexcept override { return nullptr; }
+};
+Registry10 registry10;
+Registry11 registry11;
+
+int32_t version = 110100;
+bool is_v10() { return version >= 20000 && version < 110000; }
+template <typename T10, typename T11>
+void* of_version(T10& v10, T11& v11) {
+  return is_v10() ? static_cast<void*>(&v10) : static_cast<void*>(&v11);
+}
 
 IPluginCreatorInterface* const* creators;
 int32_t num_creators;
@@ -135,20 +106,22 @@ IPluginV3OneRuntime* runtime(IPluginV3* plugin) {
 }  // namespace
 
 // TensorRT's own functions: a plugin library asks for the version of whatever library an object is from.
-HARNESS_EXPORT int32_t getInferLibVersion() noexcept { return NV_TENSORRT_VERSION; }
-HARNESS_EXPORT IPluginRegistry* getPluginRegistry() noexcept { return &registry; }
-HARNESS_EXPORT ILogger* getLogger() noexcept { return &logger; }
-HARNESS_EXPORT int32_t harness_num_registered() { return static_cast<int32_t>(registry.held.size()); }
+HARNESS_EXPORT int32_t getInferLibVersion() noexcept { return version; }
+HARNESS_EXPORT void* getPluginRegistry() noexcept { return of_version(registry10, registry11); }
+HARNESS_EXPORT void* getLogger() noexcept { return of_version(finder10.logger, finder11.logger); }
+
+HARNESS_EXPORT void harness_set_version(int32_t number) { version = number; }
+HARNESS_EXPORT int32_t harness_num_registered() { return static_cast<int32_t>(held.size()); }
 
 // Null, or why the library cannot be used.
 HARNESS_EXPORT const char* harness_load(const char* path) {
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return dlerror();
-  const auto set_finder = reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"));
+  const auto set_finder = reinterpret_cast<void (*)(void*)>(dlsym(library, "setLoggerFinder"));
   const auto get_creators =
       reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"));
   if (set_finder == nullptr || get_creators == nullptr) return "setLoggerFinder or getCreators is missing";
-  set_finder(&logger_finder);
+  set_finder(of_version(finder10, finder11));
   creators = get_creators(num_creators);
   return nullptr;
 }
@@ -156,8 +129,8 @@ HARNESS_EXPORT const char* harness_load(const char* path) {
 // What was logged since the last call.
 HARNESS_EXPORT const char* harness_messages() {
   static std::string taken;
-  taken = std::move(logger.lines);
-  logger.lines.clear();
+  taken = std::move(log_lines);
+  log_lines.clear();
   return taken.c_str();
 }
 
@@ -202,18 +175,12 @@ HARNESS_EXPORT int32_t harness_output_types(IPluginV3* plugin, const DataType* i
 
 HARNESS_EXPORT int32_t harness_output_shapes(IPluginV3* plugin, const Dims* inputs, int32_t num_inputs, Dims* outputs,
                                              int32_t num_outputs) {
-  Builder builder;
+  tensorrt::Constants constants;
   std::vector<DimsExprs> in(num_inputs), out(num_outputs);
-  for (int32_t i = 0; i < num_inputs; ++i) {
-    in[i].nbDims = inputs[i].nbDims;
-    for (int32_t axis = 0; axis < inputs[i].nbDims; ++axis) in[i].d[axis] = builder.make(inputs[i].d[axis]);
-  }
+  for (int32_t i = 0; i < num_inputs; ++i) in[i] = constants.of(inputs[i]);
   const int32_t status =
-      build(plugin)->getOutputShapes(in.data(), num_inputs, nullptr, 0, out.data(), num_outputs, builder);
-  for (int32_t i = 0; status == 0 && i < num_outputs; ++i) {
-    outputs[i].nbDims = out[i].nbDims;
-    for (int32_t axis = 0; axis < out[i].nbDims; ++axis) outputs[i].d[axis] = out[i].d[axis]->getConstantValue();
-  }
+      build(plugin)->getOutputShapes(in.data(), num_inputs, nullptr, 0, out.data(), num_outputs, constants);
+  for (int32_t i = 0; status == 0 && i < num_outputs; ++i) outputs[i] = constants.dims(out[i]);
   return status;
 }
 
@@ -239,6 +206,6 @@ HARNESS_EXPORT int32_t harness_shape_change(IPluginV3* plugin, const PluginTenso
 
 HARNESS_EXPORT int32_t harness_enqueue(IPluginV3* plugin, const PluginTensorDesc* tensors, int32_t num_inputs,
                                        const void* const* inputs, void* const* outputs, void* workspace,
-                                       cudaStream_t stream) {
+                                       CUstream_st* stream) {
   return runtime(plugin)->enqueue(tensors, tensors + num_inputs, inputs, outputs, workspace, stream);
 }

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import plugins_cuda
 from tests.plugins_cuda.tensorrt.conftest import Front
+from tests.plugins_cuda.tensorrt.harness import Harness, Tensors
+from tests.plugins_cuda.tensorrt.profile import Profile
 
 pytestmark = pytest.mark.tensorrt
 
@@ -86,12 +88,53 @@ def test_deform_conv(front: Front, random: torch.Generator, dtype: torch.dtype, 
     offset, bias = offset.to(front.device), bias.to(front.device)
     mask = torch.rand(2, 9, 5, 7, generator=random).to(front.device) if modulated else None
     expected = plugins_cuda.deform_conv(x, offset, weight, bias, stride=(2, 1), padding=1, mask=mask)
-    attributes = {"strides": [2, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1]}
+    attributes = CONVOLUTION | {"strides": [2, 1]}
     rest = [offset, weight, bias] if mask is None else [offset, weight, bias, mask]
     image = layout_of(dtype, layout)
     name = "ModulatedDeformConv2d" if modulated else "DeformConv2d"
     (found,) = front.run(name, attributes, [x, *rest], [image, *["linear"] * len(rest), image])
     assert torch.equal(found, expected)
+
+
+CONVOLUTION = {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1]}
+
+
+def convolved(batch: int, channels: int, outputs: int, height: int, width: int) -> list[tuple[int, ...]]:
+    """The shapes of a 3 x 3 convolution's inputs."""
+    return [(batch, channels, height, width), (batch, 18, height, width), (outputs, channels, 3, 3), (outputs,)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_deform_conv_splits_channels_on_small_maps_only(
+    front: Front, random: torch.Generator, dtype: torch.dtype, layout: str
+) -> None:
+    """The sums of the splits lie in a workspace whose size TensorRT asked for where nothing is split."""
+    smallest, shapes, largest = convolved(1, 64, 8, 4, 4), convolved(1, 64, 8, 9, 7), convolved(4, 64, 8, 48, 96)
+    x, offset, weight, bias = (torch.randn(shape, generator=random).to(front.device) for shape in shapes)
+    x, weight = x.to(dtype).contiguous(memory_format=memory_format(layout)), weight.to(dtype)
+    image = layout_of(dtype, layout)
+    formats = [image, "linear", "linear", "linear", image]
+    profile = Profile(smallest, largest)
+    (found,) = front.run("DeformConv2d", CONVOLUTION, [x, offset, weight, bias], formats, profile)
+    assert torch.equal(found, plugins_cuda.deform_conv(x, offset, weight, bias, padding=1))
+
+
+# Photos in an engine of the default profile, which ends at 4 x 1344 x 1344: the maps P3 and P4 of 256 channels.
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("stride", "height", "width"), [(16, 800, 1344), (8, 512, 672), (16, 512, 672)])
+def test_workspace_of_a_photo_in_the_default_profile(
+    harness: Harness, dtype: torch.dtype, layout: str, stride: int, height: int, width: int
+) -> None:
+    def asked(*size: int) -> int:
+        shapes = [*convolved(size[0], 256, 256, *size[1:]), (size[0], 256, *size[1:])]
+        types, image = [dtype, torch.float32, dtype, torch.float32, dtype], layout_of(dtype, layout)
+        return plugin.workspace_size(Tensors(1, shapes, types, [image, "linear", "linear", "linear", image]))
+
+    plugin = harness.create("DeformConv2d", CONVOLUTION)
+    assert asked(4, 1344 // stride, 1344 // stride) >= asked(1, height // stride, width // stride) > 0
+    plugin.destroy()
 
 
 @pytest.mark.parametrize(("things", "limit"), [(3, 50.0), (3, math.inf), (0, 50.0)])
