@@ -50,9 +50,12 @@ def compiled(device: torch.device) -> Library | None:
         return _load_or_warn(name, gpu_architecture(device) if device.type == "cuda" else "")
 
 
-def emulation() -> AbstractContextManager[None]:
-    """Inside, operators on CPU tensors run the CUDA kernels' text on the CPU (slow; for tests)."""
-    return _forcing("emulated")
+def emulation(name: str = "emulated") -> AbstractContextManager[None]:
+    """Inside, operators on CPU tensors run the CUDA kernels' text on the CPU (slow; for tests).
+
+    name: `emulated_sm_75` for what a GPU before sm_80 runs.
+    """
+    return _forcing(name)
 
 
 def definitions() -> AbstractContextManager[None]:
@@ -76,7 +79,7 @@ def gpu_architecture(device: torch.device) -> str:
     return f"{major}{minor}"
 
 
-_forced = ""  # "emulated" or "reference": what CPU tensors (reference: all) are to run; else what their device has
+_forced = ""  # "emulated", "emulated_sm_75" or "reference": what CPU tensors (reference: all) run; else as the device
 _lock = threading.RLock()  # threads of one process take turns to load; processes, by a file's lock, to compile
 
 
@@ -209,7 +212,7 @@ def _load_or_warn(name: str, architecture: str) -> Library | None:
 
 
 def load(name: str, architecture: str = "") -> Library:
-    """Library `name` (cpu, cuda, emulated), compiled first if need be. BuildError when that fails.
+    """Library `name` (cpu, cuda, emulated, emulated_sm_75), compiled first if need be. BuildError when that fails.
 
     architecture: of the GPU, as "90"; for cuda alone. InputError: an unknown UPSNET_CPU_LEVEL.
     """
@@ -221,7 +224,7 @@ def load(name: str, architecture: str = "") -> Library:
             f"the GPU is too old: it is sm_{architecture}, the kernels need sm_{OLDEST_GPU} (a T4) or newer"
         )
     given = os.environ.get("UPSNET_OPERATORS")
-    if given and name != "emulated":
+    if given and name in ("cpu", "cuda"):
         path = Path(given) / f"libupsnet_{name}.so"
         if not path.is_file():
             raise BuildError(f"UPSNET_OPERATORS={given} holds no {path.name}; run `make plugins`, or unset it")

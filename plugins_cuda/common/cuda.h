@@ -10,6 +10,14 @@
 #include "common/numeric.h"
 #include "common/types.h"
 
+// Turing (sm_75, a T4) lacks what sm_80 has: mma.cuh and warp.cuh spell it out there. The emulator compiles that, too,
+// in a library of its own (CMakeLists.txt).
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
+#error "GPUs before sm_75 (a T4, an RTX 20) are too old for these kernels"
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define UPSNET_BEFORE_SM_80
+#endif
+
 // Dynamic shared memory: UPSNET_DYNAMIC_SHARED(name) declares `unsigned char* name`, aligned to 16 bytes.
 #ifdef UPSNET_EMULATED
 #define UPSNET_DYNAMIC_SHARED(name) unsigned char* name = ::emulator::dynamic_shared()

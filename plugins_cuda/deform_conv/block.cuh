@@ -10,6 +10,11 @@ constexpr int kTileRows = 8, kTileColumns = 16;
 static_assert(kTileRows * kTileColumns == kPixels);
 constexpr int kTapsAtOnce = 9;  // whose samples are in shared memory together
 constexpr int kItems = kPixels * kUnits / kThreads;
+#ifdef UPSNET_BEFORE_SM_80
+constexpr int kBlocksAtOnce = 1;  // in a multiprocessor: its shared memory holds no more
+#else
+constexpr int kBlocksAtOnce = 2;
+#endif
 static_assert(kItems == kHalves, "one unit of 16 bytes is gathered during each half of a step");
 
 struct Problem {
@@ -59,7 +64,8 @@ struct Block {
   static constexpr int kLanes = Products::kLanes;
   static constexpr int kStageBytes = Products::kPixelBytes + Products::kWeightBytes;
   static constexpr int kWritten = kOutputs * sizeof(T) > 256 ? kOutputs / 2 : kOutputs;  // outputs in shared memory
-  static constexpr int kPad = kUnitBytes / sizeof(T);                                    // between their rows
+  static_assert(kWritten == kOutputs || (sizeof(T) == 4 && kWritten % 64 == 0), "what for_each can tell apart");
+  static constexpr int kPad = kUnitBytes / sizeof(T);  // between their rows
   struct Corners {
     uint4 unit[4];
   };
@@ -102,7 +108,11 @@ struct Block {
 
   __device__ void fetch_weights(const unsigned char* pieces, int stage, Step step) const {
     const unsigned char* source = pieces + int64_t(step.chunk * problem.taps + step.tap) * Products::kWeightBytes;
-    for (int i = threadIdx.x * kUnitBytes; i < Products::kWeightBytes; i += kThreads * kUnitBytes) {
+    constexpr int kAtOnce = kThreads * kUnitBytes;
+    static_assert(Products::kWeightBytes % kAtOnce == 0);
+#pragma unroll
+    for (int first = 0; first < Products::kWeightBytes; first += kAtOnce) {
+      const int i = first + threadIdx.x * kUnitBytes;
       copy_async(weights(stage) + i, source + i);
     }
   }
@@ -188,18 +198,18 @@ struct Block {
     }
   }
 
-  __device__ void write_part(const Products& products, int begin) const {
+  __device__ __forceinline__ void write_part(const Products& products, int begin) const {
     const Params& p = problem.p;
     const bool by_pixel = p.x_layout == Layout::kNHWC;
     const int pixel_stride = by_pixel ? kWritten + kPad : 1, output_stride = by_pixel ? 1 : kPixels + kPad;
     T* staged = reinterpret_cast<T*>(samples);
     const int32_t first = place.output_tile * kOutputs + begin, channel = place.group * problem.group_outputs + first;
-    products.for_each([&](int pixel, int any, float sum) {
+    const auto stage = [&](int pixel, int any, float sum) {
       const int output = any - begin;
-      if (output < 0 || output >= kWritten) return;
       const float bias = p.bias && first + output < problem.group_outputs ? p.bias[channel + output] : 0.0f;
       staged[pixel * pixel_stride + output * output_stride] = from_float<T>(sum + bias);
-    });
+    };
+    products.for_each(stage, begin, begin + kWritten);
     __syncthreads();
     const int64_t plane = int64_t(p.out_height) * p.out_width;
     T* target = static_cast<T*>(p.output) + place.image * plane * p.out_channels;

@@ -27,7 +27,7 @@ namespace {
 constexpr int kBlocksWanted = 256;  // about two a multiprocessor; with half of them or fewer, channels are split
 
 template <typename T, int kOutputs, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 2) deform_conv_kernel(const Problem problem) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce) deform_conv_kernel(const Problem problem) {
   UPSNET_DYNAMIC_SHARED(shared);
   Block<T, kOutputs, kAligned> block(problem, shared);
   Tile<T, kOutputs> products;
@@ -51,12 +51,13 @@ __global__ void __launch_bounds__(kThreads, 2) deform_conv_kernel(const Problem 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) add_splits_kernel(const Problem problem) {
   const Params& p = problem.p;
-  const int64_t plane = int64_t(p.out_height) * p.out_width, total = p.batch * plane * p.out_channels;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < total; i += int64_t(gridDim.x) * kThreads) {
-    const int64_t channel = i % p.out_channels, pixel = i / p.out_channels;
+  // Outputs that are split are few (partial_bytes): 32 bits hold their number, and divide faster.
+  const unsigned plane = p.out_height * p.out_width, total = p.batch * plane * p.out_channels;
+  for (unsigned i = blockIdx.x * kThreads + threadIdx.x; i < total; i += gridDim.x * kThreads) {
+    const unsigned channel = i % p.out_channels, pixel = i / p.out_channels;
     float sum = p.bias ? p.bias[channel] : 0.0f;
     for (int split = 0; split < problem.splits; ++split) sum += problem.partial[split * total + i];
-    const int64_t at = (pixel / plane * p.out_channels + channel) * plane + pixel % plane;
+    const unsigned at = (pixel / plane * p.out_channels + channel) * plane + pixel % plane;
     static_cast<T*>(p.output)[p.x_layout == Layout::kNHWC ? i : at] = from_float<T>(sum);
   }
 }
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) pack_weights_kernel(const Problem pr
   const int64_t total = int64_t(problem.p.group) * problem.output_tiles * problem.steps() * kPiece;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < total; i += int64_t(gridDim.x) * kThreads) {
     const int32_t within = i % kPiece, channel_in_chunk = within % Products::kChunk;
-    int64_t piece = i / kPiece;
+    auto piece = static_cast<uint32_t>(i / kPiece);  // no memory holds more
     const int32_t tap = piece % problem.taps;
     piece /= problem.taps;
     const int32_t in_segment = piece % problem.chunks * Products::kChunk + channel_in_chunk;

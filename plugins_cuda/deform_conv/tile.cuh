@@ -70,7 +70,7 @@ struct Tile {
 
   // consume(pixel, output, sum) for every sum of this thread.
   template <typename Consume>
-  __device__ void for_each(Consume consume) const {
+  __device__ __forceinline__ void for_each(Consume consume, int = 0, int = kOutputs) const {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < kRowBlocks; ++i) {
@@ -139,12 +139,14 @@ struct Tile<float, kOutputs> {
     }
   }
 
+  // Of the outputs from `begin`, a multiple of 64, up to `end`: constants, so that no instruction chooses.
   template <typename Consume>
-  __device__ void for_each(Consume consume) const {
+  __device__ __forceinline__ void for_each(Consume consume, int begin = 0, int end = kOutputs) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int j = 0; j < kQuads; ++j) {
+        if (j * 64 < begin || j * 64 >= end) continue;
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
 #pragma unroll

@@ -161,11 +161,11 @@ __device__ inline void count_pixels(const Params& p, const Pixels& pixels, int* 
     left &= ~same;
     const unsigned peers = __match_any_sync(pending, key);
     const unsigned columns = (same | same >> kColumns) & 0xfu;
-    const int area = __reduce_add_sync(peers, __popc(same));
-    const int first_x = __reduce_min_sync(peers, pixels.x + __ffs(columns) - 1);
-    const int last_x = __reduce_max_sync(peers, pixels.x + 31 - __clz(columns));
-    const int first_y = __reduce_min_sync(peers, same & 0xfu ? pixels.y : pixels.y + 1);
-    const int last_y = __reduce_max_sync(peers, same >> kColumns ? pixels.y + 1 : pixels.y);
+    const int area = warp_add(peers, __popc(same));
+    const int first_x = warp_min(peers, pixels.x + __ffs(columns) - 1);
+    const int last_x = warp_max(peers, pixels.x + 31 - __clz(columns));
+    const int first_y = warp_min(peers, same & 0xfu ? pixels.y : pixels.y + 1);
+    const int last_y = warp_max(peers, same >> kColumns ? pixels.y + 1 : pixels.y);
     if (int(threadIdx.x) != __ffs(peers) - 1) continue;
     const int label = key >> 8, vote = key & 0xff;
     atomicAdd(&extents[kArea * kLabels + label], area);

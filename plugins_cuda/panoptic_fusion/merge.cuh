@@ -15,8 +15,8 @@ __device__ inline void find_targets(const Params& p, const Workspace& workspace,
     for (int s = lane; s < p.num_stuff; s += 32) {
       if (votes[s] > most) most = votes[s], stuff = s;
     }
-    const int winner = __reduce_max_sync(~0u, most);
-    stuff = __reduce_min_sync(~0u, most == winner ? stuff : kNone);
+    const int winner = warp_max(~0u, most);
+    stuff = warp_min(~0u, most == winner ? stuff : kNone);
     const int label = p.num_stuff + d;
     const int area = workspace.extents[(size_t(image) * kExtents + kArea) * kLabels + label];
     if (lane == 0) targets[label] = is_outvoted(winner, area) ? stuff : label;

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspa
     if (lane < rows) bits[(first_y + lane) * words + word] = own;
     area += __popc(own);
   }
-  area = __reduce_add_sync(~0u, area);
+  area = warp_add(~0u, area);
   if (lane == 0 && area > 0) atomicAdd(&workspace.mask_areas[row], area);
 }
 
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kPruneThreads) prune(Params p, Workspace works
       int overlap = 0;
       if (any && area > 0) {
         for_words(clips[detection], words, [&](int i) { overlap += __popc(mask[i] & taken[i]); });
-        overlap = __reduce_add_sync(~0u, overlap);
+        overlap = warp_add(~0u, overlap);
         if (threadIdx.x % 32 == 0) partial[turn][threadIdx.x / 32] = overlap;
         __syncthreads();
         // Every thread adds up; the other half of `partial` serves next time, so nobody has to wait for it.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/cuda.h"
+#include "common/warp.cuh"
 #include "panoptic_fusion/kernel.cuh"
 
 namespace upsnet::panoptic_fusion {

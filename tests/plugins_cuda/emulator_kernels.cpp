@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/cuda.h"
+#include "common/warp.cuh"
 
 namespace {
 
@@ -75,6 +76,19 @@ __global__ void votes_kernel() {
   CHECK(__ballot_sync(0x7fffffffu, true) == 0x7fffffffu);
 }
 void votes() { launch_kernel(votes_kernel, 1, 64, 0, nullptr); }
+
+// By sm_80's instructions and, with UPSNET_BEFORE_SM_80, by shuffles.
+__global__ void reductions_kernel() {
+  const int lane = int(threadIdx.x % 32), value = lane * 37 % 32 - 16;  // a permutation of -16 ... 15
+  constexpr unsigned kAll = 0xffffffffu;
+  CHECK(upsnet::warp_add(kAll, value) == -16);
+  CHECK(upsnet::warp_min(kAll, value) == -16 && upsnet::warp_max(kAll, value) == 15);
+  const unsigned peers = lane < 3 ? 0x7u : lane == 9 ? 1u << 9 : 0xfffffdf8u;
+  CHECK(upsnet::warp_add(peers, lane) == (lane < 3 ? 3 : lane == 9 ? 9 : 496 - 3 - 9));
+  CHECK(upsnet::warp_min(peers, lane) == (lane < 3 ? 0 : lane == 9 ? 9 : 3));
+  CHECK(upsnet::warp_max(peers, lane) == (lane < 3 ? 2 : lane == 9 ? 9 : 31));
+}
+void reductions() { launch_kernel(reductions_kernel, 1, 64, 0, nullptr); }
 
 __global__ void block_votes_kernel(int* counts) {
   __shared__ int total;
@@ -210,6 +224,7 @@ int main(int, char** arguments) {
       {"places", places},
       {"shuffles", shuffles},
       {"votes", votes},
+      {"reductions", reductions},
       {"block_votes", block_votes},
       {"atomics", atomics},
       {"dynamic_shared", dynamic_shared},

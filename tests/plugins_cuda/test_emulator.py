@@ -50,6 +50,12 @@ def test_known_results(compile_kernels: Compile, kernel: str, order: str) -> Non
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("flags", [(), ("-DUPSNET_BEFORE_SM_80",)])
+def test_reductions_over_some_lanes(compile_kernels: Compile, flags: tuple[str, ...]) -> None:
+    done = run(compile_kernels(*flags), "reductions")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("kernel", ["divergent", "wrong_mask"])
 def test_barrier_that_not_all_reach_aborts_with_a_message(compile_kernels: Compile, kernel: str) -> None:
     done = run(compile_kernels(), kernel)
