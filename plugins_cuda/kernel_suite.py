@@ -216,19 +216,20 @@ def _check_deform(place: Place, sizes: Sizes, variant: Variant, kind: Convolutio
     tensors = inputs.deformed(sizes, spread=2.0, seed=1)
     x, bias = variant.of(tensors["x"], CPU), tensors["bias"]
     weight = variant.of(tensors["weight"][:, : sizes.channels // kind.groups], CPU)
-    shape = {"stride": kind.stride, "padding": kind.padding, "dilation": kind.dilation}
+    shape: dict[str, Any] = {"stride": kind.stride, "padding": kind.padding, "dilation": kind.dilation}
     height, width = ((side + 2 * kind.padding - 2 * kind.dilation - 1) // kind.stride + 1 for side in x.shape[2:])
     offset = tensors["offset"].repeat(1, kind.offset_groups, 1, 1)[..., :height, :width]
     offset = torch.nn.functional.pad(offset, (0, width - offset.shape[3], 0, height - offset.shape[2]))
     mask = offset[:, ::2].sigmoid().contiguous() if kind.masked else None
-    given = [x, offset, weight, bias] if mask is None else [x, offset, weight, bias, mask]
-    there = dict(
-        zip(("x", "offset", "weight", "bias", "mask"), (each.to(place.device) for each in given), strict=False)
-    )
-    ours = place.run(lambda: plugins_cuda.deform_conv(**there, **shape))
 
-    x, offset, weight, bias, *masks = (each.to(place.reference) for each in given)
-    mask = masks[0] if masks else None
+    def on(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        x_there, offset_there, weight_there, bias_there = (each.to(device) for each in (x, offset, weight, bias))
+        return x_there, offset_there, weight_there, bias_there, None if mask is None else mask.to(device)
+
+    given = on(place.device)
+    ours = place.run(lambda: plugins_cuda.deform_conv(*given[:4], **shape, mask=given[4]))
+
+    x, offset, weight, bias, mask = on(place.reference)
     wide_mask = None if mask is None else mask.double()
     exact = deform_conv2d(x.double(), offset.double(), weight.double(), bias.double(), mask=wide_mask, **shape)
     if variant.dtype == torch.float32:

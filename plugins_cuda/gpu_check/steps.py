@@ -14,6 +14,7 @@ import torch
 
 from plugins_cuda import library
 from plugins_cuda.gpu_check.process import ROOT, Skip, find_tool, must_pass, run_logged
+from plugins_cuda.gpu_check.profile import profile as profile_kernels
 from plugins_cuda.gpu_check.sanitizers import sanitize
 
 TESTS_NEED = ("pytest", "hypothesis", "onnx", "onnxruntime", "onnxscript", "pydantic", "typer", "PIL")
@@ -116,26 +117,21 @@ def enqueue(machine: Machine, deadline: float) -> str:
 
 
 def benchmark(machine: Machine, deadline: float) -> str:
-    """A goal that is not met does not fail the check."""
+    """The table is printed, too. A goal that is not met does not fail the check."""
     path = machine.out / "benchmark.json"
     quick = ["--quick", "--rounds", "1"] if machine.rehearsed else []
     arguments = ["--device", machine.device.type, "--json", str(path), *quick]
-    return _with_log(machine, "benchmark", "plugins_cuda.benchmark", *arguments, deadline=deadline)
+    try:
+        machine.python("benchmark", "-m", "plugins_cuda.benchmark", *arguments, deadline=deadline)
+    finally:
+        print((machine.out / "benchmark.log").read_text(errors="replace"), flush=True)
+    return f"written to {path}"
 
 
 def profile(machine: Machine, deadline: float) -> str:
     if machine.rehearsed:
         raise Skip("needs a GPU")
-    path = machine.out / "profile.json"
-    return _with_log(machine, "profile", "plugins_cuda.benchmark.profile", "--json", str(path), deadline=deadline)
-
-
-def _with_log(machine: Machine, name: str, *arguments: str, deadline: float) -> str:
-    """A module whose output is worth reading at once."""
-    try:
-        return machine.python(name, "-m", *arguments, deadline=deadline)
-    finally:
-        print((machine.out / f"{name}.log").read_text(errors="replace"), flush=True)
+    return profile_kernels(sys.executable, machine.out, deadline)
 
 
 def training(machine: Machine, deadline: float) -> str:

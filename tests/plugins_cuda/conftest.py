@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.schema import Schema
+from tests.plugins_cuda.fake_cuda import fake_cuda as fake_cuda
 
 P = ParamSpec("P")
 R = TypeVar("R")
