@@ -96,7 +96,7 @@ class Graph:
 
 @pytest.fixture
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """"cuda" is the CPU."""
+    """ "cuda" is the CPU."""
     fakes: dict[str, Any] = {
         "is_available": lambda: True,
         "synchronize": lambda device=None: None,

@@ -16,7 +16,7 @@ import torch
 
 import plugins_cuda
 from plugins_cuda import kernel_suite
-from plugins_cuda.benchmark.inputs import MIDDLE, pyramid
+from plugins_cuda.benchmark.inputs import MIDDLE, QUICK, pyramid
 from plugins_cuda.gpu_check import __main__ as command
 from plugins_cuda.gpu_check import process, sanitizers, steps
 from plugins_cuda.gpu_check.process import Ended, Skip, run_logged
@@ -43,6 +43,25 @@ def test_middle_size_has_boxes_on_all_levels_and_more_candidates_than_a_round() 
     rois = torch.cat([pyramid(MIDDLE, seed=1)[1][0], torch.tensor(kernel_suite.HOSTILE_ROIS)])
     assert assign_levels(rois).unique().tolist() == [0, 1, 2, 3]
     assert MIDDLE.boxes * MIDDLE.things == 5000
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_kernel_suite_runs_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(kernel_suite, "FULL", QUICK)
+    assert kernel_suite.main(["--device", "cuda", "--size", "small", "full"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" in a CUDA graph: ok") == 4 and out.count(", full: ok") == 22 and out.endswith("all passed\n")
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_a_graph_that_would_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = plugins_cuda.nms
+    monkeypatch.setattr(
+        plugins_cuda, "nms", lambda boxes, *rest, **more: (float(boxes.sum()), right(boxes, *rest, **more))[1]
+    )
+    failed = kernel_suite.failures(torch.device("cuda"))
+    assert list(failed) == ["nms in a CUDA graph"]
+    assert "not permitted when stream is capturing" in failed["nms in a CUDA graph"]
 
 
 def first_check(room: str) -> Callable[[], None]:
@@ -93,23 +112,19 @@ def test_rehearsal_of_all_steps_in_an_image_that_has_only_pytorch(project_root: 
     """Python finds nothing but PyTorch, torchvision, and what these two require."""
     bare = """
 import sys
-from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
-from importlib.util import find_spec
 
 torch_and_its_own = set('''torch torchgen torchvision numpy PIL functorch filelock typing_extensions setuptools sympy
-    mpmath networkx jinja2 markupsafe fsspec triton nvidia cuda cuda_bindings plugins_cuda upsnet training'''.split())
+    mpmath networkx jinja2 markupsafe fsspec triton nvidia cuda'''.split())
 
-class Bare(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        found = PathFinder.find_spec(name, path)
-        if found is None or "site-packages" not in str(found.origin or found.submodule_search_locations):
-            return None
-        if name.split(".")[0].lstrip("_") not in torch_and_its_own:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return None
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        found = super().find_spec(name, path, target)
+        place = str(found and (found.origin or list(found.submodule_search_locations)))
+        return None if "site-packages" in place and name.split(".")[0].lstrip("_") not in torch_and_its_own else found
 
-sys.meta_path.insert(0, Bare())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
 """
     (tmp_path / "sitecustomize.py").write_text(bare)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{project_root}"}
