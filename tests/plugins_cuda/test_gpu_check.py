@@ -129,14 +129,14 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
     (tmp_path / "sitecustomize.py").write_text(bare)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{project_root}"}
     arguments = ["-m", "plugins_cuda.gpu_check", "--rehearse", "--out", str(tmp_path / "out")]
-    arguments += ["--steps", "build,kernels,benchmark,training,pytest,memcheck"]
+    arguments += ["--steps", "build,kernels,benchmark,pytest,memcheck"]
     done = subprocess.run(
         [sys.executable, *arguments], cwd=project_root, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
     statuses = {step["name"]: (step["status"], step["detail"]) for step in summary["steps"]}
-    assert [status for status, _ in statuses.values()] == ["passed"] * 3 + ["skipped"] * 3
+    assert [status for status, _ in statuses.values()] == ["passed"] * 3 + ["skipped"] * 2
     assert statuses["kernels"][1] == "all passed"
     assert "hypothesis, onnx, onnxruntime, onnxscript, pydantic, typer" in statuses["pytest"][1]
     assert len(json.loads((tmp_path / "out" / "benchmark.json").read_text())["rows"]) == 9
@@ -296,6 +296,32 @@ fi"""
     monkeypatch.setattr(steps, "find_tool", {"cmake": tools["cmake"]}.get)
     with pytest.raises(Skip, match=r"^nvcc was not found"):
         steps.enqueue(Machine(tmp_path), time.monotonic() + 60)
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "expected"),
+    [
+        ("training step: 6 cases ok, on NVIDIA H200", 0, "training step: 6 cases ok, on NVIDIA H200"),
+        ("training step: skipped, without timm, pydantic", 0, Skip("without timm, pydantic")),
+        (
+            "training step: FAILED in 1 of 6 cases (fp32), on a GPU",
+            1,
+            RuntimeError("exit status 1: training step: FAI"),
+        ),
+    ],
+)
+def test_training_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str, status: int, expected: str | Exception
+) -> None:
+    python = program(tmp_path, "python", f'echo "$@" > {tmp_path}/call; echo first; echo "{output}"; exit {status}')
+    monkeypatch.setattr(steps.sys, "executable", str(python))
+    if isinstance(expected, str):
+        assert steps.training(Machine(tmp_path), time.monotonic() + 60) == expected
+    else:
+        with pytest.raises(type(expected)) as caught:
+            steps.training(Machine(tmp_path), time.monotonic() + 60)
+        assert str(caught.value).startswith(str(expected))
+    assert (tmp_path / "call").read_text() == "-m training.gpu_step_check --device cuda\n"
 
 
 CLEAN = "========= ERROR SUMMARY: 0 errors"
