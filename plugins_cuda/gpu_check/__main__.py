@@ -86,7 +86,7 @@ def environment(machine: Machine) -> dict[str, object]:
         facts["architecture"] = machine.architecture
         facts["memory_bytes"] = torch.cuda.get_device_properties(machine.device).total_memory
         facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    facts["nvcc"] = _output(os.environ.get("CUDACXX") or find_tool("nvcc") or "nvcc", "--version")
+    facts["nvcc"] = _output(os.environ.get("CUDACXX", "nvcc"), "--version")
     for name in ("cmake", "compute-sanitizer", "ncu", "nsys"):
         facts[name] = _output(find_tool(name) or name, "--version")
     return facts
@@ -154,6 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: no NVIDIA GPU that PyTorch can use; `make test` checks the kernels without one, and --rehearse "
               "tries this check", file=sys.stderr)  # fmt: skip
         return 2
+    nvcc = find_tool("nvcc")
+    if nvcc is not None:  # which need not be on the PATH: every step takes this one
+        os.environ.setdefault("CUDACXX", nvcc)
     machine.out.mkdir(parents=True, exist_ok=True)
     return check(machine, steps, options.minutes)
 

@@ -23,6 +23,7 @@ from plugins_cuda.benchmark.ceilings import measure_ceilings
 from plugins_cuda.benchmark.inputs import Sizes
 from plugins_cuda.benchmark.timing import event_seconds, flushing
 from plugins_cuda.gpu_check.traces import Launch, by_case
+from upsnet.errors import first_line
 from upsnet.files import write_json
 
 WARM, REPEATS = 1, 5
@@ -51,28 +52,37 @@ def own_profile(device: torch.device, sizes: Sizes, warm: int, repeats: int) -> 
     """`cases`, each with its floor, its kernels and their `source`; `refused`: why it is not a better one."""
     ceilings = measure_ceilings(device, quick=sizes is inputs.QUICK)
     rows, launches, whole = list[dict[str, Any]](), list[Launch](), list[list[Launch]]()
+    refusal = ""
     for case in cases(device, sizes):
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
-            run_case(case, warm, repeats)
-            torch.cuda.synchronize()
-        found = [event for event in recorded.events() if event.device_type == DeviceType.CUDA]
-        found.sort(key=lambda event: event.time_range.start)
-        launches += [Launch(event.name, event.time_range.elapsed_us() / 1e6) for event in found]
-        whole.append([Launch("all kernels", min(event_seconds(case.ours) for _ in range(repeats)))])
+        whole.append([Launch("all kernels", min(event_seconds(case.ours) for _ in range(warm + repeats)))])
+        try:
+            launches += [] if refusal else recorded(case, warm, repeats)
+        except RuntimeError as error:
+            refusal = first_line(error)
         floor = ceilings.floor(case.work, case.dtype)
         rows.append(
             {"operator": case.operator, "case": case.name, "dtype": case.dtype, "layout": case.layout, "floor_s": floor}
         )
-    refused, source = {}, "torch.profiler"
+    source, kernels = "torch.profiler", whole
     try:
         kernels = by_case(launches, len(rows), warm, repeats)
         if len(kernels) < len(rows):
             raise ValueError(f"it saw {len(kernels)} of {len(rows)} cases")
     except ValueError as error:
-        refused, source, kernels = {source: str(error)}, "CUDA events", whole
+        refusal, source, kernels = refusal or str(error), "CUDA events", whole
     for row, each in zip(rows, kernels, strict=True):
         row |= {"source": source, "kernels": [asdict(launch) for launch in each]}
-    return {"refused": refused, "cases": rows}
+    return {"refused": {"torch.profiler": refusal} if refusal else {}, "cases": rows}
+
+
+def recorded(case: Case, warm: int, repeats: int) -> list[Launch]:
+    """What PyTorch's profiler sees on the GPU, in its order."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recording:
+        run_case(case, warm, repeats)
+        torch.cuda.synchronize()
+    found = [event for event in recording.events() if event.device_type == DeviceType.CUDA]
+    found.sort(key=lambda event: event.time_range.start)
+    return [Launch(event.name, event.time_range.elapsed_us() / 1e6) for event in found]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

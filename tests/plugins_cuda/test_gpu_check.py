@@ -284,16 +284,15 @@ def test_enqueue_configures_builds_and_runs_the_program(monkeypatch: pytest.Monk
 if [ "$1" = --build ]; then
     mkdir -p {made}; printf '#!/bin/sh\\necho "5 launches"\\nexit 0\\n' > {made}/$4; chmod +x {made}/$4
 fi"""
-    tools = {"cmake": str(program(tmp_path, "cmake", text)), "nvcc": "/a/nvcc"}
-    monkeypatch.setattr(steps, "find_tool", tools.get)
+    monkeypatch.setattr(steps, "find_tool", {"cmake": str(program(tmp_path, "cmake", text))}.get)
     monkeypatch.setattr(steps, "ROOT", tmp_path)
     monkeypatch.setattr(steps.library, "gpu_architecture", lambda _: "90")
-    monkeypatch.delenv("CUDACXX", raising=False)
+    monkeypatch.setenv("CUDACXX", "/a/nvcc")
     assert steps.enqueue(Machine(tmp_path), time.monotonic() + 60) == "5 launches"
     configure, build = (tmp_path / "calls").read_text().splitlines()
     assert "-DCMAKE_CUDA_COMPILER=/a/nvcc -DCMAKE_CUDA_ARCHITECTURES=90" in configure
     assert build.startswith(f"--build {made} --target upsnet_enqueue_check --parallel")
-    monkeypatch.setattr(steps, "find_tool", {"cmake": tools["cmake"]}.get)
+    monkeypatch.delenv("CUDACXX")
     with pytest.raises(Skip, match=r"^nvcc was not found"):
         steps.enqueue(Machine(tmp_path), time.monotonic() + 60)
 

@@ -149,6 +149,20 @@ def test_workload_reads_the_profilers_kernels(monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.mark.usefixtures("fake_cuda")
+def test_a_profiler_that_cannot_start_leaves_the_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def closed(activities: object) -> None:
+        tried.append(activities)
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES\nmore")
+
+    tried: list[object] = []
+    monkeypatch.setattr(workload, "profile", closed)
+    workload.main(["--quick", "--repeats", "1", "--json", str(tmp_path / "profile.json")])
+    result = json.loads((tmp_path / "profile.json").read_text())
+    assert result["refused"] == {"torch.profiler": "CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"}
+    assert {case["source"] for case in result["cases"]} == {"CUDA events"} and len(tried) == 1
+
+
+@pytest.mark.usefixtures("fake_cuda")
 def test_workload_says_where_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     workload.main(["--quick", "--warm", "0", "--repeats", "1"])
     assert len(capsys.readouterr().out.splitlines()) == CASES
