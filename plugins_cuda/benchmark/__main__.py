@@ -204,6 +204,14 @@ def show(result: Json) -> None:
               f"goal <= {MEMORY_GOAL / 1e6:g} MB {verdict}")  # fmt: skip
 
 
+def verdict(rows: Sequence[Json]) -> str:
+    """All cases in one line."""
+    failed = [f"{row['operator']} {row['dtype']} {row['layout']}" for row in rows if "error" in row]
+    judgements = [row["met"] for row in rows if row.get("met") is not None]
+    wrong = f", {len(failed)} failed ({'; '.join(failed)})" if failed else ""
+    return f"{len(rows)} cases{wrong}, {sum(judgements)} of {len(judgements)} goals met"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0; 1 when a case could not run; 2 when there is no such device."""
     parser = argparse.ArgumentParser(prog="python -m plugins_cuda.benchmark", description=__doc__)
@@ -220,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep = partial(write_json, options.json) if options.json else lambda result: None
     result = benchmark(torch.device(options.device), sizes, options.only, options.rounds, keep)
     show(result)
+    print(verdict(result["rows"]))
     return int(any("error" in row for row in result["rows"]))
 
 

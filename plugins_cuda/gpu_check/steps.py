@@ -122,10 +122,9 @@ def benchmark(machine: Machine, deadline: float) -> str:
     quick = ["--quick", "--rounds", "1"] if machine.rehearsed else []
     arguments = ["--device", machine.device.type, "--json", str(path), *quick]
     try:
-        machine.python("benchmark", "-m", "plugins_cuda.benchmark", *arguments, deadline=deadline)
+        return machine.python("benchmark", "-m", "plugins_cuda.benchmark", *arguments, deadline=deadline)
     finally:
         print((machine.out / "benchmark.log").read_text(errors="replace"), flush=True)
-    return f"written to {path}"
 
 
 def profile(machine: Machine, deadline: float) -> str:

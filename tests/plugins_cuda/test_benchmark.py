@@ -172,6 +172,8 @@ def test_a_case_that_fails_loses_no_other(monkeypatch: pytest.MonkeyPatch, capsy
     assert refused["baseline_refusal"] == "\"roi_align\" not implemented for 'BFloat16'"
     assert whole["baseline"] == "other"
     command.show(result)
+    verdict = command.verdict(result["rows"])
+    assert verdict.startswith("4 cases, 2 failed (nms ? ?; nms float32 –), ") and verdict.endswith("of 2 goals met")
     out = capsys.readouterr().out
     assert 'no baseline, nms float32 –: "roi_align" not implemented' in out
     assert "failed: RuntimeError: CUDA error: an illegal" in out

@@ -138,6 +138,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
     statuses = {step["name"]: (step["status"], step["detail"]) for step in summary["steps"]}
     assert [status for status, _ in statuses.values()] == ["passed"] * 3 + ["skipped"] * 2
     assert statuses["kernels"][1] == "all passed"
+    assert statuses["benchmark"][1].startswith("9 cases, ")
     assert "hypothesis, onnx, onnxruntime, onnxscript, pydantic, typer" in statuses["pytest"][1]
     assert len(json.loads((tmp_path / "out" / "benchmark.json").read_text())["rows"]) == 9
 
@@ -321,6 +322,14 @@ def test_training_step(
             steps.training(Machine(tmp_path), time.monotonic() + 60)
         assert str(caught.value).startswith(str(expected))
     assert (tmp_path / "call").read_text() == "-m training.gpu_step_check --device cuda\n"
+
+
+def test_tools_are_found_off_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    there = program(tmp_path / "bin", "a-tool-of-cuda", "exit 0")
+    assert process.find_tool(there.name) is None
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert process.find_tool(there.name) == str(there)
 
 
 CLEAN = "========= ERROR SUMMARY: 0 errors"
