@@ -44,7 +44,7 @@ def verdict(ended: Ended) -> str:
     suite = [line for line in ended.lines if not line.startswith(MARK)]
     summary = next((line for line in reversed(said) if SUMMARY.search(line)), None)
     findings = [line for line in said if not SUMMARY.search(line)]
-    refusal = next((line for line in findings if REFUSAL.search(line)), None)
+    refusal = next((line for line in findings if REFUSAL.search(line) and not line.startswith("Warning")), None)
     found = summary is not None and SUMMARY.search(summary)[1] != "0"  # type: ignore[index]
     if refusal is not None and (refusal == findings[0] or not found):
         raise Skip(refusal)
