@@ -348,6 +348,7 @@ WRITE = """========= Invalid __global__ write of size 4 bytes
             "ERROR SUMMARY: 0 errors; 1 checks",
         ),
         (0, "all passed\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", str, "0 hazards"),
+        (0, f"========= Warning: x is not supported\nall passed\n{CLEAN}", str, "ERROR SUMMARY: 0 errors"),
         (
             9,
             f"{WRITE}\nall passed\n========= ERROR SUMMARY: 1 error",
