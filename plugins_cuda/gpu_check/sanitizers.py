@@ -14,7 +14,7 @@ SIZES = {
     "synccheck": ("middle",),
     "initcheck": ("middle",),
 }
-MARK = "========="  # before every line of the tool's own
+MARK = "========="  # before every line that the tool says
 SUMMARY = re.compile(r"SUMMARY: (\d+) (?:errors?|hazards?)")
 # What the tool says where it cannot work: without support for the device, in a container that lacks a capability.
 REFUSAL = re.compile(
@@ -39,9 +39,11 @@ def sanitize(tool: str, python: str, out: Path, deadline: float) -> str:
 def verdict(ended: Ended) -> str:
     """What the tool and the suite said. Skip when the tool cannot work here; RuntimeError for a finding, and for
     whatever else is no clean run from the first check to the last."""
-    said = [line.removeprefix(MARK).strip() for line in ended.lines if line.startswith(MARK)]
-    said = [line for line in said if line not in ("", "COMPUTE-SANITIZER")]
-    suite = [line for line in ended.lines if not line.startswith(MARK)]
+    said, suite = list[str](), list[str]()
+    for line in ended.lines:
+        ours, mark, tools = (part.strip() for part in line.partition(MARK))  # which may begin in the middle of ours
+        suite += [ours] if ours else []
+        said += [tools] if mark and tools not in ("", "COMPUTE-SANITIZER") else []
     summary = next((line for line in reversed(said) if SUMMARY.search(line)), None)
     findings = [line for line in said if not SUMMARY.search(line)]
     refusal = next((line for line in findings if REFUSAL.search(line) and not line.startswith("Warning")), None)

@@ -356,7 +356,7 @@ WRITE = """========= Invalid __global__ write of size 4 bytes
             "1 error: Invalid __global__ write",
         ),
         (9, "all passed\n========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)", RuntimeError, "1 haz"),
-        (None, f"nms x: {WRITE}", RuntimeError, "not finished"),
+        (None, f"nms x: {WRITE}", RuntimeError, "not finished: Invalid __global__ write of size 4 bytes; at upsnet"),
         (None, "nms x: ", RuntimeError, "stopped after 60 s, at: nms x:"),
         (
             1,
