@@ -30,7 +30,7 @@ UPSNET := $(BIN)/upsnet
 READY := $(VENV)/.ready
 TRITON_VENV := $(VENV)-triton
 TRITON_READY := $(TRITON_VENV)/.ready
-ANY_PYTHON = $(or $(wildcard $(BIN)/python),$(PYTHON),python3) # for machines with a GPU, PyTorch and no network
+ANY_PYTHON = $(or $(PYTHON),$(wildcard $(BIN)/python),python3) # for machines with a GPU, PyTorch and no network
 # OpenMP's threads wait for each other spinning. On a busy machine that made a training step 20 times slower; spinning
 # this briefly costs nothing on a quiet one.
 export GOMP_SPINCOUNT ?= 10000
@@ -164,7 +164,7 @@ plugins: ## libraries of the operators in build/plugins, TensorRT's plugins amon
 	$(CMAKE) -S plugins_cuda -B build/plugins $(ARGS)
 	$(CMAKE) --build build/plugins --parallel --target everything
 
-gpu-check: ## build, check and measure the operators on an NVIDIA GPU; without .venv, with the PyTorch of PYTHON (python3)
+gpu-check: ## build, check and measure the operators on an NVIDIA GPU, with the PyTorch of PYTHON, .venv or python3
 	$(ANY_PYTHON) -m plugins_cuda.gpu_check --out runs/gpu_check $(ARGS)
 
 # Python itself is not instrumented: the sanitizer's library has to be there before anything else is. --capture=sys: a report

@@ -1,16 +1,22 @@
 """Every operator, as it runs on one device, against its definition in float64: needs PyTorch and torchvision alone.
 
-    python -m plugins_cuda.kernel_suite --device cuda [--full] [--no-graphs]
+    python -m plugins_cuda.kernel_suite --device cuda [--size small middle full] [--no-graphs]
 
 `make gpu-check` runs it on a GPU, where the project's tests may lack what they need; those are thorough, these are few
-checks over all sizes, types and layouts, with CUDA-graph capture and bit-identical repetition.
+checks over all types and layouts, with CUDA-graph capture and bit-identical repetition.
+
+small     every variant and the odd cases, in a moment
+middle    what small tensors do not reach, for compute-sanitizer and the emulator: NMS in several rounds and chunks, the
+          channels of a deformable convolution split among blocks, all levels of the pyramid, 100 instances
+full      the sizes of the benchmark; on a GPU
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any  # an operator's keyword arguments, and its one result or several
@@ -23,11 +29,16 @@ import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.benchmark import inputs
 from plugins_cuda.benchmark.cases import VARIANTS, Variant
-from plugins_cuda.benchmark.inputs import FULL, QUICK, Sizes
+from plugins_cuda.benchmark.inputs import FULL, MIDDLE, QUICK, Sizes
 from plugins_cuda.benchmark.timing import capture
 from plugins_cuda.nms import reference as nms_reference
 from plugins_cuda.panoptic_fusion import reference as fusion_reference
 from plugins_cuda.roi_align_fpn import reference as roi_reference
+
+SIZES = ("small", "middle", "full")
+CPU = torch.device("cpu")
+# Of the middle size: each type once, float32 and bfloat16 transposed on their way.
+MIDDLE_VARIANTS = [VARIANTS[0], VARIANTS[3], VARIANTS[4]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,30 @@ class Check:
     run: Callable[[], None]
 
 
-def checks(device: torch.device, full: bool = False, graphs: bool = True) -> Iterator[Check]:
-    """full: also at the sizes of the benchmark, which the emulator is too slow for. graphs: CUDA graphs, on a GPU."""
+@dataclass(frozen=True)
+class Place:
+    """Where the operator runs, and where its definition does. That is the CPU, so that on the GPU nothing runs but our
+    kernels and copies: compute-sanitizer then has little to watch, and sees who wrote what. The full size would take
+    the CPU minutes."""
+
+    device: torch.device
+    reference: torch.device = CPU
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        """The result, at the reference's place; it must be the same to the last bit when it is computed again."""
+        first, second = (_moved(call(), self.reference) for _ in range(2))
+        assert _same_bits(first, second), "two runs differ"
+        return first
+
+
+def checks(device: torch.device, sizes: Collection[str] = ("small",), graphs: bool = True) -> Iterator[Check]:
+    """sizes: of SIZES. graphs: CUDA graphs, on a GPU."""
     yield Check("the compiled library serves", partial(_is_compiled, device))
-    for room in (_roi_checks, _nms_checks, _deform_checks, _fusion_checks):
-        yield from room(device, full)
+    for size in SIZES:
+        if size in sizes:
+            place = Place(device, device if size == "full" else CPU)
+            for room in (_roi_checks, _nms_checks, _deform_checks, _fusion_checks):
+                yield from room(place, size)
     if device.type == "cuda" and graphs:
         yield from _graph_checks(device)
 
@@ -51,16 +81,19 @@ def _is_compiled(device: torch.device) -> None:
     assert library.compiled(device) is not None, "the reference serves, there is no compiled library"
 
 
-def _twice(call: Callable[[], Any]) -> Any:
-    """The result, which must be the same to the last bit when it is computed again."""
-    first = call()
-    assert _same_bits(first, call()), "two runs differ"
-    return first
+def _moved(result: Any, device: torch.device) -> Any:
+    return tuple(each.to(device) for each in result) if isinstance(result, tuple) else result.to(device)
 
 
 def _same_bits(first: Any, second: Any) -> bool:
     pairs = zip(first, second, strict=True) if isinstance(first, tuple) else [(first, second)]
     return all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in pairs)
+
+
+def _in_variants(room: str, size: str) -> Iterator[tuple[str, Variant]]:
+    """The variants of a size, with the names of their checks."""
+    for variant in MIDDLE_VARIANTS if size == "middle" else VARIANTS:
+        yield f"{room} {variant.dtype_name} {variant.layout}, {size}", variant
 
 
 def _assert_accurate(ours: Tensor, exact: Tensor, same_precision: Tensor, dtype: torch.dtype) -> None:
@@ -76,25 +109,30 @@ def _assert_accurate(ours: Tensor, exact: Tensor, same_precision: Tensor, dtype:
 # --- roi_align_fpn ---------------------------------------------------------------------------------------------------
 
 
-def _roi_checks(device: torch.device, full: bool) -> Iterator[Check]:
+# Without area, outside, inverted, and larger than the image.
+HOSTILE_ROIS = [[0.0, 0, 0, 0], [-90, -80, -50, -40], [30, 40, 10, 20], [-20, -20, 5000, 4000]]
+
+
+def _roi_checks(place: Place, size: str) -> Iterator[Check]:
     small = replace(QUICK, channels=20)
-    for variant in VARIANTS:
-        name = f"roi_align_fpn {variant.dtype_name} {variant.layout}"
-        yield Check(name, partial(_check_roi, device, small, variant))
-        if full:
-            yield Check(f"{name}, full size", partial(_check_roi, device, FULL, variant))
-    legacy = partial(_check_roi, device, small, VARIANTS[0], aligned=False, inclusive=True, sampling_ratio=1)
-    yield Check("roi_align_fpn legacy", legacy)
-    yield Check("roi_align_fpn of no RoIs", partial(_check_roi, device, replace(small, rois=0), VARIANTS[0]))
+    sizes = {"small": small, "middle": MIDDLE, "full": FULL}[size]
+    for name, variant in _in_variants("roi_align_fpn", size):
+        yield Check(name, partial(_check_roi, place, sizes, variant))
+    if size == "small":
+        legacy = partial(_check_roi, place, small, VARIANTS[0], aligned=False, inclusive=True, sampling_ratio=1)
+        yield Check("roi_align_fpn legacy", legacy)
+        yield Check("roi_align_fpn of no RoIs", partial(_check_roi, place, replace(small, rois=0), VARIANTS[0]))
 
 
-def _check_roi(device: torch.device, sizes: Sizes, variant: Variant, **options: Any) -> None:
+def _check_roi(place: Place, sizes: Sizes, variant: Variant, **options: Any) -> None:
     features, rois = inputs.pyramid(sizes, seed=1)
-    hostile = torch.tensor([[0.0, 0, 0, 0], [-90, -80, -50, -40], [30, 40, 10, 20], [-20, -20, 5000, 4000]])
+    hostile = torch.tensor(HOSTILE_ROIS)
     rois = torch.cat([rois, hostile.expand(1, 4, 4)], dim=1) if sizes.rois else rois
-    features, rois = [variant.of(feature, device) for feature in features], rois.to(device)
+    features = [variant.of(feature, CPU) for feature in features]
     options["output_size"] = sizes.output_size
-    ours = _twice(lambda: plugins_cuda.roi_align_fpn(features, rois, **options))
+    there, rois_there = [feature.to(place.device) for feature in features], rois.to(place.device)
+    ours = place.run(lambda: plugins_cuda.roi_align_fpn(there, rois_there, **options))
+    features, rois = [feature.to(place.reference) for feature in features], rois.to(place.reference)
     exact = roi_reference.roi_align_fpn([feature.double() for feature in features], rois.double(), **options)
     rounded = roi_reference.roi_align_fpn([feature.float() for feature in features], rois, **options).to(variant.dtype)
     _assert_accurate(ours, exact, rounded, variant.dtype)
@@ -103,36 +141,41 @@ def _check_roi(device: torch.device, sizes: Sizes, variant: Variant, **options: 
 # --- nms -------------------------------------------------------------------------------------------------------------
 
 
-def _nms_checks(device: torch.device, full: bool) -> Iterator[Check]:
-    for sizes, name in ((QUICK, ""), (FULL, ", full size"))[: 2 if full else 1]:
-        proposals, detections = inputs.proposals(sizes, 1), inputs.detections(sizes, 1)
-        yield Check(f"nms proposals{name}", partial(_check_nms, device, proposals, 0.7, -1.0, sizes.boxes))
-        yield Check(f"nms few{name}", partial(_check_nms, device, proposals, 0.5, 0.3, 20))
-        yield Check(f"nms classes{name}", partial(_check_nms, device, detections, 0.5, 0.05, sizes.detections))
-        yield Check(f"nms classes, all{name}", partial(_check_nms, device, detections, 0.5, 0.0, sizes.detections))
+def _nms_checks(place: Place, size: str) -> Iterator[Check]:
+    sizes = {"small": QUICK, "middle": MIDDLE, "full": FULL}[size]
+    # More than a round's candidates, also without classes.
+    proposals = inputs.proposals(replace(MIDDLE, boxes=2500) if size == "middle" else sizes, 1)
+    detections = inputs.detections(sizes, 1)
+    most = sizes.boxes * sizes.things if size == "middle" else sizes.detections
+    yield Check(f"nms proposals, {size}", partial(_check_nms, place, proposals, 0.7, -1.0, sizes.boxes))
+    yield Check(f"nms few, {size}", partial(_check_nms, place, proposals, 0.5, 0.3, 20))
+    yield Check(f"nms classes, {size}", partial(_check_nms, place, detections, 0.5, 0.05, sizes.detections))
+    yield Check(f"nms classes, all, {size}", partial(_check_nms, place, detections, 0.5, 0.0, most))
+    if size == "small":
+        yield from _odd_nms_checks(place)
+
+
+def _odd_nms_checks(place: Place) -> Iterator[Check]:
     ties = inputs.proposals(QUICK, 2)
     ties["boxes"], ties["scores"] = ties["boxes"].round(), (4 * ties["scores"]).round() / 4
-    yield Check("nms ties", partial(_check_nms, device, ties, 0.5, 0.0, 30))
-    yield Check("nms legacy", partial(_check_nms, device, ties, 0.5, 0.0, 30, inclusive=True))
+    yield Check("nms ties", partial(_check_nms, place, ties, 0.5, 0.0, 30))
+    yield Check("nms legacy", partial(_check_nms, place, ties, 0.5, 0.0, 30, inclusive=True))
     hostile = inputs.proposals(replace(QUICK, proposal_rows=4), 3)
     hostile["scores"][0, ::3] = float("nan")
     hostile["scores"][1, 5] = float("inf")
     hostile["scores"][2] = 0.0
     hostile["boxes"][3, :, 2] = hostile["boxes"][3, :, 0] - 1
-    yield Check("nms hostile", partial(_check_nms, device, hostile, 0.5, 0.0, 30))
+    yield Check("nms hostile", partial(_check_nms, place, hostile, 0.5, 0.0, 30))
     nothing = {"boxes": torch.zeros(2, 0, 4), "scores": torch.zeros(2, 0)}
-    yield Check("nms of nothing", partial(_check_nms, device, nothing, 0.5, 0.0, 3))
+    yield Check("nms of nothing", partial(_check_nms, place, nothing, 0.5, 0.0, 3))
 
 
-def _check_nms(
-    device: torch.device, tensors: Mapping[str, Any], iou: float, least: float, most: int, **options: Any
-) -> None:
+def _check_nms(place: Place, tensors: Mapping[str, Any], iou: float, least: float, most: int, **options: Any) -> None:
     """torchvision's own indices, on the CPU."""
     options |= {"iou_threshold": iou, "score_threshold": least, "max_output": most}
-    expected = nms_reference.nms(**tensors, **options)
-    there = {name: tensor.to(device) for name, tensor in tensors.items()}
-    ours = _twice(lambda: plugins_cuda.nms(**there, **options))
-    for found, wanted in zip(ours, expected, strict=True):
+    there = {name: tensor.to(place.device) for name, tensor in tensors.items()}
+    ours = place.run(lambda: plugins_cuda.nms(**there, **options))
+    for found, wanted in zip(ours, nms_reference.nms(**tensors, **options), strict=True):
         assert found.dtype == wanted.dtype
         assert torch.equal(found.cpu(), wanted), f"{(found.cpu() != wanted).sum()} of {wanted.numel()} differ"
 
@@ -152,42 +195,49 @@ class Convolution:
     masked: bool = False
 
 
-def _deform_checks(device: torch.device, full: bool) -> Iterator[Check]:
-    large = replace(FULL, height=320, width=512)
-    for variant in VARIANTS:
-        name = f"deform_conv {variant.dtype_name} {variant.layout}"
-        yield Check(name, partial(_check_deform, device, QUICK, variant, Convolution()))
-        yield Check(f"{name}, masked", partial(_check_deform, device, QUICK, variant, Convolution(masked=True)))
-        if full:
-            yield Check(f"{name}, large", partial(_check_deform, device, large, variant, Convolution()))
-    for kind in (
-        Convolution(stride=2),
-        Convolution(padding=2, dilation=2),
-        Convolution(groups=2, offset_groups=4),
-        Convolution(padding=0, offset_groups=2, masked=True),
-    ):
-        yield Check(f"deform_conv {kind}", partial(_check_deform, device, QUICK, VARIANTS[0], kind))
+def _deform_checks(place: Place, size: str) -> Iterator[Check]:
+    # A middle map is small, or its channels would not be split.
+    sizes = {"small": QUICK, "middle": replace(MIDDLE, height=128, width=160), "full": FULL}[size]
+    for name, variant in _in_variants("deform_conv", size):
+        yield Check(name, partial(_check_deform, place, sizes, variant, Convolution()))
+        if size == "small":
+            yield Check(f"{name}, masked", partial(_check_deform, place, sizes, variant, Convolution(masked=True)))
+    if size == "small":
+        for kind in (
+            Convolution(stride=2),
+            Convolution(padding=2, dilation=2),
+            Convolution(groups=2, offset_groups=4),
+            Convolution(padding=0, offset_groups=2, masked=True),
+        ):
+            yield Check(f"deform_conv {kind}", partial(_check_deform, place, QUICK, VARIANTS[0], kind))
 
 
-def _check_deform(device: torch.device, sizes: Sizes, variant: Variant, kind: Convolution) -> None:
+def _check_deform(place: Place, sizes: Sizes, variant: Variant, kind: Convolution) -> None:
     tensors = inputs.deformed(sizes, spread=2.0, seed=1)
-    x, bias = variant.of(tensors["x"], device), tensors["bias"].to(device)
-    weight = variant.of(tensors["weight"][:, : sizes.channels // kind.groups], device)
-    place = {"stride": kind.stride, "padding": kind.padding, "dilation": kind.dilation}
+    x, bias = variant.of(tensors["x"], CPU), tensors["bias"]
+    weight = variant.of(tensors["weight"][:, : sizes.channels // kind.groups], CPU)
+    shape: dict[str, Any] = {"stride": kind.stride, "padding": kind.padding, "dilation": kind.dilation}
     height, width = ((side + 2 * kind.padding - 2 * kind.dilation - 1) // kind.stride + 1 for side in x.shape[2:])
     offset = tensors["offset"].repeat(1, kind.offset_groups, 1, 1)[..., :height, :width]
-    offset = torch.nn.functional.pad(offset, (0, width - offset.shape[3], 0, height - offset.shape[2])).to(device)
+    offset = torch.nn.functional.pad(offset, (0, width - offset.shape[3], 0, height - offset.shape[2]))
     mask = offset[:, ::2].sigmoid().contiguous() if kind.masked else None
-    ours = _twice(lambda: plugins_cuda.deform_conv(x, offset, weight, bias, **place, mask=mask))
 
+    def on(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        x_there, offset_there, weight_there, bias_there = (each.to(device) for each in (x, offset, weight, bias))
+        return x_there, offset_there, weight_there, bias_there, None if mask is None else mask.to(device)
+
+    given = on(place.device)
+    ours = place.run(lambda: plugins_cuda.deform_conv(*given[:4], **shape, mask=given[4]))
+
+    x, offset, weight, bias, mask = on(place.reference)
     wide_mask = None if mask is None else mask.double()
-    exact = deform_conv2d(x.double(), offset.double(), weight.double(), bias.double(), mask=wide_mask, **place)
+    exact = deform_conv2d(x.double(), offset.double(), weight.double(), bias.double(), mask=wide_mask, **shape)
     if variant.dtype == torch.float32:
-        rounded = deform_conv2d(x, offset, weight, bias, mask=mask, **place)
+        rounded = deform_conv2d(x, offset, weight, bias, mask=mask, **shape)
     else:
         # What a product of 16-bit matrices can do: samples rounded, exact sums, a rounded result.
-        taps = torch.eye(9 * sizes.channels, dtype=torch.float64, device=device).view(-1, sizes.channels, 3, 3)
-        columns = deform_conv2d(x.double(), offset.double(), taps, mask=wide_mask, **place).to(variant.dtype).double()
+        taps = torch.eye(9 * sizes.channels, dtype=torch.float64, device=place.reference).view(-1, sizes.channels, 3, 3)
+        columns = deform_conv2d(x.double(), offset.double(), taps, mask=wide_mask, **shape).to(variant.dtype).double()
         rounded = torch.einsum("bkhw,ok->bohw", columns, weight.double().flatten(1)) + bias.double()[:, None, None]
         rounded = rounded.to(variant.dtype)
     _assert_accurate(ours, exact, rounded, variant.dtype)
@@ -196,13 +246,12 @@ def _check_deform(device: torch.device, sizes: Sizes, variant: Variant, kind: Co
 # --- panoptic_fusion -------------------------------------------------------------------------------------------------
 
 
-def _fusion_checks(device: torch.device, full: bool) -> Iterator[Check]:
-    for variant in VARIANTS:
-        name = f"panoptic_fusion {variant.dtype_name} {variant.layout}"
-        yield Check(name, partial(_check_fusion, device, QUICK, variant))
-        if full:
-            yield Check(f"{name}, full size", partial(_check_fusion, device, FULL, variant))
-    yield Check("panoptic_fusion without detections", partial(_check_fusion, device, QUICK, VARIANTS[0], False))
+def _fusion_checks(place: Place, size: str) -> Iterator[Check]:
+    sizes = {"small": QUICK, "middle": replace(MIDDLE, height=256, width=320), "full": FULL}[size]
+    for name, variant in _in_variants("panoptic_fusion", size):
+        yield Check(name, partial(_check_fusion, place, sizes, variant))
+    if size == "small":
+        yield Check("panoptic_fusion without detections", partial(_check_fusion, place, sizes, VARIANTS[0], False))
 
 
 def exact_panoptic(sizes: Sizes, seed: int) -> dict[str, Any]:
@@ -226,15 +275,17 @@ def exact_panoptic(sizes: Sizes, seed: int) -> dict[str, Any]:
     return tensors
 
 
-def _check_fusion(device: torch.device, sizes: Sizes, variant: Variant, detections: bool = True) -> None:
-    tensors = {name: tensor.to(device) for name, tensor in exact_panoptic(sizes, seed=5).items()}
-    tensors["semantic"] = variant.of(tensors["semantic"], device)
+def _check_fusion(place: Place, sizes: Sizes, variant: Variant, detections: bool = True) -> None:
+    tensors = exact_panoptic(sizes, seed=5)
+    tensors["semantic"] = variant.of(tensors["semantic"], CPU)
     tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
     if not detections:
         tensors["counts"].zero_()
     settings: dict[str, Any] = {"num_stuff": sizes.stuff, "stuff_area_limit": 64.0}
-    ours = _twice(lambda: plugins_cuda.panoptic_fusion(**tensors, **settings))
-    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    there = {name: tensor.to(place.device) for name, tensor in tensors.items()}
+    ours = place.run(lambda: plugins_cuda.panoptic_fusion(**there, **settings))
+    here = {name: tensor.to(place.reference) for name, tensor in tensors.items()}
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in here.items()}
     expected = fusion_reference.panoptic_fusion(**wide, **settings)
     for name, found, wanted in zip(("panoptic", "segments", "segment_count"), ours, expected, strict=True):
         differ = (found != wanted).sum().item() if found.shape == wanted.shape else "all"
@@ -278,28 +329,30 @@ def _check_graph(device: torch.device, call: Callable[..., Any], make: Callable[
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-def failures(device: torch.device, full: bool = False, graphs: bool = True) -> dict[str, str]:
+def failures(device: torch.device, sizes: Collection[str] = ("small",), graphs: bool = True) -> dict[str, str]:
     """Runs everything, prints a line a check; what failed, and why."""
     failed = {}
-    for check in checks(device, full, graphs):
+    for check in checks(device, sizes, graphs):
+        print(f"{check.name}: ", end="", flush=True)  # what hangs or breaks the GPU has said its name
         start = time.perf_counter()
         try:
             check.run()
         except Exception as error:  # the other checks still count
             failed[check.name] = f"{type(error).__name__}: {error}".splitlines()[0]
-        verdict = failed.get(check.name, "ok")
-        print(f"{check.name}: {verdict} ({time.perf_counter() - start:.2f} s)", flush=True)
+        print(f"{failed.get(check.name, 'ok')} ({time.perf_counter() - start:.2f} s)", flush=True)
     return failed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0, or 1 when a check failed."""
     parser = argparse.ArgumentParser(prog="python -m plugins_cuda.kernel_suite")
-    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
-    parser.add_argument("--full", action="store_true", help="also at the sizes of the benchmark")
+    parser.add_argument("--device", choices=("cpu", "cuda", "emulated"), required=True)
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=("small",), help="several are done in turn")
     parser.add_argument("--no-graphs", action="store_true", help="no CUDA graphs")
     options = parser.parse_args(arguments)
-    failed = failures(torch.device(options.device), options.full, not options.no_graphs)
+    emulated = options.device == "emulated"
+    with library.emulation() if emulated else nullcontext():
+        failed = failures(CPU if emulated else torch.device(options.device), options.size, not options.no_graphs)
     print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "all passed")
     return int(bool(failed))
 

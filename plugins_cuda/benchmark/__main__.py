@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from plugins_cuda.benchmark.cases import OPERATORS, Case, Make
 from plugins_cuda.benchmark.ceilings import Ceilings, measure_ceilings
 from plugins_cuda.benchmark.inputs import Sizes
 from plugins_cuda.benchmark.memory import fusion_peak
-from plugins_cuda.benchmark.report import print_table, progress
+from plugins_cuda.benchmark.report import print_table
 from plugins_cuda.benchmark.timing import Call, Times, time_cpu, time_cuda
+from upsnet.errors import first_line
 from upsnet.files import write_json
 from upsnet.machine import machine_facts, package_versions
 
@@ -29,57 +31,76 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def benchmark(device: torch.device, sizes: Sizes, only: Sequence[str] = (), rounds: int = 0) -> Json:
-    """The measurements, as the JSON file holds them. A case that cannot run has an `error` instead of times."""
+def benchmark(
+    device: torch.device,
+    sizes: Sizes,
+    only: Sequence[str] = (),
+    rounds: int = 0,
+    keep: Callable[[Json], object] = lambda result: None,
+) -> Json:
+    """The measurements, as the JSON file holds them. A case that cannot run has an `error` instead of times.
+
+    keep: gets what there is after each case, for whoever may be cut short.
+    """
     ceilings = measure_ceilings(device, quick=sizes is inputs.QUICK)
-    makes = [make for room in only or OPERATORS for make in OPERATORS[room](sizes, device)]
-    rows = [measure_case(make, device, ceilings, rounds) for make in progress(makes, len(makes), "operators")]
     facts: Json = {"machine": machine_facts() | {"threads": torch.get_num_threads()}}
     if device.type == "cuda":
         facts["machine"]["gpu"] = torch.cuda.get_device_name(device)
-    found = library.compiled(device)
-    return facts | {
+    rooms = only or tuple(OPERATORS)
+    result = facts | {
         "device": device.type,
-        "compiled": found is not None,
+        "compiled": library.compiled(device) is not None,
         "versions": package_versions(),
         "sizes": vars(sizes),
         "ceilings": vars(ceilings),
-        "rows": rows,
-        "memory": cpu_memory(sizes) if device.type == "cpu" and "panoptic_fusion" in (only or OPERATORS) else None,
+        "rows": [],
+        "memory": None,
     }
+    for room in rooms:
+        for make in OPERATORS[room](sizes, device):
+            result["rows"].append(measure_case(room, make, device, ceilings, rounds))
+            keep(result)
+            print(said(result["rows"][-1]), flush=True)
+    if device.type == "cpu" and "panoptic_fusion" in rooms:
+        result["memory"] = cpu_memory(sizes)
+        keep(result)
+    return result
 
 
-def measure_case(make: Make, device: torch.device, ceilings: Ceilings, rounds: int) -> Json:
-    """One case: ours and the baseline taking turns."""
-    case = make()
-    row: Json = {
-        "operator": case.operator, "case": case.name, "dtype": case.dtype, "layout": case.layout,
-        "baseline": case.baseline_name, "work": vars(case.work), "goal": vars(case.goal),
-        "floor_s": ceilings.floor(case.work, case.dtype),
-    }  # fmt: skip
+def measure_case(room: str, make: Make, device: torch.device, ceilings: Ceilings, rounds: int) -> Json:
+    """One case: ours and the baseline taking turns. What goes wrong is its `error`: the other cases still count."""
+    row: Json = {"operator": room, "case": "?", "dtype": "?", "layout": "?", "baseline": None, "floor_s": None}
     try:
+        case = make()
+        row |= {
+            "case": case.name, "dtype": case.dtype, "layout": case.layout,
+            "baseline": case.baseline_name, "work": vars(case.work), "goal": vars(case.goal),
+            "floor_s": ceilings.floor(case.work, case.dtype),
+        }  # fmt: skip
         with torch.inference_mode():
             case.ours()
             ours, baseline = {"ours": case.ours}, {"baseline": case.baseline}
-            if not can_run(case.baseline):
-                row["baseline"], baseline = None, {}
+            refusal = refused(case.baseline)
+            if refusal is not None:
+                row |= {"baseline": None, "baseline_refusal": refusal}
+                baseline = {}
             if device.type == "cuda":
                 cold, warm = time_cuda(ours, baseline, rounds or 30)
                 row["extra_bytes"] = {name: cuda_peak(call) for name, call in (ours | baseline).items()}
             else:
                 cold, warm = time_cpu(ours | baseline, rounds or 9), {}
-    except Exception as error:  # the other cases still count
+        return row | judged(case, cold, warm)
+    except Exception as error:
         return row | {"error": f"{type(error).__name__}: {error}"}
-    return row | judged(case, cold, warm)
 
 
-def can_run(call: Call) -> bool:
-    """Not every baseline can do every type."""
+def refused(call: Call) -> str | None:
+    """Why a baseline does not run: not every one can do every type."""
     try:
         call()
-    except RuntimeError:
-        return False
-    return True
+    except RuntimeError as error:
+        return first_line(error)
+    return None
 
 
 def cuda_peak(call: Call) -> int:
@@ -121,12 +142,22 @@ def cpu_memory(sizes: Sizes) -> Json:
     return {"peak_bytes": peaks, "goal_bytes": MEMORY_GOAL, "met": peaks["ours"] <= MEMORY_GOAL}
 
 
+def micro(seconds: float | None) -> str:
+    """Microseconds."""
+    return "–" if seconds is None else f"{1e6 * seconds:.0f}" if seconds >= 1e-4 else f"{1e6 * seconds:.1f}"
+
+
+def said(row: Json) -> str:
+    """A case in one line, as soon as it is known."""
+    head = f"{row['operator']}, {row['case']}, {row['dtype']} {row['layout']}: "
+    if "error" in row:
+        return head + f"failed, {row['error'].splitlines()[0]}"
+    times = ", ".join(f"{name} {micro(seconds)} us" for name, seconds in row["median_s"].items())
+    return f"{head}{times}, floor {micro(row['floor_s'])} us"
+
+
 def cells(row: Json) -> list[str]:
     """A row of the table."""
-
-    def micro(seconds: float | None) -> str:
-        return "–" if seconds is None else f"{1e6 * seconds:.0f}" if seconds >= 1e-4 else f"{1e6 * seconds:.1f}"
-
     head = [row["operator"], row["case"], f"{row['dtype']}, {row['layout']}", micro(row["floor_s"])]
     if "error" in row:
         return [*head, f"failed: {row['error'].splitlines()[0]}", *[""] * (len(COLUMNS) - len(head) - 1)]
@@ -155,6 +186,9 @@ def show(result: Json) -> None:
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     print_table(f"Operators on {where}", COLUMNS, [cells(row) for row in result["rows"]])
     baselines = {row["operator"]: row["baseline"] for row in result["rows"] if row["baseline"]}
+    for row in result["rows"]:
+        if "baseline_refusal" in row:
+            print(f"no baseline, {row['operator']} {row['dtype']} {row['layout']}: {row['baseline_refusal']}")
     print("baselines: " + "; ".join(f"{operator}: {name}" for operator, name in baselines.items()))
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings["matrix_operations"].items())
     print(f"floors: copies {ceilings['bandwidth'] / 1e9:.4g} GB/s, matrix products in TFLOP/s: {rates}")
@@ -170,6 +204,14 @@ def show(result: Json) -> None:
               f"goal <= {MEMORY_GOAL / 1e6:g} MB {verdict}")  # fmt: skip
 
 
+def verdict(rows: Sequence[Json]) -> str:
+    """All cases in one line."""
+    failed = [f"{row['operator']} {row['dtype']} {row['layout']}" for row in rows if "error" in row]
+    judgements = [row["met"] for row in rows if row.get("met") is not None]
+    wrong = f", {len(failed)} failed ({'; '.join(failed)})" if failed else ""
+    return f"{len(rows)} cases{wrong}, {sum(judgements)} of {len(judgements)} goals met"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """0; 1 when a case could not run; 2 when there is no such device."""
     parser = argparse.ArgumentParser(prog="python -m plugins_cuda.benchmark", description=__doc__)
@@ -183,10 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("error: no NVIDIA GPU that PyTorch can use; --device cpu measures the CPU")
         return 2
     sizes = inputs.QUICK if options.quick else inputs.FULL
-    result = benchmark(torch.device(options.device), sizes, options.only, options.rounds)
+    keep = partial(write_json, options.json) if options.json else lambda result: None
+    result = benchmark(torch.device(options.device), sizes, options.only, options.rounds, keep)
     show(result)
-    if options.json:
-        write_json(options.json, result)
+    print(verdict(result["rows"]))
     return int(any("error" in row for row in result["rows"]))
 
 

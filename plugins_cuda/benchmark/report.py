@@ -1,11 +1,8 @@
-"""The table and the progress bar on the terminal. Both work in an image that has only PyTorch."""
+"""The table on the terminal, also in an image that has only PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
-
-T = TypeVar("T")
+from collections.abc import Sequence
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -22,13 +19,3 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*row)
     print_tables(table)
-
-
-def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """A bar on stderr where tqdm is installed and someone looks."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield from items
-        return
-    yield from tqdm(items, total=total, desc=what, unit="case", disable=None)

@@ -63,7 +63,7 @@ def time_cuda(graphed: dict[str, Call], eager: dict[str, Call], rounds: int) -> 
     """Seconds a call on the GPU by its own clock (CUDA events): cold, after a write that empties the caches, and warm,
     back to back. `graphed` calls are replayed from CUDA graphs; `eager` ones run as they are, their launches included.
     """
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    flush = flushing()
     single: dict[str, Call] = {name: capture(call).replay for name, call in graphed.items()} | eager
     several: dict[str, Call] = {name: capture(call, COPIES).replay for name, call in graphed.items()}
     cold: Times = {name: [] for name in single}
@@ -72,18 +72,25 @@ def time_cuda(graphed: dict[str, Call], eager: dict[str, Call], rounds: int) -> 
         call()
     for _ in range(rounds):
         for name, call in single.items():
-            flush.zero_()
-            cold[name].append(_event_seconds(call))
+            flush()
+            cold[name].append(event_seconds(call))
         for name, call in single.items():
             if name in several:
-                warm[name].append(_event_seconds(several[name]) / COPIES)
+                warm[name].append(event_seconds(several[name]) / COPIES)
             else:
                 call()
-                warm[name].append(_event_seconds(call))
+                warm[name].append(event_seconds(call))
     return cold, warm
 
 
-def _event_seconds(call: Call) -> float:
+def flushing() -> Call:
+    """A write that leaves a GPU's caches with nothing of what was in them."""
+    written = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    return lambda: written.fill_(1)
+
+
+def event_seconds(call: Call) -> float:
+    """By the GPU's clock."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     call()

@@ -22,6 +22,7 @@ import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.pytorch import _empty_outputs, fill_params, params_type, read
 from plugins_cuda.schema import Schema
+from tests.plugins_cuda.fake_cuda import fake_cuda as fake_cuda
 
 P = ParamSpec("P")
 R = TypeVar("R")

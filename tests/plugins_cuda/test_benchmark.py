@@ -126,3 +126,54 @@ print(peak_resident() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=project_root, capture_output=True, text=True, check=True)
     assert 36e6 < int(done.stdout) < 60e6
+
+
+# --- as on a GPU -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fake_cuda")
+def test_benchmark_runs_as_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bench.json"
+    assert command.main(["--device", "cuda", "--quick", "--rounds", "2", "--json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert (result["device"], result["machine"]["gpu"], result["compiled"]) == ("cuda", "Fake GPU", True)
+    assert [row["operator"] for row in result["rows"]] == (
+        ["panoptic_fusion"] * 6 + ["roi_align_fpn"] * 6 + ["nms"] * 3 + ["deform_conv"] * 6
+    )
+    for row in result["rows"]:
+        assert "error" not in row
+        assert {len(times) for times in row["seconds"].values()} == {2} and row["extra_bytes"]["ours"] == 2000
+        assert ("baseline" in row["seconds"]) == ("baseline_refusal" not in row)
+    assert "Operators on Fake GPU" in capsys.readouterr().out
+
+
+def test_a_case_that_fails_loses_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def makes(sizes: Sizes, device: torch.device) -> Any:
+        def broken() -> Case:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nlong text")
+
+        def refuse() -> None:
+            raise NotImplementedError("\"roi_align\" not implemented for 'BFloat16'")
+
+        def made(ours: Any, baseline: Any) -> Any:
+            return lambda: Case("nms", "x", "float32", "–", ours, baseline, "other", Work(1, 1), Goal(2))
+
+        return [broken, made(broken, list), made(list, refuse), made(list, list)]
+
+    monkeypatch.setattr(command, "OPERATORS", {"nms": makes})
+    kept = []
+    result = command.benchmark(
+        torch.device("cpu"), QUICK, rounds=1, keep=lambda result: kept.append(len(result["rows"]))
+    )
+    assert kept == [1, 2, 3, 4]
+    assert [row.get("error", "")[:24] for row in result["rows"]] == ["RuntimeError: CUDA error"] * 2 + ["", ""]
+    refused, whole = result["rows"][2:]
+    assert (refused["baseline"], refused["ratio"], refused["met"]) == (None, None, False)
+    assert refused["baseline_refusal"] == "\"roi_align\" not implemented for 'BFloat16'"
+    assert whole["baseline"] == "other"
+    command.show(result)
+    verdict = command.verdict(result["rows"])
+    assert verdict.startswith("4 cases, 2 failed (nms ? ?; nms float32 –), ") and verdict.endswith("of 2 goals met")
+    out = capsys.readouterr().out
+    assert 'no baseline, nms float32 –: "roi_align" not implemented' in out
+    assert "failed: RuntimeError: CUDA error: an illegal" in out
