@@ -155,8 +155,10 @@ def test_the_gpu_is_taken_where_it_works(triton: Triton, exported: Exported, mon
     made.threads = 1
     broken: list[list[str]] = []
 
-    def session(model: Path, options: object, providers: list[str]) -> SimpleNamespace:
-        taken = [each for each in providers if each != module.CUDA or not broken]
+    def session(model: Path, options: object, providers: list[str | tuple[str, dict[str, str]]]) -> SimpleNamespace:
+        named = dict(each if isinstance(each, tuple) else (each, {}) for each in providers)
+        assert named.get(module.CUDA, {"use_tf32": "0"}) == {"use_tf32": "0"}
+        taken = [each for each in named if each != module.CUDA or not broken]
         return SimpleNamespace(get_providers=lambda: taken)
 
     def opened(device: str) -> str:

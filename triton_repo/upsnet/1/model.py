@@ -57,7 +57,8 @@ class TritonPythonModel:
         # A thread that waits for work would otherwise take a core from the other instance.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if device != "cpu" and CUDA in ort.get_available_providers():
-            session = ort.InferenceSession(model, options, providers=[CUDA, CPU])
+            cuda = (CUDA, {"use_tf32": "0"})  # as every other runtime computes float32
+            session = ort.InferenceSession(model, options, providers=[cuda, CPU])
             if session.get_providers()[0] == CUDA:  # else CUDA did not start, and ONNX Runtime took the CPU
                 return session
         if device == "cuda":
