@@ -279,21 +279,30 @@ def program(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_enqueue_configures_builds_and_runs_the_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = tmp_path / "build" / "gpu_check"
-    text = f"""echo "$@" >> {tmp_path}/calls
+@pytest.mark.parametrize("rehearsed", [False, True])
+def test_enqueue_configures_builds_and_runs_the_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rehearsed: bool
+) -> None:
+    target = "upsnet_enqueue_check" + ("_emulated" if rehearsed else "")
+    made = tmp_path / "build/gpu_check" / target
+    text = f"""echo "CUDACXX=$CUDACXX $@" >> {tmp_path}/calls
 if [ "$1" = --build ]; then
     mkdir -p {made}; printf '#!/bin/sh\\necho "5 launches"\\nexit 0\\n' > {made}/$4; chmod +x {made}/$4
 fi"""
     monkeypatch.setattr(steps, "find_tool", {"cmake": str(program(tmp_path, "cmake", text))}.get)
     monkeypatch.setattr(steps, "ROOT", tmp_path)
     monkeypatch.setattr(steps.library, "gpu_architecture", lambda _: "90")
-    monkeypatch.setenv("CUDACXX", "/a/nvcc")
-    assert steps.enqueue(Machine(tmp_path), time.monotonic() + 60) == "5 launches"
+    monkeypatch.setenv("CUDACXX", "/a/nvcc -ccbin g++-12")
+    assert steps.enqueue(Machine(tmp_path, rehearsed), time.monotonic() + 60) == "5 launches"
     configure, build = (tmp_path / "calls").read_text().splitlines()
-    assert "-DCMAKE_CUDA_COMPILER=/a/nvcc -DCMAKE_CUDA_ARCHITECTURES=90" in configure
-    assert build.startswith(f"--build {made} --target upsnet_enqueue_check --parallel")
-    monkeypatch.delenv("CUDACXX")
+    assert ("-DCMAKE_CUDA_COMPILER=" in configure, "-DCMAKE_CUDA_COMPILER=NOTFOUND" in configure) == (rehearsed,) * 2
+    assert f"-DCMAKE_CUDA_ARCHITECTURES={'' if rehearsed else '90'} " in configure
+    assert f"CUDACXX=/a/nvcc -ccbin g++-12 --build {made} --target {target} --parallel" in build
+
+
+def test_enqueue_without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(steps, "find_tool", {"cmake": "cmake"}.get)
+    monkeypatch.delenv("CUDACXX", raising=False)
     with pytest.raises(Skip, match=r"^nvcc was not found"):
         steps.enqueue(Machine(tmp_path), time.monotonic() + 60)
 
