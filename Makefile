@@ -107,16 +107,26 @@ $(RUN)/model.onnx: $(or $(CHECKPOINT),$(RUN)/.trained)
 
 engine: $(RUN)/engine/engine.json ## build the engine of this machine from RUN's ONNX file
 
-# TensorRT's plan needs the plugins; where the package tensorrt is not, nobody asks for them. TensorRT-RTX and the lean
-# runtime, which the tests have, are packages of other names.
-PLUGINS := $(if $(wildcard $(VENV)/lib/python*/site-packages/tensorrt/__init__.py),build/plugins/libupsnet_plugins.so)
-$(RUN)/engine/engine.json: $(RUN)/model.onnx | $(PLUGINS)
+# The plugins that an engine is built with: those that UPSNET_PLUGINS names; or the library that is there, which follows
+# its sources; or, where TensorRT is, which needs them, the one that can be made. Without nvcc that is none: the attempt
+# stands in its place. Without TensorRT nobody asks for them (TensorRT-RTX takes what `make plugins` left).
+LIBRARY := build/plugins/libupsnet_plugins.so
+LIBRARY_TRIED := build/plugins/.tried
+LIBRARY_SOURCES := $(addprefix plugins_cuda/,CMakeLists.txt schema.py generate.py) $(wildcard plugins_cuda/*/schema.py \
+	$(foreach kind,h cuh cu cpp,plugins_cuda/*/*.$(kind) plugins_cuda/*/*/*.$(kind)))
+ifneq ($(filter demo overview engine serve load soak parity bench bench-% %/engine.json %/report.html,$(MAKECMDGOALS)),)
+TENSORRT = $(shell [ ! -x $(BIN)/python ] || \
+	$(BIN)/python -c 'from importlib.util import find_spec; print("here" if find_spec("tensorrt") else "")')
+PLUGINS := $(if $(UPSNET_PLUGINS),$(wildcard $(UPSNET_PLUGINS)),\
+	$(or $(wildcard $(LIBRARY)),$(if $(TENSORRT),$(LIBRARY_TRIED))))
+endif
+$(RUN)/engine/engine.json: $(RUN)/model.onnx $(PLUGINS)
 	$(UPSNET) engine --model $< --out $(RUN)/engine
 
-build/plugins/libupsnet_plugins.so:
-	$(MAKE) plugins
-	@[ -f $@ ] || echo 'TensorRT is here but nvcc is not: without the plugins there will be no plan; once nvcc is on' \
-		'the PATH (or CUDACXX names it), run `make plugins` and build the engine again' >&2
+$(LIBRARY): $(LIBRARY_TRIED) ;
+$(LIBRARY_TRIED): $(LIBRARY_SOURCES)
+	$(MAKE) plugins ARGS=
+	@touch $@
 
 serve: $(TRITON_READY) $(RUN)/engine/engine.json ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
 	$(UPSNET) serve --run $(RUN) $(ARGS)
@@ -172,9 +182,9 @@ gpu-check: ## build, check and measure the operators on an NVIDIA GPU, with the 
 sanitize: export UPSNET_SANITIZE := address,undefined
 sanitize: export ASAN_OPTIONS := detect_leaks=0
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1
-sanitize: $(READY) ## the CPU fronts and the emulated CUDA kernels under the address and undefined-behaviour sanitizers
+sanitize: $(READY) ## the CPU fronts, emulated CUDA kernels and plugins under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front" $(ARGS)
+		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front or test_plugins" $(ARGS)
 
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)

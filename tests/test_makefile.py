@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -158,13 +160,127 @@ def test_demo_says_what_to_do_next(machine: Machine) -> None:
     assert f"make serve RUN=runs/mine VENV={machine.venv}'" in said[2] and "synthetic shapes only" in said[3]
 
 
-def test_only_tensorrt_itself_asks_for_the_plugins(machine: Machine, tmp_path: Path) -> None:
-    run, packages = tmp_path / "run", machine.venv / "lib/python3.12/site-packages"
-    run.mkdir()
-    (run / "last.safetensors").touch()
-    for name, wanted in (("tensorrt_rtx_libs", False), ("tensorrt_lean_bindings", False), ("tensorrt", True)):
-        (packages / name).mkdir(parents=True)
-        (packages / name / "__init__.py").touch()
-        planned = machine.make("engine", f"RUN={run}", "-n", "-B")
-        assert planned.returncode == 0 and ("--target everything" in planned.stdout) == wanted, planned.stdout
-    assert "once nvcc is on" in planned.stdout
+CONFIG = "training/configs/demo.yaml"
+# cmake: configures, or leaves the library in the folder that it is told of, where there is an nvcc.
+CMAKE = """#!/bin/bash
+echo "cmake $*"
+[ "$1" = --build ] || { mkdir -p "$4"; exit; }
+[ ! -e {nvcc} ] || [ {nvcc} -ot $2/libupsnet_plugins.so ] || touch $2/libupsnet_plugins.so
+"""
+UPSNET = """#!/bin/bash
+echo "upsnet $*"
+mkdir -p {engine}; touch {engine}/engine.json
+"""
+PYTHON = """#!/bin/bash
+[ ! -e {tensorrt} ] || echo here
+"""
+
+
+@pytest.fixture
+def engine(project_root: Path, machine: Machine, tmp_path: Path) -> Callable[..., tuple[bool, bool]]:
+    """make engine in a project of its own, from a model that is there: whether the plugins and the engine were made.
+    Beside it, `nvcc` and `tensorrt` stand for those of the machine."""
+    machine.root = tmp_path / "project"
+    run = tmp_path / "run"
+    for path in (run / "last.safetensors", run / "model.onnx", machine.root / "plugins_cuda/nms/launch.cu"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for name in ("plugins_cuda/CMakeLists.txt", "plugins_cuda/schema.py", "plugins_cuda/generate.py", CONFIG):
+        (machine.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (machine.root / name).touch()
+    shutil.copy(project_root / "Makefile", machine.root)
+    machine.put("cmake", CMAKE.replace("{nvcc}", str(tmp_path / "nvcc")))
+    (machine.venv / "bin").mkdir(parents=True)
+    tools = {"upsnet": UPSNET.format(engine=run / "engine"), "python": PYTHON.format(tensorrt=tmp_path / "tensorrt")}
+    for name, script in tools.items():
+        (machine.venv / "bin" / name).write_text(script)
+        (machine.venv / "bin" / name).chmod(0o755)
+
+    def make(**variables: object) -> tuple[bool, bool]:
+        given = [f"{name}={value}" for name, value in variables.items()]
+        done = machine.make("engine", f"RUN={run}", "ARGS=--of-another-program", *given)
+        assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
+        assert "--of-another-program" not in done.stdout
+        return "--target everything" in done.stdout, "upsnet engine" in done.stdout
+
+    return make
+
+
+def later(path: Path) -> None:
+    """Newer than all that is there."""
+    path.touch()
+    time.sleep(0.02)
+
+
+def test_without_tensorrt_nobody_asks_for_the_plugins(engine: Callable[..., tuple[bool, bool]]) -> None:
+    assert [engine(), engine()] == [(False, True), (False, False)]
+
+
+def test_the_engine_follows_its_plugins_and_they_their_sources(
+    engine: Callable[..., tuple[bool, bool]], machine: Machine, tmp_path: Path
+) -> None:
+    assert engine() == (False, True)
+    later(tmp_path / "nvcc")
+    (tmp_path / "tensorrt").touch()
+    assert [engine(), engine()] == [(True, True), (False, False)]
+    later(tmp_path / "nvcc")  # what the stand-in compiles follows from it
+    later(machine.root / "plugins_cuda/nms/launch.cu")
+    assert [engine(), engine()] == [(True, True), (False, False)]
+    later(machine.root / "plugins_cuda/nms/launch.cu")  # to which cmake says that the library does not rest on it
+    assert [engine(), engine()] == [(True, False), (False, False)]
+
+
+def test_plugins_that_came_later_give_a_new_engine(
+    engine: Callable[..., tuple[bool, bool]], machine: Machine, tmp_path: Path
+) -> None:
+    """TensorRT without nvcc; then nvcc, and `make plugins`, as the engine's report says."""
+    (tmp_path / "tensorrt").touch()
+    assert [engine(), engine()] == [(True, True), (False, False)]
+    later(tmp_path / "nvcc")
+    assert engine() == (False, False)
+    assert machine.make("plugins").returncode == 0
+    assert engine()[1]
+    assert engine() == (False, False)
+
+
+def test_plugins_that_are_there_are_kept_up_to_date_without_tensorrt(
+    engine: Callable[..., tuple[bool, bool]], machine: Machine, tmp_path: Path
+) -> None:
+    """As TensorRT-RTX takes them; nobody needs nvcc for it."""
+    assert engine() == (False, True)
+    later(tmp_path / "nvcc")
+    machine.make("plugins")
+    assert engine()[1]
+    assert engine() == (False, False)
+    (tmp_path / "nvcc").unlink()
+    later(machine.root / "plugins_cuda/nms/launch.cu")
+    assert [engine(), engine()] == [(True, False), (False, False)]
+
+
+def test_plugins_that_are_named_are_not_made(engine: Callable[..., tuple[bool, bool]], tmp_path: Path) -> None:
+    (tmp_path / "tensorrt").touch()
+    named = tmp_path / "mine.so"
+    later(named)
+    assert [engine(UPSNET_PLUGINS=named), engine(UPSNET_PLUGINS=named)] == [(False, True), (False, False)]
+    later(named)
+    assert engine(UPSNET_PLUGINS=named) == (False, True)
+
+
+def test_tensorrt_is_asked_for_where_an_engine_is_made_alone(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "last.safetensors").touch()
+    (machine.venv / "bin").mkdir(parents=True)
+    (machine.venv / "bin/python").write_text(f"#!/bin/bash\necho $* >> {tmp_path}/asked\n")
+    (machine.venv / "bin/python").chmod(0o755)
+    for goals in (["help"], ["train", "-n"], ["engine", "-n", f"RUN={tmp_path}"]):
+        assert machine.make(*goals).returncode == 0
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line for line in asked if 'find_spec("tensorrt")' in line] == asked and len(asked) <= 1
+
+
+def test_the_plugins_sources_are_all_known(machine: Machine) -> None:
+    """What building.py takes for sources, and the plugins' own, below plugins_cuda/."""
+    machine.put("python3", "#!/bin/bash\n")
+    known = set(machine.make("-pn", "help").stdout.partition("LIBRARY_SOURCES := ")[2].partition("\n")[0].split())
+    folder = machine.root / "plugins_cuda"
+    kinds = [*(f"*{kind}" for kind in (".h", ".cuh", ".cu", ".cpp")), "CMakeLists.txt", "schema.py", "generate.py"]
+    assert known == {str(path.relative_to(machine.root)) for kind in kinds for path in folder.rglob(kind)}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def environment(machine: Machine) -> dict[str, object]:
         facts["architecture"] = machine.architecture
         facts["memory_bytes"] = torch.cuda.get_device_properties(machine.device).total_memory
         facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    facts["nvcc"] = _output(os.environ.get("CUDACXX", "nvcc"), "--version")
+    facts["nvcc"] = _output(*shlex.split(os.environ.get("CUDACXX", "nvcc")), "--version")
     for name in ("cmake", "compute-sanitizer", "ncu", "nsys"):
         facts[name] = _output(find_tool(name) or name, "--version")
     return facts

@@ -101,13 +101,13 @@ def kernels(machine: Machine, deadline: float) -> str:
 
 def enqueue(machine: Machine, deadline: float) -> str:
     """Needs no TensorRT: the program is built with the plugins, and stands for it."""
-    cmake, compiler, target = find_tool("cmake"), os.environ.get("CUDACXX"), "upsnet_enqueue_check"
+    cmake, target, compiler = find_tool("cmake"), "upsnet_enqueue_check", []
     if machine.rehearsed:
-        compiler, target = "NOTFOUND", "upsnet_enqueue_check_emulated"
-    if cmake is None or compiler is None:
+        target, compiler = "upsnet_enqueue_check_emulated", ["-DCMAKE_CUDA_COMPILER=NOTFOUND"]
+    if cmake is None or not (machine.rehearsed or os.environ.get("CUDACXX")):  # which CMake reads, with its flags
         raise Skip(f"{'nvcc' if cmake else 'cmake'} was not found")
-    folder, out = ROOT / "build" / "gpu_check", machine.out
-    options = [f"-DCMAKE_CUDA_COMPILER={compiler}", f"-DCMAKE_CUDA_ARCHITECTURES={machine.architecture}"]
+    folder, out = ROOT / "build" / "gpu_check" / target, machine.out
+    options = [*compiler, f"-DCMAKE_CUDA_ARCHITECTURES={machine.architecture}"]
     options.append(f"-DPython3_EXECUTABLE={sys.executable}")
     configure = [cmake, "-S", str(ROOT / "plugins_cuda"), "-B", str(folder), *options]
     must_pass(configure, out / "enqueue_configure.log", deadline)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import export.onnx_export
 from export.engine import Engine
 from export.tensorrt_build import optimization_profile
 from tests.agreement import assert_same_segments
+from tests.plugins_cuda.tensorrt.libraries import need
 from tests.small_disk import small_disk
 from training.checkpoint import load_model
 from training.predictor import PyTorchPredictor
@@ -168,8 +168,7 @@ class TestEngine:
     @pytest.mark.tensorrt
     def test_rtx_builds_or_names_the_operator(self, tiny_run: Path) -> None:
         """Without plugins TensorRT-RTX refuses the bodies of the custom operators: the report must say which."""
-        if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
-            pytest.skip("TensorRT-RTX is not installed (pip install '.[rtx]')")
+        need("tensorrt_rtx_bindings")
         found = Engine.load(tiny_run / "engine/engine.json").tensorrt_rtx
         if found.status == "built":
             assert (tiny_run / "engine/model.rtx.plan").stat().st_size == found.bytes

@@ -21,7 +21,7 @@ from export.engine import MADE_PLUGINS, PLUGINS_VARIABLE, build_engine, find_plu
 from export.onnx_export import write_onnx
 from export.precision import prepare
 from export.tensorrt_build import HEAVY_LAYERS, Outcome, _load_plugins, optimization_profile
-from tests.plugins_cuda.tensorrt.libraries import built
+from tests.plugins_cuda.tensorrt.libraries import built, need
 from tests.training.tiny_network import SMALL
 from training.config import ModelConfig
 from training.model.upsnet import UPSNet
@@ -157,8 +157,7 @@ class TestReport:
 
 @pytest.fixture(scope="session")
 def rtx() -> None:
-    if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
-        pytest.skip("TensorRT-RTX is not installed (pip install '.[rtx]')")
+    need("tensorrt_rtx_bindings")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,9 @@ from plugins_cuda import library
 from plugins_cuda.pytorch import _empty_outputs, fill_params, params_type, read
 from plugins_cuda.schema import Schema
 from tests.plugins_cuda.fake_cuda import fake_cuda as fake_cuda
+from tests.plugins_cuda.toy import cmake_log as cmake_log
+from tests.plugins_cuda.toy import fresh as fresh
+from tests.plugins_cuda.toy import toy as toy
 
 P = ParamSpec("P")
 R = TypeVar("R")

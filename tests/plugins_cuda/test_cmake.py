@@ -44,11 +44,18 @@ def test_without_nvcc_the_rest_is_built_and_a_warning_says_what_is_not(tmp_path:
 
 @pytest.mark.parametrize("architecture", ["70", "61-real", "52-virtual"])
 def test_a_gpu_that_is_too_old(tmp_path: Path, architecture: str) -> None:
-    done = configure(tmp_path / "build", f"-DCMAKE_CUDA_ARCHITECTURES=90;{architecture}", CUDACXX="nvcc")
-    assert done.returncode != 0
-    (line,) = (line for line in done.stderr.splitlines() if "sm_" in line)
-    assert f"sm_{architecture[:2]}: this GPU is too old" in line
-    assert "sm_75 or newer" in line
+    """No compiler is needed to say so. CUDAARCHS, CMake's own variable, is heeded where one is."""
+    architectures = f"90;{architecture}"
+    for done in (
+        configure(tmp_path / "a", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}", "-DCMAKE_CUDA_COMPILER=NOTFOUND"),
+        configure(tmp_path / "b", CUDACXX="/nonexistent", CUDAARCHS=architectures),
+    ):
+        assert done.returncode != 0
+        (line,) = (line for line in done.stderr.splitlines() if "sm_" in line)
+        assert f"sm_{architecture[:2]}: this GPU is too old" in line
+        assert "sm_75 or newer" in line
+    done = configure(tmp_path / "c", "-DCMAKE_CUDA_COMPILER=NOTFOUND", CUDAARCHS=architectures)
+    assert done.returncode == 0, done.stderr
 
 
 def test_openmp_is_wanted_by_the_cpu_library_alone(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_any_strides_of_the_tensors(front: Front) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_threads_of_a_block_in_any_order(
+def test_emulated_threads_of_a_block_in_any_order(
     monkeypatch: pytest.MonkeyPatch, other_order: None, dtype: torch.dtype
 ) -> None:
     case = Case(channels=40, kernel=(4, 3), size=(3, 4))

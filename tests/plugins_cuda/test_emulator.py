@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -86,3 +88,21 @@ def test_sanitizers_see_into_kernels(compile_kernels: Compile, kernel: str, mess
     assert done.returncode != 0
     assert message in done.stderr
     assert "emulator_kernels.cpp:" in done.stderr
+
+
+def test_make_sanitize_takes_every_test_that_runs_kernels(project_root: Path) -> None:
+    """It goes by names: of a test, its file, or its `front`."""
+    chosen = re.search(
+        r'-k "(.*emulated.*)" \$\(ARGS\)', (project_root / "Makefile").read_text().split("\nsanitize:")[-1]
+    )
+    assert chosen is not None
+    running = re.compile(r"library\.emulation\(|\bother_order(:|')")
+    for path in Path(__file__).parent.rglob("test_*.py"):
+        for test in ast.parse(path.read_text()).body:
+            if (
+                isinstance(test, ast.FunctionDef)
+                and test.name.startswith("test_")
+                and running.search(ast.unparse(test))
+            ):
+                names = f"{path.name} {test.name}"
+                assert any(word in names for word in chosen[1].split(" or ")), names

@@ -1,4 +1,6 @@
-"""What is under test here, compiled on first use into build/, and again when a source has changed.
+"""What is under test here, and the packages of NVIDIA's that it is tested with.
+
+The libraries are compiled on first use into build/, and again when a source has changed.
 
 UPSNET_OPERATORS: a folder with what `make plugins` built; its plugins and harness serve instead.
 UPSNET_SANITIZE: what is compiled for the CPU gets these sanitizers (`make sanitize`).
@@ -8,14 +10,28 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 
 from plugins_cuda import library
 
 NO_CUDA = "-DCMAKE_CUDA_COMPILER=NOTFOUND"
+
+
+def need(*modules: str) -> None:
+    """Packages of TensorRT-RTX and of TensorRT's lean runtime. The test fails without one where `make setup` brings
+    them; elsewhere it skips."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing and (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        pytest.fail(f"{', '.join(missing)}: not installed; `make setup` installs it on Linux on x86-64")
+    if missing:
+        pytest.skip(f"{', '.join(missing)}: NVIDIA has it for Linux on x86-64")
 
 
 def made(name: str, targets: list[str], *options: str) -> Path:

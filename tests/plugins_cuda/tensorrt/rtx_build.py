@@ -1,8 +1,8 @@
 """Parses one ONNX file with TensorRT-RTX and builds it, on a CPU: rtx_build.py MODEL LIBRARY PROFILES.
 
 PROFILES is JSON: {input: [minimum, optimum, maximum shapes]}. Prints one JSON object: the plugins among the parsed
-layers, input and output types, whether it was built, and what TensorRT logged as an error. test_plugins.py runs it as a
-process of its own.
+layers, input and output types, whether it was built, and what TensorRT logged as an error. test_registration.py runs
+it as a process of its own.
 """
 
 from __future__ import annotations

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.plugins_cuda.tensorrt.harness import Harness
-from tests.plugins_cuda.tensorrt.libraries import variant
+from tests.plugins_cuda.tensorrt.libraries import need, variant
 from tests.plugins_cuda.tensorrt.test_plugins import NODES
 
 pytestmark = pytest.mark.tensorrt
@@ -121,8 +120,7 @@ print(*(found.count(name) for name in names))
 def test_two_libraries_and_a_real_registry(
     plugin_files: tuple[Path, Path], other_library: Path, module: str, way: str
 ) -> None:
-    if find_spec(module) is None:
-        pytest.skip(f"{module} is not installed")
+    need(module)
     out, (line,) = run(TWO_LIBRARIES, module, way, plugin_files[1], other_library, *NODES)
     loaded = way == "dlopen"  # load_library answers None: there was nothing to register
     assert out == [str(loaded), " ".join("1" * len(NODES))]
@@ -148,8 +146,6 @@ for registry in registries:
 @pytest.mark.parametrize("modules", [MODULES, MODULES[::-1]], ids=["lean first", "rtx first"])
 def test_two_tensorrts_in_one_process(plugin_files: tuple[Path, Path], modules: list[str], ways: str) -> None:
     """Either registry has every plugin once, whoever loaded the library."""
-    for module in modules:
-        if find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
+    need(*modules)
     out, errors = run(TWO_REGISTRIES, plugin_files[1], ways, " ".join(modules), " ".join(NODES))
     assert (out, errors) == ([" ".join("1" * len(NODES))] * 2, [])

@@ -1,7 +1,7 @@
 """How TensorRT finds the plugins: plain dlopen, load_library, both; and real builds with TensorRT-RTX on the CPU.
 
 Every case is a process of its own, as a registry lives as long as one. The packages tensorrt_lean_bindings (the lean
-runtime has TensorRT's own registry) and tensorrt_rtx_bindings are used where they are installed.
+runtime has TensorRT's own registry) and tensorrt_rtx_bindings are there where NVIDIA has them (libraries.need).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pytest
 
 import plugins_cuda
 from export.engine import rtx_environment
+from tests.plugins_cuda.tensorrt.libraries import need
 
 pytestmark = pytest.mark.tensorrt
 
@@ -60,8 +61,7 @@ def run(program: str, *arguments: object) -> str:
 @pytest.mark.parametrize("ways", ["dlopen", "load_library", "dlopen load_library", "load_library dlopen"])
 @pytest.mark.parametrize("module", ["tensorrt_lean_bindings", "tensorrt_rtx_bindings"])
 def test_every_way_of_loading(plugin_files: tuple[Path, Path], module: str, ways: str) -> None:
-    if find_spec(module) is None:
-        pytest.skip(f"{module} is not installed")
+    need(module)
     *handles, names = run(REGISTER, module, plugin_files[1], ways).splitlines()
     assert (
         sorted(set(names.split()) & NAMES) == sorted(name for name in names.split() if name in NAMES) == sorted(NAMES)
@@ -93,9 +93,9 @@ def test_says_nothing_without_tensorrt(plugin_files: tuple[Path, Path], preload:
 @pytest.mark.parametrize("module", ["tensorrt_lean", "tensorrt_rtx"])
 def test_loaded_before_tensorrt(plugin_files: tuple[Path, Path], module: str) -> None:
     """As polygraphy does it. Nothing is registered, no TensorRT loaded that nobody asked for; load_library cures it."""
+    need(f"{module}_libs")
     libraries = find_spec(f"{module}_libs")
-    if libraries is None or libraries.submodule_search_locations is None:
-        pytest.skip(f"{module}_libs is not installed")
+    assert libraries is not None and libraries.submodule_search_locations is not None
     program = """
 import ctypes, importlib, sys
 def names():
@@ -190,8 +190,7 @@ def concrete(shape: Sequence[int | str], size: tuple[int, int, int]) -> list[int
     ],
 )
 def test_builds_with_tensorrt_rtx(plugin_files: tuple[Path, Path], tmp_path: Path, name: str, feature: int) -> None:
-    if find_spec("tensorrt_rtx_bindings") is None:
-        pytest.skip("tensorrt_rtx_bindings is not installed")
+    need("tensorrt_rtx_bindings")
     inputs, outputs, attributes = model_of(name, feature)
     save_model(tmp_path / "model.onnx", name, inputs, outputs, attributes)
     profiles = {label: [concrete(shape, size) for size in SIZES] for label, _, shape in inputs if "B" in shape}
