@@ -184,6 +184,8 @@ def fake_gpu() -> Iterator[None]:
             "torch.cuda.device_count": lambda: 1,
             "torch.cuda.current_device": lambda: 0,
             "torch.cuda._lazy_init": lambda: None,
+            "torch.cuda.is_current_stream_capturing": lambda: False,
+            "torch._subclasses.fake_tensor.init_gpu_context": lambda device: None,  # PyTorch 2.11 asks nobody first
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
             "torch.cuda.get_device_capability": lambda *_: (9, 0),
             "torch.cuda.current_stream": FakeStream,
