@@ -38,8 +38,8 @@ def profile(python: str, out: Path, deadline: float) -> str:
         try:
             launches = measure(python, out, deadline)
             kernels = by_case(launches, len(result["cases"]), warm, repeats)
-        except Skip as reason:
-            result["refused"][name] = str(reason)
+        except Skip as skipped:
+            result["refused"][name] = str(skipped)
             continue
         except Exception as error:  # whatever a tool has written, or left half written: the workload's own times stand
             result["refused"][name] = f"its output is not understood: {type(error).__name__}: {first_line(error)}"

@@ -178,7 +178,7 @@ def test_a_failed_step_hides_no_other(tmp_path: Path) -> None:
     assert details[2].startswith("less than 700 s are left; --minutes")
     assert seen[-1] == ("benchmark", "running"), "a step that is cut short has left the others' results"
     assert len(seen) == 4
-    assert command.check(Machine(tmp_path, rehearsed=True), todo[1:2]) == 0
+    assert command.check(Machine(tmp_path, rehearsed=True), todo[3:]) == 0
 
 
 SLEEPER = "import subprocess, sys; print('first', flush=True); subprocess.run(['sleep', '600'])"
@@ -332,6 +332,7 @@ def test_tools_are_found_off_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert process.find_tool(there.name) == str(there)
 
 
+CHECKED = "nms x: ok (0.01 s)\nall passed"
 CLEAN = "========= ERROR SUMMARY: 0 errors"
 WRITE = """========= Invalid __global__ write of size 4 bytes
 =========     at upsnet::nms::nms_kernel+0x120 in launch.cu:55
@@ -343,12 +344,12 @@ WRITE = """========= Invalid __global__ write of size 4 bytes
     [
         (
             0,
-            f"========= COMPUTE-SANITIZER\nnms x: ok (0.01 s)\nall passed\n{CLEAN}",
+            f"========= COMPUTE-SANITIZER\n{CHECKED}\n{CLEAN}",
             str,
             "ERROR SUMMARY: 0 errors; 1 checks",
         ),
-        (0, "all passed\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", str, "0 hazards"),
-        (0, f"========= Warning: x is not supported\nall passed\n{CLEAN}", str, "ERROR SUMMARY: 0 errors"),
+        (0, f"{CHECKED}\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", str, "0 hazards"),
+        (0, f"========= Warning: x is not supported\n{CHECKED}\n{CLEAN}", str, "ERROR SUMMARY: 0 errors"),
         (
             9,
             f"{WRITE}\nall passed\n========= ERROR SUMMARY: 1 error",
@@ -366,6 +367,7 @@ WRITE = """========= Invalid __global__ write of size 4 bytes
         ),
         (1, "========= Error: Device not supported\n========= ERROR SUMMARY: 2 errors", Skip, "Device not supported"),
         (255, "========= Internal Sanitizer Error: no access to the debugger interface", Skip, "Internal Sanitizer"),
+        (0, f"all passed\n{CLEAN}", RuntimeError, "no check ran"),
         (0, CLEAN, RuntimeError, "no output"),
         (0, "all passed", RuntimeError, "all passed"),
         (1, f"nms x: AssertionError: 3 of 9 differ (1.0 s)\n1 failed: nms x\n{CLEAN}", RuntimeError, "1 failed: nms x"),
@@ -389,7 +391,7 @@ def test_a_finding_names_its_first_lines() -> None:
 
 
 def test_sanitizers_run_the_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    text = f'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" > {tmp_path}/call; echo all passed; echo "{CLEAN}"'
+    text = f'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" > {tmp_path}/call; echo "{CHECKED}"; echo "{CLEAN}"'
     fake = program(tmp_path, "compute-sanitizer", text)
     monkeypatch.setattr(sanitizers, "find_tool", {"compute-sanitizer": str(fake)}.get)
     assert sanitizers.sanitize("racecheck", "python3", tmp_path, time.monotonic() + 60).startswith("ERROR SUMMARY: 0")
