@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
@@ -121,15 +121,26 @@ def inference(stepper: Stepper, batch: Batch) -> None:
 
 @contextmanager
 def waiting_is_an_error(device: torch.device) -> Iterator[None]:
+    """Where PyTorch itself would wait, and, which its mode does not see, where it is told to."""
     import torch
 
     if device.type != "cuda":
         yield
         return
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("synchronize() waits for the GPU")
+
+    owners: tuple[Any, ...] = (torch.cuda, torch.cuda.Event, torch.cuda.Stream)
+    before = [owner.synchronize for owner in owners]
     torch.cuda.set_sync_debug_mode("error")
     try:
+        for owner in owners:
+            owner.synchronize = refuse
         yield
     finally:
+        for owner, synchronize in zip(owners, before, strict=True):
+            owner.synchronize = synchronize
         torch.cuda.set_sync_debug_mode("default")
 
 

@@ -53,10 +53,16 @@ def test_waiting_is_an_error_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     with gpu_step_check.waiting_is_an_error(torch.device("cpu")):
         assert not modes
+    owners: tuple[Any, ...] = (torch.cuda, torch.cuda.Event, torch.cuda.Stream)
+    before = [owner.synchronize for owner in owners]
     with pytest.raises(ValueError), gpu_step_check.waiting_is_an_error(torch.device("cuda:0")):
         assert modes == ["error"]
+        for owner in owners:  # of which PyTorch's mode says nothing
+            with pytest.raises(RuntimeError, match=r"^synchronize\(\) waits for the GPU"):
+                owner.synchronize(None)
         raise ValueError
     assert modes == ["error", "default"]
+    assert [owner.synchronize for owner in owners] == before
 
 
 def test_is_left_out_for_want_of_a_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
