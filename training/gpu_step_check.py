@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from training.data.batch import Batch
     from training.step import Stepper
 
-NEEDED = ("torch", "torchvision", "timm", "pydantic", "yaml", "typer", "safetensors", "numpy", "PIL")
+NEEDED = ("torch", "torchvision", "timm", "pydantic")  # with what these require
 STUFF, THINGS = 3, 4
 SMALL: dict[str, Any] = {  # every part of the network, each as small as it can be
     "backbone": {"stem": [4, 8], "widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "expansion": 2},
@@ -179,7 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     name = parser.parse_args(arguments).device
     if absent := [package for package in NEEDED if importlib.util.find_spec(package) is None]:
-        print(f"training step: skipped, without {', '.join(absent)}")
+        cure = f"{sys.executable} -m pip install {' '.join(absent)}"
+        print(f"training step: skipped, without {', '.join(absent)}; `{cure}` makes it run")
         return 0
     import torch
 

@@ -302,7 +302,7 @@ fi"""
     ("output", "status", "expected"),
     [
         ("training step: 6 cases ok, on NVIDIA H200", 0, "training step: 6 cases ok, on NVIDIA H200"),
-        ("training step: skipped, without timm, pydantic", 0, Skip("without timm, pydantic")),
+        ("training step: skipped, without timm; pip install timm", 0, Skip("without timm; pip install timm")),
         (
             "training step: FAILED in 1 of 6 cases (fp32), on a GPU",
             1,
