@@ -175,6 +175,8 @@ plugins: ## libraries of the operators in build/plugins, TensorRT's plugins amon
 	$(CMAKE) --build build/plugins --parallel --target everything
 
 gpu-check: ## build, check and measure the operators on an NVIDIA GPU, with the PyTorch of PYTHON, .venv or python3
+	@$(ANY_PYTHON) -c 'from importlib.util import find_spec; exit(not (find_spec("torch") and find_spec("torchvision")))' || \
+		{ echo "error: $(strip $(ANY_PYTHON)) has no PyTorch with torchvision; make gpu-check PYTHON=one that has" >&2; exit 2; }
 	$(ANY_PYTHON) -m plugins_cuda.gpu_check --out runs/gpu_check $(ARGS)
 
 # Python itself is not instrumented: the sanitizer's library has to be there before anything else is. --capture=sys: a report

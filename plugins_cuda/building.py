@@ -25,6 +25,9 @@ from filelock import FileLock
 SOURCES = Path(__file__).parent
 BUILD = SOURCES.parent / "build" / "operators"
 
+# What CMake and nvcc take from the environment besides the compilers.
+FLAGS = ("CXXFLAGS", "CUDAFLAGS", "CUDAHOSTCXX", "LDFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
+
 
 class BuildError(RuntimeError):
     """A library that cannot be compiled or loaded here; the text says why."""
@@ -38,6 +41,7 @@ def build(name: str, architecture: str) -> Path:
         raise BuildError("cmake was not found; `pip install cmake`")
     environment = {**os.environ, "CXX": compiler}
     made_from = [name, platform.machine(), architecture, _version(compiler)]
+    made_from += [f"{flags}={os.environ.get(flags, '')}" for flags in FLAGS]
     options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
     if name == "cuda":
         toolkit = [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"]

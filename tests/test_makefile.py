@@ -284,3 +284,16 @@ def test_the_plugins_sources_are_all_known(machine: Machine) -> None:
     folder = machine.root / "plugins_cuda"
     kinds = [*(f"*{kind}" for kind in (".h", ".cuh", ".cu", ".cpp")), "CMakeLists.txt", "schema.py", "generate.py"]
     assert known == {str(path.relative_to(machine.root)) for kind in kinds for path in folder.rglob(kind)}
+
+
+@pytest.mark.parametrize("has_pytorch", [True, False])
+def test_gpu_check_says_that_a_python_has_no_pytorch(machine: Machine, has_pytorch: bool) -> None:
+    answer = f"exit {0 if has_pytorch else 1}"
+    machine.put("python3.7", f'#!/bin/bash\ncase "$1" in -c) {answer} ;; *) echo "checked: $*" ;; esac\n')
+    done = machine.make("gpu-check", "PYTHON=python3.7")
+    assert ("checked: -m plugins_cuda.gpu_check" in done.stdout) == has_pytorch
+    assert done.returncode == (0 if has_pytorch else 2)
+    first = (
+        "" if has_pytorch else "error: python3.7 has no PyTorch with torchvision; make gpu-check PYTHON=one that has"
+    )
+    assert done.stderr.partition("\n")[0] == first

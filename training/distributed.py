@@ -13,7 +13,6 @@ from typing import NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-import typer
 
 from training.device import describe_device, open_device, problem_with_cuda
 from upsnet.device import parse_device
@@ -81,7 +80,7 @@ def end_process(status: int) -> NoReturn:
             with suppress(OSError):  # a full disk
                 stream.flush()
         os._exit(status)
-    raise typer.Exit(status)
+    raise SystemExit(status)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from training.data.batch import Batch
     from training.step import Stepper
 
-NEEDED = ("torch", "torchvision", "timm", "pydantic", "yaml", "typer", "safetensors", "numpy", "PIL")
+NEEDED = ("torch", "torchvision", "timm", "pydantic")  # with what these require
 STUFF, THINGS = 3, 4
 SMALL: dict[str, Any] = {  # every part of the network, each as small as it can be
     "backbone": {"stem": [4, 8], "widths": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "expansion": 2},
@@ -121,15 +121,26 @@ def inference(stepper: Stepper, batch: Batch) -> None:
 
 @contextmanager
 def waiting_is_an_error(device: torch.device) -> Iterator[None]:
+    """Where PyTorch itself would wait, and, which its mode does not see, where it is told to."""
     import torch
 
     if device.type != "cuda":
         yield
         return
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("synchronize() waits for the GPU")
+
+    owners: tuple[Any, ...] = (torch.cuda, torch.cuda.Event, torch.cuda.Stream)
+    before = [owner.synchronize for owner in owners]
     torch.cuda.set_sync_debug_mode("error")
     try:
+        for owner in owners:
+            owner.synchronize = refuse
         yield
     finally:
+        for owner, synchronize in zip(owners, before, strict=True):
+            owner.synchronize = synchronize
         torch.cuda.set_sync_debug_mode("default")
 
 
@@ -168,7 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     name = parser.parse_args(arguments).device
     if absent := [package for package in NEEDED if importlib.util.find_spec(package) is None]:
-        print(f"training step: skipped, without {', '.join(absent)}")
+        cure = f"{sys.executable} -m pip install {' '.join(absent)}"
+        print(f"training step: skipped, without {', '.join(absent)}; `{cure}` makes it run")
         return 0
     import torch
 

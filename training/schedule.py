@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from rich.box import SIMPLE
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor, nn
 
 from training.config import ScheduleConfig
 from upsnet.errors import InputError
+
+if TYPE_CHECKING:  # a step takes place on machines without it, too (gpu_step_check.py)
+    from rich.table import Table
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 LR_OF_AN_IMAGE = 0.00125  # SGD's published .02 at 16 images a step
@@ -35,6 +36,10 @@ class Plan(BaseModel):
 
     def table(self, title: str, images: int) -> Table:
         """For people, at the start of a run on a data set of `images` images."""
+        from rich.box import SIMPLE
+        from rich.markup import escape
+        from rich.table import Table
+
         decay = "half a cosine to 0" if self.policy == "cosine" else "constant"
         if self.decay_steps:
             decay = "a tenth from step " + ", ".join(f"{step:,}" for step in self.decay_steps)

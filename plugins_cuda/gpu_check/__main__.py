@@ -3,14 +3,16 @@
 Needs a GPU, PyTorch with torchvision, nvcc, g++ and CMake; no network, and no virtual environment. What else a step
 wants and does not find makes it a skipped step, with the reason. Every step is a process of its own, so that one that
 fails, hangs or breaks the GPU's context leaves the others alone; its output is in OUT/<step>.log. The summary,
-OUT/gpu_check.json, is written after every step. Exit status: 0, 1 when a step failed, 2 without a GPU, 128 and the
-signal's number when interrupted.
+OUT/gpu_check.json, is written after every step. Exit status: 0, 1 when a step failed or the summary could not be
+written, 2 without a GPU and when every step was skipped, 128 and the signal's number when interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -25,7 +27,7 @@ import torch
 from plugins_cuda.benchmark.report import print_table
 from plugins_cuda.gpu_check.process import Interrupted, Skip, find_tool, interruptible
 from plugins_cuda.gpu_check.steps import Machine, Step, all_steps
-from upsnet.files import write_json
+from upsnet.files import WriteError, write_json
 from upsnet.machine import machine_facts, package_versions
 
 MINUTES = 10.0
@@ -99,18 +101,28 @@ def _output(*command: str) -> str:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip().splitlines()
     except (OSError, subprocess.TimeoutExpired):
         return "not found"
-    return next((line for line in lines if "release" in line), lines[0] if lines else "no answer")
+    return next(
+        (line for line in lines if re.search("release|version", line, re.I)), lines[0] if lines else "no answer"
+    )
 
 
 def check(machine: Machine, steps: Sequence[Step], minutes: float = MINUTES) -> int:
     """Runs the steps, prints and writes the summary; the exit status."""
     facts = environment(machine)
     print_table("This machine", ("what", "value"), [(key, str(value)) for key, value in facts.items()])
-    path, outcomes = machine.out / "gpu_check.json", list[Outcome]()
+    path, outcomes, unwritten = machine.out / "gpu_check.json", list[Outcome](), ""
 
     def report(so_far: Sequence[Outcome]) -> None:
-        outcomes[:] = so_far
-        write_json(path, {"environment": facts, "steps": [asdict(outcome) for outcome in so_far]})
+        """A full disk ends nothing: the next step may say all the same what it finds."""
+        nonlocal unwritten
+        outcomes[:], before = so_far, unwritten
+        try:
+            write_json(path, {"environment": facts, "steps": [asdict(outcome) for outcome in so_far]})
+            unwritten = ""
+        except WriteError as error:
+            unwritten = str(error)
+            if unwritten != before:
+                print(f"error: {unwritten}", file=sys.stderr, flush=True)
 
     interrupted = 0
     with interruptible():
@@ -120,8 +132,12 @@ def check(machine: Machine, steps: Sequence[Step], minutes: float = MINUTES) -> 
             interrupted = 128 + signal.Signals[str(signal_name)]
         rows = [(o.name, o.status, f"{o.seconds:.1f}", o.detail) for o in outcomes]
         print_table("GPU check", ("step", "status", "seconds", "detail"), rows)
-        print(f"written to {path}", flush=True)
-    return interrupted or int(any(outcome.status == "failed" for outcome in outcomes))
+        print(unwritten or f"written to {path}", flush=True)
+    statuses = {outcome.status for outcome in outcomes}
+    if not interrupted and statuses == {"skipped"}:
+        print("error: every step was skipped: nothing was checked", file=sys.stderr)
+        return 2
+    return interrupted or int("failed" in statuses or unwritten != "")
 
 
 def chosen(names: Sequence[str], text: str) -> list[str]:
@@ -133,20 +149,36 @@ def chosen(names: Sequence[str], text: str) -> list[str]:
     return wanted
 
 
+def folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a folder is wanted")
+    return Path(text).resolve()
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes")
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the top of this file."""
     names = [step.name for step in all_steps(Machine(Path()))]
     parser = argparse.ArgumentParser(prog="python -m plugins_cuda.gpu_check")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"))
+    parser.add_argument("--out", type=folder, default="runs/gpu_check")
     parser.add_argument("--steps", type=lambda text: chosen(names, text), default=names, help="comma-separated")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="steps for which no time is left are skipped")
+    parser.add_argument("--minutes", type=positive, default=MINUTES, help="steps for which no time is left are skipped")
     parser.add_argument("--list", action="store_true", help="print the steps")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, on the CPU, with tiny inputs")
     parser.add_argument("--engine", type=Path, help="a TensorRT-RTX engine with the plugins in it, to try it here")
     parser.add_argument("--plugins", type=Path, help="libupsnet_plugins.so")
     options = parser.parse_args(arguments)
     engine, plugins = (path and path.resolve() for path in (options.engine, options.plugins))
-    machine = Machine(options.out.resolve(), options.rehearse, engine, plugins)
+    machine = Machine(options.out, options.rehearse, engine, plugins)
     steps = [step for step in all_steps(machine) if step.name in options.steps]
     if options.list:
         print_table("Steps", ("step", "what"), [(step.name, step.what) for step in steps])
@@ -158,7 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     nvcc = find_tool("nvcc")
     if nvcc is not None:  # which need not be on the PATH: every step takes this one
         os.environ.setdefault("CUDACXX", nvcc)
-    machine.out.mkdir(parents=True, exist_ok=True)
+    try:
+        machine.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: {machine.out} cannot be a folder: {error.strerror}")
     return check(machine, steps, options.minutes)
 
 

@@ -13,6 +13,7 @@ from plugins_cuda.benchmark.report import print_table
 from plugins_cuda.gpu_check import workload
 from plugins_cuda.gpu_check.process import Skip, find_tool, must_pass, run_logged
 from plugins_cuda.gpu_check.traces import METRICS, SEPARATOR, Launch, by_case, from_ncu, from_nsys
+from upsnet.errors import first_line
 from upsnet.files import read_json, write_json
 
 Json = dict[str, Any]
@@ -37,8 +38,11 @@ def profile(python: str, out: Path, deadline: float) -> str:
         try:
             launches = measure(python, out, deadline)
             kernels = by_case(launches, len(result["cases"]), warm, repeats)
-        except (Skip, ValueError) as error:
-            result["refused"][name] = str(error)
+        except Skip as skipped:
+            result["refused"][name] = str(skipped)
+            continue
+        except Exception as error:  # whatever a tool has written, or left half written: the workload's own times stand
+            result["refused"][name] = f"its output is not understood: {type(error).__name__}: {first_line(error)}"
             continue
         for case, each in zip(result["cases"], kernels, strict=False):  # fewer, where it was stopped
             case |= {"source": name, "kernels": [asdict(launch) for launch in each]}
@@ -106,7 +110,7 @@ def table(cases: Sequence[Json]) -> list[list[str]]:
     rows = []
     for case in cases:
         seconds = sum(kernel["seconds"] for kernel in case["kernels"])
-        times = f"{seconds / case['floor_s']:.1f} x"
+        times = f"{seconds / case['floor_s']:.1f} x" if case["floor_s"] else "–"
         whole = [case["operator"], f"{case['dtype']}, {case['layout']}", times, f"{1e6 * seconds:.1f}"]
         rows.append([*whole, f"{1e6 * case['floor_s']:.1f}", "", "", "", ""])
         for kernel in case["kernels"]:

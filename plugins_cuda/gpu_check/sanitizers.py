@@ -55,4 +55,7 @@ def verdict(ended: Ended) -> str:
     if ended.status != 0 or "all passed" not in suite or summary is None:
         where = suite[-1] if suite else "no output"
         raise RuntimeError(Ended(ended.status, [where], ended.log, ended.seconds).fault())
-    return f"{summary}; {sum(': ok (' in line for line in suite)} checks"
+    checks = sum(": ok (" in line for line in suite)
+    if not checks:
+        raise RuntimeError(f"no check ran (see {ended.log})")
+    return f"{summary}; {checks} checks"

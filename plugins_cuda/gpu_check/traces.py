@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -40,25 +41,39 @@ def is_ours(name: str) -> bool:
 
 
 def from_ncu(text: str) -> list[Launch]:
-    """The output of `ncu --csv --print-units base --metrics ...`: a line for each metric of each launch."""
-    lines = (line for line in text.splitlines() if line.startswith('"'))  # not its ==PROF== and ==WARNING==
+    """The output of `ncu --csv --print-units base --metrics ...`: a line for each metric of each launch.
+
+    What is no number is no counter ("(!) n/a", "nan"); the last line may be cut short, where ncu was stopped."""
+    lines = text.splitlines()
+    rows = csv.DictReader(line for line in lines if line[:1] == line[-1:] == '"')  # not its ==PROF== and ==WARNING==
     names: dict[str, str] = {}
     counters: dict[str, dict[str, float]] = {}
     ours = {metric: name for name, metric in METRICS.items()}
-    for row in csv.DictReader(lines):
+    for row in rows:
+        if row["Metric Value"] is None:
+            continue
         names[row["ID"]] = row["Kernel Name"]
-        found = counters.setdefault(row["ID"], {})
-        value = row["Metric Value"].replace(",", "")
-        if row["Metric Name"] in ours and value not in ("", "n/a"):
-            found[ours[row["Metric Name"]]] = float(value)
+        found, value = counters.setdefault(row["ID"], {}), _number(row["Metric Value"])
+        if row["Metric Name"] in ours and value is not None:
+            found[ours[row["Metric Name"]]] = value
     return [Launch(names[key], each.pop("nanoseconds", 0.0) / 1e9, each) for key, each in counters.items()]
+
+
+def _number(text: str) -> float | None:
+    """A finite number, perhaps with commas between thousands."""
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def from_nsys(text: str) -> list[Launch]:
     """The output of `nsys stats --report cuda_gpu_trace --format csv`."""
     lines = text.splitlines()
     start = next((index for index, line in enumerate(lines) if line.startswith("Start (ns),")), len(lines))
-    rows = [row for row in csv.DictReader(lines[start:]) if row.get("Name") and row["Duration (ns)"].isdigit()]
+    rows = [row for row in csv.DictReader(lines[start:]) if row.get("Name")]
+    rows = [row for row in rows if row["Start (ns)"].isdigit() and row["Duration (ns)"].isdigit()]
     rows.sort(key=lambda row: int(row["Start (ns)"]))
     return [Launch(row["Name"], int(row["Duration (ns)"]) / 1e9) for row in rows]
 
@@ -93,5 +108,6 @@ def by_case(launches: Iterable[Launch], cases: int, warm: int, repeats: int) -> 
 
 def _median(launches: Sequence[Launch]) -> Launch:
     first = launches[0]
-    counters = {name: statistics.median(launch.counters[name] for launch in launches) for name in first.counters}
+    all_have = [name for name in first.counters if all(name in launch.counters for launch in launches)]
+    counters = {name: statistics.median(launch.counters[name] for launch in launches) for name in all_have}
     return Launch(first.name, statistics.median(launch.seconds for launch in launches), counters)

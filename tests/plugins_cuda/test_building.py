@@ -53,7 +53,7 @@ print(library.load("cpu").path)
     assert (len(paths), builds(cmake_log)) == (1, 1)
 
 
-def test_compiler_and_sanitizers_are_part_of_the_key(
+def test_compiler_flags_and_sanitizers_are_part_of_the_key(
     cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = {library.load("cpu").path}
@@ -66,6 +66,11 @@ def test_compiler_and_sanitizers_are_part_of_the_key(
     monkeypatch.setenv("CXX", f"{other} -pipe")
     paths.add(library.load("cpu").path)
     assert len(paths) == 3
+    others = "CXXFLAGS CUDAFLAGS CUDAHOSTCXX LDFLAGS NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS NVCC_CCBIN"
+    for number, flags in enumerate(others.split(), 4):
+        monkeypatch.setenv(flags, "-g")
+        paths.add(library.load("cpu").path)
+        assert len(paths) == number, f"{flags} is part of it"
 
 
 def test_address_sanitizer_sees_the_end_of_a_tensor(tmp_path: Path, project_root: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_failed_step_hides_no_other(tmp_path: Path) -> None:
     assert details[2].startswith("less than 700 s are left; --minutes")
     assert seen[-1] == ("benchmark", "running"), "a step that is cut short has left the others' results"
     assert len(seen) == 4
-    assert command.check(Machine(tmp_path, rehearsed=True), todo[1:2]) == 0
+    assert command.check(Machine(tmp_path, rehearsed=True), todo[3:]) == 0
 
 
 SLEEPER = "import subprocess, sys; print('first', flush=True); subprocess.run(['sleep', '600'])"
@@ -311,7 +311,7 @@ def test_enqueue_without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     ("output", "status", "expected"),
     [
         ("training step: 6 cases ok, on NVIDIA H200", 0, "training step: 6 cases ok, on NVIDIA H200"),
-        ("training step: skipped, without timm, pydantic", 0, Skip("without timm, pydantic")),
+        ("training step: skipped, without timm; pip install timm", 0, Skip("without timm; pip install timm")),
         (
             "training step: FAILED in 1 of 6 cases (fp32), on a GPU",
             1,

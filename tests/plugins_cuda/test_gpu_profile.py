@@ -54,6 +54,29 @@ def test_ncu_is_understood() -> None:
     assert from_ncu("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission\n") == []
 
 
+@pytest.mark.parametrize("value", ["(!) n/a", "n/a", "nan", "inf", "-inf", "", "N/A (see manual)"])
+def test_a_counter_that_is_no_number_is_absent(value: str) -> None:
+    counters = {metric: "1,234.5" for metric in METRICS.values()} | {METRICS["dram_bytes"]: value}
+    (found,) = from_ncu(ncu_lines((NMS, counters)))
+    assert set(found.counters) == set(METRICS) - {"nanoseconds", "dram_bytes"}
+    assert found.counters["l2_bytes"] == 1234.5 and found.seconds == pytest.approx(1.2345e-6)
+
+
+def test_ncu_that_was_stopped_in_mid_line() -> None:
+    """Wherever it is cut: no figure is another than that which the whole has."""
+    text = ncu_lines((SPIN, {"gpu__time_duration.sum": "1,000"}), (NMS, COUNTED)).removesuffix(
+        "==PROF== Disconnected from process 42\n"
+    )
+    (spin, whole), last = from_ncu(text), text.index('"1","42"')
+    for end in range(last, len(text)):
+        first, *rest = from_ncu(text[:end])
+        assert first == spin
+        for launch in rest:
+            assert launch.kernel == whole.kernel and launch.seconds in (0.0, whole.seconds)
+            assert launch.counters.items() <= whole.counters.items()
+    assert from_ncu(HEAD[:40]) == from_ncu(HEAD) == []
+
+
 def test_nsys_is_understood() -> None:
     text = f"""Processing [profile.sqlite] with [cuda_gpu_trace.py]...
 Start (ns),Duration (ns),CorrId,GrdX,GrdY,GrdZ,BlkX,BlkY,BlkZ,Reg/Trd,Bytes (MB),Device,Ctx,Strm,Name
@@ -248,6 +271,23 @@ def test_ncu_that_was_stopped_has_some_cases(tools: Tools) -> None:
     (tools.folder / "out.csv").write_text(ncu_lines(*call(), (SPIN, {"gpu__time_duration.sum": "9"}), *call()))
     tools.add("ncu", f"cp {tools.folder}/out.csv {tools.folder}/ncu.csv; exit 1")
     assert tools.run().startswith("1 cases by ncu, 1 cases by CUDA events")
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"), [('"ID","Name"\n"1","2"', "KeyError: 'Metric Value'"), ("", "exit status 1: no output")]
+)
+def test_output_that_is_not_understood_leaves_the_workloads_times(tools: Tools, written: str, reason: str) -> None:
+    (tools.folder / "out.csv").write_text(written)
+    tools.add("ncu", f"cp {tools.folder}/out.csv {tools.folder}/ncu.csv; exit 1")
+    assert tools.run().startswith("2 cases by CUDA events, written to")
+    assert reason in tools.result["refused"]["ncu"]
+    assert tools.result["cases"] == TWO_CASES["cases"]
+
+
+def test_a_case_without_a_floor_has_no_ratio() -> None:
+    (case, *_) = TWO_CASES["cases"]
+    whole, kernel = step.table([case | {"floor_s": 0.0}])  # type: ignore[operator]
+    assert whole[2:5] == ["–", "50.0", "0.0"] and kernel[2] == "all kernels"
 
 
 def test_a_metric_that_ncu_does_not_know_is_left_out(tools: Tools) -> None:

@@ -11,6 +11,7 @@ from plugins_cuda.gpu_check import sanitizers
 from plugins_cuda.gpu_check.process import Ended, Skip
 from tests.plugins_cuda.test_gpu_check import program
 
+CHECKED = "nms x: ok (0.01 s)\nall passed"
 CLEAN = "========= ERROR SUMMARY: 0 errors"
 WRITE = """========= Invalid __global__ write of size 4 bytes
 =========     at upsnet::nms::nms_kernel+0x120 in launch.cu:55
@@ -22,12 +23,12 @@ WRITE = """========= Invalid __global__ write of size 4 bytes
     [
         (
             0,
-            f"========= COMPUTE-SANITIZER\nnms x: ok (0.01 s)\nall passed\n{CLEAN}",
+            f"========= COMPUTE-SANITIZER\n{CHECKED}\n{CLEAN}",
             str,
             "ERROR SUMMARY: 0 errors; 1 checks",
         ),
-        (0, "all passed\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", str, "0 hazards"),
-        (0, f"========= Warning: x is not supported\nall passed\n{CLEAN}", str, "ERROR SUMMARY: 0 errors"),
+        (0, f"{CHECKED}\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", str, "0 hazards"),
+        (0, f"========= Warning: x is not supported\n{CHECKED}\n{CLEAN}", str, "ERROR SUMMARY: 0 errors"),
         (
             9,
             f"{WRITE}\nall passed\n========= ERROR SUMMARY: 1 error",
@@ -45,6 +46,7 @@ WRITE = """========= Invalid __global__ write of size 4 bytes
         ),
         (1, "========= Error: Device not supported\n========= ERROR SUMMARY: 2 errors", Skip, "Device not supported"),
         (255, "========= Internal Sanitizer Error: no access to the debugger interface", Skip, "Internal Sanitizer"),
+        (0, f"all passed\n{CLEAN}", RuntimeError, "no check ran"),
         (0, CLEAN, RuntimeError, "no output"),
         (0, "all passed", RuntimeError, "all passed"),
         (1, f"nms x: AssertionError: 3 of 9 differ (1.0 s)\n1 failed: nms x\n{CLEAN}", RuntimeError, "1 failed: nms x"),
@@ -68,7 +70,7 @@ def test_a_finding_names_its_first_lines() -> None:
 
 
 def test_sanitizers_run_the_suite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    text = f'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" > {tmp_path}/call; echo all passed; echo "{CLEAN}"'
+    text = f'echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $@" > {tmp_path}/call; echo "{CHECKED}"; echo "{CLEAN}"'
     fake = program(tmp_path, "compute-sanitizer", text)
     monkeypatch.setattr(sanitizers, "find_tool", {"compute-sanitizer": str(fake)}.get)
     assert sanitizers.sanitize("racecheck", "python3", tmp_path, time.monotonic() + 60).startswith("ERROR SUMMARY: 0")

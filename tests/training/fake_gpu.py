@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -34,6 +34,13 @@ ASKS = {
     "masked_select": "masked_select",
     "repeat_interleave.Tensor": "repeat_interleave with a tensor",
     "bincount": "bincount",
+    "histc": "histc",
+    "isin.Tensor_Tensor": "isin",
+    "multinomial": "multinomial",
+    "_linalg_check_errors": "linalg, which looks whether it worked,",
+    "_linalg_eigh": "linalg.eigh",
+    "_linalg_svd": "linalg.svd",
+    "linalg_eig": "linalg.eig",
     "torchvision::nms": "torchvision's nms",
     "unique_consecutive": "unique",
     "unique_dim": "unique",
@@ -72,13 +79,17 @@ class Watch(TorchDispatchMode):
         on_gpu = [tensor for tensor in given if tensor.device.type == "cuda"]
         if on_gpu:
             self.calls[name.partition(".")[0]] += 1
-            self._asked(name)
-            if name.startswith(INDEXED):
+            self._asked(name, kwargs)
+            if name.startswith(INDEXED) and not filled(name, args):
                 self._indexed(name, args)
-            if not name.startswith(MAY_MIX):
+            if not name.startswith(MAY_MIX) and not filled(name, args):
                 self._mixed(name, given)
         if name in FUSED:
             return None
+        if name == "is_pinned":
+            return getattr(args[0], "is_pinned_memory", False)
+        if name in ("pin_memory", "_pin_memory"):
+            return pinned(args[0].clone())
         pin = bool(kwargs.pop("pin_memory", None))  # there is no memory to be pinned
         result = func(*args, **kwargs)
         if pin:
@@ -89,7 +100,9 @@ class Watch(TorchDispatchMode):
             self._copied(name, source, result, non_blocking)
         return result
 
-    def _asked(self, name: str) -> None:
+    def _asked(self, name: str, kwargs: Any) -> None:
+        if kwargs.get("output_size") is not None:  # of repeat_interleave: nothing to ask
+            return
         for operation, words in ASKS.items():
             if name == operation or name.startswith(f"{operation}."):
                 raise Waits(f"{ours()}: {words} waits for the GPU")
@@ -112,6 +125,8 @@ class Watch(TorchDispatchMode):
     def _copied(self, name: str, source: Tensor, result: Tensor, non_blocking: bool) -> None:
         if source.device.type == result.device.type:
             return
+        if name.startswith("_to_copy") and non_blocking and source.device.type == "cuda":
+            pinned(result)  # PyTorch takes pinned memory then
         host = source if source.device.type == "cpu" else result
         memory = "pinned" if getattr(host, "is_pinned_memory", False) else "unpinned"
         if not non_blocking or memory == "unpinned":
@@ -129,6 +144,26 @@ def ours() -> str:
     return "?"
 
 
+def filled(name: str, args: Sequence[Any]) -> bool:
+    """x[mask] = 0.0: of which PyTorch makes a masked_fill with the number, as long as that is on the host."""
+    if "index_put" not in name or (len(args) > 3 and args[3]):
+        return False
+    indices, value = [index for index in args[1] if index is not None], args[2]
+    return len(indices) == 1 and indices[0].dtype == torch.bool and value.device.type == "cpu" and value.numel() == 1
+
+
+def host_waits(what: str) -> None:
+    """Raises `Waits` under a Watch."""
+    if any(isinstance(mode, Watch) for mode in _get_current_dispatch_mode_stack()):
+        raise Waits(f"{ours()}: {what} waits for the GPU")
+
+
+def printed(tensor: Tensor, *args: Any, _printed: Any = torch._tensor_str._str, **kwargs: Any) -> str:
+    if tensor.device.type == "cuda":
+        host_waits("a tensor that is printed")
+    return _printed(tensor, *args, **kwargs)
+
+
 class FakeEvent:
     """torch.cuda.Event, which knows the device whose stream it was recorded on."""
 
@@ -136,15 +171,19 @@ class FakeEvent:
         self.stream: Any = None
 
     def record(self, stream: Any = None) -> None:
-        self.stream = stream
+        self.stream = torch.cuda.current_stream() if stream is None else stream
 
     def synchronize(self) -> None:
         assert self.stream is not None, "an event that was never recorded is over at once"
+        host_waits("Event.synchronize")
 
 
 class FakeStream:
     def __init__(self, device: Any = None) -> None:
         self.device = torch.device("cuda", 0) if device is None else torch.device(device)
+
+    def synchronize(self) -> None:
+        host_waits("Stream.synchronize")
 
 
 def pinned(tensor: Tensor) -> Tensor:
@@ -184,10 +223,14 @@ def fake_gpu() -> Iterator[None]:
             "torch.cuda.device_count": lambda: 1,
             "torch.cuda.current_device": lambda: 0,
             "torch.cuda._lazy_init": lambda: None,
+            "torch.cuda.is_current_stream_capturing": lambda: False,
+            "torch._subclasses.fake_tensor.init_gpu_context": lambda device: None,  # PyTorch 2.11 asks nobody first
             "torch.cuda.is_bf16_supported": lambda *_, **__: True,
             "torch.cuda.get_device_capability": lambda *_: (9, 0),
             "torch.cuda.current_stream": FakeStream,
             "torch.cuda.Event": FakeEvent,
+            "torch.cuda.synchronize": lambda *_: host_waits("torch.cuda.synchronize"),
+            "torch._tensor_str._str": printed,
             "torch.Generator": lambda device=None: generator(),
             "torch.nn.Module._apply": _converted,
             "torch.Tensor.__deepcopy__": _deep_copy,

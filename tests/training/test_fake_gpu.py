@@ -19,6 +19,12 @@ def set_where(x: Tensor, index: Any, value: Any) -> None:
     x[index] = value
 
 
+def recorded() -> torch.cuda.Event:
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "item": (lambda x: x.sum().item(), "a number is read"),
     "float": (lambda x: float(x.sum()), "a number is read"),
@@ -32,12 +38,24 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "masked_select": (lambda x: x.masked_select(x > 0), "masked_select"),
     "bincount": (lambda x: x.long().flatten().bincount(), "bincount"),
     "repeats": (lambda x: torch.repeat_interleave(x[0].long()), "repeat_interleave"),
+    "isin": (lambda x: torch.isin(x, x[0]), "isin"),
+    "multinomial": (lambda x: x.multinomial(2), "multinomial"),
+    "histc": (lambda x: x.histc(4), "histc"),
+    "inv": (lambda x: torch.linalg.inv(x[:, :3]), "linalg"),
+    "solve": (lambda x: torch.linalg.solve(x[:, :3], x), "linalg"),
+    "cholesky": (lambda x: torch.linalg.cholesky(x[:, :3]), "linalg"),
+    "eigh": (lambda x: torch.linalg.eigh(x[:, :3]), r"linalg\.eigh"),
+    "svd": (lambda x: torch.linalg.svd(x), r"linalg\.svd"),
+    "printed": (lambda x: f"{x}", "a tensor that is printed"),
+    "event": (lambda x: recorded().synchronize(), r"Event\.synchronize"),
+    "stream": (lambda x: torch.cuda.current_stream().synchronize(), r"Stream\.synchronize"),
+    "all of the GPU": (lambda x: torch.cuda.synchronize(), r"torch\.cuda\.synchronize"),
     "boolean index": (lambda x: x[x > 0], "a boolean index"),
     "boolean assignment": (lambda x: set_where(x, x > 0, x[0, 0]), "a boolean index"),
     "list index": (lambda x: x[:, [1, 0]], "a blocking copy .* from cpu to cuda, unpinned"),
     "host index": (lambda x: x[torch.tensor([1, 0])], "an index on the host"),
     "cpu": (lambda x: x.cpu(), "a blocking copy .* from cuda to cpu"),
-    "cpu, later": (lambda x: x.to("cpu", non_blocking=True), "a copy .* from cuda to cpu, unpinned"),
+    "cpu, later": (lambda x: torch.empty(3, 4).copy_(x, non_blocking=True), "a copy .* from cuda to cpu, unpinned"),
     "into host memory": (lambda x: torch.empty(3, 4).copy_(x), "a blocking copy .* from cuda to cpu"),
     "new tensor": (lambda x: x.new_tensor([1.0]), "a blocking copy .* from cpu to cuda"),
     "to the GPU": (lambda x: torch.zeros(3).to(CUDA), "a blocking copy .* from cpu to cuda"),
@@ -56,6 +74,12 @@ ALLOWED: dict[str, Callable[[Tensor], Any]] = {
     "filled": lambda x: x.new_full((2,), 7.0),
     "the host's own": lambda x: torch.tensor([1, 2]).sum().item(),
     "a pinned batch": lambda x: pinned(torch.zeros(3)).to(x.device, non_blocking=True),
+    "pinned under the watch": lambda x: torch.zeros(3).pin_memory().to(x.device, non_blocking=True),
+    "to memory that PyTorch pins": lambda x: x.to("cpu", non_blocking=True),
+    "a number where a mask is true": lambda x: set_where(x, x > 0, 0.0),
+    "so many repeats": lambda x: torch.repeat_interleave(x, x[:, 0].long(), dim=0, output_size=5),
+    "printed on the host": lambda x: f"{torch.zeros(3)}",
+    "a name": lambda x: f"{x.shape} {x.device}",
     "to pinned memory": lambda x: torch.empty(3, 4, pin_memory=True).copy_(x, non_blocking=True),
 }
 

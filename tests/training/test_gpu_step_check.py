@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,17 +56,39 @@ def test_waiting_is_an_error_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     with gpu_step_check.waiting_is_an_error(torch.device("cpu")):
         assert not modes
+    owners: tuple[Any, ...] = (torch.cuda, torch.cuda.Event, torch.cuda.Stream)
+    before = [owner.synchronize for owner in owners]
     with pytest.raises(ValueError), gpu_step_check.waiting_is_an_error(torch.device("cuda:0")):
         assert modes == ["error"]
+        for owner in owners:  # of which PyTorch's mode says nothing
+            with pytest.raises(RuntimeError, match=r"^synchronize\(\) waits for the GPU"):
+                owner.synchronize(None)
         raise ValueError
     assert modes == ["error", "default"]
+    assert [owner.synchronize for owner in owners] == before
 
 
 def test_is_left_out_for_want_of_a_package(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydantic" else found(name))
     assert main([]) == 0
-    assert last_line(capsys) == "training step: skipped, without pydantic"
+    cure = f"`{sys.executable} -m pip install pydantic`"
+    assert last_line(capsys) == f"training step: skipped, without pydantic; {cure} makes it run"
+
+
+def test_needs_no_other_package(project_root: Path) -> None:
+    """Those that the project requires besides; the first two are what a machine with a GPU often lacks."""
+    others = ("typer", "click", "rich", "onnx", "onnxruntime", "onnxscript", "tensorrt", "grpc", "scipy")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({others}))
+import torch
+from training.gpu_step_check import configuration, made_up_batch, make_stepper
+for case in ("fp32", "original conventions"):
+    make_stepper(configuration(case), torch.device("cpu"))
+made_up_batch(lambda tensor: tensor)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=project_root, check=True, timeout=120)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
