@@ -86,3 +86,11 @@ def test_sanitizers_see_into_kernels(compile_kernels: Compile, kernel: str, mess
     assert done.returncode != 0
     assert message in done.stderr
     assert "emulator_kernels.cpp:" in done.stderr
+
+
+def test_first_launches_of_several_threads(compile_kernels: Compile) -> None:
+    """The sanitizer sees a race whatever the threads' timing."""
+    done = run(compile_kernels("-fsanitize=thread", "-g"), "first_launches")
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("g++'s thread sanitizer cannot run here: it wants `sysctl vm.mmap_rnd_bits=28`")
+    assert (done.returncode, done.stderr) == (0, "")
