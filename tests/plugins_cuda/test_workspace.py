@@ -25,7 +25,7 @@ from tests.plugins_cuda.inputs import LARGEST, LAYOUTS, TYPES, room_inputs
 
 Values = dict[str, Any]
 CPU = torch.device("cpu")
-GUARD = 4096  # bytes before a workspace; behind it, and as many again as it has
+GUARD = 1 << 24  # bytes before and behind a workspace: what is missing there must not be found in the heap
 
 
 @functools.cache
@@ -162,7 +162,7 @@ def test_emulated_workspace_of_shapes_that_no_kernel_can_hold_is_no_smaller(layo
 def test_emulated_launches_stay_in_what_the_largest_shapes_ask(
     room: str, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    """Between guards; then in exactly as many bytes, for the address sanitizer. Full of what would make results wrong."""
+    """Between guards; then in exactly as many bytes, for the address sanitizer. Full of what makes results wrong."""
     served = emulated()
     asked = served.workspace_size(room, prepared(room, room_inputs(room, LARGEST, dtype, layout))[0])
     for scale in (1, 2):
@@ -170,7 +170,7 @@ def test_emulated_launches_stay_in_what_the_largest_shapes_ask(
         wanted = getattr(plugins_cuda, room)(**values)  # the CPU front
         own = served.workspace_size(room, prepared(room, values)[0])
         assert own <= asked
-        memory = torch.full((2 * own + 2 * GUARD,), 255, dtype=torch.uint8)
+        memory = torch.full((own + 2 * GUARD,), 255, dtype=torch.uint8)
         guarded = launch(room, values, memory[GUARD : GUARD + own])
         assert (memory[:GUARD] == 255).all() and (memory[GUARD + own :] == 255).all()
         exact = launch(room, values, torch.full((asked,), 255, dtype=torch.uint8))

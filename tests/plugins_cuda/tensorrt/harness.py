@@ -18,8 +18,8 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.int32: 3, torch.bfloat16: 7, 
 DTYPES = {number: dtype for dtype, number in TYPES.items()}
 FORMATS = {"linear": 0, "hwc8": 2, "hwc": 8}  # nvinfer1::TensorFormat
 FLOAT32, FLOAT64, INT32, CHAR, INT64 = 1, 2, 5, 6, 10  # nvinfer1::PluginFieldType
-# At least so many bytes behind a workspace, and as many as it has, are there and nobody's: they hold GUARDED.
-GUARD, GUARDED = 4096, 0xA5
+# Bytes behind a workspace, which nobody may touch: what is missing there must not be found in the heap; what they hold.
+GUARD, GUARDED = 1 << 24, 0xA5
 ALIGNMENT = 256  # of a workspace, as the kernels' slices of it
 
 
@@ -203,7 +203,7 @@ class Plugin:
         outputs = outputs or [filled(shape, dtype, device) for shape, dtype in tensors.outputs()]
         if tensors.layout(len(inputs)) != "linear":
             outputs[0] = outputs[0].contiguous(memory_format=torch.channels_last)
-        memory = torch.full((2 * workspace_size + GUARD + ALIGNMENT,), 255, dtype=torch.uint8, device=device)
+        memory = torch.full((workspace_size + GUARD + ALIGNMENT,), 255, dtype=torch.uint8, device=device)
         workspace = memory[-memory.data_ptr() % ALIGNMENT :]
         workspace[workspace_size:] = GUARDED
         pointers = [(ctypes.c_void_p * len(part))(*(t.data_ptr() for t in part)) for part in (inputs, outputs)]
