@@ -54,7 +54,7 @@ const Setting kSetting{
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kGuard = 0, kWorkspaceGuard = 0;  // the sanitizer has its own
 #elif defined(UPSNET_EMULATED)
-constexpr size_t kGuard = 4096, kWorkspaceGuard = size_t{1} << 24;
+constexpr size_t kGuard = 4096, kWorkspaceGuard = size_t{1} << 22;
 #else
 constexpr size_t kGuard = 4096, kWorkspaceGuard = kGuard;
 #endif
@@ -188,6 +188,7 @@ class Engine {
     Memory workspace(node_.workspace_size(direct), kWorkspaceGuard);
     call(node_.launch(direct, workspace.data(), workspace.bytes()), "launch");
     call(cudaDeviceSynchronize(), "launch");
+    workspace.require_guard("the operator's workspace");
     for (size_t i = 0; i < found.size(); ++i) {
       const std::string name = "output " + std::to_string(i);
       Bytes wanted = expected[i].content(name);
