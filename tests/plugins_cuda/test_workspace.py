@@ -172,7 +172,8 @@ def test_emulated_launches_stay_in_what_the_largest_shapes_ask(
         assert own <= asked
         memory = torch.full((own + 2 * GUARD,), 255, dtype=torch.uint8)
         guarded = launch(room, values, memory[GUARD : GUARD + own])
-        assert (memory[:GUARD] == 255).all() and (memory[GUARD + own :] == 255).all()
+        written = [int((part != 255).sum()) for part in (memory[:GUARD], memory[GUARD + own :])]
+        assert written == [0, 0]
         exact = launch(room, values, torch.full((asked,), 255, dtype=torch.uint8))
         for one, other, third in zip(exact, guarded, [wanted] if isinstance(wanted, Tensor) else wanted, strict=True):
             assert torch.equal(one, other)
