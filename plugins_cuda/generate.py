@@ -46,7 +46,7 @@ DECLARED = """// Made from {room}/schema.py.
 #include <array>
 #include <string>
 
-#include "{room}/launch.h"
+#include "{room}/kernel.cuh"
 #include "tensorrt/plugin_base.h"
 
 namespace upsnet::{room} {{
@@ -81,6 +81,7 @@ struct Declared {{
 {members}
     return params;
   }}
+  const char* unsupported(const tensorrt::Call& call) const {{ return {room}::unsupported(params(call)); }}
   size_t workspace_size(const tensorrt::Call& call) const {{ return {room}::workspace_size(params(call)); }}
   int launch(const tensorrt::Call& call, void* workspace, size_t bytes, CUstream_st* stream) const {{
     return {room}::launch(params(call), workspace, bytes, stream);

@@ -16,18 +16,28 @@ inline bool has_groups(const Params& p) {
          divides(p.group, p.out_channels) && divides(p.offset_group, p.channels);
 }
 
-// What every front can run; the bindings explain what they refuse. Pixels of a map, places of taps on it and the depth
-// of the matrix product are 32-bit numbers, with room for one tile more.
-inline bool is_supported(const Params& p) {
+// Why no front can run it, null where all can; the bindings explain what they refuse. Pixels of a map, places of taps
+// on it and the depth of the matrix product are 32-bit numbers, with room for one tile more.
+inline const char* unsupported(const Params& p) {
   const auto fits = [](int64_t value) { return value <= INT32_MAX - 128; };
+  const auto reaches = [&](int32_t size, int32_t stride, int32_t kernel, int32_t dilation) {
+    return fits(int64_t{size} * stride + int64_t{kernel} * dilation);
+  };
   const int64_t taps = int64_t{p.kernel_h} * p.kernel_w;
-  const bool steps = p.stride[0] >= 1 && p.stride[1] >= 1 && p.padding[0] >= 0 && p.padding[1] >= 0 &&
-                     p.dilation[0] >= 1 && p.dilation[1] >= 1;
-  return has_groups(p) && steps && p.batch >= 0 && p.height >= 0 && p.width >= 0 && fits(p.out_channels) &&
-         fits(taps) && fits(int64_t{p.height} * p.width) && fits(taps * (p.channels / p.group + 128)) &&
-         fits(int64_t{p.out_height} * p.stride[0] + int64_t{p.kernel_h} * p.dilation[0]) &&
-         fits(int64_t{p.out_width} * p.stride[1] + int64_t{p.kernel_w} * p.dilation[1]);
+  if (!has_groups(p)) return "no channels, no taps, or channels that do not divide into the groups";
+  if (p.stride[0] < 1 || p.stride[1] < 1 || p.dilation[0] < 1 || p.dilation[1] < 1)
+    return "a stride or dilation below 1";
+  if (p.padding[0] < 0 || p.padding[1] < 0) return "a negative padding";
+  if (p.batch < 0 || p.height < 0 || p.width < 0) return "a negative size";
+  if (!fits(p.out_channels)) return "2^31 - 128 output channels or more";
+  if (!fits(int64_t{p.height} * p.width)) return "2^31 - 128 pixels or more in a map";
+  if (!fits(taps) || !fits(taps * (p.channels / p.group + 128))) return "2^31 weights or more for an output channel";
+  return reaches(p.out_height, p.stride[0], p.kernel_h, p.dilation[0]) &&
+                 reaches(p.out_width, p.stride[1], p.kernel_w, p.dilation[1])
+             ? nullptr
+             : "taps that reach 2^31 - 128 pixels or more";
 }
+inline bool is_supported(const Params& p) { return unsupported(p) == nullptr; }
 
 // One bilinear sample of a map: corners outside it have pixel -1 and count as zero.
 struct alignas(16) Sample {

@@ -9,12 +9,15 @@ namespace upsnet::nms {
 
 constexpr int kMost = 1 << 30;  // boxes of a row, and outputs: an index may go one step of all threads beyond it
 
-// What every front can run; the bindings explain what they refuse. Scores, and with them their threshold, may be
-// negative. An IoU below 0 does not exist: a threshold there would be passed by boxes that are apart.
-inline bool is_supported(const Params& p) {
-  return p.batch >= 0 && p.num_boxes >= 0 && p.num_boxes <= kMost && p.max_output >= 0 && p.max_output <= kMost &&
-         p.iou_threshold >= 0.0f && p.iou_threshold <= 1.0f && p.score_threshold == p.score_threshold;
+// Why no front can run it, null where all can; the bindings explain what they refuse. Scores, and with them their
+// threshold, may be negative. An IoU below 0 does not exist: a threshold there would be passed by boxes that are apart.
+inline const char* unsupported(const Params& p) {
+  if (p.batch < 0 || p.num_boxes < 0 || p.max_output < 0) return "a negative size";
+  if (p.num_boxes > kMost || p.max_output > kMost) return "more than 2^30 boxes or max_output";
+  if (!(p.iou_threshold >= 0.0f && p.iou_threshold <= 1.0f)) return "an iou_threshold outside 0..1";
+  return p.score_threshold == p.score_threshold ? nullptr : "a score_threshold that is NaN";
 }
+inline bool is_supported(const Params& p) { return unsupported(p) == nullptr; }
 
 struct alignas(16) Box {
   float x1, y1, x2, y2;

@@ -9,6 +9,7 @@ struct Nms : nms::Declared {
   void check() const {
     Declared::check();
     require(max_output >= 1, "attribute max_output must be at least 1");
+    require(max_output <= nms::kMost, "attribute max_output must be at most 2^30");
   }
 };
 

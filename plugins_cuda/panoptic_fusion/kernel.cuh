@@ -23,15 +23,19 @@ constexpr int kNone = 255;         // no detection, no stuff class
 constexpr float kLogitLimit = 0x1p100f;
 constexpr float kFarthest = 0x1p23f;  // boxes are clamped to it, beyond every image
 
-// What every front can run; the bindings explain what they refuse.
-inline bool is_supported(const Params& p) {
+// Why no front can run it, null where all can; the bindings explain what they refuse.
+inline const char* unsupported(const Params& p) {
   const int64_t cells = int64_t{p.height} * p.width, channels = int64_t{p.num_stuff} + p.num_things;
-  const auto is_side = [](int32_t side) { return side >= 0 && side <= kMaxSide; };
-  return p.num_stuff >= 1 && p.num_things >= 0 && p.detections >= 0 &&
-         int64_t{p.num_stuff} + p.detections <= kMaxRows && (p.mask_size >= 1 || p.detections == 0) &&
-         p.mask_size <= kMaxMask && p.batch >= 0 && p.batch <= 65535 && is_side(p.height) && is_side(p.width) &&
-         cells * kScale * kScale <= INT32_MAX && channels <= INT32_MAX && cells * channels <= INT32_MAX;
+  if (p.num_stuff < 1) return "no stuff classes";
+  if (p.batch < 0 || p.num_things < 0 || p.detections < 0 || p.height < 0 || p.width < 0) return "a negative size";
+  if (int64_t{p.num_stuff} + p.detections > kMaxRows) return "more than 255 stuff classes and detections";
+  if ((p.mask_size < 1 && p.detections > 0) || p.mask_size > kMaxMask) return "masks outside 1 x 1 .. 512 x 512";
+  if (p.batch > 65535) return "more than 65535 images";
+  if (p.height > kMaxSide || p.width > kMaxSide) return "a semantic map higher or wider than 65536";
+  if (cells * kScale * kScale > INT32_MAX) return "2^31 pixels or more in a panoptic map";
+  return channels <= INT32_MAX && cells * channels <= INT32_MAX ? nullptr : "2^31 or more semantic logits of an image";
 }
+inline bool is_supported(const Params& p) { return unsupported(p) == nullptr; }
 
 UPSNET_HD int smaller(int a, int b) { return a < b ? a : b; }
 UPSNET_HD int larger(int a, int b) { return a > b ? a : b; }

@@ -28,7 +28,6 @@ struct PanopticFusion : panoptic_fusion::Declared {
     panoptic_fusion::Params all = params(call);
     all.panoptic = static_cast<uint8_t*>(workspace);
     const size_t map = aligned(size_t(num_pixels(all)));
-    if (bytes < map) return cudaErrorInvalidValue;
     const int status = panoptic_fusion::launch(all, all.panoptic + map, bytes - map, stream);
     return status != cudaSuccess ? status : widen(all.panoptic, call.output(0), num_pixels(all), stream);
   }

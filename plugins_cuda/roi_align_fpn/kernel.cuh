@@ -13,18 +13,24 @@
 
 namespace upsnet::roi_align_fpn {
 
-// What every front can run; the bindings explain what they refuse. Pixels of a map and offsets inside one of its lines
-// are 32-bit numbers, with room for one tile more.
-inline bool is_supported(const Params& p) {
+// Why no front can run it, null where all can; the bindings explain what they refuse. Pixels of a map and offsets
+// inside one of its lines are 32-bit numbers, with room for one tile more.
+inline const char* unsupported(const Params& p) {
   const auto fits = [](int64_t value) { return value <= INT32_MAX - 64; };
-  bool maps = p.batch >= 0 && p.channels >= 0 && fits(p.channels);
+  if (p.batch < 0 || p.channels < 0 || p.rois_per_image < 0) return "a negative size";
+  if (!fits(p.channels)) return "2^31 - 64 channels or more";
   for (int level = 0; level < kLevels; ++level) {
-    maps &= p.heights[level] >= 0 && p.widths[level] >= 0 && fits(int64_t{p.heights[level]} * p.widths[level]) &&
-            fits(int64_t{p.widths[level]} * (p.channels + 8));
+    if (p.heights[level] < 0 || p.widths[level] < 0) return "a negative size";
+    if (!fits(int64_t{p.heights[level]} * p.widths[level])) return "2^31 - 64 pixels or more in one of P2..P5";
+    if (!fits(int64_t{p.widths[level]} * (p.channels + 8))) return "2^31 numbers or more in a row of one of P2..P5";
   }
-  return maps && p.rois_per_image >= 0 && fits(int64_t{p.batch} * p.rois_per_image) && p.output_size >= 1 &&
-         p.sampling_ratio >= 1 && int64_t{p.output_size} * p.sampling_ratio <= kMaxSamples;
+  if (!fits(int64_t{p.batch} * p.rois_per_image)) return "2^31 - 64 rois or more";
+  const bool samples = p.output_size >= 1 && p.sampling_ratio >= 1;
+  return samples && int64_t{p.output_size} * p.sampling_ratio <= kMaxSamples
+             ? nullptr
+             : "output_size times sampling_ratio outside 1..1024";
 }
+inline bool is_supported(const Params& p) { return unsupported(p) == nullptr; }
 
 constexpr int kFinestStride = 4;
 constexpr float kCanonicalSize = 224.0f;  // side in network pixels of the smallest square box on P4

@@ -74,6 +74,10 @@ std::optional<Host> Host::in(void* library) {
 
 Host::Host(void* library, void* registry, int32_t version)
     : library_(library), registry_(registry), major_(version / 10000), minor_(version / 100 % 100) {
+  if (version < 10000) {  // 8601 is TensorRT 8.6.1
+    major_ = version / 1000;
+    minor_ = version / 100 % 10;
+  }
   if (major_ == 10 && minor_ >= 9) layout_ = Layout::k10;
   if (major_ == 11 || (major_ == 1 && minor_ >= 7)) layout_ = Layout::k11;  // 1: TensorRT-RTX
 }

@@ -8,6 +8,7 @@
 //   void check_sizes(const Dims* inputs, int32_t count) const;      what patterns of shapes cannot say; throws
 //   void output_shapes(const DimsExprs* inputs, DimsExprs* outputs, Expressions&) const;
 //   Params params(const Call&) const;                               for the launcher
+//   const char* unsupported(const Call&) const;                     why no kernel runs these sizes; null
 //   size_t workspace_size(const Call&) const;
 //   int launch(const Call&, void* workspace, size_t bytes, CUstream_st*) const;   a cudaError_t
 // <room>/plugin.cpp derives from it where there is more to check or to do.
@@ -18,6 +19,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <iterator>
 #include <stdexcept>
@@ -130,6 +132,8 @@ class Plugin final : public nvinfer1::IPluginV3,
         for (int32_t i = 0; i < kNumInputs; ++i) dims[i] = inputs[i].*which;
         check_sizes(dims);
       }
+      // A profile may end beyond what runs, but is made for what it names as usual.
+      check_runs({kNumInputs, at(inputs, &DynamicDesc::opt).data()});
       return 0;
     });
   }
@@ -138,12 +142,7 @@ class Plugin final : public nvinfer1::IPluginV3,
     // A failure asks for more than there is: TensorRT stops instead of running a kernel without its workspace.
     return guarded("getWorkspaceSize", SIZE_MAX, [&] {
       expect_counts(num_inputs, num_outputs);
-      Desc largest[kNumInputs];
-      for (int32_t i = 0; i < kNumInputs; ++i) {
-        largest[i] = inputs[i].desc;
-        largest[i].dims = inputs[i].max;
-      }
-      return op_.workspace_size({kNumInputs, largest});
+      return op_.workspace_size({kNumInputs, at(inputs, &DynamicDesc::max).data()});
     });
   }
   // The kernels and the attributes: they and the shapes decide how fast a format is.
@@ -157,6 +156,7 @@ class Plugin final : public nvinfer1::IPluginV3,
       Dims dims[kNumInputs];
       for (int32_t i = 0; i < kNumInputs; ++i) dims[i] = inputs[i].dims;
       check_sizes(dims);
+      check_runs({kNumInputs, inputs});
       return 0;
     });
   }
@@ -164,11 +164,13 @@ class Plugin final : public nvinfer1::IPluginV3,
                   void* workspace, cudaStream_t stream) noexcept override {
     return guarded("enqueue", -1, [&] {
       // TensorRT does not say how large the workspace is. It is what getWorkspaceSize answered for the largest shapes,
-      // which is enough for these: workspace_size grows with every size of the inputs.
+      // which is enough for these: workspace_size grows with every size of the inputs. So launch refuses no short one
+      // here; a number kept from getWorkspaceSize might be that of another profile, format or clone.
       const Call call{kNumInputs, input_descs, inputs, outputs};
       const int status = op_.launch(call, workspace, op_.workspace_size(call), stream);
-      if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(static_cast<cudaError_t>(status)));
-      return 0;
+      if (status == cudaSuccess) return 0;
+      check_runs(call);
+      throw std::runtime_error(cudaGetErrorString(static_cast<cudaError_t>(status)) + (" with " + sizes(call)));
     });
   }
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
@@ -188,18 +190,47 @@ class Plugin final : public nvinfer1::IPluginV3,
     Operator::attributes(op_, visitor);
   }
 
+  // The inputs as they are at one end of a profile, or in its middle.
+  static std::array<Desc, kNumInputs> at(const DynamicDesc* inputs, Dims DynamicDesc::* which) {
+    std::array<Desc, kNumInputs> descs;
+    for (int32_t i = 0; i < kNumInputs; ++i) {
+      descs[i] = inputs[i].desc;
+      descs[i].dims = inputs[i].*which;
+    }
+    return descs;
+  }
+
+  // Sizes that are not known yet are held against nothing.
+  void check_runs(const Call& call) const {
+    const auto known = [](const Desc& input) { return is_known(input.dims); };
+    if (!std::all_of(call.inputs, call.inputs + kNumInputs, known)) return;
+    if (const char* why = op_.unsupported(call)) {
+      throw std::invalid_argument("no kernel runs " + std::string(why) + ": " + sizes(call));
+    }
+  }
+
+  // "boxes [1 20 4], scores [1 20]"
+  static std::string sizes(const Call& call) {
+    std::string text;
+    for (int32_t i = 0; i < kNumInputs; ++i) {
+      text += (i ? ", " : "") + std::string(Operator::kInputs[i].name) + " " + to_string(call.inputs[i].dims);
+    }
+    return text;
+  }
+
   static void expect_counts(int32_t inputs, int32_t outputs) {
     if (inputs == kNumInputs && outputs == kNumOutputs) return;
     throw std::invalid_argument(std::to_string(inputs) + " inputs and " + std::to_string(outputs) + " outputs, not " +
                                 std::to_string(kNumInputs) + " and " + std::to_string(kNumOutputs));
   }
 
+  static bool is_known(const Dims& dims) {
+    return std::all_of(dims.d, dims.d + dims.nbDims, [](int64_t size) { return size >= 0; });
+  }
+
   void check_sizes(const Dims* inputs) const {
     check_shapes(Operator::kInputs, inputs, kNumInputs);
-    const bool known = std::all_of(inputs, inputs + kNumInputs, [](const Dims& dims) {
-      return std::all_of(dims.d, dims.d + dims.nbDims, [](int64_t size) { return size >= 0; });
-    });
-    if (known) op_.check_sizes(inputs, kNumInputs);
+    if (std::all_of(inputs, inputs + kNumInputs, is_known)) op_.check_sizes(inputs, kNumInputs);
   }
 
   const Operator op_;

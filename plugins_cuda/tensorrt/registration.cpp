@@ -76,7 +76,9 @@ void compare(const IPluginCreatorInterface* rival) {
 // Every name that is free. An unknown TensorRT gets nothing by itself; its load_library may still ask.
 void register_with(const Host& host) {
   if (!host.is_known()) {
-    const std::string line = host.to_string() + " is not one of 10.9 to 11.x, nor TensorRT-RTX 1.7: no plugins for it";
+    const std::string line =
+        host.to_string() +
+        " is not one of 10.9 to 11.x, nor TensorRT-RTX 1.7: no plugins for it until load_library asks";
     return log_error("plugins", "registration", line.c_str());
   }
   const Creators held = host.creators();

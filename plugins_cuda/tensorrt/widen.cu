@@ -37,7 +37,7 @@ __global__ void widen_kernel(const uint8_t* bytes, Half* halves, int64_t count) 
 
 int widen(const uint8_t* bytes, void* halves, int64_t count, CUstream_st* stream) {
   if (count == 0) return cudaSuccess;
-  if (!is_aligned(bytes, sizeof(uint4)) || !is_aligned(halves, sizeof(uint4))) return cudaErrorMisalignedAddress;
+  if (!is_aligned(halves, sizeof(uint4))) return cudaErrorMisalignedAddress;
   const int64_t blocks = (count + kThreads * kPerThread - 1) / (kThreads * kPerThread);
   return launch_kernel(widen_kernel, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, bytes,
                        static_cast<Half*>(halves), count);

@@ -7,6 +7,8 @@ struct CUstream_st;
 
 namespace upsnet::tensorrt {
 
-int widen(const uint8_t* bytes, void* halves, int64_t count, CUstream_st* stream);  // a cudaError_t
+// A cudaError_t. `bytes` is a multiple of 16, as the operator wants it; cudaErrorMisalignedAddress where `halves` is
+// not.
+int widen(const uint8_t* bytes, void* halves, int64_t count, CUstream_st* stream);
 
 }  // namespace upsnet::tensorrt

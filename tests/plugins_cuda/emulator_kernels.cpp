@@ -160,6 +160,22 @@ void large_shared() {
   CHECK(failed == 0);
 }
 
+// Its first launches, by several threads at once, without the launches: the thread sanitizer knows no fibers.
+void first_launches() {
+  std::vector<std::thread> threads;
+  std::atomic<int> failed{0};
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      for (auto* kernel : {last_byte_kernel<2>, last_byte_kernel<3>, last_byte_kernel<4>}) {
+        size_t limit = 0;
+        failed += upsnet::shared_limit(reinterpret_cast<const void*>(kernel), limit) != cudaSuccess || limit == 0;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(failed == 0);
+}
+
 __global__ void nothing_kernel() {}
 void impossible_grids() {
   for (const dim3 grid : {dim3(0), dim3(1, 65536), dim3(1, 1, 65536), dim3(1u << 31)}) {
@@ -229,6 +245,7 @@ int main(int, char** arguments) {
       {"atomics", atomics},
       {"dynamic_shared", dynamic_shared},
       {"large_shared", large_shared},
+      {"first_launches", first_launches},
       {"impossible_grids", impossible_grids},
       {"divergent", divergent},
       {"wrong_mask", wrong_mask},

@@ -106,3 +106,11 @@ def test_make_sanitize_takes_every_test_that_runs_kernels(project_root: Path) ->
             ):
                 names = f"{path.name} {test.name}"
                 assert any(word in names for word in chosen[1].split(" or ")), names
+
+
+def test_first_launches_of_several_threads(compile_kernels: Compile) -> None:
+    """The sanitizer sees a race whatever the threads' timing."""
+    done = run(compile_kernels("-fsanitize=thread", "-g"), "first_launches")
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("g++'s thread sanitizer cannot run here: it wants `sysctl vm.mmap_rnd_bits=28`")
+    assert (done.returncode, done.stderr) == (0, "")

@@ -25,6 +25,7 @@ from tests.plugins_cuda.inputs import LARGEST, LAYOUTS, TYPES, room_inputs
 
 Values = dict[str, Any]
 CPU = torch.device("cpu")
+GUARD = 1 << 24  # bytes before and behind a workspace: what is missing there must not be found in the heap
 
 
 @functools.cache
@@ -161,19 +162,20 @@ def test_emulated_workspace_of_shapes_that_no_kernel_can_hold_is_no_smaller(layo
 def test_emulated_launches_stay_in_what_the_largest_shapes_ask(
     room: str, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    """Exactly as many bytes, for the address sanitizer; then between guards. Full of what would make results wrong."""
+    """Between guards; then in exactly as many bytes, for the address sanitizer. Full of what makes results wrong."""
     served = emulated()
     asked = served.workspace_size(room, prepared(room, room_inputs(room, LARGEST, dtype, layout))[0])
     for scale in (1, 2):
         values = room_inputs(room, scale, dtype, layout)
         wanted = getattr(plugins_cuda, room)(**values)  # the CPU front
         own = served.workspace_size(room, prepared(room, values)[0])
-        exact = launch(room, values, torch.full((asked,), 255, dtype=torch.uint8))
-        guarded = torch.full((own + 512,), 255, dtype=torch.uint8)
-        again = launch(room, values, guarded[256 : 256 + own])
         assert own <= asked
-        assert (guarded[:256] == 255).all() and (guarded[256 + own :] == 255).all()
-        for one, other, third in zip(exact, again, [wanted] if isinstance(wanted, Tensor) else wanted, strict=True):
+        memory = torch.full((own + 2 * GUARD,), 255, dtype=torch.uint8)
+        guarded = launch(room, values, memory[GUARD : GUARD + own])
+        written = [int((part != 255).sum()) for part in (memory[:GUARD], memory[GUARD + own :])]
+        assert written == [0, 0]
+        exact = launch(room, values, torch.full((asked,), 255, dtype=torch.uint8))
+        for one, other, third in zip(exact, guarded, [wanted] if isinstance(wanted, Tensor) else wanted, strict=True):
             assert torch.equal(one, other)
             torch.testing.assert_close(one, third, atol=2e-3 if dtype == torch.float16 else 1e-5, rtol=1e-3)
 
@@ -191,5 +193,7 @@ def test_emulated_short_workspace_is_refused(room: str) -> None:
         served.run(room, params, CPU, workspace[:-1])
     start = served._operator(room, params).start
     assert start(ctypes.byref(params), workspace.data_ptr(), needed - 1, None) == 1  # cudaErrorInvalidValue
-    assert start(ctypes.byref(params), workspace.data_ptr() + 1, needed, None) == 716  # cudaErrorMisalignedAddress
+    for step in (1, 8):
+        status = start(ctypes.byref(params), workspace.data_ptr() + step, needed, None)
+        assert status == 716  # cudaErrorMisalignedAddress
     assert not any(tensor.any() for tensor in (*outputs, workspace))

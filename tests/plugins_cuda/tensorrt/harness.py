@@ -18,7 +18,8 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.int32: 3, torch.bfloat16: 7, 
 DTYPES = {number: dtype for dtype, number in TYPES.items()}
 FORMATS = {"linear": 0, "hwc8": 2, "hwc": 8}  # nvinfer1::TensorFormat
 FLOAT32, FLOAT64, INT32, CHAR, INT64 = 1, 2, 5, 6, 10  # nvinfer1::PluginFieldType
-GUARD, GUARDED = 4096, 0xA5  # bytes behind a workspace, which nobody may touch; what they hold
+# Bytes behind a workspace, which nobody may touch: what is missing there must not be found in the heap; what they hold.
+GUARD, GUARDED = 1 << 24, 0xA5
 ALIGNMENT = 256  # of a workspace, as the kernels' slices of it
 
 
@@ -194,10 +195,12 @@ class Plugin:
         """Bytes, enough for the profile's largest shapes."""
         return self._call("workspace_size", tensors.dynamic(), *tensors.counts, result=ctypes.c_size_t)
 
-    def enqueue(self, tensors: Tensors, inputs: Sequence[Tensor], workspace_size: int) -> list[Tensor]:
+    def enqueue(
+        self, tensors: Tensors, inputs: Sequence[Tensor], workspace_size: int, outputs: list[Tensor] | None = None
+    ) -> list[Tensor]:
         """The outputs, after a run in a workspace of exactly so many bytes. RuntimeError when it fails."""
         device = inputs[0].device
-        outputs = [filled(shape, dtype, device) for shape, dtype in tensors.outputs()]
+        outputs = outputs or [filled(shape, dtype, device) for shape, dtype in tensors.outputs()]
         if tensors.layout(len(inputs)) != "linear":
             outputs[0] = outputs[0].contiguous(memory_format=torch.channels_last)
         memory = torch.full((workspace_size + GUARD + ALIGNMENT,), 255, dtype=torch.uint8, device=device)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import plugins_cuda
+from tests.plugins_cuda.inputs import fusion_inputs
 from tests.plugins_cuda.tensorrt.conftest import Front
-from tests.plugins_cuda.tensorrt.harness import Harness, Tensors
+from tests.plugins_cuda.tensorrt.harness import Harness, Tensors, filled
 from tests.plugins_cuda.tensorrt.profile import Profile
 
 pytestmark = pytest.mark.tensorrt
@@ -171,3 +172,24 @@ def test_nothing(front: Front) -> None:
     boxes, scores = torch.zeros(2, 0, 4, device=front.device), torch.zeros(2, 0, device=front.device)
     indices, counts = front.run("PaddedNms", attributes, [boxes, scores])
     assert counts.tolist() == [0, 0] and indices.tolist() == [[0] * 4] * 2
+
+
+def test_a_failing_run_names_its_shapes(harness: Harness) -> None:
+    """An output between two numbers; one of PanopticFusion's is written by a kernel of the plugin's own."""
+    boxes, scores = torch.zeros(1, 3, 4), torch.zeros(1, 3)
+    nms = {"iou_threshold": 0.5, "score_threshold": 0.25, "max_output": 4}
+    fusion = {"num_stuff": 3, "stuff_area_limit": 50.0, "mask_overlap_threshold": 0.25}
+    inputs = list(fusion_inputs(0, counts=[6]).values())
+    for name, attributes, given, sizes in (
+        ("PaddedNms", nms, [boxes, scores], "boxes [1 3 4], scores [1 3]"),
+        ("PanopticFusion", fusion, inputs, "semantic [1 5 6 9], boxes [1 6 4], classes [1 6], "),
+    ):
+        plugin = harness.create(name, attributes)
+        shapes = [tensor.shape for tensor in given]
+        tensors = plugin.describe(given, None, Profile(shapes, shapes))
+        outputs = [filled(shape, dtype, boxes.device) for shape, dtype in tensors.outputs()]
+        outputs[0] = torch.zeros(outputs[0].nbytes + 16, dtype=torch.uint8)[2:]
+        with pytest.raises(RuntimeError, match="enqueue: -1"):
+            plugin.enqueue(tensors, given, plugin.workspace_size(tensors), outputs)
+        assert f"upsnet {name}, enqueue: misaligned address with {sizes}" in harness.messages()
+        plugin.destroy()

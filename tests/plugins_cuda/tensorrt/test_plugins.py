@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from tests.plugins_cuda.tensorrt.harness import Harness
+from tests.plugins_cuda.tensorrt.harness import Harness, Tensors
+from tests.plugins_cuda.tensorrt.profile import Profile, declaration
 
 pytestmark = pytest.mark.tensorrt
 
@@ -81,6 +82,7 @@ def test_creators_and_their_fields(harness: Harness) -> None:
         ("RoiAlignFpn", {"coordinate_transformation_mode": "pixel"}, "must be half_pixel or output_half_pixel"),
         ("RoiAlignFpn", {"coordinate_transformation_mode": 1}, "coordinate_transformation_mode is not a string"),
         ("PaddedNms", {"max_output": 0}, "attribute max_output must be at least 1"),
+        ("PaddedNms", {"max_output": 2**31 - 1}, "attribute max_output must be at most 2^30"),
         ("PaddedNms", {"score_threshold": math.nan}, "attribute score_threshold is NaN"),
         ("PaddedBatchedNms", {"top_k": -1}, "attribute top_k is gone and must be 0: export the model anew"),
         ("DeformConv2d", {"pads": [1, 1]}, "attribute pads holds 2 values, not 4"),
@@ -98,8 +100,9 @@ def test_bad_attributes_are_refused(harness: Harness, name: str, changes: dict[s
 def test_no_fields_and_numbers_that_are_too_large(harness: Harness) -> None:
     with pytest.raises(ValueError, match="no attributes"):
         harness.create_from("PaddedNms", None)
-    with pytest.raises(ValueError, match="attribute max_output is out of range: 1099511627776"):
-        harness.create("PaddedNms", NMS | {"max_output": 2**40}, wide=True)
+    for number in (2**31, 2**40, -(2**31) - 1, -(2**40)):
+        with pytest.raises(ValueError, match=f"attribute max_output is out of range: {number}"):
+            harness.create("PaddedNms", NMS | {"max_output": number}, wide=True)
 
 
 @pytest.mark.parametrize("name", NODES)
@@ -193,6 +196,48 @@ def test_bad_shapes_are_refused(harness: Harness, name: str, index: int, shape: 
     assert plugin.accepts(shapes, types) == (False, False)
     assert harness.messages().count(message) == 3
     assert plugin.accepts([(-1, *shape[1:]) for shape in SHAPES[name]], types) == (True, True)  # not known yet
+
+
+# A letter of the declarations, its size, and what of it no kernel runs.
+BEYOND: list[tuple[str, str, int, str]] = [
+    ("RoiAlignFpn", "B", 2**27, "2^31 - 64 rois or more"),
+    ("PaddedNms", "N", 2**30 + 1, "more than 2^30 boxes or max_output"),
+    ("PaddedBatchedNms", "N", 2**30 + 1, "more than 2^30 boxes or max_output"),
+    ("DeformConv2d", "O", 2**31 - 1, "2^31 - 128 output channels or more"),
+    ("ModulatedDeformConv2d", "O", 2**31 - 1, "2^31 - 128 output channels or more"),
+    ("PanopticFusion", "M", 513, "masks outside 1 x 1 .. 512 x 512"),
+    ("PanopticFusion", "M", 0, "masks outside 1 x 1 .. 512 x 512"),
+    ("PanopticFusion", "B", 65536, "more than 65535 images"),
+]
+
+
+@pytest.mark.parametrize(("name", "letter", "size", "why"), BEYOND)
+def test_what_no_kernel_runs_is_refused_with_its_limit(
+    harness: Harness, name: str, letter: str, size: int, why: str
+) -> None:
+    """Where the engine is made for it, and before it runs; an engine's profile may end there."""
+    plugin, types = harness.create(name, NODES[name]), types_of(name, FLOAT)
+    patterns = [pattern for tensor in declaration(name).tensors for pattern in tensor.shapes]
+    inputs = [
+        tuple(size if word == letter else length for word, length in zip(pattern, shape, strict=True))
+        for pattern, shape in zip(patterns, SHAPES[name][: -plugin.num_outputs], strict=False)
+    ]
+    outputs = plugin.output_shapes(inputs)
+    assert outputs is not None
+    beyond, index = [*inputs, *outputs], next(i for i, pattern in enumerate(patterns) if letter in pattern)
+    assert plugin.accepts(beyond, types) == (False, False)
+    for line, method in zip(harness.messages().splitlines(), ("configurePlugin", "onShapeChange"), strict=True):
+        assert line.startswith(f"upsnet {name}, {method}: no kernel runs {why}: ")
+        assert " ".join(map(str, inputs[index])) in line
+    profile = Profile(SHAPES[name], beyond)
+    assert plugin.configure(Tensors(plugin.num_outputs, SHAPES[name], types, profile=profile))
+
+
+def test_workspace_of_what_cannot_be_asked_is_more_than_there_is(harness: Harness) -> None:
+    """TensorRT knows no failure there."""
+    plugin = harness.create("PaddedNms", NMS)
+    assert plugin.workspace_size(Tensors(3, SHAPES["PaddedNms"], types_of("PaddedNms", FLOAT))) == 2**64 - 1
+    assert "getWorkspaceSize: 1 inputs and 3 outputs, not 2 and 2" in harness.messages()
 
 
 def test_groups(harness: Harness) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ print(*(creator.name for creator in registry.all_creators))
 
 STAND_IN = """
 import ctypes, sys
-tensorrt = ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+tensorrt = ctypes.CDLL(sys.argv[1], ctypes.RTLD_LOCAL if sys.argv[4:] else ctypes.RTLD_GLOBAL)
 tensorrt.harness_set_version(int(sys.argv[3]))
 plugins = ctypes.CDLL(sys.argv[2])
 count = ctypes.c_int32()
@@ -76,6 +77,39 @@ def test_every_way_of_loading(plugin_files: tuple[Path, Path], module: str, ways
 def test_the_registry_of_every_version(plugin_files: tuple[Path, Path], version: int, registered: int) -> None:
     """The harness's registry has that version's virtual table."""
     assert run(STAND_IN, *plugin_files, version).split() == [str(registered), "6", "0"]
+
+
+@pytest.mark.parametrize(
+    ("file", "version"),
+    [
+        ("libnvinfer.so.10", 101602),
+        ("libnvinfer.so.11", 110100),
+        ("libnvinfer_lean.so.10", 101602),
+        ("libnvinfer_lean.so.11", 110100),
+        ("libnvinfer_dispatch.so.10", 101602),
+        ("libnvinfer_dispatch.so.11", 110100),
+        ("libtensorrt_rtx.so.1", 10701),
+    ],
+)
+def test_every_tensorrt_is_found_by_its_file(
+    plugin_files: tuple[Path, Path], tmp_path: Path, file: str, version: int
+) -> None:
+    """As Python's bindings load it: its symbols are not the process's."""
+    harness, plugins = plugin_files
+    tensorrt = shutil.copy(harness, tmp_path / file)
+    assert run(STAND_IN, tensorrt, plugins, version, "local").split() == ["6", "6", "0"]
+
+
+@pytest.mark.parametrize(("version", "name"), [(8601, "8.6"), (7203, "7.2"), (100800, "10.8"), (120000, "12.0")])
+def test_an_unknown_version_is_named(plugin_files: tuple[Path, Path], version: int, name: str) -> None:
+    """Before 10 a version was a thousand times its major number."""
+    command = [sys.executable, "-c", STAND_IN, *map(str, plugin_files), str(version)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == ["0", "6", "0"]
+    assert done.stderr == (
+        f"upsnet plugins, registration: TensorRT {name} ({plugin_files[0]}) is not one of 10.9 to 11.x, "
+        "nor TensorRT-RTX 1.7: no plugins for it until load_library asks\n"
+    )
 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["dlopen", "LD_PRELOAD"])
