@@ -19,12 +19,13 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from plugins_cuda.gpu_check.process import find_tool
 
 SOURCES = Path(__file__).parent
 RECORD = SOURCES / "sass.json"
@@ -52,11 +53,11 @@ class MissingToolError(Exception):
 
 
 def find(name: str) -> str:
-    """Path of a program: on PATH, beside Python, in the CUDA toolkit, or of those that Triton brings."""
+    """Path of a program: where the GPU check finds it, or of those that Triton brings."""
     triton = find_spec("triton")
-    folders = [sysconfig.get_path("scripts"), "/usr/local/cuda/bin"]
-    folders += [f"{place}/backends/nvidia/bin" for place in (triton.submodule_search_locations or [] if triton else [])]
-    found = shutil.which(name) or shutil.which(name, path=":".join(folders))
+    places = triton.submodule_search_locations or [] if triton else []
+    folders = ":".join(f"{place}/backends/nvidia/bin" for place in places)
+    found = find_tool(name) or shutil.which(name, path=folders)
     if not found:
         raise MissingToolError(f"{name} was not found; it is part of the CUDA toolkit, and cuobjdump of Triton, too")
     return found
