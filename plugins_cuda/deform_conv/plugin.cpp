@@ -6,8 +6,6 @@
 namespace upsnet::tensorrt {
 
 nvinfer1::IPluginCreatorInterface* deform_conv_creator() { return creator<deform_conv::DeformConvNode, 0>(); }
-nvinfer1::IPluginCreatorInterface* modulated_deform_conv_creator() {
-  return creator<deform_conv::DeformConvNode, 1>();
-}
+nvinfer1::IPluginCreatorInterface* modulated_deform_conv_creator() { return creator<deform_conv::DeformConvNode, 1>(); }
 
 }  // namespace upsnet::tensorrt

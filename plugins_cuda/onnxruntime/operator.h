@@ -81,13 +81,11 @@ Status* guarded(const Api& api, const char* name, Body body) noexcept {
   try {
     body();
     return nullptr;
-  } catch (const Failure& of_the_runtime) {
-    return of_the_runtime.status;
-  } catch (const std::invalid_argument& error) {
+  } catch (const Failure& of_the_runtime) { return of_the_runtime.status; } catch (const std::invalid_argument& error) {
     return failure(kInvalidArgument, error.what());
-  } catch (const std::bad_alloc&) {
-    return failure(kFail, "not enough memory");
-  } catch (const std::exception& error) { return failure(kRuntimeException, error.what()); }
+  } catch (const std::bad_alloc&) { return failure(kFail, "not enough memory"); } catch (const std::exception& error) {
+    return failure(kRuntimeException, error.what());
+  }
 }
 
 template <typename Operator, int32_t kNode>
@@ -113,9 +111,8 @@ struct Op final : CustomOp {
     GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
     GetInputMemoryType = [](const CustomOp*, size_t) { return kDefaultMemory; };
     CreateKernelV2 = [](const CustomOp* op, const Api* api, const KernelInfo* info, void** kernel) {
-      return guarded(*api, kThis.name, [&] {
-        *kernel = new Instance{*api, Made(*api, info, static_cast<const Op*>(op)->features)};
-      });
+      return guarded(*api, kThis.name,
+                     [&] { *kernel = new Instance{*api, Made(*api, info, static_cast<const Op*>(op)->features)}; });
     };
     KernelComputeV2 = [](void* kernel, KernelContext* context) {
       const Instance& instance = *static_cast<const Instance*>(kernel);

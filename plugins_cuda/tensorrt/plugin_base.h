@@ -1,8 +1,8 @@
 // TensorRT's IPluginV3 around an operator: everything that does not depend on which operator it is.
 //
-// The operator's table is an Operator of common/node.h; kNode is one of its nodes. <room>/plugin.cpp derives from it where
-// TensorRT needs more.
-// A plugin keeps its attributes and nothing else, so that one object may be timed, cloned and run anywhere.
+// The operator's table is an Operator of common/node.h; kNode is one of its nodes. <room>/plugin.cpp derives from it
+// where TensorRT needs more. A plugin keeps its attributes and nothing else, so that one object may be timed, cloned
+// and run anywhere.
 #pragma once
 
 #include "tensorrt/abi/plugin.h"

@@ -9,8 +9,8 @@
 
 namespace upsnet::tensorrt {
 
-// Channels-last is kHWC for fp32, and kHWC8 for fp16 and bf16, which is plain NHWC when the channels are a multiple of 8
-// (and only then: otherwise each pixel's channels are padded). No plugin gives out bytes: kUInt8 is fp16 here.
+// Channels-last is kHWC for fp32, and kHWC8 for fp16 and bf16, which is plain NHWC when the channels are a multiple of
+// 8 (and only then: otherwise each pixel's channels are padded). No plugin gives out bytes: kUInt8 is fp16 here.
 bool supports(const Tensor& tensor, const nvinfer1::PluginTensorDesc& desc, const nvinfer1::PluginTensorDesc& first);
 nvinfer1::DataType output_type(const Tensor& tensor, nvinfer1::DataType first_input);
 
