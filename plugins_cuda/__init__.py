@@ -17,6 +17,7 @@ functions with a translation table instead does not get through the exporter's i
 | nms | PaddedNms, with classes PaddedBatchedNms |
 | deform_conv | DeformConv2d, with a mask ModulatedDeformConv2d |
 | panoptic_fusion | PanopticFusion |
+| best_anchors | BestAnchors |
 | top_k | ONNX's own TopK |
 """
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from plugins_cuda.best_anchors import best_anchors
 from plugins_cuda.deform_conv import deform_conv
 from plugins_cuda.nms import nms
 from plugins_cuda.panoptic_fusion import panoptic_fusion
@@ -33,7 +35,7 @@ from plugins_cuda.top_k import top_k
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["deform_conv", "nms", "onnx_functions", "panoptic_fusion", "roi_align_fpn", "top_k"]
+__all__ = ["best_anchors", "deform_conv", "nms", "onnx_functions", "panoptic_fusion", "roi_align_fpn", "top_k"]
 
 
 def onnx_functions() -> list[onnx.FunctionProto]:
@@ -42,9 +44,16 @@ def onnx_functions() -> list[onnx.FunctionProto]:
 
     Needs onnx and onnxscript.
     """
+    from plugins_cuda.best_anchors.onnx_function import best_anchors_functions
     from plugins_cuda.deform_conv.onnx_function import deform_conv_functions
     from plugins_cuda.nms.onnx_function import nms_functions
     from plugins_cuda.panoptic_fusion.onnx_function import panoptic_fusion_functions
     from plugins_cuda.roi_align_fpn.onnx_function import roi_align_fpn_function
 
-    return [roi_align_fpn_function(), *nms_functions(), *deform_conv_functions(), *panoptic_fusion_functions()]
+    return [
+        roi_align_fpn_function(),
+        *nms_functions(),
+        *deform_conv_functions(),
+        *panoptic_fusion_functions(),
+        *best_anchors_functions(),
+    ]

@@ -197,6 +197,8 @@ def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., obje
         outputs = _empty_outputs(schema, call)
         types = {call.tensors[tensor.name][0].dtype for tensor in schema.tensors if tensor.has_own_type}
         library = compiled(call.first.device) if types <= FLOAT_TYPES.keys() else None
+        if library is not None and not (schema.on_gpu or library.name == "cpu"):
+            library = None
         if library is not None and max(call.sizes.values()) <= INT32_MAX:
             params = params_class()
             _held = fill_params(params, schema, call, outputs)

@@ -9,5 +9,6 @@ void add_roi_align_fpn(Domain& domain);
 void add_nms(Domain& domain);
 void add_deform_conv(Domain& domain);
 void add_panoptic_fusion(Domain& domain);
+void add_best_anchors(Domain& domain);
 
 }  // namespace upsnet::onnxruntime

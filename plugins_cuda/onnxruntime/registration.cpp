@@ -23,6 +23,7 @@ CustomOpDomain* domain_of(const Api& api) {
     add_nms(all);
     add_deform_conv(all);
     add_panoptic_fusion(all);
+    add_best_anchors(all);
     domain = made;
   }
   return domain;

@@ -61,11 +61,10 @@ def test_anchors_by_hand() -> None:
 
 def test_proposals_are_clipped_to_the_last_pixel() -> None:
     rpn = RPN(8, RpnConfig(), UPSNET)
-    anchors = torch.tensor([[10.0, 20, 19, 39]])
+    rpn.base_anchors = torch.tensor([[10.0, 20, 19, 39]]).expand(5, 1, 4)
     for shift, wanted in ((0.1, [11.0, 20, 20, 31]), (9.0, [63.0, 20, 63, 31])):
-        deltas = torch.tensor([[[shift, 0.0, 0.0, 0.0]]])
-        output = RpnOutput([torch.ones(1, 1)] * 5, [deltas] * 5, [anchors] * 5)
-        boxes, valid = rpn.propose(output, torch.tensor([[32, 64]]), 1)
+        cell = torch.tensor([1.0, shift, 0.0, 0.0, 0.0]).reshape(1, 5, 1, 1)
+        boxes, valid = rpn.propose(RpnOutput([cell] * 5), torch.tensor([[32, 64]]), 1)
         assert valid.all() and boxes[0, 0].tolist() == wanted
 
 
