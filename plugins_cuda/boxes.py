@@ -14,7 +14,7 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 def grid_anchors(base: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """Anchors [height * width * A, 4] of a feature map, ordered by (y, x, anchor); base [A, 4]: those of its first cell."""
+    """Anchors [height * width * A, 4] of a feature map, ordered by (y, x, anchor); base [A, 4]: of its first cell."""
     y = torch.arange(height, device=base.device, dtype=base.dtype) * stride
     x = torch.arange(width, device=base.device, dtype=base.dtype) * stride
     grid_y = y[:, None].expand(height, width)
@@ -29,8 +29,8 @@ def gather_rows(values: Tensor, indices: Tensor) -> Tensor:
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float], inclusive: bool) -> Tensor:
-    """Boxes [..., 4] from deltas [..., 4] and anchors of a shape that broadcasts (Girshick et al., CVPR 2014); weights of
-    shifts and of growths; growth is at most 62.5 times."""
+    """Boxes [..., 4] from deltas [..., 4] and anchors of a shape that broadcasts (Girshick et al., CVPR 2014). Shifts
+    and growths were multiplied by `weights`; growth is at most 62.5 times."""
     shift, growth = deltas.split(2, dim=-1)
     near, far = anchors.split(2, dim=-1)
     sides = far - near + float(inclusive)

@@ -1,4 +1,4 @@
-"""The best anchors of each level, decoded and clipped. It runs on a CPU; elsewhere its definition or its ONNX body serves."""
+"""The best anchors of each level as boxes. A front for CPUs; elsewhere the definition or the node's body serves."""
 
 from plugins_cuda.best_anchors import reference
 from plugins_cuda.best_anchors.schema import SCHEMA

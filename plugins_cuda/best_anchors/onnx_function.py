@@ -12,31 +12,48 @@ from onnxscript.values import Opset
 
 from plugins_cuda.boxes import MAX_LOG_RATIO
 
-upsnet = Opset("upsnet", 1)
 
-
-@script(upsnet, default_opset=op)
-def AnchorsOfLevel(level: FLOAT, base_anchors: FLOAT, top_n: int):
-    # Logits [B, N] without NaN, deltas [B, N, 4]; the best logits [B, top_n] and their rows (N and more: padding).
-    anchors = op.Shape(base_anchors, start=1, end=2)
-    logits, deltas = op.Split(op.Transpose(level, perm=[0, 2, 3, 1]), op.Concat(anchors, anchors * 4, axis=0), axis=3)
-    rows = op.Reshape(logits, [0, -1])
-    rows = op.Where(op.IsNaN(rows), float("-inf"), rows)
-    count = op.Reshape(op.Constant(value_int=top_n), [1])
-    scores, order = op.TopK(op.Pad(rows, op.Concat([0, 0, 0], count, axis=0), float("-inf")), count)
-    return scores, order, op.Reshape(deltas, [0, -1, 4])
-
-
-@script(upsnet, default_opset=op)
+@script(Opset("upsnet", 1), default_opset=op)
 def BestAnchors(
     p2: FLOAT, p3: FLOAT, p4: FLOAT, p5: FLOAT, p6: FLOAT, base_anchors: FLOAT, sizes: INT32, top_n: int, inclusive: int
 ):
-    scores2, order2, deltas2 = AnchorsOfLevel(p2, base_anchors, top_n)
-    scores3, order3, deltas3 = AnchorsOfLevel(p3, base_anchors, top_n)
-    scores4, order4, deltas4 = AnchorsOfLevel(p4, base_anchors, top_n)
-    scores5, order5, deltas5 = AnchorsOfLevel(p5, base_anchors, top_n)
-    scores6, order6, deltas6 = AnchorsOfLevel(p6, base_anchors, top_n)
+    # Of each level the best logits [B, top_n] and their rows (N and more: padding), and all deltas [B, N, 4].
+    nothing = op.Constant(value_float=float("-inf"))
     count = op.Reshape(op.Constant(value_int=top_n), [1])
+    padding = op.Concat([0, 0, 0], count, axis=0)
+    number = op.Shape(base_anchors, start=1, end=2)
+    parts = op.Concat(number, number * 4, axis=0)
+
+    logits, rows = op.Split(op.Transpose(p2, perm=[0, 2, 3, 1]), parts, axis=3)
+    logits = op.Reshape(logits, [0, -1])
+    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
+    scores2, order2 = op.TopK(logits, count)
+    deltas2 = op.Reshape(rows, [0, -1, 4])
+
+    logits, rows = op.Split(op.Transpose(p3, perm=[0, 2, 3, 1]), parts, axis=3)
+    logits = op.Reshape(logits, [0, -1])
+    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
+    scores3, order3 = op.TopK(logits, count)
+    deltas3 = op.Reshape(rows, [0, -1, 4])
+
+    logits, rows = op.Split(op.Transpose(p4, perm=[0, 2, 3, 1]), parts, axis=3)
+    logits = op.Reshape(logits, [0, -1])
+    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
+    scores4, order4 = op.TopK(logits, count)
+    deltas4 = op.Reshape(rows, [0, -1, 4])
+
+    logits, rows = op.Split(op.Transpose(p5, perm=[0, 2, 3, 1]), parts, axis=3)
+    logits = op.Reshape(logits, [0, -1])
+    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
+    scores5, order5 = op.TopK(logits, count)
+    deltas5 = op.Reshape(rows, [0, -1, 4])
+
+    logits, rows = op.Split(op.Transpose(p6, perm=[0, 2, 3, 1]), parts, axis=3)
+    logits = op.Reshape(logits, [0, -1])
+    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
+    scores6, order6 = op.TopK(logits, count)
+    deltas6 = op.Reshape(rows, [0, -1, 4])
+
     stacked = op.Concat([0, 5], count, axis=0)
     scores = op.Reshape(op.Concat(scores2, scores3, scores4, scores5, scores6, axis=1), stacked)
     order = op.Reshape(op.Concat(order2, order3, order4, order5, order6, axis=1), stacked)
@@ -58,7 +75,6 @@ def BestAnchors(
         op.Shape(p6, start=3), axis=0,
     )  # fmt: skip
     width = op.Unsqueeze(widths, [1])
-    number = op.Shape(base_anchors, start=1, end=2)
     cell = row / number
     y = cell / width
     x = op.Unsqueeze(cell - y * width, [-1])
@@ -79,10 +95,10 @@ def BestAnchors(
     height_limit, width_limit = op.Split(op.Cast(sizes, to=1) - pixel, axis=1, num_outputs=2)
     limit = op.Unsqueeze(op.Concat(width_limit, height_limit, width_limit, height_limit, axis=1), [1, 2])
     boxes = op.Min(op.Max(op.Concat(centre - half, centre + half - pixel, axis=-1), 0.0), limit)
-    real = op.Unsqueeze(scores, [-1]) > float("-inf")
+    real = op.Unsqueeze(scores, [-1]) > nothing
     return op.Where(real, boxes, 0.0), scores
 
 
-def best_anchors_functions() -> list[onnx.FunctionProto]:
-    """The body of node upsnet::BestAnchors, and the function that it calls."""
-    return [AnchorsOfLevel.to_function_proto(), BestAnchors.to_function_proto()]
+def best_anchors_function() -> onnx.FunctionProto:
+    """The body of node upsnet::BestAnchors."""
+    return BestAnchors.to_function_proto()

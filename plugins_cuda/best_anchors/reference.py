@@ -45,11 +45,12 @@ def rows_of(level: Tensor) -> tuple[Tensor, Tensor]:
 def _best(
     level: Tensor, base: Tensor, sizes: Tensor, stride: int, top_n: int, inclusive: bool
 ) -> tuple[Tensor, Tensor]:
+    height, width = level.shape[2:]
     logits, deltas = rows_of(level)
     logits = torch.where(logits.isnan(), -torch.inf, logits)
     scores, order = torch.sort(F.pad(logits, (0, top_n), value=-torch.inf), dim=1, descending=True, stable=True)
     scores, order = scores[:, :top_n], order[:, :top_n]
-    anchors = F.pad(grid_anchors(base, *level.shape[2:], stride), (0, 0, 0, top_n))[order]
+    anchors = F.pad(grid_anchors(base, height, width, stride), (0, 0, 0, top_n))[order]
     decoded = decode(gather_rows(F.pad(deltas, (0, 0, 0, top_n)), order), anchors, (1.0, 1.0), inclusive)
     boxes = clip(decoded, sizes, inclusive)
     return torch.where(scores.unsqueeze(2) > -torch.inf, boxes, 0.0), scores

@@ -54,7 +54,8 @@ class TrainingLosses(nn.Module):
         scores, deltas = model.box_head(model.roi_features(pyramid, given.rois.rois, BOX_POOL))
         masks, kept_masks = self.mask_logits(pyramid, given)
         with full_precision:
-            rpn_cls, rpn_box = terms.rpn_losses(*proposed.rows(), given.rpn)
+            proposed_logits, proposed_deltas = proposed.rows()
+            rpn_cls, rpn_box = terms.rpn_losses(proposed_logits, proposed_deltas, given.rpn)
             rcnn_cls, rcnn_box = terms.box_losses(scores, deltas, given.rois)
             losses = {
                 "rpn_cls": rpn_cls,

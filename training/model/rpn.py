@@ -56,7 +56,7 @@ class RPN(nn.Module):
     def anchors(self, output: RpnOutput) -> Tensor:
         """All anchors [N, 4], network pixels, ordered by (level, y, x, anchor)."""
         levels = zip(self.base_anchors, output.maps, STRIDES, strict=True)
-        return torch.cat([B.grid_anchors(base, *level.shape[2:], stride) for base, level, stride in levels])
+        return torch.cat([B.grid_anchors(base, m.shape[2], m.shape[3], stride) for base, m, stride in levels])
 
     def propose(self, output: RpnOutput, sizes: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
         """The best proposals of each image: boxes [B, top_n, 4] clipped to `sizes`, and which rows are valid."""
