@@ -1,8 +1,12 @@
 // ONNX Runtime's custom operators around the table of a node (common/node.h): everything that does not depend on which
-// operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain.
+// operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain; UPSNET_DEVICES, which CMake sets, names the
+// devices that it has kernels for.
 //
-// A node has one CustomOp for each type that its features may have. A kernel keeps its attributes and nothing else, so
-// that sessions and threads may run it at once.
+// A node has one CustomOp for each type that its features may have, and for each device: OnCpu (on_cpu.h) or OnCuda
+// (on_cuda.h), made for a kernel, with
+//   static constexpr const char* kProvider;                                ONNX Runtime's; null: the CPU's
+//   const char* run(const Operator&, const Call&, const Context&) const;   null, or why it failed; throws, too
+// A kernel keeps its attributes and that, so that sessions and threads may run it at once.
 #pragma once
 
 #include <algorithm>
@@ -19,16 +23,18 @@
 #include "onnxruntime/abi.h"
 #include "onnxruntime/attributes.h"
 #include "onnxruntime/context.h"
+#include "onnxruntime/on_cpu.h"
+#include "onnxruntime/on_cuda.h"
 
 namespace upsnet::onnxruntime {
 
-template <typename Operator, int32_t kNode>
+template <typename Operator, int32_t kNode, typename Device>
 class Kernel {
   static constexpr Node kThis = Operator::kNodes[kNode];
   static constexpr int32_t kNumInputs = kThis.num_inputs, kNumOutputs = std::size(Operator::kOutputs);
 
  public:
-  Kernel(const Api& api, const KernelInfo* info, DType features) : api_(api), features_(features) {
+  Kernel(const Api& api, const KernelInfo* info, DType features) : api_(api), features_(features), device_(api, info) {
     const AttributeReader reader(api, info);
     Operator::attributes(op_, reader);
     op_.check();
@@ -53,14 +59,12 @@ class Kernel {
     op_.output_shapes(shapes.data(), output_shapes.data(), numbers);
     for (int32_t i = 0; i < kNumOutputs; ++i) outputs[i] = context.output(i, output_shapes[i]);
     const Call call{kNumInputs, arguments.data(), inputs.data(), outputs.data()};
-    const int status = op_.run_cpu(call, context.pool());
-    if (status == kNoMemory) throw std::bad_alloc();
-    if (status != 0) refuse("what it was given", arguments.data());
+    if (const char* why = device_.run(op_, call, context)) {
+      throw std::runtime_error(why + (" with " + sizes_of(Operator::kInputs, arguments.data(), kNumInputs)));
+    }
   }
 
  private:
-  static constexpr int kNoMemory = 2;  // cudaErrorMemoryAllocation
-
   [[noreturn]] static void refuse(const std::string& why, const Argument* arguments) {
     throw std::invalid_argument("no kernel runs " + why + ": " + sizes_of(Operator::kInputs, arguments, kNumInputs));
   }
@@ -68,6 +72,7 @@ class Kernel {
   Operator op_;
   const Api& api_;
   const DType features_;
+  const Device device_;
 };
 
 // Runs `body`; what it throws becomes ONNX Runtime's error, with the operator's name.
@@ -88,9 +93,9 @@ Status* guarded(const Api& api, const char* name, Body body) noexcept {
   }
 }
 
-template <typename Operator, int32_t kNode>
+template <typename Operator, int32_t kNode, typename Device>
 struct Op final : CustomOp {
-  using Made = Kernel<Operator, kNode>;
+  using Made = Kernel<Operator, kNode, Device>;
   static constexpr Node kThis = Operator::kNodes[kNode];
 
   // What ONNX Runtime keeps of a node.
@@ -102,7 +107,7 @@ struct Op final : CustomOp {
   explicit Op(DType features) : CustomOp{}, features(features) {
     version = kCustomOpVersion;
     GetName = [](const CustomOp*) { return kThis.name; };
-    GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };
+    GetExecutionProviderType = [](const CustomOp*) { return Device::kProvider; };
     GetInputTypeCount = [](const CustomOp*) -> size_t { return kThis.num_inputs; };
     GetOutputTypeCount = [](const CustomOp*) -> size_t { return std::size(Operator::kOutputs); };
     GetInputType = [](const CustomOp* op, size_t i) { return element_type(op, Operator::kInputs[i].type); };
@@ -146,25 +151,30 @@ class Domain {
  public:
   Domain(const Api& api, CustomOpDomain* domain) : api_(api), domain_(domain) {}
 
-  // All nodes of a room.
+  // All nodes of a room, for the devices that this library has kernels for.
   template <typename Operator>
   void add() {
-    add_nodes<Operator>(std::make_integer_sequence<int32_t, std::size(Operator::kNodes)>());
+    add_for<Operator, UPSNET_DEVICES>();
   }
 
  private:
-  template <typename Operator, int32_t... kNodes>
-  void add_nodes(std::integer_sequence<int32_t, kNodes...>) {
-    (add_node<Operator, kNodes>(), ...);
+  template <typename Operator, typename... Devices>
+  void add_for() {
+    (add_nodes<Operator, Devices>(std::make_integer_sequence<int32_t, std::size(Operator::kNodes)>()), ...);
   }
 
-  template <typename Operator, int32_t kNode>
+  template <typename Operator, typename Device, int32_t... kNodes>
+  void add_nodes(std::integer_sequence<int32_t, kNodes...>) {
+    (add_node<Operator, kNodes, Device>(), ...);
+  }
+
+  template <typename Operator, int32_t kNode, typename Device>
   void add_node() {
     const auto has_features = [](const Tensor& tensor) { return tensor.type == Type::kFeatures; };
     const bool varies = std::any_of(std::begin(Operator::kInputs), std::end(Operator::kInputs), has_features);
     for (const DType features : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
       if (features != DType::kFloat32 && !varies) continue;
-      check(api_.CustomOpDomain_Add(domain_, new Op<Operator, kNode>(features)));
+      check(api_.CustomOpDomain_Add(domain_, new Op<Operator, kNode, Device>(features)));
     }
   }
 
