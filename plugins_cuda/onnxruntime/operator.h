@@ -1,11 +1,11 @@
 // ONNX Runtime's custom operators around the table of a node (common/node.h): everything that does not depend on which
 // operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain.
 //
-// A node has one CustomOp for each type that its features may have. A kernel keeps its attributes and nothing else, so
-// that sessions and threads may run it at once.
+// A node has one CustomOp for each combination of types that its features may have: where no kernel takes the types of
+// a node, ONNX Runtime refuses the model, even one whose file has the node's body. A kernel keeps its attributes and
+// nothing else, so that sessions and threads may run it at once.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <iterator>
@@ -28,7 +28,9 @@ class Kernel {
   static constexpr int32_t kNumInputs = kThis.num_inputs, kNumOutputs = std::size(Operator::kOutputs);
 
  public:
-  Kernel(const Api& api, const KernelInfo* info, DType features) : api_(api), features_(features) {
+  using Types = std::array<DType, kNumInputs>;  // of each input's features; of another input it does not matter
+
+  Kernel(const Api& api, const KernelInfo* info, const Types& types) : api_(api), types_(types) {
     const AttributeReader reader(api, info);
     Operator::attributes(op_, reader);
     op_.check();
@@ -41,7 +43,7 @@ class Kernel {
     std::array<const void*, kNumInputs> inputs;
     for (int32_t i = 0; i < kNumInputs; ++i) {
       inputs[i] = context.input(i, shapes[i]);
-      arguments[i] = {shapes[i], features_};
+      arguments[i] = {shapes[i], types_[i]};
     }
     check_shapes(Operator::kInputs, shapes.data(), kNumInputs);
     op_.check_sizes(shapes.data(), kNumInputs);
@@ -67,7 +69,7 @@ class Kernel {
 
   Operator op_;
   const Api& api_;
-  const DType features_;
+  const Types types_;
 };
 
 // Runs `body`; what it throws becomes ONNX Runtime's error, with the operator's name.
@@ -91,6 +93,7 @@ Status* guarded(const Api& api, const char* name, Body body) noexcept {
 template <typename Operator, int32_t kNode>
 struct Op final : CustomOp {
   using Made = Kernel<Operator, kNode>;
+  using Types = typename Made::Types;
   static constexpr Node kThis = Operator::kNodes[kNode];
 
   // What ONNX Runtime keeps of a node.
@@ -99,20 +102,24 @@ struct Op final : CustomOp {
     Made kernel;
   };
 
-  explicit Op(DType features) : CustomOp{}, features(features) {
+  explicit Op(const Types& types) : CustomOp{}, types(types) {
     version = kCustomOpVersion;
     GetName = [](const CustomOp*) { return kThis.name; };
     GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };
     GetInputTypeCount = [](const CustomOp*) -> size_t { return kThis.num_inputs; };
     GetOutputTypeCount = [](const CustomOp*) -> size_t { return std::size(Operator::kOutputs); };
-    GetInputType = [](const CustomOp* op, size_t i) { return element_type(op, Operator::kInputs[i].type); };
-    GetOutputType = [](const CustomOp* op, size_t i) { return element_type(op, Operator::kOutputs[i].type); };
+    GetInputType = [](const CustomOp* op, size_t i) {
+      return element_type(Operator::kInputs[i].type, static_cast<const Op*>(op)->types[i]);
+    };
+    GetOutputType = [](const CustomOp* op, size_t i) {
+      return element_type(Operator::kOutputs[i].type, static_cast<const Op*>(op)->types[0]);
+    };
     GetInputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
     GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
     GetInputMemoryType = [](const CustomOp*, size_t) { return kDefaultMemory; };
     CreateKernelV2 = [](const CustomOp* op, const Api* api, const KernelInfo* info, void** kernel) {
       return guarded(*api, kThis.name,
-                     [&] { *kernel = new Instance{*api, Made(*api, info, static_cast<const Op*>(op)->features)}; });
+                     [&] { *kernel = new Instance{*api, Made(*api, info, static_cast<const Op*>(op)->types)}; });
     };
     KernelComputeV2 = [](void* kernel, KernelContext* context) {
       const Instance& instance = *static_cast<const Instance*>(kernel);
@@ -121,7 +128,7 @@ struct Op final : CustomOp {
     KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };
   }
 
-  static ElementType element_type(const CustomOp* op, Type type) {
+  static ElementType element_type(Type type, DType features) {
     switch (type) {
       case Type::kFloat32: return kFloat;
       case Type::kInt32: return kInt32;
@@ -130,7 +137,7 @@ struct Op final : CustomOp {
       case Type::kFeatures:
       case Type::kLikeFirstInput: break;
     }
-    switch (static_cast<const Op*>(op)->features) {
+    switch (features) {
       case DType::kFloat16: return kFloat16;
       case DType::kBFloat16: return kBFloat16;
       case DType::kFloat32: break;
@@ -138,7 +145,7 @@ struct Op final : CustomOp {
     return kFloat;
   }
 
-  const DType features;
+  const Types types;
 };
 
 // Where the rooms put their operators. ONNX Runtime keeps pointers to them: they are never destroyed.
@@ -159,12 +166,12 @@ class Domain {
   }
 
   template <typename Operator, int32_t kNode>
-  void add_node() {
-    const auto has_features = [](const Tensor& tensor) { return tensor.type == Type::kFeatures; };
-    const bool varies = std::any_of(std::begin(Operator::kInputs), std::end(Operator::kInputs), has_features);
+  void add_node(typename Op<Operator, kNode>::Types types = {}, size_t first = 0) {
+    for (; first < types.size() && Operator::kInputs[first].type != Type::kFeatures; ++first) types[first] = types[0];
+    if (first == types.size()) return check(api_.CustomOpDomain_Add(domain_, new Op<Operator, kNode>(types)));
     for (const DType features : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-      if (features != DType::kFloat32 && !varies) continue;
-      check(api_.CustomOpDomain_Add(domain_, new Op<Operator, kNode>(features)));
+      types[first] = features;
+      add_node<Operator, kNode>(types, first + 1);
     }
   }
 
