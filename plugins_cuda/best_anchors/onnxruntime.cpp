@@ -4,6 +4,6 @@
 
 namespace upsnet::onnxruntime {
 
-void add_best_anchors(Domain& domain) { domain.add<best_anchors::BestAnchorsNode>(); }
+void add_best_anchors(Domain& domain) { domain.add_for_cpu<best_anchors::BestAnchorsNode>(); }
 
 }  // namespace upsnet::onnxruntime

@@ -12,7 +12,7 @@ namespace upsnet {
 
 // Work is divided among slots, `threads` of them at most.
 struct Pool {
-  int threads;
+  int threads;  // at least 1
   // Calls body(context, slot) once for every slot 0 .. slots - 1, and returns when all have returned. Some of them run
   // at the same time, or none: a pool may have fewer threads than it says.
   void (*run)(const Pool& pool, int slots, void (*body)(void* context, int slot), void* context);
@@ -34,7 +34,7 @@ void for_each(const Pool& pool, int64_t count, int64_t grain, const Body& body) 
     const int64_t count, grain;
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
-    std::exception_ptr error;
+    std::exception_ptr error{};
   } work{body, count, grain};
   const auto run_slot = [](void* context, int slot) {
     Work& work = *static_cast<Work*>(context);
