@@ -86,7 +86,7 @@ def test_fronts_equal_the_definition(run_node: RunNode, size: tuple[int, int], t
 
 def test_numbers_that_are_none(run_node: RunNode) -> None:
     """NaN and -inf are no anchors, inf is the best; a delta that is NaN gives NaN in its own direction alone."""
-    maps, base, sizes = inputs = anchor_maps(1, 4, 5)
+    maps, _base, _sizes = inputs = anchor_maps(1, 4, 5)
     maps[0][0, 0, 0, :3] = math.nan
     maps[1][0, 1] = -math.inf
     maps[2][0, 2, 0, 0] = math.inf
@@ -102,7 +102,7 @@ def test_numbers_that_are_none(run_node: RunNode) -> None:
 
 
 def test_growth_is_limited() -> None:
-    maps, base, sizes = anchor_maps(1, 4, 5)
+    maps, base, _sizes = anchor_maps(1, 4, 5)
     for each in maps:
         each[:, 3:] = 100.0
     check((maps, base, torch.tensor([[10**6, 10**6]], dtype=torch.int32)), 20)

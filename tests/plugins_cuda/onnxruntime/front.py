@@ -39,7 +39,7 @@ class CustomOperators:
         def emit(name: str, inputs: Sequence[Tensor], attributes: Mapping[str, Any], **declared: Any) -> list[Tensor]:
             assert declared["dtypes"] == [output.dtype for output in outputs]
             results = [
-                torch.empty(shape, dtype=dtype) for shape, dtype in zip(*map(declared.get, ("shapes", "dtypes")))
+                torch.empty(shape, dtype=dtype) for shape, dtype in zip(*map(declared.get, ("shapes", "dtypes")), strict=False)
             ]
             run_on(self.path, name.removeprefix("upsnet::"), inputs, attributes, results)
             return results

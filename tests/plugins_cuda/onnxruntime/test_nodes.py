@@ -214,7 +214,7 @@ def drawn_nodes(draw: st.DrawFn) -> Node:
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(node=drawn_nodes())
 def test_drawn_nodes_run_or_are_refused(node: Node) -> None:
-    name, tensors, attributes = node
+    name, _tensors, _attributes = node
     try:
         run(node)
     except Errors as error:
