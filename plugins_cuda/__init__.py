@@ -18,6 +18,7 @@ functions with a translation table instead does not get through the exporter's i
 | deform_conv | DeformConv2d, with a mask ModulatedDeformConv2d |
 | panoptic_fusion | PanopticFusion |
 | best_anchors | BestAnchors |
+| used_rows, all_rows | UsedRows, AllRows |
 | top_k | ONNX's own TopK |
 """
 
@@ -31,11 +32,22 @@ from plugins_cuda.nms import nms
 from plugins_cuda.panoptic_fusion import panoptic_fusion
 from plugins_cuda.roi_align_fpn import roi_align_fpn
 from plugins_cuda.top_k import top_k
+from plugins_cuda.used_rows import all_rows, used_rows
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["best_anchors", "deform_conv", "nms", "onnx_functions", "panoptic_fusion", "roi_align_fpn", "top_k"]
+__all__ = [
+    "all_rows",
+    "best_anchors",
+    "deform_conv",
+    "nms",
+    "onnx_functions",
+    "panoptic_fusion",
+    "roi_align_fpn",
+    "top_k",
+    "used_rows",
+]
 
 
 def onnx_functions() -> list[onnx.FunctionProto]:
@@ -49,6 +61,7 @@ def onnx_functions() -> list[onnx.FunctionProto]:
     from plugins_cuda.nms.onnx_function import nms_functions
     from plugins_cuda.panoptic_fusion.onnx_function import panoptic_fusion_functions
     from plugins_cuda.roi_align_fpn.onnx_function import roi_align_fpn_function
+    from plugins_cuda.used_rows.onnx_function import used_rows_functions
 
     return [
         roi_align_fpn_function(),
@@ -56,4 +69,5 @@ def onnx_functions() -> list[onnx.FunctionProto]:
         *deform_conv_functions(),
         *panoptic_fusion_functions(),
         best_anchors_function(),
+        *used_rows_functions(),
     ]

@@ -2,9 +2,9 @@
 // operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain; UPSNET_DEVICES, which CMake sets, names the
 // devices that it has kernels for.
 //
-// A node has one CustomOp for each combination of types that its features may have (where no kernel takes the types of a
-// node, ONNX Runtime refuses the model, even one whose file has the node's body), and for each device: OnCpu (on_cpu.h)
-// or OnCuda (on_cuda.h), made for a kernel, with
+// A node has one CustomOp for each combination of types that its features may have (where no kernel takes the types of
+// a node, ONNX Runtime refuses the model, even one whose file has the node's body), and for each device: OnCpu
+// (on_cpu.h) or OnCuda (on_cuda.h), made for a kernel, with
 //   static constexpr const char* kProvider;                                ONNX Runtime's; null: the CPU's
 //   const char* run(const Operator&, const Call&, const Context&) const;   null, or why it failed; throws, too
 // A kernel keeps its attributes and its device, so that sessions and threads may run it at once.
@@ -172,10 +172,15 @@ class Domain {
   // would draw their nodes to the CPU, with copies to and fro, where the bodies run on the GPU.
   template <typename Operator>
   void add_for_cpu() {
-    if constexpr (std::is_same_v<std::tuple<UPSNET_DEVICES>, std::tuple<OnCpu>>) add<Operator>();
+    if constexpr (kOnlyCpu) add<Operator>();
+  }
+  void add_for_cpu(CustomOp* made) {
+    if (kOnlyCpu) check(api_.CustomOpDomain_Add(domain_, made));
   }
 
  private:
+  static constexpr bool kOnlyCpu = std::is_same_v<std::tuple<UPSNET_DEVICES>, std::tuple<OnCpu>>;
+
   template <typename Operator, typename... Devices>
   void add_for() {
     (add_nodes<Operator, Devices>(std::make_integer_sequence<int32_t, std::size(Operator::kNodes)>()), ...);

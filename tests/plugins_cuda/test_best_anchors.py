@@ -14,12 +14,13 @@ import plugins_cuda
 from plugins_cuda.best_anchors import reference
 from plugins_cuda.boxes import grid_anchors
 from plugins_cuda.library import definitions, emulation
-from tests.plugins_cuda.conftest import Calling, RunNode, assert_one_operator, export, run_model
+from tests.plugins_cuda.conftest import Calling, Front, RunNode, assert_one_operator, export, front_fixture, run_model
 from tests.plugins_cuda.inputs import anchor_maps
 
 pytestmark = pytest.mark.numeric
 Inputs = tuple[list[Tensor], Tensor, Tensor]
 NOTHING = -math.inf
+front = front_fixture(["cpu", "onnxruntime"])
 
 
 def check(inputs: Inputs, top_n: int, inclusive: bool = False) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,7 @@ def test_against_a_plain_loop(inclusive: bool) -> None:
     one = float(inclusive)
     for image in range(2):
         for level, own in enumerate(maps):
-            anchors = grid_anchors(base[level], *own.shape[2:], 4 << level).tolist()
+            anchors = grid_anchors(base[level], own.shape[2], own.shape[3], 4 << level).tolist()
             cells = own[image].permute(1, 2, 0).reshape(-1, 15)
             rows = [(row[a].item(), row[3 + 4 * a : 7 + 4 * a].tolist()) for row in cells for a in range(3)]
             order = sorted(range(len(rows)), key=lambda i: (-rows[i][0], i))[:30]
@@ -76,7 +77,9 @@ def test_against_a_plain_loop(inclusive: bool) -> None:
 @pytest.mark.parametrize(
     ("size", "top_n"), [((24, 32), 100), ((24, 32), 3), ((4, 5), 500), ((70, 90), 1000), ((1, 1), 1)]
 )
-def test_fronts_equal_the_definition(run_node: RunNode, size: tuple[int, int], top_n: int, inclusive: bool) -> None:
+def test_fronts_equal_the_definition(
+    front: Front, run_node: RunNode, size: tuple[int, int], top_n: int, inclusive: bool
+) -> None:
     inputs = anchor_maps(2, *size, seed=top_n)
     boxes, scores = check(inputs, top_n, inclusive)
     found = run_body(run_node, inputs, top_n, inclusive)
@@ -84,7 +87,7 @@ def test_fronts_equal_the_definition(run_node: RunNode, size: tuple[int, int], t
     np.testing.assert_allclose(found[0], boxes.numpy(), rtol=1e-6, atol=1e-4)
 
 
-def test_numbers_that_are_none(run_node: RunNode) -> None:
+def test_numbers_that_are_none(front: Front, run_node: RunNode) -> None:
     """NaN and -inf are no anchors, inf is the best; a delta that is NaN gives NaN in its own direction alone."""
     maps, _base, _sizes = inputs = anchor_maps(1, 4, 5)
     maps[0][0, 0, 0, :3] = math.nan
@@ -118,7 +121,7 @@ def test_layouts_types_and_threads() -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_without_images_or_cells() -> None:
+def test_without_images_or_cells(front: Front) -> None:
     maps, base, sizes = anchor_maps(1, 4, 5)
     boxes, scores = plugins_cuda.best_anchors([each[:0] for each in maps], base, sizes[:0], 7)
     assert boxes.shape == (0, 5, 7, 4) and scores.shape == (0, 5, 7)
@@ -146,18 +149,22 @@ def test_where_no_kernel_is_the_definition_serves() -> None:
 def test_refused(name: str, changed: dict[str, Any]) -> None:
     maps, base, sizes = anchor_maps(1, 4, 4)
     with pytest.raises(ValueError, match=f"^best_anchors: {name}"):
-        plugins_cuda.best_anchors(**{"maps": maps, "base_anchors": base, "sizes": sizes, "top_n": 3} | changed)
+        arguments: dict[str, Any] = {"maps": maps, "base_anchors": base, "sizes": sizes, "top_n": 3}
+        plugins_cuda.best_anchors(**arguments | changed)
+
+
+def nine_best(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+    base, sizes = tensors[5:]
+    return plugins_cuda.best_anchors(tensors[:5], base, sizes, 9)
 
 
 def test_in_pytorch() -> None:
     maps, base, sizes = anchor_maps(1, 8, 8)
-    assert_one_operator(
-        "best_anchors", lambda *t: plugins_cuda.best_anchors(list(t[:5]), *t[5:], 9), (*maps, base, sizes)
-    )
+    assert_one_operator("best_anchors", nine_best, (*maps, base, sizes))
 
 
 def test_exported_with_any_size() -> None:
-    network = Calling(lambda *t: plugins_cuda.best_anchors(list(t[:5]), *t[5:], 9))
+    network = Calling(nine_best)
     maps, base, sizes = anchor_maps(2, 32, 48)
     batch = torch.export.Dim("batch", min=1, max=8)
     dims = [{0: batch, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}] * 5

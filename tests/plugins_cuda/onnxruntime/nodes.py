@@ -34,6 +34,7 @@ OUTPUTS = {
     "DeformConv2d": [None],
     "ModulatedDeformConv2d": [None],
     "PanopticFusion": [torch.uint8, torch.float32, torch.int32],
+    "BestAnchors": [torch.float32, torch.float32],
 }
 SANITIZED = bool(os.environ.get("UPSNET_SANITIZE"))
 

@@ -34,6 +34,8 @@ def example(name: str, scale: int = 1, dtype: torch.dtype = torch.float32) -> No
     """A node with inputs that it takes."""
     if name == "PanopticFusion":
         return node_of(plugins_cuda.panoptic_fusion, **room_inputs("panoptic_fusion", scale, dtype))
+    if name == "BestAnchors":
+        return node_of(plugins_cuda.best_anchors, **room_inputs("best_anchors", scale, dtype))
     if name == "RoiAlignFpn":
         return node_of(plugins_cuda.roi_align_fpn, **room_inputs("roi_align_fpn", scale, dtype))
     if name in ("PaddedNms", "PaddedBatchedNms"):
