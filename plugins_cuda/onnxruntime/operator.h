@@ -1,9 +1,13 @@
 // ONNX Runtime's custom operators around the table of a node (common/node.h): everything that does not depend on which
-// operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain.
+// operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain; UPSNET_DEVICES, which CMake sets, names the
+// devices that it has kernels for.
 //
-// A node has one CustomOp for each combination of types that its features may have: where no kernel takes the types of
-// a node, ONNX Runtime refuses the model, even one whose file has the node's body. A kernel keeps its attributes and
-// nothing else, so that sessions and threads may run it at once.
+// A node has one CustomOp for each combination of types that its features may have (where no kernel takes the types of
+// a node, ONNX Runtime refuses the model, even one whose file has the node's body), and for each device: OnCpu
+// (on_cpu.h) or OnCuda (on_cuda.h), made for a kernel, with
+//   static constexpr const char* kProvider;                                ONNX Runtime's; null: the CPU's
+//   const char* run(const Operator&, const Call&, const Context&) const;   null, or why it failed; throws, too
+// A kernel keeps its attributes and its device, so that sessions and threads may run it at once.
 #pragma once
 
 #include <array>
@@ -13,16 +17,20 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "common/node.h"
 #include "onnxruntime/abi.h"
 #include "onnxruntime/attributes.h"
 #include "onnxruntime/context.h"
+#include "onnxruntime/on_cpu.h"
+#include "onnxruntime/on_cuda.h"
 
 namespace upsnet::onnxruntime {
 
-template <typename Operator, int32_t kNode>
+template <typename Operator, int32_t kNode, typename Device>
 class Kernel {
   static constexpr Node kThis = Operator::kNodes[kNode];
   static constexpr int32_t kNumInputs = kThis.num_inputs, kNumOutputs = std::size(Operator::kOutputs);
@@ -30,7 +38,7 @@ class Kernel {
  public:
   using Types = std::array<DType, kNumInputs>;  // of each input's features; of another input it does not matter
 
-  Kernel(const Api& api, const KernelInfo* info, const Types& types) : api_(api), types_(types) {
+  Kernel(const Api& api, const KernelInfo* info, const Types& types) : api_(api), types_(types), device_(api, info) {
     const AttributeReader reader(api, info);
     Operator::attributes(op_, reader);
     op_.check();
@@ -42,7 +50,7 @@ class Kernel {
     std::array<Argument, kNumInputs> arguments;
     std::array<const void*, kNumInputs> inputs;
     for (int32_t i = 0; i < kNumInputs; ++i) {
-      inputs[i] = context.input(i, shapes[i]);
+      inputs[i] = context.input(i, Operator::kInputs[i].name, shapes[i]);
       arguments[i] = {shapes[i], types_[i]};
     }
     check_shapes(Operator::kInputs, shapes.data(), kNumInputs);
@@ -55,14 +63,12 @@ class Kernel {
     op_.output_shapes(shapes.data(), output_shapes.data(), numbers);
     for (int32_t i = 0; i < kNumOutputs; ++i) outputs[i] = context.output(i, output_shapes[i]);
     const Call call{kNumInputs, arguments.data(), inputs.data(), outputs.data()};
-    const int status = op_.run_cpu(call, context.pool());
-    if (status == kNoMemory) throw std::bad_alloc();
-    if (status != 0) refuse("what it was given", arguments.data());
+    if (const char* why = device_.run(op_, call, context)) {
+      throw std::runtime_error(why + (" with " + sizes_of(Operator::kInputs, arguments.data(), kNumInputs)));
+    }
   }
 
  private:
-  static constexpr int kNoMemory = 2;  // cudaErrorMemoryAllocation
-
   [[noreturn]] static void refuse(const std::string& why, const Argument* arguments) {
     throw std::invalid_argument("no kernel runs " + why + ": " + sizes_of(Operator::kInputs, arguments, kNumInputs));
   }
@@ -70,6 +76,7 @@ class Kernel {
   Operator op_;
   const Api& api_;
   const Types types_;
+  const Device device_;
 };
 
 // Runs `body`; what it throws becomes ONNX Runtime's error, with the operator's name.
@@ -90,9 +97,9 @@ Status* guarded(const Api& api, const char* name, Body body) noexcept {
   }
 }
 
-template <typename Operator, int32_t kNode>
+template <typename Operator, int32_t kNode, typename Device>
 struct Op final : CustomOp {
-  using Made = Kernel<Operator, kNode>;
+  using Made = Kernel<Operator, kNode, Device>;
   using Types = typename Made::Types;
   static constexpr Node kThis = Operator::kNodes[kNode];
 
@@ -105,7 +112,7 @@ struct Op final : CustomOp {
   explicit Op(const Types& types) : CustomOp{}, types(types) {
     version = kCustomOpVersion;
     GetName = [](const CustomOp*) { return kThis.name; };
-    GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };
+    GetExecutionProviderType = [](const CustomOp*) { return Device::kProvider; };
     GetInputTypeCount = [](const CustomOp*) -> size_t { return kThis.num_inputs; };
     GetOutputTypeCount = [](const CustomOp*) -> size_t { return std::size(Operator::kOutputs); };
     GetInputType = [](const CustomOp* op, size_t i) {
@@ -127,6 +134,8 @@ struct Op final : CustomOp {
     };
     KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };
   }
+
+  static bool has_features(size_t input) { return Operator::kInputs[input].type == Type::kFeatures; }
 
   static ElementType element_type(Type type, DType features) {
     switch (type) {
@@ -153,25 +162,37 @@ class Domain {
  public:
   Domain(const Api& api, CustomOpDomain* domain) : api_(api), domain_(domain) {}
 
-  // All nodes of a room.
+  // All nodes of a room, for the devices that this library has kernels for.
   template <typename Operator>
   void add() {
-    add_nodes<Operator>(std::make_integer_sequence<int32_t, std::size(Operator::kNodes)>());
+    add_for<Operator, UPSNET_DEVICES>();
+  }
+
+  // Those of a room without a launcher, where this library has kernels for the CPU alone. Beside kernels for CUDA they
+  // would draw their nodes to the CPU, with copies to and fro, where the bodies run on the GPU.
+  template <typename Operator>
+  void add_for_cpu() {
+    if constexpr (std::is_same_v<std::tuple<UPSNET_DEVICES>, std::tuple<OnCpu>>) add<Operator>();
   }
 
  private:
-  template <typename Operator, int32_t... kNodes>
-  void add_nodes(std::integer_sequence<int32_t, kNodes...>) {
-    (add_node<Operator, kNodes>(), ...);
+  template <typename Operator, typename... Devices>
+  void add_for() {
+    (add_nodes<Operator, Devices>(std::make_integer_sequence<int32_t, std::size(Operator::kNodes)>()), ...);
   }
 
-  template <typename Operator, int32_t kNode>
-  void add_node(typename Op<Operator, kNode>::Types types = {}, size_t first = 0) {
-    for (; first < types.size() && Operator::kInputs[first].type != Type::kFeatures; ++first) types[first] = types[0];
-    if (first == types.size()) return check(api_.CustomOpDomain_Add(domain_, new Op<Operator, kNode>(types)));
+  template <typename Operator, typename Device, int32_t... kNodes>
+  void add_nodes(std::integer_sequence<int32_t, kNodes...>) {
+    (add_node<Op<Operator, kNodes, Device>>(), ...);
+  }
+
+  template <typename Made>
+  void add_node(typename Made::Types types = {}, size_t first = 0) {
+    for (; first < types.size() && !Made::has_features(first); ++first) types[first] = types[0];
+    if (first == types.size()) return check(api_.CustomOpDomain_Add(domain_, new Made(types)));
     for (const DType features : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
       types[first] = features;
-      add_node<Operator, kNode>(types, first + 1);
+      add_node<Made>(types, first + 1);
     }
   }
 

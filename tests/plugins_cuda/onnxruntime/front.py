@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -20,21 +22,24 @@ from tests.plugins_cuda.onnxruntime.nodes import OUTPUTS, TYPES, library_file, o
 THREADS = 2
 
 
+@dataclass(frozen=True)
 class CustomOperators:
-    """In the place of a library.Library."""
+    """In the place of a library.Library. name: of nodes.library_file."""
 
-    path = library_file
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return library_file(self.name)
 
     def run(self, room: str, params: Any, device: torch.device) -> None:
         """The node that the exporter would emit, on the memory of PyTorch's tensors."""
         schema, call, outputs = params.called_with
 
         def emit(name: str, inputs: Sequence[Tensor], attributes: Mapping[str, Any], **declared: Any) -> list[Tensor]:
-            assert declared["dtypes"] == [output.dtype for output in outputs]
-            results = [
-                torch.empty(shape, dtype=dtype) for shape, dtype in zip(*map(declared.get, ("shapes", "dtypes")))
-            ]
-            run_on(name.removeprefix("upsnet::"), inputs, attributes, results)
+            shapes, dtypes = declared["shapes"], declared["dtypes"]
+            results = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+            run_on(self.path, name.removeprefix("upsnet::"), inputs, attributes, results)
             return results
 
         with pytest.MonkeyPatch.context() as patch:
@@ -44,11 +49,14 @@ class CustomOperators:
             output.copy_(result)
 
 
-def run_on(name: str, inputs: Sequence[Tensor], attributes: Mapping[str, Any], results: Sequence[Tensor]) -> None:
+def run_on(
+    library: Path, name: str, inputs: Sequence[Tensor], attributes: Mapping[str, Any], results: Sequence[Tensor]
+) -> None:
     """One node; writes to `results`."""
     inputs = [each.contiguous() for each in inputs]
     types = tuple(each.dtype for each in inputs)
-    session = session_of(name, types, tuple(each.ndim for each in inputs), tuple(map(hashable, attributes.items())))
+    ranks = tuple(each.ndim for each in inputs)
+    session = session_of(library, name, types, ranks, tuple(map(hashable, attributes.items())))
     binding = session.io_binding()
     nothing = torch.empty(16)  # empty tensors of PyTorch are nowhere
     for kind, tensors, bind in (("in", inputs, binding.bind_input), ("out", results, binding.bind_output)):
@@ -65,22 +73,26 @@ def hashable(attribute: tuple[str, Any]) -> tuple[str, Any]:
 
 @lru_cache(maxsize=64)
 def session_of(
-    name: str, types: tuple[torch.dtype, ...], ranks: tuple[int, ...], attributes: tuple[tuple[str, Any], ...]
+    library: Path,
+    name: str,
+    types: tuple[torch.dtype, ...],
+    ranks: tuple[int, ...],
+    attributes: tuple[tuple[str, Any], ...],
 ) -> onnxruntime.InferenceSession:
     assert name in OUTPUTS
     shaped = [torch.empty([0] * rank, dtype=dtype) for rank, dtype in zip(ranks, types, strict=True)]
-    return open_session(one_node(name, shaped, dict(attributes)), session_options(THREADS))
+    return open_session(one_node(name, shaped, dict(attributes)), session_options(THREADS, library))
 
 
 @contextmanager
-def custom_operators() -> Iterator[None]:
-    """Inside, operators on CPU tensors run in ONNX Runtime."""
+def custom_operators(name: str = "onnxruntime") -> Iterator[None]:
+    """Inside, operators on CPU tensors run in ONNX Runtime, by the library of nodes.library_file(name)."""
 
     def fill_params(params: ctypes.Structure, schema: Schema, call: pytorch.Call, outputs: Sequence[Tensor]) -> object:
         params.called_with = schema, call, outputs  # type: ignore[attr-defined]
         return pytorch_fill_params(params, schema, call, outputs)
 
-    pytorch_fill_params, served = pytorch.fill_params, CustomOperators()
+    pytorch_fill_params, served = pytorch.fill_params, CustomOperators(name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pytorch, "fill_params", fill_params)
         for module in (pytorch, library):
