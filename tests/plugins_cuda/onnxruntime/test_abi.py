@@ -111,12 +111,8 @@ class Fake:
         self.said: list[tuple[int, str]] = []
         self.calls: list[str] = []
         table = (ctypes.c_void_p * 300)()
-        kinds = {"CreateStatus": [ctypes.c_int, ctypes.c_char_p], "CreateCustomOpDomain": [ctypes.c_char_p] * 2}
         self.held: list[object] = []
         for name in ("CreateStatus", "CreateCustomOpDomain", "CustomOpDomain_Add", "AddCustomOpDomain"):
-            types = kinds.get(name, [ctypes.c_void_p] * 2)
-            if name == "CreateCustomOpDomain":
-                types = [ctypes.c_char_p, ctypes.c_void_p]
 
             def called(first: object, second: object, name: str = name) -> int | None:
                 self.calls.append(name)
@@ -130,7 +126,8 @@ class Fake:
                     ctypes.c_void_p.from_address(second).value = 0x3000  # type: ignore[arg-type]
                 return None
 
-            function = ctypes.CFUNCTYPE(ctypes.c_void_p, *types)(called)
+            first, second = (ctypes.c_int, ctypes.c_char_p) if name == "CreateStatus" else (ctypes.c_void_p,) * 2
+            function = ctypes.CFUNCTYPE(ctypes.c_void_p, first, second)(called)
             self.held.append(function)
             table[PLACES[f"Api.{name}"]] = ctypes.cast(function, ctypes.c_void_p)
         get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(
