@@ -2,9 +2,9 @@
 // operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain; UPSNET_DEVICES, which CMake sets, names the
 // devices that it has kernels for.
 //
-// A node has one CustomOp for each combination of types that its features may have (where no kernel takes the types of a
-// node, ONNX Runtime refuses the model, even one whose file has the node's body), and for each device: OnCpu (on_cpu.h)
-// or OnCuda (on_cuda.h), made for a kernel, with
+// A node has one CustomOp for each combination of types that its features may have (where no kernel takes the types of
+// a node, ONNX Runtime refuses the model, even one whose file has the node's body), and for each device: OnCpu
+// (on_cpu.h) or OnCuda (on_cuda.h), made for a kernel, with
 //   static constexpr const char* kProvider;                                ONNX Runtime's; null: the CPU's
 //   const char* run(const Operator&, const Call&, const Context&) const;   null, or why it failed; throws, too
 // A kernel keeps its attributes and its device, so that sessions and threads may run it at once.
@@ -50,7 +50,7 @@ class Kernel {
     std::array<Argument, kNumInputs> arguments;
     std::array<const void*, kNumInputs> inputs;
     for (int32_t i = 0; i < kNumInputs; ++i) {
-      inputs[i] = context.input(i, shapes[i]);
+      inputs[i] = context.input(i, Operator::kInputs[i].name, shapes[i]);
       arguments[i] = {shapes[i], types_[i]};
     }
     check_shapes(Operator::kInputs, shapes.data(), kNumInputs);

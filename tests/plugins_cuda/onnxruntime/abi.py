@@ -24,7 +24,10 @@ NAMES = {  # of values, in ONNX Runtime's header
     "kFail": "ORT_FAIL",
     "kInvalidArgument": "ORT_INVALID_ARGUMENT",
     "kRuntimeException": "ORT_RUNTIME_EXCEPTION",
-    **{f"k{name}": ELEMENT + name.upper() for name in "Undefined Float Uint8 Int32 Int64 Float16 BFloat16".split()},
+    **{
+        f"k{name}": ELEMENT + name.upper()
+        for name in ["Undefined", "Float", "Uint8", "Int32", "Int64", "Float16", "BFloat16"]
+    },
     "kDeviceAllocator": "OrtDeviceAllocator",
     "kArenaAllocator": "OrtArenaAllocator",
     "kDefaultMemory": "OrtMemTypeDefault",

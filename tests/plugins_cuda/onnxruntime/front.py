@@ -37,10 +37,8 @@ class CustomOperators:
         schema, call, outputs = params.called_with
 
         def emit(name: str, inputs: Sequence[Tensor], attributes: Mapping[str, Any], **declared: Any) -> list[Tensor]:
-            assert declared["dtypes"] == [output.dtype for output in outputs]
-            results = [
-                torch.empty(shape, dtype=dtype) for shape, dtype in zip(*map(declared.get, ("shapes", "dtypes")))
-            ]
+            shapes, dtypes = declared["shapes"], declared["dtypes"]
+            results = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
             run_on(self.path, name.removeprefix("upsnet::"), inputs, attributes, results)
             return results
 
