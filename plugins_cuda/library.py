@@ -2,8 +2,8 @@
 
 Three libraries hold the same operators: `cpu` (the CPU fronts), `cuda` (the launchers) and `emulated` (the launchers'
 very text, run on the CPU: tests only). Each is compiled on first use and found again afterwards
-(upsnet/kernels/building.py). Where a library cannot be had, or no kernel of it can run here, the reference serves, and a
-warning says so once. Environment:
+(upsnet/kernels/building.py). Where a library cannot be had, or no kernel of it can run here, the reference serves, and
+a warning says so once. Environment:
 
 UPSNET_OPERATORS=FOLDER    takes the libraries that `make plugins` left in FOLDER; nothing is compiled
 UPSNET_CPU_LEVEL=v2, v3 or v4    the highest level of x86-64 that `cpu` may use (docs/cpus.md)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from plugins_cuda import building, library
+from plugins_cuda import library
 from plugins_cuda.library import BuildError
 from tests.plugins_cuda.toy import builds, call
+from upsnet.kernels import building, tools
 
 
 def test_compiled_once_and_again_when_a_source_changes(
@@ -42,7 +43,8 @@ def test_compiled_once_and_again_when_a_source_changes(
 def test_processes_that_start_together_compile_once(cmake_log: Path, fresh: Path, project_root: Path) -> None:
     code = f"""
 from pathlib import Path
-from plugins_cuda import building, library
+from plugins_cuda import library
+from upsnet.kernels import building
 building.BUILD = Path({str(fresh)!r})
 print(library.load("cpu").path)
 """
@@ -109,7 +111,7 @@ def test_address_sanitizer_is_refused_in_time(cmake_log: Path, monkeypatch: pyte
 )
 def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
     which = shutil.which
-    monkeypatch.setattr(building.shutil, "which", lambda *a, **k: which("cmake") if a[0] == "cmake" else None)
+    monkeypatch.setattr(tools.shutil, "which", lambda *a, **k: which("cmake") if a[0] == "cmake" else None)
     if name == "cuda":
         monkeypatch.setenv("CXX", "g++")
     with pytest.raises(BuildError, match=message):
@@ -118,7 +120,7 @@ def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name
 
 def test_missing_cmake(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     which = shutil.which
-    monkeypatch.setattr(building.shutil, "which", lambda *a, **k: None if a[0] == "cmake" else which(*a, **k))
+    monkeypatch.setattr(tools.shutil, "which", lambda *a, **k: None if a[0] == "cmake" else which(*a, **k))
     with pytest.raises(BuildError, match="cmake was not found; `pip install cmake`"):
         library.load("cpu")
 
@@ -146,11 +148,12 @@ def test_processes_that_start_together_fail_once(cmake_log: Path, fresh: Path, p
     code = f"""
 import os
 from pathlib import Path
-from plugins_cuda import building, library
-def come_to(lock, take=building.FileLock):
+from plugins_cuda import library
+from upsnet.kernels import building
+def come_to(lock, take=building._alone):
     Path(f"{{lock}}.{{os.getpid()}}").touch()
     return take(lock)
-building.BUILD, building.FileLock = Path({str(fresh)!r}), come_to
+building.BUILD, building._alone = Path({str(fresh)!r}), come_to
 try:
     library.load("cpu")
 except library.BuildError as error:
