@@ -20,12 +20,14 @@ from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
+from upsnet.errors import InputError
 from upsnet.kernels.tools import find_tool
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CARRIED = Path(__file__).resolve().parent / "sources"  # of a wheel
 SOURCES = CARRIED if CARRIED.is_dir() else CHECKOUT / "plugins_cuda"
 BUILD = None if CARRIED.is_dir() else CHECKOUT / "build" / "operators"
+CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
 MADE = ("cpu", "cuda", "onnxruntime", "onnxruntime_cuda")  # by `make plugins` too
 
 # What CMake and nvcc take from the environment besides the compilers.
@@ -38,10 +40,13 @@ class BuildError(RuntimeError):
 
 def find_library(name: str, architecture: str = "") -> Path:
     """libupsnet_<name>.so: of the folder that UPSNET_OPERATORS names, which `make plugins` left; else compiled on first
-    use. BuildError where neither can be had.
+    use. BuildError where neither can be had; InputError: an unknown UPSNET_CPU_LEVEL.
 
     architecture: the compute capability of the GPU, as "90"; for libraries with CUDA launchers alone.
     """
+    level = os.environ.get("UPSNET_CPU_LEVEL", CPU_LEVELS[-1])
+    if level not in CPU_LEVELS:
+        raise InputError(f"UPSNET_CPU_LEVEL={level}: give {', '.join(CPU_LEVELS)}, or unset it")
     given = os.environ.get("UPSNET_OPERATORS")
     if not given or name not in MADE:
         return build(name, architecture)
@@ -216,6 +221,6 @@ def _sources(name: str) -> bytes:
     kinds = {".h", ".cuh", ".cu", ".cpp"}
     names = {"CMakeLists.txt", "schema.py", "generate.py"}
     files = sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds or path.name in names)
-    others = {"plugin.cpp"} if name.startswith("onnxruntime") else {"plugin.cpp", "onnxruntime.cpp"}
-    files = [path for path in files if path.name not in others]
+    others = {"tensorrt", "plugin.cpp"} | (set() if "onnxruntime" in name else {"onnxruntime", "onnxruntime.cpp"})
+    files = [path for path in files if not others & set(path.relative_to(SOURCES).parts)]
     return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)
