@@ -97,13 +97,11 @@ def open_with_kernels(
     check_utf8(model, "ONNX Runtime")
     ort.disable_telemetry_events()
     try:
-        session, used = _start(model, threads, wanted, kernels)
+        return _start(model, threads, wanted, kernels)
     except LOAD_ERRORS as error:
         raise InputError(
             f"{model}: ONNX Runtime cannot load it ({_reason(error)}); export it again with `make onnx`"
         ) from None
-    used.warn()
-    return session, used
 
 
 def session_options(threads: int | None = None, library: Path | None = None) -> ort.SessionOptions:
@@ -147,12 +145,15 @@ def _session(
         cuda = (CUDA, {"device_id": str(gpu), "use_tf32": "0"})
         providers = {"providers": [cuda, CPU], "enable_fallback": 0}
     used = registered(find_kernels(kernels, gpu)) if has_operators(model) else NONE
+    used.warn()
     if used.library is not None:
         try:
             return ort.InferenceSession(str(model), session_options(threads, used.library), **providers), used
         except LOAD_ERRORS as error:  # of the library, or the model's own, which it then has without it, too
             used = Kernels(None, f"{used.library} does not run this model: {_reason(error)}")
-    return ort.InferenceSession(str(model), session_options(threads), **providers), used
+    session = ort.InferenceSession(str(model), session_options(threads), **providers)
+    used.warn()
+    return session, used
 
 
 def registered(kernels: Kernels) -> Kernels:

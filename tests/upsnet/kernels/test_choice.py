@@ -43,9 +43,9 @@ def test_the_environment_chooses_where_the_caller_does_not(monkeypatch: pytest.M
     monkeypatch.setenv("UPSNET_KERNELS", "")
     assert wanted_kernels() == "auto"
     monkeypatch.setenv("UPSNET_KERNELS", "on")
-    with pytest.raises(InputError, match="^UPSNET_KERNELS=on: use auto or off$"):
+    with pytest.raises(InputError, match=r"^UPSNET_KERNELS=on: use auto or off$"):
         wanted_kernels()
-    with pytest.raises(InputError, match="^kernels=fast: use auto or off$"):
+    with pytest.raises(InputError, match=r"^kernels=fast: use auto or off$"):
         find_kernels("fast")
 
 
