@@ -9,15 +9,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from PIL import Image
 
-from tests.plugins_cuda.onnxruntime.nodes import library_file
-from upsnet.contract import INPUTS, OUTPUTS
 from upsnet.geometry import collate, to_network
-from upsnet.manifest import Manifest
+from upsnet.kernels.building import find_library
 from upsnet.photos import read_photo
+from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "cpp.md"
@@ -51,12 +49,9 @@ def network_photo(photo: Path, run_folder: Path, ppm: Path) -> str:
 
 def in_python(model: Path, photo: Path) -> tuple[np.ndarray, np.ndarray]:
     """The panoptic map of the photo at the network's size, and its segments, with the same library."""
-    manifest = Manifest.model_validate_json(model.with_name("model.manifest.json").read_text())
-    net = to_network(read_photo(photo), manifest.resize)
-    options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(library_file()))
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    panoptic, segments, counts = session.run(OUTPUTS, dict(zip(INPUTS, collate([net]), strict=True)))
+    predictor = OnnxRuntimePredictor(model, kernels="auto")
+    net = to_network(read_photo(photo), predictor.manifest.resize)
+    panoptic, segments, counts = predictor.predict(collate([net]))
     return panoptic[0, : net.size[0], : net.size[1]], segments[0, : counts[0]]
 
 
@@ -72,7 +67,7 @@ def test_the_same_bytes_as_python(size: tuple[int, int], program: Path, tiny_run
     )
     Image.open(learnt).convert("RGB").resize(size[::-1]).save(photo)
     scale = network_photo(photo, tiny_run, ppm)
-    done = run(program, model, library_file(), ppm, pgm, scale)
+    done = run(program, model, find_library("onnxruntime"), ppm, pgm, scale)
     assert (done.returncode, done.stderr) == (0, "")
     panoptic, segments = in_python(model, photo)
     assert pgm.read_bytes() == b"P5\n%d %d\n255\n" % panoptic.shape[::-1] + panoptic.tobytes()
@@ -89,6 +84,6 @@ def test_the_same_bytes_as_python(size: tuple[int, int], program: Path, tiny_run
 )
 def test_errors_are_one_line(content: bytes, message: str, program: Path, tmp_path: Path) -> None:
     (tmp_path / "photo.ppm").write_bytes(content)
-    done = run(program, "model.onnx", library_file(), tmp_path / "photo.ppm", tmp_path / "map.pgm")
+    done = run(program, "model.onnx", find_library("onnxruntime"), tmp_path / "photo.ppm", tmp_path / "map.pgm")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {message}\n")
     assert run(program).stderr == "error: wanted: MODEL.onnx LIBRARY.so PHOTO.ppm MAP.pgm [SCALE]\n"

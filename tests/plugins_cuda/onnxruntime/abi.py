@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from plugins_cuda.building import SOURCES
+from upsnet.kernels.building import SOURCES
 
 ABI = SOURCES / "onnxruntime" / "abi.h"
 STRUCTS = {"Api": "OrtApi", "ApiBase": "OrtApiBase", "CustomOp": "OrtCustomOp"}
@@ -24,7 +24,7 @@ NAMES = {  # of values, in ONNX Runtime's header
     "kFail": "ORT_FAIL",
     "kInvalidArgument": "ORT_INVALID_ARGUMENT",
     "kRuntimeException": "ORT_RUNTIME_EXCEPTION",
-    **{f"k{name}": ELEMENT + name.upper() for name in "Undefined Float Uint8 Int32 Int64 Float16 BFloat16".split()},
+    **{f"k{name}": ELEMENT + name.upper() for name in ["Undefined", "Float", "Uint8", "Int32", "Int64", "Float16", "BFloat16"]},
     "kDeviceAllocator": "OrtDeviceAllocator",
     "kArenaAllocator": "OrtArenaAllocator",
     "kDefaultMemory": "OrtMemTypeDefault",
