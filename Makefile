@@ -56,7 +56,7 @@ $(if $(wildcard $(COCO_JSON)),,$(error error: COCO=$(COCO): it has no $(COCO_JSO
 endif
 
 .PHONY: help setup demo train onnx engine serve load soak eval parity bench overfit plugins lint clean test test-cpus test-install fuzz
-.PHONY: sanitize gpu-check docs docs-check overview ablation
+.PHONY: sanitize gpu-check docs docs-check overview ablation onnxruntime-cpp
 .PHONY: $(BENCHES:%=bench-%)
 
 help: ## this list
@@ -175,6 +175,9 @@ CMAKE := $(if $(wildcard $(BIN)/cmake),$(BIN)/cmake,cmake)
 plugins: ## libraries of the operators in build/plugins, ONNX Runtime's among them; TensorRT's plugins need nvcc
 	$(CMAKE) -S plugins_cuda -B build/plugins $(ARGS)
 	$(CMAKE) --build build/plugins --parallel --target everything
+
+onnxruntime-cpp: $(READY) ## ONNX Runtime's C++ headers and library in build/onnxruntime, for docs/cpp.md and tests
+	.ci/onnxruntime_cpp.sh $(BIN)/python build/onnxruntime
 
 gpu-check: ## build, check and measure the operators on an NVIDIA GPU, with the PyTorch of PYTHON, .venv or python3
 	@$(ANY_PYTHON) -c 'from importlib.util import find_spec; exit(not (find_spec("torch") and find_spec("torchvision")))' || \
