@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from plugins_cuda.building import SOURCES
+from upsnet.kernels.building import SOURCES
 
 ABI = SOURCES / "onnxruntime" / "abi.h"
 STRUCTS = {"Api": "OrtApi", "ApiBase": "OrtApiBase", "CustomOp": "OrtCustomOp"}
