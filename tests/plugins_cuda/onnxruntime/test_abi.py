@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
 import onnxruntime
 import pytest
@@ -107,7 +108,10 @@ class FakeBase(ctypes.Structure):
 class Fake:
     """An ONNX Runtime that knows versions 1 to `newest`, and whose `failing` function fails."""
 
+    loaded: ClassVar[list[Fake]] = []  # for good, as a runtime is: the library knows it by its table's address
+
     def __init__(self, newest: int, failing: str = "") -> None:
+        self.loaded.append(self)
         self.said: list[tuple[int, str]] = []
         self.calls: list[str] = []
         table = (ctypes.c_void_p * 300)()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -66,6 +67,32 @@ def test_kernels_run_in_the_place_of_bodies(name: str, tmp_path: Path) -> None:
     events = json.loads(Path(session.end_profiling()).read_text())
     ran = [each["args"]["op_name"] for each in events if each["name"].endswith("_kernel_time")]
     assert ran == [name, name]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_empty_tensors_that_the_session_made(name: str) -> None:
+    """They are nowhere in memory: outputs of other nodes."""
+    _, tensors, attributes = EXAMPLES[name]
+    has_batch = ["DeformConv" not in name or index not in (2, 3) for index in range(len(tensors))]
+    tensors = [tensor[:0] if batch else tensor for tensor, batch in zip(tensors, has_batch, strict=True)]
+    model = one_node(name, tensors, attributes)
+    node = model.graph.node[0]
+    for index, batch in enumerate(has_batch):
+        if batch:
+            node.input[index] = f"made{index}"
+            made = onnx.helper.make_node("Concat", [f"in{index}"] * 2, [f"made{index}"], axis=0)
+            model.graph.node.insert(0, made)
+    found = open_session(model, session_options()).run(None, feeds_of(tensors))
+    assert all(each.shape[0] == 0 for each in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_half_precision_is_not_cast(dtype: torch.dtype, tmp_path: Path) -> None:
+    name, tensors, attributes = example("DeformConv2d", dtype=dtype)
+    options = session_options()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    open_session(one_node(name, tensors, attributes, bodies=True), options)
+    assert [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node] == [name]
 
 
 def test_float64_is_refused_by_name() -> None:
