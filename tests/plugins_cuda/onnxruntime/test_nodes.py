@@ -32,15 +32,15 @@ Errors = (Fail, InvalidArgument, InvalidGraph, RuntimeException)
 
 def example(name: str, scale: int = 1, dtype: torch.dtype = torch.float32) -> Node:
     """A node with inputs that it takes."""
-    if name == "PanopticFusion":
-        return node_of(plugins_cuda.panoptic_fusion, **room_inputs("panoptic_fusion", scale, dtype))
-    if name == "RoiAlignFpn":
-        return node_of(plugins_cuda.roi_align_fpn, **room_inputs("roi_align_fpn", scale, dtype))
-    if name in ("PaddedNms", "PaddedBatchedNms"):
-        values = room_inputs("nms", scale, torch.float16 if name == "PaddedBatchedNms" else torch.float32)
-        return node_of(plugins_cuda.nms, **values)
-    case = DeformCase(batch=scale, size=(4 * scale, 9 * scale), masked=name == "ModulatedDeformConv2d")
-    return node_of(plugins_cuda.deform_conv, **case.tensors(dtype), **case.steps)
+    room = nodes.ROOMS[name].name
+    if room == "deform_conv":
+        case = DeformCase(batch=scale, size=(4 * scale, 9 * scale), masked=name == "ModulatedDeformConv2d")
+        found = node_of(plugins_cuda.deform_conv, **case.tensors(dtype), **case.steps)
+    else:
+        dtype = torch.float16 if name == "PaddedBatchedNms" else dtype  # whose inputs then have classes
+        found = node_of(getattr(plugins_cuda, room), **room_inputs(room, scale, dtype))
+    assert found[0] == name
+    return found
 
 
 EXAMPLES = {name: example(name) for name in nodes.OUTPUTS}
