@@ -18,7 +18,7 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda.pytorch import FIXED
-from upsnet.kernels.building import build
+from upsnet.kernels.building import find_library
 
 TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -41,8 +41,7 @@ SANITIZED = bool(os.environ.get("UPSNET_SANITIZE"))
 @functools.cache
 def library_file(name: str = "onnxruntime") -> Path:
     """name: `onnxruntime`, the CPU fronts, or `onnxruntime_emulated`, the CUDA launchers as kernels of the CPU."""
-    given = Path(os.environ.get("UPSNET_OPERATORS", "/nowhere"), f"libupsnet_{name}.so")
-    return given if given.is_file() else build(name, "")
+    return find_library(name)
 
 
 def session_options(threads: int = 1, library: Path | None = None) -> onnxruntime.SessionOptions:
