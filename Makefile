@@ -191,7 +191,7 @@ sanitize: export ASAN_OPTIONS := detect_leaks=0
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1
 sanitize: $(READY) ## the CPU fronts, emulated CUDA kernels and plugins under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front or test_plugins" $(ARGS)
+		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front or onnxruntime or test_plugins" $(ARGS)
 
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)
