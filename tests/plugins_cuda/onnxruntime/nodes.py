@@ -16,7 +16,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 import plugins_cuda
-from plugins_cuda.building import build
+from upsnet.kernels.building import build
 
 TYPES = {
     torch.float32: TensorProto.FLOAT,
