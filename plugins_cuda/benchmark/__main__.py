@@ -1,4 +1,4 @@
-"""python -m plugins_cuda.benchmark [--device cpu|cuda] [--only ROOM ...] [--json FILE] [--rounds N] [--quick]"""
+"""python -m plugins_cuda.benchmark [--device cpu|cuda] [--only ROOM ...] [--json FILE] [--rounds N] [--demo|--quick]"""
 
 from __future__ import annotations
 
@@ -222,12 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=tuple(OPERATORS), default=(), metavar="ROOM")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--rounds", type=int, default=0, help="timed calls of each (default: 9 on a CPU, 30 on a GPU)")
+    parser.add_argument("--demo", action="store_true", help="the sizes of the demo's network")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: no NVIDIA GPU that PyTorch can use; --device cpu measures the CPU")
         return 2
-    sizes = inputs.QUICK if options.quick else inputs.FULL
+    sizes = inputs.QUICK if options.quick else inputs.DEMO if options.demo else inputs.FULL
     keep = partial(write_json, options.json) if options.json else lambda result: None
     result = benchmark(torch.device(options.device), sizes, options.only, options.rounds, keep)
     show(result)
