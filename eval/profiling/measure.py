@@ -23,6 +23,7 @@ from upsnet.contract import INPUTS
 from upsnet.geometry import NetworkBatch
 
 WARM_UP = 2  # runs that are not counted
+LIBRARY, BODIES = "library", "bodies"  # what runs the custom operators
 OTHER = "other"  # the module of nodes of which none is known
 NODES = 100  # that a report lists one by one
 Key = TypeVar("Key", bound=Hashable)
@@ -53,13 +54,14 @@ class Node(BaseModel):
 class Variant(BaseModel):
     """One model with one choice of kernels."""
 
-    kernels: str
+    kernels: str  # LIBRARY or BODIES
     ms: float  # of a call without the profile, median
     profiled_ms: float  # of one with it
     outside_ms: float  # of the latter, in no node
     total: Row
     modules: list[Row]
     operators: list[Row]
+    shares: dict[str, dict[str, float]]  # ms by module and operator
     nodes: list[Node]  # the most expensive ones
 
 
@@ -74,15 +76,18 @@ class Cost(NamedTuple):
     roof_ms: float
 
 
-def profile(model: Path, batch: NetworkBatch, threads: int, kernels: str, runs: int, roofline: Roofline) -> Variant:
-    """Times `runs` calls without the profile, then as many with it."""
+def profile(
+    model: Path, batch: NetworkBatch, threads: int, library: Path | None, runs: int, roofline: Roofline
+) -> Variant:
+    """Times `runs` calls without the profile, then as many with it. library: of the custom operators; None: bodies."""
+    kernels = BODIES if library is None else LIBRARY
     feed = dict(zip(INPUTS, batch, strict=True))
-    session = _start(model, _options(threads, kernels))
+    session = _start(model, _options(threads, library))
     times = _call(session, feed, runs, f"{kernels}, timing")
     del session
     with tempfile.TemporaryDirectory() as folder:
         ran = Path(folder) / "ran.onnx"
-        options = _options(threads, kernels)
+        options = _options(threads, library)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.optimized_model_filepath = str(ran)
@@ -96,10 +101,12 @@ def profile(model: Path, batch: NetworkBatch, threads: int, kernels: str, runs: 
     return summarize(kernels, statistics.median(times), trace, Graph(*graphs), roofline)
 
 
-def _options(threads: int, kernels: str) -> ort.SessionOptions:
+def _options(threads: int, library: Path | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     return options
 
 
@@ -131,6 +138,11 @@ def summarize(kernels: str, ms: float, runs: list[Run], graph: Graph, roofline: 
         total=_group(costs, lambda cost: "all")["all"],
         modules=[modules[name] for name in (*TITLES.values(), OTHER) if name in modules],
         operators=list(_group(costs, lambda cost: cost.execution.operator).values()),
+        shares={
+            name: {row.name: row.ms for row in _group(each, lambda cost: cost.execution.operator).values()}
+            for name in modules
+            for each in [[[cost for cost in run if cost.module == name] for run in costs]]
+        },
         nodes=[_node(row, first[path]) for path, row in list(nodes.items())[:NODES]],
     )
 
