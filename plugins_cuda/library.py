@@ -1,8 +1,9 @@
 """Finding and calling the operators' compiled libraries: the PyTorch binding's way to the kernels.
 
 Three libraries hold the same operators: `cpu` (the CPU fronts), `cuda` (the launchers) and `emulated` (the launchers'
-very text, run on the CPU: tests only). Each is compiled on first use and found again afterwards (building.py). Where a
-library cannot be had, or no kernel of it can run here, the reference serves, and a warning says so once. Environment:
+very text, run on the CPU: tests only). Each is compiled on first use and found again afterwards
+(upsnet/kernels/building.py). Where a library cannot be had, or no kernel of it can run here, the reference serves, and a
+warning says so once. Environment:
 
 UPSNET_OPERATORS=FOLDER    takes the libraries that `make plugins` left in FOLDER; nothing is compiled
 UPSNET_CPU_LEVEL=v2, v3 or v4    the highest level of x86-64 that `cpu` may use (docs/cpus.md)
@@ -26,10 +27,9 @@ from typing import Any, NamedTuple  # Any: what a function of a library returns
 
 import torch
 
-from plugins_cuda.building import BUILD as BUILD
-from plugins_cuda.building import SOURCES as SOURCES
-from plugins_cuda.building import BuildError, build
 from upsnet.errors import InputError
+from upsnet.kernels.building import SOURCES as SOURCES
+from upsnet.kernels.building import BuildError, find_library
 
 REASONS = {  # of a cudaError_t that the libraries return themselves
     1: "sizes or numbers that it does not support",
@@ -223,11 +223,5 @@ def load(name: str, architecture: str = "") -> Library:
         raise BuildError(
             f"the GPU is too old: it is sm_{architecture}, the kernels need sm_{OLDEST_GPU} (a T4) or newer"
         )
-    given = os.environ.get("UPSNET_OPERATORS")
-    if given and name in ("cpu", "cuda"):
-        path = Path(given) / f"libupsnet_{name}.so"
-        if not path.is_file():
-            raise BuildError(f"UPSNET_OPERATORS={given} holds no {path.name}; run `make plugins`, or unset it")
-        return Library(name, path)
     with _lock:
-        return Library(name, build(name, architecture))
+        return Library(name, find_library(name, architecture))

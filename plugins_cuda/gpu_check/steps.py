@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from plugins_cuda import library
-from plugins_cuda.gpu_check.process import ROOT, Skip, find_tool, must_pass, run_logged
+from plugins_cuda.gpu_check.process import ROOT, Skip, must_pass, run_logged
 from plugins_cuda.gpu_check.profile import profile as profile_kernels
 from plugins_cuda.gpu_check.sanitizers import sanitize
+from upsnet.kernels.tools import find_tool
 
 TESTS_NEED = ("pytest", "hypothesis", "onnx", "onnxruntime", "onnxscript", "pydantic", "typer", "PIL")
 
