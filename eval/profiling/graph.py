@@ -8,9 +8,8 @@ data come from.
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx
@@ -40,7 +39,7 @@ class Place(NamedTuple):
     """A node of the graph that ran: its module, and the weights among its inputs by their place there."""
 
     node: onnx.NodeProto
-    module: str
+    module: str  # one of MODULES; "" in a network that has none of them
     weights: dict[int, Tensor]
 
 
@@ -48,30 +47,28 @@ class Graph:
     """The graph that ran (`ran`), as ONNX Runtime wrote it, of the model `given`."""
 
     def __init__(self, ran: onnx.ModelProto, given: onnx.ModelProto) -> None:
-        values = value_modules(given.graph, {})
-        self._modules = node_modules(ran.graph, values)
-        self._graph = ran.graph
-        self.find = functools.cache(self._find)  # every node is asked for once a run
+        values = value_modules(given.graph)
+        modules = node_modules(ran.graph, values)
+        self._places = dict(_places(ran.graph, (), {}, modules))
 
-    def _find(self, path: tuple[str, ...]) -> Place | None:
-        """The node of an execution, and what is known of it; None for one that is not in the file."""
-        weights: dict[str, Tensor] = {}
-        graphs = [self._graph]
-        found: onnx.NodeProto | None = None
-        for name in path:
-            for graph in graphs:
-                weights |= _weights(graph)
-            found = next((node for graph in graphs for node in graph.node if node.name == name), None)
-            if found is None:
-                return None
-            graphs = list(_bodies(found))
-        assert found is not None
-        inputs = {place: weights[name] for place, name in enumerate(found.input) if name in weights}
-        return Place(found, self._modules.get(path[0], ""), inputs)
+    def find(self, path: tuple[str, ...]) -> Place | None:
+        """The node of an execution; None for one that is not in the file."""
+        *above, name = path  # the profile calls a node without a name by its operator and a number
+        return self._places.get(path) or self._places.get((*above, name.rpartition("_")[0]))
 
 
-def _weights(graph: onnx.GraphProto) -> dict[str, Tensor]:
-    return {each.name: Tensor(TYPES.get(each.data_type, ""), tuple(each.dims)) for each in graph.initializer}
+def _places(
+    graph: onnx.GraphProto, above: tuple[str, ...], weights: dict[str, Tensor], modules: Sequence[str]
+) -> Iterator[tuple[tuple[str, ...], Place]]:
+    """Every node, and those of its body in its module, by the names on the way to it."""
+    own = {each.name: Tensor(TYPES.get(each.data_type, ""), tuple(each.dims)) for each in graph.initializer}
+    weights = weights | own
+    for node, module in zip(graph.node, modules, strict=True):
+        path = (*above, node.name or node.op_type)
+        inputs = {place: weights[name] for place, name in enumerate(node.input) if name in weights}
+        yield path, Place(node, module, inputs)
+        for body in _bodies(node):
+            yield from _places(body, path, weights, [module] * len(body.node))
 
 
 def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -80,25 +77,14 @@ def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield attribute.g
 
 
-def value_modules(graph: onnx.GraphProto, known: Mapping[str, str]) -> dict[str, str]:
+def value_modules(graph: onnx.GraphProto) -> dict[str, str]:
     """The module of every value that a node of the graph makes."""
-    return {
-        output: module
-        for node, module in zip(graph.node, _assign(graph, known), strict=True)
-        for output in node.output
-        if output
-    }
+    modules = zip(graph.node, node_modules(graph, {}), strict=True)
+    return {output: module for node, module in modules for output in node.output if output}
 
 
-def node_modules(graph: onnx.GraphProto, known: Mapping[str, str]) -> dict[str, str]:
-    """The module of every node by its name; "" for a network that has no module of ours.
-
-    known: modules of values that are certain.
-    """
-    return {node.name: module for node, module in zip(graph.node, _assign(graph, known), strict=True)}
-
-
-def _assign(graph: onnx.GraphProto, known: Mapping[str, str]) -> list[str]:
+def node_modules(graph: onnx.GraphProto, known: Mapping[str, str]) -> list[str]:
+    """The module of every node, "" in a network that has none of ours. known: of values, as far as it is certain."""
     weights = {each.name: _module_of_weight(each.name) for each in graph.initializer}
     stages: dict[str, int] = {}  # of values
     calls: dict[str, str] = {}  # of the pooling that makes a value: the name of the call

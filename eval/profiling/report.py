@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from eval.profiling.measure import Row, Variant
+from eval.profiling.measure import BODIES, LIBRARY
 from eval.profiling.roofline import Roofline
+from eval.profiling.summary import Row, Variant, add
 from upsnet.command_line.tables import make_table
 from upsnet.report import Report
 
 OPERATORS = 16  # that the table lists; the others are one line
 OTHERS = "others"
+KERNELS = {LIBRARY: "with the library", BODIES: "from function bodies"}
 
 
 class Profile(Report):
@@ -53,22 +55,21 @@ def profile_table(report: Profile) -> Table:
 def describe(report: Profile) -> str:
     """One line: the model, its input, and what a call takes."""
     batch, height, width, _ = report.shape
-    calls = ", ".join(f"{variant.ms:.1f} ms with {_kernels(variant)}" for variant in report.variants)
-    ratio = f" ({report.variants[1].ms / report.variants[0].ms:.2f} times)" if len(report.variants) > 1 else ""
-    return f"{report.model}, {batch} x {height} x {width}, {report.threads} threads, a call: {calls}{ratio}"
+    threads = f"{report.threads} thread{'s' * (report.threads > 1)}"
+    calls = ", ".join(f"{each.ms:.1f} ms {KERNELS[each.kernels]}" for each in report.variants)
+    first, *others = report.variants
+    ratios = "".join(f" ({other.ms / first.ms:.2f} times)" for other in others)
+    return f"{report.model}, {batch} x {height} x {width}, {threads}; a call: {calls}{ratios}"
 
 
 def caption(report: Profile) -> str:
+    """What the figures of the table are, and the roof."""
     first, roof = report.variants[0], report.roofline
     return (
-        f"Medians of {report.runs} runs with the profile on: {first.profiled_ms:.1f} ms a call, {first.outside_ms:.1f} "
-        f"of them in no node. The roof: {roof.gflops:.0f} GFLOP/s, {roof.int8_gops:.0f} GOP/s of int8, "
-        f"{roof.gb_per_s:.1f} GB/s; what a cache holds can be faster."
+        f"Each node's median of {report.runs} runs with the profile on, which takes {first.profiled_ms:.1f} ms a call, "
+        f"{first.outside_ms:.1f} of them in no node. The roof: {roof.gflops:.0f} GFLOP/s, {roof.int8_gops:.0f} GOP/s "
+        f"of int8, {roof.gb_per_s:.1f} GB/s; what a cache holds can be faster."
     )
-
-
-def _kernels(variant: Variant) -> str:
-    return f"the {variant.kernels}" if variant.kernels == "library" else variant.kernels
 
 
 def _shorten(columns: Sequence[dict[str, Row]]) -> list[dict[str, Row]]:
@@ -77,13 +78,10 @@ def _shorten(columns: Sequence[dict[str, Row]]) -> list[dict[str, Row]]:
     short = []
     for rows in columns:
         rest = [row for name, row in rows.items() if name not in kept]
-        short.append({name: row for name, row in rows.items() if name in kept} | ({OTHERS: _sum(rest)} if rest else {}))
+        short.append(
+            {name: row for name, row in rows.items() if name in kept} | ({OTHERS: add(OTHERS, rest)} if rest else {})
+        )
     return short
-
-
-def _sum(rows: Sequence[Row]) -> Row:
-    fields = ("nodes", "ms", "best_ms", "macs", "moved_bytes", "roof_ms")
-    return Row(name=OTHERS, **{field: sum(getattr(row, field) for row in rows) for field in fields})
 
 
 def _cells(row: Row | None, variant: Variant) -> list[str]:

@@ -33,6 +33,9 @@ class Tensor(NamedTuple):
         """0 for what is no tensor of numbers."""
         return ITEM_BYTES.get(self.type, 0) * self.items
 
+    def __str__(self) -> str:
+        return f"{self.type} {list(self.shape)}"
+
 
 class Execution(NamedTuple):
     """One node, once. A node in the body of a Scan is executed once for each step."""
