@@ -34,7 +34,7 @@ void for_each(const Pool& pool, int64_t count, int64_t grain, const Body& body) 
     const int64_t count, grain;
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
-    std::exception_ptr error;
+    std::exception_ptr error{};
   } work{body, count, grain};
   const auto run_slot = [](void* context, int slot) {
     Work& work = *static_cast<Work*>(context);

@@ -8,7 +8,6 @@ namespace upsnet::nms {
 struct NmsNode : Declared {
   void check() const {
     Declared::check();
-    require(max_output >= 1, "attribute max_output must be at least 1");
     require(max_output <= kMost, "attribute max_output must be at most 2^30");
   }
 };

@@ -11,7 +11,7 @@
 
 namespace upsnet::onnxruntime {
 
-constexpr uint32_t kApiVersion = 18;       // ONNX Runtime 1.18: the last function below, KernelContext_GetScratchBuffer
+constexpr uint32_t kApiVersion = 18;       // ONNX Runtime 1.18: the last function below, KernelInfoGetAllocator
 constexpr uint32_t kCustomOpVersion = 16;  // CustomOp ends with KernelComputeV2
 
 // What is only passed on.
@@ -23,6 +23,7 @@ struct KernelContext;
 struct Value;
 struct TensorInfo;
 struct MemoryInfo;
+struct Allocator;
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
 enum ElementType : int {
@@ -34,7 +35,6 @@ enum ElementType : int {
   kFloat16 = 10,
   kBFloat16 = 16,
 };
-enum AllocatorType : int { kDeviceAllocator = 0, kArenaAllocator = 1 };
 enum MemoryType : int { kDefaultMemory = 0 };
 enum Characteristic : int { kRequired = 0 };
 
@@ -53,9 +53,11 @@ struct Api {
   Status* (*GetDimensions)(const TensorInfo* info, int64_t* dimensions, size_t count);
   Unused before_info[2];
   Status* (*GetTensorTypeAndShape)(const Value* value, TensorInfo** out);
-  Unused before_memory[2];
-  Status* (*CreateMemoryInfo)(const char* name, AllocatorType type, int id, MemoryType memory, MemoryInfo** out);
-  Unused before_attributes[16];
+  Unused before_allocator[9];
+  Status* (*AllocatorAlloc)(Allocator* allocator, size_t bytes, void** out);
+  Status* (*AllocatorFree)(Allocator* allocator, void* data);
+  Status* (*AllocatorGetInfo)(const Allocator* allocator, const MemoryInfo** out);
+  Unused before_attributes[7];
   Status* (*KernelInfoGetAttribute_float)(const KernelInfo* info, const char* name, float* out);
   Status* (*KernelInfoGetAttribute_int64)(const KernelInfo* info, const char* name, int64_t* out);
   Status* (*KernelInfoGetAttribute_string)(const KernelInfo* info, const char* name, char* out, size_t* size);
@@ -66,10 +68,11 @@ struct Api {
                                      Value** out);
   Unused before_release;
   void (*ReleaseStatus)(Status* status);
-  void (*ReleaseMemoryInfo)(MemoryInfo* info);
-  Unused before_release_info[4];
+  Unused before_release_info[5];
   void (*ReleaseTensorTypeAndShapeInfo)(TensorInfo* info);
-  Unused before_arrays[62];
+  Unused before_release_allocator[32];
+  void (*ReleaseAllocator)(Allocator* allocator);
+  Unused before_arrays[29];
   Status* (*KernelInfoGetAttributeArray_float)(const KernelInfo* info, const char* name, float* out, size_t* size);
   Status* (*KernelInfoGetAttributeArray_int64)(const KernelInfo* info, const char* name, int64_t* out, size_t* size);
   Unused before_stream[29];
@@ -81,9 +84,11 @@ struct Api {
   Status* (*KernelContext_ParallelFor)(const KernelContext* context, void (*task)(void* data, size_t i), size_t total,
                                        size_t num_batch, void* data);
   Unused before_scratch[2];
-  // Memory of the session's arena, which is given back when the operator has run.
+  // Memory for the call's stream, which must be there, from the allocator of that memory; the caller gives it back.
   Status* (*KernelContext_GetScratchBuffer)(const KernelContext* context, const MemoryInfo* memory, size_t bytes,
                                             void** out);
+  // The allocator of the node's execution provider: of its device, and the one that its own kernels use.
+  Status* (*KernelInfoGetAllocator)(const KernelInfo* info, MemoryType memory, Allocator** out);
 };
 
 // OrtApiBase, which a library is registered with. GetApi gives null for a version that is newer than the runtime.

@@ -79,7 +79,7 @@ class AttributeReader {
     std::vector<int64_t> wide;
     if (!read(name, wide)) return false;
     if (wide.size() != N) {
-      refuse(name, "holds " + std::to_string(wide.size()) + " values, not " + std::to_string(N));
+      refuse(name, "holds " + std::to_string(wide.size()) + " integers, not " + std::to_string(N));
     }
     for (size_t i = 0; i < N; ++i) values[i] = narrowed(name, wide[i]);
     return true;

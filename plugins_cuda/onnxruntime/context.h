@@ -1,4 +1,4 @@
-// One call of an operator: its tensors and its threads, which are the session's.
+// One call of an operator: its tensors, and its threads or its stream, which are the session's.
 #pragma once
 
 #include <sched.h>
@@ -68,6 +68,14 @@ class Context {
     check(api_.GetTensorMutableData(value, &data));
     return data;
   }
+
+  // The GPU's, where the call's provider has one.
+  CUstream_st* stream() const {
+    void* stream = nullptr;
+    check(api_.KernelContext_GetGPUComputeStream(context_, &stream));
+    return static_cast<CUstream_st*>(stream);
+  }
+  const KernelContext* handle() const { return context_; }
 
   // Valid as long as this is.
   Pool pool() const { return {most_threads(), run, const_cast<Context*>(this)}; }

@@ -1,11 +1,15 @@
 // ONNX Runtime's custom operators around the table of a node (common/node.h): everything that does not depend on which
-// operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain.
+// operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain; UPSNET_DEVICES, which CMake sets, names the
+// devices that it has kernels for.
 //
-// A node has one CustomOp for each type that its features may have. A kernel keeps its attributes and nothing else, so
-// that sessions and threads may run it at once.
+// A node has one CustomOp for each combination of types that its features may have (where no kernel takes the types of a
+// node, ONNX Runtime refuses the model, even one whose file has the node's body), and for each device: OnCpu (on_cpu.h)
+// or OnCuda (on_cuda.h), made for a kernel, with
+//   static constexpr const char* kProvider;                                ONNX Runtime's; null: the CPU's
+//   const char* run(const Operator&, const Call&, const Context&) const;   null, or why it failed; throws, too
+// A kernel keeps its attributes and its device, so that sessions and threads may run it at once.
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <iterator>
@@ -13,22 +17,28 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "common/node.h"
 #include "onnxruntime/abi.h"
 #include "onnxruntime/attributes.h"
 #include "onnxruntime/context.h"
+#include "onnxruntime/on_cpu.h"
+#include "onnxruntime/on_cuda.h"
 
 namespace upsnet::onnxruntime {
 
-template <typename Operator, int32_t kNode>
+template <typename Operator, int32_t kNode, typename Device>
 class Kernel {
   static constexpr Node kThis = Operator::kNodes[kNode];
   static constexpr int32_t kNumInputs = kThis.num_inputs, kNumOutputs = std::size(Operator::kOutputs);
 
  public:
-  Kernel(const Api& api, const KernelInfo* info, DType features) : api_(api), features_(features) {
+  using Types = std::array<DType, kNumInputs>;  // of each input's features; of another input it does not matter
+
+  Kernel(const Api& api, const KernelInfo* info, const Types& types) : api_(api), types_(types), device_(api, info) {
     const AttributeReader reader(api, info);
     Operator::attributes(op_, reader);
     op_.check();
@@ -41,7 +51,7 @@ class Kernel {
     std::array<const void*, kNumInputs> inputs;
     for (int32_t i = 0; i < kNumInputs; ++i) {
       inputs[i] = context.input(i, shapes[i]);
-      arguments[i] = {shapes[i], features_};
+      arguments[i] = {shapes[i], types_[i]};
     }
     check_shapes(Operator::kInputs, shapes.data(), kNumInputs);
     op_.check_sizes(shapes.data(), kNumInputs);
@@ -53,21 +63,20 @@ class Kernel {
     op_.output_shapes(shapes.data(), output_shapes.data(), numbers);
     for (int32_t i = 0; i < kNumOutputs; ++i) outputs[i] = context.output(i, output_shapes[i]);
     const Call call{kNumInputs, arguments.data(), inputs.data(), outputs.data()};
-    const int status = op_.run_cpu(call, context.pool());
-    if (status == kNoMemory) throw std::bad_alloc();
-    if (status != 0) refuse("what it was given", arguments.data());
+    if (const char* why = device_.run(op_, call, context)) {
+      throw std::runtime_error(why + (" with " + sizes_of(Operator::kInputs, arguments.data(), kNumInputs)));
+    }
   }
 
  private:
-  static constexpr int kNoMemory = 2;  // cudaErrorMemoryAllocation
-
   [[noreturn]] static void refuse(const std::string& why, const Argument* arguments) {
     throw std::invalid_argument("no kernel runs " + why + ": " + sizes_of(Operator::kInputs, arguments, kNumInputs));
   }
 
   Operator op_;
   const Api& api_;
-  const DType features_;
+  const Types types_;
+  const Device device_;
 };
 
 // Runs `body`; what it throws becomes ONNX Runtime's error, with the operator's name.
@@ -88,9 +97,10 @@ Status* guarded(const Api& api, const char* name, Body body) noexcept {
   }
 }
 
-template <typename Operator, int32_t kNode>
+template <typename Operator, int32_t kNode, typename Device>
 struct Op final : CustomOp {
-  using Made = Kernel<Operator, kNode>;
+  using Made = Kernel<Operator, kNode, Device>;
+  using Types = typename Made::Types;
   static constexpr Node kThis = Operator::kNodes[kNode];
 
   // What ONNX Runtime keeps of a node.
@@ -99,20 +109,24 @@ struct Op final : CustomOp {
     Made kernel;
   };
 
-  explicit Op(DType features) : CustomOp{}, features(features) {
+  explicit Op(const Types& types) : CustomOp{}, types(types) {
     version = kCustomOpVersion;
     GetName = [](const CustomOp*) { return kThis.name; };
-    GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };
+    GetExecutionProviderType = [](const CustomOp*) { return Device::kProvider; };
     GetInputTypeCount = [](const CustomOp*) -> size_t { return kThis.num_inputs; };
     GetOutputTypeCount = [](const CustomOp*) -> size_t { return std::size(Operator::kOutputs); };
-    GetInputType = [](const CustomOp* op, size_t i) { return element_type(op, Operator::kInputs[i].type); };
-    GetOutputType = [](const CustomOp* op, size_t i) { return element_type(op, Operator::kOutputs[i].type); };
+    GetInputType = [](const CustomOp* op, size_t i) {
+      return element_type(Operator::kInputs[i].type, static_cast<const Op*>(op)->types[i]);
+    };
+    GetOutputType = [](const CustomOp* op, size_t i) {
+      return element_type(Operator::kOutputs[i].type, static_cast<const Op*>(op)->types[0]);
+    };
     GetInputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
     GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
     GetInputMemoryType = [](const CustomOp*, size_t) { return kDefaultMemory; };
     CreateKernelV2 = [](const CustomOp* op, const Api* api, const KernelInfo* info, void** kernel) {
       return guarded(*api, kThis.name,
-                     [&] { *kernel = new Instance{*api, Made(*api, info, static_cast<const Op*>(op)->features)}; });
+                     [&] { *kernel = new Instance{*api, Made(*api, info, static_cast<const Op*>(op)->types)}; });
     };
     KernelComputeV2 = [](void* kernel, KernelContext* context) {
       const Instance& instance = *static_cast<const Instance*>(kernel);
@@ -121,7 +135,9 @@ struct Op final : CustomOp {
     KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };
   }
 
-  static ElementType element_type(const CustomOp* op, Type type) {
+  static bool has_features(size_t input) { return Operator::kInputs[input].type == Type::kFeatures; }
+
+  static ElementType element_type(Type type, DType features) {
     switch (type) {
       case Type::kFloat32: return kFloat;
       case Type::kInt32: return kInt32;
@@ -130,7 +146,7 @@ struct Op final : CustomOp {
       case Type::kFeatures:
       case Type::kLikeFirstInput: break;
     }
-    switch (static_cast<const Op*>(op)->features) {
+    switch (features) {
       case DType::kFloat16: return kFloat16;
       case DType::kBFloat16: return kBFloat16;
       case DType::kFloat32: break;
@@ -138,7 +154,7 @@ struct Op final : CustomOp {
     return kFloat;
   }
 
-  const DType features;
+  const Types types;
 };
 
 // Where the rooms put their operators. ONNX Runtime keeps pointers to them: they are never destroyed.
@@ -146,25 +162,37 @@ class Domain {
  public:
   Domain(const Api& api, CustomOpDomain* domain) : api_(api), domain_(domain) {}
 
-  // All nodes of a room.
+  // All nodes of a room, for the devices that this library has kernels for.
   template <typename Operator>
   void add() {
-    add_nodes<Operator>(std::make_integer_sequence<int32_t, std::size(Operator::kNodes)>());
+    add_for<Operator, UPSNET_DEVICES>();
+  }
+
+  // Those of a room without a launcher, where this library has kernels for the CPU alone. Beside kernels for CUDA they
+  // would draw their nodes to the CPU, with copies to and fro, where the bodies run on the GPU.
+  template <typename Operator>
+  void add_for_cpu() {
+    if constexpr (std::is_same_v<std::tuple<UPSNET_DEVICES>, std::tuple<OnCpu>>) add<Operator>();
   }
 
  private:
-  template <typename Operator, int32_t... kNodes>
-  void add_nodes(std::integer_sequence<int32_t, kNodes...>) {
-    (add_node<Operator, kNodes>(), ...);
+  template <typename Operator, typename... Devices>
+  void add_for() {
+    (add_nodes<Operator, Devices>(std::make_integer_sequence<int32_t, std::size(Operator::kNodes)>()), ...);
   }
 
-  template <typename Operator, int32_t kNode>
-  void add_node() {
-    const auto has_features = [](const Tensor& tensor) { return tensor.type == Type::kFeatures; };
-    const bool varies = std::any_of(std::begin(Operator::kInputs), std::end(Operator::kInputs), has_features);
+  template <typename Operator, typename Device, int32_t... kNodes>
+  void add_nodes(std::integer_sequence<int32_t, kNodes...>) {
+    (add_node<Op<Operator, kNodes, Device>>(), ...);
+  }
+
+  template <typename Made>
+  void add_node(typename Made::Types types = {}, size_t first = 0) {
+    for (; first < types.size() && !Made::has_features(first); ++first) types[first] = types[0];
+    if (first == types.size()) return check(api_.CustomOpDomain_Add(domain_, new Made(types)));
     for (const DType features : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-      if (features != DType::kFloat32 && !varies) continue;
-      check(api_.CustomOpDomain_Add(domain_, new Op<Operator, kNode>(features)));
+      types[first] = features;
+      add_node<Made>(types, first + 1);
     }
   }
 
