@@ -100,15 +100,16 @@ def _roofline(axes: Axes, report: Profile) -> None:
     intensity = [2 * row.macs / row.moved_bytes for row in rows]
     rates = [2 * row.macs / row.ms / 1e6 for row in rows]
     knee = roof.gflops / roof.gb_per_s
-    least, most = min([knee, *intensity]) / 4, max([knee, *intensity]) * 8
+    least, most = min([knee, *intensity]) / 4, max([knee, *intensity]) * 10
     x = np.geomspace(least, most, 200)
     axes.loglog(x, np.minimum(roof.gflops, x * roof.gb_per_s), color=TEXT, linewidth=1.5)
     areas = [1200 * row.ms / variant.total.ms + 15 for row in rows]
     axes.scatter(intensity, rates, s=areas, color=COLORS[0], alpha=0.5)
-    above = math.inf
+    above, beside = math.inf, 1.7 * max(intensity, default=1)
     for rate, where, name in sorted(zip(rates, intensity, (row.name for row in rows), strict=True), reverse=True):
         above = min(rate, above / LABEL)  # one label below the other
-        axes.text(where * 1.3, above, name, va="center", color=TEXT, fontsize=9)
+        line = {"arrowstyle": "-", "color": GRID}
+        axes.annotate(name, (where, rate), (beside, above), va="center", color=TEXT, fontsize=9, arrowprops=line)
     axes.text(most, roof.gflops * 1.1, f"{roof.gflops:.0f} GFLOP/s", ha="right", va="bottom", color=TEXT, fontsize=9)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
