@@ -50,7 +50,7 @@ class KernelWorker:
         self._process.start()
         theirs.close()
         self.loaded: Loaded = self._receive()
-        self.manifest: Manifest = self.loaded.manifest
+        self.manifest, self.kernels = self.loaded.manifest, self.loaded.kernels
 
     def ask(self, batch: NetworkBatch) -> Answer:
         self._connection.send(batch)
