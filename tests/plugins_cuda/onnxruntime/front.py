@@ -38,7 +38,9 @@ class CustomOperators:
 
         def emit(name: str, inputs: Sequence[Tensor], attributes: Mapping[str, Any], **declared: Any) -> list[Tensor]:
             assert declared["dtypes"] == [output.dtype for output in outputs]
-            results = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(*map(declared.get, ("shapes", "dtypes")))]
+            results = [
+                torch.empty(shape, dtype=dtype) for shape, dtype in zip(*map(declared.get, ("shapes", "dtypes")))
+            ]
             run_on(self.path, name.removeprefix("upsnet::"), inputs, attributes, results)
             return results
 
