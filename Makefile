@@ -120,7 +120,9 @@ TENSORRT = $(shell [ ! -x $(BIN)/python ] || \
 PLUGINS := $(if $(UPSNET_PLUGINS),$(wildcard $(UPSNET_PLUGINS)),\
 	$(or $(wildcard $(LIBRARY)),$(if $(TENSORRT),$(LIBRARY_TRIED))))
 endif
-$(RUN)/engine/engine.json: $(RUN)/model.onnx $(PLUGINS)
+# ONNX Runtime's kernels are compiled as the engine is made, and lie in its folder: it follows their sources, too.
+KERNELS := $(filter-out %.cu %/plugin.cpp plugins_cuda/tensorrt/% plugins_cuda/emulator/%,$(LIBRARY_SOURCES))
+$(RUN)/engine/engine.json: $(RUN)/model.onnx $(PLUGINS) $(KERNELS)
 	$(UPSNET) engine --model $< --out $(RUN)/engine
 
 $(LIBRARY): $(LIBRARY_TRIED) ;
@@ -172,7 +174,7 @@ overview: $(RUN)/report.html ## docs/overview.jpg, the picture in the README, fr
 
 # Without nvcc, CMake says what it leaves out and how to get it.
 CMAKE := $(if $(wildcard $(BIN)/cmake),$(BIN)/cmake,cmake)
-plugins: ## libraries of the operators in build/plugins, TensorRT's plugins among them, which need nvcc
+plugins: ## libraries of the operators in build/plugins, ONNX Runtime's among them; TensorRT's plugins need nvcc
 	$(CMAKE) -S plugins_cuda -B build/plugins $(ARGS)
 	$(CMAKE) --build build/plugins --parallel --target everything
 

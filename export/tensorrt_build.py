@@ -46,7 +46,7 @@ class Outcome(Sparse):
     kernel_abi: int | None = None  # of the plugins: an engine runs with plugins of the same number alone
 
     def __str__(self) -> str:
-        """Why it was not built; else its size, its kernels, and what its layers of weights and its plugins compute in."""
+        """Why it was not built; else its size, its kernels, and what its layers of weights and plugins compute in."""
         if self.status != "built":
             return self.reason or "; ".join(self.errors or [])
         counts = {**(self.layers or {}), **(self.plugins or {})}

@@ -230,6 +230,16 @@ def test_the_engine_follows_its_plugins_and_they_their_sources(
     assert [engine(), engine()] == [(True, False), (False, False)]
 
 
+def test_the_engine_follows_the_sources_of_onnx_runtimes_kernels(
+    engine: Callable[..., tuple[bool, bool]], machine: Machine
+) -> None:
+    assert engine() == (False, True)
+    later(machine.root / "plugins_cuda/nms/launch.cu")
+    assert engine() == (False, False)
+    later(machine.root / "plugins_cuda/generate.py")
+    assert [engine(), engine()] == [(False, True), (False, False)]
+
+
 def test_plugins_that_came_later_give_a_new_engine(
     engine: Callable[..., tuple[bool, bool]], machine: Machine, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from plugins_cuda.gpu_check.process import Skip, run_logged
 from plugins_cuda.gpu_check.steps import Machine, Step
 from plugins_cuda.roi_align_fpn.reference import assign_levels
 from tests.plugins_cuda.conftest import COMPILED, Front, front_fixture
+from upsnet.kernels import tools
 
 CPU = torch.device("cpu")
 front = front_fixture(COMPILED)
@@ -336,6 +337,6 @@ def test_training_step(
 def test_tools_are_found_off_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     there = program(tmp_path / "bin", "a-tool-of-cuda", "exit 0")
-    assert process.find_tool(there.name) is None
+    assert tools.find_tool(there.name) is None
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert process.find_tool(there.name) == str(there)
+    assert tools.find_tool(there.name) == str(there)

@@ -26,6 +26,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "predict": Entry("upsnet.command_line.predict", "Panoptic overlays and COCO panoptic files of photos and videos."),
     "pq": Entry("upsnet.command_line.pq", "PQ of prediction files in the official COCO panoptic format."),
+    "doctor": Entry("upsnet.command_line.doctor", "Which kernels this machine runs with, and why."),
     "shapes": Entry("upsnet.datasets.shapes", "Make the synthetic panoptic data set `shapes`."),
     "data check": Entry("upsnet.datasets.doctor.check", "Look for faults in a data set in COCO panoptic format."),
     "data coco": Entry("upsnet.datasets.coco", "Unpack and check an official COCO download."),

@@ -20,12 +20,14 @@ from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
+from upsnet.errors import InputError
 from upsnet.kernels.tools import find_tool
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CARRIED = Path(__file__).resolve().parent / "sources"  # of a wheel
 SOURCES = CARRIED if CARRIED.is_dir() else CHECKOUT / "plugins_cuda"
 BUILD = None if CARRIED.is_dir() else CHECKOUT / "build" / "operators"
+CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
 MADE = ("cpu", "cuda", "onnxruntime", "onnxruntime_cuda")  # by `make plugins` too
 
 # What CMake and nvcc take from the environment besides the compilers.
@@ -38,10 +40,13 @@ class BuildError(RuntimeError):
 
 def find_library(name: str, architecture: str = "") -> Path:
     """libupsnet_<name>.so: of the folder that UPSNET_OPERATORS names, which `make plugins` left; else compiled on first
-    use. BuildError where neither can be had.
+    use. BuildError where neither can be had; InputError: an unknown UPSNET_CPU_LEVEL.
 
     architecture: the compute capability of the GPU, as "90"; for libraries with CUDA launchers alone.
     """
+    level = os.environ.get("UPSNET_CPU_LEVEL", CPU_LEVELS[-1])
+    if level not in CPU_LEVELS:
+        raise InputError(f"UPSNET_CPU_LEVEL={level}: give {', '.join(CPU_LEVELS)}, or unset it")
     given = os.environ.get("UPSNET_OPERATORS")
     if not given or name not in MADE:
         return build(name, architecture)
@@ -58,13 +63,10 @@ def build(name: str, architecture: str) -> Path:
     if not (SOURCES / "CMakeLists.txt").is_file():
         raise BuildError(f"the operators' sources are not installed: {SOURCES}")
     compiler = _compiler("CXX", ["c++", "g++"], "no C++ compiler was found; install g++, or set CXX")
-    cmake = find_tool("cmake")
-    if cmake is None:
-        raise BuildError("cmake was not found; `pip install cmake`")
     environment = {**os.environ, "CXX": compiler}
     made_from = [name, platform.machine(), architecture, _version(compiler)]
     made_from += [f"{flags}={os.environ.get(flags, '')}" for flags in FLAGS]
-    options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", *_generator()]
+    options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
     if name.endswith("cuda"):
         environment["CUDACXX"] = _compiler(
             "CUDACXX", ["nvcc"], "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
@@ -73,7 +75,7 @@ def build(name: str, architecture: str) -> Path:
     else:
         sanitizers = _sanitizers()
         environment.pop("LD_PRELOAD", None)  # of the sanitizers: theirs is this process, not the compiler
-        options[:1] = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
+        options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
         made_from.append(sanitizers)
     digest = hashlib.sha256("\0".join(made_from).encode() + _sources(name)).hexdigest()[:16]
     place = Path(f"{name}{architecture}-{digest}", f"libupsnet_{name}.so")
@@ -81,20 +83,10 @@ def build(name: str, architecture: str) -> Path:
         return BUILD / place
     folder = _writable_folder()
     try:
-        _compile_once(cmake, name, options, environment, folder / place)
+        _compile_once(name, options, environment, folder / place)
     except OSError as error:
         raise BuildError(f"{folder} cannot be written to: {error}") from error
     return folder / place
-
-
-def _generator() -> list[str]:
-    """CMake's options for the program that it leaves the work to."""
-    if os.environ.get("CMAKE_GENERATOR") or find_tool("make"):
-        return []
-    ninja = find_tool("ninja")
-    if ninja is None:
-        raise BuildError("neither make nor ninja was found; install make, or `pip install ninja`")
-    return ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
 
 
 def _writable_folder() -> Path:
@@ -119,7 +111,7 @@ def _writable_folder() -> Path:
     return folder
 
 
-def _compile_once(cmake: str, name: str, options: list[str], environment: dict[str, str], library: Path) -> None:
+def _compile_once(name: str, options: list[str], environment: dict[str, str], library: Path) -> None:
     """Of several processes that want it at once, as the ranks of a run do, one compiles; or fails, for all of them."""
     log = library.parent.with_suffix(".log")
     before = _written(log)
@@ -128,7 +120,7 @@ def _compile_once(cmake: str, name: str, options: list[str], environment: dict[s
             return
         if _written(log) != before:  # while this process waited; a later one tries again
             raise BuildError(_failure(log))
-        _compile(cmake, name, options, environment, library, log)
+        _compile(name, options, environment, library, log)
 
 
 @contextlib.contextmanager
@@ -141,7 +133,11 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _compile(cmake: str, name: str, options: list[str], environment: dict[str, str], library: Path, log: Path) -> None:
+def _compile(name: str, options: list[str], environment: dict[str, str], library: Path, log: Path) -> None:
+    cmake = find_tool("cmake")
+    if cmake is None:
+        raise BuildError("cmake was not found; `pip install cmake`")
+    options = [*options, *_generator(), f"-DPython3_EXECUTABLE={sys.executable}"]
     folder = library.parents[1]
     where = "once" if folder == BUILD else f"once, into {folder}"
     if BUILD is not None and folder != BUILD:
@@ -150,7 +146,7 @@ def _compile(cmake: str, name: str, options: list[str], environment: dict[str, s
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for command in (
-            [cmake, "-S", str(SOURCES), "-B", temporary, f"-DPython3_EXECUTABLE={sys.executable}", *options],
+            [cmake, "-S", str(SOURCES), "-B", temporary, *options],
             [cmake, "--build", temporary, "--target", f"upsnet_{name}", "--parallel", jobs],
         ):
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
@@ -159,6 +155,16 @@ def _compile(cmake: str, name: str, options: list[str], environment: dict[str, s
                 raise BuildError(_failure(log))
         library.parent.mkdir(exist_ok=True)
         (Path(temporary) / library.name).replace(library)
+
+
+def _generator() -> list[str]:
+    """CMake's options for the program that it leaves the work to."""
+    if os.environ.get("CMAKE_GENERATOR") or find_tool("make"):
+        return []
+    ninja = find_tool("ninja")
+    if ninja is None:
+        raise BuildError("neither make nor ninja was found; install make, or `pip install ninja`")
+    return ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
 
 
 def _written(log: Path) -> int | None:
@@ -215,6 +221,6 @@ def _sources(name: str) -> bytes:
     kinds = {".h", ".cuh", ".cu", ".cpp"}
     names = {"CMakeLists.txt", "schema.py", "generate.py"}
     files = sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds or path.name in names)
-    others = {"plugin.cpp"} if name.startswith("onnxruntime") else {"plugin.cpp", "onnxruntime.cpp"}
-    files = [path for path in files if path.name not in others]
+    others = {"tensorrt", "plugin.cpp"} | (set() if "onnxruntime" in name else {"onnxruntime", "onnxruntime.cpp"})
+    files = [path for path in files if not others & set(path.relative_to(SOURCES).parts)]
     return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)

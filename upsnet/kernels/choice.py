@@ -40,9 +40,14 @@ class Kernels(NamedTuple):
     def __str__(self) -> str:
         return self.library.name if self.library else f"function bodies ({self.reason})"
 
+    @property
+    def is_meant(self) -> bool:
+        """Whether the bodies serve because somebody chose them, or there is nothing to run."""
+        return self.library is None and self.reason in (OFF, NONE.reason)
+
     def warn(self) -> None:
         """One line, once in a process, where the bodies serve though nobody chose them."""
-        if self.library is None and self.reason not in (OFF, NONE.reason):
+        if self.library is None and not self.is_meant:
             _warn(self.reason)
 
 
@@ -95,7 +100,7 @@ def check(library: Path) -> None:
 def kernel_abi() -> int:
     """The number that a library's kernels must have (docs/plugins.md)."""
     try:
-        text = (SOURCES / "tensorrt" / "kernel_abi.h").read_text()
+        text = (SOURCES / "common" / "kernel_abi.h").read_text()
     except OSError as error:
         raise BuildError(f"the operators' sources are not installed: {SOURCES}") from error
     return int(re.findall(r"#define UPSNET_KERNEL_ABI (\d+)", text)[0])

@@ -97,13 +97,11 @@ def open_with_kernels(
     check_utf8(model, "ONNX Runtime")
     ort.disable_telemetry_events()
     try:
-        session, used = _start(model, threads, wanted, kernels)
+        return _start(model, threads, wanted, kernels)
     except LOAD_ERRORS as error:
         raise InputError(
             f"{model}: ONNX Runtime cannot load it ({_reason(error)}); export it again with `make onnx`"
         ) from None
-    used.warn()
-    return session, used
 
 
 def session_options(threads: int | None = None, library: Path | None = None) -> ort.SessionOptions:
@@ -121,7 +119,7 @@ def _start(model: Path, threads: int | None, device: Device, kernels: str) -> tu
     """On the device that is wanted, and on no other."""
     if device.kind == "cpu":
         return _session(model, threads, kernels)
-    problem = _problem_with_cuda()
+    problem = problem_with_cuda()
     if problem is None:
         try:
             session, used = _session(model, threads, kernels, gpu=device.number)
@@ -146,16 +144,28 @@ def _session(
         # As PyTorch's float32 is here: no TF32. No fallback: ONNX Runtime would print a banner and take the CPU.
         cuda = (CUDA, {"device_id": str(gpu), "use_tf32": "0"})
         providers = {"providers": [cuda, CPU], "enable_fallback": 0}
-    used = find_kernels(kernels, gpu) if has_operators(model) else NONE
+    used = registered(find_kernels(kernels, gpu)) if has_operators(model) else NONE
+    used.warn()
     if used.library is not None:
         try:
             return ort.InferenceSession(str(model), session_options(threads, used.library), **providers), used
         except LOAD_ERRORS as error:  # of the library, or the model's own, which it then has without it, too
-            used = Kernels(None, f"ONNX Runtime does not take {used.library}: {_reason(error)}")
-    return ort.InferenceSession(str(model), session_options(threads), **providers), used
+            used = Kernels(None, f"{used.library} does not run this model: {_reason(error)}")
+    session = ort.InferenceSession(str(model), session_options(threads), **providers)
+    used.warn()
+    return session, used
 
 
-def _problem_with_cuda() -> str | None:
+def registered(kernels: Kernels) -> Kernels:
+    """The same, or, where ONNX Runtime does not take the library, none, and why."""
+    try:
+        session_options(library=kernels.library)
+    except LOAD_ERRORS as error:
+        return Kernels(None, f"ONNX Runtime {ort.__version__} does not take {kernels.library}: {_reason(error)}")
+    return kernels
+
+
+def problem_with_cuda() -> str | None:
     """Why ONNX Runtime cannot have CUDA here; None where it has to be tried."""
     if CUDA not in ort.get_available_providers():
         return "the package onnxruntime has no CUDA; install onnxruntime-gpu in its place"

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 import plugins_cuda
-from plugins_cuda.building import build
+from upsnet.kernels.building import build
 
 TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -108,7 +108,7 @@ def node_of(operator: Callable[..., Any], **values: Any) -> Node:
     return found[0]
 
 
-class plugins_in_export:  # noqa: N801 (a context manager)
+class plugins_in_export:
     """Inside, operators emit their nodes, as while PyTorch exports; `emit` takes torch.onnx.ops' place."""
 
     def __init__(self, emit: Callable[..., Any]) -> None:
