@@ -197,7 +197,8 @@ def kernel_table(report: KernelBench) -> Table:
     several = len({row.model for row in report.rows}) > 1
     ratios = ["times\nthe bodies", *(["times\nthe first"] if several else [])]
     quality = ["identical", *(["PQ", "difference"] if report.images else [])]
-    title = f"{report.threads} threads each, taking turns, median of {report.rounds}; {report.photo}"
+    threads = f"{report.threads} thread{'s' * (report.threads > 1)} each"
+    title = f"{threads}, taking turns, median of {report.rounds}; {report.photo}"
     headings = ["ms", *ratios, "CPU s", "peak MiB", "loading ms", "first ms", *quality]
     table = make_table(title, "model", "kernels", "batch", *headings, left=2)
     for _, rows in groupby(report.rows, lambda row: row.batch):

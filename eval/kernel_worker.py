@@ -6,6 +6,7 @@ import multiprocessing
 import resource
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,11 +50,13 @@ class KernelWorker:
         self._process = context.Process(target=work, args=(theirs, file, kernels, threads), daemon=True)
         self._process.start()
         theirs.close()
+        self.pid = self._process.pid
         self.loaded: Loaded = self._receive()
         self.manifest, self.kernels = self.loaded.manifest, self.loaded.kernels
 
     def ask(self, batch: NetworkBatch) -> Answer:
-        self._connection.send(batch)
+        with suppress(BrokenPipeError):  # it has ended, which the answer will tell
+            self._connection.send(batch)
         answer: Answer = self._receive()
         self.first_ms = self.first_ms or answer.milliseconds
         return answer
@@ -68,7 +71,7 @@ class KernelWorker:
     def _receive(self) -> Any:  # what is due
         try:
             answer = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self._process.join()
             raise InputError(f"{self.name}: its process ended with exit status {self._process.exitcode}") from None
         if isinstance(answer, InputError):
