@@ -55,8 +55,9 @@ class Installed:
 
     def add(self, *requirements: str, constraints: bool = True) -> None:
         pip: list[str | Path] = [self.folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
-        pinned = ["-c", ROOT / "constraints.txt"] if constraints else []
-        subprocess.run([*pip, *pinned, *requirements], check=True)
+        if constraints:
+            pip += ["-c", ROOT / "constraints.txt"]
+        subprocess.run([*pip, *requirements], check=True)
 
     def run(
         self,

@@ -99,15 +99,17 @@ def open_with_kernels(
     try:
         return _start(model, threads, wanted, kernels)
     except LOAD_ERRORS as error:
-        raise InputError(
-            f"{model}: ONNX Runtime cannot load it ({_reason(error)}); export it again with `make onnx`"
-        ) from None
+        cure = "export it again with `make onnx`"
+        if isinstance(error, state.NotImplemented):  # as DeformConv in 1.23
+            cure = "take a newer ONNX Runtime, or the compiled kernels (`upsnet doctor` says which there are)"
+        raise InputError(f"{model}: ONNX Runtime cannot load it ({_reason(error)}); {cure}") from None
 
 
 def session_options(threads: int | None = None, library: Path | None = None) -> ort.SessionOptions:
     """What every session is opened with. library: of the compiled kernels (`find_kernels`), to be registered in it."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # it plans the memory of each shape anew: 1.6 times the peak, and no faster
     if threads is not None:
         options.intra_op_num_threads = threads
     if library is not None:

@@ -27,7 +27,7 @@ TYPES = {
     torch.bfloat16: TensorProto.BFLOAT16,
     torch.float64: TensorProto.DOUBLE,
 }
-OUTPUTS = {
+OUTPUTS: dict[str, list[torch.dtype | None]] = {
     "RoiAlignFpn": [None],  # None: the type of the first input
     "PaddedNms": [torch.int64, torch.int32],
     "PaddedBatchedNms": [torch.int64, torch.int32],
@@ -81,7 +81,8 @@ def one_node(
     name: str, tensors: Sequence[Tensor | None], attributes: Mapping[str, Any], bodies: bool = False
 ) -> onnx.ModelProto:
     """A model of one node, whose inputs have the tensors' types and ranks, and any size. None: an input left out."""
-    outputs = {f"out{i}": each or tensors[0].dtype for i, each in enumerate(OUTPUTS[name])}  # type: ignore[union-attr]
+    first = next(each for each in tensors if each is not None)
+    outputs = {f"out{i}": each or first.dtype for i, each in enumerate(OUTPUTS[name])}
     named = {f"in{i}": (each.dtype, [None] * each.ndim) for i, each in enumerate(tensors) if each is not None}
     wanted = [f"in{i}" if each is not None else "" for i, each in enumerate(tensors)]
     node = onnx.helper.make_node(name, wanted, list(outputs), domain="upsnet", **attributes)

@@ -71,8 +71,8 @@ class Installed:
         self.options.register_custom_ops_library(str(library))
         base = ctypes.c_void_p.in_dll(ctypes.CDLL(str(library)), "caught")
         get_api, get_version = ctypes.cast(base.value or 0, ctypes.POINTER(ctypes.c_void_p * 2)).contents
-        self.version = ctypes.CFUNCTYPE(ctypes.c_char_p)(get_version)().decode()
-        self.get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(get_api)
+        self.version = ctypes.CFUNCTYPE(ctypes.c_char_p)(get_version or 0)().decode()
+        self.get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(get_api or 0)
         self.table = ctypes.cast(self.get_api(18), ctypes.POINTER(ctypes.c_void_p))
 
     def call(self, name: str, *arguments: object, result: object = ctypes.c_void_p) -> object:
@@ -111,12 +111,8 @@ class Fake:
         self.said: list[tuple[int, str]] = []
         self.calls: list[str] = []
         table = (ctypes.c_void_p * 300)()
-        kinds = {"CreateStatus": [ctypes.c_int, ctypes.c_char_p], "CreateCustomOpDomain": [ctypes.c_char_p] * 2}
-        self.held = []
+        self.held: list[object] = []
         for name in ("CreateStatus", "CreateCustomOpDomain", "CustomOpDomain_Add", "AddCustomOpDomain"):
-            types = kinds.get(name, [ctypes.c_void_p] * 2)
-            if name == "CreateCustomOpDomain":
-                types = [ctypes.c_char_p, ctypes.c_void_p]
 
             def called(first: object, second: object, name: str = name) -> int | None:
                 self.calls.append(name)
@@ -130,7 +126,8 @@ class Fake:
                     ctypes.c_void_p.from_address(second).value = 0x3000  # type: ignore[arg-type]
                 return None
 
-            function = ctypes.CFUNCTYPE(ctypes.c_void_p, *types)(called)
+            first, second = (ctypes.c_int, ctypes.c_char_p) if name == "CreateStatus" else (ctypes.c_void_p,) * 2
+            function = ctypes.CFUNCTYPE(ctypes.c_void_p, first, second)(called)
             self.held.append(function)
             table[PLACES[f"Api.{name}"]] = ctypes.cast(function, ctypes.c_void_p)
         get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(
@@ -139,7 +136,7 @@ class Fake:
         version = ctypes.create_string_buffer(b"1.9.0")
         get_version = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: ctypes.addressof(version))
         self.held += [table, get_api, get_version]
-        self.base = FakeBase(*(ctypes.cast(each, ctypes.c_void_p) for each in (get_api, get_version)))
+        self.base = FakeBase(ctypes.cast(get_api, ctypes.c_void_p), ctypes.cast(get_version, ctypes.c_void_p))
 
     def register(self) -> int | None:
         function = ctypes.CDLL(str(library_file())).RegisterCustomOps

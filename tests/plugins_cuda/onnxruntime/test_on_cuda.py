@@ -1,5 +1,5 @@
-"""The kernels for ONNX Runtime's CUDA provider, where there is no GPU: what they ask of ONNX Runtime, what the libraries
-register, and that kernels for CUDA leave a session on the CPU alone."""
+"""The kernels for ONNX Runtime's CUDA provider, where there is no GPU: what they ask of ONNX Runtime, what the
+libraries register, and that kernels for CUDA leave a session on the CPU alone."""
 
 from __future__ import annotations
 
