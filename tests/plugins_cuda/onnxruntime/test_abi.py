@@ -1,5 +1,6 @@
 """plugins_cuda/onnxruntime/abi.h against the record of ONNX Runtime's own header (abi.txt); against the header itself,
-where ONNXRUNTIME_INCLUDE_DIR names its folder; and against the ONNX Runtime that is installed."""
+where `make onnxruntime-cpp` fetched it or ONNXRUNTIME_INCLUDE_DIR names its folder; and against the ONNX Runtime that
+is installed."""
 
 from __future__ import annotations
 
@@ -8,16 +9,19 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
 import onnxruntime
 import pytest
 
 from tests.plugins_cuda.onnxruntime.abi import ABI, describe
 from tests.plugins_cuda.onnxruntime.nodes import library_file
+from upsnet.kernels.building import SOURCES
 
 RECORD = Path(__file__).with_name("abi.txt").read_text().splitlines()
 PLACES = {line.split()[0]: int(line.split()[1]) // 8 for line in RECORD if line.startswith("Api.")}
-HEADERS = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
+FETCHED = SOURCES.parent / "build" / "onnxruntime" / "include"  # by `make onnxruntime-cpp`
+HEADERS = os.environ.get("ONNXRUNTIME_INCLUDE_DIR") or (str(FETCHED) if FETCHED.is_dir() else None)
 CATCHER = """
 extern "C" {
 const void* caught;
@@ -35,7 +39,7 @@ def test_declared_as_recorded() -> None:
     assert [line for line in declared if line not in RECORD] == []
 
 
-@pytest.mark.skipif(not HEADERS, reason="no ONNX Runtime headers: ONNXRUNTIME_INCLUDE_DIR is not set")
+@pytest.mark.skipif(not HEADERS, reason="no C++ headers of ONNX Runtime: `make onnxruntime-cpp` was not run")
 def test_declared_as_in_the_header() -> None:
     text = ABI.read_text()
     assert describe(text) == describe(text, Path(str(HEADERS)))
@@ -71,8 +75,8 @@ class Installed:
         self.options.register_custom_ops_library(str(library))
         base = ctypes.c_void_p.in_dll(ctypes.CDLL(str(library)), "caught")
         get_api, get_version = ctypes.cast(base.value or 0, ctypes.POINTER(ctypes.c_void_p * 2)).contents
-        self.version = ctypes.CFUNCTYPE(ctypes.c_char_p)(get_version)().decode()
-        self.get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(get_api)
+        self.version = ctypes.CFUNCTYPE(ctypes.c_char_p)(get_version or 0)().decode()
+        self.get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(get_api or 0)
         self.table = ctypes.cast(self.get_api(18), ctypes.POINTER(ctypes.c_void_p))
 
     def call(self, name: str, *arguments: object, result: object = ctypes.c_void_p) -> object:
@@ -107,16 +111,15 @@ class FakeBase(ctypes.Structure):
 class Fake:
     """An ONNX Runtime that knows versions 1 to `newest`, and whose `failing` function fails."""
 
+    loaded: ClassVar[list[Fake]] = []  # for good, as a runtime is: the library knows it by its table's address
+
     def __init__(self, newest: int, failing: str = "") -> None:
+        self.loaded.append(self)
         self.said: list[tuple[int, str]] = []
         self.calls: list[str] = []
         table = (ctypes.c_void_p * 300)()
-        kinds = {"CreateStatus": [ctypes.c_int, ctypes.c_char_p], "CreateCustomOpDomain": [ctypes.c_char_p] * 2}
-        self.held = []
+        self.held: list[object] = []
         for name in ("CreateStatus", "CreateCustomOpDomain", "CustomOpDomain_Add", "AddCustomOpDomain"):
-            types = kinds.get(name, [ctypes.c_void_p] * 2)
-            if name == "CreateCustomOpDomain":
-                types = [ctypes.c_char_p, ctypes.c_void_p]
 
             def called(first: object, second: object, name: str = name) -> int | None:
                 self.calls.append(name)
@@ -130,7 +133,8 @@ class Fake:
                     ctypes.c_void_p.from_address(second).value = 0x3000  # type: ignore[arg-type]
                 return None
 
-            function = ctypes.CFUNCTYPE(ctypes.c_void_p, *types)(called)
+            first, second = (ctypes.c_int, ctypes.c_char_p) if name == "CreateStatus" else (ctypes.c_void_p,) * 2
+            function = ctypes.CFUNCTYPE(ctypes.c_void_p, first, second)(called)
             self.held.append(function)
             table[PLACES[f"Api.{name}"]] = ctypes.cast(function, ctypes.c_void_p)
         get_api = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)(
@@ -139,7 +143,7 @@ class Fake:
         version = ctypes.create_string_buffer(b"1.9.0")
         get_version = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: ctypes.addressof(version))
         self.held += [table, get_api, get_version]
-        self.base = FakeBase(*(ctypes.cast(each, ctypes.c_void_p) for each in (get_api, get_version)))
+        self.base = FakeBase(ctypes.cast(get_api, ctypes.c_void_p), ctypes.cast(get_version, ctypes.c_void_p))
 
     def register(self) -> int | None:
         function = ctypes.CDLL(str(library_file())).RegisterCustomOps
