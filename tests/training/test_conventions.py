@@ -135,7 +135,7 @@ def test_onnx_runtime_equals_pytorch() -> None:
     proto = to_model_proto(prepare(model, "fp32"), ResizeRule(short_side=96, max_side=128))
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     attributes = [{a.name: a for a in node.attribute} for node in proto.graph.node if node.domain == "upsnet"]
-    assert [entry["inclusive"].i for entry in attributes if "inclusive" in entry] == [1] * 4
+    assert [entry["inclusive"].i for entry in attributes if "inclusive" in entry] == [1] * 5
     modes = [entry["coordinate_transformation_mode"].s for entry in attributes if "sampling_ratio" in entry]
     assert modes == [b"output_half_pixel"] * 2
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
