@@ -56,7 +56,7 @@ $(if $(wildcard $(COCO_JSON)),,$(error error: COCO=$(COCO): it has no $(COCO_JSO
 endif
 
 .PHONY: help setup demo train onnx engine serve load soak eval parity bench overfit plugins lint clean test test-cpus test-install fuzz
-.PHONY: sanitize gpu-check docs docs-check overview ablation
+.PHONY: sanitize gpu-check docs docs-check overview ablation onnxruntime-cpp
 .PHONY: $(BENCHES:%=bench-%)
 
 help: ## this list
@@ -176,6 +176,9 @@ plugins: ## libraries of the operators in build/plugins, ONNX Runtime's among th
 	$(CMAKE) -S plugins_cuda -B build/plugins $(ARGS)
 	$(CMAKE) --build build/plugins --parallel --target everything
 
+onnxruntime-cpp: $(READY) ## ONNX Runtime's C++ headers and library in build/onnxruntime, for docs/cpp.md and tests
+	.ci/onnxruntime_cpp.sh $(BIN)/python build/onnxruntime
+
 gpu-check: ## build, check and measure the operators on an NVIDIA GPU, with the PyTorch of PYTHON, .venv or python3
 	@$(ANY_PYTHON) -c 'from importlib.util import find_spec; exit(not (find_spec("torch") and find_spec("torchvision")))' || \
 		{ echo "error: $(strip $(ANY_PYTHON)) has no PyTorch with torchvision; make gpu-check PYTHON=one that has" >&2; exit 2; }
@@ -188,7 +191,7 @@ sanitize: export ASAN_OPTIONS := detect_leaks=0
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1
 sanitize: $(READY) ## the CPU fronts, emulated CUDA kernels and plugins under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front or test_plugins" $(ARGS)
+		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front or onnxruntime or test_plugins" $(ARGS)
 
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)

@@ -9,6 +9,7 @@ so, once, when abi.h is to have more.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -28,10 +29,7 @@ NAMES = {  # of values, in ONNX Runtime's header
         f"k{name}": ELEMENT + name.upper()
         for name in ["Undefined", "Float", "Uint8", "Int32", "Int64", "Float16", "BFloat16"]
     },
-    "kDeviceAllocator": "OrtDeviceAllocator",
-    "kArenaAllocator": "OrtArenaAllocator",
     "kDefaultMemory": "OrtMemTypeDefault",
-    "kMemoryTypeCpuInput": "OrtMemTypeCPUInput",
     "kRequired": "INPUT_OUTPUT_REQUIRED",
 }
 PROGRAM = """
@@ -90,8 +88,9 @@ def describe(text: str, headers: Path | None = None) -> list[str]:
         program.with_suffix(".cpp").write_text(PROGRAM.format(header=header, lines="\n".join(lines)))
         (Path(folder) / "abi.h").write_text(text)
         command = ["g++", "-std=c++17", "-w", f"-isystem{headers or folder}", f"-I{folder}"]
-        subprocess.run([*command, program.with_suffix(".cpp"), "-o", program], check=True)
-        return subprocess.check_output([program], text=True).splitlines()
+        environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # of the sanitizers
+        subprocess.run([*command, program.with_suffix(".cpp"), "-o", program], check=True, env=environment)
+        return subprocess.check_output([program], text=True, env=environment).splitlines()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from tests.plugins_cuda.onnxruntime import nodes
 from tests.plugins_cuda.onnxruntime.front import run_on
 from tests.plugins_cuda.onnxruntime.nodes import Node, feeds_of, node_of, one_node, open_session, session_options
 
-pytestmark = pytest.mark.numeric
 Errors = (Fail, InvalidArgument, InvalidGraph, RuntimeException)
 
 
