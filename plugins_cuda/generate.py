@@ -1,7 +1,7 @@
 """The C++ that follows from the operators' declarations: `python generate.py FOLDER ROOM...`, run by CMake.
 
-FOLDER/<room>/params.h holds the kernels' parameters, FOLDER/<room>/declared.h what TensorRT asks of a plugin. Needs the
-standard library alone.
+FOLDER/<room>/params.h holds the kernels' parameters, FOLDER/<room>/declared.h the operator as a node of a graph. Needs
+the standard library alone.
 """
 
 from __future__ import annotations
@@ -43,23 +43,22 @@ inline bool has_aligned_pointers(const Params& params) {{
 DECLARED = """// Made from {room}/schema.py.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <string>
 
 #include "{room}/kernel.cuh"
-#include "tensorrt/plugin_base.h"
+#include "common/node.h"
 
 namespace upsnet::{room} {{
 
-using tensorrt::require;
-
-// See tensorrt/plugin_base.h.
+// See common/node.h.
 struct Declared {{
-  static constexpr tensorrt::Node kNodes[] = {{{nodes}}};
-  static constexpr tensorrt::Tensor kInputs[] = {{
+  static constexpr Node kNodes[] = {{{nodes}}};
+  static constexpr Tensor kInputs[] = {{
 {inputs}
   }};
-  static constexpr tensorrt::Tensor kOutputs[] = {{
+  static constexpr Tensor kOutputs[] = {{
 {outputs}
   }};
 
@@ -72,28 +71,30 @@ struct Declared {{
   void check() const {{
 {checks}
   }}
-  void check_sizes(const nvinfer1::Dims*, int32_t) const {{}}
-  void output_shapes(const nvinfer1::DimsExprs* in, nvinfer1::DimsExprs* out, tensorrt::Expressions& dims) const {{
+  void check_sizes(const Shape*, int32_t) const {{}}
+  template <typename Shapes, typename Dimensions>
+  void output_shapes(const Shapes* in, Shapes* out, Dimensions& dims) const {{
 {shapes}
   }}
-  Params params(const tensorrt::Call& call) const {{
+  Params params(const Call& call) const {{
     Params params{{}};
 {members}
     return params;
   }}
-  const char* unsupported(const tensorrt::Call& call) const {{ return {room}::unsupported(params(call)); }}
-  size_t workspace_size(const tensorrt::Call& call) const {{ return {room}::workspace_size(params(call)); }}
-  int launch(const tensorrt::Call& call, void* workspace, size_t bytes, CUstream_st* stream) const {{
+  const char* unsupported(const Call& call) const {{ return {room}::unsupported(params(call)); }}
+  size_t workspace_size(const Call& call) const {{ return {room}::workspace_size(params(call)); }}
+  int launch(const Call& call, void* workspace, size_t bytes, CUstream_st* stream) const {{
     return {room}::launch(params(call), workspace, bytes, stream);
   }}
+  int run_cpu(const Call& call, const Pool& pool) const {{ return {room}::run_cpu(params(call), pool); }}
 }};
 
 }}  // namespace upsnet::{room}
 """
 
 
-# schema.Type -> tensorrt::Type; the others are kFeatures or kFloat32. TensorRT takes no bytes: float16 carries them.
-TYPES = {"INT32": "kInt32", "INT64": "kInt64", "LIKE_FIRST": "kLikeFirstInput", "UINT8": "kFloat16"}
+# schema.Type -> upsnet::Type; the others are kFeatures or kFloat32.
+TYPES = {"INT32": "kInt32", "INT64": "kInt64", "LIKE_FIRST": "kLikeFirstInput", "UINT8": "kUInt8"}
 
 
 def read_schema(room: str) -> Schema:
@@ -131,7 +132,7 @@ def pointers(schema: Schema) -> Iterator[str]:
 
 
 def declared_header(schema: Schema) -> str:
-    """The table of a plugin."""
+    """The table of a node."""
     optional = [tensor for tensor in schema.tensors if tensor.node]
     inputs = sum(len(tensor.shapes) for tensor in schema.tensors)
     nodes = [(schema.node, inputs - len(optional)), *((tensor.node, inputs) for tensor in optional)]
@@ -154,7 +155,7 @@ def rows(tensor: Tensor) -> Iterator[str]:
         kind = "kFeatures" if tensor.has_own_type else TYPES.get(tensor.type.name, "kFloat32")
         kind = "kLikeFirstInput" if index else kind
         last = str(tensor.channels_last).lower()
-        yield f'      {{"{name}", "{" ".join(shape)}", tensorrt::Type::{kind}, {last}}},'
+        yield f'      {{"{name}", "{" ".join(shape)}", Type::{kind}, {last}}},'
 
 
 def member(attribute: Attribute) -> str:
@@ -234,9 +235,8 @@ def fill_params(schema: Schema) -> Iterator[str]:
                 yield f"    params.{tensor.name}_layout = call.layout({index});"
         index += len(tensor.shapes)
     for number, output in enumerate(schema.outputs):
-        if output.element != "uint8_t":  # TensorRT takes no bytes from a plugin: the room's plugin.cpp sees to it
-            element = "" if output.element == "void" else f"<{output.element}>"
-            yield f"    params.{output.name} = call.output{element}({number});"
+        element = "" if output.element == "void" else f"<{output.element}>"
+        yield f"    params.{output.name} = call.output{element}({number});"
     used = {
         word for each in schema.sizes.values() for size in schema.of_each_level(each) for word in re.split("-", size)
     }

@@ -40,27 +40,25 @@ class Conventions:
 
     def sides(self, boxes: Tensor) -> Tensor:
         """Widths and heights [..., 2] of boxes [..., 4]."""
-        return boxes[..., 2:] - boxes[..., :2] + float(self.inclusive)
+        near, far = boxes.split(2, dim=-1)
+        return far - near + float(self.inclusive)
 
-    def encode(self, boxes: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
-        """Deltas [N, 4] that move `anchors` [N, 4] onto `boxes` [N, 4] (Girshick et al., CVPR 2014)."""
+    def encode(self, boxes: Tensor, anchors: Tensor, weights: tuple[float, float]) -> Tensor:
+        """Deltas [N, 4] that move `anchors` [N, 4] onto `boxes` [N, 4] (Girshick et al., CVPR 2014): shifts, logarithms
+        of growth, each times its weight."""
         anchor_size, box_size = self.sides(anchors), self.sides(boxes)
         shift = (boxes[..., :2] + box_size / 2 - anchors[..., :2] - anchor_size / 2) / anchor_size
         scale = torch.log(box_size / anchor_size)
-        parts = zip([*shift.unbind(-1), *scale.unbind(-1)], weights, strict=True)
-        return torch.stack([part * weight for part, weight in parts], dim=-1)
+        return torch.cat([shift * weights[0], scale * weights[1]], dim=-1)
 
-    def decode(self, deltas: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor:
+    def decode(self, deltas: Tensor, anchors: Tensor, weights: tuple[float, float]) -> Tensor:
         """Boxes [..., 4] from deltas [..., 4] and anchors of a shape that broadcasts; growth is at most 62.5 times."""
-        wx, wy, ww, wh = weights
-        width, height = self.sides(anchors).unbind(-1)
-        centre_x = anchors[..., 0] + width / 2 + deltas[..., 0] / wx * width
-        centre_y = anchors[..., 1] + height / 2 + deltas[..., 1] / wy * height
-        half_w = width * torch.exp(torch.clamp(deltas[..., 2] / ww, max=MAX_LOG_RATIO)) / 2
-        half_h = height * torch.exp(torch.clamp(deltas[..., 3] / wh, max=MAX_LOG_RATIO)) / 2
-        last = float(self.inclusive)
-        corners = [centre_x - half_w, centre_y - half_h, centre_x + half_w - last, centre_y + half_h - last]
-        return torch.stack(corners, dim=-1)
+        shift, growth = deltas.split(2, dim=-1)
+        near, far = anchors.split(2, dim=-1)
+        sides = far - near + float(self.inclusive)
+        centre = near + sides / 2 + shift / weights[0] * sides
+        half = sides * torch.exp(torch.clamp(growth / weights[1], max=MAX_LOG_RATIO)) / 2
+        return torch.cat([centre - half, centre + half - float(self.inclusive)], dim=-1)
 
     def clip(self, boxes: Tensor, sizes: Tensor) -> Tensor:
         """Boxes [B, N, 4] limited to the images, sizes [B, 2] = (height, width)."""
@@ -95,14 +93,15 @@ class Conventions:
 def far_corners(sizes: Tensor) -> Tensor:
     """[B, 4], (width, height, width, height), of sizes [B, 2] = (height, width).
 
-    By slices: a list as an index is copied to the device, and the host waits for it.
+    Not by a list as an index: that is copied to the device, and the host waits for it.
     """
-    corner = torch.cat([sizes[:, 1:], sizes[:, :1]], dim=1)
-    return torch.cat([corner, corner], dim=1)
+    height, width = sizes.split(1, dim=1)
+    return torch.cat([width, height, width, height], dim=1)
 
 
 def _shrunk(boxes: Tensor, pixels: int) -> Tensor:
-    return torch.cat([boxes[..., :2], boxes[..., 2:] - pixels], dim=-1) if pixels else boxes
+    near, far = boxes.split(2, dim=-1)
+    return torch.cat([near, far - pixels], dim=-1) if pixels else boxes
 
 
 OURS = Conventions()

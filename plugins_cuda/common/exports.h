@@ -1,8 +1,9 @@
 // The C interface that the PyTorch binding (../library.py) calls.
 //
-// UPSNET_EXPORT_CPU(room) in cpu.cpp, UPSNET_EXPORT_CUDA(room) in launch.cu; both give the layout of the params struct,
-// so that a binding whose idea of it differs is refused. Compiled for one level of x86-64 among others
-// (UPSNET_CPU_LEVEL=v3), a CPU front is called upsnet_<room>_cpu_v3, and levels.cpp exports what chooses.
+// UPSNET_EXPORT_CPU(room, pool_of) in openmp.cpp, UPSNET_EXPORT_CUDA(room) in launch.cu; both give the layout of the
+// params struct, so that a binding whose idea of it differs is refused. UPSNET_CPU_FRONT(room) ends a cpu.cpp: compiled
+// for one level of x86-64 among others (UPSNET_CPU_LEVEL=v3), its run_cpu is seen as upsnet_<room>_cpu_v3, and
+// levels.cpp has the run_cpu that chooses.
 #pragma once
 
 #include <cstddef>
@@ -34,19 +35,21 @@ std::string layout_of(const Member (&members)[kCount]) {
   }
 
 #ifdef UPSNET_CPU_LEVEL
-#define UPSNET_CPU_FRONT(room, level) upsnet_##room##_cpu_##level
-#define UPSNET_EXPORT_CPU_AT(room, level)                                                           \
-  extern "C" int UPSNET_CPU_FRONT(room, level)(const ::upsnet::room::Params* params, int threads) { \
-    return ::upsnet::room::run_cpu(*params, threads);                                               \
+#define UPSNET_CPU_FRONT_AT(room, level)                                                                         \
+  extern "C" int upsnet_##room##_cpu_##level(const ::upsnet::room::Params* params, const ::upsnet::Pool* pool) { \
+    return ::upsnet::room::run_cpu(*params, *pool);                                                              \
   }
-#define UPSNET_EXPORT_CPU(room) UPSNET_EXPORT_CPU_AT(room, UPSNET_CPU_LEVEL)
+#define UPSNET_CPU_FRONT_EXPANDED(room, level) UPSNET_CPU_FRONT_AT(room, level)
+#define UPSNET_CPU_FRONT(room) UPSNET_CPU_FRONT_EXPANDED(room, UPSNET_CPU_LEVEL)
 #else
-#define UPSNET_EXPORT_CPU(room)                                                              \
+#define UPSNET_CPU_FRONT(room)
+#endif
+
+#define UPSNET_EXPORT_CPU(room, pool_of)                                                     \
   UPSNET_EXPORT_LAYOUT(room)                                                                 \
   UPSNET_EXPORT int upsnet_##room##_cpu(const ::upsnet::room::Params* params, int threads) { \
-    return ::upsnet::room::run_cpu(*params, threads);                                        \
+    return ::upsnet::room::run_cpu(*params, pool_of(threads));                               \
   }
-#endif
 
 #define UPSNET_EXPORT_CUDA(room)                                                                                \
   UPSNET_EXPORT_LAYOUT(room)                                                                                    \

@@ -1,9 +1,10 @@
-// The CPU fronts of libupsnet_cpu.so on x86-64, each there three times: for x86-64-v2 (SSE4.2), -v3 (AVX2) and -v4
+// run_cpu of all rooms on x86-64, where a library holds each three times: for x86-64-v2 (SSE4.2), -v3 (AVX2) and -v4
 // (AVX-512). The first call takes the highest that this CPU has; UPSNET_CPU_LEVEL=v2 or v3 is a ceiling.
 #include <cstdlib>
 #include <cstring>
 
 #include "common/exports.h"
+#include "common/pool.h"
 #include "deform_conv/launch.h"
 #include "nms/launch.h"
 #include "panoptic_fusion/launch.h"
@@ -40,16 +41,15 @@ int level() {
 
 UPSNET_EXPORT int upsnet_cpu_level() { return level(); }
 
-#define UPSNET_ROOM(room)                                                                   \
-  extern "C" int upsnet_##room##_cpu_v2(const ::upsnet::room::Params* params, int threads); \
-  extern "C" int upsnet_##room##_cpu_v3(const ::upsnet::room::Params* params, int threads); \
-  extern "C" int upsnet_##room##_cpu_v4(const ::upsnet::room::Params* params, int threads); \
-  int upsnet::room::run_cpu(const Params& params, int threads) {                            \
-    return level() == 4   ? upsnet_##room##_cpu_v4(&params, threads)                        \
-           : level() == 3 ? upsnet_##room##_cpu_v3(&params, threads)                        \
-                          : upsnet_##room##_cpu_v2(&params, threads);                       \
-  }                                                                                         \
-  UPSNET_EXPORT_CPU(room)
+#define UPSNET_ROOM(room)                                                                      \
+  extern "C" int upsnet_##room##_cpu_v2(const ::upsnet::room::Params*, const ::upsnet::Pool*); \
+  extern "C" int upsnet_##room##_cpu_v3(const ::upsnet::room::Params*, const ::upsnet::Pool*); \
+  extern "C" int upsnet_##room##_cpu_v4(const ::upsnet::room::Params*, const ::upsnet::Pool*); \
+  int upsnet::room::run_cpu(const Params& params, const Pool& pool) {                          \
+    return level() == 4   ? upsnet_##room##_cpu_v4(&params, &pool)                             \
+           : level() == 3 ? upsnet_##room##_cpu_v3(&params, &pool)                             \
+                          : upsnet_##room##_cpu_v2(&params, &pool);                            \
+  }
 
 UPSNET_ROOM(roi_align_fpn)
 UPSNET_ROOM(nms)

@@ -8,6 +8,8 @@ struct CUstream_st;  // cudaStream_t is a pointer to it: launch.h needs no CUDA 
 
 namespace upsnet {
 
+struct Pool;  // pool.h: the threads of a CPU front
+
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 enum class Layout : int32_t { kNCHW = 0, kNHWC = 1 };  // kNHWC: torch.channels_last, TensorRT's kHWC
 

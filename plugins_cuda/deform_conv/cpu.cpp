@@ -6,14 +6,13 @@
 // in panels (L1: 256 x 16 floats) with a register-tiled kernel, which reaches 98 % of the core's peak. Floor at
 // 256 -> 128 channels, 3x3, 200 x 336: 39.6 GFLOP, 0.19 s on two cores of 104 GFLOP/s each; the gather's four loads
 // stand against 128 multiply-adds: a few per cent.
-#include <omp.h>
-
 #include <algorithm>
 #include <memory>
 #include <new>
 #include <vector>
 
 #include "common/exports.h"
+#include "common/pool.h"
 #include "deform_conv/kernel.cuh"
 
 namespace upsnet::deform_conv {
@@ -90,18 +89,17 @@ int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit
 
 // [channels][pixels] or [pixels][channels] of T -> [pixels][channels] of float.
 template <typename T>
-void to_nhwc(const Params& p, float* target, int threads) {
+void to_nhwc(const Params& p, float* target, const Pool& pool) {
   const int64_t plane = int64_t(p.height) * p.width, channels = p.channels;
   constexpr int kBlock = 64;
   const int64_t blocks = (plane + kBlock - 1) / kBlock;
   const T* source = static_cast<const T*>(p.x);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t block = 0; block < p.batch * blocks; ++block) {
+  for_each(pool, p.batch * blocks, 8, [&](int64_t block, int) {
     const int64_t image = block / blocks * plane * channels, first = block % blocks * kBlock;
     const int64_t last = std::min(first + kBlock, plane);
     if (p.x_layout == Layout::kNHWC) {
       for (int64_t i = image + first * channels; i < image + last * channels; ++i) target[i] = to_float(source[i]);
-      continue;
+      return;
     }
     for (int64_t low = 0; low < channels; low += kWidth) {  // whole cache lines on both sides
       const int64_t high = std::min<int64_t>(low + kWidth, channels);
@@ -110,7 +108,7 @@ void to_nhwc(const Params& p, float* target, int threads) {
         for (int64_t c = low; c < high; ++c) row[c] = to_float(source[image + c * plane + pixel]);
       }
     }
-  }
+  });
 }
 
 // The sizes that everything below shares.
@@ -130,11 +128,10 @@ struct Plan {
 
 // Weights as [group][panel][depth][kColumns]; depth runs over segments, chunks, taps, channels of the chunk.
 template <typename T>
-void pack_weights(const Plan& plan, float* packed, int threads) {
+void pack_weights(const Plan& plan, float* packed, const Pool& pool) {
   const Params& p = plan.p;
   const T* weight = static_cast<const T*>(p.weight);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t panel = 0; panel < p.group * plan.panels; ++panel) {
+  for_each(pool, p.group * plan.panels, 1, [&](int64_t panel, int) {
     const int64_t group = panel / plan.panels, first = panel % plan.panels * kColumns;
     float* out = packed + panel * plan.group_depth * kColumns;
     for (int segment = 0; segment < plan.group_channels; segment += plan.segment) {
@@ -150,10 +147,10 @@ void pack_weights(const Plan& plan, float* packed, int threads) {
         }
       }
     }
-  }
+  });
 }
 
-// One thread's work.
+// One slot's work.
 template <typename T>
 class Worker {
  public:
@@ -270,43 +267,38 @@ class Worker {
 };
 
 template <typename T>
-void run(const Params& p, int threads) {
+void run(const Params& p, const Pool& pool) {
   const Plan plan{p};
   Buffer converted;
   const float* features = static_cast<const float*>(p.x);
   if (p.x_type != DType::kFloat32 || (p.x_layout == Layout::kNCHW && p.channels > 1)) {
     converted = allocate(int64_t(p.batch) * p.channels * p.height * p.width);
-    to_nhwc<T>(p, converted.get(), threads);
+    to_nhwc<T>(p, converted.get(), pool);
     features = converted.get();
   }
   const Buffer packed = allocate(p.group * plan.panels * plan.group_depth * kColumns);
-  pack_weights<T>(plan, packed.get(), threads);
+  pack_weights<T>(plan, packed.get(), pool);
   const std::vector<float> zeros(plan.chunk, 0.0f);
   const int64_t tiles = (int64_t(p.out_height) * p.out_width + kPixels - 1) / kPixels;
-  threads = int(std::min<int64_t>(threads, p.batch * tiles));
-  std::vector<Worker<T>> workers;
-  for (int i = 0; i < threads; ++i) workers.emplace_back(plan, features, packed.get(), zeros.data());
-#pragma omp parallel num_threads(threads)
-  {
-    Worker<T>& worker = workers[omp_get_thread_num()];
-#pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < p.batch * tiles; ++i) worker.run(i / tiles, i % tiles * kPixels);
-  }
+  PerSlot<Worker<T>> workers(pool);
+  for_each(pool, p.batch * tiles, 1, [&](int64_t i, int slot) {
+    workers.at(slot, plan, features, packed.get(), zeros.data()).run(i / tiles, i % tiles * kPixels);
+  });
 }
 
 }  // namespace
 
-int run_cpu(const Params& p, int threads) try {
+int run_cpu(const Params& p, const Pool& pool) try {
   if (!is_supported(p)) return 1;
   if (p.batch == 0 || p.out_channels == 0 || p.out_height <= 0 || p.out_width <= 0) return 0;
   switch (p.x_type) {
-    case DType::kFloat32: run<float>(p, threads); break;
-    case DType::kFloat16: run<Half>(p, threads); break;
-    case DType::kBFloat16: run<BFloat16>(p, threads); break;
+    case DType::kFloat32: run<float>(p, pool); break;
+    case DType::kFloat16: run<Half>(p, pool); break;
+    case DType::kBFloat16: run<BFloat16>(p, pool); break;
   }
   return 0;
 } catch (const std::bad_alloc&) { return 2; }  // cudaErrorMemoryAllocation
 
 }  // namespace upsnet::deform_conv
 
-UPSNET_EXPORT_CPU(deform_conv)
+UPSNET_CPU_FRONT(deform_conv)

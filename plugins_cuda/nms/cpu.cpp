@@ -1,4 +1,4 @@
-// NMS on CPU cores, one row of the batch a core.
+// NMS on CPU cores, one row of the batch a slot.
 //
 // The best candidates are found lazily, some hundreds at a time: a histogram over the upper bits of all scores says
 // from which score on there are enough of them, one pass collects those, and only they are sorted. So 80 000 candidates
@@ -7,10 +7,12 @@
 // one block at a time in vector registers, and never against another class.
 #include <algorithm>
 #include <functional>
+#include <new>
 #include <unordered_map>
 #include <vector>
 
 #include "common/exports.h"
+#include "common/pool.h"
 #include "nms/kernel.cuh"
 #include "nms/launch.h"
 
@@ -151,14 +153,12 @@ void run_row(const Params& params, int row) {
 
 }  // namespace
 
-int run_cpu(const Params& params, int threads) {
+int run_cpu(const Params& params, const Pool& pool) try {
   if (!is_supported(params)) return 1;
-  const int team = std::max(1, std::min(threads, params.batch));  // a thread without a row would only be waited for
-#pragma omp parallel for num_threads(team) schedule(dynamic)
-  for (int row = 0; row < params.batch; ++row) run_row(params, row);
+  for_each(pool, params.batch, 1, [&](int64_t row, int) { run_row(params, int(row)); });
   return 0;
-}
+} catch (const std::bad_alloc&) { return 2; }  // cudaErrorMemoryAllocation
 
 }  // namespace upsnet::nms
 
-UPSNET_EXPORT_CPU(nms)
+UPSNET_CPU_FRONT(nms)

@@ -11,6 +11,7 @@ size_t workspace_size(const Params& params);
 // A cudaError_t: cudaErrorInvalidValue where `bytes`, the workspace's size, is less than workspace_size(params), and
 // for parameters that no front supports (kernel.cuh); cudaErrorMisalignedAddress.
 int launch(const Params& params, void* workspace, size_t bytes, CUstream_st* stream);
-int run_cpu(const Params& params, int threads);  // pointers to host memory; 0
+// With pointers to host memory: 0, 1 for parameters that no front supports, 2 where memory is wanting.
+int run_cpu(const Params& params, const Pool& pool);
 
 }  // namespace upsnet::nms

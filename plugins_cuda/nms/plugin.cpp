@@ -1,15 +1,15 @@
 // TensorRT plugins PaddedNms and PaddedBatchedNms.
-#include "nms/declared.h"
+#include "nms/node.h"
 #include "tensorrt/creators.h"
+#include "tensorrt/plugin_base.h"
 
 namespace upsnet::tensorrt {
 namespace {
 
-struct Nms : nms::Declared {
+struct Nms : nms::NmsNode {
   void check() const {
-    Declared::check();
+    NmsNode::check();
     require(max_output >= 1, "attribute max_output must be at least 1");
-    require(max_output <= nms::kMost, "attribute max_output must be at most 2^30");
   }
 };
 

@@ -6,13 +6,16 @@
 // (cpu_labels.h), counts per run of equal labels. COCO, 53 + 80 classes, 800 x 1344: 143 M interpolated logits at five
 // vector operations for eight of them, 90 M operations or 10 ms of one core, is the floor; instances cost as much
 // again.
+#include <new>
+
 #include "common/exports.h"
+#include "common/pool.h"
 #include "panoptic_fusion/cpu_labels.h"
 
 namespace upsnet::panoptic_fusion {
 namespace {
 
-constexpr int kBand = 8;  // rows of cells that a thread takes at a time
+constexpr int kBand = 8;  // rows of cells that a slot takes at a time
 
 // What is known of a label's pixels.
 struct Region {
@@ -70,21 +73,22 @@ void label_band(const Params& p, int image, const std::vector<Detection>& accept
 
 template <typename T>
 Statistics label_pixels(const Params& p, int image, const std::vector<Detection>& accepted, const Valid& valid,
-                        int threads) {
+                        const Pool& pool) {
   Statistics total(p);
   const int rows = (valid.height + 1) / kScale + 1;  // of cells: the last pixel's, and those before
   const int bands = valid.height > 0 && valid.width > 0 ? (rows + kBand - 1) / kBand : 0;
-#pragma omp parallel num_threads(smaller(threads, larger(bands, 1)))
-  {
-    Scratch scratch(p);
-    Statistics own(p);
-#pragma omp for schedule(dynamic)
-    for (int band = 0; band < bands; ++band) {
-      label_band<T>(p, image, accepted, valid, band * kBand, smaller((band + 1) * kBand, rows), scratch, own);
-    }
-#pragma omp critical
-    total.add(own);
-  }
+  struct Own {
+    Scratch scratch;
+    Statistics statistics;
+    explicit Own(const Params& p) : scratch(p), statistics(p) {}
+  };
+  PerSlot<Own> slots(pool);
+  for_each(pool, bands, 1, [&](int64_t band, int slot) {
+    Own& own = slots.at(slot, p);
+    const int first = int(band) * kBand, stop = smaller(first + kBand, rows);
+    label_band<T>(p, image, accepted, valid, first, stop, own.scratch, own.statistics);
+  });
+  slots.each([&](const Own& own) { total.add(own.statistics); });
   return total;
 }
 
@@ -132,40 +136,40 @@ std::vector<uint8_t> merge(const Params& p, int image, const Statistics& statist
 }
 
 // Labels become panoptic values in place; padding becomes void.
-void number_pixels(const Params& p, int image, const Valid& valid, const std::vector<uint8_t>& values, int threads) {
+void number_pixels(const Params& p, int image, const Valid& valid, const std::vector<uint8_t>& values,
+                   const Pool& pool) {
   const int height = kScale * p.height, width = kScale * p.width;
   uint8_t* map = p.panoptic + size_t(image) * height * width;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int y = 0; y < height; ++y) {
+  for_each(pool, height, 64, [&](int64_t y, int) {
     uint8_t* row = map + size_t(y) * width;
     const int stop = y < valid.height ? valid.width : 0;
     for (int x = 0; x < stop; ++x) row[x] = values[row[x]];
     std::fill(row + stop, row + width, uint8_t{0});
-  }
+  });
 }
 
 Statistics label_pixels(const Params& p, int image, const std::vector<Detection>& accepted, const Valid& valid,
-                        int threads) {
+                        const Pool& pool) {
   switch (p.semantic_type) {
-    case DType::kFloat32: return label_pixels<float>(p, image, accepted, valid, threads);
-    case DType::kFloat16: return label_pixels<Half>(p, image, accepted, valid, threads);
-    default: return label_pixels<BFloat16>(p, image, accepted, valid, threads);
+    case DType::kFloat32: return label_pixels<float>(p, image, accepted, valid, pool);
+    case DType::kFloat16: return label_pixels<Half>(p, image, accepted, valid, pool);
+    default: return label_pixels<BFloat16>(p, image, accepted, valid, pool);
   }
 }
 
 }  // namespace
 
-int run_cpu(const Params& params, int threads) {
+int run_cpu(const Params& params, const Pool& pool) try {
   if (!is_supported(params)) return 1;
   for (int image = 0; image < params.batch; ++image) {
     const Valid valid = valid_of(params, image);
-    const std::vector<Detection> accepted = accepted_detections(params, image, valid, threads);
-    const Statistics statistics = label_pixels(params, image, accepted, valid, threads);
-    number_pixels(params, image, valid, merge(params, image, statistics), threads);
+    const std::vector<Detection> accepted = accepted_detections(params, image, valid, pool);
+    const Statistics statistics = label_pixels(params, image, accepted, valid, pool);
+    number_pixels(params, image, valid, merge(params, image, statistics), pool);
   }
   return 0;
-}
+} catch (const std::bad_alloc&) { return 2; }  // cudaErrorMemoryAllocation
 
 }  // namespace upsnet::panoptic_fusion
 
-UPSNET_EXPORT_CPU(panoptic_fusion)
+UPSNET_CPU_FRONT(panoptic_fusion)

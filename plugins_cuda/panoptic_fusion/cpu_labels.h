@@ -38,7 +38,7 @@ inline Floats lerp(Floats a, Floats b, float weight) {
 
 inline Floats higher(Floats a, Floats b) { return a > b ? a : b; }
 
-// The memory of one thread.
+// The memory of one slot.
 struct Scratch {
   int cells, pitch;                 // width + 1; floats from one channel of a row to the next
   std::vector<float> upper, lower;  // quarter-resolution rows [channels][pitch]; cell i at i + 1

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "common/pool.h"
 #include "panoptic_fusion/kernel.cuh"
 
 namespace upsnet::panoptic_fusion {
@@ -140,7 +141,7 @@ inline void prune(const std::vector<Detection>& detections, const std::vector<in
 }
 
 // The detections of an image that survive, in score order; their bits are gone again.
-inline std::vector<Detection> accepted_detections(const Params& p, int image, const Valid& valid, int threads) {
+inline std::vector<Detection> accepted_detections(const Params& p, int image, const Valid& valid, const Pool& pool) {
   std::vector<Detection> detections;
   for (int i = 0; i < valid.detections; ++i) {
     const size_t row = size_t(image) * p.detections + i;
@@ -149,11 +150,10 @@ inline std::vector<Detection> accepted_detections(const Params& p, int image, co
     detections.back().index = i;
   }
   const int found = int(detections.size());
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int i = 0; i < found; ++i) {
+  for_each(pool, found, 1, [&](int64_t i, int) {
     place(p, image, detections[i].index, valid, detections[i]);
     rasterize(detections[i]);
-  }
+  });
   std::vector<std::vector<int>> classes;  // places of detections, by class
   std::vector<int> slots(p.num_things, -1);
   for (int i = 0; i < found; ++i) {
@@ -162,8 +162,8 @@ inline std::vector<Detection> accepted_detections(const Params& p, int image, co
     classes[slot].push_back(i);
   }
   std::vector<uint8_t> accepted(found, 0);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int i = 0; i < int(classes.size()); ++i) prune(detections, classes[i], p.mask_overlap_threshold, accepted);
+  for_each(pool, classes.size(), 1,
+           [&](int64_t i, int) { prune(detections, classes[i], p.mask_overlap_threshold, accepted); });
   std::vector<Detection> kept;
   for (int i = 0; i < found; ++i) {
     if (!accepted[i]) continue;

@@ -3,20 +3,15 @@
 //
 // TensorRT lets a uint8 network output come only from a Cast of fp16 or fp32, never from a plugin. So the node's
 // panoptic is fp16 (exact for 0..255), and the graph casts it to uint8 after the node.
-#include "panoptic_fusion/declared.h"
+#include "panoptic_fusion/node.h"
 #include "tensorrt/creators.h"
+#include "tensorrt/plugin_base.h"
 #include "tensorrt/widen.h"
 
 namespace upsnet::tensorrt {
 namespace {
 
-struct PanopticFusion : panoptic_fusion::Declared {
-  void check_sizes(const nvinfer1::Dims* in, int32_t) const {
-    const nvinfer1::Dims &semantic = in[0], &boxes = in[1];
-    require(semantic.d[1] >= num_stuff, "semantic has fewer channels than num_stuff");
-    require(num_stuff + boxes.d[1] <= 255, "num_stuff and the detections do not fit a uint8 map (255)");
-  }
-
+struct PanopticFusion : panoptic_fusion::PanopticFusionNode {
   // The workspace holds the map in bytes, then the operator's own workspace.
   static int64_t num_pixels(const panoptic_fusion::Params& params) {
     return int64_t{16} * params.batch * params.height * params.width;

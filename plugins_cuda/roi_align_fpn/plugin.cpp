@@ -1,20 +1,10 @@
 // TensorRT plugin RoiAlignFpn.
-#include "roi_align_fpn/declared.h"
+#include "roi_align_fpn/node.h"
 #include "tensorrt/creators.h"
+#include "tensorrt/plugin_base.h"
 
 namespace upsnet::tensorrt {
-namespace {
 
-struct RoiAlignFpn : roi_align_fpn::Declared {
-  void check() const {
-    Declared::check();
-    require(int64_t{output_size} * sampling_ratio <= roi_align_fpn::kMaxSamples,
-            "attributes output_size and sampling_ratio must multiply to at most 1024");
-  }
-};
-
-}  // namespace
-
-nvinfer1::IPluginCreatorInterface* roi_align_fpn_creator() { return creator<RoiAlignFpn>(); }
+nvinfer1::IPluginCreatorInterface* roi_align_fpn_creator() { return creator<roi_align_fpn::RoiAlignFpnNode>(); }
 
 }  // namespace upsnet::tensorrt

@@ -1,18 +1,8 @@
 // TensorRT's IPluginV3 around an operator: everything that does not depend on which operator it is.
 //
-// An Operator is a plain struct of attributes, <room>/declared.h (made from <room>/schema.py), with
-//   static constexpr Node kNodes[];                                 the ONNX nodes that it serves, kNode is one of them
-//   static constexpr Tensor kInputs[], kOutputs[];
-//   template <...> static void attributes(Self&, Visitor&);         names them: required(name, value), optional(...)
-//   void check() const;                                             their values; throws
-//   void check_sizes(const Dims* inputs, int32_t count) const;      what patterns of shapes cannot say; throws
-//   void output_shapes(const DimsExprs* inputs, DimsExprs* outputs, Expressions&) const;
-//   Params params(const Call&) const;                               for the launcher
-//   const char* unsupported(const Call&) const;                     why no kernel runs these sizes; null
-//   size_t workspace_size(const Call&) const;
-//   int launch(const Call&, void* workspace, size_t bytes, CUstream_st*) const;   a cudaError_t
-// <room>/plugin.cpp derives from it where there is more to check or to do.
-// A plugin keeps its attributes and nothing else, so that one object may be timed, cloned and run anywhere.
+// The operator's table is an Operator of common/node.h; kNode is one of its nodes. <room>/plugin.cpp derives from it
+// where TensorRT needs more. A plugin keeps its attributes and nothing else, so that one object may be timed, cloned
+// and run anywhere.
 #pragma once
 
 #include "tensorrt/abi/plugin.h"
@@ -33,21 +23,11 @@
 
 namespace upsnet::tensorrt {
 
-struct Node {
-  const char* name;
-  int32_t num_inputs;  // the first ones of kInputs
-};
-
-inline void require(bool condition, const char* otherwise) {
-  if (!condition) throw std::invalid_argument(otherwise);
-}
-
 template <typename Operator, int32_t kNode>
 class Plugin final : public nvinfer1::IPluginV3,
                      public nvinfer1::IPluginV3OneCore,
                      public nvinfer1::IPluginV3OneBuild,
                      public nvinfer1::IPluginV3OneRuntime {
-  using Dims = nvinfer1::Dims;
   using DimsExprs = nvinfer1::DimsExprs;
   using DataType = nvinfer1::DataType;
   using Desc = nvinfer1::PluginTensorDesc;
@@ -101,15 +81,15 @@ class Plugin final : public nvinfer1::IPluginV3,
                           int32_t num_outputs, nvinfer1::IExprBuilder& builder) noexcept override {
     return guarded("getOutputShapes", -1, [&] {
       expect_counts(num_inputs, num_outputs);
-      Dims dims[kNumInputs];
+      Shape shapes[kNumInputs];
       for (int32_t i = 0; i < kNumInputs; ++i) {
-        dims[i].nbDims = inputs[i].nbDims;
+        shapes[i].rank = inputs[i].nbDims;
         for (int32_t axis = 0; axis < inputs[i].nbDims; ++axis) {
           const nvinfer1::IDimensionExpr& size = *inputs[i].d[axis];
-          dims[i].d[axis] = size.isConstant() ? size.getConstantValue() : -1;
+          shapes[i].d[axis] = size.isConstant() ? size.getConstantValue() : -1;
         }
       }
-      check_sizes(dims);
+      check_sizes(shapes);
       Expressions expressions(builder);
       op_.output_shapes(inputs, outputs, expressions);
       return 0;
@@ -128,9 +108,9 @@ class Plugin final : public nvinfer1::IPluginV3,
     return guarded("configurePlugin", -1, [&] {
       expect_counts(num_inputs, num_outputs);
       for (const auto which : {&DynamicDesc::min, &DynamicDesc::opt, &DynamicDesc::max}) {
-        Dims dims[kNumInputs];
-        for (int32_t i = 0; i < kNumInputs; ++i) dims[i] = inputs[i].*which;
-        check_sizes(dims);
+        Shape shapes[kNumInputs];
+        for (int32_t i = 0; i < kNumInputs; ++i) shapes[i] = shape_of(inputs[i].*which);
+        check_sizes(shapes);
       }
       // A profile may end beyond what runs, but is made for what it names as usual.
       check_runs({kNumInputs, at(inputs, &DynamicDesc::opt).data()});
@@ -153,10 +133,10 @@ class Plugin final : public nvinfer1::IPluginV3,
   int32_t onShapeChange(const Desc* inputs, int32_t num_inputs, const Desc*, int32_t num_outputs) noexcept override {
     return guarded("onShapeChange", -1, [&] {
       expect_counts(num_inputs, num_outputs);
-      Dims dims[kNumInputs];
-      for (int32_t i = 0; i < kNumInputs; ++i) dims[i] = inputs[i].dims;
-      check_sizes(dims);
-      check_runs({kNumInputs, inputs});
+      Shape shapes[kNumInputs];
+      for (int32_t i = 0; i < kNumInputs; ++i) shapes[i] = shape_of(inputs[i].dims);
+      check_sizes(shapes);
+      check_runs({kNumInputs, arguments_of(inputs).data()});
       return 0;
     });
   }
@@ -166,11 +146,13 @@ class Plugin final : public nvinfer1::IPluginV3,
       // TensorRT does not say how large the workspace is. It is what getWorkspaceSize answered for the largest shapes,
       // which is enough for these: workspace_size grows with every size of the inputs. So launch refuses no short one
       // here; a number kept from getWorkspaceSize might be that of another profile, format or clone.
-      const Call call{kNumInputs, input_descs, inputs, outputs};
+      const auto arguments = arguments_of(input_descs);
+      const Call call{kNumInputs, arguments.data(), inputs, outputs};
       const int status = op_.launch(call, workspace, op_.workspace_size(call), stream);
       if (status == cudaSuccess) return 0;
       check_runs(call);
-      throw std::runtime_error(cudaGetErrorString(static_cast<cudaError_t>(status)) + (" with " + sizes(call)));
+      throw std::runtime_error(cudaGetErrorString(static_cast<cudaError_t>(status)) +
+                               (" with " + sizes_of(Operator::kInputs, arguments.data(), kNumInputs)));
     });
   }
   nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
@@ -191,31 +173,29 @@ class Plugin final : public nvinfer1::IPluginV3,
   }
 
   // The inputs as they are at one end of a profile, or in its middle.
-  static std::array<Desc, kNumInputs> at(const DynamicDesc* inputs, Dims DynamicDesc::* which) {
-    std::array<Desc, kNumInputs> descs;
+  static std::array<Argument, kNumInputs> at(const DynamicDesc* inputs, nvinfer1::Dims DynamicDesc::* which) {
+    std::array<Argument, kNumInputs> arguments;
     for (int32_t i = 0; i < kNumInputs; ++i) {
-      descs[i] = inputs[i].desc;
-      descs[i].dims = inputs[i].*which;
+      Desc desc = inputs[i].desc;
+      desc.dims = inputs[i].*which;
+      arguments[i] = argument_of(desc);
     }
-    return descs;
+    return arguments;
+  }
+  static std::array<Argument, kNumInputs> arguments_of(const Desc* inputs) {
+    std::array<Argument, kNumInputs> arguments;
+    std::transform(inputs, inputs + kNumInputs, arguments.begin(), argument_of);
+    return arguments;
   }
 
   // Sizes that are not known yet are held against nothing.
   void check_runs(const Call& call) const {
-    const auto known = [](const Desc& input) { return is_known(input.dims); };
+    const auto known = [](const Argument& input) { return is_known(input.shape); };
     if (!std::all_of(call.inputs, call.inputs + kNumInputs, known)) return;
     if (const char* why = op_.unsupported(call)) {
-      throw std::invalid_argument("no kernel runs " + std::string(why) + ": " + sizes(call));
+      throw std::invalid_argument("no kernel runs " + std::string(why) + ": " +
+                                  sizes_of(Operator::kInputs, call.inputs, kNumInputs));
     }
-  }
-
-  // "boxes [1 20 4], scores [1 20]"
-  static std::string sizes(const Call& call) {
-    std::string text;
-    for (int32_t i = 0; i < kNumInputs; ++i) {
-      text += (i ? ", " : "") + std::string(Operator::kInputs[i].name) + " " + to_string(call.inputs[i].dims);
-    }
-    return text;
   }
 
   static void expect_counts(int32_t inputs, int32_t outputs) {
@@ -224,11 +204,7 @@ class Plugin final : public nvinfer1::IPluginV3,
                                 std::to_string(kNumInputs) + " and " + std::to_string(kNumOutputs));
   }
 
-  static bool is_known(const Dims& dims) {
-    return std::all_of(dims.d, dims.d + dims.nbDims, [](int64_t size) { return size >= 0; });
-  }
-
-  void check_sizes(const Dims* inputs) const {
+  void check_sizes(const Shape* inputs) const {
     check_shapes(Operator::kInputs, inputs, kNumInputs);
     if (std::all_of(inputs, inputs + kNumInputs, is_known)) op_.check_sizes(inputs, kNumInputs);
   }

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from plugins_cuda import library
 from plugins_cuda.pytorch import _empty_outputs, fill_params, params_type, read
 from plugins_cuda.schema import Schema
 from tests.plugins_cuda.fake_cuda import fake_cuda as fake_cuda
+from tests.plugins_cuda.onnxruntime.front import custom_operators
 from tests.plugins_cuda.toy import cmake_log as cmake_log
 from tests.plugins_cuda.toy import fresh as fresh
 from tests.plugins_cuda.toy import toy as toy
@@ -151,12 +153,14 @@ def prepared(room: str, values: dict[str, Any]) -> tuple[ctypes.Structure, list[
 
 
 COMPILED = ["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
-FORWARD = [*COMPILED, "reference"]  # for operators without a gradient
+IN_ONNXRUNTIME = ["onnxruntime", "onnxruntime_emulated"]  # as nodes
+FORWARD = [*COMPILED, *IN_ONNXRUNTIME, "reference"]  # for operators without a gradient
 
 
 @dataclass(frozen=True)
 class Front:
     """Where an operator runs: `cpu`, `emulated` (the CUDA kernels' text on the CPU) or `cuda`, which are compiled;
+    `onnxruntime`, the CPU front as a node of ONNX Runtime, and `onnxruntime_emulated`, the CUDA kernels' text as one;
     `reference`, the definition, as where there is no compiler; `training`, on the CPU, with a gradient wanted."""
 
     name: str
@@ -192,7 +196,9 @@ def front_fixture(names: list[Any]) -> Any:
         chosen = Front(request.param)
         if chosen.name == "cuda" and not torch.cuda.is_available():
             pytest.skip("no NVIDIA GPU")
-        entered = {"emulated": library.emulation, "reference": library.definitions}.get(chosen.name, nullcontext)
+        ways = {"emulated": library.emulation, "reference": library.definitions}
+        ways |= {name: partial(custom_operators, name) for name in IN_ONNXRUNTIME}
+        entered = ways.get(chosen.name, nullcontext)
         with entered():
             served = library.compiled(chosen.device)
             if chosen.name in ("cpu", "emulated", "cuda"):

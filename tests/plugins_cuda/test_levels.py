@@ -125,6 +125,14 @@ def test_higher_levels_have_code_of_their_own(disassembly: Disassembly, room: st
     assert "%zmm" in code[2] or room != "deform_conv"  # elsewhere GCC prefers half of a register
 
 
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("level", library.CPU_LEVELS)
+def test_no_level_calls_openmp(disassembly: Disassembly, room: str, level: str) -> None:
+    """The pool is the caller's: other libraries link the same objects, without OpenMP."""
+    openmp = {number for name, number in disassembly.named.items() if re.match("GOMP_|omp_|__kmpc_", name)}
+    assert openmp and not openmp & disassembly.reached_from(f"upsnet_{room}_cpu_{level}")
+
+
 def test_the_choice_itself_runs_anywhere(disassembly: Disassembly) -> None:
     code = disassembly.instructions(disassembly.reached_from("upsnet_cpu_level"))
     assert code and [each for each in code if BEYOND_V2.search(each)] == []

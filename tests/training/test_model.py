@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.training.tiny_network import SMALL
-from training.config import FpnConfig, HybridConfig, ModelConfig
+from training.config import FpnConfig, HybridConfig, MaskHeadConfig, ModelConfig, SemanticHeadConfig
 from training.conventions import OURS
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
 from training.model.fpn import FPN, mean_inside
-from training.model.heads import SemanticHead
+from training.model.heads import MaskHead, SemanticHead
 from training.model.rpn import RPN, RpnOutput
 from training.model.upsnet import Detections, UPSNet
 
@@ -207,6 +208,30 @@ class TestProposals:
             assert valid[b].sum() == len(expected)
             torch.testing.assert_close(found[b, : len(expected)], expected)
             assert (found[b, len(expected) :] == 0).all()
+
+
+class TestHeads:
+    def test_masks_as_the_paper_has_them(self) -> None:
+        """The transposed convolution, the scores of all classes, then the label's."""
+        torch.manual_seed(0)
+        head = MaskHead(6, 3, MaskHeadConfig(channels=5, layers=1))
+        for bias in (head.deconv.bias, head.score.bias):
+            torch.nn.init.normal_(bias)  # type: ignore[arg-type]
+        features, labels = torch.randn(4, 6, 14, 14), torch.tensor([2, 0, 1, 2])
+        every = head.score(F.relu(head.deconv(F.relu(head.convs[0](features)))))
+        found = head(features, labels)
+        torch.testing.assert_close(found, every[torch.arange(4), labels + 1], atol=1e-5, rtol=1e-5)
+        assert head(features[:0], labels[:0]).shape == (0, 28, 28)
+
+    def test_semantic_logits_as_the_paper_has_them(self) -> None:
+        """The levels' features at 1/4, concatenated, then scored."""
+        torch.manual_seed(0)
+        head = SemanticHead(6, 5, SemanticHeadConfig(channels=[4], deformable=False))
+        torch.nn.init.normal_(head.score.bias)  # type: ignore[arg-type]
+        levels = [torch.randn(2, 6, 16 >> i, 24 >> i) for i in range(4)]
+        features = [F.relu(head.convs[0](x)) for x in levels]
+        large = [F.interpolate(x, size=(16, 24), mode="bilinear") for x in features]
+        torch.testing.assert_close(head(levels), head.score(torch.cat(large, 1)), atol=1e-6, rtol=1e-5)
 
 
 class TestFpn:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+# Of a delta's shift and of its growth.
+RPN_WEIGHTS = (1.0, 1.0)
+BOX_WEIGHTS = (10.0, 5.0)
 
 
 def grid_anchors(base: Tensor, height: int, width: int, stride: int) -> Tensor:

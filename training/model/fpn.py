@@ -42,7 +42,7 @@ class FPN(nn.Module):
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + self._upsample(laterals[i])
         outputs = [conv(x) for conv, x in zip(self.smooth, laterals, strict=True)]
-        return [*outputs, outputs[-1][:, :, ::2, ::2]]
+        return [*outputs, F.max_pool2d(outputs[-1], 1, stride=2)]
 
     def _upsample(self, x: Tensor) -> Tensor:
         if self.upsample == "nearest":
@@ -56,11 +56,10 @@ def mean_inside(feature: Tensor, sizes: Tensor) -> Tensor:
     Summed in float32. A mean over the padding too would make an image's result depend on the other images of its batch.
     """
 
-    def shares(cells: int, length: Tensor) -> Tensor:
-        starts = torch.arange(cells, device=feature.device, dtype=torch.float32) * TOP_STRIDE
-        return ((length[:, None] - starts) / TOP_STRIDE).clamp(0, 1)
+    def shares(length: Tensor, cells: int) -> Tensor:
+        return (length - torch.arange(cells, device=feature.device, dtype=torch.float32)).clamp(0, 1)
 
-    lengths = sizes.float()
-    rows, columns = shares(feature.shape[2], lengths[:, 0]), shares(feature.shape[3], lengths[:, 1])
-    total = (feature.float() * rows[:, None, :, None] * columns[:, None, None, :]).sum(dim=(2, 3))
-    return (total / (rows.sum(dim=1) * columns.sum(dim=1))[:, None]).to(feature.dtype)
+    heights, widths = (sizes / TOP_STRIDE).split(1, dim=1)  # in cells
+    rows, columns = shares(heights, feature.shape[2]), shares(widths, feature.shape[3])
+    share = rows[:, None, :, None] * columns[:, None, None, :]
+    return ((feature.float() * share).sum(dim=(2, 3)) / share.sum(dim=(2, 3))).to(feature.dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,15 +52,22 @@ class MaskHead(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         for conv in self.convs:
             features = F.relu(conv(features))
-        logits = self.score(F.relu(self.deconv(features)))
-        channel = (labels + 1).reshape(-1, 1, 1, 1).expand(-1, 1, MASK_SIZE, MASK_SIZE)
-        return torch.gather(logits, 1, channel).squeeze(1)
+        deconv, score, channels = self.deconv, self.score, self.deconv.out_channels
+        assert deconv.bias is not None and score.bias is not None
+        # A transposed convolution of 2x2 and stride 2 is a 1x1 convolution to the four pixels of a cell, which `score`
+        # can read where they lie. Of `score` only the RoI's own class is computed.
+        weight = deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
+        cells = F.relu(F.conv2d(features, weight, deconv.bias.repeat(4))).reshape(-1, 4, channels, MASK_POOL**2)
+        own = score.weight[1:].reshape(-1, 1, 1, channels)[labels]
+        logits = own @ cells + score.bias[1:].reshape(-1, 1, 1, 1)[labels]
+        return F.pixel_shuffle(logits.reshape(-1, 4, MASK_POOL, MASK_POOL), 2).squeeze(1)
 
 
 class SemanticHead(nn.Module):
     """[P2..P5] -> semantic logits [B, S + T, H/4, W/4], stuff channels first.
 
-    One subnet of (deformable) convolutions is shared by the levels; their outputs, brought to 1/4, are concatenated.
+    One subnet of (deformable) convolutions is shared by the levels; their outputs, brought to 1/4, are concatenated and
+    scored. As a 1x1 convolution and interpolation commute, each level is scored where it lies.
     """
 
     def __init__(self, in_channels: int, num_classes: int, config: SemanticHeadConfig) -> None:
@@ -76,15 +82,13 @@ class SemanticHead(nn.Module):
         nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        return self.score(self.features(levels))
-
-    def features(self, levels: Sequence[Tensor]) -> Tensor:
-        """What `score` reads, B x 4C x H/4 x W/4: C channels of each level, P2 first."""
         outputs = []
         for index, x in enumerate(levels):
             for conv in self.convs:
                 x = F.relu(conv(x))
+            own = slice(index * x.shape[1], (index + 1) * x.shape[1])
+            x = F.conv2d(x, self.score.weight[:, own], None if index else self.score.bias)
             if index > 0:
                 x = F.interpolate(x, scale_factor=float(2**index), mode="bilinear", align_corners=False)
             outputs.append(x)
-        return torch.cat(outputs, dim=1)
+        return sum(outputs[1:], outputs[0])

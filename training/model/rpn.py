@@ -65,30 +65,24 @@ class RPN(nn.Module):
 
         Top `top_n` of each level, decoded, clipped, NMS in each level; then the top `top_n` of all levels together.
         """
-        batch = sizes.shape[0]
-        per_level = [
-            self._best_of_level(*level, sizes, top_n)
-            for level in zip(output.logits, output.deltas, output.anchors, strict=True)
-        ]
-        levels = len(per_level)
-        boxes = torch.stack([boxes for boxes, _ in per_level], dim=1).reshape(batch * levels, top_n, 4)
-        scores = torch.stack([scores for _, scores in per_level], dim=1).reshape(batch * levels, top_n)
+        batch, levels = sizes.shape[0], len(output.logits)
+        best = [_best(*level, top_n) for level in zip(output.logits, output.deltas, output.anchors, strict=True)]
+        level_scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*best, strict=True))
+        decoded = self.conventions.decode(deltas, anchors, B.RPN_WEIGHTS)
+        boxes = self.conventions.clip(decoded, sizes).reshape(batch * levels, top_n, 4)
+        scores = level_scores.reshape(batch * levels, top_n)
         # Rows without an anchor score -inf: over the threshold there are only real ones.
         threshold, inclusive = self.config.nms_threshold, self.conventions.inclusive
         kept, counts = plugins_cuda.nms(boxes, scores, threshold, LOWEST, top_n, inclusive=inclusive)
         valid = torch.arange(top_n, device=kept.device) < counts.unsqueeze(1)
         boxes = B.gather_rows(boxes, kept).reshape(batch, levels * top_n, 4)
-        scores = torch.gather(scores, 1, kept).masked_fill(~valid, -torch.inf).reshape(batch, levels * top_n)
+        scores = torch.where(valid, torch.gather(scores, 1, kept), -torch.inf).reshape(batch, levels * top_n)
         scores, order = plugins_cuda.top_k(scores, top_n)
         return B.gather_rows(boxes, order), scores
 
-    def _best_of_level(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, top_n: int
-    ) -> tuple[Tensor, Tensor]:
-        batch = logits.shape[0]
-        # Small maps have fewer anchors than top_n: pad, so that the shapes never depend on the image size.
-        scores, order = plugins_cuda.top_k(F.pad(logits, (0, top_n), value=-torch.inf), top_n)
-        chosen = B.gather_rows(F.pad(deltas, (0, 0, 0, top_n)), order)
-        bases = F.pad(anchors, (0, 0, 0, top_n))[order.reshape(-1)].reshape(batch, top_n, 4)
-        decoded = self.conventions.decode(chosen, bases, B.RPN_WEIGHTS)
-        return self.conventions.clip(decoded, sizes), scores
+
+def _best(logits: Tensor, deltas: Tensor, anchors: Tensor, top_n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [B, top_n] of one level in descending order, and the deltas and anchors [B, top_n, 4] of these rows."""
+    # Small maps have fewer anchors than top_n: pad, so that the shapes never depend on the image size.
+    scores, order = plugins_cuda.top_k(F.pad(logits, (0, top_n), value=-torch.inf), top_n)
+    return scores, B.gather_rows(F.pad(deltas, (0, 0, 0, top_n)), order), F.pad(anchors, (0, 0, 0, top_n))[order]

@@ -89,11 +89,11 @@ class UPSNet(nn.Module):
         own anyway.
         """
         height, width = images.shape[1:3]
-        rows = torch.arange(height, device=images.device) < sizes[:, :1]
-        columns = torch.arange(width, device=images.device) < sizes[:, 1:]
-        inside = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(3)
-        x = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std * inside
-        x = x.permute(0, 3, 1, 2)
+        heights, widths = sizes.reshape(-1, 2, 1, 1).split(1, dim=1)
+        rows = torch.arange(height, device=images.device, dtype=sizes.dtype).reshape(-1, 1) < heights
+        columns = torch.arange(width, device=images.device, dtype=sizes.dtype) < widths
+        mean, std = (each.reshape(-1, 1, 1) for each in (self.pixel_mean, self.pixel_std))
+        x = (images.to(mean.dtype).permute(0, 3, 1, 2) - mean) / std * (rows & columns)
         return x if x.device.type == "cpu" else x.contiguous(memory_format=memory_format(self.backbone))
 
     def roi_features(self, pyramid: list[Tensor], boxes: Tensor, output_size: int) -> Tensor:

@@ -67,7 +67,7 @@ def workspace_size(plugin: Plugin, name: str, batch: int, side: int, feature: to
 def declared(schema: Schema) -> list[str]:
     """The tensors of an operator: name, shape, type, whether it may be channels-last."""
     rows = [row for part in (schema.tensors, schema.outputs) for tensor in part for row in generate.rows(tensor)]
-    return [re.sub(r"tensorrt::Type::|[{}\"]", "", row).strip(" ,") for row in rows]
+    return [re.sub(r"Type::|[{}\"]", "", row).strip(" ,") for row in rows]
 
 
 def described(harness: Harness, name: str) -> Iterator[tuple[str, object]]:
