@@ -57,6 +57,8 @@ def _deciding(graph: onnx.GraphProto) -> set[str]:
 
 def _decides(reader: onnx.NodeProto, place: int, deciding: set[str]) -> bool:
     """Whether what `reader` reads at its input number `place` decides."""
+    if reader.op_type == "MatMul":  # the mask head's last layer: features by the weights of the RoI's class
+        return False
     if reader.op_type in (*LAYERS, *DEFORMABLE):
         return place > 0
     if reader.op_type == "RoiAlignFpn" and place >= POOLED_LEVELS:

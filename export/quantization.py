@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+from onnxscript.optimizer import fold_constants
 
 from export.calibration import Ranges, find_ranges, signal_to_noise
 from export.features import BETWEEN, LAYERS, feature_nodes, features_of
 from upsnet.geometry import ResizeRule
 
 LEAST_SIGNAL = 20.0  # dB: what a layer gives in eight bits must be that far above its error; docs/export.md
+ANY_SIZE = 2**62
 SENSITIVITY_PHOTOS = 8
 INFERRED = ("onnx.infer", "onnxruntime.quant")  # tells the quantiser that the tensors' types are known
 
@@ -64,7 +66,11 @@ class Quantized(NamedTuple):
 
 
 def quantize(model: onnx.ModelProto, paths: Sequence[Path], rule: ResizeRule) -> Quantized:
-    """Calibrate on photos, and quantise what stands it. The same photos give the same graphs."""
+    """Calibrate on photos, and quantise what stands it. The same photos give the same graphs.
+
+    Weights that the graph computes from others are computed in `model` itself.
+    """
+    fold_constants(model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     nodes = feature_nodes(model.graph)
     ranges = find_ranges(model, features_of(nodes, model.graph), paths, rule)
     layers = [node for node in nodes if node.op_type in LAYERS]
