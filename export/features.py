@@ -19,7 +19,8 @@ POOLED_LEVELS = 4  # RoiAlignFpn's first inputs are P2..P5, its last the RoIs
 
 
 def feature_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes of LAYERS and BETWEEN that compute float32 features, in the graph's order."""
+    """The nodes of LAYERS, with constant weights, and BETWEEN that compute float32 features, in the graph's order."""
+    constants = {tensor.name for tensor in graph.initializer}
     kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     deciding = _deciding(graph)
     return [
@@ -28,6 +29,7 @@ def feature_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         if node.op_type in (*LAYERS, *BETWEEN)
         and node.output[0] not in deciding
         and kinds.get(node.output[0]) == onnx.TensorProto.FLOAT
+        and (node.op_type in BETWEEN or node.input[1] in constants)
     ]
 
 
