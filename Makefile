@@ -45,7 +45,7 @@ ifneq ($(words $(GPUS)) $(filter-out gpu $(shell seq 1024),$(GPUS)),1 )
 $(error error: GPUS=$(GPUS): give the number of processes, from 1 on, or gpu for one on each GPU)
 endif
 endif
-BENCHES := runtimes serving ops pq train ablation
+BENCHES := runtimes serving ops kernels pq train ablation
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 $(if $(filter $(BENCHES),$(NAME)),,$(error error: NAME=$(NAME): no such bench; there are $(BENCHES)))
 endif
@@ -56,7 +56,7 @@ $(if $(wildcard $(COCO_JSON)),,$(error error: COCO=$(COCO): it has no $(COCO_JSO
 endif
 
 .PHONY: help setup demo train onnx engine serve load soak eval parity bench overfit plugins lint clean test test-cpus test-install fuzz
-.PHONY: sanitize gpu-check docs docs-check overview ablation
+.PHONY: sanitize gpu-check docs docs-check overview ablation onnxruntime-cpp
 .PHONY: $(BENCHES:%=bench-%)
 
 help: ## this list
@@ -120,7 +120,9 @@ TENSORRT = $(shell [ ! -x $(BIN)/python ] || \
 PLUGINS := $(if $(UPSNET_PLUGINS),$(wildcard $(UPSNET_PLUGINS)),\
 	$(or $(wildcard $(LIBRARY)),$(if $(TENSORRT),$(LIBRARY_TRIED))))
 endif
-$(RUN)/engine/engine.json: $(RUN)/model.onnx $(PLUGINS)
+# ONNX Runtime's kernels are compiled as the engine is made, and lie in its folder: it follows their sources, too.
+KERNELS := $(filter-out %.cu %/plugin.cpp plugins_cuda/tensorrt/% plugins_cuda/emulator/%,$(LIBRARY_SOURCES))
+$(RUN)/engine/engine.json: $(RUN)/model.onnx $(PLUGINS) $(KERNELS)
 	$(UPSNET) engine --model $< --out $(RUN)/engine
 
 $(LIBRARY): $(LIBRARY_TRIED) ;
@@ -149,13 +151,15 @@ overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; P
 	$(UPSNET) engine --model $(OVERFIT)/model.onnx
 	$(UPSNET) parity --run $(OVERFIT) --min-pq 0.5
 
-bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, ops, pq, train or ablation measures these instead
+bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, ops, kernels, pq, train or ablation: these instead
 bench-runtimes: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(UPSNET) bench --run $(RUN) $(ARGS)
 bench-serving: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(BIN)/python -m serving.benchmark --run $(RUN) $(ARGS)
 bench-ops: $(READY)
 	$(BIN)/python -m plugins_cuda.benchmark $(ARGS)
+bench-kernels: $(RUN)/model.onnx
+	$(UPSNET) bench-kernels --models $(RUN) $(ARGS)
 bench-pq: $(READY)
 	$(UPSNET) bench-pq $(ARGS)
 bench-train:
@@ -170,9 +174,12 @@ overview: $(RUN)/report.html ## docs/overview.jpg, the picture in the README, fr
 
 # Without nvcc, CMake says what it leaves out and how to get it.
 CMAKE := $(if $(wildcard $(BIN)/cmake),$(BIN)/cmake,cmake)
-plugins: ## libraries of the operators in build/plugins, TensorRT's plugins among them, which need nvcc
+plugins: ## libraries of the operators in build/plugins, ONNX Runtime's among them; TensorRT's plugins need nvcc
 	$(CMAKE) -S plugins_cuda -B build/plugins $(ARGS)
 	$(CMAKE) --build build/plugins --parallel --target everything
+
+onnxruntime-cpp: $(READY) ## ONNX Runtime's C++ headers and library in build/onnxruntime, for docs/cpp.md and tests
+	.ci/onnxruntime_cpp.sh $(BIN)/python build/onnxruntime
 
 gpu-check: ## build, check and measure the operators on an NVIDIA GPU, with the PyTorch of PYTHON, .venv or python3
 	@$(ANY_PYTHON) -c 'from importlib.util import find_spec; exit(not (find_spec("torch") and find_spec("torchvision")))' || \
@@ -186,7 +193,7 @@ sanitize: export ASAN_OPTIONS := detect_leaks=0
 sanitize: export UBSAN_OPTIONS := print_stacktrace=1
 sanitize: $(READY) ## the CPU fronts, emulated CUDA kernels and plugins under the address and undefined-behaviour sanitizers
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front or test_plugins" $(ARGS)
+		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front or onnxruntime or test_plugins" $(ARGS)
 
 test: $(READY) $(TRITON_READY) ## the whole test suite
 	$(BIN)/python -m pytest $(ARGS)

@@ -80,6 +80,7 @@ class PlainPyTorch:
     def __init__(self, pytorch: Predictor) -> None:
         self._pytorch = pytorch
         self.manifest, self.device_name = pytorch.manifest, pytorch.device_name
+        self.kernels = "the definitions in PyTorch"
 
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         from plugins_cuda import library

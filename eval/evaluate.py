@@ -56,6 +56,7 @@ def evaluate(
         report = gathered.report(categories) | {
             "runtime": predictor.name,
             "device": predictor.device_name,
+            "kernels": predictor.kernels,
             "model": predictor.manifest.name,
             "gt_json": str(dataset.split.json_file),
             "images": len(dataset),

@@ -51,6 +51,7 @@ def run_parity(
     records = dataset.records[:limit]
     comparison = run_lockstep(predictors, dataset, records, batch_sizes)
     devices: dict[str, str | int] = {f"{title(each.name)}, device": each.device_name for each in predictors}
+    devices |= {f"{title(each.name)}, kernels": each.kernels for each in predictors}
     parity = summarize(comparison.columns, dataset, records, limits, devices | (facts or {}))
     write_report(out / "report.html", parity, comparison.examples, predictors[0].manifest.categories_table, run)
     parity.save(out / "parity.json")

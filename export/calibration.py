@@ -21,6 +21,7 @@ from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, collate, to_network
 from upsnet.photos import read_photo
+from upsnet.runtimes.onnx_runtime import session_options
 from upsnet.sources import find_sources
 
 OWN = "train"  # in place of a data set: the photos that the network was trained on
@@ -161,8 +162,7 @@ def _measure(
     _insert(nodes, observed.graph)
     observed.graph.initializer.extend(constants)
     observed.graph.output.extend(make_tensor_value_info(name, onnx.TensorProto.FLOAT, []) for name in wanted)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options()
     # In the order in which the nodes stand, and without copies in layouts of the processor's: a feature is measured,
     # and its memory is free again. Otherwise all of them would wait for the end.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED

@@ -1,4 +1,5 @@
-"""The engine of a machine: TensorRT's plan where TensorRT and a GPU are, ONNX Runtime's optimised graph everywhere."""
+"""The engine of a machine: TensorRT's plan where TensorRT and a GPU are; for ONNX Runtime the exported file itself, and
+the library of compiled kernels that goes with it."""
 
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ import typer
 from pydantic import BaseModel
 
 from export.tensorrt_build import Outcome
-from upsnet.contract import PLUGINS, manifest_path, tensorrt_path
+from upsnet.contract import CUDA_LIBRARY, LIBRARY, PLUGINS, manifest_path, tensorrt_path
 from upsnet.errors import InputError
 from upsnet.files import atomic_path, sha256
+from upsnet.kernels.choice import find_kernels
 from upsnet.manifest import Manifest, Precision
 from upsnet.report import Report
-from upsnet.runtimes.onnx_runtime import open_session
+from upsnet.runtimes.onnx_runtime import open_with_kernels
 
 BUILD_TIMEOUT = 3600  # seconds
 MADE_PLUGINS = Path(__file__).resolve().parent.parent / "build/plugins" / PLUGINS  # by `make plugins`
@@ -50,18 +52,19 @@ class Engine(Report):
 
 
 def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> Engine:
-    """Build into `folder`: model.onnx (optimised), model.manifest.json, model.plan if it can be, engine.json.
+    """Build into `folder`: model.onnx, model.manifest.json, model.plan if it can be, engine.json.
 
-    plugins: the library of TensorRT plugins; default: `find_plugins`. A copy lies beside the plans, which need it.
+    plugins: the library of TensorRT plugins; default: `find_plugins`. A copy lies beside the plans, which need it; and
+    one of ONNX Runtime's kernels beside model.onnx, for servers.
     InputError when the model is missing, broken or has no manifest, or the plugin library named is missing.
     """
     manifest = Manifest.load(manifest_path(model))
     for_tensorrt = _for_tensorrt(model, manifest)
     library = find_plugins(plugins)
     folder.mkdir(parents=True, exist_ok=True)
-    optimized, plan, rtx_plan = (folder / name for name in ("model.onnx", "model.plan", "model.rtx.plan"))
-    graph = optimize(model, optimized)
-    manifest.model_copy(update={"onnx_sha256": sha256(optimized)}).save(manifest_path(optimized))
+    own, plan, rtx_plan = (folder / name for name in ("model.onnx", "model.plan", "model.rtx.plan"))
+    graph = _onnxruntime(model, own)
+    manifest.model_copy(update={"onnx_sha256": sha256(own)}).save(manifest_path(own))
     for old in (plan, rtx_plan):
         old.unlink(missing_ok=True)
     engine = Engine(
@@ -72,18 +75,23 @@ def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> Engi
         tensorrt=_tensorrt(for_tensorrt, plan, library),
         tensorrt_rtx=_tensorrt_rtx(for_tensorrt, rtx_plan, library),
     )
-    _keep_plugins(library, folder / PLUGINS, needed=plan.is_file() or rtx_plan.is_file())
+    _keep(library if plan.is_file() or rtx_plan.is_file() else None, folder / PLUGINS)
     engine.save(folder / "engine.json")
     return engine
 
 
-def optimize(model: Path, out: Path) -> Outcome:
-    """ONNX Runtime's graph optimisation, ahead of time: functions inlined, constants folded, operators fused."""
-    with atomic_path(out) as temporary:
-        session = open_session(model, optimized=temporary)
-        nodes = len(onnx.load(str(temporary), load_external_data=False).graph.node)
-        del session
-    return Outcome(status="built", file=out.name, nodes=nodes, bytes=out.stat().st_size)
+def _onnxruntime(model: Path, own: Path) -> Outcome:
+    """The file as it is: ONNX Runtime optimises it for the processor whenever it loads it, and a file that it optimised
+    ahead of time loads hardly sooner (docs/onnxruntime.md). It is opened here once, which compiles the kernels."""
+    session, kernels = open_with_kernels(model, device="auto")
+    del session
+    of_the_cpu = find_kernels().library
+    found = {each.name: each for each in (kernels.library, of_the_cpu) if each is not None}
+    for name in (LIBRARY, CUDA_LIBRARY):
+        _keep(found.get(name), own.with_name(name))
+    _keep(model, own)
+    nodes = len(onnx.load(str(own), load_external_data=False).graph.node)
+    return Outcome(status="built", file=own.name, nodes=nodes, bytes=own.stat().st_size, kernels=str(kernels))
 
 
 def find_plugins(given: Path | None) -> Path | None:
@@ -100,15 +108,13 @@ def find_plugins(given: Path | None) -> Path | None:
     return named
 
 
-def _keep_plugins(library: Path | None, copy: Path, needed: bool) -> None:
-    """A copy of the library beside the plans that need it, and no old one otherwise."""
-    if library is not None and library.resolve() == copy.resolve():
-        return
-    if library is None or not needed:
+def _keep(file: Path | None, copy: Path) -> None:
+    """A copy of the file in the engine's folder; without a file, no old one either."""
+    if file is None:
         copy.unlink(missing_ok=True)
-        return
-    with atomic_path(copy) as temporary:
-        shutil.copyfile(library, temporary)
+    elif file.resolve() != copy.resolve():
+        with atomic_path(copy) as temporary:
+            shutil.copyfile(file, temporary)
 
 
 def _for_tensorrt(model: Path, manifest: Manifest) -> Path:
@@ -177,7 +183,7 @@ def main(
         Path | None, typer.Option(help=f"TensorRT plugin library; default: ${PLUGINS_VARIABLE}, else `make plugins`'s.")
     ] = None,
 ) -> None:
-    """Build what this machine can run: ONNX Runtime's optimised graph, TensorRT's plan; says what it found."""
+    """Build what this machine can run: ONNX Runtime's kernels, TensorRT's plan; says what it found."""
     folder = out or model.parent / "engine"
     engine = build_engine(model, folder, plugins)
     for runtime in ("onnxruntime", "tensorrt", "tensorrt_rtx"):

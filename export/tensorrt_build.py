@@ -42,15 +42,17 @@ class Outcome(Sparse):
     version: str | None = None  # TensorRT's
     layers: Counts | None = None  # HEAVY_LAYERS by the type that they compute in
     plugins: Counts | None = None  # custom operators by the type of their first input
+    kernels: str | None = None  # ONNX Runtime's: the library's name, or that function bodies serve, and why
     kernel_abi: int | None = None  # of the plugins: an engine runs with plugins of the same number alone
 
     def __str__(self) -> str:
-        """Why it was not built; else its size, and what its layers of weights and its plugins compute in."""
+        """Why it was not built; else its size, its kernels, and what its layers of weights and plugins compute in."""
         if self.status != "built":
             return self.reason or "; ".join(self.errors or [])
         counts = {**(self.layers or {}), **(self.plugins or {})}
         parts = [f"{count} {name} {kind}" for name, kinds in counts.items() for kind, count in kinds.items()]
-        return "; ".join(filter(None, [f"{(self.bytes or 0) / 1e6:.1f} MB", ", ".join(parts)]))
+        kernels = f"kernels: {self.kernels}" if self.kernels else ""
+        return "; ".join(filter(None, [f"{(self.bytes or 0) / 1e6:.1f} MB", kernels, ", ".join(parts)]))
 
 
 def optimization_profile(resize: ResizeRule, max_batch: int) -> Profile:

@@ -1,8 +1,9 @@
 """Finding and calling the operators' compiled libraries: the PyTorch binding's way to the kernels.
 
 Three libraries hold the same operators: `cpu` (the CPU fronts), `cuda` (the launchers) and `emulated` (the launchers'
-very text, run on the CPU: tests only). Each is compiled on first use and found again afterwards (building.py). Where a
-library cannot be had, or no kernel of it can run here, the reference serves, and a warning says so once. Environment:
+very text, run on the CPU: tests only). Each is compiled on first use and found again afterwards
+(upsnet/kernels/building.py). Where a library cannot be had, or no kernel of it can run here, the reference serves, and
+a warning says so once. Environment:
 
 UPSNET_OPERATORS=FOLDER    takes the libraries that `make plugins` left in FOLDER; nothing is compiled
 UPSNET_CPU_LEVEL=v2, v3 or v4    the highest level of x86-64 that `cpu` may use (docs/cpus.md)
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,10 +26,9 @@ from typing import Any, NamedTuple  # Any: what a function of a library returns
 
 import torch
 
-from plugins_cuda.building import BUILD as BUILD
-from plugins_cuda.building import SOURCES as SOURCES
-from plugins_cuda.building import BuildError, build
-from upsnet.errors import InputError
+from upsnet.kernels.building import CPU_LEVELS as CPU_LEVELS
+from upsnet.kernels.building import SOURCES as SOURCES
+from upsnet.kernels.building import BuildError, find_library
 
 REASONS = {  # of a cudaError_t that the libraries return themselves
     1: "sizes or numbers that it does not support",
@@ -38,7 +37,6 @@ REASONS = {  # of a cudaError_t that the libraries return themselves
     716: "a tensor is not aligned to its elements",
 }
 OLDEST_GPU = 75  # compute capability 7.5
-CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
 
 
 def compiled(device: torch.device) -> Library | None:
@@ -216,18 +214,9 @@ def load(name: str, architecture: str = "") -> Library:
 
     architecture: of the GPU, as "90"; for cuda alone. InputError: an unknown UPSNET_CPU_LEVEL.
     """
-    level = os.environ.get("UPSNET_CPU_LEVEL", CPU_LEVELS[-1])
-    if level not in CPU_LEVELS:
-        raise InputError(f"UPSNET_CPU_LEVEL={level}: give {', '.join(CPU_LEVELS)}, or unset it")
     if architecture and int(architecture) < OLDEST_GPU:
         raise BuildError(
             f"the GPU is too old: it is sm_{architecture}, the kernels need sm_{OLDEST_GPU} (a T4) or newer"
         )
-    given = os.environ.get("UPSNET_OPERATORS")
-    if given and name in ("cpu", "cuda"):
-        path = Path(given) / f"libupsnet_{name}.so"
-        if not path.is_file():
-            raise BuildError(f"UPSNET_OPERATORS={given} holds no {path.name}; run `make plugins`, or unset it")
-        return Library(name, path)
     with _lock:
-        return Library(name, build(name, architecture))
+        return Library(name, find_library(name, architecture))

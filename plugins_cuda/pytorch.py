@@ -304,8 +304,15 @@ def fill_params(
 # --- the ONNX node ---------------------------------------------------------------------------------------------------
 
 
-def _node(schema: Schema, call: Call) -> Tensor | tuple[Tensor, ...]:
-    """Node upsnet::<name>, while torch.onnx.export traces."""
+class Node(NamedTuple):
+    """upsnet::<name> of one call."""
+
+    name: str
+    inputs: list[Tensor]
+    attributes: dict[str, NodeValue]
+
+
+def node_of(schema: Schema, call: Call) -> Node:
     name, inputs = schema.node, []
     for tensor in schema.tensors:
         given = call.tensors.get(tensor.name)
@@ -317,10 +324,16 @@ def _node(schema: Schema, call: Call) -> Tensor | tuple[Tensor, ...]:
         for each in given:
             inputs.append(each.float() if tensor.type is Type.AS_FLOAT32 and each.dtype != torch.float32 else each)
     attributes = {a.node_name: _node_value(a, call.numbers[a.name]) for a in schema.attributes if not a.gone}
+    return Node(name, inputs, attributes | {"plugin_version": "1", "plugin_namespace": ""})
+
+
+def _node(schema: Schema, call: Call) -> Tensor | tuple[Tensor, ...]:
+    """The node, while torch.onnx.export traces."""
+    node = node_of(schema, call)
     results = torch.onnx.ops.symbolic_multi_out(
-        f"upsnet::{name}",
-        inputs,
-        attributes | {"plugin_version": "1", "plugin_namespace": ""},
+        f"upsnet::{node.name}",
+        node.inputs,
+        node.attributes,
         dtypes=[_dtype(output, call) for output in schema.outputs],
         shapes=[_shape(output, call) for output in schema.outputs],
         version=1,

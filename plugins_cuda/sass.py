@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from plugins_cuda.gpu_check.process import find_tool
+from upsnet.kernels.tools import find_tool
 
 SOURCES = Path(__file__).parent
 RECORD = SOURCES / "sass.json"

@@ -11,7 +11,7 @@ import numpy as np
 
 from export.tensorrt_build import Shape, optimization_profile
 from serving.limits import Limits
-from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
+from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError
 from upsnet.files import WriteError, sha256, staged_folder, writing
 from upsnet.manifest import Manifest
@@ -42,12 +42,14 @@ def latest_version(repository: Path, model: str = MODEL) -> Path:
 
 
 def deploy_engine(engine: Path, repository: Path) -> Path:
-    """Deploys what `make engine` built in the folder `engine`: TensorRT's plan too where there is one, and its plugins.
+    """Deploys what `make engine` built in the folder `engine`: ONNX Runtime's kernels too, and TensorRT's plan where
+    there is one, with its plugins.
 
     Raises like `deploy`. Returns the repository.
     """
     plan = engine / PLAN
-    more = [path for path in (plan, engine / PLUGINS) if plan.is_file() and path.is_file()]
+    more = [engine / name for name in (LIBRARY, CUDA_LIBRARY, *((PLAN, PLUGINS) if plan.is_file() else ()))]
+    more = [path for path in more if path.is_file()]
     return deploy(engine / "model.onnx", engine / "model.manifest.json", repository, more)
 
 
@@ -78,7 +80,7 @@ def deploy(model_onnx: Path, manifest: Path, repository: Path, more: Sequence[Pa
                 shutil.copyfile(file, place / name)
             for model in (MODEL, PHOTO_MODEL):
                 _from_template(model, served, repository, stage)
-            for name in {PLAN, PLUGINS} - {file.name for file in more}:
+            for name in {PLAN, PLUGINS, LIBRARY, CUDA_LIBRARY} - {file.name for file in more}:
                 (version / name).unlink(missing_ok=True)
     except WriteError as error:
         raise InputError(f"{error}; give another folder with --repository") from error

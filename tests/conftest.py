@@ -156,6 +156,8 @@ class FakePredictor:
     pixels becomes void.
     """
 
+    kernels = "none"
+
     def __init__(
         self, name: str, *, permute: bool = False, damage: tuple[tuple[int, int], float] | None = None
     ) -> None:
@@ -196,7 +198,7 @@ class Halves:
     """Sky above, grass below: a predictor for photos of any content."""
 
     name = "halves"
-    device_name = "cpu"
+    device_name, kernels = "cpu", "none"
 
     def __init__(self, manifest: Manifest | None = None) -> None:
         self.manifest = manifest or FakePredictor("x").manifest

@@ -130,7 +130,7 @@ def test_server_without_an_interpreter_ends_before_anything_is_trained(machine: 
         (["demo", "RUN=my run"], "error: RUN=my run: give one path, without spaces"),
         (["eval", "RUN="], "error: RUN=: give one path"),
         (["serve", "RUN=runs/absent"], "error: RUN=runs/absent: no such run: it has no last.safetensors; `make train`"),
-        (["bench", "NAME=abc"], "error: NAME=abc: no such bench; there are runtimes serving ops pq train ablation"),
+        (["bench", "NAME=abc"], "error: NAME=abc: no such bench; there are runtimes serving ops kernels pq train ablation"),
         (["overfit", "COCO=/nowhere"], "error: COCO=/nowhere: it has no annotations/panoptic_val2017.json; name"),
     ],
 )
@@ -228,6 +228,16 @@ def test_the_engine_follows_its_plugins_and_they_their_sources(
     assert [engine(), engine()] == [(True, True), (False, False)]
     later(machine.root / "plugins_cuda/nms/launch.cu")  # to which cmake says that the library does not rest on it
     assert [engine(), engine()] == [(True, False), (False, False)]
+
+
+def test_the_engine_follows_the_sources_of_onnx_runtimes_kernels(
+    engine: Callable[..., tuple[bool, bool]], machine: Machine
+) -> None:
+    assert engine() == (False, True)
+    later(machine.root / "plugins_cuda/nms/launch.cu")
+    assert engine() == (False, False)
+    later(machine.root / "plugins_cuda/generate.py")
+    assert [engine(), engine()] == [(False, True), (False, False)]
 
 
 def test_plugins_that_came_later_give_a_new_engine(

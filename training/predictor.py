@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from plugins_cuda import library
 from training.checkpoint import load_model, versions
 from training.config import Config
 from training.device import describe_device, open_device
@@ -51,6 +52,11 @@ class ModelPredictor:
     @property
     def device_name(self) -> str:
         return describe_device(self.device)
+
+    @property
+    def kernels(self) -> str:
+        compiled = library.compiled(self.device)
+        return compiled.path.name if compiled else "the definitions in PyTorch"
 
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         with self._evaluating():

@@ -7,6 +7,8 @@ from pathlib import Path
 INPUTS = ["images", "sizes", "scales"]
 OUTPUTS = ["panoptic", "segments", "segment_count"]
 PLUGINS = "libupsnet_plugins.so"  # a TensorRT plan's custom operators
+LIBRARY = "libupsnet_onnxruntime.so"  # ONNX Runtime's custom operators
+CUDA_LIBRARY = "libupsnet_onnxruntime_cuda.so"  # with kernels for NVIDIA GPUs, too
 METADATA_KEY = "upsnet.manifest"  # of the manifest: in the ONNX file, and in the configuration of a Triton model
 MODEL = "upsnet"  # the name that Triton serves it under: tensors in, tensors out
 

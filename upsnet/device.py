@@ -6,6 +6,7 @@ the CPU. A GPU that is asked for by name and cannot be had is an error, never th
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from upsnet.errors import InputError
 
 AUTO = "auto"  # what nobody chose
 DRIVER = Path("/proc/driver/nvidia")
+DRIVER_LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 
 logger = logging.getLogger("upsnet")
 
@@ -53,3 +55,16 @@ def gpu_names() -> list[str]:
     files = sorted((DRIVER / "gpus").glob("*/information"))
     lines = [line for file in files for line in file.read_text(errors="replace").splitlines()]
     return [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+
+
+def compute_capability(number: int) -> str:
+    """Of an NVIDIA GPU, as "90"; "" where the driver does not tell it."""
+    major, minor, gpu = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    try:
+        cuda = ctypes.CDLL(DRIVER_LIBRARY)
+    except OSError:
+        return ""
+    status = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(gpu), number)
+    for attribute, value in ((75, major), (76, minor)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        status = status or cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, gpu)
+    return "" if status else f"{major.value}{minor.value}"

@@ -76,6 +76,7 @@ class Model:
         self.name: str = predictor.manifest.name
         self.runtime: str = predictor.name  # pytorch, onnxruntime or triton
         self.device: str = predictor.device_name  # "cpu", "cuda:0 (NVIDIA H200)", "the server's"
+        self.kernels: str = predictor.kernels  # "libupsnet_onnxruntime.so", "function bodies (no C++ compiler ...)"
         self.categories: Categories = predictor.manifest.categories_table
 
     @overload
@@ -134,7 +135,7 @@ class Model:
     def __repr__(self) -> str:
         stuff, things = self.categories.num_stuff, self.categories.num_things
         closed = "" if self._predictor else ", closed"
-        return f"<Model {self.name} in {self.runtime}: {stuff} stuff, {things} things{closed}>"
+        return f"<Model {self.name} in {self.runtime}: {stuff} stuff, {things} things; kernels: {self.kernels}{closed}>"
 
     def _opened(self) -> Predictor:
         if self._predictor is None:

@@ -1,4 +1,4 @@
-"""python -m plugins_cuda.benchmark [--device cpu|cuda] [--only ROOM ...] [--json FILE] [--rounds N] [--quick]"""
+"""python -m plugins_cuda.benchmark [--device cpu|cuda] [--only ROOM ...] [--json FILE] [--rounds N] [--demo|--quick]"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plugins_cuda.benchmark import inputs
 from plugins_cuda.benchmark.cases import OPERATORS, Case, Make
 from plugins_cuda.benchmark.ceilings import Ceilings, measure_ceilings
 from plugins_cuda.benchmark.inputs import Sizes
-from plugins_cuda.benchmark.memory import fusion_peak
+from plugins_cuda.benchmark.memory import peak_of
 from plugins_cuda.benchmark.report import print_table
 from plugins_cuda.benchmark.timing import Call, Times, time_cpu, time_cuda
 from upsnet.errors import first_line
@@ -54,15 +54,15 @@ def benchmark(
         "sizes": vars(sizes),
         "ceilings": vars(ceilings),
         "rows": [],
-        "memory": None,
+        "memory": {},
     }
     for room in rooms:
         for make in OPERATORS[room](sizes, device):
             result["rows"].append(measure_case(room, make, device, ceilings, rounds))
             keep(result)
             print(said(result["rows"][-1]), flush=True)
-    if device.type == "cpu" and "panoptic_fusion" in rooms:
-        result["memory"] = cpu_memory(sizes)
+    for room in rooms if device.type == "cpu" else ():
+        result["memory"][room] = cpu_memory(room, sizes)
         keep(result)
     return result
 
@@ -132,14 +132,14 @@ def judged(case: Case, cold: Times, warm: Times) -> Json:
     }
 
 
-def cpu_memory(sizes: Sizes) -> Json:
-    """Peak resident memory of one fusion beyond its inputs, ours and the reference's, in bytes."""
-    tensors = inputs.panoptic(sizes)
+def cpu_memory(room: str, sizes: Sizes) -> Json:
+    """Peak resident memory of one call beyond its inputs, ours and the reference's, in bytes."""
     try:
-        peaks = {which: fusion_peak(tensors, sizes.stuff, which) for which in ("ours", "reference")}
+        peaks = {which: peak_of(room, sizes, which) for which in ("ours", "reference")}
     except RuntimeError as error:
         return {"error": str(error)}
-    return {"peak_bytes": peaks, "goal_bytes": MEMORY_GOAL, "met": peaks["ours"] <= MEMORY_GOAL}
+    goal = MEMORY_GOAL if room == "panoptic_fusion" else None
+    return {"peak_bytes": peaks, "goal_bytes": goal, "met": None if goal is None else peaks["ours"] <= goal}
 
 
 def micro(seconds: float | None) -> str:
@@ -194,14 +194,17 @@ def show(result: Json) -> None:
     print(f"floors: copies {ceilings['bandwidth'] / 1e9:.4g} GB/s, matrix products in TFLOP/s: {rates}")
     if not result["compiled"]:
         print("no compiled operators here: `ours` is the PyTorch reference")
-    memory = result["memory"]
-    if memory and "error" in memory:
-        print(memory["error"])
-    elif memory:
+    for room, memory in result["memory"].items():
+        if "error" in memory:
+            print(memory["error"])
+            continue
         ours, reference = (memory["peak_bytes"][which] / 1e6 for which in ("ours", "reference"))
-        verdict = "met" if memory["met"] else "NOT met"
-        print(f"panoptic_fusion's memory beyond its inputs: {ours:.1f} MB, reference {reference:.1f} MB; "
-              f"goal <= {MEMORY_GOAL / 1e6:g} MB {verdict}")  # fmt: skip
+        goal = {
+            None: "",
+            True: f"; goal <= {MEMORY_GOAL / 1e6:g} MB met",
+            False: f"; goal <= {MEMORY_GOAL / 1e6:g} MB NOT met",
+        }
+        print(f"memory of {room} beyond its inputs: {ours:.1f} MB, reference {reference:.1f} MB{goal[memory['met']]}")
 
 
 def verdict(rows: Sequence[Json]) -> str:
@@ -219,12 +222,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=tuple(OPERATORS), default=(), metavar="ROOM")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--rounds", type=int, default=0, help="timed calls of each (default: 9 on a CPU, 30 on a GPU)")
+    parser.add_argument("--demo", action="store_true", help="the sizes of the demo's network")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("error: no NVIDIA GPU that PyTorch can use; --device cpu measures the CPU")
         return 2
-    sizes = inputs.QUICK if options.quick else inputs.FULL
+    sizes = inputs.QUICK if options.quick else inputs.DEMO if options.demo else inputs.FULL
     keep = partial(write_json, options.json) if options.json else lambda result: None
     result = benchmark(torch.device(options.device), sizes, options.only, options.rounds, keep)
     show(result)

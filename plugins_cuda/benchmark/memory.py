@@ -1,6 +1,6 @@
-"""Peak memory that one panoptic_fusion takes on a CPU beyond its inputs, measured in a process of its own.
+"""Peak memory that one call of an operator takes on a CPU beyond its inputs, measured in a process of its own.
 
-python -m plugins_cuda.benchmark.memory INPUTS.pt NUM_STUFF ours|reference      prints bytes
+python -m plugins_cuda.benchmark.memory ARGUMENTS.pt ROOM ours|reference      prints bytes
 """
 
 from __future__ import annotations
@@ -11,24 +11,44 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import plugins_cuda
+from plugins_cuda import library
 from plugins_cuda.benchmark import inputs
-from plugins_cuda.panoptic_fusion import reference
+from plugins_cuda.benchmark.inputs import Sizes
+
+ROOMS = ("panoptic_fusion", "roi_align_fpn", "nms", "deform_conv")
 
 
-def fusion_peak(tensors: dict[str, torch.Tensor], num_stuff: int, which: str) -> int:
-    """Bytes. The process loads the inputs from a file: making them would leave its own peak behind."""
+def arguments_of(room: str, sizes: Sizes) -> dict[str, Any]:
+    """A call of the operator by its keywords: float32, NCHW."""
+    if room == "panoptic_fusion":
+        return {**inputs.panoptic(sizes), "num_stuff": sizes.stuff, "stuff_area_limit": 4096.0}
+    if room == "roi_align_fpn":
+        features, rois = inputs.pyramid(sizes)
+        return {"features": features, "rois": rois, "output_size": sizes.output_size}
+    if room == "nms":
+        limits = {"iou_threshold": 0.5, "score_threshold": 0.05, "max_output": sizes.detections}
+        return {**inputs.detections(sizes), **limits}
+    return inputs.deformed(sizes)
+
+
+def peak_of(room: str, sizes: Sizes, which: str) -> int:
+    """Bytes, outputs included. The process loads its arguments from a file: making them would leave a peak behind.
+
+    RuntimeError when it fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "inputs.pt"
-        torch.save(tensors, path)
-        command = [sys.executable, "-m", "plugins_cuda.benchmark.memory", str(path), str(num_stuff), which]
+        path = Path(folder) / "arguments.pt"
+        torch.save(arguments_of(room, sizes), path)
+        command = [sys.executable, "-m", "plugins_cuda.benchmark.memory", str(path), room, which]
         root = Path(__file__).resolve().parents[2]
         done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     if done.returncode != 0:
-        raise RuntimeError(f"measuring the memory of {which} failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise RuntimeError(f"measuring the memory of {room} failed: {done.stderr.strip().splitlines()[-1:]}")
     return int(done.stdout)
 
 
@@ -49,15 +69,15 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def main(path: str, num_stuff: str, which: str) -> None:
-    fuse = {"ours": plugins_cuda.panoptic_fusion, "reference": reference.panoptic_fusion}[which]
-    small = inputs.panoptic(inputs.QUICK)
-    fuse(**small, num_stuff=inputs.QUICK.stuff, stuff_area_limit=64.0)  # loads the library, starts the threads
-    tensors = torch.load(path)
-    forget_peak()
-    before = peak_resident()
-    fuse(**tensors, num_stuff=int(num_stuff), stuff_area_limit=4096.0)
-    print(peak_resident() - before)
+def main(path: str, room: str, which: str) -> None:
+    call = getattr(plugins_cuda, room)
+    with library.definitions() if which == "reference" else contextlib.nullcontext():
+        call(**arguments_of(room, inputs.QUICK))  # loads the library, starts the threads
+        arguments = torch.load(path)
+        forget_peak()
+        before = peak_resident()
+        call(**arguments)
+        print(peak_resident() - before)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ namespace upsnet {
 
 // Work is divided among slots, `threads` of them at most.
 struct Pool {
-  int threads;
+  int threads;  // at least 1
   // Calls body(context, slot) once for every slot 0 .. slots - 1, and returns when all have returned. Some of them run
   // at the same time, or none: a pool may have fewer threads than it says.
   void (*run)(const Pool& pool, int slots, void (*body)(void* context, int slot), void* context);

@@ -1,63 +1,21 @@
 // Deformable convolution on a CPU: gather and matrix product, tile by tile, so that no column buffer leaves the caches.
 //
-// Features are brought to float NHWC once (float NHWC ones are read where they lie). A thread then takes 96 output
-// pixels at a time: where they sample is computed once for all channels; block after block of the taps x channels
-// depth, it gathers the samples into a [pixels][depth] tile (L2: 96 x 256 floats) and multiplies it by weights packed
-// in panels (L1: 256 x 16 floats) with a register-tiled kernel, which reaches 98 % of the core's peak. Floor at
-// 256 -> 128 channels, 3x3, 200 x 336: 39.6 GFLOP, 0.19 s on two cores of 104 GFLOP/s each; the gather's four loads
-// stand against 128 multiply-adds: a few per cent.
+// Features are brought to float NHWC (cpu_features.h; float NHWC ones are read where they lie). A slot then takes up to
+// 96 output pixels at a time: where they sample is computed once for all channels; block after block of the taps x
+// channels depth, it gathers the samples into a [pixels][depth] tile (L2: 96 x 256 floats) and multiplies it by weights
+// packed in panels (cpu_product.h; L1: 256 x 16 floats) with a register-tiled kernel, which reaches 98 % of the core's
+// peak. Floor at 256 -> 128 channels, 3x3, 200 x 336: 39.6 GFLOP, 0.19 s on two cores of 104 GFLOP/s each; the gather's
+// four loads stand against 128 multiply-adds: a few per cent.
 #include <algorithm>
-#include <memory>
 #include <new>
 #include <vector>
 
+#include "common/buffer.h"
 #include "common/exports.h"
-#include "common/pool.h"
-#include "deform_conv/kernel.cuh"
+#include "deform_conv/cpu_features.h"
 
 namespace upsnet::deform_conv {
 namespace {
-
-// The register tile: kRows pixels x two vectors of output channels.
-#ifdef __AVX512F__
-constexpr int kWidth = 16, kRows = 12;  // 24 sums of 32 registers
-#elif defined(__AVX__)
-constexpr int kWidth = 8, kRows = 6;  // 12 sums of 16 registers
-#else
-constexpr int kWidth = 4, kRows = 6;
-#endif
-constexpr int kColumns = 2 * kWidth;
-constexpr int kPixels = 96;
-constexpr int kDepth = 256;
-static_assert(kPixels % kRows == 0);
-typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float)), may_alias));
-
-Vector& vector_at(float* place) { return *reinterpret_cast<Vector*>(place); }
-const Vector& vector_at(const float* place) { return *reinterpret_cast<const Vector*>(place); }
-
-// sums [kRows][kColumns] += rows [kRows][depth] x panel [depth][kColumns]
-void multiply(const float* rows, int64_t row_stride, const float* panel, int depth, float* sums, int64_t sum_stride) {
-  Vector sum[kRows][2];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    sum[r][0] = vector_at(sums + r * sum_stride);
-    sum[r][1] = vector_at(sums + r * sum_stride + kWidth);
-  }
-  for (int k = 0; k < depth; ++k) {
-    const Vector first = vector_at(panel + k * kColumns), second = vector_at(panel + k * kColumns + kWidth);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const float value = rows[r * row_stride + k];
-      sum[r][0] += value * first;
-      sum[r][1] += value * second;
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    vector_at(sums + r * sum_stride) = sum[r][0];
-    vector_at(sums + r * sum_stride + kWidth) = sum[r][1];
-  }
-}
 
 // to_float(from_float<T>(value)), for Half without branches, so that loops over it vectorise.
 template <typename T>
@@ -78,117 +36,60 @@ float rounded<Half>(float value) {
   return float_of_bits(sign | (finite & ~overflows) | (0x7f800000u & overflows) | (0x400000u & is_nan));
 }
 
-// Memory aligned to a cache line.
-struct Free {
-  void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t{64}); }
+// What the pixels of a tile sample at one tap, for the channels of one offset group: Sample, member by member.
+struct Samples {
+  int32_t pixel[4][kPixels];
+  float weight[4][kPixels];
 };
-using Buffer = std::unique_ptr<float[], Free>;
-Buffer allocate(int64_t count) { return Buffer(new (std::align_val_t{64}) float[count]); }
-
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-// [channels][pixels] or [pixels][channels] of T -> [pixels][channels] of float.
-template <typename T>
-void to_nhwc(const Params& p, float* target, const Pool& pool) {
-  const int64_t plane = int64_t(p.height) * p.width, channels = p.channels;
-  constexpr int kBlock = 64;
-  const int64_t blocks = (plane + kBlock - 1) / kBlock;
-  const T* source = static_cast<const T*>(p.x);
-  for_each(pool, p.batch * blocks, 8, [&](int64_t block, int) {
-    const int64_t image = block / blocks * plane * channels, first = block % blocks * kBlock;
-    const int64_t last = std::min(first + kBlock, plane);
-    if (p.x_layout == Layout::kNHWC) {
-      for (int64_t i = image + first * channels; i < image + last * channels; ++i) target[i] = to_float(source[i]);
-      return;
-    }
-    for (int64_t low = 0; low < channels; low += kWidth) {  // whole cache lines on both sides
-      const int64_t high = std::min<int64_t>(low + kWidth, channels);
-      for (int64_t pixel = first; pixel < last; ++pixel) {
-        float* row = target + image + pixel * channels;
-        for (int64_t c = low; c < high; ++c) row[c] = to_float(source[image + c * plane + pixel]);
-      }
-    }
-  });
-}
-
-// The sizes that everything below shares.
-struct Plan {
-  const Params& p;
-  int taps = p.kernel_h * p.kernel_w;
-  int segment = segment_channels(p);  // channels that share both groups
-  int group_channels = p.channels / p.group;
-  int group_outputs = p.out_channels / p.group;
-  int64_t group_depth = int64_t(group_channels) * taps;
-  int64_t panels = round_up(group_outputs, kColumns) / kColumns;  // of one group
-  int64_t sum_stride = panels * kColumns;
-  int chunk = std::min(segment, kDepth);  // channels of a block of depth
-  int taps_at_once = std::min(taps, kDepth / chunk);
-  int64_t row_stride = round_up(int64_t(chunk) * taps_at_once, 16) + 16;  // rows in different sets of L1
-};
-
-// Weights as [group][panel][depth][kColumns]; depth runs over segments, chunks, taps, channels of the chunk.
-template <typename T>
-void pack_weights(const Plan& plan, float* packed, const Pool& pool) {
-  const Params& p = plan.p;
-  const T* weight = static_cast<const T*>(p.weight);
-  for_each(pool, p.group * plan.panels, 1, [&](int64_t panel, int) {
-    const int64_t group = panel / plan.panels, first = panel % plan.panels * kColumns;
-    float* out = packed + panel * plan.group_depth * kColumns;
-    for (int segment = 0; segment < plan.group_channels; segment += plan.segment) {
-      for (int low = 0; low < plan.segment; low += plan.chunk) {
-        const int high = std::min(low + plan.chunk, plan.segment);
-        for (int tap = 0; tap < plan.taps; ++tap) {
-          for (int channel = segment + low; channel < segment + high; ++channel, out += kColumns) {
-            for (int column = 0; column < kColumns; ++column) {
-              const int64_t row = (group * plan.group_outputs + first + column) * plan.group_channels + channel;
-              out[column] = first + column < plan.group_outputs ? to_float(weight[row * plan.taps + tap]) : 0.0f;
-            }
-          }
-        }
-      }
-    }
-  });
-}
 
 // One slot's work.
 template <typename T>
 class Worker {
  public:
-  Worker(const Plan& plan, const float* features, const float* packed, const float* zeros)
+  explicit Worker(const Plan& plan)
       : plan_(plan),
         p_(plan.p),
-        features_(features),
-        packed_(packed),
-        zeros_(zeros),
-        samples_(size_t(plan.p.offset_group) * plan.taps * kPixels),
-        columns_(allocate(kPixels * plan.row_stride)),
-        sums_(allocate(kPixels * plan.sum_stride)) {
-    std::fill_n(columns_.get(), kPixels * plan.row_stride, 0.0f);
+        zeros_(plan.chunk, 0.0f),
+        samples_(size_t(plan.p.offset_group) * plan.taps),
+        columns_(allocate(plan.pixels * plan.row_stride)),
+        sums_(allocate(plan.pixels * plan.sum_stride)) {
+    std::fill_n(columns_.get(), plan.pixels * plan.row_stride, 0.0f);
   }
 
-  // Pixels first .. first + kPixels of one image.
-  void run(int64_t image, int64_t first) {
-    const int64_t plane = int64_t(p_.out_height) * p_.out_width;
-    count_ = int(std::min<int64_t>(kPixels, plane - first));
+  // Pixels first .. first + plan.pixels of one image.
+  void run(int64_t image, const Place& place, const float* packed, int64_t first) {
+    count_ = int(std::min<int64_t>(plan_.pixels, plan_.plane - first));
+    place_ = place;
     compute_samples(image, first);
-    image_ = features_ + image * p_.height * p_.width * p_.channels;
     for (int group = 0; group < p_.group; ++group) {
       clear(group);
-      accumulate(group);
-      write(group, image, first, plane);
+      accumulate(group, packed);
+      write(group, image, first);
     }
   }
 
  private:
   void compute_samples(int64_t image, int64_t first) {
-    Sample* sample = samples_.data();
-    for (int offset_group = 0; offset_group < p_.offset_group; ++offset_group) {
-      for (int tap = 0; tap < plan_.taps; ++tap, sample += kPixels) {
-        for (int i = 0; i < count_; ++i) {
-          const int64_t place = first + i;
-          sample[i] = sample_of(p_, int32_t(image), offset_group, tap, int32_t(place / p_.out_width),
-                                int32_t(place % p_.out_width));
-        }
+    int top[kPixels], left[kPixels];
+    int row = int(first / p_.out_width), column = int(first % p_.out_width);
+    for (int i = 0; i < count_; ++i) {
+      top[i] = row * p_.stride[0] - p_.padding[0], left[i] = column * p_.stride[1] - p_.padding[1];
+      if (++column == p_.out_width) column = 0, ++row;
+    }
+    for (int64_t index = 0; index < int64_t(p_.offset_group) * plan_.taps; ++index) {
+      const int tap = int(index % plan_.taps);
+      const int down = tap / p_.kernel_w * p_.dilation[0], right = tap % p_.kernel_w * p_.dilation[1];
+      const int64_t place = image * p_.offset_group * plan_.taps + index;
+      const float* shift_y = p_.offset + 2 * place * plan_.plane + first;
+      const float* shift_x = shift_y + plan_.plane;
+      const float* mask = p_.mask ? p_.mask + place * plan_.plane + first : nullptr;
+      Samples& samples = samples_[index];
+#pragma omp simd
+      for (int i = 0; i < count_; ++i) {
+        const float y = float(top[i] + down) + shift_y[i], x = float(left[i] + right) + shift_x[i];
+        const Sample sample = sample_at(y, x, mask ? mask[i] : 1.0f, p_.height, p_.width);
+        for (int k = 0; k < 4; ++k)
+          samples.pixel[k][i] = place_(sample.pixel[k]), samples.weight[k][i] = sample.weight[k];
       }
     }
   }
@@ -202,24 +103,25 @@ class Worker {
 
   // Samples of `chunk` channels from `channel` on, for one tap, to columns `column` ...
   void gather(int tap, int channel, int chunk, int64_t column) {
-    const Sample* samples =
-        samples_.data() + (int64_t(channel / (p_.channels / p_.offset_group)) * plan_.taps + tap) * kPixels;
+    const Samples& samples = samples_[int64_t(channel / (p_.channels / p_.offset_group)) * plan_.taps + tap];
     for (int i = 0; i < count_; ++i) {
-      const Sample& sample = samples[i];
       const auto corner = [&](int k) {
-        return sample.pixel[k] < 0 ? zeros_ : image_ + int64_t(sample.pixel[k]) * p_.channels + channel;
+        const int32_t pixel = samples.pixel[k][i];
+        return pixel < 0 ? zeros_.data() : place_.features + int64_t(pixel) * p_.channels + channel;
       };
       const float *v0 = corner(0), *v1 = corner(1), *v2 = corner(2), *v3 = corner(3);
+      const auto& all = samples.weight;
+      const float weight[4] = {all[0][i], all[1][i], all[2][i], all[3][i]};
       float* __restrict out = columns_.get() + i * plan_.row_stride + column;
 #pragma omp simd
-      for (int c = 0; c < chunk; ++c) { out[c] = rounded<T>(blend(sample.weight, v0[c], v1[c], v2[c], v3[c])); }
+      for (int c = 0; c < chunk; ++c) { out[c] = rounded<T>(blend(weight, v0[c], v1[c], v2[c], v3[c])); }
     }
   }
 
-  void accumulate(int group) {
+  void accumulate(int group, const float* packed) {
     int64_t depth_before = 0;
     const int64_t panel_size = plan_.group_depth * kColumns;
-    const float* panels = packed_ + group * plan_.panels * panel_size;
+    const float* panels = packed + group * plan_.panels * panel_size;
     for (int segment = 0; segment < plan_.group_channels; segment += plan_.segment) {
       for (int low = 0; low < plan_.segment; low += plan_.chunk) {
         const int chunk = std::min(plan_.chunk, plan_.segment - low);
@@ -241,49 +143,56 @@ class Worker {
     }
   }
 
-  void write(int group, int64_t image, int64_t first, int64_t plane) const {
+  void write(int group, int64_t image, int64_t first) const {
     const int64_t channel = int64_t(group) * plan_.group_outputs;
-    T* target = static_cast<T*>(p_.output) + image * plane * p_.out_channels;
-    const float* sums = sums_.get();
+    T* target = static_cast<T*>(p_.output) + image * plan_.plane * p_.out_channels;
     if (p_.x_layout == Layout::kNHWC) {
       for (int i = 0; i < count_; ++i) {
-        T* out = target + (first + i) * p_.out_channels + channel;
-        for (int o = 0; o < plan_.group_outputs; ++o) out[o] = from_float<T>(sums[i * plan_.sum_stride + o]);
+        narrow(sums_.get() + i * plan_.sum_stride, target + (first + i) * p_.out_channels + channel,
+               plan_.group_outputs);
       }
     } else {
-      for (int o = 0; o < plan_.group_outputs; ++o) {
-        T* out = target + (channel + o) * plane + first;
-        for (int i = 0; i < count_; ++i) out[i] = from_float<T>(sums[i * plan_.sum_stride + o]);
-      }
+      transpose(sums_.get(), plan_.sum_stride, target + channel * plan_.plane + first, plan_.plane, count_,
+                plan_.group_outputs);
     }
   }
 
   const Plan& plan_;
   const Params& p_;
-  const float *features_, *packed_, *zeros_, *image_ = nullptr;
+  Place place_;
   int count_ = 0;
-  std::vector<Sample> samples_;  // [offset group][tap][pixel]
-  Buffer columns_, sums_;        // [kPixels][row_stride], [kPixels][sum_stride]
+  const std::vector<float> zeros_;  // what a corner off the map reads
+  std::vector<Samples> samples_;    // [offset group][tap]
+  Buffer columns_, sums_;           // [plan.pixels][row_stride], [plan.pixels][sum_stride]
 };
 
 template <typename T>
 void run(const Params& p, const Pool& pool) {
-  const Plan plan{p};
-  Buffer converted;
-  const float* features = static_cast<const float*>(p.x);
-  if (p.x_type != DType::kFloat32 || (p.x_layout == Layout::kNCHW && p.channels > 1)) {
-    converted = allocate(int64_t(p.batch) * p.channels * p.height * p.width);
-    to_nhwc<T>(p, converted.get(), pool);
-    features = converted.get();
-  }
+  const bool in_place = p.x_type == DType::kFloat32 && (p.x_layout == Layout::kNHWC || p.channels == 1);
+  const Plan plan(p, pool.threads);
   const Buffer packed = allocate(p.group * plan.panels * plan.group_depth * kColumns);
   pack_weights<T>(plan, packed.get(), pool);
-  const std::vector<float> zeros(plan.chunk, 0.0f);
-  const int64_t tiles = (int64_t(p.out_height) * p.out_width + kPixels - 1) / kPixels;
   PerSlot<Worker<T>> workers(pool);
-  for_each(pool, p.batch * tiles, 1, [&](int64_t i, int slot) {
-    workers.at(slot, plan, features, packed.get(), zeros.data()).run(i / tiles, i % tiles * kPixels);
-  });
+  Buffer memory;  // of rings
+  int rows = -1;
+  for (int64_t image = 0; image < p.batch; ++image) {
+    const auto run_tiles = [&](const Band& band, const Place& place) {
+      for_each(pool, band.last_tile - band.first_tile, 1, [&](int64_t i, int slot) {
+        workers.at(slot, plan).run(image, place, packed.get(), (band.first_tile + i) * plan.pixels);
+      });
+    };
+    if (in_place) {
+      const float* features = static_cast<const float*>(p.x) + image * p.height * p.width * p.channels;
+      run_tiles({0, plan.tiles, 0, p.height}, {features});
+      continue;
+    }
+    const std::vector<Band> bands = bands_of(plan, image, pool);
+    int longest = 0;
+    for (const Band& band : bands) longest = std::max(longest, band.high - band.low);
+    if (longest > rows) memory.reset(), memory = allocate(int64_t(longest) * p.width * p.channels), rows = longest;
+    Ring<T> ring(p, image, longest, memory.get());
+    for (const Band& band : bands) run_tiles(band, ring.convert(band, pool));
+  }
 }
 
 }  // namespace

@@ -25,9 +25,10 @@ from pathlib import Path
 import torch
 
 from plugins_cuda.benchmark.report import print_table
-from plugins_cuda.gpu_check.process import Interrupted, Skip, find_tool, interruptible
+from plugins_cuda.gpu_check.process import Interrupted, Skip, interruptible
 from plugins_cuda.gpu_check.steps import Machine, Step, all_steps
 from upsnet.files import WriteError, write_json
+from upsnet.kernels.tools import find_tool
 from upsnet.machine import machine_facts, package_versions
 
 MINUTES = 10.0

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,15 +112,3 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def find_tool(name: str) -> str | None:
-    """A program of the CUDA toolkit, NVIDIA's profilers or Python's scripts: on the PATH, or where those are put."""
-    home = os.environ.get("CUDA_HOME")
-    toolkits = sorted(Path("/usr/local").glob("cuda*/bin"), reverse=True)
-    profilers = sorted(
-        (*Path("/opt/nvidia").glob("nsight-*/*"), *Path("/opt/nvidia").glob("nsight-*/*/bin")), reverse=True
-    )
-    places = [Path(home) / "bin" if home else None, Path(sysconfig.get_path("scripts")), *toolkits, *profilers]
-    beyond = os.pathsep.join(str(place) for place in places if place is not None)
-    return shutil.which(name) or shutil.which(name, path=beyond)

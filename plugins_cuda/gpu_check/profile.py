@@ -11,10 +11,11 @@ from typing import Any
 
 from plugins_cuda.benchmark.report import print_table
 from plugins_cuda.gpu_check import workload
-from plugins_cuda.gpu_check.process import Skip, find_tool, must_pass, run_logged
+from plugins_cuda.gpu_check.process import Skip, must_pass, run_logged
 from plugins_cuda.gpu_check.traces import METRICS, SEPARATOR, Launch, by_case, from_ncu, from_nsys
 from upsnet.errors import first_line
 from upsnet.files import read_json, write_json
+from upsnet.kernels.tools import find_tool
 
 Json = dict[str, Any]
 COLUMNS = ("operator", "type, layout", "kernel", "us", "floor us", "occupancy %", "issue slots %", "DRAM MB", "L2 MB")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from plugins_cuda.gpu_check.process import Ended, Skip, find_tool, run_logged
+from plugins_cuda.gpu_check.process import Ended, Skip, run_logged
+from upsnet.kernels.tools import find_tool
 
 # What each of them sees. Only memcheck is fast enough for the many small checks as well.
 SIZES = {

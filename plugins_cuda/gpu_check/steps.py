@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 
 from plugins_cuda import library
-from plugins_cuda.gpu_check.process import ROOT, Skip, find_tool, must_pass, run_logged
+from plugins_cuda.gpu_check.process import ROOT, Skip, must_pass, run_logged
 from plugins_cuda.gpu_check.profile import profile as profile_kernels
 from plugins_cuda.gpu_check.sanitizers import sanitize
+from upsnet.kernels.tools import find_tool
 
+CUDA_PROVIDER = "CUDAExecutionProvider"
 TESTS_NEED = ("pytest", "hypothesis", "onnx", "onnxruntime", "onnxscript", "pydantic", "typer", "PIL")
 
 
@@ -68,6 +70,7 @@ def all_steps(machine: Machine) -> list[Step]:
         step("build", "compiles the kernels for this GPU", build, 240),
         step("kernels", "every operator against its definition, small to full size, in CUDA graphs", kernels, 150),
         step("enqueue", "the TensorRT plugins' enqueue(), called as TensorRT does by a C++ program", enqueue, 150),
+        step("onnxruntime", "every operator as a node of ONNX Runtime's CUDA provider", onnx_runtime, 150),
         step("benchmark", "times beside the machine's limits and beside torchvision", benchmark, 150),
         step(
             "profile",
@@ -114,6 +117,20 @@ def enqueue(machine: Machine, deadline: float) -> str:
     make = [cmake, "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count() or 1)]
     must_pass(make, out / "enqueue_build.log", deadline)
     return must_pass([str(folder / target)], out / "enqueue.log", deadline)
+
+
+def onnx_runtime(machine: Machine, deadline: float) -> str:
+    """In a session on the GPU alone, in sizes, threads and CUDA graphs; rehearsed: the emulator's kernels."""
+    missing = [module for module in ("onnx", "onnxruntime") if find_spec(module) is None]
+    if not missing and not machine.rehearsed:
+        import onnxruntime
+
+        missing = [] if CUDA_PROVIDER in onnxruntime.get_available_providers() else ["onnxruntime with CUDA"]
+    if missing:
+        raise Skip(f"not installed: {', '.join(missing)}; `pip install onnx onnxruntime-gpu`, without onnxruntime")
+    device = "emulated" if machine.rehearsed else "cuda"
+    check = ["-m", "plugins_cuda.onnxruntime_check", "--device", device]
+    return machine.python("onnxruntime", *check, deadline=deadline)
 
 
 def benchmark(machine: Machine, deadline: float) -> str:

@@ -27,6 +27,10 @@ class Candidates {
   };
 
   Candidates(const float* scores, int count, float threshold) : scores_(scores), count_(count), threshold_(threshold) {
+    if (count <= kFew) {
+      collect_all();
+      return;
+    }
     // Several tables in turn: neighbouring scores often share a bin, and each increment would wait for the last.
     std::vector<uint32_t> tables(kTables * kBins);
     for (int i = 0; i < count; ++i) ++tables[i % kTables * kBins + bin_of(scores[i])];
@@ -46,10 +50,22 @@ class Candidates {
   }
 
  private:
+  static constexpr int kFew = 4096;  // scores that are sorted sooner than counted
   static constexpr int kShift = 20, kBins = 1 << (32 - kShift), kTables = 4;
 
   // Bin 0 is for what is no candidate: a score over a threshold is over -inf, whose order is far above bin 0.
   uint32_t bin_of(float score) const { return score > threshold_ ? order_of(score) >> kShift : 0; }
+
+  void collect_all() {
+    keys_.resize(count_ + 1);  // the last one takes the writes that do not count
+    size_t filled = 0;
+    for (int i = 0; i < count_; ++i) {
+      keys_[filled] = key_of(scores_[i], threshold_, i);
+      filled += keys_[filled] != 0;
+    }
+    keys_.resize(filled);
+    lowest_bin_ = 1;
+  }
 
   // keys_ = all keys in the next lower bins, as many bins as it takes for `wanted` keys.
   void collect(size_t wanted) {

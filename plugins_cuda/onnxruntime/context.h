@@ -41,19 +41,18 @@ class Context {
  public:
   Context(const Api& api, KernelContext* context) : api_(api), context_(context) {}
 
-  // The data of an input, and its shape.
-  const void* input(int32_t index, Shape& shape) const {
+  // The data of an input, and its shape. name: for errors.
+  const void* input(int32_t index, const char* name, Shape& shape) const {
     const Value* value = nullptr;
     check(api_.KernelContext_GetInput(context_, index, &value));
-    if (value == nullptr) throw std::invalid_argument("input " + std::to_string(index) + " is missing");
+    if (value == nullptr) throw std::invalid_argument(std::string(name) + " is missing");
     TensorInfo* info = nullptr;
     check(api_.GetTensorTypeAndShape(value, &info));
     const std::unique_ptr<TensorInfo, void (*)(TensorInfo*)> held(info, api_.ReleaseTensorTypeAndShapeInfo);
     size_t rank = 0;
     check(api_.GetDimensionsCount(info, &rank));
-    if (rank > Shape::kMaxRank) {
-      throw std::invalid_argument("input " + std::to_string(index) + " has " + std::to_string(rank) + " dimensions");
-    }
+    if (rank > Shape::kMaxRank)
+      throw std::invalid_argument(std::string(name) + " has " + std::to_string(rank) + " dimensions");
     shape.rank = static_cast<int32_t>(rank);
     check(api_.GetDimensions(info, shape.d, rank));
     void* data = nullptr;

@@ -2,9 +2,9 @@
 // operator it is. <room>/onnxruntime.cpp adds the room's nodes to a Domain; UPSNET_DEVICES, which CMake sets, names the
 // devices that it has kernels for.
 //
-// A node has one CustomOp for each combination of types that its features may have (where no kernel takes the types of a
-// node, ONNX Runtime refuses the model, even one whose file has the node's body), and for each device: OnCpu (on_cpu.h)
-// or OnCuda (on_cuda.h), made for a kernel, with
+// A node has one CustomOp for each combination of types that its features may have (where no kernel takes the types of
+// a node, ONNX Runtime refuses the model, even one whose file has the node's body), and for each device: OnCpu
+// (on_cpu.h) or OnCuda (on_cuda.h), made for a kernel, with
 //   static constexpr const char* kProvider;                                ONNX Runtime's; null: the CPU's
 //   const char* run(const Operator&, const Call&, const Context&) const;   null, or why it failed; throws, too
 // A kernel keeps its attributes and its device, so that sessions and threads may run it at once.
@@ -50,7 +50,7 @@ class Kernel {
     std::array<Argument, kNumInputs> arguments;
     std::array<const void*, kNumInputs> inputs;
     for (int32_t i = 0; i < kNumInputs; ++i) {
-      inputs[i] = context.input(i, shapes[i]);
+      inputs[i] = context.input(i, Operator::kInputs[i].name, shapes[i]);
       arguments[i] = {shapes[i], types_[i]};
     }
     check_shapes(Operator::kInputs, shapes.data(), kNumInputs);
@@ -109,7 +109,7 @@ struct Op final : CustomOp {
     Made kernel;
   };
 
-  explicit Op(const Types& types) : CustomOp{}, types(types) {
+  Op(const Api& api, const Types& types) : CustomOp{}, api(api), types(types) {
     version = kCustomOpVersion;
     GetName = [](const CustomOp*) { return kThis.name; };
     GetExecutionProviderType = [](const CustomOp*) { return Device::kProvider; };
@@ -124,9 +124,9 @@ struct Op final : CustomOp {
     GetInputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
     GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
     GetInputMemoryType = [](const CustomOp*, size_t) { return kDefaultMemory; };
-    CreateKernelV2 = [](const CustomOp* op, const Api* api, const KernelInfo* info, void** kernel) {
-      return guarded(*api, kThis.name,
-                     [&] { *kernel = new Instance{*api, Made(*api, info, static_cast<const Op*>(op)->types)}; });
+    CreateKernelV2 = [](const CustomOp* op, const Api*, const KernelInfo* info, void** kernel) {
+      const Op& self = *static_cast<const Op*>(op);
+      return guarded(self.api, kThis.name, [&] { *kernel = new Instance{self.api, Made(self.api, info, self.types)}; });
     };
     KernelComputeV2 = [](void* kernel, KernelContext* context) {
       const Instance& instance = *static_cast<const Instance*>(kernel);
@@ -154,6 +154,7 @@ struct Op final : CustomOp {
     return kFloat;
   }
 
+  const Api& api;  // of kApiVersion; ONNX Runtime hands a kernel that of kCustomOpVersion
   const Types types;
 };
 
@@ -189,7 +190,7 @@ class Domain {
   template <typename Made>
   void add_node(typename Made::Types types = {}, size_t first = 0) {
     for (; first < types.size() && !Made::has_features(first); ++first) types[first] = types[0];
-    if (first == types.size()) return check(api_.CustomOpDomain_Add(domain_, new Made(types)));
+    if (first == types.size()) return check(api_.CustomOpDomain_Add(domain_, new Made(api_, types)));
     for (const DType features : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
       types[first] = features;
       add_node<Made>(types, first + 1);

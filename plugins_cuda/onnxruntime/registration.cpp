@@ -3,6 +3,7 @@
 #include <mutex>
 
 #include "common/exports.h"
+#include "common/kernel_abi.h"
 #include "onnxruntime/operators.h"
 
 namespace upsnet::onnxruntime {
@@ -30,6 +31,9 @@ CustomOpDomain* domain_of(const Api& api) {
 
 }  // namespace
 }  // namespace upsnet::onnxruntime
+
+// Which library this is, for programs that are handed one: see common/kernel_abi.h.
+UPSNET_EXPORT int32_t upsnet_kernel_abi() { return upsnet::kKernelAbi; }
 
 // Null, or an error that tells why these operators cannot be used.
 UPSNET_EXPORT upsnet::onnxruntime::Status* RegisterCustomOps(upsnet::onnxruntime::SessionOptions* options,

@@ -191,16 +191,16 @@ inline void label_row(const Params& p, const std::vector<Detection>& accepted, i
   for (const Detection& detection : accepted) {
     if (touches(detection)) compete(p, detection, y, width, weight, s);
   }
-  const int num_stuff = p.num_stuff;
+  const int num_stuff = p.num_stuff, *labels = s.label.data() + 2;
+  const float *best = s.best.data() + 2, *highest = s.highest.data() + 2, *thing = s.thing.data() + 2;
+  const uint8_t* absent = s.absent.data() + 2;
+#pragma omp simd
   for (int x = 0; x < width; ++x) {
-    float best = s.best[x + 2], highest = s.highest[x + 2];
-    int label = s.label[x + 2];
-    const int absent = s.absent[x + 2];
-    if (absent != kNone) {
-      label = absent_wins(best, label, num_stuff + absent) ? num_stuff + absent : label;
-      best = higher(best, 0.0f), highest = higher(highest, 0.0f);
-    }
-    out[x] = uint8_t(s.thing[x + 2] - highest > best ? kVoid : label);
+    const int first_absent = absent[x], absent_label = num_stuff + first_absent;
+    const bool competes = first_absent != kNone;
+    const int label = competes & absent_wins(best[x], labels[x], absent_label) ? absent_label : labels[x];
+    const float least = competes ? 0.0f : -INFINITY;  // of both maxima
+    out[x] = uint8_t(thing[x] - higher(highest[x], least) > higher(best[x], least) ? kVoid : label);
   }
 }
 

@@ -77,8 +77,9 @@ inline void mask_terms(const Detection& detection, int y, float* line, float* __
 
 // Eight bytes that are 0 or 1, as the bits of one.
 inline uint64_t gather_bits(const uint8_t* flags) {
-  uint64_t bytes = 0;
-  for (int i = 0; i < 8; ++i) bytes |= uint64_t(flags[i]) << 8 * i;  // one load
+  uint64_t bytes;
+  std::memcpy(&bytes, flags, sizeof bytes);
+  if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) bytes = __builtin_bswap64(bytes);
   return bytes * 0x0102040810204080u >> 56;
 }
 
@@ -92,7 +93,10 @@ inline void rasterize(Detection& detection) {
   uint64_t* word = detection.bits.data();
   for (int y = clip.first_y; y <= clip.last_y; ++y) {
     mask_terms(detection, y, line.data(), terms.data());
-    for (int i = 0; i < columns; ++i) flags[offset + i] = terms[i] > 0.0f;
+    const float* term = terms.data();
+    uint8_t* flag = flags.data() + offset;
+#pragma omp simd
+    for (int i = 0; i < columns; ++i) flag[i] = term[i] > 0.0f;
     for (int w = 0; w < words; ++w, ++word) {
       uint64_t bits = 0;
       for (int byte = 0; byte < 8; ++byte) bits |= gather_bits(&flags[w * 64 + byte * 8]) << 8 * byte;

@@ -181,7 +181,7 @@ UPSNET_HD bool is_accepted(int overlap, int area, float threshold) {
 
 // Instances that do not cover a pixel compete there with 0; of these only the first can win. Does it, over the best?
 UPSNET_HD bool absent_wins(float best, int label, int absent_label) {
-  return best < 0.0f || (best == 0.0f && label > absent_label);
+  return (best < 0.0f) | ((best == 0.0f) & (label > absent_label));  // without branches
 }
 
 // Stuff with this many votes takes an instance over. Half of the area is enough: no thing class can then have more, and

@@ -1,21 +1,11 @@
-// What an engine relies on: the library that runs it must be one of the same number.
+// An engine keeps the number of the library that it was built with.
 #pragma once
 
-#include <cstdint>
-
+#include "common/kernel_abi.h"
 #include "tensorrt/attributes.h"
 
 namespace upsnet::tensorrt {
 
-// Raise it when an engine that was built before must not run with the library any more: an attribute, a tensor's type
-// or layout, or the meaning of one has changed, or a workspace has grown (its size lies in the engine).
-// test_kernel_abi.py notices most of it.
-//   1: engines without a number; deform_conv's workspace could be too small
-//   2: the workspace is enough for every size within the profile
-#ifndef UPSNET_KERNEL_ABI  // tests build a second library
-#define UPSNET_KERNEL_ABI 2
-#endif
-inline constexpr int32_t kKernelAbi = UPSNET_KERNEL_ABI;
 inline constexpr const char* kKernelAbiField = "kernel_abi";  // among a plugin's attributes in an engine
 
 // std::invalid_argument for the fields of an engine of another number.

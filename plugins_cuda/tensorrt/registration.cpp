@@ -26,8 +26,8 @@
 
 #define UPSNET_PLUGIN_EXPORT extern "C" __attribute__((visibility("default")))
 
-// Which engines this library runs: see tensorrt/kernel_abi.h.
-UPSNET_PLUGIN_EXPORT int32_t upsnet_kernel_abi() { return upsnet::tensorrt::kKernelAbi; }
+// Which engines this library runs: see common/kernel_abi.h.
+UPSNET_PLUGIN_EXPORT int32_t upsnet_kernel_abi() { return upsnet::kKernelAbi; }
 
 namespace upsnet::tensorrt {
 namespace {

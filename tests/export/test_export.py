@@ -22,10 +22,11 @@ from tests.small_disk import small_disk
 from training.checkpoint import load_model
 from training.predictor import PyTorchPredictor
 from upsnet.command_line.command import make_app
-from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
+from upsnet.contract import INPUTS, LIBRARY, METADATA_KEY, OUTPUTS, manifest_path
 from upsnet.errors import InputError
 from upsnet.files import sha256
 from upsnet.geometry import NetworkBatch, ResizeRule
+from upsnet.kernels import building
 from upsnet.manifest import Manifest
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
@@ -89,8 +90,10 @@ def test_onnx_runtime_equals_pytorch(tiny_run: Path, batch: int, height: int, wi
         np.ones(batch, np.float32),
     )
     expected = PyTorchPredictor(tiny_run / "last.safetensors").predict(inputs)
-    for model in (tiny_run / "model.onnx", tiny_run / "engine/model.onnx"):
-        found = OnnxRuntimePredictor(model).predict(inputs)
+    for kernels in ("auto", "off"):
+        predictor = OnnxRuntimePredictor(tiny_run / "engine/model.onnx", kernels=kernels)
+        assert predictor.kernels == (LIBRARY if kernels == "auto" else "function bodies (UPSNET_KERNELS=off)")
+        found = predictor.predict(inputs)
         assert (expected.segment_count > 0).all()
         assert_same_segments(found, expected)
 
@@ -156,14 +159,23 @@ class TestEngine:
         for found in (report.tensorrt, report.tensorrt_rtx):
             assert found.status == "built" or found.reason or found.errors
 
-    def test_optimized_graph_has_no_custom_operator_left(self, tiny_run: Path) -> None:
-        optimized = onnx.load(tiny_run / "engine/model.onnx")
-        assert not optimized.functions
-        assert "upsnet" not in {node.domain for node in optimized.graph.node}
-
-    def test_manifest_belongs_to_the_optimized_model(self, tiny_run: Path) -> None:
-        model = tiny_run / "engine/model.onnx"
+    def test_onnx_runtime_has_the_exported_file_and_its_kernels(self, tiny_run: Path) -> None:
+        model, library = (tiny_run / "engine" / name for name in ("model.onnx", LIBRARY))
+        assert model.read_bytes() == (tiny_run / "model.onnx").read_bytes()
         assert Manifest.load(manifest_path(model)).onnx_sha256 == sha256(model)
+        found = Engine.load(tiny_run / "engine/engine.json").onnxruntime
+        assert found.kernels == LIBRARY and f"kernels: {LIBRARY}" in str(found)
+        assert library.read_bytes() == building.build("onnxruntime", "").read_bytes()
+
+    def test_an_engine_without_kernels_says_why_and_keeps_no_old_ones(
+        self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / LIBRARY).touch()
+        monkeypatch.setattr(export.engine, "_tensorrt_rtx", export.engine._tensorrt)
+        monkeypatch.setenv("UPSNET_KERNELS", "off")
+        engine = export.engine.build_engine(tiny_run / "model.onnx", tmp_path)
+        assert engine.onnxruntime.kernels == "function bodies (UPSNET_KERNELS=off)"
+        assert not (tmp_path / LIBRARY).exists()
 
     @pytest.mark.tensorrt
     def test_rtx_builds_or_names_the_operator(self, tiny_run: Path) -> None:
@@ -200,6 +212,6 @@ def test_a_full_disk_leaves_nothing_half_exported(tiny_run: Path, tmp_path: Path
     model, *_ = load_model(tiny_run / "last.safetensors")
     with small_disk(100_000), pytest.raises(InputError, match=r"model\.onnx: cannot be written: File too large"):
         export.onnx_export.write_onnx(model, manifest, tmp_path / "model.onnx")
-    with small_disk(100_000), pytest.raises(InputError, match=r"fast\.onnx: cannot be written: the disk may be full"):
-        export.engine.optimize(tiny_run / "model.onnx", tmp_path / "fast.onnx")
+    with small_disk(100_000), pytest.raises(InputError, match=r"copy\.onnx: cannot be written: File too large"):
+        export.engine._keep(tiny_run / "model.onnx", tmp_path / "copy.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -189,7 +189,7 @@ class TestRtx:
         assert set(nodes) == {"RoiAlignFpn", "PaddedNms", "DeformConv2d", "PanopticFusion"}
 
         kind = "HALF" if precision == "fp16" else "FLOAT"
-        assert set(found.layers) == set(HEAVY_LAYERS)
+        assert set(found.layers) == set(HEAVY_LAYERS) - {"DECONVOLUTION"}
         for counts in found.layers.values():
             assert set(counts) == {kind}
         assert {name for name, kinds in found.plugins.items() if kind in kinds} >= set(nodes) - {"PaddedNms"}

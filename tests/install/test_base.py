@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.install.conftest import Installed
+from tests.install.conftest import ROOT, Installed
 from upsnet import __version__
 from upsnet.command_line.main import COMMANDS
 from upsnet.workshop import FOLDERS
@@ -35,6 +35,17 @@ def test_wheel_holds_the_library_alone(wheel: Path) -> None:
     metadata = f"upsnet_trt-{__version__}.dist-info"
     assert {name.partition("/")[0] for name in names} == {"upsnet", metadata}
     assert {"upsnet/py.typed", f"{metadata}/licenses/LICENSE"} <= set(names)
+
+
+def test_wheel_carries_what_the_kernels_are_made_from(wheel: Path) -> None:
+    """As the checkout has it, and nothing of plugins_cuda/ besides."""
+    sources, kinds = ROOT / "plugins_cuda", {".h", ".cuh", ".cu", ".cpp"}
+    text = {"CMakeLists.txt", "generate.py", "schema.py"}
+    expected = {path for path in sources.rglob("*") if path.suffix in kinds or path.name in text}
+    place = "upsnet/kernels/sources/"
+    carried = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(place)}
+    assert carried == {f"{place}{path.relative_to(sources)}" for path in expected}
+    assert wheel.stat().st_size < 600_000
 
 
 def test_import_is_quick_and_light(base: Installed) -> None:

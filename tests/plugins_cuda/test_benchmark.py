@@ -14,8 +14,8 @@ import torch
 from plugins_cuda.benchmark import __main__ as command
 from plugins_cuda.benchmark.cases import OPERATORS, Case, Goal, fusion_work, roi_work
 from plugins_cuda.benchmark.ceilings import Ceilings, Work
-from plugins_cuda.benchmark.inputs import QUICK, Sizes, panoptic
-from plugins_cuda.benchmark.memory import fusion_peak
+from plugins_cuda.benchmark.inputs import QUICK, Sizes
+from plugins_cuda.benchmark.memory import ROOMS, peak_of
 from plugins_cuda.benchmark.timing import time_cpu
 
 
@@ -109,8 +109,9 @@ def test_verdicts(goal: Goal, met: bool | None) -> None:
     assert alone["met"] is (False if goal.ratio else met), "a goal is not met without its baseline"
 
 
-def test_memory_of_the_fusion_is_measured_in_a_process_of_its_own() -> None:
-    assert 0 <= fusion_peak(panoptic(QUICK), QUICK.stuff, "reference") < 1e8
+@pytest.mark.parametrize("room", ROOMS)
+def test_memory_is_measured_in_a_process_of_its_own(room: str) -> None:
+    assert 0 <= peak_of(room, QUICK, "reference") < 1e8
 
 
 def test_peak_memory_counts_from_where_it_was_forgotten(project_root: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from plugins_cuda import building, library
+from plugins_cuda import library
 from plugins_cuda.library import BuildError
 from tests.plugins_cuda.toy import builds, call
+from upsnet.kernels import building, tools
 
 
 def test_compiled_once_and_again_when_a_source_changes(
@@ -42,7 +43,8 @@ def test_compiled_once_and_again_when_a_source_changes(
 def test_processes_that_start_together_compile_once(cmake_log: Path, fresh: Path, project_root: Path) -> None:
     code = f"""
 from pathlib import Path
-from plugins_cuda import building, library
+from plugins_cuda import library
+from upsnet.kernels import building
 building.BUILD = Path({str(fresh)!r})
 print(library.load("cpu").path)
 """
@@ -109,7 +111,7 @@ def test_address_sanitizer_is_refused_in_time(cmake_log: Path, monkeypatch: pyte
 )
 def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:
     which = shutil.which
-    monkeypatch.setattr(building.shutil, "which", lambda *a, **k: which("cmake") if a[0] == "cmake" else None)
+    monkeypatch.setattr(tools.shutil, "which", lambda *a, **k: which("cmake") if a[0] == "cmake" else None)
     if name == "cuda":
         monkeypatch.setenv("CXX", "g++")
     with pytest.raises(BuildError, match=message):
@@ -118,9 +120,57 @@ def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name
 
 def test_missing_cmake(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     which = shutil.which
-    monkeypatch.setattr(building.shutil, "which", lambda *a, **k: None if a[0] == "cmake" else which(*a, **k))
+    monkeypatch.setattr(tools.shutil, "which", lambda *a, **k: None if a[0] == "cmake" else which(*a, **k))
     with pytest.raises(BuildError, match="cmake was not found; `pip install cmake`"):
         library.load("cpu")
+
+
+def test_ninja_serves_where_make_is_not(cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    which, there = shutil.which, {"ninja": "/some/ninja"}
+    monkeypatch.delenv("CMAKE_GENERATOR", raising=False)
+    monkeypatch.setattr(
+        tools.shutil, "which", lambda *a, **k: there.get(a[0]) if a[0] in ("make", "ninja") else which(*a, **k)
+    )
+    library.load("cpu")
+    assert "-GNinja -DCMAKE_MAKE_PROGRAM=/some/ninja" in cmake_log.read_text()
+    there.clear()
+    monkeypatch.setenv("CXXFLAGS", "-g")  # another library
+    with pytest.raises(BuildError, match="neither make nor ninja was found; install make, or `pip install ninja`"):
+        library.load("cpu")
+
+
+def test_only_its_own_front_makes_a_library_anew(
+    cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sources = tmp_path / "sources"
+    for name in ("CMakeLists.txt", "nms/cpu.cpp", "nms/onnxruntime.cpp", "onnxruntime/abi.h", "tensorrt/host.h"):
+        (sources / name).parent.mkdir(parents=True, exist_ok=True)
+        (sources / name).touch()
+    monkeypatch.setattr(building, "SOURCES", sources)
+
+    def changed(name: str) -> list[bool]:
+        before = [building.build(each, "") for each in ("cpu", "onnxruntime")]
+        (sources / name).write_text(f"{name} is changed")
+        return [path != building.build(each, "") for each, path in zip(("cpu", "onnxruntime"), before, strict=True)]
+
+    assert changed("nms/cpu.cpp") == [True, True]
+    assert changed("nms/onnxruntime.cpp") == changed("onnxruntime/abi.h") == [False, True]
+    assert changed("tensorrt/host.h") == [False, False]
+
+
+def test_sources_that_are_not_there(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(building, "SOURCES", tmp_path / "nowhere")
+    with pytest.raises(BuildError, match=r"the operators' sources are not installed: .*nowhere"):
+        library.load("cpu")
+
+
+def test_an_installed_package_compiles_into_the_cache(
+    cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(building, "BUILD", None)
+    cache = tmp_path / "cache" / "upsnet-trt" / "operators"
+    assert library.load("cpu").path.is_relative_to(cache)
+    assert capfd.readouterr().err == f"compiling the operators for cpu (once, into {cache}) ...\n"
 
 
 def test_compiler_that_does_not_run(cmake_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +196,12 @@ def test_processes_that_start_together_fail_once(cmake_log: Path, fresh: Path, p
     code = f"""
 import os
 from pathlib import Path
-from plugins_cuda import building, library
-def come_to(lock, take=building.FileLock):
+from plugins_cuda import library
+from upsnet.kernels import building
+def come_to(lock, take=building._alone):
     Path(f"{{lock}}.{{os.getpid()}}").touch()
     return take(lock)
-building.BUILD, building.FileLock = Path({str(fresh)!r}), come_to
+building.BUILD, building._alone = Path({str(fresh)!r}), come_to
 try:
     library.load("cpu")
 except library.BuildError as error:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins_cuda import building, library, sass
+from plugins_cuda import library, sass
+from upsnet.kernels import building
 
 REASON = "host_config.h:143:2: error: #error -- unsupported GNU version!"
 

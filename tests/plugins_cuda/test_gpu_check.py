@@ -23,6 +23,7 @@ from plugins_cuda.gpu_check.process import Skip, run_logged
 from plugins_cuda.gpu_check.steps import Machine, Step
 from plugins_cuda.roi_align_fpn.reference import assign_levels
 from tests.plugins_cuda.conftest import COMPILED, Front, front_fixture
+from upsnet.kernels import tools
 
 CPU = torch.device("cpu")
 front = front_fixture(COMPILED)
@@ -103,8 +104,9 @@ def test_an_unknown_step_is_refused_with_the_list(capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as ended:
         command.main(["--steps", text])
     assert ended.value.code == 2
-    assert "no such step; there are build, kernels, enqueue, benchmark, profile, training, pytest, memcheck, " in (
-        capsys.readouterr().err
+    assert (
+        "no such step; there are build, kernels, enqueue, onnxruntime, benchmark, profile, training, pytest, memcheck, "
+        in (capsys.readouterr().err)
     )
 
 
@@ -129,14 +131,17 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
     (tmp_path / "sitecustomize.py").write_text(bare)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{project_root}"}
     arguments = ["-m", "plugins_cuda.gpu_check", "--rehearse", "--out", str(tmp_path / "out")]
-    arguments += ["--steps", "build,kernels,benchmark,pytest,memcheck"]
+    arguments += ["--steps", "build,kernels,onnxruntime,benchmark,pytest,memcheck"]
     done = subprocess.run(
         [sys.executable, *arguments], cwd=project_root, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
     statuses = {step["name"]: (step["status"], step["detail"]) for step in summary["steps"]}
-    assert [status for status, _ in statuses.values()] == ["passed"] * 3 + ["skipped"] * 2
+    skipped = [name for name, (status, _) in statuses.items() if status == "skipped"]
+    assert skipped == ["onnxruntime", "pytest", "memcheck"]
+    assert {status for name, (status, _) in statuses.items() if name not in skipped} == {"passed"}
+    assert "not installed: onnx, onnxruntime; `pip install onnx onnxruntime-gpu`" in statuses["onnxruntime"][1]
     assert statuses["kernels"][1] == "all passed"
     assert statuses["benchmark"][1].startswith("9 cases, ")
     assert "hypothesis, onnx, onnxruntime, onnxscript, pydantic, typer" in statuses["pytest"][1]
@@ -336,6 +341,6 @@ def test_training_step(
 def test_tools_are_found_off_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     there = program(tmp_path / "bin", "a-tool-of-cuda", "exit 0")
-    assert process.find_tool(there.name) is None
+    assert tools.find_tool(there.name) is None
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    assert process.find_tool(there.name) == str(there)
+    assert tools.find_tool(there.name) == str(there)

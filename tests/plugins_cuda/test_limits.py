@@ -16,12 +16,12 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda import library
-from tests.plugins_cuda.conftest import COMPILED, Front, front_fixture, prepared, schema_of
+from tests.plugins_cuda.conftest import COMPILED, IN_ONNXRUNTIME, Front, front_fixture, prepared, schema_of
 from tests.plugins_cuda.inputs import LAYOUTS, room_inputs
 
 ROOMS = ["nms", "roi_align_fpn", "deform_conv", "panoptic_fusion"]
 INVALID, MISALIGNED = 1, 716  # cudaError_t
-front = front_fixture(COMPILED)
+front = front_fixture([*COMPILED, *IN_ONNXRUNTIME])
 
 
 def start(name: str, room: str, params: ctypes.Structure) -> int:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from plugins_cuda import building, library
+from plugins_cuda import library
 from plugins_cuda.library import Library
+from upsnet.kernels import building
 
 CPU = torch.device("cpu")
 TOY = """

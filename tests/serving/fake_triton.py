@@ -98,7 +98,7 @@ class Triton:
         self.names = dict(
             TritonError=FakeError,
             TritonModelException=FakeError,
-            Logger=SimpleNamespace(log_error=self.log.append, log_info=self.log.append),
+            Logger=SimpleNamespace(**dict.fromkeys(("log_error", "log_info", "log_warn"), self.log.append)),
             get_input_tensor_by_name=lambda request, name: Tensor(name, request.tensors[name]),
             get_output_tensor_by_name=lambda response, name: Tensor(name, response.outputs[name]),
             Tensor=Tensor,

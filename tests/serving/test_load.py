@@ -24,7 +24,7 @@ WHITE, BLACK = np.full((50, 70, 3), 255, np.uint8), np.zeros((200, 40, 3), np.ui
 @pytest.mark.triton
 def test_the_server_tells_what_its_model_is(server: TritonServer, exported: Exported) -> None:
     with upsnet.load(f"grpc://{server.url}") as model:
-        assert repr(model) == "<Model standin in triton: 1 stuff, 1 things>"
+        assert repr(model) == "<Model standin in triton: 1 stuff, 1 things; kernels: the server's>"
         assert model.manifest == exported.manifest and model.categories.names == ["sky", "cat"]
         white, black = model.predict([WHITE, BLACK])
         assert white.ids.shape == (50, 70) and white.ids.all() and white.describe() == "sky"

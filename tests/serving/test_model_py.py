@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +20,11 @@ import upsnet
 from tests.serving.conftest import POISON, Exported, make_request
 from tests.serving.fake_triton import FakeError, MetricFamily, Request, Response, Tensor, Triton, arguments
 from tests.upsnet.test_photos import EPS
-from upsnet.contract import LABELS, METADATA_KEY, OVERLAY, PHOTO, PHOTO_SIZES, SEGMENTS_JSON
+from upsnet.contract import LABELS, LIBRARY, METADATA_KEY, OVERLAY, PHOTO, PHOTO_SIZES, SEGMENTS_JSON
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
 from upsnet.photos import read_photo
+from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
 
 @pytest.fixture
@@ -142,7 +145,8 @@ def test_numpy_is_judged_by_what_comes_back(
     settings = arguments(max_pixels="4096", threads="1", device="auto")
     made = module.TritonPythonModel()
     made.initialize(settings)  # a Triton that can read numpy 2
-    assert triton.log == [f"upsnet: runs on the CPU with 1 threads, ONNX Runtime {module.ort.__version__}"]
+    ran = f"upsnet: runs on the CPU with 1 threads, ONNX Runtime {module.ort.__version__}"
+    assert triton.log == [f"{ran}, kernels: function bodies (no {LIBRARY} was deployed)"]
     check(exported, asked := request(1, 32, 64), made.execute([asked])[0])
     monkeypatch.setattr(Tensor, "from_dlpack", lambda name, other: Tensor(name, other.array * 0))
     with pytest.raises(RuntimeError, match=r"cannot read the arrays of numpy 2.4.6; take 1.26"):
@@ -173,6 +177,36 @@ def test_the_gpu_is_taken_where_it_works(triton: Triton, exported: Exported, mon
     assert opened("auto") == module.CPU
     with pytest.raises(FakeError, match=r"finds no GPU that works"):
         opened("cuda")
+
+
+@pytest.mark.parametrize("kernels", ["deployed", "damaged", "off"])
+def test_the_kernels_that_were_deployed(
+    triton: Triton, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kernels: str
+) -> None:
+    """Beside the model, as `upsnet engine` left them. Without them it answers the same."""
+    for name in ("model.onnx", LIBRARY):
+        shutil.copy(tiny_run / "engine" / name, tmp_path)
+    if kernels == "damaged":
+        os.truncate(tmp_path / LIBRARY, 5000)
+    monkeypatch.setenv("UPSNET_KERNELS", "off" if kernels == "off" else "auto")
+    module = triton.load("upsnet", monkeypatch)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "model.py"))
+    made = module.TritonPythonModel()
+    made.initialize(arguments(max_pixels="32768", threads="1", device="cpu"))
+    *warned, ran = triton.log
+    expected = {
+        "deployed": LIBRARY,
+        "damaged": f"function bodies ({LIBRARY} cannot be used, see above)",
+        "off": "function bodies (UPSNET_KERNELS=off)",
+    }
+    assert ran.endswith(f", kernels: {expected[kernels]}")
+    assert len(warned) == (kernels == "damaged")
+    assert all(line.startswith(f"upsnet: {LIBRARY} cannot be used: ") for line in warned)
+    asked = request(2, 96, 128)
+    (answer,) = made.execute([asked])
+    right = OnnxRuntimePredictor(tiny_run / "model.onnx", 1, kernels="off").predict(NetworkBatch(**asked.tensors))
+    np.testing.assert_array_equal(answer.outputs["segment_count"], right.segment_count)
+    assert (answer.outputs["panoptic"] == right.panoptic).mean() > 0.999
 
 
 def test_a_missing_package_is_named(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ class InProcess(Exported):
     """The stand-in as a Predictor."""
 
     name = "stand-in"
-    device_name = "cpu"
+    device_name, kernels = "cpu", "none"
 
     def close(self) -> None:
         pass

@@ -22,7 +22,7 @@ from tests.serving.conftest import Exported, make_request
 from tests.serving.test_configs import config
 from upsnet.categories import Category
 from upsnet.command_line.command import make_app
-from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
+from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
 from upsnet.runtimes.triton import TritonPredictor
@@ -52,6 +52,26 @@ def test_deploy_engine_brings_its_plan_and_plugins_and_leaves_no_other(
     (engine / "model.plan").unlink()
     deploy_engine(engine, repository)
     assert not plan.exists() and not plugins.exists(), "the plan of another engine must not be served"
+
+
+def test_deploy_engine_brings_onnx_runtimes_kernels_and_leaves_no_other(
+    exported: Exported, repository: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    shutil.copytree(exported.model.parent, engine)
+    for name in (LIBRARY, CUDA_LIBRARY):
+        (engine / name).write_text(name)
+    deploy_engine(engine, repository)
+    served = [latest_version(repository) / name for name in (LIBRARY, CUDA_LIBRARY)]
+    assert [path.read_text() for path in served] == [LIBRARY, CUDA_LIBRARY]
+    (engine / LIBRARY).unlink()
+    deploy_engine(engine, repository)
+    assert [path.exists() for path in served] == [False, True]
+
+
+def test_the_models_code_knows_the_libraries_names() -> None:
+    text = (TEMPLATE / "upsnet/1/model.py").read_text()
+    assert f'LIBRARIES = {{CUDA: "{CUDA_LIBRARY}", CPU: "{LIBRARY}"}}' in text
 
 
 def test_configuration_names_the_plugins_where_deploying_puts_them() -> None:

@@ -10,13 +10,14 @@ import pytest
 from serving.repository import deploy
 from serving.snapshot import take_snapshot
 from tests.serving.conftest import Exported
+from upsnet.contract import LIBRARY
 from upsnet.errors import InputError
 from upsnet.files import sha256, write_text
 
 
 def test_what_is_copied(exported: Exported, repository: Path, tmp_path: Path) -> None:
     version = repository / "upsnet/1"
-    for name in ("model.plan", "libupsnet_plugins.so"):
+    for name in ("model.plan", "libupsnet_plugins.so", LIBRARY):
         (version / name).touch()
     (version / "__pycache__").mkdir()
     (version / "__pycache__/model.pyc").touch()
@@ -27,6 +28,7 @@ def test_what_is_copied(exported: Exported, repository: Path, tmp_path: Path) ->
     assert {
         "upsnet/1/model.onnx",
         "upsnet/1/model.py",
+        f"upsnet/1/{LIBRARY}",
         "upsnet/configs/cpu.pbtxt",
         "upsnet/warmup/sizes",
         "upsnet_photo/1/model.py",

@@ -61,7 +61,8 @@ def test_every_form_of_a_model(tiny_run: Path, tmp_path: Path) -> None:
         with load(source, **options) as model:
             assert (model.runtime, model.name, len(model.categories)) == (runtime, "tiny", 8)
             assert model.device.startswith(("cpu", "cuda:0"))
-            assert repr(model) == f"<Model tiny in {runtime}: 4 stuff, 4 things>"
+            assert repr(model) == f"<Model tiny in {runtime}: 4 stuff, 4 things; kernels: {model.kernels}>"
+            assert model.kernels.startswith("libupsnet_onnxruntime" if runtime == "onnxruntime" else "libupsnet_c")
             found.append(model.predict(photo))
     for each in found[1:]:
         assert (each.ids == found[0].ids).mean() > 0.98

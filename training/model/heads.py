@@ -83,12 +83,19 @@ class SemanticHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         outputs = []
-        for index, x in enumerate(levels):
-            for conv in self.convs:
-                x = F.relu(conv(x))
+        for index, x in enumerate(self.features(levels)):
             own = slice(index * x.shape[1], (index + 1) * x.shape[1])
             x = F.conv2d(x, self.score.weight[:, own], None if index else self.score.bias)
             if index > 0:
                 x = F.interpolate(x, scale_factor=float(2**index), mode="bilinear", align_corners=False)
             outputs.append(x)
         return sum(outputs[1:], outputs[0])
+
+    def features(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """What `score` reads of each level, B x C x h x w."""
+        outputs = []
+        for x in levels:
+            for conv in self.convs:
+                x = F.relu(conv(x))
+            outputs.append(x)
+        return outputs

@@ -200,9 +200,10 @@ def main(
     replaced = (folder / "predictions.json").is_file()
     left_out: list[str] = []
     with Model(predictor) as opened:
+        ran = f"{opened.runtime}, device: {opened.device}, kernels: {opened.kernels}"
         for line in predict_files(opened, photos, folder, left_out):
             tqdm.write(line)
-    print(f"wrote {out}/: *_overlay.jpg (of a video .mp4), predictions.json and predictions/")
+    print(f"wrote {out}/: *_overlay.jpg (of a video .mp4), predictions.json and predictions/ ({ran})")
     if replaced:
         print(f"{out}/predictions.json was there and is replaced: what it listed before, it lists no more")
     if left_out:

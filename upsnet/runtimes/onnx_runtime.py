@@ -5,23 +5,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import os
 from pathlib import Path
+from typing import Any
 
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 from pydantic import ValidationError
 
 from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS
-from upsnet.device import Device, parse_device, warn_of_unused_gpu
+from upsnet.device import DRIVER_LIBRARY, Device, parse_device, warn_of_unused_gpu
 from upsnet.errors import InputError, one_line
-from upsnet.files import WriteError, check_utf8
+from upsnet.files import check_utf8
 from upsnet.geometry import NetworkBatch
+from upsnet.kernels.choice import NONE, Kernels, find_kernels, has_operators, wanted_kernels
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 LOAD_ERRORS = (
     state.EPFail,
     state.Fail,
@@ -37,12 +37,18 @@ LOAD_ERRORS = (
 
 
 class OnnxRuntimePredictor:
-    """Runs an exported model. The manifest comes out of the ONNX file itself. device: see upsnet/device.py."""
+    """Runs an exported model. The manifest comes out of the ONNX file itself.
+
+    device: see upsnet/device.py. kernels: as `open_session` takes it; `.kernels` is what it came to.
+    """
 
     name = "onnxruntime"
 
-    def __init__(self, model: Path, threads: int | None = None, device: str = "cpu") -> None:
-        self.session = open_session(Path(model), threads, device=device)
+    def __init__(
+        self, model: Path, threads: int | None = None, device: str = "cpu", kernels: str | None = None
+    ) -> None:
+        self.session, used = open_with_kernels(Path(model), threads, device, kernels)
+        self.kernels = str(used)
         on_gpu = self.session.get_providers()[0] == CUDA
         self.device_name = f"cuda:{parse_device(device).number}" if on_gpu else "cpu"
         try:
@@ -70,64 +76,104 @@ class OnnxRuntimePredictor:
 
 
 def open_session(
-    model: Path, threads: int | None = None, optimized: Path | None = None, device: str = "cpu"
+    model: Path, threads: int | None = None, device: str = "cpu", kernels: str | None = None
 ) -> ort.InferenceSession:
-    """An ONNX Runtime session; with `optimized` the optimised graph is written there too.
+    """An ONNX Runtime session, with the compiled kernels of our operators where they can be had.
 
+    kernels: "auto", "off" (the function bodies in the file), or None: as UPSNET_KERNELS says.
     InputError when the file is missing, truncated or not a valid graph, and for a device that cannot be had.
     """
-    wanted = parse_device(device)
+    return open_with_kernels(model, threads, device, kernels)[0]
+
+
+def open_with_kernels(
+    model: Path, threads: int | None = None, device: str = "cpu", kernels: str | None = None
+) -> tuple[ort.InferenceSession, Kernels]:
+    """As `open_session`, and the kernels that it runs our operators with. Where these are the bodies though nobody
+    chose them, a warning says why, once."""
+    wanted, kernels = parse_device(device), wanted_kernels(kernels)
     if not model.is_file():
         raise InputError(f"{model}: no such model; export it with `make onnx`")
-    for path in filter(None, (model, optimized)):
-        check_utf8(path, "ONNX Runtime")
+    check_utf8(model, "ONNX Runtime")
     ort.disable_telemetry_events()
+    try:
+        return _start(model, threads, wanted, kernels)
+    except LOAD_ERRORS as error:
+        cure = "export it again with `make onnx`"
+        if isinstance(error, state.NotImplemented):  # as DeformConv in 1.23
+            cure = "take a newer ONNX Runtime, or the compiled kernels (`upsnet doctor` says which there are)"
+        raise InputError(f"{model}: ONNX Runtime cannot load it ({_reason(error)}); {cure}") from None
+
+
+def session_options(threads: int | None = None, library: Path | None = None) -> ort.SessionOptions:
+    """What every session is opened with. library: of the compiled kernels (`find_kernels`), to be registered in it."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # it plans the memory of each shape anew: 1.6 times the peak, and no faster
+    options.add_session_config_entry("session.x64quantprecision", "1")  # int8 without VNNI: nothing overflows
     if threads is not None:
         options.intra_op_num_threads = threads
-    if optimized is not None:
-        # Extended, not all: the layout optimisations depend on this processor, and are done again at loading.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(optimized)
-    try:
-        return _start(str(model), options, wanted)
-    except LOAD_ERRORS as error:
-        reason = _reason(error)
-        if optimized is not None and "serialization failed" in reason:  # the system's own word is lost
-            raise WriteError(optimized, f"the disk may be full (ONNX Runtime: {reason})") from None
-        raise InputError(f"{model}: ONNX Runtime cannot load it ({reason}); export it again with `make onnx`") from None
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    return options
 
 
-def _start(model: str, options: ort.SessionOptions, device: Device) -> ort.InferenceSession:
+def _start(model: Path, threads: int | None, device: Device, kernels: str) -> tuple[ort.InferenceSession, Kernels]:
     """On the device that is wanted, and on no other."""
     if device.kind == "cpu":
-        return ort.InferenceSession(model, options, providers=[CPU])
-    problem = _problem_with_cuda()
+        return _session(model, threads, kernels)
+    problem = problem_with_cuda()
     if problem is None:
-        # As PyTorch's float32 is here: no TF32. No fallback: ONNX Runtime would print a banner and take the CPU.
-        cuda = (CUDA, {"device_id": str(device.number), "use_tf32": "0"})
         try:
-            session = ort.InferenceSession(model, options, providers=[cuda, CPU], enable_fallback=0)
+            session, used = _session(model, threads, kernels, gpu=device.number)
             if session.get_providers()[0] == CUDA:
-                return session
+                return session, used
             problem = "its CUDA provider does not load; ONNX Runtime's lines on stderr say why"
         except (*LOAD_ERRORS, RuntimeError) as error:  # RuntimeError: CUDA's own failures
             problem = _reason(error)
     if device.kind == "cuda":
         raise InputError(f"{model}: ONNX Runtime cannot run it on {device} ({problem}); device cpu needs no GPU")
-    session = ort.InferenceSession(model, options, providers=[CPU])
+    session, used = _session(model, threads, kernels)
     if CUDA in ort.get_available_providers():
         warn_of_unused_gpu("ONNX Runtime", problem)
-    return session
+    return session, used
 
 
-def _problem_with_cuda() -> str | None:
+def _session(
+    model: Path, threads: int | None, kernels: str, gpu: int | None = None
+) -> tuple[ort.InferenceSession, Kernels]:
+    providers: dict[str, Any] = {"providers": [CPU]}
+    if gpu is not None:
+        # As PyTorch's float32 is here: no TF32. No fallback: ONNX Runtime would print a banner and take the CPU.
+        cuda = (CUDA, {"device_id": str(gpu), "use_tf32": "0"})
+        providers = {"providers": [cuda, CPU], "enable_fallback": 0}
+    used = registered(find_kernels(kernels, gpu)) if has_operators(model) else NONE
+    used.warn()
+    if used.library is not None:
+        try:
+            return ort.InferenceSession(str(model), session_options(threads, used.library), **providers), used
+        except LOAD_ERRORS as error:  # of the library, or the model's own, which it then has without it, too
+            used = Kernels(None, f"{used.library} does not run this model: {_reason(error)}")
+    session = ort.InferenceSession(str(model), session_options(threads), **providers)
+    used.warn()
+    return session, used
+
+
+def registered(kernels: Kernels) -> Kernels:
+    """The same, or, where ONNX Runtime does not take the library, none, and why."""
+    try:
+        session_options(library=kernels.library)
+    except LOAD_ERRORS as error:
+        return Kernels(None, f"ONNX Runtime {ort.__version__} does not take {kernels.library}: {_reason(error)}")
+    return kernels
+
+
+def problem_with_cuda() -> str | None:
     """Why ONNX Runtime cannot have CUDA here; None where it has to be tried."""
     if CUDA not in ort.get_available_providers():
         return "the package onnxruntime has no CUDA; install onnxruntime-gpu in its place"
     try:
-        ctypes.CDLL(DRIVER)
+        ctypes.CDLL(DRIVER_LIBRARY)
     except OSError as error:
         return f"no NVIDIA driver: {error}"
     with contextlib.redirect_stdout(io.StringIO()):  # its list of what it does not find: much is not needed

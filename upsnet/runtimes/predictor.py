@@ -31,6 +31,11 @@ class Predictor(Protocol):
         """What computes, for people: "cpu", "cuda:0 (NVIDIA H200)", "the server's"."""
         ...
 
+    @property
+    def kernels(self) -> str:
+        """What runs our operators, for people: a compiled library's name, or what serves without one, and why."""
+        ...
+
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         """What the graph says about what `geometry.collate` returns."""
         ...

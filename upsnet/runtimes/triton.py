@@ -26,7 +26,7 @@ class TritonPredictor:
     """
 
     name = "triton"
-    device_name = "the server's"
+    device_name = kernels = "the server's"
 
     def __init__(
         self,

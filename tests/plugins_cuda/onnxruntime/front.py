@@ -37,8 +37,8 @@ class CustomOperators:
         schema, call, outputs = params.called_with
 
         def emit(name: str, inputs: Sequence[Tensor], attributes: Mapping[str, Any], **declared: Any) -> list[Tensor]:
-            assert declared["dtypes"] == [output.dtype for output in outputs]
-            results = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(*map(declared.get, ("shapes", "dtypes")))]
+            shapes, dtypes = declared["shapes"], declared["dtypes"]
+            results = [torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
             run_on(self.path, name.removeprefix("upsnet::"), inputs, attributes, results)
             return results
 
@@ -54,6 +54,7 @@ def run_on(
 ) -> None:
     """One node; writes to `results`."""
     inputs = [each.contiguous() for each in inputs]
+    inputs = [each if each.data_ptr() % each.element_size() == 0 else each.clone() for each in inputs]
     types = tuple(each.dtype for each in inputs)
     ranks = tuple(each.ndim for each in inputs)
     session = session_of(library, name, types, ranks, tuple(map(hashable, attributes.items())))

@@ -1,5 +1,5 @@
-"""The kernels for ONNX Runtime's CUDA provider, where there is no GPU: what they ask of ONNX Runtime, what the libraries
-register, and that kernels for CUDA leave a session on the CPU alone."""
+"""The kernels for ONNX Runtime's CUDA provider, where there is no GPU: what they ask of ONNX Runtime, what the
+libraries register, and that kernels for CUDA leave a session on the CPU alone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins_cuda.building import SOURCES, build
 from tests.plugins_cuda.conftest import schema_of
+from upsnet.kernels.building import SOURCES, build
 
 ROOMS = ("roi_align_fpn", "nms", "deform_conv", "panoptic_fusion")
 MADE = ["KernelInfoGetAllocator info=1f memory=0", "AllocatorGetInfo allocator=a1"]

@@ -36,7 +36,7 @@ def need(*modules: str) -> None:
 
 def made(name: str, targets: list[str], *options: str) -> Path:
     """The folder build/plugins_<name> with these targets of CMakeLists.txt, made from the sources as they are now."""
-    folder = library.BUILD.parent / f"plugins_{name}"
+    folder = library.SOURCES.parent / "build" / f"plugins_{name}"
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # of `make sanitize`
     folder.parent.mkdir(exist_ok=True)
     with FileLock(f"{folder}.lock"):  # two runs of the tests

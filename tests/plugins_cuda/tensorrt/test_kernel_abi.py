@@ -103,7 +103,7 @@ def test_the_kernel_abi_stands_for_what_was_recorded(harness: Harness) -> None:
     cure = "record anew (UPSNET_RECORD_KERNEL_ABI=1)"
     if now["kernel_abi"] == recorded["kernel_abi"]:
         cure = (
-            f"engines rely on this: raise UPSNET_KERNEL_ABI in plugins_cuda/tensorrt/kernel_abi.h, then {cure}; where "
+            f"engines rely on this: raise UPSNET_KERNEL_ABI in plugins_cuda/common/kernel_abi.h, then {cure}; where "
             "workspaces shrank and nothing else changed, recording is enough"
         )
     changes = [

@@ -39,7 +39,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with an NVIDIA driver and onnxruntime-gpu."""
     monkeypatch.setattr(onnx_runtime.ort, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnx_runtime.ort, "preload_dlls", lambda: print("a list of what is not there"))
-    monkeypatch.setattr(onnx_runtime, "DRIVER", "libc.so.6")
+    monkeypatch.setattr(onnx_runtime, "DRIVER_LIBRARY", "libc.so.6")
     monkeypatch.setattr("upsnet.device.DRIVER", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "model.onnx").touch()
@@ -99,7 +99,7 @@ def test_no_driver_and_no_cuda_in_the_package(
 ) -> None:
     caplog.set_level(logging.WARNING, "upsnet")
     sessions = start(monkeypatch, cuda=True)
-    monkeypatch.setattr(onnx_runtime, "DRIVER", "libno-such-driver.so.1")
+    monkeypatch.setattr(onnx_runtime, "DRIVER_LIBRARY", "libno-such-driver.so.1")
     with pytest.raises(InputError, match=r"no NVIDIA driver: libno-such-driver\.so\.1: cannot open"):
         open_session(model, device="cuda")
     monkeypatch.setattr(onnx_runtime.ort, "get_available_providers", lambda: [CPU])

@@ -1,5 +1,6 @@
 """UPSNet for Triton's Python backend: tensors in, tensors out, by the model.onnx beside this file in ONNX Runtime.
 
+The compiled kernels of its operators lie beside it where `upsnet engine` found a compiler; nothing is compiled here.
 Triton has checked names, types and ranks before it calls `execute`; what it cannot check is checked in `problem_with`.
 """
 
@@ -27,6 +28,7 @@ except ImportError as error:
 DIVISOR = 32
 FAILED = "inference failed; the server's log has the reason"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+LIBRARIES = {CUDA: "libupsnet_onnxruntime_cuda.so", CPU: "libupsnet_onnxruntime.so"}
 ALLOCATORS = {CUDA: "gpu:0;cpu:0", CPU: "cpu:0"}  # in the words of ONNX Runtime's run options
 
 Tensors = list[np.ndarray]  # images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B
@@ -45,25 +47,47 @@ class TritonPythonModel:
         self.shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", ALLOCATORS[provider])
         self.counters = Counters(pb_utils, "upsnet")
         place = "the GPU" if provider == CUDA else f"the CPU with {self.threads} threads"
-        pb_utils.Logger.log_info(f"upsnet: runs on {place}, ONNX Runtime {ort.__version__}")
+        ran = f"{place}, ONNX Runtime {ort.__version__}, kernels: {self.kernels}"
+        pb_utils.Logger.log_info(f"upsnet: runs on {ran}")
 
     def open(self, model: Path, device: str) -> ort.InferenceSession:
         """On the device "cuda" or "cpu"; "auto" is the GPU where ONNX Runtime has one and it works."""
         if not model.is_file():
             raise pb_utils.TritonModelException("there is no model.onnx beside model.py")
+        if device != "cpu" and CUDA in ort.get_available_providers():
+            cuda = (CUDA, {"use_tf32": "0"})  # as every other runtime computes float32
+            session = self.start(model, [cuda, CPU], LIBRARIES[CUDA])
+            if session.get_providers()[0] == CUDA:  # else CUDA did not start, and ONNX Runtime took the CPU
+                return session
+        if device == "cuda":
+            raise pb_utils.TritonModelException("device is cuda, but ONNX Runtime finds no GPU that works")
+        return self.start(model, [CPU], LIBRARIES[CPU])
+
+    def start(self, model: Path, providers: list[Any], library: str) -> ort.InferenceSession:
+        """With the compiled kernels of the library beside the model; where there is none, or it does not load here, the
+        functions inside the model serve."""
+        place, self.kernels = model.with_name(library), f"function bodies (no {library} was deployed)"
+        if os.environ.get("UPSNET_KERNELS") == "off":
+            self.kernels = "function bodies (UPSNET_KERNELS=off)"
+        elif place.is_file():
+            try:
+                options = self.options()
+                options.register_custom_ops_library(str(place))
+                session = ort.InferenceSession(model, options, providers=providers)
+                self.kernels = library
+                return session
+            except Exception as error:  # ONNX Runtime's errors share no narrower class
+                pb_utils.Logger.log_warn(f"upsnet: {library} cannot be used: {error}")
+                self.kernels = f"function bodies ({library} cannot be used, see above)"
+        return ort.InferenceSession(model, self.options(), providers=providers)
+
+    def options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
         # A thread that waits for work would otherwise take a core from the other instance.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if device != "cpu" and CUDA in ort.get_available_providers():
-            cuda = (CUDA, {"use_tf32": "0"})  # as every other runtime computes float32
-            session = ort.InferenceSession(model, options, providers=[cuda, CPU])
-            if session.get_providers()[0] == CUDA:  # else CUDA did not start, and ONNX Runtime took the CPU
-                return session
-        if device == "cuda":
-            raise pb_utils.TritonModelException("device is cuda, but ONNX Runtime finds no GPU that works")
-        return ort.InferenceSession(model, options, providers=[CPU])
+        return options
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response of its own for each request, in order: Triton crashes where two share one.

@@ -121,7 +121,9 @@ def _hand_made_rois(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> dic
 
 def _semantic(model: UPSNet, pyramid: list[Tensor], inputs: Inputs, full: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """The semantic logits at 1/4 that the panoptic stage starts from, [S + T, h, w]."""
-    features = model.semantic_head.features(pyramid[:PYRAMID_LEVELS])
+    first, *others = model.semantic_head.features(pyramid[:PYRAMID_LEVELS])
+    grown = [F.interpolate(x, size=first.shape[2:], mode="bilinear", align_corners=False) for x in others]
+    features = torch.cat([first, *grown], dim=1)
     score = model.semantic_head.score(features)
     large = F.interpolate(score, scale_factor=4.0, mode="bilinear", align_corners=False)[0]
     arrays = {

@@ -1,29 +1,34 @@
-"""Compiling the operators' libraries with CMake, each once for everything that it is made from (library.py loads them).
+"""Compiling the operators' libraries with CMake, each once for everything that it is made from.
 
-A library lies below build/operators/ of the checkout, or, where that cannot be written to, in the user's cache:
-$XDG_CACHE_HOME/upsnet-trt/operators, else ~/.cache/upsnet-trt/operators.
+A library lies below build/operators/ of the checkout; where there is none or it cannot be written to, in the user's
+cache: $XDG_CACHE_HOME/upsnet-trt/operators, else ~/.cache/upsnet-trt/operators.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
-from filelock import FileLock
+from upsnet.errors import InputError
+from upsnet.kernels.tools import find_tool
 
-SOURCES = Path(__file__).parent
-BUILD = SOURCES.parent / "build" / "operators"
+CHECKOUT = Path(__file__).resolve().parents[2]
+CARRIED = Path(__file__).resolve().parent / "sources"  # of a wheel
+SOURCES = CARRIED if CARRIED.is_dir() else CHECKOUT / "plugins_cuda"
+BUILD = None if CARRIED.is_dir() else CHECKOUT / "build" / "operators"
+CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
+MADE = ("cpu", "cuda", "onnxruntime", "onnxruntime_cuda")  # by `make plugins` too
 
 # What CMake and nvcc take from the environment besides the compilers.
 FLAGS = ("CXXFLAGS", "CUDAFLAGS", "CUDAHOSTCXX", "LDFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
@@ -33,20 +38,38 @@ class BuildError(RuntimeError):
     """A library that cannot be compiled or loaded here; the text says why."""
 
 
+def find_library(name: str, architecture: str = "") -> Path:
+    """libupsnet_<name>.so: of the folder that UPSNET_OPERATORS names, which `make plugins` left; else compiled on first
+    use. BuildError where neither can be had; InputError: an unknown UPSNET_CPU_LEVEL.
+
+    architecture: the compute capability of the GPU, as "90"; for libraries with CUDA launchers alone.
+    """
+    level = os.environ.get("UPSNET_CPU_LEVEL", CPU_LEVELS[-1])
+    if level not in CPU_LEVELS:
+        raise InputError(f"UPSNET_CPU_LEVEL={level}: give {', '.join(CPU_LEVELS)}, or unset it")
+    given = os.environ.get("UPSNET_OPERATORS")
+    if not given or name not in MADE:
+        return build(name, architecture)
+    path = Path(given) / f"libupsnet_{name}.so"
+    if not path.is_file():
+        raise BuildError(f"UPSNET_OPERATORS={given} holds no {path.name}; run `make plugins`, or unset it")
+    return path
+
+
 def build(name: str, architecture: str) -> Path:
     """The compiled file of one target, in a folder named by everything that it depends on."""
+    if sys.platform == "win32":
+        raise BuildError("the operators are not compiled on Windows")
+    if not (SOURCES / "CMakeLists.txt").is_file():
+        raise BuildError(f"the operators' sources are not installed: {SOURCES}")
     compiler = _compiler("CXX", ["c++", "g++"], "no C++ compiler was found; install g++, or set CXX")
-    cmake = shutil.which("cmake") or shutil.which("cmake", path=sysconfig.get_path("scripts"))
-    if cmake is None:
-        raise BuildError("cmake was not found; `pip install cmake`")
     environment = {**os.environ, "CXX": compiler}
     made_from = [name, platform.machine(), architecture, _version(compiler)]
     made_from += [f"{flags}={os.environ.get(flags, '')}" for flags in FLAGS]
     options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
-    if name == "cuda":
-        toolkit = [f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"]
+    if name.endswith("cuda"):
         environment["CUDACXX"] = _compiler(
-            "CUDACXX", ["nvcc", *toolkit], "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
+            "CUDACXX", ["nvcc"], "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
         )
         made_from.append(_version(environment["CUDACXX"]))
     else:
@@ -54,13 +77,13 @@ def build(name: str, architecture: str) -> Path:
         environment.pop("LD_PRELOAD", None)  # of the sanitizers: theirs is this process, not the compiler
         options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
         made_from.append(sanitizers)
-    digest = hashlib.sha256("\0".join(made_from).encode() + _sources()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join(made_from).encode() + _sources(name)).hexdigest()[:16]
     place = Path(f"{name}{architecture}-{digest}", f"libupsnet_{name}.so")
-    if (BUILD / place).is_file():
+    if BUILD is not None and (BUILD / place).is_file():
         return BUILD / place
     folder = _writable_folder()
     try:
-        _compile_once(cmake, name, options, environment, folder / place)
+        _compile_once(name, options, environment, folder / place)
     except OSError as error:
         raise BuildError(f"{folder} cannot be written to: {error}") from error
     return folder / place
@@ -68,12 +91,11 @@ def build(name: str, architecture: str) -> Path:
 
 def _writable_folder() -> Path:
     """BUILD, or the user's cache: code is loaded from there, so nobody else may write to it."""
-    try:
-        BUILD.mkdir(parents=True, exist_ok=True)
-        if os.access(BUILD, os.W_OK | os.X_OK):
-            return BUILD
-    except OSError:  # as os.access says in other words
-        pass
+    if BUILD is not None:
+        with contextlib.suppress(OSError):  # as os.access says in other words
+            BUILD.mkdir(parents=True, exist_ok=True)
+            if os.access(BUILD, os.W_OK | os.X_OK):
+                return BUILD
     above = os.environ.get("XDG_CACHE_HOME", "")
     try:
         own = (Path(above) if os.path.isabs(above) else Path.home() / ".cache") / "upsnet-trt"
@@ -82,34 +104,49 @@ def _writable_folder() -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = [path.stat() for path in (own, folder)]
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        raise BuildError(
-            f"{BUILD} cannot be written to, and there is no cache ({error}); set XDG_CACHE_HOME"
-        ) from error
+        why = f"{BUILD} cannot be written to, and " if BUILD else ""
+        raise BuildError(f"{why}there is no cache ({error}); set XDG_CACHE_HOME") from error
     if any(each.st_uid != os.geteuid() or each.st_mode & 0o022 for each in found):
         raise BuildError(f"{folder}: others can write there, so no code is loaded from it; `chmod go-w {own} {folder}`")
     return folder
 
 
-def _compile_once(cmake: str, name: str, options: list[str], environment: dict[str, str], library: Path) -> None:
+def _compile_once(name: str, options: list[str], environment: dict[str, str], library: Path) -> None:
     """Of several processes that want it at once, as the ranks of a run do, one compiles; or fails, for all of them."""
     log = library.parent.with_suffix(".log")
     before = _written(log)
-    with FileLock(library.parents[1] / f"{name}.lock"):
+    with _alone(library.parents[1] / f"{name}.lock"):
         if library.is_file():
             return
         if _written(log) != before:  # while this process waited; a later one tries again
             raise BuildError(_failure(log))
-        _compile(cmake, name, options, environment, library, log)
+        _compile(name, options, environment, library, log)
 
 
-def _compile(cmake: str, name: str, options: list[str], environment: dict[str, str], library: Path, log: Path) -> None:
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Of all threads and processes, one at a time is inside. The lock ends with the process, however that ends."""
+    import fcntl  # not on Windows
+
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(name: str, options: list[str], environment: dict[str, str], library: Path, log: Path) -> None:
+    cmake = find_tool("cmake")
+    if cmake is None:
+        raise BuildError("cmake was not found; `pip install cmake`")
+    options = [*options, *_generator(), f"-DPython3_EXECUTABLE={sys.executable}"]
     folder = library.parents[1]
-    where = "once" if folder == BUILD else f"once, into {folder}, as {BUILD} cannot be written to"
+    where = "once" if folder == BUILD else f"once, into {folder}"
+    if BUILD is not None and folder != BUILD:
+        where += f", as {BUILD} cannot be written to"
     print(f"compiling the operators for {name} ({where}) ...", file=sys.stderr, flush=True)
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for command in (
-            [cmake, "-S", str(SOURCES), "-B", temporary, f"-DPython3_EXECUTABLE={sys.executable}", *options],
+            [cmake, "-S", str(SOURCES), "-B", temporary, *options],
             [cmake, "--build", temporary, "--target", f"upsnet_{name}", "--parallel", jobs],
         ):
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
@@ -118,6 +155,16 @@ def _compile(cmake: str, name: str, options: list[str], environment: dict[str, s
                 raise BuildError(_failure(log))
         library.parent.mkdir(exist_ok=True)
         (Path(temporary) / library.name).replace(library)
+
+
+def _generator() -> list[str]:
+    """CMake's options for the program that it leaves the work to."""
+    if os.environ.get("CMAKE_GENERATOR") or find_tool("make"):
+        return []
+    ninja = find_tool("ninja")
+    if ninja is None:
+        raise BuildError("neither make nor ninja was found; install make, or `pip install ninja`")
+    return ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
 
 
 def _written(log: Path) -> int | None:
@@ -146,7 +193,7 @@ def _first_error(log: str) -> str:
 
 def _compiler(variable: str, names: list[str], missing: str) -> str:
     """The command of a compiler: the environment variable's, else the first of the names that is there."""
-    found = os.environ.get(variable) or next(filter(None, map(shutil.which, names)), None)
+    found = os.environ.get(variable) or find_tool(*names)
     if not found:
         raise BuildError(missing)
     return found
@@ -169,10 +216,11 @@ def _sanitizers() -> str:
     return wanted
 
 
-def _sources() -> bytes:
-    """Everything that the libraries are made from, with its names."""
+def _sources(name: str) -> bytes:
+    """Everything that a library is made from, with its names."""
     kinds = {".h", ".cuh", ".cu", ".cpp"}
     names = {"CMakeLists.txt", "schema.py", "generate.py"}
     files = sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds or path.name in names)
-    files = [path for path in files if path.name != "plugin.cpp"]
+    others = {"tensorrt", "plugin.cpp"} | (set() if "onnxruntime" in name else {"onnxruntime", "onnxruntime.cpp"})
+    files = [path for path in files if not others & set(path.relative_to(SOURCES).parts)]
     return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)
