@@ -45,20 +45,25 @@ def find_photos(data: str, config: Config, most: int) -> Photos:
 
     InputError where there is none, and where a data set's photos are not there.
     """
-    split = config.data.train if data == OWN else Split.usual(Path(data))
     if data == OWN:
+        split = config.data.train
         data = str(split.json_file)
         for path in (split.json_file, split.images):
             if not path.exists():
                 raise InputError(f"{path}: not there; give --calibrate other photos than those of the training")
-    if data.endswith(".json"):
-        paths = [record.photo for record in PanopticFolder(split).records]
+        paths = _photos_of(split)
+    elif data.endswith(".json"):
+        paths = _photos_of(Split.usual(Path(data)))
     else:
         paths = [source.path for source in find_sources([data]) if not source.is_video]
     if not paths:
         raise InputError(f"{data}: no photo to calibrate on")
     count = min(most, len(paths))
     return Photos(data, [paths[index * len(paths) // count] for index in range(count)])
+
+
+def _photos_of(split: Split) -> list[Path]:
+    return [record.photo for record in PanopticFolder(split).records]
 
 
 def find_ranges(model: onnx.ModelProto, features: Sequence[str], paths: Sequence[Path], rule: ResizeRule) -> Ranges:
