@@ -131,7 +131,7 @@ def hand_made_model(path: Path) -> Path:
 
     16 channels: ONNX Runtime computes 8 or 16 of them together, and fills others up.
     """
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "backbone.stem.weight": np.ones((16, 3, 3, 3), np.float32),
         "backbone.stem.bias": np.ones(16, np.float32),
         "fpn.lateral.weight": np.ones((16, 16, 1, 1), np.float32),
