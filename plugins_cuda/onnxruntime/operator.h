@@ -163,6 +163,8 @@ class Domain {
  public:
   Domain(const Api& api, CustomOpDomain* domain) : api_(api), domain_(domain) {}
 
+  const Api& api() const { return api_; }
+
   // All nodes of a room, for the devices that this library has kernels for.
   template <typename Operator>
   void add() {

@@ -17,8 +17,8 @@ size_t bytes_behind(const Shape& shape, int32_t axis, size_t element) {
 
 void used_rows(const Context& context, size_t element) {
   Shape shape, counted;
-  const auto* rows = static_cast<const char*>(context.input(0, shape));
-  const auto* counts = static_cast<const int32_t*>(context.input(1, counted));
+  const auto* rows = static_cast<const char*>(context.input(0, "rows", shape));
+  const auto* counts = static_cast<const int32_t*>(context.input(1, "counts", counted));
   if (shape.rank < 2 || counted.rank != 1 || counted.d[0] != shape.d[0]) {
     throw std::invalid_argument("rows must be [B, K, ...] and counts [B]");
   }
@@ -34,8 +34,8 @@ void used_rows(const Context& context, size_t element) {
 
 void all_rows(const Context& context, size_t element) {
   Shape given, like;
-  const auto* results = static_cast<const char*>(context.input(0, given));
-  context.input(1, like);
+  const auto* results = static_cast<const char*>(context.input(0, "results", given));
+  context.input(1, "like", like);
   if (given.rank < 1 || given.rank >= Shape::kMaxRank || like.rank < 2) {
     throw std::invalid_argument("results must be [R, ...] and like [B, K, ...]");
   }
@@ -58,13 +58,8 @@ void all_rows(const Context& context, size_t element) {
 
 // `type` is that of the first input and of the output.
 struct RowsOp final : CustomOp {
-  struct Instance {
-    const Api& api;
-    const RowsOp& op;
-  };
-
-  RowsOp(const char* name, ElementType type, ElementType second, void (*run)(const Context&, size_t))
-      : CustomOp{}, name(name), type(type), second(second), run(run) {
+  RowsOp(const Api& api, const char* name, ElementType type, ElementType second, void (*run)(const Context&, size_t))
+      : CustomOp{}, api(api), name(name), type(type), second(second), run(run) {
     version = kCustomOpVersion;
     GetName = [](const CustomOp* op) { return self(op).name; };
     GetExecutionProviderType = [](const CustomOp*) { return OnCpu::kProvider; };
@@ -75,18 +70,21 @@ struct RowsOp final : CustomOp {
     GetInputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
     GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
     GetInputMemoryType = [](const CustomOp*, size_t) { return kDefaultMemory; };
-    CreateKernelV2 = [](const CustomOp* op, const Api* api, const KernelInfo*, void** kernel) {
-      return guarded(*api, self(op).name, [&] { *kernel = new Instance{*api, self(op)}; });
+    // A kernel keeps nothing: it is the operator itself, which is never destroyed.
+    CreateKernelV2 = [](const CustomOp* op, const Api*, const KernelInfo*, void** kernel) -> Status* {
+      *kernel = const_cast<CustomOp*>(op);
+      return nullptr;
     };
     KernelComputeV2 = [](void* kernel, KernelContext* session) {
-      const auto& [api, op] = *static_cast<const Instance*>(kernel);
-      return guarded(api, op.name, [&, &api = api, &op = op] { op.run(Context(api, session), size_of(op.type)); });
+      const RowsOp& op = self(static_cast<const CustomOp*>(kernel));
+      return guarded(op.api, op.name, [&] { op.run(Context(op.api, session), size_of(op.type)); });
     };
-    KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };
+    KernelDestroy = [](void*) {};
   }
 
   static const RowsOp& self(const CustomOp* op) { return *static_cast<const RowsOp*>(op); }
 
+  const Api& api;
   const char* const name;
   const ElementType type, second;
   void (*const run)(const Context&, size_t element);
@@ -95,9 +93,12 @@ struct RowsOp final : CustomOp {
 }  // namespace
 
 void add_used_rows(Domain& domain) {
-  for (const ElementType type : {kFloat, kInt64}) domain.add_for_cpu(new RowsOp("UsedRows", type, kInt32, used_rows));
+  const Api& api = domain.api();
+  for (const ElementType type : {kFloat, kInt64}) {
+    domain.add_for_cpu(new RowsOp(api, "UsedRows", type, kInt32, used_rows));
+  }
   for (const ElementType type : {kFloat, kFloat16, kBFloat16}) {
-    domain.add_for_cpu(new RowsOp("AllRows", type, kFloat, all_rows));
+    domain.add_for_cpu(new RowsOp(api, "AllRows", type, kFloat, all_rows));
   }
 }
 

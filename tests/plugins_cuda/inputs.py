@@ -175,7 +175,7 @@ def room_inputs(
     if room == "best_anchors":
         maps, base, sizes = anchor_maps(scale, 4 * scale, 5 * scale)
         maps = [each.contiguous(memory_format=layout) for each in maps]
-        return {"maps": maps, "base_anchors": base, "sizes": sizes, "top_n": 20 * scale, "inclusive": False}
+        return {"maps": maps, "base_anchors": base, "sizes": sizes, "top_n": 20, "inclusive": False}
     if room == "deform_conv":  # 2, 12, ... 288 blocks: the largest one's channels are not split
         case = DeformCase(batch=scale, channels=40, size=(8 * scale, 20 * scale), out_channels=10, kernel=(1, 1))
         return {**case.tensors(dtype, layout), "stride": 1, "padding": (1, 1), "dilation": 1, "mask": None}
