@@ -20,7 +20,7 @@ import typer
 from pydantic import BaseModel
 
 from export.tensorrt_build import Outcome
-from upsnet.contract import CUDA_LIBRARY, LIBRARY, PLUGINS, manifest_path
+from upsnet.contract import CUDA_LIBRARY, LIBRARY, PLUGINS, manifest_path, tensorrt_path
 from upsnet.errors import InputError
 from upsnet.files import atomic_path, sha256
 from upsnet.kernels.choice import find_kernels
@@ -59,6 +59,7 @@ def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> Engi
     InputError when the model is missing, broken or has no manifest, or the plugin library named is missing.
     """
     manifest = Manifest.load(manifest_path(model))
+    for_tensorrt = _for_tensorrt(model, manifest)
     library = find_plugins(plugins)
     folder.mkdir(parents=True, exist_ok=True)
     own, plan, rtx_plan = (folder / name for name in ("model.onnx", "model.plan", "model.rtx.plan"))
@@ -71,8 +72,8 @@ def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> Engi
         precision=manifest.precision,
         plugins=None if library is None else Library(file=library.name, sha256=sha256(library)),
         onnxruntime=graph,
-        tensorrt=_tensorrt(model, plan, library),
-        tensorrt_rtx=_tensorrt_rtx(model, rtx_plan, library),
+        tensorrt=_tensorrt(for_tensorrt, plan, library),
+        tensorrt_rtx=_tensorrt_rtx(for_tensorrt, rtx_plan, library),
     )
     _keep(library if plan.is_file() or rtx_plan.is_file() else None, folder / PLUGINS)
     engine.save(folder / "engine.json")
@@ -114,6 +115,18 @@ def _keep(file: Path | None, copy: Path) -> None:
     elif file.resolve() != copy.resolve():
         with atomic_path(copy) as temporary:
             shutil.copyfile(file, temporary)
+
+
+def _for_tensorrt(model: Path, manifest: Manifest) -> Path:
+    """The file that TensorRT's plans are built from: of an int8 model, the one beside it. InputError where that is not
+    there, or of another export."""
+    if manifest.precision != "int8":
+        return model
+    other = tensorrt_path(model)
+    found = Manifest.load(manifest_path(other))
+    if found.model_copy(update={"onnx_sha256": ""}) != manifest.model_copy(update={"onnx_sha256": ""}):
+        raise InputError(f"{other}: not of the same export as {model}; export it again")
+    return other
 
 
 def _tensorrt(model: Path, plan: Path, plugins: Path | None) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -11,16 +12,20 @@ import torch
 import typer
 
 import plugins_cuda
+from export.calibration import METHOD, OWN, find_photos
 from export.precision import prepare
+from export.quantization import Quantized, quantize
 from training.checkpoint import load_model
 from training.model.upsnet import UPSNet
 from training.predictor import make_manifest
-from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path
+from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path, tensorrt_path
+from upsnet.errors import InputError
 from upsnet.files import atomic_path, sha256
 from upsnet.geometry import ResizeRule
-from upsnet.manifest import Manifest, Precision
+from upsnet.manifest import Calibration, Manifest, Precision
 
 OPSET = 20
+PHOTOS = 32  # to calibrate on: 8 to 128 gave the same PQ (docs/export.md)
 
 
 def export_onnx(checkpoint: Path, out: Path, precision: Precision = "fp32") -> Manifest:
@@ -30,17 +35,43 @@ def export_onnx(checkpoint: Path, out: Path, precision: Precision = "fp32") -> M
     return write_onnx(prepare(model, precision), manifest, out)
 
 
+def export_int8(checkpoint: Path, out: Path, data: str, photos: int = PHOTOS) -> tuple[Manifest, Quantized]:
+    """Write `out` for ONNX Runtime and its `tensorrt_path` for TensorRT, each with its manifest, from one calibration.
+
+    data, photos: see `find_photos`. InputError when the checkpoint or a photo cannot be read, or there is no photo;
+    nothing is written then.
+    """
+    model, config, categories, _ = load_model(checkpoint)
+    chosen = find_photos(data, config, photos)
+    calibration = Calibration(data=chosen.data, photos=len(chosen.paths), method=METHOD)
+    manifest = make_manifest(config, categories).model_copy(update={"precision": "int8", "calibration": calibration})
+    proto = to_model_proto(prepare(model, "int8"), manifest.resize)
+    quantized = quantize(proto, chosen.paths, manifest.resize)
+    manifests = _write({tensorrt_path(out): quantized.tensorrt, out: quantized.cpu}, manifest)
+    return manifests[out], quantized
+
+
 def write_onnx(model: UPSNet, manifest: Manifest, out: Path) -> Manifest:
     """Export a network that `prepare` has made; the manifest holds the file's sha256, so a mismatch shows."""
-    proto = to_model_proto(model, manifest.resize)
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, manifest.model_dump_json()
-    with atomic_path(out) as temporary:
-        onnx.checker.check_model(proto)
-        onnx.save(proto, str(temporary))
-        manifest = manifest.model_copy(update={"onnx_sha256": sha256(temporary)})
-        manifest.save(manifest_path(out))
+    manifest = _write({out: to_model_proto(model, manifest.resize)}, manifest)[out]
+    for old in (tensorrt_path(out), manifest_path(tensorrt_path(out))):
+        old.unlink(missing_ok=True)
     return manifest
+
+
+def _write(protos: dict[Path, onnx.ModelProto], manifest: Manifest) -> dict[Path, Manifest]:
+    """Each graph and its manifest, inside and beside it, to the path that it stands at: all of them or none."""
+    manifests = {}
+    with ExitStack() as stack:
+        for path, proto in protos.items():
+            proto.metadata_props.add(key=METADATA_KEY, value=manifest.model_dump_json())
+            onnx.checker.check_model(proto)
+            temporary = stack.enter_context(atomic_path(path))
+            onnx.save(proto, str(temporary))
+            manifests[path] = manifest.model_copy(update={"onnx_sha256": sha256(temporary)})
+        for path, own in manifests.items():
+            own.save(manifest_path(path))
+    return manifests
 
 
 def to_model_proto(model: UPSNet, resize: ResizeRule) -> onnx.ModelProto:
@@ -96,8 +127,31 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="A training checkpoint, as runs/NAME/last.safetensors.")],
     out: Annotated[Path | None, typer.Option(help="The ONNX file; default: model.onnx beside the checkpoint.")] = None,
     precision: Annotated[Precision, typer.Option(help="Of features and convolution weights.")] = "fp32",
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET",
+            help=f"int8: photos to measure the features on: {OWN} (those that the network was trained on), a folder, a "
+            "pattern ('photos/**/*.jpg') or a COCO panoptic JSON.",
+        ),
+    ] = None,
+    photos: Annotated[
+        int | None, typer.Option(min=1, help=f"int8: how many of them, evenly spaced (default: {PHOTOS}).")
+    ] = None,
 ) -> None:
-    """Checkpoint -> one ONNX file that plain ONNX Runtime and TensorRT run, and its manifest beside it."""
+    """Checkpoint -> one ONNX file that plain ONNX Runtime and TensorRT run, and its manifest beside it.
+
+    int8: a second file beside it, NAME.tensorrt.onnx, is TensorRT's.
+    """
     target = out or checkpoint.with_name("model.onnx")
-    export_onnx(checkpoint, target, precision)
-    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+    if precision == "int8":
+        if calibrate is None:
+            raise InputError(f"--precision int8 needs photos: --calibrate {OWN}, or --calibrate FOLDER")
+        _, quantized = export_int8(checkpoint, target, calibrate, photos or PHOTOS)
+        print(quantized)
+    else:
+        if calibrate is not None or photos is not None:
+            raise InputError(f"--calibrate and --photos are for --precision int8; {precision} needs no calibration")
+        export_onnx(checkpoint, target, precision)
+    for path in (target, tensorrt_path(target))[: 1 + (precision == "int8")]:
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -22,6 +22,7 @@ def prepare(model: UPSNet, precision: Precision) -> UPSNet:
 
     fp16: the convolutions and linear layers hold half-precision weights, so features are half too. Whatever decides
     stays float32: scores, boxes, offsets, RoIs, softmax (the model casts there), biases of deformable convolutions.
+    int8 is as fp32 here: quantization.py rounds the exported graph.
     """
     model = copy.deepcopy(model).eval()
     backbone = model.backbone

@@ -40,7 +40,7 @@ class Outcome(Sparse):
     nodes: int | None = None
     bytes: int | None = None
     version: str | None = None  # TensorRT's
-    layers: Counts | None = None  # HEAVY_LAYERS by the type that they give out
+    layers: Counts | None = None  # HEAVY_LAYERS by the type that they compute in
     plugins: Counts | None = None  # custom operators by the type of their first input
     kernels: str | None = None  # ONNX Runtime's: the library's name, or that function bodies serve, and why
     kernel_abi: int | None = None  # of the plugins: an engine runs with plugins of the same number alone
@@ -144,13 +144,16 @@ def _count_types(trt: ModuleType, network: Any) -> tuple[Counts, Counts]:
     """`layers` and `plugins` of an Outcome; `network` is TensorRT's, which has no types."""
     layers: Counts = defaultdict(Counter)
     operators: Counts = defaultdict(Counter)
-    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+    every = [network.get_layer(index) for index in range(network.num_layers)]
+    rounded = {layer.get_output(0).name for layer in every if layer.type == trt.LayerType.DEQUANTIZE}
+    for layer in every:
         if layer.type == trt.LayerType.PLUGIN_V3:
             layer.__class__ = trt.IPluginV3Layer
             core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
             operators[core.plugin_name][layer.get_input(0).dtype.name] += 1
         elif layer.type.name in HEAVY_LAYERS:
-            layers[layer.type.name][layer.get_output(0).dtype.name] += 1
+            kind = "INT8" if layer.get_input(0).name in rounded else layer.get_output(0).dtype.name
+            layers[layer.type.name][kind] += 1
     return layers, operators
 
 

@@ -82,14 +82,17 @@ struct Declared {{
     return params;
   }}
   const char* unsupported(const Call& call) const {{ return {room}::unsupported(params(call)); }}
-  size_t workspace_size(const Call& call) const {{ return {room}::workspace_size(params(call)); }}
-  int launch(const Call& call, void* workspace, size_t bytes, CUstream_st* stream) const {{
-    return {room}::launch(params(call), workspace, bytes, stream);
-  }}
-  int run_cpu(const Call& call, const Pool& pool) const {{ return {room}::run_cpu(params(call), pool); }}
+{launcher}  int run_cpu(const Call& call, const Pool& pool) const {{ return {room}::run_cpu(params(call), pool); }}
 }};
 
 }}  // namespace upsnet::{room}
+"""
+
+
+LAUNCHER = """  size_t workspace_size(const Call& call) const {{ return {room}::workspace_size(params(call)); }}
+  int launch(const Call& call, void* workspace, size_t bytes, CUstream_st* stream) const {{
+    return {room}::launch(params(call), workspace, bytes, stream);
+  }}
 """
 
 
@@ -146,7 +149,9 @@ def declared_header(schema: Schema) -> str:
         "shapes": list(output_shapes(schema)),
         "members": list(fill_params(schema)),
     }
-    return DECLARED.format(room=schema.name, **{name: "\n".join(lines) for name, lines in parts.items()})
+    launcher = LAUNCHER.format(room=schema.name) if schema.on_gpu else ""
+    text = {name: "\n".join(lines) for name, lines in parts.items()}
+    return DECLARED.format(room=schema.name, launcher=launcher, **text)
 
 
 def rows(tensor: Tensor) -> Iterator[str]:

@@ -96,7 +96,8 @@ class Place:
         given = [info(f"in{i}", TYPES[each.dtype], [None] * each.ndim) for i, each in enumerate(node.inputs)]
         results = [info(f"out{i}", TYPES[each.dtype], None) for i, each in enumerate(outputs)]
         names = [each.name for each in given], [each.name for each in results]
-        made = onnx.helper.make_node(node.name, *names, domain="upsnet", **node.attributes)
+        attributes: dict[str, Any] = node.attributes
+        made = onnx.helper.make_node(node.name, *names, domain="upsnet", **attributes)
         opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("upsnet", 1)]
         model = onnx.helper.make_model(
             onnx.helper.make_graph([made], "node", given, results), opset_imports=opsets, ir_version=10

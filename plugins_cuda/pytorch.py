@@ -26,6 +26,7 @@ NodeValue = (
 FIXED = {Type.FLOAT32: torch.float32, Type.INT32: torch.int32, Type.INT64: torch.int64, Type.UINT8: torch.uint8}
 FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # upsnet::DType
 NCHW, NHWC = 0, 1  # upsnet::Layout
+WITHOUT_LAUNCHERS = ("cpu", "onnxruntime")  # the libraries that have the rooms without a launcher
 
 
 class Call(NamedTuple):
@@ -197,6 +198,8 @@ def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., obje
         outputs = _empty_outputs(schema, call)
         types = {call.tensors[tensor.name][0].dtype for tensor in schema.tensors if tensor.has_own_type}
         library = compiled(call.first.device) if types <= FLOAT_TYPES.keys() else None
+        if library is not None and not (schema.on_gpu or library.name in WITHOUT_LAUNCHERS):
+            library = None
         if library is not None and max(call.sizes.values()) <= INT32_MAX:
             params = params_class()
             _held = fill_params(params, schema, call, outputs)

@@ -108,6 +108,8 @@ class Schema:
     """One operator: its arguments in their public order, its outputs, and the sizes (name: letters) for the kernels.
 
     node: the ONNX node's name, unless an optional tensor that is given has another one.
+    on_gpu: whether there are a CUDA launcher and a TensorRT plugin (launch.cu, plugin.cpp). Where not, a GPU runs the
+        definition, or the node's body.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Schema:
     arguments: Sequence[Tensor | Attribute]
     outputs: Sequence[Tensor]
     sizes: Mapping[str, str]
+    on_gpu: bool = True
 
     @cached_property
     def tensors(self) -> list[Tensor]:

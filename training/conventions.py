@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = math.log(1000 / 16)
+from plugins_cuda import boxes as coding
+from plugins_cuda.boxes import far_corners as far_corners
 
 
 def rounded_anchors(stride: int, scale: float, ratios: Sequence[float]) -> Tensor:
@@ -53,17 +54,11 @@ class Conventions:
 
     def decode(self, deltas: Tensor, anchors: Tensor, weights: tuple[float, float]) -> Tensor:
         """Boxes [..., 4] from deltas [..., 4] and anchors of a shape that broadcasts; growth is at most 62.5 times."""
-        shift, growth = deltas.split(2, dim=-1)
-        near, far = anchors.split(2, dim=-1)
-        sides = far - near + float(self.inclusive)
-        centre = near + sides / 2 + shift / weights[0] * sides
-        half = sides * torch.exp(torch.clamp(growth / weights[1], max=MAX_LOG_RATIO)) / 2
-        return torch.cat([centre - half, centre + half - float(self.inclusive)], dim=-1)
+        return coding.decode(deltas, anchors, weights, self.inclusive)
 
     def clip(self, boxes: Tensor, sizes: Tensor) -> Tensor:
         """Boxes [B, N, 4] limited to the images, sizes [B, 2] = (height, width)."""
-        limit = far_corners(sizes.to(boxes.dtype)).unsqueeze(1) - float(self.inclusive)
-        return torch.minimum(boxes.clamp(min=0), limit)
+        return coding.clip(boxes, sizes, self.inclusive)
 
     def iou(self, a: Tensor, b: Tensor) -> Tensor:
         """Intersection over union [..., N, M] of boxes [..., N, 4] and [..., M, 4]; 0 where a box is empty."""
@@ -88,15 +83,6 @@ class Conventions:
     def to_inclusive(self, boxes: Tensor) -> Tensor:
         """The corners that the panoptic head takes: x2 and y2 are the last pixels inside."""
         return _shrunk(boxes, 1 - int(self.inclusive))
-
-
-def far_corners(sizes: Tensor) -> Tensor:
-    """[B, 4], (width, height, width, height), of sizes [B, 2] = (height, width).
-
-    Not by a list as an index: that is copied to the device, and the host waits for it.
-    """
-    height, width = sizes.split(1, dim=1)
-    return torch.cat([width, height, width, height], dim=1)
 
 
 def _shrunk(boxes: Tensor, pixels: int) -> Tensor:

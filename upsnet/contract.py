@@ -27,3 +27,8 @@ PHOTO_OUTPUTS = [LABELS, LABELS16, PHOTO_SIZES, SEGMENTS_JSON, COCO_PNG, OVERLAY
 def manifest_path(model: Path) -> Path:
     """The manifest that goes with an ONNX file: model.onnx -> model.manifest.json beside it."""
     return model.with_suffix(".manifest.json")
+
+
+def tensorrt_path(model: Path) -> Path:
+    """The int8 graph for TensorRT that goes with one for ONNX Runtime: model.onnx -> model.tensorrt.onnx beside it."""
+    return model.with_suffix(".tensorrt.onnx")

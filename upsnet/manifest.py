@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from upsnet.categories import Categories, Category
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
 from upsnet.json_model import JsonModel
+from upsnet.report import Sparse
 
-Precision = Literal["fp32", "fp16"]  # of the exported features and convolution weights
+Precision = Literal["fp32", "fp16", "int8"]  # of the exported features and convolution weights
 MAX_SEGMENTS = 255  # the panoptic map is uint8 and 0 is void
 
 
-class Manifest(JsonModel):
+class Calibration(BaseModel):
+    """What the steps of an int8 model were measured on: how many photos of which data set, as it was named, and how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    photos: int = Field(gt=0)
+    method: str
+
+
+class Manifest(JsonModel, Sparse):
     """Categories in contiguous order, sizes and versions of one model. Unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +37,7 @@ class Manifest(JsonModel):
     max_detections: int = Field(gt=0)
     max_batch: int = Field(default=4, gt=0)
     precision: Precision = "fp32"
+    calibration: Calibration | None = None  # of int8 alone
     format_version: int = Field(default=1, ge=1, le=1)
     versions: dict[str, str] = Field(default={})
     onnx_sha256: str = ""

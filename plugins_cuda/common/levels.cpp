@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "best_anchors/launch.h"
 #include "common/exports.h"
 #include "common/pool.h"
 #include "deform_conv/launch.h"
@@ -55,3 +56,4 @@ UPSNET_ROOM(roi_align_fpn)
 UPSNET_ROOM(nms)
 UPSNET_ROOM(deform_conv)
 UPSNET_ROOM(panoptic_fusion)
+UPSNET_ROOM(best_anchors)

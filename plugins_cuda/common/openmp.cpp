@@ -1,5 +1,6 @@
 // libupsnet_cpu.so's C interface, which the PyTorch binding (../library.py) calls: the CPU fronts on OpenMP's threads,
 // which PyTorch uses, too.
+#include "best_anchors/launch.h"
 #include "common/exports.h"
 #include "common/pool.h"
 #include "deform_conv/launch.h"
@@ -22,3 +23,4 @@ UPSNET_EXPORT_CPU(roi_align_fpn, openmp)
 UPSNET_EXPORT_CPU(nms, openmp)
 UPSNET_EXPORT_CPU(deform_conv, openmp)
 UPSNET_EXPORT_CPU(panoptic_fusion, openmp)
+UPSNET_EXPORT_CPU(best_anchors, openmp)

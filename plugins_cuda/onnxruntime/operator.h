@@ -173,10 +173,15 @@ class Domain {
   // would draw their nodes to the CPU, with copies to and fro, where the bodies run on the GPU.
   template <typename Operator>
   void add_for_cpu() {
-    if constexpr (std::is_same_v<std::tuple<UPSNET_DEVICES>, std::tuple<OnCpu>>) add<Operator>();
+    if constexpr (kOnlyCpu) add<Operator>();
+  }
+  void add_for_cpu(CustomOp* made) {
+    if (kOnlyCpu) check(api_.CustomOpDomain_Add(domain_, made));
   }
 
  private:
+  static constexpr bool kOnlyCpu = std::is_same_v<std::tuple<UPSNET_DEVICES>, std::tuple<OnCpu>>;
+
   template <typename Operator, typename... Devices>
   void add_for() {
     (add_nodes<Operator, Devices>(std::make_integer_sequence<int32_t, std::size(Operator::kNodes)>()), ...);

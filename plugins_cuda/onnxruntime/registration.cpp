@@ -24,6 +24,8 @@ CustomOpDomain* domain_of(const Api& api) {
     add_nms(all);
     add_deform_conv(all);
     add_panoptic_fusion(all);
+    add_best_anchors(all);
+    add_used_rows(all);
     domain = made;
   }
   return domain;

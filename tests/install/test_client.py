@@ -16,7 +16,7 @@ from serving.server import TritonServer
 from tests.install.conftest import ROOT, Installed
 from tests.serving.conftest import Exported
 
-SIZE_MB = 250
+SIZE_MB = {"onnxruntime": 330, "triton": 250}  # with pip; CMake is 86 of the first
 WORKSHOP_IMPORT = re.compile(r"^(from|import) (torch|yaml|plugins_cuda|training|export|serving|eval)\b", re.MULTILINE)
 
 
@@ -38,7 +38,7 @@ def check_predictions(out: Path) -> None:
 
 
 def test_onnxruntime_and_pq(client: Installed, exported: Exported) -> None:
-    assert client.size < SIZE_MB * 1e6
+    assert client.size < SIZE_MB["onnxruntime"] * 1e6
     client.upsnet("predict", photo(client.work), "--model", exported.model, "--out", "out")
     out = client.work / "out"
     check_predictions(out)
@@ -48,7 +48,7 @@ def test_onnxruntime_and_pq(client: Installed, exported: Exported) -> None:
 
 @pytest.mark.triton
 def test_triton(triton_client: Installed, exported: Exported, triton_environment: Path, tmp_path: Path) -> None:
-    assert triton_client.size < SIZE_MB * 1e6
+    assert triton_client.size < SIZE_MB["triton"] * 1e6
     repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
     with TritonServer(repository, environment=triton_environment) as server:
         triton_client.upsnet(

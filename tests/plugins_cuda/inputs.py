@@ -146,6 +146,19 @@ class DeformCase:
 LARGEST = 6  # `scale` of room_inputs
 
 
+def anchor_maps(batch: int, height: int, width: int, seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:
+    """best_anchors' maps of three anchors, P2 of height x width, base anchors and sizes; many equal logits."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = []
+    for level in range(5):
+        size = (max(height >> level, 1), max(width >> level, 1))
+        logits = (torch.randn(batch, 3, *size, generator=generator) * 4).round() / 4
+        maps.append(torch.cat([logits, torch.randn(batch, 12, *size, generator=generator) / 2], dim=1))
+    centre, side = torch.rand(5, 3, 2, generator=generator) * 8, torch.rand(5, 3, 2, generator=generator) * 20 + 4
+    sizes = torch.tensor([[4 * height - 3, 4 * width - 1]] * batch, dtype=torch.int32)
+    return maps, torch.cat([centre - side, centre + side], dim=2), sizes
+
+
 def room_inputs(
     room: str, scale: int = 1, dtype: torch.dtype = torch.float32, layout: torch.memory_format = torch.contiguous_format
 ) -> dict[str, Any]:
@@ -159,6 +172,10 @@ def room_inputs(
         maps = pyramid(scale, 10 * scale, 16 * scale, 20 * scale, dtype, layout)
         options = {"output_size": 3, "sampling_ratio": 2, "aligned": True, "inclusive": False}
         return {"features": maps, "rois": crowd(scale, 2 * scale, scale)[0], **options}
+    if room == "best_anchors":
+        maps, base, sizes = anchor_maps(scale, 4 * scale, 5 * scale)
+        maps = [each.contiguous(memory_format=layout) for each in maps]
+        return {"maps": maps, "base_anchors": base, "sizes": sizes, "top_n": 20 * scale, "inclusive": False}
     if room == "deform_conv":  # 2, 12, ... 288 blocks: the largest one's channels are not split
         case = DeformCase(batch=scale, channels=40, size=(8 * scale, 20 * scale), out_channels=10, kernel=(1, 1))
         return {**case.tensors(dtype, layout), "stride": 1, "padding": (1, 1), "dilation": 1, "mask": None}

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import plugins_cuda
-from plugins_cuda import generate
+from plugins_cuda import generate, library
 from plugins_cuda.pytorch import operator, params_type
 from plugins_cuda.schema import Attribute, value_of
 from tests.plugins_cuda.conftest import schema_of
 
-ROOMS = ["roi_align_fpn", "nms", "deform_conv", "panoptic_fusion"]
+ROOMS = ["roi_align_fpn", "nms", "deform_conv", "panoptic_fusion", "best_anchors"]
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -42,6 +42,12 @@ def test_bodies_have_the_declared_inputs_and_attributes() -> None:
             assert len(body.input) == sum(len(tensor.shapes) for tensor in tensors)
             assert len(body.output) == len(schema.outputs)
             assert {*body.attribute, *(attribute.name for attribute in body.attribute_proto)} == attributes
+
+
+def test_rooms_without_a_gpu_say_so() -> None:
+    for schema in map(schema_of, ROOMS):
+        for file in ("launch.cu", "plugin.cpp"):
+            assert (library.SOURCES / schema.name / file).is_file() == schema.on_gpu
 
 
 def test_headers_need_no_pytorch_and_hold_the_struct(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_the_kernels_that_were_deployed(
     for name in ("model.onnx", LIBRARY):
         shutil.copy(tiny_run / "engine" / name, tmp_path)
     if kernels == "damaged":
-        os.truncate(tmp_path / LIBRARY, 5000)
+        os.truncate(tmp_path / LIBRARY, 100)
     monkeypatch.setenv("UPSNET_KERNELS", "off" if kernels == "off" else "auto")
     module = triton.load("upsnet", monkeypatch)
     monkeypatch.setattr(module, "__file__", str(tmp_path / "model.py"))

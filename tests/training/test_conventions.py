@@ -61,11 +61,10 @@ def test_anchors_by_hand() -> None:
 
 def test_proposals_are_clipped_to_the_last_pixel() -> None:
     rpn = RPN(8, RpnConfig(), UPSNET)
-    anchors = torch.tensor([[10.0, 20, 19, 39]])
+    rpn.base_anchors = torch.tensor([[10.0, 20, 19, 39]]).expand(5, 1, 4)
     for shift, wanted in ((0.1, [11.0, 20, 20, 31]), (9.0, [63.0, 20, 63, 31])):
-        deltas = torch.tensor([[[shift, 0.0, 0.0, 0.0]]])
-        output = RpnOutput([torch.ones(1, 1)] * 5, [deltas] * 5, [anchors] * 5)
-        boxes, valid = rpn.propose(output, torch.tensor([[32, 64]]), 1)
+        cell = torch.tensor([1.0, shift, 0.0, 0.0, 0.0]).reshape(1, 5, 1, 1)
+        boxes, valid = rpn.propose(RpnOutput([cell] * 5), torch.tensor([[32, 64]]), 1)
         assert valid.all() and boxes[0, 0].tolist() == wanted
 
 
@@ -136,7 +135,7 @@ def test_onnx_runtime_equals_pytorch() -> None:
     proto = to_model_proto(prepare(model, "fp32"), ResizeRule(short_side=96, max_side=128))
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
     attributes = [{a.name: a for a in node.attribute} for node in proto.graph.node if node.domain == "upsnet"]
-    assert [entry["inclusive"].i for entry in attributes if "inclusive" in entry] == [1] * 4
+    assert [entry["inclusive"].i for entry in attributes if "inclusive" in entry] == [1] * 5
     modes = [entry["coordinate_transformation_mode"].s for entry in attributes if "sampling_ratio" in entry]
     assert modes == [b"output_half_pixel"] * 2
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -189,12 +189,13 @@ class TestProposals:
         shapes = [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
         anchors = [B.grid_anchors(rpn.base_anchors[i], h, w, 4 * 2**i) for i, (h, w) in enumerate(shapes)]
         output = RpnOutput(
-            [torch.randn(2, len(a)) for a in anchors], [torch.randn(2, len(a), 4) * 0.2 for a in anchors], anchors
+            [torch.randn(2, 15, h, w) * torch.tensor([1.0] * 3 + [0.2] * 12).reshape(-1, 1, 1) for h, w in shapes]
         )
         found, valid = rpn.propose(output, sizes, top_n=50)
+        every = [RpnOutput([level]).rows() for level in output.maps]
         for b in range(2):
             rows = []
-            for logits, deltas, level in zip(output.logits, output.deltas, anchors, strict=True):
+            for (logits, deltas), level in zip(every, anchors, strict=True):
                 order = sorted(range(len(level)), key=lambda i: (-logits[b, i].item(), i))[:50]
                 boxes = OURS.decode(deltas[b, order], level[order], B.RPN_WEIGHTS)
                 boxes = torch.stack([boxes[:, k].clamp(0, float(sizes[b, 1 - k % 2])) for k in range(4)], dim=1)

@@ -54,7 +54,8 @@ class TrainingLosses(nn.Module):
         scores, deltas = model.box_head(model.roi_features(pyramid, given.rois.rois, BOX_POOL))
         masks, kept_masks = self.mask_logits(pyramid, given)
         with full_precision:
-            rpn_cls, rpn_box = terms.rpn_losses(torch.cat(proposed.logits, 1), torch.cat(proposed.deltas, 1), given.rpn)
+            proposed_logits, proposed_deltas = proposed.rows()
+            rpn_cls, rpn_box = terms.rpn_losses(proposed_logits, proposed_deltas, given.rpn)
             rcnn_cls, rcnn_box = terms.box_losses(scores, deltas, given.rois)
             losses = {
                 "rpn_cls": rpn_cls,
@@ -80,7 +81,7 @@ class TrainingLosses(nn.Module):
         model, config, conventions = self.model, self.model.config, self.model.conventions
         boxes, labels, seeds = self.truth_boxes(batch), batch.labels, batch.seeds
         proposals, valid = model.rpn.propose(proposed, batch.sizes, config.rpn.train_top_n)
-        anchors = torch.cat(proposed.anchors)
+        anchors = model.rpn.anchors(proposed)
         rois = assign_rois(proposals, valid, boxes, labels, seeds, config.box_head, conventions)
         first = foreground_rows(config.box_head)
         keep = config.panoptic.keep_fraction if self.weights.panoptic else 0.0

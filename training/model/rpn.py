@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import plugins_cuda
+from plugins_cuda.best_anchors.reference import rows_of
 from training.config import RpnConfig
 from training.conventions import OURS, Conventions
 from training.model import boxes as B
@@ -19,11 +20,14 @@ LOWEST = torch.finfo(torch.float32).min
 
 
 class RpnOutput(NamedTuple):
-    """One entry a level, P2..P6, with N = height * width * anchors rows ordered by (y, x, anchor)."""
+    """One map a level, P2..P6, B x 5A x h x w: the logits of a cell's A anchors, then the deltas of each anchor."""
 
-    logits: list[Tensor]  # B x N
-    deltas: list[Tensor]  # B x N x 4
-    anchors: list[Tensor]  # N x 4, network pixels
+    maps: list[Tensor]
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Logits [B, N] and deltas [B, N, 4] of all anchors, ordered by (level, y, x, anchor)."""
+        logits, deltas = zip(*map(rows_of, self.maps), strict=True)
+        return torch.cat(logits, 1), torch.cat(deltas, 1)
 
 
 class RPN(nn.Module):
@@ -45,14 +49,14 @@ class RPN(nn.Module):
         self.base_anchors: Tensor
 
     def forward(self, features: Sequence[Tensor]) -> RpnOutput:
-        logits, deltas, anchors = [], [], []
-        for level, feature in enumerate(features):
-            hidden = F.relu(self.conv(feature))
-            logits.append(self.logits(hidden).float().permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(hidden).float().permute(0, 2, 3, 1).reshape(feature.shape[0], -1, 4))
-            height, width = feature.shape[2:]
-            anchors.append(B.grid_anchors(self.base_anchors[level], height, width, STRIDES[level]))
-        return RpnOutput(logits, deltas, anchors)
+        weight = torch.cat([self.logits.weight, self.deltas.weight])
+        bias = torch.cat([self.logits.bias, self.deltas.bias])  # type: ignore[list-item]
+        return RpnOutput([F.conv2d(F.relu(self.conv(feature)), weight, bias).float() for feature in features])
+
+    def anchors(self, output: RpnOutput) -> Tensor:
+        """All anchors [N, 4], network pixels, ordered by (level, y, x, anchor)."""
+        levels = zip(self.base_anchors, output.maps, STRIDES, strict=True)
+        return torch.cat([B.grid_anchors(base, m.shape[2], m.shape[3], stride) for base, m, stride in levels])
 
     def propose(self, output: RpnOutput, sizes: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
         """The best proposals of each image: boxes [B, top_n, 4] clipped to `sizes`, and which rows are valid."""
@@ -65,24 +69,13 @@ class RPN(nn.Module):
 
         Top `top_n` of each level, decoded, clipped, NMS in each level; then the top `top_n` of all levels together.
         """
-        batch, levels = sizes.shape[0], len(output.logits)
-        best = [_best(*level, top_n) for level in zip(output.logits, output.deltas, output.anchors, strict=True)]
-        level_scores, deltas, anchors = (torch.cat(parts, dim=1) for parts in zip(*best, strict=True))
-        decoded = self.conventions.decode(deltas, anchors, B.RPN_WEIGHTS)
-        boxes = self.conventions.clip(decoded, sizes).reshape(batch * levels, top_n, 4)
-        scores = level_scores.reshape(batch * levels, top_n)
+        inclusive, levels = self.conventions.inclusive, len(STRIDES)
+        found = plugins_cuda.best_anchors(output.maps, self.base_anchors, sizes.int(), top_n, inclusive)
+        boxes, scores = (each.flatten(0, 1) for each in found)
         # Rows without an anchor score -inf: over the threshold there are only real ones.
-        threshold, inclusive = self.config.nms_threshold, self.conventions.inclusive
-        kept, counts = plugins_cuda.nms(boxes, scores, threshold, LOWEST, top_n, inclusive=inclusive)
+        kept, counts = plugins_cuda.nms(boxes, scores, self.config.nms_threshold, LOWEST, top_n, inclusive=inclusive)
         valid = torch.arange(top_n, device=kept.device) < counts.unsqueeze(1)
-        boxes = B.gather_rows(boxes, kept).reshape(batch, levels * top_n, 4)
-        scores = torch.where(valid, torch.gather(scores, 1, kept), -torch.inf).reshape(batch, levels * top_n)
+        boxes = B.gather_rows(boxes, kept).reshape(-1, levels * top_n, 4)
+        scores = torch.where(valid, torch.gather(scores, 1, kept), -torch.inf).reshape(-1, levels * top_n)
         scores, order = plugins_cuda.top_k(scores, top_n)
         return B.gather_rows(boxes, order), scores
-
-
-def _best(logits: Tensor, deltas: Tensor, anchors: Tensor, top_n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [B, top_n] of one level in descending order, and the deltas and anchors [B, top_n, 4] of these rows."""
-    # Small maps have fewer anchors than top_n: pad, so that the shapes never depend on the image size.
-    scores, order = plugins_cuda.top_k(F.pad(logits, (0, top_n), value=-torch.inf), top_n)
-    return scores, B.gather_rows(F.pad(deltas, (0, 0, 0, top_n)), order), F.pad(anchors, (0, 0, 0, top_n))[order]

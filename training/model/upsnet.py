@@ -144,8 +144,9 @@ class UPSNet(nn.Module):
         batch, rows = found.scores.shape
         if not self.num_things:
             return found.scores.new_zeros(batch, rows, MASK_SIZE, MASK_SIZE)
-        masks = self.mask_head(self.roi_features(pyramid, found.boxes, MASK_POOL), found.labels.flatten())
-        return masks.reshape(batch, rows, *masks.shape[1:])
+        boxes, labels = (plugins_cuda.used_rows(each, found.counts) for each in (found.boxes, found.labels))
+        masks = self.mask_head(self.roi_features(pyramid, boxes, MASK_POOL), labels.flatten())
+        return plugins_cuda.all_rows(masks, found.boxes)
 
     def fuse(
         self, semantic: Tensor, found: Detections, masks: Tensor, sizes: Tensor, scales: Tensor

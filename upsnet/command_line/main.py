@@ -37,12 +37,14 @@ COMMANDS = {
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
     "engine": Entry("export.engine", "ONNX file -> the engine of this machine."),
+    "engine profile": Entry("eval.profiling.command", "Where the time of a model goes: modules, operators, roofline."),
     "deploy": Entry("serving.deploy", "Make Triton's model repository of a run."),
     "serve": Entry("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
     "load-test": Entry("serving.load_test.command", "Load a server with real photos: latency, throughput, refusals."),
     "eval": Entry("eval.evaluate", "PQ, AP and mIoU of one runtime on a data set."),
     "parity": Entry("eval.parity", "PQ and pixels of several runtimes, compared."),
     "bench": Entry("eval.bench", "Speed ratios between the runtimes."),
+    "bench-kernels": Entry("eval.bench_kernels", "Models with the library of operators and from function bodies."),
     "bench-pq": Entry("eval.bench_pq", "Speed of PQ, against panopticapi and hotcoco."),
     "ablation": Entry("eval.ablation", "What each part of the network is worth."),
     "overview": Entry("eval.overview", "The README's picture, of a run."),
@@ -56,6 +58,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # of typer's own copy of click
         prefix = f"{self.name} " if self.name in GROUPS else ""
+        if " ".join(args[:2]) in self.commands:  # a command of two words beside the command of its first
+            args = [" ".join(args[:2]), *args[2:]]
         if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in self.commands:
             close = difflib.get_close_matches(args[0], self.commands, 1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(self.commands)}"
@@ -117,6 +121,8 @@ def make_root() -> typer.Typer:
         groups[""].add_typer(groups[name], name=name, help=summary)
     for path, entry in COMMANDS.items():
         group, _, name = path.rpartition(" ")
+        if group not in groups:
+            group, name = "", path
         groups[group].command(name, help=entry.summary)(lambda: None)
     return groups[""]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from onnx import TensorProto
 from torch import Tensor
 
 import plugins_cuda
-from upsnet.kernels.building import build
+from plugins_cuda.pytorch import FIXED
+from upsnet.kernels.building import find_library
 
 TYPES = {
     torch.float32: TensorProto.FLOAT,
@@ -27,13 +29,11 @@ TYPES = {
     torch.bfloat16: TensorProto.BFLOAT16,
     torch.float64: TensorProto.DOUBLE,
 }
-OUTPUTS: dict[str, list[torch.dtype | None]] = {
-    "RoiAlignFpn": [None],  # None: the type of the first input
-    "PaddedNms": [torch.int64, torch.int32],
-    "PaddedBatchedNms": [torch.int64, torch.int32],
-    "DeformConv2d": [None],
-    "ModulatedDeformConv2d": [None],
-    "PanopticFusion": [torch.uint8, torch.float32, torch.int32],
+PACKAGE = Path(plugins_cuda.__file__).parent
+SCHEMAS = [import_module(f"plugins_cuda.{path.parent.name}.schema").SCHEMA for path in PACKAGE.glob("*/schema.py")]
+ROOMS = {node: schema for schema in SCHEMAS for node in (schema.node, *(each.node for each in schema.tensors)) if node}
+OUTPUTS: dict[str, list[torch.dtype | None]] = {  # None: the type of the first input
+    name: [FIXED.get(output.type) for output in schema.outputs] for name, schema in sorted(ROOMS.items())
 }
 SANITIZED = bool(os.environ.get("UPSNET_SANITIZE"))
 
@@ -41,8 +41,7 @@ SANITIZED = bool(os.environ.get("UPSNET_SANITIZE"))
 @functools.cache
 def library_file(name: str = "onnxruntime") -> Path:
     """name: `onnxruntime`, the CPU fronts, or `onnxruntime_emulated`, the CUDA launchers as kernels of the CPU."""
-    given = Path(os.environ.get("UPSNET_OPERATORS", "/nowhere"), f"libupsnet_{name}.so")
-    return given if given.is_file() else build(name, "")
+    return find_library(name)
 
 
 def session_options(threads: int = 1, library: Path | None = None) -> onnxruntime.SessionOptions:

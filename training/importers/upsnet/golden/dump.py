@@ -53,22 +53,19 @@ def _proposals(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> tuple[Te
     """The proposals [N, 4] that the next stages start from."""
     own = model.rpn(pyramid)
     arrays: dict[str, Tensor] = {}
-    logits, deltas = [], []
+    maps = []
     for level, (feature, stride) in enumerate(zip(pyramid, STRIDES, strict=True)):
         height, width = feature.shape[2:]
         name = f"P{level + 2}"
-        score = own.logits[level].reshape(height, width, -1).permute(2, 0, 1)
-        delta = own.deltas[level].reshape(height, width, -1).permute(2, 0, 1)
+        score, delta = own.maps[level][0].tensor_split([own.maps[level].shape[1] // 5])
         arrays |= {f"rpn_cls_logit_{name}": score, f"rpn_bbox_delta_{name}": delta}
         score, delta = inputs.stage(f"rpn_cls_logit_{name}", score), inputs.stage(f"rpn_bbox_delta_{name}", delta)
-        logits.append(score.permute(1, 2, 0).reshape(1, -1))
-        deltas.append(delta.permute(1, 2, 0).reshape(1, -1, 4))
+        maps.append(torch.cat([score, delta])[None])
         base = model.rpn.base_anchors[level].double()
         anchors = B.grid_anchors(base, height, width, stride)
         arrays |= {f"anchor_base_{name}": base, f"anchor_first12_{name}": anchors[:12]}
         arrays[f"anchor_last3_{name}"] = anchors[-3:]
-    output = RpnOutput(logits, deltas, own.anchors)
-    boxes, scores = model.rpn.ranked(output, inputs.sizes, model.config.rpn.test_top_n)
+    boxes, scores = model.rpn.ranked(RpnOutput(maps), inputs.sizes, model.config.rpn.test_top_n)
     valid = scores > -torch.inf
     arrays |= {"proposal_boxes": boxes[valid], "proposal_scores": scores[valid].sigmoid()}
     return inputs.stage("proposal_boxes", boxes[valid]), arrays

@@ -44,7 +44,7 @@ def loss_arrays(model: UPSNet, inputs: Inputs, truth: Truth, settings: Config) -
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(total, list(trained.values()))
     names = original_names(model)
-    used = used_samples(targets, kept, len(torch.cat(proposed.anchors)))
+    used = used_samples(targets, kept, len(losses.model.rpn.anchors(proposed)))
     return {
         **{f"loss_{name}": np.array(value.item()) for name, value in (values | {"total": total}).items()},
         **{
@@ -107,7 +107,7 @@ def choose_targets(losses: TrainingLosses, batch: Batch, truth: Truth, proposed:
         instances = numbered(truth.masks[kept])[None]
         pixels = panoptic_pixels(batch.semantic, instances, order, len(kept), model.num_stuff)[0]
     targets = Targets(
-        rpn=drawn.rpn if given.rpn_labels is None else _anchors(truth, given.rpn_labels, torch.cat(proposed.anchors)),
+        rpn=drawn.rpn if given.rpn_labels is None else _anchors(truth, given.rpn_labels, model.rpn.anchors(proposed)),
         rois=rois,
         masks=masks,
         crops=drawn.crops if given.crop_labels is None else given.crop_labels,

@@ -1,0 +1,154 @@
+"""What a profile says: its nodes with their costs, and these added up by module and by operator."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from eval.profiling.costs import complete, count_bytes, count_macs, is_int8
+from eval.profiling.graph import TITLES, Graph
+from eval.profiling.roofline import Roofline
+from eval.profiling.trace import Execution, Run, Tensor
+
+OTHER = "other"  # the module of nodes of which none is known
+NODES = 100  # that a report lists one by one
+
+
+class Row(BaseModel):
+    """Nodes together: a module, an operator, or all."""
+
+    name: str
+    nodes: int  # executions in one run
+    ms: float  # each node's median over the runs, added
+    best_ms: float  # each node's least, added: on a busy machine, nearer to what they take alone
+    macs: int  # of one run
+    moved_bytes: int
+    roof_ms: float  # the least that the machine needs for them
+
+
+class Node(Row):
+    """One node; in the body of a Scan all its executions together."""
+
+    operator: str
+    module: str
+    inputs: list[str]  # of its first execution
+    outputs: list[str]
+
+
+class Variant(BaseModel):
+    """One model with one choice of kernels."""
+
+    kernels: str  # LIBRARY or BODIES
+    ms: float  # of a call without the profile, median
+    profiled_ms: float  # of one with it
+    outside_ms: float  # of the latter, in no node
+    total: Row
+    modules: list[Row]  # in the order of the network
+    operators: list[Row]  # in descending time, as all that follow
+    shares: dict[str, dict[str, float]]  # ms by module and operator
+    nodes: list[Node]  # the most expensive ones
+
+
+class Cost(NamedTuple):
+    """What one execution has to do."""
+
+    macs: int
+    moved_bytes: int
+    roof_ms: float
+
+
+def summarize(kernels: str, ms: float, runs: list[Run], graph: Graph, roofline: Roofline) -> Variant:
+    """Of `runs` of one input. ms: of a call without the profile."""
+    nodes = make_nodes(runs, graph, roofline)
+    modules = _rows(nodes, lambda node: node.module)
+    outside = [run.ms - sum(each.ms for each in run.executions) for run in runs]
+    return Variant(
+        kernels=kernels,
+        ms=ms,
+        profiled_ms=statistics.median(run.ms for run in runs),
+        outside_ms=statistics.median(outside),
+        total=add("all nodes", nodes),
+        modules=[modules[name] for name in (*TITLES.values(), OTHER) if name in modules],
+        operators=list(_rows(nodes, lambda node: node.operator).values()),
+        shares={
+            module: {row.name: row.ms for row in _rows(_of(module, nodes), lambda node: node.operator).values()}
+            for module in modules
+        },
+        nodes=nodes[:NODES],
+    )
+
+
+def make_nodes(runs: list[Run], graph: Graph, roofline: Roofline) -> list[Node]:
+    """Every node of the runs, in descending time. What is counted is counted in the first run."""
+    times: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * len(runs))
+    for index, run in enumerate(runs):
+        for each in run.executions:
+            times[each.path][index] += each.ms
+    executions: dict[tuple[str, ...], list[Execution]] = defaultdict(list)
+    for each in runs[0].executions:
+        executions[each.path].append(each)
+    nodes = [_node(some, times[path], graph, roofline) for path, some in executions.items()]
+    return sorted(nodes, key=lambda node: -node.ms)
+
+
+def _node(executions: list[Execution], times: list[float], graph: Graph, roofline: Roofline) -> Node:
+    path, operator, *_ = executions[0]
+    place = graph.find(path)
+    turned = place is not None and any(each.name == "transA" and each.i for each in place.node.attribute)
+    inputs = [complete(each.inputs, place.node.input, place.weights) if place else each.inputs for each in executions]
+    costs = [
+        _cost(operator, all_inputs, each.outputs, turned, roofline)
+        for all_inputs, each in zip(inputs, executions, strict=True)
+    ]
+    macs, moved_bytes, roof_ms = (sum(column) for column in zip(*costs, strict=True))
+    return Node(
+        name="/".join(path),
+        nodes=len(executions),
+        ms=statistics.median(times),
+        best_ms=min(times),
+        macs=macs,
+        moved_bytes=moved_bytes,
+        roof_ms=roof_ms,
+        operator=operator,
+        module=TITLES.get(place.module, OTHER) if place else OTHER,
+        inputs=[str(each) for each in inputs[0]],
+        outputs=[str(each) for each in executions[0].outputs],
+    )
+
+
+def _cost(
+    operator: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], turned: bool, roofline: Roofline
+) -> Cost:
+    macs, moved_bytes = count_macs(operator, inputs, outputs, turned), count_bytes(operator, inputs, outputs)
+    return Cost(macs, moved_bytes, roofline.milliseconds(macs, moved_bytes, is_int8(macs, inputs)))
+
+
+def _of(module: str, nodes: list[Node]) -> list[Node]:
+    return [node for node in nodes if node.module == module]
+
+
+def _rows(nodes: list[Node], key: Callable[[Node], str]) -> dict[str, Row]:
+    """In descending time."""
+    members: dict[str, list[Node]] = defaultdict(list)
+    for node in nodes:
+        members[key(node)].append(node)
+    rows = [add(name, some) for name, some in members.items()]
+    return {row.name: row for row in sorted(rows, key=lambda row: -row.ms)}
+
+
+def add(name: str, rows: Iterable[Row]) -> Row:
+    """One row of several."""
+    rows = list(rows)
+    return Row(
+        name=name,
+        nodes=sum(row.nodes for row in rows),
+        ms=sum(row.ms for row in rows),
+        best_ms=sum(row.best_ms for row in rows),
+        macs=sum(row.macs for row in rows),
+        moved_bytes=sum(row.moved_bytes for row in rows),
+        roof_ms=sum(row.roof_ms for row in rows),
+    )

@@ -1,0 +1,68 @@
+"""Which nodes of an exported graph compute features, and which of them decide something.
+
+A layer (a node with weights) reads features and gives features; a node decides where what it gives reaches the graph's
+outputs, RoIs or the offsets of a deformable convolution without going through another layer first: scores, boxes,
+logits, offsets. Features can be rounded to eight bits, decisions stay float32.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import onnx
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm")
+BETWEEN = ("Relu", "Add", "MaxPool", "Resize")  # runs on the eight bits that the layers around it give and read
+DEFORMABLE = ("DeformConv2d", "ModulatedDeformConv2d")
+POOLED_LEVELS = 4  # RoiAlignFpn's first inputs are P2..P5, its last the RoIs
+
+
+def feature_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes of LAYERS, with constant weights, and BETWEEN that compute float32 features, in the graph's order."""
+    constants = {tensor.name for tensor in graph.initializer}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    deciding = _deciding(graph)
+    return [
+        node
+        for node in graph.node
+        if node.op_type in (*LAYERS, *BETWEEN)
+        and node.output[0] not in deciding
+        and kinds.get(node.output[0]) == onnx.TensorProto.FLOAT
+        and (node.op_type in BETWEEN or node.input[1] in constants)
+    ]
+
+
+def features_of(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> list[str]:
+    """The tensors that nodes read and give, each once; not their weights."""
+    weights = {tensor.name for tensor in graph.initializer}
+    names: dict[str, None] = {}
+    for node in nodes:
+        read = node.input if node.op_type == "Add" else node.input[:1]
+        names |= dict.fromkeys(name for name in (*read, *node.output[:1]) if name not in weights)
+    return list(names)
+
+
+def _deciding(graph: onnx.GraphProto) -> set[str]:
+    """The tensors that decide."""
+    readers = defaultdict(list)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            readers[name].append((node, place))
+    deciding = {output.name for output in graph.output}
+    for node in reversed(graph.node):  # in topological order, as every graph: readers are looked at before
+        for name in node.output:
+            if any(_decides(reader, place, deciding) for reader, place in readers[name]):
+                deciding.add(name)
+    return deciding
+
+
+def _decides(reader: onnx.NodeProto, place: int, deciding: set[str]) -> bool:
+    """Whether what `reader` reads at its input number `place` decides."""
+    if reader.op_type == "MatMul":  # the mask head's last layer: features by the weights of the RoI's class
+        return False
+    if reader.op_type in (*LAYERS, *DEFORMABLE):
+        return place > 0
+    if reader.op_type == "RoiAlignFpn" and place >= POOLED_LEVELS:
+        return True
+    return reader.op_type != "Shape" and any(name in deciding for name in reader.output)
