@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=tuple(OPERATORS), default=(), metavar="ROOM")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--rounds", type=int, default=0, help="timed calls of each (default: 9 on a CPU, 30 on a GPU)")
-    parser.add_argument("--demo", action="store_true", help="the sizes of the demo's network")
+    parser.add_argument("--demo", action="store_true", help="the demo's sizes; goals are for the full ones")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -166,7 +166,7 @@ def test_a_case_that_fails_loses_no_other(monkeypatch: pytest.MonkeyPatch, capsy
     result = command.benchmark(
         torch.device("cpu"), QUICK, rounds=1, keep=lambda result: kept.append(len(result["rows"]))
     )
-    assert kept == [1, 2, 3, 4]
+    assert kept == [1, 2, 3, 4, 4], "after each case, and with the memory"
     assert [row.get("error", "")[:24] for row in result["rows"]] == ["RuntimeError: CUDA error"] * 2 + ["", ""]
     refused, whole = result["rows"][2:]
     assert (refused["baseline"], refused["ratio"], refused["met"]) == (None, None, False)
