@@ -20,7 +20,7 @@ from upsnet.geometry import NetworkBatch
 from upsnet.kernels.choice import NONE, Kernels, find_kernels, has_operators, wanted_kernels
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
-from upsnet.runtimes.weights import without_weights
+from upsnet.runtimes.weights import start_session
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 LOAD_ERRORS = (
@@ -151,10 +151,10 @@ def _session(
     used.warn()
     if used.library is not None:
         try:
-            return _open(model, session_options(threads, used.library), **providers), used
+            return start_session(model, session_options(threads, used.library), **providers), used
         except LOAD_ERRORS as error:  # of the library, or the model's own, which it then has without it, too
             used = Kernels(None, f"{used.library} does not run this model: {_reason(error)}")
-    session = _open(model, session_options(threads), **providers)
+    session = start_session(model, session_options(threads), **providers)
     used.warn()
     return session, used
 
@@ -166,25 +166,6 @@ def registered(kernels: Kernels) -> Kernels:
     except LOAD_ERRORS as error:
         return Kernels(None, f"ONNX Runtime {ort.__version__} does not take {kernels.library}: {_reason(error)}")
     return kernels
-
-
-def _open(model: Path, options: ort.SessionOptions, **providers: Any) -> ort.InferenceSession:
-    """The model with its weights read one by one (weights.py), where it has large ones."""
-    file = model.resolve()  # ONNX Runtime reads no weights through a link
-    before = _stamp(file)
-    if (light := without_weights(file)) is None:
-        return ort.InferenceSession(str(model), options, **providers)
-    check_utf8(file, "ONNX Runtime")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
-    session = ort.InferenceSession(light, options, **providers)
-    if _stamp(file) != before:
-        raise InputError(f"{model}: it was replaced while it was read; load it again")
-    return session
-
-
-def _stamp(file: Path) -> tuple[int, int, int]:
-    found = file.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def problem_with_cuda() -> str | None:

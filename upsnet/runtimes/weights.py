@@ -10,7 +10,12 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple  # Any: what ONNX Runtime's session takes by name
+
+import onnxruntime as ort
+
+from upsnet.errors import InputError
+from upsnet.files import check_utf8
 
 LEAST = 2**16  # bytes of a weight that is left in the file
 GRAPH = 7  # of ModelProto
@@ -26,6 +31,29 @@ class Field(NamedTuple):
     start: int
     content: int
     end: int
+
+
+def start_session(model: Path, options: ort.SessionOptions, **named: Any) -> ort.InferenceSession:
+    """ONNX Runtime's session of a file, which, where it has large weights, gives them out one by one.
+
+    named: what `onnxruntime.InferenceSession` takes by name. Raises ONNX Runtime's errors, and InputError when the file
+    was replaced meanwhile.
+    """
+    file = model.resolve()  # ONNX Runtime reads no weights through a link
+    before = _stamp(file)
+    if (light := without_weights(file)) is None:
+        return ort.InferenceSession(str(model), options, **named)
+    check_utf8(file, "ONNX Runtime")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
+    session = ort.InferenceSession(light, options, **named)
+    if _stamp(file) != before:
+        raise InputError(f"{model}: it was replaced while it was read; load it again")
+    return session
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def without_weights(model: Path) -> bytes | None:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import load_external_data_for_model
 
 from upsnet.errors import InputError
-from upsnet.runtimes import onnx_runtime
+from upsnet.runtimes import weights
 from upsnet.runtimes.onnx_runtime import open_session
 from upsnet.runtimes.weights import LEAST, without_weights
 
@@ -104,6 +104,6 @@ def test_a_file_that_is_replaced_meanwhile(tmp_path: Path, monkeypatch: pytest.M
         os.utime(file, ns=(1, 1))
         return light
 
-    monkeypatch.setattr(onnx_runtime, "without_weights", replace)
+    monkeypatch.setattr(weights, "without_weights", replace)
     with pytest.raises(InputError, match="it was replaced while it was read; load it again"):
         open_session(tmp_path / "model.onnx")

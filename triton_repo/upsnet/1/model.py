@@ -19,6 +19,7 @@ try:
     import onnxruntime as ort
 
     from upsnet.contract import INPUTS, OUTPUTS
+    from upsnet.runtimes.weights import start_session
     from upsnet.stub import Counters, check_tensors
 except ImportError as error:
     raise ImportError(
@@ -73,18 +74,19 @@ class TritonPythonModel:
             try:
                 options = self.options()
                 options.register_custom_ops_library(str(place))
-                session = ort.InferenceSession(model, options, providers=providers)
+                session = start_session(model, options, providers=providers)
                 self.kernels = library
                 return session
             except Exception as error:  # ONNX Runtime's errors share no narrower class
                 pb_utils.Logger.log_warn(f"upsnet: {library} cannot be used: {error}")
                 self.kernels = f"function bodies ({library} cannot be used, see above)"
-        return ort.InferenceSession(model, self.options(), providers=providers)
+        return start_session(model, self.options(), providers=providers)
 
     def options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # it plans the memory of each shape anew: a higher peak, and no faster
         # A thread that waits for work would otherwise take a core from the other instance.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
