@@ -184,6 +184,25 @@ class TestSensitivity:
                 assert f"{self.BLOCK}.{name}.weight" in names
             assert f"{self.BLOCK}.project_conv.weight_quantized" in names
 
+    def test_what_deciding_layers_read_is_measured_there(self, tiny_run: Path) -> None:
+        """Logits and deltas are float32; eight bits for what they read spoil them all the same."""
+        model = onnx.load(tiny_run / "model.onnx")
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        deciding = ("logits.weight", "deltas.weight")
+        read = sum(np.abs(to_array(tensors[f"box_head.{name}"])).sum(0) for name in deciding)
+        for unit in np.argsort(read)[-9:]:  # some are active
+            for name, factor in (("fc7.weight", 1e4), ("fc7.bias", 1e4), *((name, 1e-4) for name in deciding)):
+                tensor = tensors[f"box_head.{name}"]
+                values = to_array(tensor).copy()
+                values[unit if name.startswith("fc7") else (slice(None), unit)] *= factor
+                tensor.CopyFrom(from_array(values, tensor.name))
+        _, config, _, _ = load_model(tiny_run / "last.safetensors")
+        found = quantize(model, find_photos(OWN, config, 2).paths, config.data.resize)
+        assert {"box_head.logits.weight", "box_head.deltas.weight"} & set(found.weak), found
+        assert all(name.startswith("box_head.") for name in found.weak) and found.layers == found.of - 1
+        names = {tensor.name for tensor in found.cpu.graph.initializer}
+        assert "box_head.fc7.weight" in names and "box_head.fc6.weight_quantized" in names
+
     def test_decibels_of_a_layer_by_hand(self, tiny_run: Path) -> None:
         """The error of eight bits is about the uniform one, a twelfth of a squared step."""
         model = onnx.load(tiny_run / "model.onnx")
@@ -193,7 +212,7 @@ class TestSensitivity:
         ranges = find_ranges(model, features_of(nodes, model.graph), paths, rule)
         assert all(low <= 0 <= high for low, high in ranges.values())
         stem = next(node for node in nodes if node.input[1] == "backbone.stem.0.weight")
-        (decibels,) = signal_to_noise(model, [stem], ranges, paths, rule)
+        (decibels,) = signal_to_noise(model, [stem.name], ranges, paths, rule)
         assert 30 < decibels < 60
 
 
