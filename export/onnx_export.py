@@ -43,10 +43,11 @@ def export_int8(checkpoint: Path, out: Path, data: str, photos: int = PHOTOS) ->
     """
     model, config, categories, _ = load_model(checkpoint)
     chosen = find_photos(data, config, photos)
-    calibration = Calibration(data=chosen.data, photos=len(chosen.paths), method=METHOD)
-    manifest = make_manifest(config, categories).model_copy(update={"precision": "int8", "calibration": calibration})
+    manifest = make_manifest(config, categories)
     proto = to_model_proto(prepare(model, "int8"), manifest.resize)
     quantized = quantize(proto, chosen.paths, manifest.resize)
+    calibration = Calibration(data=chosen.data, photos=len(chosen.paths), method=METHOD, pair=quantized.digest())
+    manifest = manifest.model_copy(update={"precision": "int8", "calibration": calibration})
     manifests = _write({tensorrt_path(out): quantized.tensorrt, out: quantized.cpu}, manifest)
     return manifests[out], quantized
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import hashlib
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -60,6 +61,11 @@ class Quantized(NamedTuple):
     layers: int  # that compute in eight bits
     of: int  # that compute features
     weak: dict[str, float]  # what is computed wrongly from eight bits: by its weights or its module, the dB
+
+    def digest(self) -> str:
+        """The hexadecimal SHA-256 of both graphs."""
+        graphs = (self.cpu, self.tensorrt)
+        return hashlib.sha256(b"".join(each.SerializeToString(deterministic=True) for each in graphs)).hexdigest()
 
     def __str__(self) -> str:
         """One line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -10,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx.numpy_helper import from_array, to_array
 from typer.testing import CliRunner
 
+import export.engine
 import export.onnx_export
 from export.calibration import OWN, find_photos, find_ranges, signal_to_noise
 from export.engine import build_engine
 from export.features import LAYERS, feature_nodes, features_of
 from export.onnx_export import export_int8, export_onnx
 from export.quantization import quantize
+from export.tensorrt_build import Outcome
 from tests.agreement import compare_segments
 from tests.plugins_cuda.tensorrt.libraries import built, need
 from tests.small_disk import small_disk
@@ -27,10 +31,11 @@ from upsnet.command_line.command import make_app
 from upsnet.contract import METADATA_KEY, manifest_path, tensorrt_path
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
-from upsnet.manifest import Calibration, Manifest
+from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
+ABSENT = Outcome(status="absent", reason="not looked for")
 UINT8, INT8 = onnx.TensorProto.UINT8, onnx.TensorProto.INT8
 
 
@@ -262,16 +267,52 @@ class TestRefused:
         line = refused("--precision", "int8", "--calibrate", OWN)
         assert "/nowhere/train: not there; give --calibrate other photos" in line
 
-    def test_an_engine_of_half_an_export(self, int8: Path, tmp_path: Path) -> None:
-        for path in (int8, manifest_path(int8)):
-            shutil.copy(path, tmp_path)
-        with pytest.raises(InputError, match=r"model\.tensorrt\.manifest\.json: cannot be read"):
-            build_engine(tmp_path / "model.onnx", tmp_path / "engine")
-        other = Manifest.load(manifest_path(int8))
-        other = other.model_copy(update={"calibration": Calibration(data="x", photos=1, method="minmax")})
-        other.save(manifest_path(tensorrt_path(tmp_path / "model.onnx")))
-        with pytest.raises(InputError, match=r"model\.tensorrt\.onnx: not of the same export"):
-            build_engine(tmp_path / "model.onnx", tmp_path / "engine")
+    def test_an_engine_of_two_exports(self, int8: Path, tmp_path: Path) -> None:
+        model = tmp_path / "model.onnx"
+        for path in (int8, tensorrt_path(int8)):
+            for each in (path, manifest_path(path)):
+                shutil.copy(each, tmp_path)
+        twin = manifest_path(tensorrt_path(model))
+        good = Manifest.load(twin)
+        assert good.calibration is not None and len(good.calibration.pair) == 64
+        for change in ({"data": "x"}, {"pair": "0" * 64}, {"pair": ""}):
+            calibration = good.calibration.model_copy(update=change)
+            good.model_copy(update={"calibration": calibration}).save(twin)
+            with pytest.raises(InputError, match=r"model\.tensorrt\.onnx: not of the same export"):
+                build_engine(model, tmp_path / "engine")
+        good.save(twin)
+        shutil.copy(model, tensorrt_path(model))
+        with pytest.raises(InputError, match=r"not the file that model\.tensorrt\.manifest\.json describes"):
+            build_engine(model, tmp_path / "engine")
+
+
+@pytest.mark.parametrize("missing", ["model.tensorrt.onnx", "model.tensorrt.manifest.json"])
+def test_an_engine_of_half_an_export_is_onnx_runtimes(
+    int8: Path, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (int8, tensorrt_path(int8)):
+        for each in (path, manifest_path(path)):
+            if each.name != missing:
+                shutil.copy(each, tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())  # TensorRT is there
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = build_engine(tmp_path / "model.onnx", tmp_path / "engine")
+    assert found.onnxruntime.status == "built" and (tmp_path / "engine/model.onnx").is_file()
+    for outcome in (found.tensorrt, found.tensorrt_rtx):
+        assert outcome.status == "absent" and f"there is no {missing}" in str(outcome.reason)
+
+
+def test_an_engine_of_tensorrts_file(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plans are built from itself."""
+    built_from: list[Path] = []
+
+    def build(model: Path, *_: object) -> Outcome:
+        built_from.append(model)
+        return ABSENT
+
+    monkeypatch.setattr(export.engine, "_tensorrt_rtx", build)
+    found = build_engine(tensorrt_path(int8), tmp_path)
+    assert found.onnxruntime.status == "built" and built_from == [tensorrt_path(int8)]
 
 
 @pytest.mark.tensorrt
