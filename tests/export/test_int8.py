@@ -149,6 +149,25 @@ class TestFiles:
         export_onnx(tiny_run / "last.safetensors", model)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model.manifest.json", "model.onnx"]
 
+    @pytest.mark.parametrize("name", ["model.onnx", "model.manifest.json", "model.tensorrt.onnx"])
+    def test_a_folder_in_the_place_of_a_file_is_refused_first(self, name: str, tiny_run: Path, tmp_path: Path) -> None:
+        (tmp_path / name).mkdir()
+        with pytest.raises(InputError, match=f"{name}: cannot be written: a folder"):
+            export_int8(tmp_path / "no checkpoint is opened", tmp_path / "model.onnx", OWN)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    def test_a_full_disk_leaves_what_was_there(self, traced: None, int8: Path, tiny_run: Path, tmp_path: Path) -> None:
+        """The second model has no room any more."""
+        before = {}
+        for path in (int8, tensorrt_path(int8)):
+            for each in (path, manifest_path(path)):
+                shutil.copy(each, tmp_path)
+                before[each.name] = each.read_bytes()
+        size = max(path.stat().st_size for path in (int8, tensorrt_path(int8)))
+        with small_disk(size - 1), pytest.raises(InputError, match="cannot be written: File too large"):
+            export_int8(tiny_run / "last.safetensors", tmp_path / "model.onnx", OWN, 1)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
     def test_a_full_disk_leaves_nothing(self, traced: None, tiny_run: Path, tmp_path: Path) -> None:
         with small_disk(100_000), pytest.raises(InputError, match="cannot be written: File too large"):
             export_int8(tiny_run / "last.safetensors", tmp_path / "model.onnx", OWN, 1)
