@@ -109,8 +109,11 @@ class TestFiles:
             graph = onnx.load(path).graph
             floats = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
             read = {name for node in graph.node if node.op_type in LAYERS for name in node.input[1:2]}
-            for name in ("semantic_head.convs.0.conv_offset", "rpn.logits", "rpn.deltas", "box_head.logits"):
+            for name in ("semantic_head.convs.0.conv_offset", "box_head.logits", "box_head.deltas"):
                 assert f"{name}.weight" in floats & read
+            made = {node.output[0]: node for node in graph.node}
+            (anchors,) = (node for node in graph.node if node.op_type == "BestAnchors")
+            assert all(made[name].input[1] in floats for name in anchors.input[:5]), "the RPN's, side by side"
 
     def test_manifest_says_what_it_was_calibrated_on(self, int8: Path, tiny_run: Path) -> None:
         for path in (int8, tensorrt_path(int8)):
