@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from eval.profiling.report import OTHERS, Profile, describe
 
 TEXT, GRID = "#2b313b", "#e3e7ec"
-COLORS = ("#2f6bd8", "#c2571a", "#15857b", "#8d4bb8", "#b8a21a", "#d8568f", "#5a7d2a")
+COLORS = ("#2f6bd8", "#c2571a", "#15857b", "#8d4bb8", "#b8a21a", "#d8568f", "#5a7d2a", "#4fb3d9", "#7a4a2b", "#e39a5b")
 REST = "#c3cad4"
 BARS = 12  # operators beside their least time
-LABEL = 1.22  # a line of text on the logarithmic axis
+LINE = 0.045  # a line of text, as a share of an axis' height
 
 
 def draw(report: Profile, kind: str = "png") -> bytes:
@@ -41,10 +42,7 @@ def draw(report: Profile, kind: str = "png") -> bytes:
 
 def _modules(axes: Axes, report: Profile) -> None:
     """A bar for each module and variant, in pieces by operator."""
-    ms: dict[str, float] = {}
-    for row in (row for variant in report.variants for row in variant.operators):
-        ms[row.name] = max(row.ms, ms.get(row.name, 0))
-    colors = dict(zip(sorted(ms, key=lambda name: -ms[name]), COLORS, strict=False)) | {OTHERS: REST}
+    colors = _colors(report)
     modules = list(dict.fromkeys(row.name for variant in report.variants for row in variant.modules))
     height = 0.8 / len(report.variants)
     for number, variant in enumerate(report.variants):
@@ -75,6 +73,17 @@ def _modules(axes: Axes, report: Profile) -> None:
     )
 
 
+def _colors(report: Profile) -> dict[str, str]:
+    """Of the longest operators, among them that of every module, in descending time; of all others together."""
+    ms: dict[str, float] = {}
+    for row in (row for variant in report.variants for row in variant.operators):
+        ms[row.name] = max(row.ms, ms.get(row.name, 0))
+    shares = [share for variant in report.variants for share in variant.shares.values() if share]
+    needed = {max(share, key=lambda name: share[name]) for share in shares}
+    chosen = sorted(ms, key=lambda name: (name not in needed, -ms[name]))[: len(COLORS)]
+    return dict(zip(sorted(chosen, key=lambda name: -ms[name]), COLORS, strict=False)) | {OTHERS: REST}
+
+
 def _operators(axes: Axes, report: Profile) -> None:
     """The first variant's operators: what they take, and the least that this machine could."""
     variant = report.variants[0]
@@ -94,30 +103,50 @@ def _operators(axes: Axes, report: Profile) -> None:
 
 
 def _roofline(axes: Axes, report: Profile) -> None:
-    """The first variant's modules under the roof; a circle's area is its time."""
+    """The first variant's modules under the roof, and under that of bytes where such are multiplied; a circle's area is
+    its time."""
     roof, variant = report.roofline, report.variants[0]
+    roofs = {f"{roof.gflops:.0f} GFLOP/s": roof.gflops}
+    if variant.total.int8_macs:
+        roofs[f"{roof.int8_gops:.0f} GOP/s, int8"] = roof.int8_gops
     rows = [row for row in variant.modules if row.macs and row.moved_bytes and row.ms]
     intensity = [2 * row.macs / row.moved_bytes for row in rows]
     rates = [2 * row.macs / row.ms / 1e6 for row in rows]
-    knee = roof.gflops / roof.gb_per_s
-    least, most = min([knee, *intensity]) / 4, max([knee, *intensity]) * 10
-    x = np.geomspace(least, most, 200)
-    axes.loglog(x, np.minimum(roof.gflops, x * roof.gb_per_s), color=TEXT, linewidth=1.5)
+    knees = [peak / roof.gb_per_s for peak in roofs.values()]
+    left, right = min([*knees, *intensity]) / 6, max([*knees, *intensity]) * 12
+    low, high = min([*rates, roof.gflops / 10]) / 2, max([*rates, *roofs.values()]) * 2
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, high))
+    x = np.geomspace(left, right, 400)
+    for peak in roofs.values():
+        axes.plot(x, np.minimum(peak, x * roof.gb_per_s), color=TEXT, linewidth=1.5)
+    for (name, peak), y in zip(roofs.items(), _apart(list(roofs.values()), low, high), strict=True):
+        axes.text(min(peak / roof.gb_per_s, right) / 1.2, y, name, ha="right", va="center", color=TEXT, fontsize=9)
     areas = [1200 * row.ms / variant.total.ms + 15 for row in rows]
     axes.scatter(intensity, rates, s=areas, color=COLORS[0], alpha=0.5)
-    above, beside = math.inf, 1.7 * max(intensity, default=1)
-    for rate, where, name in sorted(zip(rates, intensity, (row.name for row in rows), strict=True), reverse=True):
-        above = min(rate, above / LABEL)  # one label below the other
-        line = {"arrowstyle": "-", "color": GRID}
-        axes.annotate(name, (where, rate), (beside, above), va="center", color=TEXT, fontsize=9, arrowprops=line)
-    axes.text(most, roof.gflops * 1.1, f"{roof.gflops:.0f} GFLOP/s", ha="right", va="bottom", color=TEXT, fontsize=9)
-    for axis in (axes.xaxis, axes.yaxis):
+    beside, line = 1.7 * max(intensity, default=1), {"arrowstyle": "-", "color": GRID}
+    for row, where, rate, y in zip(rows, intensity, rates, _apart(rates, low, high), strict=True):
+        axes.annotate(row.name, (where, rate), (beside, y), va="center", color=TEXT, fontsize=9, arrowprops=line)
+    for axis, ends in ((axes.xaxis, (left, right)), (axes.yaxis, (low, high))):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ends[1] < 1e3 * ends[0] else (1, 3), numticks=30))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(min([*rates, roof.gflops / 10]) / 2, max([*rates, roof.gflops]) * 2)
     axes.set_xlabel("FLOP a byte", color=TEXT)
-    axes.set_title(f"Modules in GFLOP/s, and the roof ({roof.gb_per_s:.1f} GB/s)", color=TEXT, fontsize=11)
+    axes.set_title(f"Modules in GFLOP/s; roof of {roof.gb_per_s:.1f} GB/s", color=TEXT, fontsize=11)
     axes.grid(color=GRID)
+
+
+def _apart(heights: Sequence[float], low: float, high: float) -> list[float]:
+    """Where labels stand that belong at `heights` of a logarithmic axis: a line of text apart, inside the axis."""
+    order = sorted(range(len(heights)), key=lambda index: -heights[index])
+    places = [math.log(heights[index] / low) / math.log(high / low) for index in order]
+    ceiling = 1.0
+    for rank in range(len(places)):
+        places[rank] = ceiling = min(places[rank], ceiling - LINE)
+    floor = 0.0
+    for rank in reversed(range(len(places))):
+        places[rank] = floor = max(places[rank], floor + LINE)
+    found = dict(zip(order, places, strict=True))
+    return [low * (high / low) ** found[index] for index in range(len(heights))]
 
 
 def _digits(milliseconds: float) -> int:

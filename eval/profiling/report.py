@@ -14,6 +14,7 @@ from upsnet.report import Report
 
 OPERATORS = 16  # that the table lists; the others are one line
 OTHERS = "others"
+ENOUGH = 2 / 3  # of a call, that the nodes' medians add up to on a quiet machine
 KERNELS = {LIBRARY: "with the library", BODIES: "from function bodies"}
 
 
@@ -65,10 +66,15 @@ def describe(report: Profile) -> str:
 def caption(report: Profile) -> str:
     """What the figures of the table are, and the roof."""
     first, roof = report.variants[0], report.roofline
+    least = min(each.total.ms / each.profiled_ms for each in report.variants)
+    disturbed = (
+        f"\nOnly {100 * least:.0f} % of a call's time is in the table: other programs had the CPU; take more --runs."
+    )
     return (
         f"Each node's median of {report.runs} runs with the profile on, which takes {first.profiled_ms:.1f} ms a call, "
         f"{first.outside_ms:.1f} of them in no node. The roof: {roof.gflops:.0f} GFLOP/s, {roof.int8_gops:.0f} GOP/s "
         f"of int8, {roof.gb_per_s:.1f} GB/s; what a cache holds can be faster."
+        f"{disturbed * (least < ENOUGH)}"
     )
 
 

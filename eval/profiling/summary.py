@@ -28,6 +28,7 @@ class Row(BaseModel):
     macs: int  # of one run
     moved_bytes: int
     roof_ms: float  # the least that the machine needs for them
+    int8_macs: int = 0  # those of `macs` that multiply bytes
 
 
 class Node(Row):
@@ -59,6 +60,7 @@ class Cost(NamedTuple):
     macs: int
     moved_bytes: int
     roof_ms: float
+    int8_macs: int
 
 
 def summarize(kernels: str, ms: float, runs: list[Run], graph: Graph, roofline: Roofline) -> Variant:
@@ -104,7 +106,7 @@ def _node(executions: list[Execution], times: list[float], graph: Graph, rooflin
         _cost(operator, all_inputs, each.outputs, turned, roofline)
         for all_inputs, each in zip(inputs, executions, strict=True)
     ]
-    macs, moved_bytes, roof_ms = (sum(column) for column in zip(*costs, strict=True))
+    macs, moved_bytes, roof_ms, int8_macs = (sum(column) for column in zip(*costs, strict=True))
     return Node(
         name="/".join(path),
         nodes=len(executions),
@@ -113,6 +115,7 @@ def _node(executions: list[Execution], times: list[float], graph: Graph, rooflin
         macs=macs,
         moved_bytes=moved_bytes,
         roof_ms=roof_ms,
+        int8_macs=int8_macs,
         operator=operator,
         module=TITLES.get(place.module, OTHER) if place else OTHER,
         inputs=[str(each) for each in inputs[0]],
@@ -124,7 +127,8 @@ def _cost(
     operator: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], turned: bool, roofline: Roofline
 ) -> Cost:
     macs, moved_bytes = count_macs(operator, inputs, outputs, turned), count_bytes(operator, inputs, outputs)
-    return Cost(macs, moved_bytes, roofline.milliseconds(macs, moved_bytes, is_int8(macs, inputs)))
+    int8 = is_int8(macs, inputs)
+    return Cost(macs, moved_bytes, roofline.milliseconds(macs, moved_bytes, int8), macs * int8)
 
 
 def _of(module: str, nodes: list[Node]) -> list[Node]:
@@ -151,4 +155,5 @@ def add(name: str, rows: Iterable[Row]) -> Row:
         macs=sum(row.macs for row in rows),
         moved_bytes=sum(row.moved_bytes for row in rows),
         roof_ms=sum(row.roof_ms for row in rows),
+        int8_macs=sum(row.int8_macs for row in rows),
     )

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from matplotlib.figure import Figure
 from onnx import TensorProto, helper, numpy_helper
 
 import upsnet.command_line.main
 from eval.profiling.costs import complete, count_bytes, count_macs
 from eval.profiling.measure import BODIES, LIBRARY, record
-from eval.profiling.report import Profile
+from eval.profiling.report import Profile, caption
 from eval.profiling.roofline import Roofline
 from eval.profiling.summary import Row, Variant, summarize
 from eval.profiling.trace import Tensor, read_trace
@@ -240,6 +241,57 @@ def test_the_picture(profiled: Path, tiny_run: Path) -> None:
     assert svg == draw(report, "svg") and b"<svg" in svg
 
 
+def made_up(ms: float, profiled_ms: float, int8_macs: int = 0) -> Profile:
+    """Seven modules of the same rate, each with an operator of its own, and eight operators that take longer."""
+    operators = [f"Long{index}" for index in range(8)] + [f"Own{index}" for index in range(7)]
+    lengths = [9.0] * 8 + [1.0] * 7
+    facts = {"nodes": 1, "best_ms": 1.0, "macs": 10**6, "moved_bytes": 10**5, "roof_ms": 0.1}
+    names = [f"module {index}" for index in range(7)]
+    variant = Variant(
+        kernels=LIBRARY,
+        ms=ms,
+        profiled_ms=profiled_ms,
+        outside_ms=0,
+        total=Row(name="all nodes", ms=ms, int8_macs=int8_macs, **facts),
+        modules=[Row(name=name, ms=1, **facts) for name in names],
+        operators=[Row(name=name, ms=length, **facts) for name, length in zip(operators, lengths, strict=True)],
+        shares={name: {f"Own{index}": 1.0} for index, name in enumerate(names)},
+        nodes=[],
+    )
+    shape, versions = [1, 64, 64, 3], {"torch": "2"}
+    facts_of_all = {"machine": {}, "versions": versions, "model": "m", "shape": shape, "threads": 1, "runs": 3}
+    return Profile(roofline=ROOF, variants=[variant], **facts_of_all)
+
+
+def test_a_disturbed_profile_says_so() -> None:
+    assert "Only 50 % of a call's time is in the table" in caption(made_up(ms=5, profiled_ms=10))
+    assert "is in the table" not in caption(made_up(ms=8, profiled_ms=10))
+
+
+def test_no_module_is_grey_and_labels_stand_apart() -> None:
+    from eval.profiling.chart import LINE, REST, _apart, _colors
+
+    colors = _colors(made_up(8, 10))
+    assert all(colors.get(f"Own{index}", REST) != REST for index in range(7)) and len(set(colors.values())) == len(
+        colors
+    )
+    for heights in ([50.0] * 7, [1.0] * 7, [100.0] * 7, [1.0, 90.0, 3.0, 3.1]):
+        found = _apart(heights, 1, 100)
+        places = sorted(np.log(found) / np.log(100))
+        assert places[0] >= 0 and places[-1] <= 1 and min(np.diff(places)) >= LINE - 1e-9
+    assert np.argsort(found).tolist() == [0, 2, 3, 1]
+
+
+def test_bytes_have_a_roof_of_their_own() -> None:
+    from eval.profiling.chart import _roofline
+
+    for int8_macs, labels in ((0, ["100 GFLOP/s"]), (10**6, ["100 GFLOP/s", "400 GOP/s, int8"])):
+        axes = Figure().subplots()
+        _roofline(axes, made_up(8, 10, int8_macs))
+        assert [text.get_text() for text in axes.texts if "OP/s" in text.get_text()] == labels
+        assert len(axes.lines) == len(labels)
+
+
 def test_a_size_in_place_of_a_photo(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +314,8 @@ def test_a_size_in_place_of_a_photo(
         (["--photo", "no/photo.jpg"], "no/photo.jpg: "),
         (["--size", "16384x16384"], "a batch of 1 x 16384 x 16384 pixels is over "),
         (["--kernels", "fast"], "kernels=fast: use auto or off"),
+        (["--picture", "/proc/profile.png"], "/proc/profile.png: cannot be written"),
+        (["--out", "RUN"], "cannot be written: a folder; give the name of a file"),
         (["--picture", "profile.txt"], "--picture profile.txt: give a file that ends in .png or .svg"),
     ],
 )

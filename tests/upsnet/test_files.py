@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from upsnet.errors import InputError
-from upsnet.files import atomic_path, check_utf8, read_json, sha256, staged_folder, write_json, write_text
+from upsnet.files import atomic_path, check_target, check_utf8, read_json, sha256, staged_folder, write_json, write_text
 
 
 def test_atomic_path_writes_on_success_and_makes_parents(tmp_path: Path) -> None:
@@ -119,3 +119,13 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         InputError, match=r"caf.*: a library opens nothing whose name or folder is not UTF-8; rename it"
     ):
         check_utf8(tmp_path / name, "a library")
+
+
+def test_a_target_is_looked_at_before_long_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_target(tmp_path / "file")
+    check_target(tmp_path / "new/folder/file")
+    for bad in (tmp_path, Path("/dev/null"), tmp_path / "file/below", Path("/proc/x.onnx")):
+        with pytest.raises(InputError, match="cannot be written: "):
+            check_target(bad)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
