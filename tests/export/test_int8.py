@@ -104,8 +104,12 @@ class TestFiles:
             graph = onnx.load(path).graph
             floats = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
             read = {name for node in graph.node if node.op_type in LAYERS for name in node.input[1:2]}
-            for name in ("semantic_head.convs.0.conv_offset", "rpn.logits", "rpn.deltas", "box_head.logits"):
+            for name in ("semantic_head.convs.0.conv_offset", "box_head.logits"):
                 assert f"{name}.weight" in floats & read
+            maps = {name for node in graph.node if node.op_type == "BestAnchors" for name in node.input[:5]}
+            scoring = [node for node in graph.node if maps & set(node.output)]
+            assert len(scoring) == 5 and all(node.op_type == "Conv" for node in scoring)
+            assert floats >= {node.input[1] for node in scoring}
 
     def test_manifest_says_what_it_was_calibrated_on(self, int8: Path, tiny_run: Path) -> None:
         for path in (int8, tensorrt_path(int8)):
