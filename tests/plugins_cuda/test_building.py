@@ -178,6 +178,9 @@ def test_compiler_that_does_not_run(cmake_log: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(BuildError, match="'/nowhere/g\\+\\+' does not run"):
         library.load("cpu")
 
+    monkeypatch.setenv("CXX", 'g++ "')
+    with pytest.raises(BuildError, match=r"^the compiler 'g\+\+ \"' does not run: No closing quotation$"):
+        library.load("cpu")
 
 def test_failed_compilation_names_the_error_and_the_log(
     cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch

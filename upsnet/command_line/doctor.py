@@ -76,6 +76,6 @@ def version_of(command: str | None) -> str:
     try:
         asked = [*shlex.split(command), "--version"]
         said = subprocess.run(asked, capture_output=True, text=True, check=True, errors="replace").stdout
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         return f"{command} does not run: {first_line(error)}"
     return f"{command}, {said.strip().partition(os.linesep)[0]}"

@@ -201,13 +201,13 @@ def _compiler(variable: str, names: list[str], missing: str) -> str:
 
 @cache
 def _version(compiler: str) -> str:
-    command = [*shlex.split(compiler), "--version"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:  # ValueError: a quote without an end
         raise BuildError(f"the compiler {compiler!r} does not run: {error}") from error
 
 
+        command = [*shlex.split(compiler), "--version"]
 def _sanitizers() -> str:
     """UPSNET_SANITIZE. An address sanitizer that is not there from the start ends the process: refused in time."""
     wanted = os.environ.get("UPSNET_SANITIZE", "")

@@ -64,3 +64,5 @@ def test_programs_and_packages_that_are_not_there(monkeypatch: pytest.MonkeyPatc
     assert (lines["compiler"], lines["cmake"]) == ("not found", "not found; with neither make nor ninja")
     monkeypatch.setenv("CXX", "/nowhere/g++ -m64")
     assert "compiler: /nowhere/g++ -m64 does not run: [Errno 2] No such file" in ask().stdout
+    monkeypatch.setenv("CXX", 'g++ "')
+    assert 'compiler: g++ " does not run: No closing quotation' in ask().stdout
