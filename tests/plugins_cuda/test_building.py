@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -177,10 +178,10 @@ def test_compiler_that_does_not_run(cmake_log: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(BuildError, match="'/nowhere/g\\+\\+' does not run"):
         library.load("cpu")
-
     monkeypatch.setenv("CXX", 'g++ "')
     with pytest.raises(BuildError, match=r"^the compiler 'g\+\+ \"' does not run: No closing quotation$"):
         library.load("cpu")
+
 
 def test_failed_compilation_names_the_error_and_the_log(
     cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
@@ -242,6 +243,32 @@ def test_a_checkout_that_is_read_only_has_its_libraries_in_the_cache(
     cache.chmod(0o770)
     with pytest.raises(BuildError, match=r"operators: others can write there, so no code is loaded from it; `chmod"):
         library.load("cpu")
+
+
+@pytest.mark.parametrize("place", ["the library", "its folder", "build/operators", "before it is compiled"])
+def test_what_others_can_write_to_is_not_loaded(cmake_log: Path, fresh: Path, place: str) -> None:
+    fresh.mkdir()
+    folder = fresh
+    if place != "before it is compiled":
+        path = library.load("cpu").path
+        folder = {"the library": path, "its folder": path.parent}.get(place, fresh)
+    folder.chmod(0o777)
+    with pytest.raises(BuildError, match=rf"^{re.escape(str(folder))}: others can write there, so .* `chmod o-w "):
+        library.load("cpu")
+    assert builds(cmake_log) == (place != "before it is compiled")
+    folder.chmod(0o775)
+    assert call(library.load("cpu"), 1) == 101
+
+
+def test_what_is_made_is_for_others_to_read_alone(cmake_log: Path, fresh: Path, toy: Path) -> None:
+    umask, mode = os.umask(0), toy.stat().st_mode
+    try:
+        toy.chmod(0o777)
+        path = library.load("cpu").path
+    finally:
+        os.umask(umask)
+        toy.chmod(mode)
+    assert [each.stat().st_mode & 0o777 for each in (path, path.parent, fresh)] == [0o775] * 3
 
 
 def test_no_folder_can_be_written(cmake_log: Path, fresh: Path, tmp_path: Path) -> None:
@@ -312,7 +339,9 @@ def test_the_reason_is_what_is_shown(log: str, expected: str) -> None:
 def test_damaged_library(cmake_log: Path) -> None:
     path = building.build("cpu", "")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(BuildError, match=r"libupsnet_cpu\.so cannot be loaded \(delete it to have it made anew\)"):
+    with pytest.raises(
+        BuildError, match=r"cpu\.so is cut off: 100 bytes are left of \d+; delete it to have it made anew"
+    ):
         library.load("cpu")
     path.unlink()
     assert library.load("cpu").path == path

@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shlex
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from upsnet.errors import InputError
+from upsnet.kernels.loading import BuildError as BuildError
+from upsnet.kernels.loading import check_owners
 from upsnet.kernels.tools import find_tool
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -34,13 +37,9 @@ MADE = ("cpu", "cuda", "onnxruntime", "onnxruntime_cuda")  # by `make plugins` t
 FLAGS = ("CXXFLAGS", "CUDAFLAGS", "CUDAHOSTCXX", "LDFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
 
 
-class BuildError(RuntimeError):
-    """A library that cannot be compiled or loaded here; the text says why."""
-
-
 def find_library(name: str, architecture: str = "") -> Path:
     """libupsnet_<name>.so: of the folder that UPSNET_OPERATORS names, which `make plugins` left; else compiled on first
-    use. BuildError where neither can be had; InputError: an unknown UPSNET_CPU_LEVEL.
+    use. BuildError where neither can be had, and where others can write to it; InputError: an unknown UPSNET_CPU_LEVEL.
 
     architecture: the compute capability of the GPU, as "90"; for libraries with CUDA launchers alone.
     """
@@ -50,7 +49,8 @@ def find_library(name: str, architecture: str = "") -> Path:
     given = os.environ.get("UPSNET_OPERATORS")
     if not given or name not in MADE:
         return build(name, architecture)
-    path = Path(given) / f"libupsnet_{name}.so"
+    path = Path(os.path.realpath(given)) / f"libupsnet_{name}.so"  # a name without a folder is looked up elsewhere
+    check_owners(path, path.parent)
     if not path.is_file():
         raise BuildError(f"UPSNET_OPERATORS={given} holds no {path.name}; run `make plugins`, or unset it")
     return path
@@ -79,9 +79,11 @@ def build(name: str, architecture: str) -> Path:
         made_from.append(sanitizers)
     digest = hashlib.sha256("\0".join(made_from).encode() + _sources(name)).hexdigest()[:16]
     place = Path(f"{name}{architecture}-{digest}", f"libupsnet_{name}.so")
-    if BUILD is not None and (BUILD / place).is_file():
+    if BUILD is not None and os.path.isfile(BUILD / place):  # False for what may not be looked at, too
+        check_owners(BUILD / place, BUILD.parent)
         return BUILD / place
     folder = _writable_folder()
+    check_owners(folder / place, folder.parent)
     try:
         _compile_once(name, options, environment, folder / place)
     except OSError as error:
@@ -93,7 +95,8 @@ def _writable_folder() -> Path:
     """BUILD, or the user's cache: code is loaded from there, so nobody else may write to it."""
     if BUILD is not None:
         with contextlib.suppress(OSError):  # as os.access says in other words
-            BUILD.mkdir(parents=True, exist_ok=True)
+            for made in (BUILD.parent, BUILD):
+                made.mkdir(mode=0o775, exist_ok=True)  # of others alone to read, whatever the umask
             if os.access(BUILD, os.W_OK | os.X_OK):
                 return BUILD
     above = os.environ.get("XDG_CACHE_HOME", "")
@@ -153,8 +156,10 @@ def _compile(name: str, options: list[str], environment: dict[str, str], library
             if done.returncode != 0:
                 log.write_text(done.stderr + done.stdout)
                 raise BuildError(_failure(log))
-        library.parent.mkdir(exist_ok=True)
-        (Path(temporary) / library.name).replace(library)
+        made = Path(temporary) / library.name
+        made.chmod(made.stat().st_mode & ~stat.S_IWOTH)
+        library.parent.mkdir(mode=0o775, exist_ok=True)
+        made.replace(library)
 
 
 def _generator() -> list[str]:
@@ -202,12 +207,12 @@ def _compiler(variable: str, names: list[str], missing: str) -> str:
 @cache
 def _version(compiler: str) -> str:
     try:
+        command = [*shlex.split(compiler), "--version"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, ValueError, subprocess.CalledProcessError) as error:  # ValueError: a quote without an end
         raise BuildError(f"the compiler {compiler!r} does not run: {error}") from error
 
 
-        command = [*shlex.split(compiler), "--version"]
 def _sanitizers() -> str:
     """UPSNET_SANITIZE. An address sanitizer that is not there from the start ends the process: refused in time."""
     wanted = os.environ.get("UPSNET_SANITIZE", "")
