@@ -46,8 +46,11 @@ def kernels_here() -> Iterator[tuple[str, Kernels]]:
     if importlib.util.find_spec("onnxruntime") is None:
         yield "", Kernels(None, f"onnxruntime is {ABSENT}")
         return
+    import onnxruntime
+
     from upsnet.runtimes.onnx_runtime import problem_with_cuda, registered
 
+    onnxruntime.disable_telemetry_events()
     yield "", registered(find_kernels())
     if problem_with_cuda() is None:
         yield " on the GPU", registered(find_kernels(gpu=0))
