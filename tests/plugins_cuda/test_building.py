@@ -174,6 +174,16 @@ def test_an_installed_package_compiles_into_the_cache(
     assert capfd.readouterr().err == f"compiling the operators for cpu (once, into {cache}) ...\n"
 
 
+def test_a_name_that_cmake_would_split(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a;b").mkdir()
+    monkeypatch.setattr(building, "BUILD", tmp_path / "a;b" / "operators")
+    with pytest.raises(
+        BuildError, match=r"^CMake compiles nothing below a folder with ';' in its name, .*/a;b/operators$"
+    ):
+        library.load("cpu")
+    assert builds(cmake_log) == 0
+
+
 def test_compiler_that_does_not_run(cmake_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(BuildError, match="'/nowhere/g\\+\\+' does not run"):

@@ -140,8 +140,11 @@ def _compile(name: str, options: list[str], environment: dict[str, str], library
     cmake = find_tool("cmake")
     if cmake is None:
         raise BuildError("cmake was not found; `pip install cmake`")
-    options = [*options, *_generator(), f"-DPython3_EXECUTABLE={sys.executable}"]
     folder = library.parents[1]
+    for path in (SOURCES, folder):
+        if ";" in str(path):
+            raise BuildError(f"CMake compiles nothing below a folder with ';' in its name, rename it: {path}")
+    options = [*options, *_generator(), f"-DPython3_EXECUTABLE={sys.executable}"]
     where = "once" if folder == BUILD else f"once, into {folder}"
     if BUILD is not None and folder != BUILD:
         where += f", as {BUILD} cannot be written to"
