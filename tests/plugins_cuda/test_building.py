@@ -197,7 +197,7 @@ def test_failed_compilation_names_the_error_and_the_log(
     cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "1")
-    with pytest.raises(BuildError, match=r"kernel\.cu:3: error: no such thing \(whole log: .*cpu-\w*\.log\)"):
+    with pytest.raises(BuildError, match=r"kernel\.cu:3: error: no such thing \(whole log: .*cpu-\w*\.log; delete"):
         library.load("cpu")
     (log,) = fresh.glob("cpu-*.log")
     assert "no such thing" in log.read_text()
@@ -206,7 +206,7 @@ def test_failed_compilation_names_the_error_and_the_log(
 
 
 def test_processes_that_start_together_fail_once(cmake_log: Path, fresh: Path, project_root: Path) -> None:
-    """Those that waited for the one that compiled; whoever comes later tries again."""
+    """Those that waited for the one that compiled, and whoever comes later."""
     code = f"""
 import os
 from pathlib import Path
@@ -228,11 +228,19 @@ except library.BuildError as error:
         assert all(process.poll() is None for process in started)
         time.sleep(0.02)
     all_came.touch()
+    called = len(cmake_log.read_text().splitlines())
+    with pytest.raises(BuildError, match=r"no such thing \(whole log: .*\.log; delete it to try again\)"):
+        library.load("cpu")
+    assert len(cmake_log.read_text().splitlines()) == called
+    log.write_text("error: " + "x" * 1000)
+    with pytest.raises(BuildError, match=r"^compiling it failed: error: x{193}\.\.\. \(whole log: "):
+        library.load("cpu")
+    log.unlink()
     (answer,) = {process.communicate()[0] for process in started}
     assert answer.startswith("compiling it failed: kernel.cu:3: error: no such thing (whole log: ")
     assert len(cmake_log.read_text().splitlines()) == 1
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **options)
-    assert len(cmake_log.read_text().splitlines()) == 2
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options).stdout == answer
+    assert len(cmake_log.read_text().splitlines()) == 1
 
 
 def test_a_checkout_that_is_read_only_has_its_libraries_in_the_cache(

@@ -31,6 +31,7 @@ CARRIED = Path(__file__).resolve().parent / "sources"  # of a wheel
 SOURCES = CARRIED if CARRIED.is_dir() else CHECKOUT / "plugins_cuda"
 BUILD = None if CARRIED.is_dir() else CHECKOUT / "build" / "operators"
 CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
+LONGEST_REASON = 200  # characters of a compiler's error
 MADE = ("cpu", "cuda", "onnxruntime", "onnxruntime_cuda")  # by `make plugins` too
 
 # What CMake and nvcc take from the environment besides the compilers.
@@ -117,11 +118,10 @@ def _writable_folder() -> Path:
 def _compile_once(name: str, options: list[str], environment: dict[str, str], library: Path) -> None:
     """Of several processes that want it at once, as the ranks of a run do, one compiles; or fails, for all of them."""
     log = library.parent.with_suffix(".log")
-    before = _written(log)
     with _alone(library.parents[1] / f"{name}.lock"):
         if library.is_file():
             return
-        if _written(log) != before:  # while this process waited; a later one tries again
+        if log.is_file():  # these sources failed with this compiler
             raise BuildError(_failure(log))
         _compile(name, options, environment, library, log)
 
@@ -175,15 +175,10 @@ def _generator() -> list[str]:
     return ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
 
 
-def _written(log: Path) -> int | None:
-    try:
-        return log.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
 def _failure(log: Path) -> str:
-    return f"compiling it failed: {_first_error(log.read_text())} (whole log: {log})"
+    first = _first_error(log.read_text())
+    reason = first if len(first) <= LONGEST_REASON else f"{first[:LONGEST_REASON]}..."
+    return f"compiling it failed: {reason} (whole log: {log}; delete it to try again)"
 
 
 def _first_error(log: str) -> str:
