@@ -119,6 +119,32 @@ def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name
         library.load(name, "90")
 
 
+@pytest.mark.parametrize("place", ["build", "cache"])
+def test_a_library_outlives_its_compiler(
+    cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The newest of the same sources and flags, whatever compiled it."""
+    if place == "cache":
+        fresh.write_text("a file stands where the folder should")
+    older = library.load("cpu").path
+    other = fresh.parent / "other"
+    other.write_text("#!/bin/sh\necho another compiler 1.0\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("CXX", str(other))
+    newer = library.load("cpu").path
+    os.utime(older, (1, 1))
+    other.unlink()
+    building._version.cache_clear()
+    assert (library.load("cpu").path, newer != older) == (newer, True)
+    monkeypatch.setenv("CXXFLAGS", "-g")
+    with pytest.raises(BuildError, match="does not run"):
+        library.load("cpu")
+    monkeypatch.delenv("CXXFLAGS")
+    newer.parent.chmod(0o777)
+    with pytest.raises(BuildError, match="others can write there"):
+        library.load("cpu")
+
+
 def test_missing_cmake(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     which = shutil.which
     monkeypatch.setattr(tools.shutil, "which", lambda *a, **k: None if a[0] == "cmake" else which(*a, **k))
@@ -202,6 +228,14 @@ def test_failed_compilation_names_the_error_and_the_log(
     (log,) = fresh.glob("cpu-*.log")
     assert "no such thing" in log.read_text()
     monkeypatch.delenv("FAIL")
+    called = len(cmake_log.read_text().splitlines())
+    with pytest.raises(BuildError, match=r"no such thing \(whole log: .*\.log; delete it to try again\)"):
+        library.load("cpu")
+    assert len(cmake_log.read_text().splitlines()) == called
+    log.write_text("error: " + "x" * 1000)
+    with pytest.raises(BuildError, match=r"^compiling it failed: error: x{193}\.\.\. \(whole log: "):
+        library.load("cpu")
+    log.unlink()
     assert call(library.load("cpu"), 1) == 101
 
 
@@ -228,14 +262,6 @@ except library.BuildError as error:
         assert all(process.poll() is None for process in started)
         time.sleep(0.02)
     all_came.touch()
-    called = len(cmake_log.read_text().splitlines())
-    with pytest.raises(BuildError, match=r"no such thing \(whole log: .*\.log; delete it to try again\)"):
-        library.load("cpu")
-    assert len(cmake_log.read_text().splitlines()) == called
-    log.write_text("error: " + "x" * 1000)
-    with pytest.raises(BuildError, match=r"^compiling it failed: error: x{193}\.\.\. \(whole log: "):
-        library.load("cpu")
-    log.unlink()
     (answer,) = {process.communicate()[0] for process in started}
     assert answer.startswith("compiling it failed: kernel.cu:3: error: no such thing (whole log: ")
     assert len(cmake_log.read_text().splitlines()) == 1

@@ -58,28 +58,33 @@ def find_library(name: str, architecture: str = "") -> Path:
 
 
 def build(name: str, architecture: str) -> Path:
-    """The compiled file of one target, in a folder named by everything that it depends on."""
+    """The compiled file of one target, in a folder named by everything that it depends on; where the compiler has gone,
+    the newest of the same sources and flags that it left."""
     if sys.platform == "win32":
         raise BuildError("the operators are not compiled on Windows")
     if not (SOURCES / "CMakeLists.txt").is_file():
         raise BuildError(f"the operators' sources are not installed: {SOURCES}")
-    compiler = _compiler("CXX", ["c++", "g++"], "no C++ compiler was found; install g++, or set CXX")
-    environment = {**os.environ, "CXX": compiler}
-    made_from = [name, platform.machine(), architecture, _version(compiler)]
+    on_gpu = name.endswith("cuda")
+    sanitizers = "" if on_gpu else _sanitizers()
+    made_from = [name, platform.machine(), architecture, sanitizers]
     made_from += [f"{flags}={os.environ.get(flags, '')}" for flags in FLAGS]
+    sources = hashlib.sha256("\0".join(made_from).encode() + _sources(name)).hexdigest()[:16]
+    start = f"{name}{architecture}-{sources}"
+    try:
+        compilers = _compilers(on_gpu)
+        versions = [_version(each) for each in compilers.values()]
+    except BuildError:
+        made = _made_before(start, name)
+        if made is None:
+            raise
+        return made
+    environment = {**os.environ, **compilers}
     options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
-    if name.endswith("cuda"):
-        environment["CUDACXX"] = _compiler(
-            "CUDACXX", ["nvcc"], "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
-        )
-        made_from.append(_version(environment["CUDACXX"]))
-    else:
-        sanitizers = _sanitizers()
+    if not on_gpu:
         environment.pop("LD_PRELOAD", None)  # of the sanitizers: theirs is this process, not the compiler
         options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
-        made_from.append(sanitizers)
-    digest = hashlib.sha256("\0".join(made_from).encode() + _sources(name)).hexdigest()[:16]
-    place = Path(f"{name}{architecture}-{digest}", f"libupsnet_{name}.so")
+    digest = hashlib.sha256("\0".join(versions).encode()).hexdigest()[:8]
+    place = Path(start + digest, f"libupsnet_{name}.so")
     if BUILD is not None and os.path.isfile(BUILD / place):  # False for what may not be looked at, too
         check_owners(BUILD / place, BUILD.parent)
         return BUILD / place
@@ -90,6 +95,18 @@ def build(name: str, architecture: str) -> Path:
     except OSError as error:
         raise BuildError(f"{folder} cannot be written to: {error}") from error
     return folder / place
+
+
+def _made_before(start: str, name: str) -> Path | None:
+    """The newest library in a folder whose name starts like this."""
+    folders = {BUILD} if BUILD is not None else set()
+    with contextlib.suppress(BuildError):  # there is no cache
+        folders.add(_writable_folder())
+    found = [path for folder in folders for path in folder.glob(f"{start}*/libupsnet_{name}.so")]
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is not None:
+        check_owners(newest, newest.parents[2])
+    return newest
 
 
 def _writable_folder() -> Path:
@@ -192,6 +209,15 @@ def _first_error(log: str) -> str:
     message = list(takewhile(lambda line: not line.startswith(("Call Stack", "CMake ", "-- ")), lines[first + 1 :]))
     compilers = next((index for index, line in enumerate(message) if "error" in line.lower()), 0)
     return " ".join(message[compilers : compilers + 3])
+
+
+def _compilers(on_gpu: bool) -> dict[str, str]:
+    """The commands, by the environment variables that name them to CMake. BuildError where one is missing."""
+    found = {"CXX": _compiler("CXX", ["c++", "g++"], "no C++ compiler was found; install g++, or set CXX")}
+    if on_gpu:
+        missing = "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
+        found["CUDACXX"] = _compiler("CUDACXX", ["nvcc"], missing)
+    return found
 
 
 def _compiler(variable: str, names: list[str], missing: str) -> str:

@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 
 ELF64 = b"\x7fELF\x02\x01"  # of 64 bits, the least significant byte first
-FOLDER = r"\w+-[0-9a-f]{16}"  # of a library that was compiled on first use
+FOLDER = r"\w+-[0-9a-f]{24}"  # of a library that was compiled on first use
 
 
 class BuildError(RuntimeError):
