@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
-import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -115,7 +114,7 @@ class TestReport:
         )
         monkeypatch.setattr(engine.subprocess, "run", run)
         small = Outcome(status="built", bytes=1)
-        monkeypatch.setattr(engine, "_onnxruntime", lambda model, own: shutil.copyfile(model, own) and small)
+        monkeypatch.setattr(engine, "_onnxruntime", lambda model, own: (shutil.copyfile(model, own) and small, []))
         return calls
 
     def test_plugins_are_recorded_and_lie_beside_the_plan(
