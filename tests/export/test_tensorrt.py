@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
