@@ -14,10 +14,12 @@ from eval.lockstep import Column, ImageColumn
 from upsnet.categories import Category
 from upsnet.datasets.folder import PanopticFolder, Record
 from upsnet.machine import machine_facts, package_versions
+from upsnet.manifest import Precision
 from upsnet.metrics.pq import GROUPS
 from upsnet.report import Report
 
 Score = dict[str, Any]  # what PQStat.results gives
+INT8 = {"max_pq_difference": 0.005, "min_identical": 0.98}  # what eight bits keep to; docs/export.md
 LISTED = 20  # worst images and classes in parity.json
 
 
@@ -107,7 +109,8 @@ def summarize(
     manifest = columns[0].predictor.manifest
     scores = {column: column.stat.results(column.categories) for column in columns}
     figures = [_column_figures(column, scores) for column in columns]
-    reasons = [reason for each in figures for reason in _reasons(each, limits)]
+    precisions = [column.predictor.manifest.precision for column in columns]
+    reasons = [reason for each in zip(figures, precisions, strict=True) for reason in _reasons(*each, limits)]
     classes = _class_figures(scores)
     present = [(each.pq, each.name) for each in classes if each.pq is not None]
     return Parity(
@@ -147,10 +150,13 @@ def _column_figures(column: Column, scores: dict[Column, Score]) -> ColumnFigure
     )
 
 
-def _reasons(figures: ColumnFigures, limits: Limits) -> list[str]:
+def _reasons(figures: ColumnFigures, precision: Precision, limits: Limits) -> list[str]:
     """Why this column is not equal to the reference, in words; [] when it is."""
-    where = f"{title(figures.runtime)}, batch {figures.batch}"
+    where = f"{title(figures.runtime)}{' int8' * (precision == 'int8')}, batch {figures.batch}"
     allowed, needed = f"{100 * limits.max_pq_difference:g}", f"{100 * limits.min_identical:g} %"
+    if precision == "int8" and limits == Limits(min_pq=limits.min_pq):
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in INT8.items())
+        allowed, needed = (f"{limit} (of eight bits expect less: {flags})" for limit in (allowed, needed))
     reasons = [
         f"{where}: PQ ({group.lower()}) differs by {100 * difference:+.3f} points, allowed {allowed}"
         for group, difference in figures.difference.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array, to_array
 from tqdm import tqdm
 
+from export.features import LAYERS, MOVING
 from training.config import Config
 from upsnet.contract import INPUTS
 from upsnet.datasets.folder import PanopticFolder
@@ -82,47 +83,88 @@ def find_ranges(model: onnx.ModelProto, features: Sequence[str], paths: Sequence
 
 
 def signal_to_noise(
-    model: onnx.ModelProto, layers: Sequence[onnx.NodeProto], ranges: Ranges, paths: Sequence[Path], rule: ResizeRule
+    model: onnx.ModelProto, readers: Sequence[str], ranges: Ranges, paths: Sequence[Path], rule: ResizeRule
 ) -> list[float]:
-    """Of each layer alone, in dB: the power of its output, to that of the error that eight bits make there.
+    """Of each node that reads features, alone, in dB: its output's power, to that of the error that eight bits make.
 
-    Its features are rounded to unsigned, its weights, channel by channel, to signed numbers of eight bits.
+    readers: the nodes' names, in the graph's order. The features in `ranges` are rounded to unsigned numbers of eight
+    bits where the node reads them; the weights, channel by channel, to signed ones where the node gives a feature.
     """
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-    constants: dict[str, onnx.TensorProto] = {}
-    for layer in layers:
-        feature, weight, output = layer.input[0], layer.input[1], layer.output[0]
-        low, high = ranges[feature]
-        step = np.float32(max(high - low, TINY) / (2 * SIGNED + 1))
-        steps = {feature: (step, np.uint8(round(-low / step))), weight: _weight_steps(to_array(weights[weight]), layer)}
-        for name, (scale, zero) in steps.items():
-            if f"{name}:step" in constants:
-                continue
-            constants[f"{name}:step"] = from_array(np.asarray(scale), f"{name}:step")
-            constants[f"{name}:zero"] = from_array(np.asarray(zero), f"{name}:zero")
-            axis: dict[str, Any] = {"axis": channel_axis(layer)} if name == weight else {}
-            rule_of = [f"{name}:step", f"{name}:zero"]
-            nodes.append(make_node("QuantizeLinear", [name, *rule_of], [f"{name}:integers"], **axis))
-            nodes.append(make_node("DequantizeLinear", [f"{name}:integers", *rule_of], [f"{name}:rounded"], **axis))
-        twin = copy.deepcopy(layer)
-        twin.name, twin.input[0], twin.input[1], twin.output[0] = (
-            f"{layer.name}:twin",
-            f"{feature}:rounded",
-            f"{weight}:rounded",
-            f"{output}:twin",
-        )
-        nodes.append(twin)
-        nodes.append(make_node("Sub", [f"{output}:twin", output], [f"{output}:error"]))
-        nodes.append(make_node("ReduceSumSquare", [output], [f"{output}:signal"], keepdims=0))
-        nodes.append(make_node("ReduceSumSquare", [f"{output}:error"], [f"{output}:noise"], keepdims=0))
-    wanted = [f"{layer.output[0]}:{what}" for layer in layers for what in ("signal", "noise")]
-    powers = np.zeros((len(layers), 2))
-    for _, values in _measure(model, nodes, wanted, paths, rule, "sensitivity of the layers", constants.values()):
+    twins = _Twins(model.graph, ranges)
+    chosen = set(readers)
+    nodes = [node for node in model.graph.node if node.name in chosen]
+    for node in nodes:
+        twins.measure(node)
+    wanted = [f"{node.output[0]}:{what}" for node in nodes for what in ("signal", "noise")]
+    powers = np.zeros((len(nodes), 2))
+    constants = twins.constants.values()
+    for _, values in _measure(model, twins.nodes, wanted, paths, rule, "sensitivity of the layers", constants):
         powers += values.reshape(-1, 2)
     signal, noise = powers.T
     exact = noise == 0  # as where all features are 0
     return [float(ratio) for ratio in np.where(exact, np.inf, 10 * np.log10((signal + TINY) / (noise + exact)))]
+
+
+class _Twins:
+    """Nodes beside those of a network, which compute the same from rounded features, and the error of that."""
+
+    def __init__(self, graph: onnx.GraphProto, ranges: Ranges) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self._ranges = ranges
+        self._weights = {tensor.name: tensor for tensor in graph.initializer}
+        self._moved = {node.output[0]: node for node in graph.node if node.op_type in MOVING}
+        self._made: set[str] = set()
+
+    def measure(self, node: onnx.NodeProto) -> None:
+        """Adds what gives the numbers OUTPUT:signal and OUTPUT:noise of the node's first output."""
+        output = node.output[0]
+        inputs = [self._rounded(name) for name in node.input]
+        if node.op_type in LAYERS and output in self._ranges:
+            weight = node.input[1]
+            steps = _weight_steps(to_array(self._weights[weight]), node)
+            inputs[1] = self._round(weight, *steps, axis=channel_axis(node))
+        self._copy(node, inputs, "twin")
+        self.nodes += [
+            make_node("Sub", [f"{output}:twin", output], [f"{output}:error"]),
+            make_node("ReduceSumSquare", [output], [f"{output}:signal"], keepdims=0),
+            make_node("ReduceSumSquare", [f"{output}:error"], [f"{output}:noise"], keepdims=0),
+        ]
+
+    def _rounded(self, name: str) -> str:
+        """The tensor where its feature is rounded; itself where it is none."""
+        if name in self._ranges:
+            low, high = self._ranges[name]
+            step = np.float32(max(high - low, TINY) / (2 * SIGNED + 1))
+            return self._round(name, step, np.uint8(round(-low / step)))
+        node = self._moved.get(name)
+        inputs = [self._rounded(each) for each in node.input] if node else []
+        if node is None or inputs == list(node.input):
+            return name
+        if name not in self._made:
+            self._made.add(name)
+            self._copy(node, inputs, "rounded")
+        return f"{name}:rounded"
+
+    def _round(self, name: str, scale: np.generic | np.ndarray, zero: np.generic | np.ndarray, axis: int = 1) -> str:
+        if name not in self._made:
+            self._made.add(name)
+            rule = [f"{name}:step", f"{name}:zero"]
+            self.constants |= {
+                each: from_array(np.asarray(value), each) for each, value in zip(rule, (scale, zero), strict=True)
+            }
+            self.nodes.append(make_node("QuantizeLinear", [name, *rule], [f"{name}:integers"], axis=axis))
+            self.nodes.append(
+                make_node("DequantizeLinear", [f"{name}:integers", *rule], [f"{name}:rounded"], axis=axis)
+            )
+        return f"{name}:rounded"
+
+    def _copy(self, node: onnx.NodeProto, inputs: list[str], suffix: str) -> None:
+        copied = copy.deepcopy(node)
+        copied.name = f"{node.name}:{suffix}"
+        copied.input[:] = inputs
+        copied.output[:] = [f"{name}:{suffix}" for name in node.output]
+        self.nodes.append(copied)
 
 
 def channel_axis(layer: onnx.NodeProto) -> int:

@@ -19,7 +19,7 @@ import torch
 import typer
 
 from export.tensorrt_build import Library, Outcome
-from upsnet.contract import CUDA_LIBRARY, LIBRARY, PLUGINS, manifest_path, tensorrt_path
+from upsnet.contract import CUDA_LIBRARY, LIBRARY, PLUGINS, is_for_tensorrt, manifest_path, tensorrt_path
 from upsnet.errors import InputError
 from upsnet.files import atomic_path, sha256
 from upsnet.manifest import Manifest, Precision
@@ -114,31 +114,43 @@ def _keep(file: Path | None, copy: Path) -> None:
             shutil.copyfile(file, temporary)
 
 
-def _for_tensorrt(model: Path, manifest: Manifest) -> Path:
-    """The file that TensorRT's plans are built from: of an int8 model, the one beside it. InputError where that is not
-    there, or of another export."""
-    if manifest.precision != "int8":
+def _for_tensorrt(model: Path, manifest: Manifest) -> Path | Outcome:
+    """The file that TensorRT's plans are built from: of an int8 model, the one beside it, or why there are none.
+    InputError where that is of another export, or not the file that its manifest describes."""
+    if manifest.precision != "int8" or is_for_tensorrt(model):
         return model
     other = tensorrt_path(model)
+    for part in (other, manifest_path(other)):
+        if not part.is_file():
+            return Outcome(
+                status="absent", reason=f"int8 plans are built from {other.name}, and there is no {part.name}"
+            )
     found = Manifest.load(manifest_path(other))
-    if found.model_copy(update={"onnx_sha256": ""}) != manifest.model_copy(update={"onnx_sha256": ""}):
+    own, its = (each.model_copy(update={"onnx_sha256": ""}) for each in (manifest, found))
+    if own != its or manifest.calibration is None or not manifest.calibration.pair:
         raise InputError(f"{other}: not of the same export as {model}; export it again")
+    if found.onnx_sha256 != sha256(other):
+        raise InputError(f"{other}: not the file that {manifest_path(other).name} describes; export it again")
     return other
 
 
-def _tensorrt(model: Path, plan: Path, plugins: Path | None) -> Outcome:
+def _tensorrt(model: Path | Outcome, plan: Path, plugins: Path | None) -> Outcome:
     if importlib.util.find_spec("tensorrt") is None:
         return Outcome(status="absent", reason="the package tensorrt is not installed (pip install '.[gpu]')")
     if not torch.cuda.is_available():
         return Outcome(status="absent", reason="tensorrt is installed but there is no NVIDIA GPU")
+    if isinstance(model, Outcome):
+        return model
     return _run_build("tensorrt", model, plan, plugins, {})
 
 
-def _tensorrt_rtx(model: Path, plan: Path, plugins: Path | None) -> Outcome:
+def _tensorrt_rtx(model: Path | Outcome, plan: Path, plugins: Path | None) -> Outcome:
     """TensorRT-RTX builds without a GPU: it proves that graph, shapes and types hold, not numerics nor speed."""
     module = "tensorrt_rtx_bindings"
     if importlib.util.find_spec(module) is None:
         return Outcome(status="absent", reason="TensorRT-RTX is not installed (pip install '.[rtx]')")
+    if isinstance(model, Outcome):
+        return model
     with rtx_environment() as environment:
         return _run_build(module, model, plan, plugins, environment)
 

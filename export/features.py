@@ -8,13 +8,14 @@ logits, offsets. Features can be rounded to eight bits, decisions stay float32.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import onnx
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
 BETWEEN = ("Relu", "Add", "MaxPool", "Resize")  # runs on the eight bits that the layers around it give and read
 DEFORMABLE = ("DeformConv2d", "ModulatedDeformConv2d")
+MOVING = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Slice")  # gives the numbers that it reads
 POOLED_LEVELS = 4  # RoiAlignFpn's first inputs are P2..P5, its last the RoIs
 
 
@@ -41,6 +42,25 @@ def features_of(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> list
         read = node.input if node.op_type == "Add" else node.input[:1]
         names |= dict.fromkeys(name for name in (*read, *node.output[:1]) if name not in weights)
     return list(names)
+
+
+def readers_of(features: Collection[str], graph: onnx.GraphProto) -> dict[str, list[str]]:
+    """Every node that computes with `features`, by its name, and the features that it reads, also through MOVING.
+
+    Not those that hand features on: Relu, MaxPool, Resize. Their features are looked at where they are read.
+    """
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    sources = {name: [name] for name in features}
+    found = {}
+    for node in graph.node:
+        read = list(dict.fromkeys(source for name in node.input for source in sources.get(name, [])))
+        if not read or kinds.get(node.output[0]) != onnx.TensorProto.FLOAT:
+            continue
+        if node.op_type in MOVING:
+            sources.setdefault(node.output[0], read)
+        elif node.op_type not in BETWEEN or node.op_type == "Add":
+            found[node.name] = read
+    return found
 
 
 def _deciding(graph: onnx.GraphProto) -> set[str]:

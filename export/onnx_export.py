@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from training.model.upsnet import UPSNet
 from training.predictor import make_manifest
 from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS, manifest_path, tensorrt_path
 from upsnet.errors import InputError
-from upsnet.files import atomic_path, sha256
+from upsnet.files import atomic_path, check_target, sha256
 from upsnet.geometry import ResizeRule
 from upsnet.manifest import Calibration, Manifest, Precision
 
@@ -30,6 +31,7 @@ PHOTOS = 32  # to calibrate on: 8 to 128 gave the same PQ (docs/export.md)
 
 def export_onnx(checkpoint: Path, out: Path, precision: Precision = "fp32") -> Manifest:
     """Write `out` and its manifest from a training checkpoint. InputError when the checkpoint cannot be read."""
+    _check_targets([out])
     model, config, categories, _ = load_model(checkpoint)
     manifest = make_manifest(config, categories).model_copy(update={"precision": precision})
     return write_onnx(prepare(model, precision), manifest, out)
@@ -41,12 +43,14 @@ def export_int8(checkpoint: Path, out: Path, data: str, photos: int = PHOTOS) ->
     data, photos: see `find_photos`. InputError when the checkpoint or a photo cannot be read, or there is no photo;
     nothing is written then.
     """
+    _check_targets([out, tensorrt_path(out)])
     model, config, categories, _ = load_model(checkpoint)
     chosen = find_photos(data, config, photos)
-    calibration = Calibration(data=chosen.data, photos=len(chosen.paths), method=METHOD)
-    manifest = make_manifest(config, categories).model_copy(update={"precision": "int8", "calibration": calibration})
+    manifest = make_manifest(config, categories)
     proto = to_model_proto(prepare(model, "int8"), manifest.resize)
     quantized = quantize(proto, chosen.paths, manifest.resize)
+    calibration = Calibration(data=chosen.data, photos=len(chosen.paths), method=METHOD, pair=quantized.digest())
+    manifest = manifest.model_copy(update={"precision": "int8", "calibration": calibration})
     manifests = _write({tensorrt_path(out): quantized.tensorrt, out: quantized.cpu}, manifest)
     return manifests[out], quantized
 
@@ -60,18 +64,28 @@ def write_onnx(model: UPSNet, manifest: Manifest, out: Path) -> Manifest:
 
 
 def _write(protos: dict[Path, onnx.ModelProto], manifest: Manifest) -> dict[Path, Manifest]:
-    """Each graph and its manifest, inside and beside it, to the path that it stands at: all of them or none."""
+    """Each graph and its manifest, inside and beside it, to the path that it stands at: all of them or none.
+
+    All are written under temporary names before the first is renamed; a model is renamed before its manifest.
+    """
+    _check_targets(protos)
     manifests = {}
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # which renames last what comes first
+        beside = {path: stack.enter_context(atomic_path(manifest_path(path))) for path in protos}
         for path, proto in protos.items():
             proto.metadata_props.add(key=METADATA_KEY, value=manifest.model_dump_json())
             onnx.checker.check_model(proto)
             temporary = stack.enter_context(atomic_path(path))
             onnx.save(proto, str(temporary))
             manifests[path] = manifest.model_copy(update={"onnx_sha256": sha256(temporary)})
-        for path, own in manifests.items():
-            own.save(manifest_path(path))
+            manifests[path].save(beside[path])
     return manifests
+
+
+def _check_targets(paths: Iterable[Path]) -> None:
+    for path in paths:
+        for each in (path, manifest_path(path)):
+            check_target(each)
 
 
 def to_model_proto(model: UPSNet, resize: ResizeRule) -> onnx.ModelProto:

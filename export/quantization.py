@@ -5,7 +5,10 @@ By ONNX Runtime's quantiser. The model-local functions stay as they are, and wha
 
 from __future__ import annotations
 
+import ast
 import copy
+import hashlib
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +19,11 @@ from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType,
 from onnxscript.optimizer import fold_constants
 
 from export.calibration import Ranges, find_ranges, signal_to_noise
-from export.features import BETWEEN, LAYERS, feature_nodes, features_of
+from export.features import BETWEEN, LAYERS, feature_nodes, features_of, readers_of
 from upsnet.geometry import ResizeRule
 
 LEAST_SIGNAL = 20.0  # dB: what a layer gives in eight bits must be that far above its error; docs/export.md
+SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's: "['', 'rpn', 'conv2d_41']"
 ANY_SIZE = 2**62
 SENSITIVITY_PHOTOS = 8
 INFERRED = ("onnx.infer", "onnxruntime.quant")  # tells the quantiser that the tensors' types are known
@@ -56,12 +60,17 @@ class Quantized(NamedTuple):
     tensorrt: onnx.ModelProto
     layers: int  # that compute in eight bits
     of: int  # that compute features
-    weak: dict[str, float]  # by their weights, the layers that eight bits spoil: their dB
+    weak: dict[str, float]  # what is computed wrongly from eight bits: by its weights or its module, the dB
+
+    def digest(self) -> str:
+        """The hexadecimal SHA-256 of both graphs."""
+        graphs = (self.cpu, self.tensorrt)
+        return hashlib.sha256(b"".join(each.SerializeToString(deterministic=True) for each in graphs)).hexdigest()
 
     def __str__(self) -> str:
         """One line."""
         weak = ", ".join(f"{name.removesuffix('.weight')} ({found:.0f} dB)" for name, found in self.weak.items())
-        reason = f"; eight bits spoil {weak}: these stay float32, and their neighbours" if weak else ""
+        reason = f"; eight bits spoil {weak}: what these read stays float32, and the layers at it" if weak else ""
         return f"int8: {self.layers} of {self.of} layers that compute features{reason}"
 
 
@@ -73,19 +82,37 @@ def quantize(model: onnx.ModelProto, paths: Sequence[Path], rule: ResizeRule) ->
     fold_constants(model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
     nodes = feature_nodes(model.graph)
     ranges = find_ranges(model, features_of(nodes, model.graph), paths, rule)
-    layers = [node for node in nodes if node.op_type in LAYERS]
+    readers = readers_of(ranges, model.graph)
     some = paths[:: -(-len(paths) // SENSITIVITY_PHOTOS)]
-    decibels = signal_to_noise(model, layers, ranges, some, rule)
-    weak = {layer.name: found for layer, found in zip(layers, decibels, strict=True) if found < LEAST_SIGNAL}
-    kept = _without([layer.input[0] for layer in layers if layer.name in weak], nodes)
+    decibels = signal_to_noise(model, list(readers), ranges, some, rule)
+    weak = {name: found for name, found in zip(readers, decibels, strict=True) if found < LEAST_SIGNAL}
+    kept = _without([feature for name in weak for feature in readers[name]], nodes)
     names = [node.name for node in kept]
     return Quantized(
         cpu=_insert_pairs(model, names, ranges, CPU),
         tensorrt=_insert_pairs(model, names, ranges, TENSORRT),
         layers=sum(node.op_type in LAYERS for node in kept),
-        of=len(layers),
-        weak={layer.input[1]: weak[layer.name] for layer in layers if layer.name in weak},
+        of=sum(node.op_type in LAYERS for node in nodes),
+        weak=_named(weak, model.graph),
     )
+
+
+def _named(weak: dict[str, float], graph: onnx.GraphProto) -> dict[str, float]:
+    """By the names that people know; the lowest of all nodes that share one."""
+    names: dict[str, float] = {}
+    for node in graph.node:
+        if node.name in weak:
+            name = _name(node)
+            names[name] = min(weak[node.name], names.get(name, math.inf))
+    return names
+
+
+def _name(node: onnx.NodeProto) -> str:
+    """That of a layer's weights; otherwise of the module that the node is in, with its operator."""
+    if node.op_type in LAYERS and node.input[1].endswith(".weight"):
+        return node.input[1]
+    scopes = [ast.literal_eval(each.value) for each in node.metadata_props if each.key == SCOPES]
+    return f"{node.op_type} of {scopes[0][-2]}" if scopes and scopes[0][-2:-1] else node.name
 
 
 def _without(spoilt: Collection[str], nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:

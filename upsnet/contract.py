@@ -32,3 +32,8 @@ def manifest_path(model: Path) -> Path:
 def tensorrt_path(model: Path) -> Path:
     """The int8 graph for TensorRT that goes with one for ONNX Runtime: model.onnx -> model.tensorrt.onnx beside it."""
     return model.with_suffix(".tensorrt.onnx")
+
+
+def is_for_tensorrt(model: Path) -> bool:
+    """Whether the file is one that `tensorrt_path` names."""
+    return model.suffixes[-2:] == [".tensorrt", ".onnx"]

@@ -21,6 +21,7 @@ PathLike = str | os.PathLike[str]
 
 
 # What the system says of a disk without room, whatever file it was about to write.
+DEVICE = "a device or a pipe; give the name of a file"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -63,6 +64,20 @@ def writing_only(target: PathLike, temporary: Path) -> Iterator[None]:
         raise WriteError(place, error.strerror or first_line(error)) from error
 
 
+def check_target(path: PathLike) -> None:
+    """WriteError before long work for what `atomic_path` would refuse after it: a folder, a device, a place where
+    nothing can be written. Makes nothing."""
+    if os.path.isdir(path):
+        raise WriteError(path, "a folder; give the name of a file")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise WriteError(path, DEVICE)
+    nearest = Path(os.path.realpath(path)).parent
+    while not nearest.exists():
+        nearest = nearest.parent
+    with writing(path), tempfile.NamedTemporaryFile(dir=nearest, prefix=".upsnet-"):
+        pass
+
+
 @contextmanager
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; rename it to `path` on success, remove it on any error.
@@ -71,7 +86,7 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     system refuses to write, and for a device or a pipe, which a rename would replace.
     """
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        raise WriteError(path, "a device or a pipe; give the name of a file")
+        raise WriteError(path, DEVICE)
     target = Path(os.path.realpath(path) if os.path.islink(path) else path)
     temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
     with writing(target):

@@ -24,6 +24,9 @@ class Calibration(BaseModel):
     data: str
     photos: int = Field(gt=0)
     method: str
+    pair: str = (
+        ""  # a hash of the two graphs that came from it, ONNX Runtime's and TensorRT's: both files have the same
+    )
 
 
 class Manifest(JsonModel, Sparse):

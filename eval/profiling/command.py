@@ -20,7 +20,7 @@ from eval.profiling.report import Profile, profile_table
 from eval.profiling.summary import summarize
 from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
-from upsnet.files import write_bytes
+from upsnet.files import check_target, write_bytes
 from upsnet.geometry import NetworkBatch, ResizeRule, collate, to_network
 from upsnet.kernels.choice import CHOICES, find_kernels, wanted_kernels
 from upsnet.machine import machine_facts, package_versions
@@ -88,6 +88,8 @@ def main(
     target = picture or path.with_name("profile.png")
     if target.suffix not in PICTURES:
         raise InputError(f"--picture {target}: give a file that ends in {' or '.join(PICTURES)}")
+    for path_of_ours in filter(None, (target, out)):
+        check_target(path_of_ours)
     chosen = [find_kernels(wanted_kernels(word)) for word in dict.fromkeys(kernels or CHOICES)]
     libraries = list(dict.fromkeys(each.library for each in chosen))
     for each in chosen:

@@ -58,14 +58,15 @@ def BestAnchors(
     scores = op.Reshape(op.Concat(scores2, scores3, scores4, scores5, scores6, axis=1), stacked)
     order = op.Reshape(op.Concat(order2, order3, order4, order5, order6, axis=1), stacked)
 
-    # Their deltas [B, 5, top_n, 4], out of all levels' rows.
+    # Their deltas [B, 5, top_n, 4], out of all levels' rows, and one that is there where no level has any.
     lengths = op.Concat(
         op.Shape(deltas2, start=1, end=2), op.Shape(deltas3, start=1, end=2), op.Shape(deltas4, start=1, end=2),
         op.Shape(deltas5, start=1, end=2), op.Shape(deltas6, start=1, end=2), axis=0,
     )  # fmt: skip
     row = op.Min(order, op.Unsqueeze(lengths - 1, [1]))
     first = op.CumSum(lengths, 0, exclusive=1)
-    every = op.Concat(deltas2, deltas3, deltas4, deltas5, deltas6, axis=1)
+    some = op.Expand(op.Constant(value_float=0.0), op.Concat(op.Shape(p2, end=1), [1, 4], axis=0))
+    every = op.Concat(deltas2, deltas3, deltas4, deltas5, deltas6, some, axis=1)
     deltas = op.GatherND(every, op.Unsqueeze(row + op.Unsqueeze(first, [1]), [-1]), batch_dims=1)
     shift, growth = op.Split(deltas, axis=-1, num_outputs=2)
 
@@ -74,7 +75,7 @@ def BestAnchors(
         op.Shape(p2, start=3), op.Shape(p3, start=3), op.Shape(p4, start=3), op.Shape(p5, start=3),
         op.Shape(p6, start=3), axis=0,
     )  # fmt: skip
-    width = op.Unsqueeze(widths, [1])
+    width = op.Unsqueeze(op.Max(widths, 1), [1])  # nothing is divided by that of a level without cells
     cell = row / number
     y = cell / width
     x = op.Unsqueeze(cell - y * width, [-1])

@@ -55,6 +55,20 @@ def test_other_numbering_and_scores_are_still_identical(dataset: PanopticFolder,
     assert parity.equal and parity.columns[1].identical == 1.0
 
 
+def test_of_eight_bits_the_reasons_name_the_limits_that_they_keep(
+    dataset: PanopticFolder, fake: Fake, tmp_path: Path
+) -> None:
+    damaged = fake("onnxruntime", damage=((48, 60), 0.125))
+    damaged.manifest = damaged.manifest.model_copy(update={"precision": "int8"})
+    parity = run_parity([fake("pytorch"), damaged], dataset, tmp_path, batch_sizes=[1])
+    flags = "--max-pq-difference 0.005 --min-identical 0.98"
+    assert parity.reasons and all("ONNX Runtime int8, batch 1" in reason for reason in parity.reasons)
+    assert all(flags in reason for reason in parity.reasons)
+    chosen = Limits(max_pq_difference=0.005, min_identical=0.999)
+    parity = run_parity([fake("pytorch"), damaged], dataset, tmp_path, batch_sizes=[1], limits=chosen)
+    assert parity.reasons and not any(flags in reason for reason in parity.reasons)
+
+
 def test_names_the_image_and_the_class_that_differ(dataset: PanopticFolder, fake: Fake, tmp_path: Path) -> None:
     damaged = fake("onnxruntime", damage=((48, 60), 0.125))  # image 13: 6 rows of sky become void
     parity = run_parity([fake("pytorch"), damaged], dataset, tmp_path)

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx.helper import make_graph, make_node, make_tensor_value_info
 
-from export.features import feature_nodes, features_of
+from export.features import feature_nodes, features_of, readers_of
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -80,6 +80,17 @@ def test_features_are_named_once_and_without_weights() -> None:
     ]
     graph = graph_of(nodes, ["c"])
     assert features_of(feature_nodes(graph), graph) == ["x", "a", "b"]
+
+
+def test_readers_compute_with_features_wherever_these_are_moved() -> None:
+    nodes = [
+        make_node("Conv", ["x", "w"], ["a"], name="layer"),
+        make_node("Relu", ["a"], ["b"], name="hands it on"),
+        make_node("Reshape", ["b", "shape"], ["c"], name="moves it"),
+        make_node("MatMul", ["c", "x"], ["d"], name="reader"),
+        make_node("Softmax", ["d"], ["e"], name="reads no feature"),
+    ]
+    assert readers_of(["a", "b"], graph_of(nodes, ["e"])) == {"reader": ["b"]}
 
 
 def test_the_network(tiny_run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -10,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx.numpy_helper import from_array, to_array
 from typer.testing import CliRunner
 
+import export.engine
 import export.onnx_export
 from export.calibration import OWN, find_photos, find_ranges, signal_to_noise
 from export.engine import build_engine
 from export.features import LAYERS, feature_nodes, features_of
 from export.onnx_export import export_int8, export_onnx
 from export.quantization import quantize
+from export.tensorrt_build import Outcome
 from tests.agreement import compare_segments
 from tests.plugins_cuda.tensorrt.libraries import built, need
 from tests.small_disk import small_disk
@@ -27,10 +31,11 @@ from upsnet.command_line.command import make_app
 from upsnet.contract import METADATA_KEY, manifest_path, tensorrt_path
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
-from upsnet.manifest import Calibration, Manifest
+from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
+ABSENT = Outcome(status="absent", reason="not looked for")
 UINT8, INT8 = onnx.TensorProto.UINT8, onnx.TensorProto.INT8
 
 
@@ -104,12 +109,11 @@ class TestFiles:
             graph = onnx.load(path).graph
             floats = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
             read = {name for node in graph.node if node.op_type in LAYERS for name in node.input[1:2]}
-            for name in ("semantic_head.convs.0.conv_offset", "box_head.logits"):
+            for name in ("semantic_head.convs.0.conv_offset", "box_head.logits", "box_head.deltas"):
                 assert f"{name}.weight" in floats & read
-            maps = {name for node in graph.node if node.op_type == "BestAnchors" for name in node.input[:5]}
-            scoring = [node for node in graph.node if maps & set(node.output)]
-            assert len(scoring) == 5 and all(node.op_type == "Conv" for node in scoring)
-            assert floats >= {node.input[1] for node in scoring}
+            made = {node.output[0]: node for node in graph.node}
+            (anchors,) = (node for node in graph.node if node.op_type == "BestAnchors")
+            assert all(made[name].input[1] in floats for name in anchors.input[:5]), "the RPN's, side by side"
 
     def test_manifest_says_what_it_was_calibrated_on(self, int8: Path, tiny_run: Path) -> None:
         for path in (int8, tensorrt_path(int8)):
@@ -147,6 +151,25 @@ class TestFiles:
                 shutil.copy(each, tmp_path)
         export_onnx(tiny_run / "last.safetensors", model)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model.manifest.json", "model.onnx"]
+
+    @pytest.mark.parametrize("name", ["model.onnx", "model.manifest.json", "model.tensorrt.onnx"])
+    def test_a_folder_in_the_place_of_a_file_is_refused_first(self, name: str, tiny_run: Path, tmp_path: Path) -> None:
+        (tmp_path / name).mkdir()
+        with pytest.raises(InputError, match=f"{name}: cannot be written: a folder"):
+            export_int8(tmp_path / "no checkpoint is opened", tmp_path / "model.onnx", OWN)
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    def test_a_full_disk_leaves_what_was_there(self, traced: None, int8: Path, tiny_run: Path, tmp_path: Path) -> None:
+        """The second model has no room any more."""
+        before = {}
+        for path in (int8, tensorrt_path(int8)):
+            for each in (path, manifest_path(path)):
+                shutil.copy(each, tmp_path)
+                before[each.name] = each.read_bytes()
+        size = max(path.stat().st_size for path in (int8, tensorrt_path(int8)))
+        with small_disk(size - 1), pytest.raises(InputError, match="cannot be written: File too large"):
+            export_int8(tiny_run / "last.safetensors", tmp_path / "model.onnx", OWN, 1)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def test_a_full_disk_leaves_nothing(self, traced: None, tiny_run: Path, tmp_path: Path) -> None:
         with small_disk(100_000), pytest.raises(InputError, match="cannot be written: File too large"):
@@ -188,6 +211,25 @@ class TestSensitivity:
                 assert f"{self.BLOCK}.{name}.weight" in names
             assert f"{self.BLOCK}.project_conv.weight_quantized" in names
 
+    def test_what_deciding_layers_read_is_measured_there(self, tiny_run: Path) -> None:
+        """Logits and deltas are float32; eight bits for what they read spoil them all the same."""
+        model = onnx.load(tiny_run / "model.onnx")
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        deciding = ("logits.weight", "deltas.weight")
+        read = sum(np.abs(to_array(tensors[f"box_head.{name}"])).sum(0) for name in deciding)
+        for unit in np.argsort(read)[-9:]:  # some are active
+            for name, factor in (("fc7.weight", 1e4), ("fc7.bias", 1e4), *((name, 1e-4) for name in deciding)):
+                tensor = tensors[f"box_head.{name}"]
+                values = to_array(tensor).copy()
+                values[unit if name.startswith("fc7") else (slice(None), unit)] *= factor
+                tensor.CopyFrom(from_array(values, tensor.name))
+        _, config, _, _ = load_model(tiny_run / "last.safetensors")
+        found = quantize(model, find_photos(OWN, config, 2).paths, config.data.resize)
+        assert {"box_head.logits.weight", "box_head.deltas.weight"} & set(found.weak), found
+        assert all(name.startswith("box_head.") for name in found.weak) and found.layers == found.of - 1
+        names = {tensor.name for tensor in found.cpu.graph.initializer}
+        assert "box_head.fc7.weight" in names and "box_head.fc6.weight_quantized" in names
+
     def test_decibels_of_a_layer_by_hand(self, tiny_run: Path) -> None:
         """The error of eight bits is about the uniform one, a twelfth of a squared step."""
         model = onnx.load(tiny_run / "model.onnx")
@@ -197,7 +239,7 @@ class TestSensitivity:
         ranges = find_ranges(model, features_of(nodes, model.graph), paths, rule)
         assert all(low <= 0 <= high for low, high in ranges.values())
         stem = next(node for node in nodes if node.input[1] == "backbone.stem.0.weight")
-        (decibels,) = signal_to_noise(model, [stem], ranges, paths, rule)
+        (decibels,) = signal_to_noise(model, [stem.name], ranges, paths, rule)
         assert 30 < decibels < 60
 
 
@@ -247,16 +289,52 @@ class TestRefused:
         line = refused("--precision", "int8", "--calibrate", OWN)
         assert "/nowhere/train: not there; give --calibrate other photos" in line
 
-    def test_an_engine_of_half_an_export(self, int8: Path, tmp_path: Path) -> None:
-        for path in (int8, manifest_path(int8)):
-            shutil.copy(path, tmp_path)
-        with pytest.raises(InputError, match=r"model\.tensorrt\.manifest\.json: cannot be read"):
-            build_engine(tmp_path / "model.onnx", tmp_path / "engine")
-        other = Manifest.load(manifest_path(int8))
-        other = other.model_copy(update={"calibration": Calibration(data="x", photos=1, method="minmax")})
-        other.save(manifest_path(tensorrt_path(tmp_path / "model.onnx")))
-        with pytest.raises(InputError, match=r"model\.tensorrt\.onnx: not of the same export"):
-            build_engine(tmp_path / "model.onnx", tmp_path / "engine")
+    def test_an_engine_of_two_exports(self, int8: Path, tmp_path: Path) -> None:
+        model = tmp_path / "model.onnx"
+        for path in (int8, tensorrt_path(int8)):
+            for each in (path, manifest_path(path)):
+                shutil.copy(each, tmp_path)
+        twin = manifest_path(tensorrt_path(model))
+        good = Manifest.load(twin)
+        assert good.calibration is not None and len(good.calibration.pair) == 64
+        for change in ({"data": "x"}, {"pair": "0" * 64}, {"pair": ""}):
+            calibration = good.calibration.model_copy(update=change)
+            good.model_copy(update={"calibration": calibration}).save(twin)
+            with pytest.raises(InputError, match=r"model\.tensorrt\.onnx: not of the same export"):
+                build_engine(model, tmp_path / "engine")
+        good.save(twin)
+        shutil.copy(model, tensorrt_path(model))
+        with pytest.raises(InputError, match=r"not the file that model\.tensorrt\.manifest\.json describes"):
+            build_engine(model, tmp_path / "engine")
+
+
+@pytest.mark.parametrize("missing", ["model.tensorrt.onnx", "model.tensorrt.manifest.json"])
+def test_an_engine_of_half_an_export_is_onnx_runtimes(
+    int8: Path, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (int8, tensorrt_path(int8)):
+        for each in (path, manifest_path(path)):
+            if each.name != missing:
+                shutil.copy(each, tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())  # TensorRT is there
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = build_engine(tmp_path / "model.onnx", tmp_path / "engine")
+    assert found.onnxruntime.status == "built" and (tmp_path / "engine/model.onnx").is_file()
+    for outcome in (found.tensorrt, found.tensorrt_rtx):
+        assert outcome.status == "absent" and f"there is no {missing}" in str(outcome.reason)
+
+
+def test_an_engine_of_tensorrts_file(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plans are built from itself."""
+    built_from: list[Path] = []
+
+    def build(model: Path, *_: object) -> Outcome:
+        built_from.append(model)
+        return ABSENT
+
+    monkeypatch.setattr(export.engine, "_tensorrt_rtx", build)
+    found = build_engine(tensorrt_path(int8), tmp_path)
+    assert found.onnxruntime.status == "built" and built_from == [tensorrt_path(int8)]
 
 
 @pytest.mark.tensorrt

@@ -128,6 +128,17 @@ def test_without_images_or_cells(front: Front) -> None:
     check(([each[:, :, :0] for each in maps], base, sizes), 7)
 
 
+@pytest.mark.parametrize("side", [2, 3])
+@pytest.mark.parametrize("empty", [[0], [2], [4], [0, 1, 2, 3, 4]])
+def test_body_of_levels_without_cells(side: int, empty: list[int], run_node: RunNode) -> None:
+    maps, base, sizes = anchor_maps(2, 6, 8)
+    maps = [each.narrow(side, 0, 0) if level in empty else each for level, each in enumerate(maps)]
+    boxes, scores = run_body(run_node, (maps, base, sizes), 20, False)
+    expected = reference.best_anchors(maps, base, sizes, 20)
+    np.testing.assert_array_equal(scores, expected[1].numpy())
+    np.testing.assert_allclose(boxes, expected[0].numpy(), atol=1e-4)
+
+
 def test_where_no_kernel_is_the_definition_serves() -> None:
     inputs = anchor_maps(1, 6, 8)
     with definitions():
