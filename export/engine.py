@@ -17,27 +17,18 @@ from typing import Annotated
 import onnx
 import torch
 import typer
-from pydantic import BaseModel
 
-from export.tensorrt_build import Outcome
+from export.tensorrt_build import Library, Outcome
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, PLUGINS, is_for_tensorrt, manifest_path, tensorrt_path
 from upsnet.errors import InputError
 from upsnet.files import atomic_path, sha256
-from upsnet.kernels.choice import find_kernels
 from upsnet.manifest import Manifest, Precision
 from upsnet.report import Report
-from upsnet.runtimes.onnx_runtime import open_with_kernels
+from upsnet.runtimes.onnx_runtime import CUDA, open_with_kernels
 
 BUILD_TIMEOUT = 3600  # seconds
 MADE_PLUGINS = Path(__file__).resolve().parent.parent / "build/plugins" / PLUGINS  # by `make plugins`
 PLUGINS_VARIABLE = "UPSNET_PLUGINS"
-
-
-class Library(BaseModel):
-    """The library of TensorRT plugins that an engine was built with."""
-
-    file: str
-    sha256: str
 
 
 class Engine(Report):
@@ -46,6 +37,7 @@ class Engine(Report):
     model_sha256: str
     precision: Precision
     plugins: Library | None
+    kernels: tuple[Library, ...] = ()  # ONNX Runtime's, beside model.onnx
     onnxruntime: Outcome
     tensorrt: Outcome
     tensorrt_rtx: Outcome
@@ -63,7 +55,7 @@ def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> Engi
     library = find_plugins(plugins)
     folder.mkdir(parents=True, exist_ok=True)
     own, plan, rtx_plan = (folder / name for name in ("model.onnx", "model.plan", "model.rtx.plan"))
-    graph = _onnxruntime(model, own)
+    graph, kernels = _onnxruntime(model, own)
     manifest.model_copy(update={"onnx_sha256": sha256(own)}).save(manifest_path(own))
     for old in (plan, rtx_plan):
         old.unlink(missing_ok=True)
@@ -71,6 +63,7 @@ def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> Engi
         model_sha256=sha256(model),
         precision=manifest.precision,
         plugins=None if library is None else Library(file=library.name, sha256=sha256(library)),
+        kernels=tuple(Library(file=path.name, sha256=sha256(path)) for path in kernels),
         onnxruntime=graph,
         tensorrt=_tensorrt(for_tensorrt, plan, library),
         tensorrt_rtx=_tensorrt_rtx(for_tensorrt, rtx_plan, library),
@@ -80,18 +73,22 @@ def build_engine(model: Path, folder: Path, plugins: Path | None = None) -> Engi
     return engine
 
 
-def _onnxruntime(model: Path, own: Path) -> Outcome:
+def _onnxruntime(model: Path, own: Path) -> tuple[Outcome, list[Path]]:
     """The file as it is: ONNX Runtime optimises it for the processor whenever it loads it, and a file that it optimised
-    ahead of time loads hardly sooner (docs/onnxruntime.md). It is opened here once, which compiles the kernels."""
+    ahead of time loads hardly sooner (docs/onnxruntime.md). It is opened here once for each device, which compiles the
+    kernels; the copies of those that it ran with."""
     session, kernels = open_with_kernels(model, device="auto")
+    opened = [kernels]
+    if session.get_providers()[0] == CUDA:
+        opened.append(open_with_kernels(model)[1])
     del session
-    of_the_cpu = find_kernels().library
-    found = {each.name: each for each in (kernels.library, of_the_cpu) if each is not None}
+    found = {each.library.name: each.library for each in opened if each.library is not None}
     for name in (LIBRARY, CUDA_LIBRARY):
         _keep(found.get(name), own.with_name(name))
     _keep(model, own)
     nodes = len(onnx.load(str(own), load_external_data=False).graph.node)
-    return Outcome(status="built", file=own.name, nodes=nodes, bytes=own.stat().st_size, kernels=str(kernels))
+    built = Outcome(status="built", file=own.name, nodes=nodes, bytes=own.stat().st_size, kernels=str(kernels))
+    return built, [own.with_name(name) for name in sorted(found)]
 
 
 def find_plugins(given: Path | None) -> Path | None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from upsnet.contract import manifest_path
 from upsnet.files import atomic_path
 from upsnet.geometry import ResizeRule
@@ -27,6 +29,13 @@ Counts = dict[str, Counter[str]]  # name -> type -> how many
 HEAVY_LAYERS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 # Every builder without a GPU logs these errors, and builds all the same.
 WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
+
+
+class Library(BaseModel):
+    """A library of operators that an engine was built with, as engine.json has it."""
+
+    file: str
+    sha256: str
 
 
 class Outcome(Sparse):

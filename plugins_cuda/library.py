@@ -26,6 +26,7 @@ from typing import Any, NamedTuple  # Any: what a function of a library returns
 
 import torch
 
+from upsnet.kernels import loading
 from upsnet.kernels.building import CPU_LEVELS as CPU_LEVELS
 from upsnet.kernels.building import SOURCES as SOURCES
 from upsnet.kernels.building import BuildError, find_library
@@ -95,10 +96,7 @@ class Library:
         """BuildError when the file cannot be loaded."""
         self.name, self.path = name, path
         self._operators: dict[tuple[str, type[ctypes.Structure]], _Operator] = {}
-        try:
-            self._functions = ctypes.CDLL(str(path))  # its calls let other Python threads run
-        except OSError as error:
-            raise BuildError(f"{path} cannot be loaded (delete it to have it made anew): {error}") from error
+        self._functions = loading.load(path)
         if name == "cuda":
             self._check_driver()
 

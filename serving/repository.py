@@ -6,14 +6,16 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from export.tensorrt_build import Shape, optimization_profile
+from export.tensorrt_build import Library, Shape, optimization_profile
 from serving.limits import Limits
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError
 from upsnet.files import WriteError, sha256, staged_folder, writing
+from upsnet.json_model import JsonModel
 from upsnet.manifest import Manifest
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "triton_repo"
@@ -41,15 +43,35 @@ def latest_version(repository: Path, model: str = MODEL) -> Path:
     return found[-1]
 
 
+class _Built(JsonModel):
+    """What is read of an engine.json: the libraries that the engine was built with."""
+
+    cure: ClassVar[str] = "; build it again with `make engine`"
+
+    plugins: Library | None = None
+    kernels: tuple[Library, ...] = ()
+
+
 def deploy_engine(engine: Path, repository: Path) -> Path:
     """Deploys what `make engine` built in the folder `engine`: ONNX Runtime's kernels too, and TensorRT's plan where
     there is one, with its plugins.
 
-    Raises like `deploy`. Returns the repository.
+    Raises like `deploy`, and InputError where one of these libraries is gone, or not that of engine.json. Returns the
+    repository.
     """
     plan = engine / PLAN
     more = [engine / name for name in (LIBRARY, CUDA_LIBRARY, *((PLAN, PLUGINS) if plan.is_file() else ()))]
     more = [path for path in more if path.is_file()]
+    if (engine / "engine.json").is_file():
+        built = _Built.load(engine / "engine.json")
+        named = {engine / each.file: each.sha256 for each in built.kernels}
+        if plan.is_file() and built.plugins is not None:
+            named[engine / PLUGINS] = built.plugins.sha256
+        for path, digest in named.items():
+            if path not in more:
+                raise InputError(f"there is no {path}, which the engine was built with; `upsnet engine` makes it anew")
+            if _hash(path) != digest:
+                raise InputError(f"{path} is not what the engine was built with; `upsnet engine` makes it anew")
     return deploy(engine / "model.onnx", engine / "model.manifest.json", repository, more)
 
 

@@ -80,10 +80,18 @@ def test_the_same_bytes_as_python(size: tuple[int, int], program: Path, tiny_run
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"P5 2 2 255 ....", "the photo is no 8-bit PPM"), (b"P6 2 2 255 ...........", "the photo ends too early")],
+    [
+        (b"P5 2 2 255 ....", "the photo is no 8-bit PPM"),
+        (b"P6 2 2 255 ...........", "the photo ends too early"),
+        (b"P6\n# by a program\n# 2 3\n2 2 # sides\n255\n...........", "the photo ends too early"),
+        (b"P6\n# and no more", "the photo is no 8-bit PPM"),
+    ],
 )
 def test_errors_are_one_line(content: bytes, message: str, program: Path, tmp_path: Path) -> None:
     (tmp_path / "photo.ppm").write_bytes(content)
     done = run(program, "model.onnx", find_library("onnxruntime"), tmp_path / "photo.ppm", tmp_path / "map.pgm")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {message}\n")
+    for scale in ("fast", "1x", "nan", "0", ""):
+        done = run(program, "model.onnx", "library.so", tmp_path / "photo.ppm", tmp_path / "map.pgm", scale)
+        assert (done.returncode, done.stderr) == (1, f"error: SCALE is '{scale}', not a number above 0\n")
     assert run(program).stderr == "error: wanted: MODEL.onnx LIBRARY.so PHOTO.ppm MAP.pgm [SCALE]\n"

@@ -31,8 +31,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
 
 
-def without_a_compiler(installed: Installed, cache: dict[str, str]) -> dict[str, str]:
-    return {**cache, "PATH": str(installed.folder / "bin")}
+def without_a_compiler(installed: Installed, cache: Path | str) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": str(cache), "PATH": str(installed.folder / "bin")}
 
 
 def predict(installed: Installed, run: Path, out: str, variables: dict[str, str]) -> tuple[np.ndarray, str, str]:
@@ -43,14 +43,16 @@ def predict(installed: Installed, run: Path, out: str, variables: dict[str, str]
     return np.asarray(Image.open(installed.work / out / "predictions" / f"{photo.stem}.png")), output, errors
 
 
-def test_compiled_once_and_used(client: Installed, tiny_run: Path, cache: dict[str, str]) -> None:
+def test_compiled_once_and_used(client: Installed, tiny_run: Path, cache: dict[str, str], tmp_path: Path) -> None:
     said, errors = client.run("upsnet", "doctor", variables=cache)
     folder = f"{cache['XDG_CACHE_HOME']}/upsnet-trt/operators"
     assert said.startswith(f"kernels: {LIBRARY}") and f", {folder}/" in said.splitlines()[0]
     assert errors in ("", f"compiling the operators for onnxruntime (once, into {folder}) ...\n")
     ids, output, errors = predict(client, tiny_run, "compiled", cache)
     assert f"kernels: {LIBRARY})" in output and "compiling" not in errors
-    bodies, output, errors = predict(client, tiny_run, "bodies", without_a_compiler(client, cache))
+    gone = without_a_compiler(client, cache["XDG_CACHE_HOME"])
+    assert client.run("upsnet", "doctor", variables=gone)[0].startswith(f"kernels: {LIBRARY}")
+    bodies, output, errors = predict(client, tiny_run, "bodies", without_a_compiler(client, tmp_path))
     assert f"kernels: {BODIES}" in output
     assert errors.count("the operators run from function bodies, which are slower: no C++ compiler was found") == 1
     assert (bodies > 0).any() and (ids == bodies).mean() > 0.999
@@ -68,6 +70,6 @@ def test_the_oldest_onnx_runtime_takes_the_same_library(
     assert (bodies > 0).any() and (ids == bodies).mean() > 0.999
 
 
-def test_no_compiler_is_said_first(client: Installed, cache: dict[str, str]) -> None:
-    said, _ = client.run("upsnet", "doctor", code=1, variables=without_a_compiler(client, cache))
+def test_no_compiler_is_said_first(client: Installed, tmp_path: Path) -> None:
+    said, _ = client.run("upsnet", "doctor", code=1, variables=without_a_compiler(client, tmp_path))
     assert said.splitlines()[0] == f"kernels: {BODIES}"

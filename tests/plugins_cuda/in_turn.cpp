@@ -1,4 +1,5 @@
 // The CPU fronts, as libupsnet_cpu.so exports them, on a pool without threads: its slots run one after the other.
+#include "best_anchors/launch.h"
 #include "common/exports.h"
 #include "common/pool.h"
 #include "deform_conv/launch.h"

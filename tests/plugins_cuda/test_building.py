@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,32 @@ def test_missing_compiler(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, name
         library.load(name, "90")
 
 
+@pytest.mark.parametrize("place", ["build", "cache"])
+def test_a_library_outlives_its_compiler(
+    cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The newest of the same sources and flags, whatever compiled it."""
+    if place == "cache":
+        fresh.write_text("a file stands where the folder should")
+    older = library.load("cpu").path
+    other = fresh.parent / "other"
+    other.write_text("#!/bin/sh\necho another compiler 1.0\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("CXX", str(other))
+    newer = library.load("cpu").path
+    os.utime(older, (1, 1))
+    other.unlink()
+    building._version.cache_clear()
+    assert (library.load("cpu").path, newer != older) == (newer, True)
+    monkeypatch.setenv("CXXFLAGS", "-g")
+    with pytest.raises(BuildError, match="does not run"):
+        library.load("cpu")
+    monkeypatch.delenv("CXXFLAGS")
+    newer.parent.chmod(0o777)
+    with pytest.raises(BuildError, match="others can write there"):
+        library.load("cpu")
+
+
 def test_missing_cmake(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     which = shutil.which
     monkeypatch.setattr(tools.shutil, "which", lambda *a, **k: None if a[0] == "cmake" else which(*a, **k))
@@ -173,9 +200,22 @@ def test_an_installed_package_compiles_into_the_cache(
     assert capfd.readouterr().err == f"compiling the operators for cpu (once, into {cache}) ...\n"
 
 
+def test_a_name_that_cmake_would_split(cmake_log: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a;b").mkdir()
+    monkeypatch.setattr(building, "BUILD", tmp_path / "a;b" / "operators")
+    with pytest.raises(
+        BuildError, match=r"^CMake compiles nothing below a folder with ';' in its name, .*/a;b/operators$"
+    ):
+        library.load("cpu")
+    assert builds(cmake_log) == 0
+
+
 def test_compiler_that_does_not_run(cmake_log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nowhere/g++")
     with pytest.raises(BuildError, match="'/nowhere/g\\+\\+' does not run"):
+        library.load("cpu")
+    monkeypatch.setenv("CXX", 'g++ "')
+    with pytest.raises(BuildError, match=r"^the compiler 'g\+\+ \"' does not run: No closing quotation$"):
         library.load("cpu")
 
 
@@ -183,16 +223,24 @@ def test_failed_compilation_names_the_error_and_the_log(
     cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIL", "1")
-    with pytest.raises(BuildError, match=r"kernel\.cu:3: error: no such thing \(whole log: .*cpu-\w*\.log\)"):
+    with pytest.raises(BuildError, match=r"kernel\.cu:3: error: no such thing \(whole log: .*cpu-\w*\.log; delete"):
         library.load("cpu")
     (log,) = fresh.glob("cpu-*.log")
     assert "no such thing" in log.read_text()
     monkeypatch.delenv("FAIL")
+    called = len(cmake_log.read_text().splitlines())
+    with pytest.raises(BuildError, match=r"no such thing \(whole log: .*\.log; delete it to try again\)"):
+        library.load("cpu")
+    assert len(cmake_log.read_text().splitlines()) == called
+    log.write_text("error: " + "x" * 1000)
+    with pytest.raises(BuildError, match=r"^compiling it failed: error: x{193}\.\.\. \(whole log: "):
+        library.load("cpu")
+    log.unlink()
     assert call(library.load("cpu"), 1) == 101
 
 
 def test_processes_that_start_together_fail_once(cmake_log: Path, fresh: Path, project_root: Path) -> None:
-    """Those that waited for the one that compiled; whoever comes later tries again."""
+    """Those that waited for the one that compiled, and whoever comes later."""
     code = f"""
 import os
 from pathlib import Path
@@ -217,8 +265,8 @@ except library.BuildError as error:
     (answer,) = {process.communicate()[0] for process in started}
     assert answer.startswith("compiling it failed: kernel.cu:3: error: no such thing (whole log: ")
     assert len(cmake_log.read_text().splitlines()) == 1
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **options)
-    assert len(cmake_log.read_text().splitlines()) == 2
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options).stdout == answer
+    assert len(cmake_log.read_text().splitlines()) == 1
 
 
 def test_a_checkout_that_is_read_only_has_its_libraries_in_the_cache(
@@ -239,6 +287,32 @@ def test_a_checkout_that_is_read_only_has_its_libraries_in_the_cache(
     cache.chmod(0o770)
     with pytest.raises(BuildError, match=r"operators: others can write there, so no code is loaded from it; `chmod"):
         library.load("cpu")
+
+
+@pytest.mark.parametrize("place", ["the library", "its folder", "build/operators", "before it is compiled"])
+def test_what_others_can_write_to_is_not_loaded(cmake_log: Path, fresh: Path, place: str) -> None:
+    fresh.mkdir()
+    folder = fresh
+    if place != "before it is compiled":
+        path = library.load("cpu").path
+        folder = {"the library": path, "its folder": path.parent}.get(place, fresh)
+    folder.chmod(0o777)
+    with pytest.raises(BuildError, match=rf"^{re.escape(str(folder))}: others can write there, so .* `chmod o-w "):
+        library.load("cpu")
+    assert builds(cmake_log) == (place != "before it is compiled")
+    folder.chmod(0o775)
+    assert call(library.load("cpu"), 1) == 101
+
+
+def test_what_is_made_is_for_others_to_read_alone(cmake_log: Path, fresh: Path, toy: Path) -> None:
+    umask, mode = os.umask(0), toy.stat().st_mode
+    try:
+        toy.chmod(0o777)
+        path = library.load("cpu").path
+    finally:
+        os.umask(umask)
+        toy.chmod(mode)
+    assert [each.stat().st_mode & 0o777 for each in (path, path.parent, fresh)] == [0o775] * 3
 
 
 def test_no_folder_can_be_written(cmake_log: Path, fresh: Path, tmp_path: Path) -> None:
@@ -309,7 +383,9 @@ def test_the_reason_is_what_is_shown(log: str, expected: str) -> None:
 def test_damaged_library(cmake_log: Path) -> None:
     path = building.build("cpu", "")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(BuildError, match=r"libupsnet_cpu\.so cannot be loaded \(delete it to have it made anew\)"):
+    with pytest.raises(
+        BuildError, match=r"cpu\.so is cut off: 100 bytes are left of \d+; delete it to have it made anew"
+    ):
         library.load("cpu")
     path.unlink()
     assert library.load("cpu").path == path

@@ -120,4 +120,4 @@ def test_only_the_bodies_import_onnx(project_root: Path) -> None:
         for statement in ast.parse(path.read_text()).body:
             if isinstance(statement, ast.Import | ast.ImportFrom) and "onnx" in ast.unparse(statement):
                 importing.add(path.name)
-    assert importing == {"onnx_function.py"}
+    assert importing == {"onnx_function.py", "onnxruntime_check.py"}  # a program of its own, for who has it

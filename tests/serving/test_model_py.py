@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,10 +20,12 @@ from PIL import Image
 import upsnet
 from tests.serving.conftest import POISON, Exported, make_request
 from tests.serving.fake_triton import FakeError, MetricFamily, Request, Response, Tensor, Triton, arguments
+from tests.upsnet.kernels.test_choice import make_library
 from tests.upsnet.test_photos import EPS
 from upsnet.contract import LABELS, LIBRARY, METADATA_KEY, OVERLAY, PHOTO, PHOTO_SIZES, SEGMENTS_JSON
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
+from upsnet.kernels.choice import kernel_abi
 from upsnet.photos import read_photo
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
@@ -207,6 +210,45 @@ def test_the_kernels_that_were_deployed(
     right = OnnxRuntimePredictor(tiny_run / "model.onnx", 1, kernels="off").predict(NetworkBatch(**asked.tensors))
     np.testing.assert_array_equal(answer.outputs["segment_count"], right.segment_count)
     assert (answer.outputs["panoptic"] == right.panoptic).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("abi", "left", "said"),
+    [
+        (99, None, rf"{LIBRARY} is of another version: its kernel ABI is 99, and this package's {kernel_abi()};"),
+        (None, None, rf"{LIBRARY} is of another version: its kernel ABI is unknown, and this package's"),
+        (kernel_abi(), 4096, rf"{LIBRARY} is cut off: 4096 bytes are left of \d+; .* `upsnet engine`"),
+    ],
+)
+def test_kernels_of_another_version_and_those_cut_off_are_not_taken(
+    triton: Triton,
+    exported: Exported,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    abi: int | None,
+    left: int | None,
+    said: str,
+) -> None:
+    monkeypatch.delenv("UPSNET_KERNELS", raising=False)
+    library = make_library(tmp_path / f"version{abi}", abi)
+    os.truncate(library, left or library.stat().st_size)
+    shutil.copy(exported.model, library.with_name("model.onnx"))
+    module = triton.load("upsnet", monkeypatch)
+    monkeypatch.setattr(module, "__file__", str(library.with_name("model.py")))
+    module.TritonPythonModel().initialize(arguments(max_pixels="4096", threads="1", device="cpu"))
+    warned, ran = triton.log
+    assert re.match(rf"upsnet: {LIBRARY} cannot be used: .*{said}", warned) and "\n" not in warned
+    assert ran.endswith(f"kernels: function bodies ({LIBRARY} cannot be used, see above)")
+
+
+def test_a_word_that_is_no_choice_of_kernels_is_refused(
+    triton: Triton, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = triton.load("upsnet", monkeypatch)
+    monkeypatch.setattr(module, "__file__", str(exported.model.with_name("model.py")))
+    monkeypatch.setenv("UPSNET_KERNELS", "OFF")
+    with pytest.raises(FakeError, match=r"^UPSNET_KERNELS=OFF: use auto or off$"):
+        module.TritonPythonModel().initialize(arguments(max_pixels="4096", threads="1", device="cpu"))
 
 
 def test_a_missing_package_is_named(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> None:

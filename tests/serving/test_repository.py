@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import export.engine
 import serving.deploy
 import serving.serve
+from export.tensorrt_build import Outcome
 from serving.repository import TEMPLATE, deploy, deploy_engine, latest_version, versions
 from serving.server import TritonServer
 from tests.serving.conftest import Exported, make_request
@@ -24,6 +28,7 @@ from upsnet.categories import Category
 from upsnet.command_line.command import make_app
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError
+from upsnet.kernels.choice import Kernels
 from upsnet.manifest import Manifest
 from upsnet.runtimes.triton import TritonPredictor
 
@@ -67,6 +72,67 @@ def test_deploy_engine_brings_onnx_runtimes_kernels_and_leaves_no_other(
     (engine / LIBRARY).unlink()
     deploy_engine(engine, repository)
     assert [path.exists() for path in served] == [False, True]
+
+
+@pytest.fixture
+def built(exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Kernels], Path]:
+    """Builds an engine whose session came back with these kernels; its folder. No TensorRT."""
+
+    def build(kernels: Kernels) -> Path:
+        session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+        monkeypatch.setattr(export.engine, "open_with_kernels", lambda *_, **__: (session, kernels))
+        monkeypatch.setattr(export.engine, "_tensorrt", lambda *_: Outcome(status="absent", reason="a stand-in"))
+        monkeypatch.setattr(export.engine, "_tensorrt_rtx", export.engine._tensorrt)
+        export.engine.build_engine(exported.model, tmp_path / "engine")
+        return tmp_path / "engine"
+
+    return build
+
+
+def test_kernels_that_are_gone_or_others_are_not_deployed(
+    built: Callable[[Kernels], Path], repository: Path, tmp_path: Path
+) -> None:
+    library = tmp_path / LIBRARY
+    library.write_bytes(b"kernels")
+    engine = built(Kernels(library))
+    named = {"file": LIBRARY, "sha256": hashlib.sha256(b"kernels").hexdigest()}
+    assert json.loads((engine / "engine.json").read_text())["kernels"] == [named]
+    deploy_engine(engine, repository)
+    served = latest_version(repository) / LIBRARY
+    (engine / LIBRARY).write_bytes(b"others")
+    with pytest.raises(InputError, match=rf"{LIBRARY} is not what the engine was built with; `upsnet engine` makes"):
+        deploy_engine(engine, repository)
+    (engine / LIBRARY).unlink()
+    with pytest.raises(InputError, match=rf"there is no .*{LIBRARY}, which the engine was built with; `upsnet engine`"):
+        deploy_engine(engine, repository)
+    assert served.read_bytes() == b"kernels"
+
+
+def test_an_engine_that_came_back_with_bodies_has_no_library(built: Callable[[Kernels], Path], tmp_path: Path) -> None:
+    library = tmp_path / LIBRARY
+    library.write_bytes(b"kernels")
+    assert (built(Kernels(library)) / LIBRARY).is_file()
+    engine = built(Kernels(None, "it does not run this model"))
+    assert not (engine / LIBRARY).exists()
+    report = json.loads((engine / "engine.json").read_text())
+    assert report["kernels"] == []
+    assert report["onnxruntime"]["kernels"] == "function bodies (it does not run this model)"
+
+
+def test_plugins_that_are_others_are_not_deployed(
+    built: Callable[[Kernels], Path], repository: Path, tmp_path: Path
+) -> None:
+    engine = built(Kernels(None, "none"))
+    report = json.loads((engine / "engine.json").read_text())
+    report["plugins"] = {"file": "mine.so", "sha256": hashlib.sha256(b"plugins").hexdigest()}
+    (engine / "engine.json").write_text(json.dumps(report))
+    deploy_engine(engine, repository)  # no plan, no plugins
+    (engine / "model.plan").write_bytes(b"plan")
+    (engine / PLUGINS).write_bytes(b"plugins")
+    deploy_engine(engine, repository)
+    (engine / PLUGINS).write_bytes(b"others")
+    with pytest.raises(InputError, match=rf"{PLUGINS} is not what the engine was built with; `upsnet engine` makes"):
+        deploy_engine(engine, repository)
 
 
 def test_the_models_code_knows_the_libraries_names() -> None:

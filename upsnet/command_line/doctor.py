@@ -46,8 +46,11 @@ def kernels_here() -> Iterator[tuple[str, Kernels]]:
     if importlib.util.find_spec("onnxruntime") is None:
         yield "", Kernels(None, f"onnxruntime is {ABSENT}")
         return
+    import onnxruntime
+
     from upsnet.runtimes.onnx_runtime import problem_with_cuda, registered
 
+    onnxruntime.disable_telemetry_events()
     yield "", registered(find_kernels())
     if problem_with_cuda() is None:
         yield " on the GPU", registered(find_kernels(gpu=0))
@@ -76,6 +79,6 @@ def version_of(command: str | None) -> str:
     try:
         asked = [*shlex.split(command), "--version"]
         said = subprocess.run(asked, capture_output=True, text=True, check=True, errors="replace").stdout
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         return f"{command} does not run: {first_line(error)}"
     return f"{command}, {said.strip().partition(os.linesep)[0]}"

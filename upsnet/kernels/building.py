@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shlex
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from upsnet.errors import InputError
+from upsnet.kernels.loading import BuildError as BuildError
+from upsnet.kernels.loading import check_owners
 from upsnet.kernels.tools import find_tool
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -28,19 +31,16 @@ CARRIED = Path(__file__).resolve().parent / "sources"  # of a wheel
 SOURCES = CARRIED if CARRIED.is_dir() else CHECKOUT / "plugins_cuda"
 BUILD = None if CARRIED.is_dir() else CHECKOUT / "build" / "operators"
 CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
+LONGEST_REASON = 200  # characters of a compiler's error
 MADE = ("cpu", "cuda", "onnxruntime", "onnxruntime_cuda")  # by `make plugins` too
 
 # What CMake and nvcc take from the environment besides the compilers.
 FLAGS = ("CXXFLAGS", "CUDAFLAGS", "CUDAHOSTCXX", "LDFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
 
 
-class BuildError(RuntimeError):
-    """A library that cannot be compiled or loaded here; the text says why."""
-
-
 def find_library(name: str, architecture: str = "") -> Path:
     """libupsnet_<name>.so: of the folder that UPSNET_OPERATORS names, which `make plugins` left; else compiled on first
-    use. BuildError where neither can be had; InputError: an unknown UPSNET_CPU_LEVEL.
+    use. BuildError where neither can be had, and where others can write to it; InputError: an unknown UPSNET_CPU_LEVEL.
 
     architecture: the compute capability of the GPU, as "90"; for libraries with CUDA launchers alone.
     """
@@ -50,38 +50,46 @@ def find_library(name: str, architecture: str = "") -> Path:
     given = os.environ.get("UPSNET_OPERATORS")
     if not given or name not in MADE:
         return build(name, architecture)
-    path = Path(given) / f"libupsnet_{name}.so"
+    path = Path(os.path.realpath(given)) / f"libupsnet_{name}.so"  # a name without a folder is looked up elsewhere
+    check_owners(path, path.parent)
     if not path.is_file():
         raise BuildError(f"UPSNET_OPERATORS={given} holds no {path.name}; run `make plugins`, or unset it")
     return path
 
 
 def build(name: str, architecture: str) -> Path:
-    """The compiled file of one target, in a folder named by everything that it depends on."""
+    """The compiled file of one target, in a folder named by everything that it depends on; where the compiler has gone,
+    the newest of the same sources and flags that it left."""
     if sys.platform == "win32":
         raise BuildError("the operators are not compiled on Windows")
     if not (SOURCES / "CMakeLists.txt").is_file():
         raise BuildError(f"the operators' sources are not installed: {SOURCES}")
-    compiler = _compiler("CXX", ["c++", "g++"], "no C++ compiler was found; install g++, or set CXX")
-    environment = {**os.environ, "CXX": compiler}
-    made_from = [name, platform.machine(), architecture, _version(compiler)]
+    on_gpu = name.endswith("cuda")
+    sanitizers = "" if on_gpu else _sanitizers()
+    made_from = [name, platform.machine(), architecture, sanitizers]
     made_from += [f"{flags}={os.environ.get(flags, '')}" for flags in FLAGS]
+    sources = hashlib.sha256("\0".join(made_from).encode() + _sources(name)).hexdigest()[:16]
+    start = f"{name}{architecture}-{sources}"
+    try:
+        compilers = _compilers(on_gpu)
+        versions = [_version(each) for each in compilers.values()]
+    except BuildError:
+        made = _made_before(start, name)
+        if made is None:
+            raise
+        return made
+    environment = {**os.environ, **compilers}
     options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
-    if name.endswith("cuda"):
-        environment["CUDACXX"] = _compiler(
-            "CUDACXX", ["nvcc"], "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
-        )
-        made_from.append(_version(environment["CUDACXX"]))
-    else:
-        sanitizers = _sanitizers()
+    if not on_gpu:
         environment.pop("LD_PRELOAD", None)  # of the sanitizers: theirs is this process, not the compiler
         options = ["-DCMAKE_CUDA_COMPILER=NOTFOUND", f"-DUPSNET_SANITIZE={sanitizers}"]
-        made_from.append(sanitizers)
-    digest = hashlib.sha256("\0".join(made_from).encode() + _sources(name)).hexdigest()[:16]
-    place = Path(f"{name}{architecture}-{digest}", f"libupsnet_{name}.so")
-    if BUILD is not None and (BUILD / place).is_file():
+    digest = hashlib.sha256("\0".join(versions).encode()).hexdigest()[:8]
+    place = Path(start + digest, f"libupsnet_{name}.so")
+    if BUILD is not None and os.path.isfile(BUILD / place):  # False for what may not be looked at, too
+        check_owners(BUILD / place, BUILD.parent)
         return BUILD / place
     folder = _writable_folder()
+    check_owners(folder / place, folder.parent)
     try:
         _compile_once(name, options, environment, folder / place)
     except OSError as error:
@@ -89,11 +97,24 @@ def build(name: str, architecture: str) -> Path:
     return folder / place
 
 
+def _made_before(start: str, name: str) -> Path | None:
+    """The newest library in a folder whose name starts like this."""
+    folders = {BUILD} if BUILD is not None else set()
+    with contextlib.suppress(BuildError):  # there is no cache
+        folders.add(_writable_folder())
+    found = [path for folder in folders for path in folder.glob(f"{start}*/libupsnet_{name}.so")]
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is not None:
+        check_owners(newest, newest.parents[2])
+    return newest
+
+
 def _writable_folder() -> Path:
     """BUILD, or the user's cache: code is loaded from there, so nobody else may write to it."""
     if BUILD is not None:
         with contextlib.suppress(OSError):  # as os.access says in other words
-            BUILD.mkdir(parents=True, exist_ok=True)
+            for made in (BUILD.parent, BUILD):
+                made.mkdir(mode=0o775, exist_ok=True)  # of others alone to read, whatever the umask
             if os.access(BUILD, os.W_OK | os.X_OK):
                 return BUILD
     above = os.environ.get("XDG_CACHE_HOME", "")
@@ -114,11 +135,10 @@ def _writable_folder() -> Path:
 def _compile_once(name: str, options: list[str], environment: dict[str, str], library: Path) -> None:
     """Of several processes that want it at once, as the ranks of a run do, one compiles; or fails, for all of them."""
     log = library.parent.with_suffix(".log")
-    before = _written(log)
     with _alone(library.parents[1] / f"{name}.lock"):
         if library.is_file():
             return
-        if _written(log) != before:  # while this process waited; a later one tries again
+        if log.is_file():  # these sources failed with this compiler
             raise BuildError(_failure(log))
         _compile(name, options, environment, library, log)
 
@@ -137,8 +157,11 @@ def _compile(name: str, options: list[str], environment: dict[str, str], library
     cmake = find_tool("cmake")
     if cmake is None:
         raise BuildError("cmake was not found; `pip install cmake`")
-    options = [*options, *_generator(), f"-DPython3_EXECUTABLE={sys.executable}"]
     folder = library.parents[1]
+    for path in (SOURCES, folder):
+        if ";" in str(path):
+            raise BuildError(f"CMake compiles nothing below a folder with ';' in its name, rename it: {path}")
+    options = [*options, *_generator(), f"-DPython3_EXECUTABLE={sys.executable}"]
     where = "once" if folder == BUILD else f"once, into {folder}"
     if BUILD is not None and folder != BUILD:
         where += f", as {BUILD} cannot be written to"
@@ -153,8 +176,10 @@ def _compile(name: str, options: list[str], environment: dict[str, str], library
             if done.returncode != 0:
                 log.write_text(done.stderr + done.stdout)
                 raise BuildError(_failure(log))
-        library.parent.mkdir(exist_ok=True)
-        (Path(temporary) / library.name).replace(library)
+        made = Path(temporary) / library.name
+        made.chmod(made.stat().st_mode & ~stat.S_IWOTH)
+        library.parent.mkdir(mode=0o775, exist_ok=True)
+        made.replace(library)
 
 
 def _generator() -> list[str]:
@@ -167,15 +192,10 @@ def _generator() -> list[str]:
     return ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
 
 
-def _written(log: Path) -> int | None:
-    try:
-        return log.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
 def _failure(log: Path) -> str:
-    return f"compiling it failed: {_first_error(log.read_text())} (whole log: {log})"
+    first = _first_error(log.read_text())
+    reason = first if len(first) <= LONGEST_REASON else f"{first[:LONGEST_REASON]}..."
+    return f"compiling it failed: {reason} (whole log: {log}; delete it to try again)"
 
 
 def _first_error(log: str) -> str:
@@ -191,6 +211,15 @@ def _first_error(log: str) -> str:
     return " ".join(message[compilers : compilers + 3])
 
 
+def _compilers(on_gpu: bool) -> dict[str, str]:
+    """The commands, by the environment variables that name them to CMake. BuildError where one is missing."""
+    found = {"CXX": _compiler("CXX", ["c++", "g++"], "no C++ compiler was found; install g++, or set CXX")}
+    if on_gpu:
+        missing = "no nvcc was found; install the CUDA toolkit (12.8 or newer), or set CUDACXX"
+        found["CUDACXX"] = _compiler("CUDACXX", ["nvcc"], missing)
+    return found
+
+
 def _compiler(variable: str, names: list[str], missing: str) -> str:
     """The command of a compiler: the environment variable's, else the first of the names that is there."""
     found = os.environ.get(variable) or find_tool(*names)
@@ -201,10 +230,10 @@ def _compiler(variable: str, names: list[str], missing: str) -> str:
 
 @cache
 def _version(compiler: str) -> str:
-    command = [*shlex.split(compiler), "--version"]
     try:
+        command = [*shlex.split(compiler), "--version"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:  # ValueError: a quote without an end
         raise BuildError(f"the compiler {compiler!r} does not run: {error}") from error
 
 

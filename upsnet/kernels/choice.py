@@ -10,7 +10,6 @@ UPSNET_OPERATORS=FOLDER    takes the libraries that `make plugins` left in FOLDE
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import mmap
 import os
@@ -22,6 +21,7 @@ from typing import NamedTuple
 from upsnet.device import compute_capability
 from upsnet.errors import InputError
 from upsnet.kernels.building import SOURCES, BuildError, find_library
+from upsnet.kernels.loading import load
 
 VARIABLE = "UPSNET_KERNELS"
 CHOICES = ("auto", "off")
@@ -85,9 +85,7 @@ def find_kernels(kernels: str | None = None, gpu: int | None = None) -> Kernels:
 def check(library: Path) -> None:
     """BuildError for a file that cannot be loaded, and for one of another version than this package."""
     try:
-        found = ctypes.CDLL(str(library)).upsnet_kernel_abi()
-    except OSError as error:
-        raise BuildError(f"{library} cannot be loaded (delete it to have it made anew): {error}") from error
+        found = load(library).upsnet_kernel_abi()
     except AttributeError:
         found = "unknown"
     if found != (needed := kernel_abi()):

@@ -3,10 +3,12 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -15,11 +17,27 @@ constexpr int64_t kDivisor = 32;  // sides of the network's input are multiples 
 
 int64_t padded(int64_t side) { return (side + kDivisor - 1) / kDivisor * kDivisor; }
 
+int32_t number(std::istream& file) {  // of a PPM's head, where comments may stand between them
+  while ((file >> std::ws).peek() == '#') file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  int32_t value = 0;
+  file >> value;
+  return value;
+}
+
+float scale_of(const char* text) {
+  char* end = nullptr;
+  const float scale = std::strtof(text, &end);
+  if (*end != '\0' || !std::isfinite(scale) || scale <= 0) {
+    throw std::invalid_argument(std::string("SCALE is '") + text + "', not a number above 0");
+  }
+  return scale;
+}
+
 void run(const char* model, const char* library, const char* photo, const char* map, float scale) {
   std::ifstream file(photo, std::ios::binary);
   std::string kind;
-  int32_t width = 0, height = 0, most = 0;
-  file >> kind >> width >> height >> most;
+  file >> kind;
+  const int32_t width = number(file), height = number(file), most = number(file);
   file.get();
   if (kind != "P6" || most != 255 || width < 1 || height < 1) throw std::runtime_error("the photo is no 8-bit PPM");
   const std::array<int64_t, 4> shape{1, padded(height), padded(width), 3};
@@ -58,7 +76,7 @@ void run(const char* model, const char* library, const char* photo, const char* 
 int main(int count, char** arguments) {
   try {
     if (count < 5) throw std::invalid_argument("wanted: MODEL.onnx LIBRARY.so PHOTO.ppm MAP.pgm [SCALE]");
-    run(arguments[1], arguments[2], arguments[3], arguments[4], count > 5 ? std::strtof(arguments[5], nullptr) : 1);
+    run(arguments[1], arguments[2], arguments[3], arguments[4], count > 5 ? scale_of(arguments[5]) : 1);
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << "\n";
     return 1;

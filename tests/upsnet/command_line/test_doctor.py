@@ -14,7 +14,8 @@ from upsnet.command_line import doctor
 from upsnet.command_line.command import make_app
 from upsnet.contract import LIBRARY
 from upsnet.kernels.building import build
-from upsnet.kernels.choice import kernel_abi
+from upsnet.kernels.choice import Kernels, kernel_abi
+from upsnet.runtimes import onnx_runtime
 
 
 def ask() -> Result:
@@ -53,6 +54,21 @@ def test_a_library_that_onnx_runtime_does_not_take(monkeypatch: pytest.MonkeyPat
     assert answer.exit_code == doctor.SLOW
 
 
+def test_onnx_runtime_tells_its_makers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    happened: list[str] = []
+    monkeypatch.setenv("UPSNET_KERNELS", "off")
+
+    def registered(kernels: Kernels) -> Kernels:
+        happened.append("registered")
+        return kernels
+
+    monkeypatch.setattr(ort, "disable_telemetry_events", lambda: happened.append("disabled"))
+    monkeypatch.setattr(onnx_runtime, "registered", registered)
+    ask()
+    assert happened[:2] == ["disabled", "registered"]
+
+
 def test_programs_and_packages_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(doctor, "find_tool", lambda *names: None)
@@ -64,3 +80,5 @@ def test_programs_and_packages_that_are_not_there(monkeypatch: pytest.MonkeyPatc
     assert (lines["compiler"], lines["cmake"]) == ("not found", "not found; with neither make nor ninja")
     monkeypatch.setenv("CXX", "/nowhere/g++ -m64")
     assert "compiler: /nowhere/g++ -m64 does not run: [Errno 2] No such file" in ask().stdout
+    monkeypatch.setenv("CXX", 'g++ "')
+    assert 'compiler: g++ " does not run: No closing quotation' in ask().stdout

@@ -89,7 +89,62 @@ def test_a_library_of_another_version_is_refused(
 def test_a_damaged_library_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / LIBRARY).write_bytes(b"\x7fELF, and no more")
     monkeypatch.setenv("UPSNET_OPERATORS", str(tmp_path))
-    assert "cannot be loaded (delete it to have it made anew)" in find_kernels().reason
+    assert f"{tmp_path / LIBRARY} cannot be loaded (make it anew with `make plugins` or" in find_kernels().reason
+
+
+def test_a_library_that_is_cut_off_is_told_of_and_ends_no_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Mapped, its missing pages would be a SIGBUS."""
+    library = make_library(tmp_path / "made", kernel_abi())
+    size = library.stat().st_size
+    os.truncate(library, size - 1)
+    monkeypatch.setenv("UPSNET_OPERATORS", str(library.parent))
+    assert f"{library} is cut off: {size - 1} bytes are left of {size}; make it anew with" in find_kernels().reason
+    os.truncate(library, 4096)
+    assert f"{library} is cut off: 4096 bytes are left of {size}; " in find_kernels().reason
+
+
+def test_a_relative_folder_is_the_one_below_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """dlopen looks a name without a folder up in the system's folders."""
+    library = make_library(tmp_path / "made", kernel_abi())
+    monkeypatch.chdir(library.parent)
+    monkeypatch.setenv("UPSNET_OPERATORS", ".")
+    assert find_kernels() == Kernels(library)
+
+
+@pytest.mark.parametrize("open_to_all", ["file", "folder", "target", "folder of the target"])
+def test_what_others_can_write_to_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_to_all: str
+) -> None:
+    library = make_library(tmp_path / "made", kernel_abi())
+    monkeypatch.setenv("UPSNET_OPERATORS", str(library.parent))
+    library.chmod(0o775)
+    library.parent.chmod(0o775)  # as umask 002 has it
+    assert find_kernels() == Kernels(library)
+    place = library if open_to_all == "file" else library.parent
+    if "target" in open_to_all:
+        target = tmp_path / "elsewhere" / "target.so"
+        target.parent.mkdir()
+        library.rename(target)
+        library.symlink_to(target)
+        place = target.parent if "folder" in open_to_all else library
+    (target if open_to_all == "target" else place).chmod(0o777)
+    expected = f"{place}: others can write there, so no code is loaded from it; `chmod o-w {place}`"
+    assert find_kernels().reason == expected
+
+
+def test_what_another_user_owns_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    library = make_library(tmp_path / "made", kernel_abi())
+    monkeypatch.setenv("UPSNET_OPERATORS", str(library.parent))
+    for place in (library, library.parent):
+        os.chown(place, 54321, -1)
+        expected = f"{place}: it is of another user (54321), so no code is loaded from it; make a copy of your own, and"
+        assert find_kernels().reason.startswith(expected)
+        os.chown(place, os.geteuid(), -1)
+    assert find_kernels() == Kernels(library)
 
 
 def test_a_level_that_no_cpu_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ try:
     import onnxruntime as ort
 
     from upsnet.contract import INPUTS, OUTPUTS
+    from upsnet.errors import InputError
+    from upsnet.kernels.choice import OFF, check, wanted_kernels
     from upsnet.runtimes.weights import start_session
     from upsnet.stub import Counters, check_tensors
 except ImportError as error:
@@ -65,13 +67,18 @@ class TritonPythonModel:
         return self.start(model, [CPU], LIBRARIES[CPU])
 
     def start(self, model: Path, providers: list[Any], library: str) -> ort.InferenceSession:
-        """With the compiled kernels of the library beside the model; where there is none, or it does not load here, the
-        functions inside the model serve."""
+        """With the compiled kernels of the library beside the model; where there is none, or it is another version's or
+        does not load here, the functions inside the model serve."""
         place, self.kernels = model.with_name(library), f"function bodies (no {library} was deployed)"
-        if os.environ.get("UPSNET_KERNELS") == "off":
-            self.kernels = "function bodies (UPSNET_KERNELS=off)"
+        try:
+            wanted = wanted_kernels()
+        except InputError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+        if wanted == "off":
+            self.kernels = f"function bodies ({OFF})"
         elif place.is_file():
             try:
+                check(place)
                 options = self.options()
                 options.register_custom_ops_library(str(place))
                 session = start_session(model, options, providers=providers)
