@@ -57,10 +57,10 @@ def operator(
     the compiled library, or the definition where there is none.
     check: refuses, with a ValueError, what the declaration cannot say.
     """
-    run = _custom_op(schema, definition)
     names = [argument.name for argument in schema.given]
     if names != list(inspect.signature(definition).parameters):
         raise TypeError(f"{schema.name}: reference.py and schema.py must name the same arguments in the same order")
+    run = _custom_op(schema, definition)  # PyTorch has the name from here on; a second of it would free the first
     defaults = {a.name: a.default for a in schema.attributes if a in schema.given and a.default is not None}
     absent = dict.fromkeys(tensor.name for tensor in schema.tensors if tensor.optional)
     trains = [tensor.name for tensor in schema.tensors if tensor.trains]
