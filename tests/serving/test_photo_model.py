@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import upsnet
-from serving.repository import deploy
+from serving.repository import deploy, deploy_engine
 from serving.server import TritonServer
 from tests.serving import conftest
 from tests.serving.conftest import Exported, make_request
@@ -258,7 +258,7 @@ def test_it_writes_what_predict_writes(
 ) -> None:
     """With a trained network, on real photos: byte for byte, whether PyTorch or ONNX Runtime was asked here."""
     engine, out = tiny_run / "engine", tmp_path / "out"
-    repository = deploy(engine / "model.onnx", engine / "model.manifest.json", tmp_path / "repository")
+    repository = deploy_engine(engine, tmp_path / "repository")  # with the kernels that are asked here
     photos = sorted((shared_data / "coco_sample/val2017").glob("*.jpg"))
     with upsnet.load(engine / "model.onnx") as model:
         list(predict_files(model, photos, out, []))
