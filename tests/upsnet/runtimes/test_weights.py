@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model
 
 from upsnet.errors import InputError
 from upsnet.runtimes import weights
 from upsnet.runtimes.onnx_runtime import open_session
 from upsnet.runtimes.weights import LEAST, without_weights
+
+onnx = pytest.importorskip("onnx")  # a client may have none
+TensorProto, helper, numpy_helper = onnx.TensorProto, onnx.helper, onnx.numpy_helper
+load_external_data_for_model = pytest.importorskip("onnx.external_data_helper").load_external_data_for_model
 
 SIDE = 160  # a matrix of more than LEAST bytes
 
