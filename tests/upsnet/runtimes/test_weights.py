@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any  # a model of the package onnx
 
 import numpy as np
 import onnxruntime as ort
@@ -21,7 +22,7 @@ load_external_data_for_model = pytest.importorskip("onnx.external_data_helper").
 SIDE = 160  # a matrix of more than LEAST bytes
 
 
-def write_model(path: Path, side: int = SIDE) -> onnx.ModelProto:
+def write_model(path: Path, side: int = SIDE) -> Any:
     """Two large matrices, one of them as text and not as bytes, and a small vector."""
     values = np.random.default_rng(0).random((side, side), np.float32)
     tensors = [
