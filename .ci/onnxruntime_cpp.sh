@@ -30,8 +30,8 @@ fetch() { # the package's headers into $1
             -o APT::Sandbox::User=root "$@" >&2
     }
     apt update && (cd "$work" && apt download libonnxruntime-dev) || fail "apt-get cannot download libonnxruntime-dev"
-    dpkg-deb -x "$work"/libonnxruntime-dev_*.deb "$work/root"
-    mv "$work/root/usr/include/onnxruntime" "$1"
+    dpkg-deb -x "$work"/libonnxruntime-dev_*.deb "$work/package"
+    mv "$work/package/usr/include/onnxruntime" "$1"
 }
 
 mkdir -p "$folder/lib"
