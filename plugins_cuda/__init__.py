@@ -56,7 +56,7 @@ def onnx_functions() -> list[onnx.FunctionProto]:
 
     Needs onnx and onnxscript.
     """
-    from plugins_cuda.best_anchors.onnx_function import best_anchors_function
+    from plugins_cuda.best_anchors.onnx_function import best_anchors_functions
     from plugins_cuda.deform_conv.onnx_function import deform_conv_functions
     from plugins_cuda.nms.onnx_function import nms_functions
     from plugins_cuda.panoptic_fusion.onnx_function import panoptic_fusion_functions
@@ -68,6 +68,6 @@ def onnx_functions() -> list[onnx.FunctionProto]:
         *nms_functions(),
         *deform_conv_functions(),
         *panoptic_fusion_functions(),
-        best_anchors_function(),
+        *best_anchors_functions(),
         *used_rows_functions(),
     ]

@@ -6,53 +6,41 @@ index."""
 from __future__ import annotations
 
 import onnx
-from onnxscript import FLOAT, INT32, script
+from onnxscript import FLOAT, INT32, INT64, script
 from onnxscript import opset20 as op
 from onnxscript.values import Opset
 
 from plugins_cuda.boxes import MAX_LOG_RATIO
 
+upsnet = Opset("upsnet", 1)
 
-@script(Opset("upsnet", 1), default_opset=op)
+
+@script(upsnet, default_opset=op)
+def BestLogitsOfLevel(level: FLOAT, parts: INT64, count: INT64):
+    """Of one map the best logits [B, count] and their rows (those behind the last one are padding), and the deltas
+    [B, N, 4] of all rows. parts: channels of logits and of deltas."""
+    nothing = op.Constant(value_float=float("-inf"))
+    logits, rows = op.Split(op.Transpose(level, perm=[0, 2, 3, 1]), parts, axis=3)
+    logits = op.Reshape(logits, [0, -1])
+    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), op.Concat([0, 0, 0], count, axis=0), nothing)
+    scores, order = op.TopK(logits, count)
+    deltas = op.Reshape(rows, [0, -1, 4])
+    return scores, order, deltas
+
+
+@script(upsnet, default_opset=op)
 def BestAnchors(
     p2: FLOAT, p3: FLOAT, p4: FLOAT, p5: FLOAT, p6: FLOAT, base_anchors: FLOAT, sizes: INT32, top_n: int, inclusive: int
 ):
-    # Of each level the best logits [B, top_n] and their rows (N and more: padding), and all deltas [B, N, 4].
     nothing = op.Constant(value_float=float("-inf"))
     count = op.Reshape(op.Constant(value_int=top_n), [1])
-    padding = op.Concat([0, 0, 0], count, axis=0)
     number = op.Shape(base_anchors, start=1, end=2)
     parts = op.Concat(number, number * 4, axis=0)
-
-    logits, rows = op.Split(op.Transpose(p2, perm=[0, 2, 3, 1]), parts, axis=3)
-    logits = op.Reshape(logits, [0, -1])
-    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
-    scores2, order2 = op.TopK(logits, count)
-    deltas2 = op.Reshape(rows, [0, -1, 4])
-
-    logits, rows = op.Split(op.Transpose(p3, perm=[0, 2, 3, 1]), parts, axis=3)
-    logits = op.Reshape(logits, [0, -1])
-    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
-    scores3, order3 = op.TopK(logits, count)
-    deltas3 = op.Reshape(rows, [0, -1, 4])
-
-    logits, rows = op.Split(op.Transpose(p4, perm=[0, 2, 3, 1]), parts, axis=3)
-    logits = op.Reshape(logits, [0, -1])
-    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
-    scores4, order4 = op.TopK(logits, count)
-    deltas4 = op.Reshape(rows, [0, -1, 4])
-
-    logits, rows = op.Split(op.Transpose(p5, perm=[0, 2, 3, 1]), parts, axis=3)
-    logits = op.Reshape(logits, [0, -1])
-    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
-    scores5, order5 = op.TopK(logits, count)
-    deltas5 = op.Reshape(rows, [0, -1, 4])
-
-    logits, rows = op.Split(op.Transpose(p6, perm=[0, 2, 3, 1]), parts, axis=3)
-    logits = op.Reshape(logits, [0, -1])
-    logits = op.Pad(op.Where(op.IsNaN(logits), nothing, logits), padding, nothing)
-    scores6, order6 = op.TopK(logits, count)
-    deltas6 = op.Reshape(rows, [0, -1, 4])
+    scores2, order2, deltas2 = BestLogitsOfLevel(p2, parts, count)
+    scores3, order3, deltas3 = BestLogitsOfLevel(p3, parts, count)
+    scores4, order4, deltas4 = BestLogitsOfLevel(p4, parts, count)
+    scores5, order5, deltas5 = BestLogitsOfLevel(p5, parts, count)
+    scores6, order6, deltas6 = BestLogitsOfLevel(p6, parts, count)
 
     stacked = op.Concat([0, 5], count, axis=0)
     scores = op.Reshape(op.Concat(scores2, scores3, scores4, scores5, scores6, axis=1), stacked)
@@ -100,6 +88,6 @@ def BestAnchors(
     return op.Where(real, boxes, 0.0), scores
 
 
-def best_anchors_function() -> onnx.FunctionProto:
-    """The body of node upsnet::BestAnchors."""
-    return BestAnchors.to_function_proto()
+def best_anchors_functions() -> list[onnx.FunctionProto]:
+    """The body of node upsnet::BestAnchors, and the function that it calls."""
+    return [BestLogitsOfLevel.to_function_proto(), BestAnchors.to_function_proto()]
