@@ -24,9 +24,8 @@ class Calibration(BaseModel):
     data: str
     photos: int = Field(gt=0)
     method: str
-    pair: str = (
-        ""  # a hash of the two graphs that came from it, ONNX Runtime's and TensorRT's: both files have the same
-    )
+    # A hash of the two graphs that came from it, ONNX Runtime's and TensorRT's: both files have the same.
+    pair: str = ""
 
 
 class Manifest(JsonModel, Sparse):

@@ -137,7 +137,8 @@ def test_plugins_that_are_others_are_not_deployed(
 
 def test_the_models_code_knows_the_libraries_names() -> None:
     text = (TEMPLATE / "upsnet/1/model.py").read_text()
-    assert f'LIBRARIES = {{CUDA: "{CUDA_LIBRARY}", CPU: "{LIBRARY}"}}' in text
+    assert "from upsnet.contract import CUDA_LIBRARY, INPUTS, LIBRARY, OUTPUTS\n" in text
+    assert "self.start(model, [cuda, CPU], CUDA_LIBRARY)" in text and "self.start(model, [CPU], LIBRARY)" in text
 
 
 def test_configuration_names_the_plugins_where_deploying_puts_them() -> None:

@@ -18,9 +18,10 @@ import triton_python_backend_utils as pb_utils
 try:
     import onnxruntime as ort
 
-    from upsnet.contract import INPUTS, OUTPUTS
+    from upsnet.contract import CUDA_LIBRARY, INPUTS, LIBRARY, OUTPUTS
     from upsnet.errors import InputError
     from upsnet.kernels.choice import OFF, check, wanted_kernels
+    from upsnet.runtimes.onnx_runtime import CPU, CUDA, session_options
     from upsnet.runtimes.weights import start_session
     from upsnet.stub import Counters, check_tensors
 except ImportError as error:
@@ -30,8 +31,6 @@ except ImportError as error:
 
 DIVISOR = 32
 FAILED = "inference failed; the server's log has the reason"
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-LIBRARIES = {CUDA: "libupsnet_onnxruntime_cuda.so", CPU: "libupsnet_onnxruntime.so"}
 ALLOCATORS = {CUDA: "gpu:0;cpu:0", CPU: "cpu:0"}  # in the words of ONNX Runtime's run options
 
 Tensors = list[np.ndarray]  # images uint8 B x H x W x 3, sizes int32 B x 2, scales float32 B
@@ -59,12 +58,12 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException("there is no model.onnx beside model.py")
         if device != "cpu" and CUDA in ort.get_available_providers():
             cuda = (CUDA, {"use_tf32": "0"})  # as every other runtime computes float32
-            session = self.start(model, [cuda, CPU], LIBRARIES[CUDA])
+            session = self.start(model, [cuda, CPU], CUDA_LIBRARY)
             if session.get_providers()[0] == CUDA:  # else CUDA did not start, and ONNX Runtime took the CPU
                 return session
         if device == "cuda":
             raise pb_utils.TritonModelException("device is cuda, but ONNX Runtime finds no GPU that works")
-        return self.start(model, [CPU], LIBRARIES[CPU])
+        return self.start(model, [CPU], LIBRARY)
 
     def start(self, model: Path, providers: list[Any], library: str) -> ort.InferenceSession:
         """With the compiled kernels of the library beside the model; where there is none, or it is another version's or
@@ -79,9 +78,7 @@ class TritonPythonModel:
         elif place.is_file():
             try:
                 check(place)
-                options = self.options()
-                options.register_custom_ops_library(str(place))
-                session = start_session(model, options, providers=providers)
+                session = start_session(model, self.options(place), providers=providers)
                 self.kernels = library
                 return session
             except Exception as error:  # ONNX Runtime's errors share no narrower class
@@ -89,11 +86,8 @@ class TritonPythonModel:
                 self.kernels = f"function bodies ({library} cannot be used, see above)"
         return start_session(model, self.options(), providers=providers)
 
-    def options(self) -> ort.SessionOptions:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3
-        options.enable_mem_pattern = False  # it plans the memory of each shape anew: a higher peak, and no faster
+    def options(self, library: Path | None = None) -> ort.SessionOptions:
+        options = session_options(self.threads, library)
         # A thread that waits for work would otherwise take a core from the other instance.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
