@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX from Python: whatever calls one of them, calls it through here."""
