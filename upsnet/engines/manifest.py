@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, PLUGINS
 from upsnet.files import sha256
@@ -70,7 +70,7 @@ class EngineManifest(Report, Sparse):
     model: Part  # what it was built from: an ONNX file, or a checkpoint
     libraries: tuple[Part, ...] = ()  # of custom operators, beside the engine, which does not load without them
     builder: str  # version of the backend's package
-    built_with: dict[str, str] = {}  # further packages and their versions
+    built_with: dict[str, str] = Field(default={})  # further packages and their versions
     platform: str  # as "linux-x86_64"
     gpu: str | None = None  # that it was built on
     # As "90": those that it runs on; with a GPU of another one it does not load.
@@ -79,10 +79,10 @@ class EngineManifest(Report, Sparse):
     hardware_compatible: str | None = None  # TensorRT's HardwareCompatibilityLevel, where it is not NONE
     kernel_abi: int | None = None  # of the plugins: see plugins_cuda/common/kernel_abi.h
     precision: Precision
-    layers: Counts = {}  # those of weights by the type that they compute in
-    plugins: Counts = {}  # custom operators by the type of their first input
+    layers: Counts = Field(default={})  # those of weights by the type that they compute in
+    plugins: Counts = Field(default={})  # custom operators by the type of their first input
     profiles: tuple[Profile, ...] = ()
-    options: dict[str, Any] = {}  # that the builder was given
+    options: dict[str, Any] = Field(default={})  # that the builder was given
     seconds: float | None = None  # of the build
     network: Manifest  # categories, sizes, versions
     pixel_mean: tuple[float, float, float] | None = None  # RGB, 0 to 255; the graph normalises, a caller must not
