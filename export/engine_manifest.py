@@ -84,8 +84,8 @@ def _kept(manifest: EngineManifest, file: Path) -> Any:
 
 
 def read_configuration(metadata: dict[str, str], key: str, beside: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """The training run's configuration: what the exporter wrote into the ONNX file; else that of the run in whose folder
-    the file lies, if it describes this model: files of older exports hold none."""
+    """The training run's configuration: what the exporter wrote into the ONNX file; else that of the run in whose
+    folder the file lies, if it describes this model: files of older exports hold none."""
     if key in metadata:
         try:
             found = json.loads(metadata[key])

@@ -26,7 +26,7 @@ from upsnet.engines import manifest as engines
 from upsnet.errors import InputError
 from upsnet.files import sha256, writing
 from upsnet.manifest import Manifest
-from upsnet.tensorrt.api import BUILDER_OPTIONS, EXTRAS, MODULES, Name, installed
+from upsnet.tensorrt.api import BUILDER_OPTIONS, EXTRAS, Name, installed
 
 TIMEOUT = 3600  # seconds
 WITHOUT_PLUGINS = "the custom operators need their plugins: `make plugins`, then `make engine` again"
@@ -79,7 +79,8 @@ class TensorRT:
             profiles=job.options.profiles or (optimization_profile(job.manifest.resize, job.manifest.max_batch),),
             options=job.options,
         )
-        with rtx_environment() if self.name == "tensorrt-rtx" else contextlib.nullcontext({}) as environment:
+        with contextlib.ExitStack() as stack:
+            environment = stack.enter_context(rtx_environment()) if self.name == "tensorrt-rtx" else {}
             outcome = run_builder(request, environment)
         if outcome.status == "refused" and job.plugins is None:
             return outcome.model_copy(update={"reason": WITHOUT_PLUGINS})

@@ -1,4 +1,4 @@
-"""An engine's folder: what is built into it, what is chosen, what stays when something goes wrong, and its manifests."""
+"""An engine's folder: what is built into it, what is chosen, what stays when a build fails, and its manifests."""
 
 from __future__ import annotations
 
