@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-MAGIC = b"ftrt"
+MAGIC = {"tensorrt": b"ftrt", "tensorrt_rtx": b"vtrt"}
+HEADER = 64  # bytes: the magic, at 16 the size of all, at 24 the version, at 32 RTX's compute capabilities as bits
+CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")  # bit 0 first; without any named, all of them
 ELEMENTS = {
     1: "FLOAT", 10: "HALF", 16: "BF16", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL", 2: "UINT8", 17: "FP8",
 }  # fmt: skip  # of onnx.TensorProto
@@ -68,17 +70,22 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         facts = {key: value for key, value in asdict(self).items() if key != "onnx"}
-        head = json.dumps(facts).encode()
-        body = struct.pack("<II", len(head), len(self.onnx)) + head + self.onnx
-        return MAGIC + hashlib.sha256(body).digest() + body
+        facts_json = json.dumps(facts).encode()
+        body = struct.pack("<II", len(facts_json), len(self.onnx)) + facts_json + self.onnx
+        named = self.capabilities or CAPABILITIES if self.package == "tensorrt_rtx" else ()
+        bits = sum(1 << number for number, each in enumerate(CAPABILITIES) if each in named)
+        version = bytes(int(each) for each in self.version.split("."))
+        size = HEADER + 32 + len(body)
+        head = MAGIC[self.package].ljust(16, b"\0") + struct.pack("<Q4s4xI", size, version, bits)
+        return head.ljust(HEADER, b"\0") + hashlib.sha256(body).digest() + body
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Plan:
         """ValueError where it is none, or is damaged."""
-        if data[:4] != MAGIC:
+        if data[:4] not in MAGIC.values():
             raise ValueError("magicTagRead == kMAGIC_TAG")
-        body = data[36:]
-        if hashlib.sha256(body).digest() != data[4:36]:
+        body = data[HEADER + 32 :]
+        if hashlib.sha256(body).digest() != data[HEADER : HEADER + 32]:
             raise ValueError("size and checksum of the plan's header")
         length, size = struct.unpack("<II", body[:8])
         facts = json.loads(body[8 : 8 + length])

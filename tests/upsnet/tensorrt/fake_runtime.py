@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from tests.upsnet.tensorrt.fake_builder import Dims, IHostMemory, Strict
 from tests.upsnet.tensorrt.fake_cuda import Fault, Stream, Work
-from tests.upsnet.tensorrt.fake_plan import NUMPY, Plan, Tensor
+from tests.upsnet.tensorrt.fake_plan import CAPABILITIES, NUMPY, Plan, Tensor
 
 SCRATCH = 4096  # bytes of device memory for each element of a batch
 ALIGNMENT = 256
@@ -92,8 +92,7 @@ def _runs_on(plan: Plan, capability: tuple[int, int]) -> bool:
     here = f"SM{capability[0]}{capability[1]}"
     if plan.package == "tensorrt_rtx":
         named = set(plan.capabilities) - {"CURRENT"}
-        supported = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")
-        return here in (named or supported)
+        return here in (named or CAPABILITIES)
     if plan.hardware == "AMPERE_PLUS":
         return capability >= (8, 0)
     return tuple(plan.capability) == capability
