@@ -71,6 +71,7 @@ class EngineManifest(Report, Sparse):
     libraries: tuple[Part, ...] = ()  # of custom operators, beside the engine, which does not load without them
     builder: str  # version of the backend's package
     built_with: dict[str, str] = Field(default={})  # further packages and their versions
+    built: str | None = None  # when: UTC, as ISO 8601 has it
     platform: str  # as "linux-x86_64"
     gpu: str | None = None  # that it was built on
     # As "90": those that it runs on; with a GPU of another one it does not load.
