@@ -1,4 +1,4 @@
-"""`upsnet engine explain`: each way in which an engine fails is named with its cure; an engine that is right is fine."""
+"""`upsnet engine explain`: each way in which an engine fails is named with its cure; a right one is fine."""
 
 from __future__ import annotations
 
@@ -68,6 +68,11 @@ def replace_by_folder(file: Path) -> None:
     file.mkdir()
 
 
+def replace_by_link(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("elsewhere.plan")
+
+
 def archive(file: Path, *names: str) -> None:
     with zipfile.ZipFile(file, "w") as written:
         for name in names:
@@ -75,15 +80,20 @@ def archive(file: Path, *names: str) -> None:
 
 
 def other_library(
-    engine: Path, abi: int, *, known: bool = False, text: str = "", options: tuple[str, ...] = ()
+    engine: Path, abi: int | None, *, known: bool = False, text: str = "", options: tuple[str, ...] = ()
 ) -> None:
     """known: the manifest says that it is the one."""
-    path = compile_library(engine.parent / PLUGINS, abi_of(abi) + text, *options)
+    path = compile_library(engine.parent / PLUGINS, (abi_of(abi) if abi else "int x;") + text, *options)
     if known:
         rewrite(engine, libraries=(Part.of(path),))
 
 
-def foreign(engine: Path) -> Path:
+def make_foreign(engine: Path) -> None:
+    described(engine).unlink()
+    engine.write_bytes(engine.read_bytes().replace(b"Panoptic", b"Pancakes"))
+
+
+def described(engine: Path) -> Path:
     return engine_manifest_path(engine)
 
 
@@ -94,7 +104,7 @@ SAFETENSORS = (64).to_bytes(8, "little") + b'{"__metadata__":{}}'.ljust(64) + by
 WAYS: dict[str, tuple[Break, str, str, str]] = {
     "gone": (lambda e: e.unlink(), "no engine", "no such file", "make engine"),
     "a link to nothing": (
-        lambda e: (e.unlink(), e.symlink_to("elsewhere.plan")),
+        replace_by_link,
         "no engine",
         "a link to elsewhere.plan, which is not there",
         "make engine",
@@ -136,31 +146,31 @@ WAYS: dict[str, tuple[Break, str, str, str]] = {
     "cut off": (lambda e: cut(e, 3000), "truncated", "3000 bytes are left of the 4096", "copy it again"),
     "too long": (lambda e: e.write_bytes(e.read_bytes() + b"x"), "altered", "4097 bytes and not 4096", "copy it again"),
     "one bit": (lambda e: change_byte(e, 2000), "altered", "its sha256 differs", "copy it again"),
-    "no manifest": (lambda e: foreign(e).unlink(), "no manifest", "no model.plan.json beside it", "make engine"),
+    "no manifest": (lambda e: described(e).unlink(), "no manifest", "no model.plan.json beside it", "make engine"),
     "of another program": (
-        lambda e: (foreign(e).unlink(), e.write_bytes(e.read_bytes().replace(b"Panoptic", b"Pancakes"))),
+        make_foreign,
         "no manifest",
         "another program built it, as trtexec does",
         "make engine",
     ),
-    "half a manifest": (lambda e: cut(foreign(e), 100), "manifest damaged", "not valid JSON", "make engine"),
-    "a manifest of the future": (lambda e: edit(foreign(e), version=2), "manifest damaged", "version", "make engine"),
-    "a manifest without sizes": (lambda e: edit(foreign(e), bytes="?"), "manifest damaged", "bytes: ", "make engine"),
-    "a list for a manifest": (lambda e: foreign(e).write_text("[]"), "manifest damaged", "model.plan.json", "make"),
+    "half a manifest": (lambda e: cut(described(e), 100), "manifest damaged", "not valid JSON", "make engine"),
+    "a manifest of the future": (lambda e: edit(described(e), version=2), "manifest damaged", "version", "make engine"),
+    "a manifest without sizes": (lambda e: edit(described(e), bytes="?"), "manifest damaged", "bytes: ", "make engine"),
+    "a list for a manifest": (lambda e: described(e).write_text("[]"), "manifest damaged", "model.plan.json", "make"),
     "a large file for a manifest": (
-        lambda e: cut(foreign(e), 2**27),
+        lambda e: cut(described(e), 2**27),
         "manifest damaged",
         "134217728 bytes",
         "make engine",
     ),
     "a pipe for a manifest": (
-        lambda e: replace_by_pipe(foreign(e)),
+        lambda e: replace_by_pipe(described(e)),
         "no manifest",
         "no model.plan.json",
         "make engine",
     ),
     "another backend's manifest": (
-        lambda e: edit(foreign(e), backend="tensorrt-rtx"),
+        lambda e: edit(described(e), backend="tensorrt-rtx"),
         "another engine's manifest",
         "TensorRT-RTX",
         "put both back together",
@@ -227,7 +237,7 @@ WAYS: dict[str, tuple[Break, str, str, str]] = {
         "make engine",
     ),
     "a library without an ABI": (
-        lambda e: (compile_library(e.parent / PLUGINS, "int x;"), rewrite(e, libraries=(Part.of(e.parent / PLUGINS),))),
+        lambda e: other_library(e, None, known=True),
         "kernel ABI",
         "the kernel ABI unknown",
         "make engine",
