@@ -18,6 +18,7 @@ from upsnet.device import compute_capability, gpu_names
 from upsnet.engines.manifest import ENGINES, LIBRARIES, EngineManifest, Part, engine_manifest_path
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
+from upsnet.tensorrt.api import HARDWARE_LEVELS
 
 BUILT_ON_A_GPU = ("tensorrt", "torch-tensorrt")
 
@@ -50,7 +51,7 @@ def write_manifest(
         gpu=next(iter(gpu_names()), None) if on_gpu else None,
         compute_capabilities=job.options.compute_capabilities or ((capability,) if capability and not portable else ()),
         version_compatible=job.options.version_compatible,
-        hardware_compatible=job.options.hardware_compatible,
+        hardware_compatible=HARDWARE_LEVELS.get(job.options.hardware_compatible or ""),
         kernel_abi=outcome.kernel_abi,
         precision=job.manifest.precision,
         layers=outcome.layers or {},

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -103,7 +105,7 @@ BUILDER_OPTIONS: dict[Name, frozenset[str]] = {
     ),
     "tensorrt-rtx": frozenset({"workspace", "compute_capabilities", "weight_streaming", "refit"}),
 }
-HARDWARE_LEVELS = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+HARDWARE_LEVELS: dict[str, str] = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 
 
 def too_old(name: Name, version: str) -> str | None:
@@ -115,6 +117,13 @@ def too_old(name: Name, version: str) -> str | None:
     return (
         f"{name} {version} is too old for the plugins: {wanted} or newer; pip install '{DISTRIBUTION}[{EXTRAS[name]}]'"
     )
+
+
+def cuda_of(name: Name) -> str:
+    """The major version of CUDA that the installed package was made for, as "13"; "" where its name does not say so."""
+    start = f"{name}-cu"
+    found = (re.match(rf"{start}(\d+)", (each.name or "").replace("_", "-")) for each in importlib.metadata.distributions())
+    return max((each[1] for each in found if each), default="")
 
 
 def make_network(api: Api, builder: Any) -> Any:
