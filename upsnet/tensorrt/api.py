@@ -122,7 +122,9 @@ def too_old(name: Name, version: str) -> str | None:
 def cuda_of(name: Name) -> str:
     """The major version of CUDA that the installed package was made for, as "13"; "" where its name does not say so."""
     start = f"{name}-cu"
-    found = (re.match(rf"{start}(\d+)", (each.name or "").replace("_", "-")) for each in importlib.metadata.distributions())
+    found = (
+        re.match(rf"{start}(\d+)", (each.name or "").replace("_", "-")) for each in importlib.metadata.distributions()
+    )
     return max((each[1] for each in found if each), default="")
 
 
