@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +14,16 @@ from upsnet.engines.findings import Finding, failed, fine, line, unknown
 from upsnet.engines.here import check_cpu, check_gpu, check_platform
 from upsnet.engines.kinds import Kind, identify, regular_file
 from upsnet.engines.libraries import check_library, hash_of
-from upsnet.engines.manifest import Backend, EngineManifest, backend_of, engine_manifest_path
+from upsnet.engines.manifest import ENGINES, Backend, EngineManifest, backend_of, engine_manifest_path
 from upsnet.engines.packages import TITLES, check_package
 from upsnet.engines.profiles import AGAIN, check_profiles
 from upsnet.errors import InputError
+from upsnet.files import read_json
 from upsnet.manifest import Manifest
 
 LARGEST_MANIFEST = 64 * 2**20  # bytes
+SEARCHED = 2**30  # bytes of an engine without a manifest
+OF_OURS = b"PanopticFusion"  # every network of this project has this operator, and a plan names its operators
 ON_A_GPU: tuple[Backend | None, ...] = ("tensorrt", "tensorrt-rtx", "torch-tensorrt")
 
 
@@ -80,7 +84,7 @@ class Look:
         try:
             self.kind = identify(self.engine)
         except InputError as error:
-            return failed("file", "no engine", str(error), "`make engine` builds one")
+            return self._no_file(str(error))
         if self.kind.backend is None:
             return failed("file", "no engine", f"no engine: it is {self.kind.title}", self.kind.cure)
         by_name = backend_of(self.engine)
@@ -88,6 +92,21 @@ class Look:
             text = f"it is {self.kind.title}, and by its name {TITLES[by_name]}'s"  # type: ignore[index]
             return failed("file", "wrong name", text, f"rename it, or {AGAIN}")
         return fine("file", self.kind.title + (f" of version {self.kind.version}" if self.kind.version else ""))
+
+    def _no_file(self, problem: str) -> Finding:
+        if not self.engine.is_dir():
+            return failed("file", "no engine", problem, "`make engine` builds one")
+        report = self.engine / "engine.json"
+        text = f"a folder without an engine: none of {', '.join(ENGINES.values())} is in it"
+        try:
+            found = read_json(report) if os.path.isfile(report) else {}
+        except InputError:
+            found = {}
+        for backend, title in TITLES.items():
+            outcome = found.get(backend.replace("-", "_")) if isinstance(found, dict) else None
+            if isinstance(outcome, dict) and (why := outcome.get("reason") or outcome.get("errors")):
+                text += f"; {title}: {why if isinstance(why, str) else ' '.join(map(str, why))}"
+        return failed("file", "no engine", text, "`make engine` builds one")
 
     def _manifest(self) -> Finding:
         path = engine_manifest_path(self.engine)
@@ -156,6 +175,19 @@ class Look:
 
 
 def _no_manifest(engine: Path) -> Finding:
-    name = engine_manifest_path(engine).name
-    text = f"there is no {name} beside it: it was built by an older version of this project, or by another program"
-    return failed("manifest", "no manifest", text, AGAIN)
+    text = f"there is no {engine_manifest_path(engine).name} beside it"
+    if not (is_onnx := engine.suffix == ".onnx") and not holds(engine, OF_OURS):
+        text += ", and none of this project's operators in it: another program built it, as trtexec does"
+        cure = "this project runs what `make engine` builds of a model of its own"
+        return failed("manifest", "no manifest", text, cure)
+    older = "no engine was built of it yet" if is_onnx else "an older version of this project built it, or trtexec"
+    return failed("manifest", "no manifest", f"{text}: {older}", AGAIN)
+
+
+def holds(engine: Path, word: bytes) -> bool:
+    """Whether the word is in the first gigabyte of a file."""
+    try:
+        with engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(word, 0, SEARCHED) >= 0
+    except (OSError, ValueError):  # ValueError: it is empty
+        return False

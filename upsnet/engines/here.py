@@ -14,7 +14,7 @@ from upsnet.engines.manifest import EngineManifest
 from upsnet.machine import cpu_level
 
 LEAST_LEVEL = 2  # of x86-64, that a library of operators is compiled for
-AMPERE = 80  # the compute capability that TensorRT's AMPERE_PLUS begins with
+AMPERE = "80"  # the compute capability that TensorRT's AMPERE_PLUS begins with
 
 
 def check_platform(manifest: EngineManifest) -> Finding:
@@ -40,9 +40,11 @@ def check_cpu() -> Finding:
 
 def check_gpu(driver: Driver, number: int, kind: Kind, manifest: EngineManifest | None) -> Iterator[Finding]:
     """The driver, and whether the GPU of that number is one that the engine runs on."""
-    wanted = manifest.compute_capabilities if manifest else kind.compute_capabilities
+    wanted, upwards = capabilities(kind, manifest)
     if driver.problem and not driver.has_gpu:
-        needs = f", and it needs one of compute capability {runs_on(wanted)}" if wanted else ", and it needs one"
+        needs = (
+            f", and it needs one of compute capability {runs_on(wanted, upwards)}" if wanted else ", and it needs one"
+        )
         yield unknown("GPU", f"{driver.problem}{needs}")
         return
     if driver.problem:
@@ -60,12 +62,11 @@ def check_gpu(driver: Driver, number: int, kind: Kind, manifest: EngineManifest 
         return
     gpu = driver.gpus[number]
     title = f"{gpu.name}, compute capability {capability(gpu.compute_capability)}"
-    upwards = manifest is not None and (manifest.hardware_compatible or "").startswith("AMPERE")
-    if wanted and gpu.compute_capability not in wanted and not (upwards and int(gpu.compute_capability) >= AMPERE):
+    if not wanted:
+        yield unknown("GPU", f"which GPUs it runs on is nowhere said; here is {title}")
+    elif gpu.compute_capability not in wanted and not (upwards and int(gpu.compute_capability) >= int(wanted[0])):
         text = f"it runs on compute capability {runs_on(wanted, upwards)}, and GPU {number} is {title}"
         yield failed("GPU", "compute capability", text, "build the engine on this machine with `make engine`")
-    elif not wanted:
-        yield unknown("GPU", f"which GPUs it runs on is nowhere said; here is {title}")
     elif manifest is not None and manifest.gpu not in (None, gpu.name):
         yield fine("GPU", f"{title}; it was built on {manifest.gpu}, and is fastest there")
     else:
@@ -75,6 +76,14 @@ def check_gpu(driver: Driver, number: int, kind: Kind, manifest: EngineManifest 
 def capability(number: str) -> str:
     """ "90" -> "9.0"."""
     return f"{number[:-1]}.{number[-1]}" if re.fullmatch(r"\d{2,3}", number) else number
+
+
+def capabilities(kind: Kind, manifest: EngineManifest | None) -> tuple[tuple[str, ...], bool]:
+    """The compute capabilities that it runs on, () where nobody says; and whether newer ones are among them, too."""
+    if manifest is not None and (manifest.hardware_compatible or "").lower().startswith("ampere"):
+        return (AMPERE,), True
+    said = manifest.compute_capabilities if manifest is not None else ()
+    return said or kind.compute_capabilities, False
 
 
 def runs_on(capabilities: tuple[str, ...], upwards: bool = False) -> str:

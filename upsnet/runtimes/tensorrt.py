@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,13 @@ import numpy as np
 from upsnet.contract import INPUTS, OUTPUTS
 from upsnet.device import parse_device
 from upsnet.engines.check import check_engine
-from upsnet.engines.manifest import EngineManifest
+from upsnet.engines.profiles import bounds
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.predictor import RawPrediction
 from upsnet.tensorrt.api import Name, open_api
 from upsnet.tensorrt.cuda import Cuda
-from upsnet.tensorrt.engine import Bounds, Engine
+from upsnet.tensorrt.engine import Engine
 from upsnet.tensorrt.lane import Lane
 
 MOST_LANES = 4  # calls at a time; more wait, the GPU is busy
@@ -41,23 +41,27 @@ class TensorRTPredictor:
     def __init__(self, engine: Path, device: str = "auto") -> None:
         self.engine_path = Path(engine)
         wanted = parse_device(device)
-        self.engine_manifest: EngineManifest = check_engine(self.engine_path, wanted.number)
-        self.manifest = self.engine_manifest.network
+        described = check_engine(self.engine_path, wanted.number)
+        if described.backend != self.name:
+            raise InputError(f"{engine}: an engine of {described.backend}; --runtime {described.backend} runs it")
+        self.manifest = described.network
         api, self._cuda = open_api(self.name), Cuda.open(wanted)
         self.device_name = f"{wanted._replace(kind='cuda')} ({self._cuda.name})"
-        libraries = [self.engine_path.with_name(each.file) for each in self.engine_manifest.libraries]
+        libraries = [self.engine_path.with_name(each.file) for each in described.libraries]
         self.kernels = ", ".join(each.name for each in libraries) or "none"
         self._process = os.getpid()
         self._idle: list[Lane] = []
         self._lanes = 0
         self._changed = threading.Condition()
-        with ExitStack() as stack:
-            stack.enter_context(self._cuda.current())
-            compatible = self.engine_manifest.version_compatible
-            self._engine: Engine | None = Engine(
-                api, self._cuda, self.engine_path, compatible, libraries[0] if libraries else None
-            )
-            self._check_contract(self._engine)
+        library = libraries[0] if libraries else None
+        with self._cuda.current():
+            opened = Engine(api, self._cuda, self.engine_path, described.version_compatible, library)
+            try:
+                self._check_contract(opened)
+            except BaseException:
+                opened.close()
+                raise
+        self._engine: Engine | None = opened
 
     def _check_contract(self, engine: Engine) -> None:
         for kind, found, wanted in (("inputs", engine.inputs, INPUTS), ("outputs", engine.outputs, OUTPUTS)):
@@ -72,7 +76,9 @@ class TensorRTPredictor:
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         """InputError for a batch that no profile of the engine holds, one of other types, and when TensorRT fails."""
         if os.getpid() != self._process:
-            raise InputError(f"{self.engine_path}: opened in another process: CUDA does not outlive a fork; load it here")
+            raise InputError(
+                f"{self.engine_path}: opened in another process: CUDA does not outlive a fork; load it here"
+            )
         with self._cuda.current():
             lane, engine = self._enter()
             try:
@@ -95,7 +101,7 @@ class TensorRTPredictor:
             return profile
         images = dict(zip((each.name for each in engine.inputs), arrays, strict=True))["images"]
         size, height, width = images.shape[:3]
-        held = "; ".join(_shown(each["images"]) for each in engine.profiles)
+        held = "; ".join(bounds({name: tuple(each) for name, each in profile.items()}) for profile in engine.profiles)
         raise Refused(
             f"{self.engine_path}: a batch of {size} at {height} x {width} is in none of its profiles, which hold {held}: "
             "build an engine whose profile holds it (`upsnet engine`), or take the runtime onnxruntime"
@@ -149,9 +155,3 @@ class TensorRTRTXPredictor(TensorRTPredictor):
 
 class Refused(InputError):
     """Before anything was done with a batch."""
-
-
-def _shown(bounds: Bounds) -> str:
-    """1 to 4 photos of 32 x 32 to 1344 x 1344."""
-    low, high = bounds.low, bounds.high
-    return f"{low[0]} to {high[0]} photos of {low[1]} x {low[2]} to {high[1]} x {high[2]}"

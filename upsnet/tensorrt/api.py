@@ -9,7 +9,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 from upsnet import DISTRIBUTION
 from upsnet.errors import InputError, first_line
@@ -25,6 +26,16 @@ EXTRAS: dict[Name, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 # Every builder without a GPU logs these errors, and builds all the same.
 WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
 MOST_ERRORS = 3  # that are shown
+
+
+class Phases(Protocol):
+    """Who follows a build: TensorRT's phases lie in one another, each with a number of steps."""
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None: ...
+
+    def step(self, phase: str, step: int) -> None: ...
+
+    def finish(self, phase: str) -> None: ...
 
 
 class Api(NamedTuple):
@@ -135,27 +146,34 @@ def make_context(api: Api, engine: Any) -> Any:
 
 
 def can_capture(api: Api, engine: Any) -> bool:
-    """Whether its user may capture a context's work in a CUDA graph: not where it does that by itself, nor where
-    weights are streamed, which makes every call wait."""
+    """Whether its user may capture an engine's contexts in CUDA graphs: not where they do that by themselves, nor
+    where weights are streamed, which makes every call wait."""
     return not api.captures_itself and not engine.streamable_weights_size
 
 
-_loaded: dict[tuple[int, str], Path] = {}  # plugin libraries by module and content
+def is_capturable(context: Any, stream: int) -> bool:
+    """What a context itself says about that, where its version has a word on it."""
+    return not hasattr(context, "is_stream_capturable") or bool(context.is_stream_capturable(stream))
+
+
+# Plugin libraries that were loaded, by the package that they registered with and by their content
+_loaded: WeakKeyDictionary[Any, dict[str, Path]] = WeakKeyDictionary()
 _loading = threading.Lock()
 
 
 def load_plugins(api: Api, library: Path) -> str:
-    """Load the library, which registers its plugins itself, where one of the same content has not been loaded yet.
+    """Load the library, which registers its plugins itself, where none of the same content has been loaded yet.
     Returns what is wrong, else "".
 
-    A second library of plugins of the same names cannot be had in one process: they would not be registered.
+    A second build of the same plugins cannot be had in one process: it would not be registered.
     """
     with _loading:
         try:
-            key = (id(api.module), sha256(library))
+            content = sha256(library)
         except OSError as error:
-            return f"the plugin library cannot be read ({error.strerror}); build it with `make plugins`"
-        if key in _loaded:
+            return f"the plugin library cannot be read ({error.strerror}); build it again with `make plugins`"
+        loaded = _loaded.setdefault(api.module, {})
+        if content in loaded:
             return ""
         registry = api.module.get_plugin_registry()
         before = len(registry.all_creators)
@@ -164,9 +182,86 @@ def load_plugins(api: Api, library: Path) -> str:
         except OSError as error:
             return f"the plugin library cannot be loaded ({error}); build it again with `make plugins`"
         if len(registry.all_creators) == before:
-            others = [path for (module, _), path in _loaded.items() if module == id(api.module)]
-            if others:
-                return f"{others[0]}, of another build, is loaded already; take a new process for each build"
+            if loaded:
+                other = next(iter(loaded.values()))
+                return f"{other}, of another build, is loaded already: take a new process for each build"
             return f"{library} registered no plugin with {api.name} {api.version}; build it with `make plugins`"
-        _loaded[key] = library
+        loaded[content] = library
         return ""
+
+
+# Of the builder
+
+
+OLDEST: dict[Name, tuple[int, int]] = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 7)}  # our plugins' interface
+# The options that a builder has. TensorRT-RTX accepts the calls of the others, and nothing comes of them: its kernels
+# are chosen and compiled where the engine runs, for every GPU from Ampere on, and its wheel has no lean runtime.
+BUILDER_OPTIONS: dict[Name, frozenset[str]] = {
+    "tensorrt": frozenset(
+        {"workspace", "level", "timing_cache", "version_compatible", "hardware_compatible", "weight_streaming", "refit"}
+    ),
+    "tensorrt-rtx": frozenset({"workspace", "compute_capabilities", "weight_streaming", "refit"}),
+}
+HARDWARE_LEVELS = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+
+
+def too_old(name: Name, version: str) -> str | None:
+    """What is wrong with a version of that package, if something is."""
+    oldest = OLDEST[name]
+    if tuple(int(part) for part in version.split(".")[:2]) >= oldest:
+        return None
+    wanted = ".".join(map(str, oldest))
+    return (
+        f"{name} {version} is too old for the plugins: {wanted} or newer; pip install '{DISTRIBUTION}[{EXTRAS[name]}]'"
+    )
+
+
+def make_network(api: Api, builder: Any) -> Any:
+    """An empty network that is strongly typed: the builder changes no type. TensorRT 11 knows no other kind, and its
+    flag for it only warns."""
+    flag = api.module.NetworkDefinitionCreationFlag
+    weak = int(api.version.split(".")[0]) < 11 and hasattr(flag, "STRONGLY_TYPED")
+    return builder.create_network(1 << int(flag.STRONGLY_TYPED) if weak else 0)
+
+
+def set_flag(api: Api, config: Any, name: str, value: bool = True) -> None:
+    """A flag of the builder by its name, as "TF32", which every builder sets by itself."""
+    flag = getattr(api.module.BuilderFlag, name)
+    (config.set_flag if value else config.clear_flag)(flag)
+
+
+def set_compute_capabilities(api: Api, config: Any, wanted: Sequence[str]) -> None:
+    """TensorRT-RTX: the GPUs that the engine is for, as "86". InputError that names those that it knows."""
+    known = {name.removeprefix("SM"): value for name, value in api.module.ComputeCapability.__members__.items()}
+    config.num_compute_capabilities = len(wanted)
+    for index, each in enumerate(wanted):
+        if not each.isdecimal() or each not in known:
+            there = ", ".join(name for name in known if name.isdecimal())
+            raise InputError(f"compute capability {each}: {api.name} {api.version} builds for {there}")
+        config.set_compute_capability(known[each], index)
+
+
+def set_hardware_compatible(api: Api, config: Any, word: str) -> None:
+    """TensorRT: engines that run on other GPUs than the one they are built on; word: of HARDWARE_LEVELS."""
+    config.hardware_compatibility_level = getattr(api.module.HardwareCompatibilityLevel, HARDWARE_LEVELS[word])
+
+
+def make_monitor(api: Api, phases: Phases) -> Any:
+    """An IProgressMonitor that hands on to `phases`, from whichever thread TensorRT calls it."""
+    trt = api.module
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            phases.start(phase, parent, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            phases.step(phase, step)
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            phases.finish(phase)
+
+    return Monitor()

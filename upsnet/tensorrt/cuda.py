@@ -101,17 +101,16 @@ class Buffer:
     def __init__(self, cuda: Cuda, host: bool = False) -> None:
         self.cuda, self.host, self.address, self.size = cuda, host, 0, 0
 
-    def reserve(self, size: int) -> bool:
-        """At least so many bytes; what is in it may be gone. Whether it lies elsewhere now."""
+    def reserve(self, size: int) -> None:
+        """At least so many bytes, elsewhere where it has to grow; what was in it is gone then."""
         if size <= self.size:
-            return False
+            return
         self.free()
         if self.host:
             self.address = int(self.cuda.call("HostAlloc", size, int(self.cuda.library.cudaHostAllocDefault)))
         else:
             self.address = int(self.cuda.call("Malloc", size))
         self.size = size
-        return True
 
     def array(self, offset: int, shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
         """A view of a part of pinned memory."""

@@ -47,8 +47,17 @@ class Engine:
     def __init__(self, api: Api, cuda: Cuda, plan: Path, host_code: bool = False, plugins: Path | None = None) -> None:
         """host_code: whether code in the plan may run, as that of a version-compatible one. plugins: their library."""
         self.api, self.cuda, self.plan, self.logger = api, cuda, plan, make_logger(api)
+        self.engine: Any = None
         self.runtime: Any = make_runtime(api, self.logger, host_code, plugins)
-        self.engine: Any = self.runtime.deserialize_cuda_engine(plan.read_bytes())
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> None:
+        api = self.api
+        self.engine = self.runtime.deserialize_cuda_engine(self.plan.read_bytes())
         if self.engine is None:
             raise self.error(f"{api.title} {api.version} does not load it")
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
@@ -64,7 +73,9 @@ class Engine:
         except KeyError:
             raise InputError(f"{self.plan}: {name} is {kind.name}, a type that this runtime does not have") from None
         if self.engine.get_tensor_location(name) != self.api.module.TensorLocation.DEVICE:
-            raise InputError(f"{self.plan}: {name} lies in the host's memory; build the engine again with `make engine`")
+            raise InputError(
+                f"{self.plan}: {name} lies in the host's memory; build the engine again with `make engine`"
+            )
         return Tensor(name, numpy_kind, tuple(self.engine.get_tensor_shape(name)))
 
     def _profile(self, index: int) -> dict[str, Bounds]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upsnet.errors import InputError
-from upsnet.tensorrt.api import can_capture, make_context
+from upsnet.tensorrt.api import can_capture, is_capturable, make_context
 from upsnet.tensorrt.cuda import Buffer, CudaError, Graph, Stream
 from upsnet.tensorrt.engine import Engine, Shape
 
@@ -64,9 +64,9 @@ class Lane:
         self.graphs: OrderedDict[tuple[Shape, ...], Ready] = OrderedDict()
         self._seen: OrderedDict[tuple[Shape, ...], None] = OrderedDict()
         self._capture = can_capture(engine.api, engine.engine)
-        self._context: Any = None
-        self._profile = 0
         self._context = self._new_context()
+        self._profile = 0
+        self._current: tuple[tuple[Shape, ...], Layout] | None = None  # what the context is set to
         self.stream = Stream(cuda)
 
     def run(self, arrays: Sequence[np.ndarray], profile: int) -> list[np.ndarray]:
@@ -83,12 +83,17 @@ class Lane:
             return self._take(ready.layout)
         if self._capture and shapes in self._seen:
             return self._run_and_capture(arrays, shapes, profile)
+        self._remember(shapes)
+        if self._current is None or self._current[0] != shapes:
+            self._current = None
+            layout = self._set(self._context, shapes, profile, switch=self._profile != profile)
+            self._profile, self._current = profile, (shapes, layout)
+        return self._run(self._context, self._current[1], arrays)
+
+    def _remember(self, shapes: tuple[Shape, ...]) -> None:
         self._seen[shapes] = None
         while len(self._seen) > MOST_SHAPES:
             self._seen.popitem(last=False)
-        layout = self._set(self._context, shapes, profile, first=self._profile != profile)
-        self._profile = profile
-        return self._run(self._context, layout, arrays)
 
     def _run(self, context: Any, layout: Layout, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         self._fill(layout, arrays)
@@ -104,8 +109,11 @@ class Lane:
         while len(self.graphs) >= MOST_GRAPHS:
             self._drop(self.graphs.popitem(last=False)[1])
         context = self._new_context()
-        layout = self._set(context, shapes, profile, first=profile != 0)
+        layout = self._set(context, shapes, profile, switch=profile != 0)
         answer = self._run(context, layout, arrays)
+        if not is_capturable(context, int(self.stream)):
+            del self._seen[shapes]
+            return answer
         try:
             graph = self.stream.capture(lambda: self._put(context, layout))
         except InputError as error:
@@ -121,31 +129,27 @@ class Lane:
             raise self.engine.error("no execution context can be made")
         return context
 
-    def _set(self, context: Any, shapes: tuple[Shape, ...], profile: int, first: bool) -> Layout:
-        """Shapes, addresses and memory of a context; first: its profile, too."""
-        if first:
+    def _set(self, context: Any, shapes: tuple[Shape, ...], profile: int, switch: bool) -> Layout:
+        """Shapes, addresses and memory of a context; switch: its profile, too."""
+        if switch:
             self._do("set_optimization_profile_async", context, profile, int(self.stream))
             self.stream.wait()
         for tensor, shape in zip(self.engine.inputs, shapes, strict=True):
             self._do("set_input_shape", context, tensor.name, shape)
         layout = self._lay_out(context, shapes)
         scratch = int(context.update_device_memory_size_for_shapes())
-        moved = [
+        for buffer, size in ((self.device, layout.size), (self.host, layout.size), (self.scratch, scratch or 1)):
             self._reserve(buffer, size)
-            for buffer, size in ((self.device, layout.size), (self.host, layout.size), (self.scratch, scratch or 1))
-        ]
-        if any(moved):
-            logger.debug("%s: %d bytes of device memory", self.engine.plan, self.device.size + self.scratch.size)
         context.set_device_memory(self.scratch.address, self.scratch.size)
         for place in layout.places:
             self._do("set_tensor_address", context, place.name, self.device.address + place.offset)
         return layout
 
-    def _reserve(self, buffer: Buffer, size: int) -> bool:
-        if size <= buffer.size:
-            return False
-        self._drop_all()  # they have the old address
-        return buffer.reserve(size)
+    def _reserve(self, buffer: Buffer, size: int) -> None:
+        if size > buffer.size:
+            self._current = None  # that, and the graphs, have the old address
+            self._drop_all()
+            buffer.reserve(size)
 
     def _lay_out(self, context: Any, shapes: tuple[Shape, ...]) -> Layout:
         place = 0
