@@ -7,12 +7,12 @@ ours, and names torch.ops.upsnet.*, which `import plugins_cuda` registers. See d
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import operator
 import time
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple  # Any: torch_tensorrt, which may not be there
 
@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 import plugins_cuda  # noqa: F401 (registers torch.ops.upsnet)
+from export.outcome import Outcome
 from export.precision import prepare
-from export.tensorrt_build import Counts, Outcome, Profile
+from export.profiles import optimization_profile
+from export.torch_tensorrt_predictor import LEAST_TILES
 from training.checkpoint import load_model
 from training.model.upsnet import UPSNet
-from upsnet import DISTRIBUTION
 from upsnet.contract import INPUTS
+from upsnet.engines.manifest import Counts, Profile
 from upsnet.errors import InputError, first_line
 from upsnet.files import atomic_path
-from upsnet.geometry import ResizeRule
 from upsnet.manifest import Manifest, Precision
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
@@ -36,7 +37,6 @@ OPERATORS = ("best_anchors", "deform_conv", "nms", "panoptic_fusion", "roi_align
 # Sizes are the host's: an engine that gave one out would give it as a tensor, which the next part waits for.
 SIZES = (torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv)
 LEAST_OPERATORS = 10  # in an engine; fewer stay with PyTorch, as what goes in and out of one costs more
-LEAST_TILES = 3  # a side, in units of `divisor`: PyTorch traces P6 of fewer, which is one cell, as another network
 NAMES = {torch.float32: "FLOAT", torch.float16: "HALF", torch.bfloat16: "BF16"}  # TensorRT's
 WITH_WEIGHTS = {"conv2d": "CONVOLUTION", "conv_transpose2d": "DECONVOLUTION", "linear": "MATRIX_MULTIPLY"}
 
@@ -50,30 +50,22 @@ class Traced(NamedTuple):
     operators: Counts
 
 
-def why_not() -> str | None:
-    """Why torch-tensorrt cannot build here, in a line; None where it can."""
-    if importlib.util.find_spec("torch_tensorrt") is None:
-        return f"the package torch-tensorrt is not installed (pip install '{DISTRIBUTION}[gpu]')"
-    if not torch.cuda.is_available():
-        return "torch-tensorrt is installed but there is no NVIDIA GPU, which it needs to build"
-    return None
+def build(checkpoint: Path, engine: Path, manifest: Manifest, profiles: Sequence[Profile] = ()) -> Outcome:
+    """Compile a checkpoint for GPU 0 into `engine`, for any shape of the one profile (default: `optimization_profile`).
 
-
-def build(checkpoint: Path, engine: Path, manifest: Manifest) -> Outcome:
-    """Compile a checkpoint for GPU 0 into `engine`; absent, with the reason, where that cannot be done here.
-
-    Shapes: batch 1 to the manifest's max_batch, sides from three tiles to the longest. InputError when the checkpoint
-    cannot be read.
+    InputError when the checkpoint or the package cannot be read, or the package is too old.
     """
-    if (reason := why_not()) is None and manifest.precision not in PRECISIONS:
+    if manifest.precision not in PRECISIONS:
         reason = f"torch-tensorrt builds {', '.join(PRECISIONS)} here, not {manifest.precision}"
-    if reason is not None:
-        return Outcome(status="absent", reason=reason)
+        return Outcome(status="refused", stage="options", errors=[reason])
+    if len(profiles) > 1:
+        return Outcome(status="refused", stage="options", errors=["torch-tensorrt takes one profile"])
+    profile = at_least(profiles[0] if profiles else optimization_profile(manifest.resize, manifest.max_batch), manifest)
     model = load_model(checkpoint)[0]
     start = time.monotonic()
     try:
         torch_tensorrt = import_package()
-        traced = trace(prepare(model, manifest.precision).cuda(), manifest.resize, manifest.max_batch)
+        traced = trace(prepare(model, manifest.precision).cuda(), profile, manifest.resize.divisor)
         compiled = compile_program(torch_tensorrt, traced, manifest.precision, engine.parent)
         with atomic_path(engine) as temporary:
             save(torch_tensorrt, compiled, temporary)
@@ -81,12 +73,13 @@ def build(checkpoint: Path, engine: Path, manifest: Manifest) -> Outcome:
         raise
     except Exception as error:  # what its converters and TensorRT raise
         return Outcome(status="refused", stage="builder", errors=[first_line(error) or type(error).__name__])
-    print(f"torch-tensorrt: {time.monotonic() - start:.0f} s", flush=True)
     return Outcome(
         status="built",
         file=engine.name,
         bytes=engine.stat().st_size,
+        seconds=round(time.monotonic() - start, 2),
         version=torch_tensorrt.__version__,
+        built_with={"torch": torch.__version__},
         layers=traced.layers,
         plugins=traced.operators,
     )
@@ -106,21 +99,26 @@ def import_package() -> Any:
     return torch_tensorrt
 
 
-def trace(model: UPSNet, resize: ResizeRule, max_batch: int) -> Traced:
-    """The network that `prepare` has made as a program of any batch and size, on the model's device."""
+def at_least(profile: Profile, manifest: Manifest) -> Profile:
+    """The same, no side under LEAST_TILES: the predictor pads smaller photos."""
+    least = manifest.resize.divisor * LEAST_TILES
+    low, usual, high = ((batch, max(h, least), max(w, least), 3) for batch, h, w, _ in profile["images"])
+    return {**profile, "images": (low, usual, high)}
+
+
+def trace(model: UPSNet, profile: Profile, divisor: int) -> Traced:
+    """The network that `prepare` has made as a program of the profile's shapes, on the model's device."""
     device = model.pixel_mean.device
-    profile = shapes(resize, max_batch)
-    batch = min(2, max_batch)  # PyTorch takes a 1 for what it will always be
-    usual = profile["images"][1][1:3]
+    low, usual, high = profile["images"]
+    batch = min(2, high[0])  # PyTorch takes a 1 for what it will always be
     example = (
-        torch.zeros(batch, *usual, 3, dtype=torch.uint8, device=device),
-        torch.tensor([usual] * batch, dtype=torch.int32, device=device),
+        torch.zeros(batch, *usual[1:], dtype=torch.uint8, device=device),
+        torch.tensor([usual[1:3]] * batch, dtype=torch.int32, device=device),
         torch.ones(batch, device=device),
     )
-    low, high = (profile["images"][place] for place in (0, 2))
-    batches = torch.export.Dim("batch", min=1, max=max_batch) if max_batch > 1 else torch.export.Dim.STATIC
+    batches = torch.export.Dim("batch", min=1, max=high[0]) if high[0] > 1 else torch.export.Dim.STATIC
     sides = {
-        axis: resize.divisor * torch.export.Dim(name, min=1, max=high[axis] // resize.divisor)
+        axis: divisor * torch.export.Dim(name, min=1, max=high[axis] // divisor)
         for axis, name in ((1, "rows"), (2, "columns"))
         if low[axis] < high[axis]
     }
@@ -129,17 +127,6 @@ def trace(model: UPSNet, resize: ResizeRule, max_batch: int) -> Traced:
         warnings.simplefilter("ignore")
         program = torch.export.export(model, example, dynamic_shapes=dynamic, strict=False)
     return Traced(program, profile, *_count_types(program))
-
-
-def shapes(resize: ResizeRule, max_batch: int) -> Profile:
-    """Smallest, usual (one photo of 4:3) and largest shape of each input."""
-    from export.tensorrt_build import optimization_profile
-
-    profile = optimization_profile(resize, max_batch)
-    low, usual, high = profile["images"]
-    least = resize.divisor * LEAST_TILES
-    sizes = [(each[0], max(each[1], least), max(each[2], least), 3) for each in (low, usual, high)]
-    return {**profile, "images": (sizes[0], sizes[1], sizes[2])}
 
 
 def compile_program(torch_tensorrt: Any, traced: Traced, precision: Precision, cache: Path) -> Any:
@@ -173,8 +160,8 @@ def save(torch_tensorrt: Any, compiled: Any, path: Path) -> None:
 def _count_types(program: torch.export.ExportedProgram) -> tuple[Counts, Counts]:
     """Layers with weights by the type that they compute in, our operators by the type of their first input: an engine
     of torch-tensorrt is strongly typed, hence as the program is."""
-    layers: Counts = defaultdict(Counter)
-    operators: Counts = defaultdict(Counter)
+    layers: dict[str, Counter[str]] = defaultdict(Counter)
+    operators: dict[str, Counter[str]] = defaultdict(Counter)
     for node in program.graph.nodes:
         namespace, _, name = str(node.target).partition(".")
         kind = WITH_WEIGHTS.get(name.partition(".")[0])
@@ -183,7 +170,7 @@ def _count_types(program: torch.export.ExportedProgram) -> tuple[Counts, Counts]
         elif namespace == "upsnet":
             first = node.args[0][0] if isinstance(node.args[0], list | tuple) else node.args[0]
             operators[name.partition(".")[0]][_type(first.meta["val"])] += 1
-    return dict(layers), dict(operators)
+    return {name: dict(kinds) for name, kinds in layers.items()}, {n: dict(kinds) for n, kinds in operators.items()}
 
 
 def _type(value: Tensor) -> str:

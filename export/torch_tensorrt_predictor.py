@@ -16,6 +16,9 @@ from upsnet.errors import InputError, first_line
 from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.predictor import RawPrediction
 
+LEAST_TILES = (
+    3  # a side, in units of the resize rule's divisor: PyTorch traces P6 of fewer, one cell, as another network
+)
 OTHER = "--runtime pytorch or onnxruntime runs here"
 
 
@@ -33,10 +36,8 @@ class TorchTensorRTPredictor:
         if wanted.kind == "cpu" or not torch.cuda.is_available():
             found = "device cpu was asked for" if wanted.kind == "cpu" else "PyTorch sees none"
             raise InputError(f"{engine}: a program of torch-tensorrt runs on an NVIDIA GPU alone ({found}); {OTHER}")
-        manifest = check_engine(engine)
         self.device = torch.device("cuda", wanted.number)
-        self.manifest = manifest.network
-        self.least = manifest.profiles[0]["images"][0][1:3] if manifest.profiles else (1, 1)
+        self.manifest = check_engine(engine, wanted.number).network
         try:
             with torch.cuda.device(self.device):
                 self._program: Any = load(engine)
@@ -56,7 +57,7 @@ class TorchTensorRTPredictor:
 
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         height, width = batch.images.shape[1:3]
-        padded = batch._replace(images=at_least(batch.images, *self.least))
+        padded = batch._replace(images=at_least(batch.images, LEAST_TILES * self.manifest.resize.divisor))
         with torch.inference_mode(), torch.cuda.device(self.device):
             inputs = [torch.from_numpy(array).to(self.device) for array in padded]
             panoptic, segments, count = (output.cpu().numpy() for output in self._program(*inputs))
@@ -73,7 +74,7 @@ def load(engine: Path) -> Any:
     return torch_tensorrt.load(str(engine)).module()
 
 
-def at_least(images: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Images B x H x W x 3 padded with zeros, below and at the right, to that size where they are smaller."""
-    missing = [(0, max(0, side - own)) for side, own in zip((height, width), images.shape[1:3], strict=True)]
+def at_least(images: np.ndarray, side: int) -> np.ndarray:
+    """Images B x H x W x 3 padded with zeros, below and at the right, to that height and width where they have less."""
+    missing = [(0, max(0, side - own)) for own in images.shape[1:3]]
     return np.pad(images, [(0, 0), *missing, (0, 0)]) if any(after for _, after in missing) else images

@@ -93,7 +93,6 @@ def build(checkpoint: Path, engine: Path) -> dict[str, Any]:
 
     package, built = torch_tensorrt.import_package(), list[int]()
     stub_the_engines(built)
-    torch_tensorrt.why_not = lambda: None
     _, config, categories, _ = load_model(checkpoint)
     outcome = torch_tensorrt.build(checkpoint, engine, make_manifest(config, categories))
     functions = {"compile": package.dynamo.compile, "save": package.save, "load": package.load}

@@ -17,8 +17,11 @@ import pytest
 import torch
 
 from export import torch_tensorrt, torch_tensorrt_predictor
+from export.backends import torch_tensorrt_program
+from export.building import build_engine
 from export.precision import prepare
-from export.torch_tensorrt import build, compile_program, shapes, trace
+from export.profiles import optimization_profile
+from export.torch_tensorrt import at_least, build, compile_program, trace
 from tests.training.tiny_network import SMALL
 from training import gpu_step_check
 from training.checkpoint import Checkpoint, versions
@@ -104,26 +107,32 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     """With it, a machine whose GPU is this CPU."""
     package = Stub()
     monkeypatch.setitem(sys.modules, "torch_tensorrt", package)
-    monkeypatch.setattr(torch_tensorrt, "why_not", lambda: None)
     monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: self)
     yield package
 
 
 class TestRefusals:
-    def test_one_line_says_why_not(self, tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        outcome = build(tmp_path / "none", tmp_path / "model.pt2", manifest)
-        assert outcome.status == "absent" and "pip install 'upsnet-trt[gpu]'" in str(outcome)
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        outcome = build(tmp_path / "none", tmp_path / "model.pt2", manifest)
-        assert str(outcome) == "torch-tensorrt is installed but there is no NVIDIA GPU, which it needs to build"
+    def test_the_command_says_why_not(self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = tiny_run / "model.onnx"
+        find_spec = importlib.util.find_spec
+        for there, words in (
+            (False, "the package torch-tensorrt is not installed"),
+            (True, "torch-tensorrt is installed, but there is no"),
+        ):
+
+            def spec(name: str, *rest: Any, there: bool = there) -> object:
+                return (SimpleNamespace() if there else None) if name == "torch_tensorrt" else find_spec(name, *rest)
+
+            monkeypatch.setattr(importlib.util, "find_spec", spec)
+            monkeypatch.setattr(torch_tensorrt_program, "gpu_problem", lambda: "there is no NVIDIA GPU")
+            with pytest.raises(InputError, match=words):
+                build_engine(model, tmp_path / "engine", backend="torch-tensorrt")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_precision_that_it_does_not_build(self, stub: Stub, tmp_path: Path, manifest: Manifest) -> None:
         outcome = build(tmp_path / "none", tmp_path / "model.pt2", manifest.model_copy(update={"precision": "int8"}))
         assert (outcome.status, str(outcome)) == (
-            "absent",
+            "refused",
             "torch-tensorrt builds fp32, tf32, fp16, bf16 here, not int8",
         )
 
@@ -145,7 +154,7 @@ class TestRefusals:
 
     def test_a_predictor_without_a_gpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        with pytest.raises(InputError, match="runs on an NVIDIA GPU alone .PyTorch sees none.; --runtime pytorch"):
+        with pytest.raises(InputError, match=r"runs on an NVIDIA GPU alone \(PyTorch sees none\); --runtime pytorch"):
             torch_tensorrt_predictor.TorchTensorRTPredictor(tmp_path / "model.pt2")
 
 
@@ -166,12 +175,12 @@ class TestCalls:
         assert [tuple(each.shape) for each in answer] == [(1, 96, 96), (1, 3 + manifest.max_detections, 7), (1,)]
 
     def test_types_are_the_programs(self, network: UPSNet) -> None:
-        traced = trace(prepare(network, "fp16"), RESIZE, max_batch=1)
+        traced = trace(prepare(network, "fp16"), optimization_profile(RESIZE, 1), RESIZE.divisor)
         assert traced.layers == {"CONVOLUTION": {"HALF": 42}, "MATRIX_MULTIPLY": {"HALF": 5}}
         assert traced.operators["deform_conv"] == {"HALF": 4}
 
     def test_any_batch_and_size_of_the_profile(self, stub: Stub, network: UPSNet, tmp_path: Path) -> None:
-        traced = trace(prepare(network, "fp32"), RESIZE, max_batch=4)
+        traced = trace(prepare(network, "fp32"), optimization_profile(RESIZE, 4), RESIZE.divisor)
         compile_program(stub, traced, "tf32", tmp_path)
         assert stub.calls["compile"]["disable_tf32"] is False
         program = traced.program.module()
@@ -182,13 +191,13 @@ class TestCalls:
                 for ours, theirs in zip(program(*inputs), network(*inputs), strict=True):
                     assert torch.isclose(ours.float(), theirs.float(), atol=1e-3).float().mean() > 0.99
 
-    def test_the_smallest_side_is_three_tiles(self) -> None:
-        profile = shapes(ResizeRule(short_side=64, max_side=256), 8)
+    def test_the_smallest_side_is_three_tiles(self, manifest: Manifest) -> None:
+        profile = at_least(optimization_profile(ResizeRule(short_side=64, max_side=256), 8), manifest)
         assert profile["images"] == ((1, 96, 96, 3), (1, 96, 96, 3), (8, 256, 256, 3))
         images = np.ones((2, 64, 128, 3), np.uint8)
-        padded = torch_tensorrt_predictor.at_least(images, 96, 96)
+        padded = torch_tensorrt_predictor.at_least(images, 96)
         assert padded.shape == (2, 96, 128, 3) and padded.sum() == images.sum()
-        assert torch_tensorrt_predictor.at_least(padded, 96, 96) is padded
+        assert torch_tensorrt_predictor.at_least(padded, 96) is padded
 
 
 @pytest.mark.skipif(
