@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from export.tensorrt_build import Library, Shape, optimization_profile
+from export.profiles import optimization_profile
 from serving.limits import Limits
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
+from upsnet.engines.manifest import Part, Shape
 from upsnet.errors import InputError
 from upsnet.files import WriteError, sha256, staged_folder, writing
 from upsnet.json_model import JsonModel
@@ -48,8 +49,8 @@ class _Built(JsonModel):
 
     cure: ClassVar[str] = "; build it again with `make engine`"
 
-    plugins: Library | None = None
-    kernels: tuple[Library, ...] = ()
+    plugins: Part | None = None
+    kernels: tuple[Part, ...] = ()
 
 
 def deploy_engine(engine: Path, repository: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -11,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx.numpy_helper import from_array, to_array
 from typer.testing import CliRunner
 
-import export.engine
 import export.onnx_export
+from export.backends import tensorrt_engine
+from export.backends.backend import Job
+from export.backends.tensorrt_engine import TensorRT
+from export.building import build_engine
 from export.calibration import OWN, find_photos, find_ranges, signal_to_noise
-from export.engine import build_engine
 from export.features import LAYERS, feature_nodes, features_of
 from export.onnx_export import export_int8, export_onnx
 from export.quantization import quantize
-from export.tensorrt_build import Outcome
+from tests import backends
 from tests.agreement import compare_segments
 from tests.plugins_cuda.tensorrt.libraries import built, need
 from tests.small_disk import small_disk
@@ -35,7 +35,6 @@ from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
-ABSENT = Outcome(status="absent", reason="not looked for")
 UINT8, INT8 = onnx.TensorProto.UINT8, onnx.TensorProto.INT8
 
 
@@ -317,8 +316,8 @@ def test_an_engine_of_half_an_export_is_onnx_runtimes(
         for each in (path, manifest_path(path)):
             if each.name != missing:
                 shutil.copy(each, tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())  # TensorRT is there
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tensorrt_engine, "installed", lambda name: name)
+    monkeypatch.setattr(tensorrt_engine, "gpu_problem", lambda: None)
     found = build_engine(tmp_path / "model.onnx", tmp_path / "engine")
     assert found.onnxruntime.status == "built" and (tmp_path / "engine/model.onnx").is_file()
     for outcome in (found.tensorrt, found.tensorrt_rtx):
@@ -327,15 +326,10 @@ def test_an_engine_of_half_an_export_is_onnx_runtimes(
 
 def test_an_engine_of_tensorrts_file(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its plans are built from itself."""
-    built_from: list[Path] = []
-
-    def build(model: Path, *_: object) -> Outcome:
-        built_from.append(model)
-        return ABSENT
-
-    monkeypatch.setattr(export.engine, "_tensorrt_rtx", build)
-    found = build_engine(tensorrt_path(int8), tmp_path)
-    assert found.onnxruntime.status == "built" and built_from == [tensorrt_path(int8)]
+    backends.put_in_place(monkeypatch)
+    assert build_engine(tensorrt_path(int8), tmp_path).onnxruntime.status == "built"
+    job = Job(tensorrt_path(int8), Manifest.load(manifest_path(tensorrt_path(int8))), tmp_path)
+    assert TensorRT("tensorrt-rtx").source(job) == tensorrt_path(int8)
 
 
 @pytest.mark.tensorrt

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-import export.engine
 import serving.deploy
 import serving.serve
-from export.tensorrt_build import Outcome
+from export.backends import onnx_runtime
+from export.building import build_engine
 from serving.repository import TEMPLATE, deploy, deploy_engine, latest_version, versions
 from serving.server import TritonServer
+from tests import backends
 from tests.serving.conftest import Exported, make_request
 from tests.serving.test_configs import config
 from upsnet.categories import Category
@@ -80,10 +81,9 @@ def built(exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
     def build(kernels: Kernels) -> Path:
         session = SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
-        monkeypatch.setattr(export.engine, "open_with_kernels", lambda *_, **__: (session, kernels))
-        monkeypatch.setattr(export.engine, "_tensorrt", lambda *_: Outcome(status="absent", reason="a stand-in"))
-        monkeypatch.setattr(export.engine, "_tensorrt_rtx", export.engine._tensorrt)
-        export.engine.build_engine(exported.model, tmp_path / "engine")
+        monkeypatch.setattr(onnx_runtime, "open_with_kernels", lambda *_, **__: (session, kernels))
+        backends.put_in_place(monkeypatch)
+        build_engine(exported.model, tmp_path / "engine")
         return tmp_path / "engine"
 
     return build
