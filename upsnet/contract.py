@@ -31,7 +31,8 @@ def manifest_path(model: Path) -> Path:
 
 
 def tensorrt_path(model: Path) -> Path:
-    """The int8 graph for TensorRT that goes with one for ONNX Runtime: model.onnx -> model.tensorrt.onnx beside it."""
+    """The graph for TensorRT that goes with one for ONNX Runtime, where they need two (`Manifest.twins`): model.onnx ->
+    model.tensorrt.onnx beside it."""
     return model.with_suffix(".tensorrt.onnx")
 
 
