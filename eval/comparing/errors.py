@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,7 +29,6 @@ class Errors:
     largest_error: float = 0.0
     total: float = 0.0  # of A, without its sign
     total_error: float = 0.0
-    places: list[str] = field(default_factory=list)
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         """Arrays of one photo; of another shape, they are not looked at."""
@@ -92,8 +91,8 @@ def _ratio(error: float, value: float) -> float:
 def match(
     boxes_a: np.ndarray, boxes_b: np.ndarray, labels_a: np.ndarray | None = None, labels_b: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of two sets of boxes, N x 4 and M x 4, are the same instance: pairs of equal label, the best IoU first,
-    each row once, in the order of A."""
+    """Which rows of two sets of boxes, N x 4 and M x 4, are the same instance, in the order of A: pairs of equal label,
+    the best IoU first, each row once."""
     iou = _iou(boxes_a, boxes_b)
     if labels_a is not None and labels_b is not None:
         iou = np.where(labels_a[:, None] == labels_b[None], iou, 0)

@@ -1,4 +1,4 @@
-"""The networks that can be compared: a checkpoint in PyTorch and a file in ONNX Runtime, each giving its inner places."""
+"""The networks that can be compared, with their inner places: a checkpoint in PyTorch and a file in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ class Network(Protocol):
 
     title: str  # the file, and what runs it
     manifest: Manifest
-    note: str  # what its inner places are, where that is not plain; else ""
+
+    @property
+    def note(self) -> str:
+        """What is to be known of its inner places, or ""."""
+        ...
 
     def run(self, batch: NetworkBatch) -> Outputs:
         """All places of one photo."""
@@ -146,11 +150,11 @@ class Inner:
         arrays_of_rpn = split_rpn(maps) if maps else {}
         boxes, logits, deltas = (seen.pop(name, None) for name in (BOXES, BOX_LOGITS, BOX_DELTAS))
         proposals = None if boxes is None else real_proposals(boxes[0], logits, deltas)
-        parts = [seen.pop(name, None) for name in FOUND]
+        *parts, counts = (seen.pop(name, None) for name in FOUND)
         detections = None
-        if parts[0] is not None and maps:  # a network without things has a row of padding there
-            count = int(parts[-1].ravel()[0])
-            detections = Instances(*(part[0, :count] for part in parts[:-1]))
+        if counts is not None and maps:  # a network without things has a row of padding there
+            count = int(counts.ravel()[0])
+            detections = Instances(*(part[0, :count] for part in parts if part is not None))
         return Outputs(seen | arrays_of_rpn, proposals, detections, *raw)
 
 

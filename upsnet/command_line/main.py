@@ -37,6 +37,7 @@ COMMANDS = {
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
     "engine": Entry("export.engine", "ONNX file -> the engine of this machine."),
+    "engine compare": Entry("eval.comparing.command", "Two networks, module by module: where they part first."),
     "engine profile": Entry("eval.profiling.command", "Where the time of a model goes: modules, operators, roofline."),
     "deploy": Entry("serving.deploy", "Make Triton's model repository of a run."),
     "serve": Entry("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
