@@ -65,7 +65,7 @@ def triton_environment() -> Path:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run as `make demo` makes it, at the size of a test: two photos learned by heart, exported, its engine built."""
     pytest.importorskip("torch", reason="needs the workshop: PyTorch is not installed")
-    from export.engine import build_engine
+    from export.building import build_engine
     from export.onnx_export import export_onnx
     from training.config import load_config
     from training.loop import train

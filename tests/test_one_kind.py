@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import eval.parity
 import upsnet
-from export.engine import build_engine
+from export.building import build_engine
 from export.onnx_export import export_onnx
 from tests.one_kind import Kind, keep_kind
 from tests.training.tiny_network import SMALL, metrics, settings, shapes_split

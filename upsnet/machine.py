@@ -9,6 +9,13 @@ from pathlib import Path
 
 from upsnet.device import gpu_names
 
+CPU = Path("/proc/cpuinfo")
+# What a level of x86-64 adds to the one before, by the names of /proc/cpuinfo: v2, v3, v4.
+LEVELS = (
+    {"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"},
+    {"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"},
+    {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+)
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "pillow", "tritonclient")
 
 
@@ -35,10 +42,26 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def cpu_level() -> int | None:
+    """The level of x86-64 that this CPU has: 1, 2 (SSE4.2), 3 (AVX2) or 4 (AVX-512). None: no such CPU, or unknown.
+
+    As plugins_cuda/common/levels.cpp chooses one.
+    """
+    if platform.machine() != "x86_64" or not (flags := set(_cpu_says("flags").split())):
+        return None
+    level = 1
+    for needed in LEVELS:
+        if not needed <= flags:
+            break
+        level += 1
+    return level
+
+
 def _cpu_model() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_says("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_says(key: str) -> str:
+    """A line of /proc/cpuinfo; "" where there is none."""
+    lines = CPU.read_text().splitlines() if CPU.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import export.engine
 import export.onnx_export
-from export.engine import Engine
-from export.tensorrt_build import optimization_profile
+from export.building import Engine, build_engine
+from tests import backends
 from tests.agreement import assert_same_segments
 from tests.plugins_cuda.tensorrt.libraries import need
 from tests.small_disk import small_disk
@@ -25,7 +25,7 @@ from upsnet.command_line.command import make_app
 from upsnet.contract import INPUTS, LIBRARY, METADATA_KEY, OUTPUTS, manifest_path
 from upsnet.errors import InputError
 from upsnet.files import sha256
-from upsnet.geometry import NetworkBatch, ResizeRule
+from upsnet.geometry import NetworkBatch
 from upsnet.kernels import building
 from upsnet.manifest import Manifest
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
@@ -174,9 +174,9 @@ class TestEngine:
         self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / LIBRARY).touch()
-        monkeypatch.setattr(export.engine, "_tensorrt_rtx", export.engine._tensorrt)
+        backends.put_in_place(monkeypatch)
         monkeypatch.setenv("UPSNET_KERNELS", "off")
-        engine = export.engine.build_engine(tiny_run / "model.onnx", tmp_path)
+        engine = build_engine(tiny_run / "model.onnx", tmp_path)
         assert engine.onnxruntime.kernels == "function bodies (UPSNET_KERNELS=off)"
         assert not (tmp_path / LIBRARY).exists()
 
@@ -190,15 +190,6 @@ class TestEngine:
         else:
             assert found.stage == "parser" and any("DeformConv" in error for error in found.errors or [])
 
-    def test_profile_covers_what_the_resize_rule_can_give(self) -> None:
-        rule = ResizeRule(short_side=500, max_side=1333)
-        low, usual, high = optimization_profile(rule, 4)["images"]
-        assert (low, high) == ((1, 32, 32, 3), (4, 1344, 1344, 3))
-        assert usual == (1, 512, 672, 3)
-        for height, width in ((480, 640), (640, 480), (100, 2000), (1, 1)):
-            sides = [-(-side // 32) * 32 for side in rule.network_size(height, width)]
-            assert all(a <= b <= c for a, b, c in zip(low[1:3], sides, high[1:3], strict=True))
-
 
 def test_running_a_model_needs_no_torch(tiny_run: Path) -> None:
     code = (
@@ -210,11 +201,14 @@ def test_running_a_model_needs_no_torch(tiny_run: Path) -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_a_full_disk_leaves_nothing_half_exported(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_half_exported(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends.put_in_place(monkeypatch)
     manifest = Manifest.load(tiny_run / "model.manifest.json")
     model, *_ = load_model(tiny_run / "last.safetensors")
     with small_disk(100_000), pytest.raises(InputError, match=r"model\.onnx: cannot be written: File too large"):
         export.onnx_export.write_onnx(model, manifest, tmp_path / "model.onnx")
-    with small_disk(100_000), pytest.raises(InputError, match=r"copy\.onnx: cannot be written: File too large"):
-        export.engine._keep(tiny_run / "model.onnx", tmp_path / "copy.onnx")
+    with small_disk(100_000), pytest.raises(InputError, match=r"engine/.*: cannot be written: File too large"):
+        build_engine(tiny_run / "model.onnx", tmp_path / "engine")
     assert list(tmp_path.iterdir()) == []

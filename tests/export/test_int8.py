@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -11,31 +10,31 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx.numpy_helper import from_array, to_array
 from typer.testing import CliRunner
 
-import export.engine
 import export.onnx_export
+from export.backends import tensorrt_engine
+from export.backends.backend import Job
+from export.backends.tensorrt_engine import TensorRT
+from export.building import build_engine
 from export.calibration import OWN, find_photos, find_ranges, signal_to_noise
-from export.engine import build_engine
 from export.features import LAYERS, feature_nodes, features_of
 from export.onnx_export import export_int8, export_onnx
 from export.quantization import quantize
-from export.tensorrt_build import Outcome
+from tests import backends
 from tests.agreement import compare_segments
 from tests.plugins_cuda.tensorrt.libraries import built, need
 from tests.small_disk import small_disk
 from training.checkpoint import load_model
 from upsnet.command_line.command import make_app
-from upsnet.contract import METADATA_KEY, manifest_path, tensorrt_path
+from upsnet.contract import CONFIGURATION_KEY, METADATA_KEY, manifest_path, tensorrt_path
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
 from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
-ABSENT = Outcome(status="absent", reason="not looked for")
 UINT8, INT8 = onnx.TensorProto.UINT8, onnx.TensorProto.INT8
 
 
@@ -118,7 +117,7 @@ class TestFiles:
     def test_manifest_says_what_it_was_calibrated_on(self, int8: Path, tiny_run: Path) -> None:
         for path in (int8, tensorrt_path(int8)):
             inside = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-            assert list(inside) == [METADATA_KEY]
+            assert set(inside) == {METADATA_KEY, CONFIGURATION_KEY}
             for manifest in (Manifest.load(manifest_path(path)), Manifest.model_validate_json(inside[METADATA_KEY])):
                 assert manifest.precision == "int8" and manifest.calibration is not None
                 assert (manifest.calibration.photos, manifest.calibration.method) == (2, "minmax")
@@ -205,7 +204,8 @@ class TestSensitivity:
         assert list(found.weak) == [f"{self.BLOCK}.dw_conv.weight"] and found.weak[f"{self.BLOCK}.dw_conv.weight"] < 10
         assert found.layers == found.of - 2
         assert f"{self.BLOCK}.dw_conv (" in str(found)
-        for graph in (found.cpu.graph, found.tensorrt.graph):
+        assert found.tensorrt is not None
+        for graph in (found.graph.graph, found.tensorrt.graph):
             names = {tensor.name for tensor in graph.initializer}
             for name in ("expand_conv", "dw_conv"):
                 assert f"{self.BLOCK}.{name}.weight" in names
@@ -227,7 +227,7 @@ class TestSensitivity:
         found = quantize(model, find_photos(OWN, config, 2).paths, config.data.resize)
         assert {"box_head.logits.weight", "box_head.deltas.weight"} & set(found.weak), found
         assert all(name.startswith("box_head.") for name in found.weak) and found.layers == found.of - 1
-        names = {tensor.name for tensor in found.cpu.graph.initializer}
+        names = {tensor.name for tensor in found.graph.graph.initializer}
         assert "box_head.fc7.weight" in names and "box_head.fc6.weight_quantized" in names
 
     def test_decibels_of_a_layer_by_hand(self, tiny_run: Path) -> None:
@@ -316,8 +316,8 @@ def test_an_engine_of_half_an_export_is_onnx_runtimes(
         for each in (path, manifest_path(path)):
             if each.name != missing:
                 shutil.copy(each, tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())  # TensorRT is there
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tensorrt_engine, "installed", lambda name: name)
+    monkeypatch.setattr(tensorrt_engine, "gpu_problem", lambda: None)
     found = build_engine(tmp_path / "model.onnx", tmp_path / "engine")
     assert found.onnxruntime.status == "built" and (tmp_path / "engine/model.onnx").is_file()
     for outcome in (found.tensorrt, found.tensorrt_rtx):
@@ -326,15 +326,10 @@ def test_an_engine_of_half_an_export_is_onnx_runtimes(
 
 def test_an_engine_of_tensorrts_file(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its plans are built from itself."""
-    built_from: list[Path] = []
-
-    def build(model: Path, *_: object) -> Outcome:
-        built_from.append(model)
-        return ABSENT
-
-    monkeypatch.setattr(export.engine, "_tensorrt_rtx", build)
-    found = build_engine(tensorrt_path(int8), tmp_path)
-    assert found.onnxruntime.status == "built" and built_from == [tensorrt_path(int8)]
+    backends.put_in_place(monkeypatch)
+    assert build_engine(tensorrt_path(int8), tmp_path).onnxruntime.status == "built"
+    job = Job(tensorrt_path(int8), Manifest.load(manifest_path(tensorrt_path(int8))), tmp_path)
+    assert TensorRT("tensorrt-rtx").source(job) == tensorrt_path(int8)
 
 
 @pytest.mark.tensorrt

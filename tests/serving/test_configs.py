@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from export.tensorrt_build import optimization_profile
+from export.profiles import optimization_profile
 from serving.environment import REQUIREMENTS, Environment
 from serving.limits import Limits
 from serving.repository import CONFIGS, TEMPLATE, deploy

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, PLUGINS
+from upsnet.errors import InputError
 from upsnet.files import sha256
 from upsnet.manifest import Manifest, Precision
 from upsnet.report import Report, Sparse
@@ -70,7 +72,8 @@ class EngineManifest(Report, Sparse):
     model: Part  # what it was built from: an ONNX file, or a checkpoint
     libraries: tuple[Part, ...] = ()  # of custom operators, beside the engine, which does not load without them
     builder: str  # version of the backend's package
-    built_with: dict[str, str] = Field(default={})  # further packages and their versions
+    built_with: dict[str, str] = Field(default={})  # further packages and their versions; "cuda": the driver's
+    built: str | None = None  # when: UTC, as 2026-11-30T12:00:00+00:00
     platform: str  # as "linux-x86_64"
     gpu: str | None = None  # that it was built on
     # As "90": those that it runs on; with a GPU of another one it does not load.
@@ -90,6 +93,11 @@ class EngineManifest(Report, Sparse):
     configuration: dict[str, Any] | None = None  # of the training run
     parity: tuple[ParityFigures, ...] = ()
 
+    def inputs(self) -> dict[str, Any]:
+        """All that this engine was made of and with. Two engines of the same inputs differ in what a build leaves to
+        chance."""
+        return self.model_dump(mode="json", exclude={"engine", "bytes", "built", "seconds", "parity"})
+
 
 def engine_manifest_path(engine: Path) -> Path:
     """model.plan -> model.plan.json beside it."""
@@ -101,3 +109,12 @@ def backend_of(engine: Path) -> Backend | None:
     ends: dict[str, Backend] = {".rtx.plan": "tensorrt-rtx", ".plan": "tensorrt", ".pt2": "torch-tensorrt"}
     ends[".onnx"] = "onnxruntime"
     return next((backend for end, backend in ends.items() if engine.name.endswith(end)), None)
+
+
+def record_parity(engine: Path, figures: Iterable[ParityFigures]) -> None:
+    """Into the engine's manifest, in the place of what stood there. InputError where that is of another engine."""
+    path = engine_manifest_path(engine)
+    manifest = EngineManifest.load(path)
+    if sha256(engine) != manifest.engine.sha256:
+        raise InputError(f"{engine}: not the engine that {path.name} describes{manifest.cure}")
+    manifest.model_copy(update={"parity": tuple(figures)}).save(path)

@@ -44,13 +44,13 @@ def check_owners(library: Path, top: Path) -> None:
 def load(library: Path) -> ctypes.CDLL:
     """The library, loaded. BuildError where that is not possible; the calls of it let other Python threads run."""
     try:
-        _check_whole(library)
+        check_whole(library)
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise BuildError(f"{library} cannot be loaded ({_cure(library)}): {error}") from error
 
 
-def _check_whole(library: Path) -> None:
+def check_whole(library: Path) -> None:
     """BuildError for a file that ends before its section headers do: to load it would end the process (SIGBUS)."""
     with library.open("rb") as file:
         head, size = file.read(64), os.fstat(file.fileno()).st_size

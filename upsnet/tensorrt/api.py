@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.metadata
 import importlib.util
+import re
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 from upsnet import DISTRIBUTION
 from upsnet.errors import InputError, first_line
+from upsnet.files import sha256
 
 Name = Literal["tensorrt", "tensorrt-rtx"]
+TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 MODULES: dict[Name, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -20,6 +27,27 @@ MODULES: dict[Name, tuple[str, ...]] = {
 EXTRAS: dict[Name, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 # Every builder without a GPU logs these errors, and builds all the same.
 WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
+MOST_ERRORS = 3  # that are shown
+# Its types that NumPy has, too
+NUMPY_TYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+
+
+class Phases(Protocol):
+    """Who follows a build: TensorRT's phases lie in one another, each with a number of steps."""
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None: ...
+
+    def step(self, phase: str, step: int) -> None: ...
+
+    def finish(self, phase: str) -> None: ...
 
 
 class Api(NamedTuple):
@@ -31,6 +59,15 @@ class Api(NamedTuple):
     @property
     def version(self) -> str:
         return str(self.module.__version__)
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.name]
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether contexts replay CUDA graphs by themselves, when they are told to: TensorRT-RTX's."""
+        return hasattr(self.module, "CudaGraphStrategy")
 
 
 def installed(name: Name) -> str | None:
@@ -67,14 +104,172 @@ def make_logger(api: Api) -> Any:
     return Logger()
 
 
-def load_plugins(api: Api, library: Path) -> str:
-    """Load the library, which registers its plugins itself, where it has not yet. Returns what is wrong, else ""."""
-    registry = api.module.get_plugin_registry()
-    before = len(registry.all_creators)
+def take_errors(logger: Any) -> list[str]:
+    """What its log has since it was asked last."""
+    errors, logger.errors = logger.errors, []
+    return list(errors)
+
+
+def described(errors: Sequence[str]) -> str:
+    """The first few errors of a log, in one line."""
+    texts = list(dict.fromkeys(" ".join(each.split()) for each in errors))
+    return "; ".join(texts[:MOST_ERRORS]) or "it says nothing about it"
+
+
+def make_runtime(api: Api, logger: Any, host_code: bool = False, plugins: Path | None = None) -> Any:
+    """What deserialises plans. host_code: see `Engine`. plugins: their library, which is loaded where it has not been.
+
+    InputError where the library cannot be loaded.
+    """
     try:
-        ctypes.CDLL(str(library.resolve()))
-    except OSError as error:
-        return f"the plugin library cannot be loaded ({error}); build it again with `make plugins`"
-    if len(registry.all_creators) == before:
-        return f"{library} registered no plugin with {api.name} {api.version}; build it with `make plugins`"
-    return ""
+        runtime = api.module.Runtime(logger)
+    except TypeError:  # the C++ object could not be made
+        raise InputError(f"{api.title} {api.version} does not start: {described(take_errors(logger))}") from None
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    if plugins is not None and (problem := load_plugins(api, plugins)):  # it looks for the runtime's registry
+        raise InputError(f"{plugins}: {problem}")
+    return runtime
+
+
+def make_context(api: Api, engine: Any) -> Any:
+    """An execution context whose device memory its user gives it (`set_device_memory`). None: see the log.
+
+    engine: ICudaEngine. TensorRT-RTX's capture CUDA graphs by themselves.
+    """
+    strategy = api.module.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not api.captures_itself:
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.cuda_graph_strategy = api.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
+
+
+def can_capture(api: Api, engine: Any) -> bool:
+    """Whether its user may capture an engine's contexts in CUDA graphs: not where they do that by themselves, nor
+    where weights are streamed, which makes every call wait."""
+    return not api.captures_itself and not engine.streamable_weights_size
+
+
+def is_capturable(context: Any, stream: int) -> bool:
+    """What a context itself says about that, where its version has a word on it."""
+    return not hasattr(context, "is_stream_capturable") or bool(context.is_stream_capturable(stream))
+
+
+# Plugin libraries that were loaded, by the package that they registered with and by their content
+_loaded: WeakKeyDictionary[Any, dict[str, Path]] = WeakKeyDictionary()
+_loading = threading.Lock()
+
+
+def load_plugins(api: Api, library: Path) -> str:
+    """Load the library, which registers its plugins itself, where none of the same content has been loaded yet.
+    Returns what is wrong, else "".
+
+    A second build of the same plugins cannot be had in one process: it would not be registered.
+    """
+    with _loading:
+        try:
+            content = sha256(library)
+        except OSError as error:
+            return f"the plugin library cannot be read ({error.strerror}); build it again with `make plugins`"
+        loaded = _loaded.setdefault(api.module, {})
+        if content in loaded:
+            return ""
+        registry = api.module.get_plugin_registry()
+        before = len(registry.all_creators)
+        try:
+            ctypes.CDLL(str(library.resolve()))
+        except OSError as error:
+            return f"the plugin library cannot be loaded ({error}); build it again with `make plugins`"
+        if len(registry.all_creators) == before:
+            if loaded:
+                other = next(iter(loaded.values()))
+                return f"{other}, of another build, is loaded already: take a new process for each build"
+            return f"{library} registered no plugin with {api.name} {api.version}; build it with `make plugins`"
+        loaded[content] = library
+        return ""
+
+
+# Of the builder
+
+
+OLDEST: dict[Name, tuple[int, int]] = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 7)}  # our plugins' interface
+# The options that a builder has. TensorRT-RTX accepts the calls of the others, and nothing comes of them: its kernels
+# are chosen and compiled where the engine runs, for every GPU from Ampere on, and its wheel has no lean runtime.
+BUILDER_OPTIONS: dict[Name, frozenset[str]] = {
+    "tensorrt": frozenset(
+        {"workspace", "level", "timing_cache", "version_compatible", "hardware_compatible", "weight_streaming", "refit"}
+    ),
+    "tensorrt-rtx": frozenset({"workspace", "compute_capabilities", "weight_streaming", "refit"}),
+}
+HARDWARE_LEVELS: dict[str, str] = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+
+
+def too_old(name: Name, version: str) -> str | None:
+    """What is wrong with a version of that package, if something is."""
+    oldest = OLDEST[name]
+    if tuple(int(part) for part in version.split(".")[:2]) >= oldest:
+        return None
+    wanted = ".".join(map(str, oldest))
+    return (
+        f"{name} {version} is too old for the plugins: {wanted} or newer; pip install '{DISTRIBUTION}[{EXTRAS[name]}]'"
+    )
+
+
+def cuda_of(name: Name) -> str:
+    """The major version of CUDA that the installed package was made for, as "13"; "" where its name does not say so."""
+    packages = (str(each.name).replace("_", "-") for each in importlib.metadata.distributions())
+    found = (re.match(rf"{name}-cu(\d+)", package) for package in packages)
+    return max((each[1] for each in found if each), default="")
+
+
+def make_network(api: Api, builder: Any) -> Any:
+    """An empty network that is strongly typed: the builder changes no type. TensorRT 11 knows no other kind, and its
+    flag for it only warns."""
+    flag = api.module.NetworkDefinitionCreationFlag
+    weak = int(api.version.split(".")[0]) < 11 and hasattr(flag, "STRONGLY_TYPED")
+    return builder.create_network(1 << int(flag.STRONGLY_TYPED) if weak else 0)
+
+
+def set_flag(api: Api, config: Any, name: str, value: bool = True) -> None:
+    """A flag of the builder by its name, as "TF32", which every builder sets by itself."""
+    flag = getattr(api.module.BuilderFlag, name)
+    (config.set_flag if value else config.clear_flag)(flag)
+
+
+def set_compute_capabilities(api: Api, config: Any, wanted: Sequence[str]) -> None:
+    """TensorRT-RTX: the GPUs that the engine is for, as "86". InputError that names those that it knows."""
+    known = {name.removeprefix("SM"): value for name, value in api.module.ComputeCapability.__members__.items()}
+    config.num_compute_capabilities = len(wanted)
+    for index, each in enumerate(wanted):
+        if not each.isdecimal() or each not in known:
+            there = ", ".join(name for name in known if name.isdecimal())
+            raise InputError(f"compute capability {each}: {api.name} {api.version} builds for {there}")
+        config.set_compute_capability(known[each], index)
+
+
+def set_hardware_compatible(api: Api, config: Any, word: str) -> None:
+    """TensorRT: engines that run on other GPUs than the one they are built on; word: of HARDWARE_LEVELS."""
+    config.hardware_compatibility_level = getattr(api.module.HardwareCompatibilityLevel, HARDWARE_LEVELS[word])
+
+
+def make_monitor(api: Api, phases: Phases) -> Any:
+    """An IProgressMonitor that hands on to `phases`, from whichever thread TensorRT calls it."""
+    trt = api.module
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            phases.start(phase, parent, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            phases.step(phase, step)
+            return True
+
+        def phase_finish(self, phase: str) -> None:
+            phases.finish(phase)
+
+    return Monitor()

@@ -20,7 +20,7 @@ import onnx
 import pytest
 
 import plugins_cuda
-from export.engine import rtx_environment
+from export.backends.tensorrt_engine import rtx_environment
 from tests.plugins_cuda.tensorrt.libraries import need
 
 pytestmark = pytest.mark.tensorrt

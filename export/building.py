@@ -1,0 +1,199 @@
+"""An engine's folder: what this machine can build of a model, what each needs beside it, and the reports on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from export.backends.backend import Backend, Job
+from export.backends.onnx_runtime import OnnxRuntime
+from export.backends.tensorrt_engine import TensorRT
+from export.backends.torch_tensorrt_program import TorchTensorRT
+from export.engine_manifest import read_configuration, write_manifest
+from export.options import EngineOptions
+from export.outcome import Outcome
+from upsnet.contract import CONFIGURATION_KEY, PLUGINS, manifest_path
+from upsnet.device import compute_capability
+from upsnet.driver import gpu_problem
+from upsnet.engines import manifest as engines
+from upsnet.engines.manifest import ENGINES, LIBRARIES, Part, engine_manifest_path
+from upsnet.errors import InputError
+from upsnet.files import sha256, staged_folder, writing
+from upsnet.manifest import Manifest, Precision
+from upsnet.report import Report
+
+Choice = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt"]
+BACKENDS: tuple[Backend, ...] = (OnnxRuntime(), TensorRT("tensorrt"), TensorRT("tensorrt-rtx"), TorchTensorRT())
+AUTO = ("onnxruntime", "tensorrt", "tensorrt-rtx")  # torch-tensorrt's takes long and is no faster than TensorRT's own
+ALWAYS: engines.Backend = "onnxruntime"
+PREFERRED: tuple[engines.Backend, ...] = ("tensorrt", "tensorrt-rtx")  # on a GPU
+MADE_PLUGINS = Path(__file__).resolve().parent.parent / "build/plugins" / PLUGINS  # by `make plugins`
+PLUGINS_VARIABLE = "UPSNET_PLUGINS"
+NOT_ASKED = Outcome(status="absent", reason="not asked for")
+
+
+class Engine(Report):
+    """engine.json: what was built from which model, and which of it runs where the folder is opened."""
+
+    model_sha256: str
+    precision: Precision
+    chosen: engines.Backend = "onnxruntime"
+    why: str = ""
+    plugins: Part | None
+    kernels: tuple[Part, ...] = ()  # ONNX Runtime's, beside model.onnx
+    onnxruntime: Outcome
+    tensorrt: Outcome
+    tensorrt_rtx: Outcome
+    torch_tensorrt: Outcome = NOT_ASKED
+
+    def outcomes(self) -> dict[engines.Backend, Outcome]:
+        return {name: getattr(self, name.replace("-", "_")) for name in ENGINES}
+
+
+def build_engine(
+    model: Path,
+    folder: Path,
+    plugins: Path | None = None,
+    backend: Choice = "auto",
+    options: EngineOptions | None = None,
+    checkpoint: Path | None = None,
+) -> Engine:
+    """Build into `folder`: model.onnx, model.manifest.json, the engines with a manifest beside each, engine.json.
+
+    ONNX Runtime's engine is always among them. backend: auto, whatever this machine can build besides; else one that
+    must be built. plugins: the library of TensorRT plugins; default: `find_plugins`; a copy lies beside the plans,
+    which need it. checkpoint: for torch-tensorrt; default: last.safetensors beside the model.
+
+    InputError when the model is missing, broken or has no manifest, when the plugin library named is missing, when an
+    option is not one of the backends that would build, and when the backend that is named builds no engine. Then
+    nothing in `folder` has changed.
+    """
+    options = options or EngineOptions()
+    manifest = Manifest.load(manifest_path(model))
+    library = find_plugins(plugins)
+    checkpoint = checkpoint or _beside(model)
+    job = Job(model, manifest, folder, library, checkpoint, options)
+    sources = {each.name: each.source(job) for each in BACKENDS}
+    wanted = [each for each in BACKENDS if each.name == backend or (each.name in AUTO and backend == "auto")]
+    missing = {each.name: each.available() or _no_source(sources[each.name]) for each in wanted}
+    if backend != "auto" and (reason := missing[backend]):
+        raise InputError(f"{model}: no engine of {backend}: {reason}")
+    _check_options(options, [each for each in wanted if not missing[each.name]], missing, backend)
+    with staged_folder(folder) as stage:
+        job = job._replace(folder=stage)
+        outcomes = {each.name: NOT_ASKED for each in BACKENDS}
+        outcomes |= {name: Outcome(status="absent", reason=reason) for name, reason in missing.items() if reason}
+        for each in (each for each in BACKENDS if each.name == ALWAYS or (each in wanted and not missing[each.name])):
+            outcomes[each.name] = each.build(job, _path(sources[each.name]))
+            if backend == each.name and outcomes[each.name].status != "built":
+                raise InputError(f"{model}: no engine of {backend}: {_why_not(outcomes[each.name])}")
+        configuration = _of_onnx(outcomes, job)
+        for each in BACKENDS:
+            if outcomes[each.name].status == "built":
+                outcomes[each.name] = outcomes[each.name].model_copy(update={"file": ENGINES[each.name]})
+                write_manifest(each, job, _path(sources[each.name]), outcomes[each.name], configuration, old=folder)
+        chosen, why = choose(outcomes) if backend == "auto" else (backend, "it was asked for")
+        engine = Engine(
+            model_sha256=sha256(model),
+            precision=manifest.precision,
+            chosen=chosen,
+            why=why,
+            plugins=None if library is None else Part.of(library),
+            kernels=tuple(Part.of(stage / name) for name in sorted(LIBRARIES[ALWAYS]) if (stage / name).is_file()),
+            onnxruntime=outcomes["onnxruntime"],
+            tensorrt=outcomes["tensorrt"],
+            tensorrt_rtx=outcomes["tensorrt-rtx"],
+            torch_tensorrt=outcomes["torch-tensorrt"],
+        )
+        engine.save(stage / "engine.json")
+        made = {path.name for path in stage.iterdir()}
+    _remove_old(folder, without=made)
+    return engine
+
+
+def _of_onnx(outcomes: dict[engines.Backend, Outcome], job: Job) -> dict[str, Any] | None:
+    """Its manifest beside model.onnx and its nodes in its outcome; the configuration that it, or its run, holds."""
+    own = job.folder / ENGINES[ALWAYS]
+    job.manifest.model_copy(update={"onnx_sha256": sha256(own)}).save(manifest_path(own))
+    proto = onnx.load(str(own), load_external_data=False)
+    outcomes[ALWAYS] = outcomes[ALWAYS].model_copy(update={"nodes": len(proto.graph.node)})
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    return read_configuration(metadata, CONFIGURATION_KEY, job.model.with_name("config.yaml"), job.manifest)
+
+
+def _no_source(source: Path | str) -> str | None:
+    return source if isinstance(source, str) else None
+
+
+def _path(source: Path | str) -> Path:
+    assert isinstance(source, Path)
+    return source
+
+
+def choose(outcomes: Mapping[engines.Backend, Outcome]) -> tuple[engines.Backend, str]:
+    """What `upsnet.load` opens in the folder, and why, in one line."""
+    problem = gpu_problem()
+    built = [name for name in PREFERRED if outcomes[name].status == "built"]
+    if problem is None and built:
+        return built[0], f"this machine has a GPU (compute capability {compute_capability(0)})"
+    if problem is None:
+        return ALWAYS, "; ".join(f"{name}: {_why_not(outcomes[name])}" for name in PREFERRED)
+    ahead = f"; {' and '.join(built)} built ahead of time, for other machines" if built else ""
+    return ALWAYS, problem + ahead
+
+
+def _why_not(outcome: Outcome) -> str:
+    errors = outcome.errors or []
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return "; ".join(filter(None, [f"{errors[0]}{more}" if errors else "", outcome.reason]))
+
+
+def _check_options(
+    options: EngineOptions,
+    building: Sequence[Backend],
+    missing: Mapping[engines.Backend, str | None],
+    backend: Choice,
+) -> None:
+    """InputError for an option that one of those that would build does not have, or that nothing here has. In auto,
+    ONNX Runtime, which has none, is not asked."""
+    asked = [each for each in building if each.name == backend or each.name != ALWAYS]
+    for name in options.given():
+        word = "--batch, --size and --profile" if name == "profiles" else f"--{name.replace('_', '-')}"
+        have = [each.name for each in BACKENDS if name in each.options]
+        if lack := [each.name for each in asked if name not in each.options]:
+            raise InputError(f"{word}: {' and '.join(lack)} has no such option; --backend {' or '.join(have)} has")
+        if not asked:
+            reasons = "; ".join(f"{each}: {missing[each]}" for each in have if missing.get(each))
+            raise InputError(f"{word}: nothing that can be built here has it; {reasons}")
+
+
+def _beside(model: Path) -> Path | None:
+    checkpoint = model.with_name("last.safetensors")
+    return checkpoint if checkpoint.is_file() else None
+
+
+def find_plugins(given: Path | None) -> Path | None:
+    """The library of TensorRT plugins: `given`, else $UPSNET_PLUGINS, else what `make plugins` built, else None.
+
+    InputError when one is named and is not there.
+    """
+    variable = os.environ.get(PLUGINS_VARIABLE)
+    named = given or (Path(variable) if variable else None)
+    if named is None:
+        return MADE_PLUGINS if MADE_PLUGINS.is_file() else None
+    if not named.is_file():
+        raise InputError(f"{named}: no such plugin library; build it with `make plugins`")
+    return named
+
+
+def _remove_old(folder: Path, without: set[str]) -> None:
+    """What an earlier build left that this one does not have: engines, their manifests, libraries."""
+    names = {name for backend in ENGINES for name in (ENGINES[backend], *LIBRARIES[backend])}
+    names |= {engine_manifest_path(Path(name)).name for name in ENGINES.values()}
+    for name in names - without:
+        with writing(folder / name):
+            (folder / name).unlink(missing_ok=True)

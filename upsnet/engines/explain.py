@@ -1,0 +1,148 @@
+"""What an engine is, where it runs, and, where it does not load, which of the usual causes it is and the cure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from upsnet.contract import LIBRARY
+from upsnet.engines.check import ON_A_GPU, Look
+from upsnet.engines.describe import description, requirements
+from upsnet.engines.findings import Finding, failed, fine, line, one, unknown
+from upsnet.engines.libraries import try_library
+from upsnet.engines.manifest import ENGINES, EngineManifest
+from upsnet.errors import InputError
+from upsnet.files import PathLike, read_json
+from upsnet.report import Report, Sparse
+
+LONGEST = 600  # seconds that an engine may take to load
+FIRST = ("tensorrt", "tensorrt-rtx", "torch-tensorrt", "onnxruntime")  # of a folder that does not say
+
+
+class Explanation(Report, Sparse):
+    """file: the engine; kind: what that file is; description and requirements: lines for people, by their headings;
+    findings: what was checked; others: the other engines of the same folder; engine: its manifest."""
+
+    version: Literal[1] = 1
+    file: str
+    kind: str
+    description: dict[str, str]
+    requirements: dict[str, str]
+    findings: tuple[Finding, ...]
+    others: tuple[str, ...] = ()
+    engine: EngineManifest | None = None
+
+    @property
+    def errors(self) -> list[str]:
+        """One line for each cause for which it does not load, with the cure; the first is what a runtime says."""
+        return [line(self.file, each) for each in self.findings if each.status == "failed"]
+
+    @property
+    def verdict(self) -> str:
+        """The sum, in a sentence. It never says that an engine loads which was not loaded."""
+        if count := len(self.errors):
+            return f"It does not load here: {count} {'cause' if count == 1 else 'causes'}."
+        if self.findings and self.findings[-1].what == "loading" and self.findings[-1].status == "ok":
+            return "It loads here."
+        open_ = ", ".join(each.what for each in self.findings if each.status == "not checked")
+        return f"All that could be checked here is fine; not checked: {open_}. Whether it loads is not known."
+
+
+def explain(path: PathLike, gpu: int = 0, photo: tuple[int, int] | None = None, load: bool = True) -> Explanation:
+    """Of an engine, or of the one that is opened in an engine's folder. Nothing is written, and nothing raised.
+
+    gpu: the number of the GPU that it is for. photo: height and width of one that the engine must hold. load: try to
+    load the libraries, and the engine where this machine can, in processes of their own; this runs what is in them.
+    """
+    engine, others = find_engine(Path(path))
+    look = Look(engine, gpu, photo)
+    findings = list(look.findings())
+    if load:
+        findings += _loading(look, findings)
+    kind = look.kind
+    return Explanation(
+        file=str(engine),
+        kind=kind.title if kind else "",
+        description=description(engine, kind, look.manifest) if kind else {},
+        requirements=requirements(kind, look.manifest) if kind and kind.backend else {},
+        findings=tuple(findings),
+        others=tuple(others),
+        engine=look.manifest,
+    )
+
+
+def find_engine(path: Path) -> tuple[Path, list[str]]:
+    """The file, or the engine that a folder is opened with, and the names of the others that are there. Of a run's
+    folder, its engine's. The path itself where there is none."""
+    if not path.is_dir():
+        return path, []
+    for folder in (path, path / "engine"):
+        names = {backend: ENGINES[backend] for backend in FIRST if os.path.isfile(folder / ENGINES[backend])}  # type: ignore[index]
+        if folder == path and list(names) == ["onnxruntime"] and os.path.isdir(path / "engine"):
+            continue  # a run's exported model
+        if names:
+            chosen = _chosen(folder)
+            name = names.pop(chosen if chosen in names else next(iter(names)))
+            return folder / name, list(names.values())
+    return path, []
+
+
+def _chosen(folder: Path) -> Any:
+    """The backend that engine.json says is opened in its folder; older ones do not say."""
+    try:
+        report = read_json(folder / "engine.json")
+    except InputError:
+        return None
+    return report.get("chosen", "onnxruntime") if isinstance(report, dict) else None
+
+
+def _loading(look: Look, findings: list[Finding]) -> Iterator[Finding]:
+    """The libraries that are right, loaded; then the engine in its runtime, where nothing is in the way."""
+    wrong = {each.what for each in findings if each.status == "failed"}
+    folder, manifest = look.engine.parent, look.manifest
+    for part in manifest.libraries if manifest else ():
+        if f"library {part.file}" not in wrong:
+            tried = list(try_library(folder / part.file, manifest.kernel_abi if manifest else None))
+            wrong |= {each.what for each in tried if each.status == "failed"}
+            yield from tried
+    if look.backend is None:
+        return
+    if wrong:
+        yield unknown("loading", "first mend what is above")
+    elif look.backend in ON_A_GPU and (look.driver is None or look.driver.problem):
+        yield unknown("loading", "without a GPU nothing can load it")
+    else:
+        yield attempt(look.engine, look.backend)
+
+
+def attempt(engine: Path, backend: str) -> Finding:
+    """Opens it in its runtime, in another process: a broken engine may end the process that loads it."""
+    beside = (engine.parent / LIBRARY).is_file()
+    kernels = {"UPSNET_OPERATORS": str(engine.parent.resolve())} if beside else {"UPSNET_KERNELS": "off"}
+    command = [sys.executable, "-B", "-m", "upsnet.runtimes.attempt", str(engine), backend]
+    try:
+        tried = subprocess.run(
+            command,
+            env={**os.environ, **(kernels if backend == "onnxruntime" else {})},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=LONGEST,
+        )
+    except subprocess.TimeoutExpired:
+        return unknown("loading", f"it did not load within {LONGEST} s")
+    try:
+        answer = json.loads(tried.stdout.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        said = (tried.stderr.strip().splitlines() or ["and said nothing"])[-1]
+        text = f"the process that loads it ends with status {tried.returncode}: {said}"
+        return failed("loading", "refused", text, "build the engine again with `make engine`")
+    if "opened" in answer:
+        return fine("loading", f"loads, on {answer['opened']}")
+    text, _, cure = one(str(answer.get("error"))).removeprefix(f"{one(str(engine))}: ").rpartition("; ")
+    return failed("loading", "refused", text or cure, cure if text else "")
