@@ -96,6 +96,11 @@ def gpu_problem() -> str | None:
     return f"the NVIDIA driver finds no GPU{CONTAINER}" if gpu_names() or _pci_gpus() else "there is no NVIDIA GPU"
 
 
+def shows_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU, as far as its kernel shows that, whatever the driver says."""
+    return DRIVER.exists() or _pci_gpus() > 0
+
+
 def driver_version() -> str:
     """The CUDA version that the NVIDIA driver is for, as "13.0"; "" where there is none."""
     version = ctypes.c_int()
