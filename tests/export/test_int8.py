@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx.numpy_helper import from_array, to_array
 from typer.testing import CliRunner
 
 import export.onnx_export
-from export.calibration import OWN, find_photos, find_ranges, signal_to_noise
-from export.building import build_engine
 from export.backends import tensorrt_engine
 from export.backends.backend import Job
 from export.backends.tensorrt_engine import TensorRT
+from export.building import build_engine
+from export.calibration import OWN, find_photos, find_ranges, signal_to_noise
 from export.features import LAYERS, feature_nodes, features_of
 from export.onnx_export import export_int8, export_onnx
 from export.quantization import quantize

@@ -8,7 +8,7 @@ import pytest
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
-from upsnet.manifest import Manifest
+from upsnet.manifest import Manifest, Recipe
 
 TABLE = Categories.from_coco([{"id": 7, "name": "cat", "isthing": 1}, {"id": 90, "name": "sky", "isthing": 0}])
 MANIFEST = Manifest(
@@ -53,3 +53,28 @@ def test_load_refuses_what_is_no_object(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(InputError, match=r"bad\.json"):
         Manifest.load(tmp_path / "bad.json")
+
+
+class TestPrecision:
+    def test_a_recipe_goes_with_mixed_alone(self, tmp_path: Path) -> None:
+        good = MANIFEST.model_dump(mode="json")
+        for change in ({"precision": "mixed"}, {"recipe": {"default": "fp16"}}):
+            (tmp_path / "x.json").write_text(json.dumps(good | change))
+            with pytest.raises(InputError, match=r"x\.json: .*recipe"):
+                Manifest.load(tmp_path / "x.json")
+
+    def test_the_longest_name_counts(self) -> None:
+        recipe = Recipe(default="fp16", modules={"backbone": "int8", "backbone.stages.1": "fp8", "rpn": "fp32"})
+        found = [recipe.type_of(name) for name in ("backbone.stem", "backbone.stages.1.0", "rpn", "rpnx", "fpn.p2")]
+        assert found == ["int8", "fp8", "fp32", "fp16", "fp16"]
+
+    def test_eight_bits_lie_between_floats(self) -> None:
+        assert [Recipe(default=each).between for each in ("fp16", "int8", "fp8")] == ["fp16", "fp32", "fp32"]
+
+    def test_an_old_manifest_of_int8(self, tmp_path: Path) -> None:
+        """Before there were others: its pair stands in the calibration."""
+        calibration = {"data": "train", "photos": 8, "method": "minmax", "pair": "ab"}
+        old = MANIFEST.model_dump(mode="json") | {"precision": "int8", "calibration": calibration}
+        (tmp_path / "x.json").write_text(json.dumps(old))
+        assert Manifest.load(tmp_path / "x.json").twins == "ab" and MANIFEST.twins == ""
+        assert not {"pair", "recipe", "calibration"} & set(MANIFEST.model_dump(mode="json"))

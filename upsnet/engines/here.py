@@ -48,7 +48,7 @@ def check_gpu(
         needs = (
             f", and it needs one of compute capability {runs_on(wanted, upwards)}" if wanted else ", and it needs one"
         )
-        yield unknown("GPU", f"{driver.problem} here{needs}")
+        yield unknown("GPU", f"{driver.problem}{needs}")
         return
     if driver.problem:
         yield failed("driver", "driver", driver.problem, driver.cure)
