@@ -17,7 +17,8 @@ from export.engine_manifest import read_configuration, write_manifest
 from export.options import EngineOptions
 from export.outcome import Outcome
 from upsnet.contract import CONFIGURATION_KEY, PLUGINS, manifest_path
-from upsnet.device import compute_capability, gpu_problem
+from upsnet.device import compute_capability
+from upsnet.driver import gpu_problem
 from upsnet.engines import manifest as engines
 from upsnet.engines.manifest import ENGINES, LIBRARIES, Part, engine_manifest_path
 from upsnet.errors import InputError

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.metadata
 import importlib.util
+import json
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -206,7 +209,7 @@ BUILDER_OPTIONS: dict[Name, frozenset[str]] = {
     ),
     "tensorrt-rtx": frozenset({"workspace", "compute_capabilities", "weight_streaming", "refit"}),
 }
-HARDWARE_LEVELS = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+HARDWARE_LEVELS: dict[str, str] = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 
 
 def too_old(name: Name, version: str) -> str | None:
@@ -218,6 +221,13 @@ def too_old(name: Name, version: str) -> str | None:
     return (
         f"{name} {version} is too old for the plugins: {wanted} or newer; pip install '{DISTRIBUTION}[{EXTRAS[name]}]'"
     )
+
+
+def cuda_of(name: Name) -> str:
+    """The major version of CUDA that the installed package was made for, as "13"; "" where its name does not say so."""
+    packages = (str(each.name).replace("_", "-") for each in importlib.metadata.distributions())
+    found = (re.match(rf"{name}-cu(\d+)", package) for package in packages)
+    return max((each[1] for each in found if each), default="")
 
 
 def make_network(api: Api, builder: Any) -> Any:
@@ -269,3 +279,34 @@ def make_monitor(api: Api, phases: Phases) -> Any:
             phases.finish(phase)
 
     return Monitor()
+
+
+# What a profile is made of
+
+
+def keep_layers(api: Api, config: Any) -> None:
+    """The builder's engine goes on saying what its layers are: their names, types and nodes of the ONNX file."""
+    config.profiling_verbosity = api.module.ProfilingVerbosity.DETAILED
+
+
+def make_profiler(api: Api, report: Callable[[str, float], None]) -> Any:
+    """An IProfiler that hands on every layer's name and milliseconds of every call."""
+    trt = api.module
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def report_layer_time(self, name: str, ms: float) -> None:
+            report(name, ms)
+
+    return Profiler()
+
+
+def layer_information(api: Api, engine: Any) -> list[dict[str, Any]]:
+    """What the inspector says of every layer, as its JSON has it; of an engine that `keep_layers` had no part in, the
+    "Name" alone."""
+    inspector = engine.create_engine_inspector()
+    form = api.module.LayerInformationFormat.JSON
+    found = [json.loads(inspector.get_layer_information(index, form)) for index in range(engine.num_layers)]
+    return [each if isinstance(each, dict) else {"Name": str(each)} for each in found]

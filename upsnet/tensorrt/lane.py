@@ -58,12 +58,14 @@ class Lane:
     A shape that comes a second time is captured: from then on copies and kernels are launched in one call.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, profiler: Any = None) -> None:
+        """profiler: an IProfiler that is told every layer's time; then nothing is captured."""
         self.engine, cuda = engine, engine.cuda
+        self._profiler = profiler
         self.device, self.scratch, self.host = Buffer(cuda), Buffer(cuda), Buffer(cuda, host=True)
         self.graphs: OrderedDict[tuple[Shape, ...], Ready] = OrderedDict()
         self._seen: OrderedDict[tuple[Shape, ...], None] = OrderedDict()
-        self._capture = can_capture(engine.api, engine.engine)
+        self._capture = profiler is None and can_capture(engine.api, engine.engine)
         self._context = self._new_context()
         self._profile = 0
         self._current: tuple[tuple[Shape, ...], Layout] | None = None  # what the context is set to
@@ -128,6 +130,8 @@ class Lane:
         context = make_context(self.engine.api, self.engine.engine)
         if context is None:
             raise self.engine.error("no execution context can be made")
+        if self._profiler is not None:
+            context.profiler = self._profiler
         return context
 
     def _set(self, context: Any, shapes: tuple[Shape, ...], profile: int, switch: bool) -> Layout:
