@@ -13,9 +13,10 @@ from typing import Any, Literal
 from upsnet.contract import LIBRARY
 from upsnet.engines.check import ON_A_GPU, Look
 from upsnet.engines.describe import description, requirements
-from upsnet.engines.findings import Finding, failed, fine, line, one, unknown
+from upsnet.engines.findings import Finding, fine, line, one, unknown
 from upsnet.engines.libraries import try_library
 from upsnet.engines.manifest import ENGINES, EngineManifest
+from upsnet.engines.refusals import refusal
 from upsnet.errors import InputError
 from upsnet.files import PathLike, read_json
 from upsnet.report import Report, Sparse
@@ -139,10 +140,9 @@ def attempt(engine: Path, backend: str) -> Finding:
     try:
         answer = json.loads(tried.stdout.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        said = (tried.stderr.strip().splitlines() or ["and said nothing"])[-1]
-        text = f"the process that loads it ends with status {tried.returncode}: {said}"
-        return failed("loading", "refused", text, "build the engine again with `make engine`")
+        said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        return refusal(f"the process that loads it ends with status {tried.returncode}: {said}", "")
     if "opened" in answer:
         return fine("loading", f"loads, on {answer['opened']}")
     text, _, cure = one(str(answer.get("error"))).removeprefix(f"{one(str(engine))}: ").rpartition("; ")
-    return failed("loading", "refused", text or cure, cure if text else "")
+    return refusal(f"{text or cure}{answer.get('diagnostics', '')}", cure if text else "")

@@ -32,6 +32,7 @@ Cause = Literal[
     "compute capability",
     "CPU instructions",
     "profile",
+    "memory",
     "refused",  # by the runtime, in its own words
 ]
 

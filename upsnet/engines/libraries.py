@@ -18,6 +18,7 @@ from upsnet.errors import InputError
 from upsnet.files import sha256
 from upsnet.kernels.loading import BuildError, check_owners, check_whole
 
+ELF = b"\x7fELF"
 LONGEST = 60  # seconds
 # Asks a library for its numbers, in a process of its own: one that is broken may end it.
 ASK = """
@@ -58,26 +59,33 @@ def check_library(part: Part, folder: Path) -> Finding:
     try:
         regular_file(path)
         head = read_head(path)
+        check_owners(path, folder)
     except InputError as error:
         text = f"the library {part.file} of its custom operators is missing beside it ({error})"
         return failed(what, "library missing", text, copy)
-    if not head.startswith(b"\x7fELF"):
-        kind = identify(path)
-        return failed(what, "library altered", f"{part.file} is {kind.title}, not a shared library", kind.cure or copy)
-    if (machine := elf_machine(head)) != platform.machine():
-        text = f"{part.file} is for {machine or 'another processor'}, and this machine is {platform.machine()}"
-        return failed(what, "platform", text, "build the engine on a machine of this kind")
-    try:
-        check_owners(path, folder)
-        check_whole(path)
     except BuildError as error:
         text, _, cure = str(error).rpartition("; ")
-        cut = "cut off" in text
-        return failed(what, "truncated" if cut else "library open to others", text, copy if cut else cure)
+        return failed(what, "library open to others", text, cure)
+    if head.startswith(ELF) and (machine := elf_machine(head)) != platform.machine():
+        text = f"{part.file} is for {machine or 'another processor'}, and this machine is {platform.machine()}"
+        return failed(what, "platform", text, "build the engine on a machine of this kind")
     if hash_of(path) != part.sha256:
-        text = f"{part.file} is of another build than the one that the engine was built with (its sha256 differs)"
-        return failed(what, "library altered", text, copy)
+        return _altered(path, head, copy)
     return fine(what, f"the one that the engine was built with (sha256 {part.sha256[:8]})")
+
+
+def _altered(path: Path, head: bytes, copy: str) -> Finding:
+    """What a library is that is not the one that the engine was built with."""
+    what = f"library {path.name}"
+    if not head.startswith(ELF):
+        kind = identify(path)
+        return failed(what, "library altered", f"{path.name} is {kind.title}, not a shared library", kind.cure or copy)
+    try:
+        check_whole(path)
+    except BuildError as error:
+        return failed(what, "truncated", str(error).rpartition("; ")[0], copy)
+    text = f"{path.name} is of another build than the one that the engine was built with (its sha256 differs)"
+    return failed(what, "library altered", text, copy)
 
 
 def try_library(path: Path, kernel_abi: int | None) -> Iterator[Finding]:
@@ -85,7 +93,7 @@ def try_library(path: Path, kernel_abi: int | None) -> Iterator[Finding]:
     what, again = f"library {path.name}", "build the engine again with `make engine`"
     try:
         asked = subprocess.run(
-            [sys.executable, "-IB", "-c", ASK, str(path.resolve())],
+            [sys.executable, "-PB", "-c", ASK, str(path.resolve())],
             capture_output=True,
             text=True,
             errors="replace",

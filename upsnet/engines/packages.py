@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from upsnet import DISTRIBUTION
 from upsnet.engines.findings import Finding, failed, fine, unknown
+from upsnet.engines.gpus import DRIVERS
 from upsnet.engines.kinds import Kind
 from upsnet.engines.manifest import Backend, EngineManifest
 from upsnet.errors import InputError
@@ -35,6 +36,15 @@ def check_package(backend: Backend, kind: Kind, manifest: EngineManifest | None)
         problem, _, cure = str(error).rpartition(": ")
         return failed("package", "package missing", f"{problem}, and {needs(backend, built)}", cure)
     return compare(backend, built, here, bool(manifest and manifest.version_compatible))
+
+
+def cuda_of(backend: Backend) -> int | None:
+    """The major version of CUDA that the installed package was made for, by the names that pip knows it by; None where
+    those do not say it."""
+    names = {"tensorrt": ("tensorrt_cu{}", "tensorrt-cu{}-libs"), "tensorrt-rtx": ("tensorrt-rtx-cu{}-libs",)}
+    return next(
+        (major for major in sorted(DRIVERS) for name in names.get(backend, ()) if _version(name.format(major))), None
+    )
 
 
 def compare(backend: Backend, built: str, here: str, forward: bool) -> Finding:
