@@ -15,7 +15,7 @@ from upsnet.engines.here import check_cpu, check_gpu, check_platform
 from upsnet.engines.kinds import Kind, identify, regular_file
 from upsnet.engines.libraries import check_library, hash_of
 from upsnet.engines.manifest import ENGINES, Backend, EngineManifest, backend_of, engine_manifest_path
-from upsnet.engines.packages import TITLES, check_package, cuda_of
+from upsnet.engines.packages import TITLES, check_package, cuda_for
 from upsnet.engines.profiles import AGAIN, check_profiles
 from upsnet.errors import InputError
 from upsnet.files import read_json
@@ -76,7 +76,7 @@ class Look:
         yield check_package(self.backend, self.kind, self.manifest)
         if self.backend in ON_A_GPU:
             self.driver = find_driver()
-            yield from check_gpu(self.driver, self.gpu, self.kind, self.manifest, cuda_of(self.backend))
+            yield from check_gpu(self.driver, self.gpu, self.kind, self.manifest, cuda_for(self.backend, self.manifest))
         if self.manifest is not None and self.manifest.profiles:
             yield check_profiles(self.manifest, self.photo)
 

@@ -94,6 +94,7 @@ def try_library(path: Path, kernel_abi: int | None) -> Iterator[Finding]:
     try:
         asked = subprocess.run(
             [sys.executable, "-PB", "-c", ASK, str(path.resolve())],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",

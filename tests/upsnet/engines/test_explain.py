@@ -307,7 +307,7 @@ MACHINES: dict[str, tuple[Driver, str, str, str]] = {
     "an old driver": (
         GPU._replace(cuda=(12, 8)),
         "driver too old",
-        "CUDA 12.8, and the package here needs CUDA 13",
+        "CUDA 12.8, and the package needs CUDA 13",
         "driver",
     ),
     "a hidden GPU": (GPU._replace(gpus=()), "GPU", "there is no GPU number 0", "--device"),
