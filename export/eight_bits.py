@@ -44,7 +44,7 @@ def channel_steps(weight: np.ndarray, axis: int, kind: EightBits) -> np.ndarray:
 def rounded(values: np.ndarray, step: np.ndarray, kind: EightBits) -> np.ndarray:
     """values / step in eight bits, half to even; what is too large becomes the largest."""
     limit = LARGEST[kind]
-    scaled = np.clip(values.astype(np.float32) / step.astype(np.float32), -limit, limit)
+    scaled = np.clip(values.astype(np.float32) / np.asarray(step, np.float32), -limit, limit)
     return (np.rint(scaled) if kind == "int8" else scaled).astype(STORED[kind])
 
 

@@ -69,8 +69,8 @@ def write_manifest(
 
 
 def _capabilities(backend: Backend, job: Job, engine: Path) -> tuple[str, ...]:
-    """Those that were asked for; of TensorRT-RTX, those that its plan names; else that of the GPU here, unless the engine
-    is for others, too."""
+    """Those that were asked for; of TensorRT-RTX, those that its plan names; else that of the GPU here, unless the
+    engine is for others, too."""
     if job.options.compute_capabilities:
         return job.options.compute_capabilities
     if backend.name == "tensorrt-rtx":

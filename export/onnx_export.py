@@ -28,6 +28,7 @@ from upsnet.manifest import EIGHT_BITS, Calibration, Manifest, ModuleType, Preci
 
 OPSET = 20
 PHOTOS = 32  # to calibrate on: 8 to 128 gave the same PQ (docs/precision.md)
+WITHOUT_KERNELS: set[ModuleType] = {"bf16", "fp8"}  # ONNX Runtime's file is float32 then
 INTEGERS: set[ModuleType] = {"int8", "fp32"}  # of these alone, ONNX Runtime has a graph with integers of its own
 
 
@@ -92,9 +93,10 @@ def export(
 
 
 def _needs_two(recipe: Recipe) -> bool:
-    """Whether ONNX Runtime on a CPU needs another graph than TensorRT: it has no bfloat16, and wants other integers."""
+    """Whether ONNX Runtime on a CPU needs another graph than TensorRT: it has no bfloat16, makes an invalid graph of
+    fp8's Q/DQ pairs, and wants other integers."""
     types = {*recipe.types, recipe.between}
-    return "bf16" in types or ("int8" in types and types <= INTEGERS)
+    return bool(types & WITHOUT_KERNELS) or ("int8" in types and types <= INTEGERS)
 
 
 def export_onnx(checkpoint: Path, out: Path, precision: Precision = "fp32") -> Manifest:
@@ -220,7 +222,7 @@ def main(
 ) -> None:
     """Checkpoint -> one ONNX file that plain ONNX Runtime and TensorRT run, and its manifest beside it.
 
-    int8, bf16: a second file beside it, NAME.tensorrt.onnx, is TensorRT's.
+    int8, bf16, fp8: a second file beside it, NAME.tensorrt.onnx, is TensorRT's.
     """
     target = out or checkpoint.with_name("model.onnx")
     kind: Precision = precision or ("mixed" if recipe else "fp32")

@@ -15,7 +15,7 @@ class TorchTensorRT:
     """It starts from the checkpoint, not from the ONNX file."""
 
     name: engines.Backend = "torch-tensorrt"
-    options: frozenset[str] = frozenset()
+    options: frozenset[str] = frozenset({"profiles"})
 
     def available(self) -> str | None:
         if importlib.util.find_spec("torch_tensorrt") is None:
@@ -32,4 +32,4 @@ class TorchTensorRT:
     def build(self, job: Job, source: Path) -> Outcome:
         from export.torch_tensorrt import build
 
-        return build(source, job.folder / engines.ENGINES[self.name], job.manifest)
+        return build(source, job.folder / engines.ENGINES[self.name], job.manifest, job.options.profiles)

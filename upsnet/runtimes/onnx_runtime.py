@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from pydantic import ValidationError
 
 from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS
 from upsnet.device import DRIVER_LIBRARY, Device, parse_device, warn_of_unused_gpu
+from upsnet.engines.check import check_engine
+from upsnet.engines.manifest import engine_manifest_path
 from upsnet.errors import InputError, one_line
 from upsnet.files import check_utf8
 from upsnet.geometry import NetworkBatch
@@ -23,6 +26,7 @@ from upsnet.runtimes.predictor import RawPrediction
 from upsnet.runtimes.weights import start_session
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+Provider = tuple[str, dict[str, str]]  # its name and its options
 LOAD_ERRORS = (
     state.EPFail,
     state.Fail,
@@ -38,7 +42,8 @@ LOAD_ERRORS = (
 
 
 class OnnxRuntimePredictor:
-    """Runs an exported model. The manifest comes out of the ONNX file itself.
+    """Runs an exported model. The manifest comes out of the ONNX file itself; where an engine's manifest lies beside it
+    (model.onnx.json), the file and its libraries are held against that.
 
     device: see upsnet/device.py. kernels: as `open_session` takes it; `.kernels` is what it came to.
     """
@@ -48,32 +53,40 @@ class OnnxRuntimePredictor:
     def __init__(
         self, model: Path, threads: int | None = None, device: str = "cpu", kernels: str | None = None
     ) -> None:
+        self.engine_path = Path(model) if engine_manifest_path(Path(model)).is_file() else None
+        if self.engine_path is not None:
+            check_engine(self.engine_path, parse_device(device).number)
         self.session, used = open_with_kernels(Path(model), threads, device, kernels)
         self.kernels = str(used)
         on_gpu = self.session.get_providers()[0] == CUDA
         self.device_name = f"cuda:{parse_device(device).number}" if on_gpu else "cpu"
-        try:
-            metadata = self.session.get_modelmeta().custom_metadata_map
-            names = [[each.name for each in of()] for of in (self.session.get_inputs, self.session.get_outputs)]
-        except UnicodeDecodeError:
-            raise InputError(f"{model}: damaged: a name in it is no text; export it again with `make onnx`") from None
-        if METADATA_KEY not in metadata:
-            raise InputError(f"{model}: not an upsnet model (no {METADATA_KEY} metadata); export it with `make onnx`")
-        if names != [INPUTS, OUTPUTS]:
-            raise InputError(
-                f"{model}: not a graph of this version ({' '.join(names[0])} -> {' '.join(names[1])}); export it again "
-                "with `make onnx`"
-            )
-        try:
-            self.manifest = Manifest.model_validate_json(metadata[METADATA_KEY])
-        except ValidationError as error:
-            raise InputError(f"{model}: its manifest is damaged ({one_line(error)}); export it again") from None
+        self.manifest = manifest_in(self.session, model)
 
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         return RawPrediction(*self.session.run(OUTPUTS, dict(zip(INPUTS, batch, strict=True))))
 
     def close(self) -> None:
         del self.session
+
+
+def manifest_in(session: ort.InferenceSession, model: Path) -> Manifest:
+    """What the file holds. InputError where it is no model of this project, or none of this version."""
+    try:
+        metadata = session.get_modelmeta().custom_metadata_map
+        names = [[each.name for each in of()] for of in (session.get_inputs, session.get_outputs)]
+    except UnicodeDecodeError:
+        raise InputError(f"{model}: damaged: a name in it is no text; export it again with `make onnx`") from None
+    if METADATA_KEY not in metadata:
+        raise InputError(f"{model}: not an upsnet model (no {METADATA_KEY} metadata); export it with `make onnx`")
+    if names != [INPUTS, OUTPUTS]:
+        raise InputError(
+            f"{model}: not a graph of this version ({' '.join(names[0])} -> {' '.join(names[1])}); export it again "
+            "with `make onnx`"
+        )
+    try:
+        return Manifest.model_validate_json(metadata[METADATA_KEY])
+    except ValidationError as error:
+        raise InputError(f"{model}: its manifest is damaged ({one_line(error)}); export it again") from None
 
 
 def open_session(
@@ -103,7 +116,7 @@ def open_with_kernels(
         cure = "export it again with `make onnx`"
         if isinstance(error, state.NotImplemented):  # as DeformConv in 1.23
             cure = "take a newer ONNX Runtime, or the compiled kernels (`upsnet doctor` says which there are)"
-        raise InputError(f"{model}: ONNX Runtime cannot load it ({_reason(error)}); {cure}") from None
+        raise InputError(f"{model}: ONNX Runtime cannot load it ({first_reason(error)}); {cure}") from None
 
 
 def session_options(threads: int | None = None, library: Path | None = None) -> ort.SessionOptions:
@@ -121,39 +134,41 @@ def session_options(threads: int | None = None, library: Path | None = None) -> 
 def _start(model: Path, threads: int | None, device: Device, kernels: str) -> tuple[ort.InferenceSession, Kernels]:
     """On the device that is wanted, and on no other."""
     if device.kind == "cpu":
-        return _session(model, threads, kernels)
+        return start_with_kernels(model, threads, kernels)
     problem = problem_with_cuda()
     if problem is None:
         try:
-            session, used = _session(model, threads, kernels, gpu=device.number)
+            session, used = start_with_kernels(model, threads, kernels, gpu=device.number)
             if session.get_providers()[0] == CUDA:
                 return session, used
             problem = "its CUDA provider does not load; ONNX Runtime's lines on stderr say why"
         except (*LOAD_ERRORS, RuntimeError) as error:  # RuntimeError: CUDA's own failures
-            problem = _reason(error)
+            problem = first_reason(error)
     if device.kind == "cuda":
         raise InputError(f"{model}: ONNX Runtime cannot run it on {device} ({problem}); device cpu needs no GPU")
-    session, used = _session(model, threads, kernels)
+    session, used = start_with_kernels(model, threads, kernels)
     if CUDA in ort.get_available_providers():
         warn_of_unused_gpu("ONNX Runtime", problem)
     return session, used
 
 
-def _session(
-    model: Path, threads: int | None, kernels: str, gpu: int | None = None
+def start_with_kernels(
+    model: Path, threads: int | None, kernels: str, gpu: int | None = None, ahead: Sequence[Provider] = ()
 ) -> tuple[ort.InferenceSession, Kernels]:
+    """A session on the CPU, or on a GPU; there, providers `ahead` of CUDA take what they can. Raises ONNX Runtime's
+    errors."""
     providers: dict[str, Any] = {"providers": [CPU]}
     if gpu is not None:
         # As PyTorch's float32 is here: no TF32. No fallback: ONNX Runtime would print a banner and take the CPU.
         cuda = (CUDA, {"device_id": str(gpu), "use_tf32": "0"})
-        providers = {"providers": [cuda, CPU], "enable_fallback": 0}
+        providers = {"providers": [*ahead, cuda, CPU], "enable_fallback": 0}
     used = registered(find_kernels(kernels, gpu)) if has_operators(model) else NONE
     used.warn()
     if used.library is not None:
         try:
             return start_session(model, session_options(threads, used.library), **providers), used
         except LOAD_ERRORS as error:  # of the library, or the model's own, which it then has without it, too
-            used = Kernels(None, f"{used.library} does not run this model: {_reason(error)}")
+            used = Kernels(None, f"{used.library} does not run this model: {first_reason(error)}")
     session = start_session(model, session_options(threads), **providers)
     used.warn()
     return session, used
@@ -164,7 +179,7 @@ def registered(kernels: Kernels) -> Kernels:
     try:
         session_options(library=kernels.library)
     except LOAD_ERRORS as error:
-        return Kernels(None, f"ONNX Runtime {ort.__version__} does not take {kernels.library}: {_reason(error)}")
+        return Kernels(None, f"ONNX Runtime {ort.__version__} does not take {kernels.library}: {first_reason(error)}")
     return kernels
 
 
@@ -181,5 +196,6 @@ def problem_with_cuda() -> str | None:
     return None
 
 
-def _reason(error: Exception) -> str:
+def first_reason(error: Exception) -> str:
+    """An error's text in one line."""
     return " ".join(str(error).split())[:300]

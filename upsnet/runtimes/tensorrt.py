@@ -101,10 +101,11 @@ class TensorRTPredictor:
             return profile
         images = dict(zip((each.name for each in engine.inputs), arrays, strict=True))["images"]
         size, height, width = images.shape[:3]
-        held = "; ".join(bounds({name: tuple(each) for name, each in profile.items()}) for profile in engine.profiles)
+        profiles = ({name: (each.low, each.usual, each.high) for name, each in one.items()} for one in engine.profiles)
         raise Refused(
-            f"{self.engine_path}: a batch of {size} at {height} x {width} is in none of its profiles, which hold {held}: "
-            "build an engine whose profile holds it (`upsnet engine`), or take the runtime onnxruntime"
+            f"{self.engine_path}: a batch of {size} at {height} x {width} is in none of its profiles, which hold "
+            f"{'; '.join(map(bounds, profiles))}: build an engine whose profile holds it (`upsnet engine`), or take "
+            "the runtime onnxruntime"
         )
 
     def _enter(self) -> tuple[Lane, Engine]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from upsnet import DISTRIBUTION
@@ -28,6 +28,16 @@ EXTRAS: dict[Name, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 # Every builder without a GPU logs these errors, and builds all the same.
 WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
 MOST_ERRORS = 3  # that are shown
+# Its types that NumPy has, too
+NUMPY_TYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
 
 
 class Phases(Protocol):
@@ -45,17 +55,6 @@ class Api(NamedTuple):
 
     name: Name
     module: ModuleType | Any  # Any: it has no types
-
-    # TensorRT's types that NumPy has, too
-    numpy_types: ClassVar[dict[str, str]] = {
-        "FLOAT": "float32",
-        "HALF": "float16",
-        "INT8": "int8",
-        "INT32": "int32",
-        "INT64": "int64",
-        "UINT8": "uint8",
-        "BOOL": "bool",
-    }
 
     @property
     def version(self) -> str:

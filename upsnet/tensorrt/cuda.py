@@ -116,7 +116,7 @@ class Buffer:
         """A view of a part of pinned memory."""
         count = int(np.prod(shape))
         content = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(self.address + offset)
-        return np.frombuffer(content, kind, count).reshape(shape)
+        return np.ctypeslib.as_array(content).view(kind).reshape(shape)
 
     def free(self) -> None:
         address, self.address, self.size = self.address, 0, 0

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upsnet.errors import InputError
-from upsnet.tensorrt.api import Api, described, make_logger, make_runtime, take_errors
+from upsnet.tensorrt.api import NUMPY_TYPES, Api, described, make_logger, make_runtime, take_errors
 from upsnet.tensorrt.cuda import Cuda
 
 Shape = tuple[int, ...]
@@ -69,7 +69,7 @@ class Engine:
     def _tensor(self, name: str) -> Tensor:
         kind = self.engine.get_tensor_dtype(name)
         try:
-            numpy_kind = np.dtype(self.api.numpy_types[kind.name])
+            numpy_kind = np.dtype(NUMPY_TYPES[kind.name])
         except KeyError:
             raise InputError(f"{self.plan}: {name} is {kind.name}, a type that this runtime does not have") from None
         if self.engine.get_tensor_location(name) != self.api.module.TensorLocation.DEVICE:

@@ -67,6 +67,7 @@ class Lane:
         self._context = self._new_context()
         self._profile = 0
         self._current: tuple[tuple[Shape, ...], Layout] | None = None  # what the context is set to
+        self._closed = False
         self.stream = Stream(cuda)
 
     def run(self, arrays: Sequence[np.ndarray], profile: int) -> list[np.ndarray]:
@@ -194,10 +195,13 @@ class Lane:
         ready.graph.destroy()  # before its context
 
     def close(self) -> None:
-        """Frees all, in the order in which one needs the other, also after CUDA has failed. A second call does nothing."""
-        steps: list[Callable[[], object]] = [self.stream.wait, self._drop_all, self._forget]
-        steps += [buffer.free for buffer in (self.scratch, self.device, self.host)]
-        for step in (*steps, self.stream.destroy):
+        """Frees all, one before what it needs, also after CUDA has failed. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        buffers = (self.scratch, self.device, self.host)
+        steps: list[Callable[[], None]] = [self.stream.wait, self._drop_all, self._forget]
+        for step in (*steps, *(buffer.free for buffer in buffers), self.stream.destroy):
             with suppress(CudaError):
                 step()
 

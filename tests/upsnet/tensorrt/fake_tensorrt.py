@@ -152,6 +152,7 @@ def make_module(world: World) -> Any:
     trt.IProfiler, trt.IProgressMonitor = IProfiler, IProgressMonitor
     trt.get_plugin_registry = lambda: Registry(world)
     trt.init_libnvinfer_plugins = lambda logger, namespace: True
+    trt.get_nv_onnx_parser_version = lambda: 200
     trt.volume = math.prod
     return trt
 
