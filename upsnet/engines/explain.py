@@ -59,8 +59,9 @@ class Explanation(Report, Sparse):
 def explain(path: PathLike, device: str = AUTO, photo: tuple[int, int] | None = None, load: bool = True) -> Explanation:
     """Of an engine, or of the one that is opened in an engine's or a run's folder. Nothing is written.
 
-    device: what it is to run on, see upsnet/device.py; InputError for another word. photo: height and width of one that the engine must hold. load: try to
-    load the libraries, and the engine where this machine can, in processes of their own; this runs what is in them.
+    device: what it is to run on, see upsnet/device.py; InputError for another word. photo: height and width of one that
+    the engine must hold. load: try to load the libraries, and the engine where this machine can, in processes of their
+    own; this runs what is in them.
     """
     engine, others = find_engine(Path(path))
     look = Look(engine, parse_device(device).number, photo)
@@ -106,13 +107,13 @@ def _chosen(folder: Path) -> Any:
 
 def _loading(look: Look, findings: list[Finding], device: str) -> Iterator[Finding]:
     """The libraries that are right, loaded; then the engine in its runtime, where nothing is in the way."""
-    wrong = {each.what for each in findings if each.status == "failed"}
+    wrong = [each.file for each in findings if each.status == "failed"]
     folder, manifest = look.engine.parent, look.manifest
     for part in manifest.libraries if manifest else ():
-        if f"library {part.file}" not in wrong:
-            tried = list(try_library(folder / part.file, manifest.kernel_abi if manifest else None))
-            wrong |= {each.what for each in tried if each.status == "failed"}
-            yield from tried
+        if part.file not in wrong:
+            tried = try_library(folder / part.file, manifest.kernel_abi if manifest else None)
+            wrong += [part.file] * (tried.status == "failed")
+            yield tried
     if look.backend is None:
         return
     if wrong:

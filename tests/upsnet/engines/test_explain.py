@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -34,6 +35,7 @@ from upsnet.engines import check, here, packages
 from upsnet.engines import explain as explaining
 from upsnet.engines.check import check_engine
 from upsnet.engines.explain import Explanation, explain
+from upsnet.engines.findings import Cause
 from upsnet.engines.manifest import Part, engine_manifest_path
 from upsnet.engines.refusals import refusal
 from upsnet.errors import InputError
@@ -586,3 +588,8 @@ def test_causes_in_the_words_of_runtimes(words: str, cause: str) -> None:
     found = refusal(words, "")
     assert (found.cause, found.text) == (cause, words) and found.cure
     assert refusal(words, "its own cure").cure == "its own cure"
+
+
+def test_the_page_has_every_cause(project_root: Path) -> None:
+    page = (project_root / "docs/engines.md").read_text()
+    assert [cause for cause in get_args(Cause) if f"`{cause}`" not in page] == []
