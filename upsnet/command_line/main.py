@@ -37,6 +37,7 @@ COMMANDS = {
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
     "engine": Entry("export.engine", "ONNX file -> the engine of this machine."),
+    "engine compare": Entry("eval.comparing.command", "Two networks, module by module: where they part first."),
     "engine explain": Entry(
         "upsnet.command_line.explain", "What an engine is, where it runs, and why it does not load."
     ),
