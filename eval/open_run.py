@@ -10,7 +10,7 @@ from pathlib import Path
 
 from upsnet.device import parse_device
 from upsnet.errors import InputError
-from upsnet.runtimes.open import choose, open_runtime
+from upsnet.runtimes.open import ENGINE_FOLDER, choose, open_runtime
 from upsnet.runtimes.options import RUNTIMES, RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
 from upsnet.tensorrt.cuda import problem_with_gpu
@@ -42,8 +42,8 @@ def _problem(name: str, options: RuntimeOptions) -> str | None:
         return None
     try:
         choose(options._replace(runtime=name))
-    except InputError as error:
-        return str(error)
+    except InputError:
+        return f"{options.run} has no {ENGINE_FOLDER}/{runtime.file}; `upsnet engine --backend {name}` builds it"
     if not any(importlib.util.find_spec(each) for each in runtime.packages):
         return f"the package {runtime.packages[0]} is not installed"
     if options.device is not None and parse_device(options.device).kind == "cpu":
