@@ -64,6 +64,12 @@ def test_a_damaged_export_with_nothing_beside_it(run: Path) -> None:
     assert "ONNX Runtime cannot load it" in line and line.endswith("; export it again with `make onnx`")
 
 
+def test_a_shared_folder_is_fine_for_onnx_runtime_which_loads_no_library_from_it(run: Path) -> None:
+    (run / "engine").chmod(0o777)
+    found = explain(run / "engine")
+    assert not found.errors and check_engine(run / "engine/model.onnx").backend == "onnxruntime"
+
+
 def test_somebody_elses_onnx_file(tmp_path: Path) -> None:
     tiny = tmp_path / "relu.onnx"
     tiny.write_bytes(relu().SerializeToString())

@@ -7,7 +7,7 @@ from pathlib import Path
 from upsnet.contract import INPUTS
 from upsnet.engines.gpus import DRIVERS, GPUS
 from upsnet.engines.here import LEAST_LEVEL, capabilities, capability
-from upsnet.engines.kinds import Kind
+from upsnet.engines.kinds import Kind, check_json
 from upsnet.engines.manifest import Counts, EngineManifest, ParityFigures
 from upsnet.engines.packages import TITLES, cuda_for, numbers
 from upsnet.engines.profiles import bounds
@@ -46,7 +46,8 @@ def _bare(engine: Path, kind: Kind) -> dict[str, str]:
     """Of an engine without a manifest: what its file says, and the manifest of the model that lies beside it."""
     said = {"built by": f"{TITLES[kind.backend]} {kind.version}"} if kind.backend and kind.version else {}
     try:
-        return said | _network(Manifest.load(engine.with_name("model.manifest.json")))
+        check_json(path := engine.with_name("model.manifest.json"))
+        return said | _network(Manifest.load(path))
     except InputError:
         return said
 

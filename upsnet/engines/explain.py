@@ -15,6 +15,7 @@ from upsnet.device import AUTO, parse_device
 from upsnet.engines.check import ON_A_GPU, Look
 from upsnet.engines.describe import description, requirements
 from upsnet.engines.findings import Finding, fine, line, one, unknown
+from upsnet.engines.kinds import check_json
 from upsnet.engines.libraries import try_library
 from upsnet.engines.manifest import ENGINES, EngineManifest
 from upsnet.engines.refusals import refusal
@@ -24,7 +25,7 @@ from upsnet.report import Report, Sparse
 from upsnet.workshop import ROOT
 
 LONGEST = 600  # seconds that an engine may take to load
-FIRST = ("tensorrt", "tensorrt-rtx", "torch-tensorrt", "onnxruntime")  # of a folder that does not say
+FIRST = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")  # as `upsnet.load` opens one that does not say
 
 
 class Explanation(Report, Sparse):
@@ -99,6 +100,7 @@ def find_engine(path: Path) -> tuple[Path, list[str]]:
 def _chosen(folder: Path) -> Any:
     """The backend that engine.json says is opened in its folder; older ones do not say."""
     try:
+        check_json(folder / "engine.json")
         report = read_json(folder / "engine.json")
     except InputError:
         return None

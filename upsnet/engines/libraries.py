@@ -49,12 +49,15 @@ def _hash(path: Path, stamp: tuple[int, int, int, int]) -> str:
     return sha256(path)
 
 
-def check_library(part: Part, folder: Path) -> Finding:
-    """Whether the file is the library that the engine was built with. Nothing of it is run."""
-    return _check(part, folder).model_copy(update={"file": part.file})
+def check_library(part: Part, folder: Path, runs: bool = True) -> Finding:
+    """Whether the file is the library that the engine was built with. Nothing of it is run.
+
+    runs: its code will be, so nobody else may be able to write to it.
+    """
+    return _check(part, folder, runs).model_copy(update={"file": part.file})
 
 
-def _check(part: Part, folder: Path) -> Finding:
+def _check(part: Part, folder: Path, runs: bool) -> Finding:
     path, what = folder / part.file, "library"
     copy = f"copy {part.file} from where the engine was built, or build the engine again with `make engine`"
     if Path(part.file).name != part.file:
@@ -62,7 +65,8 @@ def _check(part: Part, folder: Path) -> Finding:
     try:
         regular_file(path)
         head = read_head(path)
-        check_owners(path, folder)
+        if runs:
+            check_owners(path, folder)
     except InputError as error:
         text = f"the library {part.file} of its custom operators is missing beside it ({error})"
         return failed(what, "library missing", text, copy)
@@ -95,6 +99,10 @@ def try_library(path: Path, kernel_abi: int | None) -> Finding:
     """Loads it, in a process of its own. kernel_abi: that the engine needs; None: any."""
     what, again = "library", "build the engine again with `make engine`"
     try:
+        check_owners(path, path.parent)
+    except BuildError as error:
+        return unknown(what, f"{path.name} is not loaded: {error}")
+    try:
         asked = subprocess.run(
             [sys.executable, "-PB", "-c", ASK, str(path.resolve())],
             stdin=subprocess.DEVNULL,
@@ -108,8 +116,8 @@ def try_library(path: Path, kernel_abi: int | None) -> Finding:
         return unknown(what, f"{path.name} did not load within {LONGEST} s")
     except ValueError:
         return failed(what, "library does not load", f"{path.name} ends the process that loads it", again)
-    if error := answer.get("error"):
-        return failed(what, "library does not load", f"{path.name} does not load: {error}", _cure(error, path))
+    if said := answer.get("error"):
+        return failed(what, "library does not load", f"{path.name} does not load: {said}", _cure(said, path))
     if kernel_abi is not None and answer.get("abi") != kernel_abi:
         text = f"{path.name} has the kernel ABI {answer.get('abi', 'unknown')}, and the engine needs {kernel_abi}"
         return failed(what, "kernel ABI", text, again)

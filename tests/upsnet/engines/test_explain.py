@@ -550,6 +550,16 @@ class TestHostileInput:
                 answer.returncode == 2 and "Traceback" not in answer.stderr and "no \\udcff.plan.json" in answer.stderr
             )
 
+    def test_pipes_in_the_place_of_small_files(self, engine: Path) -> None:
+        """Nothing waits for somebody to write into them."""
+        os.mkfifo(engine.with_name("engine.json"))
+        os.mkfifo(engine.with_name("model.manifest.json"))
+        assert explain(engine.parent).verdict == "It loads here."
+        engine_manifest_path(engine).unlink()
+        assert "no manifest" in [each.cause for each in explain(engine).findings]
+        engine.unlink()
+        assert "a folder without an engine" in explain(engine.parent).errors[0]
+
     def test_a_file_that_may_not_be_read(self, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(self: Path, *arguments: object) -> None:
             raise PermissionError(13, "Permission denied")
