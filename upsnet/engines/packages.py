@@ -79,7 +79,7 @@ def needs(backend: Backend, built: str) -> str:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """ "10.13.3.9" -> (10, 13, 3, 9)."""
+    """The numbers of a version: 10, 13, 3, 9 of "10.13.3.9" or of "10.13.3.9+cu13"."""
     return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0]))
 
 
