@@ -192,9 +192,16 @@ def _open(name: str, place: PathLike, options: RuntimeOptions, asked: bool) -> P
 
 def _with_others(error: InputError, name: str, folder: Path) -> InputError:
     """Of the engine that engine.json has chosen: what else the folder has, which nobody is given without a word."""
-    others = [each for each in _in_folder(folder, None) if each != name] if folder.is_dir() else []
-    if not others or name in USUAL:
+    found = _in_folder(folder, None) if folder.is_dir() and name not in USUAL else {}
+    others = {each: file for each, file in found.items() if each != name}
+    if not others:
         return error
-    return InputError(
-        f"{error} ({ENGINE_FILE} chose {name}; there is a file for --runtime {' and '.join(others)}, too)"
-    )
+    return InputError(f"{error} ({ENGINE_FILE} chose {name}; there is a file for --runtime {_named(others)}, too)")
+
+
+def _named(found: Mapping[str, PathLike]) -> str:
+    """The runtimes, of those that open the same file the first."""
+    by_file: dict[PathLike, str] = {}
+    for name, file in found.items():
+        by_file.setdefault(file, name)
+    return " and ".join(by_file.values())
