@@ -153,7 +153,14 @@ def _in_folder(folder: Path, runtime: str | None) -> dict[str, Path]:
     if runtime is not None and RUNTIMES[runtime].gpu:  # what it needs lies beside the engine
         engine = folder / ENGINE_FOLDER / FILES[runtime]
         return {**found, runtime: engine} if engine.is_file() else found
-    first = [name for name in (_chosen(folder), *USUAL) if name in found]
+    chosen = _chosen(folder)
+    if runtime is None and chosen is not None and chosen not in found:
+        others = f", or take --runtime {_named(found)}" if found else ""
+        raise InputError(
+            f"{folder}: {ENGINE_FILE} chose {chosen}, and its {FILES[chosen]} is missing; copy it again, or build the "
+            f"engine again with `make engine`{others}"
+        )
+    first = [name for name in (chosen, *USUAL) if name in found]
     return {name: found[name] for name in dict.fromkeys([*first, *found])}
 
 

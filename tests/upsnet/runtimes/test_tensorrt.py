@@ -475,6 +475,9 @@ def test_load_opens_plans_and_what_engine_json_has_chosen(make: Make, world: Wor
         upsnet.load(tmp_path)
     with pytest.raises(InputError, match=r"cudaErrorInsufficientDriver\)$"):
         upsnet.load(tmp_path, runtime="tensorrt")
+    (tmp_path / "engine.json").write_text('{"chosen": "tensorrt-rtx"}')
+    with pytest.raises(InputError, match=r"chose tensorrt-rtx, and its model\.rtx\.plan is missing; .* onnxruntime"):
+        upsnet.load(tmp_path)
     (tmp_path / "engine.json").write_text('{"chosen": "caffe"}')
     with pytest.raises(InputError, match=r"engine\.json: chosen is 'caffe', and there are pytorch, "):
         upsnet.load(tmp_path)
