@@ -43,6 +43,7 @@ class Quantized(NamedTuple):
     of: int  # that compute features
     weak: dict[str, float]  # what is computed wrongly from eight bits: by its weights or its module, the dB
     precision: str = "int8"
+    kept: bool = True  # whether what they spoil is left floating point
 
     def __str__(self) -> str:
         """One line."""
@@ -67,10 +68,11 @@ def quantize(
 ) -> Quantized:
     """int8 of a float32 graph: calibrate on photos, and quantise what stands it. The same photos give the same graphs.
 
-    recipe: of int8 and fp32 alone; modules: `modules_of` the network, which a recipe needs that names any. Weights that
-    the graph computes from others are computed in `model` itself.
+    recipe: of int8 and fp32 alone. Where it names modules (`modules_of` the network: `modules`), all their layers have
+    eight bits, also those that these spoil; without names such layers stay float32. Weights that the graph computes
+    from others are computed in `model` itself.
     """
-    _fold(model)
+    fold(model)
     nodes = feature_nodes(model.graph)
     _check_eligible(recipe, modules or {}, layers_of(model.graph))
     chosen = [node for node in nodes if _type_of(node, recipe, modules) == "int8"]
@@ -78,7 +80,8 @@ def quantize(
     readers = readers_of(ranges, model.graph)
     decibels = signal_to_noise(model, list(readers), ranges, _some(paths), rule)
     weak = {name: found for name, found in zip(readers, decibels, strict=True) if found < LEAST_SIGNAL}
-    kept = _without([feature for name in weak for feature in readers[name]], chosen)
+    spoilt = [] if recipe.modules else [feature for name in weak for feature in readers[name]]
+    kept = _without(spoilt, chosen)
     layers = [node.name for node in kept if node.op_type in LAYERS]
     return Quantized(
         graph=_for_cpu(model, [node.name for node in kept], ranges),
@@ -86,6 +89,7 @@ def quantize(
         layers=len(layers),
         of=sum(node.op_type in LAYERS for node in nodes),
         weak=_named(weak, model.graph),
+        kept=not recipe.modules,
     )
 
 
@@ -100,10 +104,10 @@ def quantize_layers(
     """`target` with Q/DQ pairs of int8 and fp8 before the layers of the recipe's modules of such types, as its `graph`.
 
     model: float32, what is calibrated on photos. target: the same network in the floating-point types of the recipe;
-    it may be the same graph. InputError for a module of eight bits without a layer that could have them.
+    it may be the same graph. What eight bits spoil: see `quantize`. InputError for a module of eight bits without a layer that could have them.
     """
     for each in {id(model): model, id(target): target}.values():
-        _fold(each)
+        fold(each)
     layers, twins = layers_of(model.graph), layers_of(target.graph)
     assert [scope_of(node) for node in layers] == [scope_of(node) for node in twins], "two traces of one network"
     _check_eligible(recipe, modules, layers)
@@ -117,7 +121,7 @@ def quantize_layers(
         found = find_ranges(model, features_of(own, model.graph), paths, rule)
         decibels = signal_to_noise(model, [node.name for node in own], found, _some(paths), rule, kind)
         spoilt = {node.name: ratio for node, ratio in zip(own, decibels, strict=True) if ratio < LEAST_SIGNAL}
-        kinds |= {node.name: kind for node in own if node.name not in spoilt}
+        kinds |= {node.name: kind for node in own if recipe.modules or node.name not in spoilt}
         ranges |= found
         weak |= spoilt
     pairs = [(node, twin) for node, twin in zip(layers, twins, strict=True) if node.name in kinds]
@@ -128,6 +132,7 @@ def quantize_layers(
         layers=len(pairs),
         of=len(layers),
         weak=_named(weak, model.graph),
+        kept=not recipe.modules,
     )
 
 
@@ -136,7 +141,8 @@ def layers_of(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     return [node for node in feature_nodes(graph) if node.op_type in LAYERS]
 
 
-def _fold(model: onnx.ModelProto) -> None:
+def fold(model: onnx.ModelProto) -> None:
+    """Compute what depends on weights alone, weights that are made of others too."""
     fold_constants(model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
 
 

@@ -13,8 +13,8 @@ import torch
 from typer.testing import CliRunner
 
 import export.onnx_export
+from export.building import build_engine
 from export.calibration import OWN
-from export.engine import _run_build, rtx_environment
 from export.features import DEFORMABLE, LAYERS
 from export.modules import module_at, modules_of, read_recipe, scope_of
 from export.onnx_export import Exported
@@ -156,7 +156,10 @@ def test_fp8_has_what_int8_has(fp8: Exported) -> None:
     assert fp8.quantized is not None and (fp8.quantized.layers, fp8.quantized.weak) == (fp8.quantized.of, {})
     kinds = [graph.kind(node) for node in graph.nodes if node.op_type in LAYERS]
     assert kinds.count("FLOAT8E4M3FN") == fp8.quantized.layers > 30 and set(kinds) == {"FLOAT8E4M3FN", "FLOAT"}
-    assert str(fp8.quantized) == f"fp8: {fp8.quantized.layers} of {fp8.quantized.of} layers that compute features"
+    assert (
+        str(fp8.quantized)
+        == f"fp8: {fp8.quantized.layers} of {fp8.quantized.of} layers that compute features have eight bits"
+    )
 
 
 def test_each_module_has_its_type(mixed: Exported, tiny_run: Path) -> None:
@@ -200,16 +203,10 @@ def test_tensorrt_rtx_takes_it(precision: str, request: pytest.FixtureRequest, t
     """With all plugins, and every layer in the type that was asked for."""
     exported = request.getfixturevalue(precision)
     need("tensorrt_rtx_bindings")
-    with rtx_environment() as environment:
-        outcome = _run_build(
-            "tensorrt_rtx_bindings",
-            exported.files[-1],
-            tmp_path / "model.plan",
-            built("cpu")[1],
-            environment,
-        )
-    assert outcome.status == "built" and outcome.layers is not None, outcome
-    assert wrong_types(exported.manifest, outcome.layers) == []
+    outcome = build_engine(exported.files[0], tmp_path / "engine", built("cpu")[1], "tensorrt-rtx").tensorrt_rtx
+    assert outcome.layers is not None and wrong_types(exported.manifest, outcome.layers) == []
+    kind = {"bf16": "BF16", "fp8": "FLOAT", "mixed": "FLOAT"}[precision]
+    assert outcome.plugins is not None and set(outcome.plugins["RoiAlignFpn"]) == {kind}
 
 
 class TestPrepare:

@@ -147,6 +147,11 @@ def make_context(api: Api, engine: Any) -> Any:
     return engine.create_execution_context(config)
 
 
+def scratch_size(context: Any) -> int:
+    """Bytes of device memory that a context needs for the shapes that it is set to."""
+    return int(context.update_device_memory_size_for_shapes())
+
+
 def can_capture(api: Api, engine: Any) -> bool:
     """Whether its user may capture an engine's contexts in CUDA graphs: not where they do that by themselves, nor
     where weights are streamed, which makes every call wait."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upsnet.errors import InputError
-from upsnet.tensorrt.api import can_capture, is_capturable, make_context
+from upsnet.tensorrt.api import can_capture, is_capturable, make_context, scratch_size
 from upsnet.tensorrt.cuda import Buffer, CudaError, Graph, Stream
 from upsnet.tensorrt.engine import Engine, Shape
 
@@ -142,8 +142,8 @@ class Lane:
         for tensor, shape in zip(self.engine.inputs, shapes, strict=True):
             self._do("set_input_shape", context, tensor.name, shape)
         layout = self._lay_out(context, shapes)
-        scratch = int(context.update_device_memory_size_for_shapes())
-        for buffer, size in ((self.device, layout.size), (self.host, layout.size), (self.scratch, scratch or 1)):
+        scratch = max(1, scratch_size(context))
+        for buffer, size in ((self.device, layout.size), (self.host, layout.size), (self.scratch, scratch)):
             self._reserve(buffer, size)
         context.set_device_memory(self.scratch.address, self.scratch.size)
         for place in layout.places:

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -34,6 +35,7 @@ from upsnet.engines import check, here, packages
 from upsnet.engines import explain as explaining
 from upsnet.engines.check import check_engine
 from upsnet.engines.explain import Explanation, explain
+from upsnet.engines.findings import Cause
 from upsnet.engines.manifest import Part, engine_manifest_path
 from upsnet.engines.refusals import refusal
 from upsnet.errors import InputError
@@ -307,7 +309,7 @@ MACHINES: dict[str, tuple[Driver, str, str, str]] = {
     "an old driver": (
         GPU._replace(cuda=(12, 8)),
         "driver too old",
-        "CUDA 12.8, and the package here needs CUDA 13",
+        "CUDA 12.8, and the package needs CUDA 13",
         "driver",
     ),
     "a hidden GPU": (GPU._replace(gpus=()), "GPU", "there is no GPU number 0", "--device"),
@@ -548,6 +550,16 @@ class TestHostileInput:
                 answer.returncode == 2 and "Traceback" not in answer.stderr and "no \\udcff.plan.json" in answer.stderr
             )
 
+    def test_pipes_in_the_place_of_small_files(self, engine: Path) -> None:
+        """Nothing waits for somebody to write into them."""
+        os.mkfifo(engine.with_name("engine.json"))
+        os.mkfifo(engine.with_name("model.manifest.json"))
+        assert explain(engine.parent).verdict == "It loads here."
+        engine_manifest_path(engine).unlink()
+        assert "no manifest" in [each.cause for each in explain(engine).findings]
+        engine.unlink()
+        assert "a folder without an engine" in explain(engine.parent).errors[0]
+
     def test_a_file_that_may_not_be_read(self, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(self: Path, *arguments: object) -> None:
             raise PermissionError(13, "Permission denied")
@@ -586,3 +598,8 @@ def test_causes_in_the_words_of_runtimes(words: str, cause: str) -> None:
     found = refusal(words, "")
     assert (found.cause, found.text) == (cause, words) and found.cure
     assert refusal(words, "its own cure").cure == "its own cure"
+
+
+def test_the_page_has_every_cause(project_root: Path) -> None:
+    page = (project_root / "docs/engines.md").read_text()
+    assert [cause for cause in get_args(Cause) if f"`{cause}`" not in page] == []

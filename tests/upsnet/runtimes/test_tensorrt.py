@@ -160,12 +160,22 @@ def test_as_many_graphs_as_are_allowed(
 ) -> None:
     monkeypatch.setattr(lane_module, "MOST_GRAPHS", 2)
     predictor.predict(make_batch(4, 96, 96))  # no memory grows later
-    for seed in range(3):
-        for size in (1, 2, 3):
-            assert same(predictor, make_batch(size, seed=seed))
+    for seed, size in enumerate((1, 1, 2, 2, 1, 3, 3)):
+        assert same(predictor, make_batch(size, seed=seed))
     (lane,) = predictor._idle
-    assert [key[0][0] for key in lane.graphs] == [2, 3]
+    assert [key[0][0] for key in lane.graphs] == [1, 3], "what was used last stays"
     assert world.cuda.held().count("GraphExec") == 2
+
+
+def test_scratch_memory_that_grows_late_moves_all(
+    predictor: TensorRTPredictor, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context of its own may ask for more than the first one did."""
+    sizes = iter(range(20_000, 10**6, 20_000))
+    monkeypatch.setattr(lane_module, "scratch_size", lambda context: next(sizes))
+    world.capturable = False
+    for seed in range(4):
+        assert same(predictor, make_batch(1, seed=seed))
 
 
 def test_a_graph_that_cannot_be_captured_is_said_once(
@@ -368,9 +378,10 @@ def test_it_frees_all(make: Make, world: World) -> None:
     assert {each.partition(" of ")[0] for each in world.cuda.held()} == {
         "GraphExec", "Stream", "device memory", "host", "weights",
     }  # fmt: skip
+    lanes = list(predictor._idle)
     predictor.close()
     predictor.close()
-    assert world.cuda.held() == [] and world.cuda.misuses == []
+    assert world.cuda.held() == [] and world.cuda.misuses == [] and lanes
 
 
 # What does not load
@@ -419,9 +430,11 @@ def test_an_engine_of_the_other_package(make: Make) -> None:
 
 def test_another_graph_is_refused_and_freed(make: Make, world: World) -> None:
     engine = make(images=onnx.TensorProto.INT32)
-    with pytest.raises(InputError, match="not an engine of this version: its inputs are images int32, sizes int32"):
+    with pytest.raises(
+        InputError, match="not an engine of this version: its inputs are images int32, sizes int32"
+    ) as caught:
         TensorRTPredictor(engine)
-    assert world.cuda.held() == []
+    assert world.cuda.held() == [], caught
 
 
 def test_a_second_build_of_the_plugins_has_no_place_in_a_process(make: Make, world: World, tmp_path: Path) -> None:
