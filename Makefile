@@ -1,5 +1,5 @@
 # upsnet-trt: `make help` lists what can be made.
-# Variables: VENV, PYTHON, GPUS, CONFIG, RUN, NAME, MIN_PQ, COCO, COCO_SPLIT, SECONDS, ARGS (handed on to the program).
+# Variables: VENV, PYTHON, GPUS, CONFIG, RUN, NAME, BACKEND, MIN_PQ, COCO, COCO_SPLIT, SECONDS, ARGS (handed on to the program).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -11,6 +11,7 @@ NAME ?= runtimes
 MIN_PQ ?= 0
 COCO ?= ../shared/data/coco_sample
 COCO_SPLIT ?= val2017
+BACKEND ?= auto
 ARGS ?=
 OF_RUN := onnx engine serve load soak eval parity bench
 ifdef RUN # a run that is there has its own configuration, and is used as it is
@@ -105,7 +106,7 @@ onnx: $(RUN)/model.onnx ## export RUN's checkpoint to one ONNX file
 $(RUN)/model.onnx: $(or $(CHECKPOINT),$(RUN)/.trained)
 	$(UPSNET) export --checkpoint $(RUN)/last.safetensors --out $@
 
-engine: $(RUN)/engine/engine.json ## build the engine of this machine from RUN's ONNX file
+engine: $(RUN)/engine/engine.json ## build RUN's engine with BACKEND: auto, onnxruntime, tensorrt, tensorrt-rtx, torch-tensorrt
 
 # The plugins that an engine is built with: those that UPSNET_PLUGINS names; or the library that is there, which follows
 # its sources; or, where TensorRT is, which needs them, the one that can be made. Without nvcc that is none: the attempt
@@ -123,7 +124,15 @@ endif
 # ONNX Runtime's kernels are compiled as the engine is made, and lie in its folder: it follows their sources, too.
 KERNELS := $(filter-out %.cu %/plugin.cpp plugins_cuda/tensorrt/% plugins_cuda/emulator/%,$(LIBRARY_SOURCES))
 $(RUN)/engine/engine.json: $(RUN)/model.onnx $(PLUGINS) $(KERNELS)
-	$(UPSNET) engine --model $< --out $(RUN)/engine
+	$(UPSNET) engine --model $< --out $(RUN)/engine$(if $(ASKED), --backend $(BACKEND) $(ARGS))
+
+# What is asked for by a word is built, whatever is there; the engine that another target needs is the machine's.
+ASKED := $(strip $(if $(filter engine,$(MAKECMDGOALS)),$(foreach name,BACKEND ARGS,$(if $(filter file,$(origin $(name))),,$(name)))))
+ifneq ($(ASKED),)
+.PHONY: asked
+asked: ;
+$(RUN)/engine/engine.json: asked
+endif
 
 $(LIBRARY): $(LIBRARY_TRIED) ;
 $(LIBRARY_TRIED): $(LIBRARY_SOURCES)

@@ -164,14 +164,14 @@ def bench_photo(photo: Path, predictor: Predictor) -> PhotoTimes:
 
 
 def _one_photo(
-    photo: Path, model: Path | None, checkpoint: Path | None, threads: int, device: str | None
+    photo: Path, model: Path | None, checkpoint: Path | None, engine: Path | None, threads: int, device: str | None
 ) -> PhotoTimes:
-    runtime = "pytorch" if checkpoint else "onnxruntime"
-    options = RuntimeOptions(None, runtime, checkpoint, model, threads=threads, device=device)
+    runtime = None if engine else "pytorch" if checkpoint else "onnxruntime"
+    options = RuntimeOptions(None, runtime, checkpoint, model, threads=threads, device=device, engine=engine)
     with closing(open_runtime(options)) as predictor:
         facts = bench_photo(photo, predictor)
     print(
-        f"{title(runtime)}, {photo.name} at {facts.shape[1]} x {facts.shape[2]}, {threads} threads, device "
+        f"{title(facts.runtime)}, {photo.name} at {facts.shape[1]} x {facts.shape[2]}, {threads} threads, device "
         f"{facts.device}: best {facts.best_ms:.0f} ms (first {facts.first_ms:.0f} ms), peak memory "
         f"{facts.peak_rss_mib:.0f} MiB"
     )
@@ -188,18 +188,21 @@ def main(
     gt_json: options.GtJson = None,
     url: options.Url = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write (default: bench.json in the run).")] = None,
-    photo: Annotated[Path | None, typer.Option(help="Measure this photo alone, with --model or --checkpoint.")] = None,
+    photo: Annotated[
+        Path | None, typer.Option(help="This photo alone, with --model, --checkpoint or --engine.")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="With --photo: an ONNX model.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="With --photo: a PyTorch checkpoint instead.")] = None,
+    engine: options.EngineFile = None,
 ) -> None:
-    """Time PyTorch, ONNX Runtime and Triton against each other; or one photo's time and memory."""
+    """Time the runtimes that are here against each other; or one photo's time and memory."""
     photo_times, batches = None, None
     if photo is not None:
-        photo_times = _one_photo(photo, model, checkpoint, threads, device)
+        photo_times = _one_photo(photo, model, checkpoint, engine, threads, device)
     else:
         dataset = open_dataset(gt_json, run=run)
-        chosen = RuntimeOptions(run, url=url, threads=threads, device=device)
-        with open_run(chosen, runtimes or runtimes_here(url)[0]) as predictors:
+        chosen = RuntimeOptions(run, url=url, threads=threads, device=device, engine=engine)
+        with open_run(chosen, runtimes or runtimes_here(chosen)[0]) as predictors:
             plain = [PlainPyTorch(each) for each in predictors if each.name == "pytorch"]
             batches = compare([*plain, *predictors], dataset, batch_sizes, rounds)
         print_tables(bench_table(batches, threads))

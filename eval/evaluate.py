@@ -85,6 +85,7 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the network.")] = 1,
     checkpoint: options.Checkpoint = None,
     model: options.OnnxModel = None,
+    engine: options.EngineFile = None,
     url: options.Url = None,
     manifest: options.ServedManifest = None,
     threads: options.Threads = None,
@@ -95,7 +96,9 @@ def main(
         raise InputError(f"--flip and --scales need --runtime pytorch: {runtime} runs the exported graph as it is")
     wanted = parse_metrics(metrics, METRICS if runtime == "pytorch" else ("pq",))
     dataset = open_dataset(gt_json, gt_folder, images, run)
-    chosen = RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, device, scales, flip)
+    chosen = RuntimeOptions(
+        run, runtime, checkpoint, model, url, manifest, threads, device, scales, flip, engine=engine
+    )
     with closing(open_runtime(chosen)) as predictor:
         report = evaluate(predictor, dataset, out, batch_size, wanted)
     for warning in report.get("warnings", []):

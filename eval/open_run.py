@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from upsnet.device import parse_device
 from upsnet.errors import InputError
-from upsnet.runtimes.open import open_runtime
+from upsnet.runtimes.open import ENGINE_FOLDER, choose, open_runtime
 from upsnet.runtimes.options import RUNTIMES, RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
+from upsnet.tensorrt.cuda import problem_with_gpu
 
 
-def runtimes_here(url: str | None) -> tuple[list[str], str | None]:
-    """Every runtime that can be opened here, and why Triton is left out: no `url`, and no environment for a server.
+def runtimes_here(options: RuntimeOptions) -> tuple[list[str], dict[str, str]]:
+    """Every runtime that a run (`options.run`) can be opened in here, and why each of the others is left out.
 
-    Then a line on stderr says so.
+    A line on stderr says so of each: Triton without a `url` and an environment for a server; those of engines without
+    the engine, the package or a GPU, and with a device that is none.
     """
-    if url is None:
+    problems = {name: problem for name in RUNTIMES if (problem := _problem(name, options))}
+    for name, problem in problems.items():
+        print(f"{RUNTIMES[name].title} is left out: {problem}", file=sys.stderr)
+    return [name for name in RUNTIMES if name not in problems], problems
+
+
+def _problem(name: str, options: RuntimeOptions) -> str | None:
+    """Why a runtime cannot be had here; None where it has to be tried."""
+    runtime = RUNTIMES[name]
+    if name == "triton" and options.url is None:
         from serving.environment import Environment
 
         try:
             Environment.find(None)
         except InputError as error:
-            print(f"Triton is left out: {error}", file=sys.stderr)
-            return [runtime for runtime in RUNTIMES if runtime != "triton"], str(error)
-    return list(RUNTIMES), None
+            return str(error)
+    if runtime.place != "engine":
+        return None
+    try:
+        choose(options._replace(runtime=name))
+    except InputError:
+        return f"{options.run} has no {ENGINE_FOLDER}/{runtime.file}; `upsnet engine --backend {name}` builds it"
+    if not any(importlib.util.find_spec(each) for each in runtime.packages):
+        return f"the package {runtime.packages[0]} is not installed"
+    if options.device is not None and parse_device(options.device).kind == "cpu":
+        return f"device {options.device}"
+    return problem_with_gpu()
 
 
 @contextmanager

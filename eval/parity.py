@@ -27,7 +27,10 @@ from upsnet.command_line import options
 from upsnet.command_line.command import run
 from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.folder import PanopticFolder
+from upsnet.engines.manifest import ENGINES, ParityFigures, engine_manifest_path, record_parity
+from upsnet.files import sha256
 from upsnet.metrics.pq import GROUPS
+from upsnet.runtimes.open import ENGINE_FOLDER
 from upsnet.runtimes.options import RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
 
@@ -74,6 +77,39 @@ def parity_table(parity: Parity) -> Table:
     return table
 
 
+def record_in_engines(parity: Parity, predictors: Sequence[Predictor], run: Path) -> list[Path]:
+    """Writes the figures of each engine that ran into its manifest; returns these engines.
+
+    ONNX Runtime's is the model itself: where the run's engine/ has the same file, it is that.
+    """
+    engines = {each.name: engine for each in predictors if (engine := _engine_of(each, run)) is not None}
+    for name, engine in engines.items():
+        rows = [row for row in parity.columns if row.runtime == name]
+        figures = [
+            ParityFigures(
+                data=parity.dataset.gt_json,
+                images=parity.dataset.images,
+                batch=row.batch,
+                reference=parity.reference,
+                pq=row.results["All"].pq or 0.0,
+                difference=row.difference["All"],
+                identical=row.identical,
+            )
+            for row in rows
+        ]
+        record_parity(engine, figures)
+    return list(engines.values())
+
+
+def _engine_of(predictor: Predictor, run: Path) -> Path | None:
+    engine: Path | None = getattr(predictor, "engine_path", None)
+    model, copy = run / ENGINES["onnxruntime"], run / ENGINE_FOLDER / ENGINES["onnxruntime"]
+    if engine is not None or predictor.name != "onnxruntime" or not engine_manifest_path(copy).is_file():
+        return engine
+    same = model.is_file() and copy.is_file() and sha256(model) == sha256(copy)
+    return copy if same else None
+
+
 def order(runtimes: Sequence[str], reference: str) -> list[str]:
     """The reference first, then the others as given, each once; InputError for an unknown one."""
     names = list(dict.fromkeys([reference, *runtimes]))
@@ -87,6 +123,7 @@ def main(
     runtimes: options.RuntimeNames = None,
     reference: Annotated[str, typer.Option(help="The runtime that the others are held against.")] = "pytorch",
     checkpoint: options.Checkpoint = None,
+    engine: options.EngineFile = None,
     gt_json: options.GtJson = None,
     gt_folder: options.GtFolder = None,
     images: options.Images = None,
@@ -109,26 +146,31 @@ def main(
     ] = None,
 ) -> None:
     """Compare runtimes on a data set: PQ and identical pixels. Exit code 0: equal, 1: not, 2: bad input."""
-    here, left_out = (runtimes, None) if runtimes else runtimes_here(url)
-    names = order(here, reference)
+    names = order(runtimes or [], reference)
     dataset = open_dataset(gt_json, gt_folder, images, run)
+    chosen = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads, device=device, engine=engine)
+    left_out: dict[str, str] = {}
+    if not runtimes:
+        here, left_out = runtimes_here(chosen)
+        names = order(here, reference)
     limits = Limits(max_pq_difference, min_identical, min_pq)
     sizes = list(dict.fromkeys(batch_sizes))
     out = out or run
     facts: dict[str, str | int] = {"threads": threads or "default"}
-    if left_out:
-        facts["Triton"] = f"left out: {left_out}"
-    chosen = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads, device=device)
+    facts |= {title(name): f"left out: {problem}" for name, problem in left_out.items()}
     with open_run(chosen, names) as predictors:
         parity = run_parity(
             predictors, dataset, out, batch_sizes=sizes, limit=limit, limits=limits, run=run, facts=facts
         )
+        engines = record_in_engines(parity, predictors[1:], run)
     for warning in parity.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print_tables(parity_table(parity))
     for reason in parity.reasons:
         print(f"failed: {reason}")
     print(f"{'equal' if parity.equal else 'NOT equal'}; wrote {out / 'parity.json'} and {out / 'report.html'}")
+    for engine in engines:
+        print(f"wrote the figures into {engine_manifest_path(engine)}, too")
     if not parity.equal:
         raise typer.Exit(1)
 

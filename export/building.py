@@ -17,7 +17,8 @@ from export.engine_manifest import read_configuration, write_manifest
 from export.options import EngineOptions
 from export.outcome import Outcome
 from upsnet.contract import CONFIGURATION_KEY, PLUGINS, manifest_path
-from upsnet.device import compute_capability, gpu_problem
+from upsnet.device import compute_capability
+from upsnet.driver import gpu_problem
 from upsnet.engines import manifest as engines
 from upsnet.engines.manifest import ENGINES, LIBRARIES, Part, engine_manifest_path
 from upsnet.errors import InputError
@@ -64,8 +65,8 @@ def build_engine(
     """Build into `folder`: model.onnx, model.manifest.json, the engines with a manifest beside each, engine.json.
 
     ONNX Runtime's engine is always among them. backend: auto, whatever this machine can build besides; else one that
-    must be built. plugins: the library of TensorRT plugins; default: `find_plugins`; a copy lies beside the plans, which
-    need it. checkpoint: for torch-tensorrt; default: last.safetensors beside the model.
+    must be built. plugins: the library of TensorRT plugins; default: `find_plugins`; a copy lies beside the plans,
+    which need it. checkpoint: for torch-tensorrt; default: last.safetensors beside the model.
 
     InputError when the model is missing, broken or has no manifest, when the plugin library named is missing, when an
     option is not one of the backends that would build, and when the backend that is named builds no engine. Then
@@ -77,7 +78,7 @@ def build_engine(
     checkpoint = checkpoint or _beside(model)
     job = Job(model, manifest, folder, library, checkpoint, options)
     sources = {each.name: each.source(job) for each in BACKENDS}
-    wanted = [each for each in BACKENDS if each.name == backend or each.name in AUTO and backend == "auto"]
+    wanted = [each for each in BACKENDS if each.name == backend or (each.name in AUTO and backend == "auto")]
     missing = {each.name: each.available() or _no_source(sources[each.name]) for each in wanted}
     if backend != "auto" and (reason := missing[backend]):
         raise InputError(f"{model}: no engine of {backend}: {reason}")
@@ -86,7 +87,7 @@ def build_engine(
         job = job._replace(folder=stage)
         outcomes = {each.name: NOT_ASKED for each in BACKENDS}
         outcomes |= {name: Outcome(status="absent", reason=reason) for name, reason in missing.items() if reason}
-        for each in (each for each in BACKENDS if each.name == ALWAYS or each in wanted and not missing[each.name]):
+        for each in (each for each in BACKENDS if each.name == ALWAYS or (each in wanted and not missing[each.name])):
             outcomes[each.name] = each.build(job, _path(sources[each.name]))
             if backend == each.name and outcomes[each.name].status != "built":
                 raise InputError(f"{model}: no engine of {backend}: {_why_not(outcomes[each.name])}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
@@ -14,6 +14,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from onnx.numpy_helper import from_array, to_array
 from tqdm import tqdm
 
+from export.eight_bits import STORED, TINY, EightBits, Ranges, channel_axis, channel_steps, steps
 from export.features import LAYERS, MOVING
 from training.config import Config
 from upsnet.contract import INPUTS
@@ -27,11 +28,8 @@ from upsnet.sources import find_sources
 
 OWN = "train"  # in place of a data set: the photos that the network was trained on
 METHOD = "minmax"  # a feature's range is that of all its values on the photos; docs/export.md has other methods
-SIGNED = 127  # the largest weight of eight bits; a feature, unsigned, has twice as many steps
-
 ENDS = ("Min", "Max")
-TINY = 1e-30
-Ranges = dict[str, tuple[float, float]]  # a feature's least and largest value; 0 lies between them
+UNSIGNED = 255  # steps of a feature
 
 
 class Photos(NamedTuple):
@@ -77,20 +75,28 @@ def find_ranges(model: onnx.ModelProto, features: Sequence[str], paths: Sequence
     low, high = np.zeros((2, len(features)))
     for path, values in _measure(model, nodes, wanted, paths, rule, "ranges of the features"):
         if not np.isfinite(values).all():
-            raise InputError(f"{path}: the network's features are not finite here; train it before it is made int8")
+            raise InputError(
+                f"{path}: the network's features are not finite here; train it before it is given eight bits"
+            )
         low, high = np.minimum(low, values[0::2]), np.maximum(high, values[1::2])
     return {name: (float(low[index]), float(high[index])) for index, name in enumerate(features)}
 
 
 def signal_to_noise(
-    model: onnx.ModelProto, readers: Sequence[str], ranges: Ranges, paths: Sequence[Path], rule: ResizeRule
+    model: onnx.ModelProto,
+    readers: Sequence[str],
+    ranges: Ranges,
+    paths: Sequence[Path],
+    rule: ResizeRule,
+    features: EightBits | Literal["uint8"] = "uint8",
 ) -> list[float]:
     """Of each node that reads features, alone, in dB: its output's power, to that of the error that eight bits make.
 
-    readers: the nodes' names, in the graph's order. The features in `ranges` are rounded to unsigned numbers of eight
-    bits where the node reads them; the weights, channel by channel, to signed ones where the node gives a feature.
+    readers: the nodes' names, in the graph's order. The features in `ranges` are rounded to numbers of eight bits where
+    the node reads them: unsigned with a zero point, or signed and symmetric, or fp8; the weights, channel by channel,
+    to int8 or fp8 where the node gives a feature.
     """
-    twins = _Twins(model.graph, ranges)
+    twins = _Twins(model.graph, ranges, features)
     chosen = set(readers)
     nodes = [node for node in model.graph.node if node.name in chosen]
     for node in nodes:
@@ -108,10 +114,12 @@ def signal_to_noise(
 class _Twins:
     """Nodes beside those of a network, which compute the same from rounded features, and the error of that."""
 
-    def __init__(self, graph: onnx.GraphProto, ranges: Ranges) -> None:
+    def __init__(self, graph: onnx.GraphProto, ranges: Ranges, features: EightBits | Literal["uint8"]) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self._ranges = ranges
+        self._features = features
+        self._kind: EightBits = "fp8" if features == "fp8" else "int8"  # of the weights
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
         self._moved = {node.output[0]: node for node in graph.node if node.op_type in MOVING}
         self._made: set[str] = set()
@@ -121,9 +129,9 @@ class _Twins:
         output = node.output[0]
         inputs = [self._rounded(name) for name in node.input]
         if node.op_type in LAYERS and output in self._ranges:
-            weight = node.input[1]
-            steps = _weight_steps(to_array(self._weights[weight]), node)
-            inputs[1] = self._round(weight, *steps, axis=channel_axis(node))
+            weight, axis = node.input[1], channel_axis(node)
+            scale = channel_steps(to_array(self._weights[weight]), axis, self._kind)
+            inputs[1] = self._round(weight, scale, np.zeros(scale.shape, STORED[self._kind]), axis)
         self._copy(node, inputs, "twin")
         self.nodes += [
             make_node("Sub", [f"{output}:twin", output], [f"{output}:error"]),
@@ -135,7 +143,9 @@ class _Twins:
         """The tensor where its feature is rounded; itself where it is none."""
         if name in self._ranges:
             low, high = self._ranges[name]
-            step = np.float32(max(high - low, TINY) / (2 * SIGNED + 1))
+            if self._features != "uint8":
+                return self._round(name, steps(max(-low, high), self._kind), np.zeros((), STORED[self._kind]))
+            step = np.float32(max(high - low, TINY) / UNSIGNED)
             return self._round(name, step, np.uint8(round(-low / step)))
         node = self._moved.get(name)
         inputs = [self._rounded(each) for each in node.input] if node else []
@@ -165,20 +175,6 @@ class _Twins:
         copied.input[:] = inputs
         copied.output[:] = [f"{name}:{suffix}" for name in node.output]
         self.nodes.append(copied)
-
-
-def channel_axis(layer: onnx.NodeProto) -> int:
-    """The axis of a layer's weights along which its output channels lie."""
-    if layer.op_type == "Gemm":
-        return 0 if any(each.name == "transB" and each.i for each in layer.attribute) else 1
-    return 1 if layer.op_type == "ConvTranspose" else 0
-
-
-def _weight_steps(weight: np.ndarray, layer: onnx.NodeProto) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and zero point of each output channel."""
-    axis = channel_axis(layer)
-    largest = np.abs(weight).max(axis=tuple(each for each in range(weight.ndim) if each != axis))
-    return np.maximum(largest / SIGNED, TINY).astype(np.float32), np.zeros(len(largest), np.int8)
 
 
 def _insert(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> None:

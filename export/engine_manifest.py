@@ -15,9 +15,11 @@ from export.profiles import optimization_profile
 from upsnet import __version__
 from upsnet.contract import manifest_path
 from upsnet.device import compute_capability, gpu_names
+from upsnet.engines.kinds import identify
 from upsnet.engines.manifest import ENGINES, LIBRARIES, EngineManifest, Part, engine_manifest_path
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
+from upsnet.tensorrt.api import HARDWARE_LEVELS
 
 BUILT_ON_A_GPU = ("tensorrt", "torch-tensorrt")
 
@@ -34,8 +36,6 @@ def write_manifest(
     libraries = [job.folder / name for name in LIBRARIES[backend.name] if (job.folder / name).is_file()]
     normalisation = (configuration or {}).get("model", {})
     on_gpu = backend.name in BUILT_ON_A_GPU
-    capability = compute_capability(0) if on_gpu else ""
-    portable = job.options.hardware_compatible == "ampere+"
     described = manifest_path(source)
     manifest = EngineManifest(
         backend=backend.name,
@@ -48,9 +48,9 @@ def write_manifest(
         built=datetime.now(UTC).isoformat(timespec="seconds"),
         platform=f"{sys.platform}-{platform.machine()}",
         gpu=next(iter(gpu_names()), None) if on_gpu else None,
-        compute_capabilities=job.options.compute_capabilities or ((capability,) if capability and not portable else ()),
+        compute_capabilities=_capabilities(backend, job, engine),
         version_compatible=job.options.version_compatible,
-        hardware_compatible=job.options.hardware_compatible,
+        hardware_compatible=HARDWARE_LEVELS.get(job.options.hardware_compatible or ""),
         kernel_abi=outcome.kernel_abi,
         precision=job.manifest.precision,
         layers=outcome.layers or {},
@@ -66,6 +66,18 @@ def write_manifest(
     manifest = manifest.model_copy(update={"parity": _kept(manifest, old / engine_manifest_path(engine).name)})
     manifest.save(engine_manifest_path(engine))
     return manifest
+
+
+def _capabilities(backend: Backend, job: Job, engine: Path) -> tuple[str, ...]:
+    """Those that were asked for; of TensorRT-RTX, those that its plan names; else that of the GPU here, unless the
+    engine is for others, too."""
+    if job.options.compute_capabilities:
+        return job.options.compute_capabilities
+    if backend.name == "tensorrt-rtx":
+        return identify(engine).compute_capabilities
+    if backend.name not in BUILT_ON_A_GPU or job.options.hardware_compatible == "ampere+":
+        return ()
+    return tuple(filter(None, [compute_capability(0)]))
 
 
 def _profiles(backend: Backend, job: Job) -> Any:
@@ -84,8 +96,8 @@ def _kept(manifest: EngineManifest, file: Path) -> Any:
 
 
 def read_configuration(metadata: dict[str, str], key: str, beside: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """The training run's configuration: what the exporter wrote into the ONNX file; else that of the run in whose folder
-    the file lies, if it describes this model: files of older exports hold none."""
+    """The training run's configuration: what the exporter wrote into the ONNX file; else that of the run in whose
+    folder the file lies, if it describes this model: files of older exports hold none."""
     if key in metadata:
         try:
             found = json.loads(metadata[key])

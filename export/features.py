@@ -15,12 +15,13 @@ import onnx
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
 BETWEEN = ("Relu", "Add", "MaxPool", "Resize")  # runs on the eight bits that the layers around it give and read
 DEFORMABLE = ("DeformConv2d", "ModulatedDeformConv2d")
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 MOVING = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Slice")  # gives the numbers that it reads
 POOLED_LEVELS = 4  # RoiAlignFpn's first inputs are P2..P5, its last the RoIs
 
 
 def feature_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes of LAYERS, with constant weights, and BETWEEN that compute float32 features, in the graph's order."""
+    """The nodes of LAYERS, with constant weights, and BETWEEN that compute features, in the graph's order."""
     constants = {tensor.name for tensor in graph.initializer}
     kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     deciding = _deciding(graph)
@@ -29,7 +30,7 @@ def feature_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         for node in graph.node
         if node.op_type in (*LAYERS, *BETWEEN)
         and node.output[0] not in deciding
-        and kinds.get(node.output[0]) == onnx.TensorProto.FLOAT
+        and kinds.get(node.output[0]) in FLOATS
         and (node.op_type in BETWEEN or node.input[1] in constants)
     ]
 

@@ -1,46 +1,101 @@
-"""The network as it is exported: batch normalisation folded into the convolutions, their weights in half precision."""
+"""The network as it is exported: batch normalisation folded into the convolutions, weights in the types asked for."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Tracer
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from export.modules import check_recipe, modules_of
 from training.model.backbone import HybridBackbone
 from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
-from upsnet.manifest import Precision
+from upsnet.manifest import EIGHT_BITS, ModuleType, Precision, Recipe
+
+DTYPES: dict[ModuleType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def prepare(model: UPSNet, precision: Precision) -> UPSNet:
+def recipe_of(precision: Precision, recipe: Recipe | None) -> Recipe:
+    """Every precision as a recipe: one of a single type has it as the default."""
+    return recipe or Recipe(default="fp32" if precision in ("tf32", "mixed") else precision)
+
+
+def prepare(model: UPSNet, precision: Precision, recipe: Recipe | None = None) -> UPSNet:
     """A copy for inference that computes the same.
 
-    fp16: the convolutions and linear layers hold half-precision weights, so features are half too. Whatever decides
-    stays float32: scores, boxes, offsets, RoIs, softmax (the model casts there), biases of deformable convolutions.
-    int8 is as fp32 here: quantization.py rounds the exported graph.
+    fp16, bf16: the convolutions and linear layers hold weights of that type, so features are of that type too. Whatever
+    decides stays float32: scores, boxes, offsets, RoIs, softmax (the model casts there), biases of deformable
+    convolutions. mixed: of the recipe's modules each has its type, and what goes from one to another is cast.
+    Eight bits are as the floating-point type around them here: quantization.py rounds the exported graph.
+    InputError for a recipe that names a module which is not there.
     """
+    recipe = recipe_of(precision, recipe)
     model = copy.deepcopy(model).eval()
     backbone = model.backbone
     for conv, norm in list(_normalized(backbone)):
         _fold(backbone.get_submodule(conv), backbone.get_submodule(norm))
         # timm's normalisations hold the activation that comes after.
         backbone.set_submodule(norm, getattr(backbone.get_submodule(norm), "act", nn.Identity()))
-    if precision == "fp16":
-        if not isinstance(backbone, HybridBackbone):
-            backbone.half()  # its layer norms and scales compute on features, too
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                module.half()
-            elif isinstance(module, DeformConv):
-                module.weight.data = module.weight.data.half()
-                if module.bias is not None:
-                    module.bias.data = module.bias.data.float()
+    modules = modules_of(model)
+    check_recipe(recipe, modules)
+    types = {name: DTYPES[float_type(recipe, name)] for name in modules}
+    if not isinstance(backbone, HybridBackbone):
+        backbone.to(DTYPES[recipe.between])  # its layer norms and scales compute on features, too
+    for name, paths in modules.items():
+        for path in paths:
+            module = model.get_submodule(path)
+            _convert(
+                module, types[name], whole=path.startswith("backbone.") and not isinstance(backbone, HybridBackbone)
+            )
+            if len(set(types.values())) > 1:
+                _cast_inputs(module, types[name])
+    if len({types[name] for name in types if name.startswith("fpn.")}) > 1:
+        model.fpn.register_forward_hook(_as_one)
     return model
+
+
+def float_type(recipe: Recipe, module: str) -> ModuleType:
+    """The floating-point type of a module: around its layers, where these have eight bits."""
+    own = recipe.type_of(module)
+    return recipe.between if own in EIGHT_BITS else own
+
+
+def _convert(module: nn.Module, dtype: torch.dtype, whole: bool) -> None:
+    """The layers' weights; `whole`: those of normalisations too. Biases of deformable convolutions stay float32."""
+    if whole:
+        module.to(dtype)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            layer.to(dtype)
+        elif isinstance(layer, DeformConv):
+            layer.weight.data = layer.weight.data.to(dtype)
+            if layer.bias is not None:
+                layer.bias.data = layer.bias.data.float()
+
+
+def _cast_inputs(module: nn.Module, dtype: torch.dtype) -> None:
+    """What a module is called with is cast to its type."""
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(cast(each) for each in value)
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    module.register_forward_pre_hook(lambda _, inputs: cast(inputs))
+
+
+def _as_one(_: nn.Module, __: Any, levels: list[Tensor]) -> list[Tensor]:
+    """RoIAlign reads levels of one type: the widest."""
+    widest = levels[0].dtype
+    for level in levels:
+        widest = torch.promote_types(widest, level.dtype)
+    return [level.to(widest) for level in levels]
 
 
 class _LayerTracer(Tracer):

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from upsnet.engines.manifest import Counts
 from upsnet.manifest import Manifest, ModuleType, Recipe
+
+Counts = Mapping[str, Mapping[str, int]]  # kind of layer -> type -> how many
 
 # TensorRT's name (DataType) of each. TF32 is float32's type and a flag of the builder's.
 NAMES: dict[ModuleType, str] = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8", "fp8": "FP8"}
@@ -42,5 +43,5 @@ def wrong_types(manifest: Manifest, layers: Counts) -> list[str]:
     ]
 
 
-def _listed(layers: Mapping[str, Mapping[str, int]]) -> str:
+def _listed(layers: Counts) -> str:
     return ", ".join(f"{count} {layer} {kind}" for layer, kinds in layers.items() for kind, count in kinds.items())

@@ -13,7 +13,7 @@ import numpy as np
 from export.profiles import optimization_profile
 from serving.limits import Limits
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
-from upsnet.engines.manifest import Part, Shape
+from upsnet.engines.manifest import EngineManifest, Part, Profile, Shape, engine_manifest_path
 from upsnet.errors import InputError
 from upsnet.files import WriteError, sha256, staged_folder, writing
 from upsnet.json_model import JsonModel
@@ -57,12 +57,20 @@ def deploy_engine(engine: Path, repository: Path) -> Path:
     """Deploys what `make engine` built in the folder `engine`: ONNX Runtime's kernels too, and TensorRT's plan where
     there is one, with its plugins.
 
-    Raises like `deploy`, and InputError where one of these libraries is gone, or not that of engine.json. Returns the
-    repository.
+    Raises like `deploy`, and InputError where one of these libraries is gone, or not that of engine.json, and where the
+    plan is not that of its manifest. Returns the repository.
     """
     plan = engine / PLAN
+    beside = engine_manifest_path(plan)
     more = [engine / name for name in (LIBRARY, CUDA_LIBRARY, *((PLAN, PLUGINS) if plan.is_file() else ()))]
     more = [path for path in more if path.is_file()]
+    profile = None
+    if plan.is_file() and beside.is_file():
+        described = EngineManifest.load(beside)
+        if described.engine.sha256 != _hash(plan):
+            raise InputError(f"{plan} is not the engine that {beside.name} describes{described.cure}")
+        more.append(beside)
+        profile = next(iter(described.profiles), None)  # Triton takes the first
     if (engine / "engine.json").is_file():
         built = _Built.load(engine / "engine.json")
         named = {engine / each.file: each.sha256 for each in built.kernels}
@@ -73,11 +81,15 @@ def deploy_engine(engine: Path, repository: Path) -> Path:
                 raise InputError(f"there is no {path}, which the engine was built with; `upsnet engine` makes it anew")
             if _hash(path) != digest:
                 raise InputError(f"{path} is not what the engine was built with; `upsnet engine` makes it anew")
-    return deploy(engine / "model.onnx", engine / "model.manifest.json", repository, more)
+    return deploy(engine / "model.onnx", engine / "model.manifest.json", repository, more, profile)
 
 
-def deploy(model_onnx: Path, manifest: Path, repository: Path, more: Sequence[Path] = ()) -> Path:
+def deploy(
+    model_onnx: Path, manifest: Path, repository: Path, more: Sequence[Path] = (), profile: Profile | None = None
+) -> Path:
     """Makes the repository, or puts another model into it, with the files `more` beside it. Returns the repository.
+
+    profile: of the plan among them; the server takes no larger batches than that one. Default: the manifest's.
 
     The manifest goes into the configurations too, with the ONNX file's SHA-256, so that a client needs only the
     server's address. Files are moved into place when all of them are written; another model's plan does not stay
@@ -87,7 +99,10 @@ def deploy(model_onnx: Path, manifest: Path, repository: Path, more: Sequence[Pa
     if not model_onnx.is_file():
         raise InputError(f"there is no model {model_onnx}; make one with `make engine`")
     described = Manifest.load(manifest)
-    served = described.model_copy(update={"onnx_sha256": _hash(model_onnx)})
+    profile = profile or optimization_profile(described.resize, described.max_batch)
+    served = described.model_copy(
+        update={"onnx_sha256": _hash(model_onnx), "max_batch": profile["images"][2][0]}  # of the largest
+    )
     if described.onnx_sha256 not in ("", served.onnx_sha256):
         raise InputError(f"{manifest} belongs to another model than {model_onnx}; export again with `make engine`")
     for file in more:
@@ -102,8 +117,10 @@ def deploy(model_onnx: Path, manifest: Path, repository: Path, more: Sequence[Pa
             for file, name in ((model_onnx, "model.onnx"), (manifest, "manifest.json"), *((f, f.name) for f in more)):
                 shutil.copyfile(file, place / name)
             for model in (MODEL, PHOTO_MODEL):
-                _from_template(model, served, repository, stage)
-            for name in {PLAN, PLUGINS, LIBRARY, CUDA_LIBRARY} - {file.name for file in more}:
+                _from_template(model, served, profile, repository, stage)
+            for name in {PLAN, engine_manifest_path(Path(PLAN)).name, PLUGINS, LIBRARY, CUDA_LIBRARY} - {
+                file.name for file in more
+            }:
                 (version / name).unlink(missing_ok=True)
     except WriteError as error:
         raise InputError(f"{error}; give another folder with --repository") from error
@@ -117,14 +134,14 @@ def _hash(file: Path) -> str:
         raise InputError(f"{error}; build it again with `make engine`, or ask its owner to let you read it") from None
 
 
-def _from_template(model: str, manifest: Manifest, repository: Path, stage: Path) -> None:
+def _from_template(model: str, manifest: Manifest, profile: Profile, repository: Path, stage: Path) -> None:
     """One model's code, configurations and warm-up data."""
     version = [repository / model / "1", *versions(repository, model)][-1].name
     for folder in (version, "configs"):
         (stage / model / folder).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(TEMPLATE / model / "1/model.py", stage / model / version / "model.py")
     for name in CONFIGS:
-        warm_up = _warm_up(manifest, largest=name == CONFIGS[0]) if model == MODEL else ""
+        warm_up = _warm_up(profile, largest=name == CONFIGS[0]) if model == MODEL else ""
         (stage / model / name).write_text((TEMPLATE / model / name).read_text() + warm_up + _of_this_model(manifest))
     if model == MODEL:
         (stage / model / "warmup").mkdir()
@@ -148,12 +165,12 @@ def _of_this_model(manifest: Manifest) -> str:
     return f"\nmax_batch_size: {manifest.max_batch}\n{''.join(entries)}"
 
 
-def _warm_up(manifest: Manifest, largest: bool) -> str:
+def _warm_up(profile: Profile, largest: bool) -> str:
     """The inferences that Triton makes before the model counts as ready: of the plan's smallest shape, and its largest.
 
     Where `largest` is False, of one usual photo in its place: on a CPU the largest takes seconds and gigabytes.
     """
-    small, usual, high = optimization_profile(manifest.resize, manifest.max_batch)["images"]
+    small, usual, high = profile["images"]
     return "".join(_warm_up_of(shape) for shape in (small, high if largest else usual))
 
 

@@ -198,9 +198,8 @@ def engine(project_root: Path, machine: Machine, tmp_path: Path) -> Callable[...
 
     def make(**variables: object) -> tuple[bool, bool]:
         given = [f"{name}={value}" for name, value in variables.items()]
-        done = machine.make("engine", f"RUN={run}", "ARGS=--of-another-program", *given)
+        done = machine.make("engine", f"RUN={run}", *given)
         assert done.returncode == 0 and not done.stderr, done.stdout + done.stderr
-        assert "--of-another-program" not in done.stdout
         return "--target everything" in done.stdout, "upsnet engine" in done.stdout
 
     return make
@@ -274,6 +273,20 @@ def test_plugins_that_are_named_are_not_made(engine: Callable[..., tuple[bool, b
     assert [engine(UPSNET_PLUGINS=named), engine(UPSNET_PLUGINS=named)] == [(False, True), (False, False)]
     later(named)
     assert engine(UPSNET_PLUGINS=named) == (False, True)
+
+
+def test_an_engine_that_is_asked_for_by_a_word_is_built_anew(
+    engine: Callable[..., tuple[bool, bool]], machine: Machine, tmp_path: Path
+) -> None:
+    assert [engine(), engine()] == [(False, True), (False, False)]
+    assert [engine(BACKEND="onnxruntime"), engine(ARGS="--batch 1 1 8")] == [(False, True), (False, True)]
+    run = f"RUN={tmp_path / 'run'}"
+    said = machine.make("engine", run, "-n", "BACKEND=tensorrt", "ARGS=--batch 1 1 8").stdout
+    assert f"--out {tmp_path}/run/engine --backend tensorrt --batch 1 1 8\n" in said
+    later(tmp_path / "run/model.onnx")
+    of_another = ("BACKEND=tensorrt", "ARGS=--of-another-program")
+    said = machine.make("eval", f"{tmp_path}/run/engine/engine.json", run, "-n", *of_another).stdout
+    assert f"--out {tmp_path}/run/engine\n" in said, "that which another target needs is the machine's own"
 
 
 def test_tensorrt_is_asked_for_where_an_engine_is_made_alone(machine: Machine, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ PLUGINS = "libupsnet_plugins.so"  # a TensorRT plan's custom operators
 LIBRARY = "libupsnet_onnxruntime.so"  # ONNX Runtime's custom operators
 CUDA_LIBRARY = "libupsnet_onnxruntime_cuda.so"  # with kernels for NVIDIA GPUs, too
 METADATA_KEY = "upsnet.manifest"  # of the manifest: in the ONNX file, and in the configuration of a Triton model
-CONFIGURATION_KEY = "upsnet.configuration"  # of the training run's configuration, in the ONNX file
+CONFIGURATION_KEY = "upsnet.configuration"  # of the training run's, as JSON, in the ONNX file
 MODEL = "upsnet"  # the name that Triton serves it under: tensors in, tensors out
 
 # The other model of a server: photos in. Each tensor's first dimension is B, the photos of a request.

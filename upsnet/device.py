@@ -18,10 +18,7 @@ from upsnet.errors import InputError
 
 AUTO = "auto"  # what nobody chose
 DRIVER = Path("/proc/driver/nvidia")
-PCI = Path("/sys/bus/pci/devices")
 DRIVER_LIBRARY = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
-NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
-CONTAINER = "; in a container, start that with the GPUs (--gpus all)"
 
 logger = logging.getLogger("upsnet")
 
@@ -71,58 +68,3 @@ def compute_capability(number: int) -> str:
     for attribute, value in ((75, major), (76, minor)):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
         status = status or cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, gpu)
     return "" if status else f"{major.value}{minor.value}"
-
-
-def gpu_problem() -> str | None:
-    """Why no NVIDIA GPU can be used here: there is none, it is hidden, or which part of its driver is missing or
-    broken. None: one can be used. Nothing but the driver is asked."""
-    try:
-        cuda = ctypes.CDLL(DRIVER_LIBRARY)
-    except OSError as error:
-        if DRIVER.exists():
-            return f"the NVIDIA driver is loaded, but its library is not usable ({error}){CONTAINER}"
-        if _pci_gpus():
-            return f"there is an NVIDIA GPU, but no driver for it ({DRIVER_LIBRARY} is missing){CONTAINER}"
-        return "there is no NVIDIA GPU"
-    count = ctypes.c_int()
-    status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
-    if status not in (0, NO_DEVICE):
-        return f"the NVIDIA driver does not work: {_cuda_words(cuda, status)}"
-    if status == 0 and count.value:
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return f"CUDA_VISIBLE_DEVICES={visible} hides every NVIDIA GPU"
-    return f"the NVIDIA driver finds no GPU{CONTAINER}" if gpu_names() or _pci_gpus() else "there is no NVIDIA GPU"
-
-
-def driver_version() -> str:
-    """The CUDA version that the NVIDIA driver is for, as "13.0"; "" where there is none."""
-    version = ctypes.c_int()
-    try:
-        status = ctypes.CDLL(DRIVER_LIBRARY).cuDriverGetVersion(ctypes.byref(version))
-    except OSError:
-        return ""
-    return "" if status else f"{version.value // 1000}.{version.value % 1000 // 10}"
-
-
-def _pci_gpus() -> int:
-    """How many display controllers of NVIDIA's the PCI buses hold, with a driver or without."""
-    found = 0
-    for folder in PCI.glob("*"):
-        try:
-            vendor, kind = ((folder / name).read_text().strip() for name in ("vendor", "class"))
-        except OSError:
-            continue
-        found += vendor == "0x10de" and kind.startswith("0x03")
-    return found
-
-
-def _cuda_words(cuda: ctypes.CDLL, status: int) -> str:
-    """Of a status of the driver: its name and what it means, as far as the driver itself says so."""
-    words = []
-    for function in (cuda.cuGetErrorName, cuda.cuGetErrorString):
-        text = ctypes.c_char_p()
-        if function(status, ctypes.byref(text)) == 0 and text.value:
-            words.append(text.value.decode(errors="replace"))
-    return ": ".join(words) or f"error {status}"

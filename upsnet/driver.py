@@ -67,6 +67,12 @@ def find_driver() -> Driver:
     return Driver("" if gpus else "the driver knows no GPU", "", bool(gpus), version, gpus)
 
 
+def gpu_problem() -> str | None:
+    """Why no NVIDIA GPU can be used here, and what may mend it; None where one can."""
+    found = find_driver()
+    return "; ".join(filter(None, (found.problem, found.cure))) if found.problem else None
+
+
 def _on_the_bus() -> bool:
     def text(path: Path) -> str:
         try:

@@ -15,7 +15,7 @@ from upsnet.report import Sparse
 # Of features and convolution weights, in the exported file. tf32: the file is fp32's, the builder may round to TF32.
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8", "mixed"]
 ModuleType = Literal["fp32", "fp16", "bf16", "int8", "fp8"]  # of a module, where they are mixed
-EIGHT_BITS = ("int8", "fp8")
+EIGHT_BITS: tuple[Literal["int8", "fp8"], ...] = ("int8", "fp8")
 MAX_SEGMENTS = 255  # the panoptic map is uint8 and 0 is void
 
 

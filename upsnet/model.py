@@ -37,12 +37,15 @@ def load(
     """Open a trained network; what it is tells which runtime runs it.
 
     source: a run's folder (its model.onnx in ONNX Runtime; where there is none, its last.safetensors in PyTorch), an
-    engine's folder or an .onnx file (ONNX Runtime), a checkpoint .safetensors (PyTorch, from the project's checkout),
-    or grpc://host:port (a Triton server; grpcs:// with TLS).
+    engine's folder (the one of its engines that its engine.json has chosen), an .onnx file (ONNX Runtime), a plan
+    (TensorRT or TensorRT-RTX), a checkpoint .safetensors (PyTorch, from the project's checkout), or grpc://host:port (a
+    Triton server; grpcs:// with TLS).
 
-    runtime: "onnxruntime" or "pytorch", for a run's folder that has both. threads: CPU threads of these two (default:
-    theirs). device: what these two compute on: "cpu", "cuda" or "cuda:N", which must be there, or "auto" (the default),
-    the first NVIDIA GPU where the runtime has one that works, else the CPU; `Model.device` tells which. manifest: the
+    runtime: which one, where the source has a file for several: "onnxruntime", "pytorch", "tensorrt", "tensorrt-rtx" or
+    "torch-tensorrt"; of a run's folder, the engines in its engine/, too. threads: CPU threads of the first two
+    (default: theirs). device: what computes: "cpu", "cuda" or "cuda:N", which must be there, or "auto" (the default),
+    the first NVIDIA GPU where the runtime has one that works, else the CPU, which TensorRT's engines do not run on;
+    `Model.device` tells which. manifest: the
     file that describes a server's model, for a server that does not tell. tls, shared_memory: of a server; see
     `upsnet.Client`.
 
@@ -74,7 +77,7 @@ class Model:
         self._predictor: Predictor | None = predictor
         self.manifest: Manifest = predictor.manifest
         self.name: str = predictor.manifest.name
-        self.runtime: str = predictor.name  # pytorch, onnxruntime or triton
+        self.runtime: str = predictor.name  # of upsnet/runtimes/options.py
         self.device: str = predictor.device_name  # "cpu", "cuda:0 (NVIDIA H200)", "the server's"
         self.kernels: str = predictor.kernels  # "libupsnet_onnxruntime.so", "function bodies (no C++ compiler ...)"
         self.categories: Categories = predictor.manifest.categories_table

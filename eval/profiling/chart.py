@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from eval.profiling.report import OTHERS, Profile, describe
+from eval.profiling.report import OTHERS, Profile, describe, rate
 
 TEXT, GRID = "#2b313b", "#e3e7ec"
 COLORS = ("#2f6bd8", "#c2571a", "#15857b", "#8d4bb8", "#b8a21a", "#d8568f", "#5a7d2a", "#4fb3d9", "#7a4a2b", "#e39a5b")
@@ -106,9 +106,11 @@ def _roofline(axes: Axes, report: Profile) -> None:
     """The first variant's modules under the roof, and under that of bytes where such are multiplied; a circle's area is
     its time."""
     roof, variant = report.roofline, report.variants[0]
-    roofs = {f"{roof.gflops:.0f} GFLOP/s": roof.gflops}
+    roofs = {rate(roof.gflops): roof.gflops}
+    if variant.total.half_macs and roof.half_gflops:
+        roofs[f"{rate(roof.half_gflops)}, fp16, bf16"] = roof.half_gflops
     if variant.total.int8_macs:
-        roofs[f"{roof.int8_gops:.0f} GOP/s, int8"] = roof.int8_gops
+        roofs[f"{rate(roof.int8_gops, 'OP/s')}, int8"] = roof.int8_gops
     rows = [row for row in variant.modules if row.macs and row.moved_bytes and row.ms]
     intensity = [2 * row.macs / row.moved_bytes for row in rows]
     rates = [2 * row.macs / row.ms / 1e6 for row in rows]
@@ -124,14 +126,16 @@ def _roofline(axes: Axes, report: Profile) -> None:
     areas = [1200 * row.ms / variant.total.ms + 15 for row in rows]
     axes.scatter(intensity, rates, s=areas, color=COLORS[0], alpha=0.5)
     beside, line = 1.7 * max(intensity, default=1), {"arrowstyle": "-", "color": GRID}
-    for row, where, rate, y in zip(rows, intensity, rates, _apart(rates, low, high), strict=True):
-        axes.annotate(row.name, (where, rate), (beside, y), va="center", color=TEXT, fontsize=9, arrowprops=line)
+    for row, where, height, y in zip(rows, intensity, rates, _apart(rates, low, high), strict=True):
+        axes.annotate(row.name, (where, height), (beside, y), va="center", color=TEXT, fontsize=9, arrowprops=line)
     for axis, ends in ((axes.xaxis, (left, right)), (axes.yaxis, (low, high))):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if ends[1] < 1e3 * ends[0] else (1, 3), numticks=30))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("FLOP a byte", color=TEXT)
-    axes.set_title(f"Modules in GFLOP/s; roof of {roof.gb_per_s:.1f} GB/s", color=TEXT, fontsize=11)
+    axes.set_title(
+        f"Modules in GFLOP/s; roof of {roof.gb_per_s:.{_digits(roof.gb_per_s)}f} GB/s", color=TEXT, fontsize=11
+    )
     axes.grid(color=GRID)
 
 

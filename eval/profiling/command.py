@@ -1,7 +1,8 @@
-"""`upsnet engine profile`: where the time of a model goes in ONNX Runtime on the CPU, by module and by operator.
+"""`upsnet engine profile`: where the time of a model goes, by module and by operator, in the runtime that it is for.
 
 upsnet engine profile --model runs/demo --photo street.jpg
 upsnet engine profile --model r50.onnx --size 800x1088 --batch 4 --out profile.json
+upsnet engine profile --model runs/demo --runtime pytorch --gpu h200
 """
 
 from __future__ import annotations
@@ -13,20 +14,19 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from eval.profiling import roofline
 from eval.profiling.chart import draw
-from eval.profiling.measure import record
+from eval.profiling.gpus import PUBLISHED, find_gpu
+from eval.profiling.least import least_on, least_table
 from eval.profiling.report import Profile, profile_table
-from eval.profiling.summary import summarize
+from eval.profiling.subjects import Wanted, open_subject
+from eval.profiling.summary import summarize, work_of
+from upsnet.command_line import options
 from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
 from upsnet.files import check_target, write_bytes
 from upsnet.geometry import NetworkBatch, ResizeRule, collate, to_network
-from upsnet.kernels.choice import CHOICES, find_kernels, wanted_kernels
 from upsnet.machine import machine_facts, package_versions
-from upsnet.manifest import Manifest
 from upsnet.photos import read_photo
-from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 from upsnet.runtimes.open import find_model
 
 PICTURES = (".png", ".svg")
@@ -57,15 +57,11 @@ def make_batch(rule: ResizeRule, photo: Path | None, size: str | None, batch: in
     return NetworkBatch(images, np.array([[height, width]] * batch, np.int32), np.ones(batch, np.float32))
 
 
-def read_manifest(model: Path) -> Manifest:
-    """Of an ONNX file. InputError for what is no model of ours."""
-    predictor = OnnxRuntimePredictor(model, kernels="off")
-    predictor.close()
-    return predictor.manifest
-
-
 def main(
-    model: Annotated[Path, typer.Option(help="A run's or an engine's folder, or an .onnx file.")] = Path("runs/demo"),
+    model: Annotated[
+        Path, typer.Option(help="A run's or an engine's folder, an .onnx file, a checkpoint or a TensorRT plan.")
+    ] = Path("runs/demo"),
+    runtime: options.RuntimeName = None,
     photo: Annotated[Path | None, typer.Option(help="What the network looks at (default: noise).")] = None,
     size: Annotated[
         str | None, typer.Option(help="Without a photo: HEIGHTxWIDTH in network pixels, as 800x1088.")
@@ -75,29 +71,34 @@ def main(
     runs: Annotated[int, typer.Option(min=1, help="Calls that are counted.")] = 20,
     kernels: Annotated[
         list[str] | None,
-        typer.Option(help="One or both of auto (the library of operators) and off (function bodies); default: both."),
+        typer.Option(
+            help="onnxruntime: one or both of auto (the library of operators) and off (function bodies); default: both."
+        ),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="pytorch: cpu (the default), cuda or cuda:N.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help=f"Also the least time on a GPU, as published: {', '.join(PUBLISHED)}."),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="The picture, .png or .svg (default: profile.png beside the model).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON to write.")] = None,
 ) -> None:
-    """Time by module and operator, with MACs, bytes and what this machine could do at best: a table and a picture."""
-    _, file = find_model(model, "onnxruntime")
+    """Time by module and operator, with MACs, bytes and what the machine could do at best: a table and a picture."""
+    name, file = find_model(model, runtime)
     path = Path(file)
     target = picture or path.with_name("profile.png")
     if target.suffix not in PICTURES:
         raise InputError(f"--picture {target}: give a file that ends in {' or '.join(PICTURES)}")
     for path_of_ours in filter(None, (target, out)):
         check_target(path_of_ours)
-    chosen = [find_kernels(wanted_kernels(word)) for word in dict.fromkeys(kernels or CHOICES)]
-    libraries = list(dict.fromkeys(each.library for each in chosen))
-    for each in chosen:
-        each.warn()
-    feed = make_batch(read_manifest(path).resize, photo, size, batch)
-    before = roofline.measure(threads)
-    recordings = [record(path, feed, threads, library, runs) for library in libraries]
-    roof = before.or_better(roofline.measure(threads))
+    limits = find_gpu(gpu) if gpu else None
+    wanted = Wanted(path, threads, device or "cpu", runs, kernels, limits)
+    subject = open_subject(name, wanted)
+    feed = make_batch(subject.manifest.resize, photo, size, batch)
+    profiled = subject.profile(feed)
+    works = [work_of(each, profiled.recordings[0].graph) for each in profiled.recordings[0].runs[0].executions]
     report = Profile(
         machine=machine_facts(),
         versions=package_versions(),
@@ -105,10 +106,15 @@ def main(
         shape=list(feed.images.shape),
         threads=threads,
         runs=runs,
-        roofline=roof,
-        variants=[summarize(*each, roof) for each in recordings],
+        roofline=profiled.roofline,
+        variants=[summarize(*each, profiled.roofline) for each in profiled.recordings],
+        runtime=name,
+        device=profiled.device,
+        least=least_on(limits, works) if limits else None,
     )
     print_tables(profile_table(report))
+    if report.least is not None:
+        print_tables(least_table(report.least, batch))
     write_bytes(target, draw(report, target.suffix[1:]))
     print(f"wrote {target}")
     if out is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from eval.profiling.roofline import Kind
 from eval.profiling.trace import CONTAINERS, Tensor
 
 # Operators whose weights have the shape [O, I, h, w], a product for each output value; which of the inputs of at least
@@ -23,6 +24,8 @@ PRODUCTS = (
 SAME_MEMORY = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape", "Size")  # the output is the input
 PARTS = ("Gather", "GatherElements", "GatherND", "Slice", "Split")  # read no more of the first input than they write
 BYTE_TYPES = ("int8", "uint8")
+HALF_TYPES = ("float16", "bfloat16")
+FP8_TYPES = ("float8",)
 
 
 def count_macs(operator: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], turned: bool = False) -> int:
@@ -61,9 +64,10 @@ def count_bytes(operator: str, inputs: Sequence[Tensor], outputs: Sequence[Tenso
     return written + sum(tensor.bytes for tensor in inputs)
 
 
-def is_int8(macs: int, inputs: Sequence[Tensor]) -> bool:
-    """Whether a product is one of bytes."""
-    return macs > 0 and inputs[0].type in BYTE_TYPES
+def kind_of(inputs: Sequence[Tensor]) -> Kind:
+    """What a product multiplies. TensorRT's TF32 is float32 here: its tensors are."""
+    name = inputs[0].type if inputs else ""
+    return "int8" if name in BYTE_TYPES else "fp16" if name in HALF_TYPES else "fp8" if name in FP8_TYPES else "fp32"
 
 
 def _items(shape: Sequence[int]) -> int:

@@ -26,10 +26,10 @@ LIBRARY, BODIES = "library", "bodies"  # what runs the custom operators
 class Recording(NamedTuple):
     """One model with one choice of kernels."""
 
-    kernels: str  # LIBRARY or BODIES
+    kernels: str  # LIBRARY or BODIES, else the runtime
     ms: float  # of a call without the profile, median
     runs: list[Run]  # with it
-    graph: Graph  # that ran
+    graph: Graph | None  # that ran; None where every execution says its module
 
 
 def record(model: Path, batch: NetworkBatch, threads: int, library: Path | None, runs: int) -> Recording:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from eval.profiling.least import Least
 from eval.profiling.measure import BODIES, LIBRARY
 from eval.profiling.roofline import Roofline
 from eval.profiling.summary import Row, Variant, add
@@ -16,10 +17,11 @@ OPERATORS = 16  # that the table lists; the others are one line
 OTHERS = "others"
 ENOUGH = 2 / 3  # of a call, that the nodes' medians add up to on a quiet machine
 KERNELS = {LIBRARY: "with the library", BODIES: "from function bodies"}
+FACTOR = 1e4  # GFLOP/s from which on they are said in TFLOP/s
 
 
 class Profile(Report):
-    """profile.json: one model in ONNX Runtime, with the library of custom operators and from function bodies."""
+    """profile.json: one model in one runtime; in ONNX Runtime with the library of custom operators, and without."""
 
     machine: dict[str, str | int]
     versions: dict[str, str]
@@ -29,6 +31,9 @@ class Profile(Report):
     runs: int
     roofline: Roofline
     variants: list[Variant]  # the library's first
+    runtime: str = "onnxruntime"
+    device: str = "cpu"
+    least: Least | None = None  # on the GPU that --gpu named
 
 
 def profile_table(report: Profile) -> Table:
@@ -56,11 +61,12 @@ def profile_table(report: Profile) -> Table:
 def describe(report: Profile) -> str:
     """One line: the model, its input, and what a call takes."""
     batch, height, width, _ = report.shape
-    threads = f"{report.threads} thread{'s' * (report.threads > 1)}"
-    calls = ", ".join(f"{each.ms:.1f} ms {KERNELS[each.kernels]}" for each in report.variants)
+    where = f"{report.threads} thread{'s' * (report.threads > 1)}" if report.device == "cpu" else report.device
+    words = [KERNELS.get(each.kernels, f"in {each.kernels}") for each in report.variants]
+    calls = ", ".join(f"{each.ms:.1f} ms {word}" for each, word in zip(report.variants, words, strict=True))
     first, *others = report.variants
     ratios = "".join(f" ({other.ms / first.ms:.2f} times)" for other in others)
-    return f"{report.model}, {batch} x {height} x {width}, {threads}; a call: {calls}{ratios}"
+    return f"{report.model}, {batch} x {height} x {width}, {where}; a call: {calls}{ratios}"
 
 
 def caption(report: Profile) -> str:
@@ -72,10 +78,22 @@ def caption(report: Profile) -> str:
     )
     return (
         f"Each node's median of {report.runs} runs with the profile on, which takes {first.profiled_ms:.1f} ms a call, "
-        f"{first.outside_ms:.1f} of them in no node. The roof: {roof.gflops:.0f} GFLOP/s, {roof.int8_gops:.0f} GOP/s "
-        f"of int8, {roof.gb_per_s:.1f} GB/s; what a cache holds can be faster."
+        f"{first.outside_ms:.1f} of them in no node. The roof{f' ({roof.source})' * bool(roof.source)}: "
+        f"{_rates(roof)}, {roof.gb_per_s:.1f} GB/s; what a cache holds can be faster."
         f"{disturbed * (least < ENOUGH)}"
     )
+
+
+def _rates(roof: Roofline) -> str:
+    words = [rate(roof.gflops)]
+    for name, gflops in (("TF32", roof.tf32_gflops), ("fp16 and bf16", roof.half_gflops), ("fp8", roof.fp8_gflops)):
+        words += [f"{rate(gflops)} of {name}"] * bool(gflops)
+    return ", ".join([*words, *[f"{rate(roof.int8_gops, 'OP/s')} of int8"] * bool(roof.int8_gops)])
+
+
+def rate(giga: float, unit: str = "FLOP/s") -> str:
+    """Of products."""
+    return f"{giga:.0f} G{unit}" if giga < FACTOR else f"{giga / 1e3:.0f} T{unit}"
 
 
 def _shorten(columns: Sequence[dict[str, Row]]) -> list[dict[str, Row]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -15,22 +16,43 @@ MEMORY = 2**24  # float32 values, 64 MiB: few caches hold them
 TRIES = {"MatMul": 100, "MatMulInteger": 100, "Neg": 20}
 
 
-class Roofline(BaseModel):
-    """Of so many threads."""
+Kind = Literal["fp32", "tf32", "fp16", "fp8", "int8"]  # of products; fp16 stands for bf16, too
 
-    gflops: float  # of float32; a multiplication and an addition are two
+
+class Roofline(BaseModel):
+    """Of so many threads of a CPU, or of a GPU. A multiplication and an addition are two operations.
+
+    Where a rate is 0, the machine has no such products, or they were not measured.
+    """
+
+    gflops: float  # of float32
     int8_gops: float  # the same of bytes
     gb_per_s: float  # read and written together
+    tf32_gflops: float = 0
+    half_gflops: float = 0  # of fp16 and bf16
+    fp8_gflops: float = 0
+    source: str = ""  # what is measured, or what was published; "": this CPU, measured
 
-    def milliseconds(self, macs: int, moved: int, int8: bool) -> float:
-        """The least time that so many MACs and so many bytes take here."""
-        peak = self.int8_gops if int8 else self.gflops
-        return max(2 * macs / peak, moved / self.gb_per_s) / 1e6
+    def peak(self, kind: Kind) -> float:
+        """In GFLOP/s."""
+        rates: dict[Kind, float] = {
+            "fp32": self.gflops,
+            "tf32": self.tf32_gflops,
+            "fp16": self.half_gflops,
+            "fp8": self.fp8_gflops,
+            "int8": self.int8_gops,
+        }
+        return rates[kind]
+
+    def milliseconds(self, macs: int, moved: int, kind: Kind) -> float:
+        """The least time that so many MACs and so many bytes take here; float32's where the type has no peak."""
+        return max(2 * macs / (self.peak(kind) or self.gflops), moved / self.gb_per_s) / 1e6
 
     def or_better(self, other: Roofline) -> Roofline:
         """Of two measurements what each has better: other work on the machine can only lower them."""
-        names = type(self).model_fields
-        return Roofline(**{name: max(getattr(self, name), getattr(other, name)) for name in names})
+        names = [name for name in type(self).model_fields if name != "source"]
+        rates = {name: max(getattr(self, name), getattr(other, name)) for name in names}
+        return Roofline(**rates, source=self.source)
 
 
 def measure(threads: int) -> Roofline:

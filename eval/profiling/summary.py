@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from eval.profiling.costs import complete, count_bytes, count_macs, is_int8
+from eval.profiling.costs import complete, count_bytes, count_macs, kind_of
 from eval.profiling.graph import TITLES, Graph
 from eval.profiling.roofline import Roofline
 from eval.profiling.trace import Execution, Run, Tensor
@@ -29,6 +29,7 @@ class Row(BaseModel):
     moved_bytes: int
     roof_ms: float  # the least that the machine needs for them
     int8_macs: int = 0  # those of `macs` that multiply bytes
+    half_macs: int = 0  # those that multiply fp16 or bf16
 
 
 class Node(Row):
@@ -43,7 +44,7 @@ class Node(Row):
 class Variant(BaseModel):
     """One model with one choice of kernels."""
 
-    kernels: str  # LIBRARY or BODIES
+    kernels: str  # LIBRARY or BODIES of ONNX Runtime, else the runtime
     ms: float  # of a call without the profile, median
     profiled_ms: float  # of one with it
     outside_ms: float  # of the latter, in no node
@@ -54,6 +55,16 @@ class Variant(BaseModel):
     nodes: list[Node]  # the most expensive ones
 
 
+class Work(NamedTuple):
+    """One execution: what it reads and makes, for which module."""
+
+    module: str  # its title
+    operator: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    turned: bool  # transA of Gemm
+
+
 class Cost(NamedTuple):
     """What one execution has to do."""
 
@@ -61,10 +72,11 @@ class Cost(NamedTuple):
     moved_bytes: int
     roof_ms: float
     int8_macs: int
+    half_macs: int
 
 
-def summarize(kernels: str, ms: float, runs: list[Run], graph: Graph, roofline: Roofline) -> Variant:
-    """Of `runs` of one input. ms: of a call without the profile."""
+def summarize(kernels: str, ms: float, runs: list[Run], graph: Graph | None, roofline: Roofline) -> Variant:
+    """Of `runs` of one input. ms: of a call without the profile. graph: None where every execution says its module."""
     nodes = make_nodes(runs, graph, roofline)
     modules = _rows(nodes, lambda node: node.module)
     outside = [run.ms - sum(each.ms for each in run.executions) for run in runs]
@@ -84,7 +96,7 @@ def summarize(kernels: str, ms: float, runs: list[Run], graph: Graph, roofline: 
     )
 
 
-def make_nodes(runs: list[Run], graph: Graph, roofline: Roofline) -> list[Node]:
+def make_nodes(runs: list[Run], graph: Graph | None, roofline: Roofline) -> list[Node]:
     """Every node of the runs, in descending time. What is counted is counted in the first run."""
     times: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0] * len(runs))
     for index, run in enumerate(runs):
@@ -97,38 +109,40 @@ def make_nodes(runs: list[Run], graph: Graph, roofline: Roofline) -> list[Node]:
     return sorted(nodes, key=lambda node: -node.ms)
 
 
-def _node(executions: list[Execution], times: list[float], graph: Graph, roofline: Roofline) -> Node:
-    path, operator, *_ = executions[0]
-    place = graph.find(path)
-    turned = place is not None and any(each.name == "transA" and each.i for each in place.node.attribute)
-    inputs = [complete(each.inputs, place.node.input, place.weights) if place else each.inputs for each in executions]
-    costs = [
-        _cost(operator, all_inputs, each.outputs, turned, roofline)
-        for all_inputs, each in zip(inputs, executions, strict=True)
-    ]
-    macs, moved_bytes, roof_ms, int8_macs = (sum(column) for column in zip(*costs, strict=True))
+def work_of(execution: Execution, graph: Graph | None) -> Work:
+    """With the inputs that the profile leaves out."""
+    place = graph.find(execution.path) if graph else None
+    if place is None:
+        module = TITLES.get(execution.module, OTHER)
+        return Work(module, execution.operator, execution.inputs, execution.outputs, False)
+    turned = any(each.name == "transA" and each.i for each in place.node.attribute)
+    inputs = complete(execution.inputs, place.node.input, place.weights)
+    return Work(TITLES.get(place.module, OTHER), execution.operator, inputs, execution.outputs, turned)
+
+
+def _node(executions: list[Execution], times: list[float], graph: Graph | None, roofline: Roofline) -> Node:
+    works = [work_of(each, graph) for each in executions]
+    costs = [_cost(each, roofline) for each in works]
+    first = works[0]
     return Node(
-        name="/".join(path),
+        name="/".join(executions[0].path),
         nodes=len(executions),
         ms=statistics.median(times),
         best_ms=min(times),
-        macs=macs,
-        moved_bytes=moved_bytes,
-        roof_ms=roof_ms,
-        int8_macs=int8_macs,
-        operator=operator,
-        module=TITLES.get(place.module, OTHER) if place else OTHER,
-        inputs=[str(each) for each in inputs[0]],
-        outputs=[str(each) for each in executions[0].outputs],
+        **{name: sum(getattr(cost, name) for cost in costs) for name in Cost._fields},
+        operator=first.operator,
+        module=first.module,
+        inputs=[str(each) for each in first.inputs],
+        outputs=[str(each) for each in first.outputs],
     )
 
 
-def _cost(
-    operator: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], turned: bool, roofline: Roofline
-) -> Cost:
-    macs, moved_bytes = count_macs(operator, inputs, outputs, turned), count_bytes(operator, inputs, outputs)
-    int8 = is_int8(macs, inputs)
-    return Cost(macs, moved_bytes, roofline.milliseconds(macs, moved_bytes, int8), macs * int8)
+def _cost(work: Work, roofline: Roofline) -> Cost:
+    macs = count_macs(work.operator, work.inputs, work.outputs, work.turned)
+    moved_bytes = count_bytes(work.operator, work.inputs, work.outputs)
+    kind = kind_of(work.inputs)
+    roof_ms = roofline.milliseconds(macs, moved_bytes, kind)
+    return Cost(macs, moved_bytes, roof_ms, int8_macs=macs * (kind == "int8"), half_macs=macs * (kind == "fp16"))
 
 
 def _of(module: str, nodes: list[Node]) -> list[Node]:
@@ -156,4 +170,5 @@ def add(name: str, rows: Iterable[Row]) -> Row:
         moved_bytes=sum(row.moved_bytes for row in rows),
         roof_ms=sum(row.roof_ms for row in rows),
         int8_macs=sum(row.int8_macs for row in rows),
+        half_macs=sum(row.half_macs for row in rows),
     )

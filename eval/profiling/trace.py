@@ -13,7 +13,7 @@ from upsnet.files import read_json
 CONTAINERS = ("Scan", "Loop", "If")  # nodes whose body is nodes again, each with an entry of its own
 SUFFIX = "_kernel_time"
 ITEM_BYTES = {
-    "bool": 1, "int8": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2,
+    "bool": 1, "int8": 1, "float8": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2,
     "float": 4, "int32": 4, "uint32": 4, "double": 8, "int64": 8, "uint64": 8,
 }  # fmt: skip
 
@@ -45,6 +45,7 @@ class Execution(NamedTuple):
     ms: float  # without that of the nodes in its body
     inputs: tuple[Tensor, ...]  # without weights that ONNX Runtime brought into a form of its own
     outputs: tuple[Tensor, ...]
+    module: str = ""  # where it is known without the graph
 
 
 class Run(NamedTuple):

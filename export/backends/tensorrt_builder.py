@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from export.backends.timing_cache import TimingCache
 from export.options import EngineOptions
 from export.outcome import Outcome
-from upsnet.device import driver_version
+from export.types import wrong_types
 from upsnet.engines.manifest import Counts, Profile
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
@@ -67,6 +67,8 @@ def build(api: Api, request: Request, report: Callable[[Progress], None] = lambd
         found = sorted({f"{e.node_operator()} ({e.node_name()}): {e.desc()}" for e in errors})
         return Outcome(status="refused", stage="parser", errors=found)
     layers, operators = count_types(api, network)
+    if wrong := wrong_types(request.manifest, layers):
+        return Outcome(status="refused", stage="types", errors=wrong, layers=layers, plugins=operators)
     logger.errors.clear()
     config = builder.create_builder_config()
     for profile in request.profiles:
@@ -74,6 +76,8 @@ def build(api: Api, request: Request, report: Callable[[Progress], None] = lambd
         for name, (low, usual, high) in profile.items():
             shapes.set_shape(name, low, usual, high)
         config.add_optimization_profile(shapes)
+    trt_api.set_flag(api, config, "TF32", request.manifest.precision == "tf32")
+    trt_api.keep_layers(api, config)
     _set_options(api, config, request.options)
     config.progress_monitor = monitor = trt_api.make_monitor(api, Phases(report))
     cache = None
@@ -103,7 +107,6 @@ def build(api: Api, request: Request, report: Callable[[Progress], None] = lambd
 
 def _set_options(api: Api, config: Any, options: EngineOptions) -> None:
     """InputError for a value that this builder does not have."""
-    trt_api.set_flag(api, config, "TF32", False)
     if options.workspace is not None:
         config.set_memory_pool_limit(api.module.MemoryPoolType.WORKSPACE, options.workspace)
     if options.level is not None:
@@ -118,9 +121,10 @@ def _set_options(api: Api, config: Any, options: EngineOptions) -> None:
 
 
 def _built_with(api: Api) -> dict[str, str]:
-    """What else takes part: the ONNX parser, and the CUDA version that the driver is for, where there is one."""
+    """What else takes part: the ONNX parser, and the CUDA version that the package was made for, where its name says
+    so."""
     found = {"onnx parser": str(api.module.get_nv_onnx_parser_version())}
-    if version := driver_version():
+    if version := trt_api.cuda_of(api.name):
         found["cuda"] = version
     return found
 

@@ -21,12 +21,12 @@ from export.backends.tensorrt_builder import Progress, Request
 from export.outcome import Outcome
 from export.profiles import optimization_profile
 from upsnet.contract import PLUGINS, is_for_tensorrt, manifest_path, tensorrt_path
-from upsnet.device import gpu_problem
+from upsnet.driver import gpu_problem
 from upsnet.engines import manifest as engines
 from upsnet.errors import InputError
 from upsnet.files import sha256, writing
 from upsnet.manifest import Manifest
-from upsnet.tensorrt.api import BUILDER_OPTIONS, EXTRAS, MODULES, Name, installed
+from upsnet.tensorrt.api import BUILDER_OPTIONS, EXTRAS, Name, installed
 
 TIMEOUT = 3600  # seconds
 WITHOUT_PLUGINS = "the custom operators need their plugins: `make plugins`, then `make engine` again"
@@ -51,15 +51,15 @@ class TensorRT:
     def source(self, job: Job) -> Path | str:
         """Of an export in two files, the one beside it. InputError where that is of another export, or not the file
         that its manifest describes."""
-        if job.manifest.precision != "int8" or is_for_tensorrt(job.model):
+        if not job.manifest.twins or is_for_tensorrt(job.model):
             return job.model
         other = tensorrt_path(job.model)
         for part in (other, manifest_path(other)):
             if not part.is_file():
-                return f"int8 plans are built from {other.name}, and there is no {part.name}"
+                return f"{job.manifest.precision} plans are built from {other.name}, and there is no {part.name}"
         found = Manifest.load(manifest_path(other))
         own, its = (each.model_copy(update={"onnx_sha256": ""}) for each in (job.manifest, found))
-        if own != its or job.manifest.calibration is None or not job.manifest.calibration.pair:
+        if own != its:
             raise InputError(f"{other}: not of the same export as {job.model}; export it again")
         if found.onnx_sha256 != sha256(other):
             raise InputError(f"{other}: not the file that {manifest_path(other).name} describes; export it again")
@@ -79,7 +79,8 @@ class TensorRT:
             profiles=job.options.profiles or (optimization_profile(job.manifest.resize, job.manifest.max_batch),),
             options=job.options,
         )
-        with rtx_environment() if self.name == "tensorrt-rtx" else contextlib.nullcontext({}) as environment:
+        with contextlib.ExitStack() as stack:
+            environment = stack.enter_context(rtx_environment()) if self.name == "tensorrt-rtx" else {}
             outcome = run_builder(request, environment)
         if outcome.status == "refused" and job.plugins is None:
             return outcome.model_copy(update={"reason": WITHOUT_PLUGINS})

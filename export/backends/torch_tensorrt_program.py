@@ -7,7 +7,7 @@ from pathlib import Path
 
 from export.backends.backend import Job
 from export.outcome import Outcome
-from upsnet.device import gpu_problem
+from upsnet.driver import gpu_problem
 from upsnet.engines import manifest as engines
 
 

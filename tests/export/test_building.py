@@ -1,4 +1,4 @@
-"""An engine's folder: what is built into it, what is chosen, what stays when something goes wrong, and its manifests."""
+"""An engine's folder: what is built into it, what is chosen, what stays when a build fails, and its manifests."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ class TestOptions:
         }
         manifest = EngineManifest.load(tmp_path / "engine/model.plan.json")
         assert manifest.profiles == found.profiles and manifest.options["workspace"] == 2 * 2**30
-        assert manifest.compute_capabilities == ("86", "89") and manifest.hardware_compatible == "ampere+"
+        assert manifest.compute_capabilities == ("86", "89") and manifest.hardware_compatible == "AMPERE_PLUS"
 
     def test_without_a_word_the_builder_decides(self, tiny_half: Path, tmp_path: Path) -> None:
         assert self.options_of(model=tiny_half, folder=tmp_path).given() == {}

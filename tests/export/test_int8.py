@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx.numpy_helper import from_array, to_array
 from typer.testing import CliRunner
 
 import export.onnx_export
-from export.calibration import OWN, find_photos, find_ranges, signal_to_noise
-from export.building import build_engine
 from export.backends import tensorrt_engine
 from export.backends.backend import Job
 from export.backends.tensorrt_engine import TensorRT
+from export.building import build_engine
+from export.calibration import OWN, find_photos, find_ranges, signal_to_noise
 from export.features import LAYERS, feature_nodes, features_of
 from export.onnx_export import export_int8, export_onnx
 from export.quantization import quantize
@@ -29,7 +28,7 @@ from tests.plugins_cuda.tensorrt.libraries import built, need
 from tests.small_disk import small_disk
 from training.checkpoint import load_model
 from upsnet.command_line.command import make_app
-from upsnet.contract import METADATA_KEY, manifest_path, tensorrt_path
+from upsnet.contract import CONFIGURATION_KEY, METADATA_KEY, manifest_path, tensorrt_path
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
 from upsnet.manifest import Manifest
@@ -118,7 +117,7 @@ class TestFiles:
     def test_manifest_says_what_it_was_calibrated_on(self, int8: Path, tiny_run: Path) -> None:
         for path in (int8, tensorrt_path(int8)):
             inside = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-            assert list(inside) == [METADATA_KEY]
+            assert set(inside) == {METADATA_KEY, CONFIGURATION_KEY}
             for manifest in (Manifest.load(manifest_path(path)), Manifest.model_validate_json(inside[METADATA_KEY])):
                 assert manifest.precision == "int8" and manifest.calibration is not None
                 assert (manifest.calibration.photos, manifest.calibration.method) == (2, "minmax")
@@ -205,7 +204,8 @@ class TestSensitivity:
         assert list(found.weak) == [f"{self.BLOCK}.dw_conv.weight"] and found.weak[f"{self.BLOCK}.dw_conv.weight"] < 10
         assert found.layers == found.of - 2
         assert f"{self.BLOCK}.dw_conv (" in str(found)
-        for graph in (found.cpu.graph, found.tensorrt.graph):
+        assert found.tensorrt is not None
+        for graph in (found.graph.graph, found.tensorrt.graph):
             names = {tensor.name for tensor in graph.initializer}
             for name in ("expand_conv", "dw_conv"):
                 assert f"{self.BLOCK}.{name}.weight" in names
@@ -227,7 +227,7 @@ class TestSensitivity:
         found = quantize(model, find_photos(OWN, config, 2).paths, config.data.resize)
         assert {"box_head.logits.weight", "box_head.deltas.weight"} & set(found.weak), found
         assert all(name.startswith("box_head.") for name in found.weak) and found.layers == found.of - 1
-        names = {tensor.name for tensor in found.cpu.graph.initializer}
+        names = {tensor.name for tensor in found.graph.graph.initializer}
         assert "box_head.fc7.weight" in names and "box_head.fc6.weight_quantized" in names
 
     def test_decibels_of_a_layer_by_hand(self, tiny_run: Path) -> None:

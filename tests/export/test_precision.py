@@ -144,7 +144,7 @@ class TestHalfPrecisionFile:
 
 def test_an_unknown_precision_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     checkpoint = str(tiny_run / "last.safetensors")
-    arguments = ["--checkpoint", checkpoint, "--out", str(tmp_path / "m.onnx"), "--precision", "fp8"]
+    arguments = ["--checkpoint", checkpoint, "--out", str(tmp_path / "m.onnx"), "--precision", "fp4"]
     result = CliRunner().invoke(make_app(export.onnx_export.main), arguments)
     assert result.exit_code == 2 and "fp16" in result.stderr
     assert not list(tmp_path.iterdir())

@@ -20,6 +20,7 @@ import serving.deploy
 import serving.serve
 from export.backends import onnx_runtime
 from export.building import build_engine
+from export.profiles import chosen_profiles
 from serving.repository import TEMPLATE, deploy, deploy_engine, latest_version, versions
 from serving.server import TritonServer
 from tests import backends
@@ -28,6 +29,7 @@ from tests.serving.test_configs import config
 from upsnet.categories import Category
 from upsnet.command_line.command import make_app
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
+from upsnet.engines.manifest import EngineManifest, Part, engine_manifest_path
 from upsnet.errors import InputError
 from upsnet.kernels.choice import Kernels
 from upsnet.manifest import Manifest
@@ -58,6 +60,43 @@ def test_deploy_engine_brings_its_plan_and_plugins_and_leaves_no_other(
     (engine / "model.plan").unlink()
     deploy_engine(engine, repository)
     assert not plan.exists() and not plugins.exists(), "the plan of another engine must not be served"
+
+
+def test_the_plans_own_profile_is_what_the_server_takes(exported: Exported, repository: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    shutil.copytree(exported.model.parent, engine)
+    plan = engine / "model.plan"
+    plan.write_bytes(b"plan")
+    described = Manifest.load(exported.manifest_path)
+    sizes = ("64", "96x128", "160")
+    first, second = (
+        chosen_profiles(described.resize, 4, batch=batch, size=sizes)[0] for batch in ((2, 4, 8), (16, 16, 16))
+    )
+    manifest = EngineManifest(
+        backend="tensorrt",
+        engine=Part.of(plan),
+        bytes=4,
+        model=Part.of(exported.model),
+        builder="11.1",
+        platform="linux-x86_64",
+        precision="fp32",
+        profiles=(first, second),
+        network=described,
+    )
+    manifest.save(engine_manifest_path(plan))
+    deploy_engine(engine, repository)
+    text = (repository / MODEL / "config.pbtxt").read_text()
+    assert "max_batch_size: 8\n" in text
+    assert re.findall(r'name: "(.*)" batch_size', text) == ["2 x 64 x 64", "8 x 160 x 160"]
+    assert (latest_version(repository) / "model.plan.json").is_file()
+    plan.write_bytes(b"another")
+    with pytest.raises(InputError, match=r"model\.plan is not the engine that model\.plan\.json describes"):
+        deploy_engine(engine, repository)
+    for path in (plan, engine_manifest_path(plan)):
+        path.unlink()
+    deploy_engine(engine, repository)
+    assert not (latest_version(repository) / "model.plan.json").exists()
+    assert f"max_batch_size: {described.max_batch}\n" in (repository / MODEL / "config.pbtxt").read_text()
 
 
 def test_deploy_engine_brings_onnx_runtimes_kernels_and_leaves_no_other(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from upsnet import device
-from upsnet.device import compute_capability, driver_version, gpu_names, gpu_problem, parse_device, warn_of_unused_gpu
+from upsnet.device import gpu_names, parse_device, warn_of_unused_gpu
 from upsnet.errors import InputError
 from upsnet.machine import machine_facts
 
@@ -63,82 +61,3 @@ def test_a_gpu_that_nobody_uses_is_told_of(
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     warn_of_unused_gpu("PyTorch", "there is none")
     assert caplog.messages == [expected]
-
-
-class FakeDriver:
-    """libcuda.so.1 as far as it is asked; a pointer's own object is in `_obj`."""
-
-    def __init__(self, init: int = 0, count: int = 1) -> None:
-        self.cuInit = lambda flags: init
-        self.cuDeviceGetCount = lambda pointer: self.write(pointer, count)
-        self.cuDriverGetVersion = lambda pointer: self.write(pointer, 13010)
-        self.cuGetErrorName = lambda status, pointer: self.write(pointer, b"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH")
-        self.cuGetErrorString = lambda status, pointer: self.write(pointer, b"system has unsupported display driver")
-
-    @staticmethod
-    def write(pointer: Any, value: object) -> int:
-        pointer._obj.value = value
-        return 0
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """A machine with this library of the driver (None: without one), perhaps its kernel module, perhaps a card."""
-
-    def make(library: FakeDriver | None, module: bool = False, card: bool = False) -> None:
-        def load(name: str) -> FakeDriver:
-            if library is None:
-                raise OSError(f"{name}: cannot open shared object file")
-            return library
-
-        monkeypatch.setattr(device.ctypes, "CDLL", load)
-        monkeypatch.setattr(device, "DRIVER", tmp_path / "nvidia")
-        monkeypatch.setattr(device, "PCI", tmp_path / "pci")
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        if module:
-            (tmp_path / "nvidia").mkdir()
-        for slot, vendor, kind in (("0", "0x8086", "0x030000"), *([("1", "0x10de", "0x030200")] * card)):
-            (tmp_path / "pci" / slot).mkdir(parents=True)
-            (tmp_path / "pci" / slot / "vendor").write_text(vendor + "\n")
-            (tmp_path / "pci" / slot / "class").write_text(kind + "\n")
-
-    return make
-
-
-def test_a_gpu_that_works(machine: Callable[..., None]) -> None:
-    machine(FakeDriver(), module=True, card=True)
-    assert gpu_problem() is None and driver_version() == "13.1"
-
-
-@pytest.mark.parametrize(
-    ("library", "module", "card", "expected"),
-    [
-        (None, False, False, "there is no NVIDIA GPU"),
-        (None, False, True, "there is an NVIDIA GPU, but no driver for it (libcuda.so.1 is missing)"),
-        (None, True, True, "the NVIDIA driver is loaded, but its library is not usable (libcuda.so.1: cannot open"),
-        (FakeDriver(init=100), False, False, "there is no NVIDIA GPU"),
-        (FakeDriver(init=100), True, True, "the NVIDIA driver finds no GPU; in a container"),
-        (FakeDriver(count=0), False, False, "there is no NVIDIA GPU"),
-        (
-            FakeDriver(init=803),
-            True,
-            True,
-            "the NVIDIA driver does not work: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: system has unsupported display driver",
-        ),
-    ],
-)
-def test_why_there_is_no_gpu(
-    machine: Callable[..., None], library: FakeDriver | None, module: bool, card: bool, expected: str
-) -> None:
-    """A driver that is broken is not a GPU that is missing."""
-    machine(library, module, card)
-    problem = gpu_problem()
-    assert problem is not None and problem.startswith(expected) and "\n" not in problem
-    if library is None:
-        assert compute_capability(0) == driver_version() == ""
-
-
-def test_a_gpu_that_is_hidden(machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(FakeDriver(init=100), module=True, card=True)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert gpu_problem() == "CUDA_VISIBLE_DEVICES=-1 hides every NVIDIA GPU"

@@ -93,7 +93,7 @@ def folder(tmp_path: Path) -> Path:
         ("run", {}, "model.onnx: ONNX Runtime cannot load it"),
         ("run", {"runtime": "pytorch"}, "run: holds nothing for the runtime pytorch, only for onnxruntime"),
         ("trained", {"runtime": "onnxruntime"}, "trained: holds nothing .*, only for pytorch; `make onnx` exports it"),
-        ("run", {"runtime": "caffe"}, "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, triton"),
+        ("run", {"runtime": "caffe"}, "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, tensorrt, "),
         (
             "run",
             {"device": "cuda"},

@@ -37,10 +37,12 @@ COMMANDS = {
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
     "engine": Entry("export.engine", "ONNX file -> the engine of this machine."),
+    "engine compare": Entry("eval.comparing.command", "Two networks, module by module: where they part first."),
     "engine explain": Entry(
         "upsnet.command_line.explain", "What an engine is, where it runs, and why it does not load."
     ),
     "engine profile": Entry("eval.profiling.command", "Where the time of a model goes: modules, operators, roofline."),
+    "precision-search": Entry("eval.precision_search.command", "Which modules may have which types, by PQ: a recipe."),
     "deploy": Entry("serving.deploy", "Make Triton's model repository of a run."),
     "serve": Entry("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
     "load-test": Entry("serving.load_test.command", "Load a server with real photos: latency, throughput, refusals."),

@@ -16,6 +16,10 @@ RuntimeNames = Annotated[
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="pytorch: this file instead of the run's last.safetensors.")]
 OnnxModel = Annotated[Path | None, typer.Option(help="onnxruntime: this file instead of the run's model.onnx.")]
+EngineFile = Annotated[
+    Path | None,
+    typer.Option(help="tensorrt, tensorrt-rtx, torch-tensorrt: this file instead of the one in the run's engine/."),
+]
 Url = Annotated[
     str | None,
     typer.Option(help=f"triton: host:port of a server's gRPC (default: {SERVER}; parity and bench start a server)."),
@@ -30,7 +34,7 @@ TlsCert = Annotated[Path | None, typer.Option(help="triton: a certificate of the
 TlsKey = Annotated[Path | None, typer.Option(help="triton: its key (PEM).")]
 Device = Annotated[
     str | None,
-    typer.Option(help="pytorch, onnxruntime: auto (the default), cpu, cuda or cuda:N. A server has its own."),
+    typer.Option(help="auto (the default), cpu, cuda or cuda:N; TensorRT takes a GPU alone. A server has its own."),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")]
 

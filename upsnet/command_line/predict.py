@@ -179,6 +179,7 @@ def main(
     ] = "runs/demo",
     checkpoint: options.Checkpoint = None,
     model: options.OnnxModel = None,
+    engine: options.EngineFile = None,
     url: options.Url = None,
     manifest: options.ServedManifest = None,
     threads: options.Threads = None,
@@ -196,7 +197,8 @@ def main(
     folder = Path(out)
     files = Tls(tls_ca, tls_cert, tls_key)
     tls = files if any(files) else None
-    predictor = open_runtime(RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, device, tls=tls))
+    chosen = RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, device, tls=tls, engine=engine)
+    predictor = open_runtime(chosen)
     replaced = (folder / "predictions.json").is_file()
     left_out: list[str] = []
     with Model(predictor) as opened:

@@ -19,4 +19,4 @@ GPUS = {
     "121": "DGX Spark (GB10)",
 }
 # The oldest driver on Linux for a major version of CUDA: CUDA's release notes, "minor version compatibility".
-DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580"}
+DRIVERS = {11: "450.80.02", 12: "525.60.13", 13: "580"}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from upsnet.driver import Driver
 from upsnet.engines.findings import Finding, failed, fine, unknown
+from upsnet.engines.gpus import DRIVERS
 from upsnet.engines.kinds import Kind
 from upsnet.engines.manifest import EngineManifest
 from upsnet.machine import cpu_level
@@ -38,8 +39,10 @@ def check_cpu() -> Finding:
     return fine("CPU", f"x86-64-v{level}; the library needs v{LEAST_LEVEL}, and takes the highest that there is")
 
 
-def check_gpu(driver: Driver, number: int, kind: Kind, manifest: EngineManifest | None) -> Iterator[Finding]:
-    """The driver, and whether the GPU of that number is one that the engine runs on."""
+def check_gpu(
+    driver: Driver, number: int, kind: Kind, manifest: EngineManifest | None, cuda: int | None
+) -> Iterator[Finding]:
+    """The driver, and whether the GPU of that number is one that the engine runs on. cuda: what the package needs."""
     wanted, upwards = capabilities(kind, manifest)
     if driver.problem and not driver.has_gpu:
         needs = (
@@ -50,10 +53,10 @@ def check_gpu(driver: Driver, number: int, kind: Kind, manifest: EngineManifest 
     if driver.problem:
         yield failed("driver", "driver", driver.problem, driver.cure)
         return
-    needed = (manifest.built_with.get("cuda", "") if manifest else "").partition(".")[0]
-    if driver.cuda is not None and needed.isdecimal() and driver.cuda[0] < int(needed):
-        text = f"NVIDIA's driver is too old: it runs CUDA {dotted(driver.cuda)}, and the engine needs CUDA {needed}"
-        yield failed("driver", "driver too old", text, f"install a driver for CUDA {needed} or newer")
+    if driver.cuda is not None and cuda is not None and driver.cuda[0] < cuda:
+        text = f"NVIDIA's driver is too old: it runs CUDA {dotted(driver.cuda)}, and the package needs CUDA {cuda}"
+        newer = f"install NVIDIA's driver {DRIVERS.get(cuda, f'for CUDA {cuda}')} or newer"
+        yield failed("driver", "driver too old", text, f"{newer}, or the package for CUDA {driver.cuda[0]}")
     else:
         yield fine("driver", f"works; CUDA {dotted(driver.cuda)}" if driver.cuda else "works")
     if number >= len(driver.gpus):

@@ -72,7 +72,9 @@ class EngineManifest(Report, Sparse):
     model: Part  # what it was built from: an ONNX file, or a checkpoint
     libraries: tuple[Part, ...] = ()  # of custom operators, beside the engine, which does not load without them
     builder: str  # version of the backend's package
-    built_with: dict[str, str] = Field(default={})  # further packages and their versions; "cuda": the driver's
+    built_with: dict[str, str] = Field(
+        default={}
+    )  # further packages and their versions; "cuda": of the builder's package
     built: str | None = None  # when: UTC, as 2026-11-30T12:00:00+00:00
     platform: str  # as "linux-x86_64"
     gpu: str | None = None  # that it was built on

@@ -11,7 +11,7 @@ from upsnet.engines.findings import Finding, failed, fine, unknown
 from upsnet.engines.kinds import Kind
 from upsnet.engines.manifest import Backend, EngineManifest
 from upsnet.errors import InputError
-from upsnet.tensorrt.api import open_api
+from upsnet.tensorrt.api import cuda_of, open_api
 
 TITLES: dict[Backend, str] = {
     "onnxruntime": "ONNX Runtime",
@@ -35,6 +35,14 @@ def check_package(backend: Backend, kind: Kind, manifest: EngineManifest | None)
         problem, _, cure = str(error).rpartition(": ")
         return failed("package", "package missing", f"{problem}, and {needs(backend, built)}", cure)
     return compare(backend, built, here, bool(manifest and manifest.version_compatible))
+
+
+def cuda_for(backend: Backend, manifest: EngineManifest | None) -> int | None:
+    """The major version of CUDA that the package here was made for, else the one that the engine was built with; None
+    where nobody says it."""
+    here = cuda_of(backend) if backend in ("tensorrt", "tensorrt-rtx") else ""
+    said = here or (manifest.built_with.get("cuda", "") if manifest else "").partition(".")[0]
+    return int(said) if said.isdecimal() else None
 
 
 def compare(backend: Backend, built: str, here: str, forward: bool) -> Finding:

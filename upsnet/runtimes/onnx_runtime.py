@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from upsnet.contract import INPUTS, METADATA_KEY, OUTPUTS
 from upsnet.device import DRIVER_LIBRARY, Device, parse_device, warn_of_unused_gpu
+from upsnet.engines.check import check_engine
+from upsnet.engines.manifest import engine_manifest_path
 from upsnet.errors import InputError, one_line
 from upsnet.files import check_utf8
 from upsnet.geometry import NetworkBatch
@@ -40,7 +42,8 @@ LOAD_ERRORS = (
 
 
 class OnnxRuntimePredictor:
-    """Runs an exported model. The manifest comes out of the ONNX file itself.
+    """Runs an exported model. The manifest comes out of the ONNX file itself; where an engine's manifest lies beside it
+    (model.onnx.json), the file and its libraries are held against that.
 
     device: see upsnet/device.py. kernels: as `open_session` takes it; `.kernels` is what it came to.
     """
@@ -50,6 +53,9 @@ class OnnxRuntimePredictor:
     def __init__(
         self, model: Path, threads: int | None = None, device: str = "cpu", kernels: str | None = None
     ) -> None:
+        self.engine_path = Path(model) if engine_manifest_path(Path(model)).is_file() else None
+        if self.engine_path is not None:
+            check_engine(self.engine_path, parse_device(device).number)
         self.session, used = open_with_kernels(Path(model), threads, device, kernels)
         self.kernels = str(used)
         on_gpu = self.session.get_providers()[0] == CUDA

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from upsnet import DISTRIBUTION
 from upsnet.device import AUTO
+from upsnet.engines.kinds import identify
+from upsnet.engines.manifest import backend_of
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
 from upsnet.runtimes.address import parse_address
@@ -14,11 +17,14 @@ from upsnet.runtimes.options import RUNTIMES, SERVER, TLS_SCHEME, RuntimeOptions
 from upsnet.runtimes.predictor import Predictor
 from upsnet.workshop import load_module
 
-FILES = {
-    name: runtime.file for name, runtime in reversed(RUNTIMES.items()) if runtime.file
-}  # the last of RUNTIMES wins
+FILES = {name: runtime.file for name, runtime in RUNTIMES.items() if runtime.file}
+USUAL = ("onnxruntime", "pytorch")  # what opens a folder that does not say: the first of these that it has a file for
+ENGINE_FOLDER = "engine"  # of a run
+ENGINE_FILE = "engine.json"  # in an engine's folder: which of its engines was chosen
 MOST_THREADS = 256  # more only wait for each other
-MODELS = "a run's or an engine's folder, an .onnx file, a checkpoint (.safetensors) or grpc://host:port"
+MODELS = (
+    "a run's or an engine's folder, an .onnx file, a plan of TensorRT, a checkpoint (.safetensors) or grpc://host:port"
+)
 
 
 def open_runtime(options: RuntimeOptions) -> Predictor:
@@ -29,7 +35,7 @@ def open_runtime(options: RuntimeOptions) -> Predictor:
     runtime, place = choose(options)
     if options.device is not None and "device" not in RUNTIMES[runtime].takes:
         raise InputError(f"device {options.device}: the runtime {runtime} has its own; leave it out")
-    return _open(runtime, place, options)
+    return _open(runtime, place, options, asked=options.runtime is not None or options.engine is not None)
 
 
 def open_source(options: RuntimeOptions) -> Predictor:
@@ -41,7 +47,7 @@ def open_source(options: RuntimeOptions) -> Predictor:
         if getattr(options, option) is not None and option not in takes:
             known = ", ".join(each for each in offered if each in takes)
             raise InputError(f"{options.run}: {option} is no option of the runtime {runtime}: {known}")
-    return _open(runtime, place, options)
+    return _open(runtime, place, options, asked=options.runtime is not None)
 
 
 def choose(options: RuntimeOptions) -> tuple[str, PathLike]:
@@ -50,7 +56,7 @@ def choose(options: RuntimeOptions) -> tuple[str, PathLike]:
     Without a runtime, the place given tells it, and else the run (see `find_model`).
     """
     runtime, run = options.runtime, options.run
-    places = {name: place for name, each in RUNTIMES.items() if (place := getattr(options, each.place)) is not None}
+    places = _places(options)
     if runtime is None and places:
         runtime, *others = places
         if others:
@@ -67,38 +73,95 @@ def choose(options: RuntimeOptions) -> tuple[str, PathLike]:
     return find_model(run, runtime)
 
 
+def _places(options: RuntimeOptions) -> dict[str, PathLike]:
+    """By runtime, what was named for it alone. An engine is for the runtime whose it is, which its name or content
+    tells, and for any that is asked for, which then says what is wrong with it."""
+    places = {name: place for name, each in RUNTIMES.items() if (place := getattr(options, each.place)) is not None}
+    if options.engine is None:
+        return places
+    engines = [name for name, each in RUNTIMES.items() if each.place == "engine"]
+    wanted = options.runtime if options.runtime in engines else _backend(Path(options.engine))
+    if wanted not in engines and options.runtime is None:
+        raise InputError(f"{options.engine}: no engine of {', '.join(engines)} by its name or its first bytes")
+    return {name: place for name, place in places.items() if name not in engines or name == wanted}
+
+
+def _backend(file: Path) -> str | None:
+    """Whose engine a file is: by its name, else by its first bytes."""
+    if (named := backend_of(file)) is not None or not file.is_file():
+        return named
+    try:
+        return identify(file).backend
+    except InputError:
+        return None
+
+
 def find_model(source: PathLike | None, runtime: str | None = None) -> tuple[str, PathLike]:
     """The runtime that a source is for, and where its model is: a file, or a server's host:port.
 
-    source: a run's or an engine's folder, an .onnx file, a .safetensors checkpoint or grpc://host:port. runtime: the
-    one that is wanted. Raises InputError for what is none of these, and when the two do not go together.
+    source: a run's or an engine's folder, an .onnx file, a plan, a .safetensors checkpoint or grpc://host:port.
+    runtime: the one that is wanted, for which a run's folder may have an engine in its folder engine/. Raises
+    InputError for what is none of these, and when the two do not go together.
     """
     if runtime is not None:
         find_runtime(runtime)
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise InputError(f"{source!r} is no model; a model is {MODELS}")
     text, path = os.fspath(source), Path(source)
+    found: dict[str, PathLike] = {}
     if "://" in text:
         scheme = TLS_SCHEME if text.startswith(TLS_SCHEME) else ""
-        found: dict[str, PathLike] = {"triton": scheme + parse_address(text)}
+        found = {"triton": scheme + parse_address(text)}
     elif os.path.isdir(path):
-        found = {name: path / file for name, file in FILES.items() if (path / file).is_file()}
+        found = {**_in_folder(path, runtime)}
         if not found:
-            raise InputError(f"{source}: neither a run nor an engine: it has no {' and no '.join(FILES.values())}")
+            raise InputError(
+                f"{source}: neither a run nor an engine: it has no {' and no '.join(FILES[name] for name in USUAL)}"
+            )
     elif not os.path.isfile(path):
         raise InputError(f"{source}: no such file or folder; a model is {MODELS}")
+    elif path.suffix == Path(FILES["pytorch"]).suffix:
+        found = {"pytorch": path}
+    elif (backend := _backend(path)) is not None:
+        found = {backend: path}
     else:
-        found = {name: path for name, file in FILES.items() if Path(file).suffix == path.suffix}
-        if not found:
-            hint = "; `upsnet import` reads the original UPSNet's checkpoints" if path.suffix in (".pth", ".pt") else ""
-            raise InputError(f"{source}: no model by its name; a model is {MODELS}{hint}")
+        hint = "; `upsnet import` reads the original UPSNet's checkpoints" if path.suffix in (".pth", ".pt") else ""
+        raise InputError(f"{source}: no model by its name; a model is {MODELS}{hint}")
     if runtime is not None and runtime not in found:
-        cure = "; `make onnx` exports it" if path.is_dir() and runtime == "onnxruntime" else ""
+        cure = f"; {CURES[runtime]}" if path.is_dir() and runtime in CURES else ""
         raise InputError(f"{source}: holds nothing for the runtime {runtime}, only for {' and '.join(found)}{cure}")
     return (runtime, found[runtime]) if runtime else next(iter(found.items()))
 
 
-def _open(name: str, place: PathLike, options: RuntimeOptions) -> Predictor:
+CURES = {"onnxruntime": "`make onnx` exports it"} | {
+    name: f"`upsnet engine --backend {name}` builds it" for name, each in RUNTIMES.items() if each.place == "engine"
+}
+
+
+def _in_folder(folder: Path, runtime: str | None) -> dict[str, Path]:
+    """By runtime, the files of a folder; first what opens it without a runtime."""
+    found = {name: folder / file for name, file in FILES.items() if (folder / file).is_file()}
+    if runtime is not None and runtime not in found and RUNTIMES[runtime].place == "engine":
+        engine = folder / ENGINE_FOLDER / FILES[runtime]
+        return {**found, runtime: engine} if engine.is_file() else found
+    first = [name for name in (_chosen(folder), *USUAL) if name in found]
+    return {name: found[name] for name in dict.fromkeys([*first, *found])}
+
+
+def _chosen(folder: Path) -> str | None:
+    """The runtime that engine.json says is for its folder's machine, if there is one and it says so."""
+    try:
+        facts = json.loads((folder / ENGINE_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    chosen = facts.get("chosen") if isinstance(facts, dict) else None
+    if chosen is not None and chosen not in FILES:
+        raise InputError(f"{folder / ENGINE_FILE}: chosen is {chosen!r}, and there are {', '.join(FILES)}")
+    return chosen
+
+
+def _open(name: str, place: PathLike, options: RuntimeOptions, asked: bool) -> Predictor:
+    """asked: somebody named the runtime, or the file is for no other."""
     runtime, threads = RUNTIMES[name], options.threads
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
         raise InputError(f"threads {threads!r}: give a number from 1 to {MOST_THREADS}")
@@ -111,4 +174,18 @@ def _open(name: str, place: PathLike, options: RuntimeOptions) -> Predictor:
     except ImportError as error:
         cure = f"pip install '{DISTRIBUTION}[{runtime.extra}]'"
         raise InputError(f"the runtime {name} is not installed ({first_line(error)}): {cure}") from None
-    return opened(place, **{each: value for each in runtime.takes if (value := getattr(options, each)) is not None})
+    given = {each: value for each in runtime.takes if (value := getattr(options, each)) is not None}
+    try:
+        return opened(place, **given)
+    except InputError as error:
+        raise error if asked else _with_others(error, name, Path(options.run or "")) from None
+
+
+def _with_others(error: InputError, name: str, folder: Path) -> InputError:
+    """Of the engine that engine.json has chosen: what else the folder has, which nobody is given without a word."""
+    others = [each for each in _in_folder(folder, None) if each != name] if folder.is_dir() else []
+    if not others or name in USUAL:
+        return error
+    return InputError(
+        f"{error} ({ENGINE_FILE} chose {name}; there is a file for --runtime {' and '.join(others)}, too)"
+    )

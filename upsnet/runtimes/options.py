@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from upsnet.engines.manifest import ENGINES
 from upsnet.errors import InputError
 from upsnet.files import PathLike
 from upsnet.runtimes.tls import Tls
@@ -29,6 +30,7 @@ class RuntimeOptions(NamedTuple):
     flip: bool = False
     tls: Tls | PathLike | bool | None = None  # to a server: see `upsnet.Client`
     shared_memory: bool | None = None  # with a server: see there
+    engine: PathLike | None = None  # tensorrt, tensorrt-rtx, torch-tensorrt: this file instead of the run's
 
 
 class Runtime(NamedTuple):
@@ -39,6 +41,8 @@ class Runtime(NamedTuple):
     file: str | None  # what it opens in a folder; None: an address
     takes: tuple[str, ...]  # options
     extra: str  # of the distribution, which brings its packages
+    packages: tuple[str, ...] = ()  # modules that it needs one of
+    gpu: bool = False  # it computes on one alone
 
 
 RUNTIMES = {
@@ -59,6 +63,39 @@ RUNTIMES = {
         file="model.onnx",
         takes=("threads", "device"),
         extra="onnxruntime",
+    ),
+    "tensorrt": Runtime(
+        title="TensorRT",
+        predictor="upsnet.runtimes.tensorrt:TensorRTPredictor",
+        place="engine",
+        needs="a plan of TensorRT",
+        file=ENGINES["tensorrt"],
+        takes=("device",),
+        extra="gpu",
+        packages=("tensorrt",),
+        gpu=True,
+    ),
+    "tensorrt-rtx": Runtime(
+        title="TensorRT-RTX",
+        predictor="upsnet.runtimes.tensorrt:TensorRTRTXPredictor",
+        place="engine",
+        needs="a plan of TensorRT-RTX",
+        file=ENGINES["tensorrt-rtx"],
+        takes=("device",),
+        extra="rtx",
+        packages=("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        gpu=True,
+    ),
+    "torch-tensorrt": Runtime(
+        title="Torch-TensorRT",
+        predictor="export.torch_tensorrt:TorchTensorRTPredictor",
+        place="engine",
+        needs="a program of Torch-TensorRT",
+        file=ENGINES["torch-tensorrt"],
+        takes=("device",),
+        extra="gpu",
+        packages=("torch_tensorrt",),
+        gpu=True,
     ),
     "triton": Runtime(
         title="Triton",

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+import json
+import re
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
 
 from upsnet import DISTRIBUTION
 from upsnet.errors import InputError, first_line
+from upsnet.files import sha256
 
 Name = Literal["tensorrt", "tensorrt-rtx"]
+TITLES: dict[Name, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 MODULES: dict[Name, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -21,6 +28,17 @@ MODULES: dict[Name, tuple[str, ...]] = {
 EXTRAS: dict[Name, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 # Every builder without a GPU logs these errors, and builds all the same.
 WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
+MOST_ERRORS = 3  # that are shown
+# Its types that NumPy has, too
+NUMPY_TYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
 
 
 class Phases(Protocol):
@@ -42,6 +60,15 @@ class Api(NamedTuple):
     @property
     def version(self) -> str:
         return str(self.module.__version__)
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.name]
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether contexts replay CUDA graphs by themselves, when they are told to: TensorRT-RTX's."""
+        return hasattr(self.module, "CudaGraphStrategy")
 
 
 def installed(name: Name) -> str | None:
@@ -78,17 +105,96 @@ def make_logger(api: Api) -> Any:
     return Logger()
 
 
-def load_plugins(api: Api, library: Path) -> str:
-    """Load the library, which registers its plugins itself, where it has not yet. Returns what is wrong, else ""."""
-    registry = api.module.get_plugin_registry()
-    before = len(registry.all_creators)
+def take_errors(logger: Any) -> list[str]:
+    """What its log has since it was asked last."""
+    errors, logger.errors = logger.errors, []
+    return list(errors)
+
+
+def described(errors: Sequence[str]) -> str:
+    """The first few errors of a log, in one line."""
+    texts = list(dict.fromkeys(" ".join(each.split()) for each in errors))
+    return "; ".join(texts[:MOST_ERRORS]) or "it says nothing about it"
+
+
+def make_runtime(api: Api, logger: Any, host_code: bool = False, plugins: Path | None = None) -> Any:
+    """What deserialises plans. host_code: see `Engine`. plugins: their library, which is loaded where it has not been.
+
+    InputError where the library cannot be loaded.
+    """
     try:
-        ctypes.CDLL(str(library.resolve()))
-    except OSError as error:
-        return f"the plugin library cannot be loaded ({error}); build it again with `make plugins`"
-    if len(registry.all_creators) == before:
-        return f"{library} registered no plugin with {api.name} {api.version}; build it with `make plugins`"
-    return ""
+        runtime = api.module.Runtime(logger)
+    except TypeError:  # the C++ object could not be made
+        raise InputError(f"{api.title} {api.version} does not start: {described(take_errors(logger))}") from None
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    if plugins is not None and (problem := load_plugins(api, plugins)):  # it looks for the runtime's registry
+        raise InputError(f"{plugins}: {problem}")
+    return runtime
+
+
+def make_context(api: Api, engine: Any) -> Any:
+    """An execution context whose device memory its user gives it (`set_device_memory`). None: see the log.
+
+    engine: ICudaEngine. TensorRT-RTX's capture CUDA graphs by themselves.
+    """
+    strategy = api.module.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not api.captures_itself:
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.cuda_graph_strategy = api.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)
+
+
+def scratch_size(context: Any) -> int:
+    """Bytes of device memory that a context needs for the shapes that it is set to."""
+    return int(context.update_device_memory_size_for_shapes())
+
+
+def can_capture(api: Api, engine: Any) -> bool:
+    """Whether its user may capture an engine's contexts in CUDA graphs: not where they do that by themselves, nor
+    where weights are streamed, which makes every call wait."""
+    return not api.captures_itself and not engine.streamable_weights_size
+
+
+def is_capturable(context: Any, stream: int) -> bool:
+    """What a context itself says about that, where its version has a word on it."""
+    return not hasattr(context, "is_stream_capturable") or bool(context.is_stream_capturable(stream))
+
+
+# Plugin libraries that were loaded, by the package that they registered with and by their content
+_loaded: WeakKeyDictionary[Any, dict[str, Path]] = WeakKeyDictionary()
+_loading = threading.Lock()
+
+
+def load_plugins(api: Api, library: Path) -> str:
+    """Load the library, which registers its plugins itself, where none of the same content has been loaded yet.
+    Returns what is wrong, else "".
+
+    A second build of the same plugins cannot be had in one process: it would not be registered.
+    """
+    with _loading:
+        try:
+            content = sha256(library)
+        except OSError as error:
+            return f"the plugin library cannot be read ({error.strerror}); build it again with `make plugins`"
+        loaded = _loaded.setdefault(api.module, {})
+        if content in loaded:
+            return ""
+        registry = api.module.get_plugin_registry()
+        before = len(registry.all_creators)
+        try:
+            ctypes.CDLL(str(library.resolve()))
+        except OSError as error:
+            return f"the plugin library cannot be loaded ({error}); build it again with `make plugins`"
+        if len(registry.all_creators) == before:
+            if loaded:
+                other = next(iter(loaded.values()))
+                return f"{other}, of another build, is loaded already: take a new process for each build"
+            return f"{library} registered no plugin with {api.name} {api.version}; build it with `make plugins`"
+        loaded[content] = library
+        return ""
 
 
 # Of the builder
@@ -103,7 +209,7 @@ BUILDER_OPTIONS: dict[Name, frozenset[str]] = {
     ),
     "tensorrt-rtx": frozenset({"workspace", "compute_capabilities", "weight_streaming", "refit"}),
 }
-HARDWARE_LEVELS = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+HARDWARE_LEVELS: dict[str, str] = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 
 
 def too_old(name: Name, version: str) -> str | None:
@@ -115,6 +221,13 @@ def too_old(name: Name, version: str) -> str | None:
     return (
         f"{name} {version} is too old for the plugins: {wanted} or newer; pip install '{DISTRIBUTION}[{EXTRAS[name]}]'"
     )
+
+
+def cuda_of(name: Name) -> str:
+    """The major version of CUDA that the installed package was made for, as "13"; "" where its name does not say so."""
+    packages = (str(each.name).replace("_", "-") for each in importlib.metadata.distributions())
+    found = (re.match(rf"{name}-cu(\d+)", package) for package in packages)
+    return max((each[1] for each in found if each), default="")
 
 
 def make_network(api: Api, builder: Any) -> Any:
@@ -166,3 +279,34 @@ def make_monitor(api: Api, phases: Phases) -> Any:
             phases.finish(phase)
 
     return Monitor()
+
+
+# What a profile is made of
+
+
+def keep_layers(api: Api, config: Any) -> None:
+    """The builder's engine goes on saying what its layers are: their names, types and nodes of the ONNX file."""
+    config.profiling_verbosity = api.module.ProfilingVerbosity.DETAILED
+
+
+def make_profiler(api: Api, report: Callable[[str, float], None]) -> Any:
+    """An IProfiler that hands on every layer's name and milliseconds of every call."""
+    trt = api.module
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def report_layer_time(self, name: str, ms: float) -> None:
+            report(name, ms)
+
+    return Profiler()
+
+
+def layer_information(api: Api, engine: Any) -> list[dict[str, Any]]:
+    """What the inspector says of every layer, as its JSON has it; of an engine that `keep_layers` had no part in, the
+    "Name" alone."""
+    inspector = engine.create_engine_inspector()
+    form = api.module.LayerInformationFormat.JSON
+    found = [json.loads(inspector.get_layer_information(index, form)) for index in range(engine.num_layers)]
+    return [each if isinstance(each, dict) else {"Name": str(each)} for each in found]

@@ -37,7 +37,8 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(packages, "open_api", open_api)
     monkeypatch.setattr(check, "find_driver", lambda: GPU)
-    monkeypatch.setattr(explain, "attempt", lambda engine, backend: fine("loading", "loads"))
+    monkeypatch.setattr(packages, "cuda_of", lambda backend: "13")
+    monkeypatch.setattr(explain, "attempt", lambda engine, backend, device: fine("loading", "loads"))
 
 
 @pytest.fixture

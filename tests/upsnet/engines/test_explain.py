@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -34,7 +35,9 @@ from upsnet.engines import check, here, packages
 from upsnet.engines import explain as explaining
 from upsnet.engines.check import check_engine
 from upsnet.engines.explain import Explanation, explain
+from upsnet.engines.findings import Cause
 from upsnet.engines.manifest import Part, engine_manifest_path
+from upsnet.engines.refusals import refusal
 from upsnet.errors import InputError
 
 Break = Callable[[Path], object]
@@ -306,7 +309,7 @@ MACHINES: dict[str, tuple[Driver, str, str, str]] = {
     "an old driver": (
         GPU._replace(cuda=(12, 8)),
         "driver too old",
-        "CUDA 12.8, and the engine needs CUDA 13",
+        "CUDA 12.8, and the package needs CUDA 13",
         "driver",
     ),
     "a hidden GPU": (GPU._replace(gpus=()), "GPU", "there is no GPU number 0", "--device"),
@@ -413,6 +416,11 @@ def test_what_the_runtime_refuses_is_said_in_its_words(engine: Path, monkeypatch
     status, text, cure = tried("echo 'terminate called' >&2; kill -ABRT $$")
     assert (status, cure) == ("failed", "build the engine again with `make engine`")
     assert text == "the process that loads it ends with status -6: terminate called"
+    oom = json.dumps({"error": f"{engine}: Error Code 2: OutOfMemory", "diagnostics": ""})
+    assert tried(f"echo '{oom}'")[1:] == (
+        "Error Code 2: OutOfMemory",
+        "see in `nvidia-smi` who holds the GPU's memory, or build the engine with a smaller profile",
+    )
     assert tried("""echo '{"opened": "cuda:0, kernels: x"}'""") == ("ok", "loads, on cuda:0, kernels: x", "")
 
 
@@ -542,6 +550,16 @@ class TestHostileInput:
                 answer.returncode == 2 and "Traceback" not in answer.stderr and "no \\udcff.plan.json" in answer.stderr
             )
 
+    def test_pipes_in_the_place_of_small_files(self, engine: Path) -> None:
+        """Nothing waits for somebody to write into them."""
+        os.mkfifo(engine.with_name("engine.json"))
+        os.mkfifo(engine.with_name("model.manifest.json"))
+        assert explain(engine.parent).verdict == "It loads here."
+        engine_manifest_path(engine).unlink()
+        assert "no manifest" in [each.cause for each in explain(engine).findings]
+        engine.unlink()
+        assert "a folder without an engine" in explain(engine.parent).errors[0]
+
     def test_a_file_that_may_not_be_read(self, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(self: Path, *arguments: object) -> None:
             raise PermissionError(13, "Permission denied")
@@ -555,3 +573,33 @@ class TestHostileInput:
         change_byte(engine, 2000)
         with pytest.raises(InputError, match="its sha256 differs"):
             check_engine(engine)
+
+
+@pytest.mark.parametrize(
+    "words, cause",
+    [
+        (
+            "Error Code 1: Serialization (Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed."
+            "Version tag does not match. Note: Current Version: 237, Serialized Engine Version: 239)",
+            "package version",
+        ),
+        ("The engine plan file is not compatible with this version of TensorRT, expecting", "package version"),
+        ("The engine plan file is generated on an incompatible device, expecting compute 8.6", "compute capability"),
+        ("Serialization assertion magicTagRead == kMAGIC_TAG failed.Magic tag does not match", "altered"),
+        ("cudaError 35: CUDA driver version is insufficient for CUDA runtime version", "driver too old"),
+        ("it cannot be loaded (UNSUPPORTED_CC, OLD_CUDA_DRIVER)", "driver too old"),
+        ("Could not find plugin, plugin name: RoiAlignFpn", "library missing"),
+        ("the engine was built for kernel ABI 1, these plugins have kernel ABI 2", "kernel ABI"),
+        ("Error Code 1: Cuda Runtime (out of memory)", "memory"),
+        ("something new", "refused"),
+    ],
+)
+def test_causes_in_the_words_of_runtimes(words: str, cause: str) -> None:
+    found = refusal(words, "")
+    assert (found.cause, found.text) == (cause, words) and found.cure
+    assert refusal(words, "its own cure").cure == "its own cure"
+
+
+def test_the_page_has_every_cause(project_root: Path) -> None:
+    page = (project_root / "docs/engines.md").read_text()
+    assert [cause for cause in get_args(Cause) if f"`{cause}`" not in page] == []

@@ -219,13 +219,18 @@ class IOptimizationProfile(Strict):
 
 
 class ITimingCache(Strict):
-    def __init__(self, data: bytes) -> None:
-        self._data = set(data.split(b"\n")) - {b""}
+    """header: of the version and the GPU; a cache of another header is refused where it is used."""
+
+    def __init__(self, data: bytes, header: bytes) -> None:
+        self._header, *lines = data.split(b"\n") if data else [header]
+        self._data = set(lines)
 
     def serialize(self) -> IHostMemory:
-        return IHostMemory(b"\n".join(sorted(self._data)))
+        return IHostMemory(b"\n".join([self._header, *sorted(self._data)]))
 
     def combine(self, input_cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        if input_cache._header != self._header:
+            return False
         self._data |= input_cache._data
         return True
 
@@ -279,9 +284,15 @@ class IBuilderConfig(Strict):
         return len(self._profiles) - 1
 
     def create_timing_cache(self, serialized_timing_cache: Any) -> ITimingCache:
-        return self._trt.ITimingCache(bytes(serialized_timing_cache))
+        return self._trt.ITimingCache(bytes(serialized_timing_cache), self._header)
+
+    @property
+    def _header(self) -> bytes:
+        return f"{self._trt.__version__} {self._trt._world.cuda.capability}".encode()
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        if cache._header != self._header:
+            return False
         self._cache = cache
         return True
 

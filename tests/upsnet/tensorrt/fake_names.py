@@ -102,11 +102,8 @@ def enums(flavour: Flavour) -> dict[str, Any]:
     words = ENUMS | {"OnnxParserFlag": parser} | (RTX_ENUMS if flavour.rtx else {})
     made = {name: IntEnum(name, _members(each)) for name, each in words.items()}  # type: ignore[misc]
     made["BuilderFlag"] = IntEnum("BuilderFlag", _members(flags))
-    # STRONGLY_TYPED is 1 in every version: 1 << 1
-    values = {
-        word: {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}.get(word, 2 + n) for n, word in enumerate(network.split())
-    }
-    made["NetworkDefinitionCreationFlag"] = IntEnum("NetworkDefinitionCreationFlag", values)
+    # In 10 it follows EXPLICIT_BATCH; from 11 on, and in RTX, it is the first, and changes nothing.
+    made["NetworkDefinitionCreationFlag"] = IntEnum("NetworkDefinitionCreationFlag", _members(network))  # type: ignore[misc]
     made["DataType"] = IntEnum("DataType", DATA_TYPES)
     made["DataType"].itemsize = property(lambda this: SIZES[this.name])  # type: ignore[attr-defined]
     return made

@@ -18,6 +18,8 @@ import importlib.util
 import json
 import math
 import os
+import platform
+import struct
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -34,6 +36,7 @@ PLUGIN_NAMES = (
     "BestAnchors", "UsedRows", "AllRows",
 )  # fmt: skip
 MODULES = (fake_builder, fake_runtime, fake_inspector)
+ELF_HEADER = 64  # bytes, with which a library begins
 MARK = b"fake plugins\n"
 VARIABLE = "UPSNET_FAKE_TENSORRT"  # "11.1,1,9.0": flavour, GPUs, compute capability
 CLASSES = [
@@ -72,9 +75,9 @@ class World:
     def load(self, library: Path) -> ctypes.CDLL | SimpleNamespace | None:
         """None where it is none of `write_plugins`'."""
         data = library.read_bytes() if library.is_file() else b""
-        if not data.startswith(MARK):
+        if not data[ELF_HEADER:].startswith(MARK):
             return None
-        facts = json.loads(data[len(MARK) :])
+        facts = json.loads(data[ELF_HEADER + len(MARK) :])
         self.plugins |= set(facts["plugins"])
         return SimpleNamespace(upsnet_kernel_abi=lambda: facts["kernel_abi"], _name=str(library), _handle=0)
 
@@ -149,6 +152,7 @@ def make_module(world: World) -> Any:
     trt.IProfiler, trt.IProgressMonitor = IProfiler, IProgressMonitor
     trt.get_plugin_registry = lambda: Registry(world)
     trt.init_libnvinfer_plugins = lambda logger, namespace: True
+    trt.get_nv_onnx_parser_version = lambda: 200
     trt.volume = math.prod
     return trt
 
@@ -176,7 +180,9 @@ class Registry:
 
 def write_plugins(path: Path, names: tuple[str, ...] = PLUGIN_NAMES, kernel_abi: int = 1) -> Path:
     """A "library" that ctypes.CDLL takes where the fake is installed: it registers these plugins."""
-    path.write_bytes(MARK + json.dumps({"plugins": names, "kernel_abi": kernel_abi}).encode())
+    machine = {"x86_64": 62, "aarch64": 183}.get(platform.machine(), 62)
+    head = struct.pack("<4sBBBxxxxxxxxxHHI", b"\x7fELF", 2, 1, 1, 3, machine, 1).ljust(ELF_HEADER, b"\0")
+    path.write_bytes(head + MARK + json.dumps({"plugins": names, "kernel_abi": kernel_abi}).encode())
     return path
 
 

@@ -1,0 +1,150 @@
+"""`upsnet precision-search`: which modules may go down to which types without losing more PQ than allowed.
+
+upsnet precision-search --run runs/demo --max-drop 0.1
+upsnet export --checkpoint runs/demo/last.safetensors --recipe runs/demo/precision/recipe.json --calibrate train
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from eval.precision_search.chart import draw
+from eval.precision_search.journal import Journal
+from eval.precision_search.measure import EngineMeasure, Evaluator, Measure, RoundingMeasure, builder_here, rounded
+from eval.precision_search.report import AloneRow, PrecisionSearch, Total, search_table
+from eval.precision_search.rounding import Rounded
+from eval.precision_search.search import Found, check_types, search, types_of
+from eval.profiling.gpus import find_gpu
+from eval.validation_set import open_dataset
+from export.calibration import OWN, find_photos
+from export.onnx_export import PHOTOS
+from training.checkpoint import load_model
+from training.device import open_device
+from training.predictor import make_manifest
+from upsnet.command_line import options
+from upsnet.command_line.tables import print_tables
+from upsnet.files import check_target, sha256, write_bytes
+from upsnet.machine import machine_facts, package_versions
+from upsnet.manifest import EIGHT_BITS
+
+
+TYPES = ("fp16", "int8")
+
+
+def groups(network: Rounded, blocks: bool) -> dict[str, bool]:
+    """The names that a recipe is made of, and whether any layer of each can have eight bits: the modules themselves, or
+    the backbone's stages in place of their blocks."""
+    found: dict[str, bool] = {}
+    for name in network.modules:
+        parts = name.split(".")
+        numbered = len(parts) > 2 and parts[0] == "backbone" and parts[-1].isdigit()
+        group = ".".join(parts[:-1]) if numbered and not blocks else name
+        found[group] = found.get(group, False) or any(
+            able and own == name for able, own in zip(network.eligible, network.names, strict=True)
+        )
+    return found
+
+
+def main(
+    run: options.Run = Path("runs/demo"),
+    max_drop: Annotated[
+        float, typer.Option(min=0, help="Points of PQ that may be lost; 0.1: from 61.1 to 61.0.")
+    ] = 0.1,
+    types: Annotated[
+        list[str] | None, typer.Option(help="That modules may have: of fp16 bf16 int8 fp8 (default: fp16 int8).")
+    ] = None,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="Every block of the backbone by itself, not its stages.")
+    ] = False,
+    budget: Annotated[int, typer.Option(min=3, help="The most evaluations of the search.")] = 40,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Images of the search, evenly spaced; what it finds is held against all.")
+    ] = 500,
+    checkpoint: options.Checkpoint = None,
+    gt_json: options.GtJson = None,
+    gt_folder: options.GtFolder = None,
+    images: options.Images = None,
+    calibrate: Annotated[str, typer.Option(metavar="DATASET", help="As `upsnet export` takes it.")] = OWN,
+    photos: Annotated[int, typer.Option(min=1, help="To calibrate on.")] = PHOTOS,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Round in PyTorch, and estimate the time by this GPU's data sheet (default: h200 where this "
+            "machine cannot run an engine, else its engines)."
+        ),
+    ] = None,
+    threads: options.Threads = None,
+    device: options.Device = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of recipe.json, precision_search.json and .png (default: RUN/precision)."),
+    ] = None,
+) -> None:
+    """Find which modules may have narrower types, by PQ. Interrupted and started again, it goes on."""
+    wanted = check_types(types or TYPES)
+    folder = out or run / "precision"
+    files = [folder / name for name in ("recipe.json", "precision_search.json", "precision_search.png")]
+    for path in files:
+        check_target(path)
+    source = Path(checkpoint or run / "last.safetensors")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    dataset = open_dataset(gt_json, gt_folder, images, run)
+    model, config, categories, _ = load_model(source)
+    manifest = make_manifest(config, categories)
+    chosen = find_photos(calibrate, config, photos)
+    backend = None if gpu else builder_here()
+    subject: dict[str, Any] = {
+        "checkpoint": sha256(source),
+        "data set": [sha256(dataset.split.json_file), len(dataset)],
+        "calibration": [chosen.data, len(chosen.paths)],
+        "way of measuring": backend or f"rounding, {find_gpu(gpu or 'h200').source}",
+    }
+    journal = Journal(folder / "evaluations.jsonl", subject)
+    network = rounded(model, manifest)
+    measure: Measure
+    if backend:
+        measure = EngineMeasure(source, backend, calibrate, photos)
+    else:
+        place = open_device(device or "auto")
+        measure = RoundingMeasure(network, manifest, chosen.paths, find_gpu(gpu or "h200"), place)
+    evaluate = Evaluator(measure, journal, dataset, limit, budget)
+    able = {name: types_of(wanted, eligible) for name, eligible in groups(network, blocks).items()}
+    found = search(evaluate, able, [each for each in wanted if each not in EIGHT_BITS], max_drop, evaluate.note)
+    evaluate.close()
+    report = make_report(found, measure, evaluate, journal, manifest.name, max_drop)
+    found.recipe.save(files[0])
+    report.save(files[1])
+    write_bytes(files[2], draw(report, journal.evaluations))
+    print_tables(search_table(report))
+    if not found.complete:
+        print(f"the budget of {budget} evaluations ended before the search did; a larger --budget goes on from here")
+    about = "an estimate by its layers" if measure.estimated else "measured"
+    print(f"{100 * report.found.time / report.float32.time:.0f} % of float32's time ({about}), PQ {-report.drop:+.2f}")
+    print(f"wrote {files[0]}, {files[1].name} and {files[2].name}")
+
+
+def make_report(
+    found: Found, measure: Measure, evaluate: Evaluator, journal: Journal, model: str, max_drop: float
+) -> PrecisionSearch:
+    return PrecisionSearch(
+        model=model,
+        how=measure.how,
+        unit=measure.unit,
+        estimated=measure.estimated,
+        max_drop=max_drop,
+        images=evaluate.images,
+        searched_images=evaluate.searched_images,
+        evaluations=len(journal.evaluations),
+        complete=found.complete,
+        recipe=found.recipe,
+        float32=Total(**found.reference._asdict()),
+        found=Total(**found.figures._asdict()),
+        alone=[AloneRow(**each._asdict()) for each in found.alone],
+        machine=machine_facts(),
+        versions=package_versions(),
+    )

@@ -1,0 +1,95 @@
+"""What can be profiled: a model in one of the runtimes, and the roof of what it runs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from eval.profiling import roofline
+from eval.profiling.gpus import measure_gpu
+from eval.profiling.in_pytorch import record_pytorch
+from eval.profiling.measure import Recording, record
+from eval.profiling.roofline import Roofline
+from training.predictor import PyTorchPredictor
+from upsnet.errors import InputError
+from upsnet.geometry import NetworkBatch
+from upsnet.kernels.choice import CHOICES, find_kernels, wanted_kernels
+from upsnet.manifest import Manifest
+from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
+
+
+class Wanted(NamedTuple):
+    """What was asked for."""
+
+    model: Path
+    threads: int
+    device: str
+    runs: int
+    kernels: list[str] | None
+    gpu: Roofline | None  # that --gpu named
+
+
+class Profiled(NamedTuple):
+    """What came of it."""
+
+    recordings: list[Recording]
+    roofline: Roofline
+    device: str  # "cpu", or what the GPU is called
+
+
+class Subject(Protocol):
+    """A model that was opened, and found to be one."""
+
+    manifest: Manifest
+
+    def profile(self, feed: NetworkBatch) -> Profiled:
+        """Time with the profile on, and without."""
+        ...
+
+
+def open_subject(runtime: str, wanted: Wanted) -> Subject:
+    """InputError for a runtime that tells no times, and what that runtime cannot open."""
+    if runtime == "pytorch":
+        return InPyTorch(wanted)
+    if runtime == "onnxruntime":
+        return InOnnxRuntime(wanted)
+    raise InputError(f"the runtime {runtime} tells no times of its own; give --runtime, or another model")
+
+
+class InOnnxRuntime:
+    """An .onnx file on the CPU, with the library of operators and from function bodies."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        if wanted.device != "cpu":
+            raise InputError(f"--device {wanted.device}: ONNX Runtime is profiled on the CPU alone; leave it out")
+        chosen = [find_kernels(wanted_kernels(word)) for word in dict.fromkeys(wanted.kernels or CHOICES)]
+        for each in chosen:
+            each.warn()
+        self._libraries = list(dict.fromkeys(each.library for each in chosen))
+        self._wanted = wanted
+        predictor = OnnxRuntimePredictor(wanted.model, kernels="off")
+        self.manifest = predictor.manifest
+        predictor.close()
+
+    def profile(self, feed: NetworkBatch) -> Profiled:
+        model, threads, _, runs, *_ = self._wanted
+        before = roofline.measure(threads)
+        recordings = [record(model, feed, threads, library, runs) for library in self._libraries]
+        return Profiled(recordings, before.or_better(roofline.measure(threads)), "cpu")
+
+
+class InPyTorch:
+    """A checkpoint, on the CPU or on a GPU."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._predictor = PyTorchPredictor(wanted.model, wanted.device, wanted.threads)
+        self.manifest = self._predictor.manifest
+
+    def profile(self, feed: NetworkBatch) -> Profiled:
+        threads, device = self._wanted.threads, self._predictor.device
+        on_gpu = device.type == "cuda"
+        before = measure_gpu(device) if on_gpu else roofline.measure(threads)
+        recordings = [record_pytorch(self._predictor, feed, self._wanted.runs)]
+        after = measure_gpu(device) if on_gpu else roofline.measure(threads)
+        return Profiled(recordings, before.or_better(after), self._predictor.device_name)
