@@ -148,7 +148,7 @@ load: $(TRITON_READY) $(RUN)/engine/engine.json ## real photos against RUN's ser
 eval: $(RUN)/model.onnx ## PQ of RUN on its validation set
 	$(UPSNET) eval --run $(RUN) --out $(RUN)/eval $(ARGS)
 
-parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of PyTorch, ONNX Runtime and Triton on RUN's validation set
+parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of every runtime that is here, on RUN's validation set
 	$(BIN)/python eval/parity.py --run $(RUN) $(ARGS)
 
 overfit: OVERFIT := runs/coco_sample
