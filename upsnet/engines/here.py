@@ -77,7 +77,7 @@ def check_gpu(
 
 
 def capability(number: str) -> str:
-    """ "90" -> "9.0"."""
+    """As people write it: "9.0" for "90"."""
     return f"{number[:-1]}.{number[-1]}" if re.fullmatch(r"\d{2,3}", number) else number
 
 

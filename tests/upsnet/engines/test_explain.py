@@ -337,7 +337,10 @@ def test_the_package(engine: Path, tmp_path: Path, library: Path, monkeypatch: p
 
     monkeypatch.setattr(packages, "open_api", missing)
     (line,) = explain(engine).errors
-    assert "the package tensorrt is not installed, and the engine needs TensorRT 10.13.3.9; pip install" in line
+    assert "the package tensorrt is not installed, and the engine needs TensorRT 10.13.3.9; `pip install " in line
+    assert line.endswith("`pip install 'tensorrt==10.13.3.9'`")
+    (line,) = explain(rtx).errors
+    assert line.endswith("`pip install tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116`")
     for plan_version, ours, forward, loads in (
         ("10.13.3.9", "10.13.3.11", False, True),
         ("10.13.3.9", "10.13.2.6", False, False),
