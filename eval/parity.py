@@ -146,10 +146,13 @@ def main(
     ] = None,
 ) -> None:
     """Compare runtimes on a data set: PQ and identical pixels. Exit code 0: equal, 1: not, 2: bad input."""
-    chosen = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads, device=device, engine=engine)
-    here, left_out = (runtimes, {}) if runtimes else runtimes_here(chosen)
-    names = order(here, reference)
+    names = order(runtimes or [], reference)
     dataset = open_dataset(gt_json, gt_folder, images, run)
+    chosen = RuntimeOptions(run, checkpoint=checkpoint, url=url, threads=threads, device=device, engine=engine)
+    left_out: dict[str, str] = {}
+    if not runtimes:
+        here, left_out = runtimes_here(chosen)
+        names = order(here, reference)
     limits = Limits(max_pq_difference, min_identical, min_pq)
     sizes = list(dict.fromkeys(batch_sizes))
     out = out or run

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from eval.comparing.chart import draw
 from eval.comparing.compare import compare
+from eval.comparing.in_tensorrt import InTensorRT
 from eval.comparing.networks import InOnnxRuntime, InPyTorch, Network
 from eval.comparing.report import comparison_table, conclusion
 from eval.profiling.command import PICTURES
@@ -32,15 +33,22 @@ PHOTOS = 4
 
 
 def open_network(
-    source: Path, threads: int | None = None, device: str = "cpu", kernels: str | None = None, blocks: bool = False
+    source: Path,
+    threads: int | None = None,
+    device: str | None = None,
+    kernels: str | None = None,
+    blocks: bool = False,
 ) -> Network:
-    """A checkpoint, an .onnx file, or a folder that holds one. InputError for anything else and what does not open."""
+    """A checkpoint, an .onnx file, a TensorRT plan, or a folder that holds one. InputError for anything else, and what
+    does not open."""
     runtime, place = find_model(source)
     path = Path(place)
     if runtime == "pytorch":
-        return InPyTorch(path, threads, device, blocks)
+        return InPyTorch(path, threads, device or "cpu", blocks)
     if runtime == "onnxruntime":
         return InOnnxRuntime(path, threads, kernels, blocks)
+    if runtime in ("tensorrt", "tensorrt-rtx"):
+        return InTensorRT(path, device, blocks)
     raise InputError(
         f"{source}: a {runtime} model cannot be looked into; give a checkpoint, an .onnx file or an engine"
     )
@@ -88,8 +96,8 @@ def main(
     photos = find_photos(photo or [], (a, b), limit)
     mine, others = ((source, choices[index % len(choices)]) for index, source in enumerate((a, b)))
     with (
-        closing(open_network(mine[0], threads, device or "cpu", mine[1], blocks)) as first,
-        closing(open_network(others[0], threads, device or "cpu", others[1], blocks)) as second,
+        closing(open_network(mine[0], threads, device, mine[1], blocks=blocks)) as first,
+        closing(open_network(others[0], threads, device, others[1], blocks=blocks)) as second,
     ):
         report = compare(first, second, tqdm(photos, desc="comparing", unit="photo", disable=None))
     print_tables(comparison_table(report))

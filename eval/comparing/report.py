@@ -7,7 +7,7 @@ from rich.table import Table
 
 from eval.comparing.boundaries import PLACES
 from eval.comparing.errors import MOST_DB
-from eval.comparing.limits import Limits
+from eval.comparing.limits import Limits, Rounding
 from eval.figures import share
 from upsnet.command_line.tables import make_table
 from upsnet.manifest import Precision
@@ -50,7 +50,7 @@ class Comparison(Report):
     a: Side
     b: Side
     photos: list[str]
-    precision: Precision  # the lesser of the two, whose limits hold
+    precision: Rounding  # the type that rounds most in the two, whose limits hold
     limits: Limits
     places: list[Place]
     first: str | None  # the first place where they part
@@ -95,8 +95,9 @@ def caption(report: Comparison) -> str:
         "mean to A's mean. Boxes: from their centre.",
         "Instances are matched by IoU; only those that both have are compared, and what the heads say of them.",
     ]
-    for name, side in report.left_out.items():
-        lines.append(f"Not compared: {name}, which {side} alone shows.")
+    for side in ("A", "B"):
+        if alone := [name for name, shown in report.left_out.items() if shown == side]:
+            lines.append(f"Not compared, as {side} alone shows them: {', '.join(alone)}.")
     return "\n".join(lines + report.notes)
 
 

@@ -77,6 +77,7 @@ def build(api: Api, request: Request, report: Callable[[Progress], None] = lambd
             shapes.set_shape(name, low, usual, high)
         config.add_optimization_profile(shapes)
     trt_api.set_flag(api, config, "TF32", request.manifest.precision == "tf32")
+    trt_api.keep_layers(api, config)
     _set_options(api, config, request.options)
     config.progress_monitor = monitor = trt_api.make_monitor(api, Phases(report))
     cache = None

@@ -171,13 +171,19 @@ def test_command_line(gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: py
     assert [parity.machine[f"{runtime}, device"] for runtime in ("PyTorch", "ONNX Runtime")] == ["cpu", "cpu"]
 
 
-def test_triton_is_left_out_aloud(gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_here_is_left_out_aloud(
+    gt_json: Path, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("UPSNET_TRITON_ENV", "/nowhere")
     predictors = {name: fake(name) for name in ("pytorch", "onnxruntime")}
     result = invoke(monkeypatch, predictors, "--gt-json", str(gt_json), "--run", str(tmp_path), "--batch-sizes", "2")
     assert result.exit_code == 0, result.output
-    assert result.stderr.startswith("Triton is left out: the server's environment /nowhere is missing")
-    assert str(Parity.load(tmp_path / "parity.json").machine["Triton"]).startswith("left out: ")
+    lines = dict(line.split(" is left out: ") for line in result.stderr.splitlines() if " is left out: " in line)
+    assert list(lines) == ["ONNX Runtime with TensorRT", "TensorRT", "TensorRT-RTX", "Torch-TensorRT", "Triton"]
+    assert lines["TensorRT"] == f"{tmp_path} has no engine/model.plan; `upsnet engine --backend tensorrt` builds it"
+    assert lines["Triton"].startswith("the server's environment /nowhere is missing")
+    machine = Parity.load(tmp_path / "parity.json").machine
+    assert {name: machine[name] for name in lines} == {name: f"left out: {line}" for name, line in lines.items()}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ ABSENT = f"not installed: pip install '{DISTRIBUTION}[onnxruntime]'"
 
 
 def main() -> None:
-    """Say which kernels ONNX Runtime runs the operators with here, and why; compile them if that was not done yet.
+    """Say which kernels ONNX Runtime runs the operators with here, and why; compile them if that was not done yet. What
+    is wrong with an engine says `upsnet engine explain`.
 
     Exit status 1: function bodies serve, which are slower, and UPSNET_KERNELS=off does not say that it is meant.
     """

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from upsnet.command_line.command import BAD_INPUT
 from upsnet.command_line.tables import make_table, print_tables
+from upsnet.device import AUTO
 from upsnet.engines.explain import Explanation, explain
 from upsnet.errors import InputError
 
@@ -21,7 +22,7 @@ MARKS = {"ok": "[green]ok[/]", "failed": "[red]failed[/]", "not checked": "[yell
 def main(
     engine: Annotated[Path, typer.Argument(help="An engine's file, or its folder, or a run's.", show_default=False)],
     size: Annotated[str | None, typer.Option(help="A photo that it must hold: height x width, as 480x640.")] = None,
-    gpu: Annotated[int, typer.Option(min=0, help="The number of the GPU that it is for.")] = 0,
+    device: Annotated[str, typer.Option(help="What it is to run on: auto, cpu, cuda or cuda:N.")] = AUTO,
     load: Annotated[bool, typer.Option(help="Try to load the libraries and the engine, in other processes.")] = True,
     json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
 ) -> None:
@@ -29,7 +30,7 @@ def main(
 
     Exit status 2, and one line on stderr for each cause: it does not load here. What can't be checked here is named.
     """
-    found = explain(engine, gpu, photo_size(size), load)
+    found = explain(engine, device, photo_size(size), load)
     if json:
         print(to_json(found))
     else:

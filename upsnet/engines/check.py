@@ -12,16 +12,15 @@ from upsnet.contract import manifest_path
 from upsnet.driver import Driver, find_driver
 from upsnet.engines.findings import Finding, failed, fine, line, unknown
 from upsnet.engines.here import check_cpu, check_gpu, check_platform
-from upsnet.engines.kinds import Kind, identify, regular_file
+from upsnet.engines.kinds import Kind, check_json, identify, regular_file
 from upsnet.engines.libraries import check_library, hash_of
 from upsnet.engines.manifest import ENGINES, Backend, EngineManifest, backend_of, engine_manifest_path
-from upsnet.engines.packages import TITLES, check_package, cuda_of
+from upsnet.engines.packages import TITLES, check_package, cuda_for
 from upsnet.engines.profiles import AGAIN, check_profiles
 from upsnet.errors import InputError
 from upsnet.files import read_json
 from upsnet.manifest import Manifest
 
-LARGEST_MANIFEST = 64 * 2**20  # bytes
 SEARCHED = 2**30  # bytes of an engine without a manifest
 OF_OURS = b"PanopticFusion"  # every network of this project has this operator, and a plan names its operators
 ON_A_GPU: tuple[Backend | None, ...] = ("tensorrt", "tensorrt-rtx", "torch-tensorrt")
@@ -68,7 +67,8 @@ class Look:
             yield self._content(self.manifest)
             yield check_platform(self.manifest)
             for part in self.manifest.libraries:
-                yield check_library(part, self.engine.parent)
+                # ONNX Runtime's is a server's: in this process, UPSNET_OPERATORS or the compiler gives the kernels.
+                yield check_library(part, self.engine.parent, runs=self.backend != "onnxruntime")
             if self.manifest.libraries:
                 yield check_cpu()
         elif (found := self._bare()) is not None:
@@ -76,7 +76,7 @@ class Look:
         yield check_package(self.backend, self.kind, self.manifest)
         if self.backend in ON_A_GPU:
             self.driver = find_driver()
-            yield from check_gpu(self.driver, self.gpu, self.kind, self.manifest, cuda_of(self.backend))
+            yield from check_gpu(self.driver, self.gpu, self.kind, self.manifest, cuda_for(self.backend, self.manifest))
         if self.manifest is not None and self.manifest.profiles:
             yield check_profiles(self.manifest, self.photo)
 
@@ -99,7 +99,8 @@ class Look:
         report = self.engine / "engine.json"
         text = f"a folder without an engine: none of {', '.join(ENGINES.values())} is in it"
         try:
-            found = read_json(report) if os.path.isfile(report) else {}
+            check_json(report)
+            found = read_json(report)
         except InputError:
             found = {}
         for backend, title in TITLES.items():
@@ -111,14 +112,13 @@ class Look:
     def _manifest(self) -> Finding:
         path = engine_manifest_path(self.engine)
         try:
-            size = regular_file(path).st_size
+            regular_file(path)
         except InputError:
             if self.backend == "onnxruntime":
                 return unknown("manifest", f"no {path.name}: an exported model, of which no engine was built yet")
             return _no_manifest(self.engine)
         try:
-            if size > LARGEST_MANIFEST:
-                raise InputError(f"{path.name} is no manifest: {size} bytes")
+            check_json(path)
             found = EngineManifest.load(path)
         except InputError as error:
             text = str(error).replace(f"{path}: ", "", 1).removesuffix(EngineManifest.cure)
@@ -164,6 +164,7 @@ class Look:
         if self.backend != "onnxruntime" or not os.path.isfile(exported):
             return None
         try:
+            check_json(exported)
             wanted = Manifest.load(exported).onnx_sha256
         except InputError as error:
             text = str(error).replace(f"{exported}: ", "", 1)

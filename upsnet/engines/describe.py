@@ -7,9 +7,9 @@ from pathlib import Path
 from upsnet.contract import INPUTS
 from upsnet.engines.gpus import DRIVERS, GPUS
 from upsnet.engines.here import LEAST_LEVEL, capabilities, capability
-from upsnet.engines.kinds import Kind
+from upsnet.engines.kinds import Kind, check_json
 from upsnet.engines.manifest import Counts, EngineManifest, ParityFigures
-from upsnet.engines.packages import TITLES, cuda_of, numbers
+from upsnet.engines.packages import TITLES, cuda_for, numbers
 from upsnet.engines.profiles import bounds
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
@@ -46,7 +46,8 @@ def _bare(engine: Path, kind: Kind) -> dict[str, str]:
     """Of an engine without a manifest: what its file says, and the manifest of the model that lies beside it."""
     said = {"built by": f"{TITLES[kind.backend]} {kind.version}"} if kind.backend and kind.version else {}
     try:
-        return said | _network(Manifest.load(engine.with_name("model.manifest.json")))
+        check_json(path := engine.with_name("model.manifest.json"))
+        return said | _network(Manifest.load(path))
     except InputError:
         return said
 
@@ -74,8 +75,10 @@ def requirements(kind: Kind, manifest: EngineManifest | None) -> dict[str, str]:
         wanted, upwards = capabilities(kind, manifest)
         named = [f"{capability(each)} ({GPUS[each]})" if each in GPUS else capability(each) for each in wanted]
         said["GPU"] = ", ".join(named) + (" and newer" if upwards else "") or "not said; the one that it was built on"
-        cuda = cuda_of(backend)
-        said["driver"] = f"NVIDIA {DRIVERS[cuda]} or newer (CUDA {cuda})" if cuda else "as the package needs it"
+        cuda = cuda_for(backend, manifest)
+        said["driver"] = (
+            f"NVIDIA {DRIVERS[cuda]} or newer (CUDA {cuda})" if cuda in DRIVERS else "as the package needs it"
+        )
     if manifest is not None:
         said["platform"] = manifest.platform
         if manifest.libraries:

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from upsnet.contract import LIBRARY
+from upsnet.device import AUTO, parse_device
 from upsnet.engines.check import ON_A_GPU, Look
 from upsnet.engines.describe import description, requirements
 from upsnet.engines.findings import Finding, fine, line, one, unknown
+from upsnet.engines.kinds import check_json
 from upsnet.engines.libraries import try_library
 from upsnet.engines.manifest import ENGINES, EngineManifest
 from upsnet.engines.refusals import refusal
 from upsnet.errors import InputError
 from upsnet.files import PathLike, read_json
 from upsnet.report import Report, Sparse
+from upsnet.workshop import ROOT
 
 LONGEST = 600  # seconds that an engine may take to load
-FIRST = ("tensorrt", "tensorrt-rtx", "torch-tensorrt", "onnxruntime")  # of a folder that does not say
+FIRST = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")  # as `upsnet.load` opens one that does not say
 
 
 class Explanation(Report, Sparse):
@@ -54,17 +57,18 @@ class Explanation(Report, Sparse):
         return f"All that could be checked here is fine; not checked: {open_}. Whether it loads is not known."
 
 
-def explain(path: PathLike, gpu: int = 0, photo: tuple[int, int] | None = None, load: bool = True) -> Explanation:
-    """Of an engine, or of the one that is opened in an engine's folder. Nothing is written, and nothing raised.
+def explain(path: PathLike, device: str = AUTO, photo: tuple[int, int] | None = None, load: bool = True) -> Explanation:
+    """Of an engine, or of the one that is opened in an engine's or a run's folder. Nothing is written.
 
-    gpu: the number of the GPU that it is for. photo: height and width of one that the engine must hold. load: try to
-    load the libraries, and the engine where this machine can, in processes of their own; this runs what is in them.
+    device: what it is to run on, see upsnet/device.py; InputError for another word. photo: height and width of one that
+    the engine must hold. load: try to load the libraries, and the engine where this machine can, in processes of their
+    own; this runs what is in them.
     """
     engine, others = find_engine(Path(path))
-    look = Look(engine, gpu, photo)
+    look = Look(engine, parse_device(device).number, photo)
     findings = list(look.findings())
     if load:
-        findings += _loading(look, findings)
+        findings += _loading(look, findings, device)
     kind = look.kind
     return Explanation(
         file=str(engine),
@@ -96,21 +100,22 @@ def find_engine(path: Path) -> tuple[Path, list[str]]:
 def _chosen(folder: Path) -> Any:
     """The backend that engine.json says is opened in its folder; older ones do not say."""
     try:
+        check_json(folder / "engine.json")
         report = read_json(folder / "engine.json")
     except InputError:
         return None
     return report.get("chosen", "onnxruntime") if isinstance(report, dict) else None
 
 
-def _loading(look: Look, findings: list[Finding]) -> Iterator[Finding]:
+def _loading(look: Look, findings: list[Finding], device: str) -> Iterator[Finding]:
     """The libraries that are right, loaded; then the engine in its runtime, where nothing is in the way."""
-    wrong = {each.what for each in findings if each.status == "failed"}
+    wrong = [each.file for each in findings if each.status == "failed"]
     folder, manifest = look.engine.parent, look.manifest
     for part in manifest.libraries if manifest else ():
-        if f"library {part.file}" not in wrong:
-            tried = list(try_library(folder / part.file, manifest.kernel_abi if manifest else None))
-            wrong |= {each.what for each in tried if each.status == "failed"}
-            yield from tried
+        if part.file not in wrong:
+            tried = try_library(folder / part.file, manifest.kernel_abi if manifest else None)
+            wrong += [part.file] * (tried.status == "failed")
+            yield tried
     if look.backend is None:
         return
     if wrong:
@@ -118,18 +123,22 @@ def _loading(look: Look, findings: list[Finding]) -> Iterator[Finding]:
     elif look.backend in ON_A_GPU and (look.driver is None or look.driver.problem):
         yield unknown("loading", "without a GPU nothing can load it")
     else:
-        yield attempt(look.engine, look.backend)
+        yield attempt(look.engine, look.backend, device)
 
 
-def attempt(engine: Path, backend: str) -> Finding:
+def attempt(engine: Path, backend: str, device: str = AUTO) -> Finding:
     """Opens it in its runtime, in another process: a broken engine may end the process that loads it."""
     beside = (engine.parent / LIBRARY).is_file()
     kernels = {"UPSNET_OPERATORS": str(engine.parent.resolve())} if beside else {"UPSNET_KERNELS": "off"}
-    command = [sys.executable, "-B", "-m", "upsnet.runtimes.attempt", str(engine), backend]
+    # -P: no module comes out of the folder that this was started in, which may be the engine's.
+    command = [sys.executable, "-PB", "-m", "upsnet.runtimes.attempt", str(engine.absolute()), backend]
+    command += ["cpu" if backend == "onnxruntime" and device == AUTO else device]
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     try:
         tried = subprocess.run(
             command,
-            env={**os.environ, **(kernels if backend == "onnxruntime" else {})},
+            env={**os.environ, "PYTHONPATH": path, **(kernels if backend == "onnxruntime" else {})},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
@@ -144,5 +153,5 @@ def attempt(engine: Path, backend: str) -> Finding:
         return refusal(f"the process that loads it ends with status {tried.returncode}: {said}", "")
     if "opened" in answer:
         return fine("loading", f"loads, on {answer['opened']}")
-    text, _, cure = one(str(answer.get("error"))).removeprefix(f"{one(str(engine))}: ").rpartition("; ")
+    text, _, cure = one(str(answer.get("error"))).removeprefix(f"{one(str(engine.absolute()))}: ").rpartition("; ")
     return refusal(f"{text or cure}{answer.get('diagnostics', '')}", cure if text else "")

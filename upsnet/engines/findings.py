@@ -38,7 +38,8 @@ Cause = Literal[
 
 
 class Finding(BaseModel):
-    """One line. `what` was looked at, `text` is what was found; where it failed, which cause it is, and the cure."""
+    """One line. `what` was looked at, `text` is what was found; where it failed, which cause it is, and the cure.
+    file: of a library, its name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,6 +48,7 @@ class Finding(BaseModel):
     text: str
     cause: Cause | None = None
     cure: str = ""
+    file: str = ""
 
 
 def fine(what: str, text: str) -> Finding:

@@ -54,7 +54,7 @@ def check_gpu(
         yield failed("driver", "driver", driver.problem, driver.cure)
         return
     if driver.cuda is not None and cuda is not None and driver.cuda[0] < cuda:
-        text = f"NVIDIA's driver is too old: it runs CUDA {dotted(driver.cuda)}, and the package here needs CUDA {cuda}"
+        text = f"NVIDIA's driver is too old: it runs CUDA {dotted(driver.cuda)}, and the package needs CUDA {cuda}"
         newer = f"install NVIDIA's driver {DRIVERS.get(cuda, f'for CUDA {cuda}')} or newer"
         yield failed("driver", "driver too old", text, f"{newer}, or the package for CUDA {driver.cuda[0]}")
     else:

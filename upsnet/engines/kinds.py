@@ -13,6 +13,7 @@ from upsnet.engines.manifest import Backend
 from upsnet.errors import InputError
 
 HEAD = 4096  # bytes that are looked at
+LARGEST_JSON = 64 * 2**20  # bytes
 TENSORRT, RTX = b"ftrt", b"vtrt"  # a plan's first bytes
 # A plan's version: four bytes from here. Of TensorRT's as trtexec's source (--getPlanVersionOnly) has it, of RTX's as
 # the builder of 1.7 writes it, whose runtime compares the first three of them.
@@ -50,6 +51,12 @@ def regular_file(path: Path) -> os.stat_result:
         kind = next((words for test, words in kinds.items() if test(found.st_mode)), "a device")
         raise InputError(f"{kind}, not a file")
     return found
+
+
+def check_json(path: Path) -> None:
+    """InputError, without its name, for what is no file that a JSON of ours could be in: a pipe, or a large one."""
+    if (size := regular_file(path).st_size) > LARGEST_JSON:
+        raise InputError(f"no JSON of this project: {size} bytes")
 
 
 def read_head(path: Path, count: int = HEAD) -> bytes:

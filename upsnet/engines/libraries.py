@@ -7,7 +7,6 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,16 +49,24 @@ def _hash(path: Path, stamp: tuple[int, int, int, int]) -> str:
     return sha256(path)
 
 
-def check_library(part: Part, folder: Path) -> Finding:
-    """Whether the file is the library that the engine was built with. Nothing of it is run."""
-    path, what = folder / part.file, f"library {part.file}"
+def check_library(part: Part, folder: Path, runs: bool = True) -> Finding:
+    """Whether the file is the library that the engine was built with. Nothing of it is run.
+
+    runs: its code will be, so nobody else may be able to write to it.
+    """
+    return _check(part, folder, runs).model_copy(update={"file": part.file})
+
+
+def _check(part: Part, folder: Path, runs: bool) -> Finding:
+    path, what = folder / part.file, "library"
     copy = f"copy {part.file} from where the engine was built, or build the engine again with `make engine`"
     if Path(part.file).name != part.file:
         return failed(what, "manifest damaged", f"the manifest names a library in another folder, {part.file}", copy)
     try:
         regular_file(path)
         head = read_head(path)
-        check_owners(path, folder)
+        if runs:
+            check_owners(path, folder)
     except InputError as error:
         text = f"the library {part.file} of its custom operators is missing beside it ({error})"
         return failed(what, "library missing", text, copy)
@@ -71,12 +78,12 @@ def check_library(part: Part, folder: Path) -> Finding:
         return failed(what, "platform", text, "build the engine on a machine of this kind")
     if hash_of(path) != part.sha256:
         return _altered(path, head, copy)
-    return fine(what, f"the one that the engine was built with (sha256 {part.sha256[:8]})")
+    return fine(what, f"{part.file} is the one that it was built with (sha256 {part.sha256[:8]})")
 
 
 def _altered(path: Path, head: bytes, copy: str) -> Finding:
     """What a library is that is not the one that the engine was built with."""
-    what = f"library {path.name}"
+    what = "library"
     if not head.startswith(ELF):
         kind = identify(path)
         return failed(what, "library altered", f"{path.name} is {kind.title}, not a shared library", kind.cure or copy)
@@ -88,12 +95,17 @@ def _altered(path: Path, head: bytes, copy: str) -> Finding:
     return failed(what, "library altered", text, copy)
 
 
-def try_library(path: Path, kernel_abi: int | None) -> Iterator[Finding]:
+def try_library(path: Path, kernel_abi: int | None) -> Finding:
     """Loads it, in a process of its own. kernel_abi: that the engine needs; None: any."""
-    what, again = f"library {path.name}", "build the engine again with `make engine`"
+    what, again = "library", "build the engine again with `make engine`"
+    try:
+        check_owners(path, path.parent)
+    except BuildError as error:
+        return unknown(what, f"{path.name} is not loaded: {error}")
     try:
         asked = subprocess.run(
             [sys.executable, "-PB", "-c", ASK, str(path.resolve())],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="replace",
@@ -101,19 +113,16 @@ def try_library(path: Path, kernel_abi: int | None) -> Iterator[Finding]:
         )
         answer = json.loads(asked.stdout)
     except subprocess.TimeoutExpired:
-        yield unknown(what, f"it did not load within {LONGEST} s")
-        return
+        return unknown(what, f"{path.name} did not load within {LONGEST} s")
     except ValueError:
-        yield failed(what, "library does not load", f"{path.name} ends the process that loads it", again)
-        return
-    if error := answer.get("error"):
-        yield failed(what, "library does not load", f"{path.name} does not load: {error}", _cure(error, path))
-    elif kernel_abi is not None and answer.get("abi") != kernel_abi:
+        return failed(what, "library does not load", f"{path.name} ends the process that loads it", again)
+    if said := answer.get("error"):
+        return failed(what, "library does not load", f"{path.name} does not load: {said}", _cure(said, path))
+    if kernel_abi is not None and answer.get("abi") != kernel_abi:
         text = f"{path.name} has the kernel ABI {answer.get('abi', 'unknown')}, and the engine needs {kernel_abi}"
-        yield failed(what, "kernel ABI", text, again)
-    else:
-        level = f", at x86-64-v{answer['level']} on this CPU" if "level" in answer else ""
-        yield fine(what, f"loads; kernel ABI {answer.get('abi', 'unknown')}{level}")
+        return failed(what, "kernel ABI", text, again)
+    level = f", at x86-64-v{answer['level']} on this CPU" if "level" in answer else ""
+    return fine(what, f"{path.name} loads; kernel ABI {answer.get('abi', 'unknown')}{level}")
 
 
 def _cure(error: str, path: Path) -> str:

@@ -72,7 +72,9 @@ class EngineManifest(Report, Sparse):
     model: Part  # what it was built from: an ONNX file, or a checkpoint
     libraries: tuple[Part, ...] = ()  # of custom operators, beside the engine, which does not load without them
     builder: str  # version of the backend's package
-    built_with: dict[str, str] = Field(default={})  # further packages and their versions; "cuda": the driver's
+    built_with: dict[str, str] = Field(
+        default={}
+    )  # further packages and their versions; "cuda": of the builder's package
     built: str | None = None  # when: UTC, as 2026-11-30T12:00:00+00:00
     platform: str  # as "linux-x86_64"
     gpu: str | None = None  # that it was built on
@@ -92,6 +94,14 @@ class EngineManifest(Report, Sparse):
     pixel_std: tuple[float, float, float] | None = None
     configuration: dict[str, Any] | None = None  # of the training run
     parity: tuple[ParityFigures, ...] = ()
+
+    @property
+    def served(self) -> Manifest:
+        """The network's manifest, with no larger batch than a profile of this engine holds."""
+        held = max((shapes["images"][2][0] for shapes in self.profiles if "images" in shapes), default=None)
+        if held is None or held >= self.network.max_batch:
+            return self.network
+        return self.network.model_copy(update={"max_batch": held})
 
     def inputs(self) -> dict[str, Any]:
         """All that this engine was made of and with. Two engines of the same inputs differ in what a build leaves to

@@ -8,11 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from upsnet import DISTRIBUTION
 from upsnet.engines.findings import Finding, failed, fine, unknown
-from upsnet.engines.gpus import DRIVERS
 from upsnet.engines.kinds import Kind
 from upsnet.engines.manifest import Backend, EngineManifest
 from upsnet.errors import InputError
-from upsnet.tensorrt.api import open_api
+from upsnet.tensorrt.api import cuda_of, open_api
 
 TITLES: dict[Backend, str] = {
     "onnxruntime": "ONNX Runtime",
@@ -38,13 +37,12 @@ def check_package(backend: Backend, kind: Kind, manifest: EngineManifest | None)
     return compare(backend, built, here, bool(manifest and manifest.version_compatible))
 
 
-def cuda_of(backend: Backend) -> int | None:
-    """The major version of CUDA that the installed package was made for, by the names that pip knows it by; None where
-    those do not say it."""
-    names = {"tensorrt": ("tensorrt_cu{}", "tensorrt-cu{}-libs"), "tensorrt-rtx": ("tensorrt-rtx-cu{}-libs",)}
-    return next(
-        (major for major in sorted(DRIVERS) for name in names.get(backend, ()) if _version(name.format(major))), None
-    )
+def cuda_for(backend: Backend, manifest: EngineManifest | None) -> int | None:
+    """The major version of CUDA that the package here was made for, else the one that the engine was built with; None
+    where nobody says it."""
+    here = cuda_of(backend) if backend in ("tensorrt", "tensorrt-rtx") else ""
+    said = here or (manifest.built_with.get("cuda", "") if manifest else "").partition(".")[0]
+    return int(said) if said.isdecimal() else None
 
 
 def compare(backend: Backend, built: str, here: str, forward: bool) -> Finding:

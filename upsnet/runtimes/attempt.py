@@ -1,5 +1,6 @@
-"""Tries to open a model in a runtime, in a process of its own (`python -m upsnet.runtimes.attempt FILE RUNTIME`): what
-is broken may end the process, and not the one that asks.
+"""Tries to open a model in a runtime, in a process of its own: what is broken may end that, and not the one that asks.
+
+    python -m upsnet.runtimes.attempt FILE RUNTIME DEVICE
 
 The last line of stdout is JSON: {"opened": what runs it}; or {"error": one line}, and of TensorRT-RTX, which can tell
 an engine's faults apart, its "diagnostics".
@@ -11,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from upsnet.device import AUTO
 from upsnet.errors import InputError
 from upsnet.runtimes.open import open_source
 from upsnet.runtimes.options import RuntimeOptions
@@ -18,10 +20,10 @@ from upsnet.tensorrt.api import make_logger, open_api
 
 
 def main() -> None:
-    file, runtime = sys.argv[1:]
-    device = "cpu" if runtime == "onnxruntime" else None
+    file, runtime, device = sys.argv[1:]
     try:
-        predictor = open_source(RuntimeOptions(run=file, runtime=runtime, device=device))
+        wanted = None if device == AUTO else device
+        predictor = open_source(RuntimeOptions(run=file, runtime=runtime, device=wanted))
     except InputError as error:
         answer = {"error": str(error), "diagnostics": diagnostics(Path(file)) if runtime == "tensorrt-rtx" else ""}
     else:

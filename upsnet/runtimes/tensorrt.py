@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.predictor import RawPrediction
 from upsnet.tensorrt.api import Name, open_api
-from upsnet.tensorrt.cuda import Cuda
+from upsnet.tensorrt.cuda import Cuda, CudaError
 from upsnet.tensorrt.engine import Engine
 from upsnet.tensorrt.lane import Lane
 
@@ -44,7 +44,7 @@ class TensorRTPredictor:
         described = check_engine(self.engine_path, wanted.number)
         if described.backend != self.name:
             raise InputError(f"{engine}: an engine of {described.backend}; --runtime {described.backend} runs it")
-        self.manifest = described.network
+        self.manifest = described.served
         api, self._cuda = open_api(self.name), Cuda.open(wanted)
         self.device_name = f"{wanted._replace(kind='cuda')} ({self._cuda.name})"
         libraries = [self.engine_path.with_name(each.file) for each in described.libraries]
@@ -135,18 +135,22 @@ class TensorRTPredictor:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Waits for the calls that are under way, then frees all. A second call does nothing."""
-        with self._changed:
+        """Waits for the calls that are under way, then frees all. A second call does nothing, nor does one in a process
+        that was forked, where nothing of it can be touched."""
+        if os.getpid() != self._process:
+            return
+        with self._changed, ExitStack() as stack:
             engine, self._engine = self._engine, None
-            if engine is None or os.getpid() != self._process:
+            if engine is None:
                 return
             self._changed.notify_all()
             while len(self._idle) < self._lanes:
                 self._changed.wait()
-            with self._cuda.current():
-                while self._idle:
-                    self._idle.pop().close()
-                engine.close()
+            with suppress(CudaError):  # where CUDA has failed for good
+                stack.enter_context(self._cuda.current())
+            while self._idle:
+                self._idle.pop().close()
+            engine.close()
             self._lanes = 0
 
 

@@ -6,9 +6,10 @@ import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -146,6 +147,11 @@ def make_context(api: Api, engine: Any) -> Any:
     return engine.create_execution_context(config)
 
 
+def scratch_size(context: Any) -> int:
+    """Bytes of device memory that a context needs for the shapes that it is set to."""
+    return int(context.update_device_memory_size_for_shapes())
+
+
 def can_capture(api: Api, engine: Any) -> bool:
     """Whether its user may capture an engine's contexts in CUDA graphs: not where they do that by themselves, nor
     where weights are streamed, which makes every call wait."""
@@ -273,3 +279,34 @@ def make_monitor(api: Api, phases: Phases) -> Any:
             phases.finish(phase)
 
     return Monitor()
+
+
+# What a profile is made of
+
+
+def keep_layers(api: Api, config: Any) -> None:
+    """The builder's engine goes on saying what its layers are: their names, types and nodes of the ONNX file."""
+    config.profiling_verbosity = api.module.ProfilingVerbosity.DETAILED
+
+
+def make_profiler(api: Api, report: Callable[[str, float], None]) -> Any:
+    """An IProfiler that hands on every layer's name and milliseconds of every call."""
+    trt = api.module
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def report_layer_time(self, name: str, ms: float) -> None:
+            report(name, ms)
+
+    return Profiler()
+
+
+def layer_information(api: Api, engine: Any) -> list[dict[str, Any]]:
+    """What the inspector says of every layer, as its JSON has it; of an engine that `keep_layers` had no part in, the
+    "Name" alone."""
+    inspector = engine.create_engine_inspector()
+    form = api.module.LayerInformationFormat.JSON
+    found = [json.loads(inspector.get_layer_information(index, form)) for index in range(engine.num_layers)]
+    return [each if isinstance(each, dict) else {"Name": str(each)} for each in found]

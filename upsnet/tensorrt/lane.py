@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upsnet.errors import InputError
-from upsnet.tensorrt.api import can_capture, is_capturable, make_context
+from upsnet.tensorrt.api import can_capture, is_capturable, make_context, scratch_size
 from upsnet.tensorrt.cuda import Buffer, CudaError, Graph, Stream
 from upsnet.tensorrt.engine import Engine, Shape
 
@@ -58,12 +58,14 @@ class Lane:
     A shape that comes a second time is captured: from then on copies and kernels are launched in one call.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, profiler: Any = None) -> None:
+        """profiler: an IProfiler that is told every layer's time; then nothing is captured."""
         self.engine, cuda = engine, engine.cuda
+        self._profiler = profiler
         self.device, self.scratch, self.host = Buffer(cuda), Buffer(cuda), Buffer(cuda, host=True)
         self.graphs: OrderedDict[tuple[Shape, ...], Ready] = OrderedDict()
         self._seen: OrderedDict[tuple[Shape, ...], None] = OrderedDict()
-        self._capture = can_capture(engine.api, engine.engine)
+        self._capture = profiler is None and can_capture(engine.api, engine.engine)
         self._context = self._new_context()
         self._profile = 0
         self._current: tuple[tuple[Shape, ...], Layout] | None = None  # what the context is set to
@@ -128,6 +130,8 @@ class Lane:
         context = make_context(self.engine.api, self.engine.engine)
         if context is None:
             raise self.engine.error("no execution context can be made")
+        if self._profiler is not None:
+            context.profiler = self._profiler
         return context
 
     def _set(self, context: Any, shapes: tuple[Shape, ...], profile: int, switch: bool) -> Layout:
@@ -138,8 +142,8 @@ class Lane:
         for tensor, shape in zip(self.engine.inputs, shapes, strict=True):
             self._do("set_input_shape", context, tensor.name, shape)
         layout = self._lay_out(context, shapes)
-        scratch = int(context.update_device_memory_size_for_shapes())
-        for buffer, size in ((self.device, layout.size), (self.host, layout.size), (self.scratch, scratch or 1)):
+        scratch = max(1, scratch_size(context))
+        for buffer, size in ((self.device, layout.size), (self.host, layout.size), (self.scratch, scratch)):
             self._reserve(buffer, size)
         context.set_device_memory(self.scratch.address, self.scratch.size)
         for place in layout.places:

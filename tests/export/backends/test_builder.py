@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from upsnet.engines.check import check_engine
 from upsnet.engines.manifest import EngineManifest
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
-from upsnet.tensorrt.api import BUILDER_OPTIONS, Name, make_network, open_api, too_old
+from upsnet.tensorrt.api import BUILDER_OPTIONS, Name, cuda_of, make_network, open_api, too_old
 
 TENSORRT = ("10.9", "10.13", "10.16", "11.0", "11.1")
 
@@ -169,6 +171,14 @@ def test_versions_that_are_too_old() -> None:
     assert too_old("tensorrt-rtx", "1.7.1.116") is None and too_old("tensorrt-rtx", "2.0.0") is None
     assert str(too_old("tensorrt", "10.8.0.43")).startswith("tensorrt 10.8.0.43 is too old for the plugins: 10.9 or")
     assert "1.7 or newer" in str(too_old("tensorrt-rtx", "1.6.0"))
+
+
+def test_the_cuda_that_a_package_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["numpy", "tensorrt", "tensorrt_cu12_bindings", "tensorrt-cu13", "tensorrt_rtx_cu12_libs", None]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: iter(SimpleNamespace(name=name) for name in names))
+    assert cuda_of("tensorrt") == "13" and cuda_of("tensorrt-rtx") == "12"
+    names[:] = ["tensorrt"]
+    assert cuda_of("tensorrt") == ""
 
 
 def test_a_compute_capability_that_the_builder_does_not_know(built: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import itertools
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,21 @@ class TestTheProcess:
         assert runs(f"{script}; echo noise >&2", tiny_half, tiny_half) == outcome
         assert (tmp_path / "stage" / PLUGINS).read_bytes() == tiny_half.read_bytes(), "the library that was given"
         assert '"package":"tensorrt-rtx"' in (tmp_path / "request").read_text()
+
+    def test_its_progress_is_a_bar_on_this_terminal(
+        self, runs: Any, tiny_half: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        said = [Progress(share=share, phase="Timing kernels") for share in (0.25, 0.5)]
+        lines = [each.model_dump_json() for each in (*said, Outcome(status="built"))]
+        runs("cat > /dev/null; " + "; ".join(f"sleep 0.12; echo '{line}'" for line in lines), tiny_half, tiny_half)
+        assert "tensorrt-rtx:  25%" in terminal.getvalue() and "tensorrt-rtx:  50%" in terminal.getvalue()
+        assert "Timing kernels" in terminal.getvalue()
 
     def test_one_that_aborts(self, runs: Any, tiny_half: Path, tmp_path: Path) -> None:
         found = runs("echo one >&2; echo terminate called >&2; kill -6 $$", None, tiny_half)

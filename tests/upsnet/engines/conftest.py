@@ -17,7 +17,7 @@ from tests.upsnet.engines.engine_folders import (
     compile_library,
     make_engine,
 )
-from upsnet.engines import check, describe, explain, packages
+from upsnet.engines import check, explain, packages
 from upsnet.engines.findings import fine
 from upsnet.tensorrt.api import Api, Name
 
@@ -37,9 +37,8 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(packages, "open_api", open_api)
     monkeypatch.setattr(check, "find_driver", lambda: GPU)
-    for module in (check, describe):
-        monkeypatch.setattr(module, "cuda_of", lambda backend: 13)
-    monkeypatch.setattr(explain, "attempt", lambda engine, backend: fine("loading", "loads"))
+    monkeypatch.setattr(packages, "cuda_of", lambda backend: "13")
+    monkeypatch.setattr(explain, "attempt", lambda engine, backend, device: fine("loading", "loads"))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -34,6 +35,7 @@ from upsnet.engines import check, here, packages
 from upsnet.engines import explain as explaining
 from upsnet.engines.check import check_engine
 from upsnet.engines.explain import Explanation, explain
+from upsnet.engines.findings import Cause
 from upsnet.engines.manifest import Part, engine_manifest_path
 from upsnet.engines.refusals import refusal
 from upsnet.errors import InputError
@@ -255,12 +257,6 @@ WAYS: dict[str, tuple[Break, str, str, str]] = {
         "no photo fits: the network takes a short side of 48",
         "make engine",
     ),
-    "a profile for one photo": (
-        lambda e: rewrite(e, profiles=(PROFILE | {"images": ((1, 32, 32, 3), (1, 64, 64, 3), (1, 64, 64, 3))},)),
-        "profile",
-        "it holds 1 photos at once, and its network's manifest promises 4",
-        "make engine",
-    ),
     "a profile in disorder": (
         lambda e: rewrite(e, profiles=(PROFILE | {"images": PROFILE["images"][::-1]},)),
         "profile",
@@ -307,7 +303,7 @@ MACHINES: dict[str, tuple[Driver, str, str, str]] = {
     "an old driver": (
         GPU._replace(cuda=(12, 8)),
         "driver too old",
-        "CUDA 12.8, and the package here needs CUDA 13",
+        "CUDA 12.8, and the package needs CUDA 13",
         "driver",
     ),
     "a hidden GPU": (GPU._replace(gpus=()), "GPU", "there is no GPU number 0", "--device"),
@@ -470,6 +466,12 @@ class TestAnEngineThatIsRight:
         cut(engine, 4000)
         assert any("cut off: it has 4000 bytes, and says that it has 4096" in each for each in explain(engine).errors)
 
+    def test_an_engine_for_one_photo_at_a_time(self, engine: Path) -> None:
+        """Which its network's manifest does not know."""
+        rewrite(engine, profiles=(PROFILE | {"images": ((1, 32, 32, 3), (1, 64, 64, 3), (1, 64, 64, 3))},))
+        found = check_engine(engine)
+        assert not explain(engine).errors and (found.network.max_batch, found.served.max_batch) == (4, 1)
+
     def test_a_photo_that_it_must_hold(self, engine: Path) -> None:
         assert not explain(engine, photo=(480, 640)).errors
         rewrite(engine, profiles=(PROFILE | {"images": ((1, 64, 64, 3), (1, 64, 64, 3), (4, 64, 64, 3))},))
@@ -548,6 +550,16 @@ class TestHostileInput:
                 answer.returncode == 2 and "Traceback" not in answer.stderr and "no \\udcff.plan.json" in answer.stderr
             )
 
+    def test_pipes_in_the_place_of_small_files(self, engine: Path) -> None:
+        """Nothing waits for somebody to write into them."""
+        os.mkfifo(engine.with_name("engine.json"))
+        os.mkfifo(engine.with_name("model.manifest.json"))
+        assert explain(engine.parent).verdict == "It loads here."
+        engine_manifest_path(engine).unlink()
+        assert "no manifest" in [each.cause for each in explain(engine).findings]
+        engine.unlink()
+        assert "a folder without an engine" in explain(engine.parent).errors[0]
+
     def test_a_file_that_may_not_be_read(self, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(self: Path, *arguments: object) -> None:
             raise PermissionError(13, "Permission denied")
@@ -586,3 +598,8 @@ def test_causes_in_the_words_of_runtimes(words: str, cause: str) -> None:
     found = refusal(words, "")
     assert (found.cause, found.text) == (cause, words) and found.cure
     assert refusal(words, "its own cure").cure == "its own cure"
+
+
+def test_the_page_has_every_cause(project_root: Path) -> None:
+    page = (project_root / "docs/engines.md").read_text()
+    assert [cause for cause in get_args(Cause) if f"`{cause}`" not in page] == []

@@ -29,10 +29,12 @@ def manifest(max_batch: int = 4) -> Manifest:
 
 
 def expected(batch: NetworkBatch) -> RawPrediction:
-    """panoptic: the photo's red, divided by 100; segments: the scale; segment_count: the height."""
+    """panoptic: the photo's red, divided by 100; segments: the scale; segment_count: 3 to 10, by the height."""
     images, sizes, scales = batch
     segments = np.broadcast_to(scales[:, None, None], (len(images), 10, 7))
-    return RawPrediction(images[..., 0] // np.uint8(100), segments.astype(np.float32), sizes[:, 0].astype(np.int32))
+    return RawPrediction(
+        images[..., 0] // np.uint8(100), segments.astype(np.float32), (3 + sizes[:, 0] % 8).astype(np.int32)
+    )
 
 
 def write_graph(path: Path, max_batch: int = 4, images: int = TensorProto.UINT8) -> Path:
@@ -49,9 +51,9 @@ def write_graph(path: Path, max_batch: int = 4, images: int = TensorProto.UINT8)
         helper.make_tensor_value_info("segment_count", TensorProto.INT32, [batch]),
     ]
     weights = {
-        "zero": np.array(0), "axis3": np.array([3]), "axis12": np.array([1, 2]), "first": np.array([0]),
-        "end": np.array([1]), "hundred": np.array(100, np.int32), "shape": np.array([1, 10, 7]),
-        "two": np.array([0, 2]), "one": np.array(1, np.float32),
+        "zero": np.array(0), "axis3": np.array([3]), "axis12": np.array([1, 2]),
+        "hundred": np.array(100, np.int32), "shape": np.array([1, 10, 7]),
+        "eight": np.array(8, np.int32), "three": np.array(3, np.int32),
     }  # fmt: skip
     plugin = [("plugin_version", "1"), ("plugin_namespace", "")]
     nodes = [
@@ -62,7 +64,9 @@ def write_graph(path: Path, max_batch: int = 4, images: int = TensorProto.UINT8)
         helper.make_node("Unsqueeze", ["scales", "axis12"], ["scale3"], "deep"),
         helper.make_node("Expand", ["scale3", "shape"], ["rows"], "spread"),
         helper.make_node(PLUGIN, ["rows"], ["segments"], "all_rows", domain="upsnet", **dict(plugin)),
-        helper.make_node("Gather", ["sizes", "zero"], ["segment_count"], "height", axis=1),
+        helper.make_node("Gather", ["sizes", "zero"], ["height"], "height", axis=1),
+        helper.make_node("Mod", ["height", "eight"], ["rest"], "rest"),
+        helper.make_node("Add", ["rest", "three"], ["segment_count"], "count"),
     ]
     body = helper.make_function(
         "upsnet", PLUGIN, ["rows"], ["same"], [helper.make_node("Identity", ["rows"], ["same"])],

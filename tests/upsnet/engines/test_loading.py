@@ -1,0 +1,118 @@
+"""`upsnet engine explain` where a GPU is: the engine is loaded in another process. TensorRT and CUDA are the fakes."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import upsnet
+from tests.upsnet.engines.engine_folders import GPU, PROFILE, rewrite, snapshot
+from tests.upsnet.tensorrt.fake_tensorrt import environment, install, write_plugins
+from tests.upsnet.tensorrt.graphs import manifest, write_graph
+from upsnet.contract import PLUGINS
+from upsnet.engines import check
+from upsnet.engines.explain import explain
+from upsnet.engines.gpus import GPUS
+from upsnet.engines.manifest import ENGINES, EngineManifest, Part, engine_manifest_path
+from upsnet.tensorrt.api import Name, make_logger, open_api
+
+CAPABILITY = (8, 9)
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
+    """An engine's folder, as a fake TensorRT built it; the processes that load it have another one, or the same."""
+
+    def make_engine(name: Name, built_by: str, loaded_by: str = "", capability: tuple[int, int] = CAPABILITY) -> Path:
+        monkeypatch.setattr(check, "find_driver", lambda: GPU)
+        world = install(monkeypatch, built_by, capability=CAPABILITY)
+        folder = tmp_path / "engine"
+        folder.mkdir(mode=0o755)
+        engine, library = folder / ENGINES[name], write_plugins(folder / PLUGINS)
+        library.chmod(0o755)
+        model = write_graph(tmp_path / "model.onnx")
+        ctypes.CDLL(str(library))
+        engine.write_bytes(build(open_api(name).module, make_logger(open_api(name)), model))
+        world.plugins.clear()
+        EngineManifest(
+            backend=name,
+            engine=Part.of(engine),
+            bytes=engine.stat().st_size,
+            model=Part.of(model),
+            libraries=(Part.of(library),),
+            builder=open_api(name).version,
+            platform=f"{sys.platform}-{platform.machine()}",
+            compute_capabilities=tuple(GPUS),  # whatever GPU this machine may have
+            kernel_abi=1,
+            precision="fp32",
+            profiles=(PROFILE | {"images": ((1, 32, 32, 3), (1, 64, 64, 3), (4, 96, 96, 3))},),
+            network=manifest(),
+        ).save(engine_manifest_path(engine))
+        for key, value in environment(loaded_by or built_by, 1, capability).items():
+            monkeypatch.setenv(key, value)
+        return engine
+
+    return make_engine
+
+
+def build(trt: Any, logger: Any, model: Path) -> bytes:
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(model.read_bytes()), [parser.get_error(index).desc() for index in range(parser.num_errors)]
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    for name, shapes in PROFILE.items():
+        profile.set_shape(name, *shapes)
+    config.add_optimization_profile(profile)
+    return bytes(builder.build_serialized_network(network, config))
+
+
+@pytest.mark.parametrize(("name", "flavour"), [("tensorrt", "11.1"), ("tensorrt-rtx", "rtx")])
+def test_it_loads(name: Name, flavour: str, make: Make) -> None:
+    engine = make(name, flavour)
+    before = snapshot(engine.parent)
+    found = explain(engine)
+    assert not found.errors and found.verdict == "It loads here."
+    assert "kernels: libupsnet_plugins.so" in found.findings[-1].text
+    assert snapshot(engine.parent) == before
+
+
+def test_another_gpu_in_tensorrts_own_words(make: Make) -> None:
+    engine = make("tensorrt", "11.1", capability=(7, 5))
+    (finding,) = [each for each in explain(engine).findings if each.status == "failed"]
+    assert (finding.what, finding.cause) == ("loading", "compute capability")
+    assert "incompatible device" in finding.text
+
+
+def test_the_library_has_not_the_plugins(make: Make) -> None:
+    engine = make("tensorrt", "11.1")
+    library = write_plugins(engine.with_name(PLUGINS), names=("Another",))
+    rewrite(engine, libraries=(Part.of(library),))
+    (finding,) = [each for each in explain(engine).findings if each.status == "failed"]
+    assert finding.what == "loading" and "lugin" in finding.text and finding.cause == "library missing"
+
+
+def test_a_plan_that_is_damaged_though_its_hash_is_right(make: Make) -> None:
+    engine = make("tensorrt", "11.1")
+    content = bytearray(engine.read_bytes())
+    content[-5] ^= 1
+    engine.write_bytes(content)
+    rewrite(engine, engine=Part.of(engine))
+    (finding,) = [each for each in explain(engine).findings if each.status == "failed"]
+    assert (finding.what, finding.cause) == ("loading", "altered")
+
+
+def test_no_batch_is_larger_than_the_profile(make: Make) -> None:
+    engine = make("tensorrt", "11.1")
+    profile = PROFILE | {"images": ((1, 32, 32, 3), (1, 64, 64, 3), (2, 64, 64, 3))}
+    rewrite(engine, profiles=(profile,))
+    with upsnet.load(engine) as model:
+        assert model.manifest.max_batch == 2
