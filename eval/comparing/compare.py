@@ -147,7 +147,7 @@ def _summarize(
         places=places,
         first=parted[0] if parted else None,
         worst=[place.name for place in ranked[:WORST]],
-        left_out=left_out,
+        left_out={name: left_out[name] for name in order(set(left_out))},
         notes=[note for note in (a.note, b.note) if note],
         equal=not parted,
     )

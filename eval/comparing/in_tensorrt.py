@@ -104,9 +104,14 @@ def add_outputs(model: onnx.ModelProto, taps: dict[str, str]) -> dict[str, str]:
     for name, tensor in taps.items():
         outputs[name] = tensor if name in WHOLE else f"{tensor}:float32"
     made = {output for node in model.graph.node for output in node.output}
+    known = {each.name: each.type.tensor_type.shape for each in model.graph.value_info}
     for tensor in dict.fromkeys(tensor for name, tensor in taps.items() if name not in WHOLE):
         if f"{tensor}:float32" not in made:
             node = helper.make_node("Cast", [tensor], [f"{tensor}:float32"], f"tap {tensor}", to=TensorProto.FLOAT)
             model.graph.node.append(node)
+            described = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
+            if tensor in known:
+                described.type.tensor_type.shape.CopyFrom(known[tensor])
+            model.graph.value_info.append(described)
     with_outputs(model, list(outputs.values()))
     return outputs

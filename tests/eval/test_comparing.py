@@ -17,7 +17,14 @@ import upsnet.command_line.main
 from eval.comparing.boundaries import PLACES, Instances, Outputs, order, real_proposals
 from eval.comparing.compare import compare
 from eval.comparing.errors import MOST_DB, Errors, from_centre, match
+from eval.comparing.in_tensorrt import add_outputs
 from eval.comparing.report import Comparison, comparison_table
+from eval.comparing.taps import Tapped
+from export.backends.tensorrt_builder import Request
+from export.backends.tensorrt_engine import rtx_environment, run_builder
+from export.options import EngineOptions
+from export.profiles import optimization_profile
+from tests.plugins_cuda.tensorrt.libraries import built, need
 from upsnet.contract import METADATA_KEY, manifest_path
 from upsnet.geometry import NetworkBatch
 from upsnet.manifest import Manifest
@@ -348,3 +355,26 @@ def test_bad_input_is_one_line(
     assert call(*(word.replace("OTHER", places["OTHER"]) for word in given)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and line in error
+
+
+@pytest.mark.tensorrt
+def test_rtx_builds_a_plan_with_inner_outputs(tiny_run: Path, tmp_path: Path) -> None:
+    """The real parser and builder take every place as an output."""
+    need("tensorrt_rtx_bindings")
+    model = onnx.load(str(tiny_run / "model.onnx"))
+    outputs = add_outputs(model, Tapped(model.graph).find(blocks=True))
+    assert len(outputs) >= 25
+    onnx.save(model, str(tmp_path / "tapped.onnx"))
+    manifest = Manifest.load(tiny_run / "model.manifest.json")
+    with rtx_environment() as environment:
+        request: dict[str, Any] = {
+            "package": "tensorrt-rtx",
+            "model": tmp_path / "tapped.onnx",
+            "manifest": manifest,
+            "plan": tmp_path / "tapped.plan",
+            "plugins": built("cpu")[1],
+            "profiles": (optimization_profile(manifest.resize, manifest.max_batch),),
+            "options": EngineOptions(),
+        }
+        outcome = run_builder(Request(**request), environment)
+    assert outcome.status == "built", str(outcome)
