@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import platform
 import re
-import sys
 from collections.abc import Iterator
 
 from upsnet.driver import Driver
 from upsnet.engines.findings import Finding, failed, fine, unknown
 from upsnet.engines.gpus import DRIVERS
 from upsnet.engines.kinds import Kind
-from upsnet.engines.manifest import EngineManifest
+from upsnet.engines.manifest import EngineManifest, this_platform
 from upsnet.machine import cpu_level
 
 LEAST_LEVEL = 2  # of x86-64, that a library of operators is compiled for
@@ -19,7 +18,7 @@ AMPERE = "80"  # the compute capability that TensorRT's AMPERE_PLUS begins with
 
 
 def check_platform(manifest: EngineManifest) -> Finding:
-    here = f"{sys.platform}-{platform.machine()}"
+    here = this_platform()
     if manifest.platform != here:
         text = f"it was built for {manifest.platform}, and this machine is {here}"
         return failed("platform", "platform", text, "build the engine on a machine of this kind")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from upsnet.contract import PLUGINS
 from upsnet.engines import check
 from upsnet.engines.explain import explain
 from upsnet.engines.gpus import GPUS
-from upsnet.engines.manifest import ENGINES, EngineManifest, Part, engine_manifest_path
+from upsnet.engines.manifest import ENGINES, EngineManifest, Part, engine_manifest_path, this_platform
 from upsnet.tensorrt.api import Name, make_logger, open_api
 
 CAPABILITY = (8, 9)
@@ -48,7 +46,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
             model=Part.of(model),
             libraries=(Part.of(library),),
             builder=open_api(name).version,
-            platform=f"{sys.platform}-{platform.machine()}",
+            platform=this_platform(),
             compute_capabilities=tuple(GPUS),  # whatever GPU this machine may have
             kernel_abi=1,
             precision="fp32",
