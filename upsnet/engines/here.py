@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from upsnet.driver import Driver
-from upsnet.engines.findings import Finding, failed, fine, unknown
+from upsnet.engines.findings import Cause, Finding, failed, fine, unknown
 from upsnet.engines.gpus import DRIVERS
 from upsnet.engines.kinds import Kind
 from upsnet.engines.manifest import EngineManifest, this_platform
@@ -50,7 +50,9 @@ def check_gpu(
         yield unknown("GPU", f"{driver.problem}{needs}")
         return
     if driver.problem:
-        yield failed("driver", "driver", driver.problem, driver.cure)
+        nothing = driver.cuda is None and not driver.cure
+        cause: Cause = "GPU" if nothing else "driver"
+        yield failed(cause, cause, driver.problem, driver.cure or "take a machine with one")
         return
     if driver.cuda is not None and cuda is not None and driver.cuda[0] < cuda:
         text = f"NVIDIA's driver is too old: it runs CUDA {dotted(driver.cuda)}, and the package needs CUDA {cuda}"

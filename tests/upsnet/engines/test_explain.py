@@ -447,6 +447,8 @@ class TestAnEngineThatIsRight:
         assert answer.exit_code == 0 and not answer.stderr and "It loads here" not in answer.stdout
         assert "needs one of compute capability 8.6" in answer.stdout
         assert "not checked: GPU, loading. Whether it loads is not known." in answer.stdout
+        (line,) = explain(engine, device="cuda").errors  # which somebody asks for
+        assert line == f"{engine}: there is no NVIDIA GPU; take a machine with one"
         assert check_engine(engine).backend == "tensorrt"  # the runtime itself says that there is no GPU
 
     def test_on_newer_gpus(self, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
