@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from upsnet.contract import manifest_path
+from upsnet.contract import is_for_tensorrt, manifest_path
 from upsnet.driver import Driver, find_driver
 from upsnet.engines.findings import Finding, failed, fine, line, unknown
 from upsnet.engines.here import check_cpu, check_gpu, check_platform
@@ -91,6 +91,11 @@ class Look:
             return self._no_file(str(error))
         if self.kind.backend is None:
             return failed("file", "no engine", f"no engine: it is {self.kind.title}", self.kind.cure)
+        if self.backend == "onnxruntime" and is_for_tensorrt(self.engine):
+            text = "no engine: it is the ONNX file that TensorRT's builders read"
+            return failed(
+                "file", "no engine", text, f"`make engine` builds one; ONNX Runtime's is {ENGINES['onnxruntime']}"
+            )
         by_name = backend_of(self.engine)
         if by_name not in (None, self.backend):
             text = f"it is {self.kind.title}, and by its name {TITLES[by_name]}'s"  # type: ignore[index]

@@ -526,6 +526,16 @@ class TestFolders:
         assert "a folder without an engine" in line and "; TensorRT: no plugin RoiAlignFpn" in line
 
 
+def test_the_graph_for_tensorrts_builders(tmp_path: Path) -> None:
+    graph = tmp_path / "model.tensorrt.onnx"
+    graph.write_bytes(b"\x08\x0a\x12\x07pytorch")
+    (line,) = explain(graph).errors
+    assert line.endswith(
+        "no engine: it is the ONNX file that TensorRT's builders read; `make engine` builds one; "
+        "ONNX Runtime's is model.onnx"
+    )
+
+
 class TestHostileInput:
     def test_a_large_sparse_file_is_not_read(self, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         cut(engine, 5 * 2**30)
