@@ -31,13 +31,13 @@ class TorchTensorRTPredictor:
     name = "torch-tensorrt"
 
     def __init__(self, engine: Path, device: str = "cuda") -> None:
-        engine = Path(engine)
+        self.engine_path = engine = Path(engine)
         wanted = parse_device(device)
         if wanted.kind == "cpu" or not torch.cuda.is_available():
             found = "device cpu was asked for" if wanted.kind == "cpu" else "PyTorch sees none"
             raise InputError(f"{engine}: a program of torch-tensorrt runs on an NVIDIA GPU alone ({found}); {OTHER}")
         self.device = torch.device("cuda", wanted.number)
-        self.manifest = check_engine(engine, wanted.number).network
+        self.manifest = check_engine(engine, wanted.number).served
         try:
             with torch.cuda.device(self.device):
                 self._program: Any = load(engine)

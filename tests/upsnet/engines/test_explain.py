@@ -257,12 +257,6 @@ WAYS: dict[str, tuple[Break, str, str, str]] = {
         "no photo fits: the network takes a short side of 48",
         "make engine",
     ),
-    "a profile for one photo": (
-        lambda e: rewrite(e, profiles=(PROFILE | {"images": ((1, 32, 32, 3), (1, 64, 64, 3), (1, 64, 64, 3))},)),
-        "profile",
-        "it holds 1 photos at once, and its network's manifest promises 4",
-        "make engine",
-    ),
     "a profile in disorder": (
         lambda e: rewrite(e, profiles=(PROFILE | {"images": PROFILE["images"][::-1]},)),
         "profile",
@@ -471,6 +465,12 @@ class TestAnEngineThatIsRight:
         engine_manifest_path(engine).unlink()
         cut(engine, 4000)
         assert any("cut off: it has 4000 bytes, and says that it has 4096" in each for each in explain(engine).errors)
+
+    def test_an_engine_for_one_photo_at_a_time(self, engine: Path) -> None:
+        """Which its network's manifest does not know."""
+        rewrite(engine, profiles=(PROFILE | {"images": ((1, 32, 32, 3), (1, 64, 64, 3), (1, 64, 64, 3))},))
+        found = check_engine(engine)
+        assert not explain(engine).errors and (found.network.max_batch, found.served.max_batch) == (4, 1)
 
     def test_a_photo_that_it_must_hold(self, engine: Path) -> None:
         assert not explain(engine, photo=(480, 640)).errors

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import upsnet
 from tests.upsnet.engines.engine_folders import GPU, PROFILE, rewrite, snapshot
 from tests.upsnet.tensorrt.fake_tensorrt import environment, install, write_plugins
 from tests.upsnet.tensorrt.graphs import manifest, write_graph
@@ -107,3 +108,11 @@ def test_a_plan_that_is_damaged_though_its_hash_is_right(make: Make) -> None:
     rewrite(engine, engine=Part.of(engine))
     (finding,) = [each for each in explain(engine).findings if each.status == "failed"]
     assert (finding.what, finding.cause) == ("loading", "altered")
+
+
+def test_no_batch_is_larger_than_the_profile(make: Make) -> None:
+    engine = make("tensorrt", "11.1")
+    profile = PROFILE | {"images": ((1, 32, 32, 3), (1, 64, 64, 3), (2, 64, 64, 3))}
+    rewrite(engine, profiles=(profile,))
+    with upsnet.load(engine) as model:
+        assert model.manifest.max_batch == 2
