@@ -10,7 +10,7 @@ from pathlib import Path
 
 from upsnet.device import parse_device
 from upsnet.errors import InputError
-from upsnet.runtimes.open import ENGINE_FOLDER, choose, open_runtime
+from upsnet.runtimes.open import CURES, ENGINE_FOLDER, choose, open_runtime
 from upsnet.runtimes.options import RUNTIMES, RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
 from upsnet.tensorrt.cuda import problem_with_gpu
@@ -38,16 +38,20 @@ def _problem(name: str, options: RuntimeOptions) -> str | None:
             Environment.find(None)
         except InputError as error:
             return str(error)
-    if runtime.place != "engine":
+    if not runtime.gpu:
         return None
     try:
         choose(options._replace(runtime=name))
     except InputError:
-        return f"{options.run} has no {ENGINE_FOLDER}/{runtime.file}; `upsnet engine --backend {name}` builds it"
-    if not any(importlib.util.find_spec(each) for each in runtime.packages):
-        return f"the package {runtime.packages[0]} is not installed"
+        return f"{options.run} has no {ENGINE_FOLDER}/{runtime.file}; {CURES[name]}"
     if options.device is not None and parse_device(options.device).kind == "cpu":
         return f"device {options.device}"
+    if not any(importlib.util.find_spec(each) for each in runtime.packages):
+        return f"the package {runtime.packages[0]} is not installed"
+    if name == "onnxruntime-tensorrt":
+        from upsnet.runtimes.onnx_tensorrt import problem_with_tensorrt
+
+        return problem_with_tensorrt()
     return problem_with_gpu()
 
 

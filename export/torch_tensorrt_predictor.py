@@ -31,7 +31,7 @@ class TorchTensorRTPredictor:
     name = "torch-tensorrt"
 
     def __init__(self, engine: Path, device: str = "cuda") -> None:
-        engine = Path(engine)
+        self.engine_path = engine = Path(engine)
         wanted = parse_device(device)
         if wanted.kind == "cpu" or not torch.cuda.is_available():
             found = "device cpu was asked for" if wanted.kind == "cpu" else "PyTorch sees none"

@@ -35,7 +35,7 @@ from upsnet.runtimes.options import RuntimeOptions
         ("onnxruntime", {}, "onnxruntime needs an ONNX model"),
         ("onnxruntime", {"model": Path("absent.onnx")}, r"absent\.onnx: no such file"),
         ("triton", {}, "triton needs the address"),
-        ("caffe", {}, "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, tensorrt, "),
+        ("caffe", {}, "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, onnxruntime-tensorrt, "),
     ],
 )
 def test_missing_arguments_are_one_line(runtime: str, files: dict[str, Any], message: str) -> None:

@@ -179,7 +179,7 @@ def test_what_is_not_here_is_left_out_aloud(
     result = invoke(monkeypatch, predictors, "--gt-json", str(gt_json), "--run", str(tmp_path), "--batch-sizes", "2")
     assert result.exit_code == 0, result.output
     lines = dict(line.split(" is left out: ") for line in result.stderr.splitlines() if " is left out: " in line)
-    assert list(lines) == ["TensorRT", "TensorRT-RTX", "Torch-TensorRT", "Triton"]
+    assert list(lines) == ["ONNX Runtime with TensorRT", "TensorRT", "TensorRT-RTX", "Torch-TensorRT", "Triton"]
     assert lines["TensorRT"] == f"{tmp_path} has no engine/model.plan; `upsnet engine --backend tensorrt` builds it"
     assert lines["Triton"].startswith("the server's environment /nowhere is missing")
     machine = Parity.load(tmp_path / "parity.json").machine

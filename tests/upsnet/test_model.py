@@ -93,7 +93,11 @@ def folder(tmp_path: Path) -> Path:
         ("run", {}, "model.onnx: ONNX Runtime cannot load it"),
         ("run", {"runtime": "pytorch"}, "run: holds nothing for the runtime pytorch, only for onnxruntime"),
         ("trained", {"runtime": "onnxruntime"}, "trained: holds nothing .*, only for pytorch; `make onnx` exports it"),
-        ("run", {"runtime": "caffe"}, "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, tensorrt, "),
+        (
+            "run",
+            {"runtime": "caffe"},
+            "unknown runtime 'caffe'; it is one of pytorch, onnxruntime, ",
+        ),
         (
             "run",
             {"device": "cuda"},

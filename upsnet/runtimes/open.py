@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from upsnet import DISTRIBUTION
 from upsnet.device import AUTO
 from upsnet.engines.kinds import identify
-from upsnet.engines.manifest import backend_of
+from upsnet.engines.manifest import ENGINES, Backend, backend_of
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
 from upsnet.runtimes.address import parse_address
@@ -74,19 +75,26 @@ def choose(options: RuntimeOptions) -> tuple[str, PathLike]:
 
 
 def _places(options: RuntimeOptions) -> dict[str, PathLike]:
-    """By runtime, what was named for it alone. An engine is for the runtime whose it is, which its name or content
-    tells, and for any that is asked for, which then says what is wrong with it."""
-    places = {name: place for name, each in RUNTIMES.items() if (place := getattr(options, each.place)) is not None}
-    if options.engine is None:
-        return places
-    engines = [name for name, each in RUNTIMES.items() if each.place == "engine"]
-    wanted = options.runtime if options.runtime in engines else _backend(Path(options.engine))
-    if wanted not in engines and options.runtime is None:
-        raise InputError(f"{options.engine}: no engine of {', '.join(engines)} by its name or its first bytes")
-    return {name: place for name, place in places.items() if name not in engines or name == wanted}
+    """By runtime, what was named for it alone. A place that several have is for the one that is asked for, which then
+    says what is wrong with it; else an engine for the one whose it is, any other for the first."""
+    places: dict[str, PathLike] = {}
+    for option in dict.fromkeys(each.place for each in RUNTIMES.values()):
+        if (place := getattr(options, option)) is None:
+            continue
+        names = [name for name, each in RUNTIMES.items() if each.place == option]
+        if options.runtime in names:
+            name = options.runtime
+        elif option != "engine":
+            name = names[0]
+        elif options.runtime is not None:
+            continue
+        elif (name := _backend(Path(place)) or "") not in names:
+            raise InputError(f"{place}: no engine of {', '.join(names)} by its name or its first bytes")
+        places[name] = place
+    return places
 
 
-def _backend(file: Path) -> str | None:
+def _backend(file: Path) -> Backend | None:
     """Whose engine a file is: by its name, else by its first bytes."""
     if (named := backend_of(file)) is not None or not file.is_file():
         return named
@@ -123,17 +131,18 @@ def find_model(source: PathLike | None, runtime: str | None = None) -> tuple[str
     elif path.suffix == Path(FILES["pytorch"]).suffix:
         found = {"pytorch": path}
     elif (backend := _backend(path)) is not None:
-        found = {backend: path}
+        found = {name: path for name, file in FILES.items() if file == ENGINES[backend]}
     else:
         hint = "; `upsnet import` reads the original UPSNet's checkpoints" if path.suffix in (".pth", ".pt") else ""
         raise InputError(f"{source}: no model by its name; a model is {MODELS}{hint}")
     if runtime is not None and runtime not in found:
         cure = f"; {CURES[runtime]}" if path.is_dir() and runtime in CURES else ""
-        raise InputError(f"{source}: holds nothing for the runtime {runtime}, only for {' and '.join(found)}{cure}")
+        raise InputError(f"{source}: holds nothing for the runtime {runtime}, only for {_named(found)}{cure}")
     return (runtime, found[runtime]) if runtime else next(iter(found.items()))
 
 
-CURES = {"onnxruntime": "`make onnx` exports it"} | {
+# Of a folder that has nothing for a runtime
+CURES = dict.fromkeys(("onnxruntime", "onnxruntime-tensorrt"), "`make onnx` exports it") | {
     name: f"`upsnet engine --backend {name}` builds it" for name, each in RUNTIMES.items() if each.place == "engine"
 }
 
@@ -141,10 +150,17 @@ CURES = {"onnxruntime": "`make onnx` exports it"} | {
 def _in_folder(folder: Path, runtime: str | None) -> dict[str, Path]:
     """By runtime, the files of a folder; first what opens it without a runtime."""
     found = {name: folder / file for name, file in FILES.items() if (folder / file).is_file()}
-    if runtime is not None and runtime not in found and RUNTIMES[runtime].place == "engine":
+    if runtime is not None and RUNTIMES[runtime].gpu:  # what it needs lies beside the engine
         engine = folder / ENGINE_FOLDER / FILES[runtime]
         return {**found, runtime: engine} if engine.is_file() else found
-    first = [name for name in (_chosen(folder), *USUAL) if name in found]
+    chosen = _chosen(folder)
+    if runtime is None and chosen is not None and chosen not in found:
+        others = f", or take --runtime {_named(found)}" if found else ""
+        raise InputError(
+            f"{folder}: {ENGINE_FILE} chose {chosen}, and its {FILES[chosen]} is missing; copy it again, or build the "
+            f"engine again with `make engine`{others}"
+        )
+    first = [name for name in (chosen, *USUAL) if name in found]
     return {name: found[name] for name in dict.fromkeys([*first, *found])}
 
 
@@ -183,9 +199,16 @@ def _open(name: str, place: PathLike, options: RuntimeOptions, asked: bool) -> P
 
 def _with_others(error: InputError, name: str, folder: Path) -> InputError:
     """Of the engine that engine.json has chosen: what else the folder has, which nobody is given without a word."""
-    others = [each for each in _in_folder(folder, None) if each != name] if folder.is_dir() else []
-    if not others or name in USUAL:
+    found = _in_folder(folder, None) if folder.is_dir() and name not in USUAL else {}
+    others = {each: file for each, file in found.items() if each != name}
+    if not others:
         return error
-    return InputError(
-        f"{error} ({ENGINE_FILE} chose {name}; there is a file for --runtime {' and '.join(others)}, too)"
-    )
+    return InputError(f"{error} ({ENGINE_FILE} chose {name}; there is a file for --runtime {_named(others)}, too)")
+
+
+def _named(found: Mapping[str, PathLike]) -> str:
+    """The runtimes, of those that open the same file the first."""
+    by_file: dict[PathLike, str] = {}
+    for name, file in found.items():
+        by_file.setdefault(file, name)
+    return " and ".join(by_file.values())

@@ -21,7 +21,7 @@ class RuntimeOptions(NamedTuple):
     run: PathLike | None = None  # any model that `upsnet.load` takes
     runtime: str | None = None  # None: the one that the model is for
     checkpoint: PathLike | None = None  # pytorch: this file instead of the run's
-    model: PathLike | None = None  # onnxruntime: this file instead of the run's
+    model: PathLike | None = None  # onnxruntime, onnxruntime-tensorrt: this file instead of the run's
     url: str | None = None  # triton: host:port of the server's gRPC
     manifest: PathLike | None = None  # of the model that a server runs; None: the server tells it
     threads: int | None = None  # of the CPU
@@ -64,6 +64,17 @@ RUNTIMES = {
         takes=("threads", "device"),
         extra="onnxruntime",
     ),
+    "onnxruntime-tensorrt": Runtime(
+        title="ONNX Runtime with TensorRT",
+        predictor="upsnet.runtimes.onnx_tensorrt:TensorRTProviderPredictor",
+        place="model",
+        needs="an ONNX model",
+        file=ENGINES["onnxruntime"],
+        takes=("threads", "device"),
+        extra="gpu",
+        packages=("onnxruntime",),
+        gpu=True,
+    ),
     "tensorrt": Runtime(
         title="TensorRT",
         predictor="upsnet.runtimes.tensorrt:TensorRTPredictor",
@@ -88,7 +99,7 @@ RUNTIMES = {
     ),
     "torch-tensorrt": Runtime(
         title="Torch-TensorRT",
-        predictor="export.torch_tensorrt:TorchTensorRTPredictor",
+        predictor="export.torch_tensorrt_predictor:TorchTensorRTPredictor",
         place="engine",
         needs="a program of Torch-TensorRT",
         file=ENGINES["torch-tensorrt"],

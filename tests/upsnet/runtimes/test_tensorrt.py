@@ -6,6 +6,8 @@ import ctypes
 import gc
 import logging
 import os
+import platform
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,7 @@ from upsnet.geometry import NetworkBatch
 from upsnet.runtimes import tensorrt
 from upsnet.runtimes.tensorrt import TensorRTPredictor, TensorRTRTXPredictor
 from upsnet.tensorrt import lane as lane_module
-from upsnet.tensorrt.api import make_logger, open_api
+from upsnet.tensorrt.api import Name, make_logger, open_api
 
 SMALL: Profile = {
     "images": ((1, 32, 32, 3), (1, 32, 32, 3), (1, 64, 64, 3)),
@@ -58,7 +60,7 @@ def make(world: World, tmp_path: Path) -> Make:
     def make_engine(
         profiles: tuple[Profile, ...] = (SMALL, LARGE), flags: tuple[str, ...] = (), images: int | None = None
     ) -> Path:
-        name = "tensorrt-rtx" if world.flavour.rtx else "tensorrt"
+        name: Name = "tensorrt-rtx" if world.flavour.rtx else "tensorrt"
         api = open_api(name)
         library = write_plugins(tmp_path / PLUGINS)
         model = write_graph(tmp_path / "model.onnx", **({"images": images} if images else {}))
@@ -73,7 +75,7 @@ def make(world: World, tmp_path: Path) -> Make:
             model=Part.of(model),
             libraries=(Part.of(library),),
             builder=api.version,
-            platform=f"{__import__('sys').platform}-{__import__('platform').machine()}",
+            platform=f"{sys.platform}-{platform.machine()}",
             version_compatible="VERSION_COMPATIBLE" in flags,
             precision="fp32",
             profiles=profiles,
@@ -468,11 +470,14 @@ def test_load_opens_plans_and_what_engine_json_has_chosen(make: Make, world: Wor
     world.cuda.gpus = 0
     with pytest.raises(
         InputError,
-        match=r"cudaErrorInsufficientDriver\) \(engine.json chose tensorrt; there is a file for --runtime onnxruntime, ",
+        match=r"Driver\) \(engine.json chose tensorrt; there is a file for --runtime onnxruntime, too\)$",
     ):
         upsnet.load(tmp_path)
     with pytest.raises(InputError, match=r"cudaErrorInsufficientDriver\)$"):
         upsnet.load(tmp_path, runtime="tensorrt")
+    (tmp_path / "engine.json").write_text('{"chosen": "tensorrt-rtx"}')
+    with pytest.raises(InputError, match=r"chose tensorrt-rtx, and its model\.rtx\.plan is missing; .* onnxruntime"):
+        upsnet.load(tmp_path)
     (tmp_path / "engine.json").write_text('{"chosen": "caffe"}')
     with pytest.raises(InputError, match=r"engine\.json: chosen is 'caffe', and there are pytorch, "):
         upsnet.load(tmp_path)
@@ -492,7 +497,7 @@ def test_a_run_has_its_engine_below_it(make: Make, tmp_path: Path) -> None:
 
 def test_without_cuda_bindings(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make()
-    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.runtime", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(InputError, match=r"cuda-bindings is not installed .*pip install 'upsnet-trt\[gpu\]'"):
         TensorRTPredictor(engine)
 
@@ -503,5 +508,5 @@ def test_a_model_whose_engine_manifest_does_not_fit_is_not_opened(make: Make, tm
     described = EngineManifest.load(tmp_path / "model.plan.json")
     other = described.model_copy(update={"backend": "onnxruntime", "engine": Part(file="model.onnx", sha256="0" * 64)})
     other.model_copy(update={"libraries": (), "bytes": model.stat().st_size}).save(tmp_path / "model.onnx.json")
-    with pytest.raises(InputError, match="not the engine that model.onnx.json describes"):
+    with pytest.raises(InputError, match=r"not the engine that model\.onnx\.json describes"):
         upsnet.load(model)

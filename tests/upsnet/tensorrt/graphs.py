@@ -32,7 +32,9 @@ def expected(batch: NetworkBatch) -> RawPrediction:
     """panoptic: the photo's red, divided by 100; segments: the scale; segment_count: 3 to 10, by the height."""
     images, sizes, scales = batch
     segments = np.broadcast_to(scales[:, None, None], (len(images), 10, 7))
-    return RawPrediction(images[..., 0] // np.uint8(100), segments.astype(np.float32), (3 + sizes[:, 0] % 8).astype(np.int32))
+    return RawPrediction(
+        images[..., 0] // np.uint8(100), segments.astype(np.float32), (3 + sizes[:, 0] % 8).astype(np.int32)
+    )
 
 
 def write_graph(path: Path, max_batch: int = 4, images: int = TensorProto.UINT8) -> Path:
