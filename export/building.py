@@ -20,7 +20,7 @@ from upsnet.contract import CONFIGURATION_KEY, PLUGINS, manifest_path
 from upsnet.device import compute_capability
 from upsnet.driver import gpu_problem
 from upsnet.engines import manifest as engines
-from upsnet.engines.manifest import ENGINES, LIBRARIES, Part, engine_manifest_path
+from upsnet.engines.manifest import ENGINES, LIBRARIES, EngineManifest, Part, engine_manifest_path
 from upsnet.errors import InputError
 from upsnet.files import sha256, staged_folder, writing
 from upsnet.manifest import Manifest, Precision
@@ -72,47 +72,52 @@ def build_engine(
     option is not one of the backends that would build, and when the backend that is named builds no engine. Then
     nothing in `folder` has changed.
     """
-    options = options or EngineOptions()
-    manifest = Manifest.load(manifest_path(model))
-    library = find_plugins(plugins)
-    checkpoint = checkpoint or _beside(model)
-    job = Job(model, manifest, folder, library, checkpoint, options)
+    manifest, library = Manifest.load(manifest_path(model)), find_plugins(plugins)
+    job = Job(model, manifest, folder, library, checkpoint or _beside(model), options or EngineOptions())
     sources = {each.name: each.source(job) for each in BACKENDS}
     wanted = [each for each in BACKENDS if each.name == backend or (each.name in AUTO and backend == "auto")]
     missing = {each.name: each.available() or _no_source(sources[each.name]) for each in wanted}
     if backend != "auto" and (reason := missing[backend]):
         raise InputError(f"{model}: no engine of {backend}: {reason}")
-    _check_options(options, [each for each in wanted if not missing[each.name]], missing, backend)
+    building = [each for each in wanted if not missing[each.name]]
+    _check_options(job.options, building, missing, backend)
     with staged_folder(folder) as stage:
         job = job._replace(folder=stage)
         outcomes = {each.name: NOT_ASKED for each in BACKENDS}
         outcomes |= {name: Outcome(status="absent", reason=reason) for name, reason in missing.items() if reason}
-        for each in (each for each in BACKENDS if each.name == ALWAYS or (each in wanted and not missing[each.name])):
+        for each in (BACKENDS[0], *(other for other in building if other.name != ALWAYS)):
             outcomes[each.name] = each.build(job, _path(sources[each.name]))
             if backend == each.name and outcomes[each.name].status != "built":
-                raise InputError(f"{model}: no engine of {backend}: {_why_not(outcomes[each.name])}")
+                raise InputError(f"{model}: no engine of {backend}: {outcomes[each.name]}")
         configuration = _of_onnx(outcomes, job)
+        manifests = {}
         for each in BACKENDS:
-            if outcomes[each.name].status == "built":
-                outcomes[each.name] = outcomes[each.name].model_copy(update={"file": ENGINES[each.name]})
-                write_manifest(each, job, _path(sources[each.name]), outcomes[each.name], configuration, old=folder)
-        chosen, why = choose(outcomes) if backend == "auto" else (backend, "it was asked for")
-        engine = Engine(
-            model_sha256=sha256(model),
-            precision=manifest.precision,
-            chosen=chosen,
-            why=why,
-            plugins=None if library is None else Part.of(library),
-            kernels=tuple(Part.of(stage / name) for name in sorted(LIBRARIES[ALWAYS]) if (stage / name).is_file()),
-            onnxruntime=outcomes["onnxruntime"],
-            tensorrt=outcomes["tensorrt"],
-            tensorrt_rtx=outcomes["tensorrt-rtx"],
-            torch_tensorrt=outcomes["torch-tensorrt"],
-        )
+            if (outcome := outcomes[each.name]).status == "built":
+                outcomes[each.name] = outcome.model_copy(update={"file": ENGINES[each.name]})
+                source = _path(sources[each.name])
+                manifests[each.name] = write_manifest(each, job, source, outcome, configuration, old=folder)
+        chosen, why = choose(outcomes, manifests) if backend == "auto" else (backend, "it was asked for")
+        engine = _report(job, outcomes, chosen, why)
         engine.save(stage / "engine.json")
         made = {path.name for path in stage.iterdir()}
     _remove_old(folder, without=made)
     return engine
+
+
+def _report(job: Job, outcomes: Mapping[engines.Backend, Outcome], chosen: engines.Backend, why: str) -> Engine:
+    kernels = [job.folder / name for name in sorted(LIBRARIES[ALWAYS])]
+    return Engine(
+        model_sha256=sha256(job.model),
+        precision=job.manifest.precision,
+        chosen=chosen,
+        why=why,
+        plugins=None if job.plugins is None else Part.of(job.plugins),
+        kernels=tuple(Part.of(library) for library in kernels if library.is_file()),
+        onnxruntime=outcomes["onnxruntime"],
+        tensorrt=outcomes["tensorrt"],
+        tensorrt_rtx=outcomes["tensorrt-rtx"],
+        torch_tensorrt=outcomes["torch-tensorrt"],
+    )
 
 
 def _of_onnx(outcomes: dict[engines.Backend, Outcome], job: Job) -> dict[str, Any] | None:
@@ -134,22 +139,23 @@ def _path(source: Path | str) -> Path:
     return source
 
 
-def choose(outcomes: Mapping[engines.Backend, Outcome]) -> tuple[engines.Backend, str]:
-    """What `upsnet.load` opens in the folder, and why, in one line."""
-    problem = gpu_problem()
-    built = [name for name in PREFERRED if outcomes[name].status == "built"]
-    if problem is None and built:
-        return built[0], f"this machine has a GPU (compute capability {compute_capability(0)})"
-    if problem is None:
-        return ALWAYS, "; ".join(f"{name}: {_why_not(outcomes[name])}" for name in PREFERRED)
-    ahead = f"; {' and '.join(built)} built ahead of time, for other machines" if built else ""
-    return ALWAYS, problem + ahead
-
-
-def _why_not(outcome: Outcome) -> str:
-    errors = outcome.errors or []
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return "; ".join(filter(None, [f"{errors[0]}{more}" if errors else "", outcome.reason]))
+def choose(
+    outcomes: Mapping[engines.Backend, Outcome], manifests: Mapping[engines.Backend, EngineManifest]
+) -> tuple[engines.Backend, str]:
+    """What `upsnet.load` opens in the folder, and why, in one line. manifests: of the engines that were built."""
+    if problem := gpu_problem():
+        ahead = " and ".join(name for name in PREFERRED if name in manifests)
+        return ALWAYS, problem + (f"; {ahead} built ahead of time, for other machines" if ahead else "")
+    here, reasons = compute_capability(0), []
+    for name in PREFERRED:
+        if name not in manifests:
+            reasons.append(f"{name}: {outcomes[name]}")
+            continue
+        its = manifests[name].compute_capabilities
+        if not its or here in its:
+            return name, f"this machine has a GPU (compute capability {here})"
+        reasons.append(f"{name}: built for compute capability {', '.join(its)}, and the GPU here has {here}")
+    return ALWAYS, "; ".join(reasons)
 
 
 def _check_options(

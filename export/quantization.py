@@ -104,7 +104,8 @@ def quantize_layers(
     """`target` with Q/DQ pairs of int8 and fp8 before the layers of the recipe's modules of such types, as its `graph`.
 
     model: float32, what is calibrated on photos. target: the same network in the floating-point types of the recipe;
-    it may be the same graph. What eight bits spoil: see `quantize`. InputError for a module of eight bits without a layer that could have them.
+    it may be the same graph. What eight bits spoil: see `quantize`. InputError for a module of eight bits without a
+    layer that could have them.
     """
     for each in {id(model): model, id(target): target}.values():
         fold(each)

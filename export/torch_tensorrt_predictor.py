@@ -37,7 +37,7 @@ class TorchTensorRTPredictor:
             found = "device cpu was asked for" if wanted.kind == "cpu" else "PyTorch sees none"
             raise InputError(f"{engine}: a program of torch-tensorrt runs on an NVIDIA GPU alone ({found}); {OTHER}")
         self.device = torch.device("cuda", wanted.number)
-        self.manifest = check_engine(engine, wanted.number).network
+        self.manifest = check_engine(engine, wanted.number).served
         try:
             with torch.cuda.device(self.device):
                 self._program: Any = load(engine)

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from eval.comparing.boundaries import Outputs
+from eval.comparing.limits import types_of
 from eval.comparing.networks import Inner
 from eval.comparing.taps import Tapped, with_outputs
 from eval.plans import Plan, libraries_of, source_of
@@ -34,6 +35,7 @@ class InTensorRT:
         assert described.backend in ("tensorrt", "tensorrt-rtx")
         self._package = described.backend
         self.manifest = described.network
+        self.types = types_of(self.manifest)
         self.note, self._inner = "", Inner({})
         self._plain = Plan(plan, self._package, libraries_of(plan, described), described.version_compatible, device)
         self.title = f"{plan} in {self._package}, {self._plain.device_name}"
@@ -104,9 +106,14 @@ def add_outputs(model: onnx.ModelProto, taps: dict[str, str]) -> dict[str, str]:
     for name, tensor in taps.items():
         outputs[name] = tensor if name in WHOLE else f"{tensor}:float32"
     made = {output for node in model.graph.node for output in node.output}
+    known = {each.name: each.type.tensor_type.shape for each in model.graph.value_info}
     for tensor in dict.fromkeys(tensor for name, tensor in taps.items() if name not in WHOLE):
         if f"{tensor}:float32" not in made:
             node = helper.make_node("Cast", [tensor], [f"{tensor}:float32"], f"tap {tensor}", to=TensorProto.FLOAT)
             model.graph.node.append(node)
+            described = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None)
+            if tensor in known:
+                described.type.tensor_type.shape.CopyFrom(known[tensor])
+            model.graph.value_info.append(described)
     with_outputs(model, list(outputs.values()))
     return outputs

@@ -114,9 +114,10 @@ def _is_layer(node: onnx.NodeProto) -> bool:
 
 
 def with_outputs(model: onnx.ModelProto, tensors: list[str]) -> onnx.ModelProto:
-    """The model, changed in place: those tensors are outputs, too."""
+    """The model, changed in place: those tensors are outputs, too, of their types where the file tells them."""
     own = {each.name for each in model.graph.output}
+    known = {each.name: each for each in model.graph.value_info}
     for name in dict.fromkeys(tensors):
         if name not in own:
-            model.graph.output.append(onnx.ValueInfoProto(name=name))
+            model.graph.output.append(known.get(name, onnx.ValueInfoProto(name=name)))
     return model

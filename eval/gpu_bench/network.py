@@ -19,7 +19,9 @@ from upsnet.manifest import Manifest, Precision
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 COCO = (53, 80)  # stuff and things
-CONFIDENT = 60.0  # times the box head's first weights: detections then pass the threshold, as a trained network's do
+# The box head's first weights are small, and sure of nothing. With these, detections of several classes pass the
+# threshold, and where the features of an untrained backbone say nothing, those of the first class do.
+WEIGHT, BIAS = 60.0, 9.0
 
 
 def make_network(name: str, precision: Precision) -> tuple[UPSNet, Manifest]:
@@ -33,7 +35,8 @@ def make_network(name: str, precision: Precision) -> tuple[UPSNet, Manifest]:
     torch.manual_seed(0)
     model = UPSNet(config.model, stuff, things)
     with torch.no_grad():
-        model.box_head.logits.weight.mul_(CONFIDENT)
+        model.box_head.logits.weight.mul_(WEIGHT)
+        model.box_head.logits.bias[1] = BIAS
     classes = [{"id": i + 1, "name": f"class {i}", "isthing": int(i >= stuff)} for i in range(stuff + things)]
     manifest = make_manifest(config, Categories.from_coco(classes)).model_copy(update={"precision": precision})
     return prepare(model, precision), manifest

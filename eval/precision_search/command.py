@@ -31,7 +31,6 @@ from upsnet.files import check_target, sha256, write_bytes
 from upsnet.machine import machine_facts, package_versions
 from upsnet.manifest import EIGHT_BITS
 
-
 TYPES = ("fp16", "int8")
 
 

@@ -75,7 +75,7 @@ def main(
             help="onnxruntime: one or both of auto (the library of operators) and off (function bodies); default: both."
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="pytorch: cpu (the default), cuda or cuda:N.")] = None,
+    device: Annotated[str | None, typer.Option(help="pytorch: cpu (the default) or cuda:N; TensorRT: cuda:N.")] = None,
     gpu: Annotated[
         str | None,
         typer.Option(help=f"Also the least time on a GPU, as published: {', '.join(PUBLISHED)}."),
@@ -94,7 +94,7 @@ def main(
     for path_of_ours in filter(None, (target, out)):
         check_target(path_of_ours)
     limits = find_gpu(gpu) if gpu else None
-    wanted = Wanted(path, threads, device or "cpu", runs, kernels, limits)
+    wanted = Wanted(path, threads, device, runs, kernels, limits)
     subject = open_subject(name, wanted)
     feed = make_batch(subject.manifest.resize, photo, size, batch)
     profiled = subject.profile(feed)

@@ -55,6 +55,16 @@ def record(model: Path, batch: NetworkBatch, threads: int, library: Path | None,
     return Recording(kernels, statistics.median(times), profiled, Graph(*graphs))
 
 
+def trace_of(model: Path, options: ort.SessionOptions, batch: NetworkBatch) -> Run:
+    """One call of a model, with its profile on."""
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = _start(model, options)
+        session.run(None, dict(zip(INPUTS, batch, strict=True)))
+        return read_trace(Path(session.end_profiling()))[-1]
+
+
 def _start(model: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     return ort.InferenceSession(str(model), options, providers=[CPU])
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
+
+from eval.plans import Plan, libraries_of, source_of
 from eval.profiling import roofline
-from eval.profiling.gpus import measure_gpu
+from eval.profiling.gpus import find_gpu, measure_gpu
 from eval.profiling.in_pytorch import record_pytorch
+from eval.profiling.in_tensorrt import record_plan
 from eval.profiling.measure import Recording, record
 from eval.profiling.roofline import Roofline
 from training.predictor import PyTorchPredictor
+from upsnet.device import AUTO, parse_device
+from upsnet.engines.check import check_engine
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
 from upsnet.kernels.choice import CHOICES, find_kernels, wanted_kernels
@@ -23,7 +29,7 @@ class Wanted(NamedTuple):
 
     model: Path
     threads: int
-    device: str
+    device: str | None
     runs: int
     kernels: list[str] | None
     gpu: Roofline | None  # that --gpu named
@@ -53,6 +59,8 @@ def open_subject(runtime: str, wanted: Wanted) -> Subject:
         return InPyTorch(wanted)
     if runtime == "onnxruntime":
         return InOnnxRuntime(wanted)
+    if runtime in ("tensorrt", "tensorrt-rtx"):
+        return InTensorRT(wanted)
     raise InputError(f"the runtime {runtime} tells no times of its own; give --runtime, or another model")
 
 
@@ -60,7 +68,7 @@ class InOnnxRuntime:
     """An .onnx file on the CPU, with the library of operators and from function bodies."""
 
     def __init__(self, wanted: Wanted) -> None:
-        if wanted.device != "cpu":
+        if wanted.device not in (None, "cpu"):
             raise InputError(f"--device {wanted.device}: ONNX Runtime is profiled on the CPU alone; leave it out")
         chosen = [find_kernels(wanted_kernels(word)) for word in dict.fromkeys(wanted.kernels or CHOICES)]
         for each in chosen:
@@ -83,7 +91,7 @@ class InPyTorch:
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
-        self._predictor = PyTorchPredictor(wanted.model, wanted.device, wanted.threads)
+        self._predictor = PyTorchPredictor(wanted.model, wanted.device or "cpu", wanted.threads)
         self.manifest = self._predictor.manifest
 
     def profile(self, feed: NetworkBatch) -> Profiled:
@@ -93,3 +101,31 @@ class InPyTorch:
         recordings = [record_pytorch(self._predictor, feed, self._wanted.runs)]
         after = measure_gpu(device) if on_gpu else roofline.measure(threads)
         return Profiled(recordings, before.or_better(after), self._predictor.device_name)
+
+
+class InTensorRT:
+    """A plan. Its roof is that of the GPU: measured where PyTorch has it, else published."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._described = check_engine(wanted.model)
+        self.manifest = self._described.network
+        self._opening: dict[str, Any] = {
+            "package": self._described.backend,
+            "plugins": libraries_of(wanted.model, self._described),
+            "host_code": self._described.version_compatible,
+            "device": wanted.device,
+        }
+
+    def profile(self, feed: NetworkBatch) -> Profiled:
+        model, _, _, runs, *_, gpu = self._wanted
+        opened = Plan(model, **self._opening)
+        opened.close()
+        source = source_of(model, self._described)
+        recording = record_plan(model, feed, source, runs, **self._opening)
+        return Profiled([recording], self._roof(opened.gpu, gpu), opened.device_name)
+
+    def _roof(self, name: str, named: Roofline | None) -> Roofline:
+        if torch.cuda.is_available():
+            return measure_gpu(torch.device("cuda", parse_device(self._wanted.device or AUTO).number))
+        return named or find_gpu(name)

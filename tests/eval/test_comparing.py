@@ -17,10 +17,18 @@ import upsnet.command_line.main
 from eval.comparing.boundaries import PLACES, Instances, Outputs, order, real_proposals
 from eval.comparing.compare import compare
 from eval.comparing.errors import MOST_DB, Errors, from_centre, match
+from eval.comparing.in_tensorrt import add_outputs
+from eval.comparing.limits import LIMITS, Rounding, lesser, types_of, types_on_cpu
 from eval.comparing.report import Comparison, comparison_table
+from eval.comparing.taps import Tapped
+from export.backends.tensorrt_builder import Request
+from export.backends.tensorrt_engine import rtx_environment, run_builder
+from export.options import EngineOptions
+from export.profiles import optimization_profile
+from tests.plugins_cuda.tensorrt.libraries import built, need
 from upsnet.contract import METADATA_KEY, manifest_path
 from upsnet.geometry import NetworkBatch
-from upsnet.manifest import Manifest
+from upsnet.manifest import Manifest, Recipe
 
 Damage = Callable[[onnx.ModelProto], None]
 
@@ -94,6 +102,18 @@ def test_blocks_stand_before_the_stage_that_they_end_in() -> None:
         *("C3", "P2"),
     ]
     assert order(set(PLACES)) == list(PLACES)
+
+
+def test_the_type_that_rounds_most_sets_the_limits(fake: Callable[..., Any]) -> None:
+    plain = fake("x").manifest
+    recipe = Recipe(modules={"fpn": "fp8", "rpn": "bf16"})
+    mixed = plain.model_copy(update={"precision": "mixed", "recipe": recipe, "pair": "both"})
+    assert types_of(plain) == {"fp32"} and types_of(mixed) == {"fp32", "bf16", "fp8"}
+    assert lesser(types_of(plain), types_of(mixed)) == "fp8" and lesser({"tf32"}, {"fp32"}) == "tf32"
+    assert types_on_cpu(mixed, Path("model.onnx")) == {"fp32"}  # its other file is TensorRT's
+    assert types_on_cpu(mixed, Path("model.tensorrt.onnx")) == types_of(mixed)
+    assert types_on_cpu(plain.model_copy(update={"precision": "tf32"}), Path("model.onnx")) == {"fp32"}
+    assert [each.snr_db for each in LIMITS.values()] == sorted(each.snr_db for each in LIMITS.values())
 
 
 def call(*words: object) -> int:
@@ -247,6 +267,7 @@ class Made:
 
     def __init__(self, title: str, manifest: Manifest, outputs: Outputs) -> None:
         self.title, self.manifest, self._outputs = title, manifest, outputs
+        self.types: set[Rounding] = {"fp32"}
 
     def run(self, batch: NetworkBatch) -> Outputs:
         return self._outputs
@@ -348,3 +369,26 @@ def test_bad_input_is_one_line(
     assert call(*(word.replace("OTHER", places["OTHER"]) for word in given)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and line in error
+
+
+@pytest.mark.tensorrt
+def test_rtx_builds_a_plan_with_inner_outputs(tiny_run: Path, tmp_path: Path) -> None:
+    """The real parser and builder take every place as an output."""
+    need("tensorrt_rtx_bindings")
+    model = onnx.load(str(tiny_run / "model.onnx"))
+    outputs = add_outputs(model, Tapped(model.graph).find(blocks=True))
+    assert len(outputs) >= 25
+    onnx.save(model, str(tmp_path / "tapped.onnx"))
+    manifest = Manifest.load(tiny_run / "model.manifest.json")
+    with rtx_environment() as environment:
+        request: dict[str, Any] = {
+            "package": "tensorrt-rtx",
+            "model": tmp_path / "tapped.onnx",
+            "manifest": manifest,
+            "plan": tmp_path / "tapped.plan",
+            "plugins": built("cpu")[1],
+            "profiles": (optimization_profile(manifest.resize, manifest.max_batch),),
+            "options": EngineOptions(),
+        }
+        outcome = run_builder(Request(**request), environment)
+    assert outcome.status == "built", str(outcome)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from export import building, engine
+from export import building, engine, engine_manifest
 from export.building import MADE_PLUGINS, PLUGINS_VARIABLE, Choice, build_engine, find_plugins
 from export.options import EngineOptions
 from export.outcome import Outcome
 from tests.backends import StandIn, put_in_place
 from upsnet.command_line.command import make_app
 from upsnet.contract import LIBRARY, PLUGINS, manifest_path
+from upsnet.engines.kinds import Kind
 from upsnet.engines.manifest import EngineManifest, ParityFigures, Part, record_parity
 from upsnet.errors import InputError
 from upsnet.files import sha256
@@ -50,6 +51,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
     def put(problem: str | None) -> None:
         monkeypatch.setattr(building, "gpu_problem", lambda: problem)
         monkeypatch.setattr(building, "compute_capability", lambda number: "90")
+        monkeypatch.setattr(engine_manifest, "identify", lambda plan: Kind("a plan", compute_capabilities=("90",)))
 
     return put
 
@@ -154,6 +156,16 @@ class TestAuto:
         assert result.stdout.splitlines()[-1] == f"chosen: {chosen}: {why}"
         report = json.loads((tmp_path / "e/engine.json").read_text())
         assert (report["chosen"], report["why"]) == (chosen, why)
+
+    def test_one_for_other_gpus_is_not_chosen(
+        self, gpu: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch, tiny_half: Path, tmp_path: Path
+    ) -> None:
+        gpu(None)
+        rtx = StandIn("tensorrt-rtx", BUILT, options=frozenset({"compute_capabilities"}))
+        put_in_place(monkeypatch, rtx)
+        found = build_engine(tiny_half, tmp_path, options=EngineOptions(compute_capabilities=("86", "89")))
+        assert (found.chosen, found.tensorrt_rtx.status) == ("onnxruntime", "built")
+        assert found.why.endswith("tensorrt-rtx: built for compute capability 86, 89, and the GPU here has 90")
 
 
 class TestOneThatIsAskedFor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -95,10 +97,23 @@ class EngineManifest(Report, Sparse):
     configuration: dict[str, Any] | None = None  # of the training run
     parity: tuple[ParityFigures, ...] = ()
 
+    @property
+    def served(self) -> Manifest:
+        """The network's manifest, with no larger batch than a profile of this engine holds."""
+        held = max((shapes["images"][2][0] for shapes in self.profiles if "images" in shapes), default=None)
+        if held is None or held >= self.network.max_batch:
+            return self.network
+        return self.network.model_copy(update={"max_batch": held})
+
     def inputs(self) -> dict[str, Any]:
         """All that this engine was made of and with. Two engines of the same inputs differ in what a build leaves to
         chance."""
         return self.model_dump(mode="json", exclude={"engine", "bytes", "built", "seconds", "parity"})
+
+
+def this_platform() -> str:
+    """As `EngineManifest.platform` has it."""
+    return f"{sys.platform}-{platform.machine()}"
 
 
 def engine_manifest_path(engine: Path) -> Path:

@@ -35,10 +35,6 @@ def check_profiles(manifest: EngineManifest, photo: tuple[int, int] | None) -> F
             f"no photo fits: the network takes a short side of {short} and at most {longest}, the engine holds {held}"
         )
         return failed("profile", "profile", text, AGAIN)
-    most = max(each["images"][2][0] for each in profiles)
-    if most < manifest.network.max_batch:
-        text = f"it holds {most} photos at once, and its network's manifest promises {manifest.network.max_batch}"
-        return failed("profile", "profile", text, AGAIN)
     but = f"; photos of height to width {', '.join(refused)} do not fit, and are refused" if refused else ""
     return fine("profile", f"holds {held}{but}")
 

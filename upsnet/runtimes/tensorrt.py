@@ -44,7 +44,7 @@ class TensorRTPredictor:
         described = check_engine(self.engine_path, wanted.number)
         if described.backend != self.name:
             raise InputError(f"{engine}: an engine of {described.backend}; --runtime {described.backend} runs it")
-        self.manifest = described.network
+        self.manifest = described.served
         api, self._cuda = open_api(self.name), Cuda.open(wanted)
         self.device_name = f"{wanted._replace(kind='cuda')} ({self._cuda.name})"
         libraries = [self.engine_path.with_name(each.file) for each in described.libraries]

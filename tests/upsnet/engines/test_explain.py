@@ -257,12 +257,6 @@ WAYS: dict[str, tuple[Break, str, str, str]] = {
         "no photo fits: the network takes a short side of 48",
         "make engine",
     ),
-    "a profile for one photo": (
-        lambda e: rewrite(e, profiles=(PROFILE | {"images": ((1, 32, 32, 3), (1, 64, 64, 3), (1, 64, 64, 3))},)),
-        "profile",
-        "it holds 1 photos at once, and its network's manifest promises 4",
-        "make engine",
-    ),
     "a profile in disorder": (
         lambda e: rewrite(e, profiles=(PROFILE | {"images": PROFILE["images"][::-1]},)),
         "profile",
@@ -343,7 +337,10 @@ def test_the_package(engine: Path, tmp_path: Path, library: Path, monkeypatch: p
 
     monkeypatch.setattr(packages, "open_api", missing)
     (line,) = explain(engine).errors
-    assert "the package tensorrt is not installed, and the engine needs TensorRT 10.13.3.9; pip install" in line
+    assert "the package tensorrt is not installed, and the engine needs TensorRT 10.13.3.9; `pip install " in line
+    assert line.endswith("`pip install 'tensorrt==10.13.3.9'`")
+    (line,) = explain(rtx).errors
+    assert line.endswith("`pip install tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116`")
     for plan_version, ours, forward, loads in (
         ("10.13.3.9", "10.13.3.11", False, True),
         ("10.13.3.9", "10.13.2.6", False, False),
@@ -450,6 +447,8 @@ class TestAnEngineThatIsRight:
         assert answer.exit_code == 0 and not answer.stderr and "It loads here" not in answer.stdout
         assert "needs one of compute capability 8.6" in answer.stdout
         assert "not checked: GPU, loading. Whether it loads is not known." in answer.stdout
+        (line,) = explain(engine, device="cuda").errors  # which somebody asks for
+        assert line == f"{engine}: there is no NVIDIA GPU; take a machine with one"
         assert check_engine(engine).backend == "tensorrt"  # the runtime itself says that there is no GPU
 
     def test_on_newer_gpus(self, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,6 +470,12 @@ class TestAnEngineThatIsRight:
         engine_manifest_path(engine).unlink()
         cut(engine, 4000)
         assert any("cut off: it has 4000 bytes, and says that it has 4096" in each for each in explain(engine).errors)
+
+    def test_an_engine_for_one_photo_at_a_time(self, engine: Path) -> None:
+        """Which its network's manifest does not know."""
+        rewrite(engine, profiles=(PROFILE | {"images": ((1, 32, 32, 3), (1, 64, 64, 3), (1, 64, 64, 3))},))
+        found = check_engine(engine)
+        assert not explain(engine).errors and (found.network.max_batch, found.served.max_batch) == (4, 1)
 
     def test_a_photo_that_it_must_hold(self, engine: Path) -> None:
         assert not explain(engine, photo=(480, 640)).errors
@@ -519,6 +524,16 @@ class TestFolders:
         (tmp_path / "engine.json").write_text(json.dumps({"tensorrt": outcome}))
         (line,) = explain(tmp_path).errors
         assert "a folder without an engine" in line and "; TensorRT: no plugin RoiAlignFpn" in line
+
+
+def test_the_graph_for_tensorrts_builders(tmp_path: Path) -> None:
+    graph = tmp_path / "model.tensorrt.onnx"
+    graph.write_bytes(b"\x08\x0a\x12\x07pytorch")
+    (line,) = explain(graph).errors
+    assert line.endswith(
+        "no engine: it is the ONNX file that TensorRT's builders read; `make engine` builds one; "
+        "ONNX Runtime's is model.onnx"
+    )
 
 
 class TestHostileInput:

@@ -120,6 +120,7 @@ class ICudaEngine(Strict):
         self._streams = "WEIGHT_STREAMING" in plan.flags
         self._stripped = "STRIP_PLAN" in plan.flags
         self._session: ort.InferenceSession | None = None
+        self._known: dict[tuple[tuple[int, ...], ...], dict[str, list[int]]] = {}
         self._lock = threading.Lock()
         self._budget = self.streamable_weights_size  # as much: nothing is streamed
         self._contexts = 0
@@ -158,6 +159,15 @@ class ICudaEngine(Strict):
                 options.log_severity_level = 3
                 self._session = ort.InferenceSession(self._plan.onnx, options, providers=["CPUExecutionProvider"])
         return self._session.run([each.name for each in self._plan.outputs], feeds)
+
+    def _shapes_for(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[int]]:
+        """Of the outputs, which TensorRT computes from those of the inputs: here by a run on zeros."""
+        key = tuple(shapes[name] for name in self._inputs)
+        if key not in self._known:
+            feeds = {name: np.zeros(shapes[name], NUMPY[self._tensors[name].dtype]) for name in self._inputs}
+            answers = zip(self._plan.outputs, self._run(feeds), strict=True)
+            self._known[key] = {each.name: list(array.shape) for each, array in answers}
+        return self._known[key]
 
     def serialize(self) -> IHostMemory:
         return IHostMemory(self._plan.to_bytes())
@@ -343,7 +353,10 @@ class IExecutionContext(Strict):
         if name in self._engine._inputs:
             return Dims(self._shapes.get(name, (-1,) * len(tensor.shape)))
         values = self._named()
-        return Dims([each if isinstance(each, int) else values.get(each, -1) for each in tensor.shape])
+        shape = [each if isinstance(each, int) else values.get(each, -1) for each in tensor.shape]
+        if -1 in shape and not self.infer_shapes():  # the file has another name for it
+            shape = self._engine._shapes_for(self._shapes)[name]
+        return Dims(shape)
 
     def _named(self) -> dict[str, int]:
         """The sizes of named dimensions; ValueError where two inputs disagree."""
