@@ -164,7 +164,8 @@ class ICudaEngine(Strict):
         """Of the outputs, which TensorRT computes from those of the inputs: here by a run on zeros."""
         key = tuple(shapes[name] for name in self._inputs)
         if key not in self._known:
-            feeds = {name: np.zeros(shapes[name], NUMPY[self._tensors[name].dtype]) for name in self._inputs}
+            kinds = {name: np.dtype(NUMPY[self._tensors[name].dtype]) for name in self._inputs}
+            feeds: dict[str, np.ndarray] = {name: np.zeros(shapes[name], kinds[name]) for name in self._inputs}
             answers = zip(self._plan.outputs, self._run(feeds), strict=True)
             self._known[key] = {each.name: list(array.shape) for each, array in answers}
         return self._known[key]
