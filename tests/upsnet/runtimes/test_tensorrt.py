@@ -51,6 +51,7 @@ Make = Callable[..., Path]
 @pytest.fixture(params=["11.1"])
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setattr("upsnet.engines.check.find_driver", lambda: Driver("no GPU"))
+    monkeypatch.setattr("upsnet.tensorrt.cuda.gpu_problem", lambda: "this machine has no NVIDIA GPU that is visible")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return install(monkeypatch, request.param, capability=(8, 9))  # TensorRT-RTX knows no 9.0
 
@@ -297,7 +298,7 @@ def test_another_gpu_is_current_during_a_call_and_not_after_it(make: Make, world
         (1, "cuda:1", "device cuda:1: there is 1 NVIDIA GPU, cuda:0"),
         (2, "cuda:5", "device cuda:5: there are 2 NVIDIA GPUs"),
         (1, "gpu", "device 'gpu': use auto, cpu, cuda or cuda:N"),
-        (0, "auto", r"CUDA's GetDeviceCount failed .*\(cudaErrorInsufficientDriver\)"),
+        (0, "auto", r"this machine has no NVIDIA GPU .*\(cudaErrorInsufficientDriver\)"),
     ],
 )
 def test_a_device_that_cannot_be_had(make: Make, world: World, gpus: int, device: str, message: str) -> None:
