@@ -280,7 +280,10 @@ class IRuntimeCache(Strict):
 
 
 class IExecutionContext(Strict):
-    """_state: a number for all that was set in it; what is set after a capture makes its graphs useless."""
+    """_state: a number for all that was set in it; what is set after a capture makes its graphs useless.
+
+    Contexts share profiles: PROFILE_SHARING_0806 is on and cannot be switched off from TensorRT 10.0 (NvInfer.h).
+    """
 
     engine = property(lambda self: self._engine)
     name = ""
