@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -127,8 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=folder, default="runs/gpu_bench", help="gpu_bench.json and rows.jsonl")
     parser.add_argument("--scratch", type=folder, help="models and logs on the way (default: a temporary folder)")
     parser.add_argument("--minutes", type=positive, default=MINUTES, help="what there is no time for is left out")
-    for name, names in (("networks", [*NETWORKS]), ("variants", [*SHORT]), ("precisions", [*PRECISIONS])):
-        parser.add_argument(f"--{name}", type=partial(chosen, names), default=names, help=", ".join(names))
+
+    def some(names: Iterable[str]) -> dict[str, Any]:
+        """Of an option that takes some of these, comma-separated; without it, all."""
+        return {"type": partial(chosen, list(names)), "default": list(names), "help": ", ".join(names)}
+
+    parser.add_argument("--networks", **some(NETWORKS))
+    parser.add_argument("--variants", **some(SHORT))
+    parser.add_argument("--precisions", **some(PRECISIONS))
     parser.add_argument("--list", action="store_true", help="print what is measured, in its order")
     parser.add_argument("--again", action="store_true", help="measure anew what was measured before")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, on the CPU, with a tiny network")
