@@ -11,7 +11,6 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import eval.precision_search.command
@@ -26,6 +25,8 @@ from eval.profiling.gpus import find_gpu
 from eval.profiling.roofline import Roofline
 from export.modules import read_recipe
 from training.checkpoint import load_model
+from training.model.backbone import MBConv
+from training.model.upsnet import UPSNet
 from training.predictor import make_manifest
 from upsnet.command_line.command import make_app
 from upsnet.datasets.folder import PanopticFolder
@@ -192,26 +193,14 @@ class TestJournal:
         assert measure.calls == 3 and evaluate.spent == 2
 
 
-BLOCK = "backbone.stages.1.1"
-
-
-@pytest.fixture(scope="module")
-def hard(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny_run's checkpoint with channels of an MBConv block 512 times as large, their next weights a 512th: the same
-    network, but eight bits leave nothing of the block's other channels."""
-    path = tmp_path_factory.mktemp("hard") / "last.safetensors"
-    from safetensors import safe_open
-
-    with safe_open(tiny_run / "last.safetensors", "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(tiny_run / "last.safetensors")
-    keys = {name: next(key for key in tensors if key.endswith(f"{BLOCK}.{name}")) for name in
-            ("bn0.weight", "bn0.bias", "dw_conv.weight", "project_conv.weight")}  # fmt: skip
-    channels = tensors[keys["project_conv.weight"]].abs().sum((0, 2, 3)).topk(4).indices
-    for name, factor in (("bn0.weight", 512), ("bn0.bias", 512), ("dw_conv.weight", 1 / 512)):
-        tensors[keys[name]][channels] *= factor
-    save_file(tensors, path, metadata)
-    return path
+def make_hard(model: UPSNet) -> None:
+    """Channels of an MBConv block 512 times as large, and their next weights a 512th: the same network, but eight bits
+    leave nothing of the block's other channels."""
+    block = model.get_submodule("backbone.stages.1.1")
+    assert isinstance(block, MBConv)
+    channels = block.project_conv.weight.abs().sum((0, 2, 3)).topk(4).indices
+    for tensor, factor in ((block.bn0.weight, 512.0), (block.bn0.bias, 512.0), (block.dw_conv.weight, 1 / 512)):
+        tensor.data[channels] *= factor
 
 
 @pytest.fixture
@@ -223,8 +212,9 @@ def graph(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestRounded:
     @pytest.fixture
-    def measure(self, graph: None, hard: Path, tiny_run: Path) -> RoundingMeasure:
-        model, config, categories, _ = load_model(hard)
+    def measure(self, graph: None, tiny_run: Path) -> RoundingMeasure:
+        model, config, categories, _ = load_model(tiny_run / "last.safetensors")
+        make_hard(model)
         manifest = make_manifest(config, categories)
         photos = sorted((tiny_run.parent / "shapes/train").iterdir())
         return RoundingMeasure(rounded(model, manifest), manifest, photos, find_gpu("h200"), torch.device("cpu"))
