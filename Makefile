@@ -46,7 +46,7 @@ ifneq ($(words $(GPUS)) $(filter-out gpu $(shell seq 1024),$(GPUS)),1 )
 $(error error: GPUS=$(GPUS): give the number of processes, from 1 on, or gpu for one on each GPU)
 endif
 endif
-BENCHES := runtimes serving ops kernels pq train ablation
+BENCHES := runtimes serving ops kernels pq train ablation gpu
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 $(if $(filter $(BENCHES),$(NAME)),,$(error error: NAME=$(NAME): no such bench; there are $(BENCHES)))
 endif
@@ -148,7 +148,7 @@ load: $(TRITON_READY) $(RUN)/engine/engine.json ## real photos against RUN's ser
 eval: $(RUN)/model.onnx ## PQ of RUN on its validation set
 	$(UPSNET) eval --run $(RUN) --out $(RUN)/eval $(ARGS)
 
-parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of PyTorch, ONNX Runtime and Triton on RUN's validation set
+parity: $(RUN)/engine/engine.json $(TRITON_READY) ## PQ and pixels of every runtime that is here, on RUN's validation set
 	$(BIN)/python eval/parity.py --run $(RUN) $(ARGS)
 
 overfit: OVERFIT := runs/coco_sample
@@ -160,7 +160,7 @@ overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; P
 	$(UPSNET) engine --model $(OVERFIT)/model.onnx
 	$(UPSNET) parity --run $(OVERFIT) --min-pq 0.5
 
-bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, ops, kernels, pq, train or ablation: these instead
+bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, ops, kernels, pq, train, ablation or gpu: these instead
 bench-runtimes: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(UPSNET) bench --run $(RUN) $(ARGS)
 bench-serving: $(RUN)/engine/engine.json $(TRITON_READY)
@@ -174,6 +174,8 @@ bench-pq: $(READY)
 bench-train:
 	$(ANY_PYTHON) -m training.benchmark \
 		--config $(if $(filter file,$(origin CONFIG)),training/configs/coco_r50.yaml,$(CONFIG)) $(ARGS)
+bench-gpu:
+	$(ANY_PYTHON) -m eval.gpu_bench --out runs/gpu_bench $(ARGS)
 bench-ablation: $(READY) data/shapes/train.json
 	$(UPSNET) ablation $(ARGS)
 ablation: bench-ablation

@@ -88,7 +88,7 @@ def build_engine(
         for each in (BACKENDS[0], *(other for other in building if other.name != ALWAYS)):
             outcomes[each.name] = each.build(job, _path(sources[each.name]))
             if backend == each.name and outcomes[each.name].status != "built":
-                raise InputError(f"{model}: no engine of {backend}: {_why_not(outcomes[each.name])}")
+                raise InputError(f"{model}: no engine of {backend}: {outcomes[each.name]}")
         configuration = _of_onnx(outcomes, job)
         manifests = {}
         for each in BACKENDS:
@@ -149,19 +149,13 @@ def choose(
     here, reasons = compute_capability(0), []
     for name in PREFERRED:
         if name not in manifests:
-            reasons.append(f"{name}: {_why_not(outcomes[name])}")
+            reasons.append(f"{name}: {outcomes[name]}")
             continue
         its = manifests[name].compute_capabilities
         if not its or here in its:
             return name, f"this machine has a GPU (compute capability {here})"
         reasons.append(f"{name}: built for compute capability {', '.join(its)}, and the GPU here has {here}")
     return ALWAYS, "; ".join(reasons)
-
-
-def _why_not(outcome: Outcome) -> str:
-    errors = outcome.errors or []
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return "; ".join(filter(None, [f"{errors[0]}{more}" if errors else "", outcome.reason]))
 
 
 def _check_options(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from upsnet import __version__
 from upsnet.contract import manifest_path
 from upsnet.device import compute_capability, gpu_names
 from upsnet.engines.kinds import identify
-from upsnet.engines.manifest import ENGINES, LIBRARIES, EngineManifest, Part, engine_manifest_path
+from upsnet.engines.manifest import ENGINES, LIBRARIES, EngineManifest, Part, engine_manifest_path, this_platform
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
 from upsnet.tensorrt.api import HARDWARE_LEVELS
@@ -46,7 +45,7 @@ def write_manifest(
         builder=outcome.version or "unknown",
         built_with={"upsnet-trt": __version__, "python": platform.python_version(), **(outcome.built_with or {})},
         built=datetime.now(UTC).isoformat(timespec="seconds"),
-        platform=f"{sys.platform}-{platform.machine()}",
+        platform=this_platform(),
         gpu=next(iter(gpu_names()), None) if on_gpu else None,
         compute_capabilities=_capabilities(backend, job, engine),
         version_compatible=job.options.version_compatible,

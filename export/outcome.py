@@ -28,9 +28,12 @@ class Outcome(Sparse):
     notes: list[str] | None = None  # what its maker should know, one line each
 
     def __str__(self) -> str:
-        """Why it was not built; else its size, its time, its kernels, and what its layers and plugins compute in."""
+        """Why it was not built, the first error alone; else its size, its time, its kernels, and what its layers and
+        plugins compute in."""
         if self.status != "built":
-            return self.reason or "; ".join(self.errors or [])
+            first, *others = self.errors or [""]
+            more = f" (and {len(others)} more)" if others else ""
+            return "; ".join(filter(None, [first + more, self.reason]))
         counts = {**(self.layers or {}), **(self.plugins or {})}
         parts = [f"{count} {name} {kind}" for name, kinds in counts.items() for kind, count in kinds.items()]
         size = f"{(self.bytes or 0) / 1e6:.1f} MB"

@@ -129,7 +129,7 @@ def _look_at_instances(
 def _summarize(
     a: Network, b: Network, photos: list[str], tallies: dict[str, Tally], left_out: dict[str, str]
 ) -> Comparison:
-    precision = lesser(a.manifest, b.manifest)
+    precision = lesser(a.types, b.types)
     limits = LIMITS[precision]
     places = [_place(name, tallies[name], limits) for name in order(set(tallies))]
     parted = [place.name for place in places if place.problem]

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from eval.comparing.boundaries import Outputs
+from eval.comparing.limits import types_of
 from eval.comparing.networks import Inner
 from eval.comparing.taps import Tapped, with_outputs
 from eval.plans import Plan, libraries_of, source_of
@@ -34,6 +35,7 @@ class InTensorRT:
         assert described.backend in ("tensorrt", "tensorrt-rtx")
         self._package = described.backend
         self.manifest = described.network
+        self.types = types_of(self.manifest)
         self.note, self._inner = "", Inner({})
         self._plain = Plan(plan, self._package, libraries_of(plan, described), described.version_compatible, device)
         self.title = f"{plan} in {self._package}, {self._plain.device_name}"

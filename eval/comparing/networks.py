@@ -26,6 +26,7 @@ from eval.comparing.boundaries import (
     real_proposals,
     split_rpn,
 )
+from eval.comparing.limits import Rounding, types_on_cpu
 from eval.comparing.taps import BOXES, FOUND, RPN_MAPS, Tapped, with_outputs
 from training.predictor import PyTorchPredictor
 from upsnet.contract import INPUTS, OUTPUTS
@@ -42,6 +43,7 @@ class Network(Protocol):
 
     title: str  # the file, and what runs it
     manifest: Manifest
+    types: set[Rounding]  # that it computes features in
 
     @property
     def note(self) -> str:
@@ -63,6 +65,7 @@ class InPyTorch:
     def __init__(self, checkpoint: Path, threads: int | None, device: str, blocks: bool) -> None:
         self._predictor = PyTorchPredictor(checkpoint, device, threads)
         self.manifest = self._predictor.manifest
+        self.types: set[Rounding] = {"fp32"}
         self.title = f"{checkpoint} in PyTorch, {self._predictor.device_name}"
         self._model = self._predictor.model
         self._seen: dict[str, Any] = {}
@@ -164,6 +167,7 @@ class InOnnxRuntime:
     def __init__(self, model: Path, threads: int | None, kernels: str | None, blocks: bool) -> None:
         self._plain = OnnxRuntimePredictor(model, threads, kernels=kernels)
         self.manifest = self._plain.manifest
+        self.types = types_on_cpu(self.manifest, model)
         self.title = f"{model} in ONNX Runtime, {self._plain.kernels}"
         light = without_weights(model.resolve())
         proto = onnx.load_model_from_string(light) if light else onnx.load(str(model))

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scratch", type=folder, help="models and logs on the way (default: a temporary folder)")
     parser.add_argument("--minutes", type=positive, default=MINUTES, help="what there is no time for is left out")
     for name, names in (("networks", [*NETWORKS]), ("variants", [*SHORT]), ("precisions", [*PRECISIONS])):
-        parser.add_argument(
-            f"--{name}", type=lambda text, names=names: chosen(names, text), default=names, help=", ".join(names)
-        )
+        parser.add_argument(f"--{name}", type=partial(chosen, names), default=names, help=", ".join(names))
     parser.add_argument("--list", action="store_true", help="print what is measured, in its order")
     parser.add_argument("--again", action="store_true", help="measure anew what was measured before")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, on the CPU, with a tiny network")

@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,9 +114,10 @@ def graphed(case: Case, machine: Machine) -> Callable[[NetworkBatch], Run]:
             graph = capture(forward)
 
         def run(batch: NetworkBatch) -> RawPrediction:
-            copies.send(batch)
-            graph.replay()
-            return copies.receive(outputs)
+            with torch.no_grad():
+                copies.send(batch)
+                graph.replay()
+                return copies.receive(outputs)
 
         return run
 
@@ -204,7 +204,3 @@ def open_case(case: Case, machine: Machine) -> Callable[[NetworkBatch], Run]:
         cases.TENSORRT: tensorrt,
     }
     return others[case.variant](case, machine)
-
-
-def same_pixels(one: np.ndarray, other: np.ndarray) -> float:
-    return float((one == other).mean())

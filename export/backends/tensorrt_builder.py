@@ -87,7 +87,9 @@ def build(api: Api, request: Request, report: Callable[[Progress], None] = lambd
     del monitor
     if serialized is None:
         errors = logger.errors or ["the builder made no engine and said nothing"]
-        return Outcome(status="refused", stage="builder", errors=errors)
+        limit = request.options.workspace
+        hint = None if limit is None else f"--workspace may be too little: {limit} bytes"
+        return Outcome(status="refused", stage="builder", errors=errors, reason=hint)
     with request.plan.open("wb") as stream:
         stream.write(memoryview(serialized))
     if cache is not None:

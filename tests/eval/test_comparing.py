@@ -18,6 +18,7 @@ from eval.comparing.boundaries import PLACES, Instances, Outputs, order, real_pr
 from eval.comparing.compare import compare
 from eval.comparing.errors import MOST_DB, Errors, from_centre, match
 from eval.comparing.in_tensorrt import add_outputs
+from eval.comparing.limits import LIMITS, Rounding, lesser, types_of, types_on_cpu
 from eval.comparing.report import Comparison, comparison_table
 from eval.comparing.taps import Tapped
 from export.backends.tensorrt_builder import Request
@@ -27,7 +28,7 @@ from export.profiles import optimization_profile
 from tests.plugins_cuda.tensorrt.libraries import built, need
 from upsnet.contract import METADATA_KEY, manifest_path
 from upsnet.geometry import NetworkBatch
-from upsnet.manifest import Manifest
+from upsnet.manifest import Manifest, Recipe
 
 Damage = Callable[[onnx.ModelProto], None]
 
@@ -101,6 +102,18 @@ def test_blocks_stand_before_the_stage_that_they_end_in() -> None:
         *("C3", "P2"),
     ]
     assert order(set(PLACES)) == list(PLACES)
+
+
+def test_the_type_that_rounds_most_sets_the_limits(fake: Callable[..., Any]) -> None:
+    plain = fake("x").manifest
+    recipe = Recipe(modules={"fpn": "fp8", "rpn": "bf16"})
+    mixed = plain.model_copy(update={"precision": "mixed", "recipe": recipe, "pair": "both"})
+    assert types_of(plain) == {"fp32"} and types_of(mixed) == {"fp32", "bf16", "fp8"}
+    assert lesser(types_of(plain), types_of(mixed)) == "fp8" and lesser({"tf32"}, {"fp32"}) == "tf32"
+    assert types_on_cpu(mixed, Path("model.onnx")) == {"fp32"}  # its other file is TensorRT's
+    assert types_on_cpu(mixed, Path("model.tensorrt.onnx")) == types_of(mixed)
+    assert types_on_cpu(plain.model_copy(update={"precision": "tf32"}), Path("model.onnx")) == {"fp32"}
+    assert [each.snr_db for each in LIMITS.values()] == sorted(each.snr_db for each in LIMITS.values())
 
 
 def call(*words: object) -> int:
@@ -254,6 +267,7 @@ class Made:
 
     def __init__(self, title: str, manifest: Manifest, outputs: Outputs) -> None:
         self.title, self.manifest, self._outputs = title, manifest, outputs
+        self.types: set[Rounding] = {"fp32"}
 
     def run(self, batch: NetworkBatch) -> Outputs:
         return self._outputs

@@ -132,8 +132,11 @@ def test_a_fused_layer() -> None:
     assert (found.operator, found.ms, found.module) == ("Conv", 0.5, "backbone")
     assert {each.type for each in (*found.inputs, *found.outputs)} == {"float16"}
     both = layer._replace(nodes=["small", "relu", "conv"])
-    found = list(_executions(layer.name, 0.5, {layer.name: both}, known))
-    assert [(each.path[1], each.ms, each.module) for each in found] == [("small", 0, "fpn"), ("conv", 0.5, "backbone")]
+    several = _executions(layer.name, 0.5, {layer.name: both}, known)
+    assert [(each.path[1], each.ms, each.module) for each in several] == [
+        ("small", 0, "fpn"),
+        ("conv", 0.5, "backbone"),
+    ]
 
 
 @pytest.mark.parametrize(

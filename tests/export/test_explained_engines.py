@@ -19,6 +19,7 @@ from upsnet.engines import check
 from upsnet.engines.check import check_engine
 from upsnet.engines.explain import explain
 from upsnet.engines.kinds import identify
+from upsnet.engines.manifest import engine_manifest_path
 from upsnet.errors import InputError
 from upsnet.runtimes.attempt import diagnostics
 
@@ -90,6 +91,9 @@ def test_a_plan_of_tensorrt_rtx_without_a_gpu(run: Path, monkeypatch: pytest.Mon
     (plan.parent / PLUGINS).unlink()
     (line,) = explain(plan).errors
     assert f"the library {PLUGINS} of its custom operators is missing" in line
+    engine_manifest_path(plan).unlink()
+    (line,) = explain(plan).errors
+    assert "no model.rtx.plan.json beside it: an older version of this project built it, or trtexec" in line
 
 
 @pytest.mark.tensorrt

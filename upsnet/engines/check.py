@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from upsnet.contract import manifest_path
+from upsnet.contract import is_for_tensorrt, manifest_path
 from upsnet.driver import Driver, find_driver
 from upsnet.engines.findings import Finding, failed, fine, line, unknown
 from upsnet.engines.here import check_cpu, check_gpu, check_platform
@@ -46,9 +46,11 @@ def check_engine(engine: Path, gpu: int = 0) -> EngineManifest:
 class Look:
     """One engine, looked at. kind and manifest are known as far as `findings` has come."""
 
-    def __init__(self, engine: Path, gpu: int = 0, photo: tuple[int, int] | None = None) -> None:
-        """photo: height and width of a photo that it must hold."""
-        self.engine, self.gpu, self.photo = engine, gpu, photo
+    def __init__(
+        self, engine: Path, gpu: int = 0, photo: tuple[int, int] | None = None, must_have_gpu: bool = False
+    ) -> None:
+        """photo: height and width of a photo that it must hold. must_have_gpu: a machine without one is a fault."""
+        self.engine, self.gpu, self.photo, self.must_have_gpu = engine, gpu, photo, must_have_gpu
         self.kind: Kind | None = None
         self.manifest: EngineManifest | None = None
         self.driver: Driver | None = None
@@ -76,6 +78,8 @@ class Look:
         yield check_package(self.backend, self.kind, self.manifest)
         if self.backend in ON_A_GPU:
             self.driver = find_driver()
+            if self.must_have_gpu:
+                self.driver = self.driver._replace(has_gpu=True)
             yield from check_gpu(self.driver, self.gpu, self.kind, self.manifest, cuda_for(self.backend, self.manifest))
         if self.manifest is not None and self.manifest.profiles:
             yield check_profiles(self.manifest, self.photo)
@@ -87,6 +91,11 @@ class Look:
             return self._no_file(str(error))
         if self.kind.backend is None:
             return failed("file", "no engine", f"no engine: it is {self.kind.title}", self.kind.cure)
+        if self.backend == "onnxruntime" and is_for_tensorrt(self.engine):
+            text = "no engine: it is the ONNX file that TensorRT's builders read"
+            return failed(
+                "file", "no engine", text, f"`make engine` builds one; ONNX Runtime's is {ENGINES['onnxruntime']}"
+            )
         by_name = backend_of(self.engine)
         if by_name not in (None, self.backend):
             text = f"it is {self.kind.title}, and by its name {TITLES[by_name]}'s"  # type: ignore[index]

@@ -65,7 +65,8 @@ def explain(path: PathLike, device: str = AUTO, photo: tuple[int, int] | None = 
     own; this runs what is in them.
     """
     engine, others = find_engine(Path(path))
-    look = Look(engine, parse_device(device).number, photo)
+    wanted = parse_device(device)
+    look = Look(engine, wanted.number, photo, must_have_gpu=wanted.kind == "cuda")
     findings = list(look.findings())
     if load:
         findings += _loading(look, findings, device)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import platform
 import re
-import sys
 from collections.abc import Iterator
 
 from upsnet.driver import Driver
-from upsnet.engines.findings import Finding, failed, fine, unknown
+from upsnet.engines.findings import Cause, Finding, failed, fine, unknown
 from upsnet.engines.gpus import DRIVERS
 from upsnet.engines.kinds import Kind
-from upsnet.engines.manifest import EngineManifest
+from upsnet.engines.manifest import EngineManifest, this_platform
 from upsnet.machine import cpu_level
 
 LEAST_LEVEL = 2  # of x86-64, that a library of operators is compiled for
@@ -19,7 +18,7 @@ AMPERE = "80"  # the compute capability that TensorRT's AMPERE_PLUS begins with
 
 
 def check_platform(manifest: EngineManifest) -> Finding:
-    here = f"{sys.platform}-{platform.machine()}"
+    here = this_platform()
     if manifest.platform != here:
         text = f"it was built for {manifest.platform}, and this machine is {here}"
         return failed("platform", "platform", text, "build the engine on a machine of this kind")
@@ -51,7 +50,9 @@ def check_gpu(
         yield unknown("GPU", f"{driver.problem}{needs}")
         return
     if driver.problem:
-        yield failed("driver", "driver", driver.problem, driver.cure)
+        nothing = driver.cuda is None and not driver.cure
+        cause: Cause = "GPU" if nothing else "driver"
+        yield failed(cause, cause, driver.problem, driver.cure or "take a machine with one")
         return
     if driver.cuda is not None and cuda is not None and driver.cuda[0] < cuda:
         text = f"NVIDIA's driver is too old: it runs CUDA {dotted(driver.cuda)}, and the package needs CUDA {cuda}"
@@ -77,7 +78,7 @@ def check_gpu(
 
 
 def capability(number: str) -> str:
-    """ "90" -> "9.0"."""
+    """As people write it: "9.0" for "90"."""
     return f"{number[:-1]}.{number[-1]}" if re.fullmatch(r"\d{2,3}", number) else number
 
 

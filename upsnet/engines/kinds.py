@@ -80,7 +80,7 @@ def identify(path: Path) -> Kind:
         return Kind("a Git LFS pointer, a note of the file that Git has not fetched", cure="`git lfs pull`")
     if head.startswith(b"PK\x03\x04"):
         return _archive(path)
-    if head[:1] == b"\x08" and 0 < head[1] < 32 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42\x72":
+    if len(head) > 2 and head[0] == 8 and 0 < head[1] < 32 and head[2] in b"\x12\x1a\x22\x28\x32\x3a\x42\x72":
         return Kind("an ONNX file", "onnxruntime")  # ir_version, then another field of a model
     return _other(path, head)
 
@@ -103,7 +103,7 @@ def _archive(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.partition("/")[2] or name for name in archive.namelist()]
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+    except (OSError, ValueError, EOFError, struct.error, zipfile.BadZipFile, NotImplementedError):
         return Kind("a ZIP archive that is cut off or damaged", cure="copy it again, or build it again")
     if any(name.startswith(("models/", "serialized_exported_program")) for name in names):
         return Kind("a program that torch.export saved", "torch-tensorrt")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -107,6 +109,11 @@ class EngineManifest(Report, Sparse):
         """All that this engine was made of and with. Two engines of the same inputs differ in what a build leaves to
         chance."""
         return self.model_dump(mode="json", exclude={"engine", "bytes", "built", "seconds", "parity"})
+
+
+def this_platform() -> str:
+    """As `EngineManifest.platform` has it."""
+    return f"{sys.platform}-{platform.machine()}"
 
 
 def engine_manifest_path(engine: Path) -> Path:

@@ -20,6 +20,8 @@ TITLES: dict[Backend, str] = {
     "torch-tensorrt": "Torch-TensorRT",
 }
 PARTS = 3  # of a version that must be equal: TensorRT-RTX compares these (measured with 1.7), and so does TensorRT
+USUAL_CUDA = "13"
+AGAIN = "build the engine again with `make engine`"
 LEAST_ONNXRUNTIME = (1, 23)
 
 
@@ -33,8 +35,20 @@ def check_package(backend: Backend, kind: Kind, manifest: EngineManifest | None)
         here = open_api(backend).version
     except InputError as error:
         problem, _, cure = str(error).rpartition(": ")
+        cure = install(backend, built, manifest) if built else cure
         return failed("package", "package missing", f"{problem}, and {needs(backend, built)}", cure)
-    return compare(backend, built, here, bool(manifest and manifest.version_compatible))
+    found = compare(backend, built, here, bool(manifest and manifest.version_compatible))
+    cure = f"{AGAIN}, or {install(backend, built, manifest)}"
+    return found.model_copy(update={"cure": cure}) if found.status == "failed" else found
+
+
+def install(backend: Backend, built: str, manifest: EngineManifest | None) -> str:
+    """The command that installs the version that built an engine."""
+    if backend == "tensorrt":
+        return f"`pip install 'tensorrt=={built}'`"
+    cuda = (manifest.built_with.get("cuda", "") if manifest else "") or USUAL_CUDA
+    packages = (f"tensorrt-rtx-cu{cuda.partition('.')[0]}-{part}=={built}" for part in ("libs", "bindings"))
+    return f"`pip install {' '.join(packages)}`"
 
 
 def cuda_for(backend: Backend, manifest: EngineManifest | None) -> int | None:
@@ -57,9 +71,7 @@ def compare(backend: Backend, built: str, here: str, forward: bool) -> Finding:
         )
     only = "that and newer ones" if forward else "that version alone"
     text = f"it was built by {title} {built}, which {only} can load, and here is {here}"
-    return failed(
-        "package", "package version", text, "build the engine again with `make engine`, or install that version"
-    )
+    return failed("package", "package version", text, AGAIN)
 
 
 def needs(backend: Backend, built: str) -> str:
@@ -67,7 +79,7 @@ def needs(backend: Backend, built: str) -> str:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """ "10.13.3.9" -> (10, 13, 3, 9)."""
+    """The numbers of a version: 10, 13, 3, 9 of "10.13.3.9" or of "10.13.3.9+cu13"."""
     return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0]))
 
 
@@ -93,9 +105,7 @@ def _torch_tensorrt(built: str) -> Finding:
     here = _version("torch-tensorrt") or _version("torch_tensorrt-rtx")
     if here and built and numbers(here)[:2] != numbers(built)[:2]:
         text = f"it was built by Torch-TensorRT {built}, and here is {here}"
-        return failed(
-            "package", "package version", text, "build the engine again with `make engine`, or install that version"
-        )
+        return failed("package", "package version", text, f"{AGAIN}, or `pip install 'torch-tensorrt=={built}'`")
     return fine("package", f"Torch-TensorRT {here}")
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import struct
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from tests.conftest import FakePredictor
 from upsnet.contract import PLUGINS
 from upsnet.driver import Driver, Gpu
 from upsnet.engines.kinds import RTX, RTX_CAPABILITIES, TENSORRT
-from upsnet.engines.manifest import ENGINES, Backend, EngineManifest, Part, engine_manifest_path
+from upsnet.engines.manifest import ENGINES, Backend, EngineManifest, Part, engine_manifest_path, this_platform
 
 TENSORRT_VERSION, RTX_VERSION = "10.13.3.9", "1.7.1.116"
 GPU = Driver(has_gpu=True, cuda=(13, 0), gpus=(Gpu("NVIDIA A10", "86", 24 * 2**30),))
@@ -68,7 +66,7 @@ def make_engine(folder: Path, library: Path, backend: Backend = "tensorrt", /, *
         "builder": TENSORRT_VERSION if backend == "tensorrt" else RTX_VERSION,
         "built_with": {"cuda": "13.0"},
         "built": "2026-11-29T22:00:00+00:00",
-        "platform": f"{sys.platform}-{platform.machine()}",
+        "platform": this_platform(),
         "gpu": "NVIDIA A10",
         "compute_capabilities": ("86",),
         "kernel_abi": KERNEL_ABI,

@@ -337,7 +337,10 @@ def test_the_package(engine: Path, tmp_path: Path, library: Path, monkeypatch: p
 
     monkeypatch.setattr(packages, "open_api", missing)
     (line,) = explain(engine).errors
-    assert "the package tensorrt is not installed, and the engine needs TensorRT 10.13.3.9; pip install" in line
+    assert "the package tensorrt is not installed, and the engine needs TensorRT 10.13.3.9; `pip install " in line
+    assert line.endswith("`pip install 'tensorrt==10.13.3.9'`")
+    (line,) = explain(rtx).errors
+    assert line.endswith("`pip install tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116`")
     for plan_version, ours, forward, loads in (
         ("10.13.3.9", "10.13.3.11", False, True),
         ("10.13.3.9", "10.13.2.6", False, False),
@@ -444,6 +447,8 @@ class TestAnEngineThatIsRight:
         assert answer.exit_code == 0 and not answer.stderr and "It loads here" not in answer.stdout
         assert "needs one of compute capability 8.6" in answer.stdout
         assert "not checked: GPU, loading. Whether it loads is not known." in answer.stdout
+        (line,) = explain(engine, device="cuda").errors  # which somebody asks for
+        assert line == f"{engine}: there is no NVIDIA GPU; take a machine with one"
         assert check_engine(engine).backend == "tensorrt"  # the runtime itself says that there is no GPU
 
     def test_on_newer_gpus(self, engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,6 +524,16 @@ class TestFolders:
         (tmp_path / "engine.json").write_text(json.dumps({"tensorrt": outcome}))
         (line,) = explain(tmp_path).errors
         assert "a folder without an engine" in line and "; TensorRT: no plugin RoiAlignFpn" in line
+
+
+def test_the_graph_for_tensorrts_builders(tmp_path: Path) -> None:
+    graph = tmp_path / "model.tensorrt.onnx"
+    graph.write_bytes(b"\x08\x0a\x12\x07pytorch")
+    (line,) = explain(graph).errors
+    assert line.endswith(
+        "no engine: it is the ONNX file that TensorRT's builders read; `make engine` builds one; "
+        "ONNX Runtime's is model.onnx"
+    )
 
 
 class TestHostileInput:

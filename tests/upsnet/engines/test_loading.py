@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import platform
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import upsnet
 from tests.upsnet.engines.engine_folders import GPU, PROFILE, rewrite, snapshot
@@ -19,7 +21,8 @@ from upsnet.contract import PLUGINS
 from upsnet.engines import check
 from upsnet.engines.explain import explain
 from upsnet.engines.gpus import GPUS
-from upsnet.engines.manifest import ENGINES, EngineManifest, Part, engine_manifest_path
+from upsnet.engines.manifest import ENGINES, EngineManifest, Part, engine_manifest_path, this_platform
+from upsnet.errors import InputError
 from upsnet.tensorrt.api import Name, make_logger, open_api
 
 CAPABILITY = (8, 9)
@@ -48,7 +51,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
             model=Part.of(model),
             libraries=(Part.of(library),),
             builder=open_api(name).version,
-            platform=f"{sys.platform}-{platform.machine()}",
+            platform=this_platform(),
             compute_capabilities=tuple(GPUS),  # whatever GPU this machine may have
             kernel_abi=1,
             precision="fp32",
@@ -116,3 +119,22 @@ def test_no_batch_is_larger_than_the_profile(make: Make) -> None:
     rewrite(engine, profiles=(profile,))
     with upsnet.load(engine) as model:
         assert model.manifest.max_batch == 2
+
+
+def test_the_runtime_says_the_first_of_the_lines_and_leaves_all_as_it_was(make: Make, tmp_path: Path) -> None:
+    engine = make("tensorrt", "11.1")
+    os.truncate(engine, 3000)
+    engine.with_name(PLUGINS).unlink()
+    before = snapshot(tmp_path)
+    lines = explain(engine).errors
+    assert len(lines) == 2
+    with pytest.raises(InputError) as error:
+        upsnet.load(engine)
+    assert str(error.value) == lines[0]
+    photo = tmp_path / "photo.png"
+    command = ["predict", str(photo), "--run", str(engine), "--out", str(tmp_path / "out")]
+    Image.new("RGB", (64, 48)).save(photo)
+    tried = subprocess.run([sys.executable, "-m", "upsnet", *command], capture_output=True, text=True)
+    assert (tried.returncode, tried.stderr) == (2, f"error: {lines[0]}\n")
+    photo.unlink()
+    assert snapshot(tmp_path) == before
