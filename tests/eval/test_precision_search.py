@@ -254,10 +254,10 @@ class TestRounded:
         modules: dict[str, list[ModuleType]] = {
             name: ["int8"] for name in ("backbone.stages.0", "backbone.stages.1", "fpn.p4", "mask_head")
         }
-        found = search(evaluate, modules, ["fp16"], 2.0)
+        found = search(evaluate, modules, ["fp16"], 15.0)
         assert "backbone.stages.1" not in found.recipe.modules and len(found.recipe.modules) >= 2, found
         drops = {each.module: each.drop for each in found.alone}
-        assert drops["backbone.stages.1"] > 5 > max(drops["backbone.stages.0"], drops["fpn.p4"])
+        assert drops["backbone.stages.1"] > 20 > max(drops["backbone.stages.0"], drops["fpn.p4"])
         assert found.figures.time < found.reference.time == 100
 
 
