@@ -15,24 +15,31 @@ from typer.testing import CliRunner
 
 import eval.precision_search.command
 import eval.precision_search.measure
+import export.onnx_export
 from eval.precision_search.estimate import Layer, milliseconds
 from eval.precision_search.journal import Evaluation, Journal
-from eval.precision_search.measure import Evaluator, RoundingMeasure, rounded
+from eval.precision_search.measure import EngineMeasure, Evaluator, RoundingMeasure, rounded, score
 from eval.precision_search.report import PrecisionSearch
 from eval.precision_search.rounding import to_eight_bits, to_float
 from eval.precision_search.search import Figures, OutOfBudgetError, check_types, search, types_of
 from eval.profiling.gpus import find_gpu
 from eval.profiling.roofline import Roofline
+from export.building import PLUGINS_VARIABLE
+from export.calibration import OWN
 from export.modules import read_recipe
+from tests.upsnet.tensorrt.fake_tensorrt import environment, install, write_plugins
 from training.checkpoint import load_model
 from training.model.backbone import MBConv
 from training.model.upsnet import UPSNet
 from training.predictor import make_manifest
 from upsnet.command_line.command import make_app
+from upsnet.contract import PLUGINS
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.split import Split
+from upsnet.driver import Driver
 from upsnet.errors import InputError
 from upsnet.manifest import ModuleType, Recipe
+from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
 SPEED: dict[ModuleType, float] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}  # of a module
 TYPES: Mapping[str, list[ModuleType]] = {name: ["int8", "fp16"] for name in ("a", "b", "c", "d")}
@@ -259,6 +266,38 @@ class TestRounded:
         drops = {each.module: each.drop for each in found.alone}
         assert drops["backbone.stages.1"] > 20 > max(drops["backbone.stages.0"], drops["fpn.p4"])
         assert found.figures.time < found.reference.time == 100
+
+
+class TestEngines:
+    """On a machine with a GPU: TensorRT's and CUDA's place is taken by the fakes of tests/upsnet/tensorrt."""
+
+    @pytest.fixture
+    def measure(self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineMeasure:
+        plugins = write_plugins(tmp_path / PLUGINS)
+        for name, value in (environment("11.1") | {PLUGINS_VARIABLE: str(plugins)}).items():
+            monkeypatch.setenv(name, value)
+        for place in ("export.backends.tensorrt_engine", "export.building"):
+            monkeypatch.setattr(f"{place}.gpu_problem", lambda: None)
+        monkeypatch.setattr("upsnet.engines.check.find_driver", lambda: Driver("no GPU"))
+        install(monkeypatch, "11.1")
+
+        def load(*_: object) -> onnx.ModelProto:
+            proto = onnx.load(tiny_run / "model.onnx")
+            del proto.metadata_props[:]
+            return proto
+
+        monkeypatch.setattr(export.onnx_export, "to_model_proto", load)
+        return EngineMeasure(tiny_run / "last.safetensors", "tensorrt", OWN, 2)
+
+    def test_pq_and_time_are_the_engines(self, measure: EngineMeasure, tiny_run: Path) -> None:
+        dataset = PanopticFolder(Split.usual(tiny_run.parent / "shapes/train.json"))
+        assert not measure.estimated and "engines of tensorrt" in measure.how and measure.unit == "ms"
+        predictor = OnnxRuntimePredictor(tiny_run / "model.onnx")
+        expected, _ = score(predictor, dataset, dataset.records)
+        full = measure.run(Recipe(), dataset, dataset.records)
+        assert full.pq == pytest.approx(expected, abs=1e-6) and full.time > 0
+        rounded = measure.run(Recipe(modules={"backbone": "int8"}), dataset, dataset.records)
+        assert full.pq - 0.2 < rounded.pq != full.pq
 
 
 class TestCommand:
