@@ -195,6 +195,21 @@ def test_a_graph_that_cannot_be_captured_is_said_once(
     assert "cudaGraphLaunch" not in world.cuda.calls
 
 
+def test_what_says_itself_that_it_cannot_be_captured(
+    predictor: TensorRTPredictor, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[int] = []
+    context = type("IExecutionContext", (world.trt.IExecutionContext,), {})
+    context.is_stream_capturable = lambda _, stream: asked.append(stream)  # type: ignore[attr-defined]
+    monkeypatch.setattr(world.trt, "IExecutionContext", context)
+    assert all(same(predictor, make_batch(1, seed=seed)) for seed in range(4))
+    assert len(asked) == 1 and asked[0] == int(predictor._idle[0].stream)
+    assert (
+        "TensorRT says that it cannot be captured" in caplog.text and "cudaStreamBeginCapture" not in world.cuda.calls
+    )
+    monkeypatch.undo()
+
+
 def test_weights_that_are_streamed_are_not_captured(make: Make, world: World) -> None:
     with closing(TensorRTPredictor(make(flags=("WEIGHT_STREAMING",)))) as predictor:
         assert all(same(predictor, make_batch(1, seed=seed)) for seed in range(3))
