@@ -235,6 +235,7 @@ BUILDER_OPTIONS: dict[Name, frozenset[str]] = {
     ),
     "tensorrt-rtx": frozenset({"workspace", "compute_capabilities", "weight_streaming", "refit"}),
 }
+FP8_SINCE = 89  # the first compute capability with FP8: Ada
 HARDWARE_LEVELS: dict[str, str] = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 
 
@@ -268,6 +269,13 @@ def set_flag(api: Api, config: Any, name: str, value: bool = True) -> None:
     """A flag of the builder by its name, as "TF32", which every builder sets by itself."""
     flag = getattr(api.module.BuilderFlag, name)
     (config.set_flag if value else config.clear_flag)(flag)
+
+
+def fp8_capabilities(api: Api) -> tuple[str, ...]:
+    """TensorRT-RTX: those of the GPUs that compute in FP8. Without a word it would build an engine with FP8 for older
+    ones, too, which it refuses to do for any of them by name."""
+    names = (name.removeprefix("SM") for name in api.module.ComputeCapability.__members__)
+    return tuple(name for name in names if name.isdecimal() and int(name) >= FP8_SINCE)
 
 
 def set_compute_capabilities(api: Api, config: Any, wanted: Sequence[str]) -> None:
