@@ -24,15 +24,15 @@ from export.outcome import Outcome
 from export.precision import prepare
 from export.profiles import optimization_profile
 from export.torch_tensorrt_predictor import LEAST_TILES
+from export.types import wrong_types
 from training.checkpoint import load_model
 from training.model.upsnet import UPSNet
 from upsnet.contract import INPUTS
 from upsnet.engines.manifest import Counts, Profile
 from upsnet.errors import InputError, first_line
 from upsnet.files import atomic_path
-from upsnet.manifest import Manifest, Precision
+from upsnet.manifest import EIGHT_BITS, Manifest, Precision
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 OPERATORS = ("best_anchors", "deform_conv", "nms", "panoptic_fusion", "roi_align_fpn")
 # Sizes are the host's: an engine that gave one out would give it as a tensor, which the next part waits for.
 SIZES = (torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv)
@@ -55,9 +55,9 @@ def build(checkpoint: Path, engine: Path, manifest: Manifest, profiles: Sequence
 
     InputError when the checkpoint or the package cannot be read, or the package is too old.
     """
-    if manifest.precision not in PRECISIONS:
-        reason = f"torch-tensorrt builds {', '.join(PRECISIONS)} here, not {manifest.precision}"
-        return Outcome(status="refused", stage="options", errors=[reason])
+    types = manifest.recipe.types if manifest.recipe else {manifest.precision}
+    if eight := sorted(types & set(EIGHT_BITS)):
+        return Outcome(status="refused", stage="options", errors=[f"torch-tensorrt builds no {eight[0]} here"])
     if len(profiles) > 1:
         return Outcome(status="refused", stage="options", errors=["torch-tensorrt takes one profile"])
     profile = at_least(profiles[0] if profiles else optimization_profile(manifest.resize, manifest.max_batch), manifest)
@@ -65,7 +65,10 @@ def build(checkpoint: Path, engine: Path, manifest: Manifest, profiles: Sequence
     start = time.monotonic()
     try:
         torch_tensorrt = import_package()
-        traced = trace(prepare(model, manifest.precision).cuda(), profile, manifest.resize.divisor)
+        network = prepare(model, manifest.precision, manifest.recipe).cuda()
+        traced = trace(network, profile, manifest.resize.divisor)
+        if wrong := wrong_types(manifest, traced.layers):
+            return Outcome(status="refused", stage="types", errors=wrong)
         compiled = compile_program(torch_tensorrt, traced, manifest.precision, engine.parent)
         with atomic_path(engine) as temporary:
             save(torch_tensorrt, compiled, temporary)
