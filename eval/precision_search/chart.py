@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from eval.precision_search.journal import Evaluation
 from eval.precision_search.report import PrecisionSearch
@@ -39,7 +40,7 @@ def _against_time(axes: Axes, report: PrecisionSearch, evaluations: Sequence[Eva
     some = [each for each in evaluations if each.images == report.searched_images]
     axes.plot([each.time for each in some], [100 * each.pq for each in some], "o", color=FAINT, markersize=5)
     for each in some:
-        if not each.recipe.modules:
+        if not each.recipe.modules and each.recipe != report.recipe:
             _mark(axes, each, f"all {each.recipe.default}", COLORS[each.recipe.default])
     reference = next(each for each in some if each.recipe == Recipe())
     limit = 100 * reference.pq - report.max_drop
@@ -49,8 +50,13 @@ def _against_time(axes: Axes, report: PrecisionSearch, evaluations: Sequence[Eva
     found = next((each for each in some if each.recipe == report.recipe), None)
     if found is not None:
         axes.plot([found.time], [100 * found.pq], "*", color="#2b313b", markersize=15, zorder=4)
-        axes.annotate("found", (found.time, 100 * found.pq), (8, -14), textcoords="offset points", color=TEXT)
-    axes.set_xlim(left=0)
+        axes.annotate(
+            "found", (found.time, 100 * found.pq), (-9, -16), ha="right", textcoords="offset points", color=TEXT
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"time, {report.unit}{' (estimated)' * report.estimated}", color=TEXT)
     axes.set_ylabel(f"PQ on {report.searched_images} images", color=TEXT)
 
@@ -72,5 +78,5 @@ def _alone(axes: Axes, report: PrecisionSearch) -> None:
     axes.axvline(0, color=TEXT, linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.margins(x=0.35)
+    axes.margins(x=0.4)
     axes.set_xlabel("points of PQ lost, alone at the narrowest type", color=TEXT)

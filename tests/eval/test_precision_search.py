@@ -11,27 +11,35 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import eval.precision_search.command
 import eval.precision_search.measure
+import export.onnx_export
 from eval.precision_search.estimate import Layer, milliseconds
 from eval.precision_search.journal import Evaluation, Journal
-from eval.precision_search.measure import Evaluator, RoundingMeasure, rounded
+from eval.precision_search.measure import EngineMeasure, Evaluator, RoundingMeasure, rounded, score
 from eval.precision_search.report import PrecisionSearch
 from eval.precision_search.rounding import to_eight_bits, to_float
 from eval.precision_search.search import Figures, OutOfBudgetError, check_types, search, types_of
 from eval.profiling.gpus import find_gpu
 from eval.profiling.roofline import Roofline
+from export.building import PLUGINS_VARIABLE
+from export.calibration import OWN
 from export.modules import read_recipe
+from tests.upsnet.tensorrt.fake_tensorrt import environment, install, write_plugins
 from training.checkpoint import load_model
+from training.model.backbone import MBConv
+from training.model.upsnet import UPSNet
 from training.predictor import make_manifest
 from upsnet.command_line.command import make_app
+from upsnet.contract import PLUGINS
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.split import Split
+from upsnet.driver import Driver
 from upsnet.errors import InputError
 from upsnet.manifest import ModuleType, Recipe
+from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
 SPEED: dict[ModuleType, float] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}  # of a module
 TYPES: Mapping[str, list[ModuleType]] = {name: ["int8", "fp16"] for name in ("a", "b", "c", "d")}
@@ -192,26 +200,14 @@ class TestJournal:
         assert measure.calls == 3 and evaluate.spent == 2
 
 
-BLOCK = "backbone.stages.1.1"
-
-
-@pytest.fixture(scope="module")
-def hard(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny_run's checkpoint with channels of an MBConv block 512 times as large, their next weights a 512th: the same
-    network, but eight bits leave nothing of the block's other channels."""
-    path = tmp_path_factory.mktemp("hard") / "last.safetensors"
-    from safetensors import safe_open
-
-    with safe_open(tiny_run / "last.safetensors", "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(tiny_run / "last.safetensors")
-    keys = {name: next(key for key in tensors if key.endswith(f"{BLOCK}.{name}")) for name in
-            ("bn0.weight", "bn0.bias", "dw_conv.weight", "project_conv.weight")}  # fmt: skip
-    channels = tensors[keys["project_conv.weight"]].abs().sum((0, 2, 3)).topk(4).indices
-    for name, factor in (("bn0.weight", 512), ("bn0.bias", 512), ("dw_conv.weight", 1 / 512)):
-        tensors[keys[name]][channels] *= factor
-    save_file(tensors, path, metadata)
-    return path
+def make_hard(model: UPSNet) -> None:
+    """Channels of an MBConv block 512 times as large, and their next weights a 512th: the same network, but eight bits
+    leave nothing of the block's other channels."""
+    block = model.get_submodule("backbone.stages.1.1")
+    assert isinstance(block, MBConv)
+    channels = block.project_conv.weight.abs().sum((0, 2, 3)).topk(4).indices
+    for tensor, factor in ((block.bn0.weight, 512.0), (block.bn0.bias, 512.0), (block.dw_conv.weight, 1 / 512)):
+        tensor.data[channels] *= factor
 
 
 @pytest.fixture
@@ -223,8 +219,9 @@ def graph(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestRounded:
     @pytest.fixture
-    def measure(self, graph: None, hard: Path, tiny_run: Path) -> RoundingMeasure:
-        model, config, categories, _ = load_model(hard)
+    def measure(self, graph: None, tiny_run: Path) -> RoundingMeasure:
+        model, config, categories, _ = load_model(tiny_run / "last.safetensors")
+        make_hard(model)
         manifest = make_manifest(config, categories)
         photos = sorted((tiny_run.parent / "shapes/train").iterdir())
         return RoundingMeasure(rounded(model, manifest), manifest, photos, find_gpu("h200"), torch.device("cpu"))
@@ -264,11 +261,43 @@ class TestRounded:
         modules: dict[str, list[ModuleType]] = {
             name: ["int8"] for name in ("backbone.stages.0", "backbone.stages.1", "fpn.p4", "mask_head")
         }
-        found = search(evaluate, modules, ["fp16"], 2.0)
+        found = search(evaluate, modules, ["fp16"], 15.0)
         assert "backbone.stages.1" not in found.recipe.modules and len(found.recipe.modules) >= 2, found
         drops = {each.module: each.drop for each in found.alone}
-        assert drops["backbone.stages.1"] > 5 > max(drops["backbone.stages.0"], drops["fpn.p4"])
+        assert drops["backbone.stages.1"] > 20 > max(drops["backbone.stages.0"], drops["fpn.p4"])
         assert found.figures.time < found.reference.time == 100
+
+
+class TestEngines:
+    """On a machine with a GPU: TensorRT's and CUDA's place is taken by the fakes of tests/upsnet/tensorrt."""
+
+    @pytest.fixture
+    def measure(self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineMeasure:
+        plugins = write_plugins(tmp_path / PLUGINS)
+        for name, value in (environment("11.1") | {PLUGINS_VARIABLE: str(plugins)}).items():
+            monkeypatch.setenv(name, value)
+        for place in ("export.backends.tensorrt_engine", "export.building"):
+            monkeypatch.setattr(f"{place}.gpu_problem", lambda: None)
+        monkeypatch.setattr("upsnet.engines.check.find_driver", lambda: Driver("no GPU"))
+        install(monkeypatch, "11.1")
+
+        def load(*_: object) -> onnx.ModelProto:
+            proto = onnx.load(tiny_run / "model.onnx")
+            del proto.metadata_props[:]
+            return proto
+
+        monkeypatch.setattr(export.onnx_export, "to_model_proto", load)
+        return EngineMeasure(tiny_run / "last.safetensors", "tensorrt", OWN, 2)
+
+    def test_pq_and_time_are_the_engines(self, measure: EngineMeasure, tiny_run: Path) -> None:
+        dataset = PanopticFolder(Split.usual(tiny_run.parent / "shapes/train.json"))
+        assert not measure.estimated and "engines of tensorrt" in measure.how and measure.unit == "ms"
+        predictor = OnnxRuntimePredictor(tiny_run / "model.onnx")
+        expected, _ = score(predictor, dataset, dataset.records)
+        full = measure.run(Recipe(), dataset, dataset.records)
+        assert full.pq == pytest.approx(expected, abs=1e-6) and full.time > 0
+        rounded = measure.run(Recipe(modules={"backbone": "int8"}), dataset, dataset.records)
+        assert full.pq - 0.2 < rounded.pq != full.pq
 
 
 class TestCommand:

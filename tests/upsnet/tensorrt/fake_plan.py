@@ -119,13 +119,18 @@ def network_layers(model: onnx.ModelProto) -> list[Layer]:
         Layer(
             name=node.name or f"{node.op_type}_{number}",
             kind="PLUGIN_V3" if is_plugin(node) else LAYERS.get(node.op_type, "ELEMENTWISE"),
-            # as TensorRT: a layer's weights are none of its inputs, but for a product's
-            inputs=of(name for name in node.input if is_plugin(node) or name not in weights),
+            # as TensorRT: a layer's weights are none of its inputs, but those that are stored in eight bits
+            inputs=of(name for name in node.input if keeps(node) or name not in weights),
             outputs=of(node.output),
             plugin=node.op_type if is_plugin(node) else None,
         )
         for number, node in enumerate(graph.node)
     ]
+
+
+def keeps(node: onnx.NodeProto) -> bool:
+    """Whether a layer's constants are inputs of it."""
+    return is_plugin(node) or node.op_type == "DequantizeLinear"
 
 
 def is_plugin(node: onnx.NodeProto) -> bool:
