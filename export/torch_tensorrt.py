@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import operator
+import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -30,7 +31,7 @@ from training.model.upsnet import UPSNet
 from upsnet.contract import INPUTS
 from upsnet.engines.manifest import Counts, Profile
 from upsnet.errors import InputError, first_line
-from upsnet.files import atomic_path
+from upsnet.files import atomic_path, user_cache
 from upsnet.manifest import EIGHT_BITS, Manifest, Precision
 
 OPERATORS = ("best_anchors", "deform_conv", "nms", "panoptic_fusion", "roi_align_fpn")
@@ -69,7 +70,7 @@ def build(checkpoint: Path, engine: Path, manifest: Manifest, profiles: Sequence
         traced = trace(network, profile, manifest.resize.divisor)
         if wrong := wrong_types(manifest, traced.layers):
             return Outcome(status="refused", stage="types", errors=wrong)
-        compiled = compile_program(torch_tensorrt, traced, manifest.precision, engine.parent)
+        compiled = compile_program(torch_tensorrt, traced, manifest.precision)
         with atomic_path(engine) as temporary:
             save(torch_tensorrt, compiled, temporary)
     except InputError:
@@ -132,7 +133,7 @@ def trace(model: UPSNet, profile: Profile, divisor: int) -> Traced:
     return Traced(program, profile, *_count_types(program))
 
 
-def compile_program(torch_tensorrt: Any, traced: Traced, precision: Precision, cache: Path) -> Any:
+def compile_program(torch_tensorrt: Any, traced: Traced, precision: Precision) -> Any:
     """The program with engines in the places of what torch-tensorrt converts. Types are as the program has them."""
     types = dict(zip(INPUTS, (torch.uint8, torch.int32, torch.float32), strict=True))
     inputs = [
@@ -143,6 +144,7 @@ def compile_program(torch_tensorrt: Any, traced: Traced, precision: Precision, c
         )
         for name in INPUTS
     ]
+    cache = user_cache() or Path(tempfile.gettempdir())
     return torch_tensorrt.dynamo.compile(
         traced.program,
         arg_inputs=inputs,
@@ -151,7 +153,7 @@ def compile_program(torch_tensorrt: Any, traced: Traced, precision: Precision, c
         min_block_size=LEAST_OPERATORS,
         torch_executed_ops={*(getattr(torch.ops.upsnet, name).default for name in OPERATORS), *SIZES},
         pass_through_build_failures=True,  # else the part would run in PyTorch, and nobody would know
-        timing_cache_path=str(cache / "torch_tensorrt.timing"),
+        timing_cache_path=str(cache / f"timing-torch-tensorrt-{torch_tensorrt.__version__}.cache"),
     )
 
 

@@ -187,9 +187,9 @@ class TestCalls:
         assert traced.layers == {"CONVOLUTION": {"HALF": 42}, "MATRIX_MULTIPLY": {"HALF": 5}}
         assert traced.operators["deform_conv"] == {"HALF": 4}
 
-    def test_any_batch_and_size_of_the_profile(self, stub: Stub, network: UPSNet, tmp_path: Path) -> None:
+    def test_any_batch_and_size_of_the_profile(self, stub: Stub, network: UPSNet) -> None:
         traced = trace(prepare(network, "fp32"), optimization_profile(RESIZE, 4), RESIZE.divisor)
-        compile_program(stub, traced, "tf32", tmp_path)
+        compile_program(stub, traced, "tf32")
         assert stub.calls["compile"]["disable_tf32"] is False
         program = traced.program.module()
         for batch, height, width in ((1, 96, 96), (4, 96, 192)):
