@@ -51,7 +51,8 @@ def _problem(name: str, options: RuntimeOptions) -> str | None:
     if name == "onnxruntime-tensorrt":
         from upsnet.runtimes.onnx_tensorrt import problem_with_tensorrt
 
-        return problem_with_tensorrt()
+        problem = problem_with_tensorrt()
+        return problem and f"no TensorRT provider: {problem}"
     return problem_with_gpu()
 
 

@@ -6,8 +6,8 @@ import ast
 import difflib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
 import yaml
 from pydantic import ValidationError
 from torch import nn
@@ -15,6 +15,9 @@ from torch import nn
 from training.model.upsnet import UPSNet
 from upsnet.errors import InputError, first_line, one_line
 from upsnet.manifest import Recipe
+
+if TYPE_CHECKING:  # a machine with a GPU may lack it (docs/gpu.md)
+    import onnx
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's: "['', 'rpn', 'rpn.conv', 'conv2d_41']"
 HEADS = ("rpn", "semantic_head", "box_head", "mask_head")

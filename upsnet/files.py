@@ -150,6 +150,18 @@ def write_bytes(path: PathLike, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def user_cache() -> Path | None:
+    """The folder for what this project can make anew: $XDG_CACHE_HOME/upsnet-trt, else ~/.cache/upsnet-trt.
+
+    None where there is no home. It may not be there yet.
+    """
+    above = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(above) if os.path.isabs(above) else Path.home() / ".cache") / "upsnet-trt"
+    except RuntimeError:
+        return None
+
+
 def write_json(path: PathLike, value: object) -> None:
     """Write strict JSON atomically. NaN and infinity are a ValueError: no other JSON reader accepts them."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -13,6 +13,7 @@ from eval.comparing.report import Comparison, Place, describe
 from eval.profiling.chart import COLORS, GRID, TEXT
 
 PARTED = "#c0392b"
+BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # words, over the limit's line
 TINY = 1e-9  # an error that is drawn, though there is none
 
 
@@ -45,7 +46,8 @@ def _decibels(axes: Axes, report: Comparison, places: list[Place]) -> None:
     for row, place in enumerate(places):
         length = min(max(place.snr_db, 0), longest) * bool(place.values)
         axes.barh(row, length, 0.7, color=PARTED if place.problem else COLORS[0], alpha=0.85)
-        axes.text(length, row, f" {_words(report, place)}", va="center", color=TEXT, fontsize=9)
+        words = f" {_words(report, place)}"
+        axes.text(length, row, words, va="center", color=TEXT, fontsize=9, bbox=BEHIND)
     axes.axvline(limit, color=TEXT, linewidth=1.2, linestyle="--")
     axes.set_xlim(0, 1.45 * longest)
     axes.set_title(f"Signal to noise, dB; the limit of {report.precision}: {limit:g}", color=TEXT, fontsize=11)

@@ -104,10 +104,12 @@ def caption(report: Comparison) -> str:
 def conclusion(report: Comparison) -> str:
     """One line, or two."""
     if report.equal:
-        return f"equal within the limits of {report.precision}; the least SNR is at: {', '.join(report.worst)}"
+        worst = f"; the least SNR is at: {', '.join(report.worst)}" if report.worst else ""
+        return f"equal within the limits of {report.precision}{worst}"
     place = next(each for each in report.places if each.name == report.first)
-    line = f"NOT equal: they part first at {place.name} ({place.module}): {place.problem}"
-    return f"{line}\nworst: {', '.join(report.worst)}"
+    module = f" ({place.module})" if place.module != place.name else ""
+    line = f"NOT equal: they part first at {place.name}{module}: {place.problem}"
+    return f"{line}\nworst: {', '.join(report.worst) or 'that'}"
 
 
 def decibels(value: float) -> str:

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from eval.gpu_bench.cases import BATCHES, MOST, NETWORKS, PRECISIONS, SHORT, TINY, Case, all_cases
+from eval.gpu_bench.cases import BATCHES, CEILINGS, MOST, NETWORKS, PRECISIONS, SHORT, TINY, Case, all_cases
 from eval.gpu_bench.report import Row, print_report, with_ratios
-from eval.gpu_bench.worker import CEILINGS, SKIPPED, add_row
+from eval.gpu_bench.worker import SKIPPED, add_row
 from plugins_cuda.benchmark.report import print_table
 from plugins_cuda.gpu_check.__main__ import chosen, folder, positive
 from plugins_cuda.gpu_check.process import Ended, Interrupted, interruptible, run_logged
@@ -75,7 +75,7 @@ class Bench:
     def run(self, case: Case, deadline: float) -> str:
         """What to say of it. Its rows are in the file."""
         start = time.monotonic()
-        deadline = min(deadline, start + MOST.get(case.variant, 60))
+        deadline = min(deadline, start + MOST[case.variant])
         command = [sys.executable, "-m", "eval.gpu_bench.worker", *case, self.device, str(self.scratch), str(self.file)]
         log = self.scratch / "log.txt"
         environment = {"TORCHINDUCTOR_CACHE_DIR": str(self.scratch / "inductor")}
@@ -105,7 +105,7 @@ def run_all(bench: Bench, wanted: Sequence[Case], minutes: float) -> None:
     """For as long as there is time; what was measured before is left alone."""
     end = time.monotonic() + 60 * minutes
     for case in [Case("", CEILINGS, ""), *wanted]:
-        name = str(case) if case.network else "this machine's limits"
+        name = str(case) if case.network else "this machine's limits, and our kernels"
         if any(_of(row) == case and row["status"] == "done" for row in bench.rows()) and (
             case.variant == CEILINGS or bench.is_done(case)
         ):
@@ -127,8 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=folder, default="runs/gpu_bench", help="gpu_bench.json and rows.jsonl")
     parser.add_argument("--scratch", type=folder, help="models and logs on the way (default: a temporary folder)")
     parser.add_argument("--minutes", type=positive, default=MINUTES, help="what there is no time for is left out")
-    for name, names in (("networks", [*NETWORKS]), ("variants", [*SHORT]), ("precisions", [*PRECISIONS])):
-        parser.add_argument(f"--{name}", type=partial(chosen, names), default=names, help=", ".join(names))
+
+    def some(names: Iterable[str]) -> dict[str, Any]:
+        """Of an option that takes some of these, comma-separated; without it, all."""
+        return {"type": partial(chosen, list(names)), "default": list(names), "help": ", ".join(names)}
+
+    parser.add_argument("--networks", **some(NETWORKS))
+    parser.add_argument("--variants", **some(SHORT))
+    parser.add_argument("--precisions", **some(PRECISIONS))
     parser.add_argument("--list", action="store_true", help="print what is measured, in its order")
     parser.add_argument("--again", action="store_true", help="measure anew what was measured before")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, on the CPU, with a tiny network")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+CEILINGS = "ceilings"  # a variant that is none: what the machine can do at most; it compiles our kernels, too
 REFERENCE = "eager, reference operators"  # what every other one is compared with
 EAGER = "eager"
 GRAPH = "eager, CUDA graph"
@@ -13,8 +14,16 @@ ORT = "ONNX Runtime"
 ORT_BODIES = "ONNX Runtime, function bodies"
 TENSORRT = "TensorRT"
 MOST = {  # seconds that one may take, all batches of a network together
-    REFERENCE: 60, EAGER: 60, GRAPH: 60, COMPILE: 240, AOT: 300, ORT: 120, ORT_BODIES: 120, TENSORRT: 400,
-}  # fmt: skip
+    CEILINGS: 240,
+    REFERENCE: 60,
+    EAGER: 60,
+    GRAPH: 60,
+    COMPILE: 240,
+    AOT: 300,
+    ORT: 240,  # its kernels are compiled, and the network is exported
+    ORT_BODIES: 120,
+    TENSORRT: 400,
+}
 SHORT = {  # for a command line
     "reference": REFERENCE,
     "eager": EAGER,

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.gpu_bench import cases
-from eval.gpu_bench.cases import BATCHES
-from eval.gpu_bench.worker import CEILINGS
+from eval.gpu_bench.cases import BATCHES, CEILINGS
 from plugins_cuda.benchmark.report import print_table
 
 Row = dict[str, Any]

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from eval.profiling.report import OTHERS, Profile, describe, rate
 
@@ -96,6 +96,7 @@ def _operators(axes: Axes, report: Profile) -> None:
         axes.text(longest, place, f" {row.ms:.{_digits(row.ms)}f}", va="center", color=TEXT, fontsize=9)
     axes.set_yticks(places, [f"{row.name} ({row.nodes})" for row in rows])
     axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_title(f"Operators and their nodes, {variant.kernels}, ms", color=TEXT, fontsize=11)
     axes.grid(axis="x", color=GRID)
     axes.margins(x=0.14)

@@ -104,7 +104,7 @@ def least_table(least: Least, batch: int) -> Table:
     table.add_row("images a second", "", "", *(f"{rate:.0f}" for rate in rates))
     table.caption = (
         "Every node at the peak of its type or through memory at its rate, pointwise nodes with the one before them. "
-        "No program\ncan be faster; starting kernels, small shapes and decisions in float32 come on top."
+        "No program can be faster; starting kernels, small shapes and decisions in float32 come on top."
     )
     table.caption_justify = "left"
     return table

@@ -78,7 +78,7 @@ def build(api: Api, request: Request, report: Callable[[Progress], None] = lambd
         config.add_optimization_profile(shapes)
     trt_api.set_flag(api, config, "TF32", request.manifest.precision == "tf32")
     trt_api.keep_layers(api, config)
-    _set_options(api, config, request.options)
+    _set_options(api, config, request.options, fp8=any("FP8" in kinds for kinds in layers.values()))
     config.progress_monitor = monitor = trt_api.make_monitor(api, Phases(report))
     cache = None
     if "timing_cache" in trt_api.BUILDER_OPTIONS[api.name]:
@@ -107,8 +107,8 @@ def build(api: Api, request: Request, report: Callable[[Progress], None] = lambd
     )
 
 
-def _set_options(api: Api, config: Any, options: EngineOptions) -> None:
-    """InputError for a value that this builder does not have."""
+def _set_options(api: Api, config: Any, options: EngineOptions, fp8: bool) -> None:
+    """fp8: whether a layer computes in FP8. InputError for a value that this builder does not have."""
     if options.workspace is not None:
         config.set_memory_pool_limit(api.module.MemoryPoolType.WORKSPACE, options.workspace)
     if options.level is not None:
@@ -118,8 +118,11 @@ def _set_options(api: Api, config: Any, options: EngineOptions) -> None:
             trt_api.set_flag(api, config, name.upper())
     if options.hardware_compatible is not None:
         trt_api.set_hardware_compatible(api, config, options.hardware_compatible)
-    if options.compute_capabilities:
-        trt_api.set_compute_capabilities(api, config, options.compute_capabilities)
+    capabilities = options.compute_capabilities
+    if fp8 and "compute_capabilities" in trt_api.BUILDER_OPTIONS[api.name]:
+        capabilities = capabilities or trt_api.fp8_capabilities(api)
+    if capabilities:
+        trt_api.set_compute_capabilities(api, config, capabilities)
 
 
 def _built_with(api: Api) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,18 +10,16 @@ from typing import Any
 
 from upsnet.device import gpu_names
 from upsnet.errors import InputError
-from upsnet.files import write_bytes, writing
+from upsnet.files import user_cache, write_bytes, writing
 from upsnet.tensorrt.api import Api
 
 
 def usual_file(api: Api) -> Path | None:
     """One for each version and GPU, in the user's cache; None where there is no home."""
-    above = os.environ.get("XDG_CACHE_HOME", "")
-    with contextlib.suppress(RuntimeError):
-        folder = (Path(above) if os.path.isabs(above) else Path.home() / ".cache") / "upsnet-trt"
-        gpu = re.sub(r"\W+", "-", next(iter(gpu_names()), "gpu"))
-        return folder / f"timing-{api.name}-{api.version}-{gpu}.cache"
-    return None
+    if (folder := user_cache()) is None:
+        return None
+    gpu = re.sub(r"\W+", "-", next(iter(gpu_names()), "gpu"))
+    return folder / f"timing-{api.name}-{api.version}-{gpu}.cache"
 
 
 class TimingCache:

@@ -27,7 +27,8 @@ from upsnet.runtimes.predictor import Predictor, predict_photos
 
 
 @pytest.fixture(params=["11.1", "rtx"])
-def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name, value in environment(request.param, capability=(8, 9)).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("export.backends.tensorrt_engine.gpu_problem", lambda: None)

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
 
 
 @pytest.fixture(params=["tensorrt", "tensorrt-rtx"])
-def engine(request: pytest.FixtureRequest, tiny_run: Path, tmp_path: Path) -> Path:
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The tiny network's plan, built here."""
     name: Name = request.param
     if problem := problem_with_gpu():
@@ -35,6 +35,7 @@ def engine(request: pytest.FixtureRequest, tiny_run: Path, tmp_path: Path) -> Pa
         pytest.skip(f"{name} is not installed")
     if find_plugins(None) is None:
         pytest.skip("no plugins: make plugins")
+    tiny_run: Path = request.getfixturevalue("tiny_run")
     for file in ("model.onnx", "model.manifest.json"):
         shutil.copyfile(tiny_run / file, tmp_path / file)
     build_engine(tmp_path / "model.onnx", tmp_path / "engine", backend=name)
@@ -47,7 +48,8 @@ def free_memory() -> int:
         return int(cuda.call("MemGetInfo")[0])
 
 
-def test_it_agrees_with_onnx_runtime_and_frees_its_memory(engine: Path, tiny_run: Path) -> None:
+def test_it_agrees_with_onnx_runtime_and_frees_its_memory(engine: Path, request: pytest.FixtureRequest) -> None:
+    tiny_run: Path = request.getfixturevalue("tiny_run")
     data = open_dataset(tiny_run.parent / "shapes/val.json")
     photos = [data.read(record)[0] for record in data.records]
     photos += [photo[:, : photo.shape[1] // 2] for photo in photos]

@@ -14,11 +14,23 @@ import torch
 
 from eval.gpu_bench import __main__ as command
 from eval.gpu_bench import cases, modules, worker
-from eval.gpu_bench.cases import AOT, COMPILE, EAGER, GRAPH, NETWORKS, ORT, REFERENCE, TENSORRT, Case, all_cases
+from eval.gpu_bench.cases import (
+    AOT,
+    CEILINGS,
+    COMPILE,
+    EAGER,
+    GRAPH,
+    NETWORKS,
+    ORT,
+    REFERENCE,
+    TENSORRT,
+    Case,
+    all_cases,
+)
 from eval.gpu_bench.network import make_batch, make_network
 from eval.gpu_bench.report import goals, print_report, with_ratios
 from eval.gpu_bench.variants import Machine, open_case
-from eval.gpu_bench.worker import CEILINGS, SKIPPED, add_row
+from eval.gpu_bench.worker import SKIPPED, add_row
 from plugins_cuda.gpu_check.process import Ended, Skip
 from tests.plugins_cuda.fake_cuda import fake_cuda as fake_cuda
 from upsnet.geometry import NetworkBatch
@@ -38,7 +50,7 @@ class TestCases:
         for index, case in enumerate(found):
             assert Case(case.network, REFERENCE, case.precision) in found[: index + 1]
         assert {case.precision for case in found[:12]} == {"fp16"}
-        assert found[-1].variant == TENSORRT and set(cases.MOST) == set(cases.SHORT.values())
+        assert found[-1].variant == TENSORRT and set(cases.MOST) == {CEILINGS, *cases.SHORT.values()}
 
     def test_the_rehearsed_ones_are_of_the_tiny_network(self) -> None:
         assert [case._replace(network="") for case in all_cases(rehearsed=True)] == [

@@ -133,18 +133,37 @@ def make_runtime(api: Api, logger: Any, host_code: bool = False, plugins: Path |
     return runtime
 
 
-def make_context(api: Api, engine: Any) -> Any:
+def make_config(api: Api, engine: Any, kept: bytes) -> Any:
+    """How TensorRT-RTX runs an engine (ICudaEngine): it captures CUDA graphs by itself, and compiles kernels, of which
+    those in `kept` are compiled already (b"": none). What is of another version, GPU or driver it leaves alone.
+
+    None for TensorRT, whose kernels are in the plan.
+    """
+    if not api.captures_itself:
+        return None
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(api.module.ExecutionContextAllocationStrategy.USER_MANAGED)
+    config.cuda_graph_strategy = api.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    cache = config.create_runtime_cache()
+    if kept:
+        cache.deserialize(kept)
+    config.set_runtime_cache(cache)
+    return config
+
+
+def compiled_kernels(config: Any) -> bytes:
+    """What is `kept` for the next time."""
+    return bytes(memoryview(config.get_runtime_cache().serialize()))
+
+
+def make_context(api: Api, engine: Any, config: Any) -> Any:
     """An execution context whose device memory its user gives it (`set_device_memory`). None: see the log.
 
-    engine: ICudaEngine. TensorRT-RTX's capture CUDA graphs by themselves.
+    engine: ICudaEngine. config: of `make_config`.
     """
-    strategy = api.module.ExecutionContextAllocationStrategy.USER_MANAGED
-    if not api.captures_itself:
-        return engine.create_execution_context(strategy)
-    config = engine.create_runtime_config()
-    config.set_execution_context_allocation_strategy(strategy)
-    config.cuda_graph_strategy = api.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    return engine.create_execution_context(config)
+    if config is not None:
+        return engine.create_execution_context(config)
+    return engine.create_execution_context(api.module.ExecutionContextAllocationStrategy.USER_MANAGED)
 
 
 def scratch_size(context: Any) -> int:
@@ -155,7 +174,14 @@ def scratch_size(context: Any) -> int:
 def can_capture(api: Api, engine: Any) -> bool:
     """Whether its user may capture an engine's contexts in CUDA graphs: not where they do that by themselves, nor
     where weights are streamed, which makes every call wait."""
-    return not api.captures_itself and not engine.streamable_weights_size
+    return not api.captures_itself and engine.weight_streaming_budget_v2 >= engine.streamable_weights_size
+
+
+def stream_weights(engine: Any) -> None:
+    """Of a plan that was built for it, as many weights stay in the host's memory as the GPU has no room for. Without
+    this call none do. Before the engine has contexts."""
+    if engine.streamable_weights_size:
+        engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
 
 
 def is_capturable(context: Any, stream: int) -> bool:
@@ -209,6 +235,7 @@ BUILDER_OPTIONS: dict[Name, frozenset[str]] = {
     ),
     "tensorrt-rtx": frozenset({"workspace", "compute_capabilities", "weight_streaming", "refit"}),
 }
+FP8_SINCE = 89  # the first compute capability with FP8: Ada
 HARDWARE_LEVELS: dict[str, str] = {"same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 
 
@@ -242,6 +269,13 @@ def set_flag(api: Api, config: Any, name: str, value: bool = True) -> None:
     """A flag of the builder by its name, as "TF32", which every builder sets by itself."""
     flag = getattr(api.module.BuilderFlag, name)
     (config.set_flag if value else config.clear_flag)(flag)
+
+
+def fp8_capabilities(api: Api) -> tuple[str, ...]:
+    """TensorRT-RTX: those of the GPUs that compute in FP8. Without a word it would build an engine with FP8 for older
+    ones, too, which it refuses to do for any of them by name."""
+    names = (name.removeprefix("SM") for name in api.module.ComputeCapability.__members__)
+    return tuple(name for name in names if name.isdecimal() and int(name) >= FP8_SINCE)
 
 
 def set_compute_capabilities(api: Api, config: Any, wanted: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from upsnet import DISTRIBUTION
 from upsnet.device import Device
+from upsnet.driver import gpu_problem
 from upsnet.errors import InputError, first_line
 
 MODULE = "cuda.bindings.runtime"
@@ -74,8 +75,13 @@ class Cuda:
         raise CudaError(f"CUDA's {name} failed on cuda:{self.number}: {described} ({word}){cure}", word)
 
     def count(self) -> int:
-        """How many GPUs there are."""
-        return int(self.call("GetDeviceCount"))
+        """How many GPUs there are. CudaError where that is none, with what the driver says."""
+        try:
+            return int(self.call("GetDeviceCount"))
+        except CudaError as error:
+            if (problem := gpu_problem()) is None:
+                raise
+            raise CudaError(f"{problem} ({error.name})", error.name) from None
 
     @property
     def name(self) -> str:

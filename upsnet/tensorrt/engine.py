@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from upsnet.errors import InputError
-from upsnet.tensorrt.api import NUMPY_TYPES, Api, described, make_logger, make_runtime, take_errors
+from upsnet.files import user_cache, write_bytes, writing
+from upsnet.tensorrt.api import (
+    NUMPY_TYPES,
+    Api,
+    compiled_kernels,
+    described,
+    make_config,
+    make_logger,
+    make_runtime,
+    stream_weights,
+    take_errors,
+)
 from upsnet.tensorrt.cuda import Cuda
+
+logger = logging.getLogger("upsnet")
 
 Shape = tuple[int, ...]
 
@@ -48,6 +65,7 @@ class Engine:
         """host_code: whether code in the plan may run, as that of a version-compatible one. plugins: their library."""
         self.api, self.cuda, self.plan, self.logger = api, cuda, plan, make_logger(api)
         self.engine: Any = None
+        self.config: Any = None
         self.runtime: Any = make_runtime(api, self.logger, host_code, plugins)
         try:
             self._load()
@@ -56,10 +74,13 @@ class Engine:
             raise
 
     def _load(self) -> None:
-        api = self.api
-        self.engine = self.runtime.deserialize_cuda_engine(self.plan.read_bytes())
+        api, content = self.api, self.plan.read_bytes()
+        self.engine = self.runtime.deserialize_cuda_engine(content)
         if self.engine is None:
             raise self.error(f"{api.title} {api.version} does not load it")
+        stream_weights(self.engine)
+        self._kernels = Kernels(api, content, self.cuda.name)
+        self.config = make_config(api, self.engine, self._kernels.kept)
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         mode = api.module.TensorIOMode.INPUT
         self.inputs = [self._tensor(name) for name in names if self.engine.get_tensor_mode(name) == mode]
@@ -102,5 +123,34 @@ class Engine:
 
     def close(self) -> None:
         """A second call does nothing."""
+        if self.config is not None:
+            self._kernels.keep(compiled_kernels(self.config))
+        self.config = None
         self.engine = None
         self.runtime = None
+
+
+class Kernels:
+    """What TensorRT-RTX has compiled for a plan on a kind of GPU, in a file of the user's cache. TensorRT has none."""
+
+    def __init__(self, api: Api, plan: bytes, gpu: str) -> None:
+        folder = user_cache() if api.captures_itself else None
+        name = (
+            f"kernels-{api.version}-{hashlib.sha256(plan).hexdigest()[:16]}-{re.sub(r'[^0-9A-Za-z]+', '-', gpu)}.cache"
+        )
+        self._file = folder / name if folder else None
+        self.kept = b""
+        if self._file is not None and self._file.is_file():
+            with suppress(OSError):
+                self.kept = self._file.read_bytes()
+
+    def keep(self, content: bytes) -> None:
+        """Nothing depends on it: where it cannot be written, the next process compiles again."""
+        if self._file is None or content in (b"", self.kept):
+            return
+        try:
+            with writing(self._file):
+                self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_bytes(self._file, content)
+        except InputError as error:
+            logger.debug("the compiled kernels are not kept: %s", error)

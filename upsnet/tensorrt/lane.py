@@ -127,7 +127,7 @@ class Lane:
         return answer
 
     def _new_context(self) -> Any:
-        context = make_context(self.engine.api, self.engine.engine)
+        context = make_context(self.engine.api, self.engine.engine, self.engine.config)
         if context is None:
             raise self.engine.error("no execution context can be made")
         if self._profiler is not None:

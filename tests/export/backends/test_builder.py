@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from export import engine
+from export.backends import tensorrt_builder
 from export.backends.tensorrt_builder import Progress, Request, build
 from export.building import Engine
 from export.options import EngineOptions
@@ -171,6 +172,16 @@ def test_versions_that_are_too_old() -> None:
     assert too_old("tensorrt-rtx", "1.7.1.116") is None and too_old("tensorrt-rtx", "2.0.0") is None
     assert str(too_old("tensorrt", "10.8.0.43")).startswith("tensorrt 10.8.0.43 is too old for the plugins: 10.9 or")
     assert "1.7 or newer" in str(too_old("tensorrt-rtx", "1.6.0"))
+
+
+def test_an_rtx_engine_with_fp8_is_for_gpus_that_have_it(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX itself would write 80 and 86 into the plan as well, which it refuses where they are named."""
+    make = built("rtx")
+    monkeypatch.setattr(tensorrt_builder, "count_types", lambda *_: ({"CONVOLUTION": {"FP8": 1}}, {}))
+    assert make(manifest={"precision": "fp8"}).status == "built"
+    assert make.read().capabilities == ["SM89", "SM120", "SM121"]
+    make(manifest={"precision": "fp8"}, compute_capabilities=("120",))
+    assert make.read().capabilities == ["SM120"]
 
 
 def test_the_cuda_that_a_package_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:

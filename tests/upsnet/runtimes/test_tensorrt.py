@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import platform
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -48,8 +49,10 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(params=["11.1"])
-def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setattr("upsnet.engines.check.find_driver", lambda: Driver("no GPU"))
+    monkeypatch.setattr("upsnet.tensorrt.cuda.gpu_problem", lambda: "this machine has no NVIDIA GPU that is visible")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return install(monkeypatch, request.param, capability=(8, 9))  # TensorRT-RTX knows no 9.0
 
 
@@ -198,6 +201,25 @@ def test_weights_that_are_streamed_are_not_captured(make: Make, world: World) ->
     assert "cudaStreamBeginCapture" not in world.cuda.calls
 
 
+@pytest.mark.parametrize("world", ["rtx"], indirect=True)
+def test_rtx_keeps_the_kernels_that_it_compiled(make: Make, world: World, tmp_path: Path) -> None:
+    engine = make()
+    cache = tmp_path / "cache"
+    for compiled in (2, 2, 4):
+        for file in cache.rglob("*.cache") if compiled == 4 else ():
+            file.write_bytes(b"of another version")
+        with closing(TensorRTRTXPredictor(engine)) as predictor:
+            assert same(predictor, make_batch(1)) and same(predictor, make_batch(2))
+        assert world.compiled == compiled
+        (file,) = (cache / "upsnet-trt").iterdir()
+        assert file.name.startswith("kernels-1.7.1.116-") and file.name.endswith("-Fake-GPU.cache")
+    assert file.read_bytes().startswith(b"cache") and world.cuda.held() == []
+    shutil.rmtree(cache)
+    cache.write_text("no folder")  # nothing depends on it
+    with closing(TensorRTRTXPredictor(engine)) as predictor:
+        assert same(predictor, make_batch(1))
+
+
 def test_a_version_compatible_plan_may_run_its_code(make: Make) -> None:
     with closing(TensorRTPredictor(make(flags=("VERSION_COMPATIBLE",)))) as predictor:
         assert same(predictor, make_batch(1))
@@ -276,7 +298,7 @@ def test_another_gpu_is_current_during_a_call_and_not_after_it(make: Make, world
         (1, "cuda:1", "device cuda:1: there is 1 NVIDIA GPU, cuda:0"),
         (2, "cuda:5", "device cuda:5: there are 2 NVIDIA GPUs"),
         (1, "gpu", "device 'gpu': use auto, cpu, cuda or cuda:N"),
-        (0, "auto", r"CUDA's GetDeviceCount failed .*\(cudaErrorInsufficientDriver\)"),
+        (0, "auto", r"this machine has no NVIDIA GPU .*\(cudaErrorInsufficientDriver\)"),
     ],
 )
 def test_a_device_that_cannot_be_had(make: Make, world: World, gpus: int, device: str, message: str) -> None:

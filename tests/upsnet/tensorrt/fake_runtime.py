@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import weakref
 from typing import Any
@@ -108,7 +109,6 @@ class ICudaEngine(Strict):
     streamable_weights_size = property(lambda self: len(self._plan.onnx) if self._streams else 0)
     hardware_compatibility_level = property(lambda self: self._trt.HardwareCompatibilityLevel[self._plan.hardware])
     profiling_verbosity = property(lambda self: self._trt.ProfilingVerbosity[self._plan.verbosity])
-    weight_streaming_budget_v2 = 0
     num_aux_streams = 0
     error_recorder = None
 
@@ -122,13 +122,24 @@ class ICudaEngine(Strict):
         self._session: ort.InferenceSession | None = None
         self._known: dict[tuple[tuple[int, ...], ...], dict[str, list[int]]] = {}
         self._lock = threading.Lock()
-        self.__dict__["weight_streaming_budget_v2"] = self.streamable_weights_size
+        self._budget = self.streamable_weights_size  # as much: nothing is streamed
+        self._contexts = 0
         self._device = self._cuda.device
         self._weights = self._cuda.allocate(max(1, len(plan.onnx)), "weights of an engine", self._device)
 
     def __del__(self) -> None:
         if hasattr(self, "_weights"):
             self._cuda.release(self._weights)
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        if self._contexts or not self._streams:
+            raise RuntimeError("setWeightStreamingBudgetV2: there are contexts, or the plan streams no weights")
+        self._budget = budget
 
     def _profile_indices(self) -> range:
         return range(self.num_optimization_profiles)
@@ -153,7 +164,8 @@ class ICudaEngine(Strict):
         """Of the outputs, which TensorRT computes from those of the inputs: here by a run on zeros."""
         key = tuple(shapes[name] for name in self._inputs)
         if key not in self._known:
-            feeds = {name: np.zeros(shapes[name], NUMPY[self._tensors[name].dtype]) for name in self._inputs}
+            kinds = {name: np.dtype(NUMPY[self._tensors[name].dtype]) for name in self._inputs}
+            feeds: dict[str, np.ndarray] = {name: np.zeros(shapes[name], kinds[name]) for name in self._inputs}
             answers = zip(self._plan.outputs, self._run(feeds), strict=True)
             self._known[key] = {each.name: list(array.shape) for each, array in answers}
         return self._known[key]
@@ -244,23 +256,34 @@ class IRuntimeConfig(Strict):
 
 
 class IRuntimeCache(Strict):
+    """The shapes for which kernels were compiled. `world.compiled`: how many were that no cache had."""
+
     def __init__(self) -> None:
-        self._data = b""
+        self._shapes: set[str] = set()
+
+    def _add(self, shapes: str) -> None:
+        self._trt._world.compiled += shapes not in self._shapes
+        self._shapes.add(shapes)
 
     def serialize(self) -> IHostMemory:
-        return IHostMemory(self._data)
+        return IHostMemory("\n".join(["cache", *sorted(self._shapes)]).encode())
 
     def deserialize(self, blob: Any) -> bool:
-        self._data = bytes(blob)
-        return self._data.startswith(b"cache")
+        head, *shapes = bytes(blob).decode(errors="replace").split("\n")
+        if head == "cache":
+            self._shapes = set(shapes)
+        return head == "cache"
 
     def reset(self) -> bool:
-        self._data = b""
+        self._shapes.clear()
         return True
 
 
 class IExecutionContext(Strict):
-    """_state: a number for all that was set in it; what is set after a capture makes its graphs useless."""
+    """_state: a number for all that was set in it; what is set after a capture makes its graphs useless.
+
+    Contexts share profiles: PROFILE_SHARING_0806 is on and cannot be switched off from TensorRT 10.0 (NvInfer.h).
+    """
 
     engine = property(lambda self: self._engine)
     name = ""
@@ -277,6 +300,7 @@ class IExecutionContext(Strict):
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._inside = threading.Lock()  # no two threads at a time
+        engine._contexts += 1
         self._busy: Stream | None = None
         self._works = 0
         self._user = strategy == self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -289,6 +313,7 @@ class IExecutionContext(Strict):
                 self._shapes[each.name] = tuple(int(size) for size in each.shape)
 
     def __del__(self) -> None:
+        self._engine._contexts -= 1
         if getattr(self, "_memory", 0) and not self._user:
             self._cuda.release(self._memory)
         self._memory = 0
@@ -422,7 +447,7 @@ class IExecutionContext(Strict):
         stream = self._cuda.stream(stream_handle)
         if stream.graph is not None:
             why = "its shapes changed since it ran last" * (not self._ready)
-            why = why or "weights are streamed" * engine._streams or "" * 0
+            why = why or "weights are streamed" * (engine._budget < engine.streamable_weights_size)
             if why or not world.capturable:
                 stream.invalid = True
                 return self._error(f"enqueueV3: Error Code 1: Cuda Runtime (not permitted when capturing: {why})")
@@ -444,6 +469,8 @@ class IExecutionContext(Strict):
             if context is None or context._state != state:
                 self_cuda.misuses.append("a graph runs whose context is gone, or was changed after its capture")
             self_cuda.view(memory, size)  # its own, or the caller's
+            if context is not None and context._config is not None and context._config._cache is not None:
+                context._config._cache._add(json.dumps(shapes))
             feeds = {}
             for name in engine._inputs:
                 kind = np.dtype(NUMPY[engine._tensors[name].dtype])

@@ -59,6 +59,7 @@ class World:
         self.plugins: set[str] = set()
         self.refused_operators: set[str] = set()
         self.capturable = True
+        self.compiled = 0  # kernels, by TensorRT-RTX as it ran
         self.trt = make_module(self)
         self.modules = {self.flavour.module: self.trt, "cuda.bindings.runtime": fake_cuda.make_module(self.cuda)}
         for name, module in self.modules.items():
