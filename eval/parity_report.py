@@ -19,7 +19,8 @@ from upsnet.metrics.pq import GROUPS
 from upsnet.report import Report
 
 Score = dict[str, Any]  # what PQStat.results gives
-INT8 = {"max_pq_difference": 0.005, "min_identical": 0.98}  # what eight bits keep to; docs/export.md
+INT8 = {"max_pq_difference": 0.005, "min_identical": 0.98}  # what eight bits keep to; docs/precision.md
+ROUNDED: tuple[Precision, ...] = ("int8", "fp8", "mixed")
 LISTED = 20  # worst images and classes in parity.json
 
 
@@ -152,9 +153,9 @@ def _column_figures(column: Column, scores: dict[Column, Score]) -> ColumnFigure
 
 def _reasons(figures: ColumnFigures, precision: Precision, limits: Limits) -> list[str]:
     """Why this column is not equal to the reference, in words; [] when it is."""
-    where = f"{title(figures.runtime)}{' int8' * (precision == 'int8')}, batch {figures.batch}"
+    where = f"{title(figures.runtime)}{f' {precision}' * (precision in ROUNDED)}, batch {figures.batch}"
     allowed, needed = f"{100 * limits.max_pq_difference:g}", f"{100 * limits.min_identical:g} %"
-    if precision == "int8" and limits == Limits(min_pq=limits.min_pq):
+    if precision in ROUNDED and limits == Limits(min_pq=limits.min_pq):
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in INT8.items())
         allowed, needed = (f"{limit} (of eight bits expect less: {flags})" for limit in (allowed, needed))
     reasons = [

@@ -48,10 +48,11 @@ class Quantized(NamedTuple):
     def __str__(self) -> str:
         """One line."""
         weak = ", ".join(f"{name.removesuffix('.weight')} ({found:.0f} dB)" for name, found in self.weak.items())
-        reason = (
-            f"; eight bits spoil {weak}: what these read stays floating point, and the layers at it" if weak else ""
-        )
-        return f"{self.precision}: {self.layers} of {self.of} layers that compute features{reason}"
+        after = "what these read stays floating point, and the layers at it"
+        if not self.kept:
+            after = "the recipe has them nevertheless; `upsnet precision-search` says what that costs"
+        reason = f"; eight bits spoil {weak}: {after}" if weak else ""
+        return f"{self.precision}: {self.layers} of {self.of} layers that compute features have eight bits{reason}"
 
 
 def digest(*graphs: onnx.ModelProto) -> str:

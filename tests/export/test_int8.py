@@ -20,8 +20,9 @@ from export.backends.tensorrt_engine import TensorRT
 from export.building import build_engine
 from export.calibration import OWN, find_photos, find_ranges, signal_to_noise
 from export.features import LAYERS, feature_nodes, features_of
+from export.modules import modules_of
 from export.onnx_export import export_int8, export_onnx
-from export.quantization import quantize
+from export.quantization import quantize, quantize_layers
 from tests import backends
 from tests.agreement import compare_segments
 from tests.plugins_cuda.tensorrt.libraries import built, need
@@ -31,7 +32,7 @@ from upsnet.command_line.command import make_app
 from upsnet.contract import CONFIGURATION_KEY, METADATA_KEY, manifest_path, tensorrt_path
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
-from upsnet.manifest import Manifest
+from upsnet.manifest import Manifest, Recipe
 from upsnet.photos import read_photo
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 
@@ -210,6 +211,20 @@ class TestSensitivity:
             for name in ("expand_conv", "dw_conv"):
                 assert f"{self.BLOCK}.{name}.weight" in names
             assert f"{self.BLOCK}.project_conv.weight_quantized" in names
+
+    def test_a_recipe_has_it_nevertheless_and_says_so(self, hard: onnx.ModelProto, tiny_run: Path) -> None:
+        model, config, _, _ = load_model(tiny_run / "last.safetensors")
+        paths = find_photos(OWN, config, 1).paths
+        recipe = Recipe(modules={"backbone.stages.1": "int8"})
+        found = quantize(hard, paths, config.data.resize, recipe, modules_of(model))
+        assert f"{self.BLOCK}.dw_conv.weight" in found.weak and found.layers == 6, "three in each of two blocks"
+        assert f"{self.BLOCK}.dw_conv (" in str(found) and "the recipe has them nevertheless" in str(found)
+
+    def test_fp8_keeps_what_is_small_beside_something_large(self, hard: onnx.ModelProto, tiny_run: Path) -> None:
+        model, config, _, _ = load_model(tiny_run / "last.safetensors")
+        paths = find_photos(OWN, config, 1).paths
+        found = quantize_layers(hard, hard, paths, config.data.resize, Recipe(default="fp8"), modules_of(model))
+        assert found.weak == {} and found.layers == found.of
 
     def test_what_deciding_layers_read_is_measured_there(self, tiny_run: Path) -> None:
         """Logits and deltas are float32; eight bits for what they read spoil them all the same."""

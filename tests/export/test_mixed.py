@@ -198,6 +198,13 @@ def test_two_files_that_know_each_other(exported: Exported, tiny_run: Path) -> N
     assert json.loads(inside[CONFIGURATION_KEY])["name"] == "tiny"
 
 
+def test_tf32_is_float32_and_a_word_to_the_builder(write: Write, tiny_run: Path) -> None:
+    (path,) = write("tf32").files
+    assert Manifest.load(manifest_path(path)).precision == "tf32"
+    graphs = [onnx.load(each).graph for each in (path, tiny_run / "model.onnx")]
+    assert graphs[0].SerializeToString(deterministic=True) == graphs[1].SerializeToString(deterministic=True)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp8", "mixed"])
 def test_tensorrt_rtx_takes_it(precision: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """With all plugins, and every layer in the type that was asked for."""
