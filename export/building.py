@@ -81,6 +81,8 @@ def build_engine(
         raise InputError(f"{model}: no engine of {backend}: {reason}")
     building = [each for each in wanted if not missing[each.name]]
     _check_options(job.options, building, missing, backend)
+    if checkpoint is not None and backend != "torch-tensorrt":
+        raise InputError(f"--checkpoint: --backend torch-tensorrt compiles one; {backend} builds from {model.name}")
     with staged_folder(folder) as stage:
         job = job._replace(folder=stage)
         outcomes = {each.name: NOT_ASKED for each in BACKENDS}

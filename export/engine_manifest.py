@@ -20,6 +20,7 @@ from upsnet.errors import InputError
 from upsnet.manifest import Manifest
 from upsnet.tensorrt.api import HARDWARE_LEVELS
 
+NO_INPUTS = {"profiles", "timing_cache"}  # the first has a key of its own, the second makes no other engine
 BUILT_ON_A_GPU = ("tensorrt", "torch-tensorrt")
 
 
@@ -55,7 +56,7 @@ def write_manifest(
         layers=outcome.layers or {},
         plugins=outcome.plugins or {},
         profiles=_profiles(backend, job),
-        options={name: value for name, value in job.options.given().items() if name in backend.options - {"profiles"}},
+        options={name: value for name, value in job.options.given().items() if name in backend.options - NO_INPUTS},
         seconds=outcome.seconds,
         network=Manifest.load(described) if described.is_file() else job.manifest,
         pixel_mean=normalisation.get("pixel_mean"),

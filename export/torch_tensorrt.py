@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import operator
+import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -24,15 +25,15 @@ from export.outcome import Outcome
 from export.precision import prepare
 from export.profiles import optimization_profile
 from export.torch_tensorrt_predictor import LEAST_TILES
+from export.types import wrong_types
 from training.checkpoint import load_model
 from training.model.upsnet import UPSNet
 from upsnet.contract import INPUTS
 from upsnet.engines.manifest import Counts, Profile
 from upsnet.errors import InputError, first_line
-from upsnet.files import atomic_path
-from upsnet.manifest import Manifest, Precision
+from upsnet.files import atomic_path, user_cache
+from upsnet.manifest import EIGHT_BITS, Manifest, Precision
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "fp16", "bf16")
 OPERATORS = ("best_anchors", "deform_conv", "nms", "panoptic_fusion", "roi_align_fpn")
 # Sizes are the host's: an engine that gave one out would give it as a tensor, which the next part waits for.
 SIZES = (torch.ops.aten.sym_size.int, operator.add, operator.sub, operator.mul, operator.floordiv)
@@ -55,9 +56,9 @@ def build(checkpoint: Path, engine: Path, manifest: Manifest, profiles: Sequence
 
     InputError when the checkpoint or the package cannot be read, or the package is too old.
     """
-    if manifest.precision not in PRECISIONS:
-        reason = f"torch-tensorrt builds {', '.join(PRECISIONS)} here, not {manifest.precision}"
-        return Outcome(status="refused", stage="options", errors=[reason])
+    types = manifest.recipe.types if manifest.recipe else {manifest.precision}
+    if eight := sorted(types & set(EIGHT_BITS)):
+        return Outcome(status="refused", stage="options", errors=[f"torch-tensorrt builds no {eight[0]} here"])
     if len(profiles) > 1:
         return Outcome(status="refused", stage="options", errors=["torch-tensorrt takes one profile"])
     profile = at_least(profiles[0] if profiles else optimization_profile(manifest.resize, manifest.max_batch), manifest)
@@ -65,8 +66,11 @@ def build(checkpoint: Path, engine: Path, manifest: Manifest, profiles: Sequence
     start = time.monotonic()
     try:
         torch_tensorrt = import_package()
-        traced = trace(prepare(model, manifest.precision).cuda(), profile, manifest.resize.divisor)
-        compiled = compile_program(torch_tensorrt, traced, manifest.precision, engine.parent)
+        network = prepare(model, manifest.precision, manifest.recipe).cuda()
+        traced = trace(network, profile, manifest.resize.divisor)
+        if wrong := wrong_types(manifest, traced.layers):
+            return Outcome(status="refused", stage="types", errors=wrong)
+        compiled = compile_program(torch_tensorrt, traced, manifest.precision)
         with atomic_path(engine) as temporary:
             save(torch_tensorrt, compiled, temporary)
     except InputError:
@@ -129,7 +133,7 @@ def trace(model: UPSNet, profile: Profile, divisor: int) -> Traced:
     return Traced(program, profile, *_count_types(program))
 
 
-def compile_program(torch_tensorrt: Any, traced: Traced, precision: Precision, cache: Path) -> Any:
+def compile_program(torch_tensorrt: Any, traced: Traced, precision: Precision) -> Any:
     """The program with engines in the places of what torch-tensorrt converts. Types are as the program has them."""
     types = dict(zip(INPUTS, (torch.uint8, torch.int32, torch.float32), strict=True))
     inputs = [
@@ -140,6 +144,7 @@ def compile_program(torch_tensorrt: Any, traced: Traced, precision: Precision, c
         )
         for name in INPUTS
     ]
+    cache = user_cache() or Path(tempfile.gettempdir())
     return torch_tensorrt.dynamo.compile(
         traced.program,
         arg_inputs=inputs,
@@ -148,7 +153,7 @@ def compile_program(torch_tensorrt: Any, traced: Traced, precision: Precision, c
         min_block_size=LEAST_OPERATORS,
         torch_executed_ops={*(getattr(torch.ops.upsnet, name).default for name in OPERATORS), *SIZES},
         pass_through_build_failures=True,  # else the part would run in PyTorch, and nobody would know
-        timing_cache_path=str(cache / "torch_tensorrt.timing"),
+        timing_cache_path=str(cache / f"timing-torch-tensorrt-{torch_tensorrt.__version__}.cache"),
     )
 
 

@@ -89,13 +89,19 @@ def describe(entry: dict[str, Any]) -> Layer:
 
 
 def executions_of(source: Path, batch: NetworkBatch) -> list[Execution]:
-    """Every node of the file with its shapes and its module, from one run on the CPU."""
-    options = session_options(library=find_kernels("auto").library)
+    """Every node of the file with its module, and with its shapes from one run on the CPU; a custom operator that runs
+    from its function's body has none."""
+    kernels = find_kernels("auto")
+    kernels.warn()
+    options = session_options(library=kernels.library)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    run = trace_of(source, options, batch)
+    ran = {each.path[0]: each for each in trace_of(source, options, batch).executions}
     graph = onnx.load(str(source), load_external_data=False).graph
-    modules = {node.name: module for node, module in zip(graph.node, node_modules(graph, {}), strict=True)}
-    return [each._replace(module=modules.get(each.path[0], "")) for each in run.executions]
+    nodes = zip(graph.node, node_modules(graph, {}), strict=True)
+    return [
+        ran.get(node.name, Execution((node.name,), node.op_type, 0.0, (), ()))._replace(module=module)
+        for node, module in nodes
+    ]
 
 
 def _executions(name: str, ms: float, layers: dict[str, Layer], known: dict[str, Execution]) -> Iterator[Execution]:

@@ -19,7 +19,7 @@ from upsnet.command_line.tables import make_table
 FUSED = {
     *("Relu", "Clip", "Sigmoid", "Add", "Sub", "Mul", "Div", "Cast", "Neg", "Exp", "Where", "Transpose"),
     *("QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "BatchNormalization"),
-    *("relu", "relu_", "add", "sub", "mul", "div", "to", "clamp", "exp", "batch_norm", "silu", "silu_"),
+    *("relu", "relu_", "add", "add_", "sub", "mul", "mul_", "div", "to", "clamp", "exp", "batch_norm", "silu", "silu_"),
 }
 FLOATS = ("float", "float16", "bfloat16", "double")
 # What a table has columns of, with the bytes of a value.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import onnxruntime
@@ -30,6 +31,7 @@ class OnnxRuntime:
 
     def build(self, job: Job, source: Path) -> Outcome:
         """It is opened here once for each device, which compiles the kernels; those that it ran with are copied."""
+        start = time.monotonic()
         session, kernels = open_with_kernels(source, device="auto")
         opened = [kernels]
         if session.get_providers()[0] == CUDA:
@@ -41,4 +43,6 @@ class OnnxRuntime:
             with writing(job.folder / name):
                 shutil.copyfile(file, job.folder / name)
         size = (job.folder / engines.ENGINES[self.name]).stat().st_size
-        return Outcome(status="built", bytes=size, version=onnxruntime.__version__, kernels=str(kernels))
+        seconds = round(time.monotonic() - start, 2)
+        version = onnxruntime.__version__
+        return Outcome(status="built", bytes=size, seconds=seconds, version=version, kernels=str(kernels))

@@ -24,6 +24,7 @@ from export.outcome import Outcome
 from export.types import wrong_types
 from upsnet.engines.manifest import Counts, Profile
 from upsnet.errors import InputError
+from upsnet.files import writing
 from upsnet.manifest import Manifest
 from upsnet.tensorrt import api as trt_api
 from upsnet.tensorrt.api import Api, load_plugins, make_logger, open_api, too_old
@@ -90,7 +91,7 @@ def build(api: Api, request: Request, report: Callable[[Progress], None] = lambd
         limit = request.options.workspace
         hint = None if limit is None else f"--workspace may be too little: {limit} bytes"
         return Outcome(status="refused", stage="builder", errors=errors, reason=hint)
-    with request.plan.open("wb") as stream:
+    with writing(request.plan), request.plan.open("wb") as stream:
         stream.write(memoryview(serialized))
     if cache is not None:
         cache.keep()
@@ -217,8 +218,8 @@ def main() -> None:
         outcome = build(
             open_api(request.package), request, lambda progress: print(progress.model_dump_json(), file=lines)
         )
-    except InputError as error:
-        outcome = Outcome(status="refused", stage="options", errors=[str(error)])
+    except InputError as error:  # an option's value, a disk that is full
+        outcome = Outcome(status="refused", stage="builder", errors=[str(error)])
     print(outcome.model_dump_json(), file=lines)
 
 

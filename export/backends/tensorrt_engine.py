@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def rtx_environment() -> Iterator[dict[str, str]]:
 def run_builder(request: Request, environment: dict[str, str]) -> Outcome:
     """The builder's process, with its progress as a bar on this one's terminal. It ends with this one's interrupt."""
     command = [sys.executable, "-m", "export.backends.tensorrt_builder"]
-    outcome = None
+    outcome, start = None, time.monotonic()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
@@ -132,6 +133,8 @@ def run_builder(request: Request, environment: dict[str, str]) -> Outcome:
             return outcome
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines() or ["no output"]
+    if time.monotonic() - start >= TIMEOUT:
+        return Outcome(status="refused", stage="process", errors=[f"no engine after {TIMEOUT} s: the build was ended"])
     return Outcome(status="refused", stage="process", errors=[f"exit status {status}: {lines[-1]}"])
 
 

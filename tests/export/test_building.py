@@ -267,6 +267,7 @@ class TestOptions:
             ("--backend tensorrt --refit", "--refit: tensorrt has no such option"),
             ("--workspace 2T", "--workspace 2T: give a number of bytes, as 512M or 2G"),
             ("--size 31 32 64", "--size: 31 is no multiple of 32"),
+            ("--checkpoint x.safetensors", "--checkpoint: --backend torch-tensorrt compiles one; auto builds from"),
         ],
     )
     def test_one_that_a_builder_does_not_have(
@@ -331,7 +332,7 @@ class TestManifests:
         )
 
         def build(model: Path = tiny_half, content: bytes = b"plan", **options: object) -> tuple[ParityFigures, ...]:
-            tensorrt = StandIn("tensorrt", BUILT, options=TENSORRT)
+            tensorrt = StandIn("tensorrt", BUILT, options=TENSORRT | {"timing_cache"})
             tensorrt.content = content
             put_in_place(monkeypatch, tensorrt)
             build_engine(model, tmp_path, options=EngineOptions.model_validate(options))
@@ -341,6 +342,7 @@ class TestManifests:
         record_parity(plan, [figures])
         assert build() == (figures,)
         assert build(content=b"chance") == (figures,), "kernels are chosen by measuring: the bytes may differ"
+        assert build(timing_cache=tmp_path / "t.cache") == (figures,)
         assert build(level=1) == ()
         record_parity(plan, [figures])
         assert build(tiny_run / "model.onnx", level=1) == ()

@@ -32,7 +32,7 @@ from training.predictor import make_manifest
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
-from upsnet.manifest import Manifest
+from upsnet.manifest import Manifest, Recipe
 
 RESIZE = ResizeRule(short_side=96, max_side=192)
 # Of torch-tensorrt 2.14: `test_the_real_package` holds them against it.
@@ -130,11 +130,19 @@ class TestRefusals:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_precision_that_it_does_not_build(self, stub: Stub, tmp_path: Path, manifest: Manifest) -> None:
-        outcome = build(tmp_path / "none", tmp_path / "model.pt2", manifest.model_copy(update={"precision": "int8"}))
-        assert (outcome.status, str(outcome)) == (
-            "refused",
-            "torch-tensorrt builds fp32, tf32, fp16, bf16 here, not int8",
-        )
+        recipe = Recipe(default="fp16", modules={"rpn": "fp8"})
+        for name, update in (("int8", {"precision": "int8"}), ("fp8", {"precision": "mixed", "recipe": recipe})):
+            outcome = build(tmp_path / "none", tmp_path / "model.pt2", manifest.model_copy(update=update))
+            assert (outcome.status, str(outcome)) == ("refused", f"torch-tensorrt builds no {name} here")
+
+    def test_types_that_were_not_asked_for(
+        self, stub: Stub, checkpoint: Path, tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch_tensorrt, "prepare", lambda model, *_: prepare(model, "fp32"))
+        outcome = build(checkpoint, tmp_path / "model.pt2", manifest.model_copy(update={"precision": "fp16"}))
+        assert (outcome.status, outcome.stage) == ("refused", "types")
+        assert outcome.errors and "CONVOLUTION layers compute in FLOAT, not in HALF" in outcome.errors[0]
+        assert list(tmp_path.iterdir()) == []
 
     def test_an_old_package(self, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(stub, "Input", object)
@@ -179,9 +187,9 @@ class TestCalls:
         assert traced.layers == {"CONVOLUTION": {"HALF": 42}, "MATRIX_MULTIPLY": {"HALF": 5}}
         assert traced.operators["deform_conv"] == {"HALF": 4}
 
-    def test_any_batch_and_size_of_the_profile(self, stub: Stub, network: UPSNet, tmp_path: Path) -> None:
+    def test_any_batch_and_size_of_the_profile(self, stub: Stub, network: UPSNet) -> None:
         traced = trace(prepare(network, "fp32"), optimization_profile(RESIZE, 4), RESIZE.divisor)
-        compile_program(stub, traced, "tf32", tmp_path)
+        compile_program(stub, traced, "tf32")
         assert stub.calls["compile"]["disable_tf32"] is False
         program = traced.program.module()
         for batch, height, width in ((1, 96, 96), (4, 96, 192)):

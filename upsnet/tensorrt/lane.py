@@ -114,10 +114,9 @@ class Lane:
         context = self._new_context()
         layout = self._set(context, shapes, profile, switch=profile != 0)
         answer = self._run(context, layout, arrays)
-        if not is_capturable(context, int(self.stream)):
-            del self._seen[shapes]
-            return answer
         try:
+            if not is_capturable(context, int(self.stream)):
+                raise InputError("TensorRT says that it cannot be captured")
             graph = self.stream.capture(lambda: self._put(context, layout))
         except InputError as error:
             self._capture = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import io
-import itertools
 import subprocess
 import sys
 from collections import Counter
@@ -24,11 +23,13 @@ from export.outcome import Outcome
 from export.precision import prepare
 from export.profiles import chosen_profiles, optimization_profile
 from tests.plugins_cuda.tensorrt.libraries import built, need
+from tests.small_disk import small_disk
 from tests.training.tiny_network import SMALL
 from training.config import ModelConfig
 from training.model.upsnet import UPSNet
 from upsnet.categories import Category
 from upsnet.contract import PLUGINS, manifest_path
+from upsnet.engines.kinds import identify
 from upsnet.engines.manifest import ENGINES
 from upsnet.geometry import ResizeRule
 from upsnet.manifest import Manifest
@@ -134,6 +135,19 @@ class TestTheProcess:
         assert found.errors == ["exit status 3: no output"] and found.reason is None
         assert not (tmp_path / "stage" / PLUGINS).exists()
 
+    def test_one_that_does_not_end(self, runs: Any, tiny_half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tensorrt_engine, "TIMEOUT", 0.3)
+        found = runs("exec sleep 60", tiny_half, tiny_half)
+        assert found.errors == ["no engine after 0.3 s: the build was ended"]
+
+    @pytest.mark.tensorrt
+    def test_a_full_disk(self, tiny_half: Path, plugin_library: Path, tmp_path: Path) -> None:
+        with small_disk(100_000):
+            found = build_rtx(tiny_half, tmp_path, plugin_library)
+        assert found.status == "refused" and f"{ENGINES['tensorrt-rtx']}: cannot be written: File too large" in str(
+            found
+        )
+
 
 class TestAvailable:
     def test_it_says_what_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,20 +221,17 @@ class TestRtx:
     def test_profiles_gpus_and_limits(self, tiny_half: Path, plugin_library: Path, tmp_path: Path) -> None:
         """What the options change is in the plan: its length, and TensorRT-RTX's list of GPUs at byte 32."""
         rule = Manifest.load(manifest_path(tiny_half)).resize
-        options: list[dict[str, Any]] = [
-            {"profiles": chosen_profiles(rule, 4, profiles=("1x32x32:1x96x128:1x160x160", "2x96x96:4x96x96:4x96x96"))},
-            {"compute_capabilities": ("86",)},
-            {"compute_capabilities": ("80", "89", "120"), "weight_streaming": True, "workspace": 2**30},
-        ]
-        plans = []
-        for number, each in enumerate(options):
-            folder = tmp_path / str(number)
-            found = build_rtx(tiny_half, folder, plugin_library, **each)
+        two = chosen_profiles(rule, 4, profiles=("1x32x32:1x96x128:1x160x160", "2x96x96:4x96x96:4x96x96"))
+        others: dict[str, Any] = {"compute_capabilities": ("80", "120"), "weight_streaming": True, "workspace": 2**30}
+        for folder, options in ((tmp_path / "two", {"profiles": two}), (tmp_path / "others", others)):
+            found = build_rtx(tiny_half, folder, plugin_library, **options)
             assert found.status == "built", found
-            plans.append((folder / ENGINES["tensorrt-rtx"]).read_bytes())
-        for one, other in itertools.combinations(plans, 2):
-            assert one[32] != other[32], "other GPUs"
-        assert len(plans[0]) > len(plans[1]), "two profiles"
+        plans = [tmp_path / name / ENGINES["tensorrt-rtx"] for name in ("two", "others")]
+        assert [identify(plan).compute_capabilities for plan in plans] == [
+            ("80", "86", "89", "120", "121"),
+            ("80", "120"),
+        ]
+        assert plans[0].stat().st_size > plans[1].stat().st_size, "a second profile"
 
     @pytest.mark.parametrize(
         ("options", "message"),

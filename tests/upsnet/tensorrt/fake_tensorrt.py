@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from tests.upsnet.tensorrt import fake_builder, fake_cuda, fake_inspector, fake_names, fake_runtime
+from tests.upsnet.tensorrt import fake_builder, fake_context, fake_cuda, fake_inspector, fake_names, fake_runtime
 
 if TYPE_CHECKING:
     import pytest
@@ -35,7 +35,7 @@ PLUGIN_NAMES = (
     "RoiAlignFpn", "PaddedNms", "PaddedBatchedNms", "DeformConv2d", "ModulatedDeformConv2d", "PanopticFusion",
     "BestAnchors", "UsedRows", "AllRows",
 )  # fmt: skip
-MODULES = (fake_builder, fake_runtime, fake_inspector)
+MODULES = (fake_builder, fake_runtime, fake_context, fake_inspector)
 ELF_HEADER = 64  # bytes, with which a library begins
 MARK = b"fake plugins\n"
 VARIABLE = "UPSNET_FAKE_TENSORRT"  # "11.1,1,9.0": flavour, GPUs, compute capability
