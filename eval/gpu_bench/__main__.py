@@ -3,8 +3,9 @@
 
 Each network, variant and precision is a process of its own with a time limit: one that fails or hangs costs its own
 rows, which then say why. OUT/gpu_bench.json is written after every one; a second run goes on where the first ended, and
---again measures anew. --rehearse: on the CPU with a tiny network. Exit status: 0; 1 when nothing was measured; 2
-without a GPU and for a wrong argument; 128 and the signal's number when interrupted.
+--again measures anew. --rehearse: on the CPU with a tiny network. Exit status: 0 when all that was asked for is
+measured, or skipped as this machine lacks what it needs; 1 when something failed, had no time left, or nothing was
+measured; 2 without a GPU and for a wrong argument; 128 and the signal's number when interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -33,6 +35,7 @@ from upsnet.files import write_json
 from upsnet.machine import machine_facts, package_versions
 
 MINUTES = 10.0
+NO_TIME = "without time"
 LEAST = 20.0  # seconds under which a case is not begun
 
 
@@ -64,16 +67,20 @@ class Bench:
 
     @staticmethod
     def _superseded(row: Row, found: dict[tuple[Any, ...], Row]) -> bool:
-        """A failure of which a later run measured all."""
+        """Of no batch, where a later run has a row for each."""
         own = [(row.get("network"), row["variant"], row.get("precision"), batch) for batch in BATCHES]
-        return row["status"] != "done" and all(found.get(each, row)["status"] == "done" for each in own)
+        return row["status"] != "done" and "batch" not in row and all(each in found for each in own)
 
     def is_done(self, case: Case) -> bool:
-        done = {row.get("batch") for row in self.rows() if row["status"] == "done" and _of(row) == case}
-        return done >= set(BATCHES)
+        done = self._measured(case)
+        return bool(done) if case.variant == CEILINGS else done >= set(BATCHES)
 
-    def run(self, case: Case, deadline: float) -> str:
-        """What to say of it. Its rows are in the file."""
+    def _measured(self, case: Case) -> set[int | None]:
+        """The batches that are done."""
+        return {row.get("batch") for row in self.rows() if row["status"] == "done" and _of(row) == case}
+
+    def run(self, case: Case, deadline: float) -> tuple[str, str]:
+        """How it ended, and what to say of it. Its rows are in the file."""
         start = time.monotonic()
         deadline = min(deadline, start + MOST[case.variant])
         command = [sys.executable, "-m", "eval.gpu_bench.worker", *case, self.device, str(self.scratch), str(self.file)]
@@ -81,11 +88,17 @@ class Bench:
         environment = {"TORCHINDUCTOR_CACHE_DIR": str(self.scratch / "inductor")}
         ended = run_logged(command, log, deadline, environment)
         if ended.status == 0:
-            return f"done in {time.monotonic() - start:.0f} s"
+            return "done", f"done in {time.monotonic() - start:.0f} s"
         status = "skipped" if ended.status == SKIPPED else "failed"
         reason = ended.last if status == "skipped" else _fault(ended)
-        add_row(self.file, {**case._asdict(), "status": status, "reason": reason})
-        return f"{status}: {reason}"
+        measured = self._measured(case)
+        lacking: list[dict[str, Any]] = (
+            [{"batch": size} for size in BATCHES if size not in measured] if measured else [{}]
+        )
+        for which in lacking:
+            add_row(self.file, {**case._asdict(), **which, "status": status, "reason": reason})
+        only = "".join(f" for batch {which['batch']}" for which in lacking if which)
+        return status, f"{status}{only}: {reason}"
 
     def save(self) -> None:
         write_json(self.out / "gpu_bench.json", {"version": 1, **self.facts, "rows": with_ratios(self.rows())})
@@ -101,24 +114,29 @@ def _fault(ended: Ended) -> str:
     return f"{how}: {ended.last[:300]}"
 
 
-def run_all(bench: Bench, wanted: Sequence[Case], minutes: float) -> None:
-    """For as long as there is time; what was measured before is left alone."""
+def run_all(bench: Bench, wanted: Sequence[Case], minutes: float) -> Counter[str]:
+    """For as long as there is time; what was measured before is left alone. How many cases are done, failed, skipped,
+    and had no time."""
     end = time.monotonic() + 60 * minutes
+    ends: Counter[str] = Counter()
     for case in [Case("", CEILINGS, ""), *wanted]:
         name = str(case) if case.network else "this machine's limits, and our kernels"
-        if any(_of(row) == case and row["status"] == "done" for row in bench.rows()) and (
-            case.variant == CEILINGS or bench.is_done(case)
-        ):
+        if bench.is_done(case):
             print(f"{name}: measured before", flush=True)
+            ends["done"] += 1
             continue
         if end - time.monotonic() < LEAST:
             print(f"{name}: no time is left; the same command goes on from here", flush=True)
+            ends[NO_TIME] += 1
             continue
         print(f"{name} ...", flush=True)
         try:
-            print(f"{name}: {bench.run(case, end)}", flush=True)
+            how, words = bench.run(case, end)
+            print(f"{name}: {words}", flush=True)
+            ends[how] += 1
         finally:
             bench.save()
+    return ends
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,17 +180,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             parser.error(f"{each} cannot be a folder: {error.strerror}")
         bench = Bench(options.out, scratch, "cpu" if options.rehearse else "cuda", options.again)
-        interrupted = 0
+        interrupted, ends = 0, Counter[str]()
         with interruptible():
             try:
-                run_all(bench, wanted, options.minutes)
+                ends = run_all(bench, wanted, options.minutes)
             except Interrupted as signal_name:
                 interrupted = 128 + signal.Signals[str(signal_name)]
             known = with_ratios(bench.rows())
             print_report(known, bench.gpu)
+            if ends:
+                print(", ".join(f"{count} {how}" for how, count in ends.items()), end="; ")
             print(f"written to {bench.out / 'gpu_bench.json'}", flush=True)
     measured = any(row["status"] == "done" and row["variant"] != CEILINGS for row in known)
-    return interrupted or int(not measured)
+    return interrupted or int(not measured or bool(ends["failed"] or ends[NO_TIME]))
 
 
 if __name__ == "__main__":

@@ -38,8 +38,10 @@ WARM = 3
 def measure(case: Case, machine: Machine, rows: Path) -> None:
     start = time.perf_counter()
     free = _free(machine)
+    print("loading the network", flush=True)
     prepare = open_case(case, machine)
     for size in BATCHES:
+        print(f"batch {size}", flush=True)  # what it was at, should it be stopped
         batch = make_batch(case.network, size)
         run = prepare(batch)
         for _ in range(WARM):

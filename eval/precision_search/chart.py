@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from eval.precision_search.journal import Evaluation
-from eval.precision_search.report import PrecisionSearch
+from eval.precision_search.report import UNDECIDED, PrecisionSearch
 from upsnet.manifest import ModuleType, Recipe
 
 TEXT, GRID, FAINT = "#2b313b", "#e3e7ec", "#9aa4b2"
@@ -22,7 +22,7 @@ COLORS: dict[ModuleType, str] = {
 def draw(report: PrecisionSearch, evaluations: Sequence[Evaluation]) -> bytes:
     """A PNG: on the left every evaluation of the search, on the right what each module alone costs and saves."""
     figure = Figure(figsize=(14, 5.4), layout="constrained", facecolor="white")
-    figure.suptitle(f"{report.model}: {report.how}", color=TEXT, fontsize=12, x=0.01, ha="left")
+    figure.suptitle(report.title, color=TEXT, fontsize=12, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
     _against_time(left, report, evaluations)
     _alone(right, report)
@@ -51,7 +51,12 @@ def _against_time(axes: Axes, report: PrecisionSearch, evaluations: Sequence[Eva
     if found is not None:
         axes.plot([found.time], [100 * found.pq], "*", color="#2b313b", markersize=15, zorder=4)
         axes.annotate(
-            "found", (found.time, 100 * found.pq), (-9, -16), ha="right", textcoords="offset points", color=TEXT
+            "found" if report.complete else "so far",
+            (found.time, 100 * found.pq),
+            (-9, -16),
+            ha="right",
+            textcoords="offset points",
+            color=TEXT,
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -67,16 +72,21 @@ def _mark(axes: Axes, each: Evaluation, text: str, color: str) -> None:
 
 
 def _alone(axes: Axes, report: PrecisionSearch) -> None:
-    """A bar for each module: the points that it loses alone; its colour: the type that it got."""
+    """A bar for each module: the points that it loses alone; its colour: the type that it got. What it saves and got
+    stands beside the axes, where no bar is."""
     names = [each.module for each in report.alone]
-    drops = [each.drop for each in report.alone]
-    kinds = [report.recipe.type_of(name) for name in names]
-    axes.barh(range(len(names)), drops, color=[COLORS[kind] for kind in kinds])
-    for place, each in enumerate(report.alone):
-        text = f" {each.kind}, saves {each.saved:.2g}; got {kinds[place]}"
-        axes.text(max(each.drop, 0), place, text, va="center", color=TEXT, fontsize=8)
+    got = [report.got(name) for name in names]
+    colors = [COLORS.get(report.recipe.type_of(name), FAINT) for name in names]
+    bars = axes.barh(range(len(names)), [each.drop for each in report.alone], color=colors)
+    for bar, kind in zip(bars, got, strict=True):
+        if kind == UNDECIDED:
+            bar.set(facecolor="white", edgecolor=FAINT, hatch="////")
+    about = "estimated, " if report.estimated else ""
+    beside = [(-1.0, f"saves ({about}{report.unit}); got")]
+    beside += [(float(place), f"{each.saved:.2g}; {got[place]}") for place, each in enumerate(report.alone)]
+    for place, text in beside:
+        axes.text(1.01, place, text, va="center", color=TEXT, fontsize=8, transform=axes.get_yaxis_transform())
     axes.axvline(0, color=TEXT, linewidth=0.8)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.margins(x=0.4)
+    axes.set_yticks(range(len(names)), [f"{each.module}  {each.kind}" for each in report.alone])
+    axes.set_ylim(len(names) - 0.4, -1.5)
     axes.set_xlabel("points of PQ lost, alone at the narrowest type", color=TEXT)

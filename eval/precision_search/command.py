@@ -6,6 +6,7 @@ upsnet export --checkpoint runs/demo/last.safetensors --recipe runs/demo/precisi
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,16 @@ import torch
 import typer
 
 from eval.precision_search.chart import draw
-from eval.precision_search.journal import Journal
-from eval.precision_search.measure import EngineMeasure, Evaluator, Measure, RoundingMeasure, builder_here, rounded
+from eval.precision_search.journal import Journal, fingerprint
+from eval.precision_search.measure import (
+    EngineMeasure,
+    Evaluator,
+    Measure,
+    RoundingMeasure,
+    builder_here,
+    engines_of,
+    rounded,
+)
 from eval.precision_search.report import AloneRow, PrecisionSearch, Total, search_table
 from eval.precision_search.rounding import Rounded
 from eval.precision_search.search import Found, check_types, search, types_of
@@ -86,8 +95,7 @@ def main(
     """Find which modules may have narrower types, by PQ. Interrupted and started again, it goes on."""
     wanted = check_types(types or TYPES)
     folder = out or run / "precision"
-    files = [folder / name for name in ("recipe.json", "precision_search.json", "precision_search.png")]
-    for path in files:
+    for path in (*files_of(folder, True), *files_of(folder, False)):
         check_target(path)
     source = Path(checkpoint or run / "last.safetensors")
     if threads is not None:
@@ -99,9 +107,12 @@ def main(
     backend = None if gpu else builder_here()
     subject: dict[str, Any] = {
         "checkpoint": sha256(source),
-        "data set": [sha256(dataset.split.json_file), len(dataset)],
-        "calibration": [chosen.data, len(chosen.paths)],
-        "way of measuring": backend or f"rounding, {find_gpu(gpu or 'h200').source}",
+        "data set": fingerprint(
+            [dataset.split.json_file, *(path for each in dataset.records for path in (each.photo, each.png))],
+            "data set",
+        ),
+        "calibration": fingerprint(chosen.paths, "photos to calibrate on"),
+        "way of measuring": engines_of(backend) if backend else f"rounding, {find_gpu(gpu or 'h200').source}",
     }
     journal = Journal(folder / "evaluations.jsonl", subject)
     network = rounded(model, manifest)
@@ -113,18 +124,38 @@ def main(
         measure = RoundingMeasure(network, manifest, chosen.paths, find_gpu(gpu or "h200"), place)
     evaluate = Evaluator(measure, journal, dataset, limit, budget)
     able = {name: types_of(wanted, eligible) for name, eligible in groups(network, blocks).items()}
-    found = search(evaluate, able, [each for each in wanted if each not in EIGHT_BITS], max_drop, evaluate.note)
+    try:
+        found = search(evaluate, able, [each for each in wanted if each not in EIGHT_BITS], max_drop, evaluate.note)
+    except KeyboardInterrupt:
+        evaluate.close()
+        print(f"{len(journal.evaluations)} evaluations are in {journal.path}; the same command goes on from there")
+        raise
     evaluate.close()
     report = make_report(found, measure, evaluate, journal, manifest.name, max_drop)
+    files = files_of(folder, found.complete)
     found.recipe.save(files[0])
     report.save(files[1])
     write_bytes(files[2], draw(report, journal.evaluations))
     print_tables(search_table(report))
-    if not found.complete:
-        print(f"the budget of {budget} evaluations ended before the search did; a larger --budget goes on from here")
+    if found.complete:
+        for path in files_of(folder, False):
+            path.unlink(missing_ok=True)
+    else:
+        print(
+            f"the budget of {budget} evaluations ended before the search did, with {len(found.undecided)} modules "
+            "undecided; a larger --budget goes on from here"
+        )
     about = "an estimate by its layers" if measure.estimated else "measured"
     print(f"{100 * report.found.time / report.float32.time:.0f} % of float32's time ({about}), PQ {-report.drop:+.2f}")
     print(f"wrote {files[0]}, {files[1].name} and {files[2].name}")
+    following = ["upsnet", "export", "--checkpoint", str(source), "--recipe", str(files[0])]
+    print("next:", shlex.join(following + ["--calibrate", calibrate] * bool(found.recipe.types & set(EIGHT_BITS))))
+
+
+def files_of(folder: Path, complete: bool) -> list[Path]:
+    """Recipe, report and picture. What an unfinished search found says so in its name, and replaces no finished one."""
+    names = (("recipe", "json"), ("precision_search", "json"), ("precision_search", "png"))
+    return [folder / f"{name}{'' if complete else '.unfinished'}.{suffix}" for name, suffix in names]
 
 
 def make_report(
@@ -140,6 +171,7 @@ def make_report(
         searched_images=evaluate.searched_images,
         evaluations=len(journal.evaluations),
         complete=found.complete,
+        undecided=found.undecided,
         recipe=found.recipe,
         float32=Total(**found.reference._asdict()),
         found=Total(**found.figures._asdict()),

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from tqdm import tqdm
 
 from upsnet.errors import InputError, one_line
-from upsnet.files import writing
+from upsnet.files import sha256, writing
 from upsnet.manifest import Recipe
+
+
+def fingerprint(paths: Iterable[Path], title: str) -> str:
+    """SHA-256 of what is in these files, in their order, whatever they are called. InputError for one that cannot be
+    read."""
+    found = hashlib.sha256()
+    for path in tqdm(list(paths), title, unit="file", disable=None, leave=False):
+        found.update(bytes.fromhex(sha256(path)))
+    return found.hexdigest()
 
 
 class Evaluation(BaseModel):

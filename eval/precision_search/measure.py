@@ -57,6 +57,12 @@ def builder_here() -> Name | None:
     return None if gpu_problem() else next((name for name in MODULES if installed(name)), None)
 
 
+def engines_of(backend: Name) -> str:
+    """The backend's engines on this machine's GPU, in words."""
+    gpus = find_driver().gpus
+    return f"engines of {backend} on {gpus[0].name if gpus else 'a GPU'}"
+
+
 class EngineMeasure:
     """Exports each recipe, builds its engine and runs that."""
 
@@ -64,8 +70,7 @@ class EngineMeasure:
 
     def __init__(self, checkpoint: Path, backend: Name, data: str, photos: int) -> None:
         self._checkpoint, self._backend, self._data, self._photos = checkpoint, backend, data, photos
-        gpus = find_driver().gpus
-        self.how = f"engines of {backend} on {gpus[0].name if gpus else 'a GPU'}"
+        self.how = engines_of(backend)
 
     def run(self, recipe: Recipe, dataset: PanopticFolder, records: Sequence[Record]) -> Figures:
         """The time is the median of the predictor's calls, with the copies to the GPU and back."""

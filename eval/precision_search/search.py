@@ -42,7 +42,11 @@ class Found(NamedTuple):
     reference: Figures  # all in float32, on all images
     figures: Figures  # the recipe's, on all images
     alone: list[Alone]  # in the order in which they were added
-    complete: bool  # False: the budget ended before the search did
+    undecided: list[str]  # modules of which the budget ended before it was known what they may have
+
+    @property
+    def complete(self) -> bool:
+        return not self.undecided
 
 
 def search(
@@ -66,7 +70,9 @@ def search(
     default: ModuleType = "fp32"
     chosen: dict[str, ModuleType] = {}
     alone: list[Alone] = []
-    complete = True
+    kinds = {name: list(own) for name, own in modules.items()}
+    refused: set[tuple[str, ModuleType]] = set()
+    undecided: list[str] = []
 
     def lost(figures: Figures, against: Figures) -> float:
         return 100 * (against.pq - figures.pq)
@@ -83,6 +89,8 @@ def search(
             half = len(those) // 2
             add(those[:half])
             add(those[half:])
+        else:
+            refused.update(those)
 
     try:
         for kind in floats:
@@ -104,7 +112,12 @@ def search(
             note(f"together: {', '.join(f'{name} {kind}' for name, kind in rest)}")
             add(rest)
     except OutOfBudgetError:
-        complete = False
+        useless = {each.module for each in alone if each.saved <= 0}
+        undecided = [
+            name
+            for name, own in kinds.items()
+            if name not in {*chosen, *useless} and {(name, each) for each in own} - refused
+        ]
     note("on all images")
     whole = evaluate(Recipe(), whole=True)
     removed = 1
@@ -112,7 +125,7 @@ def search(
         recipe = Recipe(default=default, modules=chosen)
         figures = evaluate(recipe, whole=True)
         if lost(figures, whole) <= max_drop or recipe == Recipe():
-            return Found(recipe, whole, figures, alone, complete)
+            return Found(recipe, whole, figures, alone, undecided)
         if chosen:
             chosen = dict(list(chosen.items())[:-removed])
             removed *= 2

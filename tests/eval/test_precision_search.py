@@ -17,7 +17,7 @@ import eval.precision_search.command
 import eval.precision_search.measure
 import export.onnx_export
 from eval.precision_search.estimate import Layer, milliseconds
-from eval.precision_search.journal import Evaluation, Journal
+from eval.precision_search.journal import Evaluation, Journal, fingerprint
 from eval.precision_search.measure import EngineMeasure, Evaluator, RoundingMeasure, rounded, score
 from eval.precision_search.report import PrecisionSearch
 from eval.precision_search.rounding import to_eight_bits, to_float
@@ -99,7 +99,16 @@ class TestSearch:
         network = Network({("b", "int8"): 5.0})
         network.budget = 4
         found = search(network, TYPES, ["fp16"], 0.1)
-        assert not found.complete and found.recipe == Recipe(default="fp16")
+        assert not found.complete and found.recipe == Recipe(default="fp16") and found.undecided == list(TYPES)
+
+    @pytest.mark.parametrize(("budget", "undecided"), [(1, "abcd"), (3, "abcd"), (7, "abcd"), (8, "bd"), (9, "")])
+    def test_what_the_budget_left_undecided(self, budget: int, undecided: str) -> None:
+        """All together lose too much, a and c do not (the 8th), d and b do (the 9th in a larger budget)."""
+        network = Network({("b", "int8"): 5.0})
+        network.budget = budget
+        found = search(network, TYPES, ["fp16"], 0.1)
+        assert "".join(found.undecided) == undecided and found.complete == (not undecided)
+        assert not set(found.undecided) & set(found.recipe.modules)
 
     def test_the_whole_data_set_has_the_last_word(self) -> None:
         """What was added last goes until all images agree."""
@@ -312,21 +321,69 @@ class TestCommand:
         code, text = self.run(tiny_run, tmp_path, "--budget", "3", "--limit", "2")
         assert code == 0 and "a larger --budget goes on from here" in text and "estimate" in text, text
         lines = (tmp_path / "evaluations.jsonl").read_text()
-        recipe = read_recipe(tmp_path / "recipe.json")
-        report = PrecisionSearch.load(tmp_path / "precision_search.json")
+        recipe = read_recipe(tmp_path / "recipe.unfinished.json")
+        report = PrecisionSearch.load(tmp_path / "precision_search.unfinished.json")
         assert report.recipe == recipe and report.estimated and not report.complete and report.searched_images == 2
-        assert recipe.default == "fp16" and report.drop <= 50
-        with Image.open(tmp_path / "precision_search.png") as picture:
+        assert recipe.default == "fp16" and report.drop <= 50 and "UNFINISHED" in text and "not looked at" in text
+        assert f"--recipe {tmp_path}/recipe.unfinished.json" in "".join(text.split("\n")) and "--calibrate" not in text
+        with Image.open(tmp_path / "precision_search.unfinished.png") as picture:
             assert picture.width > 1000 and len(picture.getcolors(2**24) or []) > 20
+        assert not (tmp_path / "recipe.json").exists()
         code, _ = self.run(tiny_run, tmp_path, "--budget", "4", "--limit", "2")
         assert code == 0 and (tmp_path / "evaluations.jsonl").read_text().startswith(lines)
-        assert len(PrecisionSearch.load(tmp_path / "precision_search.json").alone) == 2
+        assert len(PrecisionSearch.load(tmp_path / "precision_search.unfinished.json").alone) == 2
+
+    def test_a_finished_search_replaces_an_unfinished_one_and_is_not_replaced(
+        self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: None
+    ) -> None:
+        class Measured:
+            how, unit, estimated = "made up", "ms", False
+
+            def __init__(self, *_: object) -> None: ...
+
+            def run(self, recipe: Recipe, *_: object) -> Figures:
+                return Figures(0.5, 9.0 - len(recipe.modules) - (recipe.default == "fp16"))
+
+        monkeypatch.setattr(eval.precision_search.command, "RoundingMeasure", Measured)
+        unfinished = {"recipe.unfinished.json", "precision_search.unfinished.json", "precision_search.unfinished.png"}
+        finished = {name.replace(".unfinished", "") for name in unfinished}
+        assert self.run(tiny_run, tmp_path, "--budget", "5", "--limit", "2")[0] == 0
+        assert {path.name for path in tmp_path.iterdir()} == {*unfinished, "evaluations.jsonl"}
+        code, text = self.run(tiny_run, tmp_path, "--limit", "2")
+        assert code == 0 and "UNFINISHED" not in text and "undecided" not in text and "--calibrate " in text
+        assert {path.name for path in tmp_path.iterdir()} == {*finished, "evaluations.jsonl"}
+        found = (tmp_path / "recipe.json").read_bytes()
+        assert "int8" in read_recipe(tmp_path / "recipe.json").modules.values()
+        assert self.run(tiny_run, tmp_path, "--budget", "3", "--limit", "2", "--types", "bf16")[0] == 0
+        assert (tmp_path / "recipe.json").read_bytes() == found
+        assert {path.name for path in tmp_path.iterdir()} == {*finished, *unfinished, "evaluations.jsonl"}
+
+    def test_ctrl_c_says_how_to_go_on(
+        self, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: None
+    ) -> None:
+        def interrupt(*_: object) -> Figures:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(RoundingMeasure, "run", interrupt)
+        code, text = self.run(tiny_run, tmp_path, "--limit", "2", "--photos", "1")
+        assert code == 130 and "0 evaluations are in" in text and text.endswith("interrupted\n"), text
 
     def test_another_data_set_is_refused(self, graph: None, tiny_run: Path, tmp_path: Path) -> None:
         (tmp_path / "evaluations.jsonl").write_text(json.dumps({"checkpoint": "0", "data set": ["1", 4]}) + "\n")
         code, text = self.run(tiny_run, tmp_path)
         assert code == 2 and "evaluations with another calibration, checkpoint, data set" in text
         assert [path.name for path in tmp_path.iterdir()] == ["evaluations.jsonl"]
+
+    def test_a_data_set_is_what_is_in_its_files(self, tmp_path: Path) -> None:
+        photos = [tmp_path / "a.png", tmp_path / "b.png"]
+        for path in photos:
+            path.write_bytes(path.name.encode())
+        before = fingerprint(photos, "")
+        assert before == fingerprint([path.rename(tmp_path / f"moved_{path.name}") for path in photos], "")
+        moved = [tmp_path / f"moved_{path.name}" for path in photos]
+        assert before != fingerprint(moved[::-1], "")
+        moved[1].write_bytes(b"another")
+        assert before != fingerprint(moved, "")
 
     def test_wrong_arguments(self, graph: None, tiny_run: Path, tmp_path: Path) -> None:
         assert "no type 'fp4'" in self.run(tiny_run, tmp_path / "x", "--types", "fp4")[1]

@@ -74,3 +74,14 @@ def test_init_writes_a_checkpoint_that_loads(project_root: Path, tmp_path: Path)
     (tmp_path / "categories.json").write_text("{}")
     result = CliRunner().invoke(app, [*arguments, "--categories", str(tmp_path / "categories.json")])
     assert result.exit_code == 2 and "holds no list of categories" in result.stderr
+
+
+def test_ctrl_c_is_one_line() -> None:
+    """Also where output goes to a file, into which no terminal writes ^C."""
+
+    def stop() -> None:
+        print("so far")
+        raise KeyboardInterrupt
+
+    result = CliRunner().invoke(make_app(stop), [])
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "so far\n", "interrupted\n")

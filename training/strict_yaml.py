@@ -1,0 +1,27 @@
+"""YAML as people write it by hand, JSON too: a key that stands twice is an error, where PyYAML takes the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys: set[Hashable] = set()
+        for key_node, _ in node.value:  # before `<<` is resolved, whose keys may stand again
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                continue  # refused below, in PyYAML's words
+            if key in keys:
+                raise yaml.YAMLError(f"the key {key!r} stands twice, the second time in line {line}")
+            keys.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """As yaml.safe_load; yaml.YAMLError for a key that stands twice in one mapping, too."""
+    return yaml.load(text, _Loader)
