@@ -36,6 +36,7 @@ from training.device import open_device
 from training.predictor import make_manifest
 from upsnet.command_line import options
 from upsnet.command_line.tables import print_tables
+from upsnet.errors import InputError
 from upsnet.files import check_target, sha256, write_bytes
 from upsnet.machine import machine_facts, package_versions
 from upsnet.manifest import EIGHT_BITS
@@ -59,9 +60,7 @@ def groups(network: Rounded, blocks: bool) -> dict[str, bool]:
 
 def main(
     run: options.Run = Path("runs/demo"),
-    max_drop: Annotated[
-        float, typer.Option(min=0, help="Points of PQ that may be lost; 0.1: from 61.1 to 61.0.")
-    ] = 0.1,
+    max_drop: Annotated[float, typer.Option(help="Points of PQ that may be lost; 0.1: from 61.1 to 61.0.")] = 0.1,
     types: Annotated[
         list[str] | None, typer.Option(help="That modules may have: of fp16 bf16 int8 fp8 (default: fp16 int8).")
     ] = None,
@@ -93,6 +92,8 @@ def main(
     ] = None,
 ) -> None:
     """Find which modules may have narrower types, by PQ. Interrupted and started again, it goes on."""
+    if not 0 <= max_drop <= 100:  # nor NaN
+        raise InputError(f"--max-drop {max_drop:g}: points of PQ, from 0 to 100")
     wanted = check_types(types or TYPES)
     folder = out or run / "precision"
     for path in (*files_of(folder, True), *files_of(folder, False)):

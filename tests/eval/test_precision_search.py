@@ -388,4 +388,11 @@ class TestCommand:
     def test_wrong_arguments(self, graph: None, tiny_run: Path, tmp_path: Path) -> None:
         assert "no type 'fp4'" in self.run(tiny_run, tmp_path / "x", "--types", "fp4")[1]
         assert "--gpu abacus: its limits are not known" in self.run(tiny_run, tmp_path / "x", "--gpu", "abacus")[1]
+        for drop in ("-1", "inf", "nan", "101"):
+            assert (
+                f"--max-drop {drop}: points of PQ, from 0" in self.run(tiny_run, tmp_path / "x", "--max-drop", drop)[1]
+            )
+        (tmp_path / "empty").mkdir()
+        empty = self.run(tiny_run, tmp_path / "x", "--calibrate", str(tmp_path / "empty"))[1]
+        assert "empty: a folder without photos" in empty
         assert not (tmp_path / "x").exists()
