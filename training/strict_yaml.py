@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-
 MERGE = "tag:yaml.org,2002:merge"
 
 
