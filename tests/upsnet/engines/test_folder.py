@@ -20,7 +20,16 @@ from upsnet.files import PathLike
 from upsnet.runtimes.open import choose, find_model
 from upsnet.runtimes.options import RuntimeOptions
 
+Break = Callable[[Path], object]
 ONNX = b"\x08\x0a\x12\x07pytorch"
+
+
+def replace_by(make: Break) -> Break:
+    def replace(file: Path) -> None:
+        file.unlink()
+        make(file)
+
+    return replace
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 # name: what is put into engine.json's place, words of the line
-DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
+DAMAGED: dict[str, tuple[Break, str]] = {
     "a list for a name": (lambda f: f.write_text('{"chosen": ["x"]}'), "chosen: Input should be 'onnxruntime', "),
     "an object for a name": (lambda f: f.write_text('{"chosen": {}}'), "chosen: Input should be 'onnxruntime', "),
     "a number for a name": (lambda f: f.write_text('{"chosen": 1}'), "chosen: Input should be 'onnxruntime', "),
@@ -49,10 +58,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no text": (lambda f: f.write_bytes(b"\xfe\xff\xd8\x00"), "not valid JSON"),
     "deep": (lambda f: f.write_text("[" * 200_000), "not valid JSON"),
     "large": (lambda f: os.truncate(f, 2**27), "134217728 bytes"),
-    "a pipe": (lambda f: (f.unlink(), os.mkfifo(f)), "a pipe, not a file"),
-    "a folder": (lambda f: (f.unlink(), f.mkdir()), "a folder, not a file"),
-    "a link to nothing": (lambda f: (f.unlink(), f.symlink_to("nothing")), "a link to nothing, which is not there"),
-    "a link to itself": (lambda f: (f.unlink(), f.symlink_to(f.name)), "Too many levels of symbolic links"),
+    "a pipe": (replace_by(os.mkfifo), "a pipe, not a file"),
+    "a folder": (replace_by(os.mkdir), "a folder, not a file"),
+    "a link to nothing": (replace_by(lambda f: f.symlink_to("nothing")), "a link to nothing, which is not there"),
+    "a link to itself": (replace_by(lambda f: f.symlink_to(f.name)), "Too many levels of symbolic links"),
 }
 
 
@@ -77,20 +86,20 @@ def test_an_engine_json_that_cannot_be_used_is_one_line(way: str, folder: Path) 
 
 
 # name: what is put into the chosen engine's place, words of `upsnet.load`, words of `explain`
-GONE: dict[str, tuple[Callable[[Path], object], str, str]] = {
+GONE: dict[str, tuple[Break, str, str]] = {
     "renamed": (
         lambda f: f.rename(f.with_name("old.plan")),
         "is missing",
         "no such file, and engine.json says that it",
     ),
     "a pipe": (
-        lambda f: (f.unlink(), os.mkfifo(f)),
+        replace_by(os.mkfifo),
         "no engine (a pipe, not a file)",
         "a pipe, not a file, and engine",
     ),
-    "a folder": (lambda f: (f.unlink(), f.mkdir()), "no engine (a folder, not a file)", "a folder, not a file, and"),
-    "a link to itself": (lambda f: (f.unlink(), f.symlink_to(f.name)), "Too many levels", "Too many levels"),
-    "a link to nothing": (lambda f: (f.unlink(), f.symlink_to("x")), "a link to x, which is", "a link to x, which is"),
+    "a folder": (replace_by(os.mkdir), "no engine (a folder, not a file)", "a folder, not a file, and"),
+    "a link to itself": (replace_by(lambda f: f.symlink_to(f.name)), "Too many levels", "Too many levels"),
+    "a link to nothing": (replace_by(lambda f: f.symlink_to("x")), "a link to x, which is", "a link to x, which is"),
 }
 
 
@@ -178,6 +187,6 @@ def test_what_a_run_has_engines_for_is_all_named(folder: Path) -> None:
 @pytest.mark.parametrize("named", [False, True])
 def test_a_folder_where_a_file_is_wanted(option: str, named: bool, folder: Path) -> None:
     runtime = {"engine": "tensorrt-rtx", "model": "onnxruntime", "checkpoint": "pytorch"}[option] if named else None
-    options = RuntimeOptions(run=None, runtime=runtime)._replace(**{option: folder})
+    options = RuntimeOptions(**{"runtime": runtime, option: folder})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=f"a folder, and --{option} takes a file; --run takes a run's or an engine's"):
         choose(options)
