@@ -206,7 +206,7 @@ def test_load_opens_plans_and_what_engine_json_has_chosen(make: Make, world: Wor
     with pytest.raises(InputError, match=r"chose tensorrt-rtx, and its model\.rtx\.plan is missing; .* onnxruntime"):
         upsnet.load(tmp_path)
     (tmp_path / "engine.json").write_text('{"chosen": "caffe"}')
-    with pytest.raises(InputError, match=r"engine\.json: chosen is 'caffe', and there are pytorch, "):
+    with pytest.raises(InputError, match=r"engine\.json: chosen: Input should be 'onnxruntime', 'tensorrt', "):
         upsnet.load(tmp_path)
 
 
@@ -218,7 +218,9 @@ def test_a_run_has_its_engine_below_it(make: Make, tmp_path: Path) -> None:
     with upsnet.load(run, runtime="tensorrt") as model:
         assert model.runtime == "tensorrt"
     (run / "model.onnx").symlink_to(engine.parent / "model.onnx")
-    with pytest.raises(InputError, match="only for onnxruntime; `upsnet engine --backend tensorrt-rtx` builds it"):
+    with pytest.raises(
+        InputError, match="only for onnxruntime and tensorrt; `upsnet engine --backend tensorrt-rtx` builds it"
+    ):
         upsnet.load(run, runtime="tensorrt-rtx")
 
 
