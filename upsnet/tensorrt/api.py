@@ -239,7 +239,7 @@ def load_plugins(api: Api, library: Path) -> str:
         if not _knows_plugins(registry):
             registry.load_library(file)
         if not _knows_plugins(registry):
-            return f"{library} registered none of our plugins with {api.name} {api.version}; {again}"
+            return f"{library} registered no plugin of ours with {api.name} {api.version}; {again}"
         loaded[content] = library
         return ""
 

@@ -22,6 +22,7 @@ from tests.upsnet.tensorrt.engines import Make, same
 from tests.upsnet.tensorrt.fake_tensorrt import World, environment
 from tests.upsnet.tensorrt.graphs import make_batch
 from upsnet.contract import PLUGINS
+from upsnet.errors import InputError
 from upsnet.runtimes import tensorrt
 from upsnet.runtimes.tensorrt import TensorRTPredictor
 from upsnet.tensorrt import lane as lane_module
@@ -82,6 +83,7 @@ def test_ctrl_c_at_any_line_of_a_call_loses_no_lane(make: Make, world: World) ->
             sys.settrace(before)
         assert predictor._busy == {} and len(predictor._idle) <= tensorrt.MOST_LANES, stop
         assert all(not lane._closed for lane in predictor._idle), stop
+        assert world.cuda.held().count("Stream") == len(predictor._idle), stop
     assert interrupted > 10
     assert same(predictor, make_batch(1))
     predictor.close()
@@ -98,6 +100,16 @@ def test_each_call_has_its_own_errors(world: World) -> None:
         assert pool.submit(take_errors, log).result() == ["theirs"]
         pool.submit(log.log, severity, "a worker's").result()
     assert take_errors(log) == ["a worker's"] and take_errors(log) == []
+
+
+def test_a_failed_call_says_nothing_of_earlier_ones(make: Make, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(TensorRTPredictor(make())) as predictor:
+        log = predictor._engine.logger  # type: ignore[union-attr]
+        log.log(world.trt.ILogger.Severity.ERROR, "of an earlier call")
+        monkeypatch.setattr(world.trt.IExecutionContext, "set_device_memory", lambda self, memory, size: None)
+        with pytest.raises(InputError, match=r"execute_async_v3 failed: .*bytes of device mem") as caught:
+            predictor.predict(make_batch(1))
+        assert "earlier" not in str(caught.value)
 
 
 # What is not closed
