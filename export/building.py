@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import onnx
+from typing import Literal
 
 from export.backends.backend import Backend, Job
 from export.backends.onnx_runtime import OnnxRuntime
 from export.backends.tensorrt_engine import TensorRT
 from export.backends.torch_tensorrt_program import TorchTensorRT
 from export.engine_manifest import read_configuration, write_manifest
+from export.exported import read_exported
 from export.options import EngineOptions
 from export.outcome import Outcome
 from upsnet.contract import CONFIGURATION_KEY, PLUGINS, manifest_path
@@ -23,7 +22,7 @@ from upsnet.engines import manifest as engines
 from upsnet.engines.manifest import ENGINES, LIBRARIES, EngineManifest, Part, engine_manifest_path
 from upsnet.errors import InputError
 from upsnet.files import sha256, staged_folder, writing
-from upsnet.manifest import Manifest, Precision
+from upsnet.manifest import Precision
 from upsnet.report import Report
 
 Choice = Literal["auto", "onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt"]
@@ -72,8 +71,8 @@ def build_engine(
     option is not one of the backends that would build, and when the backend that is named builds no engine. Then
     nothing in `folder` has changed.
     """
-    manifest, library = Manifest.load(manifest_path(model)), find_plugins(plugins)
-    job = Job(model, manifest, folder, library, checkpoint or _beside(model), options or EngineOptions())
+    exported, library = read_exported(model), find_plugins(plugins)
+    job = Job(model, exported.manifest, folder, library, checkpoint or _beside(model), options or EngineOptions())
     sources = {each.name: each.source(job) for each in BACKENDS}
     wanted = [each for each in BACKENDS if each.name == backend or (each.name in AUTO and backend == "auto")]
     missing = {each.name: each.available() or _no_source(sources[each.name]) for each in wanted}
@@ -83,6 +82,8 @@ def build_engine(
     _check_options(job.options, building, missing, backend)
     if checkpoint is not None and backend != "torch-tensorrt":
         raise InputError(f"--checkpoint: --backend torch-tensorrt compiles one; {backend} builds from {model.name}")
+    if plugins is not None and backend not in ("auto", *PREFERRED):
+        raise InputError(f"--plugins: they are for --backend {' and '.join(PREFERRED)}; {backend} has no use for them")
     with staged_folder(folder) as stage:
         job = job._replace(folder=stage)
         outcomes = {each.name: NOT_ASKED for each in BACKENDS}
@@ -91,7 +92,12 @@ def build_engine(
             outcomes[each.name] = each.build(job, _path(sources[each.name]))
             if backend == each.name and outcomes[each.name].status != "built":
                 raise InputError(f"{model}: no engine of {backend}: {outcomes[each.name]}")
-        configuration = _of_onnx(outcomes, job)
+        outcomes[ALWAYS] = outcomes[ALWAYS].model_copy(update={"nodes": exported.nodes})
+        configuration = read_configuration(
+            exported.metadata, CONFIGURATION_KEY, model.with_name("config.yaml"), job.manifest
+        )
+        own = stage / ENGINES[ALWAYS]
+        job.manifest.model_copy(update={"onnx_sha256": sha256(own)}).save(manifest_path(own))
         manifests = {}
         for each in BACKENDS:
             if (outcome := outcomes[each.name]).status == "built":
@@ -120,16 +126,6 @@ def _report(job: Job, outcomes: Mapping[engines.Backend, Outcome], chosen: engin
         tensorrt_rtx=outcomes["tensorrt-rtx"],
         torch_tensorrt=outcomes["torch-tensorrt"],
     )
-
-
-def _of_onnx(outcomes: dict[engines.Backend, Outcome], job: Job) -> dict[str, Any] | None:
-    """Its manifest beside model.onnx and its nodes in its outcome; the configuration that it, or its run, holds."""
-    own = job.folder / ENGINES[ALWAYS]
-    job.manifest.model_copy(update={"onnx_sha256": sha256(own)}).save(manifest_path(own))
-    proto = onnx.load(str(own), load_external_data=False)
-    outcomes[ALWAYS] = outcomes[ALWAYS].model_copy(update={"nodes": len(proto.graph.node)})
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
-    return read_configuration(metadata, CONFIGURATION_KEY, job.model.with_name("config.yaml"), job.manifest)
 
 
 def _no_source(source: Path | str) -> str | None:

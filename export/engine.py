@@ -10,11 +10,10 @@ import typer
 
 from export.building import PLUGINS_VARIABLE, Choice, build_engine
 from export.building import Engine as Engine
+from export.exported import read_exported
 from export.options import EngineOptions
 from export.profiles import chosen_profiles
-from upsnet.contract import manifest_path
 from upsnet.errors import InputError
-from upsnet.manifest import Manifest
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -67,7 +66,7 @@ def main(
     ] = None,
 ) -> None:
     """Build what this machine can run: ONNX Runtime's kernels, TensorRT's plan; says what it found, and chose."""
-    manifest = Manifest.load(manifest_path(model))
+    manifest = read_exported(model).manifest
     profiles = batch or size or profile
     options = EngineOptions(
         profiles=chosen_profiles(manifest.resize, manifest.max_batch, batch or (), size or (), profile or ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -66,30 +66,38 @@ def export(
     model, config, categories, _ = load_model(checkpoint)
     manifest = make_manifest(config, categories).model_copy(update={"precision": precision, "recipe": recipe})
     chosen = None if data is None else find_photos(data, config, photos)
-    network = prepare(model, precision, recipe)
-    floats = {wanted.between, *(float_type(wanted, name) for name in modules_of(model))}
-    graph = to_model_proto(network, manifest.resize)
-    plain = graph
-    if floats != {"fp32"} and (chosen or len(paths) > 1):
-        plain = to_model_proto(prepare(model, "fp32"), manifest.resize)
-    quantized = None
-    if chosen is not None:
-        given = (chosen.paths, manifest.resize, wanted, modules_of(model))
-        quantized = quantize(plain, *given) if wanted.types <= INTEGERS else quantize_layers(plain, graph, *given)
-        quantized = quantized._replace(precision=precision)
-        if quantized.tensorrt is None:
-            graph = quantized.graph
-        else:
-            plain, graph = quantized.graph, quantized.tensorrt
-    pair = digest(plain, graph) if len(paths) > 1 else ""
+    own, graph, quantized = _graphs(model, wanted, manifest.resize, None if chosen is None else chosen.paths)
+    pair = digest(own, graph) if len(paths) > 1 else ""
     if chosen is not None:
         calibration = Calibration(data=chosen.data, photos=len(chosen.paths), method=METHOD, pair=pair)
         manifest = manifest.model_copy(update={"calibration": calibration})
     elif pair:
         manifest = manifest.model_copy(update={"pair": pair})
-    protos = {tensorrt_path(out): graph, out: plain} if len(paths) > 1 else {out: graph}
+    protos = {tensorrt_path(out): graph, out: own} if pair else {out: graph}
     manifests = _write(protos, manifest, config.model_dump_json())
+    if quantized is not None:
+        quantized = quantized._replace(precision=precision)
     return Exported(manifests[out], tuple(paths), quantized)
+
+
+def _graphs(
+    model: UPSNet, recipe: Recipe, rule: ResizeRule, photos: Sequence[Path] | None
+) -> tuple[onnx.ModelProto, onnx.ModelProto, Quantized | None]:
+    """ONNX Runtime's graph, where that has one of its own, and TensorRT's, which else serves both; and what the
+    calibration on `photos` found."""
+    network, modules = prepare(model, "mixed", recipe), modules_of(model)
+    graph = own = to_model_proto(network, rule)
+    floats = {recipe.between, *(float_type(recipe, name) for name in modules)}
+    if floats != {"fp32"} and (photos is not None or _needs_two(recipe)):
+        own = to_model_proto(prepare(model, "fp32"), rule)
+    if photos is None:
+        return own, graph, None
+    if recipe.types <= INTEGERS:
+        quantized = quantize(own, photos, rule, recipe, modules)
+        assert quantized.tensorrt is not None
+        return quantized.graph, quantized.tensorrt, quantized
+    quantized = quantize_layers(own, graph, photos, rule, recipe, modules)
+    return own, quantized.graph, quantized
 
 
 def _needs_two(recipe: Recipe) -> bool:

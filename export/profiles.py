@@ -11,6 +11,7 @@ from upsnet.geometry import ResizeRule
 
 Triple = tuple[int, int, int]
 Image = tuple[int, int, int]  # batch, height, width
+MOST_BATCH = 1024  # more photos at once than any GPU has memory for
 WORDS = ("smallest", "usual", "largest")
 
 
@@ -83,8 +84,8 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 def _checked(images: Sequence[Image], resize: ResizeRule, option: str) -> Profile:
     for word, (batch, *sides) in zip(WORDS, images, strict=True):
-        if batch < 1:
-            raise InputError(f"{option}: the {word} batch is {batch}; an engine takes 1 photo at least")
+        if not 1 <= batch <= MOST_BATCH:
+            raise InputError(f"{option}: the {word} batch is {batch}; an engine takes 1 to {MOST_BATCH} photos")
         for side in sides:
             if side < 1 or side % resize.divisor:
                 near = max(1, round(side / resize.divisor)) * resize.divisor

@@ -296,7 +296,8 @@ def test_tensorrt_is_asked_for_where_an_engine_is_made_alone(machine: Machine, t
     (machine.venv / "bin/python").chmod(0o755)
     for goals in (["help"], ["train", "-n"], ["engine", "-n", f"RUN={tmp_path}"]):
         assert machine.make(*goals).returncode == 0
-    asked = (tmp_path / "asked").read_text().splitlines()
+    log = tmp_path / "asked"  # nobody is asked where there is a library of plugins
+    asked = log.read_text().splitlines() if log.exists() else []
     assert [line for line in asked if 'find_spec("tensorrt")' in line] == asked and len(asked) <= 1
 
 

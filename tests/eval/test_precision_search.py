@@ -150,7 +150,7 @@ class TestEstimate:
         moving = Layer("b", eligible=False, macs=1, read=10**6, weights=0, written=10**6)
         assert milliseconds([product], Recipe(), self.GPU) == pytest.approx(2.0)
         assert milliseconds([product], Recipe(default="fp16"), self.GPU) == pytest.approx(0.2)
-        assert milliseconds([product], Recipe(default="int8"), self.GPU) == pytest.approx(0.095)
+        assert milliseconds([product], Recipe(default="int8"), self.GPU) == pytest.approx(0.1)
         assert milliseconds([moving], Recipe(), self.GPU) == pytest.approx(8.0)
         assert milliseconds([moving], Recipe(default="fp16", modules={"b": "int8"}), self.GPU) == pytest.approx(4.0)
 

@@ -44,7 +44,8 @@ def test_several_profiles() -> None:
     [
         ({"batch": (4, 1, 8)}, r"^--batch: the batch 4, 1, 8 is not in order \(smallest, usual, largest\)$"),
         ({"batch": (1, 4)}, "^--batch: give three, the smallest, usual, largest, not 2$"),
-        ({"batch": (0, 1, 1)}, "^--batch: the smallest batch is 0; an engine takes 1 photo at least$"),
+        ({"batch": (0, 1, 1)}, "^--batch: the smallest batch is 0; an engine takes 1 to 1024 photos$"),
+        ({"batch": (1, 1, 3 * 10**9)}, "^--batch: the largest batch is 3000000000; an engine takes 1 to 1024 photos$"),
         ({"size": ("32", "500", "1344")}, "^--size: 500 is no multiple of 32, as sides are; take 512$"),
         ({"size": ("0", "32", "64")}, "^--size: 0 is no multiple of 32, as sides are; take 32$"),
         ({"size": ("64", "32x64", "64")}, "^--size: the height 64, 32, 64 is not in order"),
