@@ -267,8 +267,20 @@ def made_up(ms: float, profiled_ms: float, int8_macs: int = 0) -> Profile:
 
 
 def test_a_disturbed_profile_says_so() -> None:
-    assert "Only 50 % of a call's time is in the table" in caption(made_up(ms=5, profiled_ms=10))
+    assert "Only 50 % of a profiled call is in the table" in caption(made_up(ms=5, profiled_ms=10))
     assert "is in the table" not in caption(made_up(ms=8, profiled_ms=10))
+
+
+def test_the_disturbed_one_of_two_is_named() -> None:
+    """The line above it has the first one's figures, which are others."""
+    report = made_up(ms=8, profiled_ms=10)
+    (second,) = made_up(ms=9, profiled_ms=30).variants
+    report.variants.append(second.model_copy(update={"kernels": BODIES}))
+    lines = [line for line in caption(report).splitlines() if "is in the table" in line]
+    assert lines == [
+        "Only 30 % of a profiled call from function bodies (30.0 ms) is in the table: other programs had the CPU; take "
+        "more --runs."
+    ]
 
 
 def test_no_module_is_grey_and_labels_stand_apart() -> None:
