@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from training.model.upsnet import UPSNet
-from training.strict_yaml import load_yaml
-from upsnet.errors import InputError, one_line
+from upsnet.errors import InputError, first_line, one_line
 from upsnet.manifest import Recipe
 
 if TYPE_CHECKING:  # a machine with a GPU may lack it (docs/gpu.md)
@@ -68,12 +67,11 @@ def check_recipe(recipe: Recipe, modules: Collection[str]) -> None:
 def read_recipe(path: Path) -> Recipe:
     """From JSON or YAML. InputError for a file that is none, with its key."""
     try:
-        text = path.read_text(encoding="utf-8").expandtabs(2)  # JSON may be indented with tabs, YAML not
-        return Recipe.model_validate(load_yaml(text))
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except ValidationError as error:
         raise InputError(f"{path}: {one_line(error)}") from None
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
-        raise InputError(f"{path}: cannot be read as a recipe ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: cannot be read as a recipe ({first_line(error)})") from None
 
 
 def _listed(names: list[str]) -> str:

@@ -237,14 +237,12 @@ def main(
     if (kind == "mixed") != (recipe is not None):
         raise InputError("--precision mixed goes with --recipe FILE, and with no other precision")
     wanted = None if recipe is None else read_recipe(recipe)
-    named = f"--recipe {recipe}" if recipe else f"--precision {kind}"
+    named = f"recipe {recipe}" if recipe else f"precision {kind}"
     if not recipe_of(kind, wanted).types & set(EIGHT_BITS):
         if calibrate is not None or photos is not None:
-            raise InputError(
-                f"{named} has nothing of int8 or fp8, for which photos are measured: leave out --calibrate and --photos"
-            )
+            raise InputError(f"--calibrate and --photos are for --precision int8 or fp8; {named} needs no calibration")
     elif calibrate is None:
-        raise InputError(f"{named} needs photos: --calibrate {OWN}, or --calibrate FOLDER")
+        raise InputError(f"--{named} needs photos: --calibrate {OWN}, or --calibrate FOLDER")
     exported = export(checkpoint, target, kind, recipe=wanted, data=calibrate, photos=photos or PHOTOS)
     if exported.quantized is not None:
         print(exported.quantized)

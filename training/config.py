@@ -11,7 +11,6 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from training.conventions import NAMED, OURS, ConventionsName
-from training.strict_yaml import load_yaml
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError, one_line
 from upsnet.geometry import ResizeRule
@@ -320,6 +319,6 @@ def _apply(values: dict, override: str) -> None:
 def _parse_yaml(text: str, complaint: str) -> Any:
     """ValueError: a date or a number that Python does not have. RecursionError: nested a thousand times."""
     try:
-        return load_yaml(text)
+        return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{complaint} ({' '.join(str(error).split())})") from None

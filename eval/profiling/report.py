@@ -73,8 +73,8 @@ def caption(report: Profile) -> str:
     """What the figures of the table are, and the roof."""
     first, roof = report.variants[0], report.roofline
     disturbed = "".join(
-        f"\nOnly {100 * share:.0f} % of a profiled call{_named(each, report)} is in the table: other programs had the CPU; "
-        "take more --runs."
+        f"\nOnly {100 * share:.0f} % of a profiled call{_named(each, report)} is in the table: other programs had the "
+        "CPU; take more --runs."
         for each in report.variants
         if (share := each.total.ms / each.profiled_ms) < ENOUGH
     )

@@ -16,20 +16,15 @@ from typer.core import TyperCommand
 from upsnet.errors import InputError
 
 BAD_INPUT = 2
-INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Bad input, and what the system refuses, ends in one line on stderr and exit status 2; Ctrl-C in one and 130."""
+    """Bad input, and what the system refuses, ends in one line on stderr and exit status 2."""
     try:
         yield
     except InputError as error:
         complain(str(error))
-    except KeyboardInterrupt:  # the terminal's ^C is not in a log
-        with suppress(OSError):
-            print("interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
     except MemoryError:
         complain("no memory is left; give a smaller input, or more memory")
     except OSError as error:
