@@ -17,10 +17,13 @@ NAMES: tuple[engines.Backend, ...] = ("tensorrt", "tensorrt-rtx", "torch-tensorr
 
 
 class StandIn:
-    """A backend that comes to this outcome; or that is not there, without one. `jobs`: those that it was given."""
+    """A backend that comes to this outcome; or that is not there, without one. `jobs`: those that it was given.
+
+    As all that build for GPUs it has profiles, besides `options`; a library lies beside a plan with plugins.
+    """
 
     def __init__(self, name: engines.Backend, outcome: Outcome | None = None, options: frozenset[str] = frozenset()):
-        self.name, self.outcome, self.options = name, outcome, options
+        self.name, self.outcome, self.options = name, outcome, options | {"profiles"}
         self.content = b"plan"
         self.jobs: list[Job] = []
 
@@ -35,8 +38,9 @@ class StandIn:
         self.jobs.append(job)
         if self.outcome.status == "built":
             (job.folder / engines.ENGINES[self.name]).write_bytes(self.content)
-            if job.plugins is not None and PLUGINS in engines.LIBRARIES[self.name]:
-                (job.folder / PLUGINS).write_bytes(job.plugins.read_bytes())
+            if self.outcome.plugins and PLUGINS in engines.LIBRARIES[self.name]:
+                library = b"plugins" if job.plugins is None else job.plugins.read_bytes()
+                (job.folder / PLUGINS).write_bytes(library)
         return self.outcome
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from upsnet.json_model import JsonModel
 
@@ -20,6 +20,13 @@ class Report(JsonModel):
     cure: ClassVar[str] = "; make this file again"
 
     version: Literal[1] = 1  # load refuses another one
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _number(cls, version: object) -> object:
+        if isinstance(version, bool | float):  # true and 1.0 are equal to 1
+            raise ValueError("Input should be 1")
+        return version
 
 
 class Sparse(BaseModel):

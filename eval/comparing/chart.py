@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 
 from eval.comparing.errors import MOST_DB
 from eval.comparing.report import Comparison, Place, describe
+from eval.figures import share
 from eval.profiling.chart import COLORS, GRID, TEXT
 
 PARTED = "#c0392b"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # words, over the limit's line
-TINY = 1e-9  # an error that is drawn, though there is none
 
 
 def draw(report: Comparison, kind: str = "png") -> bytes:
     """The picture's file: "png" or "svg"."""
-    places = [place for place in report.places if place.identical is None]
+    places = report.places
     figure = Figure(figsize=(12, 1.9 + 0.3 * len(places)), layout="constrained", facecolor="white")
     figure.suptitle(describe(report), color=TEXT, fontsize=11, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.4, 1))
@@ -39,22 +39,27 @@ def draw(report: Comparison, kind: str = "png") -> bytes:
 
 
 def _decibels(axes: Axes, report: Comparison, places: list[Place]) -> None:
-    """A bar for each place, red where the two part, and the limit."""
+    """A bar for each place with an error, red where the two part, and the limit. The panoptic map, which has no
+    decibels, stands there in words."""
     limit = report.limits.snr_db
-    known = [place.snr_db for place in places if abs(place.snr_db) < MOST_DB]
+    known = [place.snr_db for place in places if place.identical is None and abs(place.snr_db) < MOST_DB]
     longest = 1.25 * max([limit, *known])
     for row, place in enumerate(places):
-        length = min(max(place.snr_db, 0), longest) * bool(place.values)
+        known_here = place.identical is None and place.values and abs(place.snr_db) < MOST_DB
+        length = max(place.snr_db, 0) if known_here else 0
         axes.barh(row, length, 0.7, color=PARTED if place.problem else COLORS[0], alpha=0.85)
         words = f" {_words(report, place)}"
-        axes.text(length, row, words, va="center", color=TEXT, fontsize=9, bbox=BEHIND)
+        color = PARTED if place.problem else TEXT  # where there is no bar, the words alone tell
+        axes.text(length, row, words, va="center", color=color, fontsize=9, bbox=BEHIND)
     axes.axvline(limit, color=TEXT, linewidth=1.2, linestyle="--")
     axes.set_xlim(0, 1.45 * longest)
     axes.set_title(f"Signal to noise, dB; the limit of {report.precision}: {limit:g}", color=TEXT, fontsize=11)
 
 
 def _words(report: Comparison, place: Place) -> str:
-    if place.shapes:
+    if place.identical is not None:
+        words = f"{share(place.identical)} identical pixels, limit {100 * report.limits.identical:g} %"
+    elif place.shapes:
         words = f"shapes {place.shapes[0]}, {place.shapes[1]}"
     elif not place.values:
         words = "nothing"
@@ -68,17 +73,20 @@ def _words(report: Comparison, place: Place) -> str:
 
 
 def _errors(axes: Axes, places: list[Place]) -> None:
-    """The largest and the mean error of each place."""
-    rows = [row for row, place in enumerate(places) if place.values and not place.shapes]
-    for name, color in (("max_error", COLORS[1]), ("mean_error", COLORS[2])):
+    """The largest and the mean error of each place that has one: 0 is on no logarithmic axis."""
+    for name, color, size in (("max_error", COLORS[1], 8), ("mean_error", COLORS[2], 5)):
+        rows = [row for row, place in enumerate(places) if place.differs and getattr(place, name) > 0]
         axes.plot(
-            [max(getattr(places[row], name), TINY) for row in rows],
+            [getattr(places[row], name) for row in rows],
             rows,
             "o",
             color=color,
-            markersize=5,
+            markersize=size,
             label=name.replace("_", " "),
         )
-    axes.set_xscale("log")
     axes.set_title("Errors, relative to A's largest and mean value", color=TEXT, fontsize=11)
+    if not any(place.differs for place in places):
+        axes.set_xticks([])
+        return
+    axes.set_xscale("log")
     axes.legend(frameon=False, labelcolor=TEXT, fontsize=9, loc="best")

@@ -133,8 +133,7 @@ def _summarize(
     limits = LIMITS[precision]
     places = [_place(name, tallies[name], limits) for name in order(set(tallies))]
     parted = [place.name for place in places if place.problem]
-    looked_at = [place for place in places if place.identical is None and (place.values or place.shapes)]
-    ranked = sorted(looked_at, key=lambda place: place.snr_db)
+    ranked = sorted((place for place in places if place.differs), key=lambda place: place.snr_db)
     sides = [Side(title=x.title, precision=x.manifest.precision, onnx_sha256=x.manifest.onnx_sha256) for x in (a, b)]
     return Comparison(
         machine=machine_facts(),

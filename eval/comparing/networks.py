@@ -173,7 +173,7 @@ class InOnnxRuntime:
         proto = onnx.load_model_from_string(light) if light else onnx.load(str(model))
         self._inner = Inner(Tapped(proto.graph).find(blocks))
         with_outputs(proto, self._inner.tensors)
-        options = session_options(threads, find_kernels(wanted_kernels(kernels)).library)
+        options = session_options(threads, find_kernels(wanted_kernels(kernels)).library, model)
         folder = str(model.resolve().parent)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         try:

@@ -33,6 +33,11 @@ class Place(Sparse):
     identical: float | None = None  # the panoptic map: the share of its pixels
     problem: str | None = None  # why the two part here
 
+    @property
+    def differs(self) -> bool:
+        """Whether the values here have an error; the panoptic map has no values of its own."""
+        return self.identical is None and (self.snr_db < MOST_DB or self.problem is not None)
+
 
 class Side(BaseModel):
     """One of the two networks."""
@@ -54,7 +59,7 @@ class Comparison(Report):
     limits: Limits
     places: list[Place]
     first: str | None  # the first place where they part
-    worst: list[str]  # the places of the lowest SNR, the lowest first
+    worst: list[str]  # the places of the lowest SNR, the lowest first; none without an error
     left_out: dict[str, str]  # places that only one of the two shows, and which one
     notes: list[str]
     equal: bool
@@ -104,7 +109,7 @@ def caption(report: Comparison) -> str:
 def conclusion(report: Comparison) -> str:
     """One line, or two."""
     if report.equal:
-        worst = f"; the least SNR is at: {', '.join(report.worst)}" if report.worst else ""
+        worst = f"; the least SNR is at: {', '.join(report.worst)}" if report.worst else "; no place has an error"
         return f"equal within the limits of {report.precision}{worst}"
     place = next(each for each in report.places if each.name == report.first)
     module = f" ({place.module})" if place.module != place.name else ""

@@ -19,7 +19,7 @@ from eval.profiling.gpus import PUBLISHED, find_gpu
 from eval.profiling.least import least_on, least_table
 from eval.profiling.report import Profile, profile_table
 from eval.profiling.subjects import Wanted, open_subject
-from eval.profiling.summary import summarize, work_of
+from eval.profiling.summary import summarize
 from upsnet.command_line import options
 from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
@@ -98,7 +98,6 @@ def main(
     subject = open_subject(name, wanted)
     feed = make_batch(subject.manifest.resize, photo, size, batch)
     profiled = subject.profile(feed)
-    works = [work_of(each, profiled.recordings[0].graph) for each in profiled.recordings[0].runs[0].executions]
     report = Profile(
         machine=machine_facts(),
         versions=package_versions(),
@@ -110,7 +109,7 @@ def main(
         variants=[summarize(*each, profiled.roofline) for each in profiled.recordings],
         runtime=name,
         device=profiled.device,
-        least=least_on(limits, works) if limits else None,
+        least=least_on(limits, *profiled.works(feed)) if limits else None,
     )
     print_tables(profile_table(report))
     if report.least is not None:

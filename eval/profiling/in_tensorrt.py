@@ -7,6 +7,7 @@ that of its largest node; other products in it have their MACs, and no time of t
 
 from __future__ import annotations
 
+import logging
 import re
 import statistics
 import time
@@ -25,8 +26,9 @@ from eval.profiling.measure import WARM_UP, Recording, trace_of
 from eval.profiling.trace import Execution, Run, Tensor
 from upsnet.geometry import NetworkBatch
 from upsnet.kernels.choice import find_kernels
-from upsnet.runtimes.onnx_runtime import session_options
+from upsnet.runtimes.onnx_runtime import LOAD_ERRORS, first_reason, session_options
 
+logger = logging.getLogger("upsnet")
 NODES = re.compile(r"\[ONNX Layer: ([^\]]+)\]")  # in what the inspector calls Metadata
 MARKS = {
     "int8": r"int8", "float8": r"fp8|float8", "bfloat16": r"bf16|bfloat16", "float16": r"fp16|half",
@@ -90,12 +92,17 @@ def describe(entry: dict[str, Any]) -> Layer:
 
 def executions_of(source: Path, batch: NetworkBatch) -> list[Execution]:
     """Every node of the file with its module, and with its shapes from one run on the CPU; a custom operator that runs
-    from its function's body has none."""
+    from its function's body has none. A warning where ONNX Runtime cannot run the file: then none has."""
     kernels = find_kernels("auto")
     kernels.warn()
     options = session_options(library=kernels.library)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    ran = {each.path[0]: each for each in trace_of(source, options, batch).executions}
+    options.add_session_config_entry("session.disable_prepacking", "1")  # the trace leaves out weights that are packed
+    try:
+        ran = {each.path[0]: each for each in trace_of(source, options, batch).executions}
+    except LOAD_ERRORS as error:  # types that a CPU does not have, as bfloat16
+        logger.warning("%s: no shapes and no MACs: ONNX Runtime cannot run it here (%s)", source, first_reason(error))
+        ran = {}
     graph = onnx.load(str(source), load_external_data=False).graph
     nodes = zip(graph.node, node_modules(graph, {}), strict=True)
     return [

@@ -38,17 +38,20 @@ class LeastRow(BaseModel):
 
 
 class Least(BaseModel):
-    """A network on a GPU: no program can be faster, and real ones are not as fast."""
+    """A network on a GPU: no program that does the work that was counted can be faster, and real ones are not as
+    fast."""
 
     gpu: Roofline
+    counted: str = ""  # what the MACs and values are those of
     rows: list[LeastRow]  # in the order of the network
     total: LeastRow
 
 
-def least_on(gpu: Roofline, works: Iterable[Work]) -> Least:
+def least_on(gpu: Roofline, works: Iterable[Work], counted: str = "") -> Least:
     """Every node takes at least its products at the peak of the type, or its values through memory.
 
     All of the network counts as of that type; scores, boxes and masks are float32 in a real one.
+    counted: what `works` are, for the table.
     """
     kinds = [kind for kind in TYPES if gpu.peak(kind)]
     macs, values, others = defaultdict[str, int](int), defaultdict[str, int](int), defaultdict[str, int](int)
@@ -73,7 +76,7 @@ def least_on(gpu: Roofline, works: Iterable[Work]) -> Least:
         other_bytes=sum(others.values()),
         ms={kind: sum(row.ms[kind] for row in rows) for kind in kinds},
     )
-    return Least(gpu=gpu, rows=rows, total=total)
+    return Least(gpu=gpu, counted=counted, rows=rows, total=total)
 
 
 def _moved(work: Work) -> tuple[int, int]:
@@ -102,9 +105,11 @@ def least_table(least: Least, batch: int) -> Table:
         table.add_row(row.name, *cells, *(f"{row.ms[kind]:.4f}" for kind in kinds))
     rates = (1e3 * batch / max(least.total.ms[kind], 1e-9) for kind in kinds)
     table.add_row("images a second", "", "", *(f"{rate:.0f}" for rate in rates))
+    counted = f"Counted: {least.counted}. " if least.counted else ""
     table.caption = (
-        "Every node at the peak of its type or through memory at its rate, pointwise nodes with the one before them. "
-        "No program can be faster; starting kernels, small shapes and decisions in float32 come on top."
+        f"{counted}Every node at the peak of its type or through memory at its rate, pointwise nodes with the one "
+        "before them. No program that does this work can be faster; starting kernels, small shapes and decisions in "
+        "float32 come on top."
     )
     table.caption_justify = "left"
     return table

@@ -36,12 +36,12 @@ def record(model: Path, batch: NetworkBatch, threads: int, library: Path | None,
     """Times `runs` calls without the profile, then as many with it. library: of the custom operators; None: bodies."""
     kernels = BODIES if library is None else LIBRARY
     feed = dict(zip(INPUTS, batch, strict=True))
-    session = _start(model, session_options(threads, library))
+    session = _start(model, session_options(threads, library, model))
     times = _call(session, feed, runs, f"{kernels}, timing")
     del session
     with tempfile.TemporaryDirectory() as folder:
         ran = Path(folder) / "ran.onnx"
-        options = session_options(threads, library)
+        options = session_options(threads, library, model)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         options.optimized_model_filepath = str(ran)

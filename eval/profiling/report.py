@@ -72,16 +72,25 @@ def describe(report: Profile) -> str:
 def caption(report: Profile) -> str:
     """What the figures of the table are, and the roof."""
     first, roof = report.variants[0], report.roofline
-    least = min(each.total.ms / each.profiled_ms for each in report.variants)
-    disturbed = (
-        f"\nOnly {100 * least:.0f} % of a call's time is in the table: other programs had the CPU; take more --runs."
+    disturbed = "".join(
+        f"\nOnly {100 * share:.0f} % of a profiled call{_named(each, report)} is in the table: other programs had the "
+        "CPU; take more --runs."
+        for each in report.variants
+        if (share := each.total.ms / each.profiled_ms) < ENOUGH
     )
     return (
         f"Each node's median of {report.runs} runs with the profile on, which takes {first.profiled_ms:.1f} ms a call, "
         f"{first.outside_ms:.1f} of them in no node. The roof{f' ({roof.source})' * bool(roof.source)}: "
         f"{_rates(roof)}, {roof.gb_per_s:.1f} GB/s; what a cache holds can be faster."
-        f"{disturbed * (least < ENOUGH)}"
+        f"{disturbed}"
     )
+
+
+def _named(variant: Variant, report: Profile) -> str:
+    """Which of several, and how long a call of it takes: the caption has the first one's alone."""
+    if len(report.variants) == 1:
+        return ""
+    return f" {KERNELS.get(variant.kernels, variant.kernels)} ({variant.profiled_ms:.1f} ms)"
 
 
 def _rates(roof: Roofline) -> str:

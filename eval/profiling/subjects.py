@@ -9,11 +9,13 @@ import torch
 
 from eval.plans import Plan, libraries_of, source_of
 from eval.profiling import roofline
+from eval.profiling.costs import CONVOLUTIONS, PRODUCTS
 from eval.profiling.gpus import find_gpu, measure_gpu
 from eval.profiling.in_pytorch import record_pytorch
-from eval.profiling.in_tensorrt import record_plan
-from eval.profiling.measure import Recording, record
+from eval.profiling.in_tensorrt import executions_of, record_plan
+from eval.profiling.measure import BODIES, LIBRARY, Recording, record
 from eval.profiling.roofline import Roofline
+from eval.profiling.summary import Work, work_of
 from training.predictor import PyTorchPredictor
 from upsnet.device import AUTO, parse_device
 from upsnet.engines.check import check_engine
@@ -22,6 +24,11 @@ from upsnet.geometry import NetworkBatch
 from upsnet.kernels.choice import CHOICES, find_kernels, wanted_kernels
 from upsnet.manifest import Manifest
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
+
+# What the least time on a GPU counts.
+BY_FILE = "the nodes of the ONNX file, unfused and without filled channels; of the mask head the instances found here"
+BY_RUN = "what {} ran here, its padding included (rows without an instance, filled channels)"
+RUNTIMES = {LIBRARY: "ONNX Runtime", BODIES: "ONNX Runtime"}
 
 
 class Wanted(NamedTuple):
@@ -41,6 +48,17 @@ class Profiled(NamedTuple):
     recordings: list[Recording]
     roofline: Roofline
     device: str  # "cpu", or what the GPU is called
+    source: Path | None  # the ONNX file that ran, or that the plan was built from, if it is there
+
+    def works(self, feed: NetworkBatch) -> tuple[list[Work], str]:
+        """What the network has to compute, and what was counted for that: the nodes of its file as the exporter wrote
+        them, else what the first recording ran."""
+        nodes = executions_of(self.source, feed) if self.source else []
+        if nodes and all(each.outputs for each in nodes if each.operator in (*CONVOLUTIONS, *PRODUCTS)):
+            return [work_of(each, None) for each in nodes], BY_FILE
+        first = self.recordings[0]
+        counted = [work_of(each, first.graph) for each in first.runs[0].executions]
+        return counted, BY_RUN.format(RUNTIMES.get(first.kernels, first.kernels))
 
 
 class Subject(Protocol):
@@ -83,7 +101,7 @@ class InOnnxRuntime:
         model, threads, _, runs, *_ = self._wanted
         before = roofline.measure(threads)
         recordings = [record(model, feed, threads, library, runs) for library in self._libraries]
-        return Profiled(recordings, before.or_better(roofline.measure(threads)), "cpu")
+        return Profiled(recordings, before.or_better(roofline.measure(threads)), "cpu", model)
 
 
 class InPyTorch:
@@ -100,7 +118,7 @@ class InPyTorch:
         before = measure_gpu(device) if on_gpu else roofline.measure(threads)
         recordings = [record_pytorch(self._predictor, feed, self._wanted.runs)]
         after = measure_gpu(device) if on_gpu else roofline.measure(threads)
-        return Profiled(recordings, before.or_better(after), self._predictor.device_name)
+        return Profiled(recordings, before.or_better(after), self._predictor.device_name, None)
 
 
 class InTensorRT:
@@ -123,7 +141,7 @@ class InTensorRT:
         opened.close()
         source = source_of(model, self._described)
         recording = record_plan(model, feed, source, runs, **self._opening)
-        return Profiled([recording], self._roof(opened.gpu, gpu), opened.device_name)
+        return Profiled([recording], self._roof(opened.gpu, gpu), opened.device_name, source)
 
     def _roof(self, name: str, named: Roofline | None) -> Roofline:
         if torch.cuda.is_available():

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from matplotlib.figure import Figure
 from onnx import TensorProto, helper, numpy_helper
 
 import upsnet.command_line.main
+from eval.comparing import chart
 from eval.comparing.boundaries import PLACES, Instances, Outputs, order, real_proposals
 from eval.comparing.compare import compare
 from eval.comparing.errors import MOST_DB, Errors, from_centre, match
 from eval.comparing.in_tensorrt import add_outputs
 from eval.comparing.limits import LIMITS, Rounding, lesser, types_of, types_on_cpu
-from eval.comparing.report import Comparison, comparison_table
+from eval.comparing.report import Comparison, comparison_table, conclusion
 from eval.comparing.taps import Tapped
 from export.backends.tensorrt_builder import Request
 from export.backends.tensorrt_engine import rtx_environment, run_builder
@@ -303,6 +305,24 @@ def test_the_same_is_equal(made: Callable[..., Comparison]) -> None:
         "mask logits",
         "panoptic map",
     ]
+
+
+def test_a_place_without_an_error_is_none_of_the_worst(made: Callable[..., Comparison]) -> None:
+    """And has neither a bar nor a dot in the picture, in which the panoptic map has a row."""
+    assert made().worst == [] and conclusion(made()) == "equal within the limits of fp32; no place has an error"
+    report = made(
+        arrays={"C2": np.ones((1, 2, 3), np.float32), "P2": np.full((1, 4), 1.5, np.float32)},
+        panoptic=np.full((1, 64, 64), 255, np.uint8),
+    )
+    assert report.worst == ["P2"] and conclusion(report).endswith("worst: P2")
+    left, right = Figure().subplots(1, 2)
+    chart._decibels(left, report, report.places)
+    chart._errors(right, report.places)
+    lengths = dict(zip([place.name for place in report.places], left.patches, strict=True))
+    assert [name for name, bar in lengths.items() if bar.get_width()] == ["P2"]
+    words = [text.get_text().strip() for text in left.texts]
+    assert words[0] == "no error" and words[-1].startswith("0.000 % identical pixels, limit 99.9 %")
+    assert [line.get_ydata().tolist() for line in right.lines] == [[1], [1]]
 
 
 def test_another_shape(made: Callable[..., Comparison]) -> None:

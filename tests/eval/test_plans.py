@@ -22,6 +22,8 @@ from eval.profiling.trace import Execution, Tensor
 from export.building import build_engine
 from tests.upsnet.tensorrt import fake_tensorrt
 from upsnet.driver import Driver
+from upsnet.files import sha256
+from upsnet.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,9 @@ def test_a_plan_that_was_built_of_damaged_weights(
     weight = next(each for each in model.graph.initializer if each.name == "backbone.stages.2.0.project_conv.weight")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.1), weight.name))
     onnx.save(model, str(tmp_path / "model.onnx"))
-    shutil.copy(tiny_run / "model.manifest.json", tmp_path)
+    manifest = Manifest.load(tiny_run / "model.manifest.json")
+    damaged = manifest.model_copy(update={"onnx_sha256": sha256(tmp_path / "model.onnx")})
+    damaged.save(tmp_path / "model.manifest.json")
     build_engine(tmp_path / "model.onnx", tmp_path / "engine", engine.with_name("libupsnet_plugins.so"), "tensorrt")
     out = tmp_path / "compare.json"
     words = ["--limit", 1, "--blocks", "--out", out]

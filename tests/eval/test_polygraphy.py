@@ -70,6 +70,25 @@ def test_it_runs_two_files_and_compares_tensors_inside(tiny_run: Path, tmp_path:
     assert errors.snr_db == pytest.approx(theirs, abs=0.5)
 
 
+def test_it_takes_the_backbone_out_and_lints(tiny_run: Path, tmp_path: Path) -> None:
+    """The part gives what the whole has there."""
+    pytest.importorskip("onnx_graphsurgeon", reason="onnx-graphsurgeon is not installed (pip install '.[dev]')")
+    polygraphy("check", "lint", tiny_run / "model.onnx", *SHAPES, *VALUES)
+    whole, part = onnx.load(str(tiny_run / "model.onnx")), tmp_path / "backbone.onnx"
+    taps = Tapped(whole.graph).find()
+    ends = [taps["normalised photo"], taps["C5"]]
+    arguments = ["--inputs", f"{ends[0]}:auto:auto", "--outputs", f"{ends[1]}:auto"]
+    polygraphy("surgeon", "extract", tiny_run / "model.onnx", "-o", part, *arguments)
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    feed = {"images": images, "sizes": np.array([[64, 96]], np.int32), "scales": np.ones(1, np.float32)}
+    sessions = [
+        ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        for model in (with_outputs(whole, ends).SerializeToString(), str(part))
+    ]
+    photo, wanted = sessions[0].run(ends, feed)
+    np.testing.assert_allclose(sessions[1].run(ends[1:], {ends[0]: photo})[0], wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.tensorrt
 def test_it_builds_a_plan_of_rtx_with_our_plugins(tiny_run: Path, tmp_path: Path) -> None:
     if find_spec("tensorrt_rtx") is None:

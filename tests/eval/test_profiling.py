@@ -15,9 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 import upsnet.command_line.main
 from eval.profiling.costs import complete, count_bytes, count_macs
+from eval.profiling.in_tensorrt import executions_of
 from eval.profiling.measure import BODIES, LIBRARY, record
 from eval.profiling.report import Profile, caption
 from eval.profiling.roofline import Roofline
+from eval.profiling.subjects import BY_FILE
 from eval.profiling.summary import Row, Variant, summarize
 from eval.profiling.trace import Tensor, read_trace
 from upsnet.errors import InputError
@@ -210,7 +212,18 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 def profiled(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("profile")
     photo = sorted((tiny_run.parent / "shapes" / "train").iterdir())[0]
-    words = ["--photo", str(photo), "--runs", "2", "--threads", "1", "--out", str(out / "profile.json")]
+    words = [
+        "--photo",
+        str(photo),
+        "--runs",
+        "2",
+        "--threads",
+        "1",
+        "--gpu",
+        "h200",
+        "--out",
+        str(out / "profile.json"),
+    ]
     with pytest.MonkeyPatch.context() as patch:
         assert call(patch, "--model", str(tiny_run), *words, "--picture", str(out / "profile.png")) == 0
     return out
@@ -233,6 +246,47 @@ def test_the_network_by_module(profiled: Path) -> None:
     masks = [each.pop("mask head") for each in macs]
     assert masks == sorted(masks) and all(each == macs[0] for each in macs)
     assert report.shape[3] == 3 and report.roofline.gflops > 0 and report.roofline.gb_per_s > 0
+
+
+def test_the_least_time_counts_what_the_file_has(profiled: Path) -> None:
+    report = Profile.load(profiled / "profile.json")
+    assert report.least is not None
+    ran = {row.name: row.macs for row in report.variants[0].modules}
+    counted = {row.name: row.macs for row in report.least.rows}
+    if find_kernels("auto").library:
+        assert report.least.counted == BY_FILE and list(counted) == list(ran)
+        assert all(counted[name] <= macs for name, macs in ran.items())
+        assert counted["semantic head"] < ran["semantic head"]  # its score has few channels, which are filled up
+    else:
+        assert report.least.counted.startswith("what ONNX Runtime ran here") and counted == ran
+
+
+def test_neither_filled_channels_nor_packed_weights_are_missed(tmp_path: Path) -> None:
+    """A convolution to 5 channels, which ONNX Runtime would fill up, and a product whose matrix it packs."""
+    arrays = {"w": np.ones((5, 3, 3, 3), np.float32), "matrix": np.ones((5, 7), np.float32)}
+    make, value = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        make("Cast", ["images"], ["float"], "cast", to=TensorProto.FLOAT),
+        make("Transpose", ["float"], ["planes"], "planes", perm=[0, 3, 1, 2]),
+        make("Conv", ["planes", "w"], ["maps"], "conv", pads=[1, 1, 1, 1]),
+        make("GlobalAveragePool", ["maps"], ["pooled"], "pool"),
+        make("Flatten", ["pooled"], ["mean"], "mean"),
+        make("Gemm", ["mean", "matrix"], ["out"], "product"),
+    ]
+    inputs = [
+        value("images", TensorProto.UINT8, ["B", "H", "W", 3]),
+        value("sizes", TensorProto.INT32, ["B", 2]),
+        value("scales", TensorProto.FLOAT, ["B"]),
+    ]
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = helper.make_graph(nodes, "hand-made", inputs, [value("out", TensorProto.FLOAT, ["B", 7])], tensors)
+    model = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), model)
+    batch = NetworkBatch(np.ones((1, 6, 8, 3), np.uint8), np.array([[6, 8]], np.int32), np.ones(1, np.float32))
+    found = {each.operator: each for each in executions_of(model, batch)}
+    assert found["Conv"].outputs[0].shape == (1, 5, 6, 8)
+    assert [each.shape for each in found["Conv"].inputs] == [(1, 3, 6, 8), (5, 3, 3, 3)]
+    assert [each.shape for each in found["Gemm"].inputs] == [(1, 5), (5, 7)]
 
 
 def test_the_picture(profiled: Path, tiny_run: Path) -> None:
@@ -267,8 +321,20 @@ def made_up(ms: float, profiled_ms: float, int8_macs: int = 0) -> Profile:
 
 
 def test_a_disturbed_profile_says_so() -> None:
-    assert "Only 50 % of a call's time is in the table" in caption(made_up(ms=5, profiled_ms=10))
+    assert "Only 50 % of a profiled call is in the table" in caption(made_up(ms=5, profiled_ms=10))
     assert "is in the table" not in caption(made_up(ms=8, profiled_ms=10))
+
+
+def test_the_disturbed_one_of_two_is_named() -> None:
+    """The line above it has the first one's figures, which are others."""
+    report = made_up(ms=8, profiled_ms=10)
+    (second,) = made_up(ms=9, profiled_ms=30).variants
+    report.variants.append(second.model_copy(update={"kernels": BODIES}))
+    lines = [line for line in caption(report).splitlines() if "is in the table" in line]
+    assert lines == [
+        "Only 30 % of a profiled call from function bodies (30.0 ms) is in the table: other programs had the CPU; take "
+        "more --runs."
+    ]
 
 
 def test_no_module_is_grey_and_labels_stand_apart() -> None:

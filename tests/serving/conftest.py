@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from serving.repository import deploy
 from serving.server import TritonServer
 from upsnet.categories import Category
+from upsnet.contract import METADATA_KEY
 from upsnet.files import sha256
 from upsnet.geometry import NetworkBatch, ResizeRule
 from upsnet.manifest import Manifest
@@ -26,7 +27,7 @@ POISON = 1e6  # a scale above this makes the stand-in fail inside ONNX Runtime
 OUTPUTS = ("panoptic", "segments", "segment_count")
 
 
-def stand_in(path: Path) -> None:
+def stand_in(path: Path, manifest: Manifest) -> None:
     """With m = (h + w) * scale: panoptic = red > 127, segment_count = 1 + int(m) mod 3, segments = ROWS + m * COLUMNS.
 
     panoptic comes from a model-local function, as the exported graph's operators do.
@@ -89,6 +90,7 @@ def stand_in(path: Path) -> None:
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("standin", 1)]
     model = helper.make_model(graph, opset_imports=opsets, functions=[threshold], ir_version=10)
+    model.metadata_props.add(key=METADATA_KEY, value=manifest.model_dump_json())
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
@@ -98,15 +100,14 @@ class Exported:
 
     def __init__(self, folder: Path) -> None:
         self.model, self.manifest_path = folder / "model.onnx", folder / "model.manifest.json"
-        stand_in(self.model)
         things = [
             Category(id=1, name="sky", isthing=False, color=(0, 0, 255)),
             Category(id=2, name="cat", isthing=True, color=(9, 9, 9)),
         ]
         rule = ResizeRule(short_side=64, max_side=128)
-        self.manifest = Manifest(
-            name="standin", categories=things, resize=rule, max_detections=2, onnx_sha256=sha256(self.model)
-        )
+        inside = Manifest(name="standin", categories=things, resize=rule, max_detections=2)
+        stand_in(self.model, inside)
+        self.manifest = inside.model_copy(update={"onnx_sha256": sha256(self.model)})
         self.manifest.save(self.manifest_path)
         self.session = onnxruntime.InferenceSession(self.model, providers=["CPUExecutionProvider"])
 

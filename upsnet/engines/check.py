@@ -11,6 +11,7 @@ from pathlib import Path
 from upsnet.contract import is_for_tensorrt, manifest_path
 from upsnet.driver import Driver, find_driver
 from upsnet.engines.findings import Finding, failed, fine, line, unknown
+from upsnet.engines.folder import ENGINE_FILE, chosen_engine
 from upsnet.engines.here import check_cpu, check_gpu, check_platform
 from upsnet.engines.kinds import Kind, check_json, identify, regular_file
 from upsnet.engines.libraries import check_library, hash_of
@@ -21,6 +22,7 @@ from upsnet.errors import InputError
 from upsnet.files import read_json
 from upsnet.manifest import Manifest
 
+BUILDS = "`make engine` builds one"
 SEARCHED = 2**30  # bytes of an engine without a manifest
 OF_OURS = b"PanopticFusion"  # every network of this project has this operator, and a plan names its operators
 ON_A_GPU: tuple[Backend | None, ...] = ("tensorrt", "tensorrt-rtx", "torch-tensorrt")
@@ -93,9 +95,7 @@ class Look:
             return failed("file", "no engine", f"no engine: it is {self.kind.title}", self.kind.cure)
         if self.backend == "onnxruntime" and is_for_tensorrt(self.engine):
             text = "no engine: it is the ONNX file that TensorRT's builders read"
-            return failed(
-                "file", "no engine", text, f"`make engine` builds one; ONNX Runtime's is {ENGINES['onnxruntime']}"
-            )
+            return failed("file", "no engine", text, f"{BUILDS}; ONNX Runtime's is {ENGINES['onnxruntime']}")
         by_name = backend_of(self.engine)
         if by_name not in (None, self.backend):
             text = f"it is {self.kind.title}, and by its name {TITLES[by_name]}'s"  # type: ignore[index]
@@ -103,9 +103,10 @@ class Look:
         return fine("file", self.kind.title + (f" of version {self.kind.version}" if self.kind.version else ""))
 
     def _no_file(self, problem: str) -> Finding:
-        if not self.engine.is_dir():
-            return failed("file", "no engine", problem, "`make engine` builds one")
-        report = self.engine / "engine.json"
+        if not self.engine.is_dir() or self._is_chosen():
+            said = f", and {ENGINE_FILE} says that it is opened here" if self._is_chosen() else ""
+            return failed("file", "no engine", problem + said, "copy it again, or " * bool(said) + BUILDS)
+        report = self.engine / ENGINE_FILE
         text = f"a folder without an engine: none of {', '.join(ENGINES.values())} is in it"
         try:
             check_json(report)
@@ -116,7 +117,15 @@ class Look:
             outcome = found.get(backend.replace("-", "_")) if isinstance(found, dict) else None
             if isinstance(outcome, dict) and (why := outcome.get("reason") or outcome.get("errors")):
                 text += f"; {title}: {why if isinstance(why, str) else ' '.join(map(str, why))}"
-        return failed("file", "no engine", text, "`make engine` builds one")
+        return failed("file", "no engine", text, BUILDS)
+
+    def _is_chosen(self) -> bool:
+        """Whether the engine.json beside it says that its folder is opened with it."""
+        try:
+            chosen = chosen_engine(self.engine.parent)
+        except InputError:
+            return False
+        return chosen is not None and ENGINES[chosen] == self.engine.name
 
     def _manifest(self) -> Finding:
         path = engine_manifest_path(self.engine)

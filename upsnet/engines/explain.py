@@ -8,24 +8,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from upsnet.contract import LIBRARY
 from upsnet.device import AUTO, parse_device
 from upsnet.engines.check import ON_A_GPU, Look
 from upsnet.engines.describe import description, requirements
-from upsnet.engines.findings import Finding, fine, line, one, unknown
-from upsnet.engines.kinds import check_json
+from upsnet.engines.findings import Finding, failed, fine, line, one, unknown
+from upsnet.engines.folder import ENGINE_FILE, ENGINE_FOLDER, DamagedFolder, engines_in
 from upsnet.engines.libraries import try_library
 from upsnet.engines.manifest import ENGINES, EngineManifest
 from upsnet.engines.refusals import refusal
-from upsnet.errors import InputError
-from upsnet.files import PathLike, read_json
+from upsnet.files import PathLike
 from upsnet.report import Report, Sparse
 from upsnet.workshop import ROOT
 
 LONGEST = 600  # seconds that an engine may take to load
-FIRST = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-tensorrt")  # as `upsnet.load` opens one that does not say
 
 
 class Explanation(Report, Sparse):
@@ -58,14 +56,19 @@ class Explanation(Report, Sparse):
 
 
 def explain(path: PathLike, device: str = AUTO, photo: tuple[int, int] | None = None, load: bool = True) -> Explanation:
-    """Of an engine, or of the one that is opened in an engine's or a run's folder. Nothing is written.
+    """Of an engine, or of the one that is opened in an engine's folder, or in the one of a run; where that one is
+    missing, or cannot be told from its engine.json, this is what is found. Nothing is written.
 
     device: what it is to run on, see upsnet/device.py; InputError for another word. photo: height and width of one that
     the engine must hold. load: try to load the libraries, and the engine where this machine can, in processes of their
     own; this runs what is in them.
     """
-    engine, others = find_engine(Path(path))
     wanted = parse_device(device)
+    try:
+        engine, others = find_engine(Path(path))
+    except DamagedFolder as error:
+        why = failed("file", "no engine", f"says not which engine is opened: {error.text}", error.cure)
+        return Explanation(file=str(error.file), kind="", description={}, requirements={}, findings=(why,))
     look = Look(engine, wanted.number, photo, must_have_gpu=wanted.kind == "cuda")
     findings = list(look.findings())
     if load:
@@ -84,28 +87,15 @@ def explain(path: PathLike, device: str = AUTO, photo: tuple[int, int] | None = 
 
 def find_engine(path: Path) -> tuple[Path, list[str]]:
     """The file, or the engine that a folder is opened with, and the names of the others that are there. Of a run's
-    folder, its engine's. The path itself where there is none."""
-    if not path.is_dir():
+    folder, its engine's. The path itself where there is none. Raises DamagedFolder, see `engines_in`."""
+    if not os.path.isdir(path):
         return path, []
-    for folder in (path, path / "engine"):
-        names = {backend: ENGINES[backend] for backend in FIRST if os.path.isfile(folder / ENGINES[backend])}  # type: ignore[index]
-        if folder == path and list(names) == ["onnxruntime"] and os.path.isdir(path / "engine"):
-            continue  # a run's exported model
-        if names:
-            chosen = _chosen(folder)
-            name = names.pop(chosen if chosen in names else next(iter(names)))
-            return folder / name, list(names.values())
-    return path, []
-
-
-def _chosen(folder: Path) -> Any:
-    """The backend that engine.json says is opened in its folder; older ones do not say."""
-    try:
-        check_json(folder / "engine.json")
-        report = read_json(folder / "engine.json")
-    except InputError:
-        return None
-    return report.get("chosen", "onnxruntime") if isinstance(report, dict) else None
+    below = path / ENGINE_FOLDER
+    is_run = os.path.isdir(below) and not os.path.lexists(path / ENGINE_FILE)
+    # A run has its exported model, which is no engine.
+    folder = below if is_run and engines_in(path) in ([], ["onnxruntime"]) else path
+    files = [ENGINES[backend] for backend in engines_in(folder)]
+    return (folder / files[0], files[1:]) if files else (folder, [])
 
 
 def _loading(look: Look, findings: list[Finding], device: str) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def _check(part: Part, folder: Path, runs: bool) -> Finding:
         regular_file(path)
         head = read_head(path)
         if runs:
-            check_owners(path, folder)
+            check_owners(path, folder, _own_copy(folder))
     except InputError as error:
         text = f"the library {part.file} of its custom operators is missing beside it ({error})"
         return failed(what, "library missing", text, copy)
@@ -79,6 +80,11 @@ def _check(part: Part, folder: Path, runs: bool) -> Finding:
     if hash_of(path) != part.sha256:
         return _altered(path, head, copy)
     return fine(what, f"{part.file} is the one that it was built with (sha256 {part.sha256[:8]})")
+
+
+def _own_copy(folder: Path) -> str:
+    """The cure for a library of another user: it is loaded from beside its engine, and from nowhere else."""
+    return f"take a copy of the whole folder, which is yours: `cp -rL {shlex.quote(str(folder))} COPY`"
 
 
 def _altered(path: Path, head: bytes, copy: str) -> Finding:
@@ -99,7 +105,7 @@ def try_library(path: Path, kernel_abi: int | None) -> Finding:
     """Loads it, in a process of its own. kernel_abi: that the engine needs; None: any."""
     what, again = "library", "build the engine again with `make engine`"
     try:
-        check_owners(path, path.parent)
+        check_owners(path, path.parent, _own_copy(path.parent))
     except BuildError as error:
         return unknown(what, f"{path.name} is not loaded: {error}")
     try:

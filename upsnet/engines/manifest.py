@@ -6,11 +6,11 @@ import platform
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints, model_validator
 
-from upsnet.contract import CUDA_LIBRARY, LIBRARY, PLUGINS
+from upsnet.contract import CUDA_LIBRARY, INPUTS, LIBRARY, PLUGINS
 from upsnet.errors import InputError
 from upsnet.files import sha256
 from upsnet.manifest import Manifest, Precision
@@ -31,9 +31,16 @@ LIBRARIES: dict[Backend, tuple[str, ...]] = {
     "tensorrt-rtx": (PLUGINS,),
     "torch-tensorrt": (),
 }
-Shape = tuple[int, ...]
+MOST = 2**31 - 1  # of anything that is counted here but bytes
+DEEPEST = 32  # lists and objects in each other, in what is written here as it came
+Name = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Count = Annotated[int, Field(strict=True, ge=0, le=MOST)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Shape = tuple[Count, ...]
 Profile = dict[str, tuple[Shape, Shape, Shape]]  # input -> its smallest, usual and largest shape
-Counts = dict[str, dict[str, int]]  # name -> type -> how many
+Counts = dict[str, dict[str, Count]]  # name -> type -> how many
+RANKS = dict(zip(INPUTS, (4, 2, 1), strict=True))  # of a profile's shapes
 
 
 class Part(BaseModel):
@@ -41,8 +48,8 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    file: str
-    sha256: str
+    file: Name
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
     @classmethod
     def of(cls, path: Path, name: str | None = None) -> Part:
@@ -55,47 +62,73 @@ class ParityFigures(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     data: str
-    images: int
-    batch: int
+    images: Count
+    batch: Count
     reference: str  # a runtime
-    pq: float  # 0 to 1
-    difference: float  # of PQ to the reference's
-    identical: float  # share of the pixels
+    pq: Share
+    difference: float = Field(ge=-1, le=1)  # of PQ to the reference's
+    identical: Share  # of the pixels
 
 
 class EngineManifest(Report, Sparse):
-    """One engine. What a backend does not have is None or empty."""
+    """One engine. What a backend does not have is None or empty; an older version of this project left out some keys.
+
+    Values that no build writes are refused, and keys that contradict each other: custom operators of a plan without
+    their library, and an engine for GPUs without a profile.
+    """
 
     cure: ClassVar[str] = "; build the engine again with `make engine`"
 
     backend: Backend
     engine: Part
-    bytes: int
+    bytes: int = Field(strict=True, gt=0, lt=2**63)
     model: Part  # what it was built from: an ONNX file, or a checkpoint
     libraries: tuple[Part, ...] = ()  # of custom operators, beside the engine, which does not load without them
-    builder: str  # version of the backend's package
+    builder: Name  # version of the backend's package
     built_with: dict[str, str] = Field(
         default={}
     )  # further packages and their versions; "cuda": of the builder's package
-    built: str | None = None  # when: UTC, as 2026-11-30T12:00:00+00:00
-    platform: str  # as "linux-x86_64"
-    gpu: str | None = None  # that it was built on
+    # When: UTC, as 2026-11-30T12:00:00+00:00
+    built: str | None = Field(default=None, pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\+00:00$")
+    platform: Name  # as "linux-x86_64"
+    gpu: Name | None = None  # that it was built on
     # As "90": those that it runs on; with a GPU of another one it does not load.
-    compute_capabilities: tuple[str, ...] = ()
-    version_compatible: bool = False  # a newer TensorRT of the same package loads it, too
-    hardware_compatible: str | None = None  # TensorRT's HardwareCompatibilityLevel, where it is not NONE
-    kernel_abi: int | None = None  # of the plugins: see plugins_cuda/common/kernel_abi.h
+    compute_capabilities: tuple[Annotated[str, Field(pattern="^[1-9][0-9]{1,2}$")], ...] = ()
+    version_compatible: StrictBool = False  # a newer TensorRT of the same package loads it, too
+    hardware_compatible: Name | None = None  # TensorRT's HardwareCompatibilityLevel, where it is not NONE
+    kernel_abi: int | None = Field(
+        default=None, strict=True, gt=0, le=MOST
+    )  # of the plugins: see plugins_cuda/common/kernel_abi.h
     precision: Precision
     layers: Counts = Field(default={})  # those of weights by the type that they compute in
     plugins: Counts = Field(default={})  # custom operators by the type of their first input
     profiles: tuple[Profile, ...] = ()
     options: dict[str, Any] = Field(default={})  # that the builder was given
-    seconds: float | None = None  # of the build
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)  # of the build
     network: Manifest  # categories, sizes, versions
-    pixel_mean: tuple[float, float, float] | None = None  # RGB, 0 to 255; the graph normalises, a caller must not
-    pixel_std: tuple[float, float, float] | None = None
+    pixel_mean: tuple[Number, Number, Number] | None = None  # RGB, 0 to 255; the graph normalises, a caller must not
+    pixel_std: tuple[Number, Number, Number] | None = None
     configuration: dict[str, Any] | None = None  # of the training run
     parity: tuple[ParityFigures, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EngineManifest:
+        needed = LIBRARIES[self.backend] if self.backend != "onnxruntime" else ()  # that one's kernels are a server's
+        if self.plugins and needed and not self.libraries:
+            raise ValueError(f"plugins are {', '.join(self.plugins)}, and libraries has no {needed[0]}")
+        files = [part.file for part in self.libraries]
+        if len(files) != len(set(files)):
+            raise ValueError(f"libraries names one twice: {', '.join(files)}")
+        if self.backend != "onnxruntime" and not self.profiles:
+            raise ValueError(f"profiles is empty, and an engine of {self.backend} has one at least")
+        for profile in self.profiles:
+            for name, shapes in profile.items():
+                if any(len(shape) != RANKS.get(name, len(shape)) for shape in shapes):
+                    raise ValueError(f"profiles: a shape of {name} has {RANKS[name]} numbers")
+        for key in ("options", "configuration"):
+            if not _shallow(getattr(self, key), DEEPEST):
+                raise ValueError(f"{key} is deeper than {DEEPEST} lists and objects in each other")
+        return self
 
     @property
     def served(self) -> Manifest:
@@ -109,6 +142,14 @@ class EngineManifest(Report, Sparse):
         """All that this engine was made of and with. Two engines of the same inputs differ in what a build leaves to
         chance."""
         return self.model_dump(mode="json", exclude={"engine", "bytes", "built", "seconds", "parity"})
+
+
+def _shallow(value: object, levels: int) -> bool:
+    """Whether no more than so many lists and objects are in each other: what is deeper cannot be written again."""
+    if isinstance(value, dict | list | tuple):
+        inner = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(_shallow(each, levels - 1) for each in inner)
+    return True
 
 
 def this_platform() -> str:

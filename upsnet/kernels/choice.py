@@ -27,6 +27,7 @@ VARIABLE = "UPSNET_KERNELS"
 CHOICES = ("auto", "off")
 OFF = f"{VARIABLE}=off"
 OF_UPSNET = b"\x3a\x06upsnet"  # a node's domain, as the ONNX file has it: field 7, 6 bytes
+OF_FLOAT8 = b"_fp8_quantized"  # the end of a weight's name
 
 logger = logging.getLogger("upsnet")
 
@@ -106,11 +107,20 @@ def kernel_abi() -> int:
 
 def has_operators(model: Path) -> bool:
     """Whether an ONNX file has nodes of domain `upsnet`."""
+    return _holds(model, OF_UPSNET)
+
+
+def has_float8(model: Path) -> bool:
+    """Whether an ONNX file has weights of float8, as `upsnet export` names them."""
+    return _holds(model, OF_FLOAT8)
+
+
+def _holds(model: Path, words: bytes) -> bool:
     with model.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(OF_UPSNET) >= 0
+            return content.find(words) >= 0
 
 
 @cache

@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 ELF64 = b"\x7fELF\x02\x01"  # of 64 bits, the least significant byte first
+OWN = "make a copy of your own, and name its folder in UPSNET_OPERATORS"
 FOLDER = r"\w+-[0-9a-f]{24}"  # of a library that was compiled on first use
 
 
@@ -18,12 +19,13 @@ class BuildError(RuntimeError):
     """A library that cannot be compiled or loaded here; the text says why."""
 
 
-def check_owners(library: Path, top: Path) -> None:
+def check_owners(library: Path, top: Path, copy: str = OWN) -> None:
     """BuildError where somebody else decides what code is in a library: the file, or a folder from the one that it lies
     in up to `top`, belongs to another user, or others may write to it.
 
     Its user, root and the owner of this package's own code are no others. A group that may write is let be: with
-    umask 002 every checkout is so, and whoever may write there can change the Python code, too.
+    umask 002 every checkout is so, and whoever may write there can change the Python code, too. copy: the cure for a
+    file of another user.
     """
     folders = [path for path in library.parents if path == top or top in path.parents]
     for path in (*reversed(folders), library, Path(os.path.realpath(library)).parent):
@@ -37,8 +39,7 @@ def check_owners(library: Path, top: Path) -> None:
             cure = f"`chmod o-w {shlex.quote(str(path))}`"
             raise BuildError(f"{path}: others can write there, so no code is loaded from it; {cure}")
         if found.st_uid not in (0, os.geteuid(), Path(__file__).stat().st_uid):
-            cure = "make a copy of your own, and name its folder in UPSNET_OPERATORS"
-            raise BuildError(f"{path}: it is of another user ({found.st_uid}), so no code is loaded from it; {cure}")
+            raise BuildError(f"{path}: it is of another user ({found.st_uid}), so no code is loaded from it; {copy}")
 
 
 def load(library: Path) -> ctypes.CDLL:

@@ -20,12 +20,13 @@ from upsnet.engines.manifest import engine_manifest_path
 from upsnet.errors import InputError, one_line
 from upsnet.files import check_utf8
 from upsnet.geometry import NetworkBatch
-from upsnet.kernels.choice import NONE, Kernels, find_kernels, has_operators, wanted_kernels
+from upsnet.kernels.choice import NONE, Kernels, find_kernels, has_float8, has_operators, wanted_kernels
 from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
 from upsnet.runtimes.weights import start_session
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+OF_TENSORRT = ("bfloat16", "float8")  # types that a CPU's kernels, or ONNX Runtime's optimisation, do not have
 Provider = tuple[str, dict[str, str]]  # its name and its options
 LOAD_ERRORS = (
     state.EPFail,
@@ -114,13 +115,21 @@ def open_with_kernels(
         return _start(model, threads, wanted, kernels)
     except LOAD_ERRORS as error:
         cure = "export it again with `make onnx`"
-        if isinstance(error, state.NotImplemented):  # as DeformConv in 1.23
+        if any(name in str(error) for name in OF_TENSORRT):
+            cure = "the file is TensorRT's: take the other one of its export, model.onnx, or an engine (`make engine`)"
+        elif isinstance(error, state.NotImplemented):  # as DeformConv in 1.23
             cure = "take a newer ONNX Runtime, or the compiled kernels (`upsnet doctor` says which there are)"
         raise InputError(f"{model}: ONNX Runtime cannot load it ({first_reason(error)}); {cure}") from None
 
 
-def session_options(threads: int | None = None, library: Path | None = None) -> ort.SessionOptions:
-    """What every session is opened with. library: of the compiled kernels (`find_kernels`), to be registered in it."""
+def session_options(
+    threads: int | None = None, library: Path | None = None, model: Path | None = None
+) -> ort.SessionOptions:
+    """What every session is opened with.
+
+    library: of the compiled kernels (`find_kernels`), to be registered in it. model: the file that is opened; with
+    weights of float8 it is run as it is, slowly: ONNX Runtime's optimisation makes an invalid or a wrong graph of it.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # it plans the memory of each shape anew: 1.6 times the peak, and no faster
@@ -128,6 +137,8 @@ def session_options(threads: int | None = None, library: Path | None = None) -> 
         options.intra_op_num_threads = threads
     if library is not None:
         options.register_custom_ops_library(str(library))
+    if model is not None and has_float8(model):
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
 
 
@@ -166,10 +177,10 @@ def start_with_kernels(
     used.warn()
     if used.library is not None:
         try:
-            return start_session(model, session_options(threads, used.library), **providers), used
+            return start_session(model, session_options(threads, used.library, model), **providers), used
         except LOAD_ERRORS as error:  # of the library, or the model's own, which it then has without it, too
             used = Kernels(None, f"{used.library} does not run this model: {first_reason(error)}")
-    session = start_session(model, session_options(threads), **providers)
+    session = start_session(model, session_options(threads, model=model), **providers)
     used.warn()
     return session, used
 

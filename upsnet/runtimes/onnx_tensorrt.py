@@ -29,6 +29,7 @@ from upsnet.runtimes.onnx_runtime import (
 )
 
 TENSORRT = "TensorrtExecutionProvider"
+ENGINE_FOLDER = "engine"  # of a run: what `upsnet engine` has built of it
 CACHE = "onnxruntime_tensorrt"  # folder beside the model: the engines that the provider has built
 PLUGINS_VARIABLE = "UPSNET_PLUGINS"
 OTHER = "the runtime onnxruntime runs it on CUDA"
@@ -48,9 +49,9 @@ class TensorRTProviderPredictor(OnnxRuntimePredictor):
             raise InputError(f"{model}: TensorRT runs on an NVIDIA GPU alone, not on device cpu; {OTHER} or the CPU")
         if not model.is_file():
             raise InputError(f"{model}: no such model; export it with `make onnx`")
-        library = find_plugins(model)
         if problem := problem_with_tensorrt():
             raise InputError(f"{model}: no TensorRT provider ({problem}); {OTHER}")
+        library = find_plugins(model)
         options = provider_options(model, wanted.number, library, Manifest.load(manifest_path(model)))
         kernels, ahead = wanted_kernels(kernels), [(TENSORRT, options)]
         ort.disable_telemetry_events()
@@ -75,15 +76,21 @@ def problem_with_tensorrt() -> str | None:
 
 
 def find_plugins(model: Path) -> Path:
-    """The library of TensorRT's plugins: $UPSNET_PLUGINS, else the one beside the model. InputError without."""
-    variable = os.environ.get(PLUGINS_VARIABLE)
-    library = Path(variable) if variable else model.with_name(PLUGINS)
-    if not library.is_file():
+    """The library of TensorRT's plugins: $UPSNET_PLUGINS, else the one beside the model, else that of the engine's
+    folder below it. InputError without."""
+    if variable := os.environ.get(PLUGINS_VARIABLE):
+        if not Path(variable).is_file():
+            raise InputError(f"{variable}: no such plugin library, and {PLUGINS_VARIABLE} names it; unset it")
+        return Path(variable)
+    places = [model.with_name(PLUGINS), model.parent / ENGINE_FOLDER / PLUGINS]
+    found = next((each for each in places if each.is_file()), None)
+    if found is None:
         raise InputError(
-            f"{library}: no such plugin library, without which TensorRT knows none of our operators; `make plugins` "
-            f"builds it, and {PLUGINS_VARIABLE} names it; {OTHER} without it"
+            f"{model}: no {PLUGINS} beside it or in {ENGINE_FOLDER}/, without which TensorRT knows none of our "
+            f"operators: `make plugins engine` puts one into {ENGINE_FOLDER}/, and {PLUGINS_VARIABLE} names another; "
+            f"{OTHER} without it"
         )
-    return library
+    return found
 
 
 def provider_options(model: Path, gpu: int, plugins: Path, manifest: Manifest) -> dict[str, str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from upsnet import DISTRIBUTION
 from upsnet.device import AUTO
-from upsnet.engines.kinds import identify
+from upsnet.engines.folder import ENGINE_FILE, ENGINE_FOLDER, engines_in
+from upsnet.engines.kinds import identify, regular_file
 from upsnet.engines.manifest import ENGINES, Backend, backend_of
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
@@ -19,9 +19,7 @@ from upsnet.runtimes.predictor import Predictor
 from upsnet.workshop import load_module
 
 FILES = {name: runtime.file for name, runtime in RUNTIMES.items() if runtime.file}
-USUAL = ("onnxruntime", "pytorch")  # what opens a folder that does not say: the first of these that it has a file for
-ENGINE_FOLDER = "engine"  # of a run
-ENGINE_FILE = "engine.json"  # in an engine's folder: which of its engines was chosen
+USUAL = ("onnxruntime", "pytorch")  # what opens a folder without an engine: the first of these that it has a file for
 MOST_THREADS = 256  # more only wait for each other
 MODELS = (
     "a run's or an engine's folder, an .onnx file, a plan of TensorRT, a checkpoint (.safetensors) or grpc://host:port"
@@ -82,6 +80,10 @@ def _places(options: RuntimeOptions) -> dict[str, PathLike]:
         if (place := getattr(options, option)) is None:
             continue
         names = [name for name, each in RUNTIMES.items() if each.place == option]
+        if RUNTIMES[names[0]].file and os.path.isdir(place):
+            raise InputError(
+                f"{place}: a folder, and --{option} takes a file; --run takes a run's or an engine's folder"
+            )
         if options.runtime in names:
             name = options.runtime
         elif option != "engine":
@@ -148,32 +150,32 @@ CURES = dict.fromkeys(("onnxruntime", "onnxruntime-tensorrt"), "`make onnx` expo
 
 
 def _in_folder(folder: Path, runtime: str | None) -> dict[str, Path]:
-    """By runtime, the files of a folder; first what opens it without a runtime."""
-    found = {name: folder / file for name, file in FILES.items() if (folder / file).is_file()}
-    if runtime is not None and RUNTIMES[runtime].gpu:  # what it needs lies beside the engine
-        engine = folder / ENGINE_FOLDER / FILES[runtime]
-        return {**found, runtime: engine} if engine.is_file() else found
-    chosen = _chosen(folder)
-    if runtime is None and chosen is not None and chosen not in found:
-        others = f", or take --runtime {_named(found)}" if found else ""
-        raise InputError(
-            f"{folder}: {ENGINE_FILE} chose {chosen}, and its {FILES[chosen]} is missing; copy it again, or build the "
-            f"engine again with `make engine`{others}"
-        )
-    first = [name for name in (chosen, *USUAL) if name in found]
+    """By runtime, the files of a folder; first what opens it without a runtime, which is all that engine.json is asked
+    for. With a runtime, what lies in the engine's folder below it, too: the engines, and what that runtime needs."""
+    found = {name: folder / file for name, file in FILES.items() if os.path.isfile(folder / file)}
+    if runtime is not None:
+        names = [name for name, each in RUNTIMES.items() if each.place == "engine" or (each.gpu and name == runtime)]
+        below = {name: folder / ENGINE_FOLDER / FILES[name] for name in names}
+        return found | {name: file for name, file in below.items() if os.path.isfile(file)}
+    opened = engines_in(folder)[:1]
+    if opened and opened[0] not in found:
+        raise _not_there(folder, opened[0], found)
+    first = [name for name in (*opened, *USUAL) if name in found]
     return {name: found[name] for name in dict.fromkeys([*first, *found])}
 
 
-def _chosen(folder: Path) -> str | None:
-    """The runtime that engine.json says is for its folder's machine, if there is one and it says so."""
-    try:
-        facts = json.loads((folder / ENGINE_FILE).read_text())
-    except (OSError, ValueError):
-        return None
-    chosen = facts.get("chosen") if isinstance(facts, dict) else None
-    if chosen is not None and chosen not in FILES:
-        raise InputError(f"{folder / ENGINE_FILE}: chosen is {chosen!r}, and there are {', '.join(FILES)}")
-    return chosen
+def _not_there(folder: Path, chosen: Backend, found: Mapping[str, PathLike]) -> InputError:
+    what = "missing"
+    if os.path.lexists(folder / FILES[chosen]):
+        try:
+            regular_file(folder / FILES[chosen])
+        except InputError as error:
+            what = f"no engine ({error})"
+    others = f", or take --runtime {_named(found)}" if found else ""
+    return InputError(
+        f"{folder}: {ENGINE_FILE} chose {chosen}, and its {FILES[chosen]} is {what}; copy it again, or build the "
+        f"engine again with `make engine`{others}"
+    )
 
 
 def _open(name: str, place: PathLike, options: RuntimeOptions, asked: bool) -> Predictor:
@@ -198,12 +200,13 @@ def _open(name: str, place: PathLike, options: RuntimeOptions, asked: bool) -> P
 
 
 def _with_others(error: InputError, name: str, folder: Path) -> InputError:
-    """Of the engine that engine.json has chosen: what else the folder has, which nobody is given without a word."""
+    """Of the engine that a folder is opened with: what else the folder has, which nobody is given without a word."""
     found = _in_folder(folder, None) if folder.is_dir() and name not in USUAL else {}
     others = {each: file for each, file in found.items() if each != name}
     if not others:
         return error
-    return InputError(f"{error} ({ENGINE_FILE} chose {name}; there is a file for --runtime {_named(others)}, too)")
+    who = f"{ENGINE_FILE} chose {name}" if os.path.isfile(folder / ENGINE_FILE) else f"{name} opens this folder"
+    return InputError(f"{error} ({who}; there is a file for --runtime {_named(others)}, too)")
 
 
 def _named(found: Mapping[str, PathLike]) -> str:
@@ -211,4 +214,5 @@ def _named(found: Mapping[str, PathLike]) -> str:
     by_file: dict[PathLike, str] = {}
     for name, file in found.items():
         by_file.setdefault(file, name)
-    return " and ".join(by_file.values())
+    *names, last = by_file.values()
+    return f"{', '.join(names)} and {last}" if names else last

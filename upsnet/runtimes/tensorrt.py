@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import ExitStack, suppress
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,8 @@ class TensorRTPredictor:
 
     device: see upsnet/device.py; "auto" is the first GPU, as TensorRT has no other. InputError, with the cure, for an
     engine that is not what its manifest says or cannot run here, and later for a batch that no profile holds.
+
+    What it holds on the GPU is freed by `close`, else when nobody refers to it any more, else as the process ends.
     """
 
     name: Name = "tensorrt"
@@ -45,13 +49,17 @@ class TensorRTPredictor:
         if described.backend != self.name:
             raise InputError(f"{engine}: an engine of {described.backend}; --runtime {described.backend} runs it")
         self.manifest = described.served
-        api, self._cuda = open_api(self.name), Cuda.open(wanted)
+        api = open_api(self.name)
+        try:
+            self._cuda = Cuda.open(wanted)
+        except CudaError as error:
+            raise InputError(f"{engine}: {error}; --runtime onnxruntime takes the CPU") from None
         self.device_name = f"{wanted._replace(kind='cuda')} ({self._cuda.name})"
         libraries = [self.engine_path.with_name(each.file) for each in described.libraries]
         self.kernels = ", ".join(each.name for each in libraries) or "none"
         self._process = os.getpid()
         self._idle: list[Lane] = []
-        self._lanes = 0
+        self._busy: dict[object, Lane | None] = {}  # by the call; None while the lane is made
         self._changed = threading.Condition()
         library = libraries[0] if libraries else None
         with self._cuda.current():
@@ -62,6 +70,11 @@ class TensorRTPredictor:
                 opened.close()
                 raise
         self._engine: Engine | None = opened
+        self._free = weakref.finalize(self, free, self._process, self._cuda, self._idle, opened)
+
+    @property
+    def _lanes(self) -> int:
+        return len(self._idle) + len(self._busy)
 
     def _check_contract(self, engine: Engine) -> None:
         for kind, found, wanted in (("inputs", engine.inputs, INPUTS), ("outputs", engine.outputs, OUTPUTS)):
@@ -79,84 +92,99 @@ class TensorRTPredictor:
             raise InputError(
                 f"{self.engine_path}: opened in another process: CUDA does not outlive a fork; load it here"
             )
-        with self._cuda.current():
-            lane, engine = self._enter()
-            try:
-                given = dict(zip(INPUTS, (np.asarray(each) for each in batch), strict=True))
-                arrays = [given[each.name] for each in engine.inputs]
-                profile = self._find_profile(engine, arrays)
-                found = dict(zip((each.name for each in engine.outputs), lane.run(arrays, profile), strict=True))
-            except BaseException as error:
-                self._leave(lane, broken=not isinstance(error, Refused))
-                raise
-            self._leave(lane)
+        engine = self._opened()
+        given = dict(zip(INPUTS, (np.asarray(each) for each in batch), strict=True))
+        arrays = [given[each.name] for each in engine.inputs]
+        profile = self._find_profile(engine, arrays)
+        with self._cuda.current(), self._lane() as lane:
+            answer = lane.run(arrays, profile)
+        found = dict(zip((each.name for each in engine.outputs), answer, strict=True))
         return RawPrediction(*(found[name] for name in OUTPUTS))
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            raise InputError(f"{self.engine_path}: the engine is closed; load it again")
+        return self._engine
 
     def _find_profile(self, engine: Engine, arrays: list[np.ndarray]) -> int:
         for tensor, array in zip(engine.inputs, arrays, strict=True):
             if array.dtype != tensor.kind:
-                raise Refused(f"{tensor.name} is {array.dtype}, and the network takes {tensor.kind}")
+                raise InputError(f"{tensor.name} is {array.dtype}, and the network takes {tensor.kind}")
         profile = engine.find_profile([array.shape for array in arrays])
         if profile is not None:
             return profile
         images = dict(zip((each.name for each in engine.inputs), arrays, strict=True))["images"]
         size, height, width = images.shape[:3]
         profiles = ({name: (each.low, each.usual, each.high) for name, each in one.items()} for one in engine.profiles)
-        raise Refused(
+        raise InputError(
             f"{self.engine_path}: a batch of {size} at {height} x {width} is in none of its profiles, which hold "
             f"{'; '.join(map(bounds, profiles))}: build an engine whose profile holds it (`upsnet engine`), or take "
             "the runtime onnxruntime"
         )
 
-    def _enter(self) -> tuple[Lane, Engine]:
-        """A lane that nobody else has: an idle one, a new one, or the next one that is left."""
+    @contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """A lane that nobody else has meanwhile. One in which a call failed is closed: nobody takes it again."""
+        call, broken = object(), True
+        try:
+            yield self._enter(call)
+            broken = False
+        finally:  # also where Ctrl-C came inside `_enter`
+            self._leave(call, broken)
+
+    def _enter(self, call: object) -> Lane:
+        """An idle lane, a new one, or the next one that is left."""
         with self._changed:
             while True:
-                if self._engine is None:
-                    raise InputError(f"{self.engine_path}: the engine is closed; load it again")
+                engine = self._opened()
                 if self._idle:
-                    return self._idle.pop(), self._engine
+                    lane = self._busy[call] = self._idle[-1]  # noted as the call's before it leaves the list
+                    self._idle.remove(lane)
+                    return lane
                 if self._lanes < MOST_LANES:
-                    lane = Lane(self._engine)
-                    self._lanes += 1
-                    return lane, self._engine
+                    self._busy[call] = None
+                    lane = self._busy[call] = Lane(engine)
+                    return lane
                 self._changed.wait()
 
-    def _leave(self, lane: Lane, broken: bool = False) -> None:
-        """broken: nobody takes it again."""
-        if broken:
-            with suppress(InputError):
-                lane.close()
+    def _leave(self, call: object, broken: bool) -> None:
         with self._changed:
+            lane = self._busy.pop(call, None)
+            self._changed.notify_all()
+            if lane is None:
+                return
+            if lane in self._idle:
+                self._idle.remove(lane)
             if broken:
-                self._lanes -= 1
+                with suppress(InputError):
+                    lane.close()
             else:
                 self._idle.append(lane)
-            self._changed.notify_all()
 
     def close(self) -> None:
         """Waits for the calls that are under way, then frees all. A second call does nothing, nor does one in a process
         that was forked, where nothing of it can be touched."""
         if os.getpid() != self._process:
             return
-        with self._changed, ExitStack() as stack:
-            engine, self._engine = self._engine, None
-            if engine is None:
-                return
+        with self._changed:
+            self._engine = None
             self._changed.notify_all()
-            while len(self._idle) < self._lanes:
+            while self._busy:
                 self._changed.wait()
-            with suppress(CudaError):  # where CUDA has failed for good
-                stack.enter_context(self._cuda.current())
-            while self._idle:
-                self._idle.pop().close()
-            engine.close()
-            self._lanes = 0
+            self._free()
+
+
+def free(process: int, cuda: Cuda, lanes: list[Lane], engine: Engine) -> None:
+    """Whatever a predictor of that process holds; in a fork of it nothing."""
+    if os.getpid() != process:
+        return
+    with ExitStack() as stack:
+        with suppress(CudaError):  # where CUDA has failed for good
+            stack.enter_context(cuda.current())
+        while lanes:
+            lanes.pop().close()
+        engine.close()
 
 
 class TensorRTRTXPredictor(TensorRTPredictor):
     name: Name = "tensorrt-rtx"
-
-
-class Refused(InputError):
-    """Before anything was done with a batch."""

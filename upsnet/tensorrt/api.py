@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -29,6 +30,10 @@ EXTRAS: dict[Name, str] = {"tensorrt": "gpu", "tensorrt-rtx": "rtx"}
 # Every builder without a GPU logs these errors, and builds all the same.
 WITHOUT_A_GPU = ("CUDA initialization failure", "catchCudaError")
 MOST_ERRORS = 3  # that are shown
+# What our library registers; see plugins_cuda/tensorrt/registration.cpp
+PLUGIN_NAMES = frozenset(
+    {"RoiAlignFpn", "PaddedNms", "PaddedBatchedNms", "DeformConv2d", "ModulatedDeformConv2d", "PanopticFusion"}
+)
 # Its types that NumPy has, too
 NUMPY_TYPES = {
     "FLOAT": "float32",
@@ -88,6 +93,12 @@ def open_api(name: Name) -> Api:
         raise InputError(f"the package {module} does not load ({first_line(error)}); install it anew: {cure}") from None
 
 
+class Said(str):
+    """An error of a log, and the thread that it was said in."""
+
+    thread: int
+
+
 def make_logger(api: Api) -> Any:
     """A logger that keeps the errors, in `.errors`."""
     trt = api.module
@@ -95,20 +106,27 @@ def make_logger(api: Api) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.errors: list[str] = []
+            self.errors: list[Said] = []
 
         def log(self, severity: Any, message: str) -> None:
             errors = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
             if severity in errors and not any(text in message for text in WITHOUT_A_GPU):
-                self.errors.append(message)
+                said = Said(message)
+                said.thread = threading.get_ident()
+                self.errors.append(said)
 
     return Logger()
 
 
-def take_errors(logger: Any) -> list[str]:
-    """What its log has since it was asked last."""
-    errors, logger.errors = logger.errors, []
-    return list(errors)
+def take_errors(logger: Any, own: bool = False) -> list[str]:
+    """What its log has since it was asked last: what was said in this thread; where that is nothing, and not `own`
+    alone is asked for, in any, as TensorRT has threads of its own."""
+    thread, errors = threading.get_ident(), list(logger.errors)
+    taken = [each for each in errors if each.thread == thread] or ([] if own else errors)
+    for each in taken:
+        with suppress(ValueError):  # another thread took it
+            logger.errors.remove(each)
+    return [str(each) for each in taken]
 
 
 def described(errors: Sequence[str]) -> str:
@@ -129,7 +147,7 @@ def make_runtime(api: Api, logger: Any, host_code: bool = False, plugins: Path |
     if host_code:
         runtime.engine_host_code_allowed = True
     if plugins is not None and (problem := load_plugins(api, plugins)):  # it looks for the runtime's registry
-        raise InputError(f"{plugins}: {problem}")
+        raise InputError(problem)
     return runtime
 
 
@@ -195,32 +213,39 @@ _loading = threading.Lock()
 
 
 def load_plugins(api: Api, library: Path) -> str:
-    """Load the library, which registers its plugins itself, where none of the same content has been loaded yet.
-    Returns what is wrong, else "".
+    """Load the library, whose plugins the package knows then. Returns what is wrong, else "".
 
     A second build of the same plugins cannot be had in one process: it would not be registered.
     """
+    again = "build it again with `make plugins`"
     with _loading:
         try:
             content = sha256(library)
-        except OSError as error:
-            return f"the plugin library cannot be read ({error.strerror}); build it again with `make plugins`"
+        except InputError as error:
+            return f"{error}; {again}"
         loaded = _loaded.setdefault(api.module, {})
         if content in loaded:
             return ""
-        registry = api.module.get_plugin_registry()
-        before = len(registry.all_creators)
+        if loaded:
+            other = next(iter(loaded.values()))
+            return f"{other}, of another build, is loaded already: take a new process for each build"
+        registry, file = api.module.get_plugin_registry(), str(library.resolve())
         try:
-            ctypes.CDLL(str(library.resolve()))
+            ctypes.CDLL(file)
         except OSError as error:
-            return f"the plugin library cannot be loaded ({error}); build it again with `make plugins`"
-        if len(registry.all_creators) == before:
-            if loaded:
-                other = next(iter(loaded.values()))
-                return f"{other}, of another build, is loaded already: take a new process for each build"
-            return f"{library} registered no plugin with {api.name} {api.version}; build it with `make plugins`"
+            return f"{library}: the plugin library cannot be loaded ({error}); {again}"
+        # It registers itself once, with every TensorRT that is in the process by then. Where it was there before this
+        # package was, the registry has to ask.
+        if not _knows_plugins(registry):
+            registry.load_library(file)
+        if not _knows_plugins(registry):
+            return f"{library} registered no plugin of ours with {api.name} {api.version}; {again}"
         loaded[content] = library
         return ""
+
+
+def _knows_plugins(registry: Any) -> bool:
+    return not PLUGIN_NAMES.isdisjoint(each.name for each in registry.all_creators)
 
 
 # Of the builder

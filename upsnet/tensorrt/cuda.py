@@ -16,7 +16,7 @@ from upsnet.device import Device
 from upsnet.driver import gpu_problem
 from upsnet.errors import InputError, first_line
 
-MODULE = "cuda.bindings.runtime"
+MODULE, DRIVER_MODULE = "cuda.bindings.runtime", "cuda.bindings.driver"
 CURE = f"pip install '{DISTRIBUTION}[gpu]'"
 
 
@@ -28,10 +28,10 @@ class CudaError(InputError):
         self.name = name
 
 
-def open_runtime_library() -> ModuleType | Any:  # Any: it is compiled
-    """The module of CUDA's runtime. InputError, with the cure, where it is not installed."""
+def open_library(module: str) -> ModuleType | Any:  # Any: it is compiled
+    """A module of cuda-bindings. InputError, with the cure, where it is not installed."""
     try:
-        return importlib.import_module(MODULE)
+        return importlib.import_module(module)
     except ImportError as error:
         raise InputError(f"the package cuda-bindings is not installed ({first_line(error)}): {CURE}") from None
 
@@ -50,7 +50,7 @@ class Cuda:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.library = open_runtime_library()
+        self.library, self.driver = open_library(MODULE), open_library(DRIVER_MODULE)
 
     @classmethod
     def open(cls, device: Device) -> Cuda:
@@ -90,15 +90,24 @@ class Cuda:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """This GPU is the calling thread's for a while: what else the thread does with CUDA does not see it."""
+        """This GPU is the calling thread's for a while: what else the thread does with CUDA does not see it.
+
+        It stays the thread's where nothing in this process uses the GPU before it: CUDA would make a context there,
+        which takes hundreds of megabytes.
+        """
         before = int(self.call("GetDevice"))
         self.call("SetDevice", self.number)
         try:
             yield
         finally:
-            if before != self.number:
+            if before != self.number and self._is_used(before):
                 with suppress(CudaError):
                     self.call("SetDevice", before)
+
+    def _is_used(self, number: int) -> bool:
+        """Whether this process has CUDA's usual context on a GPU."""
+        status, _, active = self.driver.cuDevicePrimaryCtxGetState(number)
+        return int(status) == 0 and bool(active)
 
 
 class Buffer:
@@ -107,11 +116,23 @@ class Buffer:
     def __init__(self, cuda: Cuda, host: bool = False) -> None:
         self.cuda, self.host, self.address, self.size = cuda, host, 0, 0
 
-    def reserve(self, size: int) -> None:
-        """At least so many bytes, elsewhere where it has to grow; what was in it is gone then."""
+    def reserve(self, size: int, spare: int = 0) -> None:
+        """At least so many bytes, elsewhere where it has to grow; what was in it is gone then.
+
+        spare: how many more it takes than it had, at least, where they can be had.
+        """
         if size <= self.size:
             return
+        wanted = max(size, self.size + spare)
         self.free()
+        try:
+            self._allocate(wanted)
+        except CudaError as error:
+            if wanted == size or error.name != "cudaErrorMemoryAllocation":
+                raise
+            self._allocate(size)
+
+    def _allocate(self, size: int) -> None:
         if self.host:
             self.address = int(self.cuda.call("HostAlloc", size, int(self.cuda.library.cudaHostAllocDefault)))
         else:

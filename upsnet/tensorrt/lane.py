@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upsnet.errors import InputError
-from upsnet.tensorrt.api import can_capture, is_capturable, make_context, scratch_size
+from upsnet.tensorrt.api import can_capture, is_capturable, make_context, scratch_size, take_errors
 from upsnet.tensorrt.cuda import Buffer, CudaError, Graph, Stream
 from upsnet.tensorrt.engine import Engine, Shape
 
 ALIGNMENT = 256  # bytes, of every tensor's address: TensorRT asks for it
 MOST_GRAPHS = 8  # of one lane; each holds a context
+PATIENCE = 16  # calls without a graph, after which another shape's makes room: capturing costs several calls
 MOST_SHAPES = 64  # that are remembered
 
 logger = logging.getLogger("upsnet")
@@ -55,7 +56,8 @@ class Ready(NamedTuple):
 class Lane:
     """For one caller at a time, any thread, inside `with cuda.current():`. After an error it is to be closed.
 
-    A shape that comes a second time is captured: from then on copies and kernels are launched in one call.
+    A shape that comes a second time is captured: from then on copies and kernels are launched in one call. There are
+    MOST_GRAPHS; later one takes the place of that which was used longest ago, at most once in PATIENCE calls.
     """
 
     def __init__(self, engine: Engine, profiler: Any = None) -> None:
@@ -65,6 +67,7 @@ class Lane:
         self.device, self.scratch, self.host = Buffer(cuda), Buffer(cuda), Buffer(cuda, host=True)
         self.graphs: OrderedDict[tuple[Shape, ...], Ready] = OrderedDict()
         self._seen: OrderedDict[tuple[Shape, ...], None] = OrderedDict()
+        self._waited = 0  # calls without a graph since there was no place for more
         self._capture = profiler is None and can_capture(engine.api, engine.engine)
         self._context = self._new_context()
         self._profile = 0
@@ -78,13 +81,14 @@ class Lane:
         InputError, with TensorRT's or CUDA's own words, where that fails.
         """
         shapes = tuple(array.shape for array in arrays)
+        take_errors(self.engine.logger, own=True)  # of earlier calls
         if (ready := self.graphs.get(shapes)) is not None:
             self.graphs.move_to_end(shapes)
             self._fill(ready.layout, arrays)
             ready.graph.launch(self.stream)
             self.stream.wait()
             return self._take(ready.layout)
-        if self._capture and shapes in self._seen:
+        if self._capture and shapes in self._seen and self._has_place():
             return self._run_and_capture(arrays, shapes, profile)
         self._remember(shapes)
         if self._current is None or self._current[0] != shapes:
@@ -92,6 +96,13 @@ class Lane:
             layout = self._set(self._context, shapes, profile, switch=self._profile != profile)
             self._profile, self._current = profile, (shapes, layout)
         return self._run(self._context, self._current[1], arrays)
+
+    def _has_place(self) -> bool:
+        """Whether one more shape may be captured."""
+        if len(self.graphs) < MOST_GRAPHS:
+            return True
+        self._waited += 1
+        return self._waited >= PATIENCE
 
     def _remember(self, shapes: tuple[Shape, ...]) -> None:
         self._seen[shapes] = None
@@ -109,8 +120,11 @@ class Lane:
     ) -> list[np.ndarray]:
         """In a context of its own: one that is changed after a capture makes the graph useless. It runs once before,
         which sees to what a new shape needs and cannot be captured."""
+        self._waited = 0
         while len(self.graphs) >= MOST_GRAPHS:
-            self._drop(self.graphs.popitem(last=False)[1])
+            evicted, ready = self.graphs.popitem(last=False)
+            self._seen.pop(evicted, None)
+            self._drop(ready)
         context = self._new_context()
         layout = self._set(context, shapes, profile, switch=profile != 0)
         answer = self._run(context, layout, arrays)
@@ -153,7 +167,7 @@ class Lane:
         if size > buffer.size:
             self._current = None  # that, and the graphs, have the old address
             self._drop_all()
-            buffer.reserve(size)
+            buffer.reserve(size, spare=buffer.size // 4)  # else each shape that is a little larger moves all
 
     def _lay_out(self, context: Any, shapes: tuple[Shape, ...]) -> Layout:
         place = 0

@@ -262,4 +262,4 @@ class TestRtx:
         library = next(Path(onnx.__file__).parent.rglob("*.so"))
         found = build_rtx(tiny_run / "model.onnx", tmp_path, library)
         assert (found.status, found.stage) == ("refused", "plugins")
-        assert found.errors and "registered no plugin with tensorrt-rtx" in found.errors[0]
+        assert found.errors and "registered no plugin of ours with tensorrt-rtx" in found.errors[0]

@@ -241,3 +241,35 @@ def test_builds_with_tensorrt_rtx(plugin_files: tuple[Path, Path], tmp_path: Pat
     for label, element, shape in outputs:
         dims = [part if isinstance(part, int) else -1 for part in shape]
         assert report["outputs"][label] == [f"DataType.{types[element]}", dims]
+
+
+LOAD_PLUGINS = """
+import ctypes, importlib, sys
+from pathlib import Path
+from upsnet.tensorrt.api import PLUGIN_NAMES, Api, load_plugins
+path, *steps = sys.argv[1:]
+for step in steps:
+    if step == "dlopen":
+        ctypes.CDLL(path)
+        continue
+    module = importlib.import_module(step)
+    problem = load_plugins(Api("tensorrt-rtx" if "rtx" in step else "tensorrt", module), Path(path))
+    names = [each.name for each in module.get_plugin_registry().all_creators]
+    print(problem or all(names.count(name) == 1 for name in PLUGIN_NAMES))
+"""
+LEAN, RTX = "tensorrt_lean_bindings", "tensorrt_rtx_bindings"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [RTX, RTX], ["dlopen", RTX, RTX, "dlopen", RTX], ["dlopen", LEAN], [LEAN, RTX, LEAN, RTX], [RTX, LEAN],
+        [RTX, "dlopen", LEAN], ["dlopen", RTX, LEAN],
+    ],
+    ids=lambda steps: " ".join(each.removesuffix("_bindings") for each in steps),
+)  # fmt: skip
+def test_load_plugins_in_every_order(plugin_files: tuple[Path, Path], steps: list[str]) -> None:
+    for module in {*steps} - {"dlopen"}:
+        need(module)
+    wanted = [each for each in steps if each != "dlopen"]
+    assert run(LOAD_PLUGINS, plugin_files[1], *steps).split() == ["True"] * len(wanted)

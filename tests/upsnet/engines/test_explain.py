@@ -370,7 +370,10 @@ def test_a_cpu_without_what_the_library_needs(engine: Path, monkeypatch: pytest.
 def test_somebody_elses_library(engine: Path) -> None:
     os.chown(engine.parent / PLUGINS, 12345, -1)
     (line,) = explain(engine).errors
-    assert "it is of another user (12345), so no code is loaded from it" in line and "make a copy of your own" in line
+    assert "it is of another user (12345), so no code is loaded from it" in line
+    assert f"`cp -rL {engine.parent} COPY`" in line and "UPSNET_OPERATORS" not in line
+    with pytest.raises(InputError, match="cp -rL"):
+        check_engine(engine)
 
 
 def test_what_a_library_links_to(engine: Path) -> None:
@@ -511,8 +514,6 @@ class TestFolders:
         (folder / "engine.json").write_text('{"chosen": "tensorrt-rtx"}')
         assert explain(folder).file == str(folder / "model.rtx.plan")
         assert "Also there: model.plan; name one to have it explained." in ask(folder).stdout
-        (folder / "engine.json").write_text("{")
-        assert explain(folder).file == str(engine)
 
     def test_a_runs_folder(self, engine: Path) -> None:
         run = engine.parent.parent
@@ -567,9 +568,12 @@ class TestHostileInput:
 
     def test_pipes_in_the_place_of_small_files(self, engine: Path) -> None:
         """Nothing waits for somebody to write into them."""
-        os.mkfifo(engine.with_name("engine.json"))
         os.mkfifo(engine.with_name("model.manifest.json"))
         assert explain(engine.parent).verdict == "It loads here."
+        os.mkfifo(engine.with_name("engine.json"))
+        assert "engine.json: says not which engine is opened: a pipe, not a file" in explain(engine.parent).errors[0]
+        assert explain(engine).verdict == "It loads here."
+        engine.with_name("engine.json").unlink()
         engine_manifest_path(engine).unlink()
         assert "no manifest" in [each.cause for each in explain(engine).findings]
         engine.unlink()

@@ -148,8 +148,15 @@ def test_what_is_missing_is_named(model: Path, monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(InputError, match=r"no TensorRT provider \(the package onnxruntime has none"):
         TensorRTProviderPredictor(model)
     (tmp_path / PLUGINS).unlink()
-    with pytest.raises(InputError, match=f"{PLUGINS}: no such plugin library"):
+    with pytest.raises(InputError, match=r"no TensorRT provider"):  # first, as no plugins cure it
         TensorRTProviderPredictor(model)
+    monkeypatch.setattr(onnx_runtime.ort, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    with pytest.raises(InputError, match=rf"model\.onnx: no {PLUGINS} beside it or in engine/.*`make plugins engine`"):
+        TensorRTProviderPredictor(model)
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / PLUGINS).touch()
+    TensorRTProviderPredictor(model)
+    assert Session.asked[0][1]["trt_extra_plugin_lib_paths"] == str(tmp_path / "engine" / PLUGINS)
     monkeypatch.setenv(PLUGINS_VARIABLE, str(tmp_path / "elsewhere.so"))
     with pytest.raises(InputError, match=r"elsewhere\.so: no such plugin library"):
         TensorRTProviderPredictor(model)

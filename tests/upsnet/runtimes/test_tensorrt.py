@@ -18,10 +18,12 @@ from tests.upsnet.tensorrt.engines import SHAPES, Make, same
 from tests.upsnet.tensorrt.fake_tensorrt import World
 from tests.upsnet.tensorrt.graphs import make_batch
 from upsnet.contract import PLUGINS
+from upsnet.device import parse_device
 from upsnet.errors import InputError
 from upsnet.runtimes import tensorrt
 from upsnet.runtimes.tensorrt import TensorRTPredictor, TensorRTRTXPredictor
 from upsnet.tensorrt import lane as lane_module
+from upsnet.tensorrt.cuda import Buffer, Cuda, CudaError
 
 # What it computes
 
@@ -69,12 +71,60 @@ def test_as_many_graphs_as_are_allowed(
     predictor: TensorRTPredictor, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane_module, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(lane_module, "PATIENCE", 1)
     predictor.predict(make_batch(4, 96, 96))  # no memory grows later
     for seed, size in enumerate((1, 1, 2, 2, 1, 3, 3)):
         assert same(predictor, make_batch(size, seed=seed))
     (lane,) = predictor._idle
     assert [key[0][0] for key in lane.graphs] == [1, 3], "what was used last stays"
     assert world.cuda.held().count("GraphExec") == 2
+    captures = world.cuda.calls.count("cudaStreamBeginCapture")
+    assert captures == 3
+    predictor.predict(make_batch(2))
+    assert world.cuda.calls.count("cudaStreamBeginCapture") == captures, "what made room earns its graph again"
+    predictor.predict(make_batch(2))
+    assert [key[0][0] for key in lane.graphs] == [3, 2]
+
+
+def test_more_shapes_than_graphs_are_not_captured_again_and_again(
+    predictor: TensorRTPredictor, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_module, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(lane_module, "PATIENCE", 6)
+    predictor.predict(make_batch(4, 96, 96))
+    calls = 0
+    for seed in range(10):
+        for size in (1, 2, 3, 4):
+            calls += 1
+            assert same(predictor, make_batch(size, seed=seed))
+    captures = world.cuda.calls.count("cudaStreamBeginCapture")
+    assert 2 + 2 <= captures <= 2 + calls / 6, "others get their turn, and not at every call"
+    for seed in range(lane_module.PATIENCE + 2):  # one that stays gets its graph
+        assert same(predictor, make_batch(2, 32, 96, seed))
+    launched = world.cuda.calls.count("cudaGraphLaunch")
+    predictor.predict(make_batch(2, 32, 96))
+    assert world.cuda.calls.count("cudaGraphLaunch") == launched + 1
+
+
+def test_shapes_that_grow_by_little_move_seldom(predictor: TensorRTPredictor, world: World) -> None:
+    heights = range(32, 97, 2)
+    for height in heights:
+        assert same(predictor, make_batch(1, height, 96))
+    assert world.cuda.calls.count("cudaHostAlloc") <= 6 < len(heights)
+
+
+def test_memory_that_is_short_is_no_larger_than_needed(world: World) -> None:
+    cuda = Cuda.open(parse_device("cuda"))
+    buffer = Buffer(cuda)
+    buffer.reserve(1000)
+    buffer.reserve(1100, spare=250)
+    assert buffer.size == 1250
+    world.cuda.memory = 1400
+    buffer.reserve(1300, spare=312)
+    assert buffer.size == 1300 and world.cuda.held() == ["device memory of 1300 bytes"]
+    with pytest.raises(CudaError, match="cudaErrorMemoryAllocation"):
+        buffer.reserve(1500, spare=325)
+    assert (buffer.address, buffer.size) == (0, 0) and world.cuda.held() == []
 
 
 def test_scratch_memory_that_grows_late_moves_all(
@@ -201,6 +251,7 @@ def test_it_closes_when_the_last_call_is_done(make: Make, world: World, monkeypa
 
 def test_another_gpu_is_current_during_a_call_and_not_after_it(make: Make, world: World) -> None:
     world.cuda.gpus = 2
+    world.cuda.contexts.add(0)  # somebody else's
     engine = make()
     with closing(TensorRTPredictor(engine, "cuda:1")) as predictor:
         assert predictor.device_name == "cuda:1 (Fake GPU)"
@@ -211,6 +262,13 @@ def test_another_gpu_is_current_during_a_call_and_not_after_it(make: Make, world
     assert world.cuda.device == 0 and world.cuda.held() == [] and world.cuda.misuses == []
 
 
+def test_no_context_is_made_on_another_gpu(make: Make, world: World) -> None:
+    world.cuda.gpus = 2
+    with closing(TensorRTPredictor(make(), "cuda:1")) as predictor:
+        assert same(predictor, make_batch(1))
+    assert world.cuda.contexts == {1} and world.cuda.misuses == []
+
+
 @pytest.mark.parametrize(
     ("gpus", "device", "message"),
     [
@@ -218,7 +276,7 @@ def test_another_gpu_is_current_during_a_call_and_not_after_it(make: Make, world
         (1, "cuda:1", "device cuda:1: there is 1 NVIDIA GPU, cuda:0"),
         (2, "cuda:5", "device cuda:5: there are 2 NVIDIA GPUs"),
         (1, "gpu", "device 'gpu': use auto, cpu, cuda or cuda:N"),
-        (0, "auto", r"this machine has no NVIDIA GPU .*\(cudaErrorInsufficientDriver\)"),
+        (0, "auto", r"model\.plan: this machine has no NVIDIA GPU .*\(cudaErrorInsufficientDriver\); --runtime onnxr"),
     ],
 )
 def test_a_device_that_cannot_be_had(make: Make, world: World, gpus: int, device: str, message: str) -> None:

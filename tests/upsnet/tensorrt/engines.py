@@ -83,7 +83,7 @@ def make(world: World, tmp_path: Path) -> Make:
         ctypes.CDLL(str(library))
         engine = tmp_path / ENGINES[name]
         engine.write_bytes(bytes(build(api.module, model, profiles, flags)))
-        world.plugins.clear()  # as in the process that opens it later
+        world.forget_libraries()  # as in the process that opens it later
         EngineManifest(
             backend=name,
             engine=Part.of(engine),

@@ -137,6 +137,7 @@ class FakeCuda:
         self.sticky = OK
         self.allocations: dict[int, Memory] = {}
         self.handles: dict[int, Handle] = {}
+        self.contexts: set[int] = set()  # GPUs that this process has CUDA's usual context on
         self._next = FIRST_ADDRESS
         self._lock = threading.RLock()
         self._thread = threading.local()
@@ -367,6 +368,7 @@ class FakeCuda:
         if not 0 <= device < self.gpus:
             raise Fault(E.cudaErrorInvalidDevice)
         self._thread.device = device
+        self.contexts.add(device)  # since CUDA 12
 
     def _GetDevice(self) -> int:
         return self.device
@@ -416,8 +418,13 @@ class FakeCuda:
         finally:
             self._thread.device = before
 
+    def cuDevicePrimaryCtxGetState(self, dev: int) -> tuple[int, int, int]:
+        """The driver's: status, flags, whether it is active."""
+        return 0, 0, int(dev in self.contexts)
+
 
 FUNCTIONS = {f"cuda{name[1:]}": name for name in vars(FakeCuda) if name[0] == "_" and name[1:2].isupper()}
+DRIVER_FUNCTIONS = ("cuDevicePrimaryCtxGetState",)
 ANY_TIME = ("cudaGetDeviceCount", "cudaDriverGetVersion", "cudaRuntimeGetVersion", "cudaGetDevice")
 
 
@@ -432,6 +439,14 @@ def make_module(cuda: FakeCuda) -> ModuleType:
     module.cudaGetErrorString = lambda error: (OK, f"what {cudaError_t(error).name} means".encode())
     for name, own in FUNCTIONS.items():
         setattr(module, name, _call(cuda, name, getattr(cuda, own)))
+    return module
+
+
+def make_driver(cuda: FakeCuda) -> ModuleType:
+    """What stands for the module `cuda.bindings.driver`."""
+    module: Any = ModuleType("cuda.bindings.driver")
+    for name in DRIVER_FUNCTIONS:
+        setattr(module, name, getattr(cuda, name))
     return module
 
 

@@ -57,11 +57,16 @@ class World:
         self.flavour = fake_names.FLAVOURS[flavour]
         self.cuda = fake_cuda.FakeCuda(gpus, capability=capability)
         self.plugins: set[str] = set()
+        self.libraries: set[bytes] = set()  # that are in the process: a constructor runs once
         self.refused_operators: set[str] = set()
         self.capturable = True
         self.compiled = 0  # kernels, by TensorRT-RTX as it ran
         self.trt = make_module(self)
-        self.modules = {self.flavour.module: self.trt, "cuda.bindings.runtime": fake_cuda.make_module(self.cuda)}
+        self.modules = {
+            self.flavour.module: self.trt,
+            "cuda.bindings.runtime": fake_cuda.make_module(self.cuda),
+            "cuda.bindings.driver": fake_cuda.make_driver(self.cuda),
+        }
         for name, module in self.modules.items():
             module.__spec__ = ModuleSpec(name, None)
 
@@ -79,8 +84,15 @@ class World:
         if not data[ELF_HEADER:].startswith(MARK):
             return None
         facts = json.loads(data[ELF_HEADER + len(MARK) :])
-        self.plugins |= set(facts["plugins"])
+        if data not in self.libraries:
+            self.plugins |= set(facts["plugins"])
+        self.libraries.add(data)
         return SimpleNamespace(upsnet_kernel_abi=lambda: facts["kernel_abi"], _name=str(library), _handle=0)
+
+    def forget_libraries(self) -> None:
+        """As in a new process."""
+        self.plugins.clear()
+        self.libraries.clear()
 
 
 class ILogger:
@@ -178,6 +190,13 @@ class Registry:
     def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> Any:
         return next((each for each in self.all_creators if each.name == type), None)
 
+    def load_library(self, plugin_path: str) -> object | None:
+        """None where there is nothing to register."""
+        before = set(self._world.plugins)
+        self._world.load(Path(plugin_path))
+        self._world.plugins |= set(json.loads(Path(plugin_path).read_bytes()[ELF_HEADER + len(MARK) :])["plugins"])
+        return object() if self._world.plugins != before else None
+
 
 def write_plugins(path: Path, names: tuple[str, ...] = PLUGIN_NAMES, kernel_abi: int = 1) -> Path:
     """A "library" that ctypes.CDLL takes where the fake is installed: it registers these plugins."""
@@ -244,7 +263,7 @@ def environment(flavour: str = "11.1", gpus: int = 1, capability: tuple[int, int
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Installs them when somebody asks for one."""
 
-    names = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda.bindings.runtime")
+    names = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda.bindings.runtime", "cuda.bindings.driver")
 
     def __init__(self, world: World) -> None:
         self.world = world

@@ -89,6 +89,10 @@ def test_every_name_of_the_fake_cuda_is_one_of_cuda_bindings() -> None:
         really = re.findall(r"(\w+)(?=,|\))", re.sub(r": \w+", "", head.partition("(")[2]))
         taken = [each for each in inspect.signature(getattr(fake_cuda.FakeCuda, own)).parameters if each != "self"]
         assert taken == really, f"{name}: {taken}, really {head}"
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    for name in fake_cuda.DRIVER_FUNCTIONS:
+        taken = [each for each in inspect.signature(getattr(fake_cuda.FakeCuda, name)).parameters if each != "self"]
+        assert taken == re.findall(r"(\w+)(?=,|\))", getattr(driver, name).__doc__.splitlines()[0].partition("(")[2])
 
 
 # What the fakes do
