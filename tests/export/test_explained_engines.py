@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 from typer.testing import CliRunner, Result
 
+from export.building import build_engine
+from tests.plugins_cuda.tensorrt.libraries import built, need
 from tests.upsnet.engines.engine_folders import NO_GPU, snapshot
 from upsnet.command_line.command import make_app
 from upsnet.command_line.explain import main
@@ -78,10 +79,11 @@ def test_somebody_elses_onnx_file(tmp_path: Path) -> None:
     assert line == f"{tiny}: not an upsnet model (no upsnet.manifest metadata); export it with `make onnx`"
 
 
+@pytest.mark.tensorrt
 def test_a_plan_of_tensorrt_rtx_without_a_gpu(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("tensorrt_rtx_bindings")
     plan = run / "engine/model.rtx.plan"
-    if not plan.is_file():
-        pytest.skip("needs TensorRT-RTX and the plugins (make plugins)")
+    build_engine(run / "model.onnx", plan.parent, built("cpu")[1], "tensorrt-rtx")
     monkeypatch.setattr(check, "find_driver", lambda: NO_GPU)
     before = snapshot(run)
     answer = ask(plan)
@@ -98,8 +100,7 @@ def test_a_plan_of_tensorrt_rtx_without_a_gpu(run: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.tensorrt
 def test_the_header_of_a_real_plan(tmp_path: Path) -> None:
-    if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
-        pytest.skip("needs TensorRT-RTX")
+    need("tensorrt_rtx_bindings")
     import tensorrt_rtx_bindings as trt
 
     plan = tmp_path / "model.rtx.plan"

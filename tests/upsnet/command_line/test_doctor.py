@@ -26,7 +26,6 @@ def test_the_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     library = build("onnxruntime", "")
     monkeypatch.setenv("UPSNET_OPERATORS", str(library.parent))
-    monkeypatch.setenv("UPSNET_CPU_LEVEL", "v2")
     answer = ask()
     kernels, *facts = answer.stdout.splitlines()
     assert kernels.startswith(f"kernels: {LIBRARY}") and kernels.endswith(f", {library}")
