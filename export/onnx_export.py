@@ -242,6 +242,7 @@ def main(
         if calibrate is not None or photos is not None:
             raise InputError(
                 f"{named} has nothing of int8 or fp8, for which photos are measured: leave out --calibrate and --photos"
+                + ("" if recipe else ", or take --precision int8 or fp8")
             )
     elif calibrate is None:
         raise InputError(f"{named} needs photos: --calibrate {OWN}, or --calibrate FOLDER")

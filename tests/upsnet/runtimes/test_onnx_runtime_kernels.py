@@ -57,7 +57,9 @@ def test_a_library_that_does_not_run_this_model(
     monkeypatch.setenv("UPSNET_OPERATORS", str(library.parent))
     plain = onnx_runtime.session_options
 
-    def options(threads: int | None = None, library: Path | None = None) -> onnx_runtime.ort.SessionOptions:
+    def options(
+        threads: int | None = None, library: Path | None = None, model: Path | None = None
+    ) -> onnx_runtime.ort.SessionOptions:
         made = plain(threads)
         if library is not None:
             made.optimized_model_filepath = "/no/such/folder/model.onnx"  # ends the session's start
