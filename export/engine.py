@@ -13,6 +13,7 @@ from export.building import Engine as Engine
 from export.exported import read_exported
 from export.options import EngineOptions
 from export.profiles import chosen_profiles
+from upsnet.engines.manifest import Profile
 from upsnet.errors import InputError
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -66,12 +67,12 @@ def main(
     ] = None,
 ) -> None:
     """Build what this machine can run: ONNX Runtime's kernels, TensorRT's plan; says what it found, and chose."""
-    manifest = read_exported(model).manifest
-    profiles = batch or size or profile
+    profiles: tuple[Profile, ...] = ()
+    if batch or size or profile:  # a large model is read for them alone
+        manifest = read_exported(model).manifest
+        profiles = chosen_profiles(manifest.resize, manifest.max_batch, batch or (), size or (), profile or ())
     options = EngineOptions(
-        profiles=chosen_profiles(manifest.resize, manifest.max_batch, batch or (), size or (), profile or ())
-        if profiles
-        else (),
+        profiles=profiles,
         workspace=None if workspace is None else _parse_bytes(workspace),
         level=level,
         timing_cache=timing_cache,

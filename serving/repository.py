@@ -13,14 +13,14 @@ import numpy as np
 from export.profiles import optimization_profile
 from serving.limits import Limits
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
-from upsnet.engines.manifest import EngineManifest, Part, Profile, Shape, engine_manifest_path
+from upsnet.engines.manifest import ENGINES, EngineManifest, Part, Profile, Shape, engine_manifest_path
 from upsnet.errors import InputError
 from upsnet.files import WriteError, sha256, staged_folder, writing
 from upsnet.json_model import JsonModel
 from upsnet.manifest import Manifest
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "triton_repo"
-PLAN = "model.plan"
+PLAN = ENGINES["tensorrt"]
 CONFIGS = ("config.pbtxt", "configs/cpu.pbtxt")  # of each model: for the container, for the server of the wheel
 WARM_UP = {"sizes": np.ones(2, np.int32), "scales": np.ones(1, np.float32)}  # of an image; its pixels are zero
 

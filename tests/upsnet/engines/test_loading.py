@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 import upsnet
 from tests.upsnet.engines.engine_folders import GPU, PROFILE, rewrite, snapshot
+from tests.upsnet.tensorrt.engines import build
 from tests.upsnet.tensorrt.fake_tensorrt import environment, install, write_plugins
 from tests.upsnet.tensorrt.graphs import manifest, write_graph
 from upsnet.contract import PLUGINS
@@ -23,7 +23,7 @@ from upsnet.engines.explain import explain
 from upsnet.engines.gpus import GPUS
 from upsnet.engines.manifest import ENGINES, EngineManifest, Part, engine_manifest_path, this_platform
 from upsnet.errors import InputError
-from upsnet.tensorrt.api import Name, make_logger, open_api
+from upsnet.tensorrt.api import Name, open_api
 
 CAPABILITY = (8, 9)
 Make = Callable[..., Path]
@@ -42,7 +42,7 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
         library.chmod(0o755)
         model = write_graph(tmp_path / "model.onnx")
         ctypes.CDLL(str(library))
-        engine.write_bytes(build(open_api(name).module, make_logger(open_api(name)), model))
+        engine.write_bytes(bytes(build(open_api(name).module, model, (PROFILE,))))
         world.plugins.clear()
         EngineManifest(
             backend=name,
@@ -63,19 +63,6 @@ def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Make:
         return engine
 
     return make_engine
-
-
-def build(trt: Any, logger: Any, model: Path) -> bytes:
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse(model.read_bytes()), [parser.get_error(index).desc() for index in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    for name, shapes in PROFILE.items():
-        profile.set_shape(name, *shapes)
-    config.add_optimization_profile(profile)
-    return bytes(builder.build_serialized_network(network, config))
 
 
 @pytest.mark.parametrize(("name", "flavour"), [("tensorrt", "11.1"), ("tensorrt-rtx", "rtx")])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +15,7 @@ from tests.upsnet.tensorrt.fake_tensorrt import World, install, write_plugins
 from tests.upsnet.tensorrt.graphs import expected, manifest, write_graph
 from upsnet.contract import PLUGINS
 from upsnet.driver import Driver
-from upsnet.engines.manifest import ENGINES, EngineManifest, Part, Profile, engine_manifest_path
+from upsnet.engines.manifest import ENGINES, EngineManifest, Part, Profile, engine_manifest_path, this_platform
 from upsnet.geometry import NetworkBatch
 from upsnet.runtimes.tensorrt import TensorRTPredictor, TensorRTRTXPredictor
 from upsnet.tensorrt.api import Name, make_logger, open_api
@@ -36,11 +34,12 @@ SHAPES = [(1, 64, 96), (2, 64, 96), (1, 32, 32), (4, 96, 96), (1, 96, 64)]
 Make = Callable[..., Path]
 
 
-def build(trt: Any, model: Path, profiles: tuple[Profile, ...], flags: tuple[str, ...]) -> Any:
+def build(trt: Any, model: Path, profiles: tuple[Profile, ...], flags: tuple[str, ...] = ()) -> Any:
     logger = make_logger(open_api("tensorrt-rtx" if trt._world.flavour.rtx else "tensorrt"))
     builder = trt.Builder(logger)
     network, config = builder.create_network(0), builder.create_builder_config()
-    assert trt.OnnxParser(network, logger).parse(model.read_bytes())
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(model.read_bytes()), [parser.get_error(index).desc() for index in range(parser.num_errors)]
     for flag in flags:
         config.set_flag(trt.BuilderFlag[flag])
     for shapes in profiles:
@@ -91,7 +90,7 @@ def make(world: World, tmp_path: Path) -> Make:
             model=Part.of(model),
             libraries=(Part.of(library),),
             builder=api.version,
-            platform=f"{sys.platform}-{platform.machine()}",
+            platform=this_platform(),
             version_compatible="VERSION_COMPATIBLE" in flags,
             precision="fp32",
             profiles=profiles,
