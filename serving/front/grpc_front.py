@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import re
 import time
@@ -39,6 +40,7 @@ ATTEMPTS = "grpc-previous-rpc-attempts"  # of a call that gRPC retries
 UNLIMITED = 2**31 - 1
 STREAMS = 64  # of one connection; its further calls wait with the client
 OTHER_CALLS = 16 * STREAMS  # beside the inferences: health, metadata, and calls whose message does not come
+QUIET = 0.1  # seconds without a new call after which the server stops
 WATCH_SECONDS, MOST_WATCHERS = 0.5, 16  # between two looks at the health; who may look at a time
 SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # else a second server takes half of the calls, and nobody is told
@@ -87,6 +89,7 @@ class GrpcFront(grpc.GenericRpcHandler):
             **{f"{TRITON}{name}": self._forward for name in FORWARDED},
         }
         self._watchers = 0
+        self._arrived = -math.inf  # when the newest call came
         self._server: grpc.aio.Server | None = None
         self._channel: grpc.aio.Channel | None = None
 
@@ -115,14 +118,22 @@ class GrpcFront(grpc.GenericRpcHandler):
         return port
 
     async def stop(self, seconds: float) -> None:
-        """New calls are refused at once; those under way have these seconds, and are then cancelled."""
+        """New calls are refused at once; those under way have these seconds, and are then cancelled.
+
+        gRPC cancels the calls that it has received and not yet handed over when it stops, which tells their callers
+        that they did so themselves. So the server answers for as long as calls keep coming, within the seconds.
+        """
         if self._server is not None:
-            await self._server.stop(seconds)
+            end = time.monotonic() + seconds
+            while (wait := min(self._arrived + QUIET, end) - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            await self._server.stop(max(0.0, end - time.monotonic()))
         if self._channel is not None:
             await self._channel.close()
         self._shared.close()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        self._arrived = time.monotonic()
         path: str = handler_call_details.method  # type: ignore[assignment]
         if path == f"{TRITON}ModelStreamInfer":
             return grpc.stream_stream_rpc_method_handler(self._stream)

@@ -532,6 +532,32 @@ def test_a_stop_lets_what_was_accepted_end_and_refuses_the_rest() -> None:
     asyncio.run(main())
 
 
+def test_a_stop_under_load_cancels_nobody() -> None:
+    """Callers who keep asking until they are refused get an answer or UNAVAILABLE, as often as it is tried."""
+
+    async def main() -> set[str]:
+        async with bench(LIMITS._replace(max_waiting=1000)) as made:
+            ended: list[str] = []
+
+            async def call() -> None:
+                while "UNAVAILABLE" not in ended:
+                    try:
+                        await made.infer()
+                        ended.append("OK")
+                    except grpc.aio.AioRpcError as error:
+                        ended.append(error.code().name)
+
+            callers = [asyncio.ensure_future(call()) for _ in range(48)]
+            await until(lambda: len(ended) >= 48)
+            made.admission.drain()
+            await made.front.stop(5)
+            await asyncio.gather(*callers)
+            return set(ended)
+
+    for _ in range(5):
+        assert asyncio.run(main()) == {"OK", "UNAVAILABLE"}
+
+
 def test_an_idle_connection_does_not_hold_up_a_stop() -> None:
     async def main() -> None:
         async with bench() as made:
