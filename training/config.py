@@ -118,18 +118,45 @@ class MaskHeadConfig(Section):
     layers: Layers = 4
 
 
-class SemanticHeadConfig(Section):
-    """`channels`: output channels of each 3x3 convolution. `deformable` False makes them ordinary ones (ablation)."""
+class SubnetConfig(Section):
+    """UPSNet's semantic head, one subnet for all levels. `channels`: output channels of each 3x3 convolution.
+    `deformable` False makes them ordinary ones (ablation)."""
 
+    kind: Literal["subnet"] = "subnet"
     channels: tuple[Channels, ...] = Field((256, 128, 128), min_length=1)
     deformable: bool = True
 
 
-class PanopticConfig(Section):
-    """The parameter-free panoptic head. It looks at the best class of each proposal: no other can score over .5."""
+class ChainsConfig(Section):
+    """Panoptic FPN's semantic head (Kirillov et al., CVPR 2019): a chain of convolutions for each level, GroupNorm."""
 
+    kind: Literal["chains"]
+    channels: Channels = 128
+    groups: Channels = 32  # of GroupNorm
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ChainsConfig:
+        if self.channels % self.groups:
+            raise ValueError(f"{self.channels} channels do not make {self.groups} groups")
+        return self
+
+
+SemanticHeadConfig = Annotated[SubnetConfig | ChainsConfig, Field(discriminator="kind")]
+
+
+class PanopticConfig(Section):
+    """The parameter-free panoptic head. It looks at the best class of each proposal: no other can score over .5.
+
+    merge: how detections and semantic logits become one map. `logits`: UPSNet's (CVPR 2019), an argmax over stuff,
+    instances and unknown. `heuristic`: Panoptic FPN's, the masks in the order of their scores, then the stuff; the
+    semantic head then knows all things as one class, and a detection that scores just the threshold stays.
+    by_class: detections of different classes do not suppress each other.
+    """
+
+    merge: Literal["logits", "heuristic"] = "logits"
     score_threshold: float = Field(0.6, ge=0.5, lt=1.0)
     nms_threshold: Share = 0.5
+    by_class: bool = False
     max_detections: int = Field(100, ge=1, le=150)
     mask_overlap: Share = 0.3
     stuff_area_limit: float = Field(4096.0, ge=0)
@@ -137,8 +164,8 @@ class PanopticConfig(Section):
 
 
 class ModelConfig(Section):
-    """`conventions`: what the weights take for granted, see training/conventions.py; imported ones need `upsnet`. The
-    pixels' means and deviations are theirs unless given, in RGB order."""
+    """`conventions`: what the weights take for granted, see training/conventions.py; imported ones need `upsnet`
+    or `detectron2`. The pixels' means and deviations are theirs unless given, in RGB order."""
 
     conventions: ConventionsName = "ours"
     backbone: BackboneConfig = HybridConfig()
@@ -146,7 +173,7 @@ class ModelConfig(Section):
     rpn: RpnConfig = RpnConfig()
     box_head: BoxHeadConfig = BoxHeadConfig()
     mask_head: MaskHeadConfig = MaskHeadConfig()
-    semantic_head: SemanticHeadConfig = SemanticHeadConfig()
+    semantic_head: SemanticHeadConfig = SubnetConfig()
     panoptic: PanopticConfig = PanopticConfig()
     pixel_mean: tuple[float, float, float] = OURS.pixel_mean
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = OURS.pixel_std
@@ -154,8 +181,8 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: object) -> object:
-        """A backbone is a hybrid one unless it says otherwise; pixels are scaled by the conventions. `legacy`, true or
-        false, is what older versions called the conventions `upsnet` and `ours`."""
+        """A backbone is a hybrid one and a semantic head a subnet unless they say otherwise; pixels are scaled by the
+        conventions. `legacy`, true or false, is what older versions called the conventions `upsnet` and `ours`."""
         if not isinstance(values, dict):
             return values
         if "legacy" in values:
@@ -163,9 +190,10 @@ class ModelConfig(Section):
             named = {True: "upsnet", False: "ours"}[legacy] if isinstance(legacy, bool) else None
             if values.setdefault("conventions", named) != named or named is None:
                 raise ValueError("legacy contradicts conventions, or is neither true nor false; leave it out")
-        backbone = values.get("backbone")
-        if isinstance(backbone, dict) and "kind" not in backbone:
-            values = values | {"backbone": backbone | {"kind": "hybrid"}}
+        for part, kind in (("backbone", "hybrid"), ("semantic_head", "subnet")):
+            given = values.get(part)
+            if isinstance(given, dict) and "kind" not in given:
+                values = values | {part: given | {"kind": kind}}
         conventions = values.get("conventions")
         own = NAMED.get(conventions, OURS) if isinstance(conventions, str) else OURS
         return {"pixel_mean": own.pixel_mean, "pixel_std": own.pixel_std} | values

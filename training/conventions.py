@@ -26,13 +26,22 @@ def rounded_anchors(stride: int, scale: float, ratios: Sequence[float]) -> Tenso
     return torch.cat([stride / 2 - half, stride / 2 + half], dim=1)
 
 
+def exact_anchors(stride: int, scale: float, ratios: Sequence[float]) -> Tensor:
+    """Anchors float64 [len(ratios), 4] centred on a cell's corner, exclusive corners; ratio = height / width. Nothing
+    is rounded."""
+    widths = [math.sqrt((stride * scale) ** 2 / ratio) for ratio in ratios]
+    half = torch.tensor([[width, width * ratio] for width, ratio in zip(widths, ratios, strict=True)]).double() / 2
+    return torch.cat([-half, half], dim=1)
+
+
 @dataclass(frozen=True)
 class Conventions:
     """The defaults are ours. Boxes are x1, y1, x2, y2 in network pixels, their widths x2 - x1 + `inclusive`."""
 
     inclusive: bool = False  # x2 and y2 are the last pixels inside the box; else the first ones outside
     aligned: bool = True  # RoIAlign shifts the samples by half a pixel
-    samples: int = 2  # of RoIAlign in a bin, in each direction
+    samples: int = 2  # of RoIAlign in a bin, in each direction; 0: as many as a box needs
+    level_epsilon: float = 1e-6  # is added to a box's side / 224 before its level of the pyramid is chosen
     anchors: Callable[[int, float, Sequence[float]], Tensor] = rounded_anchors  # of a cell: stride, scale, ratios
     stride_first: bool = False  # a stage of a ResNet has its stride in the first 1x1; else in the 3x3
     context_of_padding: bool = False  # the FPN's global context is a mean over the padding too
@@ -99,5 +108,12 @@ UPSNET = Conventions(  # of the original's weights
     pixel_mean=(122.7717, 115.9465, 102.9801),
     pixel_std=(1.0, 1.0, 1.0),
 )
-ConventionsName = Literal["ours", "upsnet"]  # in configurations
-NAMED = {"ours": OURS, "upsnet": UPSNET}
+DETECTRON2 = Conventions(  # of detectron2's weights that were trained from MSRA's ResNets, as its Panoptic FPNs
+    samples=0,
+    level_epsilon=1e-8,
+    anchors=exact_anchors,
+    stride_first=True,
+    pixel_std=(1.0, 1.0, 1.0),
+)
+ConventionsName = Literal["ours", "upsnet", "detectron2"]  # in configurations
+NAMED = {"ours": OURS, "upsnet": UPSNET, "detectron2": DETECTRON2}

@@ -69,7 +69,7 @@ def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> O
     semantic, segments, instances = torch.zeros((), device=scales.device), [], []
     for view in views:
         pyramid = model.pyramid(view.images, view.sizes)
-        semantic = semantic + to_base(model.semantic_head(pyramid[:PYRAMID_LEVELS]), view, base)
+        semantic = semantic + to_base(model.semantic_head(pyramid[:PYRAMID_LEVELS], view.sizes), view, base)
         if model.num_things:
             scored = model.score_proposals(pyramid, view.sizes)
             segments.append(moved(model.select(scored), view, base, model.conventions))

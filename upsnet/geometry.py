@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,13 +14,18 @@ from upsnet.errors import InputError
 
 
 class ResizeRule(BaseModel):
-    """Short side and longest long side in network pixels; the padded size is a multiple of `divisor`."""
+    """Short side and longest long side in network pixels; the padded size is a multiple of `divisor`.
+
+    rounding: of the network size. exact: halves go up. double: detectron2's, whose products in double precision may lie
+    below a half or above it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     short_side: int = Field(gt=0)
     max_side: int = Field(gt=0)
     divisor: int = Field(default=32, gt=0)
+    rounding: Literal["exact", "double"] = "exact"
 
     @model_validator(mode="after")
     def _ordered(self) -> ResizeRule:
@@ -36,6 +41,8 @@ class ResizeRule(BaseModel):
         short, long = min(height, width), max(height, width)
         if short < 1:
             raise InputError(f"an image of {height} x {width} pixels has no content")
+        if self.rounding == "double":
+            return self._in_double(height, width)
         if self.short_side * long <= self.max_side * short:
             numerator, denominator = self.short_side, short
         else:
@@ -44,6 +51,14 @@ class ResizeRule(BaseModel):
             max(1, (2 * height * numerator + denominator) // (2 * denominator)),
             max(1, (2 * width * numerator + denominator) // (2 * denominator)),
         )
+
+    def _in_double(self, height: int, width: int) -> tuple[int, int]:
+        """The short side is exact, the other is its factor's; both shrink where that exceeds max_side."""
+        factor = self.short_side / min(height, width)
+        sides = [self.short_side if side == min(height, width) else factor * side for side in (height, width)]
+        shrink = self.max_side / max(sides) if max(sides) > self.max_side else 1.0
+        rows, columns = (max(1, math.floor(side * shrink + 0.5)) for side in sides)
+        return rows, columns
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Network size -> size with the padding: both sides up to the next multiple of `divisor`."""

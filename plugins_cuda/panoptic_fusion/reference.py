@@ -1,6 +1,7 @@
-"""UPSNet's panoptic head in plain PyTorch, one image after the other: the definition of all steps.
+"""The panoptic head in plain PyTorch, one image after the other: the definition of all steps.
 
-Step 1 is mask_terms and prune, step 2 panoptic_labels, step 3 merge and number_segments.
+Step 1 is mask_terms and prune, step 2 panoptic_labels, step 3 merge and number_segments. The
+heuristic merge has pasted_masks in step 1, first_masks in step 2, and no vote.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ def panoptic_fusion(
     num_stuff: int,
     stuff_area_limit: float,
     mask_overlap_threshold: float = 0.3,
+    heuristic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """From semantic logits and detections to one label a pixel (UPSNet, CVPR 2019, section 3.2), at network resolution.
+    """From semantic logits and detections to one label a pixel, at network resolution: UPSNet's panoptic head (CVPR
+    2019, section 3.2), or the heuristic merge of Kirillov et al. (Panoptic Segmentation, CVPR 2019, section 5).
 
     semantic: [B, S + T, h, w], logits at a quarter of the network resolution, the S stuff channels first (S >= 1; T may
     be 0: nothing is unknown then).
@@ -38,6 +41,9 @@ def panoptic_fusion(
     stuff_area_limit: stuff with less area than this, in original pixels, becomes void.
     mask_overlap_threshold: a detection is dropped when more than this part of its mask lies on the masks of its class
     that were accepted before it.
+    heuristic: boxes have exclusive corners, which are not rounded; a mask is its probabilities, resized to the box (0
+    around it), where they are at least one half; the accepted masks of all classes count as one in the overlap; a pixel
+    is the first accepted mask's, else the best semantic channel's, of which those from S on are void; nothing is voted.
     semantic (contiguous or channels_last) and mask_logits: float32, float16 or bfloat16; all arithmetic is float32.
 
     Returns panoptic uint8 [B, 4h, 4w] (0 void, else 1 + row of segments), segments float32 [B, S + N, 7] (contiguous
@@ -53,7 +59,7 @@ def panoptic_fusion(
     """
     dtype = torch.promote_types(semantic.dtype, torch.float32)
     semantic, mask_logits = bounded_logits(semantic.to(dtype)), bounded_logits(mask_logits.to(dtype))
-    usable = ~boxes.isnan().any(-1) & (classes >= 0) & (classes < semantic.shape[1] - num_stuff)
+    usable = ~boxes.isnan().any(-1) & (classes >= 0) & ((classes < semantic.shape[1] - num_stuff) | heuristic)
     boxes = boxes.to(dtype).nan_to_num(nan=0).clamp(-FARTHEST, FARTHEST)
     batch, rows, (height, width) = len(semantic), boxes.shape[1], semantic.shape[2:]
     panoptic = torch.zeros(batch, 4 * height, 4 * width, dtype=torch.uint8, device=semantic.device)
@@ -64,14 +70,21 @@ def panoptic_fusion(
     for image, count in enumerate(counts.clamp(0, rows).tolist()):
         logits = F.interpolate(semantic[image : image + 1], scale_factor=4, mode="bilinear", align_corners=False)[0]
         valid = valid_pixels(sizes[image], logits)
-        terms = mask_terms(mask_logits[image, :count], boxes[image, :count], *valid.shape)
-        masks = (terms > 0) & valid & usable[image, :count, None, None]
-        keep = prune(masks, classes[image, :count], mask_overlap_threshold)
-        kept_boxes, kept_classes, kept_scores = (values[image, keep] for values in (boxes, classes, scores))
-        labels = panoptic_labels(logits, terms[keep], kept_boxes, kept_classes, num_stuff)
-        labels[~valid] = num_stuff + len(keep)
         limit = stuff_area_limit * scales[image] * scales[image]
-        labels = merge(labels, logits.argmax(0), len(keep), num_stuff, len(logits), limit)
+        present = valid & usable[image, :count, None, None]
+        if heuristic:
+            masks = pasted_masks(mask_logits[image, :count], boxes[image, :count], *valid.shape) & present
+            keep = prune(masks, torch.zeros_like(classes[image, :count]), mask_overlap_threshold)
+            labels = first_masks(masks[keep], logits.argmax(0), num_stuff)
+        else:
+            terms = mask_terms(mask_logits[image, :count], boxes[image, :count], *valid.shape)
+            keep = prune((terms > 0) & present, classes[image, :count], mask_overlap_threshold)
+            labels = panoptic_labels(logits, terms[keep], boxes[image, keep], classes[image, keep], num_stuff)
+            labels[~valid] = num_stuff + len(keep)
+            labels = vote(labels, logits.argmax(0), len(keep), num_stuff, len(logits))
+        labels[~valid] = void = num_stuff + len(keep)
+        labels = drop_small_stuff(labels, num_stuff, void, limit)
+        kept_classes, kept_scores = (values[image, keep] for values in (classes, scores))
         panoptic[image], segments[image], segment_count[image] = number_segments(
             labels, kept_classes, kept_scores, num_stuff, num_stuff + rows
         )
@@ -109,6 +122,36 @@ def mask_terms(mask_logits: Tensor, boxes: Tensor, height: int, width: int) -> T
     rows = hat_weights(boxes[:, 1], boxes[:, 3], mask_size, height)
     columns = hat_weights(boxes[:, 0], boxes[:, 2], mask_size, width)
     return rows @ mask_logits @ columns.transpose(1, 2)
+
+
+def pasted_masks(mask_logits: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """bool [n, H, W]: where the probabilities of mask logits [n, M, M], resized to the boxes [n, 4] (exclusive corners,
+    not rounded; nothing where one has no width or height), are at least one half."""
+    mask_size = mask_logits.shape[-1]
+    rows = paste_weights(boxes[:, 1], boxes[:, 3], mask_size, height)
+    columns = paste_weights(boxes[:, 0], boxes[:, 2], mask_size, width)
+    return rows @ mask_logits.sigmoid() @ columns.transpose(1, 2) >= 0.5
+
+
+def paste_weights(low: Tensor, high: Tensor, mask_size: int, length: int) -> Tensor:
+    """[n, length, M]: row p of n holds the weights with which the M cells between low and high make pixel p: bilinear,
+    half-pixel centres, cells beyond the M count 0."""
+    pixel = torch.arange(length, device=low.device, dtype=low.dtype) + 0.5
+    size = (high - low)[:, None]
+    place = (pixel - low[:, None]) / size.where(size > 0, 1) * mask_size - 0.5
+    cell = torch.arange(mask_size, device=low.device, dtype=low.dtype)
+    weights = (1 - (place[..., None] - cell).abs()).clamp(min=0)
+    return weights * (size > 0)[..., None]
+
+
+def first_masks(masks: Tensor, semantic: Tensor, num_stuff: int) -> Tensor:
+    """int64 [H, W], labels as `panoptic_labels` gives them: the first of the accepted masks [K, H, W] that covers the
+    pixel, else its semantic label, int64 [H, W], of which those that are no stuff are void."""
+    labels = semantic.clamp(max=num_stuff)
+    labels[labels == num_stuff] = num_stuff + len(masks)
+    for instance in reversed(range(len(masks))):
+        labels[masks[instance]] = num_stuff + instance
+    return labels
 
 
 def prune(masks: Tensor, classes: Tensor, overlap_threshold: float) -> Tensor:
@@ -160,20 +203,31 @@ def segment_term(channel: Tensor, box: Tensor) -> Tensor:
 def merge(
     labels: Tensor, semantic: Tensor, instances: int, num_stuff: int, num_classes: int, area_limit: Tensor
 ) -> Tensor:
-    """The majority rule, then the area limit, on labels as `panoptic_labels` gives them.
+    """UPSNet's: the majority rule, then the area limit (network pixels)."""
+    labels = vote(labels, semantic, instances, num_stuff, num_classes)
+    return drop_small_stuff(labels, num_stuff, num_stuff + instances, area_limit)
 
-    semantic: int64 [H, W], the argmax over all semantic channels. area_limit: network pixels.
+
+def vote(labels: Tensor, semantic: Tensor, instances: int, num_stuff: int, num_classes: int) -> Tensor:
+    """The majority rule, on labels as `panoptic_labels` gives them. semantic: int64 [H, W], the argmax over all
+    semantic channels.
+
     An instance whose region holds one stuff class on at least half of its pixels, as the commonest semantic label (ties
-    to the lowest), becomes that stuff. Stuff with a total area < area_limit becomes unknown.
+    to the lowest), becomes that stuff.
     """
-    void = num_stuff + instances
     labels = labels.clone()
-    for label in range(num_stuff, void):
+    for label in range(num_stuff, num_stuff + instances):
         region = labels == label
         votes = torch.bincount(semantic[region], minlength=num_classes)
         majority = int(votes.argmax())
         if majority < num_stuff and 0 < votes.sum() <= 2 * votes[majority]:
             labels[region] = majority
+    return labels
+
+
+def drop_small_stuff(labels: Tensor, num_stuff: int, void: int, area_limit: Tensor) -> Tensor:
+    """Stuff with a total area < area_limit, in network pixels, becomes void."""
+    labels = labels.clone()
     for label in range(num_stuff):
         region = labels == label
         if region.sum() < area_limit:

@@ -17,6 +17,7 @@ SCHEMA = Schema(
         Attribute("num_stuff", int, least=1),
         Attribute("stuff_area_limit", float),
         Attribute("mask_overlap_threshold", float, 0.3),
+        Attribute("heuristic", bool, False, node="merge", words=("logits", "heuristic")),
     ),
     outputs=(
         Tensor("panoptic", Type.UINT8, "B 4*h 4*w"),

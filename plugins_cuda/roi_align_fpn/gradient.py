@@ -13,14 +13,21 @@ from plugins_cuda.sampling import bag_sum, corners, pixel_table
 
 
 def roi_align_fpn(
-    features: Sequence[Tensor], rois: Tensor, output_size: int, sampling_ratio: int, aligned: bool, inclusive: bool
+    features: Sequence[Tensor],
+    rois: Tensor,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+    inclusive: bool,
+    level_epsilon: float,
 ) -> Tensor:
-    """See `reference`, which computes on a GPU. In float32, or in float64 for such features."""
-    if rois.device.type != "cpu":
-        return reference.roi_align_fpn(features, rois, output_size, sampling_ratio, aligned, inclusive)
+    """See `reference`, which computes on a GPU and where every box has its own number of samples. In float32, or in
+    float64 for such features."""
+    if rois.device.type != "cpu" or sampling_ratio == 0:
+        return reference.roi_align_fpn(features, rois, output_size, sampling_ratio, aligned, inclusive, level_epsilon)
     batch, count = rois.shape[:2]
     rois = without_nonfinite(rois.detach().float())
-    level = assign_levels(rois, inclusive)
+    level = assign_levels(rois, inclusive, level_epsilon)
     wide = torch.promote_types(features[0].dtype, torch.float32)
     rois = rois.to(wide)
     shapes = torch.tensor([feature.shape[2:] for feature in features], device=rois.device)

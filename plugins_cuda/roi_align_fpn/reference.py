@@ -15,8 +15,8 @@ CANONICAL_SIZE = 224.0  # side in network pixels of the smallest square box on P
 OUTSIDE = -1e6  # a box at this corner lies outside of every map: it gives zeros, and no gradient
 
 
-def assign_levels(rois: Tensor, inclusive: bool = False) -> Tensor:
-    """Level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / 224 + 1e-6)), 0, 3).
+def assign_levels(rois: Tensor, inclusive: bool = False, epsilon: float = 1e-6) -> Tensor:
+    """Level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / 224 + epsilon)), 0, 3).
 
     Written as comparisons with 1/2, 1 and 2 instead of a logarithm, so that every executor rounds alike. Inverted boxes
     count as empty (level 0). `inclusive` adds 1 to width and height, the legacy convention. (FPN, CVPR 2017, eq. 1)
@@ -24,7 +24,7 @@ def assign_levels(rois: Tensor, inclusive: bool = False) -> Tensor:
     extra = 1.0 if inclusive else 0.0
     width = (rois[..., 2] - rois[..., 0] + extra).clamp(min=0)
     height = (rois[..., 3] - rois[..., 1] + extra).clamp(min=0)
-    ratio = (width * height).sqrt() / CANONICAL_SIZE + 1e-6
+    ratio = (width * height).sqrt() / CANONICAL_SIZE + epsilon
     return (ratio >= 0.5).long() + (ratio >= 1).long() + (ratio >= 2).long()
 
 
@@ -58,15 +58,16 @@ def roi_align_fpn(
     sampling_ratio: int = 2,
     aligned: bool = True,
     inclusive: bool = False,
+    level_epsilon: float = 1e-6,
 ) -> Tensor:
     """Pool boxes from P2..P5 (FPN, CVPR 2017; RoIAlign, Mask R-CNN, ICCV 2017).
 
     features: four maps [B, C, H/s, W/s] at strides 4, 8, 16, 32, of one floating type; contiguous or channels-last.
     rois: [B, R, 4], x1 y1 x2 y2 in network pixels, taken as float32; padded rows are boxes like any other. A box that
         lies outside of its map, or has a NaN or infinite coordinate, gives zeros, and so does a map without pixels.
-    sampling_ratio: samples a bin in each direction, at least 1.
+    sampling_ratio: samples a bin in each direction; 0: adaptive, as many as the bin has pixels of the map, rounded up.
     aligned: torchvision's half-pixel shift (False: the legacy rule, boxes of at least one pixel of the map).
-    inclusive: the level rule takes widths and heights with + 1.
+    inclusive: the level rule takes widths and heights with + 1. level_epsilon: see `assign_levels`.
     Returns [B, R, C, S, S], contiguous, in the features' type; coordinates, weights and sums are float32 (float64 for
     float64 features), also under autocast. Gradients go to the features alone. ValueError when the inputs do not fit
     together.
@@ -77,7 +78,7 @@ def roi_align_fpn(
     batch, count = rois.shape[:2]
     channels = features[0].shape[1]
     rois = without_nonfinite(rois.detach().float().to(torch.promote_types(features[0].dtype, torch.float32)))
-    level = assign_levels(rois.float(), inclusive)
+    level = assign_levels(rois.float(), inclusive, level_epsilon)
     image = torch.arange(batch, device=rois.device, dtype=rois.dtype)[:, None, None].expand(-1, count, -1)
     pooled = rois.new_zeros(batch * count, channels, output_size, output_size)
     for index, feature in enumerate(features):

@@ -11,12 +11,13 @@ SCHEMA = Schema(
         Tensor("features", Type.ANY_FEATURES, "B C H# W#", each=LEVELS, channels_last=True, trains=True),
         Tensor("rois", Type.AS_FLOAT32, "B R 4"),
         Attribute("output_size", int, least=1),
-        Attribute("sampling_ratio", int, 2, least=1),
+        Attribute("sampling_ratio", int, 2, least=0),
         Attribute(
             "aligned", bool, True, node="coordinate_transformation_mode", words=("output_half_pixel", "half_pixel")
         ),
         Attribute("canonical_size", float, 224.0, gone=True),
         Attribute("inclusive", bool, False),
+        Attribute("level_epsilon", float, 1e-6, least=0),
     ),
     outputs=(Tensor("output", Type.LIKE_FIRST, "B R C output_size output_size"),),
     sizes={"batch": "B", "channels": "C", "heights": "H#", "widths": "W#", "rois_per_image": "R"},

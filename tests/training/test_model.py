@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.training.tiny_network import SMALL
-from training.config import FpnConfig, HybridConfig, MaskHeadConfig, ModelConfig, SemanticHeadConfig
+from training.config import FpnConfig, HybridConfig, MaskHeadConfig, ModelConfig, SubnetConfig
 from training.conventions import OURS
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
@@ -227,12 +227,13 @@ class TestHeads:
     def test_semantic_logits_as_the_paper_has_them(self) -> None:
         """The levels' features at 1/4, concatenated, then scored."""
         torch.manual_seed(0)
-        head = SemanticHead(6, 5, SemanticHeadConfig(channels=[4], deformable=False))
+        head = SemanticHead(6, 5, SubnetConfig(channels=[4], deformable=False))
         torch.nn.init.normal_(head.score.bias)  # type: ignore[arg-type]
         levels = [torch.randn(2, 6, 16 >> i, 24 >> i) for i in range(4)]
         features = [F.relu(head.convs[0](x)) for x in levels]
         large = [F.interpolate(x, size=(16, 24), mode="bilinear") for x in features]
-        torch.testing.assert_close(head(levels), head.score(torch.cat(large, 1)), atol=1e-6, rtol=1e-5)
+        sizes = torch.tensor([[64, 96], [40, 90]])
+        torch.testing.assert_close(head(levels, sizes), head.score(torch.cat(large, 1)), atol=1e-6, rtol=1e-5)
 
 
 class TestFpn:
@@ -270,7 +271,7 @@ def test_mean_inside_by_hand() -> None:
 def test_semantic_head_brings_all_levels_to_a_quarter(small: ModelConfig) -> None:
     head = SemanticHead(8, 5, small.semantic_head)
     maps = [torch.randn(2, 8, 32 >> i, 64 >> i) for i in range(4)]
-    assert head(maps).shape == (2, 5, 32, 64)
+    assert head(maps, torch.tensor([[128, 256], [90, 200]])).shape == (2, 5, 32, 64)
 
 
 def iou(a: Tensor, b: Tensor) -> float:

@@ -44,7 +44,7 @@ class TrainingLosses(nn.Module):
         """The losses when [P2..P6] are there already; the batch's images are not read."""
         model, weights = self.model, self.weights
         full_precision = torch.autocast(pyramid[0].device.type, enabled=False)
-        semantic = model.semantic_head(pyramid[:PYRAMID_LEVELS]).float()
+        semantic = model.semantic_head(pyramid[:PYRAMID_LEVELS], batch.sizes).float()
         if not model.num_things:
             return {"semantic": self.semantic_loss(semantic, batch)}
         proposed = model.rpn(pyramid)

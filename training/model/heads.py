@@ -1,4 +1,4 @@
-"""Box, mask and semantic heads of UPSNet (Xiong et al., CVPR 2019)."""
+"""Box, mask and semantic heads of UPSNet (Xiong et al., CVPR 2019). chains.py has Panoptic FPN's semantic head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.config import BoxHeadConfig, MaskHeadConfig, SemanticHeadConfig
+from training.config import BoxHeadConfig, MaskHeadConfig, SubnetConfig
 from training.model.deform import DeformConv
 
 BOX_POOL, MASK_POOL, MASK_SIZE = 7, 14, 28
@@ -70,7 +70,7 @@ class SemanticHead(nn.Module):
     scored. As a 1x1 convolution and interpolation commute, each level is scored where it lies.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, config: SemanticHeadConfig) -> None:
+    def __init__(self, in_channels: int, num_classes: int, config: SubnetConfig) -> None:
         super().__init__()
         widths = [in_channels, *config.channels]
         self.convs = nn.ModuleList(
@@ -81,7 +81,8 @@ class SemanticHead(nn.Module):
         nn.init.normal_(self.score.weight, std=0.01)
         nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+    def forward(self, levels: Sequence[Tensor], sizes: Tensor) -> Tensor:
+        """sizes [B, 2], of the images inside the padding, are of no matter to this head."""
         outputs = []
         for index, x in enumerate(self.features(levels)):
             own = slice(index * x.shape[1], (index + 1) * x.shape[1])

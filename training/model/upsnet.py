@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import plugins_cuda
-from training.config import BackboneConfig, HybridConfig, ModelConfig
+from training.config import BackboneConfig, HybridConfig, ModelConfig, SubnetConfig
 from training.conventions import NAMED, Conventions
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
+from training.model.chains import ChainsHead
 from training.model.fpn import FPN
 from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE, BoxHead, MaskHead, SemanticHead
 from training.model.rpn import RPN
@@ -71,11 +73,17 @@ class UPSNet(nn.Module):
             self.rpn = RPN(channels, config.rpn, self.conventions)
             self.box_head = BoxHead(channels, num_things, config.box_head)
             self.mask_head = MaskHead(channels, num_things, config.mask_head)
-        self.semantic_head = SemanticHead(channels, self.num_stuff + num_things, config.semantic_head)
+        self.heuristic = config.panoptic.merge == "heuristic"
+        self.semantic_head = build_semantic_head(config, self.semantic_channels)
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std), persistent=False)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
+
+    @property
+    def semantic_channels(self) -> int:
+        """The stuff, then every thing class, or all things as one where the merge is heuristic."""
+        return self.num_stuff + (min(1, self.num_things) if self.heuristic else self.num_things)
 
     def pyramid(self, images: Tensor, sizes: Tensor) -> list[Tensor]:
         """[P2..P6] of uint8 images B x H x W x 3."""
@@ -100,7 +108,13 @@ class UPSNet(nn.Module):
         """RoIAlign over P2..P5 of boxes [B, R, 4] -> [B * R, C, output_size, output_size]."""
         own = self.conventions
         pooled = plugins_cuda.roi_align_fpn(
-            pyramid[:PYRAMID_LEVELS], boxes, output_size, own.samples, aligned=own.aligned, inclusive=own.inclusive
+            pyramid[:PYRAMID_LEVELS],
+            boxes,
+            output_size,
+            own.samples,
+            aligned=own.aligned,
+            inclusive=own.inclusive,
+            level_epsilon=own.level_epsilon,
         )
         return pooled.flatten(0, 1)
 
@@ -111,7 +125,7 @@ class UPSNet(nn.Module):
         return ScoredProposals(proposals, valid, logits.softmax(dim=1), deltas, sizes)
 
     def select(self, scored: ScoredProposals) -> Detections:
-        """The panoptic branch's detections: the best class of each proposal, then NMS of all classes together."""
+        """The panoptic branch's detections: the best class of each proposal, then NMS."""
         batch, rows = scored.valid.shape
         scores, labels = scored.probabilities[:, 1:].max(dim=1)
         channel = (labels + 1).reshape(-1, 1, 1).expand(-1, 1, 4)
@@ -125,7 +139,8 @@ class UPSNet(nn.Module):
     def suppression(self) -> Suppression:
         """Of the panoptic branch."""
         panoptic = self.config.panoptic
-        return Suppression(panoptic.score_threshold, panoptic.nms_threshold, panoptic.max_detections, by_class=False)
+        threshold = below(panoptic.score_threshold) if self.heuristic else panoptic.score_threshold
+        return Suppression(threshold, panoptic.nms_threshold, panoptic.max_detections, panoptic.by_class)
 
     def forward(self, images: Tensor, sizes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """images uint8 B x H x W x 3 (RGB, padded to multiples of 32), sizes int32 B x 2 (height, width inside the
@@ -135,7 +150,7 @@ class UPSNet(nn.Module):
         score, area, x1, y1, x2, y2) and segment_count int32 B.
         """
         pyramid = self.pyramid(images, sizes)
-        semantic = self.semantic_head(pyramid[:PYRAMID_LEVELS])
+        semantic = self.semantic_head(pyramid[:PYRAMID_LEVELS], sizes)
         found = self.select(self.score_proposals(pyramid, sizes)) if self.num_things else no_detections(sizes)
         return self.fuse(semantic, found, self.mask_logits(pyramid, found), sizes, scales)
 
@@ -151,11 +166,12 @@ class UPSNet(nn.Module):
     def fuse(
         self, semantic: Tensor, found: Detections, masks: Tensor, sizes: Tensor, scales: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The panoptic head on semantic logits [B, S + T, h, w], detections and their mask logits [B, K, M, M]."""
+        """The panoptic head on semantic logits [B, semantic_channels, h, w], detections and their mask logits
+        [B, K, M, M]."""
         panoptic = self.config.panoptic
         fused = plugins_cuda.panoptic_fusion(
             semantic,
-            self.conventions.to_inclusive(found.boxes),
+            found.boxes if self.heuristic else self.conventions.to_inclusive(found.boxes),
             found.labels,
             found.scores,
             masks,
@@ -165,6 +181,7 @@ class UPSNet(nn.Module):
             num_stuff=self.num_stuff,
             stuff_area_limit=math.inf if self.background else panoptic.stuff_area_limit,  # inf: always void
             mask_overlap_threshold=panoptic.mask_overlap,
+            heuristic=self.heuristic,
         )
         return without_background(*fused) if self.background else fused
 
@@ -203,6 +220,20 @@ def memory_format(network: nn.Module) -> torch.memory_format:
     weight = next(parameter for parameter in network.parameters() if parameter.ndim == 4)
     last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
+
+
+def below(threshold: float) -> float:
+    """The largest float32 that is less: to be over it is to be at least the threshold."""
+    single = np.float32(threshold)
+    return float(single if single < threshold else np.nextafter(single, np.float32(-np.inf)))
+
+
+def build_semantic_head(config: ModelConfig, channels: int) -> SemanticHead | ChainsHead:
+    """The configured semantic head with random weights: ([P2..P5], sizes) -> B x channels x H/4 x W/4."""
+    head = config.semantic_head
+    if isinstance(head, SubnetConfig):
+        return SemanticHead(config.fpn.channels, channels, head)
+    return ChainsHead(config.fpn.channels, channels, head)
 
 
 def build_backbone(config: BackboneConfig, conventions: Conventions) -> HybridBackbone | TimmBackbone:

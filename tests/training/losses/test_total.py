@@ -254,7 +254,7 @@ def test_panoptic_loss_against_a_loop(losses: TrainingLosses, make_batch: MakeBa
     model.config, model.conventions = model.config.model_copy(update={"panoptic": panoptic}), conventions
     with torch.no_grad():
         pyramid = model.pyramid(batch.images, batch.sizes)
-        semantic = model.semantic_head(pyramid[:4])
+        semantic = model.semantic_head(pyramid[:4], batch.sizes)
         given = losses.targets(batch, model.rpn(pyramid))
         masks = losses.mask_logits(pyramid, given)[1]
         found = losses.panoptic_loss(semantic, masks, given).item()
