@@ -29,8 +29,6 @@ struct Workspace {
 };
 
 inline size_t words_of(const Params& p) { return (size_t{kScale} * p.width + 31) / 32; }
-// Classes that an image's detections can have.
-inline int slots_of(const Params& p) { return smaller(p.detections, p.num_things); }
 
 inline Workspace workspace_of(const Params& p, void* memory) {
   auto* base = static_cast<unsigned char*>(memory);
