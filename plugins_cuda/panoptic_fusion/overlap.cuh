@@ -1,0 +1,97 @@
+// Step 1 of 3 on a GPU (launch.cu), for the heuristic merge: after the masks are bits, before prune (prune.cuh) decides.
+// How much of each mask the accepted ones before it cover, for all of them at once: by guessing who was accepted.
+//
+// Whether a detection is accepted depends on those before it: a chain of up to 254 steps over whole masks. Here instead
+// every thread takes one word of the map through all masks in order, with the union of those that a guess accepts, and
+// counts; from the counts follows the next guess. The first accepts all, as far as an overlap of 0 does. Since more
+// accepted before mean fewer after, guesses lie in turn above and below the truth, each within the one but last. So
+// where two in a row agree on a detection, that is its answer; and whatever the masks, a round settles the first open
+// detection at least. kRounds of them serve; what is open still (a chain of that many masks, each of which decides
+// about the next) prune settles one after the other.
+#pragma once
+
+#include "panoptic_fusion/workspace.cuh"
+
+namespace upsnet::panoptic_fusion {
+
+constexpr int kOverlapBatch = 16;  // masks whose words are on their way together
+
+struct Guess {
+  bool accepted;
+  bool certain;
+};
+
+// Of detection d, after `rounds` rounds. The whole block calls it, each detection with a thread of its own; d may be
+// beyond them. Where all were certain earlier, the later rounds counted nothing.
+__device__ inline Guess last_guess(const Params& p, const Workspace& workspace, int image, int d, int rounds) {
+  const bool exists = d < p.detections;
+  const size_t row = size_t(image) * p.detections + d;
+  const int area = exists ? workspace.mask_areas[row] : 0;
+  bool accepted = is_accepted(0, area, p.mask_overlap_threshold);
+  bool certain = !accepted;  // the first guess accepts everyone who can be
+  for (int round = 0; round < rounds; ++round) {
+    if (__syncthreads_and(certain)) break;
+    const bool before = accepted;
+    const int overlap = exists ? workspace.overlaps[size_t(round) * p.batch * p.detections + row] : 0;
+    accepted = is_accepted(overlap, area, p.mask_overlap_threshold);
+    certain = accepted == before;
+  }
+  return {accepted, certain};
+}
+
+// Round `round`: the overlap of every mask with the union of those before it that the last guess accepts. A block has
+// kLabels words, and as many threads. grid: (words of a plane by kLabels, 1, batch).
+__global__ void __launch_bounds__(kLabels) count_overlaps(Params p, Workspace workspace, int round) {
+  __shared__ Clip clips[kLabels];           // of the masks near the block's words, in score order
+  __shared__ uint8_t detections[kLabels];   // which these are
+  __shared__ bool accepted[kLabels];
+  __shared__ int overlaps[kLabels];
+  const int image = blockIdx.z, t = threadIdx.x;
+  const Valid valid = valid_of(p, image);
+  const int words = (kScale * p.width + 31) / 32, first_word = int(blockIdx.x) * kLabels;
+  const int first_y = first_word / words, last_y = (first_word + kLabels - 1) / words;
+  if (first_y >= valid.height) return;
+  const Guess guess = last_guess(p, workspace, image, t, round);
+  if (__syncthreads_and(guess.certain)) return;
+
+  const size_t first_row = size_t(image) * p.detections;
+  Clip clip{};
+  bool near = t < p.detections && is_accepted(0, workspace.mask_areas[first_row + t], p.mask_overlap_threshold);
+  if (near) {
+    clip = clip_of(window_of(p, first_row + t), valid);
+    near = clip.first_y <= last_y && clip.last_y >= first_y;
+  }
+  int count = 0;
+  const int place = rank_of(near, count);
+  if (near) clips[place] = clip, detections[place] = uint8_t(t), accepted[place] = guess.accepted;
+  overlaps[t] = 0;
+  __syncthreads();
+
+  const int i = first_word + t, y = i / words, word = i % words;
+  const size_t plane = size_t(kScale) * p.height * words;
+  const unsigned* masks = workspace.masks + first_row * plane + i;
+  unsigned taken = 0;
+  for (int first = 0; first < count; first += kOverlapBatch) {
+    unsigned mask[kOverlapBatch];
+#pragma unroll
+    for (int k = 0; k < kOverlapBatch; ++k) {
+      const Clip& box = clips[smaller(first + k, count - 1)];
+      const bool inside = first + k < count && y >= box.first_y && y <= box.last_y && word >= box.first_x / 32 &&
+                          word <= box.last_x / 32;
+      mask[k] = inside ? masks[detections[first + k] * plane] : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < kOverlapBatch; ++k) {
+      if (first + k >= count) break;
+      const int overlap = warp_add(~0u, __popc(mask[k] & taken));
+      if (t % 32 == 0 && overlap > 0) atomicAdd(&overlaps[first + k], overlap);
+      if (accepted[first + k]) taken |= mask[k];
+    }
+  }
+  __syncthreads();
+  if (t >= count || overlaps[t] == 0) return;
+  const size_t row = size_t(round) * p.batch * p.detections + first_row + detections[t];
+  atomicAdd(&workspace.overlaps[row], overlaps[t]);
+}
+
+}  // namespace upsnet::panoptic_fusion
