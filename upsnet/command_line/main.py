@@ -32,6 +32,7 @@ COMMANDS = {
     "data coco": Entry("upsnet.datasets.coco", "Unpack and check an official COCO download."),
     "data cityscapes": Entry("upsnet.datasets.cityscapes", "Make the panoptic truth of a Cityscapes download."),
     "import": Entry("training.importers.upsnet.command", "A checkpoint of the original UPSNet -> one of this project."),
+    "pull": Entry("upsnet.command_line.pull", "Fetch a published network, and make a run of it."),
     "golden": Entry("training.importers.upsnet.golden.command", "Arrays and losses of an imported network."),
     "train": Entry("training.train", "Train a network from a configuration; resumes where it stopped."),
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
