@@ -24,6 +24,20 @@ from upsnet.datasets.split import Split
 SPEED = {"images_per_second", "data_share", "gpu_gib"}  # keys of metrics.jsonl that depend on the clock and the device
 
 SMALL = gpu_step_check.SMALL  # UPSNet itself, as small as it can be
+PANOPTIC_FPN: dict[str, Any] = SMALL | {  # as training/configs/panoptic_fpn_r50.yaml, as small as it can be
+    "conventions": "detectron2",
+    "backbone": {"kind": "timm", "name": "test_resnet"},
+    "fpn": {"channels": 16, "global_context": False, "upsample": "nearest"},
+    "semantic_head": {"kind": "chains", "channels": 16, "groups": 4},
+    "panoptic": {
+        "merge": "heuristic",
+        "by_class": True,
+        "score_threshold": 0.5,
+        "mask_overlap": 0.5,
+        "max_detections": 8,
+        "stuff_area_limit": 16,
+    },
+}
 
 
 class TinyNetwork(nn.Module):

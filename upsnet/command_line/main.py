@@ -31,7 +31,7 @@ COMMANDS = {
     "data check": Entry("upsnet.datasets.doctor.check", "Look for faults in a data set in COCO panoptic format."),
     "data coco": Entry("upsnet.datasets.coco", "Unpack and check an official COCO download."),
     "data cityscapes": Entry("upsnet.datasets.cityscapes", "Make the panoptic truth of a Cityscapes download."),
-    "import": Entry("training.importers.upsnet.command", "A checkpoint of the original UPSNet -> one of this project."),
+    "import": Entry("training.importers.command", "Weights of the original UPSNet, or of detectron2's Panoptic FPN -> a checkpoint."),
     "golden": Entry("training.importers.upsnet.golden.command", "Arrays and losses of an imported network."),
     "train": Entry("training.train", "Train a network from a configuration; resumes where it stopped."),
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),

@@ -1,4 +1,4 @@
-"""`upsnet import`: a checkpoint of the original UPSNet, or of its hybrid fork, as one of ours."""
+"""`upsnet import`: other people's networks, the original UPSNet or detectron2's Panoptic FPN, as one of ours."""
 
 from __future__ import annotations
 
@@ -10,22 +10,31 @@ import typer
 
 from training.checkpoint import Checkpoint, save, versions
 from training.config import load_config
+from training.importers.building import build, family_of, table_of
+from training.importers.reading import read_weights
 from training.importers.upsnet.golden.command import write_golden
 from training.importers.upsnet.golden.inputs import read_inputs
-from training.importers.upsnet.weights import build, read_original
 from upsnet.datasets.panoptic_json import read_categories
 from upsnet.errors import InputError
+from upsnet.files import check_target
 
 OLD = typer.Option(hidden=True)  # options that `upsnet golden` has now, --dump as --out
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(help="The original's weights, a state_dict as torch.save wrote it.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="The original UPSNet's weights, or detectron2's Panoptic FPN: a file of torch.save, or a .pkl of its "
+            "model zoo. The names of the tensors say which."
+        ),
+    ],
     config: Annotated[
-        Path, typer.Option(help="YAML configuration with the same layers, and model.conventions: upsnet.")
+        Path, typer.Option(help="YAML configuration with the same layers, and model.conventions: upsnet or detectron2.")
     ],
     categories: Annotated[
-        Path | None, typer.Option(help="A COCO panoptic JSON, or the list of its categories. --out needs it.")
+        Path | None,
+        typer.Option(help="A COCO panoptic JSON, or the list of its categories; COCO's own if there are as many."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The checkpoint to write, as runs/NAME/last.safetensors.")] = None,
     set_: Annotated[
@@ -36,7 +45,8 @@ def main(
         bool, typer.Option("--partial", help="Go on where keys do not fit: list them, and keep random weights there.")
     ] = False,
     cityscapes: Annotated[
-        bool, typer.Option("--to-cityscapes", help="COCO weights; --config and --categories are Cityscapes'.")
+        bool,
+        typer.Option("--to-cityscapes", help="UPSNet's COCO weights; --config and --categories are Cityscapes'."),
     ] = False,
     dump: Annotated[Path | None, OLD] = None,
     net_input: Annotated[Path | None, OLD] = None,
@@ -45,19 +55,22 @@ def main(
     truth: Annotated[Path | None, OLD] = None,
     full: Annotated[bool, typer.Option("--full", hidden=True)] = False,
 ) -> None:
-    """A checkpoint of the original UPSNet or its hybrid fork -> one of ours that computes the same."""
+    """A checkpoint of the original UPSNet, its hybrid fork or detectron2's Panoptic FPN -> one of ours that computes
+    the same."""
     settings = load_config(config, tuple(set_ or []))
-    if settings.model.conventions != "upsnet":
-        raise InputError(f"{config}: the original's weights need its conventions: set model.conventions: upsnet")
     if (dump and not net_input) or (truth and not dump):
         raise InputError("--truth is for the image of --dump, which needs --net-input; see upsnet golden --help")
     if not out and not dump:
         raise InputError("nothing to do: give --out, the checkpoint to write")
-    if not categories and (out or cityscapes):
-        raise InputError("give --categories, the COCO panoptic JSON that the network is for")
-    table = read_categories(categories) if categories else None
-    weights = read_original(checkpoint)
-    model, lines = build(settings, weights, table, checkpoint, partial, cityscapes)
+    if cityscapes and not categories:
+        raise InputError("--to-cityscapes: give --categories, those of Cityscapes")
+    for target in filter(None, (out, dump)):
+        check_target(target)
+    weights = read_weights(checkpoint)
+    family = family_of(weights, checkpoint)
+    family.check(settings, config, checkpoint)
+    table = read_categories(categories) if categories else table_of(family, weights, checkpoint) if out else None
+    model, lines = build(settings, family, weights, table, checkpoint, partial, cityscapes)
     for line in lines:
         print(line)
     if dump and net_input:
@@ -65,4 +78,4 @@ def main(
         write_golden(dump, model, settings, read_inputs(net_input, im_info, inputs), truth, full)
     if out and table:
         save(out, Checkpoint(settings, table, 0, None, model.state_dict(), {}, versions()))
-        print(f"{out}: {len(weights)} tensors of {checkpoint}, {len(table)} classes")
+        print(f"{out}: {len(weights)} tensors of {checkpoint} ({family.name}), {len(table)} classes")
