@@ -32,7 +32,7 @@ COMMANDS = {
     "data coco": Entry("upsnet.datasets.coco", "Unpack and check an official COCO download."),
     "data cityscapes": Entry("upsnet.datasets.cityscapes", "Make the panoptic truth of a Cityscapes download."),
     "import": Entry("training.importers.command", "Weights of the original UPSNet, or of detectron2's Panoptic FPN -> a checkpoint."),
-    "golden": Entry("training.importers.upsnet.golden.command", "Arrays and losses of an imported network."),
+    "golden": Entry("training.importers.golden", "Arrays and losses of an imported network."),
     "train": Entry("training.train", "Train a network from a configuration; resumes where it stopped."),
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
