@@ -63,7 +63,7 @@ def main(
     image = net_input or photo
     if bool(dump) != bool(image) or (truth and not net_input):
         raise InputError(
-            "--dump needs --net-input (UPSNet, which --truth is for) or --photo (Panoptic FPN); see upsnet golden --help"
+            "--dump needs --net-input (UPSNet, which --truth is for) or --photo (Panoptic FPN): see upsnet golden"
         )
     if not out and not dump:
         raise InputError("nothing to do: give --out, the checkpoint to write")
@@ -79,7 +79,10 @@ def main(
     for line in lines:
         print(line)
     if dump:
-        print(f"now: upsnet golden CHECKPOINT {'--photo' if photo else '--net-input'} {image} --out {dump}", file=sys.stderr)
+        print(
+            f"now: upsnet golden CHECKPOINT {'--photo' if photo else '--net-input'} {image} --out {dump}",
+            file=sys.stderr,
+        )
         options = Options(photo, short_side, max_side, net_input, im_info, inputs, truth, full)
         write_golden(dump, model, settings, options, checkpoint)
     if out and table:

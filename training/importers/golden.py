@@ -144,7 +144,9 @@ def _write_panoptic_fpn(out: Path, model: UPSNet, settings: Config, options: Opt
             "differing_pixels": result.differing,
         },
     )
-    print(f"{out}: {len(result.arrays)} intermediate arrays; {out.with_suffix('.json')}: {len(result.segments)} segments")
+    print(
+        f"{out}: {len(result.arrays)} intermediate arrays; {out.with_suffix('.json')}: {len(result.segments)} segments"
+    )
     print(
         f"{result.differing} of {height * width} pixels differ between this map, merged at the photo's size, and the "
         f"one merged at the network's ({result.differing / (height * width):.2%})"

@@ -13,7 +13,6 @@ from plugins_cuda.panoptic_fusion.reference import (
     bounded_logits,
     drop_small_stuff,
     first_masks,
-    paste_weights,
     prune,
 )
 from training.importers.arrays import NEAR_TIE, bits
@@ -107,10 +106,9 @@ def _scaled(boxes: Tensor, size: tuple[int, int], original: tuple[int, int]) -> 
 
 def _paste(logits: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     """[H, W]: the probabilities of mask logits [M, M] in the box [4], 0 around it."""
-    columns, rows = (
-        paste_weights(box[None, axis], box[None, 2 + axis], len(logits), size[1 - axis])[0] for axis in (0, 1)
-    )
-    return rows @ logits.sigmoid() @ columns.T
+    x, y = ((torch.arange(size[1 - axis]) + 0.5 - box[axis]) / (box[2 + axis] - box[axis]) * 2 - 1 for axis in (0, 1))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    return F.grid_sample(logits.sigmoid()[None, None], grid[None], align_corners=False)[0, 0]
 
 
 def _numbered(
