@@ -63,7 +63,8 @@ def main(
     image = net_input or photo
     if bool(dump) != bool(image) or (truth and not net_input):
         raise InputError(
-            "--dump needs --net-input (UPSNet, which --truth is for) or --photo (Panoptic FPN): see upsnet golden"
+            "--truth is for the image of --dump, which needs --net-input, or --photo for a Panoptic FPN; see upsnet "
+            "golden --help"
         )
     if not out and not dump:
         raise InputError("nothing to do: give --out, the checkpoint to write")
