@@ -308,6 +308,12 @@ class TestPredictor:
         assert [view.sizes.tolist() for view in seen[::2]] == [[[64, 91], [85, 64]], [[96, 137], [128, 96]]]
         assert [answer.result.ids.shape for answer in answers] == [(70, 100), (120, 90)]
 
+    def test_views_are_rounded_as_the_model_s_photos(self, network: UPSNet, manifest: Manifest) -> None:
+        rule = manifest.resize.model_copy(update={"rounding": "double"})
+        other = manifest.model_copy(update={"resize": rule})
+        predictor = UPSNetPredictor(network, other, torch.device("cpu"), short_sides=(64, 96))
+        assert [(each.short_side, each.rounding) for each in predictor.rules] == [(64, "double"), (96, "double")]
+
     def test_one_scale_that_is_the_models_own_is_no_augmentation(self, network: UPSNet, manifest: Manifest) -> None:
         assert not UPSNetPredictor(network, manifest, torch.device("cpu"), short_sides=(96,)).augments
         assert UPSNetPredictor(network, manifest, torch.device("cpu"), short_sides=(64,)).augments
