@@ -114,7 +114,7 @@ class UPSNet(nn.Module):
             own.samples,
             aligned=own.aligned,
             inclusive=own.inclusive,
-            level_epsilon=own.level_epsilon,
+            rounded_levels=own.rounded_levels,
         )
         return pooled.flatten(0, 1)
 
