@@ -33,7 +33,7 @@ COMMANDS = {
     "data cityscapes": Entry("upsnet.datasets.cityscapes", "Make the panoptic truth of a Cityscapes download."),
     "import": Entry("training.importers.command", "The original UPSNet's weights, or detectron2's -> a checkpoint."),
     "pull": Entry("upsnet.command_line.pull", "Fetch a published network, and make a run of it."),
-    "golden": Entry("training.importers.upsnet.golden.command", "Arrays and losses of an imported network."),
+    "golden": Entry("training.importers.golden", "Arrays and losses of an imported network."),
     "train": Entry("training.train", "Train a network from a configuration; resumes where it stopped."),
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
