@@ -25,22 +25,38 @@
 namespace upsnet::panoptic_fusion {
 namespace {
 
-cudaError_t find_accepted(const Params& p, const Workspace& workspace, cudaStream_t stream) {
-  auto* raster = rasterize<float>;
-  if (p.mask_logits_type == DType::kFloat16) raster = rasterize<Half>;
-  if (p.mask_logits_type == DType::kBFloat16) raster = rasterize<BFloat16>;
+template <bool kHeuristic>
+cudaError_t make_masks(const Params& p, const Workspace& workspace, cudaStream_t stream) {
+  auto* raster = rasterize<float, kHeuristic>;
+  if (p.mask_logits_type == DType::kFloat16) raster = rasterize<Half, kHeuristic>;
+  if (p.mask_logits_type == DType::kBFloat16) raster = rasterize<BFloat16, kHeuristic>;
   const dim3 grid(kRasterBlocks, p.detections, p.batch);
-  UPSNET_RETURN_IF_ERROR(launch_kernel(raster, grid, dim3(32, kRasterWarps), 0, stream, p, workspace));
+  return launch_kernel(raster, grid, dim3(32, kRasterWarps), 0, stream, p, workspace);
+}
+
+cudaError_t find_accepted(const Params& p, const Workspace& workspace, cudaStream_t stream) {
+  UPSNET_RETURN_IF_ERROR(p.heuristic ? make_masks<true>(p, workspace, stream)
+                                     : make_masks<false>(p, workspace, stream));
+  const size_t words = size_t{kScale} * p.height * words_of(p);
+  const dim3 grid(unsigned((words + kLabels - 1) / kLabels), 1, p.batch);
+  for (int round = 0; p.heuristic && round < kRounds; ++round) {
+    UPSNET_RETURN_IF_ERROR(launch_kernel(count_overlaps, grid, dim3(kLabels), 0, stream, p, workspace, round));
+  }
   return launch_kernel(prune, dim3(slots_of(p), p.batch), dim3(kPruneThreads), 0, stream, p, workspace);
+}
+
+template <typename T, Layout kLayout>
+cudaError_t label(const Params& p, const Workspace& workspace, cudaStream_t stream) {
+  const dim3 grid((p.width + 32) / 32, (2 * p.height + kWarps) / kWarps, p.batch), block(32, kWarps);
+  if (p.heuristic) return launch_kernel(label_pixels<T, kLayout, true>, grid, block, 0, stream, p, workspace);
+  const size_t lines = sizeof(float) * kWarps * kRows * p.mask_size;
+  return launch_kernel(label_pixels<T, kLayout, false>, grid, block, lines, stream, p, workspace);
 }
 
 template <typename T>
 cudaError_t label(const Params& p, const Workspace& workspace, cudaStream_t stream) {
-  const auto kernel =
-      p.semantic_layout == Layout::kNCHW ? label_pixels<T, Layout::kNCHW> : label_pixels<T, Layout::kNHWC>;
-  const dim3 grid((p.width + 32) / 32, (2 * p.height + kWarps) / kWarps, p.batch);
-  const size_t lines = sizeof(float) * kWarps * kRows * p.mask_size;
-  return launch_kernel(kernel, grid, dim3(32, kWarps), lines, stream, p, workspace);
+  if (p.semantic_layout == Layout::kNCHW) return label<T, Layout::kNCHW>(p, workspace, stream);
+  return label<T, Layout::kNHWC>(p, workspace, stream);
 }
 
 cudaError_t label(const Params& p, const Workspace& workspace, cudaStream_t stream) {

@@ -34,9 +34,9 @@ def family_of(weights: Weights, source: Path) -> Family:
 def table_of(family: Family, weights: Weights, source: Path) -> Categories:
     """COCO's categories for a network of as many classes. InputError: it has others."""
     counts = family.class_counts(weights, source)
-    if counts != COCO_COUNTS:
+    if counts != COCO_COUNTS[:2]:
         raise InputError(
-            f"{source}: has {counts.stuff} stuff and {counts.things} thing classes, so it is not COCO's network: give "
+            f"{source}: has {counts[0]} stuff and {counts[1]} thing classes, so it is not COCO's network: give "
             "--categories, the COCO panoptic JSON that it was trained for, or the list of its categories"
         )
     return coco_categories()
@@ -62,7 +62,7 @@ def build(
         return UPSNet(settings.model, num_stuff, num_things)
 
     found = family.class_counts(weights, source)
-    expected = COCO_COUNTS if cityscapes else (table.num_stuff, table.num_things) if table else found
+    expected = COCO_COUNTS[:2] if cityscapes else (table.num_stuff, table.num_things) if table else found
     if found != expected:
         raise InputError(
             f"{source}: has {found[0]} stuff and {found[1]} thing classes, expected {expected[0]} and {expected[1]}; "

@@ -11,9 +11,8 @@ import typer
 from training.checkpoint import Checkpoint, save, versions
 from training.config import load_config
 from training.importers.building import build, family_of, table_of
+from training.importers.golden import Options, write_golden
 from training.importers.reading import read_weights
-from training.importers.upsnet.golden.command import write_golden
-from training.importers.upsnet.golden.inputs import read_inputs
 from upsnet.datasets.panoptic_json import read_categories
 from upsnet.errors import InputError
 from upsnet.files import check_target
@@ -49,6 +48,9 @@ def main(
         typer.Option("--to-cityscapes", help="UPSNet's COCO weights; --config and --categories are Cityscapes'."),
     ] = False,
     dump: Annotated[Path | None, OLD] = None,
+    photo: Annotated[Path | None, OLD] = None,
+    short_side: Annotated[int | None, OLD] = None,
+    max_side: Annotated[int | None, OLD] = None,
     net_input: Annotated[Path | None, OLD] = None,
     im_info: Annotated[str, OLD] = "",
     inputs: Annotated[Path | None, OLD] = None,
@@ -58,8 +60,12 @@ def main(
     """A checkpoint of the original UPSNet, its hybrid fork or detectron2's Panoptic FPN -> one of ours that computes
     the same."""
     settings = load_config(config, tuple(set_ or []))
-    if (dump and not net_input) or (truth and not dump):
-        raise InputError("--truth is for the image of --dump, which needs --net-input; see upsnet golden --help")
+    image = net_input or photo
+    if bool(dump) != bool(image) or (truth and not net_input):
+        raise InputError(
+            "--truth is for the image of --dump, which needs --net-input, or --photo for a Panoptic FPN; see upsnet "
+            "golden --help"
+        )
     if not out and not dump:
         raise InputError("nothing to do: give --out, the checkpoint to write")
     if cityscapes and not categories:
@@ -73,9 +79,13 @@ def main(
     model, lines = build(settings, family, weights, table, checkpoint, partial, cityscapes)
     for line in lines:
         print(line)
-    if dump and net_input:
-        print(f"now: upsnet golden CHECKPOINT --net-input {net_input} --out {dump}", file=sys.stderr)
-        write_golden(dump, model, settings, read_inputs(net_input, im_info, inputs), truth, full)
+    if dump:
+        print(
+            f"now: upsnet golden CHECKPOINT {'--photo' if photo else '--net-input'} {image} --out {dump}",
+            file=sys.stderr,
+        )
+        options = Options(photo, short_side, max_side, net_input, im_info, inputs, truth, full)
+        write_golden(dump, model, settings, options, checkpoint)
     if out and table:
         save(out, Checkpoint(settings, table, 0, None, model.state_dict(), {}, versions()))
         print(f"{out}: {len(weights)} tensors of {checkpoint} ({family.name}), {len(table)} classes")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from training.config import Config
-from training.model.classes import Counts
 from training.model.upsnet import UPSNet
 from upsnet.errors import InputError
 
@@ -43,7 +42,7 @@ class Family(NamedTuple):
     beginnings: tuple[str, ...]  # of keys, in this family's files alone
     settings: Mapping[str, object]  # what a configuration must say
     configs: str  # which ones do
-    class_counts: Callable[[Weights, Path], Counts]
+    class_counts: Callable[[Weights, Path], tuple[int, int]]  # stuff and things
     prepare: Callable[[Weights, Config, Path], tuple[Weights, list[str]]]  # the tensors to fit, lines for the user
     sources: Callable[[UPSNet], dict[str, Source]]  # of every key of the network's state_dict
 

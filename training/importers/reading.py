@@ -1,4 +1,4 @@
-"""Files of other people's weights -> tensors by name. A file's first bytes say what it is; nothing in it is executed."""
+"""Files of other people's weights -> tensors by name. Its first bytes say what one is; nothing is executed."""
 
 from __future__ import annotations
 

@@ -22,10 +22,11 @@ import plugins_cuda
 from plugins_cuda.panoptic_fusion.reference import mask_terms, merge, panoptic_labels, prune, segment_term
 from training.config import load_config
 from training.conventions import UPSNET as ORIGINAL
+from training.importers.arrays import Arrays
 from training.importers.family import fit
 from training.importers.upsnet.golden.detections import coded, two_channels
 from training.importers.upsnet.golden.dump import dump
-from training.importers.upsnet.golden.inputs import Arrays, read_inputs
+from training.importers.upsnet.golden.inputs import read_inputs
 from training.importers.upsnet.keys import original_names
 from training.importers.upsnet.weights import sources
 from training.model import boxes as B

@@ -10,7 +10,6 @@ import torch
 from training.config import Config, TimmConfig
 from training.importers.family import COUNTER, Family, Weights
 from training.importers.panoptic_fpn.keys import BOTTOM_UP, RESNETS, sources
-from training.model.classes import Counts
 from upsnet.errors import InputError
 
 SEMANTIC, BOXES = "sem_seg_head.predictor.weight", "roi_heads.box_predictor.cls_score.weight"
@@ -20,19 +19,19 @@ PIXELS = ("pixel_mean", "pixel_std")
 IGNORED = re.compile(rf"proposal_generator\.anchor_generator\.cell_anchors\.\d+|pixel_mean|pixel_std|.*\.{COUNTER}")
 
 
-def class_counts(weights: Weights, path: Path) -> Counts:
+def class_counts(weights: Weights, path: Path) -> tuple[int, int]:
     """Stuff and thing classes. InputError: it is no Panoptic FPN, or one of another kind."""
     missing = [name for name in (SEMANTIC, BOXES) if name not in weights or not weights[name].ndim]
     if missing:
         hint = "a Mask R-CNN has no semantic head" if missing == [SEMANTIC] else "cascades and others are not read"
         raise InputError(f"{path}: detectron2's, but no Panoptic FPN: lacks {' and '.join(missing)}; {hint}")
-    counts = Counts(len(weights[SEMANTIC]) - 1, len(weights[BOXES]) - 1)
-    if min(counts) < 1:
+    stuff, things = len(weights[SEMANTIC]) - 1, len(weights[BOXES]) - 1
+    if stuff < 1 or things < 1:
         raise InputError(
-            f"{path}: no Panoptic FPN, which has stuff and things: {SEMANTIC} and {BOXES} make {counts.stuff} and "
-            f"{counts.things} classes of them"
+            f"{path}: no Panoptic FPN, which has stuff and things: {SEMANTIC} and {BOXES} make {stuff} and "
+            f"{things} classes of them"
         )
-    return counts
+    return stuff, things
 
 
 def prepare(weights: Weights, settings: Config, source: Path) -> tuple[Weights, list[str]]:

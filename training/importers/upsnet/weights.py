@@ -24,7 +24,7 @@ COCO_CHANNELS = {
 COCO_COUNTS = Counts(stuff=53, things=80)
 
 
-def class_counts(weights: Weights, path: Path) -> Counts:
+def class_counts(weights: Weights, path: Path) -> tuple[int, int]:
     """Stuff and thing classes of an original's weights. InputError: they are not those of a UPSNet."""
     scores = [weights.get(key) for key in ("fcn_head.score.weight", "rcnn.cls_score.weight")]
     if scores[0] is None or scores[1] is None or not scores[0].ndim or not scores[1].ndim:
@@ -36,7 +36,7 @@ def class_counts(weights: Weights, path: Path) -> Counts:
             f"{path}: no UPSNet, which has stuff and things: fcn_head.score.weight and rcnn.cls_score.weight make "
             f"{stuff} and {things} classes of them"
         )
-    return Counts(stuff, things)
+    return stuff, things
 
 
 def prepare(weights: Weights, settings: Config, source: Path) -> tuple[Weights, list[str]]:

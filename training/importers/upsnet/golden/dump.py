@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugins_cuda.roi_align_fpn.reference import assign_levels
-from training.importers.upsnet.golden.detections import ap_branch, near_tie, panoptic_branch
-from training.importers.upsnet.golden.inputs import Arrays, Inputs
+from training.importers.arrays import Arrays, near_tie
+from training.importers.upsnet.golden.detections import ap_branch, panoptic_branch
+from training.importers.upsnet.golden.inputs import Inputs
 from training.model import boxes as B
 from training.model.heads import BOX_POOL, MASK_POOL, SemanticHead
 from training.model.rpn import STRIDES, RpnOutput
