@@ -56,3 +56,10 @@ def bag_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     if table.shape[1] == 0:  # embedding_bag takes no such table
         return table[rows[:, 0]]
     return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+
+def ragged_bag_sum(table: Tensor, rows: Tensor, weights: Tensor, sizes: Tensor) -> Tensor:
+    """`bag_sum` [n, C] of n bags that hold `sizes` [n] rows; their rows and weights [sum of sizes] lie in a line."""
+    if table.shape[1] == 0:
+        return table[:1].expand(len(sizes), 0)
+    return F.embedding_bag(rows, table, sizes.cumsum(0) - sizes, mode="sum", per_sample_weights=weights)

@@ -41,7 +41,8 @@ class Conventions:
     inclusive: bool = False  # x2 and y2 are the last pixels inside the box; else the first ones outside
     aligned: bool = True  # RoIAlign shifts the samples by half a pixel
     samples: int = 2  # of RoIAlign in a bin, in each direction; 0: as many as a box needs
-    level_epsilon: float = 1e-6  # is added to a box's side / 224 before its level of the pyramid is chosen
+    rounded_levels: bool = False  # RoIAlign's level is floored after it was rounded; roi_align_fpn/reference.py
+    empty_proposals: bool = True  # the RPN proposes boxes without width or height too, which overlap nothing
     anchors: Callable[[int, float, Sequence[float]], Tensor] = rounded_anchors  # of a cell: stride, scale, ratios
     stride_first: bool = False  # a stage of a ResNet has its stride in the first 1x1; else in the 3x3
     context_of_padding: bool = False  # the FPN's global context is a mean over the padding too
@@ -110,7 +111,8 @@ UPSNET = Conventions(  # of the original's weights
 )
 DETECTRON2 = Conventions(  # of detectron2's weights that were trained from MSRA's ResNets, as its Panoptic FPNs
     samples=0,
-    level_epsilon=1e-8,
+    rounded_levels=True,
+    empty_proposals=False,
     anchors=exact_anchors,
     stride_first=True,
     pixel_std=(1.0, 1.0, 1.0),

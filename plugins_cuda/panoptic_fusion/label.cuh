@@ -23,7 +23,8 @@ __device__ inline bool touches(const Window& window, int first_x, int last_x, in
 }
 
 // The whole block calls it.
-__device__ inline void list_instances(const Params& p, const uint8_t* accepted, int image, Instances& list) {
+template <bool kHeuristic>
+__device__ void list_instances(const Params& p, const uint8_t* accepted, int image, Instances& list) {
   __shared__ unsigned near[kLabels / 32];
   const int t = threadIdx.y * 32 + threadIdx.x;
   const int first_x = int(blockIdx.x) * 128 - 2, first_y = int(blockIdx.y) * 8 - 2;
@@ -33,8 +34,8 @@ __device__ inline void list_instances(const Params& p, const uint8_t* accepted, 
     const int d = round * kThreads + t;
     const size_t row = size_t(image) * p.detections + d;
     const bool exists = d < p.detections && accepted[row] != 0;
-    const bool is_near =
-        exists && touches(window_of(p, row), first_x, first_x + 127, first_y, first_y + 2 * kWarps - 1);
+    const bool is_near = exists && touches(window_at<kHeuristic>(p.boxes + 4 * row), first_x, first_x + 127, first_y,
+                                           first_y + 2 * kWarps - 1);
     if (exists && !is_near) atomicMin(&list.absent, d);
     const unsigned vote = __ballot_sync(~0u, is_near);
     if (threadIdx.x == 0) near[d / 32] = vote;
@@ -46,7 +47,7 @@ __device__ inline void list_instances(const Params& p, const uint8_t* accepted, 
     for (int word = 0; word < d / 32; ++word) place += __popc(near[word]);
     if (near[d / 32] >> d % 32 & 1u) {
       list.detections[place] = uint8_t(d);
-      list.windows[place] = window_of(p, size_t(image) * p.detections + d);
+      list.windows[place] = window_at<kHeuristic>(p.boxes + 4 * (size_t(image) * p.detections + d));
     }
     if (d == kLabels - 1) list.count = place + int(near[d / 32] >> 31);
   }
@@ -268,7 +269,7 @@ __global__ void __launch_bounds__(kThreads, 6) label_pixels(Params p, Workspace 
     return;
   }
   for (int i = t; i < kExtents * kLabels; i += kThreads) extents[i] = 0;
-  list_instances(p, workspace.accepted, image, list);
+  list_instances<kHeuristic>(p, workspace.accepted, image, list);
   if (kHeuristic) {
     const size_t plane = size_t(kScale) * p.height * ((kScale * p.width + 31) / 32);
     label_by_masks<T, kLayout>(p, workspace.masks + size_t(image) * p.detections * plane, valid, list, image, pixels);

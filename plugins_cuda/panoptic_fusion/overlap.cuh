@@ -1,5 +1,6 @@
-// Step 1 of 3 on a GPU (launch.cu), for the heuristic merge: after the masks are bits, before prune (prune.cuh) decides.
-// How much of each mask the accepted ones before it cover, for all of them at once: by guessing who was accepted.
+// Step 1 of 3 on a GPU (launch.cu), for the heuristic merge: after the masks are bits, before prune (prune.cuh)
+// decides. How much of each mask the accepted ones before it cover, for all of them at once: by guessing who was
+// accepted.
 //
 // Whether a detection is accepted depends on those before it: a chain of up to 254 steps over whole masks. Here instead
 // every thread takes one word of the map through all masks in order, with the union of those that a guess accepts, and
@@ -39,54 +40,68 @@ __device__ inline Guess last_guess(const Params& p, const Workspace& workspace, 
   return {accepted, certain};
 }
 
+// A mask's place among the words of the map. Without words where first_word is that of no map.
+struct Words {
+  int first_word, across, first_y, down;  // across, down: one less than their number
+  const unsigned* bits;                   // of the plane's first word
+  unsigned accepted;                      // all bits, or none
+
+  __device__ bool have(int word, int y) const {
+    return (unsigned(word - first_word) <= unsigned(across)) & (unsigned(y - first_y) <= unsigned(down));
+  }
+};
+
 // Round `round`: the overlap of every mask with the union of those before it that the last guess accepts. A block has
 // kLabels words, and as many threads. grid: (words of a plane by kLabels, 1, batch).
 __global__ void __launch_bounds__(kLabels) count_overlaps(Params p, Workspace workspace, int round) {
-  __shared__ Clip clips[kLabels];           // of the masks near the block's words, in score order
-  __shared__ uint8_t detections[kLabels];   // which these are
-  __shared__ bool accepted[kLabels];
+  __shared__ Words list[kLabels];          // the masks near the block's words, in score order; then some without words
+  __shared__ uint8_t detections[kLabels];  // which these are
   __shared__ int overlaps[kLabels];
-  const int image = blockIdx.z, t = threadIdx.x;
+  const int image = blockIdx.z, t = threadIdx.x, lane = t % 32;
   const Valid valid = valid_of(p, image);
-  const int words = (kScale * p.width + 31) / 32, first_word = int(blockIdx.x) * kLabels;
-  const int first_y = first_word / words, last_y = (first_word + kLabels - 1) / words;
+  const int words = (kScale * p.width + 31) / 32, first = int(blockIdx.x) * kLabels;
+  const int first_y = first / words, last_y = (first + kLabels - 1) / words;
   if (first_y >= valid.height) return;
   const Guess guess = last_guess(p, workspace, image, t, round);
   if (__syncthreads_and(guess.certain)) return;
 
-  const size_t first_row = size_t(image) * p.detections;
+  const size_t plane = size_t(kScale) * p.height * words, first_row = size_t(image) * p.detections;
   Clip clip{};
   bool near = t < p.detections && is_accepted(0, workspace.mask_areas[first_row + t], p.mask_overlap_threshold);
   if (near) {
     clip = clip_of(window_of(p, first_row + t), valid);
     near = clip.first_y <= last_y && clip.last_y >= first_y;
   }
-  int count = 0;
-  const int place = rank_of(near, count);
-  if (near) clips[place] = clip, detections[place] = uint8_t(t), accepted[place] = guess.accepted;
   overlaps[t] = 0;
+  list[t] = {1 << 30, 0, 0, 0, nullptr, 0u};
+  int count = 0;
+  const int place = rank_of(near, count);  // a barrier
+  if (near) {
+    const int word = clip.first_x / 32;
+    list[place] = {word,
+                   clip.last_x / 32 - word,
+                   clip.first_y,
+                   clip.last_y - clip.first_y,
+                   workspace.masks + (first_row + t) * plane,
+                   guess.accepted ? ~0u : 0u};
+    detections[place] = uint8_t(t);
+  }
   __syncthreads();
 
-  const int i = first_word + t, y = i / words, word = i % words;
-  const size_t plane = size_t(kScale) * p.height * words;
-  const unsigned* masks = workspace.masks + first_row * plane + i;
+  const int i = first + t, y = i / words, word = i % words;
   unsigned taken = 0;
-  for (int first = 0; first < count; first += kOverlapBatch) {
+  for (int start = 0; start < count; start += kOverlapBatch) {  // kLabels is a multiple of kOverlapBatch
     unsigned mask[kOverlapBatch];
 #pragma unroll
-    for (int k = 0; k < kOverlapBatch; ++k) {
-      const Clip& box = clips[smaller(first + k, count - 1)];
-      const bool inside = first + k < count && y >= box.first_y && y <= box.last_y && word >= box.first_x / 32 &&
-                          word <= box.last_x / 32;
-      mask[k] = inside ? masks[detections[first + k] * plane] : 0;
-    }
+    for (int k = 0; k < kOverlapBatch; ++k) mask[k] = list[start + k].have(word, y) ? list[start + k].bits[i] : 0;
+    int own = 0;  // lane k: of mask k
 #pragma unroll
     for (int k = 0; k < kOverlapBatch; ++k) {
-      if (first + k >= count) break;
       const int overlap = warp_add(~0u, __popc(mask[k] & taken));
-      if (t % 32 == 0 && overlap > 0) atomicAdd(&overlaps[first + k], overlap);
-      if (accepted[first + k]) taken |= mask[k];
+      if (lane == k) own = overlap;
+      taken |= mask[k] & list[start + k].accepted;
     }
+    if (own > 0) atomicAdd(&overlaps[start + lane], own);
   }
   __syncthreads();
   if (t >= count || overlaps[t] == 0) return;

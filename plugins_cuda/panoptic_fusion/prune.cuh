@@ -18,20 +18,16 @@ __device__ Sample place_of(int x, int first, int count, float low, float high, i
   return sample_of(x - first, count, cells);
 }
 
-// The four cells of a mask around a pixel.
-struct Corners {
-  float upper_left, upper_right, lower_left, lower_right;
+// Two cells side by side in a mask's row.
+struct Sides {
+  float left, right;
 };
 
 template <bool kHeuristic, typename T>
-__device__ Corners corners_of(const T* mask, int cells, int row, int column) {
-  if (kHeuristic) {
-    return {probability_at(mask, cells, row, column), probability_at(mask, cells, row, column + 1),
-            probability_at(mask, cells, row + 1, column), probability_at(mask, cells, row + 1, column + 1)};
-  }
-  const T *upper = mask + row * cells, *lower = mask + next_cell(row, cells) * cells;
-  const int next = next_cell(column, cells);
-  return {logit_of(upper[column]), logit_of(upper[next]), logit_of(lower[column]), logit_of(lower[next])};
+__device__ Sides sides_of(const T* mask, int cells, int row, int column) {
+  if (kHeuristic) return {probability_at(mask, cells, row, column), probability_at(mask, cells, row, column + 1)};
+  const T* line = mask + smaller(row, cells - 1) * cells;
+  return {logit_of(line[column]), logit_of(line[next_cell(column, cells)])};
 }
 
 // Every detection's mask as bits (mask term > 0, or is_pasted), and their sum. A warp makes 32 x 32 pixels at a time:
@@ -44,7 +40,7 @@ __global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspa
   const Valid valid = valid_of(p, image);
   if (detection >= valid.detections || !is_usable(p, row)) return;
   const float* box = p.boxes + 4 * row;
-  const Window window = kHeuristic ? pasted_window_of(box) : window_of(box);
+  const Window window = window_at<kHeuristic>(box);
   const Clip clip = clip_of(window, valid);
   if (clip.empty()) return;
 
@@ -63,15 +59,18 @@ __global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspa
     const bool inside = x >= clip.first_x && x <= clip.last_x;
     const Sample column = place_of<kHeuristic>(x, window.left, across_box, x1, x2, cells);
     const Sample own_row = place_of<kHeuristic>(first_y + lane, window.top, down_box, y1, y2, cells);
-    Corners corners{};
-    int loaded = -2;
+    Sides upper{}, lower{};
+    int loaded = -3;
     unsigned own = 0;
     for (int r = 0; r < rows; ++r) {
       const int cell = __shfl_sync(~0u, own_row.cell, r);
       const float weight = __shfl_sync(~0u, own_row.weight, r);
-      if (cell != loaded) corners = corners_of<kHeuristic>(mask, cells, cell, column.cell), loaded = cell;
-      const float left = lerp(corners.upper_left, corners.lower_left, weight);
-      const float right = lerp(corners.upper_right, corners.lower_right, weight);
+      if (cell != loaded) {
+        upper = cell == loaded + 1 ? lower : sides_of<kHeuristic>(mask, cells, cell, column.cell);
+        lower = sides_of<kHeuristic>(mask, cells, cell + 1, column.cell);
+        loaded = cell;
+      }
+      const float left = lerp(upper.left, lower.left, weight), right = lerp(upper.right, lower.right, weight);
       const float value = lerp(left, right, column.weight);
       const unsigned line = __ballot_sync(~0u, inside && (kHeuristic ? is_pasted(value) : value > 0.0f));
       if (lane == r) own = line;

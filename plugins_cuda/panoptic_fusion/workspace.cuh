@@ -55,6 +55,11 @@ inline Workspace workspace_of(const Params& p, void* memory) {
   return workspace;
 }
 
+template <bool kHeuristic>
+__device__ Window window_at(const float* box) {
+  return kHeuristic ? pasted_window_of(box) : window_of(box);
+}
+
 // The rank of this thread among those of the block (kLabels threads) that are `present`, and how many these are. The
 // whole block calls it, once.
 __device__ inline int rank_of(bool present, int& total) {

@@ -9,7 +9,7 @@ MAX_SAMPLES = 1024
 
 def _check(call: Call) -> None:
     size, ratio = call.sizes["output_size"], call.sizes["sampling_ratio"]
-    if size * ratio > MAX_SAMPLES:
+    if size * max(ratio, 1) > MAX_SAMPLES:
         message = f"output_size * sampling_ratio must be at most {MAX_SAMPLES}, got {size} * {ratio}"
         raise ValueError(f"roi_align_fpn: {message}")
 

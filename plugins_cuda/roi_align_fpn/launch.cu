@@ -57,6 +57,7 @@ struct Plan {
   int lanes;      // threads that share a bin: a power of two, at most 32
   int bins;       // of a block
   int slab;       // elements of the tile that belong to one lane
+  int taps;       // room for those of one direction
   int tap_bytes;  // of shared memory, before the tile
   int shared;     // bytes
 };
@@ -73,8 +74,8 @@ Plan plan_of(const Params& params) {
   const int fitting = kTileBytes / (plan.lanes * vector_bytes);
   plan.bins = all_bins < fitting ? all_bins : fitting;
   plan.slab = kVector * plan.bins + padding;
-  const int tap_bytes =
-      2 * params.output_size * static_cast<int>(2 * params.sampling_ratio * sizeof(Tap) + sizeof(int));
+  plan.taps = taps_of_direction(params);
+  const int tap_bytes = 2 * static_cast<int>(plan.taps * sizeof(Tap) + params.output_size * sizeof(Line));
   plan.tap_bytes = (tap_bytes + 15) / 16 * 16;
   plan.shared = plan.tap_bytes + plan.lanes * plan.slab * static_cast<int>(sizeof(T));
   return plan;
@@ -88,29 +89,27 @@ __device__ __forceinline__ Value pick(const Value (&values)[kLevels], int level)
   return level < 2 ? low : high;
 }
 
-// The taps of one box in shared memory: [rows, columns][bin][2 * samples], and how many of them count.
+// The taps of one box in shared memory: [rows, columns][room], and where each bin's begin: [rows, columns][bin].
 struct SharedTaps {
   Tap* taps;
-  int* counts;
-  int longest;
+  Line* lines;
 
-  __device__ SharedTaps(unsigned char* memory, int bins, int samples) {
-    longest = 2 * samples;
+  __device__ SharedTaps(unsigned char* memory, int room) {
     taps = reinterpret_cast<Tap*>(memory);
-    counts = reinterpret_cast<int*>(taps + 2 * bins * longest);
+    lines = reinterpret_cast<Line*>(taps + 2 * room);
   }
 };
 
-__device__ __forceinline__ void find_taps(const Params& params, const float* box, int level, SharedTaps shared) {
+__device__ __forceinline__ void find_taps(const Params& params, const float* box, int level, SharedTaps shared,
+                                          int room) {
   const int bins = params.output_size;
-  const bool finite = is_finite(box);
   for (int i = threadIdx.x; i < 2 * bins; i += kThreads) {
-    const int is_column = i >= bins, axis = is_column ? 0 : 1;
+    const bool is_column = i >= bins;
     const int length = is_column ? pick(params.widths, level) : pick(params.heights, level);
-    const Extent extent = extent_of(box[axis], box[axis + 2], scale_of(level), bins, params.aligned != 0);
-    Tap* taps = shared.taps + i * shared.longest;
-    const int bin = is_column ? i - bins : i;
-    shared.counts[i] = finite ? bin_taps(extent, bin, params.sampling_ratio, length, taps) : 0;
+    const int before = is_column ? room : 0;
+    Line line = find_line(params, box, level, is_column, is_column ? i - bins : i, length, shared.taps + before);
+    line.first += before;
+    shared.lines[i] = line;
   }
 }
 
@@ -118,9 +117,9 @@ __device__ __forceinline__ void find_taps(const Params& params, const float* box
 template <typename T, int kVector>
 __device__ __forceinline__ void add_bin(const T* map, int64_t line, int pitch, SharedTaps shared, int row, int column,
                                         float (&sum)[kVector]) {
-  const Tap* rows = shared.taps + row * shared.longest;
-  const Tap* columns = shared.taps + column * shared.longest;
-  const int row_count = shared.counts[row], column_count = shared.counts[column];
+  const Tap* rows = shared.taps + shared.lines[row].first;
+  const Tap* columns = shared.taps + shared.lines[column].first;
+  const int row_count = shared.lines[row].count, column_count = shared.lines[column].count;
   for (int first = 0; first < column_count; first += kAtOnce) {
     unsigned offset[kAtOnce];
     float weight[kAtOnce];
@@ -181,9 +180,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool(Params params, Maps ma
   UPSNET_DYNAMIC_SHARED(memory);
   const int size = params.output_size, roi = blockIdx.x, image = roi / params.rois_per_image;
   const float* box = params.rois + 4 * static_cast<int64_t>(roi);
-  const int level = level_of(box, params.inclusive != 0);
-  const SharedTaps shared(memory, size, params.sampling_ratio);
-  find_taps(params, box, level, shared);
+  const int level = level_of(box, params.inclusive != 0, params.rounded_levels != 0);
+  const SharedTaps shared(memory, plan.taps);
+  find_taps(params, box, level, shared, plan.taps);
   __syncthreads();
 
   T* tile = reinterpret_cast<T*>(memory + plan.tap_bytes);

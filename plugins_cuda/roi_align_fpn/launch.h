@@ -6,7 +6,7 @@
 namespace upsnet::roi_align_fpn {
 
 constexpr int kLevels = 4;
-constexpr int kMaxSamples = 1024;  // output_size * sampling_ratio: the samples of a box in one direction
+constexpr int kMaxSamples = 1024;  // output_size * sampling_ratio: the samples of a box in one direction, not counted
 
 // Bytes of device memory, a multiple of kAlignment. It never shrinks when a size of the inputs grows: TensorRT asks
 // once, for its largest shapes, and runs smaller ones in that.

@@ -21,6 +21,7 @@ def RoiAlignFpn(
     sampling_ratio: int,
     coordinate_transformation_mode: str,
     inclusive: int,
+    rounded_levels: int = 0,
 ) -> FLOAT:
     # The maps may be float16 or bfloat16; everything in between is float32.
     # A box with a NaN or infinite coordinate gives zeros; `reference.without_nonfinite`. (x - x is NaN for those.)
@@ -31,8 +32,19 @@ def RoiAlignFpn(
     x1, y1, x2, y2 = op.Split(boxes, axis=-1, num_outputs=4)
     extra = op.Cast(op.Constant(value_int=inclusive), to=1)
     area = op.Relu(x2 - x1 + extra) * op.Relu(y2 - y1 + extra)
-    ratio = op.Squeeze(op.Sqrt(area), [-1]) / 224.0 + 1e-6
-    level = op.Cast(ratio >= 0.5, to=7) + op.Cast(ratio >= 1.0, to=7) + op.Cast(ratio >= 2.0, to=7)
+    rounded = op.Cast(op.Constant(value_int=rounded_levels), to=9)
+    ratio = op.Squeeze(op.Sqrt(area), [-1]) / 224.0 + op.Where(rounded, 0.0, 1e-6)
+    on_p3 = ratio >= op.Where(rounded, 0.499999940395355224609375, 0.5)
+    on_p4 = ratio >= op.Where(rounded, 0.999999940395355224609375, 1.0)
+    on_p5 = ratio >= op.Where(rounded, 1.99999964237213134765625, 2.0)
+    level = op.Cast(on_p3, to=7) + op.Cast(on_p4, to=7) + op.Cast(on_p5, to=7)
+
+    # Where samples are counted: `reference.countable`.
+    counted = op.Constant(value_int=sampling_ratio) == 0
+    unlimited = op.Constant(value_float=float("inf"))
+    longest, shortest = op.Where(counted, 32768.0, unlimited), op.Where(counted, 0.0, -unlimited)
+    near, far = op.Split(boxes, axis=-1, num_outputs=2)
+    boxes = op.Concat(near, op.Max(op.Min(far, near + longest), near + shortest), axis=-1)
 
     size = op.Reshape(op.Constant(value_int=output_size), [1])
     shape = op.Concat(op.Shape(rois, end=2), op.Shape(p2, start=1, end=2), size, size, axis=0)

@@ -12,25 +12,40 @@ from torchvision.ops import roi_align
 
 FINEST_STRIDE = 4
 CANONICAL_SIZE = 224.0  # side in network pixels of the smallest square box on P4
+LIMITS = (0.5, 1.0, 2.0)  # of a box's side / 224: from here on it is on P3, P4, P5
+# The first float32 below them of which floor(4 + log2(ratio)) is that level already: the logarithm and the sum are
+# rounded to float32 before the floor.
+ROUNDED_LIMITS = (0.5 - 2**-24, 1 - 2**-24, 2 - 3 * 2**-23)
+LONGEST = 32768.0  # network pixels: where samples are counted, a longer box ends there
 OUTSIDE = -1e6  # a box at this corner lies outside of every map: it gives zeros, and no gradient
 
 
-def assign_levels(rois: Tensor, inclusive: bool = False, epsilon: float = 1e-6) -> Tensor:
-    """Level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / 224 + epsilon)), 0, 3).
+def assign_levels(rois: Tensor, inclusive: bool = False, rounded: bool = False) -> Tensor:
+    """Level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / 224 + 1e-6)), 0, 3), not rounded.
 
-    Written as comparisons with 1/2, 1 and 2 instead of a logarithm, so that every executor rounds alike. Inverted boxes
+    rounded: detectron2's floor(4 + log2(sqrt(w h) / 224 + 1e-8)) - 2 as float32 gives it. It is the same but for ratios
+    within 1e-6 below 1/2, 1 and 2: there only the last one to three float32 are on the higher level.
+    Written as comparisons instead of a logarithm, so that every executor rounds alike. Inverted boxes
     count as empty (level 0). `inclusive` adds 1 to width and height, the legacy convention. (FPN, CVPR 2017, eq. 1)
     """
     extra = 1.0 if inclusive else 0.0
     width = (rois[..., 2] - rois[..., 0] + extra).clamp(min=0)
     height = (rois[..., 3] - rois[..., 1] + extra).clamp(min=0)
-    ratio = (width * height).sqrt() / CANONICAL_SIZE + epsilon
-    return (ratio >= 0.5).long() + (ratio >= 1).long() + (ratio >= 2).long()
+    ratio = (width * height).sqrt() / CANONICAL_SIZE
+    ratio, limits = (ratio, ROUNDED_LIMITS) if rounded else (ratio + 1e-6, LIMITS)
+    return (ratio >= limits[0]).long() + (ratio >= limits[1]).long() + (ratio >= limits[2]).long()
 
 
 def without_nonfinite(rois: Tensor) -> Tensor:
     """Boxes [..., 4] with a NaN or infinite coordinate replaced by one that gives zeros."""
     return rois.where(rois.isfinite().all(dim=-1, keepdim=True), rois.new_full((), OUTSIDE))
+
+
+def countable(rois: Tensor) -> Tensor:
+    """Boxes [..., 4] for torchvision's roi_align with sampling_ratio=0, whose time and memory grow with a box: at most
+    LONGEST wide and high; and inverted ones empty, of which it cannot count the samples."""
+    near, far = rois.split(2, dim=-1)
+    return torch.cat([near, far.minimum(near + LONGEST).maximum(near)], dim=-1)
 
 
 def pool(feature: Tensor, *arguments: Any) -> Tensor:
@@ -58,16 +73,18 @@ def roi_align_fpn(
     sampling_ratio: int = 2,
     aligned: bool = True,
     inclusive: bool = False,
-    level_epsilon: float = 1e-6,
+    rounded_levels: bool = False,
 ) -> Tensor:
     """Pool boxes from P2..P5 (FPN, CVPR 2017; RoIAlign, Mask R-CNN, ICCV 2017).
 
     features: four maps [B, C, H/s, W/s] at strides 4, 8, 16, 32, of one floating type; contiguous or channels-last.
     rois: [B, R, 4], x1 y1 x2 y2 in network pixels, taken as float32; padded rows are boxes like any other. A box that
         lies outside of its map, or has a NaN or infinite coordinate, gives zeros, and so does a map without pixels.
-    sampling_ratio: samples a bin in each direction; 0: adaptive, as many as the bin has pixels of the map, rounded up.
+    sampling_ratio: samples a bin in each direction. 0: adaptive, as many as a bin is long in pixels of the map, rounded
+        up. Then an empty or inverted box gives zeros, and one longer than 32768 network pixels ends there.
     aligned: torchvision's half-pixel shift (False: the legacy rule, boxes of at least one pixel of the map).
-    inclusive: the level rule takes widths and heights with + 1. level_epsilon: see `assign_levels`.
+    inclusive: the level rule takes widths and heights with + 1. rounded_levels: as detectron2 rounds it; see
+        `assign_levels`.
     Returns [B, R, C, S, S], contiguous, in the features' type; coordinates, weights and sums are float32 (float64 for
     float64 features), also under autocast. Gradients go to the features alone. ValueError when the inputs do not fit
     together.
@@ -78,7 +95,9 @@ def roi_align_fpn(
     batch, count = rois.shape[:2]
     channels = features[0].shape[1]
     rois = without_nonfinite(rois.detach().float().to(torch.promote_types(features[0].dtype, torch.float32)))
-    level = assign_levels(rois.float(), inclusive, level_epsilon)
+    level = assign_levels(rois.float(), inclusive, rounded_levels)
+    if sampling_ratio == 0:
+        rois = countable(rois)
     image = torch.arange(batch, device=rois.device, dtype=rois.dtype)[:, None, None].expand(-1, count, -1)
     pooled = rois.new_zeros(batch * count, channels, output_size, output_size)
     for index, feature in enumerate(features):

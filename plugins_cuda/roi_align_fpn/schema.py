@@ -17,7 +17,7 @@ SCHEMA = Schema(
         ),
         Attribute("canonical_size", float, 224.0, gone=True),
         Attribute("inclusive", bool, False),
-        Attribute("level_epsilon", float, 1e-6, least=0),
+        Attribute("rounded_levels", bool, False),
     ),
     outputs=(Tensor("output", Type.LIKE_FIRST, "B R C output_size output_size"),),
     sizes={"batch": "B", "channels": "C", "heights": "H#", "widths": "W#", "rois_per_image": "R"},

@@ -193,8 +193,8 @@ def test_gradient_reaches_every_level() -> None:
         ({"rois": hostile_boxes()[0]}, r"rois must be floating point \[B, R, 4\]"),
         ({"rois": hostile_boxes().long()}, "rois must be floating"),
         ({"rois": hostile_boxes(3)}, r"rois must be .* = \(2, R, 4\), got torch.float32 \(3,"),
-        ({"sampling_ratio": 0}, "sampling_ratio must be at least 1"),
-        ({"sampling_ratio": -1}, "sampling_ratio must be at least 1, got -1"),
+        ({"sampling_ratio": -1}, "sampling_ratio must be at least 0, got -1"),
+        ({"sampling_ratio": 0, "output_size": 1025}, r"at most 1024, got 1025 \* 0"),
         ({"sampling_ratio": MAX_SAMPLES // 7 + 1}, "at most 1024"),
         ({"output_size": 2**32 + 7}, "output_size must be at most 2147483647, got 4294967303"),
     ],
@@ -215,7 +215,7 @@ def test_rois_of_other_types_are_taken_as_float32() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_is_one_operator_of_pytorch(dtype: torch.dtype) -> None:
     features, rois = [feature.to(dtype) for feature in pyramid()], hostile_boxes()
-    torch.library.opcheck(torch.ops.upsnet.roi_align_fpn.default, (features, rois, 7, 2, True, False))
+    torch.library.opcheck(torch.ops.upsnet.roi_align_fpn.default, (features, rois, 7, 2, True, False, False))
     assert_one_operator("roi_align_fpn", lambda maps, rois: plugins_cuda.roi_align_fpn(maps, rois, 7), (features, rois))
 
 

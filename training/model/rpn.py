@@ -72,6 +72,8 @@ class RPN(nn.Module):
         inclusive, levels = self.conventions.inclusive, len(STRIDES)
         found = plugins_cuda.best_anchors(output.maps, self.base_anchors, sizes.int(), top_n, inclusive)
         boxes, scores = (each.flatten(0, 1) for each in found)
+        if not self.conventions.empty_proposals:  # nor those that are NaN
+            scores = torch.where((self.conventions.sides(boxes) > 0).all(dim=2), scores, -torch.inf)
         # Rows without an anchor score -inf: over the threshold there are only real ones.
         kept, counts = plugins_cuda.nms(boxes, scores, self.config.nms_threshold, LOWEST, top_n, inclusive=inclusive)
         valid = torch.arange(top_n, device=kept.device) < counts.unsqueeze(1)
