@@ -39,14 +39,14 @@ struct Statistics {
   }
 
   // Row y, run by run of equal labels and votes.
-  void add_row(const uint8_t* labels, const int* semantic, int y, int width, int num_stuff) {
+  void add_row(const Params& p, const uint8_t* labels, const int* semantic, int y, int width) {
     for (int x = 0, stop; x < width; x = stop) {
       const int label = labels[x], vote = semantic[x];
-      const bool instance = label >= num_stuff && label != kVoid;
+      const bool votes_count = label >= p.num_stuff && label != kVoid && !p.heuristic;
       stop = x + 1;
-      while (stop < width && labels[stop] == label && (!instance || semantic[stop] == vote)) ++stop;
+      while (stop < width && labels[stop] == label && (!votes_count || semantic[stop] == vote)) ++stop;
       regions[label].add({stop - x, x, y, stop, y + 1});
-      if (instance && vote != kNone) votes[size_t(label - num_stuff) * num_stuff + vote] += stop - x;
+      if (votes_count && vote != kNone) votes[size_t(label - p.num_stuff) * p.num_stuff + vote] += stop - x;
     }
   }
 };
@@ -65,8 +65,9 @@ void label_band(const Params& p, int image, const std::vector<Detection>& accept
       const int y = kScale * row - 2 + phase;
       if (y < 0 || y >= valid.height) continue;
       uint8_t* labels = map + size_t(y) * width;
-      label_row(p, accepted, y, valid.width, phase_weight(phase), scratch, labels);
-      statistics.add_row(labels, scratch.semantic.data() + 2, y, valid.width, p.num_stuff);
+      const auto row = p.heuristic ? first_masks_row : label_row;
+      row(p, accepted, y, valid.width, phase_weight(phase), scratch, labels);
+      statistics.add_row(p, labels, scratch.semantic.data() + 2, y, valid.width);
     }
   }
 }

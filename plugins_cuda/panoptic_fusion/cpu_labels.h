@@ -55,7 +55,7 @@ struct Scratch {
     lower.resize(upper.size());
     const size_t places = size_t(kScale) * ((cells + kLanes - 1) / kLanes * kLanes);
     for (auto* row : {&best, &thing, &highest, &segment, &terms}) row->resize(places);
-    line.resize(p.mask_size + 1);
+    line.resize(p.mask_size + 2);
     label.resize(places), semantic.resize(places), absent.resize(places);
   }
 };
@@ -103,10 +103,14 @@ inline void expand(const float* upper, const float* lower, float weight, Floats 
   for (int k = 0; k < kScale; ++k) values[k] = lerp(left, right, phase_weight(k));
 }
 
-// label and best: of stuff, ties to the lowest. weight: of the lower row.
-inline void scan_channels(const Params& p, float weight, Scratch& s) {
+// label and best: of stuff, ties to the lowest. weight: of the lower row. is_wanted(place): whether that many pixels
+// from there on are; the heuristic merge asks for nothing but `semantic` of them.
+template <typename IsWanted>
+void scan_channels(const Params& p, float weight, IsWanted is_wanted, Scratch& s) {
   const int channels = p.num_stuff + p.num_things;
   for (int cell = 0; cell < s.cells; cell += kLanes) {
+    const int place = kScale * cell;
+    if (!is_wanted(place)) continue;
     const float *upper = s.upper.data() + cell, *lower = s.lower.data() + cell;
     Floats best[kScale], thing[kScale], values[kScale];
     Ints label[kScale] = {}, semantic[kScale];
@@ -123,9 +127,9 @@ inline void scan_channels(const Params& p, float weight, Scratch& s) {
       for (int k = 0; k < kScale; ++k) thing[k] = higher(values[k], thing[k]);
     }
     for (int k = 0; k < kScale; ++k) semantic[k] = thing[k] > best[k] ? kNone - Ints{} : label[k];
-    const int place = kScale * cell;
-    interleave(best, &s.best[place]), interleave(thing, &s.thing[place]);
-    interleave(label, &s.label[place]), interleave(semantic, &s.semantic[place]);
+    interleave(semantic, &s.semantic[place]);
+    if (p.heuristic) continue;
+    interleave(best, &s.best[place]), interleave(thing, &s.thing[place]), interleave(label, &s.label[place]);
   }
 }
 
@@ -182,7 +186,7 @@ inline void compete(const Params& p, const Detection& d, int y, int width, float
 // The labels of row y, columns 0 .. width - 1, into `out`.
 inline void label_row(const Params& p, const std::vector<Detection>& accepted, int y, int width, float weight,
                       Scratch& s, uint8_t* out) {
-  scan_channels(p, weight, s);
+  scan_channels(p, weight, [](int) { return true; }, s);
   std::fill(s.highest.begin(), s.highest.end(), accepted.empty() ? 0.0f : -INFINITY);
   const auto touches = [y](const Detection& d) { return y >= d.window.top && y <= d.window.last_row(); };
   const auto elsewhere = std::find_if_not(accepted.begin(), accepted.end(), touches);
@@ -202,6 +206,40 @@ inline void label_row(const Params& p, const std::vector<Detection>& accepted, i
     const float least = competes ? 0.0f : -INFINITY;  // of both maxima
     out[x] = uint8_t(thing[x] - higher(highest[x], least) > higher(best[x], least) ? kVoid : label);
   }
+}
+
+// visit(first, stop) for every run of set bits.
+template <typename Visit>
+void for_runs(const uint64_t* words, int count, Visit visit) {
+  for (int w = 0; w < count; ++w) {
+    for (uint64_t left = words[w]; left != 0;) {
+      const int first = __builtin_ctzll(left);
+      const uint64_t clear = ~(left >> first);  // never 0 but where first is
+      const int stop = clear == 0 ? 64 : smaller(first + __builtin_ctzll(clear), 64);
+      visit(64 * w + first, 64 * w + stop);
+      left = stop == 64 ? 0 : left >> stop << stop;
+    }
+  }
+}
+
+// The heuristic merge's: the first accepted mask, else the best channel.
+inline void first_masks_row(const Params& p, const std::vector<Detection>& accepted, int y, int width, float weight,
+                            Scratch& s, uint8_t* out) {
+  std::fill(out, out + width, uint8_t{kNone});
+  for (auto d = accepted.rbegin(); d != accepted.rend(); ++d) {  // the first one is painted last
+    if (y < d->clip.first_y || y > d->clip.last_y) continue;
+    uint8_t* from = out + 64 * d->first_word();
+    const int label = p.num_stuff + d->index;
+    for_runs(d->bits_of(y), d->words(), [&](int first, int stop) { std::memset(from + first, label, stop - first); });
+  }
+  const auto is_open = [&](int place) {
+    const int first = larger(place - 2, 0), stop = smaller(place - 2 + kScale * kLanes, width);
+    return first < stop && std::memchr(out + first, kNone, stop - first) != nullptr;
+  };
+  scan_channels(p, weight, is_open, s);
+  const int* semantic = s.semantic.data() + 2;
+#pragma omp simd
+  for (int x = 0; x < width; ++x) out[x] = out[x] == kNone ? uint8_t(semantic[x]) : out[x];
 }
 
 }  // namespace upsnet::panoptic_fusion

@@ -15,98 +15,143 @@ struct Detection {
   int index, category;
   Window window;
   Clip clip;
-  int mask_size = 0;
-  std::vector<float> mask;  // bounded logits [mask_size, mask_size]
-  std::vector<int> cells;   // of every column of the clip: see Sample
-  std::vector<float> weights;
-  std::vector<uint64_t> bits;  // the clip's rows, words() each: term > 0
+  int pitch = 0;            // of the mask: cells and one more on each side
+  std::vector<float> mask;  // [pitch, pitch], bounded logits in copies of their edge, or probabilities in zeros
+  std::vector<Sample> rows, columns;  // of the clip, among those cells
+  std::vector<uint64_t> bits;         // the clip's rows, words() each: the pixels of the mask
   int area = 0;
 
-  int columns() const { return clip.last_x - clip.first_x + 1; }
   int first_word() const { return clip.first_x / 64; }
   int words() const { return clip.last_x / 64 - first_word() + 1; }
+  const uint64_t* bits_of(int y) const { return &bits[size_t(y - clip.first_y) * words()]; }
 };
 
 template <typename T>
-std::vector<float> bounded_mask(const Params& p, size_t row) {
-  const size_t cells = size_t(p.mask_size) * p.mask_size;
-  const T* mask = static_cast<const T*>(p.mask_logits) + row * cells;
-  std::vector<float> bounded(cells);
-  for (size_t i = 0; i < cells; ++i) bounded[i] = logit_of(mask[i]);
-  return bounded;
+std::vector<float> mask_of(const Params& p, size_t row) {
+  const int cells = p.mask_size, pitch = cells + 2;
+  const T* mask = static_cast<const T*>(p.mask_logits) + row * cells * cells;
+  std::vector<float> padded(size_t(pitch) * pitch);
+  for (int y = 0; y < pitch; ++y) {
+    for (int x = 0; x < pitch; ++x) {
+      float& cell = padded[y * pitch + x];
+      if (p.heuristic)
+        cell = probability_at(mask, cells, y - 1, x - 1);
+      else
+        cell = logit_of(mask[clamped(y - 1, 0, cells - 1) * cells + clamped(x - 1, 0, cells - 1)]);
+    }
+  }
+  return padded;
 }
 
-inline std::vector<float> bounded_mask(const Params& p, size_t row) {
+inline std::vector<float> mask_of(const Params& p, size_t row) {
   switch (p.mask_logits_type) {
-    case DType::kFloat32: return bounded_mask<float>(p, row);
-    case DType::kFloat16: return bounded_mask<Half>(p, row);
-    default: return bounded_mask<BFloat16>(p, row);
+    case DType::kFloat32: return mask_of<float>(p, row);
+    case DType::kFloat16: return mask_of<Half>(p, row);
+    default: return mask_of<BFloat16>(p, row);
   }
+}
+
+// Where pixels first .. last of a line lie in a padded mask. low, high: the box; start, stop: its window.
+inline std::vector<Sample> samples_of(const Params& p, int first, int last, float low, float high, int start,
+                                      int stop) {
+  std::vector<Sample> samples;
+  samples.reserve(last - first + 1);
+  for (int pixel = first; pixel <= last; ++pixel) {
+    const Sample sample = p.heuristic ? pasted_sample_of(pixel, low, high, p.mask_size)
+                                      : sample_of(pixel - start, stop - start + 1, p.mask_size);
+    samples.push_back({sample.cell + 1, sample.weight});
+  }
+  return samples;
 }
 
 inline void place(const Params& p, int image, int index, const Valid& valid, Detection& detection) {
   const size_t row = size_t(image) * p.detections + index;
-  const Window window = window_of(p.boxes + 4 * row);
+  const Window window = window_of(p, row);
+  const Clip clip = clip_of(window, valid);
   detection.index = index;
   detection.category = int(p.classes[row]);
   detection.window = window;
-  detection.clip = clip_of(window, valid);
-  if (detection.clip.empty()) return;
-  detection.mask_size = p.mask_size;
-  detection.mask = bounded_mask(p, row);
-  const int columns = detection.columns();
-  detection.cells.resize(columns), detection.weights.resize(columns);
-  for (int i = 0; i < columns; ++i) {
-    const int pixel = detection.clip.first_x + i - window.left;
-    const Sample sample = sample_of(pixel, window.right - window.left + 1, p.mask_size);
-    detection.cells[i] = sample.cell, detection.weights[i] = sample.weight;
+  detection.clip = clip;
+  if (clip.empty()) return;
+  float box[4];
+  for (int i = 0; i < 4; ++i) box[i] = bounded_coordinate(p.boxes[4 * row + i]);
+  detection.pitch = p.mask_size + 2;
+  detection.mask = mask_of(p, row);
+  detection.columns = samples_of(p, clip.first_x, clip.last_x, box[0], box[2], window.left, window.right);
+  detection.rows = samples_of(p, clip.first_y, clip.last_y, box[1], box[3], window.top, window.bottom);
+}
+
+// The mask's columns, blended to row y: line[pitch].
+inline void blend_rows(const Detection& detection, int y, float* __restrict line) {
+  const Sample row = detection.rows[y - detection.clip.first_y];
+  const float* upper = &detection.mask[size_t(row.cell) * detection.pitch];
+  for (int c = 0; c < detection.pitch; ++c) line[c] = lerp(upper[c], upper[c + detection.pitch], row.weight);
+}
+
+// The mask terms of row y, the clip's columns. line: scratch of the mask's pitch.
+inline void mask_terms(const Detection& detection, int y, float* line, float* __restrict terms) {
+  blend_rows(detection, y, line);
+  const Sample* columns = detection.columns.data();
+  const int count = int(detection.columns.size());
+  for (int i = 0; i < count; ++i) {
+    const Sample column = columns[i];
+    terms[i] = lerp(line[column.cell], line[column.cell + 1], column.weight);
   }
 }
 
-// The mask terms of row y, the clip's columns. line: scratch of mask_size + 1.
-inline void mask_terms(const Detection& detection, int y, float* line, float* __restrict terms) {
-  const Window& window = detection.window;
-  const int cells = detection.mask_size, columns = int(detection.cells.size());
-  const Sample row = sample_of(y - window.top, window.bottom - window.top + 1, cells);
-  for (int c = 0; c < cells; ++c) line[c] = mask_column(detection.mask.data(), cells, row, c);
-  line[cells] = line[cells - 1];  // next_cell of the last one
-  const int* cell = detection.cells.data();
-  const float* weight = detection.weights.data();
-  for (int i = 0; i < columns; ++i) terms[i] = lerp(line[cell[i]], line[cell[i] + 1], weight[i]);
+// Sets bits first .. stop - 1.
+inline void set_bits(uint64_t* words, int first, int stop) {
+  for (int start = first; start < stop;) {
+    const int end = smaller(stop, (start / 64 + 1) * 64);
+    words[start / 64] |= ~uint64_t{0} >> (64 - (end - start)) << start % 64;
+    start = end;
+  }
 }
 
-// Eight bytes that are 0 or 1, as the bits of one.
-inline uint64_t gather_bits(const uint8_t* flags) {
-  uint64_t bytes;
-  std::memcpy(&bytes, flags, sizeof bytes);
-  if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) bytes = __builtin_bswap64(bytes);
-  return bytes * 0x0102040810204080u >> 56;
-}
-
-inline void rasterize(Detection& detection) {
+// The bits of a detection, and their sum. Between two cells the values of a row of pixels rise or fall: there the mask
+// has all of them, or none, or those on one side of a place that is searched for.
+template <typename InMask>
+void rasterize(Detection& detection, InMask in_mask) {
   const Clip& clip = detection.clip;
-  if (clip.empty()) return;
-  const int words = detection.words(), columns = detection.columns(), offset = clip.first_x % 64;
-  std::vector<float> line(detection.mask_size + 1), terms(columns);
-  std::vector<uint8_t> flags(size_t(words) * 64, 0);
+  const int words = detection.words(), offset = clip.first_x % 64, count = int(detection.columns.size());
+  const Sample* columns = detection.columns.data();
+  std::vector<int> starts;  // of columns between the same cells
+  for (int i = 0; i < count; ++i) {
+    if (i == 0 || columns[i].cell != columns[i - 1].cell) starts.push_back(i);
+  }
+  starts.push_back(count);
+  std::vector<float> line(detection.pitch);
   detection.bits.resize(size_t(words) * (clip.last_y - clip.first_y + 1));
-  uint64_t* word = detection.bits.data();
-  for (int y = clip.first_y; y <= clip.last_y; ++y) {
-    mask_terms(detection, y, line.data(), terms.data());
-    const float* term = terms.data();
-    uint8_t* flag = flags.data() + offset;
-#pragma omp simd
-    for (int i = 0; i < columns; ++i) flag[i] = term[i] > 0.0f;
-    for (int w = 0; w < words; ++w, ++word) {
-      uint64_t bits = 0;
-      for (int byte = 0; byte < 8; ++byte) bits |= gather_bits(&flags[w * 64 + byte * 8]) << 8 * byte;
-      *word = bits;
-      detection.area += __builtin_popcountll(bits);
+  uint64_t* bits = detection.bits.data();
+  for (int y = clip.first_y; y <= clip.last_y; ++y, bits += words) {
+    blend_rows(detection, y, line.data());
+    for (size_t run = 0; run + 1 < starts.size(); ++run) {
+      const int first = starts[run], stop = starts[run + 1];
+      const float *cell = &line[columns[first].cell], left = cell[0], right = cell[1];
+      const auto is_set = [&](int i) { return in_mask(lerp(left, right, columns[i].weight)); };
+      const bool begins = is_set(first), ends = is_set(stop - 1);
+      if (!begins && !ends) continue;
+      int low = first, high = stop - 1;  // alike up to low, and from high on
+      while (begins != ends && high - low > 1) {
+        const int middle = (low + high) / 2;
+        (is_set(middle) == begins ? low : high) = middle;
+      }
+      set_bits(bits, offset + (begins ? first : high), offset + (ends ? stop : high));
     }
   }
+  for (const uint64_t word : detection.bits) detection.area += __builtin_popcountll(word);
 }
 
-// Greedy pruning of one class; members in score order. Accepted ones are marked in `accepted`, by place.
+inline void rasterize(const Params& p, Detection& detection) {
+  if (detection.clip.empty()) return;
+  if (p.heuristic)
+    rasterize(detection, [](float value) { return is_pasted(value); });
+  else
+    rasterize(detection, [](float value) { return value > 0.0f; });
+}
+
+// Greedy pruning of one class, or of all as one; members in score order. Accepted ones are marked in `accepted`, by
+// place.
 inline void prune(const std::vector<Detection>& detections, const std::vector<int>& members, float threshold,
                   std::vector<uint8_t>& accepted) {
   int first_word = 1 << 30, first_y = 1 << 30, last_word = -1, last_y = -1;  // around all masks
@@ -125,8 +170,7 @@ inline void prune(const std::vector<Detection>& detections, const std::vector<in
     const int words = d.words();
     const auto rows = [&](auto visit) {
       for (int y = d.clip.first_y; y <= d.clip.last_y; ++y) {
-        visit(&taken[size_t(y - first_y) * pitch + d.first_word() - first_word],
-              &d.bits[size_t(y - d.clip.first_y) * words]);
+        visit(&taken[size_t(y - first_y) * pitch + d.first_word() - first_word], d.bits_of(y));
       }
     };
     int overlap = 0;
@@ -144,24 +188,23 @@ inline void prune(const std::vector<Detection>& detections, const std::vector<in
   }
 }
 
-// The detections of an image that survive, in score order; their bits are gone again.
+// The detections of an image that survive, in score order.
 inline std::vector<Detection> accepted_detections(const Params& p, int image, const Valid& valid, const Pool& pool) {
   std::vector<Detection> detections;
   for (int i = 0; i < valid.detections; ++i) {
-    const size_t row = size_t(image) * p.detections + i;
-    if (!is_usable(p.boxes + 4 * row, p.classes[row], p.num_things)) continue;
+    if (!is_usable(p, size_t(image) * p.detections + i)) continue;
     detections.emplace_back();
     detections.back().index = i;
   }
   const int found = int(detections.size());
   for_each(pool, found, 1, [&](int64_t i, int) {
     place(p, image, detections[i].index, valid, detections[i]);
-    rasterize(detections[i]);
+    rasterize(p, detections[i]);
   });
-  std::vector<std::vector<int>> classes;  // places of detections, by class
-  std::vector<int> slots(p.num_things, -1);
+  std::vector<std::vector<int>> classes;  // places of detections, by class; heuristic: all in one
+  std::vector<int> slots(p.heuristic ? 1 : p.num_things, -1);
   for (int i = 0; i < found; ++i) {
-    int& slot = slots[detections[i].category];
+    int& slot = slots[p.heuristic ? 0 : detections[i].category];
     if (slot < 0) slot = int(classes.size()), classes.emplace_back();
     classes[slot].push_back(i);
   }
@@ -171,7 +214,7 @@ inline std::vector<Detection> accepted_detections(const Params& p, int image, co
   std::vector<Detection> kept;
   for (int i = 0; i < found; ++i) {
     if (!accepted[i]) continue;
-    std::vector<uint64_t>().swap(detections[i].bits);
+    if (!p.heuristic) std::vector<uint64_t>().swap(detections[i].bits);
     kept.push_back(std::move(detections[i]));
   }
   return kept;

@@ -21,7 +21,8 @@ constexpr int kMaxSide = 1 << 16;  // cells of the map's side: a grid has up to 
 constexpr int kVoid = 255;         // label of void and unknown; 0 .. S-1 are stuff, S + d is detection d
 constexpr int kNone = 255;         // no detection, no stuff class
 constexpr float kLogitLimit = 0x1p100f;
-constexpr float kFarthest = 0x1p23f;  // boxes are clamped to it, beyond every image
+constexpr float kFarthest = 0x1p23f;   // boxes are clamped to it, beyond every image
+constexpr int kMostClasses = 1 << 24;  // of things, where the channels do not say it: a float counts so far
 
 // Why no front can run it, null where all can; the bindings explain what they refuse.
 inline const char* unsupported(const Params& p) {
@@ -99,7 +100,7 @@ UPSNET_HD float phase_weight(int phase) { return 0.125f + 0.25f * float(phase); 
 struct Window {
   int left, top;
   int right, bottom;                  // of the mask: int(x1) .. int(x2), none when inverted
-  int segment_right, segment_bottom;  // of the semantic channel: int(x1) .. round(x2), half to even
+  int segment_right, segment_bottom;  // of the semantic channel: int(x1) .. round(x2), half to even. Else as the mask
 
   UPSNET_HD int last_column() const { return larger(right, segment_right); }
   UPSNET_HD int last_row() const { return larger(bottom, segment_bottom); }
@@ -120,11 +121,35 @@ UPSNET_HD Window window_of(const float* box) {
   return window;
 }
 
+// The heuristic merge: the pixels whose centres lie in the box, on its border too. Where all cells count no more than 1
+// and 0 is around them, no other pixel can reach one half. (A centre is exact, and so is x - .5 from 0 on.)
+UPSNET_HD Window pasted_window_of(const float* box) {
+  const float x1 = bounded_coordinate(box[0]), y1 = bounded_coordinate(box[1]);
+  const float x2 = bounded_coordinate(box[2]), y2 = bounded_coordinate(box[3]);
+  Window window;
+  window.left = int(ceilf(x1 - 0.5f));
+  window.top = int(ceilf(y1 - 0.5f));
+  window.right = window.segment_right = x2 > x1 ? int(floorf(x2 - 0.5f)) : window.left - 1;
+  window.bottom = window.segment_bottom = y2 > y1 ? int(floorf(y2 - 0.5f)) : window.top - 1;
+  return window;
+}
+
+// Of detection `row`, counted over the whole batch.
+UPSNET_HD Window window_of(const Params& p, size_t row) {
+  return p.heuristic ? pasted_window_of(p.boxes + 4 * row) : window_of(p.boxes + 4 * row);
+}
+
 // A detection with a NaN coordinate or a class that does not exist is dropped.
 UPSNET_HD bool is_usable(const float* box, int64_t category, int num_things) {
   const bool numbers = box[0] == box[0] && box[1] == box[1] && box[2] == box[2] && box[3] == box[3];
   return numbers && category >= 0 && category < num_things;
 }
+UPSNET_HD bool is_usable(const Params& p, size_t row) {
+  return is_usable(p.boxes + 4 * row, p.classes[row], p.heuristic ? kMostClasses : p.num_things);
+}
+
+// How many unions of accepted masks an image can have: one for each class, or one for all.
+UPSNET_HD int slots_of(const Params& p) { return smaller(p.detections, p.heuristic ? 1 : p.num_things); }
 
 // The part of an image inside its padding, and how many of its detections are valid.
 struct Valid {
@@ -172,6 +197,45 @@ UPSNET_HD float mask_column(const T* mask, int cells, Sample row, int column) {
   const float upper = logit_of(mask[row.cell * cells + column]);
   return lerp(upper, logit_of(mask[next_cell(row.cell, cells) * cells + column]), row.weight);
 }
+
+// --- the pasted mask, for the heuristic merge ------------------------------------------------------------------------
+// Cells -1 and `cells` are 0. A pixel of the window lies between cell and cell + 1, where -1 <= cell < cells.
+
+// 1 / (1 + e^-logit), to 2 units in the last place; one half at 0, never above 1. e^-|logit| is 2^n e^rest.
+UPSNET_HD float probability_of(float logit) {
+  const float x = -lower(fabsf(logit), 80.0f);
+  const float n = rintf(x * 0x1.715476p0f);                                                  // log2 e
+  const float rest = multiply_add(n, 0x1.05c610p-29f, multiply_add(n, -0x1.62e430p-1f, x));  // ln 2 in two parts
+  float power = 0x1.a01a02p-13f;  // the series of e^rest, |rest| < .35
+  power = multiply_add(power, rest, 0x1.6c16c2p-10f);
+  power = multiply_add(power, rest, 0x1.111112p-7f);
+  power = multiply_add(power, rest, 0x1.555556p-5f);
+  power = multiply_add(power, rest, 0x1.555556p-3f);
+  power = multiply_add(power, rest, 0.5f);
+  power = multiply_add(power, rest, 1.0f);
+  power = multiply_add(power, rest, 1.0f);
+  const int32_t bits = (int(n) + 127) * (1 << 23);
+  float scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  power *= scale;
+  return (logit < 0.0f ? power : 1.0f) / (1.0f + power);
+}
+
+template <typename T>
+UPSNET_HD float probability_at(const T* mask, int cells, int row, int column) {
+  const bool inside = row >= 0 && row < cells && column >= 0 && column < cells;
+  return inside ? probability_of(logit_of(mask[row * cells + column])) : 0.0f;
+}
+
+// Where a pixel of the window lies. low, high: the box, bounded.
+UPSNET_HD Sample pasted_sample_of(int pixel, float low, float high, int cells) {
+  const float place = (float(pixel) + 0.5f - low) / (high - low) * float(cells) - 0.5f;
+  const float cell = floorf(place);
+  return {int(cell), place - cell};
+}
+
+// Of a mask's rows or columns blended: does the pixel belong to the mask? Rows are blended first, as in mask_column.
+UPSNET_HD bool is_pasted(float probability) { return probability >= 0.5f; }
 
 // --- decisions -------------------------------------------------------------------------------------------------------
 

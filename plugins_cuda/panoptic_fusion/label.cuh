@@ -23,7 +23,8 @@ __device__ inline bool touches(const Window& window, int first_x, int last_x, in
 }
 
 // The whole block calls it.
-__device__ inline void list_instances(const Params& p, const uint8_t* accepted, int image, Instances& list) {
+template <bool kHeuristic>
+__device__ void list_instances(const Params& p, const uint8_t* accepted, int image, Instances& list) {
   __shared__ unsigned near[kLabels / 32];
   const int t = threadIdx.y * 32 + threadIdx.x;
   const int first_x = int(blockIdx.x) * 128 - 2, first_y = int(blockIdx.y) * 8 - 2;
@@ -33,8 +34,8 @@ __device__ inline void list_instances(const Params& p, const uint8_t* accepted, 
     const int d = round * kThreads + t;
     const size_t row = size_t(image) * p.detections + d;
     const bool exists = d < p.detections && accepted[row] != 0;
-    const bool is_near =
-        exists && touches(window_of(p.boxes + 4 * row), first_x, first_x + 127, first_y, first_y + 2 * kWarps - 1);
+    const bool is_near = exists && touches(window_at<kHeuristic>(p.boxes + 4 * row), first_x, first_x + 127, first_y,
+                                           first_y + 2 * kWarps - 1);
     if (exists && !is_near) atomicMin(&list.absent, d);
     const unsigned vote = __ballot_sync(~0u, is_near);
     if (threadIdx.x == 0) near[d / 32] = vote;
@@ -46,7 +47,7 @@ __device__ inline void list_instances(const Params& p, const uint8_t* accepted, 
     for (int word = 0; word < d / 32; ++word) place += __popc(near[word]);
     if (near[d / 32] >> d % 32 & 1u) {
       list.detections[place] = uint8_t(d);
-      list.windows[place] = window_of(p.boxes + 4 * (size_t(image) * p.detections + d));
+      list.windows[place] = window_at<kHeuristic>(p.boxes + 4 * (size_t(image) * p.detections + d));
     }
     if (d == kLabels - 1) list.count = place + int(near[d / 32] >> 31);
   }
@@ -140,6 +141,65 @@ __device__ void scan_instances(const Params& p, const SemanticMap<T>& map, const
   }
 }
 
+// The heuristic merge's instances, over a thread's pixels.
+struct Cover {
+  Bytes label;      // of the first accepted mask
+  unsigned pixels;  // bit i: pixel i has one, or lies outside the image
+};
+
+// Four pixels from x on (x >= -2) of a mask's row of words.
+__device__ inline unsigned four_bits(const unsigned* line, const Clip& clip, int x) {
+  const int word = (x + 32) / 32 - 1, shift = x & 31;
+  const auto at = [&](int w) { return w >= clip.first_x / 32 && w <= clip.last_x / 32 ? line[w] : 0u; };
+  unsigned bits = at(word) >> shift;
+  if (shift > 28) bits |= at(word + 1) << (32 - shift);
+  return bits & 0xfu;
+}
+
+__device__ inline Cover find_cover(const Params& p, const unsigned* masks, const Valid& valid, const Instances& list,
+                                   const Pixels& pixels) {
+  const int words = (kScale * p.width + 31) / 32;
+  const size_t plane = size_t(kScale) * p.height * words;
+  Cover cover{};
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) {
+    const int x = pixels.x + i % kColumns, y = pixels.y + i / kColumns;
+    cover.pixels |= unsigned(x < 0 || y < 0 || x >= valid.width || y >= valid.height) << i;
+  }
+  for (int k = 0; k < list.count && !__all_sync(~0u, cover.pixels == 0xffu); ++k) {
+    const Clip clip = clip_of(list.windows[k], valid);
+    const unsigned* mask = masks + list.detections[k] * plane;
+    const unsigned label = unsigned(p.num_stuff + list.detections[k]) * 0x01010101u;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int y = pixels.y + r;
+      if (y < clip.first_y || y > clip.last_y) continue;
+      const unsigned found = four_bits(mask + size_t(y) * words, clip, pixels.x) & ~(cover.pixels >> r * kColumns);
+      cover.pixels |= found << r * kColumns;
+      cover.label.words[r] |= label & (found * 0x00204081u & 0x01010101u) * 0xffu;  // a byte for each bit
+    }
+  }
+  return cover;
+}
+
+// The first accepted mask, else the best semantic channel where that is stuff.
+template <typename T, Layout kLayout>
+__device__ void label_by_masks(const Params& p, const unsigned* masks, const Valid& valid, const Instances& list,
+                               int image, Pixels& pixels) {
+  const Cover cover = find_cover(p, masks, valid, list, pixels);
+  pixels.label = cover.label;
+  if (!__syncthreads_and(cover.pixels == 0xffu)) {
+    scan_channels<T, kLayout>(p, semantic_map<T, kLayout>(p, image), pixels);
+    static_assert(kNone == kVoid, "where a thing is better");
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const unsigned found = cover.pixels >> r * kColumns & 0xfu, bytes = (found * 0x00204081u & 0x01010101u) * 0xffu;
+      pixels.label.words[r] = cover.label.words[r] | (pixels.semantic.words[r] & ~bytes);
+    }
+  }
+  pixels.semantic = {~0u, ~0u};  // nobody votes
+}
+
 // Adds a thread's pixels to the areas, boxes and votes of their labels. Pixels with the same label (and vote) are added
 // up over the thread, then over the warp, then, but for votes, over the block in `extents` [kExtents][kLabels].
 __device__ inline void count_pixels(const Params& p, const Pixels& pixels, int* votes, int* extents) {
@@ -192,7 +252,7 @@ __device__ inline void store_labels(const Params& p, const Pixels& pixels, uint8
 
 // Labels into p.panoptic, their extents and votes into the workspace. grid: (cells + 1 by 32, pairs of rows + 1 by 4,
 // batch).
-template <typename T, Layout kLayout>
+template <typename T, Layout kLayout, bool kHeuristic>
 __global__ void __launch_bounds__(kThreads, 6) label_pixels(Params p, Workspace workspace) {
   UPSNET_DYNAMIC_SHARED(lines);
   __shared__ Instances list;
@@ -209,10 +269,16 @@ __global__ void __launch_bounds__(kThreads, 6) label_pixels(Params p, Workspace 
     return;
   }
   for (int i = t; i < kExtents * kLabels; i += kThreads) extents[i] = 0;
-  list_instances(p, workspace.accepted, image, list);
-  const SemanticMap<T> semantic = semantic_map<T, kLayout>(p, image);
-  scan_channels<T, kLayout>(p, semantic, pixels);
-  scan_instances(p, semantic, list, image, reinterpret_cast<float*>(lines) + threadIdx.y * kRows * p.mask_size, pixels);
+  list_instances<kHeuristic>(p, workspace.accepted, image, list);
+  if (kHeuristic) {
+    const size_t plane = size_t(kScale) * p.height * ((kScale * p.width + 31) / 32);
+    label_by_masks<T, kLayout>(p, workspace.masks + size_t(image) * p.detections * plane, valid, list, image, pixels);
+  } else {
+    const SemanticMap<T> semantic = semantic_map<T, kLayout>(p, image);
+    float* own_lines = reinterpret_cast<float*>(lines) + threadIdx.y * kRows * p.mask_size;
+    scan_channels<T, kLayout>(p, semantic, pixels);
+    scan_instances(p, semantic, list, image, own_lines, pixels);
+  }
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
     const int x = pixels.x + i % kColumns, y = pixels.y + i / kColumns;

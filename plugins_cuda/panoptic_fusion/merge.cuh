@@ -1,5 +1,6 @@
 // Step 3 of 3 on a GPU (launch.cu): after label.cuh. It writes what the operator returns.
-// From labels to segments: the majority rule, the area limit, the rows of the table, the values of the map.
+// From labels to segments: the majority rule (nobody voted where the merge is heuristic), the area limit, the rows of
+// the table, the values of the map.
 #pragma once
 
 #include "panoptic_fusion/workspace.cuh"
@@ -23,22 +24,6 @@ __device__ inline void find_targets(const Params& p, const Workspace& workspace,
   }
 }
 
-// 1 + the rank of this thread among those of the block (kLabels threads) that are present, and the total.
-__device__ inline int number_rows(bool present, int& total) {
-  __shared__ int counts[kLabels / 32];
-  const unsigned votes = __ballot_sync(~0u, present);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (lane == 0) counts[warp] = __popc(votes);
-  __syncthreads();
-  int number = 1 + __popc(votes & ((1u << lane) - 1));
-  total = 0;
-  for (int w = 0; w < kLabels / 32; ++w) {
-    if (w < warp) number += counts[w];
-    total += counts[w];
-  }
-  return number;
-}
-
 // One block of kLabels threads for each image; a thread is a label.
 __global__ void __launch_bounds__(kLabels) merge(Params p, Workspace workspace) {
   __shared__ int targets[kLabels], numbers[kLabels], merged[kExtents][kLabels];
@@ -59,13 +44,13 @@ __global__ void __launch_bounds__(kLabels) merge(Params p, Workspace workspace) 
   const bool too_small = label < p.num_stuff && area < network_area(p.stuff_area_limit, p.scales[image]);
   const bool present = label < rows && area > 0.0f && !too_small;
   int total = 0;
-  const int number = number_rows(present, total);
-  numbers[label] = present ? number : 0;
+  const int place = rank_of(present, total);
+  numbers[label] = present ? 1 + place : 0;
   float* table = p.segments + size_t(image) * rows * 7;
   if (present) {
     const size_t d = size_t(image) * p.detections + (label - p.num_stuff);
     const bool stuff = label < p.num_stuff;
-    float* row = table + (number - 1) * 7;
+    float* row = table + place * 7;
     row[0] = stuff ? float(label) : float(p.num_stuff + int(p.classes[d]));
     row[1] = stuff ? 1.0f : p.scores[d];
     row[2] = area;

@@ -1,6 +1,7 @@
 """PanopticFusion in standard ONNX operators (opset 20), stage by stage as in `reference.py`.
 
-Step 1 is FusionMaskTerms and FusionPrune, step 2 FusionLabels, step 3 FusionMerge and FusionSegments.
+Step 1 is FusionMaskTerms and FusionPrune, step 2 FusionLabels (FusionBestLogits is both; for the heuristic merge,
+FusionFirstMasks), step 3 FusionMerge and FusionSegments.
 
 A Scan over the images; inside it two Loops over the valid detections (never over padded rows) for what is sequential:
 the pruning, and the running argmax over the instances. (ONNX Runtime refuses a Scan over nothing, so these are Loops.)
@@ -119,6 +120,109 @@ def FusionLabels(
 
 
 @script(upsnet, default_opset=op)
+def FusionBestLogits(
+    quarter: FLOAT, masks: FLOAT, boxes: FLOAT, classes: INT64, size: INT32, threshold: FLOAT, stuff: INT64
+) -> tuple[INT32, INT32, FLOAT]:
+    """FusionLabels' two maps, and float [n], 1 for accepted detections. stuff: their number, [1]."""
+    channels, low_height, low_width = op.Split(op.Shape(quarter), num_outputs=3)
+    height = low_height * 4
+    width = low_width * 4
+    factors = [1.0, 1.0, 4.0, 4.0]
+    stuff_logits = op.Resize(op.Unsqueeze(op.Slice(quarter, [0], stuff), [0]), None, factors, mode="linear")
+    # Without things the last stuff channel stands in for them: it never beats the best stuff.
+    first_thing = op.Min(stuff, channels - 1)
+    thing_logits = op.Resize(
+        op.Unsqueeze(op.Slice(quarter, first_thing, channels, [0]), [0]), None, factors, mode="linear"
+    )
+    stuff_logits = op.Squeeze(stuff_logits, [0])
+    thing_logits = op.Squeeze(thing_logits, [0])
+
+    # The detections by (class, score); accepted or not; then the accepted ones in score order.
+    n = op.Shape(classes)
+    rank = op.Range(0, op.Squeeze(n), 1)
+    _key, order = op.TopK(classes * n + rank, n, axis=0, largest=0)
+    terms = FusionMaskTerms(
+        op.Gather(masks, order), op.Gather(boxes, order), op.Squeeze(height), op.Squeeze(width), size
+    )
+    accepted = FusionPrune(terms, op.Gather(classes, order), threshold)
+    accepted = op.ScatterElements(op.ConstantOfShape(n), order, accepted)
+    kept = op.Squeeze(op.NonZero(accepted), [0])
+    places = op.Gather(op.ScatterElements(rank, order, rank), kept)
+    labels, semantic = FusionLabels(
+        stuff_logits, thing_logits, terms, places, op.Gather(boxes, kept), op.Gather(classes, kept)
+    )
+    return labels, semantic, accepted
+
+
+@script(upsnet, default_opset=op)
+def FusionPasteWeights(low: FLOAT, high: FLOAT, cells: FLOAT, length: INT64, limit: INT32) -> FLOAT:
+    """[n, M, L]: weight of every mask cell in every pixel of a line, for float boxes low..high (exclusive; nothing
+    where high <= low); cells beyond the M count 0, and so does everything from limit on."""
+    pixel = op.Range(0.0, op.Cast(length, to=1), 1.0)
+    size = high - low
+    inside = op.And(size > 0.0, pixel < op.Cast(limit, to=1))
+    place = (pixel + 0.5 - low) / op.Where(size > 0.0, size, 1.0) * cells - 0.5
+    nowhere = -2.0
+    place = op.Unsqueeze(op.Where(inside, place, nowhere), [1])
+    cell = op.Unsqueeze(op.Range(0.0, cells, 1.0), [1])
+    return op.Relu(1.0 - op.Abs(place - cell))
+
+
+@script(upsnet, default_opset=op)
+def FusionBestChannel(quarter: FLOAT) -> INT32:
+    """int32 [4h, 4w]: the argmax over the channels of [C, h, w], ties to the lowest. Channel by channel: no tensor of C
+    full maps."""
+
+    @graph()
+    def step(c: INT64, go: BOOL, best: FLOAT[None, None], label: INT32[None, None]):
+        channel = op.Unsqueeze(op.Gather(quarter, c), [0, 1])
+        logit = op.Squeeze(op.Resize(channel, None, [1.0, 1.0, 4.0, 4.0], mode="linear"), [0, 1])
+        label = op.Where(logit > best, op.Cast(c, to=6), label)
+        return op.Identity(go), op.Max(best, logit), label
+
+    channels = op.Squeeze(op.Shape(quarter, end=1))
+    shape = op.Shape(quarter, start=1) * 4
+    lowest = op.Expand(-3.0e38, shape)
+    _best, label = op.Loop(channels, True, lowest, op.Expand(op.Cast(0, to=6), shape), body=step)
+    return label
+
+
+@script(upsnet, default_opset=op)
+def FusionFirstMasks(
+    quarter: FLOAT, masks: FLOAT, boxes: FLOAT, size: INT32, threshold: FLOAT, num_stuff: INT32
+) -> tuple[INT32, FLOAT]:
+    """The heuristic merge: labels int32 [H, W] as FusionLabels has them, and float [n], 1 for accepted masks. One mask
+    at a time: what the accepted ones cover is what their labels cover."""
+    shape = op.Shape(quarter, start=1) * 4
+    height, width = op.Split(shape, num_outputs=2)
+    valid_height, valid_width = op.Split(size, num_outputs=2)
+    x1, y1, x2, y2 = op.Split(boxes, axis=1, num_outputs=4)
+    cells = op.Cast(op.Squeeze(op.Shape(masks, start=2)), to=1)
+    rows = FusionPasteWeights(y1, y2, cells, op.Squeeze(height), valid_height)
+    rows = op.Transpose(rows, perm=[0, 2, 1])
+    columns = FusionPasteWeights(x1, x2, cells, op.Squeeze(width), valid_width)
+    cell_columns = op.MatMul(op.Sigmoid(masks), columns)  # [n, M, W]
+    none = op.Cast(-1, to=6)
+
+    @graph()
+    def step(i: INT64, go: BOOL, label: INT32[None, None], next_label: INT32):
+        mask = op.MatMul(op.Gather(rows, i), op.Gather(cell_columns, i)) >= 0.5
+        free = op.And(mask, label < 0)
+        area = op.ReduceSum(op.Cast(mask, to=1), keepdims=0)
+        covered = area - op.ReduceSum(op.Cast(free, to=1), keepdims=0)
+        accept = covered / area <= threshold  # false for 0 / 0, an empty mask
+        label = op.Where(op.And(free, accept), next_label, label)
+        accepted = op.Cast(accept, to=1)
+        return op.Identity(go), label, next_label + op.Cast(accept, to=6), accepted
+
+    count = op.Squeeze(op.Shape(boxes, end=1))
+    label, void, accepted = op.Loop(count, True, op.Expand(none, shape), num_stuff, body=step)
+    semantic = FusionBestChannel(quarter)
+    semantic = op.Where(semantic < num_stuff, semantic, void)
+    return op.Where(label < 0, semantic, label), accepted
+
+
+@script(upsnet, default_opset=op)
 def FusionMerge(
     labels: INT32, semantic: INT32, num_stuff: INT32, num_labels: INT32, num_classes: INT32, area_limit: FLOAT
 ) -> tuple[INT32, FLOAT]:
@@ -197,7 +301,9 @@ def PanopticFusion(
     num_stuff: int,
     stuff_area_limit: float,
     mask_overlap_threshold: float,
+    merge: str = "logits",
 ) -> tuple[UINT8, FLOAT, INT32]:
+    heuristic = op.Constant(value_string=merge) == op.Constant(value_string="heuristic")
     stuff = op.Reshape(op.Constant(value_int=num_stuff), [1])
     stuff32 = op.Cast(op.Constant(value_int=num_stuff), to=6)
     area_limit = op.Constant(value_float=stuff_area_limit)
@@ -214,42 +320,36 @@ def PanopticFusion(
         size: INT32[2],
         scale: FLOAT,
     ):
-        channels, low_height, low_width = op.Split(op.Shape(quarter), num_outputs=3)
+        _channels, low_height, low_width = op.Split(op.Shape(quarter), num_outputs=3)
         height = low_height * 4
         width = low_width * 4
-        factors = [1.0, 1.0, 4.0, 4.0]
-        stuff_logits = op.Resize(op.Unsqueeze(op.Slice(quarter, [0], stuff), [0]), None, factors, mode="linear")
-        # Without things the last stuff channel stands in for them: it never beats the best stuff.
-        first_thing = op.Min(stuff, channels - 1)
-        thing_logits = op.Resize(
-            op.Unsqueeze(op.Slice(quarter, first_thing, channels, [0]), [0]), None, factors, mode="linear"
-        )
-        stuff_logits = op.Squeeze(stuff_logits, [0])
-        thing_logits = op.Squeeze(thing_logits, [0])
-
-        # The valid detections by (class, score); accepted or not; then the accepted ones in score order.
-        n = op.Reshape(op.Cast(count, to=7), [1])
-        rank = op.Range(0, op.Squeeze(n), 1)
-        key = op.Slice(category, [0], n) * op.Size(category) + rank
-        _key, order = op.TopK(key, n, axis=0, largest=0)
-        terms = FusionMaskTerms(
-            op.Gather(mask, order), op.Gather(box, order), op.Squeeze(height), op.Squeeze(width), size
-        )
-        accepted = FusionPrune(terms, op.Gather(category, order), overlap_threshold)
-        kept = op.Squeeze(op.NonZero(op.ScatterElements(op.ConstantOfShape(n), order, accepted)), [0])
-        places = op.Gather(op.ScatterElements(rank, order, rank), kept)
+        n = op.Reshape(op.Cast(count, to=7), [1])  # the valid detections
+        if heuristic:
+            labels, accepted = FusionFirstMasks(
+                quarter, op.Slice(mask, [0], n), op.Slice(box, [0], n), size, overlap_threshold, stuff32
+            )
+            # Nothing is voted: all pixels are for what is no stuff.
+            semantic_labels = op.Expand(stuff32, op.Shape(labels))
+            num_classes = stuff32 + 1
+        else:
+            labels, semantic_labels, accepted = FusionBestLogits(
+                quarter,
+                op.Slice(mask, [0], n),
+                op.Slice(box, [0], n),
+                op.Slice(category, [0], n),
+                size,
+                overlap_threshold,
+                stuff,
+            )
+            num_classes = op.Cast(op.Squeeze(op.Shape(quarter, end=1)), to=6)
+        kept = op.Squeeze(op.NonZero(accepted), [0])
         kept_category = op.Gather(category, kept)
-
-        labels, semantic_labels = FusionLabels(
-            stuff_logits, thing_logits, terms, places, op.Gather(box, kept), kept_category
-        )
         void = stuff32 + op.Cast(op.Squeeze(op.Shape(kept)), to=6)
         y = op.Unsqueeze(op.Range(op.Cast(0, to=6), op.Cast(op.Squeeze(height), to=6), op.Cast(1, to=6)), [1])
         x = op.Range(op.Cast(0, to=6), op.Cast(op.Squeeze(width), to=6), op.Cast(1, to=6))
         inside = op.And(y < op.Slice(size, [0], [1]), x < op.Slice(size, [1], [2]))
         labels = op.Where(inside, labels, void)
 
-        num_classes = op.Cast(op.Squeeze(channels), to=6)
         target, areas = FusionMerge(labels, semantic_labels, stuff32, void + 1, num_classes, area_limit * scale * scale)
         categories = op.Concat(op.Range(0, op.Squeeze(stuff), 1), kept_category + stuff, axis=0)
         confidence = op.Concat(op.Expand(1.0, stuff), op.Gather(score, kept), axis=0)
@@ -283,6 +383,10 @@ def panoptic_fusion_functions() -> list[onnx.FunctionProto]:
         FusionMaskTerms,
         FusionPrune,
         FusionLabels,
+        FusionBestLogits,
+        FusionPasteWeights,
+        FusionBestChannel,
+        FusionFirstMasks,
         FusionMerge,
         FusionSegments,
     ]

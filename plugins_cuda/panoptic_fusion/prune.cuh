@@ -1,8 +1,9 @@
 // Step 1 of 3 on a GPU (launch.cu): rasterize and prune. Before channels.cuh and label.cuh.
-// Which detections stay: their masks as bits, then greedy pruning class by class.
+// Which detections stay: their masks as bits, then greedy pruning, class by class or (heuristic) of all together. There
+// overlap.cuh comes between them and leaves little to do.
 #pragma once
 
-#include "panoptic_fusion/workspace.cuh"
+#include "panoptic_fusion/overlap.cuh"
 
 namespace upsnet::panoptic_fusion {
 
@@ -10,19 +11,42 @@ constexpr int kRasterWarps = 4;
 constexpr int kRasterBlocks = 16;  // for each detection
 constexpr int kPruneThreads = 512;
 
-// The bits `mask term > 0` of every detection, and their sum. A warp makes 32 x 32 pixels at a time: lane = column; the
-// four mask cells around stay in registers until the row moves on to the next cells. grid: (kRasterBlocks, detections,
-// batch).
-template <typename T>
+// Where pixel x of a box low .. high lies among the mask's cells; first: the box's first pixel, count: how many it has.
+template <bool kHeuristic>
+__device__ Sample place_of(int x, int first, int count, float low, float high, int cells) {
+  if (kHeuristic) return pasted_sample_of(clamped(x, first, first + count - 1), low, high, cells);
+  return sample_of(x - first, count, cells);
+}
+
+// Two cells side by side in a mask's row.
+struct Sides {
+  float left, right;
+};
+
+template <bool kHeuristic, typename T>
+__device__ Sides sides_of(const T* mask, int cells, int row, int column) {
+  if (kHeuristic) return {probability_at(mask, cells, row, column), probability_at(mask, cells, row, column + 1)};
+  const T* line = mask + smaller(row, cells - 1) * cells;
+  return {logit_of(line[column]), logit_of(line[next_cell(column, cells)])};
+}
+
+// Every detection's mask as bits (mask term > 0, or is_pasted), and their sum. A warp makes 32 x 32 pixels at a time:
+// lane = column; the four mask cells around stay in registers until the row moves on to the next cells. grid:
+// (kRasterBlocks, detections, batch).
+template <typename T, bool kHeuristic>
 __global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspace workspace) {
   const int image = blockIdx.z, detection = blockIdx.y, lane = threadIdx.x;
   const size_t row = size_t(image) * p.detections + detection;
   const Valid valid = valid_of(p, image);
-  if (detection >= valid.detections || !is_usable(p.boxes + 4 * row, p.classes[row], p.num_things)) return;
-  const Window window = window_of(p.boxes + 4 * row);
+  if (detection >= valid.detections || !is_usable(p, row)) return;
+  const float* box = p.boxes + 4 * row;
+  const Window window = window_at<kHeuristic>(box);
   const Clip clip = clip_of(window, valid);
   if (clip.empty()) return;
 
+  const float x1 = bounded_coordinate(box[0]), y1 = bounded_coordinate(box[1]);
+  const float x2 = bounded_coordinate(box[2]), y2 = bounded_coordinate(box[3]);
+  const int across_box = window.right - window.left + 1, down_box = window.bottom - window.top + 1;
   const int cells = p.mask_size, words = (kScale * p.width + 31) / 32;
   const T* mask = static_cast<const T*>(p.mask_logits) + row * cells * cells;
   unsigned* bits = workspace.masks + row * kScale * p.height * words;
@@ -33,23 +57,22 @@ __global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspa
     const int word = first_word + tile % across, first_y = clip.first_y + tile / across * 32;
     const int x = 32 * word + lane, rows = smaller(32, clip.last_y - first_y + 1);
     const bool inside = x >= clip.first_x && x <= clip.last_x;
-    const Sample column = sample_of(x - window.left, window.right - window.left + 1, cells);
-    const int next = next_cell(column.cell, cells);
-    const Sample own_row = sample_of(first_y + lane - window.top, window.bottom - window.top + 1, cells);
-    float upper_left = 0, upper_right = 0, lower_left = 0, lower_right = 0;
-    int loaded = -1;
+    const Sample column = place_of<kHeuristic>(x, window.left, across_box, x1, x2, cells);
+    const Sample own_row = place_of<kHeuristic>(first_y + lane, window.top, down_box, y1, y2, cells);
+    Sides upper{}, lower{};
+    int loaded = -3;
     unsigned own = 0;
     for (int r = 0; r < rows; ++r) {
       const int cell = __shfl_sync(~0u, own_row.cell, r);
       const float weight = __shfl_sync(~0u, own_row.weight, r);
       if (cell != loaded) {
-        const T *upper = mask + cell * cells, *lower = mask + next_cell(cell, cells) * cells;
-        upper_left = logit_of(upper[column.cell]), upper_right = logit_of(upper[next]);
-        lower_left = logit_of(lower[column.cell]), lower_right = logit_of(lower[next]);
+        upper = cell == loaded + 1 ? lower : sides_of<kHeuristic>(mask, cells, cell, column.cell);
+        lower = sides_of<kHeuristic>(mask, cells, cell + 1, column.cell);
         loaded = cell;
       }
-      const float left = lerp(upper_left, lower_left, weight), right = lerp(upper_right, lower_right, weight);
-      const unsigned line = __ballot_sync(~0u, inside && lerp(left, right, column.weight) > 0.0f);
+      const float left = lerp(upper.left, lower.left, weight), right = lerp(upper.right, lower.right, weight);
+      const float value = lerp(left, right, column.weight);
+      const unsigned line = __ballot_sync(~0u, inside && (kHeuristic ? is_pasted(value) : value > 0.0f));
       if (lane == r) own = line;
     }
     if (lane < rows) bits[(first_y + lane) * words + word] = own;
@@ -59,13 +82,20 @@ __global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspa
   if (lane == 0 && area > 0) atomicAdd(&workspace.mask_areas[row], area);
 }
 
-// The detections of one class, as a set in which bit d % 32 of word d / 32 is detection d.
+// A set of detections: bit d % 32 of word d / 32 is detection d.
 struct Members {
   unsigned words[kLabels / 32];
 };
 
+// The whole block calls it, with its detections' threads first.
+__device__ inline void collect(bool member, Members& members) {
+  const unsigned chosen = __ballot_sync(~0u, member);
+  if (threadIdx.x < kLabels && threadIdx.x % 32 == 0) members.words[threadIdx.x / 32] = chosen;
+}
+
 // Fills clips, members and hull (around the members' clips) for the `slot`-th class of an image, in the order in which
-// the classes appear among its detections. The whole block calls it; false when there is no such class.
+// the classes appear among its detections; the heuristic merge has one class. The whole block calls it; false when
+// there is no such class.
 __device__ inline bool find_members(const Params& p, int image, int slot, Clip* clips, Members& members, Clip& hull) {
   __shared__ int classes[kLabels];
   __shared__ unsigned leaders[kLabels / 32];
@@ -75,8 +105,8 @@ __device__ inline bool find_members(const Params& p, int image, int slot, Clip* 
   const Valid valid = valid_of(p, image);
   if (t == 0) own_class = -1, hull = {0x7fffffff, 0x7fffffff, -1, -1};
   if (t < kLabels) {
-    const bool usable = t < valid.detections && is_usable(p.boxes + 4 * row, p.classes[row], p.num_things);
-    classes[t] = usable ? int(p.classes[row]) : -1;
+    const bool usable = t < valid.detections && is_usable(p, row);
+    classes[t] = !usable ? -1 : p.heuristic ? 0 : int(p.classes[row]);
   }
   __syncthreads();
   bool leads = t < kLabels && classes[t] >= 0;
@@ -92,10 +122,9 @@ __device__ inline bool find_members(const Params& p, int image, int slot, Clip* 
   __syncthreads();
   if (own_class < 0) return false;
   const bool member = t < kLabels && classes[t] == own_class;
-  const unsigned chosen = __ballot_sync(~0u, member);
-  if (t < kLabels && t % 32 == 0) members.words[t / 32] = chosen;
+  collect(member, members);
   if (member) {
-    const Clip clip = clips[t] = clip_of(window_of(p.boxes + 4 * row), valid);
+    const Clip clip = clips[t] = clip_of(window_of(p, row), valid);
     if (!clip.empty()) {
       atomicMin(&hull.first_x, clip.first_x), atomicMin(&hull.first_y, clip.first_y);
       atomicMax(&hull.last_x, clip.last_x), atomicMax(&hull.last_y, clip.last_y);
@@ -116,43 +145,55 @@ __device__ void for_words(const Clip& clip, int words, Visit visit) {
   }
 }
 
-// Greedy pruning: one block for each class of an image, its detections in score order. grid: (slots, batch).
+// Greedy pruning: one block for each class of an image, its detections in score order. What the heuristic merge knows
+// already is taken as it is. grid: (slots, batch).
 __global__ void __launch_bounds__(kPruneThreads) prune(Params p, Workspace workspace) {
   __shared__ Clip clips[kLabels], hull;
-  __shared__ Members members;
+  __shared__ Members members, open, known;  // open: yet to be decided; known: accepted
   __shared__ int partial[2][kPruneThreads / 32];
-  const int image = blockIdx.y;
+  const int image = blockIdx.y, t = threadIdx.x;
   if (!find_members(p, image, blockIdx.x, clips, members, hull)) return;
 
   const int words = (kScale * p.width + 31) / 32;
   const size_t plane = size_t(kScale) * p.height * words, first_row = size_t(image) * p.detections;
+  const bool member = t < kLabels && members.words[t / 32] >> t % 32 & 1u;
+  const Guess guess = p.heuristic ? last_guess(p, workspace, image, t, kRounds) : Guess{false, false};
+  collect(member && !guess.certain, open);
+  collect(member && guess.certain && guess.accepted, known);
+  if (member && guess.certain && guess.accepted) workspace.accepted[first_row + t] = 1;
+  __syncthreads();
+
   unsigned* taken = workspace.unions + (size_t(image) * gridDim.x + blockIdx.x) * plane;
-  int left = 0;
-  for (const unsigned word : members.words) left += __popc(word);
-  if (left > 1) for_words(hull, words, [&](int i) { taken[i] = 0; });
+  int left = 0, all = 0;  // open ones to come
+  for (int word = 0; word < kLabels / 32; ++word) {
+    left += __popc(open.words[word]), all += __popc(members.words[word]);
+  }
+  if (left > 0 && all > 1) for_words(hull, words, [&](int i) { taken[i] = 0; });
   __syncthreads();
 
   bool any = false;
   int turn = 0;
   for (int word = 0; word < kLabels / 32; ++word) {
-    for (unsigned bits = members.words[word]; bits != 0; bits &= bits - 1) {
-      const int detection = 32 * word + __ffs(bits) - 1;
+    for (unsigned bits = open.words[word] | known.words[word]; bits != 0 && left > 0; bits &= bits - 1) {
+      const int bit = __ffs(bits) - 1, detection = 32 * word + bit;
       const unsigned* mask = workspace.masks + (first_row + detection) * plane;
-      const int area = workspace.mask_areas[first_row + detection];
-      int overlap = 0;
-      if (any && area > 0) {
-        for_words(clips[detection], words, [&](int i) { overlap += __popc(mask[i] & taken[i]); });
-        overlap = warp_add(~0u, overlap);
-        if (threadIdx.x % 32 == 0) partial[turn][threadIdx.x / 32] = overlap;
-        __syncthreads();
-        // Every thread adds up; the other half of `partial` serves next time, so nobody has to wait for it.
-        overlap = 0;
-        for (int warp = 0; warp < kPruneThreads / 32; ++warp) overlap += partial[turn][warp];
-        turn ^= 1;
+      if (open.words[word] >> bit & 1u) {
+        const int area = workspace.mask_areas[first_row + detection];
+        int overlap = 0;
+        if (any && area > 0) {
+          for_words(clips[detection], words, [&](int i) { overlap += __popc(mask[i] & taken[i]); });
+          overlap = warp_add(~0u, overlap);
+          if (t % 32 == 0) partial[turn][t / 32] = overlap;
+          __syncthreads();
+          // Every thread adds up; the other half of `partial` serves next time, so nobody has to wait for it.
+          overlap = 0;
+          for (int warp = 0; warp < kPruneThreads / 32; ++warp) overlap += partial[turn][warp];
+          turn ^= 1;
+        }
+        --left;
+        if (!is_accepted(overlap, area, p.mask_overlap_threshold)) continue;
+        if (t == 0) workspace.accepted[first_row + detection] = 1;
       }
-      --left;
-      if (!is_accepted(overlap, area, p.mask_overlap_threshold)) continue;
-      if (threadIdx.x == 0) workspace.accepted[first_row + detection] = 1;
       any = true;
       if (left > 0) for_words(clips[detection], words, [&](int i) { taken[i] |= mask[i]; });
       __syncthreads();

@@ -12,6 +12,7 @@ from torch import Tensor
 
 LOGIT_LIMIT = 2.0**100
 FARTHEST = 2.0**23
+MOST_CLASSES = 2**24  # where the channels do not say how many: the table's floats count so far
 
 
 @torch.no_grad()
@@ -35,8 +36,8 @@ def panoptic_fusion(
     semantic: [B, S + T, h, w], logits at a quarter of the network resolution, the S stuff channels first (S >= 1; T may
     be 0: nothing is unknown then).
     boxes: float32 [B, N, 4], x1 y1 x2 y2 in network pixels, inclusive corners; inverted ones have no mask.
-    classes: int64 [B, N], thing index 0..T-1. scores: float32 [B, N], descending; they are only copied.
-    mask_logits: [B, N, M, M], of the box's class. counts: int32 [B], how many detections are valid.
+    classes: int64 [B, N], thing index 0..T-1 (heuristic: whatever T, below 2^24). scores: float32 [B, N], descending;
+    they are only copied. mask_logits: [B, N, M, M], of the box's class. counts: int32 [B], number of valid detections.
     sizes: int32 [B, 2], height and width inside the padding. scales: float32 [B], network pixels per original pixel.
     stuff_area_limit: stuff with less area than this, in original pixels, becomes void.
     mask_overlap_threshold: a detection is dropped when more than this part of its mask lies on the masks of its class
@@ -59,7 +60,8 @@ def panoptic_fusion(
     """
     dtype = torch.promote_types(semantic.dtype, torch.float32)
     semantic, mask_logits = bounded_logits(semantic.to(dtype)), bounded_logits(mask_logits.to(dtype))
-    usable = ~boxes.isnan().any(-1) & (classes >= 0) & ((classes < semantic.shape[1] - num_stuff) | heuristic)
+    num_things = MOST_CLASSES if heuristic else semantic.shape[1] - num_stuff
+    usable = ~boxes.isnan().any(-1) & (classes >= 0) & (classes < num_things)
     boxes = boxes.to(dtype).nan_to_num(nan=0).clamp(-FARTHEST, FARTHEST)
     batch, rows, (height, width) = len(semantic), boxes.shape[1], semantic.shape[2:]
     panoptic = torch.zeros(batch, 4 * height, 4 * width, dtype=torch.uint8, device=semantic.device)

@@ -9,6 +9,7 @@
 namespace upsnet::panoptic_fusion {
 
 constexpr int kLabels = 256;
+constexpr int kRounds = 4;  // of overlap.cuh
 
 // What is known of a label's pixels: area, and a box as distances from the far and the near edges of the map, so that
 // all five grow from zero.
@@ -20,17 +21,16 @@ struct Workspace {
   int* votes;         // [batch, detections, num_stuff] pixels of the detection that are this stuff, semantically
   int* extents;       // [batch, kExtents, kLabels]
   uint8_t* accepted;  // [batch, detections]
+  int* overlaps;      // heuristic: [kRounds, batch, detections]
   size_t cleared;     // bytes from mask_areas on
   // Written before they are read.
   uint8_t* numbers;  // [batch, kLabels] label -> panoptic value
   unsigned* masks;   // [batch, detections, 4 height, words]: one bit a pixel, of which only words of the box count
-  unsigned* unions;  // [batch, slots, 4 height, words]: accepted masks of one class
+  unsigned* unions;  // [batch, slots, 4 height, words]: accepted masks of one class, or of all
   size_t size;
 };
 
 inline size_t words_of(const Params& p) { return (size_t{kScale} * p.width + 31) / 32; }
-// Classes that an image's detections can have.
-inline int slots_of(const Params& p) { return smaller(p.detections, p.num_things); }
 
 inline Workspace workspace_of(const Params& p, void* memory) {
   auto* base = static_cast<unsigned char*>(memory);
@@ -46,12 +46,35 @@ inline Workspace workspace_of(const Params& p, void* memory) {
   cut(workspace.votes, rows * p.num_stuff);
   cut(workspace.extents, batch * kExtents * kLabels);
   cut(workspace.accepted, rows);
+  cut(workspace.overlaps, p.heuristic ? kRounds * rows : 0);
   workspace.cleared = used;
   cut(workspace.numbers, batch * kLabels);
   cut(workspace.masks, rows * plane);
   cut(workspace.unions, batch * slots_of(p) * plane);
   workspace.size = used;
   return workspace;
+}
+
+template <bool kHeuristic>
+__device__ Window window_at(const float* box) {
+  return kHeuristic ? pasted_window_of(box) : window_of(box);
+}
+
+// The rank of this thread among those of the block (kLabels threads) that are `present`, and how many these are. The
+// whole block calls it, once.
+__device__ inline int rank_of(bool present, int& total) {
+  __shared__ int counts[kLabels / 32];
+  const unsigned votes = __ballot_sync(~0u, present);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (lane == 0) counts[warp] = __popc(votes);
+  __syncthreads();
+  int rank = __popc(votes & ((1u << lane) - 1));
+  total = 0;
+  for (int w = 0; w < kLabels / 32; ++w) {
+    if (w < warp) rank += counts[w];
+    total += counts[w];
+  }
+  return rank;
 }
 
 }  // namespace upsnet::panoptic_fusion

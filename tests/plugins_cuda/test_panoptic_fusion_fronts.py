@@ -348,7 +348,7 @@ def test_workspace_is_small(
 
 
 def arguments(inputs: Inputs) -> tuple[object, ...]:
-    return (*inputs.values(), 20.0, 0.3)
+    return (*inputs.values(), 20.0, 0.3, False)
 
 
 def test_operator_keeps_pytorch_rules() -> None:

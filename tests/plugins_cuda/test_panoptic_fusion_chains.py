@@ -1,0 +1,146 @@
+"""The heuristic merge where each mask's acceptance depends on the ones before it: the GPU guesses, and must notice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import plugins_cuda
+from plugins_cuda.panoptic_fusion import reference
+from tests.plugins_cuda.conftest import COMPILED, Front, front_fixture
+
+pytestmark = pytest.mark.numeric
+front = front_fixture(COMPILED)
+
+ROUNDS = 4  # kRounds of plugins_cuda/panoptic_fusion/workspace.cuh
+Inputs = dict[str, Any]  # keyword arguments
+
+
+def make_inputs(boxes: Tensor, width: int, height: int = 2) -> Inputs:
+    """Images of 4 height x 4 width pixels, and boxes [B, N, 4] that their masks fill, but for corners."""
+    batch, rows = boxes.shape[:2]
+    random = torch.Generator().manual_seed(0)
+    return {
+        "semantic": torch.randn(batch, 5, height, width, generator=random),
+        "boxes": boxes,
+        "classes": torch.arange(rows).repeat(batch, 1),
+        "scores": torch.linspace(1, 0.5, rows).repeat(batch, 1),
+        "mask_logits": torch.full((batch, rows, 8, 8), 30.0),
+        "counts": torch.full((batch,), rows, dtype=torch.int32),
+        "sizes": torch.tensor([[4 * height, 4 * width]] * batch, dtype=torch.int32),
+        "scales": torch.ones(batch),
+        "num_stuff": 3,
+        "stuff_area_limit": 20.0,
+        "heuristic": True,
+    }
+
+
+def intervals(first: Tensor, length: Tensor, height: int = 2) -> Tensor:
+    """Boxes [B, N, 4] as high as the image."""
+    bottom = torch.full_like(first, 4 * height)
+    return torch.stack([first, torch.zeros_like(first), first + length, bottom], dim=-1).float()
+
+
+def check(front: Front, inputs: Inputs, overlap: float = 0.5) -> list[list[int]]:
+    """Against the definition; the rows of every image that are in the table."""
+    on_device = {name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    actual = plugins_cuda.panoptic_fusion(**on_device, mask_overlap_threshold=overlap)
+    wide = inputs | {"semantic": inputs["semantic"].double()}
+    expected = reference.panoptic_fusion(**wide, mask_overlap_threshold=overlap)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one.cpu().numpy(), other.numpy())
+    return [[int(row[0]) - 3 for row in table if row[0] >= 3] for table in expected[1]]
+
+
+def rounds_of(inputs: Inputs, overlap: float = 0.5, image: int = 0) -> int:
+    """How many guesses it takes until two in a row are equal, where the first accepts everyone."""
+    height, width = (4 * size for size in inputs["semantic"].shape[2:])
+    masks = reference.pasted_masks(inputs["mask_logits"][image], inputs["boxes"][image], height, width)
+    areas = masks.sum((1, 2))
+    guess, rounds = areas > 0, 0
+    while True:
+        taken = torch.zeros_like(masks[0])
+        following = guess.clone()
+        for row, mask in enumerate(masks):
+            following[row] = areas[row] > 0 and (mask & taken).sum() / areas[row] <= overlap
+            taken = taken | mask if guess[row] else taken
+        rounds += 1
+        if torch.equal(following, guess):
+            return rounds
+        guess = following
+
+
+def links(count: int) -> Tensor:
+    """Intervals [1, N, 4], 8 pixels long and 3 apart: each covers 5 pixels of the next one, and 2 of the one after."""
+    return intervals(3 * torch.arange(count)[None], torch.full((1, count), 8))
+
+
+@pytest.mark.parametrize("height", [2, 20])  # one block of words, and two
+def test_every_second_link_of_a_chain_stays(front: Front, height: int) -> None:
+    """Each decides about the next: 40 steps."""
+    inputs = make_inputs(links(40), 33, height)
+    inputs["boxes"][..., 3] = 4.0 * height
+    assert rounds_of(inputs) == 40 > ROUNDS
+    assert check(front, inputs) == [list(range(0, 40, 2))]
+
+
+def test_chains_around_the_number_of_rounds(front: Front) -> None:
+    """In one batch: from nothing to twice as many links as there are rounds."""
+    counts = torch.arange(2 * ROUNDS + 2, dtype=torch.int32)
+    inputs = make_inputs(links(len(counts)).repeat(len(counts), 1, 1), 9) | {"counts": counts}
+    assert check(front, inputs) == [list(range(0, count, 2)) for count in counts]
+
+
+@pytest.mark.parametrize("gap", [0, 1, 7])
+def test_chain_after_others(front: Front, gap: int) -> None:
+    """Some that are certain at once, first, between and last; in rows that are not in the order of places."""
+    chain = 3 * torch.arange(24) + 200
+    apart = 16 * torch.arange(8)
+    first = torch.cat([apart[: 4 + gap // 2], chain[:9], apart[4 + gap // 2 :], chain[9:], apart + 1])
+    inputs = make_inputs(intervals(first[None], torch.full((1, len(first)), 8)), 80)
+    accepted = check(front, inputs)[0]
+    assert rounds_of(inputs) > ROUNDS and len(accepted) == 8 + 12
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[Tensor, float]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    batch, rows, width = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.sampled_from([16, 40, 120]))
+    first = torch.from_numpy(rng.integers(-8, width, (batch, rows)))
+    length = torch.from_numpy(2 ** rng.integers(2, draw(st.integers(3, 6)), (batch, rows)))
+    return intervals(first, length), draw(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.75, 1.0]))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(drawn=crowds())
+def test_crowds(front: Front, drawn: tuple[Tensor, float]) -> None:
+    """Widths of powers of two: nothing rounds."""
+    check(front, make_inputs(drawn[0], 33), drawn[1])
+
+
+def test_some_crowds_are_long_chains() -> None:
+    """That test_crowds means something: of 60 like them, some take more rounds than there are."""
+    random, more = torch.Generator().manual_seed(1), 0
+    for _ in range(60):
+        first = torch.randint(-8, 120, (1, 40), generator=random)
+        length = 2 ** torch.randint(2, 6, (1, 40), generator=random)
+        more += rounds_of(make_inputs(intervals(first, length), 33)) > ROUNDS
+    assert 3 < more < 60
+
+
+@pytest.mark.usefixtures("other_order")
+def test_order_of_threads_does_not_matter() -> None:
+    assert check(Front("emulated"), make_inputs(links(20), 17)) == [list(range(0, 20, 2))]
+
+
+def test_full_frames(front: Front) -> None:
+    """All cover all: the first stays, as far as the limit lets more."""
+    inputs = make_inputs(torch.tensor([0.0, 0, 132, 80]).repeat(1, 12, 1), 33, 20)
+    assert check(front, inputs) == [[0]]
+    check(front, inputs, 1.0)
