@@ -83,7 +83,7 @@ class TestOneView:
     def test_semantic_map_is_the_argmax_at_full_size(self, network: UPSNet) -> None:
         view = random_view(2, 64, 96)
         with torch.inference_mode():
-            logits = network.semantic_head(network.pyramid(view.images, view.sizes)[:4])
+            logits = network.semantic_head(network.pyramid(view.images, view.sizes)[:4], view.sizes)
             full = torch.nn.functional.interpolate(logits, scale_factor=4.0, mode="bilinear", align_corners=False)
         labels = run(network, [view], view).semantic
         assert labels.dtype == torch.uint8 and len(labels.unique()) > 1

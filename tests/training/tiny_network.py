@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from training import gpu_step_check
 from training.checkpoint import load
-from training.config import Config, parse_config
+from training.config import Config, ModelConfig, parse_config
 from training.data.batch import Batch
 from training.data.sample import IGNORE
 from training.loop import Task
+from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.datasets.split import Split
 
@@ -38,6 +39,18 @@ PANOPTIC_FPN: dict[str, Any] = SMALL | {  # as training/configs/panoptic_fpn_r50
         "stuff_area_limit": 16,
     },
 }
+
+
+def panoptic_fpn(num_stuff: int = 3, num_things: int = 4) -> UPSNet:
+    """PANOPTIC_FPN with random weights, spread so that all branches find something; in eval mode."""
+    torch.manual_seed(0)
+    model = UPSNet(ModelConfig.model_validate(PANOPTIC_FPN), num_stuff, num_things)
+    if num_things:
+        nn.init.normal_(model.box_head.logits.weight, std=4.0)
+        nn.init.normal_(model.box_head.deltas.weight, std=0.05)
+        nn.init.normal_(model.mask_head.score.weight, mean=1.0)
+    nn.init.normal_(model.semantic_head.score.weight, std=0.5)
+    return model.eval()
 
 
 class TinyNetwork(nn.Module):
@@ -122,6 +135,7 @@ def settings(
     *,
     model: dict[str, Any] | None = None,
     compute: dict[str, Any] | None = None,
+    loss: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     zoom: tuple[float, float] = (0.8, 1.2),
     **schedule: Any,
@@ -133,6 +147,7 @@ def settings(
             "seed": 3,
             "model": model or {},
             "compute": compute or {},
+            "loss": loss or {},
             "data": {
                 "train": shapes_split(shapes),
                 "val": shapes_split(shapes, "val"),

@@ -67,8 +67,7 @@ class RPN(nn.Module):
     def ranked(self, output: RpnOutput, sizes: Tensor, top_n: int) -> tuple[Tensor, Tensor]:
         """Boxes [B, top_n, 4] and their logits [B, top_n], descending; -inf in the rows that are padding.
 
-        Top `top_n` of each level, decoded, clipped, NMS in each level; then the top `top_n` of all levels together, but
-        for boxes without width or height, of which NMS takes no notice.
+        Top `top_n` of each level, decoded, clipped, NMS in each level; then the top `top_n` of all levels together.
         """
         inclusive, levels = self.conventions.inclusive, len(STRIDES)
         found = plugins_cuda.best_anchors(output.maps, self.base_anchors, sizes.int(), top_n, inclusive)
@@ -77,10 +76,8 @@ class RPN(nn.Module):
             scores = torch.where((self.conventions.sides(boxes) > 0).all(dim=2), scores, -torch.inf)
         # Rows without an anchor score -inf: over the threshold there are only real ones.
         kept, counts = plugins_cuda.nms(boxes, scores, self.config.nms_threshold, LOWEST, top_n, inclusive=inclusive)
-        boxes = B.gather_rows(boxes, kept)
         valid = torch.arange(top_n, device=kept.device) < counts.unsqueeze(1)
-        valid &= (self.conventions.sides(boxes) > 0).all(dim=-1)
-        boxes = boxes.reshape(-1, levels * top_n, 4)
+        boxes = B.gather_rows(boxes, kept).reshape(-1, levels * top_n, 4)
         scores = torch.where(valid, torch.gather(scores, 1, kept), -torch.inf).reshape(-1, levels * top_n)
         scores, order = plugins_cuda.top_k(scores, top_n)
         return B.gather_rows(boxes, order), scores

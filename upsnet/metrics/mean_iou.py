@@ -15,7 +15,6 @@ from upsnet.files import PathLike
 from upsnet.metrics import hotcoco_package
 from upsnet.metrics.overlaps import overlaps
 
-
 UNDECIDED = 255  # a predicted label: none of the categories
 
 
