@@ -244,6 +244,19 @@ class TestClasses:
         with pytest.raises(InputError, match=r"which has stuff and things: .* make 0 and 2"):
             built(weights)
 
+    def test_listed_order(self, model: UPSNet, weights: Weights) -> None:
+        """A network whose classes are not in the order of their ids, as another metadata may have them."""
+        listed = [CATEGORIES[i] for i in (4, 2, 0, 3, 1)]  # things 1, 0; stuff 2, 0, 1
+        bias = model.state_dict()["semantic_head.score.bias"]
+        found = build(config(), PANOPTIC_FPN, weights, CATEGORIES, FILE, listed=listed)[0].state_dict()
+        own = model.state_dict()
+        assert torch.equal(found["semantic_head.score.bias"], bias[[1, 2, 0, 3]])
+        assert torch.equal(found["box_head.logits.weight"], own["box_head.logits.weight"][[0, 2, 1]])
+        assert torch.equal(found["mask_head.score.weight"], own["mask_head.score.weight"][[0, 2, 1]])
+        deltas = own["box_head.deltas.bias"].reshape(3, 4)
+        assert torch.equal(found["box_head.deltas.bias"], deltas[[0, 2, 1]].flatten())
+        assert torch.equal(found["rpn.conv.weight"], own["rpn.conv.weight"])
+
     def test_cityscapes_is_for_upsnet(self, weights: Weights) -> None:
         with pytest.raises(InputError, match="--to-cityscapes is for UPSNet"):
             build(config(), PANOPTIC_FPN, weights, CATEGORIES, FILE, cityscapes=True)
