@@ -111,7 +111,7 @@ def test_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch, files: 
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "http://127.0.0.1:1/model.pkl: no connection, or it broke (" in result.stderr
     assert result.stderr.endswith(
-        "; or fetch http://127.0.0.1:1/model.pkl by hand, with a browser or on another machine, and put it at "
+        "; fetch http://127.0.0.1:1/model.pkl by hand instead, with a browser or on another machine, and put it at "
         f"{place}, or give it with --file FILE\n"
     )
     place.write_bytes(CONTENT)  # as it says
