@@ -89,8 +89,8 @@ class FpnConfig(Section):
 
 
 class RpnConfig(Section):
-    """straddling: anchors that cross the border of the image are trained too. beta: of the smooth L1 loss of the deltas,
-    which is quadratic below it; 0: L1."""
+    """straddling: anchors that cross the border of the image are trained, too. beta: the deltas' smooth L1 loss is
+    quadratic below it; 0: L1."""
 
     channels: Channels = 256
     anchor_scale: float = Field(8.0, gt=0, le=1000)
@@ -203,12 +203,15 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """Weights of the branches: w_f, .2 w_f and w_p of the paper on COCO. The last two are of UPSNet's panoptic head: with
-    `merge: heuristic` they are 0."""
+    """Weights of the branches: w_f, .2 w_f and w_p of the paper on COCO. Only UPSNet's panoptic head has the last two:
+    with `merge: heuristic` they are 0, and the first is .5 unless given."""
 
     semantic: float = Field(0.2, ge=0)
     semantic_roi: float = Field(0.04, ge=0)
     panoptic: float = Field(0.1, ge=0)
+
+
+OF_HEURISTIC = {"semantic": 0.5, "semantic_roi": 0.0, "panoptic": 0.0}  # its loss unless given
 
 
 class AugmentConfig(Section):
@@ -291,13 +294,23 @@ class Config(Section):
     schedule: ScheduleConfig
     compute: ComputeConfig = ComputeConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: object) -> object:
+        part = values
+        for key in ("model", "panoptic", "merge"):
+            part = part.get(key) if isinstance(part, dict) else None
+        loss = values.get("loss", {}) if isinstance(values, dict) else None
+        if part == "heuristic" and isinstance(loss, dict):
+            return values | {"loss": OF_HEURISTIC | loss}  # type: ignore[operator]
+        return values
+
     @model_validator(mode="after")
-    def _losses_of_the_merge(self) -> Config:
+    def _no_loss_without_its_branch(self) -> Config:
         given = [f"loss.{key}" for key in ("semantic_roi", "panoptic") if getattr(self.loss, key)]
         if given and self.model.panoptic.merge == "heuristic":
             raise ValueError(
-                f"{' and '.join(given)}: model.panoptic.merge: heuristic has no such loss; write "
-                "loss: {semantic: 0.5, semantic_roi: 0, panoptic: 0}"
+                f"{' and '.join(given)}: only model.panoptic.merge: logits has such a loss; with heuristic leave it out"
             )
         return self
 

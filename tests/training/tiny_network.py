@@ -135,6 +135,7 @@ def settings(
     *,
     model: dict[str, Any] | None = None,
     compute: dict[str, Any] | None = None,
+    loss: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     zoom: tuple[float, float] = (0.8, 1.2),
     **schedule: Any,
@@ -146,6 +147,7 @@ def settings(
             "seed": 3,
             "model": model or {},
             "compute": compute or {},
+            "loss": loss or {},
             "data": {
                 "train": shapes_split(shapes),
                 "val": shapes_split(shapes, "val"),
