@@ -34,8 +34,8 @@ __device__ void list_instances(const Params& p, const uint8_t* accepted, int ima
     const int d = round * kThreads + t;
     const size_t row = size_t(image) * p.detections + d;
     const bool exists = d < p.detections && accepted[row] != 0;
-    const bool is_near =
-        exists && touches(window_at<kHeuristic>(p.boxes + 4 * row), first_x, first_x + 127, first_y, first_y + 2 * kWarps - 1);
+    const bool is_near = exists && touches(window_at<kHeuristic>(p.boxes + 4 * row), first_x, first_x + 127, first_y,
+                                           first_y + 2 * kWarps - 1);
     if (exists && !is_near) atomicMin(&list.absent, d);
     const unsigned vote = __ballot_sync(~0u, is_near);
     if (threadIdx.x == 0) near[d / 32] = vote;

@@ -1,5 +1,6 @@
 // Step 3 of 3 on a GPU (launch.cu): after label.cuh. It writes what the operator returns.
-// From labels to segments: the majority rule (nobody voted where the merge is heuristic), the area limit, the rows of the table, the values of the map.
+// From labels to segments: the majority rule (nobody voted where the merge is heuristic), the area limit, the rows of
+// the table, the values of the map.
 #pragma once
 
 #include "panoptic_fusion/workspace.cuh"

@@ -1,5 +1,6 @@
-// Step 1 of 3 on a GPU (launch.cu), for the heuristic merge: after the masks are bits, before prune (prune.cuh) decides.
-// How much of each mask the accepted ones before it cover, for all of them at once: by guessing who was accepted.
+// Step 1 of 3 on a GPU (launch.cu), for the heuristic merge: after the masks are bits, before prune (prune.cuh)
+// decides. How much of each mask the accepted ones before it cover, for all of them at once: by guessing who was
+// accepted.
 //
 // Whether a detection is accepted depends on those before it: a chain of up to 254 steps over whole masks. Here instead
 // every thread takes one word of the map through all masks in order, with the union of those that a guess accepts, and
@@ -77,8 +78,12 @@ __global__ void __launch_bounds__(kLabels) count_overlaps(Params p, Workspace wo
   const int place = rank_of(near, count);  // a barrier
   if (near) {
     const int word = clip.first_x / 32;
-    list[place] = {word, clip.last_x / 32 - word, clip.first_y, clip.last_y - clip.first_y,
-                   workspace.masks + (first_row + t) * plane, guess.accepted ? ~0u : 0u};
+    list[place] = {word,
+                   clip.last_x / 32 - word,
+                   clip.first_y,
+                   clip.last_y - clip.first_y,
+                   workspace.masks + (first_row + t) * plane,
+                   guess.accepted ? ~0u : 0u};
     detections[place] = uint8_t(t);
   }
   __syncthreads();

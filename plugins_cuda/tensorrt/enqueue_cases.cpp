@@ -196,9 +196,12 @@ Case deform_conv_case(const char* node, bool modulated) {
   });
 }
 
-Case panoptic_fusion_case(int32_t stuff) {
+Case panoptic_fusion_case(int32_t stuff, bool heuristic) {
   Case made{"PanopticFusion",
-            {{"num_stuff", stuff}, {"stuff_area_limit", kAreaLimit}, {"mask_overlap_threshold", kOverlap}},
+            {{"num_stuff", stuff},
+             {"stuff_area_limit", kAreaLimit},
+             {"mask_overlap_threshold", kOverlap},
+             {"merge", heuristic ? "heuristic" : "logits"}},
             {{DataType::kHALF, semantic_shape, uniform<-4, 4>, true},
              {DataType::kFLOAT, instance_list, boxes},
              {DataType::kINT64, instance_row, classes},
@@ -208,7 +211,7 @@ Case panoptic_fusion_case(int32_t stuff) {
              {DataType::kINT32, image_pair, photo_sizes},
              {DataType::kFLOAT, image_row, uniform<1, 2>}},
             true};
-  return with(made, [stuff](const Run& run) {
+  return with(made, [stuff, heuristic](const Run& run) {
     panoptic_fusion::Params params{};
     params.semantic = run.inputs[0];
     params.boxes = run.input<float>(1);
@@ -232,6 +235,7 @@ Case panoptic_fusion_case(int32_t stuff) {
     params.num_stuff = stuff;
     params.stuff_area_limit = kAreaLimit;
     params.mask_overlap_threshold = kOverlap;
+    params.heuristic = heuristic;
     return params;
   });
 }
@@ -251,7 +255,8 @@ std::vector<Case> all_cases(const Setting& setting) {
           nms_case("PaddedBatchedNms", true, kept),
           deform_conv_case("DeformConv2d", false),
           deform_conv_case("ModulatedDeformConv2d", true),
-          panoptic_fusion_case(int32_t(setting.stuff))};
+          panoptic_fusion_case(int32_t(setting.stuff), false),
+          panoptic_fusion_case(int32_t(setting.stuff), true)};
 }
 
 }  // namespace upsnet::tensorrt

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <set>
 #include <stdexcept>
 
 #include "common/numeric.h"
@@ -296,7 +297,8 @@ int check(nvinfer1::IPluginCreatorV3One& creator, const Case& node, DataType fea
           int& failures) {
   const bool has_features = node.inputs[0].type == DataType::kHALF;
   const std::string layout = channels_last ? " channels-last" : "";
-  const std::string name = node.node + (has_features ? " " + std::string(name_of(features)) + layout : "");
+  const std::string merge = node.attributes.back().name == "merge" ? " " + node.attributes.back().text : "";
+  const std::string name = node.node + merge + (has_features ? " " + std::string(name_of(features)) + layout : "");
   int runs = 0;
   try {
     Engine engine(creator, node, features, channels_last);
@@ -316,12 +318,13 @@ int check(nvinfer1::IPluginCreatorV3One& creator, const Case& node, DataType fea
 int check_all() {
   int32_t count = 0;
   const auto* creators = getCreators(count);
-  int runs = 0, nodes = 0, failures = 0;
+  int runs = 0, failures = 0;
+  std::set<std::string> nodes;
   for (const Case& node : all_cases(kSetting)) {
     for (int32_t i = 0; i < count; ++i) {
       auto& creator = *static_cast<nvinfer1::IPluginCreatorV3One*>(creators[i]);
       if (std::strcmp(creator.getPluginName(), node.node) != 0) continue;
-      ++nodes;
+      nodes.insert(node.node);
       const bool has_features = node.inputs[0].type == DataType::kHALF;
       for (const DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16}) {
         if (!has_features && type != DataType::kFLOAT) continue;
@@ -330,8 +333,8 @@ int check_all() {
       }
     }
   }
-  failures += nodes != count;
-  std::printf("enqueue: %d of %d nodes, %d runs, %d failures\n", nodes, count, runs, failures);
+  failures += int32_t(nodes.size()) != count;
+  std::printf("enqueue: %d of %d nodes, %d runs, %d failures\n", int(nodes.size()), count, runs, failures);
   return failures == 0 ? 0 : 1;
 }
 

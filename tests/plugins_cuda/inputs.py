@@ -182,7 +182,8 @@ def room_inputs(
     size = {"rows": 2 * scale, "height": 3 * scale, "width": 10 * scale}
     drawn = fusion_inputs(3, counts=[2 * scale] * scale, dtype=dtype, **size)
     drawn["semantic"] = drawn["semantic"].contiguous(memory_format=layout)
-    return drawn | {"num_stuff": 3, "stuff_area_limit": 20.0, "mask_overlap_threshold": 0.3}
+    options = {"num_stuff": 3, "stuff_area_limit": 20.0, "mask_overlap_threshold": 0.3}
+    return drawn | options | {"heuristic": dtype == torch.float16}
 
 
 def level_by_level(

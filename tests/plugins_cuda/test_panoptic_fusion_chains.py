@@ -23,7 +23,7 @@ Inputs = dict[str, Any]  # keyword arguments
 
 
 def make_inputs(boxes: Tensor, width: int, height: int = 2) -> Inputs:
-    """Images of 4 height x 4 width pixels and boxes [B, N, 4] that are covered by their masks wholly, but for corners."""
+    """Images of 4 height x 4 width pixels, and boxes [B, N, 4] that their masks fill, but for corners."""
     batch, rows = boxes.shape[:2]
     random = torch.Generator().manual_seed(0)
     return {

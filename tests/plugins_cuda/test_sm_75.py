@@ -29,10 +29,11 @@ def test_emulated_deform_conv(name: str, dtype: torch.dtype) -> None:
             assert torch.equal(plugins_cuda.deform_conv(**tensors, **case.steps), expected)
 
 
+@pytest.mark.parametrize("heuristic", [False, True])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_emulated_panoptic_fusion(dtype: torch.dtype) -> None:
+def test_emulated_panoptic_fusion(dtype: torch.dtype, heuristic: bool) -> None:
     inputs = {**fusion_inputs(7, stuff=3, counts=[6, 5], height=5, width=40, dtype=dtype)}
-    inputs |= {"num_stuff": 3, "stuff_area_limit": 20.0}
+    inputs |= {"num_stuff": 3, "stuff_area_limit": 20.0, "heuristic": heuristic}
     with library.emulation():
         expected = plugins_cuda.panoptic_fusion(**inputs)
     with library.emulation("emulated_sm_75"):

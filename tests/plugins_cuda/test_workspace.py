@@ -76,7 +76,7 @@ ROOMS: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {
     ),
     "panoptic_fusion": (
         {"B": 4, "things": 100, "h": 340, "w": 340, "N": 105, "M": 56},
-        [{"num_stuff": stuff} for stuff in (1, 11, 53, 150)],
+        [{"num_stuff": stuff, "heuristic": mode} for stuff in (1, 11, 53, 150) for mode in (0, 1)],
     ),
 }
 

@@ -61,6 +61,11 @@ def build(
         torch.manual_seed(settings.seed)
         return UPSNet(settings.model, num_stuff, num_things)
 
+    if cityscapes and family is not UPSNET:
+        raise InputError(
+            f"{source}: --to-cityscapes is for UPSNet's weights; import these with COCO's categories, and "
+            "`upsnet train --init` takes them to others, by name"
+        )
     found = family.class_counts(weights, source)
     expected = COCO_COUNTS[:2] if cityscapes else (table.num_stuff, table.num_things) if table else found
     if found != expected:

@@ -19,7 +19,7 @@ import numpy as np
 
 from upsnet.errors import InputError
 
-MOST_STEPS = 1_000_000  # of the machine; a network with 1000 tensors needs 30 000
+MOST_STEPS = 200_000  # of the machine; a network with 1000 tensors needs 30 000
 MOST_AXES = 32
 TYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 MARK = object()

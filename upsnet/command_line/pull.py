@@ -94,8 +94,8 @@ def obtain(
             downloads.download(address, place)
         except downloads.DownloadError as error:
             raise InputError(
-                f"{error}; or fetch {network.address or network.page} by hand, with a browser or on another machine, and "
-                f"put it at {place}, or give it with --file FILE"
+                f"{error}; or fetch {network.address or network.page} by hand, with a browser or on another machine, "
+                f"and put it at {place}, or give it with --file FILE"
             ) from None
         except KeyboardInterrupt:
             print(f"what has come is kept beside {place}; the same command goes on from there", file=sys.stderr)

@@ -138,11 +138,14 @@ def test_workspace_of_a_photo_in_the_default_profile(
     plugin.destroy()
 
 
-@pytest.mark.parametrize(("things", "limit"), [(3, 50.0), (3, math.inf), (0, 50.0)])
+@pytest.mark.parametrize(
+    ("merge", "things", "limit"),
+    [("logits", 3, 50.0), ("logits", 3, math.inf), ("logits", 0, 50.0), ("heuristic", 1, 50.0)],
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_panoptic_fusion(
-    front: Front, random: torch.Generator, dtype: torch.dtype, layout: str, things: int, limit: float
+    front: Front, random: torch.Generator, dtype: torch.dtype, layout: str, merge: str, things: int, limit: float
 ) -> None:
     stuff, detections = 8 - things, 6
     fuse: Callable[..., tuple[Tensor, ...]] = plugins_cuda.panoptic_fusion
@@ -158,8 +161,8 @@ def test_panoptic_fusion(
         torch.tensor([1.0, 0.5]),
     ]
     inputs = [semantic, *(tensor.to(front.device) for tensor in inputs)]
-    expected = fuse(*inputs, stuff, limit, 0.25)
-    attributes = {"num_stuff": stuff, "stuff_area_limit": limit, "mask_overlap_threshold": 0.25}
+    expected = fuse(*inputs, stuff, limit, 0.25, merge == "heuristic")
+    attributes = {"num_stuff": stuff, "stuff_area_limit": limit, "mask_overlap_threshold": 0.25, "merge": merge}
     formats = [layout_of(dtype, layout), *["linear"] * 10]
     panoptic, *found = front.run("PanopticFusion", attributes, inputs, formats)
     assert panoptic.dtype == torch.float16 and len(panoptic.unique()) > 2

@@ -70,9 +70,9 @@ def declared(schema: Schema) -> list[str]:
     return [re.sub(r"Type::|[{}\"]", "", row).strip(" ,") for row in rows]
 
 
-def described(harness: Harness, name: str) -> Iterator[tuple[str, object]]:
-    """What an engine with this plugin relies on."""
-    plugin = harness.create(name, NODES[name])
+def described(harness: Harness, name: str, **more: str) -> Iterator[tuple[str, object]]:
+    """What an engine with this plugin relies on. more: attributes."""
+    plugin = harness.create(name, NODES[name] | more)
     fields = plugin.serialized()
     yield "attributes", [f"{f.name.decode()}: type {f.type}, {f.length}" for f in fields.fields[: fields.count]]
     for batch, side, feature, last in CASES:
@@ -94,6 +94,7 @@ def lines(part: object, path: str = "") -> set[str]:
 def test_the_kernel_abi_stands_for_what_was_recorded(harness: Harness) -> None:
     tensors = {room: declared(schema_of(room)) for room in ROOMS}
     plugins: dict[str, Any] = {name: dict(described(harness, name)) for name in sorted(harness.creators)}
+    plugins["PanopticFusion, heuristic"] = dict(described(harness, "PanopticFusion", merge="heuristic"))
     now = {"kernel_abi": harness.kernel_abi, "tensors": tensors, "plugins": plugins}
     if os.environ.get("UPSNET_RECORD_KERNEL_ABI"):
         RECORD.write_text(json.dumps(now, indent=1) + "\n")

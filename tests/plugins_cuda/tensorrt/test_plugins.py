@@ -29,7 +29,7 @@ NODES: dict[str, Mapping[str, object]] = {
     "PaddedBatchedNms": NMS,
     "DeformConv2d": CONVOLUTION,
     "ModulatedDeformConv2d": CONVOLUTION,
-    "PanopticFusion": {"num_stuff": 3, "stuff_area_limit": 50.0, "mask_overlap_threshold": 0.25},
+    "PanopticFusion": {"num_stuff": 3, "stuff_area_limit": 50.0, "mask_overlap_threshold": 0.25, "merge": "logits"},
 }
 
 BATCH, BOXES, CHANNELS = 2, 20, 16

@@ -215,18 +215,22 @@ def concrete(shape: Sequence[int | str], size: tuple[int, int, int]) -> list[int
 
 # NMS has boxes and scores, which are fp32.
 @pytest.mark.parametrize(
-    ("name", "feature"),
+    ("name", "feature", "more"),
     [
-        pytest.param(name, feature, id=f"{name}-{label}")
+        pytest.param(name, feature, more, id="-".join([name, label, *more.values()]))
         for name in sorted(NAMES)
         for feature, label in ((FLOAT, "fp32"), (HALF, "fp16"))
-        if "Nms" not in name or feature == FLOAT
+        for more in ({}, {"merge": "heuristic"})
+        if ("Nms" not in name or feature == FLOAT) and (not more or name == "PanopticFusion")
     ],
 )
-def test_builds_with_tensorrt_rtx(plugin_files: tuple[Path, Path], tmp_path: Path, name: str, feature: int) -> None:
+def test_builds_with_tensorrt_rtx(
+    plugin_files: tuple[Path, Path], tmp_path: Path, name: str, feature: int, more: dict[str, str]
+) -> None:
+    """more: attributes beside those of model_of."""
     need("tensorrt_rtx_bindings")
     inputs, outputs, attributes = model_of(name, feature)
-    save_model(tmp_path / "model.onnx", name, inputs, outputs, attributes)
+    save_model(tmp_path / "model.onnx", name, inputs, outputs, attributes | more)
     profiles = {label: [concrete(shape, size) for size in SIZES] for label, _, shape in inputs if "B" in shape}
     script = Path(__file__).with_name("rtx_build.py")
     command = [sys.executable, str(script), str(tmp_path / "model.onnx"), str(plugin_files[1]), json.dumps(profiles)]

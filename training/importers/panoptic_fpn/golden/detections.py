@@ -61,7 +61,7 @@ def given_rois(model: UPSNet, pyramid: list[Tensor], image: Inputs) -> dict[str,
     logits, deltas = model.box_head(pooled)
     hidden = F.relu(model.box_head.fc7(F.relu(model.box_head.fc6(pooled.flatten(1)))))
     decoded = own.decode(deltas[:, 1:], rois[:, None], B.BOX_WEIGHTS)
-    levels = assign_levels(rois, own.inclusive, own.rounded_levels)
+    levels = assign_levels(rois, inclusive=own.inclusive, rounded=own.rounded_levels)
     arrays = {
         "roi_boxes": rois,
         "roi_level": (2 + levels).to(torch.int8),

@@ -15,6 +15,7 @@ from plugins_cuda.panoptic_fusion.reference import (
     first_masks,
     prune,
 )
+from training.config import PanopticConfig
 from training.importers.arrays import NEAR_TIE, bits
 from training.importers.panoptic_fpn.golden.detections import Found
 from training.importers.panoptic_fpn.golden.inputs import Inputs
@@ -37,7 +38,7 @@ class Merged(NamedTuple):
 def at_photo_size(model: UPSNet, semantic: Tensor, found: Found, image: Inputs) -> Merged:
     """semantic: logits [1 + S, h, w] at 1/4 of the padded network size, things first."""
     labels, gap, sample = _semantic(semantic, image)
-    size, own = image.image.original, model.config.panoptic
+    size = image.image.original
     boxes, whole = _scaled(found.boxes, image.image.size, size)
     boxes = image.stage("orig_boxes", boxes[whole])
     scores, classes, logits = found.scores[whole], found.classes[whole], bounded_logits(found.masks[whole])
@@ -49,14 +50,7 @@ def at_photo_size(model: UPSNet, semantic: Tensor, found: Found, image: Inputs) 
         if scores[row] >= NEARLY:
             close |= (pasted - 0.5).abs() < NEAR_TIE
     stack = torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
-    order = scores.double().argsort(descending=True, stable=True)
-    order = order[scores[order].double() >= own.score_threshold]
-    kept = order[prune(stack[order], torch.zeros(len(order), dtype=torch.int64), own.mask_overlap)]
-    # Labels of the definition: stuff from 0, then the kept, then void.
-    things = first_masks(stack[kept], torch.where(labels == 0, model.num_stuff, labels - 1), model.num_stuff)
-    void = model.num_stuff + len(kept)
-    merged = drop_small_stuff(things, model.num_stuff, void, torch.tensor(own.stuff_area_limit))
-    numbers, segments = _numbered(merged, kept, scores, classes, model.num_stuff)
+    numbers, segments = combine(stack, scores, classes, labels, model.num_stuff, model.config.panoptic)
     arrays = {
         "sem_orig_sample": sample,
         "sem_orig_argmax": labels.to(torch.uint8),
@@ -75,6 +69,35 @@ def at_photo_size(model: UPSNet, semantic: Tensor, found: Found, image: Inputs) 
         for segment in segments
     }
     return Merged(numbers.numpy(), keys, arrays, segments)
+
+
+def combine(
+    masks: Tensor, scores: Tensor, classes: Tensor, labels: Tensor, num_stuff: int, rules: PanopticConfig
+) -> tuple[Tensor, list[Segment]]:
+    """detectron2's combine_semantic_and_instance_outputs: a map uint8 [H, W], 0 void, and what its numbers are.
+
+    masks: bool [n, H, W], scores and classes [n], in any order; of equal scores the lower row is first. labels: int64
+    [H, W], 0 things, k the stuff class k - 1.
+    """
+    order = scores.double().argsort(descending=True, stable=True)
+    order = order[scores[order].double() >= rules.score_threshold]
+    kept = order[prune(masks[order], torch.zeros(len(order), dtype=torch.int64), rules.mask_overlap)]
+    # The definition's labels: the stuff from 0, the kept, void.
+    merged = first_masks(masks[kept], torch.where(labels == 0, num_stuff, labels - 1), num_stuff)
+    limit = torch.tensor(rules.stuff_area_limit)
+    merged = drop_small_stuff(merged, num_stuff, num_stuff + len(kept), limit)
+    numbers = torch.zeros_like(labels, dtype=torch.uint8)
+    segments: list[Segment] = []
+    for number, row in enumerate(kept.tolist(), start=1):  # with a pixel or without
+        numbers[merged == num_stuff + number - 1] = number
+        thing = {"category_id": int(classes[row]), "score": float(scores[row]), "instance_id": row}
+        segments.append({"id": number, "isthing": True} | thing)
+    for label in range(num_stuff):
+        if area := int((merged == label).sum()):
+            number = len(segments) + 1
+            numbers[merged == label] = number
+            segments.append({"id": number, "isthing": False, "category_id": label + 1, "area": area})
+    return numbers, segments
 
 
 def _semantic(semantic: Tensor, image: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,24 +132,6 @@ def _paste(logits: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     x, y = ((torch.arange(size[1 - axis]) + 0.5 - box[axis]) / (box[2 + axis] - box[axis]) * 2 - 1 for axis in (0, 1))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     return F.grid_sample(logits.sigmoid()[None, None], grid[None], align_corners=False)[0, 0]
-
-
-def _numbered(
-    labels: Tensor, kept: Tensor, scores: Tensor, classes: Tensor, num_stuff: int
-) -> tuple[Tensor, list[Segment]]:
-    """detectron2's numbers: every kept instance in the order of the scores, with a pixel or without, then the stuff."""
-    numbers = torch.zeros_like(labels, dtype=torch.uint8)
-    segments: list[Segment] = []
-    for number, row in enumerate(kept.tolist(), start=1):
-        numbers[labels == num_stuff + number - 1] = number
-        thing = {"category_id": int(classes[row]), "score": float(scores[row]), "instance_id": row}
-        segments.append({"id": number, "isthing": True} | thing)
-    for label in range(num_stuff):
-        if area := int((labels == label).sum()):
-            number = len(segments) + 1
-            numbers[labels == label] = number
-            segments.append({"id": number, "isthing": False, "category_id": label + 1, "area": area})
-    return numbers, segments
 
 
 def at_network_size(
