@@ -39,6 +39,7 @@ from upsnet.machine import machine_facts, package_versions
 from upsnet.photos import read_photo
 from upsnet.report import Report, Sparse
 from upsnet.result import PanopticResult
+from upsnet.runs import find_run
 from upsnet.runtimes.open import find_model
 from upsnet.runtimes.predictor import decode_batch
 
@@ -252,6 +253,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON to write (default: kernels.json beside the model).")] = None,
 ) -> None:
     """Time, memory and answers of each model with the library of operators and from function bodies."""
+    models = [Path(find_run(model)) for model in models]
     files = [Path(find_model(model, "onnxruntime")[1]) for model in models]
     library = find_kernels("auto")
     if library.library is None:

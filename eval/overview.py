@@ -19,6 +19,7 @@ from PIL import Image
 from eval.figures import points, share, title
 from eval.parity_report import Parity
 from eval.validation_set import open_dataset
+from upsnet.command_line.options import run_option
 from upsnet.draw import overlay
 from upsnet.errors import InputError
 from upsnet.files import write_bytes
@@ -82,7 +83,7 @@ def _draw_table(axis: Axes, parity: Parity) -> None:
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="The run: parity.json, model.onnx, config.yaml.")] = Path("runs/demo"),
+    run: Annotated[Path, run_option("The run: parity.json, model.onnx, config.yaml.")] = Path("runs/demo"),
     image: Annotated[str, typer.Option(help="File name of one image of its validation set.")] = "000001000014.png",
     out: Annotated[Path, typer.Option(help="The JPEG to write.")] = Path("docs/overview.jpg"),
 ) -> None:

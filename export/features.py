@@ -23,6 +23,7 @@ POOLED_LEVELS = 4  # RoiAlignFpn's first inputs are P2..P5, its last the RoIs
 def feature_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes of LAYERS, with constant weights, and BETWEEN that compute features, in the graph's order."""
     constants = {tensor.name for tensor in graph.initializer}
+    constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
     kinds = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     deciding = _deciding(graph)
     return [
@@ -31,8 +32,15 @@ def feature_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         if node.op_type in (*LAYERS, *BETWEEN)
         and node.output[0] not in deciding
         and kinds.get(node.output[0]) in FLOATS
-        and (node.op_type in BETWEEN or node.input[1] in constants)
+        and _is_of_features(node, constants)
     ]
+
+
+def _is_of_features(node: onnx.NodeProto, constants: set[str]) -> bool:
+    """A layer's weights are constants, an Add's terms are not: one of a constant is a part of a normalisation."""
+    if node.op_type == "Add":
+        return constants.isdisjoint(node.input)
+    return node.op_type in BETWEEN or node.input[1] in constants
 
 
 def features_of(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> list[str]:

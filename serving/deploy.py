@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from serving.repository import deploy_engine, repository_of
+from upsnet.command_line.options import run_option
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="The run: its engine/ is deployed.")],
+    run: Annotated[Path, run_option("The run: its engine/ is deployed.")],
     repository: Annotated[Path | None, typer.Option(help="Where to; default: triton_repo/ in the run.")] = None,
 ) -> None:
     """Make the run's Triton model repository, or renew it; a running server keeps what it has loaded."""

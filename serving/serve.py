@@ -16,6 +16,7 @@ from serving.listen import loopback
 from serving.repository import deploy_engine, repository_of
 from serving.service import Settings, serve
 from upsnet.command_line.command import run as run_command
+from upsnet.command_line.options import run_option
 from upsnet.errors import InputError
 
 SHARE = 0.8  # of the memory of this machine or container
@@ -24,7 +25,7 @@ UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def main(
-    run: Annotated[Path | None, typer.Option(help="Deploy this run's engine first.")] = None,
+    run: Annotated[Path | None, run_option("Deploy this run's engine first.")] = None,
     repository: Annotated[
         Path | None, typer.Option(help="Triton's model repository; default: triton_repo/ in the run.")
     ] = None,

@@ -64,8 +64,9 @@ class TimmConfig(Section):
     """A timm network with features at strides 4, 8, 16 and 32.
 
     pretrained: start from timm's weights of that name (needs a network connection), or from the file `weights`, in
-    timm's own format. freeze: how many stages of a pretrained network are not trained (1: the stem, 2: res2 too);
-    frozen_norm: its batch normalisations keep their statistics and scales. What is not pretrained is trained whole.
+    timm's own format. freeze: how many stages are not trained (1: the stem, 2: res2 too); frozen_norm: the batch
+    normalisations keep their statistics and scales. Random weights are not kept so: a run that freezes starts from
+    pretrained ones or from another network (--init).
     deformable_stages (ResNets): the 3x3 convolutions of these stages, 2 to 5, are deformable.
     """
 
@@ -76,12 +77,6 @@ class TimmConfig(Section):
     freeze: int = Field(0, ge=0, le=5)
     frozen_norm: bool = False
     deformable_stages: tuple[Annotated[int, Field(ge=2, le=5)], ...] = ()
-
-    @model_validator(mode="after")
-    def _frozen_is_pretrained(self) -> TimmConfig:
-        if (self.freeze or self.frozen_norm) and not (self.pretrained or self.weights):
-            raise ValueError("freeze and frozen_norm are for pretrained weights; what is not pretrained is trained")
-        return self
 
 
 BackboneConfig = Annotated[HybridConfig | TimmConfig, Field(discriminator="kind")]
@@ -94,6 +89,9 @@ class FpnConfig(Section):
 
 
 class RpnConfig(Section):
+    """straddling: anchors that cross the border of the image are trained, too. beta: the deltas' smooth L1 loss is
+    quadratic below it; 0: L1."""
+
     channels: Channels = 256
     anchor_scale: float = Field(8.0, gt=0, le=1000)
     anchor_ratios: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] = Field((0.5, 1.0, 2.0), min_length=1)
@@ -104,13 +102,18 @@ class RpnConfig(Section):
     negative_iou: Share = 0.3
     samples: Positive = 256
     positive_fraction: Share = 0.5
+    straddling: bool = False
+    beta: float = Field(1 / 9, ge=0)
 
 
 class BoxHeadConfig(Section):
+    """beta: as the RPN's."""
+
     hidden: Channels = 1024
     samples: Positive = 512
     positive_fraction: Share = 0.25
     positive_iou: Share = 0.5
+    beta: float = Field(1.0, ge=0)
 
 
 class MaskHeadConfig(Section):
@@ -200,11 +203,15 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    """Weights of the branches: w_f, .2 w_f and w_p of the paper on COCO."""
+    """Weights of the branches: w_f, .2 w_f and w_p of the paper on COCO. Only UPSNet's panoptic head has the last two:
+    with `merge: heuristic` they are 0, and the first is .5 unless given."""
 
     semantic: float = Field(0.2, ge=0)
     semantic_roi: float = Field(0.04, ge=0)
     panoptic: float = Field(0.1, ge=0)
+
+
+OF_HEURISTIC = {"semantic": 0.5, "semantic_roi": 0.0, "panoptic": 0.0}  # its loss unless given
 
 
 class AugmentConfig(Section):
@@ -286,6 +293,26 @@ class Config(Section):
     data: DataConfig
     schedule: ScheduleConfig
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: object) -> object:
+        part = values
+        for key in ("model", "panoptic", "merge"):
+            part = part.get(key) if isinstance(part, dict) else None
+        loss = values.get("loss", {}) if isinstance(values, dict) else None
+        if part == "heuristic" and isinstance(loss, dict):
+            return values | {"loss": OF_HEURISTIC | loss}  # type: ignore[operator]
+        return values
+
+    @model_validator(mode="after")
+    def _no_loss_without_its_branch(self) -> Config:
+        given = [f"loss.{key}" for key in ("semantic_roi", "panoptic") if getattr(self.loss, key)]
+        if given and self.model.panoptic.merge == "heuristic":
+            raise ValueError(
+                f"{' and '.join(given)}: only model.panoptic.merge: logits has such a loss; with heuristic leave it out"
+            )
+        return self
 
 
 def parse_config(values: object, source: str) -> Config:

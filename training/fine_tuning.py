@@ -91,10 +91,13 @@ def start_from(
     pairs = match(checkpoint.categories, categories, classes, path, config.data.train.json_file)
     check_conventions(checkpoint, config, path)
     own, given, theirs = model.state_dict(), checkpoint.weights, checkpoint.categories
+    one_thing = things_are_one(config)
+    if one_thing:  # then no class has a row for both kinds
+        pairs = {i: j for i, j in pairs.items() if categories[i].isthing == theirs[j].isthing}
     heads = [] if theirs.num_things else lacking(own, given)
     given = without(given, [] if categories.num_things else lacking(given, own))
     check_network(without(own, heads), given, checkpoint, config, path)
-    taken = take_classes(own, given, pairs, counts(categories), counts(theirs))
+    taken = take_classes(own, given, pairs, counts(categories, one_thing), counts(theirs, one_thing))
     load_weights(model, own | taken, path)
     return describe(path, checkpoint, categories, pairs, classes, heads)
 
@@ -193,15 +196,20 @@ def describe(
 
 
 def check_conventions(checkpoint: Checkpoint, config: Config, path: Path) -> None:
-    """InputError where boxes and pixels mean something else to the checkpoint's weights."""
+    """InputError where boxes, pixels and semantic classes mean something else to the checkpoint's weights."""
     differing = differing_keys(checkpoint.config.model, config.model)
-    for key in ("conventions", "pixel_mean", "pixel_std"):
+    for key in ("conventions", "pixel_mean", "pixel_std", "panoptic.merge"):
         if key in differing:
             raise InputError(f"--init {path}: trained with another model.{key} ({differing[key]}); set it as there")
 
 
-def counts(categories: Categories) -> Counts:
-    return Counts(categories.num_stuff, categories.num_things)
+def things_are_one(config: Config) -> bool:
+    """To the semantic head."""
+    return config.model.panoptic.merge == "heuristic"
+
+
+def counts(categories: Categories, one_thing: bool) -> Counts:
+    return Counts(categories.num_stuff, categories.num_things, one_thing)
 
 
 def lacking(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -218,7 +226,7 @@ def check_network(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], checkpoint: Checkpoint, config: Config, path: Path
 ) -> None:
     """InputError, with the keys of the configuration to set, unless all but the number of classes fits."""
-    theirs = counts(checkpoint.categories)
+    theirs = counts(checkpoint.categories, things_are_one(checkpoint.config))
     wanted = {name: list(tensor.shape) for name, tensor in own.items()}
     wanted |= {name: [rows.total(theirs), *wanted[name][1:]] for name, rows in CLASS_TENSORS.items() if name in own}
     shapes = {name: list(tensor.shape) for name, tensor in given.items()}

@@ -45,6 +45,14 @@ CASES: dict[str, dict[str, Any]] = {  # what is not SMALL's, and how it is compu
     "bf16, averaged weights": {"compute": {"precision": "bf16"}, "schedule": {"ema": 0.9}},
     "fp16, channels last": {"compute": {"precision": "fp16", "channels_last": True}, "schedule": {"clip_norm": 1.0}},
     "original conventions": {"model": {"conventions": "upsnet", "backbone": RESNET}},
+    "Panoptic FPN": {
+        "model": {
+            "conventions": "detectron2",
+            "backbone": {"kind": "timm", "name": "resnet10t"},
+            "semantic_head": {"kind": "chains", "channels": 16, "groups": 4},
+            "panoptic": SMALL["panoptic"] | {"merge": "heuristic", "by_class": True},
+        }
+    },
     "no deformable head": {"model": {"semantic_head": {"channels": [16], "deformable": False}}},
 }
 BOXES = (2, 0)  # instances of the batch's images

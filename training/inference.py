@@ -35,6 +35,7 @@ from training.model.upsnet import (
     no_detections,
     suppress,
 )
+from upsnet.metrics.mean_iou import UNDECIDED
 
 STRIDE = 4  # of the semantic logits
 CHANNELS_AT_ONCE = 8
@@ -56,7 +57,7 @@ class Outputs(NamedTuple):
     panoptic: Tensor  # uint8 B x H x W
     segments: Tensor  # float32 B x K x 7
     segment_count: Tensor  # int32 B
-    semantic: Tensor  # uint8 B x H x W, the likeliest of the contiguous categories
+    semantic: Tensor  # uint8 B x H x W, see `semantic_map`
     instances: Detections  # exclusive corners
     masks: Tensor  # float32 B x N x 28 x 28, probabilities
 
@@ -87,8 +88,8 @@ def infer(model: UPSNet, views: Sequence[View], base: View, scales: Tensor) -> O
         object_masks = object_masks + mask_logits(model, pyramid, objects, view, base).sigmoid()
     fused = model.fuse(semantic, things, thing_masks / len(views), base.sizes, scales)
     exclusive = objects._replace(boxes=model.conventions.to_exclusive(objects.boxes))
-    categories = semantic[:, int(model.background) :]
-    return Outputs(*fused, label_map(categories), exclusive, object_masks / len(views))
+    labels = semantic_map(model, semantic, *fused[:2])
+    return Outputs(*fused, labels, exclusive, object_masks / len(views))
 
 
 def select_instances(model: UPSNet, scored: ScoredProposals) -> Detections:
@@ -156,6 +157,23 @@ def to_base(logits: Tensor, view: View, base: View) -> Tensor:
     y, x = places(0), places(1)
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
     return F.grid_sample(logits.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def semantic_map(model: UPSNet, semantic: Tensor, panoptic: Tensor, segments: Tensor) -> Tensor:
+    """uint8 [B, H, W]: the contiguous category of each pixel of semantic logits [B, semantic_channels, h, w].
+
+    A semantic head that knows all things as one says where things are, not which: there a pixel's category is its
+    thing's in the panoptic map and table, and UNDECIDED where that has none.
+    """
+    background = int(model.background)
+    if not model.heuristic:
+        return label_map(semantic[:, background:])
+    labels, first_thing = label_map(semantic), model.num_stuff - background
+    nothing = segments.new_full((len(segments), 1), UNDECIDED)
+    shown = torch.cat([nothing, segments[..., 0]], dim=1).to(torch.uint8)
+    found = torch.gather(shown, 1, panoptic.flatten(1).long()).reshape(panoptic.shape)
+    found = torch.where(found >= first_thing, found, UNDECIDED)
+    return torch.where(labels < first_thing, labels, found)
 
 
 def label_map(semantic: Tensor) -> Tensor:

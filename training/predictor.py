@@ -184,4 +184,4 @@ def _at_short_side(rule: ResizeRule, short_side: int) -> ResizeRule:
     if short_side < 1:
         raise InputError(f"a short side of {short_side} pixels: give at least 1")
     longest = round(rule.max_side * short_side / rule.short_side)
-    return ResizeRule(short_side=short_side, max_side=max(longest, short_side), divisor=rule.divisor)
+    return rule.model_copy(update={"short_side": short_side, "max_side": max(longest, short_side)})

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from upsnet.errors import InputError
 
@@ -32,6 +39,11 @@ class ResizeRule(BaseModel):
         if self.max_side < self.short_side:
             raise ValueError(f"max_side {self.max_side} is less than short_side {self.short_side}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the rounding where it is the usual one: versions before it refuse a key that they don't know."""
+        return {key: value for key, value in handler(self).items() if (key, value) != ("rounding", "exact")}
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """Photo size -> size inside the padding: one factor for both sides, rounded to nearest (halves up), at least 1.

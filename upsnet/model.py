@@ -36,10 +36,10 @@ def load(
 ) -> Model:
     """Open a trained network; what it is tells which runtime runs it.
 
-    source: a run's folder (its model.onnx in ONNX Runtime; where there is none, its last.safetensors in PyTorch), an
-    engine's folder (the one of its engines that its engine.json has chosen), an .onnx file (ONNX Runtime), a plan
-    (TensorRT or TensorRT-RTX), a checkpoint .safetensors (PyTorch, from the project's checkout), or grpc://host:port (a
-    Triton server; grpcs:// with TLS).
+    source: a run's folder, or its name in runs/ (its model.onnx in ONNX Runtime; where there is none, its
+    last.safetensors in PyTorch), an engine's folder (the one of its engines that its engine.json has chosen), an .onnx
+    file (ONNX Runtime), a plan (TensorRT or TensorRT-RTX), a checkpoint .safetensors (PyTorch, from the project's
+    checkout), or grpc://host:port (a Triton server; grpcs:// with TLS).
 
     runtime: which one, where the source has a file for several: "onnxruntime", "pytorch", "tensorrt", "tensorrt-rtx" or
     "torch-tensorrt"; of a run's folder, the engines in its engine/, too. threads: CPU threads of the first two

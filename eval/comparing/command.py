@@ -26,6 +26,7 @@ from upsnet.command_line import options
 from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
 from upsnet.files import check_target, write_bytes
+from upsnet.runs import find_run
 from upsnet.runtimes.open import find_model
 from upsnet.sources import find_sources
 
@@ -93,6 +94,7 @@ def main(
     choices: list[str | None] = [*kernels] if kernels else [None]
     if len(choices) > 2:
         raise InputError("--kernels is given once for both networks, or twice: for A, then for B")
+    a, b = (Path(find_run(each)) for each in (a, b))
     photos = find_photos(photo or [], (a, b), limit)
     mine, others = ((source, choices[index % len(choices)]) for index, source in enumerate((a, b)))
     with (

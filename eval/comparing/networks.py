@@ -94,7 +94,7 @@ class InPyTorch:
         found, masks = seen.pop("select", None), seen.pop("mask_logits")
         if found is not None:
             count = int(found.counts[0])
-            boxes = self._model.conventions.to_inclusive(found.boxes)
+            boxes = self._model.fused_boxes(found)
             parts = [each[0, :count].numpy() for each in (boxes, found.labels, found.scores, masks)]
             detections = Instances(*parts)
         return Outputs(dict(seen), proposals, detections, *raw)

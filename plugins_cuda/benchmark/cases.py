@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any  # Any: keywords
 
 import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, deform_conv2d
 
 import plugins_cuda
-from plugins_cuda.benchmark import inputs
+from plugins_cuda.benchmark import full_size, inputs
 from plugins_cuda.benchmark.ceilings import Work
 from plugins_cuda.benchmark.inputs import Sizes
 from plugins_cuda.benchmark.timing import Call
@@ -98,8 +99,15 @@ def in_variants(make: Callable[[Sizes, torch.device, Variant], Case]) -> Makes:
     return makes
 
 
-@in_variants
-def panoptic_fusion(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
+def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
+    for variant in variants(device):
+        yield partial(best_logits, sizes, device, variant)
+    for whole in (False, True):
+        for variant in variants(device):
+            yield partial(heuristic_merge, sizes, device, variant, whole)
+
+
+def best_logits(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
     tensors = {name: tensor.to(device) for name, tensor in inputs.panoptic(sizes).items()}
     tensors["semantic"] = variant.of(tensors["semantic"], device)
     tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
@@ -126,6 +134,40 @@ def fusion_work(tensors: dict[str, Tensor], sizes: Sizes) -> Work:
     covered = float(((boxes[..., 2] - boxes[..., 0] + 1) * (boxes[..., 3] - boxes[..., 1] + 1)).sum())
     inputs_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     return Work(inputs_bytes + pixels, 3.5 * (sizes.stuff + sizes.things) * pixels + 8 * covered)
+
+
+def heuristic_merge(sizes: Sizes, device: torch.device, variant: Variant, whole: bool) -> Case:
+    tensors = {name: tensor.to(device) for name, tensor in inputs.heuristic(sizes, whole).items()}
+    tensors["semantic"] = variant.of(tensors["semantic"], device)
+    tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
+    numbers: dict[str, Any] = {
+        "num_stuff": sizes.stuff,
+        "stuff_area_limit": STUFF_AREA_LIMIT,
+        "mask_overlap_threshold": 0.5,
+    }
+    ours = partial(plugins_cuda.panoptic_fusion, **tensors, **numbers, heuristic=True)
+    wide = {name: tensors[name].float().contiguous() for name in ("semantic", "boxes", "scores", "mask_logits")}
+    boxes = f"{len(tensors['boxes'][0])} {'full' if whole else 'varied'} boxes"
+    return Case(
+        "panoptic_fusion",
+        f"heuristic merge, {sizes.stuff} + 1 classes, {sizes.height} x {sizes.width}, {boxes}",
+        variant.dtype_name,
+        variant.layout,
+        ours,
+        partial(full_size.merge, **wide, classes=tensors["classes"], **numbers),
+        "PyTorch at full size, float32",
+        heuristic_work(tensors, sizes, ours()[1]),
+        Goal(8 if whole else 25),
+    )
+
+
+def heuristic_work(tensors: dict[str, Tensor], sizes: Sizes, segments: Tensor) -> Work:
+    """As `fusion_work`; but an instance's pixel asks for no channel, and a run of a mask's pixels costs as one."""
+    rows = segments[0]
+    pixels = sizes.height * sizes.width
+    left = pixels - float(rows[rows[:, 0] >= sizes.stuff, 2].sum())
+    inputs_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return Work(inputs_bytes + pixels, 3.5 * (sizes.stuff + 1) * left)
 
 
 @in_variants

@@ -126,3 +126,18 @@ def panoptic(sizes: Sizes, seed: int = 0) -> dict[str, Any]:  # Any: keywords be
         "sizes": torch.tensor([[sizes.height, sizes.width]], dtype=torch.int32),
         "scales": torch.ones(1),
     }
+
+
+def heuristic(sizes: Sizes, whole: bool, seed: int = 0) -> dict[str, Any]:
+    """Those of the heuristic merge: things are one channel. As many boxes of all sizes as a photo has objects, or
+    (whole) every detection over the whole image."""
+    random = generator(seed)
+    tensors = panoptic(sizes, seed)
+    count = sizes.detections if whole else min(15, sizes.detections)
+    boxes, _ = clustered_boxes(random, count, 1, sizes.height, sizes.width)
+    if whole:
+        boxes = torch.tensor([0.0, 0, sizes.width, sizes.height]).expand(count, 1, 4)
+    rows = {name: tensors[name][:, :count].contiguous() for name in ("classes", "scores", "mask_logits")}
+    counts = torch.tensor([count], dtype=torch.int32)
+    semantic = tensors["semantic"][:, : sizes.stuff + 1].contiguous()
+    return tensors | rows | {"semantic": semantic, "boxes": boxes.transpose(0, 1).contiguous(), "counts": counts}

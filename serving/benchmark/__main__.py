@@ -22,6 +22,7 @@ from serving.benchmark.models import make_jpeg, trivial, with_rule
 from serving.repository import deploy
 from serving.server import TritonServer
 from upsnet.command_line.command import run as run_command
+from upsnet.command_line.options import run_option
 from upsnet.command_line.tables import make_table, print_tables
 from upsnet.contract import manifest_path
 from upsnet.geometry import ResizeRule
@@ -59,7 +60,7 @@ def table_of(ratios: list[Ratio]) -> Table:
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="The run whose model is served.")] = Path("runs/demo"),
+    run: Annotated[Path, run_option("The run whose model is served.")] = Path("runs/demo"),
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 15,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each turn at saturation.")] = 4.0,
     out: Annotated[Path | None, typer.Option(help="JSON to write (default: serving.json in the run).")] = None,

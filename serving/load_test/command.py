@@ -27,6 +27,7 @@ from serving.load_test.questions import MODELS, Answer, Question, read_questions
 from serving.load_test.report import LoadReport, Loop, Stage, make_stage, stage_title, table_of
 from serving.repository import deploy
 from serving.server import TritonServer
+from upsnet.command_line.options import run_option
 from upsnet.command_line.tables import print_tables
 from upsnet.contract import PHOTO_MODEL, manifest_path
 from upsnet.errors import InputError
@@ -121,7 +122,7 @@ def _server(url: str | None, metrics_url: str | None, run: Path | None, tls: Tls
 
 def main(
     url: Annotated[str | None, typer.Option(help=f"host:port of a server's gRPC (default: {SERVER}).")] = None,
-    run: Annotated[Path | None, typer.Option(help="Start a server for this run instead.")] = None,
+    run: Annotated[Path | None, run_option("Start a server for this run instead.")] = None,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}: encoded photos, or tensors.")] = PHOTO_MODEL,
     photos: Annotated[Path | None, typer.Option(help="A folder of photos, or one photo.")] = None,
     most_photos: Annotated[int, typer.Option(min=1, help="Of the folder.")] = 32,

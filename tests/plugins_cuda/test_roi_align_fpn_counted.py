@@ -129,7 +129,9 @@ def test_a_bin_of_48_samples_is_the_mean_of_48_pixels(front: Front, vertical: bo
 
 def test_maps_of_a_network_larger_than_ours(front: Front) -> None:
     """100 samples a bin, of which a tenth lie outside."""
-    features = [torch.randn(1, 2, 4, 700 >> level, generator=torch.Generator().manual_seed(level)) for level in range(4)]
+    features = [
+        torch.randn(1, 2, 4, 700 >> level, generator=torch.Generator().manual_seed(level)) for level in range(4)
+    ]
     rois = torch.tensor([[[-200.0, 3, 2601, 9], [-3, -4, 2803, 0.5]]])
     found = pool(front, features, rois, 7)
     torch.testing.assert_close(found.double(), torchvisions(features, rois, 7), atol=1e-5, rtol=0)
@@ -216,7 +218,9 @@ def test_gradients_equal_torchvisions(aligned: bool) -> None:
 
 def test_gradient_is_the_derivative() -> None:
     features = [each.double().requires_grad_() for each in pyramid(1, 1, 16, 8)]
-    rois = torch.tensor([[[1.0, 2, 12, 18], [3, -5, 9, 61], [-140, -130, 100, 110], [-290, -280, 190, 200], [9, 9, 9, 9]]])
+    rois = torch.tensor(
+        [[[1.0, 2, 12, 18], [3, -5, 9, 61], [-140, -130, 100, 110], [-290, -280, 190, 200], [9, 9, 9, 9]]]
+    )
     assert torch.autograd.gradcheck(lambda *maps: plugins_cuda.roi_align_fpn(maps, rois, 3, 0), features)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.tiny_network import SMALL, settings, tiny
+from tests.training.tiny_network import PANOPTIC_FPN, SMALL, settings, tiny
 from training.checkpoint import Checkpoint, load, save, versions
 from training.config import Config
 from training.fine_tuning import ClassRule, Start, by_name, start_from
@@ -110,6 +110,54 @@ def test_a_class_of_the_other_kind_takes_its_semantic_row_alone(tmp_path: Path) 
     assert (start.kept, start.semantic_only, start.anew, start.dropped) == (["sky", "dog"], ["sea", "cat"], [], [])
 
 
+def semantic_rows(model: UPSNet) -> list[Tensor]:
+    score = model.get_submodule("semantic_head.score")
+    assert isinstance(score, nn.Conv2d) and score.bias is not None
+    return list(torch.cat([score.weight.detach().flatten(1), score.bias.detach().unsqueeze(1)], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("own", "taken"),
+    [
+        (table(["sand", "grass", "sky"], ["boat", "car"]), [2, None, 0, 3]),
+        (table(["grass"], ["cat"]), [None, 3]),
+        (table(["sea"], ["car", "ant"]), [1, 3]),  # the row of all things belongs to no class
+        (table(["grass"], ["car"]), [None, None]),
+        (table(["cat"], ["sky", "car"]), [None, None]),  # of the other kind: there is no row to take
+        (table(["sea", "sky"], []), [1, 0]),
+        (table([], ["dog"]), [None, 3]),  # the background, which the other network does not have
+    ],
+    ids=["mixed", "a thing", "stuff", "none", "kinds", "stuff alone", "things alone"],
+)
+def test_things_as_one_semantic_class(tmp_path: Path, own: Categories, taken: list[int | None]) -> None:
+    """Stuff rows by name; all things as one where any class is taken. Boxes and masks have a row for each thing."""
+    theirs = table(*BASE)
+    source = written(tmp_path / "x", theirs, **PANOPTIC_FPN)
+    fresh, made, start = started(tmp_path / "x", own, **PANOPTIC_FPN)
+    given, before, after = semantic_rows(source), semantic_rows(fresh), semantic_rows(made)
+    assert len(after) == len(taken) == max(1, own.num_stuff) + min(1, own.num_things)
+    for index, (row, other) in enumerate(zip(after, taken, strict=True)):
+        assert torch.equal(row, before[index] if other is None else given[other]), index
+    kinds = {(category.name, category.isthing) for category in theirs}
+    assert start.kept == [category.name for category in own if (category.name, category.isthing) in kinds]
+    assert start.semantic_only == [] and sorted(start.kept + start.anew) == sorted(own.names)
+    names = [category.name for category in own if category.isthing]
+    for name in set(names) & set(start.kept):
+        i, j = 1 + names.index(name), 1 + BASE[1].index(name)
+        assert torch.equal(made.mask_head.score.weight[i], source.mask_head.score.weight[j])
+        assert torch.equal(
+            made.box_head.deltas.weight[4 * i : 4 * i + 4], source.box_head.deltas.weight[4 * j : 4 * j + 4]
+        )
+
+
+def test_another_merge_is_refused(tmp_path: Path) -> None:
+    """The rows of its semantic head mean something else."""
+    written(tmp_path / "x", table(*BASE))
+    merge = {"panoptic": SMALL["panoptic"] | {"merge": "heuristic"}}
+    message = refusal(tmp_path / "x", table(*BASE), **merge)
+    assert "another model.panoptic.merge (logits against heuristic); set it as there" in message
+
+
 def test_new_classes_start_anew_with_their_background(tmp_path: Path) -> None:
     written(tmp_path / "x", table(*BASE))
     fresh, made, start = started(tmp_path / "x", table(*BASE), "new")
@@ -141,8 +189,8 @@ def test_averaged_weights_are_taken_where_there_are_some(tmp_path: Path) -> None
 # What the network then says
 
 
-@pytest.mark.parametrize("conventions", ["ours", "upsnet"])
-def test_a_permuted_table_gives_the_same_picture(tmp_path: Path, conventions: str) -> None:
+@pytest.mark.parametrize("model", [{}, {"conventions": "upsnet"}, PANOPTIC_FPN], ids=["ours", "upsnet", "fpn"])
+def test_a_permuted_table_gives_the_same_picture(tmp_path: Path, model: dict[str, Any]) -> None:
     """Every pixel has a segment of the same name, score and box; only the numbers of the classes are others."""
     theirs = table(*BASE)
     own = table(["sand", "sky", "sea"], ["boat", "cat", "dog"], first_id=50)
@@ -151,8 +199,8 @@ def test_a_permuted_table_gives_the_same_picture(tmp_path: Path, conventions: st
     images[0, :32] //= 4
     images[1, :, 40:, 0] = 250
     sizes, scales = torch.tensor([[64, 96], [50, 96]], dtype=torch.int32), torch.ones(2)
-    source = written(tmp_path / "x", theirs, conventions=conventions)
-    made = started(tmp_path / "x", own, conventions=conventions)[1]
+    source = written(tmp_path / "x", theirs, **model)
+    made = started(tmp_path / "x", own, **model)[1]
     with torch.no_grad():
         (map_a, segments_a, _), (map_b, segments_b, _) = (net(images, sizes, scales) for net in (source, made))
     seen = set()
@@ -177,8 +225,8 @@ def test_kept_classes_say_the_same_beside_new_ones(tmp_path: Path) -> None:
     x = torch.randn(5, 16, 7, 7)
     with torch.no_grad():
         (logits, deltas), (others, other_deltas) = source.box_head(x), made.box_head(x)
-        pyramid = [torch.randn(1, 16, 32 >> i, 32 >> i) for i in range(4)]
-        semantic, other_semantic = source.semantic_head(pyramid), made.semantic_head(pyramid)
+        pyramid, sizes = [torch.randn(1, 16, 32 >> i, 32 >> i) for i in range(4)], torch.tensor([[128, 128]])
+        semantic, other_semantic = source.semantic_head(pyramid, sizes), made.semantic_head(pyramid, sizes)
     torch.testing.assert_close(others[:, [0, 2]], logits[:, [0, 2]])
     torch.testing.assert_close(other_deltas[:, [0, 2]], deltas[:, [0, 2]])
     torch.testing.assert_close(other_semantic[:, [0, 2]], semantic[:, [1, 4]])

@@ -83,7 +83,7 @@ class TestOneView:
     def test_semantic_map_is_the_argmax_at_full_size(self, network: UPSNet) -> None:
         view = random_view(2, 64, 96)
         with torch.inference_mode():
-            logits = network.semantic_head(network.pyramid(view.images, view.sizes)[:4])
+            logits = network.semantic_head(network.pyramid(view.images, view.sizes)[:4], view.sizes)
             full = torch.nn.functional.interpolate(logits, scale_factor=4.0, mode="bilinear", align_corners=False)
         labels = run(network, [view], view).semantic
         assert labels.dtype == torch.uint8 and len(labels.unique()) > 1
@@ -307,6 +307,12 @@ class TestPredictor:
         assert predictor.augments and [view.flipped for view in seen] == [False, True] * 2
         assert [view.sizes.tolist() for view in seen[::2]] == [[[64, 91], [85, 64]], [[96, 137], [128, 96]]]
         assert [answer.result.ids.shape for answer in answers] == [(70, 100), (120, 90)]
+
+    def test_views_are_rounded_as_the_model_s_photos(self, network: UPSNet, manifest: Manifest) -> None:
+        rule = manifest.resize.model_copy(update={"rounding": "double"})
+        other = manifest.model_copy(update={"resize": rule})
+        predictor = UPSNetPredictor(network, other, torch.device("cpu"), short_sides=(64, 96))
+        assert [(each.short_side, each.rounding) for each in predictor.rules] == [(64, "double"), (96, "double")]
 
     def test_one_scale_that_is_the_models_own_is_no_augmentation(self, network: UPSNet, manifest: Manifest) -> None:
         assert not UPSNetPredictor(network, manifest, torch.device("cpu"), short_sides=(96,)).augments

@@ -79,7 +79,7 @@ class TestFeatures:
         images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
         with torch.autocast("cpu", torch.bfloat16):
             pyramid = model.pyramid(images, torch.full((2, 2), 64))
-            semantic = model.semantic_head(pyramid[:4])
+            semantic = model.semantic_head(pyramid[:4], torch.full((2, 2), 64))
         assert semantic.dtype == torch.bfloat16
         semantic.float().square().mean().backward()
         first = model.get_parameter("backbone.network.conv1.weight").grad
@@ -177,6 +177,9 @@ class TestPretrained:
 
     def test_nothing_to_load(self) -> None:
         assert backbone("resnet18").load_pretrained() == ""
+        for key in ({"freeze": 2}, {"frozen_norm": True}):
+            with pytest.raises(InputError, match="these are random; start from a network with --init"):
+                backbone("resnet18", **key).load_pretrained()
         hybrid = {"stem": [4, 4], "widths": [4, 4, 4, 4], "depths": [1, 1, 1, 1], "expansion": 1}
         assert load_pretrained_backbone(UPSNet(ModelConfig.model_validate(HEADS | {"backbone": hybrid}), 3, 2)) == ""
 

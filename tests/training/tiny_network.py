@@ -14,16 +14,43 @@ from torch import Tensor, nn
 
 from training import gpu_step_check
 from training.checkpoint import load
-from training.config import Config, parse_config
+from training.config import Config, ModelConfig, parse_config
 from training.data.batch import Batch
 from training.data.sample import IGNORE
 from training.loop import Task
+from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.datasets.split import Split
 
 SPEED = {"images_per_second", "data_share", "gpu_gib"}  # keys of metrics.jsonl that depend on the clock and the device
 
 SMALL = gpu_step_check.SMALL  # UPSNet itself, as small as it can be
+PANOPTIC_FPN: dict[str, Any] = SMALL | {  # as training/configs/panoptic_fpn_r50.yaml, as small as it can be
+    "conventions": "detectron2",
+    "backbone": {"kind": "timm", "name": "test_resnet"},
+    "fpn": {"channels": 16, "global_context": False, "upsample": "nearest"},
+    "semantic_head": {"kind": "chains", "channels": 16, "groups": 4},
+    "panoptic": {
+        "merge": "heuristic",
+        "by_class": True,
+        "score_threshold": 0.5,
+        "mask_overlap": 0.5,
+        "max_detections": 8,
+        "stuff_area_limit": 16,
+    },
+}
+
+
+def panoptic_fpn(num_stuff: int = 3, num_things: int = 4) -> UPSNet:
+    """PANOPTIC_FPN with random weights, spread so that all branches find something; in eval mode."""
+    torch.manual_seed(0)
+    model = UPSNet(ModelConfig.model_validate(PANOPTIC_FPN), num_stuff, num_things)
+    if num_things:
+        nn.init.normal_(model.box_head.logits.weight, std=4.0)
+        nn.init.normal_(model.box_head.deltas.weight, std=0.05)
+        nn.init.normal_(model.mask_head.score.weight, mean=1.0)
+    nn.init.normal_(model.semantic_head.score.weight, std=0.5)
+    return model.eval()
 
 
 class TinyNetwork(nn.Module):
@@ -108,6 +135,7 @@ def settings(
     *,
     model: dict[str, Any] | None = None,
     compute: dict[str, Any] | None = None,
+    loss: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     zoom: tuple[float, float] = (0.8, 1.2),
     **schedule: Any,
@@ -119,6 +147,7 @@ def settings(
             "seed": 3,
             "model": model or {},
             "compute": compute or {},
+            "loss": loss or {},
             "data": {
                 "train": shapes_split(shapes),
                 "val": shapes_split(shapes, "val"),

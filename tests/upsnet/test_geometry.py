@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -12,8 +13,10 @@ from pydantic import ValidationError
 
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, collate, to_network, to_original
+from upsnet.photos import read_photo
 
 COCO = ResizeRule(short_side=800, max_side=1333)
+PANOPTIC_FPN = ResizeRule(short_side=800, max_side=1333, rounding="double")
 sides = st.integers(1, 300)
 
 
@@ -45,6 +48,44 @@ def test_network_sizes_of_the_original(shared_data: Path) -> None:
         size = rule.network_size(case["orig_h"], case["orig_w"])
         assert size == (case["net_h"], case["net_w"])
         assert rule.padded_size(*size) == (case["pad_h"], case["pad_w"])
+
+
+def test_network_sizes_of_detectron2(shared_data: Path) -> None:
+    table = json.loads((shared_data / "panoptic_fpn_golden/prep.json").read_text())
+    assert table["sizes_columns"] == ["h", "w", "short", "max", "new_h", "new_w"]
+    for height, width, short, most, *expected in table["sizes"]:
+        # not validated: in some rows the longest side is below the short one, which no configuration may ask for
+        rule = ResizeRule.model_construct(short_side=short, max_side=most, divisor=32, rounding="double")
+        assert [*rule.network_size(height, width)] == expected, (height, width, short, most)
+
+
+def test_the_two_roundings_part_at_a_half() -> None:
+    assert COCO.network_size(333, 558) == (796, 1333)  # 795.5
+    assert PANOPTIC_FPN.network_size(333, 558) == (795, 1333)
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_photos_for_detectron2(case: int, shared_data: Path) -> None:
+    """To the last byte: what is resized is an image of bytes, by Pillow, in both."""
+    golden = shared_data / "panoptic_fpn_golden"
+    expected = json.loads((golden / "prep.json").read_text())["cases"][case]
+    photo = read_photo(shared_data / "coco_sample/val2017" / expected["photo"])
+    rule = ResizeRule(short_side=expected["short"], max_side=expected["max"], rounding="double")
+    net = to_network(photo, rule)
+    assert [*net.original] == expected["original_size"] and [*net.size] == expected["image_size"]
+    assert [*net.image.shape[:2]] == expected["padded_size"]
+    bgr = net.image[: net.size[0], : net.size[1], ::-1]
+    with np.load(golden / "prep.npz") as arrays:
+        assert np.array_equal(bgr[2::7, 3::9], arrays[f"prep_{case}_sample"])
+    assert bgr.sum(axis=(0, 1), dtype=np.int64).tolist() == expected["sum_bgr"]
+    assert hashlib.sha256(bgr.tobytes()).hexdigest() == expected["resized_sha256"]
+    assert not net.image[net.size[0] :].any() and not net.image[:, net.size[1] :].any()
+
+
+def test_the_usual_rounding_is_not_written() -> None:
+    """Or no version before it would read a manifest of today."""
+    assert COCO.model_dump(mode="json") == {"short_side": 800, "max_side": 1333, "divisor": 32}
+    assert ResizeRule.model_validate_json(PANOPTIC_FPN.model_dump_json()) == PANOPTIC_FPN != COCO
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000))

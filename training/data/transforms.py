@@ -57,4 +57,4 @@ NO_AUGMENTATION = Augment(flip=0.0)  # the photo as it is, whatever is drawn
 
 
 def resized(rule: ResizeRule, short_side: int, max_side: int) -> ResizeRule:
-    return ResizeRule(short_side=max(1, short_side), max_side=max(1, max_side), divisor=rule.divisor)
+    return rule.model_copy(update={"short_side": max(1, short_side), "max_side": max(1, max_side)})

@@ -50,14 +50,17 @@ def assign_anchors(
 ) -> RpnTargets:
     """Sample anchors [A, 4] of the images for their boxes, one [n, 4] an image (n may be 0).
 
-    Only anchors wholly inside the unpadded image count. Positive: IoU >= positive_iou with a box, or the highest IoU
-    that a box has (with every anchor that ties for it). Negative: IoU < negative_iou with every box. The target of a
-    positive is the box that it overlaps most (ties: the first), as in torchvision, also where it is positive because of
-    another box.
+    Only anchors wholly inside the unpadded image count; with `straddling` those partly inside do, too. Positive:
+    IoU >= positive_iou with a box, or the highest IoU that a box has (with every anchor that ties for it). Negative:
+    IoU < negative_iou with every box. The target of a positive is the box that it overlaps most (ties: the first), as
+    in torchvision, also where it is positive because of another box.
     """
-    sides = sizes.to(anchors.dtype)
-    limits = torch.cat([sides[:, 1:], sides[:, :1]], dim=1).unsqueeze(1)  # B x 1 x 2: width, height
-    inside = (anchors[:, :2] >= 0).all(1) & (conventions.to_exclusive(anchors)[:, 2:] <= limits).all(2)
+    limits = sizes.flip(1).to(anchors.dtype).unsqueeze(1)  # B x 1 x 2: width, height
+    near, far = conventions.to_exclusive(anchors).split(2, dim=1)
+    if config.straddling:
+        inside = (far > 0).all(1) & (near < limits).all(2)
+    else:
+        inside = (near >= 0).all(1) & (far <= limits).all(2)
     matches = [match(anchors, own, within, conventions) for own, within in zip(boxes, inside, strict=True)]
     best, owner, favourite = (torch.stack(values) for values in zip(*matches, strict=True))
     positive = inside & (favourite | (best >= config.positive_iou))

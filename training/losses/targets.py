@@ -84,6 +84,11 @@ def crop_labels(semantic: Tensor, boxes: Tensor) -> Tensor:
     return semantic[boxes[:, 0].long()[:, None, None], y.unsqueeze(2), x.unsqueeze(1)]
 
 
+def things_as_one(semantic: Tensor, num_stuff: int) -> Tensor:
+    """Labels uint8 in which every thing has the label num_stuff, as the heuristic merge's semantic head knows them."""
+    return torch.where(semantic == IGNORE, semantic, semantic.clamp(max=num_stuff))
+
+
 def panoptic_targets(batch: Batch, boxes: Sequence[Tensor], keep: float, num_stuff: int) -> PanopticTargets:
     """Keep round(keep * n) random instances of each image, whose `boxes` are in the network's conventions."""
     every, device = padded(boxes), batch.instances.device

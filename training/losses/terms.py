@@ -12,28 +12,29 @@ from training.losses.assign import RoiTargets, RpnTargets
 from training.model.boxes import gather_rows
 
 
-def rpn_losses(logits: Tensor, deltas: Tensor, targets: RpnTargets) -> tuple[Tensor, Tensor]:
-    """Objectness and box loss of logits [B, A] and deltas [B, A, 4], both divided by the number of sampled anchors."""
+def rpn_losses(logits: Tensor, deltas: Tensor, targets: RpnTargets, beta: float = 1 / 9) -> tuple[Tensor, Tensor]:
+    """Objectness and box loss of logits [B, A] and deltas [B, A, 4], both divided by the number of sampled anchors.
+    beta: see `RpnConfig`."""
     used, positive = targets.labels != IGNORE, targets.labels == 1
     count = used.sum(1).clamp(min=1)
     objectness = F.binary_cross_entropy_with_logits(
         logits.gather(1, targets.anchors), positive.to(logits.dtype), reduction="none"
     )
     own = gather_rows(deltas, targets.anchors)
-    moved = F.smooth_l1_loss(own, targets.deltas, beta=1 / 9, reduction="none").sum(2)
+    moved = F.smooth_l1_loss(own, targets.deltas, beta=beta, reduction="none").sum(2)
     return ((objectness * used).sum(1) / count).mean(), ((moved * positive).sum(1) / count).mean()
 
 
-def box_losses(logits: Tensor, deltas: Tensor, targets: RoiTargets) -> tuple[Tensor, Tensor]:
+def box_losses(logits: Tensor, deltas: Tensor, targets: RoiTargets, beta: float = 1.0) -> tuple[Tensor, Tensor]:
     """Cross-entropy of logits [B * R, 1 + T]; smooth L1 of deltas [B * R, 1 + T, 4] on the foreground's own class.
-    Both are divided by the image's number of RoIs."""
+    Both are divided by the image's number of RoIs. beta: see `BoxHeadConfig`."""
     used = targets.labels != IGNORE
     foreground = used & (targets.labels > 0)
     count = used.sum(1).clamp(min=1)
     entropy = F.cross_entropy(logits, targets.labels.flatten(), ignore_index=IGNORE, reduction="none").view_as(used)
     channel = torch.where(foreground, targets.labels, 0).reshape(-1, 1, 1).expand(-1, 1, 4)
     own = deltas.gather(1, channel).reshape(targets.deltas.shape)
-    moved = F.smooth_l1_loss(own, targets.deltas, beta=1.0, reduction="none").sum(2)
+    moved = F.smooth_l1_loss(own, targets.deltas, beta=beta, reduction="none").sum(2)
     return (entropy.sum(1) / count).mean(), ((moved * foreground).sum(1) / count).mean()
 
 

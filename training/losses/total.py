@@ -1,4 +1,4 @@
-"""All losses of UPSNet (Xiong et al., CVPR 2019, section 3.3) for one batch."""
+"""All losses of UPSNet (Xiong et al., CVPR 2019, section 3.3) for one batch; Panoptic FPN's are the first six."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.data.sample import IGNORE
 from training.losses import terms
 from training.losses.assign import assign_anchors, assign_rois, foreground_rows
 from training.losses.semantic import STRIDE, UpsampledCrossEntropy
-from training.losses.targets import Targets, crop_labels, mask_targets, panoptic_targets, with_image
+from training.losses.targets import Targets, crop_labels, mask_targets, panoptic_targets, things_as_one, with_image
 from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE
 from training.model.rpn import RpnOutput
 from training.model.upsnet import PYRAMID_LEVELS, UPSNet
@@ -42,7 +42,7 @@ class TrainingLosses(nn.Module):
 
     def of_pyramid(self, pyramid: list[Tensor], batch: Batch, given: Targets | None = None) -> dict[str, Tensor]:
         """The losses when [P2..P6] are there already; the batch's images are not read."""
-        model, weights = self.model, self.weights
+        model, config, weights = self.model, self.model.config, self.weights
         full_precision = torch.autocast(pyramid[0].device.type, enabled=False)
         semantic = model.semantic_head(pyramid[:PYRAMID_LEVELS], batch.sizes).float()
         if not model.num_things:
@@ -55,8 +55,8 @@ class TrainingLosses(nn.Module):
         masks, kept_masks = self.mask_logits(pyramid, given)
         with full_precision:
             proposed_logits, proposed_deltas = proposed.rows()
-            rpn_cls, rpn_box = terms.rpn_losses(proposed_logits, proposed_deltas, given.rpn)
-            rcnn_cls, rcnn_box = terms.box_losses(scores, deltas, given.rois)
+            rpn_cls, rpn_box = terms.rpn_losses(proposed_logits, proposed_deltas, given.rpn, config.rpn.beta)
+            rcnn_cls, rcnn_box = terms.box_losses(scores, deltas, given.rois, config.box_head.beta)
             losses = {
                 "rpn_cls": rpn_cls,
                 "rpn_box": rpn_box,
@@ -73,8 +73,9 @@ class TrainingLosses(nn.Module):
 
     def semantic_loss(self, semantic: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy at full resolution."""
+        labels = things_as_one(batch.semantic, self.model.num_stuff) if self.model.heuristic else batch.semantic
         with torch.autocast(semantic.device.type, enabled=False):
-            return self.weights.semantic * UpsampledCrossEntropy.apply(semantic, batch.semantic).mean()
+            return self.weights.semantic * UpsampledCrossEntropy.apply(semantic, labels).mean()
 
     def targets(self, batch: Batch, proposed: RpnOutput) -> Targets:
         """Match and sample anchors, propose and sample RoIs, and cut out the targets of the heads."""

@@ -61,19 +61,28 @@ class GroupNorm(nn.GroupNorm):
     """GroupNorm (Wu and He, ECCV 2018) over the image and the padding that it has when it is alone.
 
     That padding, up to multiples of 32 pixels, belongs to the mean and the variance, as in the networks that detectron2
-    trained; the rest, which an image has because of its batch, does not. All in float32.
+    trained; the rest, which an image has because of its batch, does not. All in float32, also under autocast.
     """
 
     def forward(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:  # type: ignore[override]
         """x [B, C, H / stride, W / stride]; sizes [B, 2], height and width inside the padding, network pixels."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._normal(x.float(), sizes, stride).to(x.dtype)
+
+    def _normal(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:
         cells = (sizes + TOP_STRIDE - 1) // TOP_STRIDE * (TOP_STRIDE // stride)
-        rows = torch.arange(x.shape[2], device=x.device) < cells[:, :1]
-        columns = torch.arange(x.shape[3], device=x.device) < cells[:, 1:]
-        inside = (rows[:, :, None] & columns[:, None, :])[:, None, None].float()
-        groups = x.float().unflatten(1, (self.num_groups, -1))
-        count = cells.prod(dim=1).reshape(-1, 1, 1, 1, 1) * groups.shape[2]
-        mean = (groups * inside).sum(dim=(2, 3, 4), keepdim=True) / count
-        centred = groups - mean
-        variance = (centred * inside).square().sum(dim=(2, 3, 4), keepdim=True) / count
-        normal = (centred * torch.rsqrt(variance + self.eps)).flatten(1, 2)
-        return (normal * self.weight.float()[:, None, None] + self.bias.float()[:, None, None]).to(x.dtype)
+        rows, columns = (
+            (torch.arange(length, device=x.device) < cells[:, axis : axis + 1]).float()
+            for axis, length in enumerate(x.shape[2:])
+        )
+        count = cells.prod(dim=1).reshape(-1, 1, 1, 1) * (self.num_channels // self.num_groups)
+
+        def mean(values: Tensor) -> Tensor:
+            """[B, C, 1, 1], of each channel's group. As products of matrices: the mask costs no pass over the map."""
+            sums = rows[:, None, None] @ (values @ columns[:, None, :, None])
+            grouped = sums.reshape(-1, self.num_groups, self.num_channels // self.num_groups, 1)
+            return (grouped.sum(dim=2, keepdim=True) / count).expand_as(grouped).reshape(-1, self.num_channels, 1, 1)
+
+        centred = x - mean(x)
+        scale = self.weight.float()[:, None, None] * torch.rsqrt(mean(centred.square()) + self.eps)
+        return centred * scale + self.bias.float()[:, None, None]

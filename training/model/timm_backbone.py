@@ -68,8 +68,9 @@ class TimmBackbone(nn.Module):
     def load_pretrained(self) -> str:
         """Load what the configuration names into this new network; a line that says what, or "" for nothing.
 
-        InputError: no connection, an unreadable file, or a file that lacks a weight of this network. A file may hold
-        more, as its classifier; the offset convolutions of deformable stages are in no file and stay zero.
+        InputError: no connection, an unreadable file, or a file that lacks a weight of this network; nothing to load
+        though some of it is frozen. A file may hold more, as its classifier; the offset convolutions of deformable
+        stages are in no file and stay zero.
         """
         config = self.config
         if config.weights:
@@ -77,6 +78,11 @@ class TimmBackbone(nn.Module):
         elif config.pretrained:
             network = _create(config.name, pretrained=True)
             weights, source = network.state_dict(), f"timm's {config.name}.{network.pretrained_cfg.get('tag', '')}"
+        elif config.freeze or config.frozen_norm:
+            raise InputError(
+                "model.backbone: freeze and frozen_norm keep weights as they are, and these are random; start from a "
+                "network with --init, from pretrained: true or weights: FILE, or set freeze: 0 and frozen_norm: false"
+            )
         else:
             return ""
         own = self.network.state_dict()

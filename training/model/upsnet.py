@@ -171,7 +171,7 @@ class UPSNet(nn.Module):
         panoptic = self.config.panoptic
         fused = plugins_cuda.panoptic_fusion(
             semantic,
-            found.boxes if self.heuristic else self.conventions.to_inclusive(found.boxes),
+            self.fused_boxes(found),
             found.labels,
             found.scores,
             masks,
@@ -184,6 +184,11 @@ class UPSNet(nn.Module):
             heuristic=self.heuristic,
         )
         return without_background(*fused) if self.background else fused
+
+    def fused_boxes(self, found: Detections) -> Tensor:
+        """Boxes [B, K, 4] with the corners that the panoptic head takes: inclusive, or exclusive for the heuristic."""
+        conventions = self.conventions
+        return conventions.to_exclusive(found.boxes) if self.heuristic else conventions.to_inclusive(found.boxes)
 
 
 def no_detections(sizes: Tensor) -> Detections:

@@ -79,7 +79,8 @@ class Command(TyperCommand):
             elif current and spread[-1] != current:
                 spread.append(current)
             spread.append(token)
-        return super().parse_args(ctx, spread)
+        with refusing():  # what an option's own function says of its value
+            return super().parse_args(ctx, spread)
 
     def invoke(self, ctx: Any) -> Any:
         with refusing():

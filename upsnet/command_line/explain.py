@@ -15,6 +15,7 @@ from upsnet.command_line.tables import make_table, print_tables
 from upsnet.device import AUTO
 from upsnet.engines.explain import Explanation, explain
 from upsnet.errors import InputError
+from upsnet.runs import find_run
 
 MARKS = {"ok": "[green]ok[/]", "failed": "[red]failed[/]", "not checked": "[yellow]not checked[/]"}
 
@@ -30,7 +31,7 @@ def main(
 
     Exit status 2, and one line on stderr for each cause: it does not load here. What can't be checked here is named.
     """
-    found = explain(engine, device, photo_size(size), load)
+    found = explain(Path(find_run(engine)), device, photo_size(size), load)
     if json:
         print(to_json(found))
     else:

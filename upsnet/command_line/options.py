@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from upsnet.files import PathLike
+from upsnet.runs import existing_run
 from upsnet.runtimes.options import RUNTIMES, SERVER
 
-Run = Annotated[Path, typer.Option(help="The run: its model, and its validation set.")]
+
+def run_option(help: str, kind: Callable[[PathLike], object] = Path) -> Any:  # as typer's own functions have it
+    """A run's folder, or its name in runs/; `kind` makes the parameter of it."""
+    return typer.Option(help=help, parser=lambda text: kind(existing_run(text)), metavar="RUN")
+
+
+Run = Annotated[Path, run_option("The run: its model, and its validation set.")]
 RuntimeName = Annotated[str | None, typer.Option(help=f"One of {', '.join(RUNTIMES)}.")]
 RuntimeNames = Annotated[
     list[str] | None, typer.Option(help=f"One or more of {' '.join(RUNTIMES)} (default: those that are here).")

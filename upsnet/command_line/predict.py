@@ -175,7 +175,10 @@ def main(
     out: Annotated[str, typer.Option(help="Folder for the results; it may exist.")],
     runtime: options.RuntimeName = None,
     run: Annotated[
-        str, typer.Option(help="The run, or any model that upsnet.load takes; without --runtime it tells the runtime.")
+        str,
+        options.run_option(
+            "The run, or any model that upsnet.load takes; without --runtime it tells the runtime.", str
+        ),
     ] = "runs/demo",
     checkpoint: options.Checkpoint = None,
     model: options.OnnxModel = None,

@@ -12,6 +12,7 @@
 | writing | `PredictionWriter`; `id2rgb`, `rgb2id` |
 | the doctor, as `upsnet data check` | `find_splits`, `open_split`, `check_split` |
 | official downloads, as `upsnet data coco` and `cityscapes` | `prepare_coco`, `make_cityscapes_split` |
+| COCO's 133 categories | `coco_categories` |
 | the synthetic set, as `upsnet shapes` | `write_shapes` |
 
 Each name comes with its module when it is first asked for. What is wrong with a file is an `upsnet.InputError`.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from upsnet.datasets.cityscapes import make_split as make_cityscapes_split
     from upsnet.datasets.coco import prepare as prepare_coco
     from upsnet.datasets.coco_format import PredictionWriter, id2rgb, read_panoptic_png, rgb2id
+    from upsnet.datasets.coco_table import coco_categories
     from upsnet.datasets.doctor.check import check_split
     from upsnet.datasets.doctor.json_file import find_splits, open_split
     from upsnet.datasets.folder import PanopticFolder, Record
@@ -39,6 +41,7 @@ __all__ = [
     "Record",
     "Split",
     "check_split",
+    "coco_categories",
     "find_splits",
     "id2rgb",
     "make_cityscapes_split",
@@ -57,6 +60,7 @@ __getattr__, __dir__ = lazy.names(
         "Record": "upsnet.datasets.folder",
         "Split": "upsnet.datasets.split",
         "check_split": "upsnet.datasets.doctor.check",
+        "coco_categories": "upsnet.datasets.coco_table",
         "find_splits": "upsnet.datasets.doctor.json_file",
         "id2rgb": "upsnet.datasets.coco_format",
         "make_cityscapes_split": "upsnet.datasets.cityscapes:make_split",

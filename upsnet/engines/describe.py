@@ -15,6 +15,7 @@ from upsnet.errors import InputError
 from upsnet.manifest import Manifest
 
 BRIEF = 8  # figures of a hash
+ROUNDINGS = {"exact": "", "double": ", rounded as detectron2 does"}  # of a resize rule
 
 
 def description(engine: Path, kind: Kind, manifest: EngineManifest | None) -> dict[str, str]:
@@ -60,7 +61,10 @@ def _network(network: Manifest) -> dict[str, str]:
             f"{network.name}: {len(network.categories)} categories ({len(things)} things, {len(stuff)} stuff), "
             f"at most {network.max_detections} things in a photo"
         ),
-        "photos": f"short side {resize.short_side}, long side at most {resize.max_side}, {network.max_batch} at once",
+        "photos": (
+            f"short side {resize.short_side}, long side at most {resize.max_side}{ROUNDINGS[resize.rounding]}, "
+            f"{network.max_batch} at once"
+        ),
         "precision": network.precision,
     }
 

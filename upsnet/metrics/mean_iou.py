@@ -15,15 +15,20 @@ from upsnet.files import PathLike
 from upsnet.metrics import hotcoco_package
 from upsnet.metrics.overlaps import overlaps
 
+UNDECIDED = 255  # a predicted label: none of the categories
+
 
 class MeanIoU:
-    """Gathers pixels image by image: confusion[i, j] of true category i predicted as j, both contiguous, int64."""
+    """Gathers pixels image by image: confusion[i, j] of true category i predicted as j, both contiguous, int64;
+    undecided[i] of true category i for which nothing was predicted."""
 
     def __init__(self, categories: int) -> None:
         self.confusion = np.zeros((categories, categories), np.int64)
+        self.undecided = np.zeros(categories, np.int64)
 
     def __iadd__(self, other: MeanIoU) -> MeanIoU:
         self.confusion += other.confusion
+        self.undecided += other.undecided
         return self
 
     def add(self, truth: np.ndarray, predicted: np.ndarray, ignore: int | None = 255) -> None:
@@ -54,7 +59,8 @@ class MeanIoU:
         categories: Categories,
         image: object,
     ) -> None:
-        """Add one image: the truth's panoptic ids H x W with their segments, and predicted contiguous categories H x W.
+        """Add one image: the truth's panoptic ids H x W with their segments, and predicted contiguous categories H x W,
+        or UNDECIDED.
 
         Ignored are void, crowds and ids without a segment. Raises InputError, naming `image`, and adds nothing then.
         """
@@ -63,15 +69,18 @@ class MeanIoU:
                 f"image {image}: the semantic prediction has the shape {list(predicted.shape)}, its truth "
                 f"{list(gt_ids.shape)}"
             )
-        if predicted.size and not 0 <= predicted.min() <= predicted.max() < len(self.confusion):
+        unknown = predicted[(predicted < 0) | (predicted >= len(self.confusion)) & (predicted != UNDECIDED)]
+        if unknown.size:
             raise InputError(
-                f"image {image}: the semantic prediction holds category {predicted.max()}, but there are "
+                f"image {image}: the semantic prediction holds category {unknown.max()}, but there are "
                 f"{len(self.confusion)}"
             )
         segments = categories_by_id(truth, categories, image)
         for id, index, pixels in zip(*(column.tolist() for column in overlaps(gt_ids, predicted)), strict=True):
             category, crowd = segments.get(id, (0, True))
-            if not crowd:
+            if not crowd and index == UNDECIDED:
+                self.undecided[category] += pixels
+            elif not crowd:
                 self.confusion[category, index] += pixels
 
     def results(self, categories: Categories | None = None) -> dict[str, Any]:
@@ -80,7 +89,7 @@ class MeanIoU:
         A class without a pixel in truth and prediction has no IoU: None, and the mean of the n others leaves it out.
         """
         hits = self.confusion.diagonal()
-        union = self.confusion.sum(0) + self.confusion.sum(1) - hits
+        union = self.confusion.sum(0) + self.confusion.sum(1) + self.undecided - hits
         ids = range(len(hits)) if categories is None else [category.id for category in categories]
         per_class = {
             str(id): float(hit / total) if total else None for id, hit, total in zip(ids, hits, union, strict=True)

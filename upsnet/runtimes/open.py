@@ -13,6 +13,7 @@ from upsnet.engines.kinds import identify, regular_file
 from upsnet.engines.manifest import ENGINES, Backend, backend_of
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
+from upsnet.runs import find_run
 from upsnet.runtimes.address import parse_address
 from upsnet.runtimes.options import RUNTIMES, SERVER, TLS_SCHEME, RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
@@ -109,14 +110,15 @@ def _backend(file: Path) -> Backend | None:
 def find_model(source: PathLike | None, runtime: str | None = None) -> tuple[str, PathLike]:
     """The runtime that a source is for, and where its model is: a file, or a server's host:port.
 
-    source: a run's or an engine's folder, an .onnx file, a plan, a .safetensors checkpoint or grpc://host:port.
-    runtime: the one that is wanted, for which a run's folder may have an engine in its folder engine/. Raises
-    InputError for what is none of these, and when the two do not go together.
+    source: a run's or an engine's folder, a run's name (upsnet/runs.py), an .onnx file, a plan, a .safetensors
+    checkpoint or grpc://host:port. runtime: the one that is wanted, for which a run's folder may have an engine in its
+    folder engine/. Raises InputError for what is none of these, and when the two do not go together.
     """
     if runtime is not None:
         find_runtime(runtime)
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise InputError(f"{source!r} is no model; a model is {MODELS}")
+    source = find_run(source)
     text, path = os.fspath(source), Path(source)
     found: dict[str, PathLike] = {}
     if "://" in text:

@@ -60,7 +60,7 @@ class Details(NamedTuple):
 
     nets: list[NetworkImage]
     raw: RawPrediction
-    semantic: np.ndarray  # uint8 B x H x W: the likeliest contiguous category of each pixel
+    semantic: np.ndarray  # uint8 B x H x W: each pixel's likeliest contiguous category, or metrics.mean_iou.UNDECIDED
     instances: Instances
 
 

@@ -44,6 +44,12 @@ def test_a_sample_is_a_function_of_seed_draw_and_index(shapes_folder: Path) -> N
     assert not torch.equal(one[0, 3]["image"], open_shapes(shapes_folder, STRONG, seed=1)[0, 3]["image"])
 
 
+def test_other_sizes_are_rounded_by_the_same_rule() -> None:
+    rule = RULE.model_copy(update={"rounding": "double", "divisor": 16})
+    for drawn in STRONG.draw_rules(rule, np.random.default_rng(0)):
+        assert (drawn.rounding, drawn.divisor) == ("double", 16) and drawn.short_side != 80
+
+
 def test_the_global_random_state_stays_as_it_is(shapes_folder: Path) -> None:
     before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     open_shapes(shapes_folder, STRONG)[2, 1]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from training.config import parse_config
 from training.data.sample import IGNORE
-from training.importers.upsnet.golden.inputs import Arrays
+from training.importers.arrays import Arrays
 from training.importers.upsnet.keys import FIRST_CONV, original_names
 from training.model.upsnet import UPSNet
 from upsnet.command_line.command import make_app

@@ -22,11 +22,13 @@ import plugins_cuda
 from plugins_cuda.panoptic_fusion.reference import mask_terms, merge, panoptic_labels, prune, segment_term
 from training.config import load_config
 from training.conventions import UPSNET as ORIGINAL
+from training.importers.arrays import Arrays
+from training.importers.family import fit
 from training.importers.upsnet.golden.detections import coded, two_channels
 from training.importers.upsnet.golden.dump import dump
-from training.importers.upsnet.golden.inputs import Arrays, read_inputs
+from training.importers.upsnet.golden.inputs import read_inputs
 from training.importers.upsnet.keys import original_names
-from training.importers.upsnet.weights import to_ours
+from training.importers.upsnet.weights import sources
 from training.model import boxes as B
 from training.model.upsnet import UPSNet
 
@@ -72,7 +74,7 @@ def build(name: str) -> UPSNet:
 def imported(name: str, recipe: Recipe) -> UPSNet:
     weights = {key: torch.from_numpy(np.asarray(value)) for key, value in recipe["state"](name).items()}
     model = build(name)
-    state, problems = to_ours(model, weights)
+    state, problems = fit(model.state_dict(), sources(model), weights)
     assert problems == []
     model.load_state_dict(state)
     return model.eval()

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import Result
 
 from tests.training.importers.original import HEIGHT, WIDTH, call, truth, write_files
-from training.importers.upsnet.command import main as import_main
-from training.importers.upsnet.golden.command import main
+from training.importers.command import main as import_main
+from training.importers.golden import main
 from training.init import main as init_main
 
 

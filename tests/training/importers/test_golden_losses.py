@@ -13,7 +13,8 @@ from tests.training.importers.original import BOXES, CLASSES, CONFIG, HEIGHT, WI
 from training.config import Config, LossConfig, parse_config
 from training.data.batch import Batch
 from training.data.sample import IGNORE
-from training.importers.upsnet.golden.inputs import Arrays, Inputs
+from training.importers.arrays import Arrays
+from training.importers.upsnet.golden.inputs import Inputs
 from training.importers.upsnet.golden.losses import loss_arrays
 from training.importers.upsnet.golden.truth import read_truth
 from training.importers.upsnet.keys import original_names

@@ -11,7 +11,7 @@ from typer.testing import Result
 
 from tests.training.importers.original import TABLE, call, network, original_of, write_files
 from training.checkpoint import load_model
-from training.importers.upsnet.command import main
+from training.importers.command import main
 from training.importers.upsnet.keys import original_names
 from training.importers.upsnet.weights import (
     COCO_CHANNELS,

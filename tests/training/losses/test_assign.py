@@ -42,7 +42,8 @@ def scene(conventions: Conventions) -> dict[str, Any]:
 
 
 def slow_iou(a: np.ndarray, b: np.ndarray, one: float) -> float:
-    """one: 1 where x2 and y2 are the last pixels inside, else 0."""
+    """one: 1 where x2 and y2 are the last pixels inside, else 0. In float32, in which anchors tie or do not: the sides
+    of unrounded ones are multiples of the root of 2."""
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]) + one)
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]) + one)
     areas = [(v[2] - v[0] + one) * (v[3] - v[1] + one) for v in (a, b)]
@@ -87,13 +88,16 @@ class TestAnchors:
         height, width = data["sizes"][image].tolist()
         one = float(conventions.inclusive)
         inside = [a[0] >= 0 and a[1] >= 0 and a[2] <= width - one and a[3] <= height - one for a in anchors]
-        overlaps = [[slow_iou(a, b, one) if ok else 0.0 for b in boxes] for a, ok in zip(anchors, inside, strict=True)]
+        single = data["anchors"].numpy(), data["boxes"][image].numpy()
+        overlaps = [
+            [slow_iou(a, b, one) if ok else 0.0 for b in single[1]] for a, ok in zip(single[0], inside, strict=True)
+        ]
         highest = [max(row[g] for row in overlaps) for g in range(len(boxes))]
         positive, negative = [], []
         for i, row in enumerate(overlaps):
             if not inside[i]:
                 continue
-            favourite = any(v > 0 and abs(v - h) < 1e-7 for v, h in zip(row, highest, strict=True))
+            favourite = any(v > 0 and v == h for v, h in zip(row, highest, strict=True))
             if favourite or max(row, default=0) >= config.positive_iou:
                 positive.append(i)
             elif max(row, default=0) < config.negative_iou:
@@ -123,6 +127,16 @@ class TestAnchors:
                 anchors, [torch.zeros(0, 4)], torch.tensor([[10, 10]]), torch.tensor([0]), RpnConfig(), conventions
             )
             assert sorted(found.anchors[0, found.labels[0] == 0].tolist()) == expected
+
+    def test_straddling_anchors(self) -> None:
+        """They count where a part of them is in the image, and not where they only touch its border."""
+        anchors = torch.tensor([[-5.0, 0, 5, 5], [35, 30, 45, 50], [-9, 0, 0, 9], [40, 0, 50, 9], [0, 20, 9, 29]])
+        box, sizes, seeds = torch.tensor([[0.0, 0, 5, 5]]), torch.tensor([[32, 40]]), torch.tensor([0])
+        for straddling, expected in ((True, {0: 1, 1: 0, 4: 0}), (False, {4: 0})):
+            config = RpnConfig(samples=12, straddling=straddling)
+            found = assign_anchors(anchors, [box], sizes, seeds, config, OURS)
+            used = found.labels[0] != IGNORE
+            assert dict(zip(found.anchors[0, used].tolist(), found.labels[0, used].tolist(), strict=True)) == expected
 
     def test_matches_are_torchvisions(self) -> None:
         """Its Matcher gives positives (with the low-quality ones), negatives and targets; where anchors may stick out

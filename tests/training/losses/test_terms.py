@@ -44,7 +44,8 @@ class TestRpn:
         anchors = torch.tensor([[3, 0, 7, 5, 5], [1, 2, 3, 4, 5], [0] * 5])
         return RpnTargets(anchors, labels, rand(3, 5, 4, seed=9) * (labels == 1).unsqueeze(2))
 
-    def test_against_a_loop(self) -> None:
+    @pytest.mark.parametrize("beta", [1 / 9, 0.0])
+    def test_against_a_loop(self, beta: float) -> None:
         logits, deltas, targets = rand(3, 9), rand(3, 9, 4, seed=1) * 0.3, self.targets()
         objectness, regression = [], []
         for b in range(3):
@@ -52,8 +53,8 @@ class TestRpn:
             count = max(1, len(used))
             objectness.append(sum(softplus(float(logits[b, a])) - v * float(logits[b, a]) for a, v, _ in used) / count)
             moves = [deltas[b, a] - t for a, v, t in used if v == 1]
-            regression.append(sum(smooth_l1(x, 1 / 9) for move in moves for x in move.tolist()) / count)
-        found = terms.rpn_losses(logits, deltas, targets)
+            regression.append(sum(smooth_l1(x, beta) for move in moves for x in move.tolist()) / count)
+        found = terms.rpn_losses(logits, deltas, targets, beta)
         assert found[0].item() == pytest.approx(np.mean(objectness)) and objectness[2] == 0
         assert found[1].item() == pytest.approx(np.mean(regression)) and regression[0] > 0 == regression[1]
 
@@ -68,7 +69,8 @@ class TestBoxes:
         deltas = rand(3, 4, 4, seed=5) * ((labels > 0) & (labels != IGNORE)).unsqueeze(2)
         return RoiTargets(torch.zeros(3, 4, 4), labels, deltas, torch.zeros_like(labels))
 
-    def test_against_a_loop(self) -> None:
+    @pytest.mark.parametrize("beta", [1.0, 0.0])
+    def test_against_a_loop(self, beta: float) -> None:
         logits, deltas, targets = rand(12, 4), rand(12, 4, 4, seed=1), self.targets()
         classification, regression = [0.0] * 3, [0.0] * 3
         for b in range(3):
@@ -80,8 +82,8 @@ class TestBoxes:
                 classification[b] += (log_sum_exp(logits[row].tolist()) - float(logits[row, label])) / count
                 if label > 0:
                     moves = (deltas[row, label] - targets.deltas[b, r]).tolist()
-                    regression[b] += sum(smooth_l1(x, 1.0) for x in moves) / count
-        found = terms.box_losses(logits, deltas, targets)
+                    regression[b] += sum(smooth_l1(x, beta) for x in moves) / count
+        found = terms.box_losses(logits, deltas, targets, beta)
         assert found[0].item() == pytest.approx(np.mean(classification))
         assert found[1].item() == pytest.approx(np.mean(regression)) and regression[1] > 0
 

@@ -212,7 +212,8 @@ def test_semantic_roi_crops_features(losses: TrainingLosses, make_batch: MakeBat
     features = torch.randn(1, model.semantic_head.score.in_channels, 16, 24)
     with torch.no_grad():
         model.get_parameter("semantic_head.score.bias").normal_()
-        crops = roi_align(features, [batch.boxes[0] - last], 28, 0.25, sampling_ratio=2, aligned=conventions.aligned)
+        rule = {"sampling_ratio": conventions.samples, "aligned": conventions.aligned}
+        crops = roi_align(features, [batch.boxes[0] - last], 28, 0.25, **rule)
         labels = torch.randint(0, STUFF_AND_THINGS, (4, 28, 28), dtype=torch.uint8)
         expected = F.cross_entropy(model.semantic_head.score(crops), labels.long())
         found = losses.semantic_roi_loss(model.semantic_head.score(features), batch, labels)

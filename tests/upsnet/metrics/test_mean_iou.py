@@ -6,7 +6,7 @@ import pytest
 from upsnet.categories import Categories
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.errors import InputError
-from upsnet.metrics.mean_iou import MeanIoU
+from upsnet.metrics.mean_iou import UNDECIDED, MeanIoU
 
 TABLE = Categories.from_coco(
     [
@@ -54,6 +54,15 @@ def test_two_instances_of_a_class_are_one_region_and_absent_classes_are_left_out
 def test_ids_without_a_segment_do_not_count() -> None:
     stat = scored(row((5, 10), (6, 10)), [segment(6, 9)], row((GRASS, 10), (SKY, 10)))
     assert stat.confusion.sum() == 10 and stat.results(TABLE)["miou"] == 1.0
+
+
+def test_undecided_pixels_are_missed_by_their_class_and_held_against_no_other() -> None:
+    """Sky 40 of which 10 undecided; undecided void does not count; parts add up."""
+    ids, predicted = row((500, 40), (0, 30)), row((SKY, 30), (UNDECIDED, 40))
+    stat = scored(ids, [segment(500, 9)], predicted)
+    assert stat.results(TABLE)["per_class"] == {"9": 0.75, "200": None, "3": None, "7": None}
+    stat += scored(row((70, 10)), [segment(70, 3)], row((UNDECIDED, 10)))
+    assert stat.results(TABLE) == {"miou": 0.375, "n": 2, "per_class": {"9": 0.75, "200": None, "3": 0.0, "7": None}}
 
 
 def test_nothing_at_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from training.config import HybridConfig
+from training.model.heads import SemanticHead
 from training.model.upsnet import UPSNet
 from upsnet.errors import InputError
 
@@ -31,6 +32,8 @@ def original_names(model: UPSNet) -> dict[str, str]:
 
 def modules(model: UPSNet) -> dict[str, str]:
     """Our modules that hold tensors -> the original's."""
+    semantic = model.semantic_head
+    assert isinstance(semantic, SemanticHead)  # Family.check
     levels, layers = range(4), range(len(model.mask_head.convs))
     return {
         **_backbone(model),
@@ -49,7 +52,7 @@ def modules(model: UPSNet) -> dict[str, str]:
         "mask_head.score": "mask_branch.mask_score",
         **{
             f"semantic_head.convs.{i}{part}": f"fcn_head.fcn_subnet.conv.{i}.0.{name}"
-            for i in range(len(model.semantic_head.convs))
+            for i in range(len(semantic.convs))
             for part, name in (("", "conv"), (".conv_offset", "conv_offset"))
         },
         "semantic_head.score": "fcn_head.score",

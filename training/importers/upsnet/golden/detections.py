@@ -15,6 +15,7 @@ from plugins_cuda.panoptic_fusion.reference import (
     prune,
     segment_term,
 )
+from training.importers.arrays import near_tie
 from training.importers.upsnet.golden.inputs import Inputs
 from training.inference import select_instances
 from training.model.heads import MASK_POOL
@@ -22,7 +23,6 @@ from training.model.upsnet import ScoredProposals, UPSNet
 
 AP_MASKS, AP_BITS = 20, 6  # of how many detections the masks are written, in full and pasted
 UNKNOWN = 255
-NEAR_TIE = 2e-3
 
 
 def ap_branch(model: UPSNet, pyramid: list[Tensor], scored: ScoredProposals, inputs: Inputs) -> dict[str, Tensor]:
@@ -129,12 +129,6 @@ def _masks(model: UPSNet, pyramid: list[Tensor], boxes: Tensor, labels: Tensor) 
 def _nearest(side: int, scale: float) -> Tensor:
     """Source index of every pixel of a line of `side` pixels that is resized by 1 / scale."""
     return (torch.arange(round(side / scale)) * scale).long().clamp(max=side - 1)
-
-
-def near_tie(logits: Tensor) -> Tensor:
-    """np.packbits of where the two highest of logits [C, H, W] are closer than NEAR_TIE."""
-    first, second = logits.topk(2, dim=0).values
-    return torch.from_numpy(np.packbits((first - second < NEAR_TIE).numpy()))
 
 
 def coded(labels: Tensor, unknown: int) -> Tensor:

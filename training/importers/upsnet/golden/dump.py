@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugins_cuda.roi_align_fpn.reference import assign_levels
-from training.importers.upsnet.golden.detections import ap_branch, near_tie, panoptic_branch
-from training.importers.upsnet.golden.inputs import Arrays, Inputs
+from training.importers.arrays import Arrays, near_tie
+from training.importers.upsnet.golden.detections import ap_branch, panoptic_branch
+from training.importers.upsnet.golden.inputs import Inputs
 from training.model import boxes as B
-from training.model.heads import BOX_POOL, MASK_POOL
+from training.model.heads import BOX_POOL, MASK_POOL, SemanticHead
 from training.model.rpn import STRIDES, RpnOutput
 from training.model.upsnet import PYRAMID_LEVELS, ScoredProposals, UPSNet
 
@@ -118,10 +119,12 @@ def _hand_made_rois(model: UPSNet, pyramid: list[Tensor], inputs: Inputs) -> dic
 
 def _semantic(model: UPSNet, pyramid: list[Tensor], inputs: Inputs, full: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """The semantic logits at 1/4 that the panoptic stage starts from, [S + T, h, w]."""
-    first, *others = model.semantic_head.features(pyramid[:PYRAMID_LEVELS])
+    head = model.semantic_head
+    assert isinstance(head, SemanticHead)  # the original has no other
+    first, *others = head.features(pyramid[:PYRAMID_LEVELS])
     grown = [F.interpolate(x, size=first.shape[2:], mode="bilinear", align_corners=False) for x in others]
     features = torch.cat([first, *grown], dim=1)
-    score = model.semantic_head.score(features)
+    score = head.score(features)
     large = F.interpolate(score, scale_factor=4.0, mode="bilinear", align_corners=False)[0]
     arrays = {
         "fcn_feat": features[0, ::16, ::4, ::4],

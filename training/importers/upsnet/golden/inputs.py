@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.importers.arrays import Arrays, read_arrays
 from training.model.upsnet import UPSNet
 from upsnet.errors import InputError
-
-Arrays = dict[str, np.ndarray]
 
 
 class Inputs(NamedTuple):
@@ -58,15 +57,3 @@ def read_inputs(net_input: Path, im_info: str, inputs: Path | None) -> Inputs:
     if not (0 < height <= image.shape[1] and 0 < width <= image.shape[2] and scale > 0):
         raise InputError(f"{net_input}: im_info {height:g} x {width:g}, scale {scale:g} does not fit {image.shape[1:]}")
     return Inputs(image, int(height), int(width), scale, read_arrays(inputs) if inputs else {})
-
-
-def read_arrays(path: Path) -> Arrays:
-    """The arrays of an .npz; the one of a .npy is net_input."""
-    try:
-        with path.open("rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"net_input": loaded}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a .npy or .npz of plain arrays ({error})") from None

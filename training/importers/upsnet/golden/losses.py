@@ -16,7 +16,8 @@ from training.config import Config, LossConfig
 from training.conventions import UPSNET
 from training.data.batch import Batch
 from training.data.sample import IGNORE
-from training.importers.upsnet.golden.inputs import Arrays, Inputs
+from training.importers.arrays import Arrays
+from training.importers.upsnet.golden.inputs import Inputs
 from training.importers.upsnet.golden.truth import Samples, Truth
 from training.importers.upsnet.keys import original_names
 from training.losses.assign import RoiTargets, RpnTargets

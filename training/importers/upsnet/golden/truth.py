@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from training.data.sample import IGNORE
-from training.importers.upsnet.golden.inputs import Arrays, Inputs, read_arrays
+from training.importers.arrays import Arrays, read_arrays
+from training.importers.upsnet.golden.inputs import Inputs
 from training.losses.semantic import STRIDE
 from training.model.heads import MASK_SIZE
 from training.model.rpn import STRIDES

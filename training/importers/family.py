@@ -1,0 +1,99 @@
+"""What an importer of one family of networks knows, and the one way from its tensors to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.config import Config
+from training.model.upsnet import UPSNet
+from upsnet.errors import InputError
+
+Weights = dict[str, Tensor]  # by their names in the file
+COUNTER = "num_batches_tracked"  # of a batch normalisation; of no use at test time, and many files lack it
+
+
+class Change(NamedTuple):
+    """What makes our tensor of theirs."""
+
+    apply: Callable[[Tensor], Tensor]
+    added_rows: int = 0  # that ours has more
+
+
+class Source(NamedTuple):
+    """Where a tensor of ours comes from."""
+
+    name: str
+    change: Change
+
+
+SAME = Change(lambda tensor: tensor)
+RGB = Change(lambda tensor: tensor.flip(1))  # of a convolution that reads an image: its input channels, BGR there
+
+
+class Family(NamedTuple):
+    """Networks whose files have the same names, and compute by the same conventions."""
+
+    name: str
+    beginnings: tuple[str, ...]  # of keys, in this family's files alone
+    settings: Mapping[str, object]  # what a configuration must say
+    configs: str  # which ones do
+    class_counts: Callable[[Weights, Path], tuple[int, int]]  # stuff and things
+    prepare: Callable[[Weights, Config, Path], tuple[Weights, list[str]]]  # the tensors to fit, lines for the user
+    sources: Callable[[UPSNet], dict[str, Source]]  # of every key of the network's state_dict
+
+    def check(self, settings: Config, config: Path, source: Path) -> None:
+        """InputError: the configuration is not one for this family; it names every key to set."""
+        values = settings.model_dump(mode="json")
+        wrong = [f"{key}: {value}" for key, value in self.settings.items() if _leaf(values, key) != value]
+        if wrong:
+            raise InputError(
+                f"{config}: {source} is of {self.name}, whose weights need other settings: set "
+                f"{', '.join(_in_yaml(line) for line in wrong)}; or take {self.configs}"
+            )
+
+
+def fit(own: Mapping[str, Tensor], sources: Mapping[str, Source], weights: Weights) -> tuple[Weights, list[str]]:
+    """Their tensors under our names; where one is missing or does not fit, `own`'s, a network's of ours.
+
+    With a line for every key that is missing, unexpected, or of another shape or type, or holds NaN.
+    """
+    state, problems = dict(own), []
+    for key, tensor in own.items():
+        name, change = sources[key]
+        given, shape = (
+            weights.get(name),
+            [tensor.shape[0] - change.added_rows, *tensor.shape[1:]] if tensor.ndim else [],
+        )
+        if given is None:
+            if not name.endswith(COUNTER):
+                problems.append(f"missing {name} {shape}")
+        elif list(given.shape) != shape:
+            problems.append(f"{name} is {list(given.shape)} instead of {shape}")
+        elif given.is_floating_point() != tensor.is_floating_point() or given.is_complex():
+            problems.append(f"{name} is {_type(given)} instead of {_type(tensor)}")
+        elif not torch.isfinite(given).all():
+            problems.append(f"{name} is not finite")
+        else:
+            state[key] = change.apply(given.to(tensor.dtype))
+    known = {source.name for source in sources.values()}
+    problems += [f"unexpected {name} {list(tensor.shape)}" for name, tensor in weights.items() if name not in known]
+    return state, problems
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _leaf(values: object, key: str) -> object:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _in_yaml(line: str) -> str:
+    return line.replace("True", "true").replace("False", "false")
