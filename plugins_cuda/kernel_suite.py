@@ -121,13 +121,16 @@ def _roi_checks(place: Place, size: str) -> Iterator[Check]:
     if size == "small":
         legacy = partial(_check_roi, place, small, VARIANTS[0], aligned=False, inclusive=True, sampling_ratio=1)
         yield Check("roi_align_fpn legacy", legacy)
+        for variant in (VARIANTS[0], VARIANTS[3]):
+            counted = partial(_check_roi, place, small, variant, sampling_ratio=0, rounded_levels=True)
+            yield Check(f"roi_align_fpn {variant.dtype_name} {variant.layout}, counted", counted)
         yield Check("roi_align_fpn of no RoIs", partial(_check_roi, place, replace(small, rois=0), VARIANTS[0]))
 
 
 def _check_roi(place: Place, sizes: Sizes, variant: Variant, **options: Any) -> None:
     features, rois = inputs.pyramid(sizes, seed=1)
     hostile = torch.tensor(HOSTILE_ROIS)
-    rois = torch.cat([rois, hostile.expand(1, 4, 4)], dim=1) if sizes.rois else rois
+    rois = torch.cat([rois, inputs.elongated(sizes), hostile.expand(1, 4, 4)], dim=1) if sizes.rois else rois
     features = [variant.of(feature, CPU) for feature in features]
     options["output_size"] = sizes.output_size
     there, rois_there = [feature.to(place.device) for feature in features], rois.to(place.device)

@@ -56,9 +56,10 @@ class Case:
 def cases() -> Iterator[Case]:
     """All nodes, in all types of their features."""
 
-    def pool(dtype: torch.dtype, sizes: Sizes) -> dict[str, Any]:
+    def pool(dtype: torch.dtype, samples: int, sizes: Sizes) -> dict[str, Any]:
         maps, rois = inputs.pyramid(sizes)
-        return {"features": [each.to(dtype) for each in maps], "rois": rois, "output_size": sizes.output_size}
+        sampling = {"output_size": sizes.output_size, "sampling_ratio": samples, "rounded_levels": samples == 0}
+        return {"features": [each.to(dtype) for each in maps], "rois": rois} | sampling
 
     def convolve(dtype: torch.dtype, masked: bool, sizes: Sizes) -> dict[str, Any]:
         tensors = inputs.deformed(sizes)
@@ -78,7 +79,8 @@ def cases() -> Iterator[Case]:
     yield Case("nms classes", plugins_cuda.nms, partial(suppress, inputs.detections))
     for dtype in FLOATS:
         name = str(dtype).removeprefix("torch.")
-        yield Case(f"roi_align_fpn {name}", plugins_cuda.roi_align_fpn, partial(pool, dtype))
+        yield Case(f"roi_align_fpn {name}", plugins_cuda.roi_align_fpn, partial(pool, dtype, 2))
+        yield Case(f"roi_align_fpn {name}, counted", plugins_cuda.roi_align_fpn, partial(pool, dtype, 0))
         yield Case(f"deform_conv {name}", plugins_cuda.deform_conv, partial(convolve, dtype, False))
         yield Case(f"deform_conv {name}, masked", plugins_cuda.deform_conv, partial(convolve, dtype, True))
         yield Case(f"panoptic_fusion {name}", plugins_cuda.panoptic_fusion, partial(fuse, dtype, False))

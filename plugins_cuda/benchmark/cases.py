@@ -170,43 +170,54 @@ def heuristic_work(tensors: dict[str, Tensor], sizes: Sizes, segments: Tensor) -
     return Work(inputs_bytes + pixels, 3.5 * (sizes.stuff + 1) * left)
 
 
-@in_variants
-def roi_align_fpn(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
+def roi_align_fpn(sizes: Sizes, device: torch.device) -> Iterator[Make]:
     features, rois = inputs.pyramid(sizes)
-    work = roi_work(features, rois, sizes, variant.dtype.itemsize)
-    features, rois = [variant.of(feature, device) for feature in features], rois.to(device)
+    elongated = inputs.elongated(sizes)
+    for variant in variants(device):
+        for name, boxes, samples in (("", rois, 2), (", counted", rois, 0), (", counted, elongated", elongated, 0)):
+            yield partial(pooled_rois, sizes, device, variant, features, boxes, name, samples)
+
+
+def pooled_rois(
+    sizes: Sizes, device: torch.device, variant: Variant, maps: list[Tensor], rois: Tensor, name: str, samples: int
+) -> Case:
+    """samples: of a bin in each direction; 0: counted."""
+    work = roi_work(maps, rois, sizes, variant.dtype.itemsize, samples)
+    features, rois = [variant.of(feature, device) for feature in maps], rois.to(device)
     return Case(
         "roi_align_fpn",
         f"{sizes.rois} RoIs x {sizes.channels} x {sizes.output_size} x {sizes.output_size}, "
-        f"P2-P5 of {sizes.height} x {sizes.width}",
+        f"P2-P5 of {sizes.height} x {sizes.width}{name}",
         variant.dtype_name,
         variant.layout,
-        partial(plugins_cuda.roi_align_fpn, features, rois, sizes.output_size, aligned=False),
-        torchvision_pooler(features, rois, sizes),
+        partial(plugins_cuda.roi_align_fpn, features, rois, sizes.output_size, samples, aligned=False),
+        torchvision_pooler(features, rois, sizes, samples),
         "torchvision MultiScaleRoIAlign",
         work,
-        half_goal(variant, device, 30e-6),
+        half_goal(variant, device, 30e-6 if samples else 0.0),
     )
 
 
-def torchvision_pooler(features: list[Tensor], rois: Tensor, sizes: Sizes) -> Call:
+def torchvision_pooler(features: list[Tensor], rois: Tensor, sizes: Sizes, samples: int) -> Call:
     """It wants the boxes in the features' type, and knows the legacy rule (aligned=False) alone."""
-    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], sizes.output_size, 2)
+    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], sizes.output_size, samples)
     named = {str(level): feature for level, feature in enumerate(features)}
     return partial(pooler, named, [rois[0].to(features[0].dtype)], [(sizes.height, sizes.width)])
 
 
-def roi_work(features: list[Tensor], rois: Tensor, sizes: Sizes, element: int) -> Work:
-    """Every pixel of the pyramid that lies under a box of its level once in, the bins out; four samples a bin, each of
-    four multiply-adds."""
-    levels, touched = assign_levels(rois[0]), 0
+def roi_work(features: list[Tensor], rois: Tensor, sizes: Sizes, element: int, samples: int = 2) -> Work:
+    """Every pixel of the pyramid that lies under a box of its level once in, the bins out. samples^2 samples a bin,
+    each of four multiply-adds; where they are counted, a multiply-add for every pixel under a box."""
+    levels, touched, under = assign_levels(rois[0]), 0, 0
     for level, feature in enumerate(features):
         seen = torch.zeros(feature.shape[2:], dtype=torch.bool)
         for x1, y1, x2, y2 in (rois[0, levels == level] / (FINEST_STRIDE << level)).int().tolist():
             seen[y1 : y2 + 1, x1 : x2 + 1] = True
+            under += (y2 + 1 - y1) * (x2 + 1 - x1)
         touched += int(seen.sum())
     bins = sizes.rois * sizes.output_size**2
-    return Work(sizes.channels * (touched + bins) * element + 16 * sizes.rois, 32.0 * sizes.channels * bins)
+    operations = 8.0 * samples**2 * sizes.channels * bins if samples else 2.0 * sizes.channels * under
+    return Work(sizes.channels * (touched + bins) * element + 16 * sizes.rois, operations)
 
 
 def nms(sizes: Sizes, device: torch.device) -> Iterator[Make]:

@@ -95,6 +95,16 @@ def pyramid(sizes: Sizes, seed: int = 0) -> tuple[list[Tensor], Tensor]:
     return features, clustered_boxes(random, 1, sizes.rois, sizes.height, sizes.width)[0]
 
 
+def elongated(sizes: Sizes, seed: int = 0) -> Tensor:
+    """RoIs [1, R, 4] nine pixels high that are as wide as the image, and the other way round."""
+    far = torch.tensor([float(sizes.width), float(sizes.height)]).expand(sizes.rois, 2).clone()
+    low, across = torch.zeros(sizes.rois, 2), torch.arange(sizes.rois) % 2
+    row = torch.arange(sizes.rois)
+    low[row, across] = (far[row, across] - 9) * torch.rand(sizes.rois, generator=generator(seed))
+    far[row, across] = low[row, across] + 9
+    return torch.cat([low, far], dim=1)[None]
+
+
 def deformed(sizes: Sizes, spread: float = 1.5, seed: int = 0) -> dict[str, Tensor]:
     """x, offset (of `spread` pixels), weight and bias of a 3 x 3 convolution at a quarter of the image's size."""
     random = generator(seed)
