@@ -121,13 +121,16 @@ def _roi_checks(place: Place, size: str) -> Iterator[Check]:
     if size == "small":
         legacy = partial(_check_roi, place, small, VARIANTS[0], aligned=False, inclusive=True, sampling_ratio=1)
         yield Check("roi_align_fpn legacy", legacy)
+        for variant in (VARIANTS[0], VARIANTS[3]):
+            counted = partial(_check_roi, place, small, variant, sampling_ratio=0, rounded_levels=True)
+            yield Check(f"roi_align_fpn {variant.dtype_name} {variant.layout}, counted", counted)
         yield Check("roi_align_fpn of no RoIs", partial(_check_roi, place, replace(small, rois=0), VARIANTS[0]))
 
 
 def _check_roi(place: Place, sizes: Sizes, variant: Variant, **options: Any) -> None:
     features, rois = inputs.pyramid(sizes, seed=1)
     hostile = torch.tensor(HOSTILE_ROIS)
-    rois = torch.cat([rois, hostile.expand(1, 4, 4)], dim=1) if sizes.rois else rois
+    rois = torch.cat([rois, inputs.elongated(sizes), hostile.expand(1, 4, 4)], dim=1) if sizes.rois else rois
     features = [variant.of(feature, CPU) for feature in features]
     options["output_size"] = sizes.output_size
     there, rois_there = [feature.to(place.device) for feature in features], rois.to(place.device)
@@ -249,9 +252,13 @@ def _check_deform(place: Place, sizes: Sizes, variant: Variant, kind: Convolutio
 def _fusion_checks(place: Place, size: str) -> Iterator[Check]:
     sizes = {"small": QUICK, "middle": replace(MIDDLE, height=256, width=320), "full": FULL}[size]
     for name, variant in _in_variants("panoptic_fusion", size):
-        yield Check(name, partial(_check_fusion, place, sizes, variant))
+        yield Check(name, partial(_check_fusion, place, sizes, variant, exact_panoptic))
+    for name, variant in _in_variants("panoptic_fusion heuristic", size):
+        yield Check(name, partial(_check_fusion, place, sizes, variant, pasted_panoptic, True))
     if size == "small":
-        yield Check("panoptic_fusion without detections", partial(_check_fusion, place, sizes, VARIANTS[0], False))
+        check = partial(_check_fusion, place, sizes, VARIANTS[0])
+        yield Check("panoptic_fusion without detections", partial(check, without_detections))
+        yield Check("panoptic_fusion heuristic of a chain of masks", partial(check, chained_panoptic, True))
 
 
 def exact_panoptic(sizes: Sizes, seed: int) -> dict[str, Any]:
@@ -275,13 +282,42 @@ def exact_panoptic(sizes: Sizes, seed: int) -> dict[str, Any]:
     return tensors
 
 
-def _check_fusion(place: Place, sizes: Sizes, variant: Variant, detections: bool = True) -> None:
-    tensors = exact_panoptic(sizes, seed=5)
+def without_detections(sizes: Sizes, seed: int) -> dict[str, Any]:
+    """No image has any."""
+    tensors = exact_panoptic(sizes, seed)
+    return tensors | {"counts": torch.zeros_like(tensors["counts"])}
+
+
+def pasted_panoptic(sizes: Sizes, seed: int) -> dict[str, Any]:
+    """The same for the heuristic merge: exclusive corners, boxes whose sides are powers of two, and probabilities that
+    are 0 or 1 in any precision."""
+    tensors = exact_panoptic(sizes, seed)
+    low, high = tensors["boxes"].split(2, dim=-1)
+    extent = (high - low + 1).log2().ceil().exp2()
+    masks = torch.where(tensors["mask_logits"] > 0, 60.0, -60.0)
+    return tensors | {"boxes": torch.cat([low, low + extent], dim=-1), "mask_logits": masks}
+
+
+def chained_panoptic(sizes: Sizes, seed: int) -> dict[str, Any]:
+    """Masks as high as the image, each over most of the next one: who was accepted decides about the next."""
+    tensors = pasted_panoptic(sizes, seed)
+    first = 3.0 * torch.arange(sizes.detections)
+    boxes = [first, torch.zeros_like(first), first + 8, torch.full_like(first, sizes.height)]
+    tensors["boxes"] = torch.stack(boxes, dim=-1).repeat(2, 1, 1)
+    return tensors | {"mask_logits": tensors["mask_logits"].abs()}
+
+
+def _check_fusion(
+    place: Place,
+    sizes: Sizes,
+    variant: Variant,
+    make: Callable[[Sizes, int], dict[str, Any]],
+    heuristic: bool = False,
+) -> None:
+    tensors = make(sizes, 5)
     tensors["semantic"] = variant.of(tensors["semantic"], CPU)
     tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
-    if not detections:
-        tensors["counts"].zero_()
-    settings: dict[str, Any] = {"num_stuff": sizes.stuff, "stuff_area_limit": 64.0}
+    settings: dict[str, Any] = {"num_stuff": sizes.stuff, "stuff_area_limit": 64.0, "heuristic": heuristic}
     there = {name: tensor.to(place.device) for name, tensor in tensors.items()}
     ours = place.run(lambda: plugins_cuda.panoptic_fusion(**there, **settings))
     here = {name: tensor.to(place.reference) for name, tensor in tensors.items()}
@@ -310,6 +346,7 @@ def _graph_checks(device: torch.device) -> Iterator[Check]:
         "nms": (keep, inputs.detections),
         "deform_conv": (plugins_cuda.deform_conv, partial(inputs.deformed, spread=2.0)),
         "panoptic_fusion": (fuse, inputs.panoptic),
+        "panoptic_fusion heuristic": (partial(fuse, heuristic=True), inputs.panoptic),
     }
     for room, (call, make) in calls.items():
         yield Check(f"{room} in a CUDA graph", partial(_check_graph, device, call, make))

@@ -56,19 +56,21 @@ class Case:
 def cases() -> Iterator[Case]:
     """All nodes, in all types of their features."""
 
-    def pool(dtype: torch.dtype, sizes: Sizes) -> dict[str, Any]:
+    def pool(dtype: torch.dtype, samples: int, sizes: Sizes) -> dict[str, Any]:
         maps, rois = inputs.pyramid(sizes)
-        return {"features": [each.to(dtype) for each in maps], "rois": rois, "output_size": sizes.output_size}
+        sampling = {"output_size": sizes.output_size, "sampling_ratio": samples, "rounded_levels": samples == 0}
+        return {"features": [each.to(dtype) for each in maps], "rois": rois} | sampling
 
     def convolve(dtype: torch.dtype, masked: bool, sizes: Sizes) -> dict[str, Any]:
         tensors = inputs.deformed(sizes)
         mask = tensors["offset"][:, ::2].sigmoid().contiguous() if masked else None
         return tensors | {"x": tensors["x"].to(dtype), "weight": tensors["weight"].to(dtype), "mask": mask}
 
-    def fuse(dtype: torch.dtype, sizes: Sizes) -> dict[str, Any]:
+    def fuse(dtype: torch.dtype, heuristic: bool, sizes: Sizes) -> dict[str, Any]:
         tensors = inputs.panoptic(sizes)
         features = {name: tensors[name].to(dtype) for name in ("semantic", "mask_logits")}
-        return tensors | features | {"num_stuff": sizes.stuff, "stuff_area_limit": 64.0}
+        options = {"num_stuff": sizes.stuff, "stuff_area_limit": 64.0, "heuristic": heuristic}
+        return tensors | features | options
 
     def suppress(make: Callable[[Sizes], dict[str, Tensor]], sizes: Sizes) -> dict[str, Any]:
         return make(sizes) | {"iou_threshold": 0.5, "score_threshold": 0.05, "max_output": 20}
@@ -77,10 +79,12 @@ def cases() -> Iterator[Case]:
     yield Case("nms classes", plugins_cuda.nms, partial(suppress, inputs.detections))
     for dtype in FLOATS:
         name = str(dtype).removeprefix("torch.")
-        yield Case(f"roi_align_fpn {name}", plugins_cuda.roi_align_fpn, partial(pool, dtype))
+        yield Case(f"roi_align_fpn {name}", plugins_cuda.roi_align_fpn, partial(pool, dtype, 2))
+        yield Case(f"roi_align_fpn {name}, counted", plugins_cuda.roi_align_fpn, partial(pool, dtype, 0))
         yield Case(f"deform_conv {name}", plugins_cuda.deform_conv, partial(convolve, dtype, False))
         yield Case(f"deform_conv {name}, masked", plugins_cuda.deform_conv, partial(convolve, dtype, True))
-        yield Case(f"panoptic_fusion {name}", plugins_cuda.panoptic_fusion, partial(fuse, dtype))
+        yield Case(f"panoptic_fusion {name}", plugins_cuda.panoptic_fusion, partial(fuse, dtype, False))
+        yield Case(f"panoptic_fusion {name}, heuristic", plugins_cuda.panoptic_fusion, partial(fuse, dtype, True))
 
 
 @dataclass(frozen=True)

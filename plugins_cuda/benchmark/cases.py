@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any  # Any: keywords
 
 import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, deform_conv2d
 
 import plugins_cuda
-from plugins_cuda.benchmark import inputs
+from plugins_cuda.benchmark import full_size, inputs
 from plugins_cuda.benchmark.ceilings import Work
 from plugins_cuda.benchmark.inputs import Sizes
 from plugins_cuda.benchmark.timing import Call
@@ -98,8 +99,15 @@ def in_variants(make: Callable[[Sizes, torch.device, Variant], Case]) -> Makes:
     return makes
 
 
-@in_variants
-def panoptic_fusion(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
+def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
+    for variant in variants(device):
+        yield partial(best_logits, sizes, device, variant)
+    for whole in (False, True):
+        for variant in variants(device):
+            yield partial(heuristic_merge, sizes, device, variant, whole)
+
+
+def best_logits(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
     tensors = {name: tensor.to(device) for name, tensor in inputs.panoptic(sizes).items()}
     tensors["semantic"] = variant.of(tensors["semantic"], device)
     tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
@@ -128,43 +136,88 @@ def fusion_work(tensors: dict[str, Tensor], sizes: Sizes) -> Work:
     return Work(inputs_bytes + pixels, 3.5 * (sizes.stuff + sizes.things) * pixels + 8 * covered)
 
 
-@in_variants
-def roi_align_fpn(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
-    features, rois = inputs.pyramid(sizes)
-    work = roi_work(features, rois, sizes, variant.dtype.itemsize)
-    features, rois = [variant.of(feature, device) for feature in features], rois.to(device)
+def heuristic_merge(sizes: Sizes, device: torch.device, variant: Variant, whole: bool) -> Case:
+    tensors = {name: tensor.to(device) for name, tensor in inputs.heuristic(sizes, whole).items()}
+    tensors["semantic"] = variant.of(tensors["semantic"], device)
+    tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
+    numbers: dict[str, Any] = {
+        "num_stuff": sizes.stuff,
+        "stuff_area_limit": STUFF_AREA_LIMIT,
+        "mask_overlap_threshold": 0.5,
+    }
+    ours = partial(plugins_cuda.panoptic_fusion, **tensors, **numbers, heuristic=True)
+    wide = {name: tensors[name].float().contiguous() for name in ("semantic", "boxes", "scores", "mask_logits")}
+    boxes = f"{len(tensors['boxes'][0])} {'full' if whole else 'varied'} boxes"
     return Case(
-        "roi_align_fpn",
-        f"{sizes.rois} RoIs x {sizes.channels} x {sizes.output_size} x {sizes.output_size}, "
-        f"P2-P5 of {sizes.height} x {sizes.width}",
+        "panoptic_fusion",
+        f"heuristic merge, {sizes.stuff} + 1 classes, {sizes.height} x {sizes.width}, {boxes}",
         variant.dtype_name,
         variant.layout,
-        partial(plugins_cuda.roi_align_fpn, features, rois, sizes.output_size, aligned=False),
-        torchvision_pooler(features, rois, sizes),
-        "torchvision MultiScaleRoIAlign",
-        work,
-        half_goal(variant, device, 30e-6),
+        ours,
+        partial(full_size.merge, **wide, classes=tensors["classes"], **numbers),
+        "PyTorch at full size, float32",
+        heuristic_work(tensors, sizes, ours()[1]),
+        Goal(8 if whole else 25),
     )
 
 
-def torchvision_pooler(features: list[Tensor], rois: Tensor, sizes: Sizes) -> Call:
+def heuristic_work(tensors: dict[str, Tensor], sizes: Sizes, segments: Tensor) -> Work:
+    """As `fusion_work`; but an instance's pixel asks for no channel, and a run of a mask's pixels costs as one."""
+    rows = segments[0]
+    pixels = sizes.height * sizes.width
+    left = pixels - float(rows[rows[:, 0] >= sizes.stuff, 2].sum())
+    inputs_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return Work(inputs_bytes + pixels, 3.5 * (sizes.stuff + 1) * left)
+
+
+def roi_align_fpn(sizes: Sizes, device: torch.device) -> Iterator[Make]:
+    features, rois = inputs.pyramid(sizes)
+    elongated = inputs.elongated(sizes)
+    for variant in variants(device):
+        for name, boxes, samples in (("", rois, 2), (", counted", rois, 0), (", counted, elongated", elongated, 0)):
+            yield partial(pooled_rois, sizes, device, variant, features, boxes, name, samples)
+
+
+def pooled_rois(
+    sizes: Sizes, device: torch.device, variant: Variant, maps: list[Tensor], rois: Tensor, name: str, samples: int
+) -> Case:
+    """samples: of a bin in each direction; 0: counted."""
+    work = roi_work(maps, rois, sizes, variant.dtype.itemsize, samples)
+    features, rois = [variant.of(feature, device) for feature in maps], rois.to(device)
+    return Case(
+        "roi_align_fpn",
+        f"{sizes.rois} RoIs x {sizes.channels} x {sizes.output_size} x {sizes.output_size}, "
+        f"P2-P5 of {sizes.height} x {sizes.width}{name}",
+        variant.dtype_name,
+        variant.layout,
+        partial(plugins_cuda.roi_align_fpn, features, rois, sizes.output_size, samples, aligned=False),
+        torchvision_pooler(features, rois, sizes, samples),
+        "torchvision MultiScaleRoIAlign",
+        work,
+        half_goal(variant, device, 30e-6 if samples else 0.0),
+    )
+
+
+def torchvision_pooler(features: list[Tensor], rois: Tensor, sizes: Sizes, samples: int) -> Call:
     """It wants the boxes in the features' type, and knows the legacy rule (aligned=False) alone."""
-    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], sizes.output_size, 2)
+    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], sizes.output_size, samples)
     named = {str(level): feature for level, feature in enumerate(features)}
     return partial(pooler, named, [rois[0].to(features[0].dtype)], [(sizes.height, sizes.width)])
 
 
-def roi_work(features: list[Tensor], rois: Tensor, sizes: Sizes, element: int) -> Work:
-    """Every pixel of the pyramid that lies under a box of its level once in, the bins out; four samples a bin, each of
-    four multiply-adds."""
-    levels, touched = assign_levels(rois[0]), 0
+def roi_work(features: list[Tensor], rois: Tensor, sizes: Sizes, element: int, samples: int = 2) -> Work:
+    """Every pixel of the pyramid that lies under a box of its level once in, the bins out. samples^2 samples a bin,
+    each of four multiply-adds; where they are counted, a multiply-add for every pixel under a box."""
+    levels, touched, under = assign_levels(rois[0]), 0, 0
     for level, feature in enumerate(features):
         seen = torch.zeros(feature.shape[2:], dtype=torch.bool)
         for x1, y1, x2, y2 in (rois[0, levels == level] / (FINEST_STRIDE << level)).int().tolist():
             seen[y1 : y2 + 1, x1 : x2 + 1] = True
+            under += (y2 + 1 - y1) * (x2 + 1 - x1)
         touched += int(seen.sum())
     bins = sizes.rois * sizes.output_size**2
-    return Work(sizes.channels * (touched + bins) * element + 16 * sizes.rois, 32.0 * sizes.channels * bins)
+    operations = 8.0 * samples**2 * sizes.channels * bins if samples else 2.0 * sizes.channels * under
+    return Work(sizes.channels * (touched + bins) * element + 16 * sizes.rois, operations)
 
 
 def nms(sizes: Sizes, device: torch.device) -> Iterator[Make]:

@@ -95,6 +95,16 @@ def pyramid(sizes: Sizes, seed: int = 0) -> tuple[list[Tensor], Tensor]:
     return features, clustered_boxes(random, 1, sizes.rois, sizes.height, sizes.width)[0]
 
 
+def elongated(sizes: Sizes, seed: int = 0) -> Tensor:
+    """RoIs [1, R, 4] nine pixels high that are as wide as the image, and the other way round."""
+    far = torch.tensor([float(sizes.width), float(sizes.height)]).expand(sizes.rois, 2).clone()
+    low, across = torch.zeros(sizes.rois, 2), torch.arange(sizes.rois) % 2
+    row = torch.arange(sizes.rois)
+    low[row, across] = (far[row, across] - 9) * torch.rand(sizes.rois, generator=generator(seed))
+    far[row, across] = low[row, across] + 9
+    return torch.cat([low, far], dim=1)[None]
+
+
 def deformed(sizes: Sizes, spread: float = 1.5, seed: int = 0) -> dict[str, Tensor]:
     """x, offset (of `spread` pixels), weight and bias of a 3 x 3 convolution at a quarter of the image's size."""
     random = generator(seed)
@@ -126,3 +136,18 @@ def panoptic(sizes: Sizes, seed: int = 0) -> dict[str, Any]:  # Any: keywords be
         "sizes": torch.tensor([[sizes.height, sizes.width]], dtype=torch.int32),
         "scales": torch.ones(1),
     }
+
+
+def heuristic(sizes: Sizes, whole: bool, seed: int = 0) -> dict[str, Any]:
+    """Those of the heuristic merge: things are one channel. As many boxes of all sizes as a photo has objects, or
+    (whole) every detection over the whole image."""
+    random = generator(seed)
+    tensors = panoptic(sizes, seed)
+    count = sizes.detections if whole else min(15, sizes.detections)
+    boxes, _ = clustered_boxes(random, count, 1, sizes.height, sizes.width)
+    if whole:
+        boxes = torch.tensor([0.0, 0, sizes.width, sizes.height]).expand(count, 1, 4)
+    rows = {name: tensors[name][:, :count].contiguous() for name in ("classes", "scores", "mask_logits")}
+    counts = torch.tensor([count], dtype=torch.int32)
+    semantic = tensors["semantic"][:, : sizes.stuff + 1].contiguous()
+    return tensors | rows | {"semantic": semantic, "boxes": boxes.transpose(0, 1).contiguous(), "counts": counts}

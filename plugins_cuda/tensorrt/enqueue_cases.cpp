@@ -113,19 +113,21 @@ Case with(Case made, Make make) {
   return made;
 }
 
-Case roi_align_fpn_case() {
+// sampling: 0 where samples are counted, as detectron2 does it.
+Case roi_align_fpn_case(int32_t sampling) {
   const Input rois{DataType::kFLOAT, box_list, boxes};
   Case made{"RoiAlignFpn",
             {{"output_size", kPooled},
-             {"sampling_ratio", kSampling},
+             {"sampling_ratio", sampling},
              {"coordinate_transformation_mode", "half_pixel"},
-             {"inclusive", 1}},
+             {"inclusive", sampling > 0},
+             {"rounded_levels", sampling == 0}},
             {{DataType::kHALF, feature_map<2>, uniform<-1, 1>, true},
              {DataType::kHALF, feature_map<3>, uniform<-1, 1>, true},
              {DataType::kHALF, feature_map<4>, uniform<-1, 1>, true},
              {DataType::kHALF, feature_map<5>, uniform<-1, 1>, true},
              rois}};
-  return with(made, [](const Run& run) {
+  return with(made, [sampling](const Run& run) {
     roi_align_fpn::Params params{};
     for (int level = 0; level < 4; ++level) {
       params.features[level] = run.inputs[level];
@@ -140,8 +142,10 @@ Case roi_align_fpn_case() {
     params.channels = run.size(0, 1);
     params.rois_per_image = run.size(4, 1);
     params.output_size = kPooled;
-    params.sampling_ratio = kSampling;
-    params.aligned = params.inclusive = 1;
+    params.sampling_ratio = sampling;
+    params.aligned = 1;
+    params.inclusive = sampling > 0;
+    params.rounded_levels = sampling == 0;
     return params;
   });
 }
@@ -250,7 +254,8 @@ PluginField Attribute::field() const {
 
 std::vector<Case> all_cases(const Setting& setting) {
   const auto kept = int32_t(setting.detections);
-  return {roi_align_fpn_case(),
+  return {roi_align_fpn_case(kSampling),
+          roi_align_fpn_case(0),
           nms_case("PaddedNms", false, kept),
           nms_case("PaddedBatchedNms", true, kept),
           deform_conv_case("DeformConv2d", false),

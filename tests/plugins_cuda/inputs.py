@@ -170,7 +170,7 @@ def room_inputs(
         return {"boxes": boxes, "scores": scores, "classes": classes, **options}
     if room == "roi_align_fpn":
         maps = pyramid(scale, 10 * scale, 16 * scale, 20 * scale, dtype, layout)
-        options = {"output_size": 3, "sampling_ratio": 2, "aligned": True, "inclusive": False}
+        options = {"output_size": 3, "sampling_ratio": 2, "aligned": True, "inclusive": False, "rounded_levels": False}
         return {"features": maps, "rois": crowd(scale, 2 * scale, scale)[0], **options}
     if room == "best_anchors":
         maps, base, sizes = anchor_maps(scale, 4 * scale, 5 * scale)

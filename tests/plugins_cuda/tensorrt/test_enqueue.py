@@ -41,8 +41,10 @@ def boxes_of(random: torch.Generator, batch: int, count: int, size: float) -> Te
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("aligned", [True, False])
-def test_roi_align_fpn(front: Front, random: torch.Generator, dtype: torch.dtype, layout: str, aligned: bool) -> None:
+@pytest.mark.parametrize(("aligned", "samples"), [(True, 2), (False, 2), (True, 0)])
+def test_roi_align_fpn(
+    front: Front, random: torch.Generator, dtype: torch.dtype, layout: str, aligned: bool, samples: int
+) -> None:
     features = [
         torch.randn(2, 8, 32 >> level, 24 >> level, generator=random)
         .to(front.device, dtype)
@@ -50,13 +52,14 @@ def test_roi_align_fpn(front: Front, random: torch.Generator, dtype: torch.dtype
         for level in range(4)
     ]
     rois = boxes_of(random, 2, 9, 700).to(front.device)
-    expected = plugins_cuda.roi_align_fpn(features, rois, 3, 2, aligned)
+    rois[0, 0] = torch.tensor([0, 0, 111.9999, 111.9999])  # on P2 where levels are rounded, else on P3
+    expected = plugins_cuda.roi_align_fpn(features, rois, 3, samples, aligned, rounded_levels=samples == 0)
     attributes = {
         "output_size": 3,
-        "sampling_ratio": 2,
+        "sampling_ratio": samples,
         "coordinate_transformation_mode": "half_pixel" if aligned else "output_half_pixel",
         "inclusive": 0,
-    }
+    } | ({} if samples else {"rounded_levels": 1})  # older files do not know it
     formats = [layout_of(dtype, layout)] * 4 + ["linear", "linear"]
     (pooled,) = front.run("RoiAlignFpn", attributes, [*features, rois], formats)
     assert torch.equal(pooled, expected)
