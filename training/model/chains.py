@@ -36,7 +36,7 @@ class ChainsHead(nn.Module):
         """What each level adds to the sum that `score` reads, B x C x H/4 x W/4."""
         outputs = []
         for level, (x, chain) in enumerate(zip(levels, self.chains, strict=True)):
-            for i, link in enumerate(chain):  # type: ignore[arg-type]
+            for i, link in enumerate(chain.children()):
                 x = link(x, sizes, 4 * 2 ** (level - i))
                 if level:
                     x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
