@@ -66,7 +66,7 @@ def _samples(low: Tensor, size: Tensor, length: Tensor, output_size: int, sampli
     """Rounded like torchvision's: the value jumps at the border."""
     bin_size = size / output_size
     counts = torch.full_like(low, sampling_ratio) if sampling_ratio else bin_size.ceil().clamp(min=0)
-    most = int(torch.cat([counts.flatten(), counts.new_ones(1)]).amax())
+    most = sampling_ratio or int(torch.cat([counts.flatten(), counts.new_ones(1)]).amax())
     bins = torch.arange(output_size, dtype=low.dtype)[:, None]
     middles = torch.arange(most, dtype=low.dtype) + 0.5
     low, bin_size, length, of_bin = (each[..., None, None] for each in (low, bin_size, length, counts))

@@ -86,6 +86,19 @@ def test_data_sets(base: Installed) -> None:
     assert "0 errors" in checked
 
 
+def test_pull_lists_and_says_what_it_needs(base: Installed) -> None:
+    listed, errors = base.upsnet("pull")
+    assert "panoptic_fpn_r50_3x" in listed and not errors
+    error = base.upsnet("pull", "panoptic_fpn_r50_3x", "--until", "download", code=2)[1]
+    assert error == "error: upsnet pull needs the package requests: pip install 'upsnet-trt[pull]'\n"
+    error = base.upsnet("pull", "panoptic_fpn_r50_3x", code=2)[1]
+    assert error.startswith("error: upsnet pull, but for --until download, needs the project's checkout")
+    _, error = base.run(
+        "python", "-c", "from upsnet.datasets import coco_categories; assert len(coco_categories()) == 133"
+    )
+    assert not error
+
+
 @pytest.mark.parametrize("command", [name for name, entry in COMMANDS.items() if entry.module.startswith(FOLDERS)])
 def test_workshop_commands_name_the_checkout(base: Installed, command: str) -> None:
     output, error = base.upsnet(*command.split(), "--help", code=2)

@@ -48,8 +48,9 @@ def panoptic_fpn(num_stuff: int = 3, num_things: int = 4) -> UPSNet:
     if num_things:
         nn.init.normal_(model.box_head.logits.weight, std=4.0)
         nn.init.normal_(model.box_head.deltas.weight, std=0.05)
-        nn.init.normal_(model.mask_head.score.weight, mean=1.0)
+        nn.init.constant_(model.get_parameter("mask_head.score.bias"), 3.0)
     nn.init.normal_(model.semantic_head.score.weight, std=0.5)
+    nn.init.constant_(model.get_parameter("semantic_head.score.bias")[num_stuff:], 5.0)
     return model.eval()
 
 

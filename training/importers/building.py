@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from training.config import Config
 from training.importers.family import Family, Weights, fit
 from training.importers.panoptic_fpn.weights import PANOPTIC_FPN
 from training.importers.upsnet.weights import COCO_COUNTS, UPSNET, to_cityscapes
+from training.model.classes import Counts, take_classes
 from training.model.upsnet import UPSNet
-from upsnet.categories import Categories
+from upsnet.categories import Categories, Category
 from upsnet.datasets import coco_categories
 from upsnet.errors import InputError
 
@@ -50,10 +52,12 @@ def build(
     source: Path,
     partial: bool = False,
     cityscapes: bool = False,
+    listed: Sequence[Category] = (),
 ) -> tuple[UPSNet, list[str]]:
     """The network with the weights, in eval mode, and lines for the user.
 
     `cityscapes`: the network of `table`, made of a COCO network's weights. Without a table the weights' own classes.
+    listed: the categories in the order in which the weights have them, stuff and things each; () for that of `table`.
     InputError names every missing, unexpected and mis-shaped key, unless `partial`.
     """
 
@@ -86,5 +90,15 @@ def build(
         model = fresh(table.num_stuff, table.num_things)
         state, more = to_cityscapes(model.state_dict(), state, table)
         lines += more
+    if listed and table:
+        state = in_order_of(table, state, listed, model.heuristic)
     model.load_state_dict(state)
     return model.eval(), lines
+
+
+def in_order_of(table: Categories, state: Weights, listed: Sequence[Category], one_thing: bool) -> Weights:
+    """A state_dict whose rows of classes are in the order of `listed`, in that of `table`."""
+    places = sorted(listed, key=lambda category: category.isthing)
+    pairs = {table.index_of_id(category.id): place for place, category in enumerate(places)}
+    counts = Counts(table.num_stuff, table.num_things, one_thing)
+    return take_classes(state, state, pairs, counts, counts)

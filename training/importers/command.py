@@ -13,7 +13,7 @@ from training.config import load_config
 from training.importers.building import build, family_of, table_of
 from training.importers.golden import Options, write_golden
 from training.importers.reading import read_weights
-from upsnet.datasets.panoptic_json import read_categories
+from upsnet.datasets.panoptic_json import listed_categories, read_categories
 from upsnet.errors import InputError
 from upsnet.files import check_target
 
@@ -35,6 +35,12 @@ def main(
         Path | None,
         typer.Option(help="A COCO panoptic JSON, or the list of its categories; COCO's own if there are as many."),
     ] = None,
+    listed_order: Annotated[
+        bool,
+        typer.Option(
+            "--listed-order", help="The weights have their classes in the order of the list in --categories, not by id."
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="The checkpoint to write, as runs/NAME/last.safetensors.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -70,13 +76,16 @@ def main(
         raise InputError("nothing to do: give --out, the checkpoint to write")
     if cityscapes and not categories:
         raise InputError("--to-cityscapes: give --categories, those of Cityscapes")
+    if listed_order and (cityscapes or not categories):
+        raise InputError("--listed-order: give --categories, those that the weights are for, in their order")
     for target in filter(None, (out, dump)):
         check_target(target)
     weights = read_weights(checkpoint)
     family = family_of(weights, checkpoint)
     family.check(settings, config, checkpoint)
     table = read_categories(categories) if categories else table_of(family, weights, checkpoint) if out else None
-    model, lines = build(settings, family, weights, table, checkpoint, partial, cityscapes)
+    listed = listed_categories(categories) if categories and listed_order else ()
+    model, lines = build(settings, family, weights, table, checkpoint, partial, cityscapes, listed)
     for line in lines:
         print(line)
     if dump:

@@ -94,14 +94,17 @@ def obtain(
             downloads.download(address, place)
         except downloads.DownloadError as error:
             raise InputError(
-                f"{error}; or fetch {network.address or network.page} by hand, with a browser or on another machine, "
-                f"and put it at {place}, or give it with --file FILE"
+                f"{error}; fetch {network.address or network.page} by hand instead, with a browser or on another "
+                f"machine, and put it at {place}, or give it with --file FILE"
             ) from None
         except KeyboardInterrupt:
             print(f"what has come is kept beside {place}; the same command goes on from there", file=sys.stderr)
             raise
 
-    with downloads.alone(place_of(name, network, folder).parent / "lock"):
+    place = place_of(name, network, folder)
+    if place.is_file():  # perhaps in a folder that only others write to
+        return cached(name, network, folder, fetch)
+    with downloads.alone(place.parent / "lock"):
         return cached(name, network, folder, fetch)
 
 

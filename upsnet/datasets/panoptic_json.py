@@ -219,13 +219,18 @@ def read_category_entries(entries: list[Any], report: Report) -> dict[int, Categ
 
 def read_categories(path: Path) -> Categories:
     """The table of a COCO panoptic JSON, or of a bare list of categories. InputError names the file."""
+    return Categories(listed_categories(path))
+
+
+def listed_categories(path: Path) -> list[Category]:
+    """The same in the order in which the file lists them."""
     content = read_json(path)
     entries = content.get("categories") if isinstance(content, dict) else content
     if not isinstance(entries, list):
         raise InputError(f"{path}: holds no list of categories; give a COCO panoptic JSON or its category list")
     if not entries:
         raise InputError(f"{path}: categories: the list is empty")
-    return Categories(read_category_entries(entries, Strict(path)).values())
+    return list(read_category_entries(entries, Strict(path)).values())
 
 
 def _entries(entries: list[Any], name: str, id_key: str, report: Report) -> Entries:

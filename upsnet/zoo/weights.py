@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from upsnet.errors import InputError
-from upsnet.files import user_cache, write_text, writing
+from upsnet.files import WriteError, user_cache, write_text, writing
 from upsnet.zoo.networks import Network
 
 CACHE_VARIABLE = "UPSNET_CACHE"
 BLOCK = 1 << 20
+
+
+class WrongFile(InputError):
+    """A file that is not what it should be."""
 
 
 class Sums(NamedTuple):
@@ -51,7 +55,7 @@ def place_of(name: str, network: Network, cache: Path) -> Path:
 def cached(name: str, network: Network, cache: Path, fetch: Callable[[Path], None]) -> Weights:
     """The network's file, which `fetch` puts to its place where it is not there yet. Checked each time.
 
-    Its SHA-256 is kept beside it (the lines of sha256sum), and compared from then on. InputError for a file that is not
+    Its SHA-256 is kept beside it (the lines of sha256sum), and compared from then on. WrongFile for one that is not
     what it should be: it is set aside, and not used.
     """
     place = place_of(name, network, cache)
@@ -60,20 +64,20 @@ def cached(name: str, network: Network, cache: Path, fetch: Callable[[Path], Non
     try:
         sums = checked(name, network, place)
         _compare_with_record(place, sums)
-    except InputError as error:
+    except WrongFile as error:
         aside = place.with_name(f"{place.name}.wrong")
         with writing(aside):
             os.replace(place, aside)
-        raise InputError(f"{error}; it is set aside as {aside} and not used: fetch it again") from None
+        raise WrongFile(f"{error}; it is set aside as {aside} and not used: fetch it again") from None
     return Weights(place, sums)
 
 
 def checked(name: str, network: Network, file: Path) -> Sums:
-    """InputError where the file's MD5 does not begin as the table says."""
+    """WrongFile where the file's MD5 does not begin as the table says."""
     sums = sums_of(file)
     if not sums.md5.startswith(network.md5):
         got = sums.md5[: len(network.md5)]
-        raise InputError(
+        raise WrongFile(
             f"{file}: its MD5 begins with {got}, that of {name} with {network.md5}: damaged, or another file"
         )
     return sums
@@ -98,8 +102,9 @@ def _compare_with_record(file: Path, sums: Sums) -> None:
     with suppress(OSError, ValueError):  # ValueError: not UTF-8
         before = record.read_text().partition(" ")[0]
     if not before:
-        write_text(record, f"{sums.sha256}  {file.name}\n")
+        with suppress(WriteError):  # a cache that others fill; the run has the sum, too
+            write_text(record, f"{sums.sha256}  {file.name}\n")
     elif before != sums.sha256:
-        raise InputError(
+        raise WrongFile(
             f"{file}: its SHA-256 is {sums.sha256}, and was {before} when it came ({record.name}): it has changed"
         )

@@ -18,7 +18,7 @@ from training.importers.pickles import MOST_STEPS, Array, read_pickle
 from upsnet.errors import InputError
 
 VALUES = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
-ARRAYS = {
+ARRAYS: dict[str, np.ndarray] = {
     "plain": VALUES,
     "fortran": np.asfortranarray(VALUES),
     "turned": VALUES.transpose(1, 0, 3, 2),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import training.init
@@ -40,6 +41,19 @@ def test_every_command_helps(command: str) -> None:
         make_app(importlib.import_module(COMMANDS[command].module).main), ["--help"]
     )
     assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_every_run_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = []
+    for name, entry in COMMANDS.items():
+        app = make_app(importlib.import_module(entry.module).main)
+        if any("--run" in option.opts for option in typer.main.get_command(app).params):
+            named.append(name)
+            result = CliRunner().invoke(app, ["--run", "nosuch"])
+            assert result.exit_code == 2 and result.stderr.count("\n") == 1, name
+            assert result.stderr.startswith("error: nosuch: no such run: neither nosuch nor runs/nosuch is here"), name
+    assert {"predict", "eval", "parity", "bench", "deploy", "serve", "load-test", "precision-search"} <= {*named}
 
 
 def test_unknown_command_and_no_command() -> None:

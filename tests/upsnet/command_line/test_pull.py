@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,7 +111,7 @@ def test_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch, files: 
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "http://127.0.0.1:1/model.pkl: no connection, or it broke (" in result.stderr
     assert result.stderr.endswith(
-        "; or fetch http://127.0.0.1:1/model.pkl by hand, with a browser or on another machine, and put it at "
+        "; fetch http://127.0.0.1:1/model.pkl by hand instead, with a browser or on another machine, and put it at "
         f"{place}, or give it with --file FILE\n"
     )
     place.write_bytes(CONTENT)  # as it says
@@ -176,3 +178,40 @@ def test_the_list_needs_no_package_and_no_network() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert NAME in done.stdout and done.stdout.splitlines()[-1] == "set()"
+
+
+BY_HAND = "upsnet_r50_coco"  # of which no checksum is known: any file will do
+
+
+def start(address: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "upsnet", "pull", BY_HAND, "--until", "download", "--yes", "--url", address]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(files: Files) -> None:
+    deadline = time.monotonic() + 60
+    while not files.asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def test_two_at_once_fetch_one_file(
+    files: Files, cache: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(project_root))
+    files.pause = 0.02
+    processes = [start(files.address), start(files.address)]
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert len(files.asked) == 1 and (cache / BY_HAND / NETWORKS[BY_HAND].file).read_bytes() == CONTENT
+
+
+def test_ctrl_c(files: Files, cache: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(project_root))
+    files.silence = 60.0
+    process = start(files.address)
+    wait_for(files)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    place = cache / BY_HAND / NETWORKS[BY_HAND].file
+    assert process.returncode == 130
+    assert stderr == f"what has come is kept beside {place}; the same command goes on from there\ninterrupted\n"

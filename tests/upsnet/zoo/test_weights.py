@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from upsnet.errors import InputError
+from upsnet.files import WriteError
 from upsnet.zoo.networks import CC_BY_SA, NETWORKS, NON_COMMERCIAL, find_network
 from upsnet.zoo.weights import Sums, cache_folder, cached, checked, place_of, sums_of
 
@@ -85,6 +86,16 @@ def test_a_file_that_has_changed_is_set_aside(tmp_path: Path) -> None:
     ):
         cached("x", unchecked, tmp_path, never)
     assert not place.exists() and place.with_name("model.pkl.wrong").read_bytes() == b"other weights"
+
+
+def test_a_cache_that_only_others_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch(tmp_path / "x/model.pkl")
+
+    def refuse(path: Path, text: str) -> None:
+        raise WriteError(path, "Read-only file system")
+
+    monkeypatch.setattr("upsnet.zoo.weights.write_text", refuse)
+    assert cached("x", NETWORK, tmp_path, never).sums.sha256 == SHA256
 
 
 def test_a_file_of_one_s_own_stays_where_it_is(tmp_path: Path) -> None:

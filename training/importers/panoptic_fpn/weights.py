@@ -87,8 +87,8 @@ def _check_pixels(weights: Weights, settings: Config, source: Path) -> None:
         if name not in weights:
             continue
         own = list(getattr(settings.model, name))
-        given = [round(value, 4) for value in weights[name].flatten().tolist()[::-1]]  # BGR there
-        if len(given) != 3 or max(abs(a - b) for a, b in zip(given, own, strict=True)) > 1e-3:
+        given = [round(value, 4) for value in weights[name].flatten()[:4].tolist()[::-1]]  # BGR there
+        if len(given) != 3 or not all(abs(a - b) <= 1e-3 for a, b in zip(given, own, strict=True)):
             raise InputError(f"{source}: was trained with other pixels: set model.{name}: {given}, now {own} (RGB)")
 
 
