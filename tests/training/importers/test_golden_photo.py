@@ -122,9 +122,19 @@ def test_merge_cases(shared_data: Path, case: int) -> None:
         mask_overlap=facts["overlap_threshold"],
         stuff_area_limit=facts["stuff_area_limit"],
     )
-    numbers, segments = combine(masks, scores, classes, semantic.long(), 53, rules)
+    numbers, segments = combine(masks, scores, classes, semantic.long(), rules)
     assert torch.equal(numbers, wanted)
     assert segments == facts["segments_info"]
+
+
+def test_segments_without_a_pixel() -> None:
+    """They are numbered: an instance below another one where the overlap may be whole, stuff that has no least area."""
+    masks, labels = torch.ones(2, 2, 3, dtype=torch.bool), torch.tensor([[0, 4, 4], [0, 4, 4]])
+    rules = PanopticConfig(merge="heuristic", score_threshold=0.5, mask_overlap=1, stuff_area_limit=0)
+    numbers, segments = combine(masks, torch.tensor([0.5, 0.75]), torch.tensor([7, 8]), labels, rules)
+    assert (numbers == 1).all()
+    assert [(each["id"], each["category_id"]) for each in segments] == [(1, 8), (2, 7), (3, 4)]
+    assert segments[2]["area"] == 0
 
 
 def test_pixels_that_differ() -> None:
