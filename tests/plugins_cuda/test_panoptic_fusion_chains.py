@@ -144,3 +144,12 @@ def test_full_frames(front: Front) -> None:
     inputs = make_inputs(torch.tensor([0.0, 0, 132, 80]).repeat(1, 12, 1), 33, 20)
     assert check(front, inputs) == [[0]]
     check(front, inputs, 1.0)
+
+
+def test_masks_with_large_cells(front: Front) -> None:
+    """32 x 32 pixels and more between cells that agree, and such that do not."""
+    inputs = make_inputs(torch.tensor([[0.0, 0, 132, 96], [-40.5, -30, 260.25, 150]]).repeat(1, 2, 1), 33, 24)
+    random = torch.Generator().manual_seed(3)
+    blobs = torch.randn(1, 4, 2, 2, generator=random).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    inputs["mask_logits"] = 4 * blobs + torch.randn(1, 4, 4, 4, generator=random) / 4
+    assert check(front, inputs, 0.9)[0]
