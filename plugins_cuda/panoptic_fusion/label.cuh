@@ -2,7 +2,8 @@
 // The label of every pixel: argmax over stuff channels, accepted instances and unknown; and what the merge needs of it.
 //
 // After the channels (channels.cuh) come the accepted instances whose boxes touch the block, in score order. A warp
-// blends the mask down to its two rows of pixels once, then its lanes blend along them.
+// blends the mask down to its two rows of pixels once, then its lanes blend along them. The heuristic merge takes their
+// bits, before the channels, which it leaves out where masks cover a whole block.
 #pragma once
 
 #include "panoptic_fusion/channels.cuh"
@@ -147,6 +148,9 @@ struct Cover {
   unsigned pixels;  // bit i: pixel i has one, or lies outside the image
 };
 
+// Four bits, as bytes that are 0 or 0xff.
+__device__ inline unsigned bytes_of(unsigned bits) { return (bits * 0x00204081u & 0x01010101u) * 0xffu; }
+
 // Four pixels from x on (x >= -2) of a mask's row of words.
 __device__ inline unsigned four_bits(const unsigned* line, const Clip& clip, int x) {
   const int word = (x + 32) / 32 - 1, shift = x & 31;
@@ -176,7 +180,7 @@ __device__ inline Cover find_cover(const Params& p, const unsigned* masks, const
       if (y < clip.first_y || y > clip.last_y) continue;
       const unsigned found = four_bits(mask + size_t(y) * words, clip, pixels.x) & ~(cover.pixels >> r * kColumns);
       cover.pixels |= found << r * kColumns;
-      cover.label.words[r] |= label & (found * 0x00204081u & 0x01010101u) * 0xffu;  // a byte for each bit
+      cover.label.words[r] |= label & bytes_of(found);
     }
   }
   return cover;
@@ -186,15 +190,19 @@ __device__ inline Cover find_cover(const Params& p, const unsigned* masks, const
 template <typename T, Layout kLayout>
 __device__ void label_by_masks(const Params& p, const unsigned* masks, const Valid& valid, const Instances& list,
                                int image, Pixels& pixels) {
-  const Cover cover = find_cover(p, masks, valid, list, pixels);
-  pixels.label = cover.label;
-  if (!__syncthreads_and(cover.pixels == 0xffu)) {
+  __shared__ Cover covers[kThreads];  // each its thread's own: the channels need the registers
+  const int t = threadIdx.y * 32 + threadIdx.x;
+  const Cover found = find_cover(p, masks, valid, list, pixels);
+  covers[t] = found;
+  pixels.label = found.label;
+  if (!__syncthreads_and(found.pixels == 0xffu)) {
     scan_channels<T, kLayout>(p, semantic_map<T, kLayout>(p, image), pixels);
+    const Cover cover = covers[t];
     static_assert(kNone == kVoid, "where a thing is better");
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const unsigned found = cover.pixels >> r * kColumns & 0xfu, bytes = (found * 0x00204081u & 0x01010101u) * 0xffu;
-      pixels.label.words[r] = cover.label.words[r] | (pixels.semantic.words[r] & ~bytes);
+      const unsigned covered = bytes_of(cover.pixels >> r * kColumns & 0xfu);
+      pixels.label.words[r] = cover.label.words[r] | (pixels.semantic.words[r] & ~covered);
     }
   }
   pixels.semantic = {~0u, ~0u};  // nobody votes

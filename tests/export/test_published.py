@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import upsnet
 from export.published import Source
 from tests.training.importers.original import CONFIG, network, original_of
 from tests.upsnet.zoo.conftest import files as files
@@ -87,6 +88,8 @@ def test_from_a_file_to_a_prediction(published: Files, tmp_path: Path) -> None:
     predicted = CliRunner().invoke(make_app(predict.main), command)
     assert predicted.exit_code == 0, predicted.output
     assert len(read_json(tmp_path / "out/predictions.json")["categories"]) == 133
+    with upsnet.load(NAME) as loaded:
+        assert (loaded.runtime, loaded.categories) == ("onnxruntime", coco_categories())
 
 
 def test_a_step_at_a_time(published: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

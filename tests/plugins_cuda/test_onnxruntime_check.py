@@ -22,7 +22,7 @@ from tests.plugins_cuda.onnxruntime.nodes import library_file
 def test_the_rehearsal_passes(tmp_path: Path) -> None:
     assert onnx_runtime(Machine(tmp_path, rehearsed=True), time.monotonic() + 300) == "all passed"
     said = (tmp_path / "onnxruntime.log").read_text()
-    assert said.count("ok (") == 2 + 3 * 5  # NMS, and the others in each type
+    assert said.count("ok (") == 2 + 3 * 6  # NMS, and the others in each type
 
 
 def test_a_wrong_result_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

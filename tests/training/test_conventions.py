@@ -168,7 +168,7 @@ class TestConfiguration:
         [
             ({"legacy": True, "conventions": "ours"}, "legacy contradicts conventions"),
             ({"legacy": "maybe"}, "legacy .* neither true nor false; leave it out"),
-            ({"conventions": ["upsnet"]}, "Input should be 'ours' or 'upsnet'"),
+            ({"conventions": ["upsnet"]}, "Input should be 'ours', 'upsnet' or 'detectron2'"),
             (
                 {"backbone": {"deformable": True}},
                 r"hybrid\.deformable\s+Value error, the hybrid backbone has no deformable convolutions; leave it out",

@@ -20,5 +20,5 @@ def test_emulated() -> None:
     done = subprocess.run([program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, last = done.stdout.splitlines()
-    assert last == "enqueue: 6 of 6 nodes, 128 runs, 0 failures"
-    assert len(lines) == 32 and all(line.startswith("ok ") for line in lines)
+    assert last == "enqueue: 6 of 6 nodes, 152 runs, 0 failures"
+    assert len(lines) == 38 and all(line.startswith("ok ") for line in lines)

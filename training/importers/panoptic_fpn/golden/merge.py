@@ -9,12 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plugins_cuda.panoptic_fusion.reference import (
-    bounded_logits,
-    drop_small_stuff,
-    first_masks,
-    prune,
-)
+from plugins_cuda.panoptic_fusion.reference import bounded_logits, prune
 from training.config import PanopticConfig
 from training.importers.arrays import NEAR_TIE, bits
 from training.importers.panoptic_fpn.golden.detections import Found
@@ -40,7 +35,7 @@ def at_photo_size(model: UPSNet, semantic: Tensor, found: Found, image: Inputs) 
     labels, gap, sample = _semantic(semantic, image)
     size = image.image.original
     boxes, whole = _scaled(found.boxes, image.image.size, size)
-    boxes = image.stage("orig_boxes", boxes[whole])
+    boxes = image.stage("orig_boxes", boxes[whole], int(whole.sum()))
     scores, classes, logits = found.scores[whole], found.classes[whole], bounded_logits(found.masks[whole])
     masks, close, soft = [], gap < NEAR_TIE, []
     for row, box in enumerate(boxes):
@@ -50,7 +45,7 @@ def at_photo_size(model: UPSNet, semantic: Tensor, found: Found, image: Inputs) 
         if scores[row] >= NEARLY:
             close |= (pasted - 0.5).abs() < NEAR_TIE
     stack = torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
-    numbers, segments = combine(stack, scores, classes, labels, model.num_stuff, model.config.panoptic)
+    numbers, segments = combine(stack, scores, classes, labels, model.config.panoptic)
     arrays = {
         "sem_orig_sample": sample,
         "sem_orig_argmax": labels.to(torch.uint8),
@@ -72,7 +67,7 @@ def at_photo_size(model: UPSNet, semantic: Tensor, found: Found, image: Inputs) 
 
 
 def combine(
-    masks: Tensor, scores: Tensor, classes: Tensor, labels: Tensor, num_stuff: int, rules: PanopticConfig
+    masks: Tensor, scores: Tensor, classes: Tensor, labels: Tensor, rules: PanopticConfig
 ) -> tuple[Tensor, list[Segment]]:
     """detectron2's combine_semantic_and_instance_outputs: a map uint8 [H, W], 0 void, and what its numbers are.
 
@@ -82,21 +77,18 @@ def combine(
     order = scores.double().argsort(descending=True, stable=True)
     order = order[scores[order].double() >= rules.score_threshold]
     kept = order[prune(masks[order], torch.zeros(len(order), dtype=torch.int64), rules.mask_overlap)]
-    # The definition's labels: the stuff from 0, the kept, void.
-    merged = first_masks(masks[kept], torch.where(labels == 0, num_stuff, labels - 1), num_stuff)
-    limit = torch.tensor(rules.stuff_area_limit)
-    merged = drop_small_stuff(merged, num_stuff, num_stuff + len(kept), limit)
     numbers = torch.zeros_like(labels, dtype=torch.uint8)
     segments: list[Segment] = []
     for number, row in enumerate(kept.tolist(), start=1):  # with a pixel or without
-        numbers[merged == num_stuff + number - 1] = number
+        numbers[masks[row] & (numbers == 0)] = number
         thing = {"category_id": int(classes[row]), "score": float(scores[row]), "instance_id": row}
         segments.append({"id": number, "isthing": True} | thing)
-    for label in range(num_stuff):
-        if area := int((merged == label).sum()):
-            number = len(segments) + 1
-            numbers[merged == label] = number
-            segments.append({"id": number, "isthing": False, "category_id": label + 1, "area": area})
+    for label in filter(None, labels.unique().tolist()):
+        left = (labels == label) & (numbers == 0)
+        area, number = int(left.sum()), len(segments) + 1
+        if area >= rules.stuff_area_limit:
+            numbers[left] = number
+            segments.append({"id": number, "isthing": False, "category_id": label, "area": area})
     return numbers, segments
 
 
