@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 TORCH = (
-    "a file of torch.save, or a pickle: the original UPSNet's and detectron2's Panoptic FPN are converted by `upsnet "
-    "import FILE --config CONFIG --out CHECKPOINT`, a backbone's weights go to model.backbone.weights, and a "
-    "checkpoint of older versions of this project is not read; train again"
+    "a file of torch.save or a pickle: the original UPSNet's and detectron2's Panoptic FPN are converted by `upsnet "
+    "import FILE --out CHECKPOINT`, a backbone's weights go to model.backbone.weights, and a checkpoint of older "
+    "versions of this project is not read; train again"
 )
 TORCH_BYTES = (b"PK\3\4", b"\x80")  # the latter a pickle: torch.save before 1.6, and detectron2's .pkl
 FIRST_BYTES = {

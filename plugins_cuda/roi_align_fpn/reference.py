@@ -13,20 +13,20 @@ from torchvision.ops import roi_align
 FINEST_STRIDE = 4
 CANONICAL_SIZE = 224.0  # side in network pixels of the smallest square box on P4
 LIMITS = (0.5, 1.0, 2.0)  # of a box's side / 224: from here on it is on P3, P4, P5
-# The first float32 below them of which floor(4 + log2(ratio)) is that level already: the logarithm and the sum are
-# rounded to float32 before the floor.
+# The least float32 of which floor(4 + log2(ratio)) is that level: the logarithm and the sum are rounded to float32
+# before the floor. 1e-8 changes no float32 ratio so near to a limit.
 ROUNDED_LIMITS = (0.5 - 2**-24, 1 - 2**-24, 2 - 3 * 2**-23)
 LONGEST = 32768.0  # network pixels: where samples are counted, a longer box ends there
 OUTSIDE = -1e6  # a box at this corner lies outside of every map: it gives zeros, and no gradient
 
 
 def assign_levels(rois: Tensor, inclusive: bool = False, rounded: bool = False) -> Tensor:
-    """Level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / 224 + 1e-6)), 0, 3), not rounded.
+    """Level 0..3 (P2..P5) of boxes [..., 4]: clip(floor(2 + log2(sqrt(w h) / 224 + 1e-6)), 0, 3).
 
-    rounded: detectron2's floor(4 + log2(sqrt(w h) / 224 + 1e-8)) - 2 as float32 gives it. It is the same but for ratios
-    within 1e-6 below 1/2, 1 and 2: there only the last one to three float32 are on the higher level.
-    Written as comparisons instead of a logarithm, so that every executor rounds alike. Inverted boxes
-    count as empty (level 0). `inclusive` adds 1 to width and height, the legacy convention. (FPN, CVPR 2017, eq. 1)
+    rounded: with 1e-8 and every step rounded to float32, as detectron2 has it. That is the same, but for ratios within
+    1e-6 below 1/2, 1 and 2: of those, one to three float32 are on the higher level.
+    Written as comparisons instead of a logarithm, so that every executor rounds alike. Inverted boxes count as empty
+    (level 0). `inclusive` adds 1 to width and height, the legacy convention. (FPN, CVPR 2017, eq. 1)
     """
     extra = 1.0 if inclusive else 0.0
     width = (rois[..., 2] - rois[..., 0] + extra).clamp(min=0)

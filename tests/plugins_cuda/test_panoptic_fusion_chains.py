@@ -49,9 +49,11 @@ def intervals(first: Tensor, length: Tensor, height: int = 2) -> Tensor:
 
 def check(front: Front, inputs: Inputs, overlap: float = 0.5) -> list[list[int]]:
     """Against the definition; the rows of every image that are in the table."""
-    on_device = {name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    on_device: Inputs = {
+        name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
+    }
     actual = plugins_cuda.panoptic_fusion(**on_device, mask_overlap_threshold=overlap)
-    wide = inputs | {"semantic": inputs["semantic"].double()}
+    wide: Inputs = {**inputs, "semantic": inputs["semantic"].double()}
     expected = reference.panoptic_fusion(**wide, mask_overlap_threshold=overlap)
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(one.cpu().numpy(), other.numpy())

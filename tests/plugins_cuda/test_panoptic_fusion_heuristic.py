@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.panoptic_fusion import reference
 from tests.agreement import assert_same_segments
-from tests.plugins_cuda.conftest import FORWARD, Front, RunNode, front_fixture
+from tests.plugins_cuda.conftest import FORWARD, Calling, Front, RunNode, export, front_fixture, run_model
 from tests.plugins_cuda.inputs import LAYOUTS, TYPES
 from tests.plugins_cuda.test_panoptic_fusion_fronts import Inputs, check, define, make_inputs, run
 from upsnet.runtimes.predictor import RawPrediction
@@ -431,6 +433,16 @@ def test_body_with_hostile_boxes(run_node: RunNode) -> None:
 def test_body_takes_half_precision(run_node: RunNode) -> None:
     inputs = heuristic_inputs(43, counts=[6, 2], dtype=torch.float16)
     assert_agree(run_body(run_node, inputs, merge="heuristic"), define(inputs, overlap=OVERLAP))
+
+
+def test_exported_node_names_its_merge() -> None:
+    inputs = heuristic_inputs(45, counts=[6, 2])
+    tensors = tuple(value for value in inputs.values() if isinstance(value, Tensor))
+    fuse: Callable[..., Any] = plugins_cuda.panoptic_fusion
+    model = export(Calling(lambda *given: fuse(*given, 3, 20.0, OVERLAP, heuristic=True)), tensors)
+    (node,) = (node for node in model.graph.node if node.op_type == "PanopticFusion")
+    assert {each.name: each.s for each in node.attribute}["merge"] == b"heuristic"
+    assert_agree(RawPrediction(*run_model(model, *tensors)), define(inputs, overlap=OVERLAP))
 
 
 def test_node_without_the_attribute_is_the_older_one(run_node: RunNode) -> None:

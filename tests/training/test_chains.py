@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.training.tiny_network import PANOPTIC_FPN
 from training.config import ChainsConfig, ModelConfig
-from training.model.chains import ChainsHead, GroupNorm
+from training.model.chains import ChainsHead, GroupNorm, Link
 from training.model.upsnet import UPSNet
 
 pytestmark = pytest.mark.numeric
@@ -89,6 +89,7 @@ class TestChainsHead:
             assert isinstance(chain, nn.ModuleList)
             assert len(chain) == (1, 1, 2, 3)[level]
             for link in chain:
+                assert isinstance(link, Link)
                 x = F.relu(group_norm(link.norm, F.conv2d(x, link.conv.weight, padding=1)))
                 if level:
                     x = nn.Upsample(scale_factor=2, mode="bilinear")(x)

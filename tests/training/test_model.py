@@ -269,6 +269,7 @@ def test_mean_inside_by_hand() -> None:
 
 
 def test_semantic_head_brings_all_levels_to_a_quarter(small: ModelConfig) -> None:
+    assert isinstance(small.semantic_head, SubnetConfig)
     head = SemanticHead(8, 5, small.semantic_head)
     maps = [torch.randn(2, 8, 32 >> i, 64 >> i) for i in range(4)]
     assert head(maps, torch.tensor([[128, 256], [90, 200]])).shape == (2, 5, 32, 64)

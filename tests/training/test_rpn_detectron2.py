@@ -60,17 +60,12 @@ def test_proposals(rpn: RPN, golden: Golden, maps: list[Tensor]) -> None:
     torch.testing.assert_close(boxes[0], golden["proposal_boxes"], atol=1e-3, rtol=0)
 
 
-def test_boxes_without_width_or_height_and_broken_ones_are_no_proposals(
-    rpn: RPN, golden: Golden, maps: list[Tensor]
-) -> None:
-    """And what is left fills their places."""
-    broken = [each.clone() for each in maps]
-    best = broken[3][0, 1].flatten().argmax()
-    row, column = divmod(int(best), maps[3].shape[3])
-    for image, dx in ((0, float("nan")), (1, float("inf")), (2, -50.0)):
-        mine = [each.clone() for each in broken]
-        mine[3][0, 1, row, column] = 100.0
-        mine[3][0, 3 + 4, row, column] = dx
-        boxes, logits = rpn.ranked(RpnOutput(mine), SIZE, 1000)
-        assert logits.max() < 50 and boxes.isfinite().all(), image
-        assert ((boxes[..., 2:] - boxes[..., :2]) > 0).all() and (logits > -torch.inf).all()
+@pytest.mark.parametrize("dx", [float("nan"), float("inf"), -50.0], ids=["nan", "inf", "outside"])
+def test_boxes_without_width_and_broken_ones_are_no_proposals(rpn: RPN, maps: list[Tensor], dx: float) -> None:
+    """The others fill their places."""
+    maps = [each.clone() for each in maps]
+    maps[3][0, 1, 5, 6] = 100.0  # the best logit of all, of the second anchor
+    maps[3][0, 3 + 4, 5, 6] = dx
+    boxes, logits = rpn.ranked(RpnOutput(maps), SIZE, 1000)
+    assert logits.max() < 50 and (logits > -torch.inf).all()
+    assert boxes.isfinite().all() and ((boxes[..., 2:] - boxes[..., :2]) > 0).all()

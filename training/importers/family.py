@@ -46,14 +46,17 @@ class Family(NamedTuple):
     prepare: Callable[[Weights, Config, Path], tuple[Weights, list[str]]]  # the tensors to fit, lines for the user
     sources: Callable[[UPSNet], dict[str, Source]]  # of every key of the network's state_dict
 
+    def differing(self, settings: Config) -> list[str]:
+        """What a configuration must say, and does not: lines of YAML."""
+        values = settings.model_dump(mode="json")
+        return [f"{key}: {_in_yaml(value)}" for key, value in self.settings.items() if _leaf(values, key) != value]
+
     def check(self, settings: Config, config: Path, source: Path) -> None:
         """InputError: the configuration is not one for this family; it names every key to set."""
-        values = settings.model_dump(mode="json")
-        wrong = [f"{key}: {value}" for key, value in self.settings.items() if _leaf(values, key) != value]
-        if wrong:
+        if wrong := self.differing(settings):
             raise InputError(
-                f"{config}: {source} is of {self.name}, whose weights need other settings: set "
-                f"{', '.join(_in_yaml(line) for line in wrong)}; or take {self.configs}"
+                f"{config}: {source} is of {self.name}, whose weights need other settings: set {', '.join(wrong)}; or "
+                f"take {self.configs}"
             )
 
 
@@ -95,5 +98,5 @@ def _leaf(values: object, key: str) -> object:
     return values
 
 
-def _in_yaml(line: str) -> str:
-    return line.replace("True", "true").replace("False", "false")
+def _in_yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -13,10 +13,12 @@ from training.config import Config
 from training.importers.arrays import write_arrays
 from training.importers.panoptic_fpn.golden.dump import dump as dump_panoptic_fpn
 from training.importers.panoptic_fpn.golden.inputs import read_inputs as read_photo_inputs
+from training.importers.panoptic_fpn.weights import PANOPTIC_FPN
 from training.importers.upsnet.golden.dump import dump as dump_upsnet
 from training.importers.upsnet.golden.inputs import read_inputs
 from training.importers.upsnet.golden.losses import loss_arrays
 from training.importers.upsnet.golden.truth import read_truth
+from training.importers.upsnet.weights import UPSNET
 from training.model.upsnet import UPSNet
 from upsnet.errors import InputError, one_line
 from upsnet.files import check_target, write_json
@@ -85,18 +87,18 @@ def write_golden(out: Path, model: UPSNet, settings: Config, options: Options, s
 
     InputError: it is no imported network, or of another family than the options are for.
     """
-    match settings.model.conventions:
-        case "upsnet":
-            _check(options, source, "net_input", ("photo", "short_side", "max_side"))
-            _write_upsnet(out, model, settings, options)
-        case "detectron2":
-            _check(options, source, "photo", ("net_input", "im_info", "truth"))
-            _write_panoptic_fpn(out, model, settings, options)
-        case _:
-            raise InputError(
-                f"{source}: not a network of the original UPSNet, nor of detectron2's Panoptic FPN: give a checkpoint "
-                "that upsnet import wrote"
-            )
+    if not UPSNET.differing(settings):
+        _check(options, source, "net_input", ("photo", "short_side", "max_side"))
+        _write_upsnet(out, model, settings, options)
+    elif not PANOPTIC_FPN.differing(settings):
+        PANOPTIC_FPN.sources(model)  # refuses other backbones
+        _check(options, source, "photo", ("net_input", "im_info", "truth"))
+        _write_panoptic_fpn(out, model, settings, options)
+    else:
+        raise InputError(
+            f"{source}: not a network of the original UPSNet, nor of detectron2's Panoptic FPN: give a checkpoint that "
+            "upsnet import wrote"
+        )
 
 
 def _check(options: Options, source: Path, needed: str, others: tuple[str, ...]) -> None:

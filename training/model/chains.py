@@ -36,7 +36,7 @@ class ChainsHead(nn.Module):
         """What each level adds to the sum that `score` reads, B x C x H/4 x W/4."""
         outputs = []
         for level, (x, chain) in enumerate(zip(levels, self.chains, strict=True)):
-            for i, link in enumerate(chain):  # type: ignore[arg-type]
+            for i, link in enumerate(chain.children()):
                 x = link(x, sizes, 4 * 2 ** (level - i))
                 if level:
                     x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
@@ -75,11 +75,13 @@ class GroupNorm(nn.GroupNorm):
             (torch.arange(length, device=x.device) < cells[:, axis : axis + 1]).float()
             for axis, length in enumerate(x.shape[2:])
         )
+        inside = rows[:, None, :, None] * columns[:, None, None, :]
         count = cells.prod(dim=1).reshape(-1, 1, 1, 1) * (self.num_channels // self.num_groups)
 
         def mean(values: Tensor) -> Tensor:
-            """[B, C, 1, 1], of each channel's group. As products of matrices: the mask costs no pass over the map."""
-            sums = rows[:, None, None] @ (values @ columns[:, None, :, None])
+            """[B, C, 1, 1], of each channel's group. No product of matrices: TensorRT would give it a type, and a GPU
+            could not add what it multiplies in one pass."""
+            sums = (values * inside).sum(dim=(2, 3))
             grouped = sums.reshape(-1, self.num_groups, self.num_channels // self.num_groups, 1)
             return (grouped.sum(dim=2, keepdim=True) / count).expand_as(grouped).reshape(-1, self.num_channels, 1, 1)
 

@@ -259,7 +259,7 @@ class TestCornerCases:
         inputs = read_inputs(folder / "common.npz", "", None)
         with torch.no_grad():
             _, pyramid = inputs.pyramid(model)
-            semantic = model.semantic_head(pyramid[:4])
+            semantic = model.semantic_head(pyramid[:4], inputs.sizes)
         full = F.interpolate(semantic, scale_factor=4, mode="bilinear", align_corners=False)[0]
         none = torch.zeros(0, dtype=torch.int64)
         labels = panoptic_labels(full, torch.zeros(0, 256, 320), torch.zeros(0, 4), none, 53)

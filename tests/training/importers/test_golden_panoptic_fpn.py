@@ -169,7 +169,8 @@ def test_detections_end_to_end(whole: Dump, golden: Arrays) -> None:
     rows, others = map(list, zip(*pairs, strict=True))
     assert np.abs(own["det_boxes"][others] - theirs["det_boxes"][rows]).max() <= 5e-2
     assert np.abs(own["det_scores"][others] - theirs["det_scores"][rows]).max() <= 1e-3
-    differing = np.unpackbits(own["orig_mask_bits"][others] ^ theirs["orig_mask_bits"][rows], axis=1).sum(1)
+    differing = np.bitwise_xor(own["orig_mask_bits"][others], theirs["orig_mask_bits"][rows])
+    differing = np.unpackbits(differing, axis=1).sum(1)
     assert (differing <= 0.005 * theirs["orig_mask_area"][rows] + 20).all()
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugins_cuda.roi_align_fpn.reference import assign_levels
-from training.importers.panoptic_fpn.golden.inputs import Inputs
+from training.importers.panoptic_fpn.golden.inputs import Inputs, check_below
 from training.inference import select_instances
 from training.model import boxes as B
 from training.model.heads import BOX_POOL, MASK_POOL
@@ -44,19 +44,21 @@ def box_head(
         "cand_box": model.conventions.decode(own, proposals[row], B.BOX_WEIGHTS),
     }
     if "cand_index" in image.given:
-        row, label = torch.from_numpy(image.given["cand_index"]).long().unbind(1)
+        index = image.stage("cand_index", arrays["cand_index"]).long()
+        check_below("cand_index", index, len(proposals), model.num_things)
+        row, label = index.unbind(1)
         probabilities, deltas = torch.zeros_like(probabilities), torch.zeros_like(deltas)
-        probabilities[row, 1 + label] = image.stage("cand_prob", arrays["cand_prob"])
-        deltas[row, 1 + label] = image.stage("cand_delta", arrays["cand_delta"])
+        probabilities[row, 1 + label] = image.stage("cand_prob", arrays["cand_prob"], len(row))
+        deltas[row, 1 + label] = image.stage("cand_delta", arrays["cand_delta"], len(row))
     valid = torch.ones(1, len(proposals), dtype=torch.bool)
     return ScoredProposals(proposals[None], valid, probabilities, deltas, image.sizes), arrays
 
 
-def given_rois(model: UPSNet, pyramid: list[Tensor], image: Inputs) -> dict[str, Tensor]:
+def given_rois(model: UPSNet, pyramid: list[Tensor], proposals: Tensor, image: Inputs) -> dict[str, Tensor]:
     """Both heads on RoIs that are given; nothing without them."""
     if "roi_boxes" not in image.given:
         return {}
-    own, rois = model.conventions, torch.from_numpy(image.given["roi_boxes"])
+    own, rois = model.conventions, image.stage("roi_boxes", proposals)
     pooled = model.roi_features(pyramid, rois[None], BOX_POOL)
     logits, deltas = model.box_head(pooled)
     hidden = F.relu(model.box_head.fc7(F.relu(model.box_head.fc6(pooled.flatten(1)))))
@@ -72,11 +74,12 @@ def given_rois(model: UPSNet, pyramid: list[Tensor], image: Inputs) -> dict[str,
         "roi_decoded": decoded[:, ::DECODED_CLASSES],
     }
     if "mask_roi_index" in image.given:
-        index = torch.from_numpy(image.given["mask_roi_index"])
-        pooled = model.roi_features(pyramid, rois[index.long()][None], MASK_POOL)
+        index = image.stage("mask_roi_index", torch.zeros(0, dtype=torch.int16)).long()
+        check_below("mask_roi_index", index, len(rois))
+        pooled = model.roi_features(pyramid, rois[index][None], MASK_POOL)
         labels = torch.arange(0, model.num_things, MASK_CLASSES)
         masks = model.mask_head(pooled.repeat_interleave(len(labels), 0), labels.repeat(len(pooled)))
-        arrays |= {"mask_roi_index": index, "mask_roi_pool14": pooled[:, ::32]}
+        arrays |= {"mask_roi_index": index.to(torch.int16), "mask_roi_pool14": pooled[:, ::32]}
         arrays["mask_roi_logits"] = masks.unflatten(0, (-1, len(labels)))
     return arrays
 
@@ -94,11 +97,13 @@ def detections(
         "det_classes": labels.to(torch.int16),
         "det_rows": _rows(scored, boxes, scores, labels, model).to(torch.int16),
     }
-    boxes, scores = image.stage("det_boxes", boxes), image.stage("det_scores", scores)
-    labels = image.stage("det_classes", labels)
+    boxes = image.stage("det_boxes", boxes)
+    rows = len(boxes)
+    scores, labels = image.stage("det_scores", scores, rows), image.stage("det_classes", labels, rows)
+    check_below("det_classes", labels, model.num_things)
     masks = model.mask_head(model.roi_features(pyramid, boxes[None], MASK_POOL), labels)
     arrays["det_mask_logits"] = masks
-    return Found(boxes, scores, labels, image.stage("det_mask_logits", masks)), arrays
+    return Found(boxes, scores, labels, image.stage("det_mask_logits", masks, rows)), arrays
 
 
 def _rows(scored: ScoredProposals, boxes: Tensor, scores: Tensor, labels: Tensor, model: UPSNet) -> Tensor:

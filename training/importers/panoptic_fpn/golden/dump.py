@@ -51,7 +51,7 @@ def dump(model: UPSNet, image: Inputs, full: bool = False) -> Dump:
     proposals, more = _proposals(model, pyramid, image)
     arrays |= more
     scored, more = box_head(model, pyramid, proposals, image)
-    arrays |= more | given_rois(model, pyramid, image)
+    arrays |= more | given_rois(model, pyramid, proposals, image)
     found, more = detections(model, pyramid, scored, image)
     arrays |= more
     theirs = at_photo_size(model, semantic, found, image)
@@ -94,7 +94,8 @@ def _semantic(model: UPSNet, pyramid: list[Tensor], image: Inputs) -> tuple[Tens
     """The semantic logits at 1/4 that the merge starts from, [1 + S, h, w] in detectron2's order."""
     own = model.semantic_head(pyramid[:PYRAMID_LEVELS], image.sizes)[0].roll(1, 0)
     large = F.interpolate(own[None], scale_factor=4.0, mode="bilinear", align_corners=False)[0]
-    return image.stage("sem_logits", own), {
+    whole = image.given.get("sem_logits", own).shape == own.shape  # of other networks there are samples
+    return image.stage("sem_logits", own) if whole else own, {
         "sem_logits": own,
         "sem_full_sample": large[::8, 3::16, 5::16],
         "sem_net_argmax": large.argmax(0).to(torch.uint8),
@@ -111,7 +112,8 @@ def _proposals(model: UPSNet, pyramid: list[Tensor], image: Inputs) -> tuple[Ten
         logits, deltas = output[0].tensor_split([output.shape[1] // 5])
         name = f"p{level + 2}"
         arrays |= {f"rpn_logits_{name}": logits, f"rpn_deltas_{name}": deltas}
-        logits, deltas = image.stage(f"rpn_logits_{name}", logits), image.stage(f"rpn_deltas_{name}", deltas)
+        logits = image.stage(f"rpn_logits_{name}", logits, len(logits))
+        deltas = image.stage(f"rpn_deltas_{name}", deltas, len(deltas))
         maps.append(torch.cat([logits, deltas])[None])
         anchors = B.grid_anchors(model.rpn.base_anchors[level], logits.shape[1], logits.shape[2], stride)
         decoded = model.conventions.decode(rows_of(maps[-1])[1][0], anchors, B.RPN_WEIGHTS)

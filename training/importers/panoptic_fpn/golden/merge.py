@@ -35,7 +35,7 @@ def at_photo_size(model: UPSNet, semantic: Tensor, found: Found, image: Inputs) 
     labels, gap, sample = _semantic(semantic, image)
     size = image.image.original
     boxes, whole = _scaled(found.boxes, image.image.size, size)
-    boxes = image.stage("orig_boxes", boxes[whole])
+    boxes = image.stage("orig_boxes", boxes[whole], int(whole.sum()))
     scores, classes, logits = found.scores[whole], found.classes[whole], bounded_logits(found.masks[whole])
     masks, close, soft = [], gap < NEAR_TIE, []
     for row, box in enumerate(boxes):
