@@ -1,8 +1,9 @@
-"""UPSNet's panoptic head, in three steps.
+"""UPSNet's panoptic head, in three steps; in brackets the heuristic merge, where it differs.
 
-1. Which detections stay: their masks, pruned class by class.
-2. The label of every pixel: the argmax over stuff, instances and the unknown class.
-3. From labels to segments: the majority rule, the area limit, the map and the table.
+1. Which detections stay: their masks, pruned class by class [all as one].
+2. The label of every pixel: the argmax over stuff, instances and the unknown class [the first mask's, else the best
+   channel's].
+3. From labels to segments: the majority rule [none], the area limit, the map and the table.
 """
 
 from plugins_cuda.panoptic_fusion import reference

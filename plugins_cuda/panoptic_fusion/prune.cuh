@@ -30,6 +30,27 @@ __device__ Sides sides_of(const T* mask, int cells, int row, int column) {
   return {logit_of(line[column]), logit_of(line[next_cell(column, cells)])};
 }
 
+// Whether the cells that a tile's pixels lie between make all of them set (1) or none (-1); else 0. A blend lies
+// between what it blends; the margin is far wider than what rounding can do. Columns and rows are of the lanes;
+// `last_row` is the lane of the last one. The whole warp calls it.
+template <typename T>
+__device__ int sure_of(const T* mask, int cells, int own_column, int own_row, int last_row) {
+  constexpr float kMargin = 0.1f;  // of a logit: .025 of a probability
+  const int left = __shfl_sync(~0u, own_column, 0), top = __shfl_sync(~0u, own_row, 0);
+  const int across = __shfl_sync(~0u, own_column, 31) - left + 2;  // with the cells to the right of the last pixels
+  const int count = across * (__shfl_sync(~0u, own_row, last_row) - top + 2);
+  if (count > 64) return 0;  // a small box: its cells are as many as its pixels
+  bool set = true, clear = true;
+  for (int i = threadIdx.x; i < count; i += 32) {
+    const int row = top + i / across, column = left + i % across;
+    const bool exists = row >= 0 && row < cells && column >= 0 && column < cells;
+    const float logit = exists ? logit_of(mask[row * cells + column]) : -1.0f;  // 0 is around the mask
+    set &= logit > kMargin, clear &= logit < -kMargin;
+  }
+  if (__all_sync(~0u, set)) return 1;
+  return __all_sync(~0u, clear) ? -1 : 0;
+}
+
 // Every detection's mask as bits (mask term > 0, or is_pasted), and their sum. A warp makes 32 x 32 pixels at a time:
 // lane = column; the four mask cells around stay in registers until the row moves on to the next cells. grid:
 // (kRasterBlocks, detections, batch).
@@ -61,8 +82,10 @@ __global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspa
     const Sample own_row = place_of<kHeuristic>(first_y + lane, window.top, down_box, y1, y2, cells);
     Sides upper{}, lower{};
     int loaded = -3;
-    unsigned own = 0;
-    for (int r = 0; r < rows; ++r) {
+    const int sure = kHeuristic ? sure_of(mask, cells, column.cell, own_row.cell, rows - 1) : 0;
+    unsigned own = __ballot_sync(~0u, inside && sure > 0);
+    if (lane >= rows) own = 0;
+    for (int r = 0; r < rows && sure == 0; ++r) {
       const int cell = __shfl_sync(~0u, own_row.cell, r);
       const float weight = __shfl_sync(~0u, own_row.weight, r);
       if (cell != loaded) {

@@ -1,4 +1,4 @@
-"""UPSNet's panoptic head, declared: what goes into step 1, and what step 3 writes."""
+"""The panoptic head, declared: what goes into step 1, and what step 3 writes."""
 
 from plugins_cuda.schema import Attribute, Schema, Tensor, Type
 

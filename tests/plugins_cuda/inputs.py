@@ -193,10 +193,11 @@ def level_by_level(
     sampling_ratio: int = 2,
     aligned: bool = True,
     inclusive: bool = False,
+    rounded_levels: bool = False,
 ) -> Tensor:
     """roi_align_fpn by indices: each level pools its own boxes alone. On a GPU the host waits for their numbers."""
     rois = reference.without_nonfinite(rois.to(torch.promote_types(features[0].dtype, torch.float32)))
-    level = reference.assign_levels(rois.float(), inclusive)
+    level = reference.assign_levels(rois.float(), inclusive, rounded_levels)
     pooled = features[0].new_zeros(*rois.shape[:2], features[0].shape[1], output_size, output_size)
     for index, feature in enumerate(features):
         image, row = torch.nonzero(level == index, as_tuple=True)

@@ -49,9 +49,11 @@ def intervals(first: Tensor, length: Tensor, height: int = 2) -> Tensor:
 
 def check(front: Front, inputs: Inputs, overlap: float = 0.5) -> list[list[int]]:
     """Against the definition; the rows of every image that are in the table."""
-    on_device = {name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    on_device: Inputs = {
+        name: value.to(front.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
+    }
     actual = plugins_cuda.panoptic_fusion(**on_device, mask_overlap_threshold=overlap)
-    wide = inputs | {"semantic": inputs["semantic"].double()}
+    wide: Inputs = {**inputs, "semantic": inputs["semantic"].double()}
     expected = reference.panoptic_fusion(**wide, mask_overlap_threshold=overlap)
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(one.cpu().numpy(), other.numpy())
@@ -144,3 +146,12 @@ def test_full_frames(front: Front) -> None:
     inputs = make_inputs(torch.tensor([0.0, 0, 132, 80]).repeat(1, 12, 1), 33, 20)
     assert check(front, inputs) == [[0]]
     check(front, inputs, 1.0)
+
+
+def test_masks_with_large_cells(front: Front) -> None:
+    """32 x 32 pixels and more between cells that agree, and such that do not."""
+    inputs = make_inputs(torch.tensor([[0.0, 0, 132, 96], [-40.5, -30, 260.25, 150]]).repeat(1, 2, 1), 33, 24)
+    random = torch.Generator().manual_seed(3)
+    blobs = torch.randn(1, 4, 2, 2, generator=random).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    inputs["mask_logits"] = 4 * blobs + torch.randn(1, 4, 4, 4, generator=random) / 4
+    assert check(front, inputs, 0.9)[0]

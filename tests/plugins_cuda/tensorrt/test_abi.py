@@ -99,4 +99,4 @@ def test_plugins_of_real_headers_register(from_headers: tuple[Path, Path], modul
 @pytest.mark.parametrize("name", ["RoiAlignFpn", "PanopticFusion"])
 def test_plugins_of_real_headers_build(from_headers: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     """As those of the declared interface do."""
-    test_registration.test_builds_with_tensorrt_rtx(from_headers, tmp_path, name, test_registration.HALF)
+    test_registration.test_builds_with_tensorrt_rtx(from_headers, tmp_path, name, test_registration.HALF, {})

@@ -72,7 +72,7 @@ def declared(schema: Schema) -> list[str]:
 
 def described(harness: Harness, name: str, **more: str) -> Iterator[tuple[str, object]]:
     """What an engine with this plugin relies on. more: attributes."""
-    plugin = harness.create(name, NODES[name] | more)
+    plugin = harness.create(name, {**NODES[name], **more})
     fields = plugin.serialized()
     yield "attributes", [f"{f.name.decode()}: type {f.type}, {f.length}" for f in fields.fields[: fields.count]]
     for batch, side, feature, last in CASES:
