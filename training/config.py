@@ -79,6 +79,14 @@ class TimmConfig(Section):
     deformable_stages: tuple[Annotated[int, Field(ge=2, le=5)], ...] = ()
 
 
+def _decisive(value: object) -> object:
+    if isinstance(value, int | float) and value < 0.5:
+        raise ValueError(
+            "at least 0.5: the best class of a proposal is looked at alone, and below that two could count"
+        )
+    return value
+
+
 BackboneConfig = Annotated[HybridConfig | TimmConfig, Field(discriminator="kind")]
 
 
@@ -157,7 +165,7 @@ class PanopticConfig(Section):
     """
 
     merge: Literal["logits", "heuristic"] = "logits"
-    score_threshold: float = Field(0.6, ge=0.5, lt=1.0)
+    score_threshold: Annotated[float, BeforeValidator(_decisive)] = Field(0.6, ge=0.5, lt=1.0)
     nms_threshold: Share = 0.5
     by_class: bool = False
     max_detections: int = Field(100, ge=1, le=150)

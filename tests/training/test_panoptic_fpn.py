@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.training.tiny_network import PANOPTIC_FPN, panoptic_fpn
-from training.config import ModelConfig, SubnetConfig, parse_config
+from training.config import ModelConfig, PanopticConfig, SubnetConfig, parse_config
 from training.inference import View, infer, label_map, semantic_map
 from training.model.upsnet import UPSNet
 from upsnet.metrics.mean_iou import UNDECIDED
@@ -115,3 +115,8 @@ def test_a_wrong_kind_is_named() -> None:
     values = {"name": "x", "data": data, "schedule": {"iterations": 1, "images_per_step": 1}}
     with pytest.raises(Exception, match=r"semantic_head.*'subnet', 'chains'"):
         parse_config(values | {"model": {"semantic_head": {"kind": "fcn"}}}, "here")
+
+
+def test_a_score_limit_under_a_half_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"at least 0\.5: the best class of a proposal"):
+        PanopticConfig(merge="heuristic", score_threshold=0.3)
