@@ -137,7 +137,7 @@ def test_some_crowds_are_long_chains() -> None:
 
 
 @pytest.mark.usefixtures("other_order")
-def test_order_of_threads_does_not_matter() -> None:
+def test_order_of_emulated_threads_does_not_matter() -> None:
     assert check(Front("emulated"), make_inputs(links(20), 17)) == [list(range(0, 20, 2))]
 
 
