@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -82,8 +83,9 @@ def check_target(path: PathLike) -> None:
 def atomic_path(path: PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; rename it to `path` on success, remove it on any error.
 
-    Missing parent folders are made; what a link leads to is written. Raises WriteError, an InputError, for what the
-    system refuses to write, and for a device or a pipe, which a rename would replace.
+    Missing parent folders are made; what a link leads to is written. The file has the mode that the umask gives,
+    whatever wrote it. Raises WriteError, an InputError, for what the system refuses to write, and for a device or a
+    pipe, which a rename would replace.
     """
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise WriteError(path, DEVICE)
@@ -92,10 +94,13 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         with writing_only(target, temporary):
             yield temporary
         with writing(target):  # it is a folder, for one
+            if stat.S_IMODE(temporary.stat().st_mode) != mode:  # safetensors' own is for its owner alone
+                temporary.chmod(mode)
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

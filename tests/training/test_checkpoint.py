@@ -82,6 +82,11 @@ def test_round_trip(path: Path) -> None:
     assert all(torch.equal(loaded.optimizer[name], tensor) for name, tensor in saved.optimizer.items())
 
 
+def test_others_may_read_it_as_any_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_all_that_a_run_keeps(tmp_path: Path) -> None:
     saved = small_checkpoint()._replace(
         best_pq=None, images_per_step=16, evaluated=False, scaler={"scale": 1.5e-7}, image_ids="ab", versions={"a": "1"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,22 @@ def test_atomic_path_writes_on_success_and_makes_parents(tmp_path: Path) -> None
         assert not target.exists()
     assert target.read_bytes() == b"new"
     assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_gives_the_mode(tmp_path: Path, umask: int, mode: int) -> None:
+    target = tmp_path / "x.bin"
+    before = os.umask(umask)
+    try:
+        for written in (0o600, 0o644):
+            with atomic_path(target) as temporary:  # as safetensors does
+                other = tmp_path / "other"
+                other.write_bytes(b"new")
+                other.chmod(written)
+                os.replace(other, temporary)
+            assert stat.S_IMODE(target.stat().st_mode) == mode
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

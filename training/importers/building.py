@@ -37,6 +37,7 @@ def table_of(family: Family, weights: Weights, source: Path) -> Categories:
     """COCO's categories for a network of as many classes. InputError: it has others."""
     counts = family.class_counts(weights, source)
     if counts != COCO_COUNTS[:2]:
+        family.check_classes(weights, source)
         raise InputError(
             f"{source}: has {counts[0]} stuff and {counts[1]} thing classes, so it is not COCO's network: give "
             "--categories, the COCO panoptic JSON that it was trained for, or the list of its categories"
@@ -73,6 +74,7 @@ def build(
     found = family.class_counts(weights, source)
     expected = COCO_COUNTS[:2] if cityscapes else (table.num_stuff, table.num_things) if table else found
     if found != expected:
+        family.check_classes(weights, source)
         raise InputError(
             f"{source}: has {found[0]} stuff and {found[1]} thing classes, expected {expected[0]} and {expected[1]}; "
             "give the categories that it was trained with; `upsnet train --init` then takes it to others, by name"

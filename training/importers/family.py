@@ -15,6 +15,7 @@ from upsnet.errors import InputError
 
 Weights = dict[str, Tensor]  # by their names in the file
 COUNTER = "num_batches_tracked"  # of a batch normalisation; of no use at test time, and many files lack it
+EPSILON = 1e-5  # that a batch normalisation adds to its variance
 
 
 class Change(NamedTuple):
@@ -35,6 +36,13 @@ SAME = Change(lambda tensor: tensor)
 RGB = Change(lambda tensor: tensor.flip(1))  # of a convolution that reads an image: its input channels, BGR there
 
 
+class Rows(NamedTuple):
+    """Of a tensor: so many for each class, and more."""
+
+    per_class: int = 1
+    more: int = 0
+
+
 class Family(NamedTuple):
     """Networks whose files have the same names, and compute by the same conventions."""
 
@@ -43,8 +51,21 @@ class Family(NamedTuple):
     settings: Mapping[str, object]  # what a configuration must say
     configs: str  # which ones do
     class_counts: Callable[[Weights, Path], tuple[int, int]]  # stuff and things
+    class_rows: Mapping[str, Mapping[str, Rows]]  # kind of class -> layer -> rows of its weight and bias
     prepare: Callable[[Weights, Config, Path], tuple[Weights, list[str]]]  # the tensors to fit, lines for the user
     sources: Callable[[UPSNet], dict[str, Source]]  # of every key of the network's state_dict
+
+    def check_classes(self, weights: Weights, source: Path) -> None:
+        """InputError: tensors of the file contradict each other in a number of classes; it names them."""
+        for kind, layers in self.class_rows.items():
+            said: dict[float, list[str]] = {}
+            for layer, rows in layers.items():
+                for name in (f"{layer}.weight", f"{layer}.bias"):
+                    if name in weights and weights[name].ndim:
+                        said.setdefault((len(weights[name]) - rows.more) / rows.per_class, []).append(name)
+            if len(said) > 1:
+                parts = [f"{count:g} by {' and '.join(names)}" for count, names in said.items()]
+                raise InputError(f"{source}: its tensors contradict each other, {kind}: {'; '.join(parts)}")
 
     def differing(self, settings: Config) -> list[str]:
         """What a configuration must say, and does not: lines of YAML."""
@@ -63,7 +84,8 @@ class Family(NamedTuple):
 def fit(own: Mapping[str, Tensor], sources: Mapping[str, Source], weights: Weights) -> tuple[Weights, list[str]]:
     """Their tensors under our names; where one is missing or does not fit, `own`'s, a network's of ours.
 
-    With a line for every key that is missing, unexpected, or of another shape or type, or holds NaN.
+    With a line for every key that is missing, unexpected, or of another shape or type, or holds what no network can
+    compute with: NaN, infinity, a variance below 0.
     """
     state, problems = dict(own), []
     for key, tensor in own.items():
@@ -79,10 +101,12 @@ def fit(own: Mapping[str, Tensor], sources: Mapping[str, Source], weights: Weigh
             problems.append(f"{name} is {list(given.shape)} instead of {shape}")
         elif given.is_floating_point() != tensor.is_floating_point() or given.is_complex():
             problems.append(f"{name} is {_type(given)} instead of {_type(tensor)}")
-        elif not torch.isfinite(given).all():
+        elif not torch.isfinite(value := given.to(tensor.dtype)).all():
             problems.append(f"{name} is not finite")
+        elif name.endswith(".running_var") and (value <= -EPSILON).any():
+            problems.append(f"{name} is below 0, and no variance is")
         else:
-            state[key] = change.apply(given.to(tensor.dtype))
+            state[key] = change.apply(value)
     known = {source.name for source in sources.values()}
     problems += [f"unexpected {name} {list(tensor.shape)}" for name, tensor in weights.items() if name not in known]
     return state, problems

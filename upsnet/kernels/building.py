@@ -165,7 +165,9 @@ def _compile(name: str, options: list[str], environment: dict[str, str], library
     where = "once" if folder == BUILD else f"once, into {folder}"
     if BUILD is not None and folder != BUILD:
         where += f", as {BUILD} cannot be written to"
-    print(f"compiling the operators for {name} ({where}) ...", file=sys.stderr, flush=True)
+    print(
+        f"compiling the operators for {name} ({where}), a minute or more of one core ...", file=sys.stderr, flush=True
+    )
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         for command in (

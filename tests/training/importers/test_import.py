@@ -60,16 +60,20 @@ class TestCommand:
         del weights["rpn.cls_score.bias"]
         weights["fpn.fpn_gap.weight"] = weights["fpn.fpn_gap.weight"][:, :-1]
         weights["spare.weight"] = torch.zeros(3)
+        variance = "resnet_backbone.conv1.bn1.running_var"
+        weights[variance].fill_(-1.0)
         torch.save(weights, files / "original.pth")
         result = run(files, *written(files))
         assert result.exit_code == 2 and not (files / "out.pt").exists()
         named = ["missing rpn.cls_score.bias [3]", "fpn.fpn_gap.weight is [8, 7] instead of [8, 8]"]
-        assert all(text in result.stderr for text in [*named, "unexpected spare.weight [3]", "3 keys"])
+        named.append(f"{variance} is below 0, and no variance is")
+        assert all(text in result.stderr for text in [*named, "unexpected spare.weight [3]", "4 keys"])
         result = run(files, *written(files), "--partial")
         assert result.exit_code == 0 and all(text in result.output for text in named)
         state, wanted = load_model(files / "out.pt")[0].state_dict(), network().state_dict()
         differing = [key for key in state if not torch.equal(state[key], wanted[key])]
-        assert differing == ["fpn.context.weight"]  # a missing bias is zero in a new network, as it was
+        # a missing bias is zero in a new network, and its variance 1, as they were
+        assert differing == ["fpn.context.weight"]
 
     def test_a_modern_configuration_is_refused(self, files: Path) -> None:
         result = run(files, *written(files), "--set", "model.conventions=ours")
@@ -79,6 +83,17 @@ class TestCommand:
         (files / "categories.json").write_text(json.dumps(TABLE[:3]))
         result = run(files, *written(files))
         assert result.exit_code == 2 and "2 stuff and 2 thing classes, expected 2 and 1" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [("rcnn.cls_score.weight", "thing classes: 3 by"), ("fcn_head.score.weight", "classes in all: 5 by")],
+    )
+    def test_tensors_that_contradict_each_other(self, files: Path, name: str, words: str) -> None:
+        weights = original_of(network())
+        weights[name] = torch.cat([weights[name], weights[name][:1]])
+        torch.save(weights, files / "original.pth")
+        result = run(files, *written(files))
+        assert result.exit_code == 2 and f"contradict each other, {words} {name}; " in result.stderr, result.stderr
 
     def test_nothing_to_do(self, files: Path) -> None:
         assert "--out" in run(files).stderr

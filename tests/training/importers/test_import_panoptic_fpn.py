@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.training.importers.detectron2_files import STUFF, TABLE, THINGS, config, config_text, network, theirs
 from tests.training.importers.original import call
@@ -16,7 +16,7 @@ from training.checkpoint import load_model
 from training.config import Config, load_config
 from training.importers.building import build, table_of
 from training.importers.command import main
-from training.importers.family import fit
+from training.importers.family import EPSILON, fit
 from training.importers.panoptic_fpn.weights import PANOPTIC_FPN
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
@@ -99,20 +99,27 @@ def test_every_key_that_does_not_fit_is_named(model: UPSNet, weights: Weights) -
     weights["backbone.fpn_lateral2.weight"] = weights["backbone.fpn_lateral2.weight"][:, :-1]
     weights["roi_heads.mask_head.predictor.bias"] = torch.tensor([torch.nan, 0])
     weights["roi_heads.box_head.fc1.bias"] = torch.zeros(16, dtype=torch.int64)
+    weights["roi_heads.box_head.fc2.bias"] = torch.full((16,), 1e300, dtype=torch.float64)
+    variance = "backbone.bottom_up.res3.1.conv2.norm.running_var"
+    weights[variance] = weights[variance].clone()
+    weights[variance][-1] = -1.0
     weights["spare.weight"] = torch.zeros(3)
     named = [
         "missing sem_seg_head.p4.2.norm.bias [8]",
         "backbone.fpn_lateral2.weight is [8, 255, 1, 1] instead of [8, 256, 1, 1]",
         "roi_heads.mask_head.predictor.bias is not finite",
         "roi_heads.box_head.fc1.bias is int64 instead of float32",
+        "roi_heads.box_head.fc2.bias is not finite",
+        f"{variance} is below 0, and no variance is",
         "unexpected spare.weight [3]",
     ]
     with pytest.raises(InputError) as error:
         built(weights)
-    assert all(text in str(error.value) for text in named) and "5 keys" in str(error.value)
+    assert all(text in str(error.value) for text in named) and "7 keys" in str(error.value)
     found, lines = built(weights, partial=True)
     assert set(lines) == set(named)
     names = {"semantic_head.chains.2.1.norm.bias", "fpn.lateral.0.weight", "mask_head.score.bias", "box_head.fc6.bias"}
+    names |= {"box_head.fc7.bias", "backbone.network.layer2.1.bn2.running_var"}
     assert set(same(found.state_dict(), model)) == names
 
 
@@ -168,6 +175,13 @@ class TestRunning:
     def test_half_a_pair_is_missing(self, model: UPSNet, weights: Weights) -> None:
         del weights["backbone.bottom_up.res3.1.conv2.norm.running_var"]
         assert fitted(model, weights)[1] == ["missing backbone.bottom_up.res3.1.conv2.norm.running_var [128]"]
+
+    def test_what_the_network_can_compute_with(self, model: UPSNet, weights: Weights) -> None:
+        """A variance is 0 in a channel that is always the same, and a rounding may put it below."""
+        assert all(norm.eps == EPSILON for norm in model.modules() if isinstance(norm, nn.BatchNorm2d))
+        name = "backbone.bottom_up.res3.1.conv2.norm.running_var"
+        for value, lines in ((0.0, []), (-1e-7, []), (-EPSILON, [f"{name} is below 0, and no variance is"])):
+            assert fitted(model, weights | {name: torch.full((128,), value)})[1] == lines
 
     def test_counters_are_ignored(self, model: UPSNet, weights: Weights) -> None:
         weights["backbone.bottom_up.res3.1.conv2.norm.num_batches_tracked"] = torch.tensor(7)
@@ -228,6 +242,15 @@ class TestClasses:
     def test_others_need_categories(self, weights: Weights) -> None:
         with pytest.raises(InputError, match=f"{STUFF} stuff and {THINGS} thing classes, .* give --categories"):
             table_of(PANOPTIC_FPN, weights, FILE)
+
+    @pytest.mark.parametrize(("name", "rows", "count"), [(f"{CLASSES}weight", 91, "90"), (f"{SEMANTIC}bias", 12, "11")])
+    def test_tensors_that_contradict_each_other(self, weights: Weights, name: str, rows: int, count: str) -> None:
+        weights[name] = torch.zeros(rows, *weights[name].shape[1:])
+        with pytest.raises(InputError, match=r"file\.pkl: its tensors contradict each other") as error:
+            table_of(PANOPTIC_FPN, weights, FILE)
+        assert f"{count} by {name}" in str(error.value) and "--categories" not in str(error.value)
+        with pytest.raises(InputError, match="contradict each other"):
+            build(config(), PANOPTIC_FPN, weights, coco_categories(), FILE)
 
     def test_another_number(self, weights: Weights) -> None:
         with pytest.raises(InputError, match="has 3 stuff and 2 thing classes, expected 53 and 80"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from training.config import Config, TimmConfig
-from training.importers.family import COUNTER, Family, Weights
+from training.importers.family import COUNTER, Family, Rows, Weights
 from training.importers.panoptic_fpn.keys import BOTTOM_UP, RESNETS, sources
 from upsnet.errors import InputError
 
@@ -105,6 +105,14 @@ PANOPTIC_FPN = Family(
     },
     configs="training/configs/panoptic_fpn_r50.yaml or panoptic_fpn_r101.yaml",
     class_counts=class_counts,
+    class_rows={
+        "stuff classes": {"sem_seg_head.predictor": Rows(more=1)},
+        "thing classes": {
+            "roi_heads.box_predictor.cls_score": Rows(more=1),
+            "roi_heads.box_predictor.bbox_pred": Rows(per_class=4),
+            "roi_heads.mask_head.predictor": Rows(),
+        },
+    },
     prepare=prepare,
     sources=sources,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from training.config import Config
-from training.importers.family import RGB, SAME, Family, Source, Weights
+from training.importers.family import RGB, SAME, Family, Rows, Source, Weights
 from training.importers.upsnet.keys import FIRST_CONV, original_names
 from training.model.classes import Counts, take_classes
 from training.model.upsnet import UPSNet
@@ -59,6 +59,14 @@ UPSNET = Family(
     },
     configs="a coco_*.yaml of training/configs with --set model.conventions=upsnet",
     class_counts=class_counts,
+    class_rows={
+        "classes in all": {"fcn_head.score": Rows()},
+        "thing classes": {
+            "rcnn.cls_score": Rows(more=1),
+            "rcnn.bbox_pred": Rows(per_class=4, more=4),
+            "mask_branch.mask_score": Rows(more=1),
+        },
+    },
     prepare=prepare,
     sources=sources,
 )
