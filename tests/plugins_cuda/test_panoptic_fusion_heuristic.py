@@ -301,7 +301,7 @@ def test_dyadic_inputs(front: Front, drawn: tuple[Inputs, float, float]) -> None
 
 
 @pytest.mark.usefixtures("other_order")
-def test_order_of_threads_does_not_matter() -> None:
+def test_order_of_emulated_threads_does_not_matter() -> None:
     check(Front("emulated"), heuristic_inputs(19, counts=[6, 5], height=5, width=40), overlap=OVERLAP)
 
 
