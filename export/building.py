@@ -147,7 +147,7 @@ def choose(
     here, reasons = compute_capability(0), []
     for name in PREFERRED:
         if name not in manifests:
-            reasons.append(f"{name}: {outcomes[name]}")
+            reasons.append(f"{name}: {outcomes[name].brief()}")
             continue
         its = manifests[name].compute_capabilities
         if not its or here in its:

@@ -84,7 +84,7 @@ def main(
     )
     engine = build_engine(model, out or model.parent / "engine", plugins, backend, options, checkpoint)
     for runtime, outcome in engine.outcomes().items():
-        print(f"{runtime}: {outcome.status}: {outcome}")
+        print(f"{runtime}: {'not used' if outcome.lacks_plugins else outcome.status}: {outcome.brief()}")
         for note in outcome.notes or []:
             print(f"{runtime}: note: {note}")
     print(f"chosen: {engine.chosen}: {engine.why}")

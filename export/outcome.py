@@ -27,6 +27,15 @@ class Outcome(Sparse):
     kernel_abi: int | None = None  # of the plugins: an engine runs with plugins of the same number alone
     notes: list[str] | None = None  # what its maker should know, one line each
 
+    @property
+    def lacks_plugins(self) -> bool:
+        """The parser met operators whose plugins nobody has built: no failure where it was not asked for."""
+        return self.stage == "parser" and self.reason is not None
+
+    def brief(self) -> str:
+        """As str(); where plugins are lacking the cure alone, without what the parser says of that."""
+        return self.reason if self.lacks_plugins and self.reason else str(self)
+
     def __str__(self) -> str:
         """Why it was not built, the first error alone; else its size, its time, its kernels, and what its layers and
         plugins compute in."""

@@ -18,7 +18,7 @@ from upsnet.contract import manifest_path
 from upsnet.datasets.cityscapes import categories as cityscapes_categories
 from upsnet.datasets.coco_table import coco_categories
 from upsnet.errors import InputError
-from upsnet.files import sha256, write_json, write_text, writing
+from upsnet.files import sha256, write_json, write_text
 from upsnet.report import Report
 from upsnet.workshop import ROOT
 from upsnet.zoo.download import alone
@@ -27,10 +27,11 @@ from upsnet.zoo.weights import Weights
 
 CONFIGS = ROOT / "training/configs"
 NOTE = """{title}: last.safetensors, and what is made of it (model.onnx, engine/), hold the weights
-that {source} publishes: {page}
-as {file}, SHA-256 {sha256}.
+of a file whose SHA-256 is {sha256}.
+It was taken for {file} of {source}, {page}:
+{known}.
 
-Their licence: {licence}, {licence_address}
+The licence of those weights: {licence}, {licence_address}
 In short, {terms}.
 
 What was changed: `upsnet import` gave the layers, and the rows of their classes, this project's names and order;
@@ -89,13 +90,6 @@ def _import(folder: Path, checkpoint: Path, name: str, network: Network, weights
         if there.sha256 == source.sha256:
             print(f"{checkpoint}: is there")
             return
-        with writing(checkpoint):
-            checkpoint.unlink()
-    config = load_config(CONFIGS / network.config, network.settings)
-    source.save(folder / "source.json")
-    facts = source.model_dump() | {"title": network.title, "source": network.source, "terms": licence.terms}
-    write_text(folder / "LICENSE", NOTE.format_map(facts))
-    write_text(folder / "config.yaml", dump_config(config))
     with tempfile.TemporaryDirectory(prefix="upsnet-") as temporary:
         table = Path(temporary) / "categories.json"
         write_json(table, coco_categories().to_coco() if network.categories == "coco" else cityscapes_categories(True))
@@ -106,6 +100,22 @@ def _import(folder: Path, checkpoint: Path, name: str, network: Network, weights
             out=checkpoint,
             set_=list(network.settings),
         )
+    try:
+        _describe(folder, source, network)
+    except BaseException:  # weights of which nothing says whose they are would be taken for another's run
+        checkpoint.unlink()
+        raise
+
+
+def _describe(folder: Path, source: Source, network: Network) -> None:
+    """What lies beside the weights."""
+    facts = {"title": network.title, "source": network.source, "terms": network.licence.terms}
+    facts["known"] = (
+        f"its MD5 begins with {network.md5}, as published" if network.md5 else "no checksum of that is published"
+    )
+    write_text(folder / "config.yaml", dump_config(load_config(CONFIGS / network.config, network.settings)))
+    write_text(folder / "LICENSE", NOTE.format_map(source.model_dump() | facts))
+    source.save(folder / "source.json")
 
 
 def _export(checkpoint: Path, model: Path) -> None:

@@ -106,6 +106,16 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def existing_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there. InputError: that is a file."""
+    nearest = folder.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InputError(f"{folder}: {nearest} is a file, not a folder")
+    return nearest
+
+
 @contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
     """Yields an empty folder; on success its files move into `out` (made if absent, other files there stay).
@@ -114,12 +124,8 @@ def staged_folder(out: Path) -> Iterator[Path]:
     that is new, arrives by one rename, files in `out` itself last. On an error nothing reaches `out`.
     Raises InputError when `out` is a file or cannot be written to, and when the disk is full.
     """
-    nearest = out.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise InputError(f"{out}: {nearest} is a file, not a folder")
     with writing(out):
+        nearest = existing_folder(out)
         stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=nearest))
     try:
         with writing_only(out, stage):

@@ -30,7 +30,7 @@ from upsnet.manifest import Manifest
 from upsnet.tensorrt.api import BUILDER_OPTIONS, EXTRAS, Name, installed
 
 TIMEOUT = 3600  # seconds
-WITHOUT_PLUGINS = "the custom operators need their plugins: `make plugins`, then `make engine` again"
+WITHOUT_PLUGINS = "its plugins are not built (`make plugins`, then `upsnet engine` again)"
 
 
 class TensorRT:

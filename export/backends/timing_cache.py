@@ -72,6 +72,6 @@ def _alone(lock: Path) -> Iterator[None]:
     """One process at a time is inside. The lock ends with the process, however that ends."""
     import fcntl
 
-    with writing(lock), lock.open("w") as stream:
+    with writing(lock.parent), lock.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

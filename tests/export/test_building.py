@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from export import building, engine, engine_manifest
+from export.backends.tensorrt_engine import WITHOUT_PLUGINS
 from export.building import MADE_PLUGINS, PLUGINS_VARIABLE, Choice, build_engine, find_plugins
 from export.options import EngineOptions
 from export.outcome import Outcome
@@ -156,6 +157,23 @@ class TestAuto:
         assert result.stdout.splitlines()[-1] == f"chosen: {chosen}: {why}"
         report = json.loads((tmp_path / "e/engine.json").read_text())
         assert (report["chosen"], report["why"]) == (chosen, why)
+
+    def test_one_without_its_plugins_is_passed_over(
+        self, gpu: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch, tiny_half: Path, tmp_path: Path
+    ) -> None:
+        """In one line; what the parser said is in engine.json, and in the error of one that was asked for."""
+        gpu(None)
+        said = "NonZero (n76): Assertion failed: creator"
+        refused = Outcome(status="refused", stage="parser", errors=[said], reason=WITHOUT_PLUGINS)
+        put_in_place(monkeypatch, StandIn("tensorrt-rtx", refused))
+        command = ["--model", str(tiny_half), "--out", str(tmp_path / "e")]
+        result = CliRunner().invoke(make_app(engine.main), command)
+        assert result.exit_code == 0 and said not in result.output
+        assert f"\ntensorrt-rtx: not used: {WITHOUT_PLUGINS}\n" in result.stdout
+        assert result.stdout.endswith(f"; tensorrt-rtx: {WITHOUT_PLUGINS}\n")
+        assert json.loads((tmp_path / "e/engine.json").read_text())["tensorrt_rtx"]["errors"] == [said]
+        result = CliRunner().invoke(make_app(engine.main), [*command, "--backend", "tensorrt-rtx"])
+        assert result.exit_code == 2 and f"{said}; {WITHOUT_PLUGINS}" in result.stderr
 
     def test_one_for_other_gpus_is_not_chosen(
         self, gpu: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch, tiny_half: Path, tmp_path: Path

@@ -73,6 +73,7 @@ def test_from_a_file_to_a_prediction(published: Files, tmp_path: Path) -> None:
     assert source.sha256 == hashlib.sha256(published.content).hexdigest() and source.address == published.address
     text = (run / "LICENSE").read_text()
     assert all(each in text for each in (CC_BY_SA.name, CC_BY_SA.address, source.sha256, "What was changed"))
+    assert f"MD5 begins with {NETWORKS[NAME].md5}, as published" in text
     model, config, categories, _ = load_model(run / "last.safetensors")
     assert categories == coco_categories() and config.name == "small"
     assert torch.equal(model.state_dict()["rpn.conv.weight"], network(53, 80).state_dict()["rpn.conv.weight"])
@@ -110,6 +111,7 @@ def test_a_step_at_a_time(published: Files, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(NETWORKS, NAME, NETWORKS[NAME]._replace(md5=""))
     assert call("--until", "import", "--out", "elsewhere", "--file", "new.pth").exit_code == 0
     assert (run / "last.safetensors").read_bytes() != first
+    assert "no checksum of that is published" in (run / "LICENSE").read_text()
     assert Source.load(run / "source.json").sha256 == hashlib.sha256(stream.getvalue()).hexdigest()
 
 
@@ -136,11 +138,30 @@ def test_other_runs_are_left_alone(published: Files, tmp_path: Path) -> None:
     assert (run / "last.safetensors").read_bytes() == b"trained for a week"
 
 
-def test_a_file_that_cannot_be_imported_leaves_no_checkpoint(published: Files, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_imported_leaves_nothing(published: Files, tmp_path: Path) -> None:
+    """Neither weights nor a note of whose they are; a run that is there stays whole."""
     weights = original_of(network(53, 80))
     weights.pop(next(iter(weights)))
     torch.save(weights, tmp_path / "less.pth")
     NETWORKS[NAME] = NETWORKS[NAME]._replace(md5="")  # the fixture puts the table right again
-    result = call("--until", "import", "--file", "less.pth")
-    assert result.exit_code == 2 and "missing" in result.stderr
-    assert not (tmp_path / "runs" / NAME / "last.safetensors").exists()
+    run = tmp_path / "runs" / NAME
+
+    def refused() -> None:
+        result = call("--until", "import", "--file", "less.pth")
+        assert result.exit_code == 2 and "missing" in result.stderr
+
+    refused()
+    assert [path.name for path in run.iterdir()] == [".pull.lock"]
+    assert call("--until", "import").exit_code == 0
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    refused()
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_weights_without_a_note_do_not_stay(published: Files, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / NAME
+    (run / "LICENSE").mkdir(parents=True)
+    result = call("--until", "import")
+    assert result.exit_code == 2 and "LICENSE: cannot be written" in result.stderr
+    (run / "LICENSE").rmdir()
+    assert not (run / "last.safetensors").exists() and call("--until", "import").exit_code == 0

@@ -77,7 +77,8 @@ def read_pickle(path: Path) -> Any:  # whatever plain data it holds
     except Refused as error:
         raise InputError(f"{path}: a pickle that {error}; only numpy arrays of numbers are read from pickles") from None
     except (ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
-        raise InputError(f"{path}: truncated or corrupt, or no file of weights ({error})") from None
+        reason = f" ({error})" if isinstance(error, ValueError) else ""  # the others' words are Python's own
+        raise InputError(f"{path}: truncated or corrupt, or no file of weights{reason}") from None
 
 
 class _Machine:

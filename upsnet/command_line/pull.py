@@ -45,6 +45,8 @@ def main(
         return
     network = find_network(name)
     workshop = None if until == "download" else _workshop("export.published")  # missed before the download, not after
+    print(f"{name}: {network.title}, PQ {network.pq}, as published by {network.page}")
+    print(_licence(network))
     weights = obtain(name, network, accept_license, file, url, cache)
     known = f"its MD5 begins with {network.md5}, as published" if network.md5 else "no checksum of it is published"
     print(f"{weights.file}: {known}; SHA-256 {weights.sums.sha256}")
@@ -59,7 +61,7 @@ def main(
 def show_table() -> None:
     table = make_table("", "name", "network", "PQ, as published", "MB, about", "licence", "source", left=3)
     for name, each in NETWORKS.items():
-        size = "?" if each.megabytes is None else str(each.megabytes)
+        size = "by hand" if each.megabytes is None else str(each.megabytes)
         table.add_row(*map(escape, (name, each.title, each.pq, size, each.licence.name, each.source)))
     table.columns[0].no_wrap = True  # to be copied
     print_tables(table)
@@ -73,7 +75,7 @@ def obtain(
     if file is not None:
         if url is not None or cache is not None:
             raise InputError("--file is a file that is here: give neither --url nor --cache with it")
-        print(_licence(network))
+        _agree(network, agreed)
         return Weights(file, checked(name, network, file))
     downloads = _workshop("upsnet.zoo.download")
     folder = cache_folder(cache)
@@ -86,9 +88,7 @@ def obtain(
                 f"{network.page} says, and put it at {place}, or give it with --file FILE"
             )
         size = "" if network.megabytes is None else f", about {network.megabytes} MB"
-        print(f"{name}: {network.title}, PQ {network.pq}, as published by {network.page}")
         print(f"from {address}{size}, to {place}")
-        print(_licence(network))
         _agree(network, agreed)
         try:
             downloads.download(address, place)
@@ -117,7 +117,7 @@ def _agree(network: Network, agreed: bool) -> None:
     """InputError where nobody agrees."""
     if agreed:
         return
-    refusal = f"nothing is fetched before you agree to the licence {network.licence.name} ({network.licence.address})"
+    refusal = f"nothing is done before you agree to the licence {network.licence.name} ({network.licence.address})"
     if not sys.stdin.isatty():
         raise InputError(f"{refusal}: --accept-license does")
     try:

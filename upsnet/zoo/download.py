@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import upsnet
 from upsnet.errors import InputError, first_line
-from upsnet.files import read_json, write_json, writing
+from upsnet.files import existing_folder, read_json, write_json, writing
 
 BLOCK = 1 << 16  # bytes; of a break, what has come of a block is lost
 TIMEOUTS = (10.0, 60.0)  # seconds: for a connection, and between two pieces of an answer
@@ -85,8 +85,12 @@ class Partial:
 
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """Of all processes one is inside; the others wait. The lock is the kernel's, and ends with its process."""
-    with writing(lock):
+    """Of all processes one is inside; the others wait. The lock is the kernel's, and ends with its process.
+
+    InputError, which names the lock's folder: it cannot be made, or not written to.
+    """
+    with writing(lock.parent):
+        existing_folder(lock.parent)
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock, fallback_to_soft=False)
         try:

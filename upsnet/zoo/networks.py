@@ -71,7 +71,7 @@ def _upsnet(title: str, pq: str, file: str, config: str, categories: Literal["co
     return Network(
         title=f"UPSNet {title}",
         pq=pq,
-        source="UPSNet's authors, by hand",
+        source="UPSNet's authors",
         page="https://github.com/uber-research/UPSNet#model-weights",
         licence=NON_COMMERCIAL,
         file=file,

@@ -211,6 +211,11 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
             read(tmp_path, content[:end])
 
 
+def test_a_text_is_named_without_python_s_own_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"truncated or corrupt, or no file of weights$"):
+        read(tmp_path, b"hello\n")  # h: what the memo has as number 101
+
+
 def test_any_byte_may_be_another(tmp_path: Path) -> None:
     """Read or refused, never another error."""
     random = np.random.default_rng(1)

@@ -73,29 +73,43 @@ def test_licence_first_then_the_file(published: Files, cache: Path) -> None:
     assert f"its MD5 begins with {MD5[:6]}, as published; SHA-256 {sha256}" in result.stdout
 
     again = fetch()  # nothing to agree to: it is here
-    assert again.exit_code == 0 and len(published.asked) == 1 and "licence of the weights" not in again.stdout
+    assert again.exit_code == 0 and len(published.asked) == 1 and "licence of the weights: CC BY-SA" in again.stdout
 
 
 def test_nothing_is_fetched_before_somebody_agrees(published: Files, cache: Path) -> None:
     result = fetch()
     assert result.exit_code == 2 and not published.asked
-    assert result.stderr.startswith("error: nothing is fetched before you agree to the licence CC BY-SA 3.0 (https://")
+    assert result.stderr.startswith("error: nothing is done before you agree to the licence CC BY-SA 3.0 (https://")
     assert result.stderr.endswith("--accept-license does\n")
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("YES", 0), ("n", 2), ("", 2), (None, 2)])
 def test_the_question(
-    published: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: str | None, code: int
+    published: Files,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str | None,
+    code: int,
+    by_hand: bool,
 ) -> None:
+    file = None
+    if by_hand:
+        file = tmp_path / "mine.pkl"
+        file.write_bytes(CONTENT)
     terminal = io.StringIO("" if answer is None else f"{answer}\n")
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdin", terminal)
     if code:
         with pytest.raises(pull.InputError, match="before you agree"):
-            pull.main(NAME, until="download")
+            pull.main(NAME, until="download", file=file)
     else:
-        pull.main(NAME, until="download")
-    assert len(published.asked) == (code == 0) and "Do you agree?" in capsys.readouterr().out
+        pull.main(NAME, until="download", file=file)
+    said = capsys.readouterr().out
+    assert len(published.asked) == (code == 0 and not by_hand) and said.index("licence of") < said.index(
+        "Do you agree?"
+    )
 
 
 def test_a_mirror(published: Files, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,9 +136,11 @@ def test_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch, files: 
 def test_what_is_given_by_hand(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.pkl").write_bytes(CONTENT)
     result = fetch("--file", "mine.pkl")
-    assert result.exit_code == 2 and "mine.pkl: its MD5 begins with" in result.stderr and "mine.pkl" in result.stderr
+    assert result.exit_code == 2 and "before you agree to the licence CC BY-SA 3.0" in result.stderr
+    result = fetch("--file", "mine.pkl", "--yes")
+    assert result.exit_code == 2 and "mine.pkl: its MD5 begins with" in result.stderr
     monkeypatch.setitem(NETWORKS, NAME, NETWORKS[NAME]._replace(md5=MD5[:6]))
-    result = fetch("--file", "mine.pkl")
+    result = fetch("--file", "mine.pkl", "--yes")
     assert result.exit_code == 0 and "CC BY-SA 3.0" in result.stdout and not cache.exists()
     assert (tmp_path / "mine.pkl").read_bytes() == CONTENT
     assert "neither --url nor --cache" in fetch("--file", "mine.pkl", "--url", "http://x/y").stderr

@@ -278,5 +278,9 @@ def test_one_at_a_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
 
 def test_a_place_that_cannot_be(files: Files, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"), alone(tmp_path / "file/lock"):
+    for folder in (tmp_path / "file", tmp_path / "file/deeper"):
+        with pytest.raises(InputError) as error, alone(folder / "lock"):
+            pass
+        assert str(error.value) == f"{folder}: {tmp_path / 'file'} is a file, not a folder"
+    with pytest.raises(InputError, match=r"^/proc/none: cannot be written: "), alone(Path("/proc/none/lock")):
         pass
