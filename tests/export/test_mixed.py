@@ -250,7 +250,7 @@ class TestPrepare:
             assert {level.dtype for level in pyramid} == {torch.float32}, "the widest of the levels, for RoIAlign"
             for found, expected in zip(pyramid, network.pyramid(images, sizes), strict=True):
                 assert (found - expected).norm() < 0.05 * expected.norm()
-            assert mixed.semantic_head(pyramid[:4]).dtype == torch.float16
+            assert mixed.semantic_head(pyramid[:4], sizes).dtype == torch.float16
             assert mixed(images, sizes, torch.ones(1))[0].dtype == torch.uint8
 
     def test_weights_have_their_modules_types(self, network: UPSNet) -> None:

@@ -82,7 +82,7 @@ def test_a_fatter_kernel_is_named(recorded: Figures, key: str) -> None:
 
 
 def test_a_fatter_loop_is_named_and_a_new_kernel(recorded: Figures) -> None:
-    before, name = kernels_of(recorded), "panoptic_fusion: label_pixels<half, (Layout)0>"
+    before, name = kernels_of(recorded), "panoptic_fusion: label_pixels<half, (Layout)0, false>"
     now = copy.deepcopy(before)
     now[name]["loop"]["LDL"] = 1
     now["nms: other"] = now.pop("nms: nms_kernel<true>")
