@@ -81,9 +81,7 @@ class TimmConfig(Section):
 
 def _decisive(value: object) -> object:
     if isinstance(value, int | float) and value < 0.5:
-        raise ValueError(
-            "at least 0.5: the best class of a proposal is looked at alone, below that two could count"
-        )
+        raise ValueError("at least 0.5: the best class of a proposal is looked at alone, below that two could count")
     return value
 
 
