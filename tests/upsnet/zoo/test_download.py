@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trustme
 
 from tests.small_disk import small_disk
 from tests.upsnet.zoo.server import CONTENT, Files, serving
@@ -20,6 +19,8 @@ from upsnet.errors import InputError
 from upsnet.files import WriteError
 from upsnet.zoo import download as downloads
 from upsnet.zoo.download import DownloadError, Partial, alone, download
+
+trustme = pytest.importorskip("trustme", reason="needs trustme")
 
 
 @pytest.fixture
