@@ -17,11 +17,11 @@ from rich.table import Table
 
 from eval.figures import points
 from eval.validation_set import open_dataset
-from upsnet.command_line.tables import make_table, print_tables
 from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.metrics.evaluation import evaluate_records
 from upsnet.report import Report
+from upsnet.tables import make_table, print_tables
 
 
 class Variant(NamedTuple):

@@ -26,7 +26,6 @@ from eval.figures import title
 from eval.open_run import open_run, runtimes_here
 from eval.validation_set import open_dataset
 from upsnet.command_line import options
-from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.geometry import NetworkBatch, collate, to_network
 from upsnet.machine import machine_facts, package_versions
@@ -35,6 +34,7 @@ from upsnet.report import Report, Sparse
 from upsnet.runtimes.open import open_runtime
 from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import Predictor, RawPrediction
+from upsnet.tables import make_table, print_tables
 
 CALLS = 3  # of one runtime in a row; the first one is not counted
 PAUSE_S = 0.02  # between runtimes: idle thread pools stop spinning

@@ -30,7 +30,6 @@ from eval.kernel_worker import Answer, KernelWorker
 from eval.lockstep import run_lockstep
 from eval.validation_set import open_dataset
 from upsnet.command_line import options
-from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 from upsnet.geometry import collate, to_network
@@ -42,6 +41,7 @@ from upsnet.result import PanopticResult
 from upsnet.runs import find_run
 from upsnet.runtimes.open import find_model
 from upsnet.runtimes.predictor import decode_batch
+from upsnet.tables import make_table, print_tables
 
 CALLS = 2  # of one process in a row; the first one is not counted
 PAUSE_S = 0.02  # between processes: idle thread pools stop spinning

@@ -24,14 +24,14 @@ from PIL import Image
 from rich.table import Table
 from tqdm import tqdm
 
-from upsnet.command_line.tables import make_table, print_tables
+from upsnet import hotcoco_package
 from upsnet.datasets.coco_format import id2rgb, read_panoptic_png
 from upsnet.files import write_json
 from upsnet.machine import machine_facts
-from upsnet.metrics import hotcoco_package
 from upsnet.metrics.pq import PQStat
 from upsnet.metrics.pq_files import evaluate
 from upsnet.report import Report
+from upsnet.tables import make_table, print_tables
 
 HEIGHT, WIDTH = 480, 640
 SEGMENTS, CATEGORIES = 20, 8

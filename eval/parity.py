@@ -25,7 +25,6 @@ from eval.report import write_report
 from eval.validation_set import open_dataset
 from upsnet.command_line import options
 from upsnet.command_line.command import run
-from upsnet.command_line.tables import make_table, print_tables
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.engines.manifest import ENGINES, ParityFigures, engine_manifest_path, record_parity
 from upsnet.files import sha256
@@ -33,6 +32,7 @@ from upsnet.metrics.pq import GROUPS
 from upsnet.runtimes.open import ENGINE_FOLDER
 from upsnet.runtimes.options import RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
+from upsnet.tables import make_table, print_tables
 
 
 def run_parity(

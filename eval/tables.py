@@ -10,8 +10,8 @@ from rich.table import Table
 
 from eval.figures import points
 from upsnet.categories import Categories
-from upsnet.command_line.tables import make_table
 from upsnet.metrics.average_precision import FIGURES
+from upsnet.tables import make_table
 
 
 def summary_tables(report: Mapping[str, Any], title: str) -> list[Table]:

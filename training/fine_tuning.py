@@ -22,8 +22,8 @@ from training.checkpoint import Checkpoint, load, load_weights
 from training.config import Config, differing_keys
 from training.model.classes import CLASS_TENSORS, THING_HEADS, Counts, take_classes
 from upsnet.categories import Categories, Category, differences
-from upsnet.command_line.tables import make_table, print_tables
 from upsnet.errors import InputError
+from upsnet.tables import make_table, print_tables
 
 ClassRule = Literal["exact", "by-name", "new"]  # --classes
 RECORD = "init.json"  # in a run's folder: what it started from

@@ -23,12 +23,12 @@ from eval.comparing.report import comparison_table, conclusion
 from eval.profiling.command import PICTURES
 from eval.validation_set import open_dataset
 from upsnet.command_line import options
-from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
 from upsnet.files import check_target, write_bytes
 from upsnet.runs import find_run
 from upsnet.runtimes.open import find_model
 from upsnet.sources import find_sources
+from upsnet.tables import print_tables
 
 PHOTOS = 4
 

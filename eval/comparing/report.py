@@ -9,9 +9,9 @@ from eval.comparing.boundaries import PLACES
 from eval.comparing.errors import MOST_DB
 from eval.comparing.limits import Limits, Rounding
 from eval.figures import share
-from upsnet.command_line.tables import make_table
 from upsnet.manifest import Precision
 from upsnet.report import Report, Sparse
+from upsnet.tables import make_table
 
 WORST = 3
 

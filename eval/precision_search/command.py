@@ -35,11 +35,11 @@ from training.checkpoint import load_model
 from training.device import open_device
 from training.predictor import make_manifest
 from upsnet.command_line import options
-from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
 from upsnet.files import check_target, sha256, write_bytes
 from upsnet.machine import machine_facts, package_versions
 from upsnet.manifest import EIGHT_BITS
+from upsnet.tables import print_tables
 
 TYPES = ("fp16", "int8")
 

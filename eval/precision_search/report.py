@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel
 from rich.table import Table
 
-from upsnet.command_line.tables import make_table
 from upsnet.manifest import ModuleType, Recipe
 from upsnet.report import Report
+from upsnet.tables import make_table
 
 UNDECIDED = "undecided"
 

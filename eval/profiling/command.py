@@ -21,13 +21,13 @@ from eval.profiling.report import Profile, profile_table
 from eval.profiling.subjects import Wanted, open_subject
 from eval.profiling.summary import summarize
 from upsnet.command_line import options
-from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
 from upsnet.files import check_target, write_bytes
 from upsnet.geometry import NetworkBatch, ResizeRule, collate, to_network
 from upsnet.machine import machine_facts, package_versions
 from upsnet.photos import read_photo
 from upsnet.runtimes.open import find_model
+from upsnet.tables import print_tables
 
 PICTURES = (".png", ".svg")
 MOST_PIXELS = 2**26  # of a batch

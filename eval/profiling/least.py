@@ -13,7 +13,7 @@ from eval.profiling.graph import TITLES
 from eval.profiling.roofline import Kind, Roofline
 from eval.profiling.summary import OTHER, Work
 from eval.profiling.trace import Tensor
-from upsnet.command_line.tables import make_table
+from upsnet.tables import make_table
 
 # What a builder computes together with the node that makes its first input: it moves no more than its other inputs.
 FUSED = {

@@ -10,8 +10,8 @@ from eval.profiling.least import Least
 from eval.profiling.measure import BODIES, LIBRARY
 from eval.profiling.roofline import Roofline
 from eval.profiling.summary import Row, Variant, add
-from upsnet.command_line.tables import make_table
 from upsnet.report import Report
+from upsnet.tables import make_table
 
 OPERATORS = 16  # that the table lists; the others are one line
 OTHERS = "others"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """With rich where it is installed, else in plain columns."""
     try:
-        from upsnet.command_line.tables import make_table, print_tables
+        from upsnet.tables import make_table, print_tables
     except ImportError:
         widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
         print(title)

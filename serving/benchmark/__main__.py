@@ -23,12 +23,12 @@ from serving.repository import deploy
 from serving.server import TritonServer
 from upsnet.command_line.command import run as run_command
 from upsnet.command_line.options import run_option
-from upsnet.command_line.tables import make_table, print_tables
 from upsnet.contract import manifest_path
 from upsnet.geometry import ResizeRule
 from upsnet.machine import machine_facts, package_versions
 from upsnet.manifest import Manifest
 from upsnet.report import Report
+from upsnet.tables import make_table, print_tables
 
 RULE = ResizeRule(short_side=512, max_side=672)  # a photo of 640 x 480 becomes 504 x 672, padded to 512 x 672
 PHOTO_SIZE = 640, 480

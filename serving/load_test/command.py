@@ -28,7 +28,6 @@ from serving.load_test.report import LoadReport, Loop, Stage, make_stage, stage_
 from serving.repository import deploy
 from serving.server import TritonServer
 from upsnet.command_line.options import run_option
-from upsnet.command_line.tables import print_tables
 from upsnet.contract import PHOTO_MODEL, manifest_path
 from upsnet.errors import InputError
 from upsnet.machine import machine_facts, package_versions
@@ -36,6 +35,7 @@ from upsnet.runtimes.address import check_grpc, parse_address
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 from upsnet.runtimes.options import SERVER, TLS_SCHEME
 from upsnet.runtimes.tls import Tls
+from upsnet.tables import print_tables
 
 PHOTOS = (Path("../shared/data/coco_sample/val2017"), Path("data/shapes/val"))  # the first that is there
 METRICS_PORT = 8002

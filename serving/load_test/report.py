@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from serving.load_test.loops import OK, WRONG, Sample
-from upsnet.command_line.tables import make_table
 from upsnet.report import Report
+from upsnet.tables import make_table
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
 REFUSALS = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")  # what a server under too much load is right to say

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from eval.tables import class_table
 from upsnet.categories import Categories
-from upsnet.command_line.tables import make_table
+from upsnet.tables import make_table
 
 
 def test_a_class_may_have_the_name_of_a_style() -> None:

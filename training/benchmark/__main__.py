@@ -35,10 +35,10 @@ from training.data.loader import fit_workers
 from training.data.open import open_training
 from training.device import describe_device, open_device
 from upsnet.command_line.command import run
-from upsnet.command_line.tables import print_tables
 from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.machine import machine_facts, package_versions
+from upsnet.tables import print_tables
 
 GOAL = 1.3  # times torchvision's images a second, with a ResNet-50 on a GPU
 BATCHES = 4  # different ones, again and again

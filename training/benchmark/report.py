@@ -8,7 +8,7 @@ from rich.table import Table
 
 from training.benchmark.loading import Rate
 from training.benchmark.steps import Timed
-from upsnet.command_line.tables import make_table
+from upsnet.tables import make_table
 
 
 def step_table(title: str, steps: Sequence[Timed], ratio: float) -> Table:

@@ -11,11 +11,11 @@ import typer
 from rich.markup import escape
 
 from upsnet.command_line.command import BAD_INPUT
-from upsnet.command_line.tables import make_table, print_tables
 from upsnet.device import AUTO
 from upsnet.engines.explain import Explanation, explain
 from upsnet.errors import InputError
 from upsnet.runs import find_run
+from upsnet.tables import make_table, print_tables
 
 MARKS = {"ok": "[green]ok[/]", "failed": "[red]failed[/]", "not checked": "[yellow]not checked[/]"}
 

@@ -31,6 +31,14 @@ COMMANDS = {
     "data check": Entry("upsnet.datasets.doctor.check", "Look for faults in a data set in COCO panoptic format."),
     "data coco": Entry("upsnet.datasets.coco", "Unpack and check an official COCO download."),
     "data cityscapes": Entry("upsnet.datasets.cityscapes", "Make the panoptic truth of a Cityscapes download."),
+    "data from-instances": Entry("upsnet.datasets.conversion.instances", "COCO instances JSON -> COCO panoptic."),
+    "data from-masks": Entry("upsnet.datasets.conversion.masks", "Semantic (and instance) PNGs -> COCO panoptic."),
+    "data from-yolo": Entry("upsnet.datasets.conversion.yolo", "YOLO segmentation text files -> COCO panoptic."),
+    "data from-labelme": Entry("upsnet.datasets.conversion.labelme", "Labelme JSONs -> COCO panoptic."),
+    "data from-cvat": Entry("upsnet.datasets.conversion.cvat", "CVAT's XML -> COCO panoptic."),
+    "data from-supervisely": Entry("upsnet.datasets.conversion.supervisely", "A Supervisely project -> COCO panoptic."),
+    "data split": Entry("upsnet.datasets.splitting.command", "Training and validation images of one data set."),
+    "data show": Entry("upsnet.datasets.page.command", "A page of photos with their segments, counts and findings."),
     "import": Entry("training.importers.command", "The original UPSNet's weights, or detectron2's -> a checkpoint."),
     "pull": Entry("upsnet.command_line.pull", "Fetch a published network, and make a run of it."),
     "golden": Entry("training.importers.golden", "Arrays and losses of an imported network."),
@@ -55,7 +63,7 @@ COMMANDS = {
     "ablation": Entry("eval.ablation", "What each part of the network is worth."),
     "overview": Entry("eval.overview", "The README's picture, of a run."),
 }
-GROUPS = {"data": "Check and prepare data sets."}
+GROUPS = {"data": "Check, convert, split and show data sets."}
 SUMMARY = "Panoptic segmentation from training to production: train, export, serve, and prove that PQ stays the same."
 
 
@@ -97,7 +105,14 @@ def load_main(name: str, module: str) -> Callable[..., None]:
 
 def _extra(module: str, missing: str) -> str:
     """The extra of this distribution that brings a missing package to a command."""
-    by_package = {"hotcoco": "metrics", "onnxruntime": "onnxruntime", "tritonclient": "triton"}
+    by_package = {
+        "hotcoco": "data",
+        "jinja2": "data",
+        "defusedxml": "data",
+        "yaml": "data",
+        "onnxruntime": "onnxruntime",
+        "tritonclient": "triton",
+    }
     folder = module.partition(".")[0]
     return by_package.get(missing) or {"training": "train", "export": "export"}.get(folder, "dev")
 

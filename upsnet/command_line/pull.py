@@ -12,9 +12,9 @@ import typer
 from rich.markup import escape
 
 import upsnet
-from upsnet.command_line.tables import make_table, print_tables
 from upsnet.errors import InputError
 from upsnet.runs import run_folder
+from upsnet.tables import make_table, print_tables
 from upsnet.workshop import load_module
 from upsnet.zoo.networks import NETWORKS, Network, find_network
 from upsnet.zoo.weights import CACHE_VARIABLE, Weights, cache_folder, cached, checked, place_of

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 
+from upsnet import hotcoco_package
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike, read_json
-from upsnet.metrics import hotcoco_package
 from upsnet.metrics.average_precision import KINDS, figures
 
 Box = Annotated[list[FiniteFloat], Field(min_length=4, max_length=4)]  # x, y, width, height

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from upsnet import hotcoco_package
 from upsnet.categories import Categories
 from upsnet.datasets.segments import Infos, SegmentInfo, categories_by_id
 from upsnet.errors import InputError
 from upsnet.files import PathLike, atomic_path
-from upsnet.metrics import hotcoco_package
 from upsnet.metrics.masks import encode, paste_and_encode
 from upsnet.metrics.pq import things_by_id
 from upsnet.runtimes.predictor import Instances

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from upsnet.metrics import hotcoco_package
+from upsnet import hotcoco_package
 
 
 def encode(mask: np.ndarray) -> bytes:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from upsnet import hotcoco_package
 from upsnet.categories import Categories
 from upsnet.datasets.segments import Infos, SegmentInfo, categories_by_id
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike
-from upsnet.metrics import hotcoco_package
 from upsnet.metrics.overlaps import overlaps
 
 UNDECIDED = 255  # a predicted label: none of the categories

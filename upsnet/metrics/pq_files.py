@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from upsnet import hotcoco_package
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.listing import Listing
 from upsnet.datasets.parallel import chunked, map_parallel
@@ -24,7 +25,6 @@ from upsnet.datasets.wrong_file import PANOPTIC, other_format
 from upsnet.errors import InputError
 from upsnet.files import PathLike, read_json
 from upsnet.json_values import complaint, whole
-from upsnet.metrics import hotcoco_package
 from upsnet.metrics.pq import PQStat, things_by_id, truth_warnings
 from upsnet.metrics.pq_hotcoco import Pair, Side, counts, is_regular, renumbered
 

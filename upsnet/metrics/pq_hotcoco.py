@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+from upsnet import hotcoco_package
 from upsnet.datasets.segments import ID_LIMIT
 from upsnet.files import PathLike
-from upsnet.metrics import hotcoco_package
 from upsnet.metrics.pq import IOU_STEP, VOID, Count
 
 PNG_START = struct.Struct(">8s 4x 4s II BB")  # signature; IHDR: width, height, bits a channel, type of colour

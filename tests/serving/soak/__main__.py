@@ -19,10 +19,10 @@ from tests.serving.soak.service import Running, serving
 from tests.serving.soak.soak import Service, SoakReport, good_questions, soak
 from tests.shared import FOLDER
 from upsnet.command_line.command import run as run_command
-from upsnet.command_line.tables import make_table, print_tables
 from upsnet.errors import InputError
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 from upsnet.sources import find_sources
+from upsnet.tables import make_table, print_tables
 
 PHOTOS = (Path("data/shapes/val"), FOLDER / "coco_sample/val2017")
 MOST_GROWTH = 0.05

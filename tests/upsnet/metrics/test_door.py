@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.upsnet.metrics.official import official_ap, write_side
-from upsnet import metrics
+from upsnet import hotcoco_package, metrics
 from upsnet.errors import InputError
-from upsnet.metrics import hotcoco_package
 
 SIZE = (60, 80)
 Info = dict[str, Any]

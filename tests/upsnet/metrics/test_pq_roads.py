@@ -18,9 +18,10 @@ from PIL import Image
 
 from tests.upsnet.metrics.official import IDS, write_side
 from tests.upsnet.pngs import png
+from upsnet import hotcoco_package
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.errors import InputError
-from upsnet.metrics import hotcoco_package, pq_files
+from upsnet.metrics import pq_files
 
 pytest.importorskip("hotcoco", reason="needs hotcoco: pip install 'upsnet-trt[metrics]'")
 

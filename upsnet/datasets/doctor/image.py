@@ -40,13 +40,16 @@ def check_images(tasks: list[ImageTask], stop: bool = False) -> tuple[Tally, str
     return tally, None
 
 
-def check_image(task: ImageTask, tally: Tally) -> Iterator[Finding]:
-    """Yields the findings but for files that are not there; adds what the PNG holds to `tally`."""
+def check_image(task: ImageTask, tally: Tally, known: tuple[tuple[int, int], int] | None = None) -> Iterator[Finding]:
+    """Yields the findings but for files that are not there; adds what the PNG holds to `tally`.
+
+    known: what `size_and_orientation` said of the photo, which is then not read again.
+    """
     where = f"image {task.image_id}"
     photo = ids = truth = None
     orientation = 1
     try:
-        photo, orientation = size_and_orientation(task.photo)
+        photo, orientation = known or size_and_orientation(task.photo)
         if orientation != 1:
             yield Finding("exif-turned", f"{where}: the photo {task.photo} has the EXIF orientation {orientation}")
     except InputError as error:

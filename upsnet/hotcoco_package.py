@@ -26,6 +26,6 @@ def load(threads: int = 1) -> Any:
     threads: on how many cores it works, unless RAYON_NUM_THREADS was set, or this process has used it before.
     """
     if not is_installed():
-        raise InputError(f"this metric needs the package hotcoco: pip install '{DISTRIBUTION}[metrics]'")
+        raise InputError(f"this needs the package hotcoco: pip install '{DISTRIBUTION}[metrics]'")
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     return importlib.import_module("hotcoco")

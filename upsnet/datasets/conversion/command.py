@@ -1,0 +1,80 @@
+"""The options that all converters have, added to those of a reader of labels."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from upsnet.datasets.conversion.compose import Boxes
+from upsnet.datasets.conversion.convert import LabelFaults, Rules, convert
+from upsnet.datasets.conversion.labels import Overlap, Source
+from upsnet.datasets.conversion.summary import print_summary
+from upsnet.datasets.conversion.table import Choice
+
+LISTED = 50  # faults
+
+
+def converter(read: Callable[..., Source]) -> Callable[..., None]:
+    """A command of a reader's parameters (typer's annotations, its docstring is the help) and those of `_write`."""
+    own, common = (inspect.signature(each).parameters for each in (read, _write))
+    options = [each for name, each in common.items() if name != "source"]
+
+    def main(**given: Any) -> None:
+        _write(read(**{name: given.pop(name) for name in own}), **given)
+
+    main.__signature__ = inspect.Signature([*own.values(), *options])  # type: ignore[attr-defined]
+    hints = get_type_hints(read, include_extras=True) | get_type_hints(_write, include_extras=True)
+    main.__annotations__ = {name: hints[name] for name in (*own, *common) if name != "source"} | {"return": None}
+    main.__doc__, main.__module__ = read.__doc__, read.__module__
+    return main
+
+
+def _write(
+    source: Source,
+    *,
+    out: Annotated[Path, typer.Option(help="Where the data set goes: OUT/NAME.json, OUT/panoptic_NAME, OUT/NAME.")],
+    classes: Annotated[
+        Path | None, typer.Option(help="A list of categories (JSON): ids, colours, what is a thing (isthing).")
+    ] = None,
+    stuff: Annotated[list[str] | None, typer.Option(help="These classes are stuff: one segment an image.")] = None,
+    things: Annotated[list[str] | None, typer.Option(help="These classes are things.")] = None,
+    void: Annotated[list[str] | None, typer.Option(help="Pixels of these classes belong to no category.")] = None,
+    background: Annotated[
+        str | None, typer.Option(help="Pixels that nothing holds become this stuff class (default: void).")
+    ] = None,
+    overlap: Annotated[
+        Overlap | None, typer.Option(help="Which of two shapes is on top (default: as the format's own tools have it).")
+    ] = None,
+    boxes: Annotated[Boxes, typer.Option(help="What a box without outline becomes.")] = "refuse",
+    name: Annotated[str | None, typer.Option(help="The split's name, where the labels have only one.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first images of each split, to try it.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Write OUT/show.html: the photos with their segments.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out images that cannot be converted, and list them.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="An earlier conversion of this name.")] = False,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy the photos (default: hard links, where possible).")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+) -> None:
+    choice = Choice(things or (), stuff or (), void or (), background, classes)
+    rules = Rules(overlap, boxes, name, limit, partial, replace, copy, workers)
+    try:
+        made = convert(source, out, choice, rules)
+    except LabelFaults as error:
+        for fault in error.faults[:LISTED]:
+            print(f"  {fault}", file=sys.stderr)
+        if len(error.faults) > LISTED:
+            print(f"  and {len(error.faults) - LISTED} more", file=sys.stderr)
+        raise
+    print_summary(source, made)
+    if show:
+        from upsnet.datasets.page.command import main as show_page
+
+        show_page(out)

@@ -1,0 +1,58 @@
+"""The photos that labels speak of: by the name that the labels have, or nearly."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from upsnet.datasets.listing import Listing
+from upsnet.errors import InputError
+from upsnet.sources import PHOTO_SUFFIXES
+
+
+class PhotoFolder:
+    """The photos in a folder and below. InputError where there is no such folder."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; it should hold the photos")
+        self.folder = folder
+        self._listing = Listing(folder)
+        self._by_base: dict[str, list[str]] | None = None  # base name -> names below the folder
+
+    def names(self) -> list[str]:
+        """Of all photos, sorted; hidden files and folders do not count."""
+        return sorted(name for names in self._bases().values() for name in names)
+
+    def find(self, name: str) -> str:
+        """The name below the folder of the photo that labels call `name`: this very name, with backslashes or slashes;
+        else the one photo in the folder or below whose base name it has, wherever the labels have it.
+
+        InputError: there is none, or several are called so.
+        """
+        wanted = PurePosixPath(name.replace("\\", "/"))
+        inside = not wanted.is_absolute() and ".." not in wanted.parts
+        if inside and name and str(wanted) in self._listing:
+            return str(wanted)
+        found = self._bases().get(wanted.name, []) if name else []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(f"several photos in {self.folder} are called {wanted.name}: {found[0]}, {found[1]}")
+        hint = self._listing.hint(str(wanted)) if inside and name else ""
+        raise InputError(f"its photo {name!r} is not in {self.folder}{hint}")
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def _bases(self) -> dict[str, list[str]]:
+        if self._by_base is None:
+            self._by_base = defaultdict(list)
+            for place, folders, names in os.walk(self.folder):
+                folders[:] = sorted(each for each in folders if not each.startswith("."))
+                below = os.path.relpath(place, self.folder)
+                for name in names:
+                    if not name.startswith(".") and name.lower().endswith(PHOTO_SUFFIXES):
+                        self._by_base[name].append(os.path.normpath(os.path.join(below, name)))
+        return self._by_base

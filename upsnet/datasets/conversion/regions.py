@@ -1,0 +1,107 @@
+"""The pixels of a shape."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from upsnet import hotcoco_package
+from upsnet.datasets.conversion.labels import Polygon, Region, Rle, Shape, Size
+from upsnet.errors import InputError
+
+FAR = 4.0  # photo sides that a point may lie outside: beyond, somebody counts in another unit
+
+
+class Window(NamedTuple):
+    """A mask, bool h x w, that is cut to what lies inside the photo: upper left pixel at (x, y)."""
+
+    mask: np.ndarray
+    x: int
+    y: int
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Where it lies in a map of the photo's size."""
+        return slice(self.y, self.y + self.mask.shape[0]), slice(self.x, self.x + self.mask.shape[1])
+
+
+def rasterise(shape: Shape, size: Size) -> Window:
+    """The union of its regions, cut to its own box (0 x 0 where it holds no pixel). InputError names the shape."""
+    windows = [_window(region, size, shape.name) for region in shape.regions]
+    if len(windows) == 1:
+        return windows[0]
+    whole = np.zeros(size, bool)
+    for window in windows:
+        whole[window.place] |= window.mask
+    return _tight(whole, 0, 0)
+
+
+def _window(region: Region, size: Size, name: str) -> Window:
+    if isinstance(region, Polygon):
+        mask = _filled(region.rings, size, name)
+        if region.holes:
+            mask &= ~_filled(region.holes, size, name)
+        return _tight(mask, 0, 0)
+    if isinstance(region, Rle):
+        return _tight(_decoded(region, size, name), 0, 0)
+    mask, x, y = region
+    top, left = max(0, -y), max(0, -x)
+    inside = mask[top : max(top, size[0] - y), left : max(left, size[1] - x)]
+    return _tight(inside, x + left, y + top)
+
+
+def _tight(mask: np.ndarray, x: int, y: int) -> Window:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return Window(np.zeros((0, 0), bool), 0, 0)
+    top, left = int(rows[0]), int(columns[0])
+    return Window(mask[top : rows[-1] + 1, left : columns[-1] + 1].copy(), x + left, y + top)
+
+
+def _filled(rings: tuple[np.ndarray, ...], size: Size, name: str) -> np.ndarray:
+    """bool H x W: what any of the rings holds."""
+    height, width = size
+    rle = hotcoco_package.load().mask
+    coded = []
+    for ring in rings:
+        points = check_points(ring, size, name)
+        if len(points) >= 3:  # fewer hold nothing
+            coded += rle.frPyObjects([points.reshape(-1).tolist()], height, width)
+    if not coded:
+        return np.zeros(size, bool)
+    return rle.decode(rle.merge(coded) if len(coded) > 1 else coded[0]).astype(bool)
+
+
+def check_points(ring: np.ndarray, size: Size, name: str) -> np.ndarray:
+    """float64 N x 2. InputError for what is no number, and for points so far outside that the unit must be another."""
+    points = np.asarray(ring, np.float64).reshape(-1, 2)
+    if not np.isfinite(points).all():
+        raise InputError(f"{name}: a point is not a finite number")
+    far = (points < -FAR * np.array(size[::-1])) | (points > (1 + FAR) * np.array(size[::-1]))
+    if far.any():
+        x, y = points[far.any(1)][0]
+        photo = f"the photo of {size[1]} x {size[0]} pixels (width x height)"
+        raise InputError(f"{name}: the point ({x:g}, {y:g}) is far outside {photo}")
+    return points
+
+
+def _decoded(region: Rle, size: Size, name: str) -> np.ndarray:
+    counts, (height, width) = region
+    if (height, width) != size:
+        photo = f"the photo is {size[1]} x {size[0]} (width x height)"
+        raise InputError(f"{name}: its run-length code is of {width} x {height} pixels, {photo}")
+    rle = hotcoco_package.load().mask
+    try:
+        if not isinstance(counts, bytes):
+            lengths = np.asarray(counts, np.int64).reshape(-1)
+            if (lengths < 0).any():
+                raise InputError(f"{name}: its run-length code has a negative length")
+            if lengths.sum() != height * width:
+                raise InputError(
+                    f"{name}: its run-length code covers {lengths.sum()} pixels, the photo has {height * width}"
+                )
+            return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
+        return rle.decode({"size": [height, width], "counts": counts}).astype(bool).reshape(size)
+    except hotcoco_package.REFUSALS as error:
+        raise InputError(f"{name}: its run-length code cannot be read: {error}") from None

@@ -1,0 +1,76 @@
+"""What a conversion says at its end."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from upsnet.datasets.archives import config_lines
+from upsnet.datasets.conversion.convert import Converted
+from upsnet.datasets.conversion.labels import Overlap, Source
+from upsnet.datasets.doctor.check import show
+from upsnet.tables import make_table, print_tables
+
+SHOWN = 5  # lines of one kind
+RULES: dict[Overlap, str] = {
+    "smaller": "the smaller shape is on top",
+    "later": "the later shape is on top",
+    "earlier": "the earlier shape is on top",
+}
+
+
+def print_summary(source: Source, made: list[Converted]) -> None:
+    """A table of the classes for each split, what was lost on the way, the doctor's findings, and what to do next."""
+    for each in made:
+        _print_classes(each)
+        share = f" ({100 * each.contested / each.pixels:.2f} %)" if each.pixels else ""
+        print(
+            f"{each.contested:,} pixels{share} are claimed by several shapes: crowds are lowest, "
+            f"then {RULES[each.overlap]}"
+        )
+        _print_list("shapes became no segment", each.lost)
+        for kind, count in each.left_out.items():
+            print(f"{count:,} shapes hold no pixels and are left out: {kind}")
+        _print_list("images are left out", each.faults)
+        if each.turned:
+            print(f"{each.turned:,} photos are turned by their EXIF, and their labels were turned with them")
+        linked = each.checkup.tally.images - each.copied
+        print(f"photos: {linked:,} hard links, which take no room, {each.copied:,} copies")
+        show(each.checkup, Console())
+    _print_list("remarks", source.remarks)
+    splits = {each.split.json_file.stem: each.split for each in made}
+    if {"train", "val"} <= splits.keys():
+        print("\nFor a configuration:\n" + config_lines({name: splits[name] for name in ("train", "val")}))
+    else:
+        folder = next(iter(splits.values())).json_file.parent
+        print(f"\nNext: upsnet data show {folder}, and upsnet data split {folder} for train and val")
+
+
+def _print_classes(made: Converted) -> None:
+    columns = ("shapes", "segments", "crowds", "covered whole", "without pixel", "% of pixels", "pixels covered")
+    table = make_table(str(made.split.json_file), "class", "kind", *columns, left=2)
+    for category in sorted(made.table.categories, key=lambda each: (each.isthing, each.id)):
+        _add_row(table, made, category.name, category.name, "thing" if category.isthing else "stuff")
+    _add_row(table, made, "", "(void)", "")
+    print_tables(table)
+
+
+def _add_row(table: Table, made: Converted, key: str, name: str, kind: str) -> None:
+    count = made.counts.get(key)
+    if count is None:
+        values = ["0", "0", "0", "", "", "", ""]
+    else:
+        figures = (count.hidden, count.empty)
+        share = f"{100 * count.pixels / max(made.pixels, 1):.2f}"
+        values = [f"{count.shapes:,}", f"{count.segments:,}", f"{count.crowds:,}", *(f"{n:,}" for n in figures)]
+        values += [share, f"{count.covered:,}"]
+    table.add_row(name, kind, *values)
+
+
+def _print_list(what: str, lines: list[str]) -> None:
+    if lines:
+        print(f"{len(lines):,} {what}:")
+        for line in lines[:SHOWN]:
+            print(f"  {line}")
+        if len(lines) > SHOWN:
+            print(f"  and {len(lines) - SHOWN:,} more, in the file *_conversion.json")

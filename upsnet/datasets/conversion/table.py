@@ -1,0 +1,123 @@
+"""The classes of some labels -> the categories of the data set: which are things, stuff or nothing."""
+
+from __future__ import annotations
+
+import colorsys
+import difflib
+from collections.abc import Collection, Hashable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from upsnet.categories import Category
+from upsnet.datasets.conversion.labels import Color, LabelClass
+from upsnet.datasets.panoptic_json import listed_categories
+from upsnet.errors import InputError
+
+GOLDEN = 0.618033988749895
+
+
+class Choice(NamedTuple):
+    """What the user says of the classes, by their names."""
+
+    things: Sequence[str] = ()
+    stuff: Sequence[str] = ()
+    void: Sequence[str] = ()  # their pixels belong to no category
+    background: str | None = None  # the stuff category of pixels that no shape holds; None: they are void
+    table: Path | None = None  # a list of categories: their ids, colours, things and stuff
+
+
+class Table(NamedTuple):
+    """What the data set's JSON lists, and where the classes went."""
+
+    categories: list[Category]
+    by_key: dict[Hashable, Category | None]  # of each class; None: void
+    background: Category | None
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        return [
+            {"id": each.id, "name": each.name, "isthing": int(each.isthing), "color": list(each.color)}
+            for each in self.categories
+        ]
+
+
+def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
+    """InputError for a name that no class has or that is asked to be two things, and for a class that is missing in
+    the table which was given."""
+    names = [each.name for each in classes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two classes are named '{twice}'; give each its own name")
+    kinds = {name: kind for kind, chosen in choice._asdict().items() if kind in KINDS for name in chosen}
+    for kind in KINDS:
+        for name in getattr(choice, kind):
+            if name not in names:
+                raise InputError(f"--{kind} {name}: no class has this name; {nearest(name, names)}")
+            if kinds[name] != kind:
+                raise InputError(f"'{name}' is among --{kind} and --{kinds[name]}; name it once")
+    known = None if choice.table is None else {each.name: each for each in listed_categories(choice.table)}
+    kept: list[Category] = []
+    by_key: dict[Hashable, Category | None] = {}
+    colors = {each.color for each in (known or {}).values()} | {each.color for each in classes if each.color}
+    for each in classes:
+        chosen = kinds.get(each.name)
+        if chosen == "void":
+            by_key[each.key] = None
+            continue
+        if known is None:
+            color = each.color or free_color(each.id, colors)
+            category = Category(id=each.id, name=each.name, isthing=each.isthing, color=color)
+        elif each.name in known:
+            category = known[each.name]
+        else:
+            cure = f"add it, or name it in --void; {nearest(each.name, known)}"
+            raise InputError(f"{choice.table}: lacks the class '{each.name}' of the labels; {cure}")
+        if chosen:
+            category = category.model_copy(update={"isthing": chosen == "things"})
+        colors.add(category.color)
+        by_key[each.key] = category
+        kept.append(category)
+    used = {each.name for each in kept}
+    kept += [category for name, category in (known or {}).items() if name not in used and name not in choice.void]
+    background = None
+    if choice.background is not None:
+        background = _background(choice.background, kept, colors)
+        if background not in kept:
+            kept.append(background)
+    if not kept:
+        raise InputError("no class is left: all are named in --void")
+    return Table(kept, by_key, background)
+
+
+KINDS = ("things", "stuff", "void")
+
+
+def _background(name: str, categories: list[Category], colors: set[Color]) -> Category:
+    """The category of that name, which must be stuff, or a new one."""
+    for category in categories:
+        if category.name == name:
+            if category.isthing:
+                raise InputError(
+                    f"--background {name}: this class is one of things; name it in --stuff, or take another"
+                )
+            return category
+    number = max((category.id for category in categories), default=0) + 1
+    return Category(id=number, name=name, isthing=False, color=free_color(number, colors))
+
+
+def free_color(number: int, taken: Collection[Color]) -> Color:
+    """A vivid colour that is not among `taken`: neighbouring numbers are a golden angle of hue apart."""
+    shade = 0
+    while True:
+        hue, value = (number + 0.37 * shade) * GOLDEN % 1.0, 0.9 - 0.07 * (shade % 8)
+        red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.65, value))
+        if (red, green, blue) not in taken:
+            return red, green, blue
+        shade += 1
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """ "did you mean ...?", or the first names that there are."""
+    if close := difflib.get_close_matches(name, names, 1):
+        return f"did you mean '{close[0]}'?"
+    shown = list(names)[:8]
+    return f"there are {', '.join(shown)}{', ...' if len(names) > len(shown) else ''}"
