@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.config import Config
 from training.model.upsnet import UPSNet
@@ -79,6 +79,27 @@ class Family(NamedTuple):
                 f"{config}: {source} is of {self.name}, whose weights need other settings: set {', '.join(wrong)}; or "
                 f"take {self.configs}"
             )
+
+
+def their_names(model: UPSNet, modules: Mapping[str, str]) -> dict[str, str]:
+    """Every key of `model`'s state_dict -> the key in the file; `modules`: our modules that hold tensors -> theirs."""
+    split = {key: key.rpartition(".") for key in model.state_dict()}
+    return {key: f"{modules[module]}.{leaf}" for key, (module, _, leaf) in split.items()}
+
+
+def resnet_blocks(network: nn.Module) -> Iterator[tuple[str, int, int]]:
+    """Of timm's ResNet: a block's name, its stage (2 to 5, as the papers count) and its place there."""
+    for stage in range(2, 6):
+        for block in range(len(getattr(network, f"layer{stage - 1}"))):
+            yield f"layer{stage - 1}.{block}", stage, block
+
+
+def check_both_kinds(stuff: int, things: int, network: str, tensors: str, path: Path) -> None:
+    """InputError: the rows of `tensors` leave no stuff, or no things."""
+    if stuff < 1 or things < 1:
+        raise InputError(
+            f"{path}: no {network}, which has stuff and things: {tensors} make {stuff} and {things} classes of them"
+        )
 
 
 def fit(own: Mapping[str, Tensor], sources: Mapping[str, Source], weights: Weights) -> tuple[Weights, list[str]]:

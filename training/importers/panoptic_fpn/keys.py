@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config import HybridConfig
-from training.importers.family import RGB, SAME, Change, Source
+from training.importers.family import RGB, SAME, Change, Source, resnet_blocks, their_names
 from training.model.chains import ChainsHead
 from training.model.upsnet import UPSNet
 from upsnet.errors import InputError
@@ -55,12 +55,8 @@ CHANGES = {  # of modules of ours; all others are the same
 
 def sources(model: UPSNet) -> dict[str, Source]:
     """Every key of `model`'s state_dict -> where it comes from. InputError: a backbone that they have not."""
-    table = modules(model)
-    found = {}
-    for key in model.state_dict():
-        module, leaf = key.rsplit(".", 1)
-        found[key] = Source(f"{table[module]}.{leaf}", CHANGES.get(module, SAME))
-    return found
+    names = their_names(model, modules(model))
+    return {key: Source(name, CHANGES.get(key.rpartition(".")[0], SAME)) for key, name in names.items()}
 
 
 def modules(model: UPSNet) -> dict[str, str]:
@@ -106,8 +102,6 @@ def _backbone(model: UPSNet) -> dict[str, str]:
     network = model.backbone.network
     assert isinstance(network, nn.Module)
     names = {"conv1": "stem.conv1", "bn1": "stem.conv1.norm"}
-    for stage in range(2, 6):
-        for block in range(len(getattr(network, f"layer{stage - 1}"))):
-            own, theirs = f"layer{stage - 1}.{block}", f"res{stage}.{block}"
-            names |= {f"{own}.{part}": f"{theirs}.{name}" for part, name in BLOCK_PARTS.items()}
+    for own, stage, block in resnet_blocks(network):
+        names |= {f"{own}.{part}": f"res{stage}.{block}.{name}" for part, name in BLOCK_PARTS.items()}
     return {f"backbone.network.{own}": f"{BOTTOM_UP}{theirs}" for own, theirs in names.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from training.config import Config, TimmConfig
-from training.importers.family import COUNTER, Family, Rows, Weights
+from training.importers.family import COUNTER, Family, Rows, Weights, check_both_kinds
 from training.importers.panoptic_fpn.keys import BOTTOM_UP, RESNETS, sources
 from upsnet.errors import InputError
 
@@ -26,11 +26,7 @@ def class_counts(weights: Weights, path: Path) -> tuple[int, int]:
         hint = "a Mask R-CNN has no semantic head" if missing == [SEMANTIC] else "cascades and others are not read"
         raise InputError(f"{path}: detectron2's, but no Panoptic FPN: lacks {' and '.join(missing)}; {hint}")
     stuff, things = len(weights[SEMANTIC]) - 1, len(weights[BOXES]) - 1
-    if stuff < 1 or things < 1:
-        raise InputError(
-            f"{path}: no Panoptic FPN, which has stuff and things: {SEMANTIC} and {BOXES} make {stuff} and "
-            f"{things} classes of them"
-        )
+    check_both_kinds(stuff, things, "Panoptic FPN", f"{SEMANTIC} and {BOXES}", path)
     return stuff, things
 
 

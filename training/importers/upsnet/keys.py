@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from training.config import HybridConfig
+from training.importers.family import resnet_blocks, their_names
 from training.model.heads import SemanticHead
 from training.model.upsnet import UPSNet
 from upsnet.errors import InputError
@@ -22,12 +23,7 @@ def original_names(model: UPSNet) -> dict[str, str]:
 
     InputError: a backbone that the original does not have.
     """
-    table = modules(model)
-    names = {}
-    for key in model.state_dict():
-        module, leaf = key.rsplit(".", 1)
-        names[key] = f"{table[module]}.{leaf}"
-    return names
+    return their_names(model, modules(model))
 
 
 def modules(model: UPSNet) -> dict[str, str]:
@@ -76,9 +72,8 @@ def _backbone(model: UPSNet) -> dict[str, str]:
     if config.name.partition(".")[0] not in RESNETS:  # after the dot: whose pretrained weights
         raise InputError(f"backbone {config.name}: the original UPSNet lacks it; use {', '.join(RESNETS)}, hybrid")
     names = {"conv1": "conv1.conv1", "bn1": "conv1.bn1"}
-    for stage in range(2, 6):
-        for block in range(len(getattr(network, f"layer{stage - 1}"))):
-            own, name = f"layer{stage - 1}.{block}", f"res{stage}.layers.{block}"
-            names |= {f"{own}.{part}": f"{name}.{part}" for part in BLOCK_PARTS["resnet"]}
-            names[f"{own}.conv2.conv_offset"] = f"{name}.conv2_offset"
+    for own, stage, block in resnet_blocks(network):
+        name = f"res{stage}.layers.{block}"
+        names |= {f"{own}.{part}": f"{name}.{part}" for part in BLOCK_PARTS["resnet"]}
+        names[f"{own}.conv2.conv_offset"] = f"{name}.conv2_offset"
     return {f"backbone.network.{own}": f"{theirs}.{name}" for own, name in names.items()}

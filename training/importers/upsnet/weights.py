@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from training.config import Config
-from training.importers.family import RGB, SAME, Family, Rows, Source, Weights
+from training.importers.family import RGB, SAME, Family, Rows, Source, Weights, check_both_kinds
 from training.importers.upsnet.keys import FIRST_CONV, original_names
 from training.model.classes import Counts, take_classes
 from training.model.upsnet import UPSNet
@@ -26,16 +26,13 @@ COCO_COUNTS = Counts(stuff=53, things=80)
 
 def class_counts(weights: Weights, path: Path) -> tuple[int, int]:
     """Stuff and thing classes of an original's weights. InputError: they are not those of a UPSNet."""
-    scores = [weights.get(key) for key in ("fcn_head.score.weight", "rcnn.cls_score.weight")]
+    names = ("fcn_head.score.weight", "rcnn.cls_score.weight")
+    scores = [weights.get(key) for key in names]
     if scores[0] is None or scores[1] is None or not scores[0].ndim or not scores[1].ndim:
-        raise InputError(f"{path}: no UPSNet: lacks fcn_head.score.weight or rcnn.cls_score.weight")
+        raise InputError(f"{path}: no UPSNet: lacks {' or '.join(names)}")
     things = len(scores[1]) - 1
     stuff = len(scores[0]) - things
-    if stuff < 1 or things < 1:
-        raise InputError(
-            f"{path}: no UPSNet, which has stuff and things: fcn_head.score.weight and rcnn.cls_score.weight make "
-            f"{stuff} and {things} classes of them"
-        )
+    check_both_kinds(stuff, things, "UPSNet", " and ".join(names), path)
     return stuff, things
 
 
