@@ -59,7 +59,7 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
     by_key: dict[Hashable, Category | None] = {}
     colors = {each.color for each in (known or {}).values()} | {each.color for each in classes if each.color}
     for each in classes:
-        chosen = kinds.get(each.name)
+        chosen = kinds.get(each.name, "void" if each.void else None)
         if chosen == "void":
             by_key[each.key] = None
             continue
