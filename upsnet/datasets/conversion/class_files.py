@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,14 @@ def read_class_table(path: Path) -> ClassTable:
     if lacking is not None and any(row.id is not None for row in table.rows):
         raise InputError(f"{path}: class '{lacking}' has no id, others have; give one to all or to none")
     return table
+
+
+def numbered(rows: Sequence[ClassRow]) -> list[ClassRow]:
+    """The same with ids: where they have none 1, 2, ... in their order, those that are void last."""
+    if all(row.id is not None for row in rows):
+        return list(rows)
+    places = sorted(range(len(rows)), key=lambda place: rows[place].void)
+    return [row._replace(id=places.index(place) + 1) for place, row in enumerate(rows)]
 
 
 def _read_text(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from upsnet.categories import Category
-from upsnet.datasets.conversion.class_files import ClassRow, read_class_table
+from upsnet.datasets.conversion.class_files import ClassRow, numbered, read_class_table
 from upsnet.datasets.conversion.labels import Color, LabelClass
 from upsnet.datasets.panoptic_json import MOST_CATEGORIES
 from upsnet.errors import InputError
@@ -52,7 +52,7 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
     known = None if choice.table is None else known_classes(choice.table)
     kept: list[Category] = []
     by_key: dict[Hashable, Category | None] = {}
-    colors = {each.color for each in [*(known or {}).values(), *classes] if each.color}
+    colors = {row.color for row in (known or {}).values() if row.color} | {each.color for each in classes if each.color}
     for each in classes:
         row = None if known is None else known.get(each.name)
         if row is None:
@@ -112,10 +112,7 @@ def known_classes(path: Path) -> dict[str, ClassRow]:
     known: dict[str, ClassRow] = {}
     for row in read_class_table(path).rows:
         known.setdefault(row.name, row._replace(void=row.is_ignored or row.is_unlabelled))
-    if any(row.id is None for row in known.values()):
-        ordered = sorted(known.values(), key=lambda row: row.void)
-        known |= {row.name: row._replace(id=number) for number, row in enumerate(ordered, 1)}
-    return known
+    return {row.name: row for row in numbered(list(known.values()))}
 
 
 def _category(row: ClassRow, colors: set[Color]) -> Category:
