@@ -35,9 +35,11 @@ WORDS = {
     **{"1": True, "true": True, "yes": True, "thing": True, "things": True, "object": True},
     **{"0": False, "false": False, "no": False, "stuff": False},
 }
-# Names of pixels that nobody labelled, and of pixels that are not to be looked at.
-UNLABELLED = frozenset({"background", "_background_", "unlabeled", "unlabelled"})
-IGNORED = frozenset({"__ignore__", "ignore", "ignored", "void"})
+# What people call pixels that nobody labelled, or that are not to be looked at: void, unless the table or the user says
+# what they are.
+NO_CLASS = frozenset(
+    {"background", "_background_", "unlabeled", "unlabelled", "__ignore__", "ignore", "ignored", "void"}
+)
 
 LABELMAP = re.compile(r"(?P<name>.+?):(?P<color>\s*\d+\s*,\s*\d+\s*,\s*\d+\s*|\s*):[^:]*:[^:]*")
 LINES = (
@@ -58,13 +60,8 @@ class ClassRow(NamedTuple):
     void: bool = False
 
     @property
-    def is_unlabelled(self) -> bool:
-        """Its pixels are those that nobody labelled, unless the table says what it is."""
-        return self.isthing is None and not self.void and self.name.casefold() in UNLABELLED
-
-    @property
-    def is_ignored(self) -> bool:
-        return self.void or (self.isthing is None and self.name.casefold() in IGNORED)
+    def is_void(self) -> bool:
+        return self.void or (self.isthing is None and self.name.casefold() in NO_CLASS)
 
 
 class ClassTable(NamedTuple):

@@ -12,9 +12,9 @@ from upsnet.datasets.conversion.class_files import ClassRow, ClassTable, numbere
 from upsnet.datasets.conversion.mask_files import TRANSPARENT, Pixels
 from upsnet.errors import InputError
 
-UNLABELLED = -1  # in place of a class: nobody labelled the pixel
+UNLABELLED = -1  # in place of a class: nobody labelled the pixel, which is 0 or black, and no class is that
 USUAL_IGNORED = 255
-SHOWN = 6
+GREY = 0x010101  # times a value: the colour that shows it
 BLURRED = 40  # values without a class in one mask: somebody resized or compressed it
 
 
@@ -25,8 +25,9 @@ class Legend(NamedTuple):
     rows: list[ClassRow]  # one for each name
     by_value: dict[int, int]  # grey value or index of the palette -> place
     by_color: dict[int, int]  # R + 256 G + 65536 B -> place
-    valued: bool  # a mask's grey values mean something
-    counted: bool  # they are places in a list, so that a palette's colours come first
+    valued: bool  # the table has values
+    colored: bool  # and colours
+    counted: bool  # its values are places in a list, so that a palette's colours come first
 
     @classmethod
     def of(cls, table: ClassTable, ignored: Sequence[str] | None = None) -> Legend:
@@ -35,26 +36,35 @@ class Legend(NamedTuple):
         InputError for a value or a colour of two classes.
         """
         rows: list[ClassRow] = []
-        valued = any(row.value is not None for row in table.rows)
-        legend = cls(str(table.path), rows, {}, {}, valued, table.counted)
+        valued, colored = (any(getattr(row, key) is not None for row in table.rows) for key in ("value", "color"))
+        legend = cls(str(table.path), rows, {}, {}, valued, colored, table.counted)
         places: dict[str, int] = {}
         for row in table.rows:
-            place = UNLABELLED if row.is_unlabelled else places.setdefault(row.name, len(rows))
+            place = places.setdefault(row.name, len(rows))
             if place == len(rows):
-                rows.append(row._replace(void=row.is_ignored))
-            legend._add(row.value, row.color and code_of(row.color), place, row.name)
-        if not legend.by_value and not legend.by_color:
+                rows.append(row._replace(void=row.is_void))
+            legend._add(row.value, None if row.color is None else code_of(row.color), place, row.name)
+        if not valued and not colored:
             raise InputError(f"{table.path}: has neither values nor colours, by which masks are read; add a column")
         rows[:] = [*numbered(rows), ClassRow("(ignored)", 0, void=True)]
-        void = len(rows) - 1
         for text in ignored or ():
-            color, value = parse_color(text), int(text) if text.strip().isdecimal() else None
+            value, color = int(text) if text.strip().isdecimal() else None, parse_color(text)
             if value is None and color is None:
                 raise InputError(f"--ignore {text}: give a value, as 255, or a colour, as 224,224,192 or #e0e0c0")
-            legend._add(value, None if value is not None or color is None else code_of(color), void, f"--ignore {text}")
+            code = code_of(color) if color is not None and value is None else None
+            legend._add(value, code, len(rows) - 1, f"--ignore {text}")
         if ignored is None:
-            legend.by_value.setdefault(USUAL_IGNORED, void)
+            legend.by_value.setdefault(USUAL_IGNORED, len(rows) - 1)
         return legend
+
+    def remarks(self) -> list[str]:
+        """What is void without anybody having said so."""
+        names = ", ".join(f"'{row.name}'" for row in self.rows[:-1] if row.void)
+        cure = "--background NAME makes one class of all that are unlabelled"
+        said = [f"pixels of {names} are void; --stuff, or --background, makes a class of them"] if names else []
+        if 0 not in (self.by_value if self.valued else self.by_color):
+            said.append(f"what is 0 or black in the masks is of no class in {self.where}: unlabelled; {cure}")
+        return said
 
     def _add(self, value: int | None, color: int | None, place: int, name: str) -> None:
         for code, table, word in ((value, self.by_value, "value"), (color, self.by_color, "colour")):
@@ -75,7 +85,7 @@ def code_of(color: tuple[int, int, int]) -> int:
 def class_places(legend: Legend, pixels: Pixels, codes: np.ndarray, path: Path) -> np.ndarray:
     """int64, of each of a mask's different codes the place of its class, or UNLABELLED. InputError for one without."""
     given = codes.tolist()
-    lookup = _lookup(legend, pixels, given, path) | {TRANSPARENT: UNLABELLED}
+    lookup = {**_lookup(legend, pixels, given, path), TRANSPARENT: UNLABELLED}
     unknown = [code for code in given if code not in lookup]
     if unknown:
         raise InputError(_complaint(legend, pixels, unknown, path))
@@ -83,23 +93,24 @@ def class_places(legend: Legend, pixels: Pixels, codes: np.ndarray, path: Path) 
 
 
 def _lookup(legend: Legend, pixels: Pixels, codes: list[int], path: Path) -> dict[int, int]:
-    """Code -> place, of those that the table has."""
-    by_value, by_color, palette = legend.by_value, legend.by_color, pixels.palette
-    if pixels.kind == "colors":
-        if by_color:
-            return by_color
-        if any(code != TRANSPARENT and code != (code & 255) * 0x010101 for code in codes):
+    """Code -> place, of those that the table has, and 0 or black."""
+    by_value, by_color = {0: UNLABELLED} | legend.by_value, {0: UNLABELLED} | legend.by_color
+    if pixels.kind == "colors" and not legend.colored:  # greys that somebody wrote as colours
+        by_color |= {value * GREY: place for value, place in by_value.items() if 0 <= value < 256}
+        if any(code not in by_color and code != (code & 255) * GREY for code in codes if code != TRANSPARENT):
             raise InputError(f"{path}: holds colours, and {legend.where} has none; add the columns r, g, b")
-        return {code: by_value[code & 255] for code in codes if code & 255 in by_value}
+    if pixels.kind == "colors":
+        return by_color
+    if pixels.kind == "grey" and not legend.valued:
+        return by_value | {code & 255: place for code, place in by_color.items() if code == (code & 255) * GREY}
     if pixels.kind == "grey":
-        if legend.valued:
-            return by_value
-        return by_value | {code & 255: place for code, place in by_color.items() if code == (code & 255) * 0x010101}
-    colored = {code: by_color[palette[code]] for code in codes if code < len(palette) and palette[code] in by_color}
-    if not legend.valued or (legend.counted and by_color):
-        return by_value | colored if not legend.valued else _ignored(legend) | colored
+        return by_value
+    colors = dict(enumerate(pixels.palette))
+    colored = {code: by_color[colors[code]] for code in codes if colors.get(code) in by_color}
+    if legend.colored and (legend.counted or not legend.valued):
+        return _ignored(legend) | colored
     for code in codes:
-        if code in by_value and colored.get(code, by_value[code]) != by_value[code]:
+        if code in by_value and colored.get(code, UNLABELLED) not in (UNLABELLED, by_value[code]):
             index, color = (_named(legend, place) for place in (by_value[code], colored[code]))
             said = f"{path}: index {code} of its palette is {index} by value, and {color} by its colour"
             raise InputError(f"{said}; take either the values or the colours out of {legend.where}")
@@ -111,7 +122,7 @@ def _ignored(legend: Legend) -> dict[int, int]:
 
 
 def _named(legend: Legend, place: int) -> str:
-    return "what is unlabelled" if place == UNLABELLED else f"'{legend.rows[place].name}'"
+    return "unlabelled" if place == UNLABELLED else f"'{legend.rows[place].name}'"
 
 
 def _complaint(legend: Legend, pixels: Pixels, unknown: list[int], path: Path) -> str:

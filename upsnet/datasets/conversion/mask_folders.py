@@ -88,10 +88,10 @@ def _table(masks: Path, classes: Path | None, is_voc: bool) -> ClassTable:
             if (folder / name).is_file():
                 return read_class_table(folder / name)
     if is_voc:
-        rows = [ClassRow(name, None, place, voc_color(place)) for place, name in enumerate(VOC_NAMES)]
-        rows = [row if row.is_unlabelled else row._replace(id=row.value, isthing=True) for row in rows]
-        border = ClassRow("void", None, 255, voc_color(255))
-        return ClassTable(Path("Pascal VOC (no labelmap.txt)"), [*rows, border])
+        rows = [
+            ClassRow(name, place, place, voc_color(place)) for place, name in [*enumerate(VOC_NAMES), (255, "void")]
+        ]
+        return ClassTable(Path("Pascal VOC (no labelmap.txt)"), rows)
     said = "give a table of classes, --classes: names, with the value or the colour that each has in the masks"
     raise InputError(f"{masks}: none of {', '.join(TABLES)} is there; {said}")
 

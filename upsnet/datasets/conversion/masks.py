@@ -55,11 +55,11 @@ def read(
     ] = None,
     suffix: Annotated[str, typer.Option(help="What the masks' names have after the photo's, as _mask.")] = "",
 ) -> Source:
-    """Masks of classes, and of instances where there are any (PNG, or uncompressed as good) -> COCO panoptic.
+    """Masks of classes, and of instances where there are any (PNG, TIFF, BMP) -> COCO panoptic.
 
-    Grey values, palettes and colours, by a table of classes: --classes, or labelmap.txt, class_dict.csv, _classes.csv and
-    others beside the masks. Without masks of instances all classes are stuff, but for those that the table or --things
-    calls things: each is one crowd in a photo.
+    Grey values, palettes and colours, by a table of classes: --classes, or one beside the masks (labelmap.txt,
+    class_dict.csv, _classes.csv, ...). Without masks of instances all classes are stuff, but for those that the table
+    or --things calls things: each is one crowd in a photo.
     """
     found = find_masks(masks, photos, instances, classes, suffix)
     legend = Legend.of(found.table, ignore)
@@ -68,7 +68,7 @@ def read(
         name: [Item(found.photos / pair.photo, pair.photo, files.reader(pair)) for pair in pairs]
         for name, pairs in found.splits.items()
     }
-    remarks = list(found.remarks)
+    remarks = [*found.remarks, *legend.remarks()]
     if found.instances is None and any(row.isthing for row in legend.rows):
         remarks.append(f"{legend.where} has things; without --instances those of one class are one crowd in each photo")
     known = [

@@ -57,7 +57,8 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
         row = None if known is None else known.get(each.name)
         if row is None:
             row = ClassRow(each.name, each.id, color=each.color, void=each.void)
-        chosen = kinds.get(each.name, "void" if row.void else None)
+        usual = None if not row.void else "stuff" if each.name == choice.background else "void"
+        chosen = kinds.get(each.name, usual)
         if chosen == "void":
             by_key[each.key] = None
             continue
@@ -107,11 +108,11 @@ def _check(kept: list[Category]) -> None:
 
 
 def known_classes(path: Path) -> dict[str, ClassRow]:
-    """The classes of a table by name, each with an id: where the file has none, 1, 2, ... in its order. What nobody
-    labelled is void, and so is what is to be ignored."""
+    """The classes of a table by name, each with an id: where the file has none, 1, 2, ... in its order. What is
+    called background, void and the like is void."""
     known: dict[str, ClassRow] = {}
     for row in read_class_table(path).rows:
-        known.setdefault(row.name, row._replace(void=row.is_ignored or row.is_unlabelled))
+        known.setdefault(row.name, row._replace(void=row.is_void))
     return {row.name: row for row in numbered(list(known.values()))}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.upsnet.datasets.conversion.mask_writer import Kind, write_masks
