@@ -1,4 +1,4 @@
-"""What the JSON files of drawing tools have in common: points, discs, masks as PNGs in base64, objects of many parts."""
+"""What the JSONs of drawing tools have in common: points, discs, masks as PNGs in base64, objects of many parts."""
 
 from __future__ import annotations
 
@@ -94,8 +94,10 @@ def inflate(content: bytes, size: Size, where: str) -> bytes:
 
 
 def png_mask(content: bytes, size: Size, where: str) -> np.ndarray:
-    """A PNG -> bool h x w: what is opaque, where it has transparency, else what is not 0. At most as large as the photo,
-    of height, width `size`."""
+    """A PNG -> bool h x w: what is opaque, where it has transparency, else what is not 0.
+
+    size: height, width of the photo. InputError for what is larger, or no PNG.
+    """
     with reading_photo(where), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         width, height = image.size
         if height > size[0] or width > size[1]:

@@ -246,9 +246,9 @@ def read_labels(size: Size, file: Path) -> Labels:
         is_box = kind == "rectangle" or kind in TURNED
         parts.append((group, Part(label, (region,), f"{where} ({label})", crowd, is_box)))
     shapes, boxes = join(parts)
-    drawn_on = whole(content.get("imageHeight")), whole(content.get("imageWidth"))
-    known = drawn_on[0] and drawn_on[1] and min(drawn_on) > 0  # X-AnyLabeling writes -1 where it does not know
-    return Labels(shapes, drawn_on if known else None, [*left_out, *boxes])  # type: ignore[arg-type]
+    height, width = (whole(content.get(key)) or 0 for key in ("imageHeight", "imageWidth"))
+    known = height > 0 and width > 0  # X-AnyLabeling writes -1 where it does not know
+    return Labels(shapes, (height, width) if known else None, [*left_out, *boxes])
 
 
 def _region(kind: object, entry: Mapping[str, Any], size: Size, where: str) -> Region:

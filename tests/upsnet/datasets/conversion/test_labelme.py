@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.upsnet.datasets.conversion.outlines import outlines
 from tests.upsnet.datasets.conversion.truth import Truth, pixels
-from upsnet.datasets.conversion.convert import Converted, LabelFaults, Rules, convert
+from upsnet.datasets.conversion.convert import ALL_THINGS, STRICT, Converted, LabelFaults, Rules, convert
 from upsnet.datasets.conversion.labelme import read
 from upsnet.datasets.conversion.table import Choice
 from upsnet.datasets.folder import PanopticFolder
@@ -45,16 +45,16 @@ def photo(path: Path, width: int = 8, height: int = 6) -> bytes:
 
 
 def label(path: Path, *shapes: Any, **more: Any) -> Path:
-    content = {"version": "5.5.0", "flags": {}, "shapes": list(shapes), "imagePath": f"{path.stem}.jpg"}
+    content: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": f"{path.stem}.jpg"}
     content |= {"imageData": None, "imageHeight": 6, "imageWidth": 8}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content | more))
     return path
 
 
-def one(folder: Path, *shapes: Any, choice: Choice = Choice(), rules: Rules = Rules(), **more: Any) -> Converted:
+def one(folder: Path, *shapes: Any, choice: Choice = ALL_THINGS, rules: Rules = STRICT) -> Converted:
     photo(folder / "in" / "a.jpg")
-    label(folder / "in" / "a.json", *shapes, **more)
+    label(folder / "in" / "a.json", *shapes)
     (made,) = convert(read(folder / "in"), folder / "out", choice, rules, progress=False)
     return made
 
@@ -234,12 +234,12 @@ def test_shapes_that_cannot_be_read(tmp_path: Path, drawn: Any, fault: str) -> N
 
 
 def test_the_coco_photos_there_and_back(shared_data: Path, tmp_path: Path) -> None:
-    """The same panoptic truth: polygons, where a segment has no hole, else masks; parts by group_id, crowds by a flag."""
+    """Polygons where a segment has no hole, else masks; parts by group_id, crowds by a flag."""
     truth = Truth(shared_data)
     for path, pieces in truth.images():
         drawn = []
         for number, piece in enumerate(pieces):
-            about = {"group_id": number, "flags": {"crowd": piece.iscrowd}}
+            about: dict[str, Any] = {"group_id": number, "flags": {"crowd": piece.iscrowd}}
             parts = outlines(piece.mask)
             if any(part.holes for part in parts):
                 y, x = (np.flatnonzero(piece.mask.any(axis)) for axis in (1, 0))
