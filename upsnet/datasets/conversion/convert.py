@@ -149,19 +149,23 @@ def _named(source: Source, name: str | None) -> dict[str, list[Item]]:
         raise InputError(f"{source.path}: holds no labelled image")
     splits = {key: _distinct(items) for key, items in source.splits.items()}
     if name is None:
+        odd = next((key for key in splits if not _is_plain(key)), None)
+        if odd is not None:
+            raise InputError(f"{source.path}: a split cannot be named '{odd}'; rename it there, as train")
         return splits
     if len(splits) > 1:
         raise InputError(
             f"--name {name}: {source.path} has several splits ({', '.join(splits)}), which have their names"
         )
-    if (
-        not name
-        or PurePosixPath(name).name != name
-        or name.startswith((".", "panoptic_"))
-        or name.endswith("_conversion")
-    ):
+    if not _is_plain(name):
         raise InputError(f"--name {name}: give a file's name without folder and suffix, as train")
     return {name: next(iter(splits.values()))}
+
+
+def _is_plain(name: str) -> bool:
+    """Whether NAME.json, NAME_conversion.json, NAME/ and panoptic_NAME/ are those of this split alone."""
+    odd = name.startswith((".", "panoptic_")) or name.endswith("_conversion")
+    return bool(name) and PurePosixPath(name).name == name and not odd
 
 
 def _distinct(items: list[Item]) -> list[Item]:
