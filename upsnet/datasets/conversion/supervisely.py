@@ -6,9 +6,10 @@ bound together (`instance`) are one. Of overlapping objects the later is on top,
 the tag `crowd` or `iscrowd` is a crowd: Supervisely itself has none, nor things and stuff. Each dataset is a split.
 
 Coordinates (developer.supervisely.com, "Coordinate system"): whole numbers name pixels, and an outline through pixels
-holds these too, as the SDK paints it; a hole's outline is the hole's. Coordinates with fractions are the editor's own,
-with 0 at the upper left pixel's corner, and are painted by COCO's rule. A bitmap comes back exactly; so does a polygon
-that was traced around the pixels of an object without holes.
+holds these too, as the SDK has it; a hole's outline is the hole's. Coordinates with fractions are the editor's own,
+with 0 at the upper left pixel's corner, and are painted by COCO's rule. A bitmap comes back exactly, and so does a
+polygon that was traced around the pixels of an object without holes; along other slanted lines the SDK (cv2.fillPoly)
+paints up to a pixel more.
 """
 
 from __future__ import annotations

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.upsnet.datasets.conversion.outlines import outlines
-from tests.upsnet.datasets.conversion.truth import Truth, pixels
+from tests.upsnet.datasets.conversion.labelme_writer import label, png, shape, write_labelme
+from tests.upsnet.datasets.conversion.truth import coco_truth, truth_of
 from upsnet.datasets.conversion.convert import ALL_THINGS, STRICT, Converted, LabelFaults, Rules, convert
 from upsnet.datasets.conversion.labelme import read
 from upsnet.datasets.conversion.table import Choice
@@ -24,32 +22,14 @@ from upsnet.errors import InputError
 pytest.importorskip("hotcoco", reason="painting needs hotcoco")
 
 
-def shape(label: str, points: list[Any], kind: str | None = "polygon", **more: Any) -> dict[str, Any]:
-    return {"label": label, "points": points, "shape_type": kind, "group_id": None, "flags": {}} | more
-
-
 def square(label: str, x1: float, y1: float, x2: float, y2: float, **more: Any) -> dict[str, Any]:
     return shape(label, [[x1, y1], [x2, y1], [x2, y2], [x1, y2]], **more)
-
-
-def png(mask: np.ndarray) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8)).save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 def photo(path: Path, width: int = 8, height: int = 6) -> bytes:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path)
     return path.read_bytes()
-
-
-def label(path: Path, *shapes: Any, **more: Any) -> Path:
-    content: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": f"{path.stem}.jpg"}
-    content |= {"imageData": None, "imageHeight": 6, "imageWidth": 8}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content | more))
-    return path
 
 
 def one(folder: Path, *shapes: Any, choice: Choice = ALL_THINGS, rules: Rules = STRICT) -> Converted:
@@ -234,26 +214,14 @@ def test_shapes_that_cannot_be_read(tmp_path: Path, drawn: Any, fault: str) -> N
 
 
 def test_the_coco_photos_there_and_back(shared_data: Path, tmp_path: Path) -> None:
-    """Polygons where a segment has no hole, else masks; parts by group_id, crowds by a flag."""
-    truth = Truth(shared_data)
-    for path, pieces in truth.images():
-        drawn = []
-        for number, piece in enumerate(pieces):
-            about: dict[str, Any] = {"group_id": number, "flags": {"crowd": piece.iscrowd}}
-            parts = outlines(piece.mask)
-            if any(part.holes for part in parts):
-                y, x = (np.flatnonzero(piece.mask.any(axis)) for axis in (1, 0))
-                corners = [[int(x[0]), int(y[0])], [int(x[-1]), int(y[-1])]]
-                window = png(piece.mask[y[0] : y[-1] + 1, x[0] : x[-1] + 1])
-                drawn.append(shape(piece.name, corners, "mask", mask=window, **about))
-            else:
-                drawn += [shape(piece.name, [list(point) for point in part.outer], **about) for part in parts]
-        assert {each["shape_type"] for each in drawn} == {"polygon", "mask"}
-        target = tmp_path / "in" / path.name
-        height, width = pieces[0].mask.shape
-        label(target.with_suffix(".json"), *drawn, imageHeight=height, imageWidth=width)
-        shutil.copyfile(path, target)
-    choice = Choice(table=truth.json_file)
-    (made,) = convert(read(tmp_path / "in"), tmp_path / "out", choice, progress=False)
+    truth = coco_truth(shared_data)
+    write_labelme(truth, tmp_path / "in")
+    kinds = {
+        each["shape_type"]
+        for path in (tmp_path / "in").glob("*.json")
+        for each in json.loads(path.read_text())["shapes"]
+    }
+    assert kinds == {"polygon", "mask"}
+    (made,) = convert(read(tmp_path / "in"), tmp_path / "out", Choice(table=truth), progress=False)
     assert not made.checkup.tally.errors and made.contested == 0 and not made.lost
-    assert pixels(PanopticFolder(made.split)) == pixels(truth.data)
+    assert truth_of(made.split.json_file) == truth_of(truth)

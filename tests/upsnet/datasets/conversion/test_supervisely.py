@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
-import json
 import math
-import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.upsnet.datasets.conversion.truth import Truth, pixels
+from tests.upsnet.datasets.conversion.supervisely_writer import (
+    annotate,
+    bitmap,
+    drawn,
+    meta,
+    polygon,
+    write_supervisely,
+)
+from tests.upsnet.datasets.conversion.truth import coco_truth, truth_of
 from upsnet.datasets.conversion.convert import ALL_THINGS, STRICT, Converted, LabelFaults, Rules, convert
 from upsnet.datasets.conversion.supervisely import read
 from upsnet.datasets.conversion.table import Choice
@@ -27,48 +32,15 @@ pytest.importorskip("hotcoco", reason="painting needs hotcoco")
 TITLES = {"cat": "#0A0B0C", "dog": "#FF0000"}
 
 
-def meta(folder: Path, titles: dict[str, str] = TITLES, shape: str = "any") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    classes = [
-        {"id": 9000 + place, "title": title, "shape": shape, "color": color, "geometry_config": {}}
-        for place, (title, color) in enumerate(titles.items())
-    ]
-    (folder / "meta.json").write_text(json.dumps({"classes": classes, "tags": [], "projectType": "images"}))
-    return folder
-
-
-def annotate(dataset: Path, name: str, *objects: Any, width: int = 8, height: int = 6, picture: bool = True) -> Path:
-    for below in ("ann", "img"):
-        (dataset / below).mkdir(parents=True, exist_ok=True)
-    if picture:
-        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(dataset / "img" / name)
-    size = {"height": height, "width": width}
-    target = dataset / "ann" / f"{name}.json"
-    target.write_text(json.dumps({"description": "", "tags": [], "size": size, "objects": objects}))
+def add(dataset: Path, name: str, *objects: Any) -> Path:
+    """A photo of 8 x 6 pixels with its JSON."""
+    target = annotate(dataset, name, *objects)
+    Image.new("RGB", (8, 6)).save(dataset / "img" / name)
     return target
 
 
-def drawn(title: str, kind: str, **more: Any) -> dict[str, Any]:
-    return {"classTitle": title, "geometryType": kind, "shape": kind, "tags": []} | more
-
-
-def polygon(title: str, exterior: list[Any], *interior: list[Any], **more: Any) -> dict[str, Any]:
-    return drawn(title, "polygon", points={"exterior": exterior, "interior": list(interior)}, **more)
-
-
-def bitmap(title: str, mask: np.ndarray, x: int, y: int, kind: str = "bitmap", **more: Any) -> dict[str, Any]:
-    """As the SDK packs it: a palette whose first colour is transparent."""
-    image = Image.fromarray(mask.astype(np.uint8))
-    if kind == "bitmap":
-        image.putpalette([0, 0, 0, 255, 255, 255])
-    stream = io.BytesIO()
-    image.save(stream, "PNG", transparency=0)
-    data = base64.b64encode(zlib.compress(stream.getvalue())).decode()
-    return drawn(title, kind, bitmap={"origin": [x, y], "data": data}, **more)
-
-
 def one(folder: Path, *objects: Any, choice: Choice = ALL_THINGS, rules: Rules = STRICT) -> Converted:
-    annotate(meta(folder / "in") / "ds", "a.png", *objects)
+    add(meta(folder / "in", TITLES) / "ds", "a.png", *objects)
     (made,) = convert(read(folder / "in"), folder / "out", choice, rules, progress=False)
     return made
 
@@ -149,9 +121,9 @@ def test_crowds_and_what_holds_no_pixel(tmp_path: Path) -> None:
 
 
 def test_datasets_are_splits_unless_merged(tmp_path: Path) -> None:
-    project = meta(tmp_path / "in")
+    project = meta(tmp_path / "in", TITLES)
     for dataset in ("train", "val", "val/datasets/night"):
-        annotate(project / dataset, "a.png", bitmap("cat", np.ones((2, 2)), 1, 1))
+        add(project / dataset, "a.png", bitmap("cat", np.ones((2, 2)), 1, 1))
     Image.new("RGB", (8, 6)).save(project / "val" / "img" / "free.png")
     source = read(project)
     assert list(source.splits) == ["train", "val", "val_night"]
@@ -163,27 +135,27 @@ def test_datasets_are_splits_unless_merged(tmp_path: Path) -> None:
     assert [item.name for item in source.splits["all"]] == names
     (made,) = convert(source, tmp_path / "out", progress=False)
     assert made.checkup.tally.images == 4 and not made.checkup.tally.errors
-    annotate(meta(tmp_path / "odd") / "panoptic_x", "a.png")
+    add(meta(tmp_path / "odd", TITLES) / "panoptic_x", "a.png")
     with pytest.raises(InputError, match="a split cannot be named 'panoptic_x'"):
         convert(read(tmp_path / "odd"), tmp_path / "other", progress=False)
 
 
 def test_photos_and_jsons_that_do_not_fit(tmp_path: Path) -> None:
-    dataset = meta(tmp_path / "in") / "ds"
-    annotate(dataset, "a.png").rename(dataset / "ann" / "a.json")  # as early projects have it
-    annotate(dataset, "b.png", picture=False)
+    dataset = meta(tmp_path / "in", TITLES) / "ds"
+    add(dataset, "a.png").rename(dataset / "ann" / "a.json")  # as early projects have it
+    annotate(dataset, "b.png")
     source = read(tmp_path / "in")
     assert [item.name for item in source.splits["ds"]] == ["a.png"]
     (fault,) = source.faults
     assert fault.endswith("ds/img/b.png: is not there; export with the images")
-    annotate(dataset, "a.png")
+    add(dataset, "a.png")
     assert read(tmp_path / "in").faults[0].endswith("another JSON is of the same photo")
 
 
 def test_folders_that_are_no_project(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no meta.json, which a Supervisely project has"):
         read(tmp_path)
-    meta(tmp_path)
+    meta(tmp_path, TITLES)
     with pytest.raises(InputError, match="no dataset, a folder that holds ann and img"):
         read(tmp_path)
     meta(tmp_path, {"cat": "red"})
@@ -195,7 +167,7 @@ def test_folders_that_are_no_project(tmp_path: Path) -> None:
 
 
 def test_classes_of_one_colour_get_their_own(tmp_path: Path) -> None:
-    annotate(meta(tmp_path / "in", {"cat": "#0A0B0C", "dog": "#0A0B0C"}) / "ds", "a.png")
+    add(meta(tmp_path / "in", {"cat": "#0A0B0C", "dog": "#0A0B0C"}) / "ds", "a.png")
     (made,) = convert(read(tmp_path / "in"), tmp_path / "out", progress=False)
     assert len({each.color for each in made.table.categories}) == 2
 
@@ -232,24 +204,13 @@ def test_objects_that_cannot_be_read(tmp_path: Path, entry: Any, fault: str) -> 
 
 
 def test_the_coco_photos_there_and_back(shared_data: Path, tmp_path: Path) -> None:
-    """Each segment is a bitmap; crowds by a tag."""
-    truth = Truth(shared_data)
-    colors = {each.name: "#{:02X}{:02X}{:02X}".format(*each.color) for each in truth.data.categories}
-    dataset = meta(tmp_path / "in", colors, "bitmap") / "val2017"
-    for path, pieces in truth.images():
-        objects = []
-        for piece in pieces:
-            y, x = (np.flatnonzero(piece.mask.any(axis)) for axis in (1, 0))
-            window = piece.mask[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
-            tags = [{"name": "crowd"}] * piece.iscrowd
-            objects.append(bitmap(piece.name, window, int(x[0]), int(y[0]), tags=tags))
-        height, width = pieces[0].mask.shape
-        annotate(dataset, path.name, *objects, width=width, height=height)
-        shutil.copyfile(path, dataset / "img" / path.name)
-    stuff = [each.name for each in truth.data.categories if not each.isthing]
+    truth = coco_truth(shared_data)
+    write_supervisely(truth, tmp_path / "in")
+    categories = PanopticFolder(truth).categories
+    stuff = [each.name for each in categories if not each.isthing]
     (made,) = convert(read(tmp_path / "in"), tmp_path / "out", Choice(stuff=stuff), progress=False)
     assert not made.checkup.tally.errors and made.contested == 0 and not made.lost
-    assert pixels(PanopticFolder(made.split)) == pixels(truth.data)
-    assert {each.name: each.color for each in made.table.categories} == {
-        each.name: each.color for each in truth.data.categories
-    }
+    assert truth_of(made.split.json_file) == truth_of(truth)
+    assert [(each.name, each.color) for each in made.table.categories] == [
+        (each.name, each.color) for each in categories
+    ]

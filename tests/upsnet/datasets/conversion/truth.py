@@ -1,4 +1,4 @@
-"""The official truth of the four COCO photos, for tests that write it in another format and convert it back."""
+"""A panoptic truth, for tests that write it in another format and convert it back."""
 
 from __future__ import annotations
 
@@ -12,40 +12,30 @@ from upsnet.datasets.folder import PanopticFolder
 
 
 class Piece(NamedTuple):
-    """A segment of the truth."""
+    """A segment."""
 
     mask: np.ndarray  # bool H x W
     name: str  # of its category
-    isthing: bool
     iscrowd: bool
 
 
-class Truth:
-    def __init__(self, shared_data: Path) -> None:
-        self.json_file = shared_data / "coco_sample" / "annotations" / "panoptic_val2017.json"
-        self.data = PanopticFolder(self.json_file)
-
-    def images(self) -> Iterator[tuple[Path, list[Piece]]]:
-        """Each photo with its segments."""
-        categories = {each.id: each for each in self.data.categories}
-        for record in self.data.records:
-            _, ids = self.data.read(record)
-            of = [(segment, categories[segment.category_id]) for segment in record.segments]
-            yield (
-                record.photo,
-                [Piece(ids == segment.id, each.name, each.isthing, segment.iscrowd) for segment, each in of],
-            )
+def coco_truth(shared_data: Path) -> Path:
+    """The official JSON of the four COCO photos."""
+    return shared_data / "coco_sample" / "annotations" / "panoptic_val2017.json"
 
 
-def pixels(data: PanopticFolder, crowds: bool = True) -> dict[str, set[tuple[str, bool, bytes]]]:
-    """Photo's name -> its segments: category, whether it is a crowd (crowds=False: never), mask. Equal for data sets
-    that hold the same panoptic truth."""
+def read_truth(json_file: Path) -> Iterator[tuple[Path, list[Piece]]]:
+    """Each photo with its segments."""
+    data = PanopticFolder(json_file)
     names = {each.id: each.name for each in data.categories}
-    found = {}
     for record in data.records:
         _, ids = data.read(record)
-        found[record.photo.name] = {
-            (names[each.category_id], crowds and each.iscrowd, np.packbits(ids == each.id).tobytes())
-            for each in record.segments
-        }
-    return found
+        yield record.photo, [Piece(ids == each.id, names[each.category_id], each.iscrowd) for each in record.segments]
+
+
+def truth_of(json_file: Path) -> dict[str, set[tuple[str, bool, bytes]]]:
+    """Photo's name -> its segments: category, whether it is a crowd, pixels. Equal for data sets of the same truth."""
+    return {
+        photo.name: {(piece.name, piece.iscrowd, np.packbits(piece.mask).tobytes()) for piece in pieces}
+        for photo, pieces in read_truth(json_file)
+    }
