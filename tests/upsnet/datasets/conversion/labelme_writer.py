@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from tests.upsnet.datasets.conversion.outlines import outlines
-from tests.upsnet.datasets.conversion.truth import read_truth
+from tests.upsnet.datasets.conversion.truth import images
+from upsnet.datasets.folder import PanopticFolder
 
 
 def shape(label: str, points: list[Any], kind: str | None = "polygon", **more: Any) -> dict[str, Any]:
@@ -35,10 +36,10 @@ def label(path: Path, *shapes: Any, **more: Any) -> Path:
     return path
 
 
-def write_labelme(truth: Path, out: Path) -> None:
+def write_labelme(truth: PanopticFolder, out: Path) -> None:
     """OUT/NAME.json beside OUT/NAME.jpg: polygons where a segment has no hole, else masks; parts by group_id, crowds by
     a flag."""
-    for photo, pieces in read_truth(truth):
+    for photo, pieces in images(truth):
         drawn: list[dict[str, Any]] = []
         for number, piece in enumerate(pieces):
             about: dict[str, Any] = {"group_id": number, "flags": {"crowd": piece.iscrowd}}

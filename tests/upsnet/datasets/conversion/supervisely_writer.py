@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.upsnet.datasets.conversion.truth import read_truth
+from tests.upsnet.datasets.conversion.truth import images
 from upsnet.datasets.folder import PanopticFolder
 
 
@@ -57,11 +57,11 @@ def bitmap(title: str, mask: np.ndarray, x: int, y: int, kind: str = "bitmap", *
     return drawn(title, kind, bitmap={"origin": [x, y], "data": data}, **more)
 
 
-def write_supervisely(truth: Path, out: Path) -> None:
+def write_supervisely(truth: PanopticFolder, out: Path) -> None:
     """OUT/meta.json and the dataset OUT/val2017: a bitmap for each segment; crowds by a tag."""
-    colors = {each.name: "#{:02X}{:02X}{:02X}".format(*each.color) for each in PanopticFolder(truth).categories}
+    colors = {each.name: "#{:02X}{:02X}{:02X}".format(*each.color) for each in truth.categories}
     dataset = meta(out, colors, "bitmap") / "val2017"
-    for photo, pieces in read_truth(truth):
+    for photo, pieces in images(truth):
         objects = []
         for piece in pieces:
             y, x = (np.flatnonzero(piece.mask.any(axis)) for axis in (1, 0))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.upsnet.datasets.conversion.labelme_writer import label, png, shape, write_labelme
-from tests.upsnet.datasets.conversion.truth import coco_truth, truth_of
+from tests.upsnet.datasets.conversion.truth import Truth, pixels
 from upsnet.datasets.conversion.convert import ALL_THINGS, STRICT, Converted, LabelFaults, Rules, convert
 from upsnet.datasets.conversion.labelme import read
 from upsnet.datasets.conversion.table import Choice
@@ -214,14 +214,14 @@ def test_shapes_that_cannot_be_read(tmp_path: Path, drawn: Any, fault: str) -> N
 
 
 def test_the_coco_photos_there_and_back(shared_data: Path, tmp_path: Path) -> None:
-    truth = coco_truth(shared_data)
-    write_labelme(truth, tmp_path / "in")
+    truth = Truth(shared_data)
+    write_labelme(truth.data, tmp_path / "in")
     kinds = {
         each["shape_type"]
         for path in (tmp_path / "in").glob("*.json")
         for each in json.loads(path.read_text())["shapes"]
     }
     assert kinds == {"polygon", "mask"}
-    (made,) = convert(read(tmp_path / "in"), tmp_path / "out", Choice(table=truth), progress=False)
+    (made,) = convert(read(tmp_path / "in"), tmp_path / "out", Choice(table=truth.json_file), progress=False)
     assert not made.checkup.tally.errors and made.contested == 0 and not made.lost
-    assert truth_of(made.split.json_file) == truth_of(truth)
+    assert pixels(PanopticFolder(made.split)) == pixels(truth.data)

@@ -1,4 +1,4 @@
-"""A panoptic truth, for tests that write it in another format and convert it back."""
+"""The official truth of the four COCO photos, for tests that write it in another format and convert it back."""
 
 from __future__ import annotations
 
@@ -12,30 +12,40 @@ from upsnet.datasets.folder import PanopticFolder
 
 
 class Piece(NamedTuple):
-    """A segment."""
+    """A segment of the truth."""
 
     mask: np.ndarray  # bool H x W
     name: str  # of its category
+    isthing: bool
     iscrowd: bool
 
 
-def coco_truth(shared_data: Path) -> Path:
-    """The official JSON of the four COCO photos."""
-    return shared_data / "coco_sample" / "annotations" / "panoptic_val2017.json"
+class Truth:
+    def __init__(self, shared_data: Path) -> None:
+        self.json_file = shared_data / "coco_sample" / "annotations" / "panoptic_val2017.json"
+        self.data = PanopticFolder(self.json_file)
+
+    def images(self) -> Iterator[tuple[Path, list[Piece]]]:
+        """Each photo with its segments."""
+        return images(self.data)
 
 
-def read_truth(json_file: Path) -> Iterator[tuple[Path, list[Piece]]]:
+def images(data: PanopticFolder) -> Iterator[tuple[Path, list[Piece]]]:
     """Each photo with its segments."""
-    data = PanopticFolder(json_file)
-    names = {each.id: each.name for each in data.categories}
+    categories = {each.id: each for each in data.categories}
     for record in data.records:
         _, ids = data.read(record)
-        yield record.photo, [Piece(ids == each.id, names[each.category_id], each.iscrowd) for each in record.segments]
+        of = [(segment, categories[segment.category_id]) for segment in record.segments]
+        yield (
+            record.photo,
+            [Piece(ids == segment.id, each.name, each.isthing, segment.iscrowd) for segment, each in of],
+        )
 
 
-def truth_of(json_file: Path) -> dict[str, set[tuple[str, bool, bytes]]]:
-    """Photo's name -> its segments: category, whether it is a crowd, pixels. Equal for data sets of the same truth."""
+def pixels(data: PanopticFolder, crowds: bool = True) -> dict[str, set[tuple[str, bool, bytes]]]:
+    """Photo's name -> its segments: category, whether it is a crowd (crowds=False: never), mask. Equal for data sets
+    that hold the same panoptic truth."""
     return {
-        photo.name: {(piece.name, piece.iscrowd, np.packbits(piece.mask).tobytes()) for piece in pieces}
-        for photo, pieces in read_truth(json_file)
+        photo.name: {(each.name, crowds and each.iscrowd, np.packbits(each.mask).tobytes()) for each in pieces}
+        for photo, pieces in images(data)
     }
