@@ -20,16 +20,19 @@ LISTED = 50  # faults
 
 
 def converter(read: Callable[..., Source]) -> Callable[..., None]:
-    """A command of a reader's parameters (typer's annotations, its docstring is the help) and those of `_write`."""
-    own, common = (inspect.signature(each).parameters for each in (read, _write))
-    options = [each for name, each in common.items() if name != "source"]
+    """A command of a reader's parameters (typer's annotations, its docstring is the help) and those of `_write`. A
+    parameter that both have, as `classes`, is one option and goes to both."""
+    own, common = (dict(inspect.signature(each).parameters) for each in (read, _write))
+    del common["source"]
+    options = [each for name, each in common.items() if name not in own]
 
     def main(**given: Any) -> None:
-        _write(read(**{name: given.pop(name) for name in own}), **given)
+        source = read(**{name: given[name] for name in own})
+        _write(source, **{name: given[name] for name in common})
 
     main.__signature__ = inspect.Signature([*own.values(), *options])  # type: ignore[attr-defined]
-    hints = get_type_hints(read, include_extras=True) | get_type_hints(_write, include_extras=True)
-    main.__annotations__ = {name: hints[name] for name in (*own, *common) if name != "source"} | {"return": None}
+    hints = get_type_hints(_write, include_extras=True) | get_type_hints(read, include_extras=True)
+    main.__annotations__ = {name: hints[name] for name in own | common} | {"return": None}
     main.__doc__, main.__module__ = read.__doc__, read.__module__
     return main
 
@@ -39,7 +42,7 @@ def _write(
     *,
     out: Annotated[Path, typer.Option(help="Where the data set goes: OUT/NAME.json, OUT/panoptic_NAME, OUT/NAME.")],
     classes: Annotated[
-        Path | None, typer.Option(help="A list of categories (JSON): ids, colours, what is a thing (isthing).")
+        Path | None, typer.Option(help="Names of the classes, and ids, colours, isthing: JSON, CSV or text.")
     ] = None,
     stuff: Annotated[list[str] | None, typer.Option(help="These classes are stuff: one segment an image.")] = None,
     things: Annotated[list[str] | None, typer.Option(help="These classes are things.")] = None,

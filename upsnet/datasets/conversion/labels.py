@@ -87,6 +87,7 @@ class LabelClass(NamedTuple):
     id: int  # as the labels have it, or 1, 2, ... in their order
     color: Color | None = None
     isthing: bool = True
+    void: bool = False  # its pixels belong to no category, unless --things or --stuff names it
 
 
 @dataclass

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from upsnet.categories import Category
+from upsnet.datasets.conversion.class_files import ClassRow, read_class_table
 from upsnet.datasets.conversion.labels import Color, LabelClass
-from upsnet.datasets.panoptic_json import listed_categories
+from upsnet.datasets.panoptic_json import MOST_CATEGORIES
 from upsnet.errors import InputError
 
 GOLDEN = 0.618033988749895
@@ -23,7 +24,7 @@ class Choice(NamedTuple):
     stuff: Sequence[str] = ()
     void: Sequence[str] = ()  # their pixels belong to no category
     background: str | None = None  # the stuff category of pixels that no shape holds; None: they are void
-    table: Path | None = None  # a list of categories: their ids, colours, things and stuff
+    table: Path | None = None  # a file of classes (class_files.py): names, and ids, colours, things where it has them
 
 
 class Table(NamedTuple):
@@ -47,6 +48,42 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"two classes are named '{twice}'; give each its own name")
+    kinds = _kinds(names, choice)
+    known = None if choice.table is None else known_classes(choice.table)
+    kept: list[Category] = []
+    by_key: dict[Hashable, Category | None] = {}
+    colors = {each.color for each in [*(known or {}).values(), *classes] if each.color}
+    for each in classes:
+        row = None if known is None else known.get(each.name)
+        if row is None:
+            row = ClassRow(each.name, each.id, color=each.color, void=each.void)
+        chosen = kinds.get(each.name, "void" if row.void else None)
+        if chosen == "void":
+            by_key[each.key] = None
+            continue
+        if known is not None and each.name not in known:
+            cure = f"add it, or name it in --void; {nearest(each.name, known)}"
+            raise InputError(f"{choice.table}: lacks the class '{each.name}' of the labels; {cure}")
+        isthing = chosen == "things" if chosen else each.isthing if row.isthing is None else row.isthing
+        by_key[each.key] = _category(row._replace(color=row.color or each.color, isthing=isthing), colors)
+        kept.append(by_key[each.key])  # type: ignore[arg-type]
+    used = {each.name for each in kept}
+    others = [row for name, row in (known or {}).items() if name not in used and name not in choice.void]
+    kept += [_category(row, colors) for row in others if not row.void]
+    background = None
+    if choice.background is not None:
+        background = _background(choice.background, kept, colors)
+        if background not in kept:
+            kept.append(background)
+    _check(kept)
+    return Table(kept, by_key, background)
+
+
+KINDS = ("things", "stuff", "void")
+
+
+def _kinds(names: Collection[str], choice: Choice) -> dict[str, str]:
+    """Name -> what the user calls it, of KINDS."""
     kinds = {name: kind for kind, chosen in choice._asdict().items() if kind in KINDS for name in chosen}
     for kind in KINDS:
         for name in getattr(choice, kind):
@@ -54,41 +91,39 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
                 raise InputError(f"--{kind} {name}: no class has this name; {nearest(name, names)}")
             if kinds[name] != kind:
                 raise InputError(f"'{name}' is among --{kind} and --{kinds[name]}; name it once")
-    known = None if choice.table is None else {each.name: each for each in listed_categories(choice.table)}
-    kept: list[Category] = []
-    by_key: dict[Hashable, Category | None] = {}
-    colors = {each.color for each in (known or {}).values()} | {each.color for each in classes if each.color}
-    for each in classes:
-        chosen = kinds.get(each.name)
-        if chosen == "void":
-            by_key[each.key] = None
-            continue
-        if known is None:
-            color = each.color or free_color(each.id, colors)
-            category = Category(id=each.id, name=each.name, isthing=each.isthing, color=color)
-        elif each.name in known:
-            category = known[each.name]
-        else:
-            cure = f"add it, or name it in --void; {nearest(each.name, known)}"
-            raise InputError(f"{choice.table}: lacks the class '{each.name}' of the labels; {cure}")
-        if chosen:
-            category = category.model_copy(update={"isthing": chosen == "things"})
-        colors.add(category.color)
-        by_key[each.key] = category
-        kept.append(category)
-    used = {each.name for each in kept}
-    kept += [category for name, category in (known or {}).items() if name not in used and name not in choice.void]
-    background = None
-    if choice.background is not None:
-        background = _background(choice.background, kept, colors)
-        if background not in kept:
-            kept.append(background)
+    return kinds
+
+
+def _check(kept: list[Category]) -> None:
     if not kept:
-        raise InputError("no class is left: all are named in --void")
-    return Table(kept, by_key, background)
+        raise InputError("no class is left: all are void")
+    ids: dict[int, str] = {}
+    for category in kept:
+        if ids.setdefault(category.id, category.name) != category.name:
+            raise InputError(f"'{ids[category.id]}' and '{category.name}' have the id {category.id}; give each its own")
+    most = MOST_CATEGORIES - all(category.isthing for category in kept)  # without stuff: and a background
+    if len(kept) > most:
+        raise InputError(f"{len(kept)} classes; the most is {most}: name some in --void")
 
 
-KINDS = ("things", "stuff", "void")
+def known_classes(path: Path) -> dict[str, ClassRow]:
+    """The classes of a table by name, each with an id: where the file has none, 1, 2, ... in its order. What nobody
+    labelled is void, and so is what is to be ignored."""
+    known: dict[str, ClassRow] = {}
+    for row in read_class_table(path).rows:
+        known.setdefault(row.name, row._replace(void=row.is_ignored or row.is_unlabelled))
+    if any(row.id is None for row in known.values()):
+        ordered = sorted(known.values(), key=lambda row: row.void)
+        known |= {row.name: row._replace(id=number) for number, row in enumerate(ordered, 1)}
+    return known
+
+
+def _category(row: ClassRow, colors: set[Color]) -> Category:
+    """A colour that is none of `colors`, to which it is added, where the row has none."""
+    assert row.id is not None
+    color = row.color or free_color(row.id, colors)
+    colors.add(color)
+    return Category(id=row.id, name=row.name, isthing=row.isthing is not False, color=color)
 
 
 def _background(name: str, categories: list[Category], colors: set[Color]) -> Category:
