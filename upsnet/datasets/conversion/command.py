@@ -35,9 +35,9 @@ def converter(read: Callable[..., Source]) -> Callable[..., None]:
         source = read(**{name: given[name] for name in own})
         _write(source, **{name: given[name] for name in common})
 
-    main.__signature__ = inspect.Signature([*own.values(), *options])  # type: ignore[attr-defined]
     hints = get_type_hints(_write, include_extras=True) | get_type_hints(read, include_extras=True)
-    main.__annotations__ = {name: hints[name] for name in own | common} | {"return": None}
+    parameters = [each.replace(annotation=hints[each.name]) for each in (*own.values(), *options)]
+    main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     main.__doc__, main.__module__ = read.__doc__, read.__module__
     return main
 
