@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -221,7 +222,7 @@ def _write_split(
     rules: Rules,
     progress: bool,
 ) -> Converted:
-    split, tally = _split(stage, name), Tally()
+    began, split, tally = time.perf_counter(), _split(stage, name), Tally()
     made = Converted(Checkup(split, {each.id: each for each in table.categories}, tally, 0.0), table, overlap)
     place = Stage(split.images, split.segments, table, overlap, rules.boxes, rules.copy)
     if any(item.image_id is None for item in items):
@@ -243,6 +244,7 @@ def _write_split(
             images.append({"id": number, "file_name": done.item.name, "height": done.size[0], "width": done.size[1]})
             annotations.append({"image_id": number, "file_name": png, "segments_info": done.composed.segments})
             _add(made, done)
+    made.checkup = made.checkup._replace(seconds=time.perf_counter() - began)
     info = {"maker": MAKER, "description": f"{name}, from {source.format} labels", "version": __version__}
     content = {"info": info, "images": images, "annotations": annotations, "categories": table.to_coco()}
     write_json(split.json_file, content)
