@@ -27,25 +27,25 @@ class Truth:
 
     def images(self) -> Iterator[tuple[Path, list[Piece]]]:
         """Each photo with its segments."""
-        categories = {each.id: each for each in self.data.categories}
-        for record in self.data.records:
-            _, ids = self.data.read(record)
-            of = [(segment, categories[segment.category_id]) for segment in record.segments]
-            yield (
-                record.photo,
-                [Piece(ids == segment.id, each.name, each.isthing, segment.iscrowd) for segment, each in of],
-            )
+        return images(self.data)
+
+
+def images(data: PanopticFolder) -> Iterator[tuple[Path, list[Piece]]]:
+    """Each photo with its segments."""
+    categories = {each.id: each for each in data.categories}
+    for record in data.records:
+        _, ids = data.read(record)
+        of = [(segment, categories[segment.category_id]) for segment in record.segments]
+        yield (
+            record.photo,
+            [Piece(ids == segment.id, each.name, each.isthing, segment.iscrowd) for segment, each in of],
+        )
 
 
 def pixels(data: PanopticFolder, crowds: bool = True) -> dict[str, set[tuple[str, bool, bytes]]]:
     """Photo's name -> its segments: category, whether it is a crowd (crowds=False: never), mask. Equal for data sets
     that hold the same panoptic truth."""
-    names = {each.id: each.name for each in data.categories}
-    found = {}
-    for record in data.records:
-        _, ids = data.read(record)
-        found[record.photo.name] = {
-            (names[each.category_id], crowds and each.iscrowd, np.packbits(ids == each.id).tobytes())
-            for each in record.segments
-        }
-    return found
+    return {
+        photo.name: {(each.name, crowds and each.iscrowd, np.packbits(each.mask).tobytes()) for each in pieces}
+        for photo, pieces in images(data)
+    }
