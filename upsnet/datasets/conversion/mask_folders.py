@@ -69,7 +69,9 @@ def find_masks(
     if not by_stem:
         kinds = "*" + suffix + ", *".join(MASK_SUFFIXES)
         raise InputError(f"{masks}: holds no mask ({kinds}){_lossy(masks)}")
-    pairs, faults, without = _paired(by_stem, PhotoFolder(photos or masks), masks if not photos else None, suffix)
+    place = PhotoFolder(photos or masks)
+    names = _without_masks(place, [masks / name for name in by_stem.values()], instances)
+    pairs, faults, without = _paired(by_stem, names, place.folder)
     if not pairs:
         raise InputError(f"{faults[0]}{_suffix_hint(by_stem, without)}")
     if without:
@@ -130,15 +132,20 @@ def _key(stem: str) -> str:
     return unicodedata.normalize("NFC", os.path.normpath(stem))
 
 
-def _paired(
-    masks: dict[str, str], photos: PhotoFolder, shared: Path | None, suffix: str
-) -> tuple[list[Pair], list[str], list[str]]:
-    """The pairs in the order of the photos, faults of masks without a photo, photos without a mask.
+def _without_masks(photos: PhotoFolder, masks: list[Path], instances: Path | None) -> list[str]:
+    """The names of the photos, which may lie in one folder with the masks or above them."""
+    taken = {os.path.relpath(mask, photos.folder) for mask in masks if mask.is_relative_to(photos.folder)}
+    below = tuple(
+        f"{folder.relative_to(photos.folder)}/"
+        for folder in [instances]
+        if folder and folder.is_relative_to(photos.folder)
+    )
+    return [name for name in photos.names() if name not in taken and not name.startswith(below)]
 
-    shared: the folder that holds both photos and masks.
-    """
-    taken = set(masks.values()) if shared else set()
-    names = [name for name in photos.names() if name not in taken]
+
+def _paired(masks: dict[str, str], names: list[str], folder: Path) -> tuple[list[Pair], list[str], list[str]]:
+    """names: of the photos in `folder`. The pairs in their order, faults of masks without a photo, photos without a
+    mask."""
     stems: dict[str, list[str]] = defaultdict(list)
     bases: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -157,7 +164,7 @@ def _paired(
         elif fits:
             faults.append(f"{mask}: it can be the mask of {fits[0]} and of {fits[1]}; name it after one alone")
         else:
-            faults.append(f"{mask}: no photo in {photos.folder} is called {os.path.basename(key)}.*")
+            faults.append(f"{mask}: no photo in {folder} is called {os.path.basename(key)}.*")
     return [found[name] for name in names if name in found], faults, [name for name in names if name not in found]
 
 
