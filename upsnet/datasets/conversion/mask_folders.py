@@ -13,6 +13,7 @@ from upsnet.datasets.conversion.class_files import ClassRow, ClassTable, read_cl
 from upsnet.datasets.conversion.labels import Color
 from upsnet.datasets.conversion.mask_files import MASK_SUFFIXES
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
+from upsnet.datasets.conversion.text import read_text
 from upsnet.errors import InputError
 from upsnet.sources import PHOTO_SUFFIXES
 
@@ -208,9 +209,5 @@ def _listed(
 
 def _names(path: Path) -> list[str]:
     """A name a line, without ending; in quotes where it has blanks, as CVAT writes it."""
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text: {error}") from error
-    names = [line.strip().strip('"').replace("\\", "/") for line in lines]
+    names = [line.strip().strip('"').replace("\\", "/") for line in read_text(path).splitlines()]
     return [_key(name) for name in names if name]
