@@ -13,12 +13,14 @@ from upsnet.datasets.conversion.class_files import ClassRow, ClassTable, read_cl
 from upsnet.datasets.conversion.labels import Color
 from upsnet.datasets.conversion.mask_files import MASK_SUFFIXES
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
+from upsnet.datasets.conversion.text import read_text
 from upsnet.errors import InputError
 from upsnet.sources import PHOTO_SUFFIXES
 
 # Beside the masks or above them; the first that is there.
+VOC_TABLES = ("labelmap.txt", "class_names.txt")
 TABLES = (
-    *("labelmap.txt", "class_names.txt", "class_dict.csv", "_classes.csv", "classes.json", "classes.csv"),
+    *(*VOC_TABLES, "class_dict.csv", "_classes.csv", "classes.json", "classes.csv"),
     *("classes.txt", "label_colors.txt", "labels.txt", "objectInfo150.txt", "config.json"),
 )
 VOC = ("SegmentationClass", "SegmentationClassPNG")  # labelme2voc wrote the second until 2023
@@ -63,8 +65,8 @@ def find_masks(
         raise InputError(f"{masks}: give the folder of the photos, --photos")
     if instances is not None and not instances.is_dir():
         raise InputError(f"{instances}: no such folder; it should hold the masks of instances")
-    table = _table(masks, classes, voc is not None)
-    remarks = [] if classes else [f"the classes are those of {table.path}"]
+    table = _table(root, classes, voc is not None)
+    remarks = [] if table.path == classes else [f"masks are read by {table.path}"]
     by_stem = mask_stems(masks, suffix)
     if not by_stem:
         kinds = "*" + suffix + ", *".join(MASK_SUFFIXES)
@@ -82,20 +84,20 @@ def find_masks(
     return Found(masks, photos or masks, instances, table, splits, faults, remarks)
 
 
-def _table(masks: Path, classes: Path | None, is_voc: bool) -> ClassTable:
-    if classes is not None:
-        return read_class_table(classes)
-    for folder in (masks, masks.parent):
-        for name in TABLES:
-            if (folder / name).is_file():
-                return read_class_table(folder / name)
+def _table(root: Path, classes: Path | None, is_voc: bool) -> ClassTable:
+    """By which masks are read. VOC's layout says it itself, and `classes` then says what the classes are, not more."""
+    beside = [folder / name for folder in (root, root.parent) for name in TABLES]
+    own = next((path for path in beside[: len(VOC_TABLES)] if is_voc and path.is_file()), None)
+    path = own or classes or next((path for path in beside if path.is_file()), None)
+    if path is not None:
+        return read_class_table(path)
     if is_voc:
         rows = [
             ClassRow(name, place, place, voc_color(place)) for place, name in [*enumerate(VOC_NAMES), (255, "void")]
         ]
         return ClassTable(Path("Pascal VOC (no labelmap.txt)"), rows)
     said = "give a table of classes, --classes: names, with the value or the colour that each has in the masks"
-    raise InputError(f"{masks}: none of {', '.join(TABLES)} is there; {said}")
+    raise InputError(f"{root}: none of {', '.join(TABLES)} is there; {said}")
 
 
 def voc_color(index: int) -> Color:
@@ -208,9 +210,5 @@ def _listed(
 
 def _names(path: Path) -> list[str]:
     """A name a line, without ending; in quotes where it has blanks, as CVAT writes it."""
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text: {error}") from error
-    names = [line.strip().strip('"').replace("\\", "/") for line in lines]
+    names = [line.strip().strip('"').replace("\\", "/") for line in read_text(path).splitlines()]
     return [_key(name) for name in names if name]

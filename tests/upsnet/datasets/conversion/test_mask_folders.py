@@ -78,6 +78,10 @@ def test_cvats_segmentation_mask(tmp_path: Path) -> None:
         ("cat", (51, 221, 255)),
         ("sky", (250, 50, 83)),
     ]
+    (tmp_path / "mine.csv").write_text("id,name,isthing\n7,sky,0\n9,cat,1\n")  # masks are read by labelmap.txt
+    mine = tmp_path / "mine.csv"
+    (made,) = convert(read(tmp_path, classes=mine), tmp_path / "mine", Choice(table=mine), progress=False)
+    assert [(each.id, each.isthing) for each in made.table.categories] == [(9, True), (7, False)]
 
 
 def test_labelme2voc_and_its_palettes(tmp_path: Path) -> None:
