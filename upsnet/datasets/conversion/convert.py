@@ -119,7 +119,12 @@ def convert(
     Raises LabelFaults, an InputError, where images cannot be converted and `rules.partial` does not leave them out, and
     InputError for classes that do not fit and for a target that is there already.
     """
-    table = make_table(source.classes, choice)
+    if source.faults and not any(source.splits.values()):
+        raise LabelFaults(source, source.faults, len(source.faults))
+    try:
+        table = make_table(source.classes, choice)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from None
     if rules.limit is not None and rules.limit < 1:
         raise InputError(f"--limit {rules.limit}: give at least 1")
     splits = _named(source, rules.name)
