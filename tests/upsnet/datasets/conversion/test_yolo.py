@@ -262,7 +262,7 @@ def test_names_stay_as_they_are_written(make: Make) -> None:
         (f"{YAML}kpt_shape: 3\n", r"kpt_shape: give two numbers, as \[17, 3\]"),
         (f"{YAML}path: [a]\n", "path: give one folder"),
         ("names: [cat\n", r"not valid YAML: .* \(line 2\)"),
-        ("[" * 5000, "not valid YAML"),
+        ("[" * 1500, "not valid YAML"),
     ],
 )
 def test_a_wrong_data_yaml_is_named(make: Make, yaml: str, message: str) -> None:
