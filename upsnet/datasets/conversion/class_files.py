@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +35,11 @@ WORDS = {
     **{"1": True, "true": True, "yes": True, "thing": True, "things": True, "object": True},
     **{"0": False, "false": False, "no": False, "stuff": False},
 }
-# Names of pixels that nobody labelled, and of pixels that are not to be looked at.
-UNLABELLED = frozenset({"background", "_background_", "unlabeled", "unlabelled"})
-IGNORED = frozenset({"__ignore__", "ignore", "ignored", "void"})
+# What people call pixels that nobody labelled, or that are not to be looked at: void, unless the table or the user says
+# what they are.
+NO_CLASS = frozenset(
+    {"background", "_background_", "unlabeled", "unlabelled", "__ignore__", "ignore", "ignored", "void"}
+)
 
 LABELMAP = re.compile(r"(?P<name>.+?):(?P<color>\s*\d+\s*,\s*\d+\s*,\s*\d+\s*|\s*):[^:]*:[^:]*")
 LINES = (
@@ -58,13 +60,8 @@ class ClassRow(NamedTuple):
     void: bool = False
 
     @property
-    def is_unlabelled(self) -> bool:
-        """Its pixels are those that nobody labelled, unless the table says what it is."""
-        return self.isthing is None and not self.void and self.name.casefold() in UNLABELLED
-
-    @property
-    def is_ignored(self) -> bool:
-        return self.void or (self.isthing is None and self.name.casefold() in IGNORED)
+    def is_void(self) -> bool:
+        return self.void or (self.isthing is None and self.name.casefold() in NO_CLASS)
 
 
 class ClassTable(NamedTuple):
@@ -91,6 +88,14 @@ def read_class_table(path: Path) -> ClassTable:
     if lacking is not None and any(row.id is not None for row in table.rows):
         raise InputError(f"{path}: class '{lacking}' has no id, others have; give one to all or to none")
     return table
+
+
+def numbered(rows: Sequence[ClassRow]) -> list[ClassRow]:
+    """The same with ids: where they have none 1, 2, ... in their order, those that are void last."""
+    if all(row.id is not None for row in rows):
+        return list(rows)
+    places = sorted(range(len(rows)), key=lambda place: rows[place].void)
+    return [row._replace(id=places.index(place) + 1) for place, row in enumerate(rows)]
 
 
 def _read_text(path: Path) -> str:

@@ -149,19 +149,23 @@ def _named(source: Source, name: str | None) -> dict[str, list[Item]]:
         raise InputError(f"{source.path}: holds no labelled image")
     splits = {key: _distinct(items) for key, items in source.splits.items()}
     if name is None:
+        odd = next((key for key in splits if not _is_plain(key)), None)
+        if odd is not None:
+            raise InputError(f"{source.path}: a split cannot be named '{odd}'; rename it there, as train")
         return splits
     if len(splits) > 1:
         raise InputError(
             f"--name {name}: {source.path} has several splits ({', '.join(splits)}), which have their names"
         )
-    if (
-        not name
-        or PurePosixPath(name).name != name
-        or name.startswith((".", "panoptic_"))
-        or name.endswith("_conversion")
-    ):
+    if not _is_plain(name):
         raise InputError(f"--name {name}: give a file's name without folder and suffix, as train")
     return {name: next(iter(splits.values()))}
+
+
+def _is_plain(name: str) -> bool:
+    """Whether NAME.json, NAME_conversion.json, NAME/ and panoptic_NAME/ are those of this split alone."""
+    odd = name.startswith((".", "panoptic_")) or name.endswith("_conversion")
+    return bool(name) and PurePosixPath(name).name == name and not odd
 
 
 def _distinct(items: list[Item]) -> list[Item]:
@@ -263,8 +267,12 @@ def _add(made: Converted, done: Done) -> None:
 
 def _convert_item(item: Item, stage: Stage) -> Done:
     """In a worker: read, paint, write the PNG and place the photo."""
+    photo = item.photo
     try:
-        (width, height), orientation = size_and_orientation(str(item.photo))
+        if item.unpack:
+            photo = stage.photos / item.name
+            item.unpack(photo)
+        (width, height), orientation = size_and_orientation(str(photo))
         labels = item.read((height, width))
         size = labels.size or (height, width)
         turn = orientation in SWAPPED and height != width and size == (width, height)
@@ -273,18 +281,20 @@ def _convert_item(item: Item, stage: Stage) -> Done:
             raise InputError(f"{drawn} (width x height); give the photos that the labels were drawn on")
         composed = compose(labels, size, stage.table, stage.overlap, stage.boxes)
     except InputError as error:
+        if item.unpack:
+            photo.unlink(missing_ok=True)
         return Done(item, fault=str(error))
     if turn:
         composed = turned(composed, orientation)
     png = stage.pngs / PurePosixPath(item.name).with_suffix(".png")
     write_png(png, id2rgb(composed.ids))
-    copied = place_photo(item.photo, stage.photos / item.name, stage.copy)
+    copied = bool(item.unpack) or place_photo(photo, stage.photos / item.name, stage.copy)
     tally = Tally(images=1)
     segments = [
         SegmentInfo(info["id"], info["category_id"], bool(info["iscrowd"]), info["area"]) for info in composed.segments
     ]
     boxes: list[object] = [info["bbox"] for info in composed.segments]
-    task = ImageTask(item.image_id or 0, str(item.photo), str(png), (height, width), segments, boxes)
+    task = ImageTask(item.image_id or 0, str(photo), str(png), (height, width), segments, boxes)
     tally.report(check_image(task, tally, ((width, height), orientation)))
     composed.ids = np.zeros((0, 0), np.int32)  # it is not sent back
     return Done(item, (height, width), composed, [each.kind for each in labels.left_out], tally, turn, copied)

@@ -77,6 +77,7 @@ class Item(NamedTuple):
     name: str  # below the folder of photos that is made: inside it, with a suffix
     read: Callable[[Size], Labels]
     image_id: int | None = None  # None: numbers from 1
+    unpack: Callable[[Path], None] | None = None  # writes the photo, where the labels hold it: `photo` is their file
 
 
 class LabelClass(NamedTuple):

@@ -21,6 +21,10 @@ class PhotoFolder:
         self._listing = Listing(folder)
         self._by_base: dict[str, list[str]] | None = None  # base name -> names below the folder
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a file lies there, below the folder, under this very name."""
+        return name in self._listing
+
     def names(self) -> list[str]:
         """Of all photos, sorted; hidden files and folders do not count."""
         return sorted(name for names in self._bases().values() for name in names)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from upsnet.categories import Category
-from upsnet.datasets.conversion.class_files import ClassRow, read_class_table
+from upsnet.datasets.conversion.class_files import ClassRow, numbered, read_class_table
 from upsnet.datasets.conversion.labels import Color, LabelClass
 from upsnet.datasets.panoptic_json import MOST_CATEGORIES
 from upsnet.errors import InputError
@@ -52,12 +52,13 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
     known = None if choice.table is None else known_classes(choice.table)
     kept: list[Category] = []
     by_key: dict[Hashable, Category | None] = {}
-    colors = {each.color for each in [*(known or {}).values(), *classes] if each.color}
+    colors = {row.color for row in (known or {}).values() if row.color} | {each.color for each in classes if each.color}
     for each in classes:
         row = None if known is None else known.get(each.name)
         if row is None:
             row = ClassRow(each.name, each.id, color=each.color, void=each.void)
-        chosen = kinds.get(each.name, "void" if row.void else None)
+        usual = None if not row.void else "stuff" if each.name == choice.background else "void"
+        chosen = kinds.get(each.name, usual)
         if chosen == "void":
             by_key[each.key] = None
             continue
@@ -107,15 +108,12 @@ def _check(kept: list[Category]) -> None:
 
 
 def known_classes(path: Path) -> dict[str, ClassRow]:
-    """The classes of a table by name, each with an id: where the file has none, 1, 2, ... in its order. What nobody
-    labelled is void, and so is what is to be ignored."""
+    """The classes of a table by name, each with an id: where the file has none, 1, 2, ... in its order. What is
+    called background, void and the like is void."""
     known: dict[str, ClassRow] = {}
     for row in read_class_table(path).rows:
-        known.setdefault(row.name, row._replace(void=row.is_ignored or row.is_unlabelled))
-    if any(row.id is None for row in known.values()):
-        ordered = sorted(known.values(), key=lambda row: row.void)
-        known |= {row.name: row._replace(id=number) for number, row in enumerate(ordered, 1)}
-    return known
+        known.setdefault(row.name, row._replace(void=row.is_void))
+    return {row.name: row for row in numbered(list(known.values()))}
 
 
 def _category(row: ClassRow, colors: set[Color]) -> Category:

@@ -1,0 +1,137 @@
+"""What the JSONs of drawing tools have in common: points, discs, masks as PNGs in base64, objects of many parts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import zlib
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from upsnet.datasets.conversion.labels import Bitmap, LeftOut, Region, Shape, Size
+from upsnet.datasets.conversion.regions import check_points
+from upsnet.errors import InputError, first_line
+from upsnet.json_values import breaks_line, finite, is_visible
+from upsnet.photos import reading_photo
+
+MARGIN = 1 << 16  # bytes of a PNG beside its pixels
+
+
+def json_files(folder: Path) -> Iterator[str]:
+    """Names of the JSONs in a folder, and then of those below, without hidden ones."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        below = os.path.relpath(place, folder)
+        for name in sorted(names):
+            if name.lower().endswith(".json") and not name.startswith("."):
+                yield os.path.normpath(os.path.join(below, name))
+
+
+def class_name(value: object, key: str, where: str) -> str:
+    """A name of a class. InputError for what is none."""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: '{key}' is {value!r:.40}, not the name of a class")
+    if breaks_line(value) or not is_visible(value):
+        raise InputError(f"{where}: '{key}' is {value!r:.40}: it has a control character, or nothing visible")
+    return value
+
+
+def points_of(value: object, where: str) -> np.ndarray:
+    """[[x, y], ...] -> float64 N x 2. InputError names the point that is none."""
+    if not isinstance(value, list):
+        raise InputError(f"{where}: its points are {value!r:.40}, not a list of [x, y]")
+    for place, point in enumerate(value):
+        if not isinstance(point, list | tuple) or len(point) != 2 or any(finite(number) is None for number in point):
+            raise InputError(f"{where}: points[{place}] is {point!r:.40}, not [x, y] with finite numbers")
+    try:
+        return np.array(value, np.float64).reshape(-1, 2)
+    except OverflowError:
+        raise InputError(f"{where}: a point is not a finite number") from None
+
+
+def rectangle(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
+    """Its ring, by any two opposite corners."""
+    return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64)
+
+
+def disc(center: np.ndarray, radius: float, size: Size, where: str) -> Bitmap:
+    """The pixels whose middle lies in a circle."""
+    check_points(np.array([center - radius, center + radius]), size, where)
+    low = np.clip(np.floor(center - radius).astype(int), 0, size[::-1])
+    high = np.clip(np.ceil(center + radius).astype(int), 0, size[::-1])
+    x = np.arange(low[0], high[0]) + 0.5 - center[0]
+    y = np.arange(low[1], high[1]) + 0.5 - center[1]
+    return Bitmap(x**2 + y[:, None] ** 2 <= radius**2, int(low[0]), int(low[1]))
+
+
+def from_base64(text: object, where: str) -> bytes:
+    if not isinstance(text, str):
+        raise InputError(f"{where} is {text!r:.40}, not a text in base64")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError as error:  # text that is not ASCII, too
+        raise InputError(f"{where} is not base64: {first_line(error)}") from None
+
+
+def inflate(content: bytes, size: Size, where: str) -> bytes:
+    """zlib's content, which may be as large as a PNG of the photo's size gets."""
+    unpacker = zlib.decompressobj()
+    most = MARGIN + 5 * size[0] * size[1]
+    try:
+        unpacked = unpacker.decompress(content, most)
+    except zlib.error as error:
+        raise InputError(f"{where} cannot be unpacked: {first_line(error)}") from None
+    if unpacker.unconsumed_tail:
+        raise InputError(f"{where} unpacks to over {most} bytes, more than a mask of the photo has")
+    if not unpacker.eof:
+        raise InputError(f"{where} ends before its end")
+    return unpacked
+
+
+def png_mask(content: bytes, size: Size, where: str) -> np.ndarray:
+    """A PNG -> bool h x w: what is opaque, where it has transparency, else what is not 0.
+
+    size: height, width of the photo. InputError for what is larger, or no PNG.
+    """
+    with reading_photo(where), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        width, height = image.size
+        if height > size[0] or width > size[1]:
+            raise InputError(f"{where}: {width} x {height} pixels, the photo has {size[1]} x {size[0]}")
+        image.load()
+        if image.has_transparency_data:
+            return np.asarray(image.convert("RGBA"))[..., 3] > 0
+        values = np.asarray(image)
+        return values != 0 if values.ndim == 2 else (values != 0).any(-1)
+
+
+class Part(NamedTuple):
+    """Something that was drawn, of an object that may have more parts."""
+
+    key: Hashable  # of its class
+    regions: tuple[Region, ...]
+    name: str
+    crowd: bool = False
+    is_box: bool = False
+
+
+def join(parts: Sequence[tuple[Hashable, Part]]) -> tuple[list[Shape], list[LeftOut]]:
+    """The parts of one class that share a group (None: alone) are one object, at the place of the first. Where a group
+    has an outline, its boxes are left out: they say where the object is, which the outline says better."""
+    groups: dict[Hashable, list[Part]] = {}
+    for place, (group, part) in enumerate(parts):
+        groups.setdefault((part.key, place, None) if group is None else (part.key, group), []).append(part)
+    shapes, left_out = [], []
+    for members in groups.values():
+        outlines = [part for part in members if not part.is_box]
+        if outlines:
+            left_out += [LeftOut("box of a group with an outline", part.name) for part in members if part.is_box]
+        kept = outlines or members
+        regions = tuple(region for part in kept for region in part.regions)
+        crowd = any(part.crowd for part in kept)
+        shapes.append(Shape(kept[0].key, regions, kept[0].name, crowd, is_box=not outlines))
+    return shapes, left_out
