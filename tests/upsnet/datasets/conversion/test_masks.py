@@ -227,6 +227,17 @@ def test_masks_of_instances_that_do_not_fit(tmp_path: Path) -> None:
         convert(source, tmp_path / "out", progress=False)
 
 
+def test_a_photo_is_no_map_of_instances(tmp_path: Path) -> None:
+    photo = save(
+        tmp_path / "photos" / "a.png",
+        np.arange(3 * 200 * 200, dtype=np.uint32).view(np.uint8).reshape(200, -1, 4)[:, :200, :3],
+    )
+    save(tmp_path / "masks" / "a.png", np.ones((200, 200), np.uint8))
+    (tmp_path / "masks" / "classes.csv").write_text(TABLE)
+    with pytest.raises(LabelFaults, match="holds 40000 instances, as a photo does; the most is 32767"):
+        convert(read(tmp_path / "masks", photo.parent, photo.parent), tmp_path / "out", progress=False)
+
+
 @pytest.mark.parametrize(
     ("table", "ignore", "fault"),
     [
