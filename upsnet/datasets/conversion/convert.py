@@ -30,6 +30,7 @@ from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import read_json, staged_folder, write_json, writing
+from upsnet.json_values import breaks_line
 from upsnet.photos import SWAPPED, TURNS, write_png
 from upsnet.run_lengths import areas_and_boxes
 
@@ -242,7 +243,8 @@ def _write_split(
             bar.update()
             number = done.item.image_id
             if done.composed is None:
-                made.faults.append(f"{done.item.name}: {done.fault}")
+                shown = ascii(done.item.name) if breaks_line(done.item.name) else done.item.name
+                made.faults.append(f"{shown}: {done.fault}")
                 continue
             png = str(PurePosixPath(done.item.name).with_suffix(".png"))
             images.append({"id": number, "file_name": done.item.name, "height": done.size[0], "width": done.size[1]})
@@ -274,6 +276,8 @@ def _convert_item(item: Item, stage: Stage) -> Done:
     """In a worker: read, paint, write the PNG and place the photo."""
     photo = item.photo
     try:
+        if breaks_line(item.name):
+            raise InputError("its name has a line break or a control character; rename the photo")
         if item.unpack:
             photo = stage.photos / item.name
             item.unpack(photo)
