@@ -118,7 +118,7 @@ def _look(name: str, folder: Path) -> Look:
         if photo is not None and not isinstance(photo, str):
             raise InputError(f"{name}: 'imagePath' is {photo!r:.40}, not a name")
         photo = PureWindowsPath(photo or "").as_posix()
-        labels = {each.get("label") for each in shapes if isinstance(each, Mapping)}
+        labels = [each.get("label") for each in shapes if isinstance(each, Mapping)]
         return Look(name, photo, _suffix(content, photo), frozenset(each for each in labels if isinstance(each, str)))
     except InputError as error:
         return Look(name, fault=str(error))
