@@ -35,13 +35,19 @@ def json_files(folder: Path) -> Iterator[str]:
                 yield os.path.normpath(os.path.join(below, name))
 
 
+def is_class_name(value: object) -> bool:
+    """Whether it is a text on one line that shows something and can be written."""
+    if not isinstance(value, str) or breaks_line(value) or not is_visible(value):
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)  # half a character
+
+
 def class_name(value: object, key: str, where: str) -> str:
-    """A name of a class. InputError for what is none."""
-    if not isinstance(value, str):
-        raise InputError(f"{where}: '{key}' is {value!r:.40}, not the name of a class")
-    if breaks_line(value) or not is_visible(value):
-        raise InputError(f"{where}: '{key}' is {value!r:.40}: it has a control character, or nothing visible")
-    return value
+    """InputError for what is no name of a class."""
+    if not is_class_name(value):
+        why = "a control character, or nothing that can be seen" if isinstance(value, str) else "no text"
+        raise InputError(f"{where}: '{key}' is {value!r:.40}, not the name of a class: {why}")
+    return str(value)
 
 
 def points_of(value: object, where: str) -> np.ndarray:
