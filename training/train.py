@@ -19,11 +19,16 @@ from training.launch import SIGNALLED, launch, process_count
 from training.loop import train
 from training.step import TrainingError
 from upsnet.command_line.command import BAD_INPUT, run
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 
 
 def main(
     config: Annotated[Path, typer.Option(help="YAML configuration, see training/configs/.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A folder with train.json and val.json in the usual layout, instead of the configuration's."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as schedule.lr=0.001; repeatable.")
@@ -45,7 +50,7 @@ def main(
     ] = "1",
 ) -> None:
     """Train a network. A run that was interrupted goes on from its last checkpoint with the same command."""
-    overrides = list(set_ or [])
+    overrides = [*_data_overrides(data), *(set_ or [])]
     if iterations is not None:
         overrides += [f"schedule.iterations={iterations}", "schedule.images=null"]
     try:
@@ -70,6 +75,12 @@ def main(
             words = f"stopped by signal {signal}, checkpoint written; the same command goes on from there"
             print(words, file=sys.stderr)
         raise typer.Exit(SIGNALLED + signal)
+
+
+def _data_overrides(folder: Path | None) -> list[str]:
+    """The configuration's keys of the train and val splits that lie in a folder."""
+    splits = {} if folder is None else {name: Split.usual(folder / f"{name}.json") for name in ("train", "val")}
+    return [f"data.{name}={split.model_dump_json()}" for name, split in splits.items()]
 
 
 if __name__ == "__main__":

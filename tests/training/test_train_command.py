@@ -14,6 +14,7 @@ import training.train
 from tests.training.tiny_network import settings
 from training.step import TrainingError
 from upsnet.command_line.command import make_app
+from upsnet.datasets.split import Split
 
 
 def run_command(*arguments: str) -> tuple[int, str]:
@@ -33,6 +34,7 @@ def test_command_refuses_bad_input_in_one_line(config: Path, monkeypatch: pytest
         "--config=none.yaml": "none.yaml: no such configuration",
         "--set=schedule.speed=1": "schedule.speed",
         "--set=data.train.json_file=a/b.json": "a/b.json: no such file (data.train.json_file)",
+        "--data=a": "a/train.json: no such file (data.train.json_file)",
         "--set=data.val.images=a/b": "a/b: no such folder (data.val.images)",
         "--device=tpu9": "device 'tpu9'",
         "--iterations=0": "schedule.iterations",
@@ -66,6 +68,19 @@ def test_command_passes_everything_on(config: Path, monkeypatch: pytest.MonkeyPa
     assert options == {"init": Path("start.safetensors"), "classes": "new"}
     assert (given.schedule.lr, given.schedule.iterations, device) == (0.5, 77, "cpu")
     assert (out, named) == (Path("runs/tiny"), Path("x/y"))
+
+
+def test_data_of_a_folder(config: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Mock(return_value=0)
+    monkeypatch.setattr(training.train, "train", train)
+    folder = tmp_path / 'a "b": {c}'  # a name that YAML must not read
+    folder.symlink_to(shapes)
+    assert run_command(f"--config={config}", f"--data={folder}", "--set=data.val.images=elsewhere") == (0, "")
+    ((given, _, _), _) = train.call_args
+    assert given.data.train == Split.usual(folder / "train.json")
+    assert given.data.val == Split(
+        json_file=folder / "val.json", segments=folder / "panoptic_val", images=Path("elsewhere")
+    )
 
 
 def test_several_processes_get_everything_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

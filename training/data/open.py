@@ -24,7 +24,8 @@ def check_data(split: Split, key: str) -> None:
             raise InputError(
                 f"{path}: no such {'file' if name == 'json_file' else 'folder'} ({key}.{name}); `upsnet shapes --out "
                 "data/shapes` makes the demo's data set, `upsnet data coco` and `upsnet data cityscapes` prepare "
-                f"theirs; for another, set {key}.* to its place"
+                "theirs, `upsnet data split` makes train and val of yours; where they lie say `upsnet train --data "
+                f"FOLDER`, or {key}.*"
             )
 
 

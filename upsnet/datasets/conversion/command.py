@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
@@ -10,13 +11,16 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from upsnet import DISTRIBUTION
 from upsnet.datasets.conversion.compose import Boxes
 from upsnet.datasets.conversion.convert import LabelFaults, Rules, convert
 from upsnet.datasets.conversion.labels import Overlap, Source
 from upsnet.datasets.conversion.summary import print_summary
 from upsnet.datasets.conversion.table import Choice
+from upsnet.errors import InputError
 
 LISTED = 50  # faults
+PACKAGES = ("hotcoco", "yaml", "defusedxml")
 
 
 def converter(read: Callable[..., Source]) -> Callable[..., None]:
@@ -27,6 +31,7 @@ def converter(read: Callable[..., Source]) -> Callable[..., None]:
     options = [each for name, each in common.items() if name not in own]
 
     def main(**given: Any) -> None:
+        _check_packages()
         source = read(**{name: given[name] for name in own})
         _write(source, **{name: given[name] for name in common})
 
@@ -35,6 +40,13 @@ def converter(read: Callable[..., Source]) -> Callable[..., None]:
     main.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     main.__doc__, main.__module__ = read.__doc__, read.__module__
     return main
+
+
+def _check_packages() -> None:
+    """InputError for any package of the extra `data`: who converts needs most of them, one by one is a nuisance."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"the converters need the package {name}: pip install '{DISTRIBUTION}[data]'")
 
 
 def _write(

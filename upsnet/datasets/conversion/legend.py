@@ -61,7 +61,7 @@ class Legend(NamedTuple):
         """What is void without anybody having said so."""
         names = ", ".join(f"'{row.name}'" for row in self.rows[:-1] if row.void)
         cure = "--background NAME makes one class of all that are unlabelled"
-        said = [f"pixels of {names} are void; --stuff, or --background, makes a class of them"] if names else []
+        said = [f"pixels of {names} are void; --stuff NAME makes one a class"] if names else []
         if 0 not in (self.by_value if self.valued else self.by_color):
             said.append(f"what is 0 or black in the masks is of no class in {self.where}: unlabelled; {cure}")
         return said

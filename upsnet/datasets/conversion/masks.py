@@ -12,6 +12,7 @@ Cityscapes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial as bind
 from pathlib import Path
@@ -25,6 +26,7 @@ from upsnet.datasets.conversion.labels import Bitmap, Item, LabelClass, Labels, 
 from upsnet.datasets.conversion.legend import UNLABELLED, Legend, class_places
 from upsnet.datasets.conversion.mask_files import Pixels, instance_ids, read_pixels
 from upsnet.datasets.conversion.mask_folders import Found, Pair, find_masks, key_of, mask_stems
+from upsnet.datasets.panoptic_json import MOST_SEGMENTS
 from upsnet.errors import InputError
 from upsnet.run_lengths import Runs, find_runs, measure_runs, paint
 
@@ -97,7 +99,7 @@ class Readers:
             return
         self._folder = found.instances
         self._maps = mask_stems(found.instances, suffix) or mask_stems(found.instances)
-        folders = {folder.name: folder for folder in sorted(found.instances.iterdir()) if folder.is_dir()}
+        folders = {entry.name: Path(entry.path) for entry in os.scandir(found.instances) if entry.is_dir()}
         places = {row.name: place for place, row in enumerate(legend.rows)}
         stems = (self._stem(pair.mask) for pairs in found.splits.values() for pair in pairs)
         if folders and folders.keys() <= places.keys() and not any(stem in self._maps for stem in stems):
@@ -134,22 +136,26 @@ def read_masks(size: Size, mask: Path, instances: Path | None, legend: Legend, n
     places = class_places(legend, pixels, codes, mask)[place_of]
     numbers = runs.values & (1 << ID_BITS) - 1
     keys = np.where(places == UNLABELLED, UNLABELLED, places << ID_BITS | numbers)
-    shapes = list(_shapes(runs._replace(values=keys), mask, instances))
+    shapes = list(_shapes(runs._replace(values=keys), legend, mask, instances))
     lost = np.setdiff1d(numbers[places == UNLABELLED], np.append(numbers[places != UNLABELLED], 0))
     left_out = [LeftOut("instance without a class", f"{instances}: instance {number}") for number in lost.tolist()]
     return Labels(shapes, pixels.codes.shape, () if numbers_all else left_out)  # type: ignore[arg-type]
 
 
-def _shapes(runs: Runs, mask: Path, instances: Path | None = None) -> Iterator[Shape]:
+def _shapes(runs: Runs, legend: Legend, mask: Path, instances: Path | None = None) -> Iterator[Shape]:
     """runs: of place << ID_BITS | number of the instance, or UNLABELLED. No two shapes share a pixel."""
     measured = measure_runs(runs)
+    if len(measured.ids) > MOST_SEGMENTS:
+        raise InputError(
+            f"{instances or mask}: holds {len(measured.ids)} instances, as a photo does; the most is {MOST_SEGMENTS}"
+        )
     whole = paint(runs, runs.values)
     for key, (x, y, width, height) in zip(measured.ids.tolist(), measured.boxes.tolist(), strict=True):
         if key == UNLABELLED:
             continue
         place, number = key >> ID_BITS, key & (1 << ID_BITS) - 1
         bitmap = Bitmap(whole[y : y + height, x : x + width] == key, x, y)
-        name = f"{instances}: instance {number}" if number else f"{mask}: class {place}"
+        name = f"{instances}: instance {number}" if number else f"{mask}: {legend.rows[place].name}"
         yield Shape(place, (bitmap,), name, crowd=not number, is_ground=True)
 
 
@@ -175,9 +181,9 @@ def read_maps_by_class(size: Size, mask: Path, maps: Mapping[int, Path], legend:
         ids = _instances(path, ground.shape)
         ground[(ids != 0) & (ground == place)] = UNLABELLED
         runs = find_runs(np.where(ids == 0, UNLABELLED, np.int64(place) << ID_BITS | ids))
-        shapes += [shape._replace(is_ground=False) for shape in _shapes(runs, mask, path)]
+        shapes += [shape._replace(is_ground=False) for shape in _shapes(runs, legend, mask, path)]
     runs = find_runs(np.where(ground == UNLABELLED, UNLABELLED, ground << ID_BITS))
-    return Labels([*_shapes(runs, mask), *shapes], ground.shape)  # type: ignore[arg-type]
+    return Labels([*_shapes(runs, legend, mask), *shapes], ground.shape)  # type: ignore[arg-type]
 
 
 main = converter(read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from upsnet.datasets.archives import config_lines
+from upsnet.datasets.advice import how_to_train
 from upsnet.datasets.conversion.convert import Converted
 from upsnet.datasets.conversion.labels import Overlap, Source
 from upsnet.datasets.doctor.check import show
@@ -38,11 +38,11 @@ def print_summary(source: Source, made: list[Converted]) -> None:
         print(f"photos: {linked:,} hard links, which take no room, {each.copied:,} copies")
         show(each.checkup, Console())
     _print_list("remarks", source.remarks)
-    splits = {each.split.json_file.stem: each.split for each in made}
+    splits = {each.split.json_file.stem: each for each in made}
+    folder = made[0].split.json_file.parent
     if {"train", "val"} <= splits.keys():
-        print("\nFor a configuration:\n" + config_lines({name: splits[name] for name in ("train", "val")}))
+        print("\n" + how_to_train(folder, splits["train"].checkup.tally.images, splits["train"].pixels))
     else:
-        folder = next(iter(splits.values())).json_file.parent
         print(f"\nNext: upsnet data show {folder}, and upsnet data split {folder} for train and val")
 
 
