@@ -84,14 +84,7 @@ def read(
     tops = {_top(look.name) for look in labelled}
     splits = sorted(tops) if tops <= SPLITS else ["all"]
     source = Source("Labelme", path, _classes(path, labelled), {name: [] for name in splits}, overlap="later")
-    alike: dict[str, list[str]] = {}
-    for each in source.classes:
-        alike.setdefault(" ".join(each.name.casefold().split()), []).append(each.name)
-    for names in alike.values():
-        if len(names) > 1:
-            source.remarks.append(
-                f"classes whose names differ in blanks or capitals alone: {', '.join(map(repr, names))}"
-            )
+    source.remarks += _nearly_one(source.classes)
     taken = _items(source, folder, path, labelled)
     _remark(source.remarks, [look.name for look in looks if look.other], "JSONs are none of Labelme's and passed over")
     free = [name for name in folder.names() if name not in taken]
@@ -179,6 +172,15 @@ def _classes(path: Path, looks: Sequence[Look]) -> list[LabelClass]:
         names = list(dict.fromkeys([*(row.name for row in read_class_table(listed).rows), *names]))
     ordered = [name for name in names if name not in VOID] + [name for name in names if name in VOID]
     return [LabelClass(name, name, number, void=name in VOID) for number, name in enumerate(ordered, 1)]
+
+
+def _nearly_one(classes: Sequence[LabelClass]) -> list[str]:
+    """What is to be said of classes whose names somebody may have meant to be one."""
+    alike: dict[str, list[str]] = {}
+    for each in classes:
+        alike.setdefault(" ".join(each.name.casefold().split()), []).append(repr(each.name))
+    about = "classes whose names differ in blanks or capitals alone"
+    return [f"{about}: {', '.join(names)}" for names in alike.values() if len(names) > 1]
 
 
 def _items(source: Source, folder: PhotoFolder, path: Path, looks: Sequence[Look]) -> set[str]:
