@@ -214,7 +214,11 @@ def test_stuff_below(tmp_path: Path) -> None:
     values[1:4, 1:5] = 1  # the object's own pixels: what the map says of a thing does not count
     Image.fromarray(values).save(tmp_path / "stuff" / "a.png")
     (tmp_path / "stuff.txt").write_text("0: unlabeled\n2: cat\n92: banner\n")
-    options: dict[str, Any] = {"stuff_pngs": tmp_path / "stuff", "stuff_classes": tmp_path / "stuff.txt", "stuff_zero_based": True}
+    options: dict[str, Any] = {
+        "stuff_pngs": tmp_path / "stuff",
+        "stuff_classes": tmp_path / "stuff.txt",
+        "stuff_zero_based": True,
+    }
     data = convert_one(path, tmp_path / "out", **options)
     _, ids = data.read(data.records[0])
     names = {
