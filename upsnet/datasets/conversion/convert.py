@@ -228,7 +228,7 @@ def _write_split(
     rules: Rules,
     progress: bool,
 ) -> Converted:
-    began, split, tally = time.perf_counter(), _split(stage, name), Tally()
+    split, tally = _split(stage, name), Tally()
     made = Converted(Checkup(split, {each.id: each for each in table.categories}, tally, 0.0), table, overlap)
     place = Stage(split.images, split.segments, table, overlap, rules.boxes, rules.copy)
     if any(item.image_id is None for item in items):
@@ -238,7 +238,7 @@ def _write_split(
     for folder in (split.images, split.segments):
         folder.mkdir()
     workers = rules.workers or min(usable_cores(), 1 + len(items) // FEW)
-    every = 0.1 if sys.stderr.isatty() else 10
+    every, start = 0.1 if sys.stderr.isatty() else 10, time.perf_counter()
     with tqdm(total=len(items), desc=name, unit="image", disable=not progress, mininterval=every) as bar:
         for done in map_parallel(bind(_convert_item, stage=place), items, workers):
             bar.update()
@@ -251,7 +251,7 @@ def _write_split(
             images.append({"id": number, "file_name": done.item.name, "height": done.size[0], "width": done.size[1]})
             annotations.append({"image_id": number, "file_name": png, "segments_info": done.composed.segments})
             _add(made, done)
-    made.checkup = made.checkup._replace(seconds=time.perf_counter() - began)
+    made.checkup = made.checkup._replace(seconds=time.perf_counter() - start)
     info = {"maker": MAKER, "description": f"{name}, from {source.format} labels", "version": __version__}
     content = {"info": info, "images": images, "annotations": annotations, "categories": table.to_coco()}
     write_json(split.json_file, content)
