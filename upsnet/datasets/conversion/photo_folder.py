@@ -44,7 +44,7 @@ class PhotoFolder:
             return found[0]
         if found:
             raise InputError(f"several photos in {self.folder} are called {wanted.name}: {found[0]}, {found[1]}")
-        hint = self._listing.hint(str(wanted)) if inside and name else ""
+        hint = self._listing.hint(str(wanted), PHOTO_SUFFIXES) if inside and name else ""
         raise InputError(f"its photo {name!r} is not in {self.folder}{hint}")
 
     def path(self, name: str) -> Path:
