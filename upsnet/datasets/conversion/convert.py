@@ -31,6 +31,7 @@ from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import read_json, staged_folder, write_json, writing
+from upsnet.json_values import breaks_line
 from upsnet.photos import SWAPPED, TURNS, write_png
 from upsnet.run_lengths import areas_and_boxes
 
@@ -120,7 +121,12 @@ def convert(
     Raises LabelFaults, an InputError, where images cannot be converted and `rules.partial` does not leave them out, and
     InputError for classes that do not fit and for a target that is there already.
     """
-    table = make_table(source.classes, choice)
+    if source.faults and not any(source.splits.values()):
+        raise LabelFaults(source, source.faults, len(source.faults))
+    try:
+        table = make_table(source.classes, choice)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from None
     if rules.limit is not None and rules.limit < 1:
         raise InputError(f"--limit {rules.limit}: give at least 1")
     splits = _named(source, rules.name)
@@ -238,7 +244,8 @@ def _write_split(
             bar.update()
             number = done.item.image_id
             if done.composed is None:
-                made.faults.append(f"{done.item.name}: {done.fault}")
+                shown = ascii(done.item.name) if breaks_line(done.item.name) else done.item.name
+                made.faults.append(f"{shown}: {done.fault}")
                 continue
             png = str(PurePosixPath(done.item.name).with_suffix(".png"))
             images.append({"id": number, "file_name": done.item.name, "height": done.size[0], "width": done.size[1]})
@@ -271,6 +278,8 @@ def _convert_item(item: Item, stage: Stage) -> Done:
     """In a worker: read, paint, write the PNG and place the photo."""
     photo = item.photo
     try:
+        if breaks_line(item.name):
+            raise InputError("its name has a line break or a control character; rename the photo")
         if item.unpack:
             photo = stage.photos / item.name
             item.unpack(photo)
