@@ -53,10 +53,16 @@ class PhotoFolder:
     def _bases(self) -> dict[str, list[str]]:
         if self._by_base is None:
             self._by_base = defaultdict(list)
-            for place, folders, names in os.walk(self.folder):
-                folders[:] = sorted(each for each in folders if not each.startswith("."))
+            for place, folders, names in os.walk(self.folder, followlinks=True):
+                folders[:] = sorted(each for each in folders if not each.startswith(".") and not _leads_up(place, each))
                 below = os.path.relpath(place, self.folder)
                 for name in names:
                     if not name.startswith(".") and name.lower().endswith(PHOTO_SUFFIXES):
                         self._by_base[name].append(os.path.normpath(os.path.join(below, name)))
         return self._by_base
+
+
+def _leads_up(place: str, name: str) -> bool:
+    """Whether a folder is a link to one above it, which would be walked for ever."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path))
