@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from upsnet.datasets.conversion.class_files import ClassRow, ClassTable, read_class_table
 from upsnet.datasets.conversion.labels import Color
+from upsnet.datasets.conversion.legend import values_in
 from upsnet.datasets.conversion.mask_files import MASK_SUFFIXES
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
 from upsnet.datasets.conversion.text import read_text
@@ -65,12 +66,12 @@ def find_masks(
         raise InputError(f"{masks}: give the folder of the photos, --photos")
     if instances is not None and not instances.is_dir():
         raise InputError(f"{instances}: no such folder; it should hold the masks of instances")
-    table = _table(root, classes, voc is not None)
-    remarks = [] if table.path == classes else [f"masks are read by {table.path}"]
     by_stem = mask_stems(masks, suffix)
     if not by_stem:
         kinds = "*" + suffix + ", *".join(MASK_SUFFIXES)
         raise InputError(f"{masks}: holds no mask ({kinds}){_lossy(masks)}")
+    table = _table(root, classes, voc is not None, masks / next(iter(by_stem.values())))
+    remarks = [] if table.path == classes else [f"masks are read by {table.path}"]
     place = PhotoFolder(photos or masks)
     names = _without_masks(place, [masks / name for name in by_stem.values()], instances)
     pairs, faults, without = _paired(by_stem, names, place.folder)
@@ -84,7 +85,7 @@ def find_masks(
     return Found(masks, photos or masks, instances, table, splits, faults, remarks)
 
 
-def _table(root: Path, classes: Path | None, is_voc: bool) -> ClassTable:
+def _table(root: Path, classes: Path | None, is_voc: bool, mask: Path) -> ClassTable:
     """By which masks are read. VOC's layout says it itself, and `classes` then says what the classes are, not more."""
     beside = [folder / name for folder in (root, root.parent) for name in TABLES]
     own = next((path for path in beside[: len(VOC_TABLES)] if is_voc and path.is_file()), None)
@@ -96,8 +97,10 @@ def _table(root: Path, classes: Path | None, is_voc: bool) -> ClassTable:
             ClassRow(name, place, place, voc_color(place)) for place, name in [*enumerate(VOC_NAMES), (255, "void")]
         ]
         return ClassTable(Path("Pascal VOC (no labelmap.txt)"), rows)
-    said = "give a table of classes, --classes: names, with the value or the colour that each has in the masks"
-    raise InputError(f"{root}: none of {', '.join(TABLES)} is there; {said}")
+    said = (
+        f"give a table of classes, --classes: each name with its value or colour; {mask.name} holds {values_in(mask)}"
+    )
+    raise InputError(f"{root}: no table of classes is there ({', '.join(TABLES)}); {said}")
 
 
 def voc_color(index: int) -> Color:

@@ -242,7 +242,10 @@ def test_what_must_be_given(tmp_path: Path) -> None:
     (masks / "classes.csv").unlink()
     for given, fault in (
         ((masks, None), "give the folder of the photos, --photos"),
-        ((masks, photos), "none of labelmap.txt, .* is there; give a table of classes, --classes"),
+        (
+            (masks, photos),
+            r"no table of classes is there .labelmap.txt, .*--classes: .*; a.png holds value 0, value 1, ",
+        ),
         ((masks, tmp_path / "none"), "none.*no such folder"),
         ((tmp_path / "none", photos), "no such folder; give the one that holds the masks"),
         ((masks, photos, tmp_path / "none"), "no such folder; it should hold the masks of instances"),
