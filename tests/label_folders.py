@@ -14,7 +14,7 @@ import numpy as np
 from tests.upsnet.datasets.conversion.labelme_writer import write_labelme
 from tests.upsnet.datasets.conversion.mask_writer import write_masks
 from tests.upsnet.datasets.conversion.supervisely_writer import write_supervisely
-from tests.upsnet.datasets.conversion.yolo_files import write_yolo
+from tests.upsnet.datasets.conversion.yolo_writer import write_yolo
 from upsnet.categories import Category
 from upsnet.datasets.folder import PanopticFolder
 
