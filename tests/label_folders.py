@@ -6,11 +6,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from tests.upsnet.datasets.conversion.instances_writer import write_instances
 from tests.upsnet.datasets.conversion.labelme_writer import write_labelme
 from tests.upsnet.datasets.conversion.mask_writer import write_masks
 from tests.upsnet.datasets.conversion.supervisely_writer import write_supervisely
@@ -38,7 +39,7 @@ class Photo(NamedTuple):
 
 
 def write_labels(truth: PanopticFolder, folder: Path) -> None:
-    """photos/ and classes.json, and beside them instances.json, masks/, yolo/, labelme/, cvat/, supervisely/."""
+    """photos/ and classes.json, and beside them coco/, masks/, yolo/, labelme/, cvat/, supervisely/."""
     photos, categories = list(_photos(truth)), list(truth.categories)
     for place in ("photos", "cvat/images"):
         (folder / place).mkdir(parents=True)
@@ -46,7 +47,7 @@ def write_labels(truth: PanopticFolder, folder: Path) -> None:
             shutil.copyfile(photo.path, folder / place / photo.path.name)
     listed = [{"id": each.id, "name": each.name, "isthing": int(each.isthing)} for each in categories]
     (folder / "classes.json").write_text(json.dumps(listed))
-    (folder / "instances.json").write_text(json.dumps(_instances(photos, categories)))
+    write_instances(truth, folder / "coco", "polygons")
     (folder / "cvat/annotations.xml").write_text(_cvat(photos, categories))
     write_masks(truth.split.json_file, folder / "masks", "grey")
     write_yolo(truth, folder / "yolo")
@@ -67,27 +68,6 @@ def _run_lengths(mask: np.ndarray) -> list[int]:
     changes = np.flatnonzero(np.diff(mask.astype(np.int8))) + 1
     lengths = np.diff([0, *changes.tolist(), mask.size]).tolist()
     return [0, *lengths] if mask[0] else lengths
-
-
-def _instances(photos: list[Photo], categories: list[Category]) -> dict[str, Any]:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, photo in enumerate(photos, 1):
-        height, width = photo.size
-        images.append({"id": number, "file_name": photo.path.name, "height": height, "width": width})
-        for each in photo.segments:
-            left, top, right, bottom = each.box
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": number, "category_id": each.category.id,
-                "iscrowd": int(each.crowd), "area": int(each.mask.sum()),
-                "bbox": [left, top, right - left, bottom - top],
-                "segmentation": {"size": [height, width], "counts": _run_lengths(each.mask.T.reshape(-1))},
-            })  # fmt: skip
-    return {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": each.id, "name": each.name} for each in categories],
-    }
 
 
 def _cvat(photos: list[Photo], categories: list[Category]) -> str:

@@ -11,7 +11,7 @@
 | reading | `PanopticFolder`, and its `Record`s; `Split`, where one lies; `read_panoptic_png` |
 | writing | `PredictionWriter`; `id2rgb`, `rgb2id` |
 | the doctor, as `upsnet data check` | `find_splits`, `open_split`, `check_split` |
-| labels of other formats | `read_instances`, `read_masks`, `read_yolo`, `read_labelme`, `read_supervisely`: a `Source` |
+| other labels | `read_instances`, `read_masks`, `read_yolo`, `read_labelme`, `read_supervisely`: a `Source` |
 | and from that, as `upsnet data from-...` | `convert`, with a `Choice` of classes and `Rules`: `Converted` |
 | official downloads, as `upsnet data coco` and `cityscapes` | `prepare_coco`, `make_cityscapes_split` |
 | COCO's 133 categories | `coco_categories` |

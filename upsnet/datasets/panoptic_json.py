@@ -54,6 +54,7 @@ class PanopticJson:
         lists = read_lists(split.json_file, report)
         self.is_readable = lists is not None  # else one finding says what the file is, and nothing is read of it
         content = lists or {key: [] for key in LISTS}
+        self.further = {key: value for key, value in content.items() if key not in ("images", "annotations")}  # as read
         self.categories = read_category_entries(content["categories"], report)
         self._named = {whole(entry.get("id")) for entry in content["categories"] if isinstance(entry, dict)}
         self.images = _entries(content["images"], "images", "id", report)
@@ -154,8 +155,8 @@ def _plain(info: Any) -> SegmentInfo | None:
     return SegmentInfo(number, category, crowd == 1, area)
 
 
-def read_lists(path: Path, report: Report) -> dict[str, list[Any]] | None:
-    """The three lists of the format, empty where one is missing; None where the file is something else."""
+def read_lists(path: Path, report: Report) -> dict[str, Any] | None:
+    """The content, with the three lists of the format, empty where one is missing; None where it is something else."""
     try:
         content = read_json(path)
     except InputError as error:
@@ -180,7 +181,7 @@ def read_lists(path: Path, report: Report) -> dict[str, list[Any]] | None:
             report("json", f"no list '{key}'; {PANOPTIC}")
         elif not found and key != "annotations":
             report("json", f"lists no {key}")
-    return lists
+    return content | lists
 
 
 def read_category_entries(entries: list[Any], report: Report) -> dict[int, Category]:

@@ -13,7 +13,7 @@ from upsnet.datasets.conversion.class_files import ClassRow, ClassTable, read_cl
 from upsnet.datasets.conversion.labels import Color
 from upsnet.datasets.conversion.legend import values_in
 from upsnet.datasets.conversion.mask_files import MASK_SUFFIXES
-from upsnet.datasets.conversion.photo_folder import PhotoFolder
+from upsnet.datasets.conversion.photo_folder import PhotoFolder, files_below
 from upsnet.datasets.conversion.text import read_text
 from upsnet.errors import InputError
 from upsnet.sources import PHOTO_SUFFIXES
@@ -73,7 +73,7 @@ def find_masks(
     table = _table(root, classes, voc is not None, masks / next(iter(by_stem.values())))
     remarks = [] if table.path == classes else [f"masks are read by {table.path}"]
     place = PhotoFolder(photos or masks)
-    names = _without_masks(place, [masks / name for name in by_stem.values()], instances)
+    names = _without_masks(place, masks, by_stem, instances)
     pairs, faults, without = _paired(by_stem, names, place.folder)
     if not pairs:
         raise InputError(f"{faults[0]}{_suffix_hint(by_stem, without)}")
@@ -113,18 +113,12 @@ def voc_color(index: int) -> Color:
 def mask_stems(folder: Path, suffix: str = "") -> dict[str, str]:
     """The masks in a folder and below: name without ending and `suffix` -> name. Hidden files do not count."""
     found: dict[str, str] = {}
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        below = os.path.relpath(place, folder)
-        for name in sorted(names):
-            stem, ending = os.path.splitext(name)
-            if name.startswith(".") or ending.lower() not in MASK_SUFFIXES or not stem.endswith(suffix):
-                continue
-            path = os.path.normpath(os.path.join(below, name))
-            key = key_of(path, suffix)
-            if key in found:
-                raise InputError(f"{folder}: {found[key]} and {path} are masks of one photo; remove one")
-            found[key] = path
+    for path in files_below(folder, MASK_SUFFIXES):
+        if not os.path.splitext(path)[0].endswith(suffix):
+            continue
+        other = found.setdefault(key_of(path, suffix), path)
+        if other != path:
+            raise InputError(f"{folder}: {other} and {path} are masks of one photo; remove one")
     return found
 
 
@@ -137,15 +131,13 @@ def _key(stem: str) -> str:
     return unicodedata.normalize("NFC", os.path.normpath(stem))
 
 
-def _without_masks(photos: PhotoFolder, masks: list[Path], instances: Path | None) -> list[str]:
+def _without_masks(photos: PhotoFolder, masks: Path, stems: dict[str, str], instances: Path | None) -> list[str]:
     """The names of the photos, which may lie in one folder with the masks or above them."""
-    taken = {os.path.relpath(mask, photos.folder) for mask in masks if mask.is_relative_to(photos.folder)}
-    below = tuple(
-        f"{folder.relative_to(photos.folder)}/"
-        for folder in [instances]
-        if folder and folder.is_relative_to(photos.folder)
-    )
-    return [name for name in photos.names() if name not in taken and not name.startswith(below)]
+    root = os.path.realpath(photos.folder)
+    below = os.path.relpath(os.path.realpath(masks), root)
+    taken = {os.path.normpath(os.path.join(below, name)) for name in stems.values()}
+    others = f"{os.path.relpath(os.path.realpath(instances), root)}/" if instances else "../"
+    return [name for name in photos.names() if name not in taken and not name.startswith(others)]
 
 
 def _paired(masks: dict[str, str], names: list[str], folder: Path) -> tuple[list[Pair], list[str], list[str]]:

@@ -1,0 +1,103 @@
+"""upsnet data split FOLDER_OR_JSON [--val 0.2] [--test 0.1] [--keep-together PATTERN] [--out OUT]"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from upsnet.datasets.advice import how_to_train
+from upsnet.datasets.splitting.split import Duplicates, Made, SplitRules, kind, split_dataset
+from upsnet.tables import make_table, print_tables
+
+SHOWN = 5  # of one kind
+
+
+def main(
+    data: Annotated[
+        Path, typer.Argument(help="The JSON of a data set, or a folder that holds one.", show_default=False)
+    ],
+    val: Annotated[float, typer.Option(help="Share of the images to validate on.")] = 0.2,
+    test: Annotated[float, typer.Option(help="Share of the images for a test set.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another seed deals out otherwise.")] = 0,
+    keep_together: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Photos with this in common go to one side: 'folder', or a regular expression on their names, of "
+            "which the groups count, as '(patient\\d+)_'.",
+        ),
+    ] = None,
+    duplicates: Annotated[
+        Duplicates, typer.Option(help="Go to one side: photos that look alike, the same files, or none.")
+    ] = "near",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where train.json, val.json and their folders go; default: where the data set lies."),
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="An earlier split of this data set.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the files (default: hard links, where possible).")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+) -> None:
+    """Deal out the images of a data set in COCO panoptic format, every class in its share, to train and val."""
+    made = split_dataset(data, out, SplitRules(val, test, seed, keep_together, duplicates, replace, copy, workers))
+    print_summary(made, duplicates)
+
+
+def print_summary(made: Made, duplicates: Duplicates) -> None:
+    """A table of the classes, what was kept together, what is on one side only, and what to do next."""
+    for line in made.warnings:
+        print(f"warning: {line}")
+    names, total = list(made.splits), sum(made.images.values())
+    headings = [f"{name} {what}" for name in names for what in ("images", "segments")]
+    table = make_table(str(made.source.json_file), "class", "kind", *headings, "% of images in val", left=2)
+    for each in sorted(made.classes, key=lambda share: (share.category.isthing, share.category.id)):
+        figures = [f"{count[name]:,}" for name in names for count in (each.images, each.segments)]
+        images = sum(each.images.values())
+        in_val = f"{100 * each.images['val'] / images:.1f}" if images else ""
+        table.add_row(each.category.name, kind(each.category), *figures, in_val)
+    print_tables(table)
+    _print_one_sided(made)
+    _print_groups(made, duplicates)
+    for what, photos in (
+        ("photos have no contrast: only equal files of them were kept together", made.flat),
+        ("photos have names that --keep-together does not match: each is for itself", made.unmatched),
+    ):
+        if photos:
+            print(f"{len(photos):,} {what}; the first is {photos[0]}")
+    for name, split in made.splits.items():
+        share = 100 * made.images[name] / total
+        print(f"{split.json_file}: {made.images[name]:,} of {total:,} images ({share:.1f} %)")
+    folder = made.splits["train"].json_file.parent
+    print("\n" + how_to_train(folder, made.images["train"], made.pixels["train"]))
+
+
+def _print_one_sided(made: Made) -> None:
+    """Classes that a side lacks, and why."""
+    for name in made.splits:
+        lacking = [each for each in made.classes if each.groups and not each.images[name]]
+        few = [each for each in lacking if each.groups < len(made.splits)]
+        for classes, why in (
+            (few, "of too few groups of images for all sides"),
+            ([each for each in lacking if each not in few], "without a way to deal them out that has all"),
+        ):
+            if classes:
+                names = ", ".join(each.category.name for each in classes[:SHOWN])
+                more = f" and {len(classes) - SHOWN:,} more" if len(classes) > SHOWN else ""
+                print(f"{name} lacks {len(classes):,} classes {why}: {names}{more}")
+    absent = sum(not each.groups for each in made.classes)
+    if absent:
+        print(f"{absent:,} of {len(made.classes):,} classes are in no image")
+
+
+def _print_groups(made: Made, duplicates: Duplicates) -> None:
+    groups = sorted((each for side in made.groups.values() for each in side), key=len, reverse=True)
+    if not groups:
+        print("no images belong together" if duplicates != "off" else "photos were not compared")
+        return
+    images = sum(map(len, groups))
+    print(f"{images:,} images in {len(groups):,} groups that belong together (listed in *_split.json); the largest:")
+    for photos in groups[:SHOWN]:
+        more = ", ..." if len(photos) > 2 else ""
+        print(f"  {len(photos):,} images: {', '.join(photos[:2])}{more}")
