@@ -130,7 +130,9 @@ def _of_json(path: Path, content: object) -> ClassTable:
         numbers_all |= "readable" in entry and "instances" in entry
         rows.append(_row({_plain(key): value for key, value in entry.items()}, where, strict=True))
     if numbers_all:  # Mapillary's values are places in its list
-        return ClassTable(path, [row._replace(value=place) for place, row in enumerate(rows)], False, True)
+        scored = [entry.get("evaluate") is not False for entry in holder]
+        rows = [row._replace(value=place, void=not scored[place]) for place, row in enumerate(rows)]
+        return ClassTable(path, rows, False, True)
     return ClassTable(path, rows)
 
 

@@ -2,11 +2,11 @@
 job or a project -> shapes.
 
 Read are masks, polygons and ellipses; boxes are boxes, turned or not; polylines, points, cuboids, skeletons and tags
-hold no pixels. Shapes of one label and one group are one object, as in CVAT's COCO export. Of overlapping shapes the one
-with the higher z_order is on top, then the later one, as CVAT draws them. The attribute is_crowd makes a crowd, as in
-CVAT's COCO export. A label has a colour, but is neither thing nor stuff. Coordinates are the photo's, with 0 at the
-upper left pixel's corner, and have two decimals. Polygons have no holes: CVAT's own are masks, or what lies on top.
-The subsets of a project are its splits. A mask comes back exactly.
+hold no pixels. Shapes of one label and one group are one object, as in CVAT's COCO export. Of overlapping shapes the
+one with the higher z_order is on top, then the later one, as CVAT draws them. The attribute is_crowd makes a crowd, as
+in CVAT's COCO export. A label has a colour, but is neither thing nor stuff. Coordinates are the photo's, with 0 at the
+upper left pixel's corner, and have two decimals. Polygons have no holes: draw a mask, or draw what shows through on
+top. The subsets of a project are its splits. A mask comes back exactly.
 
 In a video's tracks CVAT writes the shape of every frame, those between keyframes too. Frames are called
 frame_000000, ..., as CVAT exports them.
@@ -15,6 +15,8 @@ frame_000000, ..., as CVAT exports them.
 from __future__ import annotations
 
 import math
+import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
@@ -64,7 +66,7 @@ def read(
         free = _add_images(source, index, found, labels, unlabelled)
     else:
         free = _add_frames(source, index, found, labels, unlabelled)
-    _remark_free(source, free, found, unlabelled)
+    _remark_free(source, free, found)
     return source
 
 
@@ -131,6 +133,10 @@ class _Photos:
                 return self.stems[below][0]
         return self.folder.find(name)
 
+    def item(self, photo: str, subset: str, read_them: partial[Labels]) -> Item:
+        """Its name is that in the split's folder."""
+        return Item(self.folder.path(photo), photo.removeprefix(f"{subset}/") if subset else photo, read_them)
+
 
 def _add_images(source: Source, index: Index, photos: _Photos, labels: partial[Labels], unlabelled: bool) -> list[str]:
     """Of "CVAT for images". Returns the photos without any shape."""
@@ -155,10 +161,8 @@ def _add_images(source: Source, index: Index, photos: _Photos, labels: partial[L
         elif image.is_empty and not unlabelled:
             empty.append(photo)
         else:
-            item = Item(
-                photos.folder.path(photo), _without(photo, subset), partial(labels, places=[image.place], drawn_on=size)
-            )
-            source.splits.setdefault(splits[subset], []).append(item)
+            read_them = partial(labels, places=[image.place], drawn_on=size)
+            source.splits.setdefault(splits[subset], []).append(photos.item(photo, subset, read_them))
     return empty
 
 
@@ -170,34 +174,41 @@ def _add_frames(source: Source, index: Index, photos: _Photos, labels: partial[L
         )
     subset = index.tracks[0].get("subset", "")
     split = _split_names(source.path, [subset])[subset]
-    frames: dict[int, str] = {}
-    for stem, names in photos.stems.items():
-        number = PurePosixPath(stem).name.removeprefix("frame_")
-        if PurePosixPath(stem).name != number and number.isascii() and number.isdecimal() and len(names) == 1:
-            frames[int(number)] = names[0]
+    frames = _frame_photos(photos)
     if not frames:
         about = "tells frames by number, and no photo is called frame_000000, frame_000001, ..."
         raise InputError(f"{source.path}: {about} in {photos.folder.folder}; {FOR_IMAGES}")
+    numbers = sorted(frames.keys() | index.frames.keys())
+    lacking: dict[int, str] = {}
+    for first, last, track in index.gaps:
+        for number in numbers[bisect_left(numbers, first) : bisect_right(numbers, last)]:
+            lacking.setdefault(number, track)
     empty = []
-    for number in sorted(frames.keys() | index.frames.keys()):
+    for number in numbers:
         places, photo = index.frames.get(number, []), frames.get(number)
         if photo is None:
             source.faults.append(f"line {places[0].line}: frame_{number:06d} is not in {photos.folder.folder}")
             continue
         photos.used[photo] += 1
-        if number in index.gaps:
-            about = f"{index.gaps[number]} has shapes before and after it, and none on it"
-            source.faults.append(f"{photo}: {about}; {FOR_IMAGES}, which writes every frame")
+        if number in lacking:
+            about = f"{lacking[number]} has shapes before and after it, and none on it"
+            source.faults.append(f"{photo}: {about}; {FOR_IMAGES}, which has every frame")
         elif not places and not unlabelled:
             empty.append(photo)
         else:
-            item = Item(
-                photos.folder.path(photo),
-                _without(photo, subset),
-                partial(labels, places=places, drawn_on=index.frame_size),
-            )
-            source.splits.setdefault(split, []).append(item)
+            read_them = partial(labels, places=places, drawn_on=index.frame_size)
+            source.splits.setdefault(split, []).append(photos.item(photo, subset, read_them))
     return empty
+
+
+def _frame_photos(photos: _Photos) -> dict[int, str]:
+    """A video's photos, by number."""
+    frames = {}
+    for stem, names in photos.stems.items():
+        match = re.fullmatch(r"frame_([0-9]{1,9})", PurePosixPath(stem).name)
+        if match and len(names) == 1:
+            frames[int(match[1])] = names[0]
+    return frames
 
 
 def _split_names(file: Path, subsets: Iterable[str]) -> dict[str, str]:
@@ -213,12 +224,7 @@ def _split_names(file: Path, subsets: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _without(photo: str, subset: str) -> str:
-    """The photo's name in its split's folder."""
-    return photo.removeprefix(f"{subset}/") if subset else photo
-
-
-def _remark_free(source: Source, empty: Sequence[str], photos: _Photos, unlabelled: bool) -> None:
+def _remark_free(source: Source, empty: Sequence[str], photos: _Photos) -> None:
     source.splits = source.splits or {ALL: []}
     unlisted = [name for name in photos.folder.names() if not photos.used[name]]
     if empty:
@@ -285,7 +291,7 @@ def _region(entry: Entry, size: Size, where: str) -> Region:
     if entry.kind == "mask":
         return _mask(attributes, size, where)
     if entry.kind == "polygon":
-        return Polygon((_points(attributes.get("points", ""), where),))
+        return Polygon((_points(attributes.get("points"), where),))
     angle = math.radians(_number(attributes, "rotation", where, 0.0))
     if entry.kind == "ellipse":
         x, y, width, height = (_number(attributes, key, where) for key in ("cx", "cy", "rx", "ry"))
@@ -303,13 +309,13 @@ def _clockwise(angle: float) -> np.ndarray:
     return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
-def _points(text: str, where: str) -> np.ndarray:
+def _points(text: str | None, where: str) -> np.ndarray:
     """ "x,y;x,y" -> float64 N x 2."""
     try:
-        points = [[float(number) for number in pair.split(",")] for pair in text.split(";") if pair.strip()]
+        points = [[float(number) for number in pair.split(",")] for pair in (text or "").split(";") if pair.strip()]
     except ValueError:
         points = [[]]
-    if any(len(point) != 2 for point in points):
+    if text is None or any(len(point) != 2 for point in points):
         raise InputError(f"{where}: 'points' is {text!r:.40}, not x,y;x,y;...")
     return np.array(points, np.float64).reshape(-1, 2)
 

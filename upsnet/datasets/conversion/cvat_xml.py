@@ -46,7 +46,7 @@ class Index:
     used: dict[str, int] = field(default_factory=dict)  # labels of what holds pixels -> the first line
     images: list[Image] = field(default_factory=list)
     frames: dict[int, list[Place]] = field(default_factory=dict)  # shapes by frame: "CVAT for video"
-    gaps: dict[int, str] = field(default_factory=dict)  # frames within a track that lack its shape, and which
+    gaps: list[tuple[int, int, str]] = field(default_factory=list)  # first and last frame that a track leaves out
     tracks: list[Attributes] = field(default_factory=list)
     frame_size: tuple[int, int] | None = None  # height, width of a video's frames
 
@@ -185,16 +185,12 @@ class _Scanner:
         if not (text.isascii() and text.isdecimal() and len(text) < 10):
             raise InputError(f"{self.file}: line {place.line}: the frame is {text!r:.40}, not a whole number")
         frame, is_outside = int(text), attributes.get("outside") == "1"
-        if self.last is not None and not self.last[1]:
+        if self.last is not None and not self.last[1] and frame > self.last[0] + 1:
             track = (self.track or {}).get("id", "")
-            for missing in range(self.last[0] + 1, min(frame, self.last[0] + MOST_GAP)):
-                self.index.gaps.setdefault(missing, f"track {track:.20} (line {place.line})")
+            self.index.gaps.append((self.last[0] + 1, frame - 1, f"track {track:.20} (line {place.line})"))
         self.last = frame, is_outside
         if not is_outside:
             self.index.frames.setdefault(frame, []).append(place)
-
-
-MOST_GAP = 100_000  # frames
 
 
 def entries(file: Path, places: Sequence[Place]) -> Iterator[tuple[Entry, Attributes | None]]:

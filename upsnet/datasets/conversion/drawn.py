@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import zlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,16 +21,6 @@ from upsnet.photos import reading_photo
 
 MOST = 1e15  # of a coordinate, whatever the photo is; NaN is not below it
 MARGIN = 1 << 16  # bytes of a PNG beside its pixels
-
-
-def json_files(folder: Path) -> Iterator[str]:
-    """Names of the JSONs in a folder, and then of those below, without hidden ones."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        below = os.path.relpath(place, folder)
-        for name in sorted(names):
-            if name.lower().endswith(".json") and not name.startswith("."):
-                yield os.path.normpath(os.path.join(below, name))
 
 
 def is_class_name(value: object) -> bool:

@@ -30,7 +30,6 @@ from upsnet.datasets.conversion.drawn import (
     from_base64,
     is_class_name,
     join,
-    json_files,
     png_mask,
     points_of,
     rectangle,
@@ -46,7 +45,7 @@ from upsnet.datasets.conversion.labels import (
     Size,
     Source,
 )
-from upsnet.datasets.conversion.photo_folder import PhotoFolder
+from upsnet.datasets.conversion.photo_folder import PhotoFolder, files_below
 from upsnet.datasets.conversion.regions import check_points
 from upsnet.datasets.parallel import map_parallel, usable_cores
 from upsnet.errors import InputError
@@ -125,7 +124,7 @@ class Look(NamedTuple):
 def _look_at_all(path: Path) -> Sequence[Look]:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; give the one with Labelme's JSONs")
-    names = list(json_files(path))
+    names = list(files_below(path, (".json",)))
     every = 0.1 if sys.stderr.isatty() else 10
     results = map_parallel(partial(_look, folder=path), names, min(usable_cores(), 1 + len(names) // FEW))
     return list(tqdm(results, "JSONs", len(names), unit="file", mininterval=every, disable=len(names) < FEW))

@@ -73,7 +73,7 @@ def find_masks(
     table = _table(root, classes, voc is not None, masks / next(iter(by_stem.values())))
     remarks = [] if table.path == classes else [f"masks are read by {table.path}"]
     place = PhotoFolder(photos or masks)
-    names = _without_masks(place, [masks / name for name in by_stem.values()], instances)
+    names = _without_masks(place, masks, by_stem, instances)
     pairs, faults, without = _paired(by_stem, names, place.folder)
     if not pairs:
         raise InputError(f"{faults[0]}{_suffix_hint(by_stem, without)}")
@@ -137,15 +137,13 @@ def _key(stem: str) -> str:
     return unicodedata.normalize("NFC", os.path.normpath(stem))
 
 
-def _without_masks(photos: PhotoFolder, masks: list[Path], instances: Path | None) -> list[str]:
+def _without_masks(photos: PhotoFolder, masks: Path, stems: dict[str, str], instances: Path | None) -> list[str]:
     """The names of the photos, which may lie in one folder with the masks or above them."""
-    taken = {os.path.relpath(mask, photos.folder) for mask in masks if mask.is_relative_to(photos.folder)}
-    below = tuple(
-        f"{folder.relative_to(photos.folder)}/"
-        for folder in [instances]
-        if folder and folder.is_relative_to(photos.folder)
-    )
-    return [name for name in photos.names() if name not in taken and not name.startswith(below)]
+    root = os.path.realpath(photos.folder)
+    below = os.path.relpath(os.path.realpath(masks), root)
+    taken = {os.path.normpath(os.path.join(below, name)) for name in stems.values()}
+    others = f"{os.path.relpath(os.path.realpath(instances), root)}/" if instances else "../"
+    return [name for name in photos.names() if name not in taken and not name.startswith(others)]
 
 
 def _paired(masks: dict[str, str], names: list[str], folder: Path) -> tuple[list[Pair], list[str], list[str]]:

@@ -87,9 +87,9 @@ def _root(about: Description, given: Path | None, remarks: list[str]) -> Path:
     if about.path is None:
         return own
     for start in (own / about.path, Path.cwd() / about.path):
-        if start.is_dir():
+        if os.path.isdir(start):
             return Path(os.path.abspath(start))
-    remarks.append(f"{about.file}: its path '{about.path}' is not there; its folders were looked for in {own}")
+    remarks.append(f"{about.file}: its path '{about.path:.300}' is not there; its folders were looked for in {own}")
     return own
 
 
@@ -123,7 +123,7 @@ class _Reader:
                 photos.setdefault(*photo)
                 listed += 1
         if not photos:
-            raise InputError(f"{self._about.file}: {split}: no photo in {', '.join(places)}")
+            raise InputError(f"{self._about.file}: {split}: no photo in {', '.join(places):.300}")
         if listed > len(photos):
             self._source.remarks.append(f"{split}: {listed - len(photos)} photos were listed again")
         labels = self._labels(split, photos)
@@ -138,10 +138,10 @@ class _Reader:
         tries = [place, place.replace("\\", "/")]
         tries += [each[3:] for each in tries if each.startswith("../")]
         for each in tries:
-            if "\0" not in each and (self._root / each).exists():
+            if os.path.exists(self._root / each):
                 return self._root / each
         cure = "correct it, take the split out, or give --root"
-        raise InputError(f"{self._about.file}: {split}: there is no {self._root / place}; {cure}")
+        raise InputError(f"{self._about.file}: {split}: there is no {self._root / place!s:.400}; {cure}")
 
     @staticmethod
     def _of_folder(path: Path) -> Iterator[Photo]:
@@ -162,7 +162,9 @@ class _Reader:
                 elsewhere += 1
             if path is None:
                 cure = "correct the line, or bring the photo"
-                self._source.faults.append(f"{file}: line {number}: there is no {text}, nor below {self._root}; {cure}")
+                self._source.faults.append(
+                    f"{file}: line {number}: there is no {text:.300}, nor below {self._root}; {cure}"
+                )
                 continue
             below = os.path.relpath(path, self._root)
             yield Photo(path, os.path.basename(path) if below.startswith("..") else below)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -26,33 +27,31 @@ class Bin(NamedTuple):
     """One column."""
 
     label: str
-    count: int
-    height: float  # per cent of the highest
+    number: int  # of values
+    height: float = 0.0  # per cent of the highest
     kind: str = ""  # "small", "medium" or "large" as COCO calls a thing
 
 
 def side_bins(sides: np.ndarray, sized: bool = False) -> list[Bin]:
-    """Sides in pixels by SIDES, from the lower edge on, without the empty bins at both ends. sized: with COCO's kind."""
-    counts = [int(count) for count in np.histogram(sides, (0, *SIDES, np.inf))[0]]
-    used = [place for place, count in enumerate(counts) if count]
-    if not used:
-        return []
-    bins = []
-    for place in range(used[0], used[-1] + 1):
-        low = SIDES[place - 1] if place else 0
-        label = f"{low} to {SIDES[place]}" if place < len(SIDES) else f"from {low}"
-        kind = ("small" if low < SMALL else "medium" if low < LARGE else "large") if sized else ""
-        bins.append(Bin(label, counts[place], 0.0, kind))
-    return _scaled(bins)
+    """Sides in pixels by SIDES, from the lower edge on. sized: with COCO's kinds."""
+    low = (0, *SIDES)
+    labels = [f"{start} to {end}" for start, end in pairwise(low)] + [f"from {low[-1]}"]
+    kinds = ["small" if start < SMALL else "medium" if start < LARGE else "large" for start in low]
+    counts = np.histogram(sides, (*low, np.inf))[0]
+    return _columns(
+        [
+            Bin(label, count, kind=kind if sized else "")
+            for label, count, kind in zip(labels, counts, kinds, strict=True)
+        ]
+    )
 
 
 def ratio_bins(ratios: np.ndarray) -> list[Bin]:
     """Width by height, from the lower edge on."""
-    counts = np.histogram(ratios, (0, *(edge for edge, _ in RATIOS), np.inf))[0]
     names = [name for _, name in RATIOS]
-    between = [f"{low} to {high}" for low, high in zip(names, names[1:], strict=False)]
-    labels = [f"under {names[0]}", *between, f"from {names[-1]}"]
-    return _scaled([Bin(label, int(count), 0.0) for label, count in zip(labels, counts, strict=True)])
+    labels = [f"under {names[0]}", *(f"{low} to {high}" for low, high in pairwise(names)), f"from {names[-1]}"]
+    counts = np.histogram(ratios, (0, *(edge for edge, _ in RATIOS), np.inf))[0]
+    return _columns([Bin(*each) for each in zip(labels, counts, strict=True)])
 
 
 def coco_shares(areas: np.ndarray) -> dict[str, float]:
@@ -71,6 +70,9 @@ def common_sizes(sizes: Iterable[tuple[int, int]]) -> list[tuple[str, int]]:
     return [(f"{width} × {height}", count) for (height, width), count in ordered[:COMMON]]
 
 
-def _scaled(bins: Sequence[Bin]) -> list[Bin]:
-    most = max((each.count for each in bins), default=0)
-    return [each._replace(height=100 * each.count / most if most else 0.0) for each in bins]
+def _columns(bins: list[Bin]) -> list[Bin]:
+    """With heights, and without the empty ones at both ends."""
+    used = [place for place, each in enumerate(bins) if each.number]
+    most = max((each.number for each in bins), default=0)
+    kept = bins[used[0] : used[-1] + 1] if used else []
+    return [each._replace(number=int(each.number), height=100 * int(each.number) / most) for each in kept]

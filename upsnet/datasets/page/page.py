@@ -20,8 +20,9 @@ from upsnet.datasets.page.histogram import coco_shares, common_sizes, ratio_bins
 from upsnet.datasets.page.picture import Picture, drawer
 from upsnet.datasets.page.survey import Survey
 from upsnet.datasets.parallel import map_parallel, usable_cores
+from upsnet.datasets.split import Split
 from upsnet.errors import InputError
-from upsnet.files import check_target, write_text
+from upsnet.files import check_target, read_json, write_text
 
 FEW = 16  # pictures for which another process is not worth its start
 SHOWN = 3  # findings of a kind in the table
@@ -127,6 +128,8 @@ def _split(
         "findings": [
             finding | {"kind": kind, "texts": finding["texts"][:SHOWN]} for kind, finding in tally.findings().items()
         ],
+        "findings_shown": SHOWN,
+        "left_out": _left_out(checkup.split),
         "pictures": pictures,
         "omitted": _omitted(survey, choice, categories, chosen),
         "used": [row | {"share": row["pixels"] / pixels if pixels else 0.0} for row in rows if row["segments"]],
@@ -138,7 +141,7 @@ def _split(
         "photo_bins": side_bins(np.maximum(heights, widths)),
         "ratio_bins": ratio_bins(widths / heights) if len(sizes) else [],
         "common_sizes": common_sizes(sizes),
-        "unsized": len(survey.images) - len(sizes),
+        "unsized": sum(each.is_annotated and not each.size for each in survey.images.values()),
     }
 
 
@@ -205,6 +208,16 @@ def _omitted(survey: Survey, choice: Choice, categories: set[int] | None, chosen
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         said.append(f"No picture of {', '.join(lacking[:5])}{more}; --category shows one.")
     return said
+
+
+def _left_out(split: Split) -> str:
+    """What the converter that made the split says of images that it left out (NAME_conversion.json)."""
+    path = split.json_file.with_name(f"{split.json_file.stem}_conversion.json")
+    report = read_json(path) if path.is_file() else None
+    left = report.get("images_left_out") if isinstance(report, dict) else None
+    if not isinstance(left, list) or not left:
+        return ""
+    return f"The conversion left out {number(len(left))} images, as {left[0]!s:.300}; {path} lists them."
 
 
 def number(value: float) -> str:

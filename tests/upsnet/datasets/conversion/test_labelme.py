@@ -163,6 +163,14 @@ def test_a_photo_that_is_not_below_the_folder(tmp_path: Path, name: str | None) 
     assert fault.startswith("a.json: its photo") and "--photos" in fault
 
 
+def test_a_fault_names_the_photo_and_the_cure(tmp_path: Path) -> None:
+    label(tmp_path / "a.json", square("cat", 0, 0, 1, 1))
+    (fault,) = read(tmp_path).faults
+    assert fault == f"a.json: its photo 'a.jpg' is not in {tmp_path}; give the folder of the photos as --photos"
+    with pytest.raises(LabelFaults, match="1 of 1 images cannot be converted"):
+        convert(read(tmp_path), tmp_path / "out", rules=Rules(partial=True), progress=False)
+
+
 def test_the_photo_inside_the_json(tmp_path: Path) -> None:
     content = base64.b64encode(photo(tmp_path / "b.png")).decode()
     label(tmp_path / "in" / "a.json", square("cat", 0, 0, 1, 1), imageData=content)

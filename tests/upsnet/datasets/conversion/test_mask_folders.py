@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_photos_above_the_masks(tmp_path: Path) -> None:
     for folder in ("photos", "masks", "objects"):
         save(tmp_path / folder / f"a.{'png' if folder != 'photos' else 'jpg'}", VALUES if folder != "photos" else PHOTO)
     (tmp_path / "classes.csv").write_text(TABLE)
-    source = read(tmp_path / "masks", tmp_path, tmp_path / "objects")
+    source = read(tmp_path / "masks", Path(os.path.relpath(tmp_path)), tmp_path / "objects")
     assert (splits(source), source.faults) == ({"all": ["photos/a.jpg"]}, [])
 
 
