@@ -15,7 +15,7 @@ from tqdm import tqdm
 from upsnet import DISTRIBUTION, __version__
 from upsnet.categories import Categories
 from upsnet.datasets.doctor.check import Checkup
-from upsnet.datasets.findings import KINDS, CategoryCount
+from upsnet.datasets.findings import KINDS, LISTED, CategoryCount
 from upsnet.datasets.page.histogram import coco_shares, common_sizes, ratio_bins, side_bins
 from upsnet.datasets.page.picture import Picture, drawer
 from upsnet.datasets.page.survey import Survey
@@ -75,7 +75,7 @@ def write_page(
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, share=share)
-    names = sorted({row["name"] for each in splits for row in each["used"]}, key=str.casefold)
+    names = sorted({row["name"] for each in splits for picture in each["pictures"] for row in picture["classes"]})
     page = environment.get_template("show.html").render(
         splits=splits, names=names, places={name: place for place, name in enumerate(names)}, choice=choice,
         maker=f"{DISTRIBUTION} {__version__}",
@@ -190,7 +190,7 @@ def _omitted(survey: Survey, choice: Choice, categories: set[int] | None, chosen
         return ["The JSON lists no image that can be shown."]
     shown, total = len(chosen), len(survey.images)
     if shown == total:
-        return [f"All {number(total)} images are shown."]
+        return ["Every image is shown."]
     said = [f"{number(shown)} of {number(total)} images are shown."]
     if categories is not None:
         said.append(f"Only images with {' or '.join(choice.categories)} (--category).")
@@ -199,7 +199,9 @@ def _omitted(survey: Survey, choice: Choice, categories: set[int] | None, chosen
     said.append(f"Findings come first, the worst on top; the others are drawn by lot (--seed {choice.seed}).")
     left = len(survey.findings.keys() & survey.images.keys() - set(chosen))
     if left:
-        said.append(f"{number(left)} images with findings are not shown.")
+        said.append(f"Images with findings that are not shown: {number(left)}.")
+    if any(survey.checkup.tally.counts[kind] > len(texts) for kind, texts in survey.checkup.tally.texts.items()):
+        said.append(f"Of a kind of findings only the first {number(LISTED)} are known image by image.")
     if shown == choice.limit:
         said.append(f"--limit {total} shows more.")
     met = {id for image in chosen for id in survey.images[image].categories}
@@ -217,7 +219,7 @@ def _left_out(split: Split) -> str:
     left = report.get("images_left_out") if isinstance(report, dict) else None
     if not isinstance(left, list) or not left:
         return ""
-    return f"The conversion left out {number(len(left))} images, as {left[0]!s:.300}; {path} lists them."
+    return f"Images that the conversion left out: {number(len(left))}, as {left[0]!s:.300}; {path} lists them."
 
 
 def number(value: float) -> str:

@@ -80,7 +80,7 @@ def test_a_sound_data_set(hand_made: HandMade, content: dict[str, Any], tmp_path
         "4 / 4 classes in use",
         "6.2 % of the pixels are void",
         "0 errors",
-        "All 1 images are shown.",
+        "Every image is shown.",
         "cat × 2 (1 crowd)",
         "image 42 · 8 × 6",
         "cat thing 2 1 18.8 % 1 2",  # segments, images, pixels, crowds, median size
@@ -118,14 +118,14 @@ def test_findings_stand_beside_their_picture(hand_made: HandMade, content: dict[
     content["images"].append({"id": 1, "file_name": "gone.png", "height": 6, "width": 8})
     hand_made(content)
     words, reader = show(Split(**hand_made(content)), tmp_path / "show.html")
-    beside = words[words.index("All 2 images are shown.") :]
+    beside = words[words.index("Every image is shown.") :]
     assert "image 42: segment 70000 has area 5; in the PNG 4; write this" in beside
     assert "image 42: segment 7 has no bbox" in beside
     assert "image 1 (gone.png) has no annotation" in beside and "No picture:" in beside
     assert words.index("area: area missing or not the PNG's") < words.index("bbox-missing: no bbox")
     assert {each["id"]: each["data-found"] for each in reader.cards} == {"s0-42": "2", "s0-1": "1"}
     words, reader = show(Split(**hand_made(content)), tmp_path / "show.html", limit=1)
-    assert "1 images with findings are not shown." in words and len(reader.cards) == 1
+    assert "Images with findings that are not shown: 1." in words and len(reader.cards) == 1
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_what_a_conversion_left_out_is_said(hand_made: HandMade, content: dict[s
     split = Split(**hand_made(content))
     write_json(tmp_path / "set_conversion.json", {"images_left_out": ["b.png: no such photo", "c.png"]})
     words, _ = show(split, tmp_path / "show.html")
-    assert "The conversion left out 2 images, as b.png: no such photo;" in words
+    assert "Images that the conversion left out: 2, as b.png: no such photo;" in words
 
 
 def test_figures() -> None:
