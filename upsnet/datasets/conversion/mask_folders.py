@@ -13,7 +13,7 @@ from upsnet.datasets.conversion.class_files import ClassRow, ClassTable, read_cl
 from upsnet.datasets.conversion.labels import Color
 from upsnet.datasets.conversion.legend import values_in
 from upsnet.datasets.conversion.mask_files import MASK_SUFFIXES
-from upsnet.datasets.conversion.photo_folder import PhotoFolder
+from upsnet.datasets.conversion.photo_folder import PhotoFolder, files_below
 from upsnet.datasets.conversion.text import read_text
 from upsnet.errors import InputError
 from upsnet.sources import PHOTO_SUFFIXES
@@ -113,18 +113,12 @@ def voc_color(index: int) -> Color:
 def mask_stems(folder: Path, suffix: str = "") -> dict[str, str]:
     """The masks in a folder and below: name without ending and `suffix` -> name. Hidden files do not count."""
     found: dict[str, str] = {}
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        below = os.path.relpath(place, folder)
-        for name in sorted(names):
-            stem, ending = os.path.splitext(name)
-            if name.startswith(".") or ending.lower() not in MASK_SUFFIXES or not stem.endswith(suffix):
-                continue
-            path = os.path.normpath(os.path.join(below, name))
-            key = key_of(path, suffix)
-            if key in found:
-                raise InputError(f"{folder}: {found[key]} and {path} are masks of one photo; remove one")
-            found[key] = path
+    for path in files_below(folder, MASK_SUFFIXES):
+        if not os.path.splitext(path)[0].endswith(suffix):
+            continue
+        other = found.setdefault(key_of(path, suffix), path)
+        if other != path:
+            raise InputError(f"{folder}: {other} and {path} are masks of one photo; remove one")
     return found
 
 
