@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import upsnet
+from tests.upsnet.datasets.conversion.labelme_writer import label, shape
 from upsnet.model import Model
 from upsnet.video import VideoWriter
 
@@ -39,6 +40,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, (name, size) in enumerate(photos.items()):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).save(name)
+    label(Path("labelme/a.json"), shape("sky", [[0, 0], [96, 0], [96, 40]]), imageWidth=96, imageHeight=96)
+    shutil.copyfile("holiday/a.jpg", "labelme/a.jpg")
     return tmp_path
 
 

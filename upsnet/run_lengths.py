@@ -43,6 +43,32 @@ def paint(runs: Runs, values: np.ndarray) -> np.ndarray:
     return np.repeat(values, runs.lengths).reshape(runs.shape)
 
 
+def connected(runs: Runs) -> np.ndarray:
+    """int64 N: of each run the number, from 0 on, of its piece: pixels of one value that touch, over corners too."""
+    width, ends = runs.shape[1], runs.starts + runs.lengths
+    row = runs.starts // width
+    below = (row + 1) * width  # where the next row starts
+    first = np.searchsorted(ends, np.maximum(runs.starts + width - 1, below), side="right")
+    last = np.searchsorted(runs.starts, np.minimum(ends + width + 1, below + width), side="left")
+    counts = np.maximum(last - first, 0)
+    upper = np.repeat(np.arange(len(ends)), counts)
+    lower = np.arange(counts.sum()) + np.repeat(first - np.cumsum(counts) + counts, counts)
+    same = runs.values[upper] == runs.values[lower]
+    upper, lower = upper[same], lower[same]
+    pieces = np.arange(len(ends))
+    while True:
+        least = np.minimum(pieces[upper], pieces[lower])
+        after = pieces.copy()
+        np.minimum.at(after, pieces[upper], least)
+        np.minimum.at(after, pieces[lower], least)
+        while not np.array_equal(after, after[after]):
+            after = after[after]
+        after = after[pieces]
+        if np.array_equal(after, pieces):
+            return np.unique(pieces, return_inverse=True)[1]
+        pieces = after
+
+
 def measure_runs(runs: Runs) -> Measured:
     """Area and box of every value, without a mask for each."""
     order = np.argsort(runs.values, kind="stable")

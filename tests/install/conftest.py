@@ -119,6 +119,12 @@ def triton_client(wheel: Path, python: str, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
+def data_client(wheel: Path, python: str, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """What makes a data set of labels, and nothing else."""
+    return Installed(tmp_path_factory.mktemp("data_client"), python, [f"{wheel}[data]"])
+
+
+@pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The stand-in model, with its manifest inside the ONNX file too, as an export has it."""
     made = Exported(tmp_path_factory.mktemp("exported"))

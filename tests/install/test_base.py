@@ -86,6 +86,13 @@ def test_data_sets(base: Installed) -> None:
     assert "0 errors" in checked
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name.startswith("data from-")])
+def test_converters_name_their_extra(base: Installed, command: str) -> None:
+    output, error = base.upsnet(*command.split(), "labels", "--out", "out", code=2)
+    assert not output and error.count("\n") == 1 and error.startswith("error: ")
+    assert error.endswith(": pip install 'upsnet-trt[data]'\n")
+
+
 def test_pull_lists_and_says_what_it_needs(base: Installed) -> None:
     listed, errors = base.upsnet("pull")
     assert "panoptic_fpn_r50_3x" in listed and not errors

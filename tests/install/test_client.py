@@ -66,7 +66,7 @@ def test_the_librarys_own_tests(client: Installed, wheel: Path) -> None:
     files = sorted((ROOT / "tests/upsnet").rglob("test_*.py"))
     free = [file for file in files if not WORKSHOP_IMPORT.search(file.read_text())]
     assert len(free) > len(files) / 2
-    client.add(f"{wheel}[triton,video,pull,test]")
+    client.add(f"{wheel}[triton,video,pull,data,test]")
     shared = {name: value for name, value in os.environ.items() if name == "UPSNET_SHARED"}
     output, _ = client.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *free, cwd=ROOT, variables=shared)
     assert re.search(r"\d{3} passed", output), output

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from upsnet.run_lengths import areas_and_boxes, find_runs, measure_runs, paint
+from upsnet.run_lengths import areas_and_boxes, connected, find_runs, measure_runs, paint
 
 
 def test_runs_by_hand() -> None:
@@ -38,3 +39,17 @@ def test_any_map_against_masks(height: int, width: int, values: int, seed: int) 
         rows, columns = np.nonzero(ids == id)
         assert area == len(rows)
         assert box == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_connected_pieces_against_scipy(height: int, width: int, values: int, seed: int) -> None:
+    ids = np.random.default_rng(seed).integers(0, values, (height, width))
+    runs = find_runs(ids)
+    pieces = paint(runs, connected(runs))
+    count = 0
+    for id in np.unique(ids):
+        labels, found = ndimage.label(ids == id, np.ones((3, 3)))
+        count += found
+        for number in range(1, found + 1):
+            assert len(np.unique(pieces[labels == number])) == 1
+    assert np.array_equal(np.unique(pieces), np.arange(count))

@@ -1,4 +1,4 @@
-"""Data sets in the COCO panoptic format: reading and writing, a doctor, official downloads, and `shapes`.
+"""Data sets in the COCO panoptic format: reading and writing, a doctor, labels of other formats, and `shapes`.
 
     from upsnet import datasets
 
@@ -11,6 +11,8 @@
 | reading | `PanopticFolder`, and its `Record`s; `Split`, where one lies; `read_panoptic_png` |
 | writing | `PredictionWriter`; `id2rgb`, `rgb2id` |
 | the doctor, as `upsnet data check` | `find_splits`, `open_split`, `check_split` |
+| other labels | `read_instances`, `read_masks`, `read_yolo`, `read_labelme`, `read_supervisely`: a `Source` |
+| and from that, as `upsnet data from-...` | `convert`, with a `Choice` of classes and `Rules`: `Converted` |
 | official downloads, as `upsnet data coco` and `cityscapes` | `prepare_coco`, `make_cityscapes_split` |
 | COCO's 133 categories | `coco_categories` |
 | the synthetic set, as `upsnet shapes` | `write_shapes` |
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
     from upsnet.datasets.coco import prepare as prepare_coco
     from upsnet.datasets.coco_format import PredictionWriter, id2rgb, read_panoptic_png, rgb2id
     from upsnet.datasets.coco_table import coco_categories
+    from upsnet.datasets.conversion.convert import Converted, Rules, convert
+    from upsnet.datasets.conversion.instances import read as read_instances
+    from upsnet.datasets.conversion.labelme import read as read_labelme
+    from upsnet.datasets.conversion.labels import Source
+    from upsnet.datasets.conversion.masks import read as read_masks
+    from upsnet.datasets.conversion.supervisely import read as read_supervisely
+    from upsnet.datasets.conversion.table import Choice
+    from upsnet.datasets.conversion.yolo import read as read_yolo
     from upsnet.datasets.doctor.check import check_split
     from upsnet.datasets.doctor.json_file import find_splits, open_split
     from upsnet.datasets.folder import PanopticFolder, Record
@@ -36,18 +46,28 @@ if TYPE_CHECKING:
     from upsnet.datasets.split import Split
 
 __all__ = [
+    "Choice",
+    "Converted",
     "PanopticFolder",
     "PredictionWriter",
     "Record",
+    "Rules",
+    "Source",
     "Split",
     "check_split",
     "coco_categories",
+    "convert",
     "find_splits",
     "id2rgb",
     "make_cityscapes_split",
     "open_split",
     "prepare_coco",
+    "read_instances",
+    "read_labelme",
+    "read_masks",
     "read_panoptic_png",
+    "read_supervisely",
+    "read_yolo",
     "rgb2id",
     "write_shapes",
 ]
@@ -55,18 +75,28 @@ __all__ = [
 __getattr__, __dir__ = lazy.names(
     __name__,
     {
+        "Choice": "upsnet.datasets.conversion.table",
+        "Converted": "upsnet.datasets.conversion.convert",
         "PanopticFolder": "upsnet.datasets.folder",
         "PredictionWriter": "upsnet.datasets.coco_format",
         "Record": "upsnet.datasets.folder",
+        "Rules": "upsnet.datasets.conversion.convert",
+        "Source": "upsnet.datasets.conversion.labels",
         "Split": "upsnet.datasets.split",
         "check_split": "upsnet.datasets.doctor.check",
         "coco_categories": "upsnet.datasets.coco_table",
+        "convert": "upsnet.datasets.conversion.convert",
         "find_splits": "upsnet.datasets.doctor.json_file",
         "id2rgb": "upsnet.datasets.coco_format",
         "make_cityscapes_split": "upsnet.datasets.cityscapes:make_split",
         "open_split": "upsnet.datasets.doctor.json_file",
         "prepare_coco": "upsnet.datasets.coco:prepare",
+        "read_instances": "upsnet.datasets.conversion.instances:read",
+        "read_labelme": "upsnet.datasets.conversion.labelme:read",
+        "read_masks": "upsnet.datasets.conversion.masks:read",
         "read_panoptic_png": "upsnet.datasets.coco_format",
+        "read_supervisely": "upsnet.datasets.conversion.supervisely:read",
+        "read_yolo": "upsnet.datasets.conversion.yolo:read",
         "rgb2id": "upsnet.datasets.coco_format",
         "write_shapes": "upsnet.datasets.shapes",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +64,13 @@ Report = Callable[[str, str], None]  # takes the kind and the text of a finding
 
 class Finding(NamedTuple):
     kind: str  # of KINDS
-    text: str  # one line that names the image or file
+    text: str  # one line that names the image or file; where it is about one image, it begins with "image ID"
+
+
+def image_of(text: str) -> int | None:
+    """The id of the image that a finding is about; None: it is about the table, the files or the whole data set."""
+    found = re.match(r"image (-?\d+)\b", text)
+    return int(found[1]) if found else None
 
 
 @dataclass

@@ -37,16 +37,20 @@ class Listing:
             self._names[below] = self._list(self._root / below)
         return self._names[below]
 
-    def hint(self, name: str) -> str:
-        """ "; ..." with a file that is there under nearly this name, which is not, and the cure. Or nothing."""
+    def hint(self, name: str, suffixes: tuple[str, ...] = ("",)) -> str:
+        """ "; ..." with a file that is there under nearly this name, which is not, and the cure. Or nothing.
+
+        suffixes: what such a file's name may end in, in small letters.
+        """
         forward = name.replace("\\", "/")
         if forward != name:
-            there = "is there" if forward in self else "is what other systems understand"
-            return f"; its name has backslashes, as Windows writes paths: '{forward}' {there}"
+            is_there = "is there" if forward in self else "is what other systems understand"
+            return f"; its name has backslashes, as Windows writes paths: '{forward}' {is_there}"
         for below in {unicodedata.normalize(form, os.path.dirname(name)) for form in ("NFC", "NFD")}:
             for difference, key in WAYS:
                 wanted = key(os.path.basename(name))
-                found = sorted(other for other in self.names(below) if key(other) == wanted)
+                there = (other for other in self.names(below) if other.lower().endswith(suffixes))
+                found = sorted(other for other in there if key(other) == wanted)
                 if found:
                     return f"; '{os.path.join(below, found[0])}' is there, which differs in {difference}"
         return ""

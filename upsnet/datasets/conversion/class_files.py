@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from upsnet.datasets.conversion.labels import Color
+from upsnet.datasets.conversion.text import read_text
 from upsnet.errors import InputError, first_line
 from upsnet.files import read_json
 from upsnet.json_values import MOST_ID, breaks_line, flag, is_visible, whole
@@ -81,7 +82,7 @@ def read_class_table(path: Path) -> ClassTable:
     elif suffix in (".yaml", ".yml"):
         table = _of_json(path, _read_yaml(path))
     else:
-        table = _of_text(path, _read_text(path))
+        table = _of_text(path, read_text(path, MOST_BYTES))
     if not table.rows:
         raise InputError(f"{path}: lists no class")
     lacking = next((row.name for row in table.rows if row.id is None), None)
@@ -98,29 +99,15 @@ def numbered(rows: Sequence[ClassRow]) -> list[ClassRow]:
     return [row._replace(id=places.index(place) + 1) for place, row in enumerate(rows)]
 
 
-def _read_text(path: Path) -> str:
-    try:
-        with open(path, "rb") as stream:
-            content = stream.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > MOST_BYTES:
-        raise InputError(f"{path}: over {MOST_BYTES} bytes, which no table of classes has")
-    coding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = content.decode(coding)
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text in UTF-8; save it as UTF-8") from None
-    if "\0" in text:
-        raise InputError(f"{path}: not a text; give a table of classes as JSON, CSV or text")
-    return text
-
-
 def _read_yaml(path: Path) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(_read_text(path))
+        import yaml
+    except ModuleNotFoundError:
+        raise InputError(
+            f"{path}: reading YAML needs the package pyyaml; give the table as JSON, CSV or text"
+        ) from None
+    try:
+        return yaml.safe_load(read_text(path, MOST_BYTES))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML: {first_line(error)}") from error
 
@@ -143,7 +130,9 @@ def _of_json(path: Path, content: object) -> ClassTable:
         numbers_all |= "readable" in entry and "instances" in entry
         rows.append(_row({_plain(key): value for key, value in entry.items()}, where, strict=True))
     if numbers_all:  # Mapillary's values are places in its list
-        return ClassTable(path, [row._replace(value=place) for place, row in enumerate(rows)], False, True)
+        scored = [entry.get("evaluate") is not False for entry in holder]
+        rows = [row._replace(value=place, void=not scored[place]) for place, row in enumerate(rows)]
+        return ClassTable(path, rows, False, True)
     return ClassTable(path, rows)
 
 

@@ -20,7 +20,7 @@ from upsnet.datasets.conversion.table import Choice
 from upsnet.errors import InputError
 
 LISTED = 50  # faults
-PACKAGES = ("hotcoco", "yaml", "defusedxml")
+PACKAGES = ("hotcoco", "yaml", "jinja2")
 
 
 def converter(read: Callable[..., Source]) -> Callable[..., None]:
@@ -90,6 +90,6 @@ def _write(
         raise
     print_summary(source, made)
     if show:
-        from upsnet.datasets.page.command import main as show_page
+        from upsnet.datasets.page.page import write_page
 
-        show_page(out)
+        print(write_page(out / "show.html", [each.checkup for each in made]))

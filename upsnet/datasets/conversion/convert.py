@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import read_json, staged_folder, write_json, writing
+from upsnet.json_values import breaks_line
 from upsnet.photos import SWAPPED, TURNS, write_png
 from upsnet.run_lengths import areas_and_boxes
 
@@ -74,12 +76,14 @@ class Converted:
 class LabelFaults(InputError):
     """Images that cannot be converted. Nothing was written."""
 
-    def __init__(self, source: Source, faults: Sequence[str], images: int) -> None:
+    def __init__(self, source: Source, faults: Sequence[str], images: int, empty: str | None = None) -> None:
+        """images: how many there are. empty: a split of which none is left."""
         self.faults = list(faults)
+        cure = f"of '{empty}' none is left" if empty else "mend them, or leave them out with --partial"
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         super().__init__(
             f"{source.path}: {len(faults)} of {images} images cannot be converted, nothing is written: "
-            f"{faults[0]}{more}; mend them, or leave them out with --partial"
+            f"{faults[0]}{more}; {cure}"
         )
 
 
@@ -119,7 +123,12 @@ def convert(
     Raises LabelFaults, an InputError, where images cannot be converted and `rules.partial` does not leave them out, and
     InputError for classes that do not fit and for a target that is there already.
     """
-    table = make_table(source.classes, choice)
+    if source.faults and not any(source.splits.values()):
+        raise LabelFaults(source, source.faults, len(source.faults))
+    try:
+        table = make_table(source.classes, choice)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}") from None
     if rules.limit is not None and rules.limit < 1:
         raise InputError(f"--limit {rules.limit}: give at least 1")
     splits = _named(source, rules.name)
@@ -131,8 +140,11 @@ def convert(
             made.append(_write_split(source, name, items[: rules.limit], stage, table, overlap, rules, progress))
         faults = [*source.faults, *(fault for each in made for fault in each.faults)]
         images = len(source.faults) + sum(len(items[: rules.limit]) for items in splits.values())
-        if faults and (not rules.partial or len(faults) == images):
-            raise LabelFaults(source, faults, images)
+        empty = next((each.split.json_file.stem for each in made if not each.checkup.tally.images), None)
+        if faults and (empty or not rules.partial):
+            raise LabelFaults(source, faults, images, empty)
+        if empty:
+            raise InputError(f"{source.path}: the split '{empty}' holds no labelled image; take it out")
         for each in made:
             each.faults = [*source.faults, *each.faults]
             each.checkup = each.checkup._replace(split=_split(out, each.split.json_file.stem))
@@ -231,18 +243,20 @@ def _write_split(
     for folder in (split.images, split.segments):
         folder.mkdir()
     workers = rules.workers or min(usable_cores(), 1 + len(items) // FEW)
-    every = 0.1 if sys.stderr.isatty() else 10
+    every, start = 0.1 if sys.stderr.isatty() else 10, time.perf_counter()
     with tqdm(total=len(items), desc=name, unit="image", disable=not progress, mininterval=every) as bar:
         for done in map_parallel(bind(_convert_item, stage=place), items, workers):
             bar.update()
             number = done.item.image_id
             if done.composed is None:
-                made.faults.append(f"{done.item.name}: {done.fault}")
+                shown = ascii(done.item.name) if breaks_line(done.item.name) else done.item.name
+                made.faults.append(f"{shown}: {done.fault}")
                 continue
             png = str(PurePosixPath(done.item.name).with_suffix(".png"))
             images.append({"id": number, "file_name": done.item.name, "height": done.size[0], "width": done.size[1]})
             annotations.append({"image_id": number, "file_name": png, "segments_info": done.composed.segments})
             _add(made, done)
+    made.checkup = made.checkup._replace(seconds=time.perf_counter() - start)
     info = {"maker": MAKER, "description": f"{name}, from {source.format} labels", "version": __version__}
     content = {"info": info, "images": images, "annotations": annotations, "categories": table.to_coco()}
     write_json(split.json_file, content)
@@ -269,6 +283,8 @@ def _convert_item(item: Item, stage: Stage) -> Done:
     """In a worker: read, paint, write the PNG and place the photo."""
     photo = item.photo
     try:
+        if breaks_line(item.name):
+            raise InputError("its name has a line break or a control character; rename the photo")
         if item.unpack:
             photo = stage.photos / item.name
             item.unpack(photo)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import zlib
-from collections.abc import Hashable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,42 +16,49 @@ from PIL import Image
 from upsnet.datasets.conversion.labels import Bitmap, LeftOut, Region, Shape, Size
 from upsnet.datasets.conversion.regions import check_points
 from upsnet.errors import InputError, first_line
-from upsnet.json_values import breaks_line, finite, is_visible
+from upsnet.json_values import breaks_line, is_visible
 from upsnet.photos import reading_photo
 
+MOST = 1e15  # of a coordinate, whatever the photo is; NaN is not below it
 MARGIN = 1 << 16  # bytes of a PNG beside its pixels
 
 
-def json_files(folder: Path) -> Iterator[str]:
-    """Names of the JSONs in a folder, and then of those below, without hidden ones."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        below = os.path.relpath(place, folder)
-        for name in sorted(names):
-            if name.lower().endswith(".json") and not name.startswith("."):
-                yield os.path.normpath(os.path.join(below, name))
+def is_class_name(value: object) -> bool:
+    """Whether it is a text on one line that shows something and can be written."""
+    if not isinstance(value, str) or breaks_line(value) or not is_visible(value):
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)  # half a character
 
 
 def class_name(value: object, key: str, where: str) -> str:
-    """A name of a class. InputError for what is none."""
-    if not isinstance(value, str):
-        raise InputError(f"{where}: '{key}' is {value!r:.40}, not the name of a class")
-    if breaks_line(value) or not is_visible(value):
-        raise InputError(f"{where}: '{key}' is {value!r:.40}: it has a control character, or nothing visible")
-    return value
+    """InputError for what is no name of a class."""
+    if not is_class_name(value):
+        why = "a control character, or nothing that can be seen" if isinstance(value, str) else "no text"
+        raise InputError(f"{where}: '{key}' is {value!r:.40}, not the name of a class: {why}")
+    return str(value)
 
 
 def points_of(value: object, where: str) -> np.ndarray:
     """[[x, y], ...] -> float64 N x 2. InputError names the point that is none."""
     if not isinstance(value, list):
         raise InputError(f"{where}: its points are {value!r:.40}, not a list of [x, y]")
-    for place, point in enumerate(value):
-        if not isinstance(point, list | tuple) or len(point) != 2 or any(finite(number) is None for number in point):
-            raise InputError(f"{where}: points[{place}] is {point!r:.40}, not [x, y] with finite numbers")
-    try:
-        return np.array(value, np.float64).reshape(-1, 2)
-    except OverflowError:
-        raise InputError(f"{where}: a point is not a finite number") from None
+    if all(type(point) is list and len(point) == 2 for point in value):
+        numbers = list(chain.from_iterable(value))
+        if {*map(type, numbers)} <= {int, float}:  # not text, true or null, which numpy would take
+            with suppress(OverflowError):  # an integer of 400 digits
+                points = np.array(numbers, np.float64).reshape(-1, 2)
+                if (np.abs(points) < MOST).all():
+                    return points
+    place, point = next((place, point) for place, point in enumerate(value) if not _is_point(point))
+    raise InputError(f"{where}: points[{place}] is {point!r:.40}, not [x, y]: two numbers")
+
+
+def _is_point(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_number(number) for number in value)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) < MOST  # type: ignore[arg-type]
 
 
 def rectangle(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:

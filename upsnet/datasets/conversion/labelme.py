@@ -28,8 +28,8 @@ from upsnet.datasets.conversion.drawn import (
     class_name,
     disc,
     from_base64,
+    is_class_name,
     join,
-    json_files,
     png_mask,
     points_of,
     rectangle,
@@ -45,7 +45,7 @@ from upsnet.datasets.conversion.labels import (
     Size,
     Source,
 )
-from upsnet.datasets.conversion.photo_folder import PhotoFolder
+from upsnet.datasets.conversion.photo_folder import PhotoFolder, files_below
 from upsnet.datasets.conversion.regions import check_points
 from upsnet.datasets.parallel import map_parallel, usable_cores
 from upsnet.errors import InputError
@@ -57,7 +57,8 @@ VOID = ("__ignore__", "_background_")
 NO_PIXELS = ("point", "points", "line", "linestrip", "cuboid")
 TURNED = ("oriented_rectangle", "rotation")  # Labelme's name, X-AnyLabeling's
 CROWD = ("crowd", "iscrowd")
-FORMATS = {b"\xff\xd8\xff": (".jpg", ".jpeg", ".jpe", ".jfif"), b"\x89PNG": (".png",)}
+FORMATS = {b"/9j/": (".jpg", ".jpeg", ".jpe", ".jfif"), b"iVBORw0": (".png",)}  # how they begin in base64
+SPLITS = {"train", "val", "test"}
 FEW = 500  # JSONs for which another process is not worth its start
 
 
@@ -70,7 +71,8 @@ def read(
 ) -> Source:
     """Labelme's JSONs, one a photo, to COCO panoptic.
 
-    A labels.txt in the folder gives the classes their order; without it they are in that of the alphabet.
+    A labels.txt in the folder gives the classes their order; without it they are in that of the alphabet. Where all
+    JSONs lie in folders train, val and test of the one that is given, these are the splits.
     """
     folder = PhotoFolder(photos or path)
     looks = list(_look_at_all(path))
@@ -78,15 +80,35 @@ def read(
     if not labelled:
         seen = f"; {looks[0].name}: {looks[0].other}" if looks else ""
         raise InputError(f"{path}: no Labelme JSON, which has 'shapes' and 'imagePath', in it or below{seen}")
-    source = Source("Labelme", path, _classes(path, labelled), {"all": []}, overlap="later")
+    classes = _classes(path, labelled)
+    tops = {_top(look.name) for look in labelled}
+    splits = sorted(tops) if tops <= SPLITS else ["all"]
+    source = Source("Labelme", path, classes, {name: [] for name in splits}, overlap="later")
+    source.remarks += _nearly_one(classes)
     taken = _items(source, folder, path, labelled)
     _remark(source.remarks, [look.name for look in looks if look.other], "JSONs are none of Labelme's and passed over")
     free = [name for name in folder.names() if name not in taken]
     if unlabelled:
-        source.splits["all"] += [Item(folder.path(name), name, _nothing) for name in free]
+        for name in free:
+            _add(source, name, Item(folder.path(name), name, _nothing))
     else:
         _remark(source.remarks, free, "photos have no JSON and are left out (--unlabelled: they show no object)")
     return source
+
+
+def _top(name: str) -> str:
+    """The folder, below the one that was given, in which a file lies; of its own files the name."""
+    return PurePosixPath(name).parts[0]
+
+
+def _add(source: Source, name: str, item: Item) -> None:
+    """To the split of the file `name`, a JSON or a photo that has none."""
+    if "all" in source.splits:
+        source.splits["all"].append(item)
+    elif (split := _top(name)) in source.splits:
+        source.splits[split].append(item._replace(name=item.name.removeprefix(f"{split}/")))
+    else:
+        raise InputError(f"{item.photo}: has no JSON and lies in none of the folders {', '.join(source.splits)}")
 
 
 class Look(NamedTuple):
@@ -103,7 +125,7 @@ class Look(NamedTuple):
 def _look_at_all(path: Path) -> Sequence[Look]:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; give the one with Labelme's JSONs")
-    names = list(json_files(path))
+    names = list(files_below(path, (".json",)))
     every = 0.1 if sys.stderr.isatty() else 10
     results = map_parallel(partial(_look, folder=path), names, min(usable_cores(), 1 + len(names) // FEW))
     return list(tqdm(results, "JSONs", len(names), unit="file", mininterval=every, disable=len(names) < FEW))
@@ -118,8 +140,12 @@ def _look(name: str, folder: Path) -> Look:
         if photo is not None and not isinstance(photo, str):
             raise InputError(f"{name}: 'imagePath' is {photo!r:.40}, not a name")
         photo = PureWindowsPath(photo or "").as_posix()
-        labels = {each.get("label") for each in shapes if isinstance(each, Mapping)}
-        return Look(name, photo, _suffix(content, photo), frozenset(each for each in labels if isinstance(each, str)))
+        if photo.lower().endswith(".json"):  # Labelme 4.0 wrote its own name
+            photo = ""
+        labels = [each.get("label") for each in shapes if isinstance(each, Mapping)]
+        return Look(
+            name, photo, _suffix(content, photo), frozenset(str(each) for each in labels if is_class_name(each))
+        )
     except InputError as error:
         return Look(name, fault=str(error))
 
@@ -137,7 +163,7 @@ def _suffix(content: Mapping[str, Any], photo: str) -> str | None:
     if not isinstance(text, str) or not text:
         return None
     own = PurePosixPath(photo).suffix
-    begin = from_base64(text.lstrip()[:16], "imageData")
+    begin = text.lstrip()[:16].encode(errors="replace")
     suffixes = next((found for magic, found in FORMATS.items() if begin.startswith(magic)), (own,))
     return own if own.lower() in suffixes else suffixes[0]
 
@@ -148,6 +174,15 @@ def _classes(path: Path, looks: Sequence[Look]) -> list[LabelClass]:
         names = list(dict.fromkeys([*(row.name for row in read_class_table(listed).rows), *names]))
     ordered = [name for name in names if name not in VOID] + [name for name in names if name in VOID]
     return [LabelClass(name, name, number, void=name in VOID) for number, name in enumerate(ordered, 1)]
+
+
+def _nearly_one(classes: Sequence[LabelClass]) -> list[str]:
+    """What is to be said of classes whose names somebody may have meant to be one."""
+    alike: dict[str, list[str]] = {}
+    for each in classes:
+        alike.setdefault(" ".join(each.name.casefold().split()), []).append(repr(each.name))
+    about = "classes whose names differ in blanks or capitals alone"
+    return [f"{about}: {', '.join(names)}" for names in alike.values() if len(names) > 1]
 
 
 def _items(source: Source, folder: PhotoFolder, path: Path, looks: Sequence[Look]) -> set[str]:
@@ -179,7 +214,7 @@ def _items(source: Source, folder: PhotoFolder, path: Path, looks: Sequence[Look
         if uses[item.photo] > 1:
             source.faults.append(f"{look.name}: another JSON is of the photo {item.name} too; keep one of them")
         else:
-            source.splits["all"].append(item)
+            _add(source, look.name, item)
     _remark(source.remarks, renamed, "JSONs name a photo that is not there; taken is the one with the JSON's own name")
     _remark(source.remarks, embedded, "photos are not there and taken from the JSON (imageData)")
     return {item.name for _, item in found}

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from upsnet.datasets.conversion.class_files import ClassRow, ClassTable, numbered, parse_color
-from upsnet.datasets.conversion.mask_files import TRANSPARENT, Pixels
+from upsnet.datasets.conversion.mask_files import TRANSPARENT, Pixels, read_pixels
 from upsnet.errors import InputError
+from upsnet.photos import MAX_PIXELS, reading_photo
 
 UNLABELLED = -1  # in place of a class: nobody labelled the pixel, which is 0 or black, and no class is that
 USUAL_IGNORED = 255
 GREY = 0x010101  # times a value: the colour that shows it
+SHOWN = 8
 BLURRED = 40  # values without a class in one mask: somebody resized or compressed it
 
 
@@ -90,6 +93,18 @@ def class_places(legend: Legend, pixels: Pixels, codes: np.ndarray, path: Path) 
     if unknown:
         raise InputError(_complaint(legend, pixels, unknown, path))
     return np.array([lookup[code] for code in given], np.int64)
+
+
+def values_in(path: Path) -> str:
+    """What the pixels of a mask hold, in words, for who is to write a table."""
+    with reading_photo(str(path)), Image.open(path) as image:
+        size = image.size[::-1]
+    pixels = read_pixels(path, size) if size[0] * size[1] <= MAX_PIXELS else size
+    if not isinstance(pixels, Pixels):
+        return ""
+    codes = [code for code in np.unique(pixels.codes).tolist() if code != TRANSPARENT]
+    more = ", ..." if len(codes) > SHOWN else ""
+    return ", ".join(_shown(pixels, code) for code in codes[:SHOWN]) + more
 
 
 def _lookup(legend: Legend, pixels: Pixels, codes: list[int], path: Path) -> dict[int, int]:

@@ -11,14 +11,17 @@ from typing import NamedTuple
 
 from upsnet.datasets.conversion.class_files import ClassRow, ClassTable, read_class_table
 from upsnet.datasets.conversion.labels import Color
+from upsnet.datasets.conversion.legend import values_in
 from upsnet.datasets.conversion.mask_files import MASK_SUFFIXES
-from upsnet.datasets.conversion.photo_folder import PhotoFolder
+from upsnet.datasets.conversion.photo_folder import PhotoFolder, files_below
+from upsnet.datasets.conversion.text import read_text
 from upsnet.errors import InputError
 from upsnet.sources import PHOTO_SUFFIXES
 
 # Beside the masks or above them; the first that is there.
+VOC_TABLES = ("labelmap.txt", "class_names.txt")
 TABLES = (
-    *("labelmap.txt", "class_names.txt", "class_dict.csv", "_classes.csv", "classes.json", "classes.csv"),
+    *(*VOC_TABLES, "class_dict.csv", "_classes.csv", "classes.json", "classes.csv"),
     *("classes.txt", "label_colors.txt", "labels.txt", "objectInfo150.txt", "config.json"),
 )
 VOC = ("SegmentationClass", "SegmentationClassPNG")  # labelme2voc wrote the second until 2023
@@ -63,13 +66,15 @@ def find_masks(
         raise InputError(f"{masks}: give the folder of the photos, --photos")
     if instances is not None and not instances.is_dir():
         raise InputError(f"{instances}: no such folder; it should hold the masks of instances")
-    table = _table(masks, classes, voc is not None)
-    remarks = [] if classes else [f"the classes are those of {table.path}"]
     by_stem = mask_stems(masks, suffix)
     if not by_stem:
         kinds = "*" + suffix + ", *".join(MASK_SUFFIXES)
         raise InputError(f"{masks}: holds no mask ({kinds}){_lossy(masks)}")
-    pairs, faults, without = _paired(by_stem, PhotoFolder(photos or masks), masks if not photos else None, suffix)
+    table = _table(root, classes, voc is not None, masks / next(iter(by_stem.values())))
+    remarks = [] if table.path == classes else [f"masks are read by {table.path}"]
+    place = PhotoFolder(photos or masks)
+    names = _without_masks(place, masks, by_stem, instances)
+    pairs, faults, without = _paired(by_stem, names, place.folder)
     if not pairs:
         raise InputError(f"{faults[0]}{_suffix_hint(by_stem, without)}")
     if without:
@@ -80,20 +85,22 @@ def find_masks(
     return Found(masks, photos or masks, instances, table, splits, faults, remarks)
 
 
-def _table(masks: Path, classes: Path | None, is_voc: bool) -> ClassTable:
-    if classes is not None:
-        return read_class_table(classes)
-    for folder in (masks, masks.parent):
-        for name in TABLES:
-            if (folder / name).is_file():
-                return read_class_table(folder / name)
+def _table(root: Path, classes: Path | None, is_voc: bool, mask: Path) -> ClassTable:
+    """By which masks are read. VOC's layout says it itself, and `classes` then says what the classes are, not more."""
+    beside = [folder / name for folder in (root, root.parent) for name in TABLES]
+    own = next((path for path in beside[: len(VOC_TABLES)] if is_voc and path.is_file()), None)
+    path = own or classes or next((path for path in beside if path.is_file()), None)
+    if path is not None:
+        return read_class_table(path)
     if is_voc:
         rows = [
             ClassRow(name, place, place, voc_color(place)) for place, name in [*enumerate(VOC_NAMES), (255, "void")]
         ]
         return ClassTable(Path("Pascal VOC (no labelmap.txt)"), rows)
-    said = "give a table of classes, --classes: names, with the value or the colour that each has in the masks"
-    raise InputError(f"{masks}: none of {', '.join(TABLES)} is there; {said}")
+    said = (
+        f"give a table of classes, --classes: each name with its value or colour; {mask.name} holds {values_in(mask)}"
+    )
+    raise InputError(f"{root}: no table of classes is there ({', '.join(TABLES)}); {said}")
 
 
 def voc_color(index: int) -> Color:
@@ -106,18 +113,12 @@ def voc_color(index: int) -> Color:
 def mask_stems(folder: Path, suffix: str = "") -> dict[str, str]:
     """The masks in a folder and below: name without ending and `suffix` -> name. Hidden files do not count."""
     found: dict[str, str] = {}
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        below = os.path.relpath(place, folder)
-        for name in sorted(names):
-            stem, ending = os.path.splitext(name)
-            if name.startswith(".") or ending.lower() not in MASK_SUFFIXES or not stem.endswith(suffix):
-                continue
-            path = os.path.normpath(os.path.join(below, name))
-            key = key_of(path, suffix)
-            if key in found:
-                raise InputError(f"{folder}: {found[key]} and {path} are masks of one photo; remove one")
-            found[key] = path
+    for path in files_below(folder, MASK_SUFFIXES):
+        if not os.path.splitext(path)[0].endswith(suffix):
+            continue
+        other = found.setdefault(key_of(path, suffix), path)
+        if other != path:
+            raise InputError(f"{folder}: {other} and {path} are masks of one photo; remove one")
     return found
 
 
@@ -130,15 +131,18 @@ def _key(stem: str) -> str:
     return unicodedata.normalize("NFC", os.path.normpath(stem))
 
 
-def _paired(
-    masks: dict[str, str], photos: PhotoFolder, shared: Path | None, suffix: str
-) -> tuple[list[Pair], list[str], list[str]]:
-    """The pairs in the order of the photos, faults of masks without a photo, photos without a mask.
+def _without_masks(photos: PhotoFolder, masks: Path, stems: dict[str, str], instances: Path | None) -> list[str]:
+    """The names of the photos, which may lie in one folder with the masks or above them."""
+    root = os.path.realpath(photos.folder)
+    below = os.path.relpath(os.path.realpath(masks), root)
+    taken = {os.path.normpath(os.path.join(below, name)) for name in stems.values()}
+    others = f"{os.path.relpath(os.path.realpath(instances), root)}/" if instances else "../"
+    return [name for name in photos.names() if name not in taken and not name.startswith(others)]
 
-    shared: the folder that holds both photos and masks.
-    """
-    taken = set(masks.values()) if shared else set()
-    names = [name for name in photos.names() if name not in taken]
+
+def _paired(masks: dict[str, str], names: list[str], folder: Path) -> tuple[list[Pair], list[str], list[str]]:
+    """names: of the photos in `folder`. The pairs in their order, faults of masks without a photo, photos without a
+    mask."""
     stems: dict[str, list[str]] = defaultdict(list)
     bases: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -157,7 +161,7 @@ def _paired(
         elif fits:
             faults.append(f"{mask}: it can be the mask of {fits[0]} and of {fits[1]}; name it after one alone")
         else:
-            faults.append(f"{mask}: no photo in {photos.folder} is called {os.path.basename(key)}.*")
+            faults.append(f"{mask}: no photo in {folder} is called {os.path.basename(key)}.*")
     return [found[name] for name in names if name in found], faults, [name for name in names if name not in found]
 
 
@@ -201,9 +205,5 @@ def _listed(
 
 def _names(path: Path) -> list[str]:
     """A name a line, without ending; in quotes where it has blanks, as CVAT writes it."""
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text: {error}") from error
-    names = [line.strip().strip('"').replace("\\", "/") for line in lines]
+    names = [line.strip().strip('"').replace("\\", "/") for line in read_text(path).splitlines()]
     return [_key(name) for name in names if name]

@@ -12,6 +12,7 @@ Cityscapes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial as bind
 from pathlib import Path
@@ -25,8 +26,9 @@ from upsnet.datasets.conversion.labels import Bitmap, Item, LabelClass, Labels, 
 from upsnet.datasets.conversion.legend import UNLABELLED, Legend, class_places
 from upsnet.datasets.conversion.mask_files import Pixels, instance_ids, read_pixels
 from upsnet.datasets.conversion.mask_folders import Found, Pair, find_masks, key_of, mask_stems
+from upsnet.datasets.panoptic_json import MOST_SEGMENTS
 from upsnet.errors import InputError
-from upsnet.run_lengths import Runs, find_runs, measure_runs, paint
+from upsnet.run_lengths import Runs, connected, find_runs, measure_runs, paint
 
 ID_BITS = 25  # of the numbers of instances: colours have 24, and Mapillary's are shifted by one
 
@@ -53,6 +55,10 @@ def read(
         list[str] | None,
         typer.Option(help="A value (255) or colour (224,224,192) that is void (default: 255, if it is no class)."),
     ] = None,
+    pieces: Annotated[
+        bool,
+        typer.Option("--pieces", help="Without masks of instances: each connected piece of a class is an instance."),
+    ] = False,
     suffix: Annotated[str, typer.Option(help="What the masks' names have after the photo's, as _mask.")] = "",
 ) -> Source:
     """Masks of classes, and of instances where there are any (PNG, TIFF, BMP) -> COCO panoptic.
@@ -62,22 +68,25 @@ def read(
     or --things calls things: each is one crowd in a photo.
     """
     found = find_masks(masks, photos, instances, classes, suffix)
+    if pieces and found.instances is not None:
+        raise InputError(f"--pieces: the instances are those of {found.instances}; leave out one of the two")
     legend = Legend.of(found.table, ignore)
-    files = Readers(found, legend, suffix)
+    files = Readers(found, legend, suffix, pieces)
     splits = {
         name: [Item(found.photos / pair.photo, pair.photo, files.reader(pair)) for pair in pairs]
         for name, pairs in found.splits.items()
     }
     remarks = [*found.remarks, *legend.remarks()]
-    if found.instances is None and any(row.isthing for row in legend.rows):
-        remarks.append(f"{legend.where} has things; without --instances those of one class are one crowd in each photo")
+    has_instances = pieces or found.instances is not None
+    if not has_instances and any(row.isthing for row in legend.rows):
+        remarks.append(f"{legend.where} has things; without --instances or --pieces those of one class are a crowd")
     known = [
         LabelClass(
             place,
             row.name,
             row.id or 0,
             row.color,
-            found.instances is not None if row.isthing is None else row.isthing,
+            has_instances if row.isthing is None else row.isthing,
             row.void,
         )
         for place, row in enumerate(legend.rows)
@@ -88,8 +97,8 @@ def read(
 class Readers:
     """The function that reads the labels of a photo."""
 
-    def __init__(self, found: Found, legend: Legend, suffix: str) -> None:
-        self._masks, self._legend, self._suffix = found.masks, legend, suffix
+    def __init__(self, found: Found, legend: Legend, suffix: str, pieces: bool = False) -> None:
+        self._masks, self._legend, self._suffix, self._pieces = found.masks, legend, suffix, pieces
         self._numbers_all = found.table.numbers_all
         self._maps: dict[str, str] | None = None  # of instances: stem -> name
         self._by_class: dict[int, tuple[Path, dict[str, str]]] = {}
@@ -97,7 +106,7 @@ class Readers:
             return
         self._folder = found.instances
         self._maps = mask_stems(found.instances, suffix) or mask_stems(found.instances)
-        folders = {folder.name: folder for folder in sorted(found.instances.iterdir()) if folder.is_dir()}
+        folders = {entry.name: Path(entry.path) for entry in os.scandir(found.instances) if entry.is_dir()}
         places = {row.name: place for place, row in enumerate(legend.rows)}
         stems = (self._stem(pair.mask) for pairs in found.splits.values() for pair in pairs)
         if folders and folders.keys() <= places.keys() and not any(stem in self._maps for stem in stems):
@@ -112,6 +121,8 @@ class Readers:
         if self._by_class:
             maps = {place: folder / names[stem] for place, (folder, names) in self._by_class.items() if stem in names}
             return bind(read_maps_by_class, mask=mask, maps=maps, legend=legend)
+        if self._pieces:
+            return bind(read_pieces, mask=mask, legend=legend)
         instances = None
         if self._maps is not None:
             instances = self._folder / self._maps.get(stem, f"{stem}.png")
@@ -134,22 +145,38 @@ def read_masks(size: Size, mask: Path, instances: Path | None, legend: Legend, n
     places = class_places(legend, pixels, codes, mask)[place_of]
     numbers = runs.values & (1 << ID_BITS) - 1
     keys = np.where(places == UNLABELLED, UNLABELLED, places << ID_BITS | numbers)
-    shapes = list(_shapes(runs._replace(values=keys), mask, instances))
+    shapes = list(_shapes(runs._replace(values=keys), legend, mask, instances))
     lost = np.setdiff1d(numbers[places == UNLABELLED], np.append(numbers[places != UNLABELLED], 0))
     left_out = [LeftOut("instance without a class", f"{instances}: instance {number}") for number in lost.tolist()]
     return Labels(shapes, pixels.codes.shape, () if numbers_all else left_out)  # type: ignore[arg-type]
 
 
-def _shapes(runs: Runs, mask: Path, instances: Path | None = None) -> Iterator[Shape]:
+def read_pieces(size: Size, mask: Path, legend: Legend) -> Labels:
+    """The same without instances: what is connected, over corners too, is one."""
+    pixels = read_pixels(mask, size)
+    if not isinstance(pixels, Pixels):
+        return Labels((), pixels)
+    runs = find_runs(pixels.codes)
+    codes, place_of = np.unique(runs.values, return_inverse=True)
+    runs = runs._replace(values=class_places(legend, pixels, codes, mask)[place_of])
+    keys = np.where(runs.values == UNLABELLED, UNLABELLED, runs.values << ID_BITS | 1 + connected(runs))
+    return Labels(list(_shapes(runs._replace(values=keys), legend, mask, mask)), pixels.codes.shape)  # type: ignore[arg-type]
+
+
+def _shapes(runs: Runs, legend: Legend, mask: Path, instances: Path | None = None) -> Iterator[Shape]:
     """runs: of place << ID_BITS | number of the instance, or UNLABELLED. No two shapes share a pixel."""
     measured = measure_runs(runs)
+    if len(measured.ids) > MOST_SEGMENTS:
+        raise InputError(
+            f"{instances or mask}: holds {len(measured.ids)} instances, as a photo does; the most is {MOST_SEGMENTS}"
+        )
     whole = paint(runs, runs.values)
     for key, (x, y, width, height) in zip(measured.ids.tolist(), measured.boxes.tolist(), strict=True):
         if key == UNLABELLED:
             continue
         place, number = key >> ID_BITS, key & (1 << ID_BITS) - 1
         bitmap = Bitmap(whole[y : y + height, x : x + width] == key, x, y)
-        name = f"{instances}: instance {number}" if number else f"{mask}: class {place}"
+        name = f"{instances}: instance {number}" if number else f"{mask}: {legend.rows[place].name}"
         yield Shape(place, (bitmap,), name, crowd=not number, is_ground=True)
 
 
@@ -175,9 +202,9 @@ def read_maps_by_class(size: Size, mask: Path, maps: Mapping[int, Path], legend:
         ids = _instances(path, ground.shape)
         ground[(ids != 0) & (ground == place)] = UNLABELLED
         runs = find_runs(np.where(ids == 0, UNLABELLED, np.int64(place) << ID_BITS | ids))
-        shapes += [shape._replace(is_ground=False) for shape in _shapes(runs, mask, path)]
+        shapes += [shape._replace(is_ground=False) for shape in _shapes(runs, legend, mask, path)]
     runs = find_runs(np.where(ground == UNLABELLED, UNLABELLED, ground << ID_BITS))
-    return Labels([*_shapes(runs, mask), *shapes], ground.shape)  # type: ignore[arg-type]
+    return Labels([*_shapes(runs, legend, mask), *shapes], ground.shape)  # type: ignore[arg-type]
 
 
 main = converter(read)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from upsnet.datasets.listing import Listing
@@ -44,7 +45,7 @@ class PhotoFolder:
             return found[0]
         if found:
             raise InputError(f"several photos in {self.folder} are called {wanted.name}: {found[0]}, {found[1]}")
-        hint = self._listing.hint(str(wanted)) if inside and name else ""
+        hint = self._listing.hint(str(wanted), PHOTO_SUFFIXES) if inside and name else ""
         raise InputError(f"its photo {name!r} is not in {self.folder}{hint}")
 
     def path(self, name: str) -> Path:
@@ -53,10 +54,23 @@ class PhotoFolder:
     def _bases(self) -> dict[str, list[str]]:
         if self._by_base is None:
             self._by_base = defaultdict(list)
-            for place, folders, names in os.walk(self.folder):
-                folders[:] = sorted(each for each in folders if not each.startswith("."))
-                below = os.path.relpath(place, self.folder)
-                for name in names:
-                    if not name.startswith(".") and name.lower().endswith(PHOTO_SUFFIXES):
-                        self._by_base[name].append(os.path.normpath(os.path.join(below, name)))
+            for name in files_below(self.folder, PHOTO_SUFFIXES):
+                self._by_base[PurePosixPath(name).name].append(name)
         return self._by_base
+
+
+def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Names of a folder's files, and then of those below. Hidden ones do not count; links to folders are followed, but
+    not upwards."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(each for each in folders if not each.startswith(".") and not _leads_up(place, each))
+        below = os.path.relpath(place, folder)
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(suffixes):
+                yield os.path.normpath(os.path.join(below, name))
+
+
+def _leads_up(place: str, name: str) -> bool:
+    """Whether a folder is a link to one above it, which would be walked for ever."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path))

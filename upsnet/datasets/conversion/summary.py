@@ -6,12 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from upsnet.datasets.advice import how_to_train
+from upsnet.datasets.conversion.compose import ClassCount
 from upsnet.datasets.conversion.convert import Converted
 from upsnet.datasets.conversion.labels import Overlap, Source
 from upsnet.datasets.doctor.check import show
 from upsnet.tables import make_table, print_tables
 
 SHOWN = 5  # lines of one kind
+NAMED = 20  # classes
 RULES: dict[Overlap, str] = {
     "smaller": "the smaller shape is on top",
     "later": "the later shape is on top",
@@ -49,22 +51,24 @@ def print_summary(source: Source, made: list[Converted]) -> None:
 def _print_classes(made: Converted) -> None:
     columns = ("shapes", "segments", "crowds", "covered whole", "without pixel", "% of pixels", "pixels covered")
     table = make_table(str(made.split.json_file), "class", "kind", *columns, left=2)
+    unused = []
     for category in sorted(made.table.categories, key=lambda each: (each.isthing, each.id)):
-        _add_row(table, made, category.name, category.name, "thing" if category.isthing else "stuff")
-    _add_row(table, made, "", "(void)", "")
+        if category.name in made.counts:
+            kind = "thing" if category.isthing else "stuff"
+            _add_row(table, category.name, kind, made.counts[category.name], made.pixels)
+        else:
+            unused.append(category.name)
+    _add_row(table, "(void)", "", made.counts.get("", ClassCount()), made.pixels)
     print_tables(table)
+    if unused:
+        more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
+        print(f"no shape is of {', '.join(unused[:NAMED])}{more}")
 
 
-def _add_row(table: Table, made: Converted, key: str, name: str, kind: str) -> None:
-    count = made.counts.get(key)
-    if count is None:
-        values = ["0", "0", "0", "", "", "", ""]
-    else:
-        figures = (count.hidden, count.empty)
-        share = f"{100 * count.pixels / max(made.pixels, 1):.2f}"
-        values = [f"{count.shapes:,}", f"{count.segments:,}", f"{count.crowds:,}", *(f"{n:,}" for n in figures)]
-        values += [share, f"{count.covered:,}"]
-    table.add_row(name, kind, *values)
+def _add_row(table: Table, name: str, kind: str, count: ClassCount, pixels: int) -> None:
+    figures = (count.shapes, count.segments, count.crowds, count.hidden, count.empty)
+    share = f"{100 * count.pixels / max(pixels, 1):.2f}"
+    table.add_row(name, kind, *(f"{figure:,}" for figure in figures), share, f"{count.covered:,}")
 
 
 def _print_list(what: str, lines: list[str]) -> None:

@@ -13,6 +13,7 @@ from upsnet.datasets.conversion.class_files import ClassRow, numbered, read_clas
 from upsnet.datasets.conversion.labels import Color, LabelClass
 from upsnet.datasets.panoptic_json import MOST_CATEGORIES
 from upsnet.errors import InputError
+from upsnet.json_values import breaks_line, is_visible
 
 GOLDEN = 0.618033988749895
 
@@ -76,6 +77,8 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
         background = _background(choice.background, kept, colors)
         if background not in kept:
             kept.append(background)
+    if not kept and not classes:
+        raise InputError("the labels hold no shape, and so no class")
     _check(kept)
     return Table(kept, by_key, background)
 
@@ -98,6 +101,9 @@ def _kinds(names: Collection[str], choice: Choice) -> dict[str, str]:
 def _check(kept: list[Category]) -> None:
     if not kept:
         raise InputError("no class is left: all are void")
+    odd = next((each.name for each in kept if breaks_line(each.name) or not is_visible(each.name)), None)
+    if odd is not None:
+        raise InputError(f"the class {odd!r:.60}: its name has a line break or nothing that is visible; rename it")
     ids: dict[int, str] = {}
     for category in kept:
         if ids.setdefault(category.id, category.name) != category.name:

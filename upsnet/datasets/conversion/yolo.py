@@ -33,6 +33,11 @@ from upsnet.sources import PHOTO_SUFFIXES
 
 LOOKED_AT = 50  # files of rows, to see whether they may be boxes with four corners
 SHOWN = 8  # classes in a message
+SPARE = ("test", "minival")  # splits that training does not need
+
+
+class Absent(InputError):
+    """A split without photos, or without labels."""
 
 
 class Photo(NamedTuple):
@@ -67,7 +72,12 @@ def read(
     more = f", ... ({len(about.names)} in all)" if len(about.names) > len(listed) else ""
     rows = Rows(frozenset(about.names), ", ".join(listed) + more, about.keypoints, oriented_boxes)
     for name, places in about.places.items():
-        source.splits[name] = reader.items(name, places, rows)
+        try:
+            source.splits[name] = reader.items(name, places, rows)
+        except Absent as error:  # data.yaml often names a test split that was never there, or has no truth
+            if name not in SPARE or not source.splits:
+                raise
+            source.remarks.append(f"the split {name} is left out: {error}")
     _say_what_is_twice(source)
     if not oriented_boxes and not about.keypoints and reader.has_four_points():
         source.remarks.append(
@@ -79,17 +89,17 @@ def read(
 
 def _root(about: Description, given: Path | None, remarks: list[str]) -> Path:
     """The folder where the places of data.yaml start."""
-    own = about.file.parent.absolute()
+    own = Path(os.path.abspath(about.file.parent))
     if given is not None:
         if not given.is_dir():
             raise InputError(f"--root {given}: no such folder")
-        return given.absolute()
+        return Path(os.path.abspath(given))
     if about.path is None:
         return own
     for start in (own / about.path, Path.cwd() / about.path):
-        if start.is_dir():
-            return start
-    remarks.append(f"{about.file}: its path '{about.path}' is not there; its folders were looked for in {own}")
+        if os.path.isdir(start):
+            return Path(os.path.abspath(start))
+    remarks.append(f"{about.file}: its path '{about.path:.300}' is not there; its folders were looked for in {own}")
     return own
 
 
@@ -107,7 +117,6 @@ class _Reader:
 
     def __init__(self, source: Source, about: Description, root: Path) -> None:
         self._source, self._about, self._root = source, about, root
-        self._folder: PhotoFolder | None = None
         self._listing = Listing(Path("/"))
         self._orphans: set[str] = set()
         self.some_labels: list[str] = []
@@ -124,7 +133,7 @@ class _Reader:
                 photos.setdefault(*photo)
                 listed += 1
         if not photos:
-            raise InputError(f"{self._about.file}: {split}: no photo in {', '.join(places)}")
+            raise Absent(f"{self._about.file}: {split}: no photo in {', '.join(places):.300}")
         if listed > len(photos):
             self._source.remarks.append(f"{split}: {listed - len(photos)} photos were listed again")
         labels = self._labels(split, photos)
@@ -139,10 +148,10 @@ class _Reader:
         tries = [place, place.replace("\\", "/")]
         tries += [each[3:] for each in tries if each.startswith("../")]
         for each in tries:
-            if "\0" not in each and (self._root / each).exists():
+            if os.path.exists(self._root / each):
                 return self._root / each
         cure = "correct it, take the split out, or give --root"
-        raise InputError(f"{self._about.file}: {split}: there is no {self._root / place}; {cure}")
+        raise Absent(f"{self._about.file}: {split}: there is no {self._root / place!s:.400}; {cure}")
 
     @staticmethod
     def _of_folder(path: Path) -> Iterator[Photo]:
@@ -154,26 +163,35 @@ class _Reader:
         """Of a .txt that has a photo in each line; one that cannot be found is a fault."""
         if file.suffix.lower() != ".txt":
             raise InputError(f"{self._about.file}: {file} is neither a folder nor a .txt that lists photos")
-        start = os.path.abspath(self._root)
-        by_name = 0
+        elsewhere = 0
         for number, line in enumerate(read_text(file).splitlines(), 1):
             if not (text := line.strip()):
                 continue
-            places = (file.parent, self._root) if text.startswith(("./", ".\\")) else (self._root, file.parent)
-            path = next((p for p in (os.path.abspath(each / text) for each in places) if os.path.isfile(p)), None)
+            path = self._listed(text, file.parent)
+            if path is None and (path := self._tail(text)) is not None:
+                elsewhere += 1
             if path is None:
-                try:
-                    self._folder = self._folder or PhotoFolder(self._root)
-                    path = os.path.join(start, self._folder.find(text))
-                    by_name += 1
-                except InputError as error:
-                    self._source.faults.append(f"{file}: line {number}: {error}")
-                    continue
-            below = os.path.relpath(path, start)
+                cure = "correct the line, or bring the photo"
+                self._source.faults.append(
+                    f"{file}: line {number}: there is no {text:.300}, nor below {self._root}; {cure}"
+                )
+                continue
+            below = os.path.relpath(path, self._root)
             yield Photo(path, os.path.basename(path) if below.startswith("..") else below)
-        if by_name:
-            start_here = f"the others are there by name, somewhere in {self._root}"
-            self._source.remarks.append(f"{file}: {by_name} of its paths are not there as they stand; {start_here}")
+        if elsewhere:
+            where = f"the photos are those below {self._root} whose paths end as these"
+            self._source.remarks.append(f"{file}: {elsewhere} of its paths are not there as they stand; {where}")
+
+    def _listed(self, text: str, beside: Path) -> str | None:
+        """The photo that a line of a list names: ./x beside the list, others below the root."""
+        places = (beside, self._root) if text.startswith("./") else (self._root, beside)
+        return next((path for path in (os.path.abspath(each / text) for each in places) if os.path.isfile(path)), None)
+
+    def _tail(self, text: str) -> str | None:
+        """Of a path of another machine: what is there below the root of its last folders, as many as can be."""
+        parts = [each for each in text.replace("\\", "/").split("/") if each not in ("", ".", "..")]
+        ends = (os.path.join(self._root, *parts[index:]) for index in range(len(parts)))
+        return next((path for path in ends if os.path.isfile(path)), None)
 
     def _labels(self, split: str, photos: dict[str, str]) -> dict[str, str]:
         """The label files that are there, by photo."""
@@ -185,7 +203,7 @@ class _Reader:
         else:
             photo = next(iter(photos))
             cure = "bring the labels, or take the split out of data.yaml"
-            raise InputError(
+            raise Absent(
                 f"{self._about.file}: {split}: none of its {len(photos)} photos has a label file, "
                 f"which would be {label_of(photo)} for {photo}; {cure}"
             )
@@ -213,10 +231,12 @@ class _Reader:
         for place in sorted(places):
             for name in sorted(self._listing.names(place)):
                 file = os.path.join(place, name)
-                if name.endswith(".txt") and not name.startswith(".") and file not in there:
+                if name.lower().endswith(".txt") and not name.startswith(".") and file not in there:
                     self._orphans.add(file)
                     if _has_rows(file):
-                        self._source.faults.append(f"{file}: labels without a photo; bring it, or remove this file")
+                        self._source.faults.append(
+                            f"{file}: labels to which no photo belongs; bring it, rename one, or remove them"
+                        )
 
     def has_four_points(self) -> bool:
         """Whether all rows that are no boxes have four points."""

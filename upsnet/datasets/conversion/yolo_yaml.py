@@ -13,7 +13,7 @@ from upsnet.errors import InputError, first_line
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test", "minival": "minival"}  # key -> name
 NOTHING = ("", "~", "null", "Null", "NULL")
-MOST_BYTES = 16 << 20
+MOST_BYTES = 4 << 20
 NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 
 

@@ -35,8 +35,13 @@ FORMS: list[tuple[str, object, list[ClassRow]]] = [
     ),
     (
         "config.json",
-        {"labels": [{"name": "animal--cat", "readable": "Cat", "instances": True, "color": [0, 255, 7]}]},
-        [ClassRow("Cat", None, 0, GREEN, True)],
+        {
+            "labels": [
+                {"name": "animal--cat", "readable": "Cat", "instances": True, "color": [0, 255, 7], "evaluate": True},
+                {"name": "void--unlabeled", "readable": "Unlabeled", "instances": False, "evaluate": False},
+            ]
+        },
+        [ClassRow("Cat", None, 0, GREEN, True), ClassRow("Unlabeled", None, 1, None, False, True)],
     ),
     ("data.yaml", "nc: 2\nnames:\n  0: cat\n  1: dog\n", [ClassRow("cat", 0, 0), ClassRow("dog", 1, 1)]),
     ("labelmap.txt", LABELMAP, LABELMAP_ROWS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,10 @@ def test_cvats_segmentation_mask(tmp_path: Path) -> None:
         ("cat", (51, 221, 255)),
         ("sky", (250, 50, 83)),
     ]
+    (tmp_path / "mine.csv").write_text("id,name,isthing\n7,sky,0\n9,cat,1\n")  # masks are read by labelmap.txt
+    mine = tmp_path / "mine.csv"
+    (made,) = convert(read(tmp_path, classes=mine), tmp_path / "mine", Choice(table=mine), progress=False)
+    assert [(each.id, each.isthing) for each in made.table.categories] == [(9, True), (7, False)]
 
 
 def test_labelme2voc_and_its_palettes(tmp_path: Path) -> None:
@@ -158,7 +163,7 @@ def test_a_map_of_instances_for_each_class(tmp_path: Path) -> None:
     ids, segments, made = run(source, tmp_path / "out")
     assert ids == [[0, 0, 1, 1], [3, 2, 1, 1], [3, 4, 4, 4]]
     assert segments == [("sky", 0), ("cat", 1), ("cat", 0), ("cat", 0)]
-    assert made.lost == [f"a.jpg: {tmp_path}/masks/a.png: class 2: covered whole"]
+    assert made.lost == [f"a.jpg: {tmp_path}/masks/a.png: dog: covered whole"]
 
 
 def test_photos_and_masks_in_one_folder(tmp_path: Path) -> None:
@@ -172,6 +177,14 @@ def test_photos_and_masks_in_one_folder(tmp_path: Path) -> None:
     assert splits(source) == {"all": ["a.jpg", "b.jpg"]}
     assert any("1 photos without a mask are left out, as c.png" in each for each in source.remarks)
     assert run(source, tmp_path / "out")[1] == [("sky", 0), ("cat", 0), ("dog", 0)]
+
+
+def test_photos_above_the_masks(tmp_path: Path) -> None:
+    for folder in ("photos", "masks", "objects"):
+        save(tmp_path / folder / f"a.{'png' if folder != 'photos' else 'jpg'}", VALUES if folder != "photos" else PHOTO)
+    (tmp_path / "classes.csv").write_text(TABLE)
+    source = read(tmp_path / "masks", Path(os.path.relpath(tmp_path)), tmp_path / "objects")
+    assert (splits(source), source.faults) == ({"all": ["photos/a.jpg"]}, [])
 
 
 def folders(tmp_path: Path, photos: list[str], masks: list[str]) -> tuple[Path, Path]:
@@ -230,7 +243,10 @@ def test_what_must_be_given(tmp_path: Path) -> None:
     (masks / "classes.csv").unlink()
     for given, fault in (
         ((masks, None), "give the folder of the photos, --photos"),
-        ((masks, photos), "none of labelmap.txt, .* is there; give a table of classes, --classes"),
+        (
+            (masks, photos),
+            r"no table of classes is there .labelmap.txt, .*--classes: .*; a.png holds value 0, value 1, ",
+        ),
         ((masks, tmp_path / "none"), "none.*no such folder"),
         ((tmp_path / "none", photos), "no such folder; give the one that holds the masks"),
         ((masks, photos, tmp_path / "none"), "no such folder; it should hold the masks of instances"),

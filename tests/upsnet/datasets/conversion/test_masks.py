@@ -158,12 +158,21 @@ def test_numbers_of_instances_in_colours_and_palettes(tmp_path: Path) -> None:
     assert run(make(tmp_path, instances=image), tmp_path / "palette")[1] == expected
 
 
+def test_connected_pieces(tmp_path: Path) -> None:
+    mask = np.array([[1, 0, 2, 0], [0, 1, 0, 0], [2, 0, 1, 2]], np.uint8)
+    ids, segments, _ = run(make(tmp_path, "value,name\n1,cat\n2,dog\n", mask, pieces=True), tmp_path / "out")
+    assert ids == [[1, 0, 2, 0], [0, 1, 0, 0], [3, 0, 1, 4]]
+    assert segments == [("cat", 0), ("dog", 0), ("dog", 0), ("dog", 0)]
+    with pytest.raises(InputError, match=r"--pieces: the instances are those of .*; leave out one"):
+        make(tmp_path, instances=VALUES, pieces=True)
+
+
 def test_classes_without_a_kind_are_stuff_or_with_instances_things(tmp_path: Path) -> None:
     for numbers, kind in ((None, False), (VALUES, True)):
         source = make(tmp_path, "value,name\n1,sky\n2,cat\n3,dog\n", instances=numbers)
         assert [each.isthing for each in source.classes if not each.void] == [kind] * 3
     source = make(tmp_path)
-    assert any("without --instances those of one class are one crowd" in each for each in source.remarks)
+    assert any("without --instances or --pieces those of one class are a crowd" in each for each in source.remarks)
 
 
 BLENDED = np.dstack([colored(), np.full(VALUES.shape, 128, np.uint8)])
@@ -225,6 +234,17 @@ def test_masks_of_instances_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "instances" / "a.png").unlink()
     with pytest.raises(LabelFaults, match=r"instances/a.png: no such file"):
         convert(source, tmp_path / "out", progress=False)
+
+
+def test_a_photo_is_no_map_of_instances(tmp_path: Path) -> None:
+    photo = save(
+        tmp_path / "photos" / "a.png",
+        np.arange(3 * 200 * 200, dtype=np.uint32).view(np.uint8).reshape(200, -1, 4)[:, :200, :3],
+    )
+    save(tmp_path / "masks" / "a.png", np.ones((200, 200), np.uint8))
+    (tmp_path / "masks" / "classes.csv").write_text(TABLE)
+    with pytest.raises(LabelFaults, match="holds 40000 instances, as a photo does; the most is 32767"):
+        convert(read(tmp_path / "masks", photo.parent, photo.parent), tmp_path / "out", progress=False)
 
 
 @pytest.mark.parametrize(

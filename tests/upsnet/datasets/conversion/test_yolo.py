@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.upsnet.datasets.conversion.yolo_files import bridged, row, write_yolo
+from tests.upsnet.datasets.conversion.truth import Truth, pixels
+from tests.upsnet.datasets.conversion.yolo_writer import bridged, row, write_yolo
 from upsnet.datasets.conversion.convert import LabelFaults, Rules, convert
 from upsnet.datasets.conversion.labels import Labels, Source
 from upsnet.datasets.conversion.regions import rasterise
@@ -18,7 +19,6 @@ from upsnet.datasets.conversion.table import Choice
 from upsnet.datasets.conversion.yolo import label_of, read
 from upsnet.datasets.conversion.yolo_rows import Rows, read_rows
 from upsnet.datasets.folder import PanopticFolder
-from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 
 pytest.importorskip("hotcoco", reason="painting needs hotcoco")
@@ -57,33 +57,15 @@ def names(source: Source) -> dict[str, list[str]]:
 
 
 def test_cocos_truth_comes_back(shared_data: Path, tmp_path: Path) -> None:
-    """Every pixel; YOLO has no crowds: the 4 of the truth become segments like others."""
-    root = shared_data / "coco_sample"
-    annotations = root / "annotations"
-    split = Split(
-        json_file=annotations / "panoptic_val2017.json",
-        segments=annotations / "panoptic_val2017",
-        images=root / "val2017",
-    )
-    truth = PanopticFolder(split)
+    """Every pixel; YOLO has no crowds: the truth's become segments like others."""
+    truth = Truth(shared_data).data
     source = read(write_yolo(truth, tmp_path / "yolo"))
     stuff = [each.name for each in truth.categories if not each.isthing]
     (made,) = convert(source, tmp_path / "out", Choice(stuff=stuff), Rules(workers=1), progress=False)
     assert not made.checkup.tally.errors and not made.lost and made.contested == 0
     found = PanopticFolder(made.split)
-    by_name = {record.photo.name: record for record in found.records}
-    kinds = [{each.id: (each.name, each.isthing) for each in folder.categories} for folder in (truth, found)]
-    segments = crowds = 0
-    for record in truth.records:
-        wanted, ids = truth.read(record)[1], found.read(by_name[record.photo.name])[1]
-        given = {segment.id: kinds[0][segment.category_id] for segment in record.segments}
-        back = {segment.id: kinds[1][segment.category_id] for segment in by_name[record.photo.name].segments}
-        pairs = {tuple(pair) for pair in np.unique(np.stack([wanted.ravel(), ids.ravel()]), axis=1).T.tolist()}
-        assert len(pairs) == len(given) + 1 == len(back) + 1
-        assert all((one == 0) == (other == 0) and given.get(one) == back.get(other) for one, other in pairs)
-        segments += len(given)
-        crowds += sum(segment.iscrowd for segment in record.segments)
-    assert (segments, crowds) == (100, 4)
+    assert pixels(found, crowds=False) == pixels(truth, crowds=False) != pixels(truth)
+    assert {(each.name, each.isthing) for each in found.categories} == {(e.name, e.isthing) for e in truth.categories}
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -146,6 +128,7 @@ def test_a_row_as_tools_write_it(tmp_path: Path, text: str | bytes) -> None:
         ("0 0.5 0.5 -0.1 0.1", "the coordinate -0.1|negative width"),
         ("0 0.5 0.5 -0.001 0.1", "negative width"),
         (b"\xff\x80\x00abc", "not a text"),
+        (b"PK\x03\x04...", "a zip archive; unpack it"),
         (b"0 0\0 0", "zero bytes"),
     ],
 )
@@ -186,7 +169,7 @@ def test_boxes_are_refused_unless_asked_for(make: Make, tmp_path: Path) -> None:
         ("validation: images/train\nnames: [cat, dog]\n", {}, {"val": ["a.jpg"]}),
         (
             "train: t.txt\nval: v.txt\nnames: [cat, dog]\n",
-            {"t.txt": "./images/train/a.jpg\r\n\n", "v.txt": "data/obj/a.jpg\n"},
+            {"t.txt": "./images/train/a.jpg\r\n\n", "v.txt": "C:\\x\\images\\train\\a.jpg\n"},
             {"train": ["images/train/a.jpg"], "val": ["images/train/a.jpg"]},
         ),
         (
@@ -262,7 +245,7 @@ def test_names_stay_as_they_are_written(make: Make) -> None:
         (f"{YAML}kpt_shape: 3\n", r"kpt_shape: give two numbers, as \[17, 3\]"),
         (f"{YAML}path: [a]\n", "path: give one folder"),
         ("names: [cat\n", r"not valid YAML: .* \(line 2\)"),
-        ("[" * 5000, "not valid YAML"),
+        ("[" * 600, "not valid YAML"),
     ],
 )
 def test_a_wrong_data_yaml_is_named(make: Make, yaml: str, message: str) -> None:
@@ -297,10 +280,25 @@ def test_nothing_is_lost_in_silence(make: Make, tmp_path: Path) -> None:
     assert "1 of 2 photos have no label file, which means no objects in YOLO, as" in said
     assert "2 photos are in train and in val" in said
     assert "all rows of the first 2 label files have four points" in said
-    with pytest.raises(LabelFaults, match=r"c.txt: labels without a photo"):
+    with pytest.raises(LabelFaults, match=r"c.txt: labels to which no photo belongs"):
         convert(source, tmp_path / "out", progress=False)
     (root / "data.yaml").write_text("train: t.txt\nnames: [cat]\n")
     with pytest.raises(InputError, match=r"no photo in t.txt"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("gone", "there is no"), ("empty", "no photo in empty"), ("bare", "none of its 1 photos has a label")],
+)
+def test_a_test_split_without_photos_or_labels(make: Make, place: str, why: str) -> None:
+    root = make(f"{YAML}test: {place}\n", **USUAL | {"bare/b.jpg": None})
+    (root / "empty").mkdir()
+    source = read(root)
+    assert list(source.splits) == ["train"]
+    assert any(remark.startswith("the split test is left out") and why in remark for remark in source.remarks)
+    (root / "data.yaml").write_text(f"train: {place}\ntest: images/train\nnames: [cat, dog]\n")
+    with pytest.raises(InputError, match=f"train: {why}"):
         read(root)
 
 
@@ -314,9 +312,13 @@ def test_a_listed_photo_that_is_not_there(make: Make) -> None:
 def test_a_folder_of_photos_that_is_a_link(make: Make) -> None:
     root = make("train: photos\nnames: [cat, dog]\n", **USUAL)
     os.symlink(root / "images" / "train", root / "photos")
+    os.symlink(root, root / "photos" / "up")
     source = read(root)
     assert names(source) == {"train": ["a.jpg"]} and not source.faults
     assert not any("no label file" in remark for remark in source.remarks)
+    os.symlink(root / "images" / "train", root / "images" / "deep")
+    (root / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    assert names(read(root)) == {"train": ["deep/a.jpg", "train/a.jpg"]}
 
 
 def test_the_rule_from_photo_to_label() -> None:

@@ -1,0 +1,52 @@
+"""upsnet data show FOLDER_OR_JSON [--out show.html]"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from upsnet.datasets.doctor.check import check_split, choose_splits, compare_categories
+from upsnet.datasets.findings import Tally
+from upsnet.datasets.page.page import Selection, check_names, write_page
+from upsnet.datasets.panoptic_json import PanopticJson
+from upsnet.datasets.parallel import usable_cores
+from upsnet.files import check_target
+
+NAME = "show.html"
+
+
+def main(
+    data: Annotated[Path, typer.Argument(help="A folder with data sets, or the JSON of one.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help=f"The page; default: {NAME} in the folder, or beside the JSON.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Pictures of each split.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of the lot that chooses images without findings.")] = 0,
+    only_findings: Annotated[
+        bool, typer.Option("--only-findings", help="Pictures only of images with findings.")
+    ] = False,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Pictures only of images with this category (may be repeated).")
+    ] = None,
+    gt_folder: Annotated[Path | None, typer.Option(help="The PNGs; default: beside the JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The photos; default: where COCO has them.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
+) -> None:
+    """Write a page of photos with their segments, histograms of classes and sizes, and what `upsnet data check` finds.
+
+    The page holds all that it shows: open it in a browser, or send it. Images with findings come first.
+    """
+    path = out or (data if data.is_dir() else data.parent) / NAME
+    splits = choose_splits(data, gt_folder, images)
+    check_target(path)
+    check_names([PanopticJson(split, Tally().note).categories for split in splits] if category else [], category or ())
+    checkups = [check_split(split, workers or usable_cores()) for split in splits]
+    compare_categories(checkups)
+    print(write_page(path, checkups, Selection(limit, seed, only_findings, category or ()), workers))
+    errors, warnings = (sum(getattr(each.tally, key) for each in checkups) for key in ("errors", "warnings"))
+    print(
+        f"{errors:,} errors, {warnings:,} warnings"
+        + (f"; `upsnet data check {data}` lists them" if errors + warnings else "")
+    )
