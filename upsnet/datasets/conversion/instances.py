@@ -68,6 +68,9 @@ def read(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Photos that the JSON does not list are images without objects.")
     ] = False,
+    no_crowds: Annotated[
+        bool, typer.Option("--no-crowds", help="What is called a crowd is an object (CVAT calls every mask a crowd).")
+    ] = False,
 ) -> Source:
     """COCO instances JSON (polygons, run lengths, crowds) -> COCO panoptic.
 
@@ -87,7 +90,7 @@ def read(
             raise InputError(f"{file}: its categories are not those of {first}; convert them apart")
         source.classes = own
         roots.append(_roots(file, content))
-        source.splits[name] = _Reader(source, file, content, own, photos, unlabelled).items()
+        source.splits[name] = _Reader(source, file, content, own, photos, unlabelled, no_crowds).items()
     for each in [each for each in source.classes if all(each.id in found for found in roots)]:
         source.classes.remove(each)
         source.remarks.append(f"the category '{each.name}' ({each.id}) is Roboflow's name for all, and left out")
@@ -186,15 +189,17 @@ class _Reader:
         classes: Sequence[LabelClass],
         photos: Path | None,
         unlabelled: bool,
+        no_crowds: bool,
     ) -> None:
         self._source, self._file, self._content = source, file, content
         self._classes = {each.id: each.name for each in classes}
         self._folder = PhotoFolder(photos or photo_place(file))
-        self._unlabelled = unlabelled
+        self._unlabelled, self._no_crowds = unlabelled, no_crowds
 
     def items(self) -> list[Item]:
         faults = self._source.faults
         images = {image.id: image for image in self._images()}
+        self._remark_crowds()
         grouped: dict[int, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
         for place, entry in enumerate(self._content["annotations"]):
             where = f"{self._file.name}: annotations[{place}]"
@@ -225,9 +230,18 @@ class _Reader:
                 names=self._classes,
                 drawn_on=image.size,
                 file=self._file.name,
+                no_crowds=self._no_crowds,
             )
             items.append(Item(self._folder.path(name), name, reader, image.id))
         return items + self._others(taken, [item.image_id or 0 for item in items])
+
+    def _remark_crowds(self) -> None:
+        """CVAT's exporter, datumaro, calls whatever was drawn with the brush a crowd; its entries have attributes."""
+        entries = [each for each in self._content["annotations"] if isinstance(each, Mapping)]
+        crowds = sum(each.get("iscrowd") == 1 and "attributes" in each for each in entries)
+        if crowds and not self._no_crowds:
+            what = "annotations are crowds; CVAT's COCO export calls every mask one: if they are objects, --no-crowds"
+            self._source.remarks.append(f"{self._file.name}: {crowds:,} of {len(entries):,} {what}, or give its XML")
 
     def _others(self, taken: set[str], numbers: Sequence[int]) -> list[Item]:
         """Photos that the JSON does not list."""
@@ -287,6 +301,7 @@ def read_annotations(
     names: Mapping[int, str],
     drawn_on: Size | None,
     file: str,
+    no_crowds: bool = False,
 ) -> Labels:
     """The shapes of one image's annotations, which have their places in the list. size, drawn_on: height, width of the
     photo, and of the image as the JSON has it. InputError names the annotation."""
@@ -302,10 +317,11 @@ def read_annotations(
         crowd, ignored = (flag(entry.get(key) or 0) for key in ("iscrowd", "ignore"))
         if crowd is None:
             raise InputError(f"{where}: {complaint(entry, 'iscrowd', '0 or 1')}")
+        is_crowd = bool(crowd or ignored) and not no_crowds
         regions = read_segmentation(entry.get("segmentation"), where)
         box = None if regions else read_box(entry.get("bbox"), where)
         if regions or box:
-            shapes.append(Shape(category, regions or (box,), where, bool(crowd or ignored), is_box=not regions))  # type: ignore[arg-type]
+            shapes.append(Shape(category, regions or (box,), where, is_crowd, is_box=not regions))  # type: ignore[arg-type]
         else:
             left_out.append(LeftOut("annotation without outline and box", where))
     return Labels(shapes, drawn_on, left_out)
