@@ -108,7 +108,6 @@ def _extra(module: str, missing: str) -> str:
     by_package = {
         "hotcoco": "data",
         "jinja2": "data",
-        "defusedxml": "data",
         "yaml": "data",
         "onnxruntime": "onnxruntime",
         "tritonclient": "triton",

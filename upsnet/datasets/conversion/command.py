@@ -20,7 +20,7 @@ from upsnet.datasets.conversion.table import Choice
 from upsnet.errors import InputError
 
 LISTED = 50  # faults
-PACKAGES = ("hotcoco", "yaml", "defusedxml", "jinja2")
+PACKAGES = ("hotcoco", "yaml", "jinja2")
 
 
 def converter(read: Callable[..., Source]) -> Callable[..., None]:
