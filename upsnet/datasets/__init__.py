@@ -14,7 +14,7 @@
 | other labels | `read_instances`, `read_masks`, `read_yolo`, `read_labelme`, `read_cvat`, `read_supervisely` |
 | their `Source`, as `upsnet data from-...` | `convert`, with a `Choice` of classes and `Rules`: `Converted` |
 | train and val, as `upsnet data split` | `split_dataset`, `SplitRules` |
-| a page of photos, as `upsnet data show` | `write_page`, `PageChoice` |
+| a page of photos, as `upsnet data show` | `write_page`, with a `Selection` |
 | official downloads, as `upsnet data coco` and `cityscapes` | `prepare_coco`, `make_cityscapes_split` |
 | COCO's 133 categories | `coco_categories` |
 | the synthetic set, as `upsnet shapes` | `write_shapes` |
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
     from upsnet.datasets.doctor.check import check_split
     from upsnet.datasets.doctor.json_file import find_splits, open_split
     from upsnet.datasets.folder import PanopticFolder, Record
-    from upsnet.datasets.page.page import Choice as PageChoice
-    from upsnet.datasets.page.page import write_page
+    from upsnet.datasets.page.page import Selection, write_page
     from upsnet.datasets.shapes import write_shapes
     from upsnet.datasets.split import Split
     from upsnet.datasets.splitting.split import SplitRules, split_dataset
@@ -54,11 +53,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Choice",
     "Converted",
-    "PageChoice",
     "PanopticFolder",
     "PredictionWriter",
     "Record",
     "Rules",
+    "Selection",
     "Source",
     "Split",
     "SplitRules",
@@ -88,11 +87,11 @@ __getattr__, __dir__ = lazy.names(
     {
         "Choice": "upsnet.datasets.conversion.table",
         "Converted": "upsnet.datasets.conversion.convert",
-        "PageChoice": "upsnet.datasets.page.page:Choice",
         "PanopticFolder": "upsnet.datasets.folder",
         "PredictionWriter": "upsnet.datasets.coco_format",
         "Record": "upsnet.datasets.folder",
         "Rules": "upsnet.datasets.conversion.convert",
+        "Selection": "upsnet.datasets.page.page",
         "Source": "upsnet.datasets.conversion.labels",
         "Split": "upsnet.datasets.split",
         "SplitRules": "upsnet.datasets.splitting.split",
