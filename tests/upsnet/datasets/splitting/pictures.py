@@ -58,11 +58,6 @@ def write_pictures(
         images.append({"id": number, "file_name": photo, "height": height, "width": width, "license": 3})
         png_name = str(Path(photo).with_suffix(".png"))
         annotations.append({"image_id": number, "file_name": png_name, "segments_info": segments})
-    content: dict[str, Any] = {
-        "info": {"year": 2026},
-        "licenses": [{"id": 3}],
-        "images": images,
-        "annotations": annotations,
-    }
-    write_json(folder / f"{name}.json", content | {"categories": CATEGORIES})
+    lists = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    write_json(folder / f"{name}.json", {"info": {"year": 2026}, "licenses": [{"id": 3}], **lists})
     return folder / f"{name}.json"
