@@ -56,6 +56,6 @@ def write_pictures(
         images.append({"id": number, "file_name": photo, "height": height, "width": width, "license": 3})
         png_name = str(Path(photo).with_suffix(".png"))
         annotations.append({"image_id": number, "file_name": png_name, "segments_info": segments})
-    content = {"info": {"year": 2026}, "licenses": [{"id": 3}], "images": images, "annotations": annotations}
-    write_json(folder / f"{name}.json", content | {"categories": CATEGORIES})
+    written = {"info": {"year": 2026}, "licenses": [{"id": 3}], "images": images, "annotations": annotations}
+    write_json(folder / f"{name}.json", written | {"categories": CATEGORIES})
     return folder / f"{name}.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from upsnet.datasets.splitting.fingerprint import Fingerprint, fingerprint, mirr
 from upsnet.errors import InputError
 
 
-def prints_of(folder: Path, images: list[Image.Image], suffix: str = ".png", **options: object) -> list[Fingerprint]:
+def prints_of(folder: Path, images: list[Image.Image], suffix: str = ".png", **options: Any) -> list[Fingerprint]:
     paths = [folder / f"{index}{suffix}" for index in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         image.save(path, **options)
