@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,11 +178,16 @@ def write_json(path: PathLike, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: PathLike) -> Any:  # JSON has no type before somebody has looked at it
-    """Read a JSON file. Raises InputError, naming the file, when it is missing, unreadable or malformed."""
+def read_json(path: PathLike, change: Callable[[dict[str, Any]], Any] | None = None) -> Any:  # JSON has no type
+    """Read a JSON file. `change` makes another thing of each object in it, the inner ones first.
+
+    Raises InputError, naming the file, when it is missing, unreadable or malformed.
+    """
     try:
         with _no_collection():
-            return json.loads(Path(path).read_bytes())  # UTF-8, or UTF-16 or 32, with or without a mark at its start
+            return json.loads(
+                Path(path).read_bytes(), object_hook=change
+            )  # UTF-8, or UTF-16 or 32, with or without a mark at its start
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # ValueError: malformed JSON, or bytes that are no text

@@ -12,7 +12,7 @@ from tests.label_folders import write_labels
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.shapes import write_shapes
 
-SIZE_MB = 150  # with pip
+SIZE_MB = 180  # with pip
 
 
 @pytest.fixture(scope="module")

@@ -17,3 +17,9 @@ from upsnet.files import read_json
 def coco_categories() -> Categories:
     """The table of a network trained on COCO panoptic: stuff by id (92 .. 200), then things by id (1 .. 90)."""
     return Categories.from_coco(read_json(Path(__file__).with_name("coco_categories.json")))
+
+
+def coco_color(number: int, name: str) -> tuple[int, int, int] | None:
+    """The official colour, where COCO has a category of this id and name."""
+    known = next((each for each in coco_categories() if each.id == number), None)
+    return known.color if known and known.name == name else None

@@ -76,12 +76,14 @@ class Converted:
 class LabelFaults(InputError):
     """Images that cannot be converted. Nothing was written."""
 
-    def __init__(self, source: Source, faults: Sequence[str], images: int) -> None:
+    def __init__(self, source: Source, faults: Sequence[str], images: int, empty: str | None = None) -> None:
+        """images: how many there are. empty: a split of which none is left."""
         self.faults = list(faults)
+        cure = f"of '{empty}' none is left" if empty else "mend them, or leave them out with --partial"
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         super().__init__(
             f"{source.path}: {len(faults)} of {images} images cannot be converted, nothing is written: "
-            f"{faults[0]}{more}; mend them, or leave them out with --partial"
+            f"{faults[0]}{more}; {cure}"
         )
 
 
@@ -138,8 +140,11 @@ def convert(
             made.append(_write_split(source, name, items[: rules.limit], stage, table, overlap, rules, progress))
         faults = [*source.faults, *(fault for each in made for fault in each.faults)]
         images = len(source.faults) + sum(len(items[: rules.limit]) for items in splits.values())
-        if faults and (not rules.partial or len(faults) == images):
-            raise LabelFaults(source, faults, images)
+        empty = next((each.split.json_file.stem for each in made if not each.checkup.tally.images), None)
+        if faults and (empty or not rules.partial):
+            raise LabelFaults(source, faults, images, empty)
+        if empty:
+            raise InputError(f"{source.path}: the split '{empty}' holds no labelled image; take it out")
         for each in made:
             each.faults = [*source.faults, *each.faults]
             each.checkup = each.checkup._replace(split=_split(out, each.split.json_file.stem))

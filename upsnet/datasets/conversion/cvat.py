@@ -299,7 +299,7 @@ def _region(entry: Entry, size: Size, where: str) -> Region:
     x1, y1, x2, y2 = (_number(attributes, key, where) for key in ("xtl", "ytl", "xbr", "ybr"))
     ring = rectangle(x1, y1, x2, y2)
     if angle:
-        middle = ring.mean(0)
+        middle = check_points(ring, size, where).mean(0)
         ring = (ring - middle) @ _clockwise(angle) + middle
     return Polygon((ring,))
 

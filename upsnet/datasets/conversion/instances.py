@@ -11,42 +11,32 @@ filled; run lengths can), which class is stuff (--stuff), and colours.
 
 from __future__ import annotations
 
+import pickle
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import typer
 
-from upsnet.datasets.coco_table import coco_categories
-from upsnet.datasets.conversion.class_files import parse_color, read_class_table
+from upsnet.datasets.coco_table import coco_color
+from upsnet.datasets.conversion.class_files import parse_color
 from upsnet.datasets.conversion.command import converter
-from upsnet.datasets.conversion.drawn import class_name, points_of, rectangle
-from upsnet.datasets.conversion.labels import (
-    Item,
-    LabelClass,
-    Labels,
-    LeftOut,
-    Polygon,
-    Region,
-    Rle,
-    Shape,
-    Size,
-    Source,
-)
-from upsnet.datasets.conversion.legend import Legend
-from upsnet.datasets.conversion.masks import read_masks
+from upsnet.datasets.conversion.drawn import class_name
+from upsnet.datasets.conversion.instance_entries import KEYS, read_annotations, slim
+from upsnet.datasets.conversion.labels import Item, LabelClass, Labels, Size, Source
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
+from upsnet.datasets.conversion.stuff_maps import add_stuff
 from upsnet.datasets.wrong_file import other_format
 from upsnet.errors import InputError
 from upsnet.files import read_json
-from upsnet.json_values import MOST_ID, complaint, finite, flag, whole
+from upsnet.json_values import MOST_ID, complaint, flag, whole
 
 ROBOFLOW = "_annotations.coco"
 NAMES = {"valid": "val", "validation": "val", "default": "all", "Default": "all", "training": "train"}
 LISTS = ("images", "annotations", "categories")
+NOTHING = pickle.dumps([])
 WANTED = "wanted is COCO's instances JSON: lists images, annotations and categories"
 PANOPTIC = "this is a COCO panoptic JSON, which needs no conversion: look with `upsnet data check`"
 
@@ -65,11 +55,15 @@ def read(
     stuff_zero_based: Annotated[
         bool, typer.Option("--stuff-zero-based", help="Their values are ids less 1, as in COCO's stuffthingmaps.")
     ] = False,
+    stuff_ignore: Annotated[
+        list[str] | None, typer.Option(help="A value of these PNGs that is void (default: 255, if it is no class).")
+    ] = None,
+    no_crowds: Annotated[
+        bool,
+        typer.Option("--no-crowds", help="`iscrowd` is no crowd: CVAT and datumaro write it for every drawn mask."),
+    ] = False,
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Photos that the JSON does not list are images without objects.")
-    ] = False,
-    no_crowds: Annotated[
-        bool, typer.Option("--no-crowds", help="What is called a crowd is an object (CVAT calls every mask a crowd).")
     ] = False,
 ) -> Source:
     """COCO instances JSON (polygons, run lengths, crowds) -> COCO panoptic.
@@ -90,12 +84,12 @@ def read(
             raise InputError(f"{file}: its categories are not those of {first}; convert them apart")
         source.classes = own
         roots.append(_roots(file, content))
-        source.splits[name] = _Reader(source, file, content, own, photos, unlabelled, no_crowds).items()
+        source.splits[name] = _Reader(source, file, content, own, photos, no_crowds, unlabelled).items()
     for each in [each for each in source.classes if all(each.id in found for found in roots)]:
         source.classes.remove(each)
         source.remarks.append(f"the category '{each.name}' ({each.id}) is Roboflow's name for all, and left out")
     if stuff_pngs and stuff_classes:
-        _add_stuff(source, stuff_pngs, stuff_classes, stuff_zero_based)
+        add_stuff(source, stuff_pngs, stuff_classes, stuff_zero_based, stuff_ignore)
     return source
 
 
@@ -123,7 +117,7 @@ def _split_name(file: Path) -> str:
 
 
 def _content(file: Path) -> dict[str, list[Any]]:
-    content = read_json(file)
+    content = read_json(file, slim)
     if not isinstance(content, Mapping) or "annotations" not in content or not isinstance(content["annotations"], list):
         raise InputError(f"{file}: {WANTED}{_other(content)}")
     if any(isinstance(each, Mapping) and "segments_info" in each for each in content["annotations"][:100]):
@@ -139,7 +133,6 @@ def _other(content: object) -> str:
 
 
 def _classes(entries: Sequence[Any], file: Path) -> list[LabelClass]:
-    known = {each.id: each for each in coco_categories()}
     classes, met = [], set()
     for place, entry in enumerate(entries):
         where = f"{file}: categories[{place}]"
@@ -155,9 +148,7 @@ def _classes(entries: Sequence[Any], file: Path) -> list[LabelClass]:
         isthing = flag(entry.get("isthing", 1))
         if isthing is None:
             raise InputError(f"{where}: {complaint(entry, 'isthing', '0 or 1')}")
-        color = parse_color(entry.get("color"))
-        if number in known and known[number].name == name:
-            color = color or known[number].color
+        color = parse_color(entry.get("color")) or coco_color(number, name)
         classes.append(LabelClass(number, name, number, color, bool(isthing)))
     return classes
 
@@ -188,32 +179,19 @@ class _Reader:
         content: Mapping[str, list[Any]],
         classes: Sequence[LabelClass],
         photos: Path | None,
-        unlabelled: bool,
         no_crowds: bool,
+        unlabelled: bool,
     ) -> None:
         self._source, self._file, self._content = source, file, content
         self._classes = {each.id: each.name for each in classes}
         self._folder = PhotoFolder(photos or photo_place(file))
-        self._unlabelled, self._no_crowds = unlabelled, no_crowds
+        self._no_crowds, self._unlabelled = no_crowds, unlabelled
 
     def items(self) -> list[Item]:
         faults = self._source.faults
         images = {image.id: image for image in self._images()}
-        self._remark_crowds()
-        grouped: dict[int, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
-        for place, entry in enumerate(self._content["annotations"]):
-            where = f"{self._file.name}: annotations[{place}]"
-            if not isinstance(entry, Mapping):
-                faults.append(f"{where} is not an object: {entry!r:.40}")
-                continue
-            image_id = whole(entry.get("image_id"))
-            if image_id is None:
-                faults.append(f"{where}: {complaint(entry, 'image_id')}")
-            elif image_id not in images:
-                faults.append(f"{where}: is of the image {image_id}, which is not among the images; list it")
-            else:
-                grouped[image_id].append((place, entry))
-        items, taken = [], set()
+        packed = self._packed(images)
+        items, taken, bare = [], set(), []
         for image in images.values():
             try:
                 name = self._folder.find(image.name)
@@ -224,24 +202,57 @@ class _Reader:
                 faults.append(f"{self._file.name}: image {image.id}: its photo {name} is another image's too")
                 continue
             taken.add(name)
+            if image.id not in packed:
+                bare.append(name)
             reader = partial(
-                read_annotations,
-                entries=grouped.pop(image.id, []),
+                read_packed,
+                packed=packed.pop(image.id, NOTHING),
                 names=self._classes,
                 drawn_on=image.size,
                 file=self._file.name,
                 no_crowds=self._no_crowds,
             )
             items.append(Item(self._folder.path(name), name, reader, image.id))
+        if bare:
+            what = "images have no annotation, which means no objects"
+            self._source.remarks.append(f"{self._file.name}: {len(bare):,} {what}, as {bare[0]}")
         return items + self._others(taken, [item.image_id or 0 for item in items])
 
-    def _remark_crowds(self) -> None:
-        """CVAT's exporter, datumaro, calls whatever was drawn with the brush a crowd; its entries have attributes."""
-        entries = [each for each in self._content["annotations"] if isinstance(each, Mapping)]
-        crowds = sum(each.get("iscrowd") == 1 and "attributes" in each for each in entries)
-        if crowds and not self._no_crowds:
-            what = "annotations are crowds; CVAT's COCO export calls every mask one: if they are objects, --no-crowds"
-            self._source.remarks.append(f"{self._file.name}: {crowds:,} of {len(entries):,} {what}, or give its XML")
+    def _packed(self, images: Collection[int]) -> dict[int, bytes]:
+        """By image, its annotations and their places in the list, pickled: a hundred thousand images wait for their
+        turn, and Python's objects would take several times the memory."""
+        faults, annotations = self._source.faults, self._content["annotations"]
+        grouped: dict[int, list[int]] = defaultdict(list)
+        unlisted: dict[int, list[int]] = defaultdict(list)
+        drawn = 0
+        for place, entry in enumerate(annotations):
+            where = f"{self._file.name}: annotations[{place}]"
+            if not isinstance(entry, Mapping):
+                faults.append(f"{where} is not an object: {entry!r:.40}")
+                continue
+            image_id = whole(entry.get("image_id"))
+            if image_id is None:
+                faults.append(f"{where}: {complaint(entry, 'image_id')}")
+            elif image_id not in images:
+                unlisted[image_id].append(place)
+            else:
+                grouped[image_id].append(place)
+                drawn += _is_drawn_crowd(entry)
+        for image_id, places in unlisted.items():
+            where = f"{self._file.name}: annotations[{places[0]}]"
+            more = f" (and those of {len(places) - 1:,} more annotations)" if len(places) > 1 else ""
+            faults.append(f"{where}: its image {image_id}{more} is not among the images; list it there")
+        if drawn and not self._no_crowds:
+            crowds = f"{drawn:,} annotations are crowds, and so are all masks that CVAT and datumaro write"
+            self._source.remarks.append(f"{self._file.name}: {crowds}; if they are single objects: --no-crowds")
+        packed = {}
+        for image_id, places in grouped.items():
+            entries = []
+            for place in places:
+                entry, annotations[place] = annotations[place], None
+                entries.append((place, {key: entry[key] for key in KEYS if key in entry}))
+            packed[image_id] = pickle.dumps(entries, pickle.HIGHEST_PROTOCOL)
+        return packed
 
     def _others(self, taken: set[str], numbers: Sequence[int]) -> list[Item]:
         """Photos that the JSON does not list."""
@@ -273,6 +284,11 @@ class _Reader:
                 yield Image(number, name, (height, width) if height > 0 and width > 0 else None)
 
 
+def _is_drawn_crowd(entry: Mapping[str, Any]) -> bool:
+    """Whether it may be a mask that datumaro wrote: to it, run lengths are crowds and all has `attributes`."""
+    return bool(entry.get("iscrowd")) and "attributes" in entry and isinstance(entry.get("segmentation"), Mapping)
+
+
 def photo_name(entry: Mapping[str, Any]) -> str | None:
     """LVIS has coco_url, whose last two parts are folder and file."""
     name = entry.get("file_name")
@@ -295,131 +311,10 @@ def no_labels(size: Size) -> Labels:
     return Labels([])
 
 
-def read_annotations(
-    size: Size,
-    entries: Sequence[tuple[int, Mapping[str, Any]]],
-    names: Mapping[int, str],
-    drawn_on: Size | None,
-    file: str,
-    no_crowds: bool = False,
+def read_packed(
+    size: Size, packed: bytes, names: Mapping[int, str], drawn_on: Size | None, file: str, no_crowds: bool
 ) -> Labels:
-    """The shapes of one image's annotations, which have their places in the list. size, drawn_on: height, width of the
-    photo, and of the image as the JSON has it. InputError names the annotation."""
-    shapes, left_out = [], []
-    for place, entry in entries:
-        where = f"{file}: annotation {entry.get('id', f'no. {place}')!s:.40}"
-        category = whole(entry.get("category_id"))
-        if category is None:
-            raise InputError(f"{where}: {complaint(entry, 'category_id')}")
-        if category not in names:
-            raise InputError(f"{where}: has the unknown category {category}; add it to the categories")
-        where = f"{where} ({names[category]})"
-        crowd, ignored = (flag(entry.get(key) or 0) for key in ("iscrowd", "ignore"))
-        if crowd is None:
-            raise InputError(f"{where}: {complaint(entry, 'iscrowd', '0 or 1')}")
-        is_crowd = bool(crowd or ignored) and not no_crowds
-        regions = read_segmentation(entry.get("segmentation"), where)
-        box = None if regions else read_box(entry.get("bbox"), where)
-        if regions or box:
-            shapes.append(Shape(category, regions or (box,), where, is_crowd, is_box=not regions))  # type: ignore[arg-type]
-        else:
-            left_out.append(LeftOut("annotation without outline and box", where))
-    return Labels(shapes, drawn_on, left_out)
-
-
-def read_segmentation(value: object, where: str) -> tuple[Region, ...]:
-    """Empty where there is no outline. What a list of polygons holds is one object."""
-    if value is None or value == [] or value == {} or value == [[]]:
-        return ()
-    if isinstance(value, Mapping):
-        return (_run_lengths(value, where),)
-    if not isinstance(value, list):
-        raise InputError(f"{where}: 'segmentation' is {value!r:.40}, neither a list of polygons nor run lengths")
-    if not isinstance(value[0], list):  # one polygon without the list around it
-        value = [value]
-    return (Polygon(tuple(_ring(each, where, place) for place, each in enumerate(value))),)
-
-
-def _ring(value: object, where: str, place: int) -> np.ndarray:
-    """[x1, y1, x2, y2, ...], or the points as pairs."""
-    if not isinstance(value, list):
-        raise InputError(f"{where}: polygon {place} is {value!r:.40}, not a list of numbers")
-    if value and isinstance(value[0], list):
-        return points_of(value, f"{where}: polygon {place}")
-    if len(value) % 2:
-        raise InputError(f"{where}: polygon {place} has {len(value)} numbers, which are no pairs of x and y")
-    odd = [number for number in value if finite(number) is None]
-    if odd:
-        raise InputError(f"{where}: polygon {place} has {odd[0]!r:.40}, which is no finite number")
-    try:
-        return np.array(value, np.float64).reshape(-1, 2)
-    except OverflowError:
-        raise InputError(f"{where}: polygon {place} has a number that is not finite") from None
-
-
-def _run_lengths(value: Mapping[str, Any], where: str) -> Rle:
-    counts, given = value.get("counts"), value.get("size")
-    sides = [whole(side) for side in given] if isinstance(given, list) and len(given) == 2 else []
-    if len(sides) != 2 or None in sides:
-        raise InputError(f"{where}: the 'size' of its run lengths is {given!r:.40}, not [height, width]")
-    if isinstance(counts, str):
-        if not counts.isascii():
-            raise InputError(f"{where}: its run lengths are a text that is no COCO code")
-        return Rle(counts.encode(), (sides[0], sides[1]))  # type: ignore[arg-type]
-    lengths = [whole(count) for count in counts] if isinstance(counts, list) else [None]
-    if any(count is None or count > MOST_ID for count in lengths):
-        raise InputError(f"{where}: the 'counts' of its run lengths are neither a text nor a list of integers")
-    return Rle(lengths, (sides[0], sides[1]))  # type: ignore[arg-type]
-
-
-def read_box(value: object, where: str) -> Polygon | None:
-    """[x, y, width, height]; None where there is none, or one without area."""
-    if not isinstance(value, list) or not value:
-        return None
-    numbers = [finite(each) for each in value]
-    if len(numbers) != 4 or None in numbers:
-        raise InputError(f"{where}: 'bbox' is {value!r:.60}, not [x, y, width, height]")
-    x, y, width, height = (float(each) for each in numbers if each is not None)
-    return Polygon((rectangle(x, y, x + width, y + height),)) if width > 0 and height > 0 else None
-
-
-def read_both(
-    size: Size, objects: Callable[[Size], Labels], png: Path, legend: Legend, places: Collection[int]
-) -> Labels:
-    """Objects, and below them a map of stuff. places: of the legend's classes, those that are stuff."""
-    labels = objects(size)
-    drawn_on = labels.size or size
-    ground = read_masks(drawn_on, png, None, legend)
-    if ground.size != drawn_on:
-        sizes = f"{ground.size[1]} x {ground.size[0]}, the objects {drawn_on[1]} x {drawn_on[0]}"  # type: ignore[index]
-        raise InputError(f"{png}: is for a photo of {sizes} pixels (width x height)")
-    stuff = [shape._replace(key=("stuff", shape.key)) for shape in ground.shapes if shape.key in places]
-    return labels._replace(shapes=[*stuff, *labels.shapes])
-
-
-def _add_stuff(source: Source, folder: Path, classes: Path, zero_based: bool) -> None:
-    """The classes and the readers of the stuff. A class of the table that is one of the objects', or a thing, is none:
-    its pixels are the objects'."""
-    table = read_class_table(classes)
-    if zero_based:
-        table = table._replace(rows=[row._replace(value=row.id - 1 if row.id else None) for row in table.rows])
-    legend = Legend.of(table)
-    names = {each.name for each in source.classes}
-    rows = list(enumerate(legend.rows))
-    stuff = [(place, row) for place, row in rows if not row.void and not row.isthing and row.name not in names]
-    source.classes += [LabelClass(("stuff", place), row.name, row.id or 0, row.color, False) for place, row in stuff]
-    places = frozenset(place for place, _ in stuff)
-    for name, items in source.splits.items():
-        kept = []
-        for item in items:
-            png = folder / Path(item.name).with_suffix(".png")
-            png = png if png.is_file() else folder / png.name
-            if png.is_file():
-                both = partial(read_both, objects=item.read, png=png, legend=legend, places=places)
-                kept.append(item._replace(read=both))
-            else:
-                source.faults.append(f"{item.name}: no map of stuff {folder / Path(item.name).stem}.png")
-        source.splits[name] = kept
+    return read_annotations(pickle.loads(packed), names, drawn_on, file, no_crowds)
 
 
 main = converter(read)

@@ -80,10 +80,11 @@ def read(
     if not labelled:
         seen = f"; {looks[0].name}: {looks[0].other}" if looks else ""
         raise InputError(f"{path}: no Labelme JSON, which has 'shapes' and 'imagePath', in it or below{seen}")
+    classes = _classes(path, labelled)
     tops = {_top(look.name) for look in labelled}
     splits = sorted(tops) if tops <= SPLITS else ["all"]
-    source = Source("Labelme", path, _classes(path, labelled), {name: [] for name in splits}, overlap="later")
-    source.remarks += _nearly_one(source.classes)
+    source = Source("Labelme", path, classes, {name: [] for name in splits}, overlap="later")
+    source.remarks += _nearly_one(classes)
     taken = _items(source, folder, path, labelled)
     _remark(source.remarks, [look.name for look in looks if look.other], "JSONs are none of Labelme's and passed over")
     free = [name for name in folder.names() if name not in taken]
@@ -139,6 +140,8 @@ def _look(name: str, folder: Path) -> Look:
         if photo is not None and not isinstance(photo, str):
             raise InputError(f"{name}: 'imagePath' is {photo!r:.40}, not a name")
         photo = PureWindowsPath(photo or "").as_posix()
+        if photo.lower().endswith(".json"):  # Labelme 4.0 wrote its own name
+            photo = ""
         labels = [each.get("label") for each in shapes if isinstance(each, Mapping)]
         return Look(
             name, photo, _suffix(content, photo), frozenset(str(each) for each in labels if is_class_name(each))

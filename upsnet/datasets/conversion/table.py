@@ -77,6 +77,8 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
         background = _background(choice.background, kept, colors)
         if background not in kept:
             kept.append(background)
+    if not kept and not classes:
+        raise InputError("the labels hold no shape, and so no class")
     _check(kept)
     return Table(kept, by_key, background)
 

@@ -19,6 +19,8 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) > most_bytes:
         raise InputError(f"{path}: over {most_bytes} bytes, which no text of its kind has")
+    if content.startswith(b"PK\x03\x04"):
+        raise InputError(f"{path}: a zip archive; unpack it")
     coding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = content.decode(coding)

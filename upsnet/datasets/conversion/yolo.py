@@ -33,6 +33,11 @@ from upsnet.sources import PHOTO_SUFFIXES
 
 LOOKED_AT = 50  # files of rows, to see whether they may be boxes with four corners
 SHOWN = 8  # classes in a message
+SPARE = ("test", "minival")  # splits that training does not need
+
+
+class Absent(InputError):
+    """A split without photos, or without labels."""
 
 
 class Photo(NamedTuple):
@@ -67,7 +72,12 @@ def read(
     more = f", ... ({len(about.names)} in all)" if len(about.names) > len(listed) else ""
     rows = Rows(frozenset(about.names), ", ".join(listed) + more, about.keypoints, oriented_boxes)
     for name, places in about.places.items():
-        source.splits[name] = reader.items(name, places, rows)
+        try:
+            source.splits[name] = reader.items(name, places, rows)
+        except Absent as error:  # data.yaml often names a test split that was never there, or has no truth
+            if name not in SPARE or not source.splits:
+                raise
+            source.remarks.append(f"the split {name} is left out: {error}")
     _say_what_is_twice(source)
     if not oriented_boxes and not about.keypoints and reader.has_four_points():
         source.remarks.append(
@@ -123,7 +133,7 @@ class _Reader:
                 photos.setdefault(*photo)
                 listed += 1
         if not photos:
-            raise InputError(f"{self._about.file}: {split}: no photo in {', '.join(places):.300}")
+            raise Absent(f"{self._about.file}: {split}: no photo in {', '.join(places):.300}")
         if listed > len(photos):
             self._source.remarks.append(f"{split}: {listed - len(photos)} photos were listed again")
         labels = self._labels(split, photos)
@@ -141,7 +151,7 @@ class _Reader:
             if os.path.exists(self._root / each):
                 return self._root / each
         cure = "correct it, take the split out, or give --root"
-        raise InputError(f"{self._about.file}: {split}: there is no {self._root / place!s:.400}; {cure}")
+        raise Absent(f"{self._about.file}: {split}: there is no {self._root / place!s:.400}; {cure}")
 
     @staticmethod
     def _of_folder(path: Path) -> Iterator[Photo]:
@@ -193,7 +203,7 @@ class _Reader:
         else:
             photo = next(iter(photos))
             cure = "bring the labels, or take the split out of data.yaml"
-            raise InputError(
+            raise Absent(
                 f"{self._about.file}: {split}: none of its {len(photos)} photos has a label file, "
                 f"which would be {label_of(photo)} for {photo}; {cure}"
             )

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from upsnet.datasets.doctor.check import check_split, choose_splits, compare_categories
-from upsnet.datasets.page.page import Choice, write_page
+from upsnet.datasets.findings import Tally
+from upsnet.datasets.page.page import Selection, check_names, write_page
+from upsnet.datasets.panoptic_json import PanopticJson
 from upsnet.datasets.parallel import usable_cores
 from upsnet.files import check_target
 
@@ -39,8 +41,12 @@ def main(
     path = out or (data if data.is_dir() else data.parent) / NAME
     splits = choose_splits(data, gt_folder, images)
     check_target(path)
+    check_names([PanopticJson(split, Tally().note).categories for split in splits] if category else [], category or ())
     checkups = [check_split(split, workers or usable_cores()) for split in splits]
     compare_categories(checkups)
-    print(write_page(path, checkups, Choice(limit, seed, only_findings, category or ()), workers))
+    print(write_page(path, checkups, Selection(limit, seed, only_findings, category or ()), workers))
     errors, warnings = (sum(getattr(each.tally, key) for each in checkups) for key in ("errors", "warnings"))
-    print(f"{errors:,} errors, {warnings:,} warnings; `upsnet data check {data}` lists them")
+    print(
+        f"{errors:,} errors, {warnings:,} warnings"
+        + (f"; `upsnet data check {data}` lists them" if errors + warnings else "")
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from upsnet import DISTRIBUTION, __version__
-from upsnet.categories import Categories
+from upsnet.categories import Categories, Category
 from upsnet.datasets.doctor.check import Checkup
 from upsnet.datasets.findings import KINDS, LISTED, CategoryCount
 from upsnet.datasets.page.histogram import coco_shares, common_sizes, ratio_bins, side_bins
@@ -30,7 +30,7 @@ BESIDE = 12  # findings beside a picture
 MANY = 20  # names in a message
 
 
-class Choice(NamedTuple):
+class Selection(NamedTuple):
     """Which images a page shows."""
 
     limit: int = 60  # of each split
@@ -51,22 +51,26 @@ class Page(NamedTuple):
         return f"{self.path}: {self.shown:,} of {self.images:,} images, {self.size / 1e6:.1f} MB; open it in a browser"
 
 
-ALL = Choice()
+ALL = Selection()
 
 
 def write_page(
-    path: Path, checkups: Sequence[Checkup], choice: Choice = ALL, workers: int | None = None, progress: bool = True
+    path: Path,
+    checkups: Sequence[Checkup],
+    selection: Selection = ALL,
+    workers: int | None = None,
+    progress: bool = True,
 ) -> Page:
     """A page about splits that the doctor looked at (`check_split`). Nothing in it comes from elsewhere.
 
     Raises InputError for a category that no split has, a limit below 1, and a path where no file can be written.
     """
-    if choice.limit < 1:
-        raise InputError(f"--limit {choice.limit}: give at least 1")
+    if selection.limit < 1:
+        raise InputError(f"--limit {selection.limit}: give at least 1")
     check_target(path)
     surveys = [Survey(each) for each in checkups]
-    wanted = _wanted(surveys, choice.categories)
-    splits = [_split(each, choice, ids, workers, progress) for each, ids in zip(surveys, wanted, strict=True)]
+    check_names([each.categories for each in surveys], selection.categories)
+    splits = [_split(each, selection, workers, progress) for each in surveys]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -76,33 +80,28 @@ def write_page(
     )
     environment.filters.update(number=number, share=share)
     names = sorted({row["name"] for each in splits for picture in each["pictures"] for row in picture["classes"]})
-    page = environment.get_template("show.html").render(
-        splits=splits, names=names, places={name: place for place, name in enumerate(names)}, choice=choice,
-        maker=f"{DISTRIBUTION} {__version__}",
-    )  # fmt: skip
-    write_text(path, page)
+    places = {name: place for place, name in enumerate(names)}
+    template = environment.get_template("show.html")
+    write_text(path, template.render(splits=splits, names=names, places=places, maker=f"{DISTRIBUTION} {__version__}"))
     shown, images = (sum(len(each[key]) for each in splits) for key in ("pictures", "images"))
     return Page(path, shown, images, path.stat().st_size)
 
 
-def _wanted(surveys: Sequence[Survey], names: Sequence[str]) -> list[set[int] | None]:
-    """The ids of the named categories in each split; None: all images."""
-    if not names:
-        return [None] * len(surveys)
-    known = {category.name for survey in surveys for category in survey.categories.values()}
+def check_names(tables: Sequence[Mapping[int, Category]], names: Sequence[str]) -> None:
+    """InputError for a name that is in no table."""
+    known = {category.name for table in tables for category in table.values()}
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1) or sorted(known)[:MANY]
             raise InputError(f"--category {name}: no such category; there is {', '.join(close) or 'none'}")
-    return [{id for id, each in survey.categories.items() if each.name in names} for survey in surveys]
 
 
-def _split(
-    survey: Survey, choice: Choice, categories: set[int] | None, workers: int | None, progress: bool
-) -> dict[str, Any]:
+def _split(survey: Survey, selection: Selection, workers: int | None, progress: bool) -> dict[str, Any]:
     """What the template asks for of one split."""
     checkup, tally = survey.checkup, survey.checkup.tally
-    chosen = survey.choose(choice.limit, choice.seed, choice.only_findings, categories)
+    named = {id for id, each in survey.categories.items() if each.name in selection.categories}
+    categories = named if selection.categories else None
+    chosen = survey.choose(selection.limit, selection.seed, selection.only_findings, categories)
     table = Categories(survey.categories.values()) if survey.categories else None
     processes = workers or min(usable_cores(), 1 + len(chosen) // FEW)
     pictures = []
@@ -131,7 +130,7 @@ def _split(
         "findings_shown": SHOWN,
         "left_out": _left_out(checkup.split),
         "pictures": pictures,
-        "omitted": _omitted(survey, choice, categories, chosen),
+        "omitted": _omitted(survey, selection, chosen),
         "used": [row | {"share": row["pixels"] / pixels if pixels else 0.0} for row in rows if row["segments"]],
         "unused": [row["name"] for row in rows if not row["segments"]],
         "most_segments": max((row["segments"] for row in rows), default=0),
@@ -184,29 +183,30 @@ def _picture(survey: Survey, picture: Picture) -> dict[str, Any]:
     }
 
 
-def _omitted(survey: Survey, choice: Choice, categories: set[int] | None, chosen: list[int]) -> list[str]:
+def _omitted(survey: Survey, selection: Selection, chosen: list[int]) -> list[str]:
     """Sentences about what is not among the pictures, and why."""
-    if not survey.images:
+    shown, total, tally = len(chosen), len(survey.images), survey.checkup.tally
+    if not total:
         return ["The JSON lists no image that can be shown."]
-    shown, total = len(chosen), len(survey.images)
     if shown == total:
         return ["Every image is shown."]
     said = [f"{number(shown)} of {number(total)} images are shown."]
-    if categories is not None:
-        said.append(f"Only images with {' or '.join(choice.categories)} (--category).")
-    if choice.only_findings:
-        said.append("Only images with findings (--only-findings).")
-    said.append(f"Findings come first, the worst on top; the others are drawn by lot (--seed {choice.seed}).")
+    if selection.categories:
+        said.append(f"Only images with {' or '.join(selection.categories)} (--category).")
+    if selection.only_findings:
+        said.append("Only images with findings, the worst on top (--only-findings).")
+    else:
+        said.append(f"Findings come first, the worst on top; the others are drawn by lot (--seed {selection.seed}).")
     left = len(survey.findings.keys() & survey.images.keys() - set(chosen))
     if left:
         said.append(f"Images with findings that are not shown: {number(left)}.")
-    if any(survey.checkup.tally.counts[kind] > len(texts) for kind, texts in survey.checkup.tally.texts.items()):
+    if any(tally.counts[kind] > len(texts) for kind, texts in tally.texts.items()):
         said.append(f"Of a kind of findings only the first {number(LISTED)} are known image by image.")
-    if shown == choice.limit:
+    if shown == selection.limit:
         said.append(f"--limit {total} shows more.")
     met = {id for image in chosen for id in survey.images[image].categories}
     lacking = [row["name"] for row in _classes(survey) if row["images"] and row["id"] not in met]
-    if lacking and categories is None:
+    if lacking and not selection.categories and not selection.only_findings:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
         said.append(f"No picture of {', '.join(lacking[:5])}{more}; --category shows one.")
     return said

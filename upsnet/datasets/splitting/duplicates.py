@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from upsnet.datasets.parallel import chunked, map_parallel
-from upsnet.datasets.splitting.fingerprint import LOW, Fingerprint, fingerprint, mirrored
+from upsnet.datasets.splitting.fingerprint import Fingerprint, fingerprint, mirrored
 
 COARSE, FINE = 8, 56  # bits
 COARSE_SIDE = 8  # frequencies of each direction
@@ -111,17 +111,18 @@ def _join_bucket(
     asked: tuple[np.ndarray, np.ndarray],
     plain: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    step = max(1, MOST_PAIRS // len(columns))
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        if (groups[columns] == groups[some[0]]).all() and (groups[some] == groups[some[0]]).all():
-            continue  # they are together: nothing to find
-        i, j = np.nonzero(np.bitwise_count(asked[0][some][:, None] ^ plain[0][columns]) <= COARSE)
-        one, other = some[i], columns[j]
+    """What is in the bucket's largest group is not compared with itself: a camera that stands still, with all its
+    frames in one bucket, would take the square of them."""
+    while len(rows):
+        found, sizes = np.unique(groups[columns], return_counts=True)
+        largest = found[np.argmax(sizes)]
+        inside = groups[rows] == largest
+        against = columns[groups[columns] != largest] if inside.any() else columns
+        some = np.flatnonzero(inside if inside.any() else ~inside)[: max(1, MOST_PAIRS // max(1, len(against)))]
+        chosen, rows = rows[some], np.delete(rows, some)
+        i, j = np.nonzero(np.bitwise_count(asked[0][chosen][:, None] ^ plain[0][against]) <= COARSE)
+        one, other = chosen[i], against[j]
         apart = groups[one] != groups[other]
         one, other = one[apart], other[apart]
         near = np.bitwise_count(asked[1][one] ^ plain[1][other]).sum(axis=1, dtype=int) <= FINE
         join(groups, one[near], other[near])
-
-
-assert LOW * LOW == 256  # four words of 64 bits

@@ -139,3 +139,14 @@ def test_names_that_no_line_holds(tmp_path: Path) -> None:
     source.classes[0] = source.classes[0]._replace(name="c\nat")
     with pytest.raises(InputError, match=r"the class 'c\\nat': its name has a line break"):
         convert(source, tmp_path / "out", progress=False)
+
+
+def test_a_split_of_which_nothing_is_left(tmp_path: Path) -> None:
+    source = make_source(tmp_path / "photos")
+    source.splits = {"train": source.splits["all"], "val": [source.splits["all"][0]._replace(name="\n.jpg")]}
+    with pytest.raises(LabelFaults, match=r"1 of 3 images .*; of 'val' none is left"):
+        convert(source, tmp_path / "out", rules=Rules(partial=True), progress=False)
+    source.splits["val"] = []
+    with pytest.raises(InputError, match="the split 'val' holds no labelled image; take it out"):
+        convert(source, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()

@@ -212,11 +212,13 @@ def test_the_subsets_of_a_project_are_splits(tmp_path: Path) -> None:
 def test_photos_that_do_not_fit(tmp_path: Path) -> None:
     shape = square("cat", 0, 0, 2, 2)
     lines = [image("a.png", shape), image("../../b.png", shape), image("c.png", shape), image("c.png", shape)]
-    source = read(write(tmp_path / "in", *lines, image("", shape), names=("a.png", "c.png")))
+    add_photos(tmp_path, "b.png", "d.png")  # outside of the export
+    lines += [image("", shape), image(str(tmp_path / "d.png"), shape)]
+    source = read(write(tmp_path / "in", *lines, names=("a.png", "c.png")))
     assert [item.name for item in source.splits["all"]] == ["a.png"]
-    b, empty, c, _ = source.faults
+    b, empty, d, c, _ = source.faults
     assert b.startswith("line 14: its photo '../../b.png' is not in") and b.endswith("as --photos")
-    assert "its photo '' is not in" in empty
+    assert "its photo '' is not in" in empty and "d.png' is not in" in d
     assert c == "line 18: c.png: another <image> is of the same photo; give the tasks' photos names of their own"
 
 
@@ -306,6 +308,7 @@ def test_a_videos_frames_for_images_have_no_suffix(tmp_path: Path) -> None:
         (element("polygon", label="cat", points="0,0;1,1;0,1e9"), "far outside the photo of 8 x 6"),
         (square("cat", 0, 0, 1, 1, z_order="top"), "'z_order' is 'top', not a number"),
         (element("box", label="cat", xtl="1"), "'ytl' is None, not a number"),
+        (element("box", label="cat", xtl="0", ytl="0", xbr="1e308", ybr="1", rotation="9"), "far outside"),
         (element("ellipse", label="cat", cx="1e9", cy="0", rx="1", ry="1"), "far outside"),
         (mask("cat", np.ones((2, 9)), 0, 0), r"box \(left 0, top 0, width 9, height 2\) does not fit a photo of 8 x 6"),
         (mask("cat", np.ones((2, 2)), 10**6, 0), "far outside"),

@@ -89,6 +89,7 @@ def test_things_alone(tmp_path: Path) -> None:
     [
         SQUARE,
         [[[1, 1], [5, 1], [5, 4], [1, 4]]],
+        [[1, 1], [5, 1.0], [5, 4], [1, 4]],
         [[1, 1, 3, 1, 3, 4, 1, 4], [3, 1, 5, 1, 5, 4, 3, 4]],
         {"size": [6, 8], "counts": [7, 3, 3, 3, 3, 3, 3, 3, 20]},
         {"size": [6.0, 8.0], "counts": "compressed"},
@@ -111,7 +112,7 @@ def test_forms_of_one_outline(tmp_path: Path, segmentation: Any) -> None:
     [
         ({"category_id": 9}, r"annotation 3: has the unknown category 9; add it"),
         ({"category_id": "2"}, r"annotation 3: 'category_id' is '2', .* write the number 2 without quotes"),
-        ({"image_id": 8}, r"annotations\[0\]: is of the image 8, which is not among the images"),
+        ({"image_id": 8}, r"annotations\[0\]: its image 8 is not among the images"),
         ({"iscrowd": "0"}, r"annotation 3 \(cat\): 'iscrowd' is '0', not 0 or 1"),
         ({"segmentation": [[1, 2, 3]]}, r"polygon 0 has 3 numbers, which are no pairs"),
         ({"segmentation": [[1, 2, "3", 4, 5, 6]]}, r"polygon 0 has '3', which is no finite number"),
@@ -204,16 +205,6 @@ def test_cvats_layout(tmp_path: Path) -> None:
     for given in (path, tmp_path):
         source = read(given)
         assert [item.photo for item in source.splits["all"]] == [tmp_path / "images" / "default" / "a.png"]
-
-
-def test_cvats_masks_are_called_crowds(tmp_path: Path) -> None:
-    path = write(tmp_path, good(iscrowd=1, attributes={"occluded": False}))
-    (remark,) = read(path).remarks
-    assert remark.startswith("labels.json: 1 of 1 annotations are crowds; CVAT's COCO export calls every mask one")
-    assert remark.endswith("if they are objects, --no-crowds, or give its XML")
-    assert convert_one(path, tmp_path / "out").records[0].segments[0].iscrowd
-    assert not any("crowds" in each for each in read(path, no_crowds=True).remarks)
-    assert not convert_one(path, tmp_path / "objects", no_crowds=True).records[0].segments[0].iscrowd
 
 
 def test_stuff_below(tmp_path: Path) -> None:

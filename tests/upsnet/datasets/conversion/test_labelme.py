@@ -132,6 +132,22 @@ def test_where_the_photo_is(tmp_path: Path) -> None:
     assert made.checkup.tally.images == 5 and not made.checkup.tally.errors
 
 
+def test_a_json_that_names_itself(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    label(tmp_path / "a.json", square("cat", 0, 0, 1, 1), imagePath="a.json")
+    assert [item.name for item in read(tmp_path).splits["all"]] == ["a.jpg"]
+
+
+def test_flags_of_photos_alone(tmp_path: Path) -> None:
+    photo(tmp_path / "a.jpg")
+    label(tmp_path / "a.json", flags={"cat": True})
+    with pytest.raises(InputError, match="the labels hold no shape, and so no class"):
+        convert(read(tmp_path), tmp_path / "out", progress=False)
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(LabelFaults, match=r"1 of 1 images cannot be converted, .* its photo 'a\.jpg' is not in"):
+        convert(read(tmp_path), tmp_path / "out", progress=False)
+
+
 def test_folders_that_are_named_as_splits(tmp_path: Path) -> None:
     for name in ("train/a", "val/a", "val/b/c"):
         photo(tmp_path / "in" / f"{name}.jpg")

@@ -128,6 +128,7 @@ def test_a_row_as_tools_write_it(tmp_path: Path, text: str | bytes) -> None:
         ("0 0.5 0.5 -0.1 0.1", "the coordinate -0.1|negative width"),
         ("0 0.5 0.5 -0.001 0.1", "negative width"),
         (b"\xff\x80\x00abc", "not a text"),
+        (b"PK\x03\x04...", "a zip archive; unpack it"),
         (b"0 0\0 0", "zero bytes"),
     ],
 )
@@ -283,6 +284,21 @@ def test_nothing_is_lost_in_silence(make: Make, tmp_path: Path) -> None:
         convert(source, tmp_path / "out", progress=False)
     (root / "data.yaml").write_text("train: t.txt\nnames: [cat]\n")
     with pytest.raises(InputError, match=r"no photo in t.txt"):
+        read(root)
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("gone", "there is no"), ("empty", "no photo in empty"), ("bare", "none of its 1 photos has a label")],
+)
+def test_a_test_split_without_photos_or_labels(make: Make, place: str, why: str) -> None:
+    root = make(f"{YAML}test: {place}\n", **USUAL | {"bare/b.jpg": None})
+    (root / "empty").mkdir()
+    source = read(root)
+    assert list(source.splits) == ["train"]
+    assert any(remark.startswith("the split test is left out") and why in remark for remark in source.remarks)
+    (root / "data.yaml").write_text(f"train: {place}\ntest: images/train\nnames: [cat, dog]\n")
+    with pytest.raises(InputError, match=f"train: {why}"):
         read(root)
 
 

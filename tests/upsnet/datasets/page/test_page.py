@@ -23,7 +23,7 @@ from upsnet.datasets.doctor.check import check_split
 from upsnet.datasets.doctor.json_file import find_splits
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.page.command import main
-from upsnet.datasets.page.page import Choice, number, share, write_page
+from upsnet.datasets.page.page import Selection, number, share, write_page
 from upsnet.datasets.shapes import write_shapes
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
@@ -69,8 +69,8 @@ def pictures(page: Path) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(text))) for text in found]
 
 
-def show(split: Split, out: Path, **choice: Any) -> tuple[str, Reader]:
-    write_page(out, [check_split(split, 1, progress=False)], Choice(**choice), 1, progress=False)
+def show(split: Split, out: Path, **selection: Any) -> tuple[str, Reader]:
+    write_page(out, [check_split(split, 1, progress=False)], Selection(**selection), 1, progress=False)
     return read(out)
 
 
@@ -98,7 +98,7 @@ def test_a_sound_data_set(hand_made: HandMade, content: dict[str, Any], tmp_path
 def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     folder = write_shapes(tmp_path / "shapes", {"train": 6, "val": 5}, progress=False)
     checkups = [check_split(split, 1, progress=False) for split in find_splits(folder)]
-    made = write_page(tmp_path / "show.html", checkups, Choice(limit=3), 1, progress=False)
+    made = write_page(tmp_path / "show.html", checkups, Selection(limit=3), 1, progress=False)
     text = made.path.read_text()
     assert (made.shown, made.images, made.size) == (6, 11, made.path.stat().st_size)
     assert not re.search(r'(src|href|srcset)="(?!data:|#)', text) and "@import" not in text and "url(" not in text
@@ -108,7 +108,7 @@ def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     assert "--limit 6 shows more." in words
     assert len({each["id"] for each in reader.cards}) == 6
     assert all(np.ptp(np.asarray(each)) > 30 for each in pictures(made.path))
-    again = write_page(tmp_path / "again.html", checkups, Choice(limit=3), 1, progress=False)
+    again = write_page(tmp_path / "again.html", checkups, Selection(limit=3), 1, progress=False)
     assert again.path.read_text() == text
 
 
@@ -179,15 +179,26 @@ def test_only_images_of_a_category(tmp_path: Path) -> None:
     assert not (tmp_path / "other.html").exists()
 
 
+def test_only_findings(hand_made: HandMade, content: dict[str, Any], tmp_path: Path) -> None:
+    words, reader = show(Split(**hand_made(content)), tmp_path / "show.html", only_findings=True)
+    assert "0 of 1 images are shown. Only images with findings" in words and not reader.cards
+    content["annotations"][0]["segments_info"][0]["bbox"] = [0, 0, 1, 1]
+    words, reader = show(Split(**hand_made(content)), tmp_path / "show.html", only_findings=True)
+    assert "Every image is shown." in words and len(reader.cards) == 1
+
+
 def test_the_command(tmp_path: Path) -> None:
     folder = write_shapes(tmp_path / "shapes", {"train": 2, "val": 1}, progress=False)
     done = CliRunner().invoke(make_app(main), [str(folder), "--workers", "1"])
     assert done.exit_code == 0, done.output
-    assert f"{folder}/show.html: 3 of 3 images, " in done.output and "0 errors, 0 warnings" in done.output
+    assert f"{folder}/show.html: 3 of 3 images, " in done.output and "0 errors, 0 warnings\n" in done.output
+    assert "image/s" in done.output
     assert len(pictures(folder / "show.html")) == 6
     assert [each.json_file.stem for each in find_splits(folder)] == ["train", "val"]  # the page is in nobody's way
     done = CliRunner().invoke(make_app(main), [str(folder / "val.json"), "--out", str(tmp_path)])
     assert done.exit_code == 2 and f"{tmp_path}: cannot be written: a folder" in done.output
+    done = CliRunner().invoke(make_app(main), [str(folder), "--category", "sta"])
+    assert done.exit_code == 2 and "there is star" in done.output and "image/s" not in done.output  # before the check
     done = CliRunner().invoke(make_app(main), [str(tmp_path / "nothing")])
     assert done.exit_code == 2 and "nothing: no such file or folder" in done.output
 
