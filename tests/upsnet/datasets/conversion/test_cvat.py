@@ -148,12 +148,13 @@ def test_labels_without_pixels_are_no_classes(tmp_path: Path) -> None:
         label("nose", "#111112", "points", more="<parent>body</parent>"),
         label("cat & dog", "#0a0b0c", "polygon"),
         label("Straße", "#0a0b0c", "tag"),
+        label("sunny", "#0a0b0d", "tag"),
         label("background", "#000000"),
     ]
     shapes = [square("cat & dog", 0, 0, 2, 2), square("Straße", 2, 2, 4, 4), square("background", 4, 4, 6, 6)]
-    (made,) = convert(
-        read(write(tmp_path / "in", image("a.png", *shapes), labels=labels)), tmp_path / "out", progress=False
-    )
+    source = read(write(tmp_path / "in", image("a.png", *shapes), labels=labels))
+    assert source.remarks == ["2 labels are of a type that holds no pixels, and no classes, as 'body' (skeleton)"]
+    (made,) = convert(source, tmp_path / "out", progress=False)
     assert [each.name for each in made.table.categories] == ["cat & dog", "Straße"]
     assert len({each.color for each in made.table.categories}) == 2  # the labels share one
     assert (ids(made) == expected((1, 0, 0, 2, 2), (2, 2, 2, 4, 4))).all()
@@ -358,6 +359,12 @@ def test_folders_that_are_no_export(tmp_path: Path) -> None:
     (tmp_path / "job.zip").write_bytes(b"PK")
     with pytest.raises(InputError, match="unpack the export, and give its folder"):
         read(tmp_path / "job.zip")
+    (tmp_path / "coco.json").write_text("{}")
+    with pytest.raises(InputError, match="is no XML; `upsnet data from-instances` reads CVAT's COCO export"):
+        read(tmp_path / "coco.json")
+    write(tmp_path / "tasks" / "1", image("a.png"))
+    with pytest.raises(InputError, match=r"has exports in its folders, as .*1/annotations.xml; give one of them, or"):
+        read(tmp_path / "tasks")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_default.json").write_text("{}")
     with pytest.raises(
