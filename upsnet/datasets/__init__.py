@@ -11,8 +11,10 @@
 | reading | `PanopticFolder`, and its `Record`s; `Split`, where one lies; `read_panoptic_png` |
 | writing | `PredictionWriter`; `id2rgb`, `rgb2id` |
 | the doctor, as `upsnet data check` | `find_splits`, `open_split`, `check_split` |
-| other labels | `read_instances`, `read_masks`, `read_yolo`, `read_labelme`, `read_supervisely`: a `Source` |
-| and from that, as `upsnet data from-...` | `convert`, with a `Choice` of classes and `Rules`: `Converted` |
+| other labels | `read_instances`, `read_masks`, `read_yolo`, `read_labelme`, `read_cvat`, `read_supervisely` |
+| their `Source`, as `upsnet data from-...` | `convert`, with a `Choice` of classes and `Rules`: `Converted` |
+| train and val, as `upsnet data split` | `split_dataset`, `SplitRules` |
+| a page of photos, as `upsnet data show` | `write_page`, with a `Selection` |
 | official downloads, as `upsnet data coco` and `cityscapes` | `prepare_coco`, `make_cityscapes_split` |
 | COCO's 133 categories | `coco_categories` |
 | the synthetic set, as `upsnet shapes` | `write_shapes` |
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from upsnet.datasets.coco_format import PredictionWriter, id2rgb, read_panoptic_png, rgb2id
     from upsnet.datasets.coco_table import coco_categories
     from upsnet.datasets.conversion.convert import Converted, Rules, convert
+    from upsnet.datasets.conversion.cvat import read as read_cvat
     from upsnet.datasets.conversion.instances import read as read_instances
     from upsnet.datasets.conversion.labelme import read as read_labelme
     from upsnet.datasets.conversion.labels import Source
@@ -42,8 +45,10 @@ if TYPE_CHECKING:
     from upsnet.datasets.doctor.check import check_split
     from upsnet.datasets.doctor.json_file import find_splits, open_split
     from upsnet.datasets.folder import PanopticFolder, Record
+    from upsnet.datasets.page.page import Selection, write_page
     from upsnet.datasets.shapes import write_shapes
     from upsnet.datasets.split import Split
+    from upsnet.datasets.splitting.split import SplitRules, split_dataset
 
 __all__ = [
     "Choice",
@@ -52,8 +57,10 @@ __all__ = [
     "PredictionWriter",
     "Record",
     "Rules",
+    "Selection",
     "Source",
     "Split",
+    "SplitRules",
     "check_split",
     "coco_categories",
     "convert",
@@ -62,6 +69,7 @@ __all__ = [
     "make_cityscapes_split",
     "open_split",
     "prepare_coco",
+    "read_cvat",
     "read_instances",
     "read_labelme",
     "read_masks",
@@ -69,6 +77,8 @@ __all__ = [
     "read_supervisely",
     "read_yolo",
     "rgb2id",
+    "split_dataset",
+    "write_page",
     "write_shapes",
 ]
 
@@ -81,8 +91,10 @@ __getattr__, __dir__ = lazy.names(
         "PredictionWriter": "upsnet.datasets.coco_format",
         "Record": "upsnet.datasets.folder",
         "Rules": "upsnet.datasets.conversion.convert",
+        "Selection": "upsnet.datasets.page.page",
         "Source": "upsnet.datasets.conversion.labels",
         "Split": "upsnet.datasets.split",
+        "SplitRules": "upsnet.datasets.splitting.split",
         "check_split": "upsnet.datasets.doctor.check",
         "coco_categories": "upsnet.datasets.coco_table",
         "convert": "upsnet.datasets.conversion.convert",
@@ -91,6 +103,7 @@ __getattr__, __dir__ = lazy.names(
         "make_cityscapes_split": "upsnet.datasets.cityscapes:make_split",
         "open_split": "upsnet.datasets.doctor.json_file",
         "prepare_coco": "upsnet.datasets.coco:prepare",
+        "read_cvat": "upsnet.datasets.conversion.cvat:read",
         "read_instances": "upsnet.datasets.conversion.instances:read",
         "read_labelme": "upsnet.datasets.conversion.labelme:read",
         "read_masks": "upsnet.datasets.conversion.masks:read",
@@ -98,6 +111,8 @@ __getattr__, __dir__ = lazy.names(
         "read_supervisely": "upsnet.datasets.conversion.supervisely:read",
         "read_yolo": "upsnet.datasets.conversion.yolo:read",
         "rgb2id": "upsnet.datasets.coco_format",
+        "split_dataset": "upsnet.datasets.splitting.split",
+        "write_page": "upsnet.datasets.page.page",
         "write_shapes": "upsnet.datasets.shapes",
     },
 )
