@@ -26,6 +26,13 @@ from upsnet.errors import InputError
 from upsnet.files import read_json
 from upsnet.json_values import MOST_ID, breaks_line, complaint, is_visible, whole
 
+# Files of other kinds, which are not JSON.
+FILES = {
+    **dict.fromkeys(
+        (".yaml", ".yml"), f"; this is a YAML file; {PANOPTIC}; `upsnet data from-yolo` makes one of YOLO's"
+    ),
+    ".xml": f"; this is an XML file; {PANOPTIC}; `upsnet data from-cvat` makes one of CVAT's",
+}
 LISTS = ("images", "annotations", "categories")
 MOST_CATEGORIES = 255  # label maps are bytes, and the last value means "ignored"
 MOST_SEGMENTS = (1 << 15) - 1  # of an image: training's maps of instances are int16
@@ -160,8 +167,7 @@ def read_lists(path: Path, report: Report) -> dict[str, Any] | None:
     try:
         content = read_json(path)
     except InputError as error:
-        yaml = f"; this is a YAML file; {PANOPTIC}" if path.suffix in (".yaml", ".yml") else ""
-        report("json", str(error).removeprefix(f"{path}: ") + yaml)
+        report("json", str(error).removeprefix(f"{path}: ") + FILES.get(path.suffix.lower(), ""))
         return None
     if other := other_format(content):
         report("other-format", other)

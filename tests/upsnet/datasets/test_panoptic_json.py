@@ -133,14 +133,24 @@ def test_everything_refuses_in_the_doctors_words(
 BOX = {"image_id": 42, "category_id": 3, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0}
 INSTANCE = BOX | {"segmentation": [[0, 0, 2, 0, 2, 2]]}
 OTHER: list[tuple[Any, str]] = [
-    ({"images": [{"id": 42}], "annotations": [INSTANCE] * 9, "categories": [{"id": 3}]}, "instances JSON"),
-    ({"images": [{"id": 42}], "annotations": [BOX] * 9, "categories": []}, "JSON of boxes"),
-    ({"annotations": [INSTANCE], "categories": [{"id": 3, "frequency": "r"}]}, "LVIS"),
+    (
+        {"images": [{"id": 42}], "annotations": [INSTANCE] * 9, "categories": [{"id": 3}]},
+        "instances JSON.*upsnet data from-instances",
+    ),
+    ({"images": [{"id": 42}], "annotations": [BOX] * 9, "categories": []}, "JSON of boxes.*--boxes fill"),
+    ({"annotations": [INSTANCE], "categories": [{"id": 3, "frequency": "r"}]}, "LVIS.*upsnet data from-instances"),
+    ({"annotations": [INSTANCE | {"keypoints": []}]}, "keypoints JSON.*upsnet data from-instances"),
     ({"images": [], "annotations": [{"image_id": 1, "caption": "a cat"}]}, "captions"),
     ([BOX | {"score": 0.5}] * 9, "result list of detections"),
     ([{"image_id": 42, "file_name": "a.png", "segments_info": []}], "bare list of panoptic annotations"),
     ([{"id": 3, "name": "cat", "isthing": 1}], "bare list of categories"),
-    ({"shapes": [], "imagePath": "a.jpg", "imageHeight": 6}, "Labelme"),
+    ({"shapes": [], "imagePath": "a.jpg", "imageHeight": 6}, "Labelme.*upsnet data from-labelme"),
+    ({"size": {}, "objects": [], "tags": []}, "Supervisely JSON.*upsnet data from-supervisely"),
+    ({"classes": [], "tags": []}, "Supervisely project's meta.json.*upsnet data from-supervisely"),
+    ({"a.jpg8": {"filename": "a.jpg", "regions": []}}, "VGG Image Annotator.*as COCO"),
+    ([{"file_name": "a.jpg", "image_id": 1, "annotations": []}], "detectron2.*as COCO"),
+    ([{"id": 1, "data": {}, "annotations": []}], "Label Studio.*as COCO"),
+    ({"contested_pixels": 0, "shapes_without_segment": []}, "report of a conversion.*lies beside it"),
     ({"imgWidth": 8, "imgHeight": 6, "objects": []}, "Cityscapes JSON.*upsnet data cityscapes"),
     ({"_via_img_metadata": {}}, "VGG Image Annotator"),
     ({"name": "x", "categories": [], "resize": {}, "max_detections": 9}, "manifest"),
@@ -169,8 +179,12 @@ def test_predictions_and_yaml_in_the_place_of_truth(hand_made: HandMade, content
     assert tally.counts == {"json": 1} and "predictions look like this" in tally.texts["json"][0]
     yolo = paths["json_file"].with_suffix(".yaml")
     yolo.write_text("names: [cat, dog]\n")
-    with pytest.raises(InputError, match=r"not valid JSON.*this is a YAML file; wanted is COCO panoptic"):
+    with pytest.raises(InputError, match=r"not valid JSON.*this is a YAML file; wanted is COCO panoptic.*from-yolo"):
         PanopticFolder(Split(**paths | {"json_file": yolo}))
+    cvat = paths["json_file"].with_suffix(".xml")
+    cvat.write_text("<annotations/>")
+    with pytest.raises(InputError, match=r"not valid JSON.*this is an XML file; wanted is COCO panoptic.*from-cvat"):
+        PanopticFolder(Split(**paths | {"json_file": cvat}))
 
 
 def test_names_of_another_system(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def slim(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _packed(code: str, numbers: Any) -> Any:
-    """What is no list of numbers, or has one too large, stays as it is."""
+    """code: of array. What is no list of such numbers, or has one too large, stays as it is."""
     if type(numbers) is list and numbers and NUMBERS.issuperset(map(type, numbers)):
         try:
             return array(code, numbers)
@@ -93,6 +93,8 @@ def _ring(value: object, where: str, place: int) -> np.ndarray:
         return points_of([list(point) if isinstance(point, array) else point for point in value], here)
     if len(value) % 2:
         raise InputError(f"{here} has {len(value)} numbers, which are no pairs of x and y")
+    if isinstance(value, array):  # of numbers, and whether they are finite is asked where they are painted
+        return np.array(value, np.float64).reshape(-1, 2)
     odd = [number for number in value if finite(number) is None]
     if odd:
         raise InputError(f"{here} has {odd[0]!r:.40}, which is no finite number")

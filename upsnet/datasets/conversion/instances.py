@@ -28,7 +28,7 @@ from upsnet.datasets.conversion.instance_entries import KEYS, read_annotations, 
 from upsnet.datasets.conversion.labels import Item, LabelClass, Labels, Size, Source
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
 from upsnet.datasets.conversion.stuff_maps import add_stuff
-from upsnet.datasets.wrong_file import other_format
+from upsnet.datasets.wrong_file import recognised
 from upsnet.errors import InputError
 from upsnet.files import read_json
 from upsnet.json_values import MOST_ID, complaint, flag, whole
@@ -129,7 +129,7 @@ def _content(file: Path) -> dict[str, list[Any]]:
 
 
 def _other(content: object) -> str:
-    return f"; {other.partition(';')[0]}" if (other := other_format(content)) else ""
+    return f"; this is {other.name}; {other.cure}" if (other := recognised(content)) else ""
 
 
 def _classes(entries: Sequence[Any], file: Path) -> list[LabelClass]:

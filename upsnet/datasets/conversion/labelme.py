@@ -74,8 +74,8 @@ def read(
     A labels.txt in the folder gives the classes their order; without it they are in that of the alphabet. Where all
     JSONs lie in folders train, val and test of the one that is given, these are the splits.
     """
+    looks = _look_at_all(path)
     folder = PhotoFolder(photos or path)
-    looks = list(_look_at_all(path))
     labelled = [look for look in looks if look.other is None]
     if not labelled:
         seen = f"; {looks[0].name}: {looks[0].other}" if looks else ""
@@ -124,7 +124,9 @@ class Look(NamedTuple):
 
 def _look_at_all(path: Path) -> Sequence[Look]:
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; give the one with Labelme's JSONs")
+        raise InputError(
+            f"{path}: {'a file' if path.exists() else 'no such folder'}; give the folder with Labelme's JSONs"
+        )
     names = list(files_below(path, (".json",)))
     every = 0.1 if sys.stderr.isatty() else 10
     results = map_parallel(partial(_look, folder=path), names, min(usable_cores(), 1 + len(names) // FEW))

@@ -71,7 +71,8 @@ def stratify(counts: np.ndarray, sizes: np.ndarray, targets: Sequence[int], seed
 
 def _side(deal: Deal, group: int, label: int, left: int) -> int:
     """left: groups with this class that are not dealt out yet, this one among them."""
-    sides = np.flatnonzero(2 * deal.room >= deal.sizes[group])
+    size = deal.sizes[group]
+    sides = np.flatnonzero(deal.room >= (size if size <= deal.room.max() else size / 2))
     if not len(sides):
         return int(np.argmax(deal.room))
     lacking = sides[deal.held[sides, label] == 0]

@@ -228,7 +228,7 @@ def test_other_jsons_are_passed_over_and_broken_ones_are_not(tmp_path: Path) -> 
         (folder / f"{name}.json").unlink()
     with pytest.raises(InputError, match=r"no Labelme JSON, .* coco.json: has neither 'shapes' nor 'imagePath'"):
         read(folder)
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match=r"coco.json: a file; give the folder with Labelme's JSONs"):
         read(folder / "coco.json")
 
 

@@ -112,6 +112,18 @@ def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     assert again.path.read_text() == text
 
 
+def test_the_coco_photos(shared_data: Path, tmp_path: Path) -> None:
+    (split,) = find_splits(shared_data / "coco_sample")
+    words, reader = show(split, tmp_path / "show.html")
+    assert "20 / 133 classes in use" in words and "person × 14 (1 crowd)" in words
+    assert {each["id"] for each in reader.cards} == {f"s0-{id}" for id in (142238, 233771, 356387, 439180)}
+    found = pictures(tmp_path / "show.html")
+    assert sorted(each.size for each in found[::2]) == [(500, 335), (640, 360), (640, 427), (640, 640)]
+    for photo, overlay in zip(found[::2], found[1::2], strict=True):
+        differing = (np.abs(np.asarray(photo, int) - np.asarray(overlay, int)).max(2) > 30).mean()
+        assert photo.size == overlay.size and differing > 0.5
+
+
 def test_findings_stand_beside_their_picture(hand_made: HandMade, content: dict[str, Any], tmp_path: Path) -> None:
     content["annotations"][0]["segments_info"][0]["area"] = 5
     content["annotations"][0]["segments_info"][1].pop("bbox")
