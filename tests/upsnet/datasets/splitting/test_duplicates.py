@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from upsnet.datasets.splitting.fingerprint import Fingerprint, fingerprint, mirr
 from upsnet.errors import InputError
 
 
-def prints_of(folder: Path, images: list[Image.Image], suffix: str = ".png", **options: object) -> list[Fingerprint]:
+def prints_of(folder: Path, images: list[Image.Image], suffix: str = ".png", **options: Any) -> list[Fingerprint]:
     paths = [folder / f"{index}{suffix}" for index in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         image.save(path, **options)
@@ -56,6 +57,16 @@ def test_photos_that_were_changed(shared_data: Path, tmp_path: Path, way: str) -
     groups = np.arange(8)
     join_alike(groups, prints)
     assert groups.tolist() == [0, 1, 2, 3] * 2  # each with its own, and the four apart
+
+
+def test_parts_of_photos_are_other_pictures(shared_data: Path, tmp_path: Path) -> None:
+    parts = []
+    for path in sorted((shared_data / "coco_sample" / "val2017").glob("*.jpg")):
+        image = Image.open(path).resize((600, 450))
+        parts += [image.crop((x, y, x + 200, y + 150)) for y in range(0, 450, 150) for x in range(0, 600, 200)]
+    groups = np.arange(36)
+    join_alike(groups, prints_of(tmp_path, parts))
+    assert groups.tolist() == list(range(36))
 
 
 def test_what_is_not_found(shared_data: Path, tmp_path: Path) -> None:
