@@ -39,6 +39,7 @@ from upsnet.sources import PHOTO_SUFFIXES
 
 CROWD = ("is_crowd", "iscrowd", "crowd")
 SUBSETS = {"train": "train", "training": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
+HOLDING = ("any", "mask", "polygon", "ellipse", "rectangle", "")  # types of labels whose shapes hold pixels
 ALL = "all"  # the split of a file without subsets
 FOR_IMAGES = "export it as 'CVAT for images 1.1' with its images"
 
@@ -58,7 +59,8 @@ def read(
         raise InputError(f"{file}: has <image>s and <track>s, which no export of CVAT has; give one of the two")
     if not index.images and not index.tracks:
         raise InputError(f"{file}: has neither <image> nor <track>; {FOR_IMAGES}")
-    source = Source("CVAT", file, _classes(file, index), {}, overlap="later")
+    source = Source("CVAT", file, [], {}, overlap="later")
+    source.classes = _classes(source, index)
     beside = file.parent / "images"
     found = _Photos(photos or (beside if beside.is_dir() else file.parent))
     labels = partial(read_labels, file=file, names=frozenset(each.name for each in source.classes), ungrouped=ungrouped)
@@ -75,6 +77,8 @@ def _find(path: Path) -> Path:
     if path.is_file():
         if path.suffix.lower() == ".zip":
             raise InputError(f"{path}: unpack the export, and give its folder")
+        if path.suffix.lower() == ".json":
+            raise InputError(f"{path}: is no XML; `upsnet data from-instances` reads CVAT's COCO export")
         return path
     if not path.is_dir():
         raise InputError(f"{path}: no such file or folder; give CVAT's annotations.xml")
@@ -87,14 +91,23 @@ def _find(path: Path) -> Path:
     coco = sorted((path / "annotations").glob("instances_*.json"))
     if coco:
         raise InputError(f"{path}: is CVAT's COCO export; `upsnet data from-instances {coco[0]}` reads it")
+    below = sorted(path.glob("*/annotations.xml"))
+    if below:
+        cure = "give one of them, or export the project, which has all tasks in one"
+        raise InputError(f"{path}: has exports in its folders, as {below[0]}; {cure}")
     raise InputError(f"{path}: holds no annotations.xml; {FOR_IMAGES}")
 
 
-def _classes(file: Path, index: Index) -> list[LabelClass]:
+def _classes(source: Source, index: Index) -> list[LabelClass]:
     """The labels of <meta>, without those that hold no pixels; or those that shapes have, where <meta> has none."""
+    file = source.path
     listed = [each for each in index.labels if "parent" not in each]  # the others are points of skeletons
-    kinds = ("any", "rectangle", "polygon", "mask", "ellipse", "")
-    kept = [each for each in listed if each.get("type", "") in kinds or each.get("name") in index.used]
+    kept = [each for each in listed if each.get("type", "") in HOLDING or each.get("name") in index.used]
+    if others := [each for each in listed if each not in kept]:
+        about = "labels are of a type that holds no pixels, and no classes"
+        source.remarks.append(
+            f"{len(others):,} {about}, as {others[0].get('name', '')!r:.40} ({others[0]['type']:.20})"
+        )
     if not kept:
         kept = [{"name": name} for name in sorted(index.used)]
     shared = Counter(each.get("color", "").casefold() for each in kept)  # a colour of two classes tells nothing
@@ -299,7 +312,7 @@ def _region(entry: Entry, size: Size, where: str) -> Region:
     x1, y1, x2, y2 = (_number(attributes, key, where) for key in ("xtl", "ytl", "xbr", "ybr"))
     ring = rectangle(x1, y1, x2, y2)
     if angle:
-        middle = ring.mean(0)
+        middle = check_points(ring, size, where).mean(0)
         ring = (ring - middle) @ _clockwise(angle) + middle
     return Polygon((ring,))
 

@@ -24,7 +24,7 @@ class PhotoFolder:
 
     def __contains__(self, name: str) -> bool:
         """Whether a file lies there, below the folder, under this very name."""
-        return name in self._listing
+        return _is_inside(name) and name in self._listing
 
     def names(self) -> list[str]:
         """Of all photos, sorted; hidden files and folders do not count."""
@@ -37,15 +37,14 @@ class PhotoFolder:
         InputError: there is none, or several are called so.
         """
         wanted = PurePosixPath(name.replace("\\", "/"))
-        inside = not wanted.is_absolute() and ".." not in wanted.parts
-        if inside and name and str(wanted) in self._listing:
+        if name and str(wanted) in self:
             return str(wanted)
         found = self._bases().get(wanted.name, []) if name else []
         if len(found) == 1:
             return found[0]
         if found:
             raise InputError(f"several photos in {self.folder} are called {wanted.name}: {found[0]}, {found[1]}")
-        hint = self._listing.hint(str(wanted), PHOTO_SUFFIXES) if inside and name else ""
+        hint = self._listing.hint(str(wanted), PHOTO_SUFFIXES) if name and _is_inside(str(wanted)) else ""
         raise InputError(f"its photo {name!r} is not in {self.folder}{hint}")
 
     def path(self, name: str) -> Path:
@@ -74,3 +73,8 @@ def _leads_up(place: str, name: str) -> bool:
     """Whether a folder is a link to one above it, which would be walked for ever."""
     path = os.path.join(place, name)
     return os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path))
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name leads to no other place than the folder and what is below."""
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts

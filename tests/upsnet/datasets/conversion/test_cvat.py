@@ -148,12 +148,13 @@ def test_labels_without_pixels_are_no_classes(tmp_path: Path) -> None:
         label("nose", "#111112", "points", more="<parent>body</parent>"),
         label("cat & dog", "#0a0b0c", "polygon"),
         label("Straße", "#0a0b0c", "tag"),
+        label("sunny", "#0a0b0d", "tag"),
         label("background", "#000000"),
     ]
     shapes = [square("cat & dog", 0, 0, 2, 2), square("Straße", 2, 2, 4, 4), square("background", 4, 4, 6, 6)]
-    (made,) = convert(
-        read(write(tmp_path / "in", image("a.png", *shapes), labels=labels)), tmp_path / "out", progress=False
-    )
+    source = read(write(tmp_path / "in", image("a.png", *shapes), labels=labels))
+    assert source.remarks == ["2 labels are of a type that holds no pixels, and no classes, as 'body' (skeleton)"]
+    (made,) = convert(source, tmp_path / "out", progress=False)
     assert [each.name for each in made.table.categories] == ["cat & dog", "Straße"]
     assert len({each.color for each in made.table.categories}) == 2  # the labels share one
     assert (ids(made) == expected((1, 0, 0, 2, 2), (2, 2, 2, 4, 4))).all()
@@ -212,11 +213,13 @@ def test_the_subsets_of_a_project_are_splits(tmp_path: Path) -> None:
 def test_photos_that_do_not_fit(tmp_path: Path) -> None:
     shape = square("cat", 0, 0, 2, 2)
     lines = [image("a.png", shape), image("../../b.png", shape), image("c.png", shape), image("c.png", shape)]
-    source = read(write(tmp_path / "in", *lines, image("", shape), names=("a.png", "c.png")))
+    add_photos(tmp_path, "b.png", "d.png")  # outside of the export
+    lines += [image("", shape), image(str(tmp_path / "d.png"), shape)]
+    source = read(write(tmp_path / "in", *lines, names=("a.png", "c.png")))
     assert [item.name for item in source.splits["all"]] == ["a.png"]
-    b, empty, c, _ = source.faults
+    b, empty, d, c, _ = source.faults
     assert b.startswith("line 14: its photo '../../b.png' is not in") and b.endswith("as --photos")
-    assert "its photo '' is not in" in empty
+    assert "its photo '' is not in" in empty and "d.png' is not in" in d
     assert c == "line 18: c.png: another <image> is of the same photo; give the tasks' photos names of their own"
 
 
@@ -306,6 +309,7 @@ def test_a_videos_frames_for_images_have_no_suffix(tmp_path: Path) -> None:
         (element("polygon", label="cat", points="0,0;1,1;0,1e9"), "far outside the photo of 8 x 6"),
         (square("cat", 0, 0, 1, 1, z_order="top"), "'z_order' is 'top', not a number"),
         (element("box", label="cat", xtl="1"), "'ytl' is None, not a number"),
+        (element("box", label="cat", xtl="0", ytl="0", xbr="1e308", ybr="1", rotation="9"), "far outside"),
         (element("ellipse", label="cat", cx="1e9", cy="0", rx="1", ry="1"), "far outside"),
         (mask("cat", np.ones((2, 9)), 0, 0), r"box \(left 0, top 0, width 9, height 2\) does not fit a photo of 8 x 6"),
         (mask("cat", np.ones((2, 2)), 10**6, 0), "far outside"),
@@ -355,6 +359,12 @@ def test_folders_that_are_no_export(tmp_path: Path) -> None:
     (tmp_path / "job.zip").write_bytes(b"PK")
     with pytest.raises(InputError, match="unpack the export, and give its folder"):
         read(tmp_path / "job.zip")
+    (tmp_path / "coco.json").write_text("{}")
+    with pytest.raises(InputError, match="is no XML; `upsnet data from-instances` reads CVAT's COCO export"):
+        read(tmp_path / "coco.json")
+    write(tmp_path / "tasks" / "1", image("a.png"))
+    with pytest.raises(InputError, match=r"has exports in its folders, as .*1/annotations.xml; give one of them, or"):
+        read(tmp_path / "tasks")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_default.json").write_text("{}")
     with pytest.raises(
