@@ -53,10 +53,11 @@ def print_summary(made: Made, duplicates: Duplicates) -> None:
     headings = [f"{name} {what}" for name in names for what in ("images", "segments")]
     table = make_table(str(made.source.json_file), "class", "kind", *headings, "% of images in val", left=2)
     for each in sorted(made.classes, key=lambda share: (share.category.isthing, share.category.id)):
+        if not each.groups:
+            continue
         figures = [f"{count[name]:,}" for name in names for count in (each.images, each.segments)]
-        images = sum(each.images.values())
-        in_val = f"{100 * each.images['val'] / images:.1f}" if images else ""
-        table.add_row(each.category.name, kind(each.category), *figures, in_val)
+        in_val = 100 * each.images["val"] / sum(each.images.values())
+        table.add_row(each.category.name, kind(each.category), *figures, f"{in_val:.1f}")
     print_tables(table)
     _print_one_sided(made)
     _print_groups(made, duplicates)
@@ -78,17 +79,18 @@ def _print_one_sided(made: Made) -> None:
     for name in made.splits:
         lacking = [each for each in made.classes if each.groups and not each.images[name]]
         few = [each for each in lacking if each.groups < len(made.splits)]
+        rest = [each for each in lacking if each not in few]
         for classes, why in (
-            (few, "of too few groups of images for all sides"),
-            ([each for each in lacking if each not in few], "without a way to deal them out that has all"),
+            (few, "in too few images, or groups of images, for all sides"),
+            (rest, "no way was found to have it on all sides"),
         ):
             if classes:
                 names = ", ".join(each.category.name for each in classes[:SHOWN])
                 more = f" and {len(classes) - SHOWN:,} more" if len(classes) > SHOWN else ""
-                print(f"{name} lacks {len(classes):,} classes {why}: {names}{more}")
+                print(f"{name} lacks {names}{more}: {why}")
     absent = sum(not each.groups for each in made.classes)
     if absent:
-        print(f"{absent:,} of {len(made.classes):,} classes are in no image")
+        print(f"{absent:,} of {len(made.classes):,} classes are in no image (crowds do not count)")
 
 
 def _print_groups(made: Made, duplicates: Duplicates) -> None:

@@ -230,7 +230,7 @@ def _groups(
     return groups, flat, unmatched
 
 
-def _keys(photos: Sequence[str], pattern: str) -> list[object]:
+def _keys(photos: Sequence[str], pattern: str) -> Sequence[object]:
     """What photos that belong together have in common; None: nothing."""
     if pattern == FOLDER:
         return [photo.rpartition("/")[0] for photo in photos]
@@ -238,10 +238,15 @@ def _keys(photos: Sequence[str], pattern: str) -> list[object]:
         find = re.compile(pattern).search
     except re.error as error:
         raise InputError(f"--keep-together {pattern!r}: not a regular expression: {error}") from error
-    keys: list[object] = [found and (found.groups() or found.group()) for found in map(find, photos)]
-    if not any(keys):
+    keys = [_common(find(photo)) for photo in photos]
+    if all(key is None for key in keys):
         raise InputError(f"--keep-together {pattern!r}: matches no photo's name; the first is {photos[0]!r}")
     return keys
+
+
+def _common(found: re.Match[str] | None) -> tuple[str, ...] | None:
+    parts = (found.groups() or (found.group(),)) if found else ()
+    return parts if any(parts) else None
 
 
 def _describe(

@@ -207,6 +207,17 @@ def test_cvats_layout(tmp_path: Path) -> None:
         assert [item.photo for item in source.splits["all"]] == [tmp_path / "images" / "default" / "a.png"]
 
 
+def test_cvats_masks_are_called_crowds(tmp_path: Path) -> None:
+    run_lengths = {"size": [6, 8], "counts": [7, 3, 38]}
+    path = write(tmp_path, good(iscrowd=1, attributes={"occluded": False}, segmentation=run_lengths))
+    (remark,) = read(path).remarks
+    assert remark.startswith("labels.json: 1 annotations are crowds, and so are all masks that CVAT")
+    assert remark.endswith("if they are single objects: --no-crowds")
+    assert convert_one(path, tmp_path / "out").records[0].segments[0].iscrowd
+    assert not any("crowds" in each for each in read(path, no_crowds=True).remarks)
+    assert not convert_one(path, tmp_path / "objects", no_crowds=True).records[0].segments[0].iscrowd
+
+
 def test_stuff_below(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     (tmp_path / "stuff").mkdir()

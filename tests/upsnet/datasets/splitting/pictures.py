@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,7 @@ from upsnet.datasets.coco_format import id2rgb
 from upsnet.files import write_json
 from upsnet.run_lengths import areas_and_boxes
 
-CATEGORIES = [
+CATEGORIES: list[dict[str, Any]] = [
     {"id": 10 * (n + 1), "name": name, "supercategory": "any", "isthing": int(n > 0), "color": [n, 50, 50]}
     for n, name in enumerate("abcdef")
 ]
@@ -32,7 +33,8 @@ def write_pictures(
 ) -> Path:
     """FOLDER/NAME.json of photos, PNG or JPEG by their names. classes: of each photo, places in CATEGORIES (default: 0,
     and 1 of every second one), in upright stripes."""
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for number, (photo, content) in enumerate(pictures.items(), 1):
         path, png = folder / name / photo, (folder / f"panoptic_{name}" / photo).with_suffix(".png")
         for parent in (path.parent, png.parent):
@@ -56,6 +58,6 @@ def write_pictures(
         images.append({"id": number, "file_name": photo, "height": height, "width": width, "license": 3})
         png_name = str(Path(photo).with_suffix(".png"))
         annotations.append({"image_id": number, "file_name": png_name, "segments_info": segments})
-    content = {"info": {"year": 2026}, "licenses": [{"id": 3}], "images": images, "annotations": annotations}
-    write_json(folder / f"{name}.json", content | {"categories": CATEGORIES})
+    lists = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+    write_json(folder / f"{name}.json", {"info": {"year": 2026}, "licenses": [{"id": 3}], **lists})
     return folder / f"{name}.json"

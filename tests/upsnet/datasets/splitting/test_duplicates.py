@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from upsnet.datasets.splitting.fingerprint import Fingerprint, fingerprint, mirr
 from upsnet.errors import InputError
 
 
-def prints_of(folder: Path, images: list[Image.Image], suffix: str = ".png", **options: object) -> list[Fingerprint]:
+def prints_of(folder: Path, images: list[Image.Image], suffix: str = ".png", **options: Any) -> list[Fingerprint]:
     paths = [folder / f"{index}{suffix}" for index in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         image.save(path, **options)
@@ -58,6 +59,16 @@ def test_photos_that_were_changed(shared_data: Path, tmp_path: Path, way: str) -
     assert groups.tolist() == [0, 1, 2, 3] * 2  # each with its own, and the four apart
 
 
+def test_parts_of_photos_are_other_pictures(shared_data: Path, tmp_path: Path) -> None:
+    parts = []
+    for path in sorted((shared_data / "coco_sample" / "val2017").glob("*.jpg")):
+        image = Image.open(path).resize((256, 192))
+        parts += [image.crop((x, y, x + 128, y + 96)) for y in (0, 96) for x in (0, 128)]
+    groups = np.arange(16)
+    join_alike(groups, prints_of(tmp_path, parts))
+    assert groups.tolist() == list(range(16))
+
+
 def test_what_is_not_found(shared_data: Path, tmp_path: Path) -> None:
     """Three quarters of a photo, and one upside down, are other pictures: --keep-together is for those."""
     image = Image.open(shared_data / "coco_sample" / "val2017" / "000000142238.jpg")
@@ -66,7 +77,7 @@ def test_what_is_not_found(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_pictures_in_any_format_and_orientation(tmp_path: Path) -> None:
-    image = picture(1, 480, 640)
+    image = picture(1, 240, 320)
     upright = prints_of(tmp_path, [image])[0]
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by a quarter to the right
@@ -126,22 +137,22 @@ def test_as_many_bits_as_may_differ(mirror: bool) -> None:
 def test_the_groups_are_those_of_all_pairs() -> None:
     """Chains too: a like b, b like c."""
     random = np.random.default_rng(3)
-    bits = random.random((300, 16, 16)) < random.random((16, 16))
-    for index in range(40, 160):  # chains of copies with errors, some mirrored
-        bits[index] = bits[index - 40] ^ (random.random((16, 16)) < random.choice([0.03, 0.1, 0.2]))
+    bits = random.random((150, 16, 16)) < random.random((16, 16))
+    for index in range(20, 80):  # chains of copies with errors, some mirrored
+        bits[index] = bits[index - 20] ^ (random.random((16, 16)) < random.choice([0.03, 0.1, 0.2]))
         bits[index] = mirrored(bits[index]) if index % 3 == 0 else bits[index]
-    bits[200:] = bits[7] ^ (random.random((100, 16, 16)) < 0.02)  # a camera that stands still
+    bits[100:] = bits[7] ^ (random.random((50, 16, 16)) < 0.02)  # a camera that stands still
     prints = of_bits(bits)
-    expected = np.arange(300)
-    for i, j in combinations(range(300), 2):
+    expected = np.arange(150)
+    for i, j in combinations(range(150), 2):
         for other in (bits[j], mirrored(bits[j])):
             differ = bits[i] ^ other
             if differ[:8, :8].sum() <= COARSE and differ.sum() <= FINE:
                 expected[expected == expected[j]] = expected[i]
-    groups = np.arange(300)
+    groups = np.arange(150)
     join_alike(groups, prints)
-    assert partition(groups) == partition(expected) and 100 < len(set(groups)) < 200
-    groups, order = np.arange(300), random.permutation(300)
+    assert partition(groups) == partition(expected) and 40 < len(set(groups)) < 90
+    groups, order = np.arange(150), random.permutation(150)
     join_alike(groups, [prints[index] for index in order])
     assert partition(order[groups], order) == partition(expected)
 

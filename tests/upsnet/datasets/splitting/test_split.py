@@ -119,6 +119,12 @@ def test_the_order_of_the_json_and_the_workers_do_not_matter(source: Path, tmp_p
         ("folder", [["p1/a.png", "p1/b.png"], ["p2/a.png", "p2/b.png"]], []),
         (r"^(.*)/", [["p1/a.png", "p1/b.png"], ["p2/a.png", "p2/b.png"]], ["video_7_01.png", "video_7_02.png"]),
         (r"video_\d+", [["video_7_01.png", "video_7_02.png"]], ["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"]),
+        (
+            r"video_(\d)|^nothing",
+            [["video_7_01.png", "video_7_02.png"]],
+            ["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"],
+        ),
+        ("(video)?", [["video_7_01.png", "video_7_02.png"]], ["p1/a.png", "p1/b.png", "p2/a.png", "p2/b.png"]),
         ("([ab])[.]", [["p1/a.png", "p2/a.png"], ["p1/b.png", "p2/b.png"]], ["video_7_01.png", "video_7_02.png"]),
     ],
 )
@@ -139,8 +145,11 @@ def test_classes_that_a_side_lacks_are_said(tmp_path: Path) -> None:
     source = write_pictures(tmp_path, pictures, classes)
     result = run(source, "--workers", 1, "--val", 0.3)
     assert result.exit_code == 0, result.output
-    assert "val lacks 1 classes of too few groups of images for all sides: b\n" in result.output
-    assert "3 of 6 classes are in no image" in result.output and "no images belong together" in result.output
+    assert "val lacks b: in too few images, or groups of images, for all sides\n" in result.output
+    assert (
+        "3 of 6 classes are in no image (crowds do not count)" in result.output
+        and "no images belong together" in result.output
+    )
     assert f"{tmp_path / 'val.json'}: 3 of 10 images (30.0 %)" in result.output
     assert f"upsnet train --config my.yaml --data {tmp_path}" in result.output
 
