@@ -116,6 +116,8 @@ def find_python() -> str:
 
 def make(folder: Path, python: str) -> None:
     """The environment, from nothing. InputError where something else is in its place, or pip fails."""
+    if folder.is_symlink():  # what it leads to is somebody's, and would be emptied
+        raise InputError(f"{folder} is a link, and would be made anew; remove it, or name what it leads to with VENV=")
     if folder.exists() and not (folder / "pyvenv.cfg").is_file():
         raise InputError(f"{folder} is there and is no virtual environment; move it, or name another with VENV=")
     try:

@@ -66,6 +66,15 @@ def test_nothing_else_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").exists()
 
 
+def test_what_a_link_leads_to_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "pyvenv.cfg").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError, match="link is a link, and would be made anew; remove it"):
+        make(tmp_path / "link", sys.executable)
+    assert (tmp_path / "theirs" / "pyvenv.cfg").exists()
+
+
 @pytest.mark.parametrize("folder", ["nothing", sys.prefix], ids=["no folder", "no server in it"])
 def test_missing_environment(tmp_path: Path, folder: str) -> None:
     with pytest.raises(InputError, match=r"the server's environment .*make it with `make setup`"):
