@@ -55,8 +55,8 @@ def read(
     stuff_zero_based: Annotated[
         bool, typer.Option("--stuff-zero-based", help="Their values are ids less 1, as in COCO's stuffthingmaps.")
     ] = False,
-    stuff_ignore: Annotated[
-        list[str] | None, typer.Option(help="A value of these PNGs that is void (default: 255, if it is no class).")
+    ignore: Annotated[
+        list[str] | None, typer.Option(help="A value of the stuff PNGs that is void (default: 255, if no class).")
     ] = None,
     no_crowds: Annotated[
         bool,
@@ -89,7 +89,7 @@ def read(
         source.classes.remove(each)
         source.remarks.append(f"the category '{each.name}' ({each.id}) is Roboflow's name for all, and left out")
     if stuff_pngs and stuff_classes:
-        add_stuff(source, stuff_pngs, stuff_classes, stuff_zero_based, stuff_ignore)
+        add_stuff(source, stuff_pngs, stuff_classes, stuff_zero_based, ignore)
     return source
 
 

@@ -252,3 +252,62 @@ def test_a_class_as_stuff_and_a_background(tmp_path: Path) -> None:
     choice = Choice(stuff=["cat"], background="rest")
     (made,) = convert(read(write(tmp_path, GOOD)), tmp_path / "out", choice, progress=False)
     assert {name: count.pixels for name, count in made.counts.items() if name} == {"cat": 12, "rest": 36}
+
+
+def test_label_studios_layout(tmp_path: Path) -> None:
+    """Ids from 0, `images\\` before the names."""
+    content = {
+        "images": [{"id": 0, "file_name": "images\\ab12-a.png", "height": 6, "width": 8}],
+        "categories": [{"id": 0, "name": "cat"}],
+        "annotations": [{**GOOD["annotations"][0], "id": 0, "image_id": 0, "category_id": 0, "ignore": 0}],
+    }
+    path = write(tmp_path, content, "result.json", ("images/ab12-a.png",))
+    data = convert_one(path, tmp_path / "out")
+    assert [(each.image_id, each.file_name) for each in data.records] == [(0, "ab12-a.png")]
+    assert [(each.id, each.name) for each in data.categories] == [(0, "cat")]
+
+
+def test_lvis(tmp_path: Path) -> None:
+    image = {"id": 7, "coco_url": "http://x.org/train2017/a.png", "not_exhaustive_category_ids": [2]}
+    content = GOOD | {"images": [image]}
+    write(tmp_path, content, "annotations/lvis_v1_train.json", ("train2017/a.png", "val2017/a.png"))
+    (item,) = read(tmp_path / "annotations" / "lvis_v1_train.json").splits["train"]
+    assert item.photo == tmp_path / "train2017" / "a.png"
+
+
+def test_images_without_annotation_are_images_without_objects(tmp_path: Path) -> None:
+    content = GOOD | {"images": [*GOOD["images"], {"id": 9, "file_name": "b.png"}]}
+    source = read(write(tmp_path, content, photos=("a.png", "b.png")))
+    assert source.remarks == ["labels.json: 1 images have no annotation, which means no objects, as b.png"]
+    assert len(source.splits["labels"]) == 2
+
+
+def test_annotations_of_an_unlisted_image_are_one_fault(tmp_path: Path) -> None:
+    content = GOOD | {"annotations": [*GOOD["annotations"], *[good(image_id=8)["annotations"][0]] * 3]}
+    (fault,) = read(write(tmp_path, content)).faults
+    what = "its image 8 (and those of 2 more annotations) is not among the images; list it there"
+    assert fault == f"labels.json: annotations[1]: {what}"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 400])
+def test_numbers_that_are_not_finite(tmp_path: Path, number: str) -> None:
+    path = write(tmp_path, good(segmentation=[[1, 1, 5, 1, 5, 4.25, 1, 4]]))
+    path.write_text(path.read_text().replace("4.25", number))
+    with pytest.raises(LabelFaults, match=r"annotation 3 \(cat\).* finite"):
+        convert(read(path), tmp_path / "out", progress=False)
+
+
+def test_stuff_has_cocos_colours_and_void_values(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    values = np.full((6, 8), 92, np.uint8)
+    values[5], values[4] = 255, 183
+    Image.fromarray(values).save(tmp_path / "a.stuff.png")
+    (tmp_path / "stuff").mkdir()
+    (tmp_path / "a.stuff.png").rename(tmp_path / "stuff" / "a.png")
+    (tmp_path / "stuff.csv").write_text("id,name\n92,banner\n")
+    options: dict[str, Any] = {"stuff_pngs": tmp_path / "stuff", "stuff_classes": tmp_path / "stuff.csv"}
+    with pytest.raises(LabelFaults, match=r"value 183 is of no class .*--ignore 183"):
+        convert(read(path, **options), tmp_path / "out", progress=False)
+    data = convert_one(path, tmp_path / "out", **options, ignore=["183", "255"])
+    assert [each.color for each in data.categories if each.name == "banner"] == [(255, 255, 128)]
+    assert not data.read(data.records[0])[1][4:].any()
