@@ -1,4 +1,4 @@
-"""upsnet data split FOLDER_OR_JSON [--val 0.2] [--test 0.1] [--keep-together PATTERN] [--out OUT]"""
+"""upsnet data split FOLDER_OR_JSON --val 0.2 [--keep-together PATTERN]"""
 
 from __future__ import annotations
 
