@@ -12,6 +12,7 @@ from upsnet.datasets.splitting.split import Duplicates, Made, SplitRules, kind, 
 from upsnet.tables import make_table, print_tables
 
 SHOWN = 5  # of one kind
+LARGE = 0.1  # of all images: a group that nobody expects
 
 
 def main(
@@ -41,11 +42,11 @@ def main(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
 ) -> None:
     """Deal out the images of a data set in COCO panoptic format, every class in its share, to train and val."""
-    made = split_dataset(data, out, SplitRules(val, test, seed, keep_together, duplicates, replace, copy, workers))
-    print_summary(made, duplicates)
+    rules = SplitRules(val, test, seed, keep_together, duplicates, replace, copy, workers)
+    print_summary(split_dataset(data, out, rules), rules)
 
 
-def print_summary(made: Made, duplicates: Duplicates) -> None:
+def print_summary(made: Made, rules: SplitRules) -> None:
     """A table of the classes, what was kept together, what is on one side only, and what to do next."""
     for line in made.warnings:
         print(f"warning: {line}")
@@ -60,7 +61,7 @@ def print_summary(made: Made, duplicates: Duplicates) -> None:
         table.add_row(each.category.name, kind(each.category), *figures, f"{in_val:.1f}")
     print_tables(table)
     _print_one_sided(made)
-    _print_groups(made, duplicates)
+    _print_groups(made, rules, total)
     for what, photos in (
         ("photos have no contrast: only equal files of them were kept together", made.flat),
         ("photos have names that --keep-together does not match: each is for itself", made.unmatched),
@@ -93,13 +94,16 @@ def _print_one_sided(made: Made) -> None:
         print(f"{absent:,} of {len(made.classes):,} classes are in no image (crowds do not count)")
 
 
-def _print_groups(made: Made, duplicates: Duplicates) -> None:
+def _print_groups(made: Made, rules: SplitRules, total: int) -> None:
     groups = sorted((each for side in made.groups.values() for each in side), key=len, reverse=True)
     if not groups:
-        print("no images belong together" if duplicates != "off" else "photos were not compared")
+        print("no images belong together" if rules.duplicates != "off" else "photos were not compared")
         return
     images = sum(map(len, groups))
     print(f"{images:,} images in {len(groups):,} groups that belong together (listed in *_split.json); the largest:")
     for photos in groups[:SHOWN]:
         more = ", ..." if len(photos) > 2 else ""
         print(f"  {len(photos):,} images: {', '.join(photos[:2])}{more}")
+    if rules.duplicates == "near" and len(groups[0]) > LARGE * total:
+        share = f"{100 * len(groups[0]) / total:.0f} %"
+        print(f"  the largest has {share} of all images: where these are not the same picture, --duplicates same")

@@ -154,6 +154,14 @@ def test_classes_that_a_side_lacks_are_said(tmp_path: Path) -> None:
     assert f"upsnet train --config my.yaml --data {tmp_path}" in result.output
 
 
+def test_groups_are_said(source: Path) -> None:
+    result = run(source, "--workers", 1, "--val", 0.3)
+    assert "3 images in 1 groups that belong together (listed in *_split.json); the largest:\n" in result.output
+    assert "  3 images: 3.png, again.jpg, ...\n  the largest has 30 % of all images: where " in result.output
+    assert "no images belong together" in run(source, "--duplicates", "same", "--replace", "--workers", 1).output
+    assert "photos were not compared" in run(source, "--duplicates", "off", "--replace").output
+
+
 def test_flat_photos_are_said(tmp_path: Path) -> None:
     pictures: dict[str, Image.Image | bytes] = {f"{index}.png": picture(index) for index in range(4)}
     source = write_pictures(tmp_path, pictures | {"z.png": Image.new("RGB", (32, 32), "black")})

@@ -38,6 +38,17 @@ def test_shares_of_many_classes() -> None:
     assert np.all(abs(val - 0.2 * totals) <= 1 + 0.03 * totals)
 
 
+def test_many_rare_classes() -> None:
+    """Of each class two to four groups, among 400: all are on both sides, which keep their sizes."""
+    random = np.random.default_rng(0)
+    counts = np.zeros((400, 120), int)
+    for label in range(120):
+        counts[random.choice(400, 2 + label % 3, replace=False), label] = 1
+    sides = stratify(counts, np.ones(400, int), [320, 80])
+    assert np.bincount(sides).tolist() == [320, 80]
+    assert all(counts[sides == side].any(axis=0).all() for side in (0, 1))
+
+
 def test_two_classes_that_only_an_exchange_brings_to_both_sides() -> None:
     """Photo 0 alone has both classes of two photos; with 1 and 2 on the other side all is well."""
     counts = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 0, 1]])
