@@ -26,6 +26,7 @@ class Listing:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._names: dict[str, set[str]] = {}
+        self._nearly: dict[object, dict[str, str]] = {}  # a folder, ...: its names without a difference -> as they are
 
     def __contains__(self, name: str) -> bool:
         below, base = os.path.split(name)
@@ -48,11 +49,13 @@ class Listing:
             return f"; its name has backslashes, as Windows writes paths: '{forward}' {is_there}"
         for below in {unicodedata.normalize(form, os.path.dirname(name)) for form in ("NFC", "NFD")}:
             for difference, key in WAYS:
-                wanted = key(os.path.basename(name))
-                there = (other for other in self.names(below) if other.lower().endswith(suffixes))
-                found = sorted(other for other in there if key(other) == wanted)
-                if found:
-                    return f"; '{os.path.join(below, found[0])}' is there, which differs in {difference}"
+                place = (below, difference, suffixes)
+                if place not in self._nearly:  # once, as where one file is missing the others often are, too
+                    there = (other for other in self.names(below) if other.lower().endswith(suffixes))
+                    self._nearly[place] = {key(other): other for other in sorted(there, reverse=True)}
+                found = self._nearly[place].get(key(os.path.basename(name)))
+                if found is not None:
+                    return f"; '{os.path.join(below, found)}' is there, which differs in {difference}"
         return ""
 
     @staticmethod

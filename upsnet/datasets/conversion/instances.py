@@ -12,6 +12,7 @@ filled; run lengths can), which class is stuff (--stuff), and colours.
 from __future__ import annotations
 
 import pickle
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -35,6 +36,7 @@ from upsnet.json_values import MOST_ID, complaint, flag, whole
 
 ROBOFLOW = "_annotations.coco"
 NAMES = {"valid": "val", "validation": "val", "default": "all", "Default": "all", "training": "train"}
+SPLIT = re.compile(r"(train|val|test)(20\d\d)?")  # COCO's have the year
 LISTS = ("images", "annotations", "categories")
 NOTHING = pickle.dumps([])
 WANTED = "wanted is COCO's instances JSON: lists images, annotations and categories"
@@ -94,16 +96,22 @@ def read(
 
 
 def find_jsons(path: Path) -> dict[str, Path]:
-    """Split -> JSON. A folder: Roboflow's, or annotations/instances_*.json, or the JSONs in it. InputError for none."""
+    """Split -> JSON. A folder: Roboflow's, or annotations/instances_*.json, or the JSONs in it. InputError for none.
+
+    Splits are called as their JSONs, train2017 as train; one JSON that is called something else is `all`.
+    """
     if not path.is_dir():
         if not path.exists():
             raise InputError(f"{path}: no such file or folder; give COCO's instances JSON")
-        return {_split_name(path): path}
+        name = _split_name(path)
+        return {name if SPLIT.fullmatch(name) else "all": path}
     for pattern in (f"*/*{ROBOFLOW}.json", "annotations/instances_*.json", "*.json"):
         found = sorted(each for each in path.glob(pattern) if not each.name.startswith("."))
         named = {_split_name(each): each for each in found}
         if len(named) < len(found):
             raise InputError(f"{path}: several JSONs make a split of one name, as {found[0]}; give one of them")
+        if len(found) == 1:
+            return find_jsons(found[0])
         if found:
             return named
     raise InputError(f"{path}: no JSON in it, in annotations/ (instances_*.json) or in its folders (*{ROBOFLOW}.json)")
@@ -113,7 +121,8 @@ def _split_name(file: Path) -> str:
     name = file.stem.removeprefix("instances_").removeprefix("lvis_v1_")
     if name.endswith(ROBOFLOW):
         name = file.absolute().parent.name
-    return NAMES.get(name, name)
+    split = SPLIT.fullmatch(name)
+    return split[1] if split else NAMES.get(name, name)
 
 
 def _content(file: Path) -> dict[str, list[Any]]:

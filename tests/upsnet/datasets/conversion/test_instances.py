@@ -279,7 +279,7 @@ def test_images_without_annotation_are_images_without_objects(tmp_path: Path) ->
     content = GOOD | {"images": [*GOOD["images"], {"id": 9, "file_name": "b.png"}]}
     source = read(write(tmp_path, content, photos=("a.png", "b.png")))
     assert source.remarks == ["labels.json: 1 images have no annotation, which means no objects, as b.png"]
-    assert len(source.splits["labels"]) == 2
+    assert len(source.splits["all"]) == 2
 
 
 def test_annotations_of_an_unlisted_image_are_one_fault(tmp_path: Path) -> None:
@@ -311,3 +311,30 @@ def test_stuff_has_cocos_colours_and_void_values(tmp_path: Path) -> None:
     data = convert_one(path, tmp_path / "out", **options, ignore=["183", "255"])
     assert [each.color for each in data.categories if each.name == "banner"] == [(255, 255, 128)]
     assert not data.read(data.records[0])[1][4:].any()
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (("annotations/instances_train2017.json", "annotations/instances_val2017.json"), ["train", "val"]),
+        (("annotations/instances_val2017.json", "annotations/captions_val2017.json"), ["val"]),
+        (("pets.json",), ["all"]),
+        (("valid/_annotations.coco.json",), ["val"]),
+        (("north.json", "south.json"), ["north", "south"]),
+    ],
+)
+def test_what_a_folder_holds(tmp_path: Path, files: tuple[str, ...], splits: list[str]) -> None:
+    for name in files:
+        write(tmp_path, GOOD, name, (str(Path(name).with_name("a.png")), "train2017/a.png", "val2017/a.png"))
+    assert list(read(tmp_path).splits) == splits
+    if len(files) == 1:
+        assert list(read(tmp_path / files[0]).splits) == splits
+
+
+def test_two_jsons_of_one_split(tmp_path: Path) -> None:
+    for name in ("instances_train2014.json", "instances_train2017.json"):
+        write(tmp_path, GOOD, f"annotations/{name}")
+    with pytest.raises(
+        InputError, match=r"several JSONs make a split of one name, as .*instances_train2014.json; give one"
+    ):
+        read(tmp_path)
