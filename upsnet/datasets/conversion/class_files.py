@@ -62,7 +62,7 @@ class ClassRow(NamedTuple):
 
     @property
     def is_void(self) -> bool:
-        return self.void or (self.isthing is None and self.name.casefold() in NO_CLASS)
+        return self.void or (self.isthing is None and self.name.strip().casefold() in NO_CLASS)
 
 
 class ClassTable(NamedTuple):
@@ -75,7 +75,10 @@ class ClassTable(NamedTuple):
 
 
 def read_class_table(path: Path) -> ClassTable:
-    """InputError names the file and the line, or the entry, that cannot be understood."""
+    """Names have no blanks at their ends, but for those of JSON and YAML, which are as they are written.
+
+    InputError names the file and the line, or the entry, that cannot be understood.
+    """
     suffix = path.suffix.lower()
     if suffix == ".json":
         table = _of_json(path, read_json(path))
@@ -168,7 +171,7 @@ def _of_text(path: Path, text: str) -> ClassTable:
         found = [form.fullmatch(line) for _, line in lines]
         if all(found):
             rows = [
-                _row({key: value or None for key, value in match.groupdict().items()}, f"{path}: line {number}")
+                _row({key: value.strip() or None for key, value in match.groupdict().items()}, f"{path}: line {number}")
                 for match, (number, _) in zip(found, lines, strict=True)
                 if match
             ]
@@ -208,7 +211,6 @@ def _row(fields: Mapping[str, Any], where: str, strict: bool = False) -> ClassRo
     name = _first(fields, NAMES)
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"{where}: has no name")
-    name = name.strip()
     if breaks_line(name) or not is_visible(name):
         raise InputError(f"{where}: its name {name!r:.40} has a line break, a control character, or nothing visible")
     numbers: list[int | None] = []

@@ -22,7 +22,7 @@ from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.conversion.compose import Boxes, ClassCount, Composed, compose
 from upsnet.datasets.conversion.labels import Item, Overlap, Source
 from upsnet.datasets.conversion.photo_folder import REPORT
-from upsnet.datasets.conversion.table import Choice, Table, make_table
+from upsnet.datasets.conversion.table import Choice, Table, make_table, names_alike
 from upsnet.datasets.doctor.check import Checkup
 from upsnet.datasets.doctor.image import ImageTask, check_image, size_and_orientation
 from upsnet.datasets.doctor.json_file import unlisted
@@ -130,6 +130,7 @@ def convert(
         table = make_table(source.classes, choice)
     except InputError as error:
         raise InputError(f"{source.path}: {error}") from None
+    source.remarks += [said for said in names_alike(source.classes) if said not in source.remarks]
     if rules.limit is not None and rules.limit < 1:
         raise InputError(f"--limit {rules.limit}: give at least 1")
     splits = _named(source, rules.name)

@@ -59,6 +59,7 @@ TURNED = ("oriented_rectangle", "rotation")  # Labelme's name, X-AnyLabeling's
 CROWD = ("crowd", "iscrowd")
 FORMATS = {b"/9j/": (".jpg", ".jpeg", ".jpe", ".jfif"), b"iVBORw0": (".png",)}  # how they begin in base64
 SPLITS = {"train", "val", "test"}
+LABELS = "labels.txt"
 FEW = 500  # JSONs for which another process is not worth its start
 
 
@@ -84,7 +85,6 @@ def read(
     tops = {_top(look.name) for look in labelled}
     splits = sorted(tops) if tops <= SPLITS else ["all"]
     source = Source("Labelme", path, classes, {name: [] for name in splits}, overlap="later")
-    source.remarks += _nearly_one(classes)
     taken = _items(source, folder, path, labelled)
     _remark(source.remarks, [look.name for look in looks if look.other], "JSONs are none of Labelme's and passed over")
     free = [name for name in folder.names() if name not in taken]
@@ -93,6 +93,10 @@ def read(
             _add(source, name, Item(folder.path(name), name, _nothing))
     else:
         _remark(source.remarks, free, "photos have no JSON and are left out (--unlabelled: they show no object)")
+    if not classes and any(source.splits.values()):
+        nothing = f"no JSON in it has a shape, and so there is no class; draw one, or name the classes in {LABELS}"
+        causes = [*(look.nameless for look in labelled if look.nameless), *source.faults, nothing]
+        raise InputError(f"{path}: {causes[0]}")
     return source
 
 
@@ -118,6 +122,7 @@ class Look(NamedTuple):
     photo: str = ""  # imagePath, with slashes
     embedded: str | None = None  # suffix of the photo in imageData
     labels: frozenset[str] = frozenset()
+    nameless: str | None = None  # why its first shape has no class, where none has
     fault: str | None = None
     other: str | None = None  # why it is no Labelme JSON
 
@@ -145,11 +150,26 @@ def _look(name: str, folder: Path) -> Look:
         if photo.lower().endswith(".json"):  # Labelme 4.0 wrote its own name
             photo = ""
         labels = [each.get("label") for each in shapes if isinstance(each, Mapping)]
-        return Look(
-            name, photo, _suffix(content, photo), frozenset(str(each) for each in labels if is_class_name(each))
-        )
+        names = frozenset(str(each) for each in labels if is_class_name(each))
+        return Look(name, photo, _suffix(content, photo), names, _nameless(shapes, name) if not names else None)
     except InputError as error:
         return Look(name, fault=str(error))
+
+
+def _nameless(shapes: Sequence[Any], name: str) -> str | None:
+    """Why the first shape has no class; None: there is none, or it has one."""
+    try:
+        for place, entry in enumerate(shapes[:1]):
+            _label(entry, f"{name}: shapes[{place}]")
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def _label(entry: object, where: str) -> str:
+    if not isinstance(entry, Mapping):
+        raise InputError(f"{where} is {entry!r:.40}, not an object")
+    return class_name(entry.get("label"), "label", where)
 
 
 def _shapes(content: Mapping[str, Any], name: str) -> list[Any]:
@@ -172,19 +192,10 @@ def _suffix(content: Mapping[str, Any], photo: str) -> str | None:
 
 def _classes(path: Path, looks: Sequence[Look]) -> list[LabelClass]:
     names = sorted(frozenset().union(*(look.labels for look in looks)))
-    if (listed := path / "labels.txt").is_file():
+    if (listed := path / LABELS).is_file():
         names = list(dict.fromkeys([*(row.name for row in read_class_table(listed).rows), *names]))
     ordered = [name for name in names if name not in VOID] + [name for name in names if name in VOID]
     return [LabelClass(name, name, number, void=name in VOID) for number, name in enumerate(ordered, 1)]
-
-
-def _nearly_one(classes: Sequence[LabelClass]) -> list[str]:
-    """What is to be said of classes whose names somebody may have meant to be one."""
-    alike: dict[str, list[str]] = {}
-    for each in classes:
-        alike.setdefault(" ".join(each.name.casefold().split()), []).append(repr(each.name))
-    about = "classes whose names differ in blanks or capitals alone"
-    return [f"{about}: {', '.join(names)}" for names in alike.values() if len(names) > 1]
 
 
 def _items(source: Source, folder: PhotoFolder, path: Path, looks: Sequence[Look]) -> set[str]:
@@ -194,13 +205,17 @@ def _items(source: Source, folder: PhotoFolder, path: Path, looks: Sequence[Look
         stems.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
     found: list[tuple[Look, Item]] = []
     renamed, embedded = [], []
+    unread: set[str] = set()
     for look in looks:
         if look.fault:
             source.faults.append(look.fault)
+            unread.update(stems.get(str(PurePosixPath(look.name).with_suffix("")), ()))
             continue
         read_them = partial(read_labels, file=path / look.name)
         try:
             name, by_stem = _photo(look, folder, stems)
+            if "all" not in source.splits and _top(name) in {*source.splits} - {_top(look.name)}:
+                raise InputError(f"its photo {look.photo!r} would be '{name}', of another split")
             found.append((look, Item(folder.path(name), name, read_them)))
             renamed += [look.name] * by_stem
         except InputError as error:
@@ -220,7 +235,7 @@ def _items(source: Source, folder: PhotoFolder, path: Path, looks: Sequence[Look
     _remark(source.remarks, renamed, "JSONs name a photo that is not there; taken is the one with the JSON's own name")
     source.remarks += folder.remarks()
     _remark(source.remarks, embedded, "photos are not there and taken from the JSON (imageData)")
-    return {item.name for _, item in found}
+    return unread | {item.name for _, item in found}
 
 
 def _photo(look: Look, folder: PhotoFolder, stems: Mapping[str, list[str]]) -> tuple[str, bool]:
@@ -268,9 +283,7 @@ def read_labels(size: Size, file: Path) -> Labels:
     left_out: list[LeftOut] = []
     for place, entry in enumerate(_shapes(content, file.name)):
         where = f"{file.name}: shapes[{place}]"
-        if not isinstance(entry, Mapping):
-            raise InputError(f"{where} is {entry!r:.40}, not an object")
-        label = class_name(entry.get("label"), "label", where)
+        label = _label(entry, where)
         kind = entry.get("shape_type") or "polygon"  # old files have none
         if kind in NO_PIXELS:
             left_out.append(LeftOut(str(kind), where))

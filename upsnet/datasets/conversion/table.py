@@ -65,6 +65,8 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
             continue
         if known is not None and each.name not in known:
             cure = f"add it, or name it in --void; {nearest(each.name, known)}"
+            if each.name != each.name.strip():
+                cure = "the blanks at its ends count, which only a table in JSON can have; add it there, or rename it"
             raise InputError(f"{choice.table}: lacks the class '{each.name}' of the labels; {cure}")
         isthing = chosen == "things" if chosen else each.isthing if row.isthing is None else row.isthing
         by_key[each.key] = _category(row._replace(color=row.color or each.color, isthing=isthing), colors)
@@ -81,6 +83,15 @@ def make_table(classes: Sequence[LabelClass], choice: Choice) -> Table:
         raise InputError("the labels hold no shape, and so no class")
     _check(kept)
     return Table(kept, by_key, background)
+
+
+def names_alike(classes: Sequence[LabelClass]) -> list[str]:
+    """What is to be said of classes whose names somebody may have meant to be one."""
+    alike: dict[str, list[str]] = {}
+    for each in classes:
+        alike.setdefault(" ".join(each.name.casefold().split()), []).append(repr(each.name))
+    about = "classes whose names differ in blanks or capitals alone"
+    return [f"{about}: {', '.join(names)}" for names in alike.values() if len(names) > 1]
 
 
 KINDS = ("things", "stuff", "void")

@@ -150,8 +150,8 @@ def test_a_json_that_names_itself(tmp_path: Path) -> None:
 def test_flags_of_photos_alone(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     label(tmp_path / "a.json", flags={"cat": True})
-    with pytest.raises(InputError, match="the labels hold no shape, and so no class"):
-        convert(read(tmp_path), tmp_path / "out", progress=False)
+    with pytest.raises(InputError, match=r"no JSON in it has a shape, .* name the classes in labels\.txt"):
+        read(tmp_path)
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(LabelFaults, match=r"a fault, nothing is written: .* its photo 'a\.jpg' is not in"):
         convert(read(tmp_path), tmp_path / "out", progress=False)
@@ -175,7 +175,36 @@ def test_folders_that_are_named_as_splits(tmp_path: Path) -> None:
 def test_names_that_are_nearly_one(tmp_path: Path) -> None:
     photo(tmp_path / "a.jpg")
     label(tmp_path / "a.json", *(square(name, 0, 0, 1, 1) for name in ("cat", "Cat ", "dog")))
-    assert read(tmp_path).remarks == ["classes whose names differ in blanks or capitals alone: 'Cat ', 'cat'"]
+    source = read(tmp_path)
+    for name in ("one", "two"):  # said once
+        convert(source, tmp_path / "out", rules=Rules(name=name), progress=False)
+    assert source.remarks == ["classes whose names differ in blanks or capitals alone: 'Cat ', 'cat'"]
+
+
+@pytest.mark.parametrize("bad", [None, "", 3, "a\nb"])
+def test_no_shape_has_a_class(tmp_path: Path, bad: object) -> None:
+    photo(tmp_path / "a.jpg")
+    label(tmp_path / "a.json")
+    photo(tmp_path / "b.jpg")
+    label(tmp_path / "b.json", square("cat", 0, 0, 1, 1) | {"label": bad})
+    with pytest.raises(InputError, match=r"b\.json: shapes\[0\]: 'label' is .*, not the name of a class"):
+        read(tmp_path)
+    (tmp_path / "labels.txt").write_text("cat\n")
+    with pytest.raises(LabelFaults, match=r"b\.json: shapes\[0\]: 'label' is .*, not the name of a class"):
+        convert(read(tmp_path), tmp_path / "out", progress=False)
+
+
+def test_a_photo_of_another_split(tmp_path: Path) -> None:
+    """The right pair stays, whatever the other split's JSON says."""
+    for name in ("train/1", "val/2"):
+        photo(tmp_path / f"{name}.jpg")
+        label(tmp_path / f"{name}.json", square("cat", 0, 0, 1, 1))
+    for name in ("../val/2.jpg", "C:\\me\\2.jpg"):
+        label(tmp_path / "train" / "2.json", square("cat", 0, 0, 1, 1), imagePath=name)
+        source = read(tmp_path)
+        assert [item.name for items in source.splits.values() for item in items] == ["1.jpg", "2.jpg"]
+        (fault,) = source.faults
+        assert fault.startswith("train/2.json: its photo") and "would be 'val/2.jpg', of another split" in fault
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "..\\..\\secret.jpg", "", "x\ny.jpg", None])
@@ -218,8 +247,10 @@ def test_two_jsons_of_one_photo(tmp_path: Path) -> None:
 
 def test_other_jsons_are_passed_over_and_broken_ones_are_not(tmp_path: Path) -> None:
     folder = tmp_path / "in"
-    photo(folder / "a.jpg")
-    label(folder / "a.json").write_bytes(label(folder / "a.json").read_text().encode("utf-16"))
+    for name in ("a.jpg", "cut.jpg"):
+        photo(folder / name)
+    text = label(folder / "a.json", square("cat", 0, 0, 1, 1)).read_text()
+    (folder / "a.json").write_bytes(text.encode("utf-16"))
     (folder / "coco.json").write_text('{"images": [], "annotations": []}')
     (folder / "cut.json").write_text('{"shapes": [')
     (folder / "empty.json").write_text("")
@@ -227,6 +258,8 @@ def test_other_jsons_are_passed_over_and_broken_ones_are_not(tmp_path: Path) -> 
     source = read(folder)
     assert [item.name for item in source.splits["all"]] == ["a.jpg"]
     assert source.remarks == ["1 JSONs are none of Labelme's and passed over, as coco.json"]
+    unlabelled = read(folder, unlabelled=True).splits["all"]  # whose JSON cannot be read may show objects
+    assert [item.name for item in unlabelled] == ["a.jpg"]
     assert [fault.split(":")[0].rpartition("/")[2] for fault in source.faults] == [
         "cut.json",
         "empty.json",

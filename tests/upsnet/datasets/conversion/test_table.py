@@ -32,6 +32,18 @@ def test_a_table_gives_ids_colours_and_kinds(tmp_path: Path) -> None:
         make_table(CLASSES, Choice(table=path))
 
 
+def test_blanks_at_the_ends_of_a_name_count(tmp_path: Path) -> None:
+    """A table in JSON can have them, one in text cannot, which is said."""
+    classes = [LabelClass(0, "cat ", 1)]
+    rows = tmp_path / "classes.csv"
+    rows.write_text('name,id\n"cat ",300\n')
+    with pytest.raises(InputError, match=r"classes.csv: lacks the class 'cat ' .* only a table in JSON can have"):
+        make_table(classes, Choice(table=rows))
+    rows = tmp_path / "classes.json"
+    rows.write_text('[{"name": "cat ", "id": 300}]')
+    assert [(each.name, each.id) for each in make_table(classes, Choice(table=rows)).categories] == [("cat ", 300)]
+
+
 @pytest.mark.parametrize(
     ("choice", "fault"),
     [
