@@ -21,9 +21,11 @@ from upsnet import __version__
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.conversion.compose import Boxes, ClassCount, Composed, compose
 from upsnet.datasets.conversion.labels import Item, Overlap, Source
+from upsnet.datasets.conversion.photo_folder import REPORT
 from upsnet.datasets.conversion.table import Choice, Table, make_table
 from upsnet.datasets.doctor.check import Checkup
 from upsnet.datasets.doctor.image import ImageTask, check_image, size_and_orientation
+from upsnet.datasets.doctor.json_file import unlisted
 from upsnet.datasets.findings import Tally
 from upsnet.datasets.maker import MAKER, info_if_ours
 from upsnet.datasets.panoptic_json import PanopticJson
@@ -31,11 +33,12 @@ from upsnet.datasets.parallel import map_parallel, usable_cores
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
-from upsnet.files import staged_folder, write_json, writing
+from upsnet.files import read_json, staged_folder, write_json, writing
 from upsnet.json_values import breaks_line
 from upsnet.photos import SWAPPED, TURNS, write_png
 from upsnet.run_lengths import areas_and_boxes
 
+LONGEST = 100  # bytes of a split's name: that of its report, and a temporary one, must fit into a file system
 FEW = 16  # images for which another process is not worth its start
 
 
@@ -74,17 +77,15 @@ class Converted:
 
 
 class LabelFaults(InputError):
-    """Images that cannot be converted. Nothing was written."""
+    """What cannot be converted, of each image its first fault. Nothing was written."""
 
-    def __init__(self, source: Source, faults: Sequence[str], images: int, empty: str | None = None) -> None:
-        """images: how many there are. empty: a split of which none is left."""
+    def __init__(self, source: Source, faults: Sequence[str], empty: str | None = None) -> None:
+        """empty: a split of which no image is left without those with a fault."""
         self.faults = list(faults)
-        cure = f"of '{empty}' none is left" if empty else "mend them, or leave them out with --partial"
+        count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        super().__init__(
-            f"{source.path}: {len(faults)} of {images} images cannot be converted, nothing is written: "
-            f"{faults[0]}{more}; {cure}"
-        )
+        cure = f"of '{empty}' no image is left" if empty else "mend it, or leave such images out with --partial"
+        super().__init__(f"{source.path}: {count}, nothing is written: {faults[0]}{more}; {cure}")
 
 
 ALL_THINGS, STRICT = Choice(), Rules()
@@ -124,7 +125,7 @@ def convert(
     InputError for classes that do not fit and for a target that is there already.
     """
     if source.faults and not any(source.splits.values()):
-        raise LabelFaults(source, source.faults, len(source.faults))
+        raise LabelFaults(source, source.faults)
     try:
         table = make_table(source.classes, choice)
     except InputError as error:
@@ -139,16 +140,15 @@ def convert(
         for name, items in splits.items():
             made.append(_write_split(source, name, items[: rules.limit], stage, table, overlap, rules, progress))
         faults = [*source.faults, *(fault for each in made for fault in each.faults)]
-        images = len(source.faults) + sum(len(items[: rules.limit]) for items in splits.values())
         empty = next((each.split.json_file.stem for each in made if not each.checkup.tally.images), None)
         if faults and (empty or not rules.partial):
-            raise LabelFaults(source, faults, images, empty)
+            raise LabelFaults(source, faults, empty)
         if empty:
             raise InputError(f"{source.path}: the split '{empty}' holds no labelled image; take it out")
         for each in made:
             each.faults = [*source.faults, *each.faults]
             each.checkup = each.checkup._replace(split=_split(out, each.split.json_file.stem))
-            write_json(stage / f"{each.split.json_file.stem}_conversion.json", report(source, each, rules))
+            write_json(stage / f"{each.split.json_file.stem}{REPORT}", report(source, each, rules))
         for file in old:
             with writing(file):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -170,14 +170,16 @@ def _named(source: Source, name: str | None) -> dict[str, list[Item]]:
             f"--name {name}: {source.path} has several splits ({', '.join(splits)}), which have their names"
         )
     if not _is_plain(name):
-        raise InputError(f"--name {name}: give a file's name without folder and suffix, as train")
+        raise InputError(
+            f"--name {name}: give a file's name without folder and suffix, as train, of at most {LONGEST} bytes"
+        )
     return {name: next(iter(splits.values()))}
 
 
 def _is_plain(name: str) -> bool:
     """Whether NAME.json, NAME_conversion.json, NAME/ and panoptic_NAME/ are those of this split alone."""
-    odd = name.startswith((".", "panoptic_")) or name.endswith("_conversion")
-    return bool(name) and PurePosixPath(name).name == name and not odd
+    odd = name.startswith((".", "panoptic_")) or name.endswith("_conversion") or breaks_line(name)
+    return bool(name) and len(os.fsencode(name)) <= LONGEST and PurePosixPath(name).name == name and not odd
 
 
 def _distinct(items: list[Item]) -> list[Item]:
@@ -207,14 +209,26 @@ def _split(folder: Path, name: str) -> Split:
 def _in_the_way(out: Path, name: str, replace: bool) -> list[Path]:
     """Files and folders of an earlier conversion. InputError where they may not be removed."""
     split = _split(out, name)
-    there = [path for path in (split.json_file, split.segments, split.images) if path.exists()]
+    there = [path for path in (split.json_file, split.segments, split.images) if os.path.lexists(path)]
     if not there:
         return []
     if not replace:
         raise InputError(f"{there[0]}: is there already; give another --out, or --replace")
     if there[0] != split.json_file or info_if_ours(split.json_file) is None:
         raise InputError(f"{there[0]}: was not made by `{MAKER}`; give another --out")
+    check_only_listed(split)
     return there
+
+
+def check_only_listed(split: Split) -> None:
+    """InputError where the folders of a split that is to be replaced hold a file that its JSON does not list."""
+    content = read_json(split.json_file)
+    for kind, folder, key in (("photo", split.images, "images"), ("png", split.segments, "annotations")):
+        entries = content.get(key) if isinstance(content, dict) else None
+        named = [each for each in entries or () if isinstance(each, dict) and isinstance(each.get("file_name"), str)]
+        found = unlisted(f"{kind}-unlisted", folder, named)
+        if other := next(iter(found), None):
+            raise InputError(f"{other.text}: --replace would remove this file, which is not of the data set; move it")
 
 
 def _write_split(

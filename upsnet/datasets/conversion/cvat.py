@@ -68,6 +68,7 @@ def read(
         free = _add_images(source, index, found, labels, unlabelled)
     else:
         free = _add_frames(source, index, found, labels, unlabelled)
+    source.remarks += found.folder.remarks()
     _remark_free(source, free, found)
     return source
 

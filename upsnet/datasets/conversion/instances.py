@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
@@ -200,17 +200,16 @@ class _Reader:
         faults = self._source.faults
         images = {image.id: image for image in self._images()}
         packed = self._packed(images)
-        items, taken, bare = [], set(), []
+        items, bare = [], []
+        photos = self._photos(images.values())
+        uses = Counter(photos.values())
         for image in images.values():
-            try:
-                name = self._folder.find(image.name)
-            except InputError as error:
-                faults.append(f"{self._file.name}: image {image.id}: {error}")
+            if image.id not in photos:
                 continue
-            if name in taken:
+            name = photos[image.id]
+            if uses[name] > 1:
                 faults.append(f"{self._file.name}: image {image.id}: its photo {name} is another image's too")
                 continue
-            taken.add(name)
             if image.id not in packed:
                 bare.append(name)
             reader = partial(
@@ -225,7 +224,18 @@ class _Reader:
         if bare:
             what = "images have no annotation, which means no objects"
             self._source.remarks.append(f"{self._file.name}: {len(bare):,} {what}, as {bare[0]}")
-        return items + self._others(taken, [item.image_id or 0 for item in items])
+        self._source.remarks += self._folder.remarks()
+        return items + self._others(uses.keys(), [item.image_id or 0 for item in items])
+
+    def _photos(self, images: Iterable[Image]) -> dict[int, str]:
+        """By image, its photo's name in the folder. Those without are faults."""
+        found = {}
+        for image in images:
+            try:
+                found[image.id] = self._folder.find(image.name)
+            except InputError as error:
+                self._source.faults.append(f"{self._file.name}: image {image.id}: {error}")
+        return found
 
     def _packed(self, images: Collection[int]) -> dict[int, bytes]:
         """By image, its annotations and their places in the list, pickled: a hundred thousand images wait for their
@@ -263,7 +273,7 @@ class _Reader:
             packed[image_id] = pickle.dumps(entries, pickle.HIGHEST_PROTOCOL)
         return packed
 
-    def _others(self, taken: set[str], numbers: Sequence[int]) -> list[Item]:
+    def _others(self, taken: Collection[str], numbers: Sequence[int]) -> list[Item]:
         """Photos that the JSON does not list."""
         free = [name for name in self._folder.names() if name not in taken]
         if free and not self._unlabelled:

@@ -218,6 +218,7 @@ def _items(source: Source, folder: PhotoFolder, path: Path, looks: Sequence[Look
         else:
             _add(source, look.name, item)
     _remark(source.remarks, renamed, "JSONs name a photo that is not there; taken is the one with the JSON's own name")
+    source.remarks += folder.remarks()
     _remark(source.remarks, embedded, "photos are not there and taken from the JSON (imageData)")
     return {item.name for _, item in found}
 
@@ -231,7 +232,7 @@ def _photo(look: Look, folder: PhotoFolder, stems: Mapping[str, list[str]]) -> t
     same = stems.get(str(PurePosixPath(look.name).with_suffix("")), [])
     if len(same) == 1:
         return same[0], PurePosixPath(same[0]).name != PurePosixPath(look.photo).name
-    return folder.find(look.photo), False
+    return folder.find(beside or look.photo), False
 
 
 def _joined(below: PurePosixPath, name: str) -> str | None:
@@ -241,7 +242,7 @@ def _joined(below: PurePosixPath, name: str) -> str | None:
         if part == ".." and not parts:
             return None
         parts = parts[:-1] if part == ".." else [*parts, part]
-    return None if not parts or parts[0] == "/" or not name else "/".join(parts)
+    return None if not parts or parts[0] == "/" or PureWindowsPath(name).drive or not name else "/".join(parts)
 
 
 def _remark(remarks: list[str], names: Sequence[str], what: str) -> None:

@@ -111,8 +111,8 @@ def test_one_bad_image_and_nothing_is_written(tmp_path: Path) -> None:
     assert ended.code == 2 and not (tmp_path / "out").exists()
     lines = [line for line in ended.errors.splitlines() if "image/s" not in line and line.strip()]
     assert lines[0] == f"  1.png: {fault}" and lines[1].startswith("  3.png: ")
-    assert lines[2].startswith("error: ") and "2 of 4 images cannot be converted" in lines[2]
-    assert lines[2].endswith("mend them, or leave them out with --partial")
+    assert lines[2].startswith("error: ") and "2 faults, nothing is written" in lines[2]
+    assert lines[2].endswith("mend it, or leave such images out with --partial")
 
     ended = upsnet_data("from-cvat", folder, "--out", tmp_path / "out", "--partial")
     assert ended.code == 0 and f"2 images are left out:\n  1.png: {fault}\n" in ended.output
@@ -125,7 +125,7 @@ def test_images_of_which_none_can_be_converted(tmp_path: Path) -> None:
     folder = export(tmp_path / "in", *[BAD] * 52)
     ended = upsnet_data("from-cvat", folder, "--out", tmp_path / "out", "--partial", "--workers", 1)
     assert ended.code == 2 and "  and 2 more" in ended.errors and not (tmp_path / "out").exists()
-    assert "52 of 52 images cannot be converted, nothing is written" in ended.errors
+    assert "52 faults, nothing is written" in ended.errors
 
 
 def test_what_was_left_out_is_said(tmp_path: Path) -> None:
@@ -191,7 +191,8 @@ def test_values_that_an_option_does_not_take(tmp_path: Path, words: tuple[str, s
 
 def test_names_of_splits(tmp_path: Path) -> None:
     words = ("from-cvat", export(tmp_path / "in", GOOD), "--out", tmp_path / "out", "--name")
-    assert refused(*words, "../all") == "--name ../all: give a file's name without folder and suffix, as train"
+    said = "--name ../all: give a file's name without folder and suffix, as train, of at most 100 bytes"
+    assert refused(*words, "../all") == said
     assert upsnet_data(*words, "val").code == 0 and (tmp_path / "out/val.json").is_file()
 
 

@@ -116,13 +116,31 @@ def test_run_lengths_and_bitmaps() -> None:
         assert (window.mask == mask[:, 1:]).all()
 
 
+def test_compressed_run_lengths() -> None:
+    rng = np.random.default_rng(1)
+    rle = pytest.importorskip("hotcoco").mask
+    for _ in range(100):
+        mask = rng.random(rng.integers(1, 60, 2)) < rng.uniform(0, 1)
+        code = rle.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+        window = rasterise(Shape("cat", (Rle(code, mask.shape),), "it"), mask.shape)
+        back = np.zeros(mask.shape, bool)
+        back[window.place] = window.mask
+        assert (back == mask).all()
+        for cut in range(0, len(code), 7):
+            with pytest.raises(InputError, match="it: its run-length code"):
+                rasterise(Shape("cat", (Rle(code[:cut], mask.shape),), "it"), mask.shape)
+
+
 @pytest.mark.parametrize(
     ("region", "fault"),
     [
         (Rle([2, 1], (2, 3)), "covers 3 pixels, the photo has 6"),
         (Rle([7, -1], (2, 3)), "negative length"),
         (Rle([6], (3, 2)), r"is of 2 x 3 pixels, the photo is 3 x 2 \(width x height\)"),
-        (Rle(b"\xff", (2, 3)), "cannot be read"),
+        (Rle(b"\xff", (2, 3)), "is damaged or cut off"),
+        (Rle(b"oooooooooooooooo1", (2, 3)), "is damaged or cut off"),
+        (Rle(b"ooooooo1", (2, 3)), "covers [0-9]+ pixels, the photo has 6"),
+        (Rle(b"", (2, 3)), "damaged"),
         (Polygon((np.array([[0, 0], [np.nan, 1], [1, 1.0]]),)), "not a finite number"),
         (Polygon((np.array([[0, 0], [640, 1], [1, 1.0]]),)), r"the point \(640, 1\) is far outside"),
     ],

@@ -13,6 +13,7 @@ from PIL import Image
 
 from upsnet.datasets.conversion.convert import LabelFaults, Rules, convert
 from upsnet.datasets.conversion.labels import Bitmap, Item, LabelClass, Labels, LeftOut, Shape, Size, Source
+from upsnet.datasets.conversion.photo_folder import PhotoFolder
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 
@@ -56,9 +57,7 @@ def test_a_fault_writes_nothing_unless_partial(tmp_path: Path) -> None:
     source = make_source(tmp_path / "photos", 3, faults=["d.jpg: no labels; draw some"])
     items = source.splits["all"]
     items[1] = items[1]._replace(read=partial(left_half, fault="1.txt: line 3: no number"))
-    with pytest.raises(
-        LabelFaults, match=r"2 of 4 images cannot be converted, nothing is written: d.jpg: .* .and 1 more"
-    ):
+    with pytest.raises(LabelFaults, match=r"2 faults, nothing is written: d.jpg: .* .and 1 more"):
         convert(source, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
     (made,) = convert(source, tmp_path / "out", rules=Rules(partial=True), progress=False)
@@ -79,6 +78,25 @@ def test_what_is_there_is_replaced_only_if_it_is_ours(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="was not made by `upsnet data`"):
         convert(source, out, rules=Rules(replace=True), progress=False)
     assert (tmp_path / "photos" / "0.jpg").is_file()
+
+
+def test_what_somebody_put_beside_the_photos_is_not_removed(tmp_path: Path) -> None:
+    source, out = make_source(tmp_path / "photos"), tmp_path / "out"
+    convert(source, out, progress=False)
+    for folder in ("all", "panoptic_all"):
+        (out / folder / "0.json").touch()
+        with pytest.raises(InputError, match=rf"{folder}/0.json: --replace would remove this file"):
+            convert(source, out, rules=Rules(replace=True), progress=False)
+        (out / folder / "0.json").unlink()
+    (out / "all" / "1.jpg").unlink()
+    (made,) = convert(source, out, rules=Rules(replace=True), progress=False)
+    assert made.checkup.tally.images == 2
+
+
+def test_a_conversion_is_not_looked_through_for_photos(tmp_path: Path) -> None:
+    convert(make_source(tmp_path), tmp_path, progress=False)
+    assert PhotoFolder(tmp_path).names() == ["0.jpg", "1.jpg"]
+    assert PhotoFolder(tmp_path / "all").names() == ["0.jpg", "1.jpg"]
 
 
 def test_photos_that_differ_in_their_suffix_alone(tmp_path: Path) -> None:
@@ -125,7 +143,7 @@ def test_labels_of_another_size_are_a_fault(tmp_path: Path) -> None:
         convert(source, tmp_path / "out", progress=False)
 
 
-@pytest.mark.parametrize("name", ["a/b", "panoptic_x", ".x", ""])
+@pytest.mark.parametrize("name", ["a/b", "panoptic_x", ".x", "", "a\nb", "x" * 101])
 def test_a_split_has_a_plain_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="--name"):
         convert(make_source(tmp_path / "photos"), tmp_path / "out", rules=Rules(name=name), progress=False)
@@ -134,7 +152,7 @@ def test_a_split_has_a_plain_name(tmp_path: Path, name: str) -> None:
 def test_names_that_no_line_holds(tmp_path: Path) -> None:
     source = make_source(tmp_path / "photos")
     source.splits["all"][0] = source.splits["all"][0]._replace(name="a\nb.jpg")
-    with pytest.raises(LabelFaults, match=r"1 of 2 images .* has a line break .*; rename the photo"):
+    with pytest.raises(LabelFaults, match=r"a fault, .* has a line break .*; rename the photo"):
         convert(source, tmp_path / "out", progress=False)
     source.classes[0] = source.classes[0]._replace(name="c\nat")
     with pytest.raises(InputError, match=r"the class 'c\\nat': its name has a line break"):
@@ -144,7 +162,7 @@ def test_names_that_no_line_holds(tmp_path: Path) -> None:
 def test_a_split_of_which_nothing_is_left(tmp_path: Path) -> None:
     source = make_source(tmp_path / "photos")
     source.splits = {"train": source.splits["all"], "val": [source.splits["all"][0]._replace(name="\n.jpg")]}
-    with pytest.raises(LabelFaults, match=r"1 of 3 images .*; of 'val' none is left"):
+    with pytest.raises(LabelFaults, match=r"a fault, .*; of 'val' no image is left"):
         convert(source, tmp_path / "out", rules=Rules(partial=True), progress=False)
     source.splits["val"] = []
     with pytest.raises(InputError, match="the split 'val' holds no labelled image; take it out"):

@@ -155,7 +155,7 @@ def test_files_of_another_kind(tmp_path: Path, content: object, fault: str) -> N
         ([{"id": 7, "file_name": "../a.jpg"}], "image 7: its photo '../a.jpg' is not in"),
         ([{"id": 7}], r"images\[0\]: key 'file_name' is missing"),
         ([{"id": "7", "file_name": "a.png"}], r"images\[0\]: 'id' is '7', .* without quotes"),
-        ([{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "a.png"}], "image 8: its photo a.png is another"),
+        ([{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "a.png"}], "image 7: its photo a.png is another"),
         ([{"id": 7, "file_name": "a.png", "height": 5, "width": 8}], "the labels are for 8 x 5 pixels"),
     ],
 )
@@ -172,6 +172,25 @@ def test_a_box_and_what_has_nothing(tmp_path: Path) -> None:
     (made,) = convert(source, tmp_path / "out", rules=Rules(boxes="crowd"), progress=False)
     assert (made.counts["cat"].crowds, made.counts["cat"].pixels) == (1, 12)
     assert made.left_out == {"annotation without outline and box": 1}
+
+
+def test_photos_in_other_folders(tmp_path: Path) -> None:
+    """A name's folders count as far as the photos' have any: labels never come to another photo of the same name."""
+    images = [{"id": 7, "file_name": "x/b.png"}, {"id": 8, "file_name": "y/b.png"}]
+    path = write(tmp_path, GOOD | {"images": images}, photos=("y/b.png",))
+    source = read(path)
+    assert [(item.name, item.image_id) for item in source.splits["all"]] == [("y/b.png", 8)]
+    (fault,) = source.faults
+    assert fault.startswith("labels.json: image 7: its photo 'x/b.png' is not in")
+    assert fault.endswith("; 'y/b.png' is there, in another folder")
+    flat = tmp_path / "flat"
+    source = read(write(flat, GOOD | {"images": images}, photos=("b.png",)))
+    assert not source.splits["all"] and len(source.faults) == 2  # which of the two is it?
+    source = read(write(flat, GOOD | {"images": [{"id": 7, "file_name": "C:\\me\\x\\b.png"}]}))
+    assert [item.name for item in source.splits["all"]] == ["b.png"]
+    assert (
+        source.remarks[0] == "1 photos lie in other folders than the labels say, as b.png for 'C:\\\\me\\\\x\\\\b.png'"
+    )
 
 
 def test_photos_that_are_not_listed(tmp_path: Path) -> None:

@@ -112,6 +112,14 @@ def test_labels_txt_gives_the_order(tmp_path: Path) -> None:
     assert [(each.id, each.name) for each in made.table.categories] == [(1, "zebra"), (2, "cow"), (3, "ant")]
 
 
+def test_another_folders_photo_of_the_same_name(tmp_path: Path) -> None:
+    photo(tmp_path / "x" / "a.jpg")
+    label(tmp_path / "y" / "a.json", imagePath="a.jpg")
+    (fault,) = read(tmp_path).faults
+    assert fault.startswith("y/a.json: its photo 'y/a.jpg' is not in")
+    assert "; 'x/a.jpg' is there, in another folder; give the folder" in fault
+
+
 def test_where_the_photo_is(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     for name in ("images/a.jpg", "images/b.jpg", "c/c.png", "other/d.jpg", "images/free.jpg"):
@@ -125,6 +133,7 @@ def test_where_the_photo_is(tmp_path: Path) -> None:
     assert [item.name for item in source.splits["all"]] == ["other/d.jpg", "c/c.png", "images/a.jpg", "images/b.jpg"]
     assert source.remarks == [
         "1 JSONs name a photo that is not there; taken is the one with the JSON's own name, as c/c.json",
+        "2 photos lie in other folders than the labels say, as other/d.jpg for '../../other/d.jpg'",
         "1 photos have no JSON and are left out (--unlabelled: they show no object), as images/free.jpg",
     ]
     assert read(folder, unlabelled=True).splits["all"][-1].name == "images/free.jpg"
@@ -144,7 +153,7 @@ def test_flags_of_photos_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the labels hold no shape, and so no class"):
         convert(read(tmp_path), tmp_path / "out", progress=False)
     (tmp_path / "a.jpg").unlink()
-    with pytest.raises(LabelFaults, match=r"1 of 1 images cannot be converted, .* its photo 'a\.jpg' is not in"):
+    with pytest.raises(LabelFaults, match=r"a fault, nothing is written: .* its photo 'a\.jpg' is not in"):
         convert(read(tmp_path), tmp_path / "out", progress=False)
 
 
@@ -183,7 +192,7 @@ def test_a_fault_names_the_photo_and_the_cure(tmp_path: Path) -> None:
     label(tmp_path / "a.json", square("cat", 0, 0, 1, 1))
     (fault,) = read(tmp_path).faults
     assert fault == f"a.json: its photo 'a.jpg' is not in {tmp_path}; give the folder of the photos as --photos"
-    with pytest.raises(LabelFaults, match="1 of 1 images cannot be converted"):
+    with pytest.raises(LabelFaults, match="a fault, nothing is written"):
         convert(read(tmp_path), tmp_path / "out", rules=Rules(partial=True), progress=False)
 
 
@@ -193,7 +202,7 @@ def test_the_photo_inside_the_json(tmp_path: Path) -> None:
     label(tmp_path / "in" / "b.json", square("cat", 0, 0, 1, 1), imageData=content[:60])
     source = read(tmp_path / "in")
     assert source.remarks == ["2 photos are not there and taken from the JSON (imageData), as a.json"]
-    with pytest.raises(LabelFaults, match=r"1 of 2 images .* b.png: .*b.json: 'imageData': not a readable image"):
+    with pytest.raises(LabelFaults, match=r"a fault, .* b.png: .*b.json: 'imageData': not a readable image"):
         convert(source, tmp_path / "out", progress=False)
     (made,) = convert(source, tmp_path / "out", rules=Rules(partial=True), progress=False)
     assert (made.checkup.tally.images, made.copied, made.checkup.tally.errors) == (1, 1, 0)
