@@ -17,7 +17,7 @@ from tqdm import tqdm
 from upsnet import __version__
 from upsnet.categories import Category
 from upsnet.datasets.coco_format import check_panoptic_header
-from upsnet.datasets.conversion.convert import place_photo
+from upsnet.datasets.conversion.convert import check_only_listed, place_photo
 from upsnet.datasets.doctor.json_file import find_splits, open_split
 from upsnet.datasets.findings import Strict
 from upsnet.datasets.maker import MAKER, origin
@@ -171,6 +171,7 @@ def _in_the_way(source: Split, out: Path, names: Sequence[str], replace: bool) -
         if ours and (replace or name not in names):
             if not replace:
                 raise InputError(f"{there[0]}: is of an earlier split; give another --out, or --replace")
+            check_only_listed(split)
             old += there
         elif name in names:
             cure = ", or --replace" if ours else "; it is no earlier split of this data set"
