@@ -133,10 +133,14 @@ def convert(
     if rules.limit is not None and rules.limit < 1:
         raise InputError(f"--limit {rules.limit}: give at least 1")
     splits = _named(source, rules.name)
-    old = [file for name in splits for file in _in_the_way(out, name, rules.replace)]
+
+    def in_the_way() -> list[Path]:
+        return [file for name in splits for file in _in_the_way(out, name, rules.replace)]
+
+    in_the_way()  # before the work; and again when it is done, as another run may have written there
     overlap = rules.overlap or source.overlap
     made: list[Converted] = []
-    with staged_folder(out) as stage:
+    with staged_folder(out, in_the_way) as stage:
         for name, items in splits.items():
             made.append(_write_split(source, name, items[: rules.limit], stage, table, overlap, rules, progress))
         faults = [*source.faults, *(fault for each in made for fault in each.faults)]
@@ -149,9 +153,6 @@ def convert(
             each.faults = [*source.faults, *each.faults]
             each.checkup = each.checkup._replace(split=_split(out, each.split.json_file.stem))
             write_json(stage / f"{each.split.json_file.stem}{REPORT}", report(source, each, rules))
-        for file in old:
-            with writing(file):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
     return made
 
 
