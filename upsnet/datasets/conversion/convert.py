@@ -25,15 +25,14 @@ from upsnet.datasets.conversion.photo_folder import REPORT
 from upsnet.datasets.conversion.table import Choice, Table, make_table
 from upsnet.datasets.doctor.check import Checkup
 from upsnet.datasets.doctor.image import ImageTask, check_image, size_and_orientation
-from upsnet.datasets.doctor.json_file import unlisted
 from upsnet.datasets.findings import Tally
-from upsnet.datasets.maker import MAKER, info_if_ours
+from upsnet.datasets.maker import MAKER, check_only_listed, info_if_ours
 from upsnet.datasets.panoptic_json import PanopticJson
 from upsnet.datasets.parallel import map_parallel, usable_cores
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
-from upsnet.files import read_json, staged_folder, write_json, writing
+from upsnet.files import staged_folder, write_json, writing
 from upsnet.json_values import breaks_line
 from upsnet.photos import SWAPPED, TURNS, write_png
 from upsnet.run_lengths import areas_and_boxes
@@ -219,17 +218,6 @@ def _in_the_way(out: Path, name: str, replace: bool) -> list[Path]:
         raise InputError(f"{there[0]}: was not made by `{MAKER}`; give another --out")
     check_only_listed(split)
     return there
-
-
-def check_only_listed(split: Split) -> None:
-    """InputError where the folders of a split that is to be replaced hold a file that its JSON does not list."""
-    content = read_json(split.json_file)
-    for kind, folder, key in (("photo", split.images, "images"), ("png", split.segments, "annotations")):
-        entries = content.get(key) if isinstance(content, dict) else None
-        named = [each for each in entries or () if isinstance(each, dict) and isinstance(each.get("file_name"), str)]
-        found = unlisted(f"{kind}-unlisted", folder, named)
-        if other := next(iter(found), None):
-            raise InputError(f"{other.text}: --replace would remove this file, which is not of the data set; move it")
 
 
 def _write_split(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from tqdm import tqdm
 from upsnet import __version__
 from upsnet.categories import Category
 from upsnet.datasets.coco_format import check_panoptic_header
-from upsnet.datasets.conversion.convert import check_only_listed, place_photo
+from upsnet.datasets.conversion.convert import place_photo
 from upsnet.datasets.doctor.json_file import find_splits, open_split
 from upsnet.datasets.findings import Strict
-from upsnet.datasets.maker import MAKER, origin
+from upsnet.datasets.maker import MAKER, check_only_listed, origin
 from upsnet.datasets.panoptic_json import PanopticJson, Row
 from upsnet.datasets.parallel import usable_cores
 from upsnet.datasets.split import Split
@@ -28,7 +28,7 @@ from upsnet.datasets.splitting.duplicates import COARSE, FINE
 from upsnet.datasets.splitting.stratify import stratify
 from upsnet.datasets.splitting.together import Duplicates, Together, find_together
 from upsnet.errors import InputError
-from upsnet.files import staged_folder, write_json, write_text, writing
+from upsnet.files import staged_folder, write_json, write_text
 
 NAMES = ("train", "val", "test")
 LARGE = 0.1  # of all images: so many that look alike are hardly one picture
@@ -99,7 +99,11 @@ def split_dataset(
     shares = _shares(rules)
     source = data if isinstance(data, Split) else _find(data)
     out = out or (data if isinstance(data, Path) and data.is_dir() else source.json_file.parent)
-    old = _in_the_way(source, out, list(shares), rules.replace)
+
+    def in_the_way() -> list[Path]:
+        return _in_the_way(source, out, list(shares), rules.replace)
+
+    in_the_way()  # before the work; and again when it is done, as another run may have written there
     strict = Strict(source.json_file)
     chart = PanopticJson(source, strict)
     images = _read_images(chart, source)
@@ -120,7 +124,7 @@ def split_dataset(
     made = _describe(source, out, chart, images, group_of, sides, (counts > 0).sum(axis=0), list(shares))
     made.flat, made.unmatched = together.flat, together.unmatched
     made.warnings = [*strict.warnings.lines(source.json_file), *_warn_of_looks(made, together)]
-    _write(made, out, chart, images, sides[group_of], rules, old, progress)
+    _write(made, out, chart, images, sides[group_of], rules, in_the_way, progress)
     return made
 
 
@@ -162,7 +166,7 @@ def _in_the_way(source: Split, out: Path, names: Sequence[str], replace: bool) -
     old: list[Path] = []
     for name in NAMES:
         split = Split.usual(out / f"{name}.json")
-        there = [path for path in (split.json_file, split.segments, split.images) if path.exists()]
+        there = [path for path in (split.json_file, split.segments, split.images) if os.path.lexists(path)]
         if not there:
             continue
         ours = split.json_file.is_file() and origin(split.json_file) == _key(source)
@@ -270,7 +274,7 @@ def _write(
     images: Images,
     side_of: np.ndarray,
     rules: SplitRules,
-    old: list[Path],
+    in_the_way: Callable[[], list[Path]],
     progress: bool,
 ) -> None:
     info = chart.further.get("info")
@@ -278,7 +282,7 @@ def _write(
     side_by_id = dict(zip(images.ids, side_of.tolist(), strict=True))
     every = 0.1 if sys.stderr.isatty() else 10
     with (
-        staged_folder(out) as stage,
+        staged_folder(out, in_the_way) as stage,
         tqdm(total=len(images.ids), desc="links", unit="image", disable=not progress, mininterval=every) as bar,
     ):
         for side, name in enumerate(made.splits):
@@ -295,9 +299,6 @@ def _write(
             own = {"maker": MAKER, "version": __version__, "split_of": _key(made.source)}
             write_text(split.json_file, json.dumps(chart.further | kept | {"info": info | own}, allow_nan=False) + "\n")
         write_json(stage / f"{made.source.json_file.stem}_split.json", report(made, rules))
-        for path in old:
-            with writing(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _files(
