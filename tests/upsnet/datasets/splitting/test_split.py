@@ -189,6 +189,15 @@ def test_again_in_the_same_folder(source: Path) -> None:
     assert sum(made.images.values()) == 10 and not (folder / "test.json").exists() and not (folder / "test").exists()
 
 
+def test_a_file_that_is_no_part_of_the_split_stays(source: Path) -> None:
+    made = split(source)
+    (notes := made.splits["val"].images / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt: --replace would remove this file, which is not of the data set"):
+        split(source, replace=True)
+    notes.unlink()
+    assert split(source, replace=True).images == made.images
+
+
 def test_what_was_not_made_here_stays(source: Path, tmp_path: Path) -> None:
     other = write_pictures(tmp_path / "out", {"a.png": picture(1)}, name="val")
     with pytest.raises(InputError, match=r"val\.json: is there already; .* no earlier split of this data set"):
