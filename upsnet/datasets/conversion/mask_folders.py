@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -75,6 +75,11 @@ def find_masks(
     place = PhotoFolder(photos or masks)
     names = _without_masks(place, masks, by_stem, instances)
     pairs, faults, without = _paired(by_stem, names, place.folder)
+    if lossy := _lossy_masks(masks, by_stem, suffix, place.folder, without):
+        by_stem |= lossy
+        names = _without_masks(place, masks, by_stem, instances)
+        pairs, faults, without = _paired(by_stem, names, place.folder)
+    remarks += _no_masks(masks, by_stem, instances, place.folder, names)
     if not pairs:
         raise InputError(f"{faults[0]}{_suffix_hint(by_stem, without)}")
     if without:
@@ -131,12 +136,45 @@ def _key(stem: str) -> str:
     return unicodedata.normalize("NFC", os.path.normpath(stem))
 
 
+def _lossy_masks(masks: Path, stems: dict[str, str], suffix: str, photos: Path, without: list[str]) -> dict[str, str]:
+    """JPEGs and their like in the place of the mask that a photo of `without` lacks, as `mask_stems`: who reads them
+    says why they are refused."""
+    bases = Counter(os.path.basename(_key(os.path.splitext(name)[0])) for name in without)
+    below, are_photos = _below(masks, photos), set(without)
+    found: dict[str, str] = {}
+    for name in files_below(masks, PHOTO_SUFFIXES):
+        key = key_of(name, suffix)
+        if key in stems or not os.path.splitext(name)[0].endswith(suffix):
+            continue
+        itself = not suffix and os.path.normpath(os.path.join(below, name)) in are_photos
+        if bases[os.path.basename(key)] > itself:
+            found.setdefault(key, name)
+    return found
+
+
+def _no_masks(masks: Path, stems: dict[str, str], instances: Path | None, photos: Path, names: list[str]) -> list[str]:
+    """What is to be said of the images among the masks that are neither masks nor photos."""
+    below = _below(masks, photos)
+    others = f"{_below(instances, masks)}/" if instances else "../"
+    taken, are_photos = set(stems.values()), set(names)
+    free = [
+        name
+        for name in files_below(masks, PHOTO_SUFFIXES)
+        if name not in taken and os.path.normpath(os.path.join(below, name)) not in are_photos
+    ]
+    free = [name for name in free if not name.startswith(others)]
+    return [f"{len(free):,} images in {masks} are the mask of no photo, as {free[0]}"] if free else []
+
+
+def _below(folder: Path, root: Path) -> str:
+    return os.path.relpath(os.path.realpath(folder), os.path.realpath(root))
+
+
 def _without_masks(photos: PhotoFolder, masks: Path, stems: dict[str, str], instances: Path | None) -> list[str]:
     """The names of the photos, which may lie in one folder with the masks or above them."""
-    root = os.path.realpath(photos.folder)
-    below = os.path.relpath(os.path.realpath(masks), root)
+    below = _below(masks, photos.folder)
     taken = {os.path.normpath(os.path.join(below, name)) for name in stems.values()}
-    others = f"{os.path.relpath(os.path.realpath(instances), root)}/" if instances else "../"
+    others = f"{_below(instances, photos.folder)}/" if instances else "../"
     return [name for name in photos.names() if name not in taken and not name.startswith(others)]
 
 

@@ -13,10 +13,10 @@ Keypoints are left out. Ultralytics leaves out, with a warning, photos of which 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, NamedTuple
 
 import typer
@@ -151,6 +151,10 @@ class _Reader:
             if os.path.exists(self._root / each):
                 return self._root / each
         cure = "correct it, take the split out, or give --root"
+        if os.path.isabs(place) or PureWindowsPath(place).is_absolute():  # which --root does not change
+            own = self._tail(place, os.path.isdir)
+            hint = os.path.relpath(own, self._root) if own else f"a folder below {self._root}"
+            cure = f"it is another machine's: write {hint} in its place, or take the split out"
         raise Absent(f"{self._about.file}: {split}: there is no {self._root / place!s:.400}; {cure}")
 
     @staticmethod
@@ -187,11 +191,11 @@ class _Reader:
         places = (beside, self._root) if text.startswith("./") else (self._root, beside)
         return next((path for path in (os.path.abspath(each / text) for each in places) if os.path.isfile(path)), None)
 
-    def _tail(self, text: str) -> str | None:
+    def _tail(self, text: str, is_there: Callable[[str], bool] = os.path.isfile) -> str | None:
         """Of a path of another machine: what is there below the root of its last folders, as many as can be."""
         parts = [each for each in text.replace("\\", "/").split("/") if each not in ("", ".", "..")]
         ends = (os.path.join(self._root, *parts[index:]) for index in range(len(parts)))
-        return next((path for path in ends if os.path.isfile(path)), None)
+        return next((path for path in ends if is_there(path)), None)
 
     def _labels(self, split: str, photos: dict[str, str]) -> dict[str, str]:
         """The label files that are there, by photo."""
@@ -223,7 +227,7 @@ class _Reader:
             for place in beside | {os.path.realpath(place) for place in beside}
             for name in self._listing.names(place)
             if name.lower().endswith(PHOTO_SUFFIXES)
-        } | self._orphans
+        } | {*labels.values(), *self._orphans}
         places = {os.path.dirname(label) for label in labels.values()}
         for folder in folders:
             top = os.path.dirname(label_of(os.path.join(os.path.abspath(folder), "x.jpg")))

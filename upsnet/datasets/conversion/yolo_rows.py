@@ -34,11 +34,11 @@ def read_rows(size: Size, file: Path, rows: Rows) -> Labels:
     shapes, left_out = [], []
     for number, line in enumerate(read_text(file).splitlines(), 1):
         if tokens := line.split():
-            name = f"line {number}"
+            name = f"{file}: line {number}"
             try:
                 shapes.append(_shape(tokens, name, size, rows))
             except InputError as error:
-                raise InputError(f"{file}: {name}: {error}") from None
+                raise InputError(f"{name}: {error}") from None
             if rows.keypoints:
                 left_out.append(LeftOut("keypoints", name))
     return Labels(shapes, None, left_out)

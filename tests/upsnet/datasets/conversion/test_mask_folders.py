@@ -205,6 +205,32 @@ def test_names_that_are_nearly_the_same(tmp_path: Path) -> None:
     assert source.faults == [] and sorted(splits(source)["all"]) == sorted(photos)
 
 
+def test_a_jpeg_among_the_masks_is_a_fault(tmp_path: Path) -> None:
+    masks, photos = folders(tmp_path, ["a.jpg", "b.jpg"], ["a_L.png", "b_L.jpg", "b_l.png", "v/a_L.jpg", "x.jpg"])
+    said = "b_L.jpg: a JPEG changes the values at every edge; write the masks as PNG"
+    for place in (photos, tmp_path):  # apart, and above the masks
+        source = read(masks, place, suffix="_L")
+        assert [item.name.removeprefix("photos/") for item in source.splits["all"]] == ["a.jpg", "b.jpg"]
+        with pytest.raises(LabelFaults, match=f"a fault, .*{said}"):
+            convert(source, tmp_path / "out", progress=False)
+    assert f"3 images in {masks} are the mask of no photo, as b_l.png" in read(masks, photos, suffix="_L").remarks
+    (masks / "a_L.png").rename(masks / "a.png")
+    (masks / "b_L.jpg").rename(masks / "b.jpg")
+    for name in ("b_l.png", "v/a_L.jpg", "x.jpg"):
+        (masks / name).unlink()
+    for place in (photos, tmp_path):
+        with pytest.raises(LabelFaults, match=r"b.jpg: a JPEG changes the values"):
+            convert(read(masks, place), tmp_path / "out", progress=False)
+
+
+def test_photos_among_the_masks_are_no_masks(tmp_path: Path) -> None:
+    masks, _ = folders(tmp_path, [], ["a.jpg", "a.png", "b.jpg"])
+    source = read(masks, masks)
+    assert (splits(source), source.faults) == ({"all": ["a.jpg"]}, [])
+    assert "1 photos without a mask are left out, as b.jpg; paint a mask for each" in source.remarks
+    assert not any("the mask of no photo" in each for each in source.remarks)
+
+
 def test_masks_without_their_photo(tmp_path: Path) -> None:
     masks, photos = folders(tmp_path, ["a.jpg", "b.jpg", "b.png", "x/c.jpg", "y/c.jpg", "d.jpg"], [])
     for name in ("a.png", "a.tif", "b.png", "c.png", "lost.png", "z/d.png", "d.png"):

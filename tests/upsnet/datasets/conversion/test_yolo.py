@@ -102,7 +102,7 @@ def rows_of(folder: Path, text: str | bytes, rows: Rows = ROWS) -> Labels:
 )
 def test_a_row_as_tools_write_it(tmp_path: Path, text: str | bytes) -> None:
     (shape,) = rows_of(tmp_path, text).shapes
-    assert (shape.key, shape.name, shape.is_box) == (0, "line 1", False)
+    assert (shape.key, shape.name, shape.is_box) == (0, f"{tmp_path}/a.txt: line 1", False)
     assert rasterise(shape, SIZE).mask.sum() == 20 * 20
 
 
@@ -144,7 +144,7 @@ def test_rows_that_are_boxes(tmp_path: Path) -> None:
     assert (rasterise(box, SIZE).mask == rasterise(turned, SIZE).mask).all()
     labels = rows_of(tmp_path, "1 0.25 0.5 0.5 1 0.1 0.1 2 0 0 0", ROWS._replace(keypoints=6))
     assert [shape.is_box for shape in labels.shapes] == [True]
-    assert labels.left_out == [("keypoints", "line 1")]
+    assert labels.left_out == [("keypoints", f"{tmp_path}/a.txt: line 1")]
     with pytest.raises(
         InputError, match=r"8 numbers after the class, not a box of 4 and, by kpt_shape of data.yaml, 6"
     ):
@@ -153,7 +153,9 @@ def test_rows_that_are_boxes(tmp_path: Path) -> None:
 
 def test_boxes_are_refused_unless_asked_for(make: Make, tmp_path: Path) -> None:
     root = make(YAML, **USUAL | {"labels/train/a.txt": "1 0.25 0.5 0.5 1"})
-    with pytest.raises(LabelFaults, match=r"a.jpg: line 1: a box, which has no outline; --boxes fill"):
+    with pytest.raises(
+        LabelFaults, match=r"a.jpg: .*/labels/train/a.txt: line 1: a box, which has no outline; --boxes fill"
+    ):
         convert(read(root), tmp_path / "out", progress=False)
     (made,) = convert(read(root), tmp_path / "out", rules=Rules(boxes="fill"), progress=False)
     assert made.counts["dog"].pixels == 400
@@ -206,6 +208,28 @@ def test_a_path_of_another_machine(make: Make, tmp_path: Path) -> None:
         read(yaml)
     assert names(read(yaml, root=root)) == {"train": ["a.jpg"]}
     assert names(read(yaml.parent, root=root)) == {"train": ["a.jpg"]}  # the only YAML there
+
+
+@pytest.mark.parametrize(
+    ("place", "cure"),
+    [
+        ("/content/set/images/train", "write images/train in its place"),
+        ("C:\\\\set\\\\images\\\\train", "write images/train in its place"),
+        ("/content/other", "write a folder below .* in its place"),
+    ],
+)
+def test_a_folder_of_another_machine(make: Make, place: str, cure: str) -> None:
+    with pytest.raises(InputError, match=f"train: there is no .*; it is another machine's: {cure}"):
+        read(make(f"train: {place}\nnames: [cat]\n".replace("\\\\", "\\"), **USUAL))
+
+
+def test_a_photo_that_is_a_dangling_link_is_one_fault(make: Make, tmp_path: Path) -> None:
+    root = make(YAML, **USUAL | {"labels/train/b.txt": LEFT})
+    (root / "images/train/b.jpg").symlink_to("gone.jpg")
+    source = read(root)
+    assert not source.faults
+    with pytest.raises(LabelFaults, match=r"a fault, .*b\.jpg: .*no such file"):
+        convert(source, tmp_path / "out", progress=False)
 
 
 def test_label_studios_folder(make: Make) -> None:
