@@ -81,7 +81,7 @@ demo: $(RUN)/report.html ## train, export, build, serve and compare a small netw
 	@echo '1. Open $<: the figures and pictures of every runtime.'
 	@echo '2. Predict your photo: $(UPSNET) predict photo.jpg --run $(RUN) --out predicted'
 	@echo '3. Serve: $(strip make serve $(foreach name,$(NAMED),$(name)=$($(name))))'
-	@$(if $(DATA),echo 'This network knows synthetic shapes only; for your own: training/configs/custom.yaml')
+	@$(if $(DATA),echo 'This network knows synthetic shapes only; for your own: docs/own-data.md')
 
 $(RUN)/report.html: $(RUN)/engine/engine.json $(wildcard $(TRITON_READY)) | $(TRITON_READY)
 	$(BIN)/python eval/parity.py --run $(RUN) --min-pq $(MIN_PQ)

@@ -1,9 +1,14 @@
-"""A data set in the COCO panoptic format, as the labels that docs/own-data.md begins with: one folder a format."""
+"""A data set in the COCO panoptic format, as the labels that docs/own-data.md begins with: one folder a format.
+
+python -m tests.label_folders labels    # 40 drawn photos, to try the page on
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 from tests.upsnet.datasets.conversion.cvat_writer import write_cvat
@@ -13,6 +18,7 @@ from tests.upsnet.datasets.conversion.mask_writer import write_masks
 from tests.upsnet.datasets.conversion.supervisely_writer import write_supervisely
 from tests.upsnet.datasets.conversion.yolo_writer import write_yolo
 from upsnet.datasets.folder import PanopticFolder
+from upsnet.datasets.shapes import write_shapes
 
 
 def write_labels(truth: PanopticFolder, folder: Path) -> None:
@@ -28,3 +34,13 @@ def write_labels(truth: PanopticFolder, folder: Path) -> None:
     write_labelme(truth, folder / "labelme")
     write_cvat(truth, folder / "cvat")
     write_supervisely(truth, folder / "supervisely")
+
+
+def main(folder: Path, images: int = 40) -> None:
+    with tempfile.TemporaryDirectory() as drawn:
+        truth = write_shapes(Path(drawn) / "shapes", {"train": images}, progress=False) / "train.json"
+        write_labels(PanopticFolder(truth), folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

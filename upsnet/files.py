@@ -8,12 +8,16 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import stat
+import sys
 import tempfile
+import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any
 
 from upsnet.errors import InputError, first_line
@@ -117,22 +121,65 @@ def existing_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def staged_folder(out: Path) -> Iterator[Path]:
+def staged_folder(out: Path, in_the_way: Callable[[], Sequence[Path]] = list) -> Iterator[Path]:
     """Yields an empty folder; on success its files move into `out` (made if absent, other files there stay).
 
     The folder lies in `out`, or in its nearest parent that exists, hence on the same file system: each file, or folder
-    that is new, arrives by one rename, files in `out` itself last. On an error nothing reaches `out`.
+    that is new, arrives by one rename, files in `out` itself last. On an error nothing reaches `out`; SIGTERM ends the
+    program as an error does, with status 143.
+    in_the_way: asked at the end for files and folders in `out` that go; it may raise. Signals wait for the renames.
     Raises InputError when `out` is a file or cannot be written to, and when the disk is full.
     """
-    with writing(out):
-        nearest = existing_folder(out)
-        stage = Path(tempfile.mkdtemp(prefix=".partial-", dir=nearest))
-    try:
+    with ExitStack() as rubbish, _ending_on_sigterm():
+        with writing(out):
+            nearest = existing_folder(out)
+            stage = _temporary(nearest, rubbish)
         with writing_only(out, stage):
             yield stage
-        _move_into(stage, out)
+        with _signals_wait():
+            if old := in_the_way():
+                aside = _temporary(nearest, rubbish)
+                for number, path in enumerate(old):
+                    with writing(path):
+                        os.replace(path, aside / str(number))
+            _move_into(stage, out)
+
+
+def _temporary(above: Path, rubbish: ExitStack) -> Path:
+    """A new hidden folder, which is removed with `rubbish`."""
+    folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=above))
+    rubbish.callback(shutil.rmtree, folder)
+    return folder
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Where nobody else handles SIGTERM, it raises SystemExit inside, so that what is half-made is removed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(SIGTERM, lambda *_: sys.exit(128 + SIGTERM))
+    try:
+        yield
     finally:
-        shutil.rmtree(stage)
+        signal.signal(SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM come after this."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came: list[int] = []
+    handlers = {each: signal.signal(each, lambda number, _: came.append(number)) for each in (SIGINT, SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _move_into(source: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import training.train
+from tests import label_folders
 from tests.docs import pages
 from tests.label_folders import write_labels
 from tests.upsnet.datasets.conversion.truth import pixels
@@ -51,6 +52,14 @@ def run(words: list[str]) -> str:
     result = CliRunner(env={"COLUMNS": "160"}).invoke(make_root(), words)
     assert result.exit_code == 0, f"upsnet {shlex.join(words)}: {result.output}"
     return result.output
+
+
+def test_the_labels_to_try_the_page_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "`.venv/bin/python -m tests.label_folders labels`" in PAGE.read_text()
+    monkeypatch.chdir(tmp_path)
+    label_folders.main(Path("labels"), images=2)
+    named = {word for words in CONVERTERS for word in words if word.startswith("labels/")}
+    assert len(named) > 6 and {word for word in named if not Path(word).exists()} == set()
 
 
 def test_every_converter_is_on_the_page() -> None:

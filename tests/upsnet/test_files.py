@@ -3,7 +3,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,3 +149,38 @@ def test_a_target_is_looked_at_before_long_work(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="cannot be written: "):
             check_target(bad)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_in_the_way_goes_when_the_new_is_there(tmp_path: Path) -> None:
+    old = tmp_path / "out" / "photos"
+    old.mkdir(parents=True)
+    (old / "old.txt").touch()
+
+    def in_the_way() -> list[Path]:
+        signal.raise_signal(signal.SIGINT)  # it waits for the renames
+        return [old]
+
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out", in_the_way) as stage:
+        (stage / "photos").mkdir()
+        (stage / "photos" / "new.txt").touch()
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["photos", "new.txt"]
+
+
+def test_a_complaint_at_the_end_leaves_all_as_it_was(tmp_path: Path) -> None:
+    def in_the_way() -> list[Path]:
+        raise InputError("is there already")
+
+    with pytest.raises(InputError), staged_folder(tmp_path, in_the_way) as stage:
+        (stage / "new.txt").touch()
+    assert not list(tmp_path.iterdir())
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from pathlib import Path; from upsnet.files import staged_folder\n"
+        "with staged_folder(Path(sys.argv[1])) as stage:\n"
+        "    (stage / 'half.txt').touch(); os.kill(os.getpid(), signal.SIGTERM); signal.pause()"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (143, "")
+    assert not list(tmp_path.iterdir())

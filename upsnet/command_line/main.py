@@ -106,7 +106,7 @@ def load_main(name: str, module: str) -> Callable[..., None]:
 def _extra(module: str, missing: str) -> str:
     """The extra of this distribution that brings a missing package to a command."""
     by_package = {
-        "hotcoco": "data",
+        "hotcoco": "metrics",
         "jinja2": "data",
         "yaml": "data",
         "onnxruntime": "onnxruntime",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
@@ -42,6 +43,19 @@ def read_panoptic_png(path: PathLike) -> np.ndarray:
     Raises InputError for a missing or damaged file and for any other kind of PNG (grey, palette, 16 bit): their values
     are not ids, and the official reader fails on them too or cuts them silently.
     """
+    with _opened(path) as image:
+        return _ids(image)
+
+
+def check_panoptic_header(path: PathLike) -> None:
+    """InputError as `read_panoptic_png`, but for what the pixels hold: they are not read."""
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: PathLike) -> Iterator[Image.Image]:
+    """Of the right kind. What goes wrong while it is open is said of it, too."""
     if not os.path.isfile(path):  # a pipe would be waited for
         raise InputError(f"{path}: no such file")
     try:
@@ -55,7 +69,7 @@ def read_panoptic_png(path: PathLike) -> np.ndarray:
                         f"{path}: a PNG of mode {image.mode}, {depth} bits a channel; "
                         f"a panoptic PNG is 8-bit RGB with id = R + 256 G + 65536 B"
                     )
-                return _ids(image)
+                yield image
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"{path}: no such file") from error
     except DECODE_ERRORS as error:

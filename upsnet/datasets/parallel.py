@@ -38,9 +38,12 @@ def map_parallel(function: Callable[[Work], Result], pieces: Iterable[Work], wor
     try:
         yield from _results(function, pieces, workers) if workers > 1 else map(function, pieces)
     except MemoryError as error:
-        raise InputError(f"memory ran out in one of {workers} worker processes; give fewer --workers") from error
+        raise InputError(f"memory ran out in one of {workers} worker processes; give fewer workers") from error
     except BrokenProcessPool as error:
-        raise InputError(f"one of {workers} worker processes died; if memory ran out, give fewer --workers") from error
+        raise InputError(
+            f"one of {workers} worker processes died: if memory ran out, give fewer workers; in a script of your own, "
+            'call this below `if __name__ == "__main__":`, or with workers=1'
+        ) from error
 
 
 def _results(function: Callable[[Work], Result], pieces: Iterable[Work], workers: int) -> Iterator[Result]:

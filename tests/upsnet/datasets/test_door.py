@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from upsnet import datasets
+from upsnet.command_line.main import COMMANDS
 
 
 def test_every_name_is_there_and_says_what_it_does() -> None:
@@ -17,6 +19,21 @@ def test_every_name_is_there_and_says_what_it_does() -> None:
         assert getattr(datasets, name).__doc__ and name in dir(datasets)
     with pytest.raises(AttributeError, match=r"module 'upsnet\.datasets' has no attribute 'voc'"):
         datasets.voc  # noqa: B018
+
+
+def test_every_converter_has_its_reader_here_and_where_they_are_listed(project_root: Path) -> None:
+    commands = [name.removeprefix("data from-") for name in COMMANDS if name.startswith("data from-")]
+    readers = {f"read_{name}" for name in commands}
+    assert len(readers) > 1 and readers | {"read_panoptic_png"} == {
+        name for name in datasets.__all__ if name.startswith("read_")
+    }
+    page = (project_root / "docs" / "python.md").read_text()
+    assert {name for name in readers if name not in page} == set()
+
+
+def test_its_docstring_has_every_name() -> None:
+    table = set(re.findall(r"`(\w+)`", datasets.__doc__ or ""))
+    assert set(datasets.__all__) - table == set()
 
 
 def test_importing_it_loads_nothing_heavy(project_root: Path) -> None:

@@ -44,8 +44,18 @@ def test_no_memory_is_one_line(workers: int) -> None:
 
 
 def test_a_worker_that_is_killed_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"^one of 2 worker processes died; if memory ran out, give fewer"):
+    with pytest.raises(InputError, match=r"^one of 2 worker processes died: if memory ran out, give fewer"):
         list(map_parallel(kill, range(9), 2))
+
+
+def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
+    (script := tmp_path / "work.py").write_text(
+        "from upsnet.datasets.parallel import map_parallel\nprint(list(map_parallel(abs, [-1, -2], 2)))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert 'call this below `if __name__ == "__main__":`, or with workers=1' in done.stderr.splitlines()[-1]
 
 
 def alive(pid: int) -> bool:

@@ -25,21 +25,20 @@ from upsnet.datasets.conversion.photo_folder import REPORT
 from upsnet.datasets.conversion.table import Choice, Table, make_table, names_alike
 from upsnet.datasets.doctor.check import Checkup
 from upsnet.datasets.doctor.image import ImageTask, check_image, size_and_orientation
-from upsnet.datasets.doctor.json_file import unlisted
 from upsnet.datasets.findings import Tally
+from upsnet.datasets.maker import MAKER, check_only_listed, info_if_ours
 from upsnet.datasets.panoptic_json import PanopticJson
 from upsnet.datasets.parallel import map_parallel, usable_cores
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
-from upsnet.files import read_json, staged_folder, write_json, writing
+from upsnet.files import staged_folder, write_json, writing
 from upsnet.json_values import breaks_line
 from upsnet.photos import SWAPPED, TURNS, write_png
 from upsnet.run_lengths import areas_and_boxes
 
 LONGEST = 100  # bytes of a split's name: that of its report, and a temporary one, must fit into a file system
 FEW = 16  # images for which another process is not worth its start
-MAKER = "upsnet data"  # in the JSON's info: a data set that was made here, which --replace may remove
 
 
 class Rules(NamedTuple):
@@ -134,10 +133,14 @@ def convert(
     if rules.limit is not None and rules.limit < 1:
         raise InputError(f"--limit {rules.limit}: give at least 1")
     splits = _named(source, rules.name)
-    old = [file for name in splits for file in _in_the_way(out, name, rules.replace)]
+
+    def in_the_way() -> list[Path]:
+        return [file for name in splits for file in _in_the_way(out, name, rules.replace)]
+
+    in_the_way()  # before the work; and again when it is done, as another run may have written there
     overlap = rules.overlap or source.overlap
     made: list[Converted] = []
-    with staged_folder(out) as stage:
+    with staged_folder(out, in_the_way) as stage:
         for name, items in splits.items():
             made.append(_write_split(source, name, items[: rules.limit], stage, table, overlap, rules, progress))
         faults = [*source.faults, *(fault for each in made for fault in each.faults)]
@@ -150,9 +153,6 @@ def convert(
             each.faults = [*source.faults, *each.faults]
             each.checkup = each.checkup._replace(split=_split(out, each.split.json_file.stem))
             write_json(stage / f"{each.split.json_file.stem}{REPORT}", report(source, each, rules))
-        for file in old:
-            with writing(file):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
     return made
 
 
@@ -215,27 +215,10 @@ def _in_the_way(out: Path, name: str, replace: bool) -> list[Path]:
         return []
     if not replace:
         raise InputError(f"{there[0]}: is there already; give another --out, or --replace")
-    if there[0] != split.json_file or not _is_ours(split.json_file):
+    if there[0] != split.json_file or info_if_ours(split.json_file) is None:
         raise InputError(f"{there[0]}: was not made by `{MAKER}`; give another --out")
     check_only_listed(split)
     return there
-
-
-def check_only_listed(split: Split) -> None:
-    """InputError where the folders of a split that is to be replaced hold a file that its JSON does not list."""
-    content = read_json(split.json_file)
-    for kind, folder, key in (("photo", split.images, "images"), ("png", split.segments, "annotations")):
-        entries = content.get(key) if isinstance(content, dict) else None
-        named = [each for each in entries or () if isinstance(each, dict) and isinstance(each.get("file_name"), str)]
-        found = unlisted(f"{kind}-unlisted", folder, named)
-        if other := next(iter(found), None):
-            raise InputError(f"{other.text}: --replace would remove this file, which is not of the data set; move it")
-
-
-def _is_ours(json_file: Path) -> bool:
-    content = read_json(json_file)
-    info = content.get("info") if isinstance(content, dict) else None
-    return isinstance(info, dict) and info.get("maker") == MAKER
 
 
 def _write_split(

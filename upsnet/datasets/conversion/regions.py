@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from upsnet.datasets.conversion.labels import Polygon, Region, Rle, Shape, Size
 from upsnet.errors import InputError
 
 MOST_PLACE = 8  # characters of a number after the first: 45 bits
+STEPS = 5  # in a pixel: COCO's rule rounds to these
 FAR = 4.0  # photo sides that a point may lie outside: beyond, somebody counts in another unit
 
 
@@ -27,23 +29,31 @@ class Window(NamedTuple):
         return slice(self.y, self.y + self.mask.shape[0]), slice(self.x, self.x + self.mask.shape[1])
 
 
+NOTHING = Window(np.zeros((0, 0), bool), 0, 0)
+
+
 def rasterise(shape: Shape, size: Size) -> Window:
     """The union of its regions, cut to its own box (0 x 0 where it holds no pixel). InputError names the shape."""
-    windows = [_window(region, size, shape.name) for region in shape.regions]
+    found = [_window(region, size, shape.name) for region in shape.regions]
+    windows = [window for window in found if window.mask.size] or [NOTHING]
     if len(windows) == 1:
         return windows[0]
-    whole = np.zeros(size, bool)
+    x, y = min(window.x for window in windows), min(window.y for window in windows)
+    right = max(window.x + window.mask.shape[1] for window in windows)
+    low = max(window.y + window.mask.shape[0] for window in windows)
+    union = Window(np.zeros((low - y, right - x), bool), x, y)
     for window in windows:
-        whole[window.place] |= window.mask
-    return _tight(whole, 0, 0)
+        union.mask[Window(window.mask, window.x - x, window.y - y).place] |= window.mask
+    return union
 
 
 def _window(region: Region, size: Size, name: str) -> Window:
     if isinstance(region, Polygon):
-        mask = _filled(region.rings, size, name)
-        if region.holes:
-            mask &= ~_filled(region.holes, size, name)
-        return _tight(mask, 0, 0)
+        rings, holes = ([_steps(ring, size, name) for ring in each] for each in region)
+        mask, x, y = _filled(rings, size)
+        if holes:
+            mask &= ~_filled(holes, size, Window(mask, x, y)).mask
+        return _tight(mask, x, y)
     if isinstance(region, Rle):
         return _tight(_decoded(region, size, name), 0, 0)
     mask, x, y = region
@@ -55,23 +65,37 @@ def _window(region: Region, size: Size, name: str) -> Window:
 def _tight(mask: np.ndarray, x: int, y: int) -> Window:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
-        return Window(np.zeros((0, 0), bool), 0, 0)
+        return NOTHING
     top, left = int(rows[0]), int(columns[0])
     return Window(mask[top : rows[-1] + 1, left : columns[-1] + 1].copy(), x + left, y + top)
 
 
-def _filled(rings: tuple[np.ndarray, ...], size: Size, name: str) -> np.ndarray:
-    """bool H x W: what any of the rings holds."""
-    height, width = size
-    rle = hotcoco_package.load().mask
-    coded = []
-    for ring in rings:
-        points = check_points(ring, size, name)
-        if len(points) >= 3:  # fewer hold nothing
-            coded += rle.frPyObjects([points.reshape(-1).tolist()], height, width)
-    if not coded:
-        return np.zeros(size, bool)
-    return rle.decode(rle.merge(coded) if len(coded) > 1 else coded[0]).astype(bool)
+def _steps(ring: np.ndarray, size: Size, name: str) -> np.ndarray:
+    """A ring's points in steps of a fifth of a pixel, int64 N x 2, as pycocotools' frPoly takes them."""
+    return np.trunc(STEPS * check_points(ring, size, name) + 0.5).astype(np.int64)
+
+
+def _filled(rings: Sequence[np.ndarray], size: Size, place: Window | None = None) -> Window:
+    """What any of the rings holds, in steps, in a window around them that is no larger than the photo; or in `place`.
+
+    It is frPoly's result for the whole photo: a ring is moved by whole pixels, in steps, where that changes nothing.
+    """
+    kept = [ring for ring in rings if len(ring) >= 3]  # fewer points hold nothing
+    if place is None:
+        if not kept:
+            return NOTHING
+        points = np.concatenate(kept)
+        low = np.clip(points.min(0) // STEPS - 1, 0, size[::-1])
+        high = np.clip(points.max(0) // STEPS + 2, low, size[::-1])
+        place = Window(np.zeros((high[1] - low[1], high[0] - low[0]), bool), int(low[0]), int(low[1]))
+    mask = np.zeros(place.mask.shape, bool)
+    if mask.size:
+        rle = hotcoco_package.load().mask
+        for ring in kept:
+            moved = ring - STEPS * np.array([place.x, place.y])
+            points = (moved - np.where(moved < 0, 0.75, 0.25)) / STEPS  # which frPoly rounds to `moved`
+            mask |= rle.decode(rle.frPyObjects([points.reshape(-1).tolist()], *mask.shape)[0]).astype(bool)
+    return Window(mask, place.x, place.y)
 
 
 def check_points(ring: np.ndarray, size: Size, name: str) -> np.ndarray:

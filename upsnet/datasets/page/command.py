@@ -9,9 +9,11 @@ import typer
 
 from upsnet.datasets.doctor.check import check_split, choose_splits, compare_categories
 from upsnet.datasets.findings import Tally
+from upsnet.datasets.maker import origin
 from upsnet.datasets.page.page import Selection, check_names, write_page
 from upsnet.datasets.panoptic_json import PanopticJson
 from upsnet.datasets.parallel import usable_cores
+from upsnet.datasets.split import Split
 from upsnet.files import check_target
 
 NAME = "show.html"
@@ -36,10 +38,11 @@ def main(
 ) -> None:
     """Write a page of photos with their segments, histograms of classes and sizes, and what `upsnet data check` finds.
 
-    The page holds all that it shows: open it in a browser, or send it. Images with findings come first.
+    The page holds all that it shows: open it in a browser, or send it. Images with findings come first. Of a folder,
+    a data set from which `upsnet data split` made others there is left out: they show its images.
     """
     path = out or (data if data.is_dir() else data.parent) / NAME
-    splits = choose_splits(data, gt_folder, images)
+    splits = _without_wholes(choose_splits(data, gt_folder, images))
     check_target(path)
     check_names([PanopticJson(split, Tally().note).categories for split in splits] if category else [], category or ())
     checkups = [check_split(split, workers or usable_cores()) for split in splits]
@@ -50,3 +53,15 @@ def main(
         f"{errors:,} errors, {warnings:,} warnings"
         + (f"; `upsnet data check {data}` lists them" if errors + warnings else "")
     )
+
+
+def _without_wholes(splits: list[Split]) -> list[Split]:
+    """Without those that others beside them were split from, which is said."""
+    parts: dict[Path, list[Path]] = {}
+    for json_file in (split.json_file for split in splits if len(splits) > 1):
+        if name := origin(json_file):
+            parts.setdefault(json_file.parent / name, []).append(json_file)
+    for whole in (split.json_file for split in splits if split.json_file in parts):
+        names = ", ".join(part.name for part in parts[whole])
+        print(f"{whole}: left out, as {names} were split from it; `upsnet data show {whole}` shows it")
+    return [split for split in splits if split.json_file not in parts]

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from upsnet.datasets.advice import how_to_train
-from upsnet.datasets.splitting.split import Duplicates, Made, SplitRules, kind, split_dataset
+from upsnet.datasets.doctor.check import choose_splits
+from upsnet.datasets.splitting.split import Made, SplitRules, kind, split_dataset
+from upsnet.datasets.splitting.together import Duplicates
 from upsnet.tables import make_table, print_tables
 
 SHOWN = 5  # of one kind
-LARGE = 0.1  # of all images: a group that nobody expects
 
 
 def main(
@@ -39,11 +40,17 @@ def main(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="An earlier split of this data set.")] = False,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the files (default: hard links, where possible).")] = False,
+    gt_folder: Annotated[Path | None, typer.Option(help="The PNGs; default: beside the JSON.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The photos; default: where COCO has them.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
 ) -> None:
-    """Deal out the images of a data set in COCO panoptic format, every class in its share, to train and val."""
+    """Deal out the images of a data set in COCO panoptic format, every class in its share, to train and val.
+
+    Photos are read to be compared, and of the PNGs their headers: `upsnet data check` looks for every fault.
+    """
     rules = SplitRules(val, test, seed, keep_together, duplicates, replace, copy, workers)
-    print_summary(split_dataset(data, out, rules), rules)
+    source = choose_splits(data, gt_folder, images)[0] if gt_folder or images else data
+    print_summary(split_dataset(source, out, rules), rules)
 
 
 def print_summary(made: Made, rules: SplitRules) -> None:
@@ -61,7 +68,7 @@ def print_summary(made: Made, rules: SplitRules) -> None:
         table.add_row(each.category.name, kind(each.category), *figures, f"{in_val:.1f}")
     print_tables(table)
     _print_one_sided(made)
-    _print_groups(made, rules, total)
+    _print_groups(made, rules)
     for what, photos in (
         ("photos have no contrast: only equal files of them were kept together", made.flat),
         ("photos have names that --keep-together does not match: each is for itself", made.unmatched),
@@ -94,7 +101,7 @@ def _print_one_sided(made: Made) -> None:
         print(f"{absent:,} of {len(made.classes):,} classes are in no image (crowds do not count)")
 
 
-def _print_groups(made: Made, rules: SplitRules, total: int) -> None:
+def _print_groups(made: Made, rules: SplitRules) -> None:
     groups = sorted((each for side in made.groups.values() for each in side), key=len, reverse=True)
     if not groups:
         print("no images belong together" if rules.duplicates != "off" else "photos were not compared")
@@ -104,6 +111,3 @@ def _print_groups(made: Made, rules: SplitRules, total: int) -> None:
     for photos in groups[:SHOWN]:
         more = ", ..." if len(photos) > 2 else ""
         print(f"  {len(photos):,} images: {', '.join(photos[:2])}{more}")
-    if rules.duplicates == "near" and len(groups[0]) > LARGE * total:
-        share = f"{100 * len(groups[0]) / total:.0f} %"
-        print(f"  the largest has {share} of all images: where these are not the same picture, --duplicates same")

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
+import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from upsnet import __version__
 from upsnet.categories import Category
-from upsnet.datasets.conversion.convert import MAKER, place_photo
+from upsnet.datasets.coco_format import check_panoptic_header
+from upsnet.datasets.conversion.convert import place_photo
 from upsnet.datasets.doctor.json_file import find_splits, open_split
 from upsnet.datasets.findings import Strict
+from upsnet.datasets.maker import MAKER, check_only_listed, origin
 from upsnet.datasets.panoptic_json import PanopticJson, Row
 from upsnet.datasets.parallel import usable_cores
 from upsnet.datasets.split import Split
-from upsnet.datasets.splitting.duplicates import COARSE, FINE, fingerprints, join_alike, join_equal, join_same_files
+from upsnet.datasets.splitting.duplicates import COARSE, FINE
 from upsnet.datasets.splitting.stratify import stratify
+from upsnet.datasets.splitting.together import Duplicates, Together, find_together
 from upsnet.errors import InputError
-from upsnet.files import read_json, staged_folder, write_json, write_text, writing
+from upsnet.files import staged_folder, write_json, write_text
 
 NAMES = ("train", "val", "test")
-FOLDER = "folder"  # --keep-together: photos in one folder
-
-Duplicates = Literal["near", "same", "off"]
+LARGE = 0.1  # of all images: so many that look alike are hardly one picture
 
 
 class SplitRules(NamedTuple):
@@ -68,7 +68,7 @@ class Made:
     groups: dict[str, list[list[str]]]  # by side: the photos of each group of more than one
     flat: list[str] = field(default_factory=list)  # photos without contrast: only the same file counts as a duplicate
     unmatched: list[str] = field(default_factory=list)  # photos whose name the pattern does not match
-    warnings: list[str] = field(default_factory=list)  # about the source, as the doctor has them
+    warnings: list[str] = field(default_factory=list)  # about the source, as the doctor has them, and large groups
 
 
 class Images(NamedTuple):
@@ -93,31 +93,38 @@ def split_dataset(
     OUT/NAME_split.json, which says what was kept together. The same data, rules and seed give the same sides, whatever
     the order in the JSON and the number of workers.
     Raises InputError for what the doctor calls an error in the JSON, photos that cannot be read (unless `duplicates` is
-    "off"), shares and patterns that make no sense, and a target that is there already.
+    "off"), files that are no panoptic PNGs (by their headers: the doctor reads them whole), shares and patterns that
+    make no sense, and a target that is there already.
     """
     shares = _shares(rules)
     source = data if isinstance(data, Split) else _find(data)
     out = out or (data if isinstance(data, Path) and data.is_dir() else source.json_file.parent)
-    old = _in_the_way(source, out, list(shares), rules.replace)
+
+    def in_the_way() -> list[Path]:
+        return _in_the_way(source, out, list(shares), rules.replace)
+
+    in_the_way()  # before the work; and again when it is done, as another run may have written there
     strict = Strict(source.json_file)
     chart = PanopticJson(source, strict)
-    images = _read_images(chart)
+    images = _read_images(chart, source)
     if len(images.ids) < len(shares):
         raise InputError(f"{source.json_file}: {len(images.ids)} images are too few for {', '.join(shares)}")
-    groups, flat, unmatched = _groups(images, source, rules, progress)
-    firsts, group_of = np.unique(groups, return_inverse=True)
+    workers = usable_cores() if rules.workers is None else rules.workers
+    together = find_together(images.photos, source.images, rules.keep_together, rules.duplicates, workers, progress)
+    firsts, group_of = np.unique(together.groups, return_inverse=True)
     if len(firsts) < len(shares):
         raise InputError(
-            f"{source.json_file}: its {len(images.ids)} images are {len(firsts)} group of images that belong together, "
-            f"too few for {', '.join(shares)}; give another --keep-together, or --duplicates same"
+            f"{source.json_file}: its {len(images.ids)} images are {len(firsts)} group{'s' * (len(firsts) > 1)} of "
+            f"images that belong together, too few for {', '.join(shares)}; {together.cure(len(shares))}"
         )
     sizes = np.bincount(group_of)
     counts = np.zeros((len(sizes), images.segments.shape[1]), np.int32)
     np.add.at(counts, group_of, images.segments > 0)
     sides = stratify(counts, sizes, _targets(shares, len(images.ids)), rules.seed)
     made = _describe(source, out, chart, images, group_of, sides, (counts > 0).sum(axis=0), list(shares))
-    made.flat, made.unmatched, made.warnings = flat, unmatched, strict.warnings.lines(source.json_file)
-    _write(made, out, chart, images, sides[group_of], rules, old, progress)
+    made.flat, made.unmatched = together.flat, together.unmatched
+    made.warnings = [*strict.warnings.lines(source.json_file), *_warn_of_looks(made, together)]
+    _write(made, out, chart, images, sides[group_of], rules, in_the_way, progress)
     return made
 
 
@@ -147,21 +154,11 @@ def _find(data: Path) -> Split:
             raise InputError(f"{data}: no such file or folder")
         return open_split(data)
     splits = find_splits(data)
-    own = splits if len(splits) == 1 else [split for split in splits if not _origin(split.json_file)]
+    own = splits if len(splits) == 1 else [split for split in splits if not origin(split.json_file)]
     if len(own) != 1:
         names = ", ".join(str(split.json_file) for split in own or splits)
         raise InputError(f"{data}: which of its data sets shall be split? Give one JSON: {names}")
     return own[0]
-
-
-def _origin(json_file: Path) -> str | None:
-    """The JSON that this one was split from, if it was made here."""
-    content = read_json(json_file)
-    info = content.get("info") if isinstance(content, dict) else None
-    if not isinstance(info, dict) or info.get("maker") != MAKER:
-        return None
-    name = info.get("split_of")
-    return name if isinstance(name, str) else None
 
 
 def _in_the_way(source: Split, out: Path, names: Sequence[str], replace: bool) -> list[Path]:
@@ -169,15 +166,16 @@ def _in_the_way(source: Split, out: Path, names: Sequence[str], replace: bool) -
     old: list[Path] = []
     for name in NAMES:
         split = Split.usual(out / f"{name}.json")
-        there = [path for path in (split.json_file, split.segments, split.images) if path.exists()]
+        there = [path for path in (split.json_file, split.segments, split.images) if os.path.lexists(path)]
         if not there:
             continue
-        ours = split.json_file.is_file() and _origin(split.json_file) == _key(source)
+        ours = split.json_file.is_file() and origin(split.json_file) == _key(source)
         if name in names and split.json_file.exists() and split.json_file.samefile(source.json_file):
             raise InputError(f"{split.json_file}: is the data set that shall be split; give another --out")
         if ours and (replace or name not in names):
             if not replace:
                 raise InputError(f"{there[0]}: is of an earlier split; give another --out, or --replace")
+            check_only_listed(split)
             old += there
         elif name in names:
             cure = ", or --replace" if ours else "; it is no earlier split of this data set"
@@ -189,13 +187,17 @@ def _key(source: Split) -> str:
     return source.json_file.name
 
 
-def _read_images(chart: PanopticJson) -> Images:
+def _read_images(chart: PanopticJson, source: Split) -> Images:
     columns = {number: index for index, number in enumerate(chart.categories)}
     ids: list[int] = []
     photos: list[str] = []
     pixels: list[int] = []
     segments: list[np.ndarray] = []
     for row in chart.rows():
+        try:
+            check_panoptic_header(source.segments / row.png)
+        except InputError as error:
+            raise InputError(f"{source.json_file}: image {row.image_id}: {error}") from None
         ids.append(row.image_id)
         photos.append(row.photo)
         pixels.append(row.size[0] * row.size[1] if row.size else 0)
@@ -210,43 +212,19 @@ def _count(row: Row, columns: dict[int, int]) -> np.ndarray:
     return np.bincount(found, minlength=len(columns)).astype(np.uint16)  # an image has less than 2^15 segments
 
 
-def _groups(
-    images: Images, source: Split, rules: SplitRules, progress: bool
-) -> tuple[np.ndarray, list[str], list[str]]:
-    """int N: the first image of each one's group. Photos without contrast. Photos that the pattern does not match."""
-    groups, flat, unmatched = np.arange(len(images.ids)), [], []
-    if rules.keep_together is not None:
-        keys = _keys(images.photos, rules.keep_together)
-        unmatched = [photo for photo, key in zip(images.photos, keys, strict=True) if key is None]
-        join_equal(groups, keys)
-    if rules.duplicates != "off":
-        photos = [source.images / name for name in images.photos]
-        workers = usable_cores() if rules.workers is None else rules.workers
-        prints = fingerprints(photos, workers, progress)
-        join_same_files(groups, prints)
-        if rules.duplicates == "near":
-            join_alike(groups, prints)
-            flat = [name for name, each in zip(images.photos, prints, strict=True) if each.is_flat]
-    return groups, flat, unmatched
-
-
-def _keys(photos: Sequence[str], pattern: str) -> Sequence[object]:
-    """What photos that belong together have in common; None: nothing."""
-    if pattern == FOLDER:
-        return [photo.rpartition("/")[0] for photo in photos]
-    try:
-        find = re.compile(pattern).search
-    except re.error as error:
-        raise InputError(f"--keep-together {pattern!r}: not a regular expression: {error}") from error
-    keys = [_common(find(photo)) for photo in photos]
-    if all(key is None for key in keys):
-        raise InputError(f"--keep-together {pattern!r}: matches no photo's name; the first is {photos[0]!r}")
-    return keys
-
-
-def _common(found: re.Match[str] | None) -> tuple[str, ...] | None:
-    parts = (found.groups() or (found.group(),)) if found else ()
-    return parts if any(parts) else None
+def _warn_of_looks(made: Made, together: Together) -> Iterator[str]:
+    """Where it is looks that make a large group: photos of one kind, as X-rays, are not one picture."""
+    largest, before = (int(np.bincount(groups).max()) for groups in (together.groups, together.not_by_looks))
+    total = len(together.groups)
+    if largest > LARGE * total and largest >= 2 * before:
+        side, photos = max(
+            ((side, each) for side in made.groups for each in made.groups[side]), key=lambda of: len(of[1])
+        )
+        yield (
+            f"{made.source.json_file}: {largest:,} of {total:,} images ({100 * largest / total:.0f} %) look alike and "
+            f"are all in {side}, {photos[0]} and {photos[1]} among them; where they do not show one picture, give "
+            "--duplicates same"
+        )
 
 
 def _describe(
@@ -296,7 +274,7 @@ def _write(
     images: Images,
     side_of: np.ndarray,
     rules: SplitRules,
-    old: list[Path],
+    in_the_way: Callable[[], list[Path]],
     progress: bool,
 ) -> None:
     info = chart.further.get("info")
@@ -304,7 +282,7 @@ def _write(
     side_by_id = dict(zip(images.ids, side_of.tolist(), strict=True))
     every = 0.1 if sys.stderr.isatty() else 10
     with (
-        staged_folder(out) as stage,
+        staged_folder(out, in_the_way) as stage,
         tqdm(total=len(images.ids), desc="links", unit="image", disable=not progress, mininterval=every) as bar,
     ):
         for side, name in enumerate(made.splits):
@@ -321,9 +299,6 @@ def _write(
             own = {"maker": MAKER, "version": __version__, "split_of": _key(made.source)}
             write_text(split.json_file, json.dumps(chart.further | kept | {"info": info | own}, allow_nan=False) + "\n")
         write_json(stage / f"{made.source.json_file.stem}_split.json", report(made, rules))
-        for path in old:
-            with writing(path):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _files(

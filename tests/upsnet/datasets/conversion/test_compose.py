@@ -108,6 +108,25 @@ def test_outlines_come_back_exactly() -> None:
         assert (back == mask).all()
 
 
+@pytest.mark.parametrize("digits", [0, 1, 12])
+@pytest.mark.parametrize("reach", [0.0, 0.5])
+def test_polygons_are_pycocotools(digits: int, reach: float) -> None:
+    """Pixel for pixel, also where a polygon reaches over the border, though only its own box is painted."""
+    from pycocotools import mask as coco
+
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        size = int(rng.integers(1, 50)), int(rng.integers(1, 50))
+        sides = np.array(size[::-1])
+        low, high = np.sort(rng.uniform(-reach, 1 + reach, (2, 2)), axis=0)
+        ring = np.round(rng.uniform(low, high, (int(rng.integers(3, 12)), 2)) * sides, digits)
+        window = rasterise(Shape("cat", (Polygon((ring,)),), "it"), size)
+        found = np.zeros(size, bool)
+        found[window.place] = window.mask
+        expected = coco.decode(coco.frPyObjects([ring.reshape(-1).tolist()], *size))[..., 0]
+        assert (found == expected).all()
+
+
 def test_run_lengths_and_bitmaps() -> None:
     mask = np.array([[0, 1, 1], [0, 0, 1]], bool)
     for region in (Rle([2, 1, 1, 2], (2, 3)), Bitmap(mask), Bitmap(np.pad(mask, 2), -2, -2)):

@@ -26,6 +26,7 @@ from upsnet.datasets.page.command import main
 from upsnet.datasets.page.page import Selection, number, share, write_page
 from upsnet.datasets.shapes import write_shapes
 from upsnet.datasets.split import Split
+from upsnet.datasets.splitting.split import SplitRules, split_dataset
 from upsnet.errors import InputError
 from upsnet.files import write_json
 
@@ -213,6 +214,21 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "there is star" in done.output and "image/s" not in done.output  # before the check
     done = CliRunner().invoke(make_app(main), [str(tmp_path / "nothing")])
     assert done.exit_code == 2 and "nothing: no such file or folder" in done.output
+
+
+def test_a_data_set_and_its_parts_are_shown_once(tmp_path: Path) -> None:
+    whole = write_shapes(tmp_path / "data", {"train": 4}, progress=False) / "all.json"
+    for old, new in (("train.json", "all.json"), ("train", "all"), ("panoptic_train", "panoptic_all")):
+        (whole.parent / old).rename(whole.parent / new)
+    split_dataset(whole, None, SplitRules(workers=1), progress=False)
+    folder = whole.parent
+    done = CliRunner().invoke(make_app(main), [str(folder), "--workers", "1"])
+    assert done.exit_code == 0, done.output
+    said = f"{whole}: left out, as train.json, val.json were split from it; `upsnet data show {whole}` shows it\n"
+    assert said in done.output and f"{folder}/show.html: 4 of 4 images, " in done.output
+    assert len(pictures(folder / "show.html")) == 8
+    done = CliRunner().invoke(make_app(main), [str(whole), "--workers", "1"])
+    assert "left out" not in done.output and f"{folder}/show.html: 4 of 4 images, " in done.output
 
 
 def test_a_conversion_is_shown_from_what_it_saw(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.upsnet.datasets.splitting.pictures import picture, write_pictures
 from upsnet.command_line.command import make_app
 from upsnet.datasets.doctor.check import check_split
 from upsnet.datasets.folder import PanopticFolder
+from upsnet.datasets.split import Split
 from upsnet.datasets.splitting.command import main
 from upsnet.datasets.splitting.split import Made, SplitRules, split_dataset
 from upsnet.errors import InputError
@@ -50,7 +51,8 @@ def run(*arguments: object) -> Any:
 
 def test_what_is_written(source: Path, tmp_path: Path) -> None:
     made = split(source, tmp_path / "out", val=0.3, test=0.2)
-    assert made.images == {"train": 5, "val": 3, "test": 2} and not made.warnings
+    assert made.images == {"train": 5, "val": 3, "test": 2}
+    assert all("3 of 10 images (30 %) look alike" in line for line in made.warnings)
     whole = json.loads(source.read_text())
     images = {each["id"]: each for each in whole["images"]}
     found: list[int] = []
@@ -157,7 +159,13 @@ def test_classes_that_a_side_lacks_are_said(tmp_path: Path) -> None:
 def test_groups_are_said(source: Path) -> None:
     result = run(source, "--workers", 1, "--val", 0.3)
     assert "3 images in 1 groups that belong together (listed in *_split.json); the largest:\n" in result.output
-    assert "  3 images: 3.png, again.jpg, ...\n  the largest has 30 % of all images: where " in result.output
+    assert "  3 images: 3.png, again.jpg, ...\n" in result.output
+    (warning,) = (line for line in result.stdout.splitlines() if line.startswith("warning: "))
+    (side,) = (name for name in ("train", "val") if (source.parent / name / "3.png").exists())
+    assert warning == (
+        f"warning: {source}: 3 of 10 images (30 %) look alike and are all in {side}, 3.png and again.jpg among them; "
+        "where they do not show one picture, give --duplicates same"
+    )
     assert "no images belong together" in run(source, "--duplicates", "same", "--replace", "--workers", 1).output
     assert "photos were not compared" in run(source, "--duplicates", "off", "--replace").output
 
@@ -179,6 +187,15 @@ def test_again_in_the_same_folder(source: Path) -> None:
         split(folder, replace=False)
     made = split(folder, val=0.3, replace=True)  # the old test set would hold images of train
     assert sum(made.images.values()) == 10 and not (folder / "test.json").exists() and not (folder / "test").exists()
+
+
+def test_a_file_that_is_no_part_of_the_split_stays(source: Path) -> None:
+    made = split(source)
+    (notes := made.splits["val"].images / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt: --replace would remove this file, which is not of the data set"):
+        split(source, replace=True)
+    notes.unlink()
+    assert split(source, replace=True).images == made.images
 
 
 def test_what_was_not_made_here_stays(source: Path, tmp_path: Path) -> None:
@@ -216,12 +233,65 @@ def test_a_photo_that_cannot_be_read_leaves_nothing(source: Path, tmp_path: Path
         ({"keep_together": "(a"}, "--keep-together '(a': not a regular expression"),
         ({"keep_together": "patient"}, "matches no photo's name; the first is '0.png'"),
         ({"keep_together": "folder"}, "its 10 images are 1 group of images that belong together, too few for train"),
+        ({"keep_together": "folder"}, "too few for train, val; give another --keep-together, or none"),
+        (
+            {"keep_together": r"\.", "duplicates": "same"},
+            "too few for train, val; give another --keep-together, or none",
+        ),
     ],
 )
 def test_rules_that_make_no_sense(source: Path, tmp_path: Path, rules: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError) as error:
         split(source, tmp_path / "out", **rules)
     assert words in str(error.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("contents", "cure"),
+    [
+        ([jpeg(picture(1), 90)] * 3, "their files are equal, which --duplicates off does not mind"),
+        (
+            [jpeg(picture(1), each) for each in (70, 80, 90)],
+            "where they do not show one picture, give --duplicates same",
+        ),
+    ],
+)
+def test_the_cure_of_one_group_is_one_that_helps(tmp_path: Path, contents: list[bytes], cure: str) -> None:
+    source = write_pictures(tmp_path, {f"{index}.jpg": each for index, each in enumerate(contents)})
+    with pytest.raises(InputError, match=f"3 images are 1 group of .*, too few for train, val; {cure}$"):
+        split(source)
+    assert sum(split(source, duplicates="off" if "off" in cure else "same").images.values()) == 3
+
+
+def test_looks_are_warned_of_only_where_they_made_the_group(tmp_path: Path) -> None:
+    names = ["p1/a.png", "p1/b.png", "p1/c.png", "p2/a.png"]
+    source = write_pictures(tmp_path, {name: picture(index) for index, name in enumerate(names)})
+    made = split(source, keep_together="folder", val=0.25)
+    assert [len(each) for side in made.groups.values() for each in side] == [3] and not made.warnings
+
+
+@pytest.mark.parametrize("duplicates", ["near", "off"])
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [(None, "not a readable PNG"), ("L", "a PNG of mode L, 8 bits a channel; a panoptic PNG is 8-bit")],
+)
+def test_a_png_that_is_none_leaves_nothing(
+    source: Path, tmp_path: Path, duplicates: str, mode: str | None, words: str
+) -> None:
+    png = source.parent / "panoptic_all" / "5.png"
+    png.write_bytes(b"x") if mode is None else Image.new(mode, (128, 96)).save(png)
+    with pytest.raises(InputError) as error:
+        split(source, tmp_path / "out", duplicates=duplicates)
+    assert str(error.value).startswith(f"{source}: image 6: {png}: {words}") and not (tmp_path / "out").exists()
+
+
+def test_folders_elsewhere(source: Path, tmp_path: Path) -> None:
+    json_file = source.rename(tmp_path / "truth.json")
+    where = ("--gt-folder", source.parent / "panoptic_all", "--images", source.parent / "all")
+    result = run(json_file, *where, "--out", tmp_path / "out", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert not check_split(Split.usual(tmp_path / "out" / "val.json"), 1, progress=False).tally.errors
+    assert run(tmp_path, *where).stderr == "error: --gt-folder and --images go with a JSON, not with a folder\n"
 
 
 def test_which_data_set(source: Path, tmp_path: Path) -> None:
