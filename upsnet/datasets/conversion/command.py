@@ -72,7 +72,9 @@ def _write(
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave out images that cannot be converted, and list them.")
     ] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="An earlier conversion of this name.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="An earlier conversion of this name, and OUT/show.html.")
+    ] = False,
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy the photos (default: hard links, where possible).")
     ] = False,
@@ -89,7 +91,8 @@ def _write(
             print(f"  and {len(error.faults) - LISTED} more", file=sys.stderr)
         raise
     print_summary(source, made)
-    if show:
+    page = out / "show.html"
+    if show or (replace and page.is_file()):  # which would show what was there before
         from upsnet.datasets.page.page import write_page
 
-        print(write_page(out / "show.html", [each.checkup for each in made]))
+        print(write_page(page, [each.checkup for each in made]))

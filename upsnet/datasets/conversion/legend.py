@@ -16,6 +16,7 @@ from upsnet.photos import MAX_PIXELS, reading_photo
 
 UNLABELLED = -1  # in place of a class: nobody labelled the pixel, which is 0 or black, and no class is that
 USUAL_IGNORED = 255
+IGNORED = "(ignored)"  # the name of no class: of values that are void
 GREY = 0x010101  # times a value: the colour that shows it
 SHOWN = 8
 BLURRED = 40  # values without a class in one mask: somebody resized or compressed it
@@ -49,7 +50,7 @@ class Legend(NamedTuple):
             legend._add(row.value, None if row.color is None else code_of(row.color), place, row.name)
         if not valued and not colored:
             raise InputError(f"{table.path}: has neither values nor colours, by which masks are read; add a column")
-        rows[:] = [*numbered(rows), ClassRow("(ignored)", 0, void=True)]
+        rows[:] = [*numbered(rows), ClassRow(IGNORED, 0, void=True)]
         for text in ignored or ():
             value, color = int(text) if text.strip().isdecimal() else None, parse_color(text)
             if value is None and color is None:

@@ -9,6 +9,7 @@ from upsnet.datasets.advice import how_to_train
 from upsnet.datasets.conversion.compose import ClassCount
 from upsnet.datasets.conversion.convert import Converted
 from upsnet.datasets.conversion.labels import Overlap, Source
+from upsnet.datasets.conversion.legend import IGNORED
 from upsnet.datasets.doctor.check import show
 from upsnet.tables import make_table, print_tables
 
@@ -25,6 +26,7 @@ def print_summary(source: Source, made: list[Converted]) -> None:
     """A table of the classes for each split, what was lost on the way, the doctor's findings, and what to do next."""
     for each in made:
         _print_classes(each)
+        _print_background(source, each)
         share = f" ({100 * each.contested / each.pixels:.2f} %)" if each.pixels else ""
         print(
             f"{each.contested:,} pixels{share} are claimed by several shapes: crowds are lowest, "
@@ -56,13 +58,24 @@ def _print_classes(made: Converted) -> None:
         if category.name in made.counts:
             kind = "thing" if category.isthing else "stuff"
             _add_row(table, category.name, kind, made.counts[category.name], made.pixels)
-        else:
+        elif category != made.table.background:
             unused.append(category.name)
     _add_row(table, "(void)", "", made.counts.get("", ClassCount()), made.pixels)
     print_tables(table)
     if unused:
         more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
         print(f"no shape is of {', '.join(unused[:NAMED])}{more}")
+
+
+def _print_background(source: Source, made: Converted) -> None:
+    """Where --background got no pixel: which classes are void, as they may be what the user means by it."""
+    background = made.table.background
+    if background is None or background.name in made.counts:
+        return
+    names = [each.name for each in source.classes if made.table.by_key[each.key] is None and each.name != IGNORED]
+    void = ", ".join(f"'{name}'" for name in names)
+    cure = f"; pixels of {void} are void, and no background: --stuff NAME makes one a class" if void else ""
+    print(f"no pixel is left for the background '{background.name}'{cure}")
 
 
 def _add_row(table: Table, name: str, kind: str, count: ClassCount, pixels: int) -> None:

@@ -153,7 +153,9 @@ def test_an_earlier_conversion(tmp_path: Path) -> None:
     again = ("from-cvat", folder, "--out", out, "--name", "train", "--stuff", "cat")
     assert refused(*again).endswith("train.json: is there already; give another --out, or --replace")
     assert (out / "train.json").read_bytes() == before
+    (out / "show.html").write_text("the earlier one's")
     assert upsnet_data(*again, "--replace").code == 0
+    assert "the earlier one's" not in (out / "show.html").read_text()  # of what is no longer there
     assert [each["isthing"] for each in json.loads((out / "train.json").read_text())["categories"]] == [0, 1]
 
 
@@ -181,6 +183,21 @@ def test_classes_by_their_names(tmp_path: Path) -> None:
     assert [(each["name"], each["isthing"]) for each in content["categories"]] == [("dog", 0), ("floor", 0)]
     areas = sorted(each["area"] for each in content["annotations"][0]["segments_info"])
     assert areas == [1, 48 - 1 - 16]  # the cat is void
+
+
+def test_a_background_without_a_pixel(tmp_path: Path) -> None:
+    """CVAT's masks hold a class `background`, which is void unless somebody says otherwise."""
+    for folder, color in (("photos", 9), ("masks", 0)):
+        (tmp_path / folder).mkdir()
+        picture = Image.new("L", (8, 6), color)
+        picture.paste(color or 1, (0, 0, 4, 4))
+        picture.save(tmp_path / folder / "a.png")
+    (tmp_path / "masks/classes.csv").write_text("value,name\n0,background\n1,cat\n")
+    words = ("from-masks", tmp_path / "masks", "--photos", tmp_path / "photos", "--replace", "--out", tmp_path / "out")
+    said = upsnet_data(*words, "--background", "rest").output
+    assert "no pixel is left for the background 'rest'; pixels of 'background' are void" in said
+    assert "no shape is of" not in said
+    assert "no pixel is left" not in upsnet_data(*words, "--background", "background").output
 
 
 @pytest.mark.parametrize("words", [("--limit", "0"), ("--boxes", "guess"), ("--overlap", "x"), ("--workers", "0")])
