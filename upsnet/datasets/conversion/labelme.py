@@ -157,10 +157,10 @@ def _look(name: str, folder: Path) -> Look:
 
 
 def _nameless(shapes: Sequence[Any], name: str) -> str | None:
-    """Why the first shape has no class; None: there is none, or it has one."""
+    """Why the first shape has no class; None: it has one, or there is no shape."""
     try:
-        for place, entry in enumerate(shapes[:1]):
-            _label(entry, f"{name}: shapes[{place}]")
+        if shapes:
+            _label(shapes[0], f"{name}: shapes[0]")
     except InputError as error:
         return str(error)
     return None
