@@ -55,7 +55,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
-    assert 'call this below `if __name__ == "__main__":`, or with workers=1' in done.stderr.splitlines()[-1]
+    assert 'call this below `if __name__ == "__main__":`, or with workers=1' in done.stderr
 
 
 def alive(pid: int) -> bool:
