@@ -17,6 +17,7 @@ from upsnet.datasets.conversion.convert import LabelFaults, Rules, convert
 from upsnet.datasets.conversion.labels import Overlap, Source
 from upsnet.datasets.conversion.summary import print_summary
 from upsnet.datasets.conversion.table import Choice
+from upsnet.datasets.doctor.check import FOUND_ERRORS
 from upsnet.errors import InputError
 
 LISTED = 50  # faults
@@ -96,3 +97,5 @@ def _write(
         from upsnet.datasets.page.page import write_page
 
         print(write_page(page, [each.checkup for each in made]))
+    if any(each.checkup.tally.errors for each in made):
+        raise typer.Exit(FOUND_ERRORS)
