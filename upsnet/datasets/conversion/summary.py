@@ -15,6 +15,7 @@ from upsnet.tables import make_table, print_tables
 
 SHOWN = 5  # lines of one kind
 NAMED = 20  # classes
+PAIR = {"train", "val"}  # what training needs
 RULES: dict[Overlap, str] = {
     "smaller": "the smaller shape is on top",
     "later": "the later shape is on top",
@@ -42,12 +43,21 @@ def print_summary(source: Source, made: list[Converted]) -> None:
         print(f"photos: {linked:,} hard links, which take no room, {each.copied:,} copies")
         show(each.checkup, Console())
     _print_list("remarks", source.remarks)
-    splits = {each.split.json_file.stem: each for each in made}
-    folder = made[0].split.json_file.parent
-    if {"train", "val"} <= splits.keys():
-        print("\n" + how_to_train(folder, splits["train"].checkup.tally.images, splits["train"].pixels))
-    else:
-        print(f"\nNext: upsnet data show {folder}, and upsnet data split {folder} for train and val")
+    print("\n" + _what_next({each.split.json_file.stem: each for each in made}))
+
+
+def _what_next(splits: dict[str, Converted]) -> str:
+    folder = next(iter(splits.values())).split.json_file.parent
+    if splits.keys() >= PAIR:
+        return how_to_train(folder, splits["train"].checkup.tally.images, splits["train"].pixels)
+    there = {name for name in PAIR if (folder / f"{name}.json").is_file()}
+    if there == PAIR:
+        return f"Next: upsnet data show {folder}, and upsnet train --config my.yaml --data {folder}"
+    if there:
+        name, other = *there, *(PAIR - there)
+        again = f"or this once more with --name all instead of {name}, and upsnet data split"
+        return f"Next: upsnet data show {folder}, and the labels of {other} with --name {other}; {again}"
+    return f"Next: upsnet data show {folder}, and upsnet data split {folder} for train and val"
 
 
 def _print_classes(made: Converted) -> None:

@@ -171,7 +171,8 @@ def _in_the_way(source: Split, out: Path, names: Sequence[str], replace: bool) -
             continue
         ours = split.json_file.is_file() and origin(split.json_file) == _key(source)
         if name in names and split.json_file.exists() and split.json_file.samefile(source.json_file):
-            raise InputError(f"{split.json_file}: is the data set that shall be split; give another --out, or convert it with --name all")
+            cure = "give another --out, or convert it with --name all"
+            raise InputError(f"{split.json_file}: is the data set that shall be split; {cure}")
         if ours and (replace or name not in names):
             if not replace:
                 raise InputError(f"{there[0]}: is of an earlier split; give another --out, or --replace")

@@ -14,6 +14,7 @@ from PIL import Image
 from upsnet.datasets.conversion.convert import LabelFaults, Rules, convert
 from upsnet.datasets.conversion.labels import Bitmap, Item, LabelClass, Labels, LeftOut, Shape, Size, Source
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
+from upsnet.datasets.conversion.summary import print_summary
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 
@@ -168,3 +169,16 @@ def test_a_split_of_which_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the split 'val' holds no labelled image; take it out"):
         convert(source, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_to_do_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training needs train and val: what is said follows from what is there."""
+    source, out = make_source(tmp_path / "photos"), tmp_path / "out"
+    for name, said in (
+        ("train", "the labels of val with --name val; or this once more with --name all"),
+        ("val", "--data"),
+    ):
+        print_summary(source, convert(source, out, rules=Rules(name=name), progress=False))
+        assert said in capsys.readouterr().out.splitlines()[-1]
+    print_summary(source, convert(source, tmp_path / "other", progress=False))
+    assert capsys.readouterr().out.splitlines()[-1].endswith("other for train and val")
