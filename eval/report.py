@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 from PIL import Image
 
@@ -19,6 +18,7 @@ from upsnet.categories import Categories
 from upsnet.draw import overlay
 from upsnet.files import write_text
 from upsnet.json_model import read_steps
+from upsnet.pages import open_template
 
 PICTURE_SIDE = 640
 MOST_DRAWN = 1e12
@@ -37,16 +37,9 @@ def write_report(
     path: Path, parity: Parity, examples: list[Example], categories: Categories, run: Path | None = None
 ) -> None:
     """Renders parity.json's figures and the examples; training curve and configuration from `run`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     config = run / "config.yaml" if run else None
-    environment.filters.update(points=points, signed=signed, share=share, title=title)
-    page = environment.get_template("report.html").render(
+    file = Path(__file__).parent / "templates/report.html"
+    page = open_template(file, points=points, signed=signed, share=share, title=title).render(
         parity=parity,
         largest_difference=max(abs(each) for column in parity.columns for each in column.difference.values()),
         least_identical=min(column.identical for column in parity.columns),

@@ -11,6 +11,7 @@ from upsnet.errors import InputError
 from upsnet.files import read_json
 
 MAKER = "upsnet data"
+REPORT = "_conversion.json"  # after a split's name: what a conversion says of itself
 
 
 def info_if_ours(json_file: Path) -> dict[str, Any] | None:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from tqdm import tqdm
 
 from upsnet.datasets.coco_format import id2rgb
+from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.scene import CATEGORIES, SIZES, draw_scene
 from upsnet.errors import InputError
 from upsnet.files import read_json, write_json, writing, writing_only
@@ -89,8 +88,7 @@ def write_split(
     annotations: list[dict[str, Any]] = []
     first = FIRST_INDEX[split]
     indices = range(first, first + count)
-    every = 0.1 if sys.stderr.isatty() else 10  # seconds between updates: a log file needs few
-    for index in tqdm(indices, desc=f"shapes {split}", unit="image", mininterval=every, disable=not progress):
+    for index in progress_bar(indices, total=count, title=f"shapes {split}", shown=progress):
         scene = draw_scene(seed, index, sizes)
         name = f"{index + 1:012d}.png"
         write_png(folder / split / name, scene.image)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,20 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from upsnet import __version__
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.conversion.compose import Boxes, ClassCount, Composed, compose
 from upsnet.datasets.conversion.labels import Item, Overlap, Source
-from upsnet.datasets.conversion.photo_folder import REPORT
 from upsnet.datasets.conversion.table import Choice, Table, make_table, names_alike
 from upsnet.datasets.doctor.check import Checkup
 from upsnet.datasets.doctor.image import ImageTask, check_image, size_and_orientation
 from upsnet.datasets.findings import Tally
-from upsnet.datasets.maker import MAKER, check_only_listed, info_if_ours
+from upsnet.datasets.maker import MAKER, REPORT, check_only_listed, info_if_ours
 from upsnet.datasets.panoptic_json import PanopticJson
 from upsnet.datasets.parallel import map_parallel, usable_cores
+from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
@@ -241,8 +239,8 @@ def _write_split(
     for folder in (split.images, split.segments):
         folder.mkdir()
     workers = rules.workers or min(usable_cores(), 1 + len(items) // FEW)
-    every, start = 0.1 if sys.stderr.isatty() else 10, time.perf_counter()
-    with tqdm(total=len(items), desc=name, unit="image", disable=not progress, mininterval=every) as bar:
+    start = time.perf_counter()
+    with progress_bar(total=len(items), title=name, shown=progress) as bar:
         for done in map_parallel(bind(_convert_item, stage=place), items, workers):
             bar.update()
             number = done.item.image_id

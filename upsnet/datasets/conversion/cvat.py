@@ -29,8 +29,19 @@ import typer
 from upsnet.datasets.conversion.class_files import ClassRow, parse_color
 from upsnet.datasets.conversion.command import converter
 from upsnet.datasets.conversion.cvat_xml import PIXELS, Attributes, Entry, Index, Place, entries, scan
-from upsnet.datasets.conversion.drawn import Part, class_name, join, rectangle
-from upsnet.datasets.conversion.labels import Bitmap, Item, LabelClass, Labels, LeftOut, Polygon, Region, Size, Source
+from upsnet.datasets.conversion.drawn import Part, class_name, clockwise, join, rectangle
+from upsnet.datasets.conversion.labels import (
+    Bitmap,
+    Item,
+    LabelClass,
+    Labels,
+    LeftOut,
+    Polygon,
+    Region,
+    Size,
+    Source,
+    without_shared_colors,
+)
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
 from upsnet.datasets.conversion.regions import check_points
 from upsnet.datasets.conversion.table import nearest
@@ -111,7 +122,6 @@ def _classes(source: Source, index: Index) -> list[LabelClass]:
         )
     if not kept:
         kept = [{"name": name} for name in sorted(index.used)]
-    shared = Counter(each.get("color", "").casefold() for each in kept)  # a colour of two classes tells nothing
     classes = []
     for number, each in enumerate(kept, 1):
         where = f"{file}: label {number} of <meta>"
@@ -120,11 +130,10 @@ def _classes(source: Source, index: Index) -> list[LabelClass]:
         color = parse_color(value) if value else None
         if value and color is None:
             raise InputError(f"{where} ({name}): its color is {value!r:.40}, not #rrggbb")
-        color = color if shared[value.casefold()] == 1 else None
         classes.append(LabelClass(name, name, number, color, void=ClassRow(name).is_void))
     if not classes:
         raise InputError(f"{file}: no label of it has shapes with pixels: masks, polygons, ellipses or boxes")
-    return classes
+    return without_shared_colors(classes)
 
 
 class _Photos:
@@ -241,11 +250,8 @@ def _split_names(file: Path, subsets: Iterable[str]) -> dict[str, str]:
 def _remark_free(source: Source, empty: Sequence[str], photos: _Photos) -> None:
     source.splits = source.splits or {ALL: []}
     unlisted = [name for name in photos.folder.names() if not photos.used[name]]
-    if empty:
-        about = "photos have no shape and are left out (--unlabelled: they show no object)"
-        source.remarks.append(f"{len(empty):,} {about}, as {empty[0]}")
-    if unlisted:
-        source.remarks.append(f"{len(unlisted):,} photos are not in the XML and are left out, as {unlisted[0]}")
+    source.remark(empty, "photos have no shape and are left out (--unlabelled: they show no object)")
+    source.remark(unlisted, "photos are not in the XML and are left out")
 
 
 def _sides(attributes: Attributes) -> Size | None:
@@ -314,13 +320,8 @@ def _region(entry: Entry, size: Size, where: str) -> Region:
     ring = rectangle(x1, y1, x2, y2)
     if angle:
         middle = check_points(ring, size, where).mean(0)
-        ring = (ring - middle) @ _clockwise(angle) + middle
+        ring = (ring - middle) @ clockwise(angle) + middle
     return Polygon((ring,))
-
-
-def _clockwise(angle: float) -> np.ndarray:
-    """Turns rows (x, y), y downwards, by an angle in radians."""
-    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
 def _points(text: str | None, where: str) -> np.ndarray:
@@ -343,7 +344,7 @@ def _ellipse(center: np.ndarray, radii: np.ndarray, angle: float, size: Size, wh
     low = np.clip(np.floor(center - reach).astype(int), 0, size[::-1])
     high = np.clip(np.ceil(center + reach).astype(int), low, size[::-1])
     x, y = np.meshgrid(np.arange(low[0], high[0]) + 0.5, np.arange(low[1], high[1]) + 0.5)
-    own = (np.stack((x, y), -1) - center) @ _clockwise(angle).T / radii
+    own = (np.stack((x, y), -1) - center) @ clockwise(angle).T / radii
     return Bitmap((own**2).sum(-1) <= 1, int(low[0]), int(low[1]))
 
 

@@ -3,15 +3,13 @@ read those places. A DOCTYPE, and so every entity, is refused."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
-from tqdm import tqdm
-
+from upsnet.datasets.progress import progress_bar
 from upsnet.errors import InputError
 
 CHUNK = 1 << 20  # bytes
@@ -69,10 +67,7 @@ def scan(file: Path) -> Index:
                 raise InputError(f"{file}: is in UTF-16; save it in UTF-8, as CVAT writes it")
             stream.seek(0)
             scanner = _Scanner(file)
-            every = 0.1 if sys.stderr.isatty() else 10
-            with tqdm(
-                total=size, desc=file.name, unit="B", unit_scale=True, disable=size < LARGE, mininterval=every
-            ) as bar:
+            with progress_bar(total=size, title=file.name, unit="B", shown=size >= LARGE) as bar:
                 while chunk := stream.read(CHUNK):
                     scanner.feed(chunk)
                     bar.update(len(chunk))

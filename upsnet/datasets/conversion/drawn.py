@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import zlib
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -64,6 +65,11 @@ def _is_number(value: object) -> bool:
 def rectangle(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
     """Its ring, by any two opposite corners."""
     return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float64)
+
+
+def clockwise(angle: float) -> np.ndarray:
+    """Turns rows (x, y), y downwards, by an angle in radians."""
+    return np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
 
 
 def disc(center: np.ndarray, radius: float, size: Size, where: str) -> Bitmap:

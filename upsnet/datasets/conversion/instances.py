@@ -26,7 +26,7 @@ from upsnet.datasets.conversion.class_files import parse_color
 from upsnet.datasets.conversion.command import converter
 from upsnet.datasets.conversion.drawn import class_name
 from upsnet.datasets.conversion.instance_entries import KEYS, read_annotations, slim
-from upsnet.datasets.conversion.labels import Item, LabelClass, Labels, Size, Source
+from upsnet.datasets.conversion.labels import Item, LabelClass, Labels, Size, Source, no_labels
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
 from upsnet.datasets.conversion.stuff_maps import add_stuff
 from upsnet.datasets.wrong_file import recognised
@@ -324,10 +324,6 @@ def photo_place(file: Path) -> Path:
     if file.absolute().parent.name == "annotations":
         candidates = [above / name, above / "images" / name, above / "images", above]
     return next(each for each in candidates if each.is_dir())
-
-
-def no_labels(size: Size) -> Labels:
-    return Labels([])
 
 
 def read_packed(

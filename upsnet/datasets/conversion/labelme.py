@@ -10,7 +10,6 @@ an object half a pixel larger on all sides. Polygons have no holes: draw a mask,
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
@@ -19,7 +18,6 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from tqdm import tqdm
 
 from upsnet.datasets.conversion.class_files import read_class_table
 from upsnet.datasets.conversion.command import converter
@@ -44,10 +42,12 @@ from upsnet.datasets.conversion.labels import (
     Region,
     Size,
     Source,
+    no_labels,
 )
 from upsnet.datasets.conversion.photo_folder import PhotoFolder, files_below
 from upsnet.datasets.conversion.regions import check_points
 from upsnet.datasets.parallel import map_parallel, usable_cores
+from upsnet.datasets.progress import progress_bar
 from upsnet.errors import InputError
 from upsnet.files import read_json, write_bytes
 from upsnet.json_values import whole
@@ -86,13 +86,13 @@ def read(
     splits = sorted(tops) if tops <= SPLITS else ["all"]
     source = Source("Labelme", path, classes, {name: [] for name in splits}, overlap="later")
     taken = _items(source, folder, path, labelled)
-    _remark(source.remarks, [look.name for look in looks if look.other], "JSONs are none of Labelme's and passed over")
+    source.remark([look.name for look in looks if look.other], "JSONs are none of Labelme's and passed over")
     free = [name for name in folder.names() if name not in taken]
     if unlabelled:
         for name in free:
-            _add(source, name, Item(folder.path(name), name, _nothing))
+            _add(source, name, Item(folder.path(name), name, no_labels))
     else:
-        _remark(source.remarks, free, "photos have no JSON and are left out (--unlabelled: they show no object)")
+        source.remark(free, "photos have no JSON and are left out (--unlabelled: they show no object)")
     if not classes and any(source.splits.values()):
         nothing = f"no JSON in it has a shape, and so there is no class; draw one, or name the classes in {LABELS}"
         causes = [*(look.nameless for look in labelled if look.nameless), *source.faults, nothing]
@@ -133,9 +133,8 @@ def _look_at_all(path: Path) -> Sequence[Look]:
             f"{path}: {'a file' if path.exists() else 'no such folder'}; give the folder with Labelme's JSONs"
         )
     names = list(files_below(path, (".json",)))
-    every = 0.1 if sys.stderr.isatty() else 10
     results = map_parallel(partial(_look, folder=path), names, min(usable_cores(), 1 + len(names) // FEW))
-    return list(tqdm(results, "JSONs", len(names), unit="file", mininterval=every, disable=len(names) < FEW))
+    return list(progress_bar(results, total=len(names), title="JSONs", unit="file", shown=len(names) >= FEW))
 
 
 def _look(name: str, folder: Path) -> Look:
@@ -232,9 +231,9 @@ def _items(source: Source, folder: PhotoFolder, path: Path, looks: Sequence[Look
             source.faults.append(f"{look.name}: another JSON is of the photo {item.name} too; keep one of them")
         else:
             _add(source, look.name, item)
-    _remark(source.remarks, renamed, "JSONs name a photo that is not there; taken is the one with the JSON's own name")
+    source.remark(renamed, "JSONs name a photo that is not there; taken is the one with the JSON's own name")
     source.remarks += folder.remarks()
-    _remark(source.remarks, embedded, "photos are not there and taken from the JSON (imageData)")
+    source.remark(embedded, "photos are not there and taken from the JSON (imageData)")
     return unread | {item.name for _, item in found}
 
 
@@ -258,15 +257,6 @@ def _joined(below: PurePosixPath, name: str) -> str | None:
             return None
         parts = parts[:-1] if part == ".." else [*parts, part]
     return None if not parts or parts[0] == "/" or PureWindowsPath(name).drive or not name else "/".join(parts)
-
-
-def _remark(remarks: list[str], names: Sequence[str], what: str) -> None:
-    if names:
-        remarks.append(f"{len(names):,} {what}, as {names[0]}")
-
-
-def _nothing(size: Size) -> Labels:
-    return Labels([])
 
 
 def unpack_photo(target: Path, file: Path) -> None:

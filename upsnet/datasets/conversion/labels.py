@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,3 +103,19 @@ class Source:
     overlap: Overlap = "smaller"  # where the command does not say: what the format's own tools do
     faults: list[str] = field(default_factory=list)  # images that cannot be converted, one line each with its cure
     remarks: list[str] = field(default_factory=list)  # what the user should know: photos without labels, ...
+
+    def remark(self, names: Sequence[str], what: str) -> None:
+        """How many photos or files something is to be said of, and the first of them; nothing where there are none."""
+        if names:
+            self.remarks.append(f"{len(names):,} {what}, as {names[0]}")
+
+
+def no_labels(size: Size) -> Labels:
+    """Item.read of a photo that shows no object."""
+    return Labels([])
+
+
+def without_shared_colors(classes: Sequence[LabelClass]) -> list[LabelClass]:
+    """A colour of two classes tells nothing: neither has it."""
+    shared = Counter(each.color for each in classes)
+    return [each if shared[each.color] == 1 else each._replace(color=None) for each in classes]

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from upsnet.datasets.listing import Listing
+from upsnet.datasets.maker import REPORT
 from upsnet.errors import InputError
 from upsnet.sources import PHOTO_SUFFIXES
-
-REPORT = "_conversion.json"  # after a split's name: what a conversion says of itself
 
 
 class PhotoFolder:

@@ -14,9 +14,7 @@ paints up to a pixel more.
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from upsnet.datasets.conversion.command import converter
 from upsnet.datasets.conversion.drawn import (
     Part,
     class_name,
+    clockwise,
     from_base64,
     inflate,
     join,
@@ -49,6 +48,8 @@ from upsnet.datasets.conversion.labels import (
     Region,
     Size,
     Source,
+    no_labels,
+    without_shared_colors,
 )
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
 from upsnet.datasets.conversion.regions import check_points
@@ -81,14 +82,12 @@ def read(
             raise InputError(f"{folder}: another dataset's split is named {split}, too; rename one, or --merge them")
         items, without = _items(source, folder, kinds)
         if unlabelled:
-            items += [Item(folder / "img" / each, each, _nothing) for each in without]
+            items += [Item(folder / "img" / each, each, no_labels) for each in without]
         else:
             free += [f"{name}/img/{each}" for each in without]
         prefix = f"{name}/" if merge else ""
         source.splits.setdefault(split, []).extend(item._replace(name=prefix + item.name) for item in items)
-    if free:
-        about = f"photos have no JSON and are left out (--unlabelled: they show no object), as {free[0]}"
-        source.remarks.append(f"{len(free):,} {about}")
+    source.remark(free, "photos have no JSON and are left out (--unlabelled: they show no object)")
     return source
 
 
@@ -109,8 +108,7 @@ def _read_meta(path: Path) -> tuple[list[LabelClass], Kinds]:
         title = class_name(row.get("title"), "title", where)
         classes.append(LabelClass(title, title, place + 1, _color(row.get("color"), where)))
         kinds[title] = str(row.get("shape"))
-    shared = Counter(each.color for each in classes)  # a palette in which two classes look the same tells nothing
-    return [each if shared[each.color] == 1 else each._replace(color=None) for each in classes], kinds
+    return without_shared_colors(classes), kinds
 
 
 def _color(value: object, where: str) -> Color | None:
@@ -157,10 +155,6 @@ def _items(source: Source, folder: Path, kinds: Kinds) -> tuple[list[Item], list
         taken.add(name)
         items.append(Item(photos.path(name), name, partial(read_labels, file=file, kinds=kinds)))
     return items, [name for name in photos.names() if name not in taken]
-
-
-def _nothing(size: Size) -> Labels:
-    return Labels([])
 
 
 def read_labels(size: Size, file: Path, kinds: Kinds) -> Labels:
@@ -279,8 +273,7 @@ def _box(corners: np.ndarray, angle: float, where: str) -> Polygon:
         high = high + 1
     ring = rectangle(*low, *high)
     middle = (low + high) / 2
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    return Polygon(((ring - middle) @ turn + middle,))
+    return Polygon(((ring - middle) @ clockwise(angle) + middle,))
 
 
 main = converter(read)

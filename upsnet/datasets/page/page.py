@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from tqdm import tqdm
 
@@ -16,6 +15,7 @@ from upsnet import DISTRIBUTION, __version__
 from upsnet.categories import Categories, Category
 from upsnet.datasets.doctor.check import Checkup
 from upsnet.datasets.findings import KINDS, LISTED, CategoryCount
+from upsnet.datasets.maker import REPORT
 from upsnet.datasets.page.histogram import coco_shares, common_sizes, ratio_bins, side_bins
 from upsnet.datasets.page.picture import Picture, drawer
 from upsnet.datasets.page.survey import Survey
@@ -23,6 +23,7 @@ from upsnet.datasets.parallel import map_parallel, usable_cores
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
 from upsnet.files import check_target, read_json, write_text
+from upsnet.pages import open_template
 
 FEW = 16  # pictures for which another process is not worth its start
 SHOWN = 3  # findings of a kind in the table
@@ -71,17 +72,9 @@ def write_page(
     surveys = [Survey(each) for each in checkups]
     check_names([each.categories for each in surveys], selection.categories)
     splits = [_split(each, selection, workers, progress) for each in surveys]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, share=share)
     names = sorted({row["name"] for each in splits for picture in each["pictures"] for row in picture["classes"]})
     places = {name: place for place, name in enumerate(names)}
-    template = environment.get_template("show.html")
+    template = open_template(Path(__file__).parent / "templates/show.html", number=number, share=share)
     write_text(path, template.render(splits=splits, names=names, places=places, maker=f"{DISTRIBUTION} {__version__}"))
     shown, images = (sum(len(each[key]) for each in splits) for key in ("pictures", "images"))
     return Page(path, shown, images, path.stat().st_size)
@@ -214,7 +207,7 @@ def _omitted(survey: Survey, selection: Selection, chosen: list[int]) -> list[st
 
 def _left_out(split: Split) -> str:
     """What the converter that made the split says of images that it left out (NAME_conversion.json)."""
-    path = split.json_file.with_name(f"{split.json_file.stem}_conversion.json")
+    path = split.json_file.with_name(f"{split.json_file.stem}{REPORT}")
     report = read_json(path) if path.is_file() else None
     left = report.get("images_left_out") if isinstance(report, dict) else None
     if not isinstance(left, list) or not left:

@@ -7,14 +7,13 @@ a band are compared (multi-index hashing: Norouzi, Punjani, Fleet, Fast Search i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from upsnet.datasets.parallel import chunked, map_parallel
+from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.splitting.fingerprint import Fingerprint, fingerprint, mirrored
 
 COARSE, FINE = 8, 56  # bits
@@ -27,8 +26,7 @@ MOST_PAIRS = 1 << 21  # compared at once
 def fingerprints(photos: Sequence[Path], workers: int, progress: bool = True) -> list[Fingerprint]:
     """Of all photos, in their order. Raises InputError where one cannot be read."""
     found: list[Fingerprint] = []
-    every = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=len(photos), desc="photos", unit="image", disable=not progress, mininterval=every) as bar:
+    with progress_bar(total=len(photos), title="photos", shown=progress) as bar:
         for part in map_parallel(_fingerprints, chunked(photos, CHUNK), workers):
             found += part
             bar.update(len(part))

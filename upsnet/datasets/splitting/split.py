@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from upsnet import __version__
 from upsnet.categories import Category
@@ -23,6 +21,7 @@ from upsnet.datasets.findings import Strict
 from upsnet.datasets.maker import MAKER, check_only_listed, origin
 from upsnet.datasets.panoptic_json import PanopticJson, Row
 from upsnet.datasets.parallel import usable_cores
+from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.split import Split
 from upsnet.datasets.splitting.duplicates import COARSE, FINE
 from upsnet.datasets.splitting.stratify import stratify
@@ -281,10 +280,9 @@ def _write(
     info = chart.further.get("info")
     info = info if isinstance(info, dict) else {}
     side_by_id = dict(zip(images.ids, side_of.tolist(), strict=True))
-    every = 0.1 if sys.stderr.isatty() else 10
     with (
         staged_folder(out, in_the_way) as stage,
-        tqdm(total=len(images.ids), desc="links", unit="image", disable=not progress, mininterval=every) as bar,
+        progress_bar(total=len(images.ids), title="links", shown=progress) as bar,
     ):
         for side, name in enumerate(made.splits):
             split = Split.usual(stage / f"{name}.json")

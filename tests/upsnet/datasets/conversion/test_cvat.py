@@ -19,7 +19,7 @@ from tests.upsnet.datasets.conversion.cvat_writer import (
     square,
     write_cvat,
 )
-from tests.upsnet.datasets.conversion.truth import Piece, Truth, images, pixels
+from tests.upsnet.datasets.conversion.truth import Piece, Truth, check_comes_back, images
 from upsnet.datasets.conversion.convert import ALL_THINGS, STRICT, Converted, LabelFaults, Rules, convert
 from upsnet.datasets.conversion.cvat import read
 from upsnet.datasets.conversion.table import Choice
@@ -382,14 +382,7 @@ def test_folders_that_are_no_export(tmp_path: Path) -> None:
 def test_the_coco_photos_there_and_back(shared_data: Path, tmp_path: Path) -> None:
     truth = Truth(shared_data)
     write_cvat(truth.data, tmp_path / "in")
-    categories = truth.data.categories
-    stuff = [each.name for each in categories if not each.isthing]
-    (made,) = convert(read(tmp_path / "in"), tmp_path / "out", Choice(stuff=stuff), progress=False)
-    assert not made.checkup.tally.errors and made.contested == 0 and not made.lost
-    assert pixels(PanopticFolder(made.split)) == pixels(truth.data)
-    assert [(each.name, each.color) for each in made.table.categories] == [
-        (each.name, each.color) for each in categories
-    ]
+    check_comes_back(read(tmp_path / "in"), truth, tmp_path / "out")
 
 
 def test_polygons_lose_the_holes_alone(shared_data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.upsnet.datasets.conversion.supervisely_writer import (
     polygon,
     write_supervisely,
 )
-from tests.upsnet.datasets.conversion.truth import Truth, pixels
+from tests.upsnet.datasets.conversion.truth import Truth, check_comes_back
 from upsnet.datasets.conversion.convert import ALL_THINGS, STRICT, Converted, LabelFaults, Rules, convert
 from upsnet.datasets.conversion.supervisely import read
 from upsnet.datasets.conversion.table import Choice
@@ -206,11 +206,4 @@ def test_objects_that_cannot_be_read(tmp_path: Path, entry: Any, fault: str) -> 
 def test_the_coco_photos_there_and_back(shared_data: Path, tmp_path: Path) -> None:
     truth = Truth(shared_data)
     write_supervisely(truth.data, tmp_path / "in")
-    categories = truth.data.categories
-    stuff = [each.name for each in categories if not each.isthing]
-    (made,) = convert(read(tmp_path / "in"), tmp_path / "out", Choice(stuff=stuff), progress=False)
-    assert not made.checkup.tally.errors and made.contested == 0 and not made.lost
-    assert pixels(PanopticFolder(made.split)) == pixels(truth.data)
-    assert [(each.name, each.color) for each in made.table.categories] == [
-        (each.name, each.color) for each in categories
-    ]
+    check_comes_back(read(tmp_path / "in"), truth, tmp_path / "out")

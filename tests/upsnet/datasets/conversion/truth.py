@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from upsnet.datasets.conversion.convert import convert
+from upsnet.datasets.conversion.labels import Source
+from upsnet.datasets.conversion.table import Choice
 from upsnet.datasets.folder import PanopticFolder
 
 
@@ -49,3 +52,15 @@ def pixels(data: PanopticFolder, crowds: bool = True) -> dict[str, set[tuple[str
         photo.name: {(each.name, crowds and each.iscrowd, np.packbits(each.mask).tobytes()) for each in pieces}
         for photo, pieces in images(data)
     }
+
+
+def check_comes_back(source: Source, truth: Truth, out: Path) -> None:
+    """A source that holds the whole truth but for what is stuff: every pixel, crowd, name and colour comes back."""
+    categories = truth.data.categories
+    stuff = [each.name for each in categories if not each.isthing]
+    (made,) = convert(source, out, Choice(stuff=stuff), progress=False)
+    assert not made.checkup.tally.errors and made.contested == 0 and not made.lost
+    assert pixels(PanopticFolder(made.split)) == pixels(truth.data)
+    assert [(each.name, each.color) for each in made.table.categories] == [
+        (each.name, each.color) for each in categories
+    ]
