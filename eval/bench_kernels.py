@@ -24,17 +24,17 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
-from eval.compare import identical_pixels
-from eval.figures import points, share, signed
 from eval.kernel_worker import Answer, KernelWorker
-from eval.lockstep import run_lockstep
 from eval.validation_set import open_dataset
 from upsnet.command_line import options
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
+from upsnet.figures import points, share, signed
 from upsnet.geometry import collate, to_network
 from upsnet.kernels.choice import find_kernels
 from upsnet.machine import machine_facts, package_versions
+from upsnet.parity.lockstep import run_lockstep
+from upsnet.parity.pixels import identical_pixels
 from upsnet.photos import read_photo
 from upsnet.report import Report, Sparse
 from upsnet.result import PanopticResult

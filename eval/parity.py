@@ -17,8 +17,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from eval.figures import points, share, title
-from eval.lockstep import run_lockstep
 from eval.open_run import open_run, runtimes_here
 from eval.parity_report import Limits, Parity, summarize
 from eval.report import write_report
@@ -27,8 +25,10 @@ from upsnet.command_line import options
 from upsnet.command_line.command import run
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.engines.manifest import ENGINES, ParityFigures, engine_manifest_path, record_parity
+from upsnet.figures import points, share, title
 from upsnet.files import sha256
 from upsnet.metrics.pq import GROUPS
+from upsnet.parity.lockstep import run_lockstep
 from upsnet.runtimes.open import ENGINE_FOLDER
 from upsnet.runtimes.options import RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor

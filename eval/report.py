@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from eval.charts import Points, line_chart, smooth
-from eval.figures import points, share, signed, title
-from eval.lockstep import Example
 from eval.parity_report import Parity
 from upsnet.categories import Categories
 from upsnet.draw import overlay
+from upsnet.figures import points, share, signed, title
 from upsnet.files import write_text
 from upsnet.json_model import read_steps
 from upsnet.pages import open_template
+from upsnet.parity.lockstep import Example
 
 PICTURE_SIDE = 640
 MOST_DRAWN = 1e12

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from eval.compare import category_map, identical_pixels
 from upsnet.categories import Categories
 from upsnet.datasets.folder import PanopticFolder, Record, check_categories, truth_result
 from upsnet.datasets.parallel import chunked
 from upsnet.errors import InputError
 from upsnet.metrics.evaluation import predict_timed, score
 from upsnet.metrics.pq import PQStat
+from upsnet.parity.pixels import category_map, identical_pixels
 from upsnet.result import PanopticResult
 from upsnet.runtimes.predictor import Predictor
 
