@@ -53,9 +53,7 @@ class Viewer:
     async def models(self, _: Request) -> Response:
         told = await anyio.to_thread.run_sync(self._models.told)
         limits = {"bytes": MOST_PHOTO_BYTES, "pixels": MAX_PIXELS}
-        return JSONResponse(
-            {"models": [each._asdict() for each in told], "limits": limits, "version": upsnet.__version__}
-        )
+        return JSONResponse({"models": [each._asdict() for each in told], "limits": limits})
 
     async def photos(self, _: Request) -> Response:
         return JSONResponse({"photos": [told(entry) for entry in self._album]})
