@@ -13,7 +13,7 @@ COCO ?= ../shared/data/coco_sample
 COCO_SPLIT ?= val2017
 BACKEND ?= auto
 ARGS ?=
-OF_RUN := onnx engine serve load soak eval parity bench
+OF_RUN := onnx engine serve view load soak eval parity bench
 ifdef RUN # a run that is there has its own configuration, and is used as it is
 CONFIG ?= $(or $(wildcard $(RUN)/config.yaml),training/configs/demo.yaml)
 ifeq ($(origin CONFIG),file)
@@ -115,7 +115,7 @@ LIBRARY := build/plugins/libupsnet_plugins.so
 LIBRARY_TRIED := build/plugins/.tried
 LIBRARY_SOURCES := $(addprefix plugins_cuda/,CMakeLists.txt schema.py generate.py) $(wildcard plugins_cuda/*/schema.py \
 	$(foreach kind,h cuh cu cpp,plugins_cuda/*/*.$(kind) plugins_cuda/*/*/*.$(kind)))
-ifneq ($(filter demo overview engine serve load soak parity bench bench-% %/engine.json %/report.html,$(MAKECMDGOALS)),)
+ifneq ($(filter demo overview engine serve view load soak parity bench bench-% %/engine.json %/report.html,$(MAKECMDGOALS)),)
 TENSORRT = $(shell [ ! -x $(BIN)/python ] || \
 	$(BIN)/python -c 'from importlib.util import find_spec; print("here" if find_spec("tensorrt") else "")')
 PLUGINS := $(if $(UPSNET_PLUGINS),$(wildcard $(UPSNET_PLUGINS)),\
@@ -141,6 +141,9 @@ $(LIBRARY_TRIED): $(LIBRARY_SOURCES)
 
 serve: $(TRITON_READY) $(RUN)/engine/engine.json ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
 	$(UPSNET) serve --run $(RUN) $(ARGS)
+
+view: $(READY) $(RUN)/engine/engine.json ## a page in the browser that shows what RUN says about your photos
+	$(UPSNET) viewer --compare $(RUN) $(ARGS)
 
 load: $(TRITON_READY) $(RUN)/engine/engine.json ## real photos against RUN's server: latency, throughput, refusals; a picture
 	$(UPSNET) load-test --run $(RUN) $(ARGS)

@@ -15,9 +15,9 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.table import Table
 
-from eval.figures import points
 from eval.validation_set import open_dataset
 from upsnet.errors import InputError
+from upsnet.figures import points
 from upsnet.files import write_json
 from upsnet.metrics.evaluation import evaluate_records
 from upsnet.report import Report

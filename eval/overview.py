@@ -16,12 +16,12 @@ import typer
 from matplotlib.axes import Axes
 from PIL import Image
 
-from eval.figures import points, share, title
 from eval.parity_report import Parity
 from eval.validation_set import open_dataset
 from upsnet.command_line.options import run_option
 from upsnet.draw import overlay
 from upsnet.errors import InputError
+from upsnet.figures import points, share, title
 from upsnet.files import write_bytes
 from upsnet.metrics.pq import GROUPS
 from upsnet.photos import read_photo

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from eval.charts import Points, line_chart, smooth
-from eval.figures import points, share, signed, title
-from eval.lockstep import Example
 from eval.parity_report import Parity
 from upsnet.categories import Categories
 from upsnet.draw import overlay
+from upsnet.figures import points, share, signed, title
 from upsnet.files import write_text
 from upsnet.json_model import read_steps
 from upsnet.pages import open_template
+from upsnet.parity.lockstep import Example
 
 PICTURE_SIDE = 640
 MOST_DRAWN = 1e12
@@ -77,10 +77,10 @@ def _is_drawable(value: object) -> bool:
 
 def _pictures(example: Example, categories: Categories) -> list[Picture]:
     photo, truth = example.photo, example.truth
-    pictures = [
-        Picture("Image", f"{photo.shape[1]} × {photo.shape[0]}", embed(photo)),
-        Picture("Truth", f"{len(truth.segments)} segments", embed(overlay(photo, truth, categories, scores=False))),
-    ]
+    pictures = [Picture("Image", f"{photo.shape[1]} × {photo.shape[0]}", embed(photo))]
+    if truth is not None:
+        drawn = embed(overlay(photo, truth, categories, scores=False))
+        pictures.append(Picture("Truth", f"{len(truth.segments)} segments", drawn))
     for index, shot in enumerate(example.shots):
         figures, difference = shot.figures, None
         note = "no segments" if figures.pq is None else f"PQ {points(figures.pq)}"

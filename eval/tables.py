@@ -8,8 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from eval.figures import points
 from upsnet.categories import Categories
+from upsnet.figures import points
 from upsnet.metrics.average_precision import FIGURES
 from upsnet.tables import make_table
 

@@ -1,10 +1,13 @@
-"""What the front knows of the Triton server behind it; the supervisor provides it."""
+"""What the front knows of the Triton servers behind it, one for each version; the fleet provides it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple, Protocol
+
+from serving.limits import Limits
 
 
 class State(StrEnum):
@@ -28,8 +31,16 @@ class Health(NamedTuple):
     memory: dict[str, int]  # resident bytes of each process: "server", "upsnet", "upsnet_photo", ...
 
 
+class Role(StrEnum):
+    """Of a version that runs."""
+
+    SERVING = "serving"  # callers that name no version have this one
+    CANDIDATE = "candidate"  # staged; only callers that name it reach it
+    STANDBY = "standby"  # it served before, and is kept for a while: a rollback need not start it
+
+
 class Backend(Protocol):
-    """The Triton server behind the front. It listens on sockets in a folder that only this user can enter."""
+    """The Triton server of one version. It listens on sockets in a folder that only this user can enter."""
 
     grpc_target: str  # of gRPC: "unix:/…"; the same after a restart
     http_socket: Path  # of Triton's HTTP
@@ -44,4 +55,37 @@ class Backend(Protocol):
 
     def suspect(self, reason: str) -> None:
         """The front saw an answer that a dead or broken server gives: look at it now. Returns at once."""
+        ...
+
+
+class Member(NamedTuple):
+    """A version of the fleet, and what runs it. One and the same for as long as its server is kept."""
+
+    version: int
+    role: Role
+    backend: Backend
+    limits: Limits
+
+
+class Fleet(Protocol):
+    """The versions that run now, in the order of their numbers. What serves changes between two calls of `serving`."""
+
+    @property
+    def serving(self) -> Member:
+        """The version in service: there always is one, whatever happens to the others."""
+        ...
+
+    @property
+    def members(self) -> Mapping[int, Member]:
+        """By version. A member that has gone from here is ended when its requests under way have been answered."""
+        ...
+
+    @property
+    def failed(self) -> Mapping[int, str]:
+        """Versions that should run and do not: why, in one line."""
+        ...
+
+    @property
+    def rollouts(self) -> str:
+        """The id of the repository's record; empty where its versions are not rolled out step by step."""
         ...

@@ -6,13 +6,14 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from export.profiles import optimization_profile
+from serving.layout import CONFIGS, MODELS, is_managed, versions
 from serving.limits import Limits
-from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
+from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PLUGINS
 from upsnet.engines.manifest import ENGINES, EngineManifest, Part, Profile, Shape, engine_manifest_path
 from upsnet.errors import InputError
 from upsnet.files import WriteError, sha256, staged_folder, writing
@@ -21,27 +22,12 @@ from upsnet.manifest import Manifest
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "triton_repo"
 PLAN = ENGINES["tensorrt"]
-CONFIGS = ("config.pbtxt", "configs/cpu.pbtxt")  # of each model: for the container, for the server of the wheel
 WARM_UP = {"sizes": np.ones(2, np.int32), "scales": np.ones(1, np.float32)}  # of an image; its pixels are zero
 
 
 def repository_of(run: Path) -> Path:
     """Where a run's own repository lies."""
     return run / "triton_repo"
-
-
-def versions(repository: Path, model: str = MODEL) -> list[Path]:
-    """The version folders, the one that Triton serves last: their names are numbers."""
-    found = [folder for folder in (repository / model).glob("*") if folder.is_dir() and folder.name.isdecimal()]
-    return sorted(found, key=lambda folder: int(folder.name))
-
-
-def latest_version(repository: Path, model: str = MODEL) -> Path:
-    """The version folder that Triton serves: the highest number. InputError where there is none."""
-    found = versions(repository, model)
-    if not found:
-        raise InputError(f"{repository} is no model repository: it has no {model}/1; make one with `upsnet deploy`")
-    return found[-1]
 
 
 class _Built(JsonModel):
@@ -53,12 +39,23 @@ class _Built(JsonModel):
     kernels: tuple[Part, ...] = ()
 
 
-def deploy_engine(engine: Path, repository: Path) -> Path:
-    """Deploys what `make engine` built in the folder `engine`: ONNX Runtime's kernels too, and TensorRT's plan where
-    there is one, with its plugins.
+class Parts(NamedTuple):
+    """What a version of the models is made of; checked."""
 
-    Raises like `deploy`, and InputError where one of these libraries is gone, or not that of engine.json, and where the
-    plan is not that of its manifest. Returns the repository.
+    model_onnx: Path
+    manifest: Path
+    more: tuple[Path, ...]  # libraries, the plan
+    profile: Profile
+    served: Manifest  # as the server tells it
+    digests: dict[str, str]  # SHA-256 of the ONNX file and of each of `more`, by name
+
+
+def engine_parts(engine: Path) -> Parts:
+    """What `make engine` built in the folder `engine`: ONNX Runtime's kernels too, and TensorRT's plan where there is
+    one, with its plugins.
+
+    Raises like `check_parts`, and InputError where one of these libraries is gone, or not that of engine.json, and
+    where the plan is not that of its manifest.
     """
     plan = engine / PLAN
     beside = engine_manifest_path(plan)
@@ -81,20 +78,13 @@ def deploy_engine(engine: Path, repository: Path) -> Path:
                 raise InputError(f"there is no {path}, which the engine was built with; `upsnet engine` makes it anew")
             if _hash(path) != digest:
                 raise InputError(f"{path} is not what the engine was built with; `upsnet engine` makes it anew")
-    return deploy(engine / "model.onnx", engine / "model.manifest.json", repository, more, profile)
+    return check_parts(engine / "model.onnx", engine / "model.manifest.json", more, profile)
 
 
-def deploy(
-    model_onnx: Path, manifest: Path, repository: Path, more: Sequence[Path] = (), profile: Profile | None = None
-) -> Path:
-    """Makes the repository, or puts another model into it, with the files `more` beside it. Returns the repository.
+def check_parts(model_onnx: Path, manifest: Path, more: Sequence[Path] = (), profile: Profile | None = None) -> Parts:
+    """profile: of the plan among `more`; the server takes no larger batches than that one. Default: the manifest's.
 
-    profile: of the plan among them; the server takes no larger batches than that one. Default: the manifest's.
-
-    The manifest goes into the configurations too, with the ONNX file's SHA-256, so that a client needs only the
-    server's address. Files are moved into place when all of them are written; another model's plan does not stay
-    behind. A running server keeps what it loaded. InputError when a file is missing, cannot be read or cannot be
-    written, when the manifest is another model's, and when the repository would lie in the template.
+    InputError when a file is missing or cannot be read, and when the manifest is another model's.
     """
     if not model_onnx.is_file():
         raise InputError(f"there is no model {model_onnx}; make one with `make engine`")
@@ -105,21 +95,47 @@ def deploy(
     )
     if described.onnx_sha256 not in ("", served.onnx_sha256):
         raise InputError(f"{manifest} belongs to another model than {model_onnx}; export again with `make engine`")
-    for file in more:
-        _hash(file)
-    if TEMPLATE in (repository.resolve(), *repository.resolve().parents):
-        raise InputError(f"{repository} is the template of all repositories; give another folder with --repository")
-    version = [repository / MODEL / "1", *versions(repository)][-1]
+    digests = {"model.onnx": served.onnx_sha256, **{file.name: _hash(file) for file in more}}
+    return Parts(model_onnx, manifest, tuple(more), profile, served, digests)
+
+
+def deploy_engine(engine: Path, repository: Path) -> Path:
+    """Deploys what `make engine` built in the folder `engine`. Raises like `engine_parts` and `deploy_parts`."""
+    return deploy_parts(engine_parts(engine), repository)
+
+
+def deploy(
+    model_onnx: Path, manifest: Path, repository: Path, more: Sequence[Path] = (), profile: Profile | None = None
+) -> Path:
+    """Deploys these files. Raises like `check_parts` and `deploy_parts`. Returns the repository."""
+    return deploy_parts(check_parts(model_onnx, manifest, more, profile), repository)
+
+
+def deploy_parts(parts: Parts, repository: Path) -> Path:
+    """Makes the repository, or puts another model into it in place of the one that is there. Returns the repository.
+
+    The manifest goes into the configurations too, with the ONNX file's SHA-256, so that a client needs only the
+    server's address. Files are moved into place when all of them are written; another model's plan does not stay
+    behind. A running server keeps what it loaded. InputError when a file cannot be written, when the repository would
+    lie in the template, and when its versions are rolled out step by step.
+    """
+    check_place(repository)
+    if is_managed(repository):
+        raise InputError(
+            f"{repository} is served step by step: a model gets there by `upsnet deploy stage`, then "
+            "`upsnet deploy promote`"
+        )
+    number = max((int(folder.name) for model in MODELS for folder in versions(repository, model)), default=1)
+    version = repository / MODEL / str(number)
     try:
         with staged_folder(repository) as stage, writing(repository):
-            place = stage / version.relative_to(repository)
-            place.mkdir(parents=True)
-            for file, name in ((model_onnx, "model.onnx"), (manifest, "manifest.json"), *((f, f.name) for f in more)):
-                shutil.copyfile(file, place / name)
-            for model in (MODEL, PHOTO_MODEL):
-                _from_template(model, served, profile, repository, stage)
+            write_version(stage, number, parts)
+            for model in MODELS:
+                (stage / model / "configs").mkdir()
+                for name in CONFIGS:
+                    (stage / model / name).write_text(config_of(model, name, parts))
             for name in {PLAN, engine_manifest_path(Path(PLAN)).name, PLUGINS, LIBRARY, CUDA_LIBRARY} - {
-                file.name for file in more
+                file.name for file in parts.more
             }:
                 (version / name).unlink(missing_ok=True)
     except WriteError as error:
@@ -127,26 +143,40 @@ def deploy(
     return repository
 
 
+def check_place(repository: Path) -> None:
+    if TEMPLATE in (repository.resolve(), *repository.resolve().parents):
+        raise InputError(f"{repository} is the template of all repositories; give another folder with --repository")
+
+
+def write_version(stage: Path, number: int, parts: Parts) -> None:
+    """The version folders of both models, without configurations, and the warm-up data, which are every version's."""
+    place = stage / MODEL / str(number)
+    place.mkdir(parents=True)
+    for file, name in (
+        (parts.model_onnx, "model.onnx"),
+        (parts.manifest, "manifest.json"),
+        *((file, file.name) for file in parts.more),
+    ):
+        shutil.copyfile(file, place / name)
+    for model in MODELS:
+        (stage / model / str(number)).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(TEMPLATE / model / "1/model.py", stage / model / str(number) / "model.py")
+    (stage / MODEL / "warmup").mkdir()
+    for name, array in WARM_UP.items():
+        (stage / MODEL / "warmup" / name).write_bytes(array.tobytes())
+
+
+def config_of(model: str, name: str, parts: Parts) -> str:
+    """The text of one of a model's CONFIGS."""
+    warm_up = _warm_up(parts.profile, largest=name == CONFIGS[0]) if model == MODEL else ""
+    return (TEMPLATE / model / name).read_text() + warm_up + _of_this_model(parts.served)
+
+
 def _hash(file: Path) -> str:
     try:
         return sha256(file)
     except InputError as error:
         raise InputError(f"{error}; build it again with `make engine`, or ask its owner to let you read it") from None
-
-
-def _from_template(model: str, manifest: Manifest, profile: Profile, repository: Path, stage: Path) -> None:
-    """One model's code, configurations and warm-up data."""
-    version = [repository / model / "1", *versions(repository, model)][-1].name
-    for folder in (version, "configs"):
-        (stage / model / folder).mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(TEMPLATE / model / "1/model.py", stage / model / version / "model.py")
-    for name in CONFIGS:
-        warm_up = _warm_up(profile, largest=name == CONFIGS[0]) if model == MODEL else ""
-        (stage / model / name).write_text((TEMPLATE / model / name).read_text() + warm_up + _of_this_model(manifest))
-    if model == MODEL:
-        (stage / model / "warmup").mkdir()
-        for name, array in WARM_UP.items():
-            (stage / model / "warmup" / name).write_bytes(array.tobytes())
 
 
 def _of_this_model(manifest: Manifest) -> str:

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.repository import PLAN, latest_version
+from serving.layout import MODELS, config_name, latest_version, version_configs
+from serving.repository import PLAN
 from upsnet.contract import MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError
 from upsnet.files import sha256
 from upsnet.manifest import Manifest
 
 CONFIG = "configs/cpu.pbtxt"
+NOT_READ = ("__pycache__", "configs")
 CLAIM = r'onnx_sha256\\?": \\?"([0-9a-f]{64})'  # in a manifest, and in the one that a configuration carries
 
 
@@ -25,24 +27,33 @@ class Snapshot(NamedTuple):
     model_sha256: str  # of the ONNX file
 
 
-def take_snapshot(repository: Path, target: Path) -> Snapshot:
-    """Copies what the embedded server reads, of the version that Triton serves.
+def take_snapshot(repository: Path, target: Path, version: int | None = None) -> Snapshot:
+    """Copies what the embedded server reads: of that version where the repository is a managed one, which then is the
+    only one in the copy, else of the highest.
 
     InputError when there is no model, when a file cannot be read or copied, and when the files are not of one model:
     the ONNX file is damaged, or another model is being deployed at this moment.
     """
-    versions = {MODEL: latest_version(repository)}
-    if (repository / PHOTO_MODEL).is_dir():
-        versions[PHOTO_MODEL] = latest_version(repository, PHOTO_MODEL)
+    if version is not None:
+        versions = {model: repository / model / str(version) for model in MODELS}
+    else:
+        versions = {MODEL: latest_version(repository)}
+        if (repository / PHOTO_MODEL).is_dir():
+            versions[PHOTO_MODEL] = latest_version(repository, PHOTO_MODEL)
     for name in ("model.onnx", "manifest.json"):
         if not (versions[MODEL] / name).is_file():
             raise InputError(
                 f"there is no model to serve: {versions[MODEL] / name} is missing; make one with `make engine`"
             )
-    for model, version in versions.items():
+    for model, place in versions.items():
         folder = repository / model
-        for file in (folder / CONFIG, *sorted((folder / "warmup").rglob("*")), *sorted(version.rglob("*"))):
-            if file.is_file() and file.name not in (PLAN, PLUGINS) and file.parent.name != "__pycache__":
+        config = (
+            folder / CONFIG if version is None else version_configs(repository, version) / config_name(model, CONFIG)
+        )
+        if config.is_file():
+            _copy(config, target / model / CONFIG)
+        for file in (*sorted((folder / "warmup").rglob("*")), *sorted(place.rglob("*"))):
+            if file.is_file() and file.name not in (PLAN, PLUGINS) and file.parent.name not in NOT_READ:
                 _copy(file, target / file.relative_to(repository))
     copy = target / versions[MODEL].relative_to(repository)
     digest = sha256(copy / "model.onnx")

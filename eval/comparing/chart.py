@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from eval.comparing.errors import MOST_DB
 from eval.comparing.report import Comparison, Place, describe
-from eval.figures import share
 from eval.profiling.chart import COLORS, GRID, TEXT
+from upsnet.figures import share
 
 PARTED = "#c0392b"
 BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # words, over the limit's line

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.compare import identical_pixels
 from eval.comparing.boundaries import (
     BOX_DELTAS,
     BOX_LOGITS,
@@ -28,6 +27,7 @@ from eval.comparing.report import WORST, Comparison, Place, Side, module_of
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkImage, collate, to_network
 from upsnet.machine import machine_facts, package_versions
+from upsnet.parity.pixels import identical_pixels
 from upsnet.photos import read_photo
 from upsnet.result import PanopticResult, decode
 

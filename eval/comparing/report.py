@@ -8,7 +8,7 @@ from rich.table import Table
 from eval.comparing.boundaries import PLACES
 from eval.comparing.errors import MOST_DB
 from eval.comparing.limits import Limits, Rounding
-from eval.figures import share
+from upsnet.figures import share
 from upsnet.manifest import Precision
 from upsnet.report import Report, Sparse
 from upsnet.tables import make_table

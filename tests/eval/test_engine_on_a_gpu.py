@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.compare import identical_pixels
 from eval.validation_set import open_dataset
 from export.building import build_engine, find_plugins
 from upsnet.engines.manifest import ENGINES
 from upsnet.errors import InputError
+from upsnet.parity.pixels import identical_pixels
 from upsnet.result import PanopticResult
 from upsnet.runtimes.open import open_runtime
 from upsnet.runtimes.options import RuntimeOptions

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from eval.charts import THEMES, line_chart, smooth
-from eval.figures import share
 from eval.parity import run_parity
 from eval.report import difference_picture, embed, training_charts
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
+from upsnet.figures import share
 
 Fake = Callable[..., Any]
 

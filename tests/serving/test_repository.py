@@ -21,7 +21,8 @@ import serving.serve
 from export.backends import onnx_runtime
 from export.building import build_engine
 from export.profiles import chosen_profiles
-from serving.repository import TEMPLATE, deploy, deploy_engine, latest_version, versions
+from serving.layout import latest_version, versions
+from serving.repository import TEMPLATE, deploy, deploy_engine
 from serving.server import TritonServer
 from tests import backends
 from tests.serving.conftest import Exported, make_request
@@ -246,8 +247,8 @@ def test_a_repository_of_before_the_photo_model_is_completed(exported: Exported,
     (tmp_path / MODEL / "config.pbtxt").write_text("old")
     deploy(exported.model, exported.manifest_path, tmp_path)
     assert [folder.name for folder in versions(tmp_path)] == ["3"]
-    assert [folder.name for folder in versions(tmp_path, PHOTO_MODEL)] == ["1"]
-    assert (tmp_path / PHOTO_MODEL / "1/model.py").read_bytes() == (TEMPLATE / PHOTO_MODEL / "1/model.py").read_bytes()
+    assert [folder.name for folder in versions(tmp_path, PHOTO_MODEL)] == ["3"]
+    assert (tmp_path / PHOTO_MODEL / "3/model.py").read_bytes() == (TEMPLATE / PHOTO_MODEL / "1/model.py").read_bytes()
 
 
 def test_deploy_says_how_to_get_past_files_of_others(

@@ -65,6 +65,7 @@ class TritonPythonModel:
         self.manifest = Manifest.model_validate_json(parameters[METADATA_KEY]["string_value"])
         self.categories = self.manifest.categories_table
         self.max_bytes = int(parameters["max_photo_bytes"]["string_value"])
+        self.version = int(args["model_version"])  # of `upsnet` too: a version of both models has one number
         self.counters = Counters(pb_utils, "upsnet_photo")
         Image.init()  # what else the first photo would wait for
 
@@ -127,6 +128,7 @@ class TritonPythonModel:
         with self.counters.stage("network"):
             answer = pb_utils.InferenceRequest(
                 model_name=MODEL,
+                model_version=self.version,
                 requested_output_names=OUTPUTS,
                 inputs=[
                     pb_utils.Tensor(name, array)

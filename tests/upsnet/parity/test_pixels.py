@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.compare import category_map, identical_pixels
 from upsnet.errors import InputError
+from upsnet.parity.pixels import category_map, identical_pixels
 from upsnet.result import PanopticResult, Segment
 
 
