@@ -28,7 +28,9 @@ from upsnet.errors import InputError
 
 ASKED = Asked("id", 1, 100, False, ())
 # Stand-ins for serving/front/mirror.py: they read a job and its bytes, and answer as their name says.
-READ = "import sys, json, time\nfor line in sys.stdin.buffer:\n job = json.loads(line); body = sys.stdin.buffer.read(job['size'])\n "
+READ = (
+    "import sys, json, time\nfor line in sys.stdin.buffer:\n body = sys.stdin.buffer.read(json.loads(line)['size'])\n "
+)
 SAY = "print(json.dumps({found}), flush=True)"
 ANSWER = "{'seconds': 0.1}"
 AGREES = READ + SAY.format(found=f"dict(serving={ANSWER}, candidate={{'seconds': 0.2}}, photos=[[4, len(body)]])")
@@ -258,7 +260,7 @@ def test_a_lease_ends_by_itself_and_belongs_to_one(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(lease_module.time, "time", lambda: now - 3600)  # the writer's clock is wrong
     assert read_lease(path) is None
     path.write_text("{")
-    with pytest.raises(InputError, match="canary.json"):
+    with pytest.raises(InputError, match="not valid JSON"):
         read_lease(path)
     renew(path, mine)
     monkeypatch.undo()
