@@ -54,8 +54,8 @@ def engine_parts(engine: Path) -> Parts:
     """What `make engine` built in the folder `engine`: ONNX Runtime's kernels too, and TensorRT's plan where there is
     one, with its plugins.
 
-    Raises like `check_parts`, and InputError where one of these libraries is gone, or not that of engine.json, and where
-    the plan is not that of its manifest.
+    Raises like `check_parts`, and InputError where one of these libraries is gone, or not that of engine.json, and
+    where the plan is not that of its manifest.
     """
     plan = engine / PLAN
     beside = engine_manifest_path(plan)
@@ -122,7 +122,8 @@ def deploy_parts(parts: Parts, repository: Path) -> Path:
     check_place(repository)
     if is_managed(repository):
         raise InputError(
-            f"{repository} is served step by step: a model gets there by `upsnet deploy stage` and `upsnet deploy promote`"
+            f"{repository} is served step by step: a model gets there by `upsnet deploy stage`, then "
+            "`upsnet deploy promote`"
         )
     number = max((int(folder.name) for model in MODELS for folder in versions(repository, model)), default=1)
     version = repository / MODEL / str(number)

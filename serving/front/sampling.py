@@ -1,11 +1,13 @@
-"""Where answered inference requests pass by: some of them are mirrored to a candidate, some of their photos are kept."""
+"""Where answered inference requests pass by: some are mirrored to a candidate, some of their photos are kept."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any, Protocol
 
+from serving.front import requests
 from serving.front.requests import Asked
+from serving.front.rest_request import unfold
 from serving.record import Record
 
 logger = logging.getLogger(__name__)
@@ -53,3 +55,11 @@ class Sampling:
         """Of the canary, for /health/versions; None where there was none."""
         found = (each.figures() for each in self._samplers if hasattr(each, "figures"))
         return next((figures for figures in found if figures is not None), None)
+
+
+def message_of(model: str, body: bytes, rest: bool, header_length: int | None) -> tuple[Any, list[memoryview | None]]:
+    """Of what `answered` is told: the ModelInferRequest without its data, and each input's bytes; None: elsewhere."""
+    if rest:
+        _, request, data = unfold(model, body, header_length)
+        return request, data
+    return requests.read(body)

@@ -41,9 +41,9 @@ class Event(JsonModel):
     time: str = Field(default_factory=now)  # UTC, ISO 8601
     who: str = Field(default_factory=who)
     seconds: float | None = None  # that it took, gate included
-    digests: dict[str, str] = {}  # SHA-256 of the version's files, where it came
-    reasons: list[str] = []  # of a refusal; of a step that somebody forced
-    figures: dict[str, Any] = {}  # of the gate: what was compared, and what came of it
+    digests: dict[str, str] = Field(default_factory=dict)  # SHA-256 of the version's files, where it came
+    reasons: list[str] = Field(default_factory=list)  # of a refusal; of a step that somebody forced
+    figures: dict[str, Any] = Field(default_factory=dict)  # of the gate: what was compared, and what came of it
 
 
 class Record(JsonModel):
@@ -77,6 +77,6 @@ def read_record(repository: Path) -> Record:
     """Of a managed repository. InputError where it is none."""
     if not is_managed(repository):
         raise InputError(
-            f"{repository} has no roll-outs; `upsnet deploy --run` makes a repository, and `upsnet deploy stage` adds to it"
+            f"{repository} has no roll-outs; `upsnet deploy --run` makes a repository, `upsnet deploy stage` adds to it"
         )
     return Record.load(repository / MODEL / ROLLOUTS / NOW / RECORD)

@@ -117,7 +117,7 @@ def _same(record: Record, expected: Record) -> None:
 
 @contextmanager
 def _step(repository: Path) -> Iterator[Record]:
-    """One at a time. Makes the repository a managed one, takes away what a killed step has left, and yields the record."""
+    """One at a time: makes the repository a managed one, removes what a killed step has left, and yields the record."""
     latest_version(repository)  # InputError where this is no repository
     rollouts = repository / MODEL / ROLLOUTS
     with writing(repository):
