@@ -23,8 +23,8 @@ from serving.front.grpc_front import GrpcFront
 from serving.front.sampling import Sampling
 from serving.front.settings import FrontSettings
 from serving.front.shared_memory import SharedMemory
-from serving.front.upstream import Upstreams
 from serving.front.tls import Tls
+from serving.front.upstream import Upstreams
 from serving.limits import Limits
 from serving.record import Record
 
