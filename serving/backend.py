@@ -1,4 +1,4 @@
-"""What the front knows of the Triton servers behind it: the fleet provides it, one supervised server for each version."""
+"""What the front knows of the Triton servers behind it, one for each version; the fleet provides it."""
 
 from __future__ import annotations
 

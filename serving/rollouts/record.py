@@ -45,7 +45,7 @@ class Event(JsonModel):
     seconds: float | None = None  # that it took, gate included
     digests: dict[str, str] = Field(default_factory=dict)  # SHA-256 of the version's files, where it came
     source: str = ""  # the folder that it was staged from
-    reasons: tuple[str, ...] = ()  # of a refusal; of a step that somebody forced
+    reasons: list[str] = Field(default_factory=list)  # of a refusal; of a step that somebody forced
     figures: dict[str, Any] = Field(default_factory=dict)  # of the gate: what was compared, and what came of it
 
 

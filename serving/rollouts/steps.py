@@ -95,7 +95,7 @@ def promote(repository: Path, expected: Record, figures: dict[str, Any], seconds
     """The candidate serves from now on. expected: what the gate judged by; InputError where that is no longer so."""
     with _step(repository, expected) as record:
         version = candidate_of(repository, record)
-        reasons = (forced,) if forced else ()
+        reasons = [forced] if forced else []
         event = Event(action="promote", version=version, seconds=seconds, figures=figures, reasons=reasons)
         return _take(repository, record, event, served=(*record.served, version), candidate=None)
 
@@ -106,7 +106,7 @@ def refuse(
     """Writes down that the gate said no. The candidate stays staged."""
     with _step(repository, expected) as record:
         version = candidate_of(repository, record)
-        event = Event(action="refuse", version=version, seconds=seconds, figures=figures, reasons=tuple(reasons))
+        event = Event(action="refuse", version=version, seconds=seconds, figures=figures, reasons=list(reasons))
         return _take(repository, record, event)
 
 

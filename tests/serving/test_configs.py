@@ -11,8 +11,8 @@ import pytest
 
 from export.profiles import optimization_profile
 from serving.environment import REQUIREMENTS, Environment
-from serving.limits import Limits
 from serving.layout import CONFIGS
+from serving.limits import Limits
 from serving.repository import TEMPLATE, deploy
 from tests.serving.conftest import Exported
 from upsnet import contract, stub

@@ -69,14 +69,14 @@ def check_truth(repository: Path) -> Record | None:
             assert (repository / model / str(version) / "model.py").is_file()
             for name in CONFIGS:
                 text = (version_configs(repository, version) / config_name(model, name)).read_text()
-                assert (found := PINNED.search(text)) and int(found[1]) == version
+                assert PINNED.findall(text) == [str(version)]
     for model in MODELS:
         for name in CANDIDATES:
             place = repository / model / name
             if record.candidate is None or not place.is_symlink():  # the very first step links them
                 assert not place.exists()
             else:
-                assert (found := PINNED.search(place.read_text())) and int(found[1]) == record.candidate
+                assert PINNED.findall(place.read_text()) == [str(record.candidate)]
     return record
 
 

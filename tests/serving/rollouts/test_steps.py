@@ -34,7 +34,7 @@ def make(repository: Path, parts: Parts, state: str) -> Path:
 
 
 def killed_before(number: int, step: Callable[[], object]) -> bool:
-    """Whether the step, in a process of its own, came to its `number`th change of the file system, where it is killed."""
+    """Whether the step, in a process of its own, came to its `number`th change of the files, where it is killed."""
     child = os.fork()
     if child == 0:
         seen = 0
@@ -128,7 +128,7 @@ def test_a_roll_out_from_begin_to_end(repository: Path, parts: Parts) -> None:
     assert pinned == text.replace("latest { num_versions: 1 }", "specific { versions: [ 1 ] }")
     assert (repository / MODEL / "configs/candidate.pbtxt").read_text() != pinned, "another model, another manifest"
     refused = steps.refuse(repository, first, ["PQ fell"], {"pq": 0.1}, 2.0)
-    assert refused.candidate == 2 and refused.events[-1].reasons == ("PQ fell",)
+    assert refused.candidate == 2 and refused.events[-1].reasons == ["PQ fell"]
     served = steps.promote(repository, refused, {"pq": 0.5}, 2.0)
     assert (served.served, served.candidate, served.previous) == ((1, 2), None, 1)
     assert served.events[-1].figures == {"pq": 0.5} and served.id == first.id
