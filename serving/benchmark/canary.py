@@ -69,7 +69,7 @@ class CanaryBench(Report):
 
     machine: dict[str, str | int]
     versions: dict[str, str]
-    load: float  # of what the server can do
+    utilisation: float  # of what the server can do
     effects: list[Effect]
 
 
@@ -184,7 +184,7 @@ def main(
                 effects.append(asyncio.run(measure(server, message, name, share, load, rounds, seconds)))
     print_tables(table_of(effects))
     out = out or run / "canary.json"
-    CanaryBench(machine=machine_facts(), versions=package_versions(), load=load, effects=effects).save(out)
+    CanaryBench(machine=machine_facts(), versions=package_versions(), utilisation=load, effects=effects).save(out)
     print(f"wrote {out}")
 
 
