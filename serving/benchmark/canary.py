@@ -23,11 +23,11 @@ from pydantic import BaseModel
 from rich.table import Table
 from tqdm import tqdm
 
-from serving.benchmark.measures import rate_of
+from serving.benchmark.measures import rate_of, zeros
 from serving.benchmark.models import make_jpeg, trivial, with_rule
 from serving.load_test.asking import Server
 from serving.load_test.loops import OK, Length, Sample, open_loop
-from serving.load_test.questions import photo_question
+from serving.load_test.questions import photo_question, tensor_question
 from serving.repository import check_parts, deploy
 from serving.rollouts.lease import SECONDS, Lease, give_up, lease_path, renew
 from serving.rollouts.steps import stage
@@ -43,6 +43,7 @@ from upsnet.report import Report
 from upsnet.tables import make_table, print_tables
 
 PHOTO_SIZE = 640, 480
+EMPTY_SIDE = 640  # of the image for the network that computes next to nothing: 1.2 MB
 RULE = ResizeRule(short_side=256, max_side=344)
 CALLERS = 4  # who find out how much the server can do
 START_SECONDS = 60.0  # for the candidate
@@ -170,12 +171,15 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON to write (default: canary.json in the run).")] = None,
 ) -> None:
     """Callers' latency with a canary by their latency without."""
-    message = photo_question("photo", [make_jpeg(*PHOTO_SIZE)]).message
+    photo = photo_question("photo", [make_jpeg(*PHOTO_SIZE)]).message
+    tensors = tensor_question("tensors", zeros((EMPTY_SIDE, EMPTY_SIDE))).message
     effects = []
     with tempfile.TemporaryDirectory(prefix="upsnet-") as folder:
-        empty = trivial(Manifest.load(manifest_path(run / "model.onnx")), Path(folder) / "trivial/model.onnx")
+        rule = ResizeRule(short_side=EMPTY_SIDE, max_side=EMPTY_SIDE)
+        like = Manifest.load(manifest_path(run / "model.onnx")).model_copy(update={"resize": rule})
+        empty = trivial(like, Path(folder) / "trivial/model.onnx")
         network = with_rule(run / "model.onnx", RULE, Path(folder) / "network/model.onnx")
-        for name, model in (("next to nothing", empty), (Manifest.load(manifest_path(network)).name, network)):
+        for name, model, message in (("next to nothing", empty, tensors), (like.name, network, photo)):
             repository = deploy(model, manifest_path(model), model.parent / "repository")
             stage(repository, check_parts(model, manifest_path(model)))
             with TritonServer(repository) as server:
