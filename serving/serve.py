@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 
 from serving.fleet import STANDBY
+from serving.front.recorder import PHOTOS, RecorderSettings
 from serving.front.tls import Tls
 from serving.listen import loopback
 from serving.repository import deploy_engine, repository_of
+from serving.rollouts.canary import parse_share
 from serving.service import Settings, serve
 from upsnet.command_line.command import run as run_command
 from upsnet.command_line.options import run_option
@@ -55,6 +57,11 @@ def main(
     candidate: Annotated[
         bool, typer.Option(help="Run the candidate of the roll-outs beside the version in service.")
     ] = True,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep some of the callers' photos in this folder, for its user alone.")
+    ] = None,
+    record_share: Annotated[str, typer.Option(help="Of the requests whose photos are kept.")] = "1%",
+    record_photos: Annotated[int, typer.Option(min=1, help="As many are kept, the newest.")] = PHOTOS,
     state: Annotated[Path | None, typer.Option(help="Keep the state of the service in this JSON file.")] = None,
 ) -> None:
     """Serves a run's models, else the repository's, with a real Triton server on this machine."""
@@ -67,6 +74,7 @@ def main(
     host = loopback(host)
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
     tls = make_tls(tls_cert, tls_key, tls_client_ca)
+    share = parse_share("--record-share", record_share)
     if run is not None:
         repository = deploy_engine(run / "engine", repository or repository_of(run))
     elif repository is None:
@@ -88,6 +96,7 @@ def main(
         state=state,
         standby=standby,
         candidates=candidate,
+        record=RecorderSettings(record, share, record_photos) if record is not None else None,
     )
     asyncio.run(serve(settings))
     print("Triton has stopped.")

@@ -18,7 +18,8 @@ from serving.environment import Environment
 from serving.fleet import STANDBY, VersionFleet
 from serving.front.canary import Canary
 from serving.front.front import Front, FrontSettings
-from serving.front.sampling import Sampling
+from serving.front.recorder import Recorder, RecorderSettings
+from serving.front.sampling import Sampler, Sampling
 from serving.front.telemetry import make_telemetry
 from serving.front.tls import Tls
 from serving.limits import Limits
@@ -52,6 +53,7 @@ class Settings(NamedTuple):
     state: Path | None = None
     standby: float = STANDBY
     candidates: bool = True
+    record: RecorderSettings | None = None  # of photos
 
     @property
     def ports(self) -> dict[str, int]:
@@ -86,8 +88,10 @@ async def serve(settings: Settings) -> None:
             except WriteError as error:
                 raise InputError(f"{error}; give --state another file") from error
             fleet.changed = news.changed
-            sampling = Sampling(Canary(fleet, lease_path(settings.repository), telemetry.registry))
-            front = Front(fleet, settings.front(fleet.serving.limits, scratch.folder), telemetry, sampling)
+            samplers: list[Sampler] = [Canary(fleet, lease_path(settings.repository), telemetry.registry)]
+            if settings.record is not None:
+                samplers.append(Recorder(settings.record, telemetry.registry))
+            front = Front(fleet, settings.front(fleet.serving.limits, scratch.folder), telemetry, Sampling(*samplers))
             fleet.leave = front.leave
             try:
                 news.ports = await front.start()
