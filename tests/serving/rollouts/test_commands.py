@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import serving.deploy
 from serving.lock import STAGING, locked
@@ -32,7 +31,7 @@ from tests.small_disk import small_disk
 from upsnet.command_line.command import make_app
 from upsnet.errors import InputError
 
-MAINS = {
+MAINS: dict[str, Callable[..., None]] = {
     "stage": stage.main,
     "promote": promote.main,
     "rollback": rollback.main,
