@@ -89,7 +89,7 @@ class LabelledPhotos:
 
 
 class PlainPhotos:
-    """Photos without truth: those of a folder and below it, or one file; at most `limit`. InputError without any."""
+    """Photos without truth: of a folder and below it, of a pattern, or one file; at most `limit`. InputError without any."""
 
     dataset = None
 
@@ -105,7 +105,7 @@ class PlainPhotos:
 
     def name(self, index: int) -> str:
         path = self._paths[index]
-        return str(path.relative_to(self._place)) if path.is_relative_to(self._place) else path.name
+        return str(path.relative_to(self._place)) if self._place in path.parents else path.name
 
     def read(self, index: int) -> Shown:
         return Shown(self.name(index), read_photo(self._paths[index]))
