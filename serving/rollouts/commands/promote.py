@@ -12,7 +12,7 @@ from serving.rollouts import steps
 from serving.rollouts.canary import PHOTOS, SECONDS, CanaryLimits, parse_share, run_canary
 from serving.rollouts.commands.options import DEFAULT_HEALTH, DEFAULT_WAIT, FAILED, Health, Repository, Wait
 from serving.rollouts.record import Record, read_record
-from serving.rollouts.service import check_health, report, wait_until_serving
+from serving.rollouts.waiting import check_health, report, wait_until_serving
 from upsnet.command_line.command import run as run_command
 from upsnet.errors import InputError
 

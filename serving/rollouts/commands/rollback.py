@@ -9,7 +9,7 @@ import typer
 from serving.rollouts import steps
 from serving.rollouts.commands.options import DEFAULT_HEALTH, DEFAULT_WAIT, FAILED, Health, Repository, Wait
 from serving.rollouts.record import read_record
-from serving.rollouts.service import check_health, report, wait_until_serving
+from serving.rollouts.waiting import check_health, report, wait_until_serving
 from upsnet.command_line.command import run as run_command
 
 

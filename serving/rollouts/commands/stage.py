@@ -11,7 +11,7 @@ import typer
 from serving.repository import engine_parts
 from serving.rollouts import steps
 from serving.rollouts.commands.options import DEFAULT_HEALTH, DEFAULT_WAIT, FAILED, Health, Repository, Wait
-from serving.rollouts.service import check_health, report, wait_for_candidate
+from serving.rollouts.waiting import check_health, report, wait_for_candidate
 from upsnet.command_line.command import run as run_command
 from upsnet.runs import find_run
 

@@ -11,7 +11,8 @@ from serving.layout import is_managed, latest_version
 from serving.rollouts.commands.history import when
 from serving.rollouts.commands.options import DEFAULT_HEALTH, Health, Json, Repository, print_json
 from serving.rollouts.record import Record, read_record
-from serving.rollouts.service import Service, ask_service, check_health
+from serving.rollouts.running import Running
+from serving.rollouts.waiting import check_health, service_of
 from upsnet.command_line.command import run as run_command
 from upsnet.files import sha256
 from upsnet.tables import make_table, print_tables
@@ -24,14 +25,14 @@ def main(repository: Repository, health: Health = DEFAULT_HEALTH, json: Json = F
     check_health(health)
     latest_version(repository)  # InputError where it is no repository
     record = read_record(repository) if is_managed(repository) else None
-    service = ask_service(health, record) if record is not None else None
+    service = service_of(health, record) if record is not None else None
     if json:
         print_json(told(repository, record, service))
     else:
         show(repository, record, service, health)
 
 
-def told(repository: Path, record: Record | None, service: Service | None) -> dict[str, Any]:
+def told(repository: Path, record: Record | None, service: Running | None) -> dict[str, Any]:
     """The same for programs."""
     if record is None:
         number, digest = _only(repository)
@@ -67,7 +68,7 @@ def role_of(record: Record, version: int) -> str:
     return "withdrawn" if version in record.withdrawn else "served before"
 
 
-def show(repository: Path, record: Record | None, service: Service | None, health: str) -> None:
+def show(repository: Path, record: Record | None, service: Running | None, health: str) -> None:
     if record is None:
         number, digest = _only(repository)
         print(f"version {number} serves (model {digest[:SHOWN]}); there are no roll-outs yet")
@@ -100,7 +101,7 @@ def _only(repository: Path) -> tuple[int, str]:
     return int(place.name), sha256(place / "model.onnx")
 
 
-def _runs(service: Service | None, version: int) -> str:
+def _runs(service: Running | None, version: int) -> str:
     """What the service says of a version."""
     if service is None:
         return ""
