@@ -13,6 +13,7 @@ CANDIDATES = ("configs/candidate.pbtxt", "configs/candidate_cpu.pbtxt")  # the s
 ROLLOUTS = "rollouts"  # in the folder of `upsnet`: a folder for each step
 NOW = "now"  # the link in it to the step that holds, by which everything is decided
 SERVING, CANDIDATE = "serving", "candidate"  # links in a step's folder, to `version_configs` of a version
+NOBODY = "nobody"  # beside the steps: configurations that no server starts with, where there is no candidate
 
 
 def versions(repository: Path, model: str = MODEL) -> list[Path]:

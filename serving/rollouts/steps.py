@@ -19,6 +19,7 @@ from serving.layout import (
     CANDIDATE,
     CONFIGS,
     MODELS,
+    NOBODY,
     NOW,
     ROLLOUTS,
     SERVING,
@@ -37,6 +38,11 @@ from upsnet.files import sha256, staged_folder, writing
 
 LOCK = "lock"
 POLICY = re.compile(r"version_policy\s*\{.*\}")  # the one line of it in the templates
+NO_CANDIDATE = """# There is no candidate; `upsnet deploy stage` puts one there. Triton loads no version 0.
+name: "{model}"
+backend: "python"
+version_policy {{ specific {{ versions: [ 0 ] }} }}
+"""
 KEPT = 3  # versions that have served: the one that does, and those that a rollback may return to
 STEPS_KEPT = 2  # folders of past steps; the record has the whole history
 
@@ -127,6 +133,7 @@ def _step(repository: Path) -> Iterator[Record]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{repository}: another step is under way; wait for it, and begin again") from None
+            _configure_nobody(rollouts)
             record = read_record(repository) if is_managed(repository) else _begin(repository)
             _link_configs(repository)
             _tidy(repository, record)
@@ -171,8 +178,8 @@ def _take(repository: Path, record: Record, event: Event, **changes: Any) -> Rec
         folder.mkdir()
         after.save(folder / RECORD)
         for role, version in ((SERVING, after.serving), (CANDIDATE, after.candidate)):
-            if version is not None:
-                (folder / role).symlink_to(Path("../..", str(version), "configs"))
+            configs = Path("..", NOBODY) if version is None else Path("../..", str(version), "configs")
+            (folder / role).symlink_to(configs)
         for path in (folder / RECORD, folder, rollouts):
             _to_disk(path)
         fresh = rollouts / f".{NOW}"
@@ -203,6 +210,17 @@ def _link_configs(repository: Path) -> None:
                 os.replace(fresh, link)
 
 
+def _configure_nobody(rollouts: Path) -> None:
+    """Where Triton finds no configuration of the name it is given, it takes config.pbtxt: without a candidate it would
+    serve as one what is in service. It starts with none of these."""
+    if not (rollouts / NOBODY).is_dir():
+        with staged_folder(rollouts) as folder:
+            (folder / NOBODY).mkdir()
+            for model in MODELS:
+                for name in CONFIGS:
+                    (folder / NOBODY / config_name(model, name)).write_text(NO_CANDIDATE.format(model=model))
+
+
 def _tidy(repository: Path, record: Record) -> None:
     """Removes versions that the record does not know any more, and the folders of steps long past."""
     known = {*map(str, record.served), str(record.candidate)}
@@ -213,3 +231,6 @@ def _tidy(repository: Path, record: Record) -> None:
     with writing(repository):
         for folder in old:
             shutil.rmtree(folder)
+        for link in (repository / MODEL / ROLLOUTS).glob("[0-9]*/*"):
+            if link.is_symlink() and not link.exists():  # Triton would complain of it at every load
+                link.unlink()
