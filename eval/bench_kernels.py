@@ -34,6 +34,7 @@ from upsnet.geometry import collate, to_network
 from upsnet.kernels.choice import find_kernels
 from upsnet.machine import machine_facts, package_versions
 from upsnet.parity.lockstep import run_lockstep
+from upsnet.parity.photos import LabelledPhotos
 from upsnet.parity.pixels import identical_pixels
 from upsnet.photos import read_photo
 from upsnet.report import Report, Sparse
@@ -128,7 +129,7 @@ def agree(
     pair: Sequence[KernelWorker], dataset: PanopticFolder, batch_sizes: Sequence[int], limit: int | None
 ) -> list[Agreement]:
     """A model's two processes on the data set: batch size by batch size, the bodies first."""
-    comparison = run_lockstep(pair, dataset, dataset.records[:limit], batch_sizes)
+    comparison = run_lockstep(pair, LabelledPhotos(dataset, dataset.records[:limit]), batch_sizes)
     return [
         Agreement(
             int(column.class_identical.sum()) / int(column.class_pixels.sum()),

@@ -29,6 +29,7 @@ from upsnet.figures import points, share, title
 from upsnet.files import sha256
 from upsnet.metrics.pq import GROUPS
 from upsnet.parity.lockstep import run_lockstep
+from upsnet.parity.photos import LabelledPhotos
 from upsnet.runtimes.open import ENGINE_FOLDER
 from upsnet.runtimes.options import RuntimeOptions, find_runtime
 from upsnet.runtimes.predictor import Predictor
@@ -51,11 +52,11 @@ def run_parity(
     `limit`: only the first images. `run`: its training curve and configuration go into the report. `facts`: further
     facts about the machine. Raises InputError for bad input; nothing is written then.
     """
-    records = dataset.records[:limit]
-    comparison = run_lockstep(predictors, dataset, records, batch_sizes)
+    photos = LabelledPhotos(dataset, dataset.records[:limit])
+    comparison = run_lockstep(predictors, photos, batch_sizes)
     devices: dict[str, str | int] = {f"{title(each.name)}, device": each.device_name for each in predictors}
     devices |= {f"{title(each.name)}, kernels": each.kernels for each in predictors}
-    parity = summarize(comparison.columns, dataset, records, limits, devices | (facts or {}))
+    parity = summarize(comparison, photos.title, limits, devices | (facts or {}))
     write_report(out / "report.html", parity, comparison.examples, predictors[0].manifest.categories_table, run)
     parity.save(out / "parity.json")
     return parity

@@ -6,7 +6,6 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from upsnet.datasets.folder import PanopticFolder, Record
 from upsnet.machine import machine_facts, package_versions
 from upsnet.parity.figures import (
     LISTED,
@@ -19,7 +18,7 @@ from upsnet.parity.figures import (
 )
 from upsnet.parity.figures import Quality as Quality
 from upsnet.parity.limits import Limits, reasons_of
-from upsnet.parity.lockstep import Column
+from upsnet.parity.lockstep import Comparison
 from upsnet.report import Report
 
 
@@ -51,10 +50,9 @@ class Parity(Report):
     versions: dict[str, str]
 
 
-def summarize(
-    columns: list[Column], dataset: PanopticFolder, records: list[Record], limits: Limits, facts: dict[str, str | int]
-) -> Parity:
-    """The verdict on what `run_lockstep` gathered from `records` of the data set."""
+def summarize(comparison: Comparison, gt_json: str, limits: Limits, facts: dict[str, str | int]) -> Parity:
+    """The verdict on what `run_lockstep` gathered from the data set `gt_json`."""
+    columns = comparison.columns
     manifest = columns[0].predictor.manifest
     scores = {column: column.stat.results(column.categories) for column in columns}
     figures = [column_figures(column, scores) for column in columns]
@@ -70,13 +68,13 @@ def summarize(
         runtimes=list(dict.fromkeys(column.runtime for column in columns)),
         columns=figures,
         per_class=classes,
-        worst_images=worst_images(columns, records),
+        worst_images=worst_images(comparison),
         worst_classes=[each.name for each in classes if each.difference or each.identical not in (None, 1.0)][:LISTED],
         lowest_classes=[name for _, name in sorted(present, key=lambda each: each[0])[:3]],
         warnings=columns[0].stat.warnings,
         created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         model=manifest.name,
-        dataset=Dataset(gt_json=str(dataset.split.json_file), images=len(records)),
+        dataset=Dataset(gt_json=gt_json, images=len(comparison.images)),
         machine=machine_facts() | facts,
         versions={f"export: {key}": value for key, value in manifest.versions.items()} | package_versions(),
     )

@@ -77,10 +77,10 @@ def _is_drawable(value: object) -> bool:
 
 def _pictures(example: Example, categories: Categories) -> list[Picture]:
     photo, truth = example.photo, example.truth
-    pictures = [
-        Picture("Image", f"{photo.shape[1]} × {photo.shape[0]}", embed(photo)),
-        Picture("Truth", f"{len(truth.segments)} segments", embed(overlay(photo, truth, categories, scores=False))),
-    ]
+    pictures = [Picture("Image", f"{photo.shape[1]} × {photo.shape[0]}", embed(photo))]
+    if truth is not None:
+        drawn = embed(overlay(photo, truth, categories, scores=False))
+        pictures.append(Picture("Truth", f"{len(truth.segments)} segments", drawn))
     for index, shot in enumerate(example.shots):
         figures, difference = shot.figures, None
         note = "no segments" if figures.pq is None else f"PQ {points(figures.pq)}"

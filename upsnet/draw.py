@@ -39,7 +39,7 @@ def overlay(photo: np.ndarray, result: PanopticResult, categories: Categories, s
     if factor > 1:
         index = index.repeat(factor, 0).repeat(factor, 1)
         photo = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BICUBIC))
-    colors = _segment_colors(result.segments, categories)
+    colors = segment_colors(result.segments, categories)
     blended = _blend(photo, index, colors)
     blended[_outline(index, thickness=max(1, round(min(height, width) / 500)))] = 255
     image = Image.fromarray(blended)
@@ -57,7 +57,7 @@ def _index_map(result: PanopticResult) -> np.ndarray:
     return np.where(ids[order][place] == result.ids, order[place] + 1, 0).astype(np.int16)
 
 
-def _segment_colors(segments: list[Segment], categories: Categories) -> list[Color]:
+def segment_colors(segments: list[Segment], categories: Categories) -> list[Color]:
     """One colour for each segment; the second and later instances of a thing turn away from the class's colour."""
     seen: dict[int, int] = {}
     colors = []
@@ -162,8 +162,13 @@ def _text_color(background: Color) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
 
+def label_points(result: PanopticResult) -> dict[int, tuple[int, int]]:
+    """Position in result.segments -> the point (x, y) of that segment that is farthest from its outline."""
+    return _label_points(_index_map(result), len(result.segments))
+
+
 def _label_points(index: np.ndarray, count: int) -> dict[int, tuple[int, int]]:
-    """Position in the list -> the point (x, y) of that segment that is farthest from its outline.
+    """`label_points` on an `_index_map`.
 
     Found on a reduced map; a segment that is lost there gets its first pixel.
     """

@@ -41,14 +41,14 @@ def spied_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_colours_of_segments() -> None:
     segments = [Segment(id, c, 1.0, 1, (0, 0, 1, 1)) for id, c in ((70_000, CIRCLE), (2, CIRCLE), (1, SKY))]
-    colors = draw._segment_colors(segments, TABLE)
+    colors = draw.segment_colors(segments, TABLE)
     assert colors[2] == TABLE[SKY].color
     assert colors[0] == TABLE[CIRCLE].color  # the first instance; the second has a shade of its own
     assert len({(0, 0, 0), *colors}) == 4
 
 
 def test_instances_of_a_class_get_different_colours() -> None:
-    assert len(set(draw._segment_colors([Segment(1, CIRCLE, 1.0, 1, (0, 0, 1, 1))] * 30, TABLE))) >= 29
+    assert len(set(draw.segment_colors([Segment(1, CIRCLE, 1.0, 1, (0, 0, 1, 1))] * 30, TABLE))) >= 29
 
 
 def test_overlay_colours_segments_names_them_and_leaves_void_alone(spied_texts: list[str]) -> None:

@@ -54,6 +54,7 @@ COMMANDS = {
     "precision-search": Entry("eval.precision_search.command", "Which modules may have which types, by PQ: a recipe."),
     "deploy": Entry("serving.deploy", "Make Triton's model repository of a run."),
     "serve": Entry("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
+    "viewer": Entry("upsnet.viewer.command", "A page in the browser: what models say about your photos."),
     "load-test": Entry("serving.load_test.command", "Load a server with real photos: latency, throughput, refusals."),
     "eval": Entry("eval.evaluate", "PQ, AP and mIoU of one runtime on a data set."),
     "parity": Entry("eval.parity", "PQ and pixels of several runtimes, compared."),
@@ -111,6 +112,8 @@ def _extra(module: str, missing: str) -> str:
         "yaml": "data",
         "onnxruntime": "onnxruntime",
         "tritonclient": "triton",
+        "starlette": "viewer",
+        "uvicorn": "viewer",
     }
     folder = module.partition(".")[0]
     return by_package.get(missing) or {"training": "train", "export": "export"}.get(folder, "dev")

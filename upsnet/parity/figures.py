@@ -8,9 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from upsnet.categories import Category
-from upsnet.datasets.folder import Record
 from upsnet.metrics.pq import GROUPS
-from upsnet.parity.lockstep import Column, ImageColumn
+from upsnet.parity.lockstep import Column, Comparison, ImageColumn
 
 Score = dict[str, Any]  # what PQStat.results gives
 LISTED = 20  # worst images
@@ -52,7 +51,7 @@ class ClassFigures(Category):
 class ImageFigures(BaseModel):
     """One image. identical: the least of all columns."""
 
-    image_id: int
+    image_id: int | None  # the data set's; None of photos alone
     file_name: str
     identical: float
     columns: list[ImageColumn]
@@ -98,15 +97,16 @@ def class_figures(scores: dict[Column, Score]) -> list[ClassFigures]:
     return sorted(figures, key=lambda each: (-abs(each.difference), _or(each.identical, 1.0), _or(each.pq, 2.0)))
 
 
-def worst_images(columns: list[Column], records: list[Record]) -> list[ImageFigures]:
+def worst_images(comparison: Comparison) -> list[ImageFigures]:
+    """The LISTED worst."""
     images = [
         ImageFigures(
-            image_id=record.image_id,
-            file_name=record.file_name,
+            image_id=image.image_id,
+            file_name=image.file_name,
             identical=min(each.identical for each in entries),
             columns=entries,
         )
-        for record, *entries in zip(records, *(column.images for column in columns), strict=True)
+        for image, *entries in zip(comparison.images, *(column.images for column in comparison.columns), strict=True)
     ]
     return sorted(images, key=lambda image: (image.identical, _or(image.columns[0].pq, 1.0)))[:LISTED]
 

@@ -1,4 +1,4 @@
-"""Several runtimes over one data set in lockstep, compared image by image."""
+"""Several predictors over the same photos in lockstep, compared image by image."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from upsnet.categories import Categories
-from upsnet.datasets.folder import PanopticFolder, Record, check_categories, truth_result
+from upsnet.categories import Categories, differences
+from upsnet.datasets.folder import check_categories
 from upsnet.datasets.parallel import chunked
 from upsnet.errors import InputError
 from upsnet.metrics.evaluation import predict_timed, score
 from upsnet.metrics.pq import PQStat
+from upsnet.parity.photos import Photos, Shown
 from upsnet.parity.pixels import category_map, identical_pixels
 from upsnet.result import PanopticResult
 from upsnet.runtimes.predictor import Predictor
@@ -47,7 +48,7 @@ class Example(NamedTuple):
     file_name: str
     kind: str
     photo: np.ndarray
-    truth: PanopticResult
+    truth: PanopticResult | None
     shots: list[Shot]  # the reference's first
 
 
@@ -79,60 +80,99 @@ class Column:
         return same
 
 
+class Image(NamedTuple):
+    """One photo that was compared."""
+
+    image_id: int | None  # the data set's; None of photos alone
+    file_name: str
+
+
 class Comparison(NamedTuple):
     columns: list[Column]  # batch size by batch size, the reference first in each
+    images: list[Image]
     examples: list[Example]  # worst images first
 
 
+class PredictionFailed(InputError):
+    """A predictor gave no answer, or none that can be read; `runtime` is its name."""
+
+    def __init__(self, runtime: str, photos: str, cause: InputError) -> None:
+        super().__init__(f"{runtime}: {photos}: {cause}")
+        self.runtime, self.photos, self.cause = runtime, photos, cause
+
+
 def run_lockstep(
-    predictors: Sequence[Predictor], dataset: PanopticFolder, records: list[Record], batch_sizes: Sequence[int]
+    predictors: Sequence[Predictor],
+    photos: Photos,
+    batch_sizes: Sequence[int] = (1,),
+    *,
+    other_size: bool = False,
+    title: str = "parity",
 ) -> Comparison:
-    """Every record through every predictor (the first is the reference) at every batch size.
+    """Every photo through every predictor (the first is the reference) at every batch size.
 
     Holds one group of images (the least common multiple of the batch sizes) and the report's few examples at a time.
-    Raises InputError naming the image, or the runtime whose categories or resize rule are another's.
+    other_size: predictors may resize photos by other rules than the reference. title: of the progress bar.
+    Raises InputError naming the image, or the runtime whose categories or resize rule are another's, and
+    PredictionFailed naming runtime and photo.
     """
+    reference = predictors[0].manifest
     for predictor in predictors:
-        check_categories(dataset, predictor.manifest)
-        if predictor.manifest.resize != predictors[0].manifest.resize:
+        if photos.dataset is not None:
+            check_categories(photos.dataset, predictor.manifest)
+        elif found := differences(
+            predictor.manifest.categories_table, reference.categories_table, predictor.name, predictors[0].name
+        ):
+            raise InputError(f"{predictor.name} and {predictors[0].name} have other categories: {found}")
+        if predictor.manifest.resize != reference.resize and not other_size:
             raise InputError(
                 f"{predictor.name} resizes photos to {predictor.manifest.resize}, {predictors[0].name} to "
-                f"{predictors[0].manifest.resize}: these are not the same model; export again"
+                f"{reference.resize}: these are not the same model; export again"
             )
     columns = [Column(predictor, batch) for batch in batch_sizes for predictor in predictors]
     for index, column in enumerate(columns):
         column.reference = columns[index - index % len(predictors)]
         column.first = columns[index % len(predictors)]
-    gallery = Gallery(len(records), predictors[0].manifest.categories_table)
-    with tqdm(total=len(records), desc="parity", unit="image", disable=None) as progress:
-        for group in chunked(records, math.lcm(*batch_sizes)):
-            photos, truths = zip(*(dataset.read(record) for record in group), strict=True)
-            answers = {column: _predict(column, photos) for column in columns}
-            for index, (record, photo, ids) in enumerate(zip(group, photos, truths, strict=True)):
-                shots = _compare({column: answer[index] for column, answer in answers.items()}, record, ids)
-                gallery.offer(record, photo, ids, shots)
+    gallery, images = Gallery(len(photos), reference.categories_table), []
+    with tqdm(total=len(photos), desc=title, unit="image", disable=None) as progress:
+        for group in chunked(range(len(photos)), math.lcm(*batch_sizes)):
+            shown = [photos.read(index) for index in group]
+            answers = {column: _predict(column, shown, group[0], len(photos)) for column in columns}
+            for index, each in enumerate(shown):
+                shots = _compare({column: answer[index] for column, answer in answers.items()}, each)
+                images.append(Image(each.image_id, each.name))
+                gallery.offer(each, shots)
             progress.update(len(group))
-    return Comparison(columns, gallery.examples())
+    return Comparison(columns, images, gallery.examples())
 
 
-def _predict(column: Column, photos: Sequence[np.ndarray]) -> list[PanopticResult]:
+def _predict(column: Column, shown: Sequence[Shown], before: int, total: int) -> list[PanopticResult]:
+    """The answers for a group of photos, of `total` the one number `before` + 1 and those after it."""
     results = []
-    for start in range(0, len(photos), column.batch):
-        part = photos[start : start + column.batch]
-        answer, milliseconds = predict_timed(column.predictor, part)
+    for start in range(0, len(shown), column.batch):
+        part = shown[start : start + column.batch]
+        try:
+            answer, milliseconds = predict_timed(column.predictor, [each.photo for each in part])
+        except InputError as error:
+            first, last = before + start + 1, before + start + len(part)
+            which = f"photo {first}" if first == last else f"photos {first} to {last}"
+            name = ", ".join(each.name for each in part)
+            raise PredictionFailed(column.runtime, f"{which} of {total} ({name})", error) from error
         column.milliseconds.append(milliseconds / len(part))
         results += [prediction.result for prediction in answer]
     return results
 
 
-def _compare(results: dict[Column, PanopticResult], record: Record, ids: np.ndarray) -> list[Shot]:
+def _compare(results: dict[Column, PanopticResult], shown: Shown) -> list[Shot]:
     """Counts one image in every column -> a Shot for each."""
     shots = []
     for column, result in results.items():
-        image_stat = PQStat()
-        score(image_stat, record, ids, result, column.categories)
-        column.stat += image_stat
-        pq = image_stat.results(column.categories)["results"]["All"]["pq"]
+        pq = None
+        if shown.truth is not None:
+            image_stat = PQStat()
+            score(image_stat, shown.truth.record, shown.truth.ids, result, column.categories)
+            column.stat += image_stat
+            pq = image_stat.results(column.categories)["results"]["All"]["pq"]
         same = column.compare(result, results[column.reference])
         column.images.append(ImageColumn(column.runtime, column.batch, pq, float(same.mean())))
         column.identical_to_first += int(identical_pixels(results[column.first], result).sum())
@@ -150,7 +190,7 @@ class Gallery:
         self._kept: list[Example] = []
         self._seen = 0
 
-    def offer(self, record: Record, photo: np.ndarray, ids: np.ndarray, shots: list[Shot]) -> None:
+    def offer(self, shown: Shown, shots: list[Shot]) -> None:
         """Worst: fewest identical pixels, then lowest PQ of the reference, then first."""
         identical, pq = min(shot.figures.identical for shot in shots), shots[0].figures.pq
         place = (identical, 1.0 if pq is None else pq, self._seen)
@@ -158,8 +198,8 @@ class Gallery:
         self._seen += 1
         if not typical and len(self._worst) == WORST and place >= self._worst[-1][0]:
             return
-        truth = truth_result(record, ids, self._categories)
-        example = Example(record.file_name, "typical", photo, truth, _one_each(shots))
+        truth = None if shown.truth is None else shown.truth.as_result(self._categories)
+        example = Example(shown.name, "typical", shown.photo, truth, _one_each(shots))
         if typical:
             self._kept.append(example)
         self._worst = sorted([*self._worst, (place, example._replace(kind="worst"))])[:WORST]

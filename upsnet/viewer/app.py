@@ -1,0 +1,228 @@
+"""The server of the page: photos come in, answers go out as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import anyio
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from upsnet.client.conversation import MOST_PHOTO_BYTES
+from upsnet.errors import InputError, ServerError
+from upsnet.named_photos import NamedPhoto
+from upsnet.photos import MAX_PIXELS
+from upsnet.viewer.album import Album, Answer, Entry, open_photo, packed_map, photo_name
+from upsnet.viewer.difference import difference
+from upsnet.viewer.guard import Guard, TooLarge, read_body, refusal
+from upsnet.viewer.models import Models
+
+logger = logging.getLogger("upsnet")
+STATIC = Path(__file__).parent / "static"
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+AT_WORK = 2  # photos that are decoded, asked for or compared at a time
+MOST_WAITING = 16  # more are refused
+Result = TypeVar("Result")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Busy(Exception):
+    """Too much waits already."""
+
+
+class Forgotten(Exception):
+    """A photo, a model or an answer that is not here, or no more."""
+
+
+class Viewer:
+    """The handlers."""
+
+    def __init__(self, models: Models, album: Album) -> None:
+        self._models, self._album = models, album
+        self._limiter: anyio.CapacityLimiter | None = None
+        self._waiting = 0
+
+    async def models(self, _: Request) -> Response:
+        told = await anyio.to_thread.run_sync(self._models.told)
+        limits = {"bytes": MOST_PHOTO_BYTES, "pixels": MAX_PIXELS}
+        return JSONResponse({"models": [each._asdict() for each in told], "limits": limits})
+
+    async def photos(self, _: Request) -> Response:
+        return JSONResponse({"photos": [told(entry) for entry in self._album]})
+
+    async def add_photo(self, request: Request) -> Response:
+        content = await read_body(request, MOST_PHOTO_BYTES)
+        entry = await self._work(open_photo, content, photo_name(request.query_params.get("name", "")))
+        self._album.add(entry)
+        return JSONResponse(told(entry), 201)
+
+    async def forget_photo(self, request: Request) -> Response:
+        self._album.forget(request.path_params["photo"])
+        return Response(status_code=204)
+
+    async def image(self, request: Request) -> Response:
+        entry = self._entry(request)
+        return Response(entry.shown, media_type=f"image/{entry.kind.lower()}")
+
+    async def thumb(self, request: Request) -> Response:
+        return Response(self._entry(request).thumb, media_type="image/png")
+
+    async def ask(self, request: Request) -> Response:
+        entry = self._entry(request)
+        try:
+            model = self._models.find(request.query_params.get("model", ""))
+        except KeyError:
+            raise Forgotten("this model is not here any more; choose another") from None
+
+        def work() -> dict[str, Any]:
+            prediction, stages = model.ask(NamedPhoto(entry.content, entry.name, entry.stem))
+            answer = Answer.of(prediction, model.title, stages)
+            self._album.keep(entry, model.id, answer)
+            return {
+                "photo": entry.id,
+                "model": model.id,
+                "title": model.title,
+                "words": prediction.describe(),
+                "segments": answer.segments,
+                "stages": [{"name": name, "seconds": seconds} for name, seconds in stages],
+                "size": answer.size,
+                "map": packed_map(answer.view()),
+            }
+
+        return JSONResponse(await self._work(work))
+
+    async def differences(self, request: Request) -> Response:
+        a, b = (self._answer(request, request.query_params.get(name, "")) for name in "ab")
+        return JSONResponse(await self._work(difference, a, b))
+
+    async def ids_file(self, request: Request) -> Response:
+        entry, answer = self._entry(request), self._answer(request, request.path_params["model"])
+        return attachment(await self._work(answer.coco_png), f"{entry.stem}.png", "image/png")
+
+    async def json_file(self, request: Request) -> Response:
+        entry, answer = self._entry(request), self._answer(request, request.path_params["model"])
+        content = json.dumps(answer.coco(f"{entry.stem}.png"), indent=1, allow_nan=False).encode()
+        return attachment(content, f"{entry.stem}.json", "application/json")
+
+    def _entry(self, request: Request) -> Entry:
+        try:
+            return self._album.find(request.path_params["photo"])
+        except KeyError:
+            raise Forgotten("the viewer keeps the last photos only, and this one is gone; give it again") from None
+
+    def _answer(self, request: Request, model: str) -> Answer:
+        try:
+            return self._entry(request).answers[model]
+        except KeyError:
+            raise Forgotten("this model has not been asked for this photo") from None
+
+    async def _work(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """In a thread, AT_WORK of them at a time. Busy where too many wait."""
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(AT_WORK)  # of the event loop that runs
+        if self._waiting >= MOST_WAITING:
+            raise Busy
+        self._waiting += 1
+        try:
+            return await anyio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+        finally:
+            self._waiting -= 1
+
+
+def told(entry: Entry) -> dict[str, Any]:
+    """A photo, for the page."""
+    return {"id": entry.id, "name": entry.name, "size": entry.size, "answered": list(entry.answers)}
+
+
+def attachment(content: bytes, name: str, kind: str) -> Response:
+    disposition = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+    return Response(content, media_type=kind, headers={"Content-Disposition": disposition})
+
+
+def make_app(models: Models, album: Album, local: bool = True) -> Guard:
+    """The page and what it asks. local: see Guard."""
+    viewer = Viewer(models, album)
+    photo = "/api/photos/{photo}"
+    routes = [
+        *static_routes(),
+        Route("/api/models", viewer.models),
+        Route("/api/photos", viewer.photos),
+        Route("/api/photos", viewer.add_photo, methods=["POST"]),
+        Route(photo, viewer.forget_photo, methods=["DELETE"]),
+        Route(f"{photo}/image", viewer.image),
+        Route(f"{photo}/thumb", viewer.thumb),
+        Route(f"{photo}/answers", viewer.ask, methods=["POST"]),
+        Route(f"{photo}/answers/{{model}}/ids.png", viewer.ids_file),
+        Route(f"{photo}/answers/{{model}}/coco.json", viewer.json_file),
+        Route(f"{photo}/difference", viewer.differences),
+    ]
+    return Guard(Starlette(routes=routes, exception_handlers=HANDLERS), local)
+
+
+def static_routes() -> list[Route]:
+    """The files of the page, read once: no path comes from a browser."""
+    routes = []
+    for file in sorted(STATIC.iterdir()):
+        if file.suffix in KINDS:
+            path = "/" if file.name == "index.html" else f"/{file.name}"
+            routes.append(Route(path, file_handler(file.read_bytes(), KINDS[file.suffix])))
+    return routes
+
+
+def file_handler(content: bytes, kind: str) -> Handler:
+    async def handle(_: Request) -> Response:
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    return handle
+
+
+async def on_too_large(_: Request, __: Exception) -> Response:
+    return refusal(413, "photo", f"the photo has more than {MOST_PHOTO_BYTES >> 20} MiB; make it smaller")
+
+
+async def on_timeout(_: Request, __: Exception) -> Response:
+    return refusal(408, "photo", "the photo came too slowly; give it again")
+
+
+async def on_busy(_: Request, __: Exception) -> Response:
+    return refusal(503, "busy", "too many photos wait already; try again in a moment", 2)
+
+
+async def on_forgotten(_: Request, error: Exception) -> Response:
+    return refusal(404, "forgotten", str(error))
+
+
+async def on_server_error(_: Request, error: Exception) -> Response:
+    return refusal(502, "server", str(error))
+
+
+async def on_input_error(_: Request, error: Exception) -> Response:
+    return refusal(422, "photo", str(error))
+
+
+async def on_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
+
+
+async def on_fault(_: Request, error: Exception) -> Response:
+    return refusal(500, "fault", f"the viewer failed: {type(error).__name__}; its terminal has the reason")
+
+
+HANDLERS: dict[Any, Any] = {
+    TooLarge: on_too_large,
+    TimeoutError: on_timeout,
+    Busy: on_busy,
+    Forgotten: on_forgotten,
+    ServerError: on_server_error,
+    InputError: on_input_error,
+    ClientDisconnect: on_gone,
+    Exception: on_fault,
+}

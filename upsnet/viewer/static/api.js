@@ -1,0 +1,52 @@
+// What the page asks of its server.
+
+/** What the server refused, or that it is gone. `kind` says whose fault it is: photo, server, busy, forgotten, gone. */
+export class Refused extends Error {
+  constructor(kind, message) {
+    super(message);
+    this.kind = kind;
+  }
+}
+
+async function ask(path, options = {}) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused("gone", "The viewer itself does not answer. Is `upsnet viewer` still running?");
+  }
+  if (response.ok) return response.status === 204 ? null : response.json();
+  const told = await response.json().catch(() => ({}));
+  throw new Refused(told.kind ?? "fault", told.error ?? `the viewer answered with status ${response.status}`);
+}
+
+const photoPath = (photo, rest = "") => `/api/photos/${encodeURIComponent(photo.id)}${rest}`;
+
+export const models = () => ask("/api/models");
+export const photos = async () => (await ask("/api/photos")).photos;
+export const addPhoto = (content, name, signal) =>
+  ask(`/api/photos?name=${encodeURIComponent(name)}`, { method: "POST", body: content, signal });
+export const imagePath = (photo) => photoPath(photo, "/image");
+export const thumbPath = (photo) => photoPath(photo, "/thumb");
+export const filePath = (photo, model, file) => photoPath(photo, `/answers/${encodeURIComponent(model)}/${file}`);
+
+/** What a model says about a photo; `ids` is its map, a byte a pixel. */
+export async function answer(photo, model, signal) {
+  const path = photoPath(photo, `/answers?model=${encodeURIComponent(model)}`);
+  const found = await ask(path, { method: "POST", signal });
+  return { ...found, ids: await unpack(found.map) };
+}
+
+/** Where two models differ: how many pixels, and a map of 0 and 1. */
+export async function difference(photo, a, b, signal) {
+  const query = new URLSearchParams({ a, b });
+  const found = await ask(photoPath(photo, `/difference?${query}`), { signal });
+  return { ...found, mask: await unpack(found.map) };
+}
+
+async function unpack({ deflated }) {
+  const packed = Uint8Array.from(atob(deflated), (character) => character.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
