@@ -56,8 +56,8 @@ $(if $(wildcard $(COCO_JSON)),,$(error error: COCO=$(COCO): it has no $(COCO_JSO
 	with their panoptic truth, and its split with COCO_SPLIT))
 endif
 
-.PHONY: help setup demo train onnx engine serve load soak eval parity bench overfit plugins lint clean test test-cpus test-install fuzz
-.PHONY: sanitize gpu-check docs docs-check overview ablation onnxruntime-cpp
+.PHONY: help setup demo train onnx engine serve load soak eval parity bench overfit plugins lint clean test test-large
+.PHONY: test-cpus test-install fuzz sanitize gpu-check docs docs-check overview ablation onnxruntime-cpp browser
 .PHONY: $(BENCHES:%=bench-%)
 
 help: ## this list
@@ -209,8 +209,14 @@ sanitize: $(READY) ## the CPU fronts, emulated CUDA kernels and plugins under th
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front or onnxruntime or test_plugins" $(ARGS)
 
-test: $(READY) $(TRITON_READY) ## the whole test suite
+browser: ## Chromium and axe-core in build/browser, for the tests of the viewer's page (docs/testing.md)
+	.ci/browser.sh build/browser
+
+test: $(READY) $(TRITON_READY) ## the test suite, but for what takes long
 	$(BIN)/python -m pytest $(ARGS)
+
+test-large: $(READY) $(TRITON_READY) ## the tests that take long, marked large
+	$(BIN)/python -m pytest -m large $(ARGS)
 
 SECONDS ?= 60
 fuzz: $(READY) $(TRITON_READY) ## tests/fuzz again and again with other inputs, for SECONDS=600 or until one fails
@@ -224,7 +230,7 @@ test-install: $(READY) ## the wheel in fresh environments (base, client), and th
 	$(BIN)/python -m pytest tests/install $(ARGS)
 
 # Emulated kernels have no levels. What the variables bound, and what nothing does: docs/cpus.md.
-NUMERIC := $(BIN)/python -m pytest -m "numeric and not gpu" -k "not emulated"
+NUMERIC := $(BIN)/python -m pytest -m "numeric and not gpu and not large" -k "not emulated"
 test-cpus: $(READY) ## the numerical tests as a CPU with AVX2 computes, and as one without AVX (docs/cpus.md)
 	UPSNET_CPU_LEVEL=v3 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2 \
 		OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" $(NUMERIC) $(ARGS)
