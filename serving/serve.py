@@ -15,8 +15,9 @@ from serving.fleet import STANDBY
 from serving.front.recorder import PHOTOS, RecorderSettings
 from serving.front.tls import Tls
 from serving.listen import loopback
-from serving.repository import deploy_engine, repository_of
+from serving.repository import repository_of
 from serving.rollouts.canary import parse_share
+from serving.rollouts.of_run import deploy_run
 from serving.service import Settings, serve
 from upsnet.command_line.command import run as run_command
 from upsnet.command_line.options import run_option
@@ -74,9 +75,9 @@ def main(
     host = loopback(host)
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
     tls = make_tls(tls_cert, tls_key, tls_client_ca)
-    share = parse_share("--record-share", record_share)
+    share = parse_share(record_share, "--record-share")
     if run is not None:
-        repository = deploy_engine(run / "engine", repository or repository_of(run))
+        repository = deploy_run(run / "engine", repository or repository_of(run))
     elif repository is None:
         raise InputError("nothing to serve: give --run, for instance runs/demo, or --repository")
     settings = Settings(
