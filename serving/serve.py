@@ -55,9 +55,9 @@ def main(
     standby: Annotated[
         float, typer.Option(help="Seconds that the version before is kept, so that a rollback is at once.")
     ] = STANDBY,
-    candidate: Annotated[
-        bool, typer.Option(help="Run the candidate of the roll-outs beside the version in service.")
-    ] = True,
+    no_candidate: Annotated[
+        bool, typer.Option("--no-candidate", help="Leave the candidate of the roll-outs alone.")
+    ] = False,
     record: Annotated[
         Path | None, typer.Option(help="Keep some of the callers' photos in this folder, for its user alone.")
     ] = None,
@@ -98,7 +98,7 @@ def main(
         otlp_endpoint=otlp_endpoint,
         state=state,
         standby=standby,
-        candidates=candidate,
+        candidates=not no_candidate,
         record=RecorderSettings(record, share, record_photos) if record is not None else None,
     )
     asyncio.run(serve(settings))
