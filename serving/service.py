@@ -16,11 +16,15 @@ from serving.backend import Health, Role, State
 from serving.bulletins import embedded_notice
 from serving.environment import Environment
 from serving.fleet import STANDBY, VersionFleet
+from serving.front.canary import Canary
 from serving.front.front import Front, FrontSettings
+from serving.front.recorder import Recorder, RecorderSettings
+from serving.front.sampling import Sampler, Sampling
 from serving.front.telemetry import make_telemetry
 from serving.front.tls import Tls
 from serving.limits import Limits
 from serving.listen import check_ports
+from serving.rollouts.lease import lease_path
 from serving.running import Opened, Running
 from serving.scratch import Scratch
 from serving.supervisor import Supervisor, first
@@ -49,14 +53,15 @@ class Settings(NamedTuple):
     state: Path | None = None
     standby: float = STANDBY
     candidates: bool = True
+    record: RecorderSettings | None = None  # of photos
 
     @property
     def ports(self) -> dict[str, int]:
         wanted = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
         return {name: port for name, port in wanted.items() if port is not None}
 
-    def front(self, limits: Limits) -> FrontSettings:
-        return FrontSettings(self.host, self.grpc_port, self.http_port, self.metrics_port, limits, self.tls)
+    def front(self, limits: Limits, folder: Path) -> FrontSettings:
+        return FrontSettings(self.host, self.grpc_port, self.http_port, self.metrics_port, limits, folder, self.tls)
 
 
 async def serve(settings: Settings) -> None:
@@ -65,7 +70,7 @@ async def serve(settings: Settings) -> None:
     check_ports(settings.host, settings.ports)
     stop, hurry = heed_signals()
     telemetry = make_telemetry(settings.access_log, settings.otlp_endpoint)
-    with closing(telemetry):
+    with closing(telemetry), Scratch() as scratch:
         fleet = VersionFleet(
             settings.repository,
             Opener(environment, settings.repository, settings.log),
@@ -83,7 +88,11 @@ async def serve(settings: Settings) -> None:
             except WriteError as error:
                 raise InputError(f"{error}; give --state another file") from error
             fleet.changed = news.changed
-            front = Front(fleet.serving.backend, settings.front(fleet.serving.limits), telemetry)
+            samplers: list[Sampler] = [Canary(fleet, lease_path(settings.repository), telemetry.registry)]
+            if settings.record is not None:
+                samplers.append(Recorder(settings.record, telemetry.registry))
+            front = Front(fleet, settings.front(fleet.serving.limits, scratch.folder), telemetry, Sampling(*samplers))
+            fleet.leave = front.leave
             try:
                 news.ports = await front.start()
                 await first(fleet.start(), stop.wait())
