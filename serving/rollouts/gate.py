@@ -187,8 +187,7 @@ def _judge(
 
 def _open(service: Service, version: int, seconds: float) -> TritonPredictor:
     """Without a second try: an answer that fails is one that fails. The deadline of the gate ends before its own."""
-    options: dict[str, Any] = {"tls": service.tls, "retries": 0, "version": str(version)}
-    return TritonPredictor(service.urls[version], timeout=seconds + 5, **options)
+    return TritonPredictor(service.urls[version], timeout=seconds + 5, tls=service.tls, retries=0, version=version)
 
 
 async def _under_load(

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -103,8 +103,7 @@ def open_service(
 
 
 def _check_container(repository: Path, record: Record, version: int, url: str, tls: Tls | None) -> None:
-    options: dict[str, Any] = {"tls": tls, "version": str(version)}
-    with closing(TritonPredictor(url, timeout=SECONDS, **options)) as opened:
+    with closing(TritonPredictor(url, timeout=SECONDS, tls=tls, version=version)) as opened:
         if opened.manifest.onnx_sha256 != record.arrival(version).digests.get("model.onnx"):
             raise InputError(f"the container at {url} serves another model than version {version} of {repository}")
 
