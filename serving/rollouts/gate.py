@@ -116,8 +116,8 @@ def hold_gate(
 
     Asks the service at `health` (tls: as its gRPC wants it) where it follows this repository and runs the candidate,
     else a private one that lives as long as the gate; or these containers. Progress bars on stderr. InputError where
-    nothing can be judged: no photos, no candidate, a version in service that does not answer, and in a container another
-    model than this repository's.
+    nothing can be judged: no photos, no candidate, a version in service that does not answer, a container with another
+    model.
     """
     start = time.monotonic()
     if record.candidate is None:
