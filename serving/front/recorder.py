@@ -58,6 +58,7 @@ class Recorder:
             rubbish.unlink(missing_ok=True)
 
     async def stop(self) -> None:
+        self._share = 0.0
         if self._recording is not None:
             await self._recording
 

@@ -115,10 +115,10 @@ def judge(figures: Figures, limits: CanaryLimits) -> list[str]:
     identical, ratio = figures.identical, figures.latency_ratio
     if limits.min_identical is not None and (identical is None or identical < limits.min_identical):
         found = "none" if identical is None else percent(identical)
-        named = ", ".join(f"{each.name} {percent(each.identical)}" for each in figures.classes)
+        named = ", ".join(f"{each.name} {percent(each.identical)}" for each in figures.classes if each.identical < 1)
         reasons.append(
             f"canary: {found} of the pixels identical with version {figures.serving}, needed "
-            f"{100 * limits.min_identical:g} % (fewest: {named})"
+            f"{100 * limits.min_identical:g} %{f' (fewest: {named})' if named else ''}"
         )
         reasons += [f"canary: {each}" for each in figures.different]
     if limits.max_latency_ratio is not None and (ratio is None or ratio > limits.max_latency_ratio):
