@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from upsnet.client.conversation import Opened, health, look_around, predict
@@ -34,7 +35,8 @@ class Told(NamedTuple):
     """What the page is told of a model."""
 
     id: str  # in the page's addresses
-    title: str  # for people
+    title: str  # for people, short
+    place: str  # for people, in full: an address, or a path
     state: str  # "ready"; "waiting": it is opened when it is first asked; "failed"
     reason: str  # why it has failed, in one line
     device: str  # what computes; empty until that is known
@@ -47,6 +49,7 @@ class Model(Protocol):
 
     id: str
     title: str
+    place: str
 
     def told(self) -> Told: ...
 
@@ -61,7 +64,7 @@ class OwnModel:
     """A model of this process: opened when it is first asked, and asked for one photo at a time."""
 
     def __init__(self, id: str, title: str, options: RuntimeOptions) -> None:
-        self.id, self.title, self._options = id, title, options
+        self.id, self.title, self.place, self._options = id, title, str(options.run), options
         self._predictor: Predictor | None = None
         self._failed = ""
         self._busy = threading.Lock()
@@ -149,7 +152,7 @@ class ServerModel:
     """The version of a server's model that is in service."""
 
     def __init__(self, id: str, server: Answering) -> None:
-        self.id, self.title, self._server = id, f"Triton, {server.address}", server
+        self.id, self.title, self.place, self._server = id, f"Triton, {server.address}", server.address, server
 
     def told(self) -> Told:
         try:
@@ -178,9 +181,8 @@ class Models:
         """servers: grpc://host:port. sources: with what `upsnet.load` takes as `run`. InputError for none of it."""
         self._servers = [Answering(url, tls) for url in servers]
         models: list[Model] = [ServerModel(f"s{number}", server) for number, server in enumerate(self._servers)]
-        for number, options in enumerate(sources):
-            runtime, _ = find_model(options.run, options.runtime)
-            models.append(OwnModel(f"m{number}", f"{RUNTIMES[runtime].title}, {options.run}", options))
+        for number, (options, title) in enumerate(zip(sources, _titles(sources), strict=True)):
+            models.append(OwnModel(f"m{number}", title, options))
         self._models: Mapping[str, Model] = {model.id: model for model in models}
 
     def told(self) -> list[Told]:
@@ -198,9 +200,20 @@ class Models:
             server.close()
 
 
+def _titles(sources: Sequence[RuntimeOptions]) -> list[str]:
+    """The runtime, and as many of the last parts of the path as tell it from the others."""
+    runtimes = [RUNTIMES[find_model(each.run, each.runtime)[0]].title for each in sources]
+    paths = [Path(each.run or "").absolute().parts for each in sources]
+    for count in range(1, max(map(len, paths), default=0) + 1):
+        titles = [f"{runtime}, {'/'.join(path[-count:])}" for runtime, path in zip(runtimes, paths, strict=True)]
+        if len(set(titles)) == len(set(zip(runtimes, paths, strict=True))):
+            break
+    return titles if sources else []
+
+
 def _told(model: Model, state: str, reason: str, device: str = "", manifest: Manifest | None = None) -> Told:
     names = manifest.categories_table.names if manifest else []
-    return Told(model.id, model.title, state, reason, device, manifest.name if manifest else "", names)
+    return Told(model.id, model.title, model.place, state, reason, device, manifest.name if manifest else "", names)
 
 
 @contextmanager
