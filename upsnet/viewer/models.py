@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -63,8 +64,8 @@ class Model(Protocol):
 class OwnModel:
     """A model of this process: opened when it is first asked, and asked for one photo at a time."""
 
-    def __init__(self, id: str, title: str, options: RuntimeOptions) -> None:
-        self.id, self.title, self.place, self._options = id, title, str(options.run), options
+    def __init__(self, id: str, title: str, place: str, opener: Callable[[], Predictor]) -> None:
+        self.id, self.title, self.place, self._opener = id, title, place, opener
         self._predictor: Predictor | None = None
         self._failed = ""
         self._busy = threading.Lock()
@@ -96,7 +97,7 @@ class OwnModel:
 
     def _open(self) -> Predictor:
         try:
-            self._predictor = open_source(self._options)
+            self._predictor = self._opener()
         except InputError as error:
             self._failed = str(error)
             raise ServerError(str(error)) from error  # no fault of the photo
@@ -177,13 +178,19 @@ class ServerModel:
 class Models:
     """All that the page can ask."""
 
-    def __init__(self, servers: Sequence[str], sources: Sequence[RuntimeOptions], tls: Tls | None = None) -> None:
-        """servers: grpc://host:port. sources: with what `upsnet.load` takes as `run`. InputError for none of it."""
-        self._servers = [Answering(url, tls) for url in servers]
-        models: list[Model] = [ServerModel(f"s{number}", server) for number, server in enumerate(self._servers)]
-        for number, (options, title) in enumerate(zip(sources, _titles(sources), strict=True)):
-            models.append(OwnModel(f"m{number}", title, options))
-        self._models: Mapping[str, Model] = {model.id: model for model in models}
+    def __init__(self, servers: Sequence[Answering], models: Sequence[Model]) -> None:
+        self._servers = servers
+        served = [ServerModel(f"s{number}", server) for number, server in enumerate(servers)]
+        self._models: Mapping[str, Model] = {model.id: model for model in (*served, *models)}
+
+    @classmethod
+    def of(cls, urls: Sequence[str], sources: Sequence[RuntimeOptions], tls: Tls | None = None) -> Models:
+        """urls: of servers. sources: with what `upsnet.load` takes as `run`. InputError for what is none of it."""
+        models = [
+            OwnModel(f"m{number}", title, str(options.run), partial(open_source, options))
+            for number, (options, title) in enumerate(zip(sources, _titles(sources), strict=True))
+        ]
+        return cls([Answering(url, tls) for url in urls], models)
 
     def told(self) -> list[Told]:
         """Servers are asked how they are: at most LOOK_SECONDS each."""
