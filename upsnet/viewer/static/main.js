@@ -33,20 +33,23 @@ let found = null; // the difference
 async function give(files) {
   const given = [...files].slice(0, MOST_AT_ONCE);
   if (!given.length) return;
-  let first = true;
+  const refused = [];
+  let shown = false;
   for (const file of given) {
     say(`Sending ${file.name}`);
-    setState("asking");
+    if (!shown) setState("asking");
     try {
       if (limits && file.size > limits.bytes)
         throw new api.Refused("photo", `${file.name}: more than ${limits.bytes >> 20} MiB; make it smaller`);
       const added = await api.addPhoto(file, file.name || "pasted photo");
-      if (first) await show(added);
-      first = false;
+      if (!shown) await show(added);
+      shown = true;
     } catch (error) {
-      complain(error);
+      refused.push(error);
     }
   }
+  if (refused.length) complain(new Error(refused.map((error) => error.message).join(" ")));
+  else sayAnswers();
   await listPhotos();
 }
 
@@ -67,6 +70,7 @@ async function show(chosen) {
     if (photo !== chosen) return;
     for (const side of sides) side.pane.setPhoto(image, photo.name);
     find("side").hidden = false;
+    await known;
     await askAll();
   } catch (error) {
     complain(error);
@@ -119,15 +123,19 @@ async function askOne(side, shown, signal) {
 
 function finish() {
   const failed = sides.filter((side) => side.select.value && side.failed);
-  const answered = sides.filter((side) => side.answer);
   if (failed.length) {
     find("error-words").textContent = failed.map((side) => `${title(side)}: ${side.failed}`).join(" ");
     find("error").hidden = false;
   } else quiet();
   setState(failed.length ? "error" : "shown");
-  say(answered.map((side) => `${title(side)}: ${side.answer.words}, ${ms(side.answer.total)}`).join("; "));
+  sayAnswers();
   fill();
   draw();
+}
+
+function sayAnswers() {
+  const answered = sides.filter((side) => side.answer);
+  say(answered.map((side) => `${title(side)}: ${side.answer.words}, ${ms(side.answer.total)}`).join("; "));
 }
 
 // What is shown
@@ -348,7 +356,11 @@ function health(state, words) {
 }
 
 async function listPhotos() {
-  photos = await api.photos();
+  try {
+    photos = await api.photos();
+  } catch (error) {
+    return complain(error);
+  }
   find("last").hidden = !photos.length;
   find("photos").replaceChildren(
     ...photos.map((each) => {
@@ -450,5 +462,6 @@ async function keepLooking() {
   if (!document.hidden) await look();
   setTimeout(keepLooking, LOOK_EVERY);
 }
-listPhotos().catch(() => {});
-keepLooking();
+const known = look(); // which models there are
+known.then(() => setTimeout(keepLooking, LOOK_EVERY));
+listPhotos();
