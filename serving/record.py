@@ -34,6 +34,7 @@ class Record:
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)  # the caller's own where it gives one
     traceparent: str | None = None  # W3C trace context of the caller
     model: str = ""
+    version: str = ""  # of the model, whose server was asked; empty where none was
     photos: int = 0  # images in the request
     pixels: int = 0  # B x H x W of a tensor request, height x width of the photos as far as they are known
     bytes_in: int = 0
@@ -53,10 +54,6 @@ class Telemetry(Protocol):
 
     def finish(self, record: Record) -> None:
         """Called once for each request, when it has ended."""
-        ...
-
-    def gauge(self, name: Literal["waiting", "in_flight", "regions"], value: int) -> None:
-        """How many there are now."""
         ...
 
     def close(self) -> None:

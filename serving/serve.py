@@ -13,7 +13,8 @@ import typer
 
 from serving.front.tls import Tls
 from serving.listen import loopback
-from serving.repository import deploy_engine, repository_of
+from serving.repository import repository_of
+from serving.rollouts.of_run import deploy_run
 from serving.service import Settings, serve
 from upsnet.command_line.command import run as run_command
 from upsnet.command_line.options import run_option
@@ -60,7 +61,7 @@ def main(
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
     tls = make_tls(tls_cert, tls_key, tls_client_ca)
     if run is not None:
-        repository = deploy_engine(run / "engine", repository or repository_of(run))
+        repository = deploy_run(run / "engine", repository or repository_of(run))
     elif repository is None:
         raise InputError("nothing to serve: give --run, for instance runs/demo, or --repository")
     settings = Settings(

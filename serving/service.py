@@ -10,12 +10,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.backend import Health, State
+from serving.backend import Health, Member, Role, State
 from serving.bulletins import embedded_notice
 from serving.environment import Environment
 from serving.front.front import Front, FrontSettings
 from serving.front.telemetry import make_telemetry
 from serving.front.tls import Tls
+from serving.layout import latest_version
 from serving.limits import Limits
 from serving.listen import check_ports
 from serving.scratch import Scratch
@@ -48,6 +49,16 @@ class Settings(NamedTuple):
     def ports(self) -> dict[str, int]:
         wanted = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
         return {name: port for name, port in wanted.items() if port is not None}
+
+
+class Alone:
+    """A Fleet of one version for ever."""
+
+    rollouts = ""
+
+    def __init__(self, member: Member) -> None:
+        self.serving, self.members = member, {member.version: member}
+        self.failed: dict[int, str] = {}
 
 
 async def serve(settings: Settings) -> None:
@@ -84,9 +95,15 @@ async def serve(settings: Settings) -> None:
         )
         limits = Limits.of(process.manifest)
         front = Front(
-            supervisor,
+            Alone(Member(int(latest_version(settings.repository).name), Role.SERVING, supervisor, limits)),
             FrontSettings(
-                settings.host, settings.grpc_port, settings.http_port, settings.metrics_port, limits, settings.tls
+                settings.host,
+                settings.grpc_port,
+                settings.http_port,
+                settings.metrics_port,
+                limits,
+                scratch.folder,
+                settings.tls,
             ),
             telemetry,
         )

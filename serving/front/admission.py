@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from serving.backend import Backend, State
 from serving.front.refusal import Refused
 from serving.limits import Limits
-from serving.record import Outcome, Record, Telemetry
+from serving.record import Outcome, Record
 
 QUIET = 5.0  # seconds without a small request after which large ones may have every instance
 IDLE_LOOK = 0.05  # seconds
@@ -39,13 +39,23 @@ class Lane:
 
 
 class Admission:
-    """Lets requests through to Triton, in the order of their arrival within a lane."""
+    """Lets requests through to the Triton of one version, in the order of their arrival within a lane."""
 
-    def __init__(self, limits: Limits, backend: Backend, telemetry: Telemetry) -> None:
-        self._limits, self._backend, self._telemetry = limits, backend, telemetry
+    def __init__(self, limits: Limits, backend: Backend) -> None:
+        self._limits, self._backend = limits, backend
         self._small, self._large = Lane(), Lane()
         self.held = 0  # bytes of the messages that are here: requests that wait, answers that are not read
         self._draining = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._small.waiting) + len(self._large.waiting)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are with Triton."""
+        return self._small.in_flight + self._large.in_flight
 
     def drain(self) -> None:
         """From now on new requests are refused. Those that wait still get their turn."""
@@ -53,7 +63,7 @@ class Admission:
 
     async def idle(self) -> None:
         """Returns when every request that was let in has its answer."""
-        while any(lane.waiting or lane.in_flight for lane in (self._small, self._large)):
+        while self.waiting or self.in_flight:
             await asyncio.sleep(IDLE_LOOK)
 
     @asynccontextmanager
@@ -81,10 +91,9 @@ class Admission:
     def _refuse_at_once(self, size: int) -> None:
         if self._draining or self._backend.health.state in (State.DRAINING, State.STOPPED):
             raise Refused(Outcome.UNAVAILABLE, "the server is draining: it stops, and takes no new requests")
-        count = len(self._small.waiting) + len(self._large.waiting)
         full = self.held and self.held + size > self._limits.max_held
-        if full or count >= self._limits.max_waiting:
-            why = f"other requests and answers hold {self.held} bytes" if full else f"{count} requests wait"
+        if full or self.waiting >= self._limits.max_waiting:
+            why = f"other requests and answers hold {self.held} bytes" if full else f"{self.waiting} requests wait"
             after = self._retry_after()
             raise Refused(Outcome.BUSY, f"busy: {why}; retry after {after:g} s", after)
 
@@ -122,12 +131,10 @@ class Admission:
             if not turn.cancelled():
                 turn.set_result(None)
                 lane.in_flight += 1
-        self._telemetry.gauge("waiting", len(self._small.waiting) + len(self._large.waiting))
-        self._telemetry.gauge("in_flight", self._small.in_flight + self._large.in_flight)
 
     def _first(self) -> Lane | None:
         """The lane whose first request has waited longest, of those that may go on."""
-        if self._small.in_flight + self._large.in_flight >= self._limits.max_in_flight:
+        if self.in_flight >= self._limits.max_in_flight:
             return None
         lanes = [self._small] if self._large.in_flight >= self._most_large() else [self._small, self._large]
         return min((lane for lane in lanes if lane.waiting), key=lambda lane: lane.waiting[0][0], default=None)

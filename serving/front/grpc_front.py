@@ -1,11 +1,11 @@
-"""gRPC for clients: the calls of KServe v2 that anybody may make, passed on to Triton as the bytes that they are."""
+"""gRPC for clients: the calls of KServe v2 that anybody may make, passed on as the bytes that they are to the Triton of
+the version that they name."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,28 +16,25 @@ import grpc
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from serving.backend import Backend, State
 from serving.front import requests
-from serving.front.admission import Admission
 from serving.front.reading import Reading
-from serving.front.refusal import Refused, of_triton
+from serving.front.refusal import Refused
+from serving.front.region_calls import RegionCalls
+from serving.front.sampling import Sampling
 from serving.front.settings import FrontSettings
 from serving.front.shared_memory import SharedMemory
+from serving.front.upstream import TRITON, UNLIMITED, Upstream, Upstreams
 from serving.record import Outcome, Record, Telemetry
 from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
-from upsnet.runtimes.shared_memory import PLACE, TOKEN
+from upsnet.runtimes.shared_memory import PLACE, TOKEN, VERSION
 
-TRITON = "/inference.GRPCInferenceService/"
 HEALTH = "/grpc.health.v1.Health/"
-FORWARDED = ("ModelMetadata", "ModelConfig", "ModelStatistics")  # they read, and change nothing
+FORWARDED = ("ModelConfig", "ModelStatistics")  # of a version; they read, and change nothing
 ASKED_ALL_THE_TIME = ("ServerLive", "ServerReady", "ModelReady", "Check")  # by monitors: not worth a line each
 EXTENSIONS = ("classification", "sequence", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 REQUEST_ID, TRACE, RETRY_AFTER, PUSHBACK = "x-request-id", "traceparent", "retry-after", "grpc-retry-pushback-ms"
-IN_USE = "it is currently in use"  # Triton, of a region, for a moment after the answer, too
-LETTING_GO = (0.01, 0.03, 0.1, 0.3, 1.0)  # seconds between the times that it is told to unregister one
 ATTEMPTS = "grpc-previous-rpc-attempts"  # of a call that gRPC retries
-UNLIMITED = 2**31 - 1
 STREAMS = 64  # of one connection; its further calls wait with the client
 OTHER_CALLS = 16 * STREAMS  # beside the inferences: health, metadata, and calls whose message does not come
 QUIET = 0.1  # seconds without a new call after which the server stops
@@ -55,15 +52,6 @@ SERVER_OPTIONS = [
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", STREAMS),
 ]
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", UNLIMITED),
-    ("grpc.max_send_message_length", UNLIMITED),
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
-
 MOST_QUESTION = 4096  # bytes of a message that names a model or a region
 
 logger = logging.getLogger(__name__)
@@ -73,9 +61,17 @@ Method = Callable[[bytes, Record, grpc.aio.ServicerContext], Awaitable[bytes]]
 class GrpcFront(grpc.GenericRpcHandler):
     """A gRPC server of its own before Triton's. What is not named in `_methods` or in `service` is refused."""
 
-    def __init__(self, backend: Backend, settings: FrontSettings, telemetry: Telemetry, admission: Admission) -> None:
-        self._backend, self._settings, self._telemetry, self._admission = backend, settings, telemetry, admission
-        self._shared = SharedMemory(backend.http_socket.parent, settings.limits, telemetry)
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        shared: SharedMemory,
+        settings: FrontSettings,
+        telemetry: Telemetry,
+        sampling: Sampling,
+    ) -> None:
+        self._upstreams, self._shared, self._settings = upstreams, shared, settings
+        self._telemetry, self._sampling = telemetry, sampling
+        self._regions = RegionCalls(shared, upstreams)
         self._reading = Reading(settings.limits)
         self._methods: dict[str, Method] = {
             f"{TRITON}ServerLive": self._live,
@@ -86,12 +82,12 @@ class GrpcFront(grpc.GenericRpcHandler):
             f"{TRITON}SystemSharedMemoryRegister": self._register,
             f"{TRITON}SystemSharedMemoryUnregister": self._unregister,
             f"{TRITON}ServerMetadata": self._server_metadata,
-            **{f"{TRITON}{name}": self._forward for name in FORWARDED},
+            f"{TRITON}ModelMetadata": self._model_metadata,
+            **{f"{TRITON}{name}": self._ask_version for name in FORWARDED},
         }
         self._watchers = 0
         self._arrived = -math.inf  # when the newest call came
         self._server: grpc.aio.Server | None = None
-        self._channel: grpc.aio.Channel | None = None
 
     async def start(self) -> int:
         """The port that it listens on."""
@@ -111,7 +107,6 @@ class GrpcFront(grpc.GenericRpcHandler):
             )
         except RuntimeError as error:
             raise InputError(f"cannot listen on {address} for grpc; give another grpc port") from error
-        self._channel = grpc.aio.insecure_channel(self._backend.grpc_target, CHANNEL_OPTIONS)
         self._shared.open()
         await server.start()
         self._server = server
@@ -128,8 +123,6 @@ class GrpcFront(grpc.GenericRpcHandler):
             while (wait := min(self._arrived + QUIET, end) - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
             await self._server.stop(max(0.0, end - time.monotonic()))
-        if self._channel is not None:
-            await self._channel.close()
         self._shared.close()
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
@@ -158,7 +151,6 @@ class GrpcFront(grpc.GenericRpcHandler):
                 record.bytes_in, record.message = len(body), ""
                 answer = await method(body, record, context)
                 record.bytes_out = len(answer)
-                self._hold(answer, context)
                 context.set_trailing_metadata(((REQUEST_ID, record.request_id),))
                 return answer
         except Refused as refused:
@@ -172,28 +164,30 @@ class GrpcFront(grpc.GenericRpcHandler):
             record.bytes_in = len(body)
             try:
                 async with self._recorded(record, context):
-                    answer = await self._infer(body, record, context)
+                    upstream, answer = await self._ask(body, record, context)
                     record.bytes_out = len(answer)
                 reply = pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse.FromString(answer))
             except Refused as refused:
-                reply = pb.ModelStreamInferResponse(
-                    error_message=refused.message, infer_response=pb.ModelInferResponse(id=record.request_id)
-                )
-            self._admission.held += record.bytes_out
+                failed = pb.ModelInferResponse(id=record.request_id)
+                yield pb.ModelStreamInferResponse(
+                    error_message=refused.message, infer_response=failed
+                ).SerializeToString()
+                continue
+            upstream.admission.held += len(answer)
             try:
                 yield reply.SerializeToString()
             finally:
-                self._admission.held -= record.bytes_out
+                upstream.admission.held -= len(answer)
 
-    def _hold(self, answer: bytes, context: grpc.aio.ServicerContext) -> None:
+    def _hold(self, upstream: Upstream, answer: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Until the caller has read it, an answer counts among the bytes that are here."""
-        size = len(answer)
 
         def release(_: object) -> None:
-            self._admission.held -= size
+            upstream.admission.held -= len(answer)
 
-        self._admission.held += size
+        upstream.admission.held += len(answer)
         context.add_done_callback(release)
+        return answer
 
     async def _next(self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext) -> bytes | None:
         try:
@@ -203,10 +197,18 @@ class GrpcFront(grpc.GenericRpcHandler):
             raise
 
     async def _infer(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        return self._hold(*await self._ask(body, record, context), context)
+
+    async def _ask(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> tuple[Upstream, bytes]:
+        """The answer to an inference request, and whose it is. From `find` to its turn nothing is waited for: a version
+        that leaves has the request, or does not."""
         request, data = requests.read(body)
         record.model = request.model_name[: requests.MOST_NAME]
         record.request_id = requests.request_id(request) or record.request_id
-        asked = requests.assess(request, data, self._settings.limits)
+        upstream = self._find(request.model_version, record)
+        asked = requests.assess(request, data, upstream.limits)
+        if len(body) > upstream.limits.max_message:
+            raise Refused(Outcome.TOO_LARGE, f"a message of {len(body)} bytes: more than {upstream.limits.max_message}")
         record.photos, record.pixels = asked.photos, asked.pixels
         del request, data
         metadata = dict(context.invocation_metadata() or ())
@@ -214,20 +216,35 @@ class GrpcFront(grpc.GenericRpcHandler):
             # The first attempt may still write there, while the caller has the second's answer and uses it again.
             raise Refused(Outcome.FORBIDDEN, "a request in shared memory is not retried")
         with self._shared.in_use(asked.regions, metadata.get(TOKEN)):
-            async with self._admission.turn(record, asked.large, context.time_remaining()):
-                await self._tell_again(asked.regions, context)
-                self._shared.check_lengths(asked.regions)
-                return await self._call("ModelInfer", body, context)
+            async with upstream.admission.turn(record, asked.large, context.time_remaining()):
+                await self._regions.tell(asked.regions, upstream, context.time_remaining)
+                self._shared.check_lengths(asked.regions, upstream.backend)
+                answer = await upstream.call("ModelInfer", body, context.time_remaining())
+        self._sampling.answered(upstream.version, record, asked, body)
+        return upstream, answer
 
-    async def _forward(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
-        if len(body) > MOST_QUESTION:
-            raise Refused(Outcome.INVALID, f"{record.method}: a message of more than {MOST_QUESTION} bytes")
-        await self._admission.until_ready(context.time_remaining())
-        return await self._call(record.method, body, context)
+    def _find(self, version: str, record: Record) -> Upstream:
+        upstream = self._upstreams.find(version)
+        record.version = str(upstream.version)
+        return upstream
+
+    async def _ask_version(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        """The answer to a call about the version that it names."""
+        _check_question(body, record)
+        named = requests.parse(getattr(pb, f"{record.method}Request"), body)
+        return await self._forward(self._find(named.version, record), body, record, context)
+
+    async def _forward(
+        self, upstream: Upstream, body: bytes, record: Record, context: grpc.aio.ServicerContext
+    ) -> bytes:
+        await upstream.admission.until_ready(context.time_remaining())
+        return self._hold(upstream, await upstream.call(record.method, body, context.time_remaining()), context)
 
     async def _server_metadata(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         """Triton's, without the extensions that are closed here; and where the token for shared memory is."""
-        answer = pb.ServerMetadataResponse.FromString(await self._forward(body, record, context))
+        _check_question(body, record)
+        found = await self._forward(self._upstreams.serving, body, record, context)
+        answer = pb.ServerMetadataResponse.FromString(found)
         offered = [name for name in answer.extensions if name in EXTENSIONS]
         answer.ClearField("extensions")
         answer.extensions.extend(offered)
@@ -235,84 +252,41 @@ class GrpcFront(grpc.GenericRpcHandler):
             await context.send_initial_metadata(((PLACE, str(self._shared.place)),))
         return answer.SerializeToString()
 
+    async def _model_metadata(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
+        """Triton's, which knows of one version, with all that run."""
+        answer = pb.ModelMetadataResponse.FromString(await self._ask_version(body, record, context))
+        answer.ClearField("versions")
+        answer.versions.extend(map(str, self._upstreams.running))
+        return answer.SerializeToString()
+
     async def _register(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         self._check_token(record, context)
+        _check_question(body, record)
         request = requests.parse(pb.SystemSharedMemoryRegisterRequest, body)
-        file = self._shared.open_new(request)
-        try:
-            for idle in self._shared.idle():
-                await self._remove(idle, context)
-            answer = await self._forward(body, record, context)
-        except BaseException:
-            os.close(file)
-            raise
-        self._shared.add(request, self._backend.health.restarts, file)
-        return answer
-
-    async def _tell_again(self, regions: tuple[requests.Region, ...], context: grpc.aio.ServicerContext) -> None:
-        """A server that has been restarted knows none of the regions."""
-        restarts = self._backend.health.restarts
-        for unknown in self._shared.unknown(regions, restarts):
-            file = self._shared.open_file(unknown)
-            try:
-                await self._call("SystemSharedMemoryRegister", unknown.SerializeToString(), context)
-            except BaseException as error:
-                if not isinstance(error, Refused) or error.code != grpc.StatusCode.ALREADY_EXISTS:
-                    os.close(file)
-                    raise  # else another request was faster
-            self._shared.add(unknown, restarts, file)
+        meant = str(dict(context.invocation_metadata() or ()).get(VERSION, ""))
+        return await self._regions.register(request, self._find(meant, record), context.time_remaining)
 
     async def _unregister(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         self._check_token(record, context)
         name = requests.parse(pb.SystemSharedMemoryUnregisterRequest, body).name
         self._shared.check_unused(name, dict(context.invocation_metadata() or ()).get(TOKEN))
-        return await self._remove(name, context)
-
-    async def _remove(self, name: str, context: grpc.aio.ServicerContext) -> bytes:
-        body = pb.SystemSharedMemoryUnregisterRequest(name=name).SerializeToString()
-        await self._admission.until_ready(context.time_remaining())
-        for wait in (*LETTING_GO, None):
-            try:
-                answer = await self._call("SystemSharedMemoryUnregister", body, context)
-            except Refused as refused:
-                if IN_USE not in refused.message:
-                    self._shared.remove(name)  # the server that knew it has gone
-                    raise
-                if wait is None:
-                    raise Refused(Outcome.INVALID, "a request uses that region") from None
-                await asyncio.sleep(wait)
-            else:
-                break
-        self._shared.remove(name)
-        return answer
+        return await self._regions.unregister(name, context.time_remaining)
 
     def _check_token(self, record: Record, context: grpc.aio.ServicerContext) -> None:
         if not self._shared.may(dict(context.invocation_metadata() or ()).get(TOKEN)):
             raise Refused(Outcome.FORBIDDEN, f"{record.method} is closed on this server")
 
-    async def _call(self, method: str, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        """Triton's answer. The rest of the deadline goes along; where this is cancelled, so is Triton's work."""
-        assert self._channel is not None
-        remaining, most = context.time_remaining(), self._settings.limits.max_seconds
-        try:
-            return await self._channel.unary_unary(TRITON + method)(
-                body, timeout=most if remaining is None else min(remaining, most), wait_for_ready=True
-            )
-        except grpc.aio.AioRpcError as error:
-            refused = of_triton(error.code(), error.details() or "")
-            if refused.outcome == Outcome.UNAVAILABLE:
-                self._backend.suspect(f"{method} failed: {error.details()}")
-            raise refused from None
-
     async def _live(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         return pb.ServerLiveResponse(live=True).SerializeToString()
 
     async def _server_ready(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
-        return pb.ServerReadyResponse(ready=self._ready).SerializeToString()
+        return pb.ServerReadyResponse(ready=self._upstreams.ready()).SerializeToString()
 
     async def _model_ready(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
-        record.model = requests.parse(pb.ModelReadyRequest, body).name
-        return pb.ModelReadyResponse(ready=self._ready and record.model in (MODEL, PHOTO_MODEL)).SerializeToString()
+        request = requests.parse(pb.ModelReadyRequest, body)
+        record.model = request.name
+        ready = request.name in (MODEL, PHOTO_MODEL) and self._upstreams.ready(request.version)
+        return pb.ModelReadyResponse(ready=ready).SerializeToString()
 
     async def _check(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:
         status = self._status(requests.parse(health_pb2.HealthCheckRequest, body).service)
@@ -345,11 +319,7 @@ class GrpcFront(grpc.GenericRpcHandler):
         answer = health_pb2.HealthCheckResponse
         if service not in ("", "inference.GRPCInferenceService", MODEL, PHOTO_MODEL):
             return answer.SERVICE_UNKNOWN
-        return answer.SERVING if self._ready else answer.NOT_SERVING
-
-    @property
-    def _ready(self) -> bool:
-        return self._backend.health.state == State.READY
+        return answer.SERVING if self._upstreams.ready() else answer.NOT_SERVING
 
     def _record(self, path: str, context: grpc.aio.ServicerContext) -> Record:
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
@@ -377,6 +347,11 @@ class GrpcFront(grpc.GenericRpcHandler):
             record.total = time.monotonic() - begun
             if record.method not in ASKED_ALL_THE_TIME or record.outcome != Outcome.OK:
                 self._telemetry.finish(record)
+
+
+def _check_question(body: bytes, record: Record) -> None:
+    if len(body) > MOST_QUESTION:
+        raise Refused(Outcome.INVALID, f"{record.method}: a message of more than {MOST_QUESTION} bytes")
 
 
 def _is_late(context: grpc.aio.ServicerContext, begun: float) -> bool:

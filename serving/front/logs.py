@@ -92,6 +92,7 @@ def line(record: Record, level: int, trace_id: str | None) -> str:
         "protocol": record.protocol,
         "method": record.method[:LONGEST],
         "model": record.model[:LONGEST],
+        "model_version": record.version,
         "outcome": record.outcome,
         "message": record.message[:LONGEST],
         "queued_ms": round(record.queued * 1e3, 3),

@@ -192,7 +192,7 @@ def _photos(tensor: Any, raw: memoryview | None, pixel_bytes: int, limits: Limit
             0,
             _region(tensor).size > limits.large_photo_pixels // 4,
         )  # bytes of a photo that is hard to compress
-    photos = list(_elements(raw)) if raw is not None else [memoryview(each) for each in tensor.contents.bytes_contents]
+    photos = list(elements(raw)) if raw is not None else [memoryview(each) for each in tensor.contents.bytes_contents]
     if len(photos) != count:
         raise Refused(
             Outcome.INVALID, f"input {_name(tensor)} has {count} elements by its shape, and {len(photos)} came"
@@ -216,7 +216,7 @@ def _check_photo(size: int, most: int) -> None:
         raise Refused(Outcome.TOO_LARGE, f"a photo of {size} bytes: more than {most} are not allowed")
 
 
-def _elements(raw: memoryview) -> Iterator[memoryview]:
+def elements(raw: memoryview) -> Iterator[memoryview]:
     """A BYTES tensor on the wire: before each element stands its length."""
     position, count = 0, 0
     while position < len(raw):

@@ -1,4 +1,4 @@
-"""KServe v2 REST, bounded and checked, before Triton's own HTTP.
+"""KServe v2 REST, bounded and checked, before the HTTP of each version's Triton.
 
 Triton 24.10 dies of a chunked body and takes any size, so nothing reaches it but what was read here whole, with a
 length, to a path that is made here.
@@ -15,14 +15,15 @@ import time
 from typing import NamedTuple
 
 import aiohttp
+import grpc
 from aiohttp import web
 
-from serving.backend import Backend, State
-from serving.front.admission import Admission
 from serving.front.http_listener import NAMED, answer, why_not
 from serving.front.refusal import RESTARTING, Refused, blame, clean
 from serving.front.rest_request import HEADER_LENGTH, JSON, check
+from serving.front.sampling import Sampling
 from serving.front.settings import FrontSettings
+from serving.front.upstream import Upstream, Upstreams
 from serving.record import Outcome, Record, Telemetry
 from upsnet.contract import MODEL, PHOTO_MODEL
 
@@ -56,7 +57,15 @@ class Route(NamedTuple):
     method: str  # as in gRPC
 
 
-_MODEL = rf"/v2/models/(?P<model>{MODEL}|{PHOTO_MODEL})(?:/versions/\d{{1,9}})?"
+class Call(NamedTuple):
+    """One that was made."""
+
+    method: str
+    model: str = ""
+    version: str = ""  # that it names
+
+
+_MODEL = rf"/v2/models/(?P<model>{MODEL}|{PHOTO_MODEL})(?:/versions/(?P<version>\d{{1,9}}))?"
 ROUTES = (
     Route(re.compile("/v2"), "GET", "ServerMetadata"),
     Route(re.compile("/v2/health/live"), "GET", "ServerLive"),
@@ -99,28 +108,17 @@ class Held:
 class Rest:
     """Answers the calls of ROUTES."""
 
-    def __init__(self, backend: Backend, settings: FrontSettings, telemetry: Telemetry, admission: Admission) -> None:
-        self._backend, self._telemetry, self._admission = backend, telemetry, admission
+    def __init__(self, upstreams: Upstreams, settings: FrontSettings, telemetry: Telemetry, sampling: Sampling) -> None:
+        self._upstreams, self._telemetry, self._sampling = upstreams, telemetry, sampling
         self._host, self.limits = settings.host, settings.limits
         self.held = 0
         self._reading: set[asyncio.Timeout] = set()  # bodies that have not ended
-        self._triton: aiohttp.ClientSession | None = None
-
-    async def start(self) -> None:
-        connector = aiohttp.UnixConnector(path=str(self._backend.http_socket), limit=0)
-        timeout = aiohttp.ClientTimeout(total=None)
-        plain = ["Accept-Encoding", "User-Agent"]
-        self._triton = aiohttp.ClientSession(connector=connector, timeout=timeout, skip_auto_headers=plain)
 
     def hurry(self) -> None:
         """The server stops: who has not sent its body yet is not waited for."""
         for bound in self._reading:
             if not bound.expired():
                 bound.reschedule(asyncio.get_running_loop().time())
-
-    async def stop(self) -> None:
-        if self._triton is not None:
-            await self._triton.close()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         started = time.monotonic()
@@ -147,37 +145,49 @@ class Rest:
         try:
             if (reason := why_not(request.headers, self._host)) is not None:
                 raise Refused(Outcome.FORBIDDEN, reason)
-            route, model = _route(request)
-            record.method, record.model = route.method, model
-            match route.method:
+            call = _call(request)
+            record.method, record.model = call.method, call.model
+            match call.method:
                 case "ServerLive":
                     return web.Response(status=200)
                 case "ServerReady" | "ModelReady":
-                    return web.Response(status=200 if self._backend.health.state == State.READY else 503)
+                    return web.Response(status=200 if self._upstreams.ready(call.version) else 503)
                 case "ModelInfer":
-                    return await self._infer(request, record, held)
+                    return await self._infer(request, call, record, held)
+            upstream = self._find(call, record)
             async with asyncio.timeout(ASK_SECONDS):
-                answered = await self._forward(request.rel_url.raw_path, None, {}, record, held)
-            return _offered(answered) if route.method == "ServerMetadata" else answered
+                answered = await self._forward(upstream, request.rel_url.raw_path, None, {}, record, held)
+            match call.method:
+                case "ServerMetadata":
+                    return _offered(answered)
+                case "ModelMetadata":
+                    return _changed(answered, versions=list(map(str, self._upstreams.running)))
+            return answered
         except HttpRefused as error:
             return _refusal(record, error, error.status, error.headers)
         except Refused as error:
             after = {} if error.retry_after is None else {"Retry-After": f"{max(1, round(error.retry_after))}"}
-            return _refusal(record, error, STATUS[error.outcome], after)
+            status = 404 if error.code == grpc.StatusCode.NOT_FOUND else STATUS[error.outcome]
+            return _refusal(record, error, status, after)
         except TimeoutError:
             return _refusal(record, Refused(Outcome.DEADLINE, "there was no answer in time"), 504)
-        except (aiohttp.ClientError, OSError) as error:
-            self._backend.suspect(f"its HTTP answers no more: {type(error).__name__}")
-            lost = Refused(Outcome.UNAVAILABLE, "the server behind the front was lost while it worked on the request")
-            return _refusal(record, lost, 503, {"Retry-After": "1"})
         except Exception:
             logger.exception("request %s failed in the front", record.request_id)
             return _refusal(record, Refused(Outcome.FAILED, "the server failed; its log has the reason"), 500)
 
-    async def _infer(self, request: web.BaseRequest, record: Record, held: Held) -> web.Response:
+    def _find(self, call: Call, record: Record) -> Upstream:
+        upstream = self._upstreams.find(call.version)
+        record.version = str(upstream.version)
+        return upstream
+
+    async def _infer(self, request: web.BaseRequest, call: Call, record: Record, held: Held) -> web.Response:
+        self._find(call, record)  # before a body is read for nothing
         body = await self._body(request, held)
         record.bytes_in = len(body)
-        checked = check(record.model, body, request.headers.get(HEADER_LENGTH), self.limits)
+        upstream = self._find(call, record)  # another may serve by now; from here to its turn nothing is waited for
+        if len(body) > upstream.limits.max_message:
+            raise _too_large(upstream.limits.max_message)
+        checked = check(record.model, body, request.headers.get(HEADER_LENGTH), upstream.limits)
         asked = checked.asked
         record.photos, record.pixels = asked.photos, asked.pixels
         record.request_id = asked.request_id or record.request_id
@@ -185,17 +195,19 @@ class Rest:
         if checked.header_length is not None:
             headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(checked.header_length)}
         async with (
-            asyncio.timeout(checked.seconds or self.limits.max_seconds),
-            self._admission.turn(record, asked.large, checked.seconds),
+            asyncio.timeout(checked.seconds or upstream.limits.max_seconds),
+            upstream.admission.turn(record, asked.large, checked.seconds),
         ):
-            return await self._forward(request.rel_url.raw_path, body, headers, record, held)
+            answered = await self._forward(upstream, request.rel_url.raw_path, body, headers, record, held)
+        self._sampling.answered(upstream.version, record, asked, body, checked.header_length)
+        return answered
 
     async def _body(self, request: web.BaseRequest, held: Held) -> bytes:
         """The whole body. Refused before it is read where that can be known, else as soon as it is."""
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise HttpRefused(Outcome.INVALID, "Content-Encoding is not taken: send the body as it is", 415)
         most = self.limits.max_message
-        too_large = Refused(Outcome.TOO_LARGE, f"the body has more than {most} bytes, the most of one request")
+        too_large = _too_large(most)
         declared = int(request.headers.get("Content-Length", 0))  # digits, says the parser
         if declared > most:
             raise too_large
@@ -225,20 +237,34 @@ class Rest:
         return b"".join(parts)
 
     async def _forward(
-        self, path: str, body: bytes | None, headers: dict[str, str], record: Record, held: Held
+        self,
+        upstream: Upstream,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        record: Record,
+        held: Held,
     ) -> web.Response:
-        """Triton's answer. A body goes with its length, never chunked."""
-        assert self._triton is not None
+        """Its Triton's answer. A body goes with its length, never chunked."""
         verb, data = ("GET", None) if body is None else ("POST", io.BytesIO(body))
-        async with self._triton.request(verb, f"http://triton{path}", data=data, headers=headers) as reply:
-            if (reply.content_length or 0) > MOST_ANSWER:
-                raise Refused(Outcome.TOO_LARGE, f"the answer has more than {MOST_ANSWER} bytes: ask for fewer outputs")
-            held.add(reply.content_length or 0)
-            content = await reply.read()
+        try:
+            with upstream.http() as triton:
+                async with triton.request(verb, f"http://triton{path}", data=data, headers=headers) as reply:
+                    if (reply.content_length or 0) > MOST_ANSWER:
+                        most = f"more than {MOST_ANSWER} bytes"
+                        raise Refused(Outcome.TOO_LARGE, f"the answer has {most}: ask for fewer outputs")
+                    held.add(reply.content_length or 0)
+                    content = await reply.read()
+        except TimeoutError:
+            raise
+        except (aiohttp.ClientError, OSError) as error:
+            upstream.backend.suspect(f"its HTTP answers no more: {type(error).__name__}")
+            lost = "the server behind the front was lost while it worked on the request"
+            raise Refused(Outcome.UNAVAILABLE, lost, 1.0) from error
         if reply.status >= 400:
             refused = _failure(reply.status, content)
             if refused.outcome == Outcome.UNAVAILABLE:
-                self._backend.suspect(f"{record.method} failed: {content[:200]!r}")
+                upstream.backend.suspect(f"{record.method} failed: {content[:200]!r}")
             raise refused
         record.bytes_out = len(content)
         kept = {name: reply.headers[name] for name in ("Content-Type", HEADER_LENGTH) if name in reply.headers}
@@ -257,15 +283,16 @@ class Rest:
                 request.transport.abort()
 
 
-def _route(request: web.BaseRequest) -> tuple[Route, str]:
-    """Which call it is, and of which model. HttpRefused for any other."""
+def _call(request: web.BaseRequest) -> Call:
+    """Which one it is. HttpRefused for any other."""
     path = request.rel_url.raw_path
     for route in ROUTES:
         if match := route.path.fullmatch(path):
             verbs = ("GET", "HEAD") if route.verb == "GET" else (route.verb,)
             if request.method not in verbs:
                 raise HttpRefused(Outcome.INVALID, f"give {route.verb}", 405, {"Allow": ", ".join(verbs)})
-            return route, match.groupdict().get("model") or ""
+            named = match.groupdict()
+            return Call(route.method, named.get("model") or "", named.get("version") or "")
     if ELSEWHERE.fullmatch(path):
         raise HttpRefused(Outcome.FORBIDDEN, "nobody may make this call from outside", 403)
     raise HttpRefused(Outcome.INVALID, f"there is no such call; the models are {MODEL} and {PHOTO_MODEL}", 404)
@@ -274,9 +301,18 @@ def _route(request: web.BaseRequest) -> tuple[Route, str]:
 def _offered(response: web.Response) -> web.Response:
     """The server's metadata without the extensions that are closed here."""
     assert isinstance(response.body, bytes)
-    content = json.loads(response.body)
-    content["extensions"] = [name for name in content.get("extensions", ()) if name in EXTENSIONS]
-    return answer(response.status, content)
+    offered = json.loads(response.body).get("extensions", ())
+    return _changed(response, extensions=[name for name in offered if name in EXTENSIONS])
+
+
+def _changed(response: web.Response, **changes: object) -> web.Response:
+    """The same JSON, but for this."""
+    assert isinstance(response.body, bytes)
+    return answer(response.status, json.loads(response.body) | changes)
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(Outcome.TOO_LARGE, f"the body has more than {most} bytes, the most of one request")
 
 
 def _failure(status: int, content: bytes) -> Refused:

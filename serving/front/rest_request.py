@@ -34,19 +34,27 @@ class RestRequest(NamedTuple):
 def check(model: str, body: bytes, header_length: str | None, limits: Limits) -> RestRequest:
     """Refused, in one line, where the request is no KServe v2 inference or more than the service allows."""
     length = _length(header_length, len(body))
+    content, message, data = unfold(model, body, length)
+    timeout = _parameters(content, "the request", None).get("timeout", 0)  # microseconds; 0 is none
+    asked = assess(message, data, limits)
+    return RestRequest(asked, _size(timeout) / 1e6 or None, length)
+
+
+def unfold(
+    model: str, body: bytes, length: int | None
+) -> tuple[dict[str, Any], pb.ModelInferRequest, list[memoryview | None]]:
+    """The JSON, the same request as gRPC would bring it without its data, and each input's binary tensor: None where it
+    stands in the JSON. length: of the JSON; None: all of the body. Raises like `check`."""
     content = _parse(body if length is None else body[:length])
     outputs = _tensors(content, "outputs", OUTPUT_PARAMETERS)
     inputs = _tensors(content, "inputs", INPUT_PARAMETERS)
-    timeout = _parameters(content, "the request", None).get("timeout", 0)  # microseconds; 0 is none
     data = _data(inputs, memoryview(body)[len(body) if length is None else length :])
-    asked = assess(_message(model, content, inputs, outputs), data, limits)
-    return RestRequest(asked, _size(timeout) / 1e6 or None, length)
+    return content, _message(model, content, inputs, outputs), data
 
 
 def _message(
     model: str, content: dict[str, Any], inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]
 ) -> pb.ModelInferRequest:
-    """The same request as gRPC would bring it, without its data."""
     tensor = pb.ModelInferRequest.InferInputTensor
     try:
         tensors = [tensor(name=each["name"], datatype=each["datatype"], shape=each["shape"]) for each in inputs]
@@ -57,7 +65,6 @@ def _message(
 
 
 def _data(inputs: list[dict[str, Any]], tail: memoryview) -> list[memoryview | None]:
-    """Each input's binary tensor; None where it stands in the JSON."""
     data: list[memoryview | None] = []
     position = 0
     for tensor in inputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from serving.front.tls import Tls
@@ -15,5 +16,6 @@ class FrontSettings(NamedTuple):
     grpc_port: int
     http_port: int | None  # of Triton's REST; None: closed
     metrics_port: int  # of /health and /metrics
-    limits: Limits
+    limits: Limits  # of the ports, before it is known which version is asked: that has limits of its own, too
+    folder: Path  # that only this user can enter, for as long as the service lives
     tls: Tls | None = None

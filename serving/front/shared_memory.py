@@ -1,4 +1,4 @@
-"""The door through which a client of this user on this machine gives Triton its tensors in shared memory.
+"""Who may give a server its tensors in shared memory: a client of this user on this machine.
 
 The answer of ServerMetadata names, in its initial metadata, a file that only this user can read. Whoever sends the
 token in it may register regions of its own: POSIX shared memory named `/upsnet-client-` and 32 hexadecimal digits, with
@@ -16,40 +16,52 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tritonclient.grpc import service_pb2 as pb
 
+from serving.backend import Backend
 from serving.front.refusal import Refused
 from serving.front.requests import Region
 from serving.limits import Limits
-from serving.record import Outcome, Telemetry
+from serving.record import Outcome
 from upsnet.runtimes.shared_memory import FOLDER, TOKEN_FILE
 
 KEY = re.compile(r"/upsnet-client-([0-9a-f]{32})")
 IDLE = 60.0  # seconds after which a region gives its place to a new one
 
 
+class Mapping(NamedTuple):
+    """What one version's server has mapped."""
+
+    restarts: int  # of the server when it was told: a new one knows nothing of it
+    file: int  # a descriptor of it: its name may go
+
+
 @dataclass
 class Registered:
-    """A region that Triton has mapped."""
+    """A region that a client has registered. The servers that it is used with are told of it."""
 
     request: pb.SystemSharedMemoryRegisterRequest
-    restarts: int  # of the server when it was told: a new one knows nothing of it
     used: float  # when
-    file: int  # a descriptor of it: its name may go
     requests: int = 0  # that use it now
+    mappings: dict[Backend, Mapping] = field(default_factory=dict)
 
 
 class SharedMemory:
     """Who may register what, and what is registered. folder: where only this user can look."""
 
-    def __init__(self, folder: Path, limits: Limits, telemetry: Telemetry) -> None:
+    def __init__(self, folder: Path, limits: Limits) -> None:
         self.place = folder / TOKEN_FILE
-        self._limits, self._telemetry = limits, telemetry
+        self._limits = limits
         self._token = secrets.token_hex(32)
         self._regions: dict[str, Registered] = {}
+
+    def __len__(self) -> int:
+        """Regions that are registered."""
+        return len(self._regions)
 
     def open(self) -> None:
         self.place.unlink(missing_ok=True)
@@ -93,11 +105,12 @@ class SharedMemory:
             )
         return file
 
-    def check_lengths(self, regions: Iterable[Region]) -> None:
+    def check_lengths(self, regions: Iterable[Region], server: Backend) -> None:
         """Refused where a region has been made shorter: Triton would die of touching what has gone."""
         for name in {region.name for region in regions} & self._regions.keys():
             found = self._regions[name]
-            if os.fstat(found.file).st_size < found.request.offset + found.request.byte_size:
+            mapped = found.mappings.get(server)  # None where it was unregistered meanwhile: Triton says so
+            if mapped and os.fstat(mapped.file).st_size < found.request.offset + found.request.byte_size:
                 raise Refused(Outcome.INVALID, "a region has become shorter than it was when it was registered")
 
     def idle(self) -> list[str]:
@@ -114,20 +127,28 @@ class SharedMemory:
             raise Refused(Outcome.BUSY, f"busy: {len(self._regions)} regions are in use; unregister some", IDLE)
         return [min(idle, key=lambda name: self._regions[name].used)]
 
-    def add(self, request: pb.SystemSharedMemoryRegisterRequest, restarts: int, file: int) -> None:
-        """Triton has mapped it. The descriptor is kept here from now on."""
-        found = self._regions.get(request.name)
-        if found is None:
-            self._regions[request.name] = Registered(request, restarts, time.monotonic(), file)
-        else:
-            os.close(found.file)
-            found.restarts, found.file = restarts, file
-        self._telemetry.gauge("regions", len(self._regions))
+    def add(self, request: pb.SystemSharedMemoryRegisterRequest, server: Backend, restarts: int, file: int) -> None:
+        """That server has mapped it. The descriptor is kept here from now on."""
+        found = self._regions.setdefault(request.name, Registered(request, time.monotonic()))
+        if (old := found.mappings.get(server)) is not None:
+            os.close(old.file)
+        found.mappings[server] = Mapping(restarts, file)
 
     def remove(self, name: str) -> None:
         if (found := self._regions.pop(name, None)) is not None:
-            os.close(found.file)
-        self._telemetry.gauge("regions", len(self._regions))
+            for mapped in found.mappings.values():
+                os.close(mapped.file)
+
+    def forget(self, server: Backend) -> None:
+        """It has been ended, or will be: it needs to be told nothing more."""
+        for found in self._regions.values():
+            if (mapped := found.mappings.pop(server, None)) is not None:
+                os.close(mapped.file)
+
+    def servers(self, name: str) -> list[Backend]:
+        """Those that have the region mapped now."""
+        mappings = self._regions[name].mappings if name in self._regions else {}
+        return [server for server, mapped in mappings.items() if mapped.restarts == server.health.restarts]
 
     @contextmanager
     def in_use(self, regions: Iterable[Region], token: str | None) -> Iterator[None]:
@@ -155,7 +176,7 @@ class SharedMemory:
             raise Refused(Outcome.INVALID, "a tensor is not inside its region of shared memory")
         return found
 
-    def unknown(self, regions: Iterable[Region], restarts: int) -> list[pb.SystemSharedMemoryRegisterRequest]:
-        """What a server that has been restarted must be told before it can answer."""
+    def unknown(self, regions: Iterable[Region], server: Backend) -> list[pb.SystemSharedMemoryRegisterRequest]:
+        """What a server must be told before it can answer: it has been restarted, or another version's was told."""
         names = {region.name for region in regions} & self._regions.keys()
-        return [self._regions[name].request for name in names if self._regions[name].restarts != restarts]
+        return [self._regions[name].request for name in names if server not in self.servers(name)]

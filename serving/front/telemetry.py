@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 from serving.front.logs import AccessLog
 from serving.front.tracing import Exporter, Tracing
@@ -16,16 +15,12 @@ SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 PHOTOS = (1, 2, 4, 8, 16, 32)
 MODELS = (MODEL, PHOTO_MODEL)
 PROTOCOLS = ("grpc", "http")
+INFERENCES = ("ModelInfer", "ModelStreamInfer")
 METHODS = (
-    *("ModelInfer", "ModelStreamInfer", "ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady"),
+    *(*INFERENCES, "ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady"),
     *("ServerMetadata", "ServerLive", "ServerReady", "Check", "Watch"),
 )
 OTHER = "other"  # the label of what a caller has made up: labels are kept for ever
-GAUGES = {
-    "waiting": ("upsnet_requests_waiting", "Requests that wait for their turn."),
-    "in_flight": ("upsnet_requests_in_flight", "Requests that are with Triton."),
-    "regions": ("upsnet_shared_memory_regions", "Regions of shared memory that clients have registered."),
-}
 
 
 class ServiceTelemetry:
@@ -37,8 +32,8 @@ class ServiceTelemetry:
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(name, what, labels, registry=registry)
 
-        def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, what, ["model"], buckets=buckets, registry=registry)
+        def histogram(name: str, what: str, buckets: tuple[float, ...], label: str = "model") -> Histogram:
+            return Histogram(name, what, [label], buckets=buckets, registry=registry)
 
         self._requests = counter(
             "upsnet_requests", "Requests that have ended.", "protocol", "method", "model", "outcome"
@@ -51,7 +46,12 @@ class ServiceTelemetry:
         self._service = histogram("upsnet_service_seconds", "Time that answered requests were with Triton.", SECONDS)
         self._total = histogram("upsnet_request_seconds", "Time from a request to its answer.", SECONDS)
         self._per_request = histogram("upsnet_request_photos", "Photos of an answered request.", PHOTOS)
-        self._gauges = {key: Gauge(name, what, registry=registry) for key, (name, what) in GAUGES.items()}
+        self._of_version = counter(
+            "upsnet_version_requests", "Inference requests that have ended.", "version", "outcome"
+        )
+        self._version_total = histogram(
+            "upsnet_version_request_seconds", "Time from a request to its answer.", SECONDS, "version"
+        )
         lost = counter("upsnet_log_lines_lost", "Lines of the access log that could not be written.")
         self._log, self._tracing = AccessLog(access_log, lost.inc), tracing
         for protocol in PROTOCOLS:
@@ -65,7 +65,10 @@ class ServiceTelemetry:
         self._requests.labels(record.protocol, method, model, record.outcome).inc()
         self._received.labels(record.protocol).inc(record.bytes_in)
         self._sent.labels(record.protocol).inc(record.bytes_out)
-        if record.outcome == Outcome.OK and method in ("ModelInfer", "ModelStreamInfer"):
+        if record.version and method in INFERENCES:
+            self._of_version.labels(record.version, record.outcome).inc()
+        if record.outcome == Outcome.OK and method in INFERENCES:
+            self._version_total.labels(record.version).observe(record.total)
             self._photos.labels(model).inc(record.photos)
             self._pixels.labels(model).inc(record.pixels)
             self._queue.labels(model).observe(record.queued)
@@ -73,9 +76,6 @@ class ServiceTelemetry:
             self._total.labels(model).observe(record.total)
             self._per_request.labels(model).observe(record.photos)
         self._log.write(record, self._tracing.finish(record))
-
-    def gauge(self, name: Literal["waiting", "in_flight", "regions"], value: int) -> None:
-        self._gauges[name].set(value)
 
     def close(self) -> None:
         self._tracing.close()

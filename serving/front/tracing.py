@@ -94,6 +94,7 @@ def _attributes(record: Record) -> dict[str, str | int]:
         "rpc.method": record.method,
         "upsnet.request_id": record.request_id,
         "upsnet.model": record.model,
+        "upsnet.model_version": record.version,
         "upsnet.outcome": record.outcome,
         "upsnet.photos": record.photos,
         "upsnet.pixels": record.pixels,

@@ -7,6 +7,8 @@ import numpy as np
 from upsnet.errors import InputError
 from upsnet.result import PanopticResult
 
+BAND_PIXELS = 1 << 20  # that are looked at in one go
+
 
 def identical_pixels(a: PanopticResult, b: PanopticResult) -> np.ndarray:
     """bool H x W: where two results of one image say the same.
@@ -15,29 +17,57 @@ def identical_pixels(a: PanopticResult, b: PanopticResult) -> np.ndarray:
     it lies in correspond: they cover each other with IoU > 0.5, which at most one pair of segments can (PQ's own
     matching rule; Kirillov et al., CVPR 2019). Segment numbers, their order and their scores play no part.
     """
-    if a.ids.shape != b.ids.shape:
-        raise InputError(f"two predictions of one image differ in size: {a.ids.shape} and {b.ids.shape}")
+    _check_sizes(a, b)
     rows_a, categories_a = _rows(a)
     rows_b, categories_b = _rows(b)
-    pairs = rows_a * len(categories_b) + rows_b
+    pairs = rows_a[a.ids] * len(categories_b) + rows_b[b.ids]
     common = np.bincount(pairs.ravel(), minlength=len(categories_a) * len(categories_b))
-    common = common.reshape(len(categories_a), len(categories_b))
-    union = common.sum(1, keepdims=True) + common.sum(0, keepdims=True) - common
-    same = (categories_a[:, None] == categories_b[None]) & (2 * common > union)
-    same[0, 0] = True
-    return same.ravel()[pairs]
+    return _same(common.reshape(len(categories_a), -1), categories_a, categories_b).ravel()[pairs]
+
+
+def identical_counts(a: PanopticResult, b: PanopticResult, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """int64, classes + 1 each: pixels of a by contiguous category, void last, and how many of them are identical.
+
+    As `identical_pixels` has it, without a map of them: a large photo takes little memory beside its two results.
+    """
+    _check_sizes(a, b)
+    rows_a, categories_a = _rows(a)
+    rows_b, categories_b = _rows(b)
+    counts = np.zeros(len(categories_a) * len(categories_b), np.int64)
+    band = max(1, BAND_PIXELS // max(1, a.ids.shape[1]))
+    for start in range(0, len(a.ids), band):
+        pairs = rows_a[a.ids[start : start + band]] * len(categories_b) + rows_b[b.ids[start : start + band]]
+        counts += np.bincount(pairs.ravel(), minlength=len(counts))
+    common = counts.reshape(len(categories_a), -1)
+    same = _same(common, categories_a, categories_b)
+    pixels, identical = np.zeros((2, classes + 1), np.int64)
+    np.add.at(pixels, categories_a, common.sum(1))  # -1, void, is the last
+    np.add.at(identical, categories_a, (common * same).sum(1))
+    return pixels, identical
 
 
 def category_map(result: PanopticResult) -> np.ndarray:
     """int64 H x W: contiguous category of each pixel, -1 where void."""
     rows, categories = _rows(result)
-    return categories[rows]
+    return categories[rows[result.ids]]
+
+
+def _check_sizes(a: PanopticResult, b: PanopticResult) -> None:
+    if a.ids.shape != b.ids.shape:
+        raise InputError(f"two predictions of one image differ in size: {a.ids.shape} and {b.ids.shape}")
 
 
 def _rows(result: PanopticResult) -> tuple[np.ndarray, np.ndarray]:
-    """Map int64 H x W of 1 + position in result.segments (0 = void), and each row's category (void: -1)."""
+    """Of each id, 1 + its position in result.segments (0 = void), and each row's category (void: -1)."""
     ids = np.asarray([segment.id for segment in result.segments], np.int64)
     table = np.zeros(1 + max(ids.max(initial=0), result.ids.max(initial=0)), np.int64)
     table[ids] = 1 + np.arange(len(ids))
-    categories = np.asarray([-1] + [segment.category for segment in result.segments], np.int64)
-    return table[result.ids], categories
+    return table, np.asarray([-1] + [segment.category for segment in result.segments], np.int64)
+
+
+def _same(common: np.ndarray, categories_a: np.ndarray, categories_b: np.ndarray) -> np.ndarray:
+    """bool: the pairs of rows that say the same, of the pixels that each pair has in common."""
+    union = common.sum(1, keepdims=True) + common.sum(0, keepdims=True) - common
+    same = (categories_a[:, None] == categories_b[None]) & (2 * common > union)
+    same[0, 0] = True
+    return same

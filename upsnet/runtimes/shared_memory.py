@@ -38,6 +38,7 @@ from upsnet.runtimes.kserve import (
 
 FOLDER = Path("/dev/shm")
 PLACE, TOKEN = "upsnet-shared-memory", "upsnet-shared-memory-token"  # metadata: the token's file, and the token
+VERSION = "upsnet-version"  # the same: of the model whose server will be asked
 TOKEN_FILE = "shared-memory-token"
 LEAST = 256 << 10  # bytes of images for which it is worth it
 STEP, MOST = 1 << 20, 32 << 20  # bytes of a region

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import grpc
 import numpy as np
@@ -17,11 +17,14 @@ from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from serving.backend import Health, State
+from serving.backend import Backend, Health, Member, Role, State
 from serving.front.admission import Admission
 from serving.front.grpc_front import GrpcFront
+from serving.front.sampling import Sampling
 from serving.front.settings import FrontSettings
+from serving.front.shared_memory import SharedMemory
 from serving.front.tls import Tls
+from serving.front.upstream import Upstreams
 from serving.limits import Limits
 from serving.record import Record
 
@@ -33,14 +36,10 @@ class Heard:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
-        self.gauges: dict[str, int] = {}
         self.registry = CollectorRegistry()
 
     def finish(self, record: Record) -> None:
         self.records.append(record)
-
-    def gauge(self, name: Literal["waiting", "in_flight", "connections", "regions"], value: int) -> None:
-        self.gauges[name] = value
 
     def close(self) -> None:
         pass
@@ -65,6 +64,17 @@ class FakeBackend:
 
     def suspect(self, reason: str) -> None:
         self.suspicions.append(reason)
+
+
+class FakeFleet:
+    """A Fleet that a test changes. At first version 1 serves."""
+
+    rollouts = ""
+
+    def __init__(self, backend: Backend, limits: Limits) -> None:
+        self.serving = Member(1, Role.SERVING, backend, limits)
+        self.members = {1: self.serving}
+        self.failed: dict[int, str] = {}
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -136,14 +146,21 @@ class Bench:
     """Everything that a test of the front holds."""
 
     def __init__(self, folder: Path, limits: Limits, tls: Tls | None, host: str) -> None:
-        self.backend, self.heard = FakeBackend(folder), Heard()
+        self.folder, self.backend, self.heard = folder, FakeBackend(folder), Heard()
         self.triton = FakeTriton(self.backend.grpc_target)
-        self.admission = Admission(limits, self.backend, self.heard)
-        settings = FrontSettings(host, 0, None, 0, limits, tls)
-        self.front = GrpcFront(self.backend, settings, self.heard, self.admission)
+        self.fleet = FakeFleet(self.backend, limits)
+        self.upstreams = Upstreams(self.fleet)
+        self.shared = SharedMemory(folder, limits)
+        settings = FrontSettings(host, 0, None, 0, limits, folder, tls)
+        self.front = GrpcFront(self.upstreams, self.shared, settings, self.heard, Sampling())
         self.host, self.port = host, 0
         self.channel: Any = None
         self.stub: Any = None
+
+    @property
+    def admission(self) -> Admission:
+        """Of the version in service."""
+        return self.upstreams.serving.admission
 
     @property
     def address(self) -> str:
@@ -166,6 +183,7 @@ async def bench(limits: Limits = LIMITS, tls: Tls | None = None, host: str = "12
             finally:
                 made.triton.gate.set()
                 await made.front.stop(0)
+                await made.upstreams.close()
                 await made.triton.die()
 
 

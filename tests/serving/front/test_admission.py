@@ -15,7 +15,7 @@ from serving.front.admission import Admission
 from serving.front.refusal import Refused
 from serving.limits import Limits
 from serving.record import Outcome, Record
-from tests.serving.front.fake import FakeBackend, Heard, until
+from tests.serving.front.fake import FakeBackend, until
 
 LIMITS = Limits(max_pixels=1, max_photos=1, max_waiting=8, instances=2)  # four in flight
 
@@ -24,8 +24,8 @@ class Queue:
     """Requests that hold their turn until they are told to go."""
 
     def __init__(self, limits: Limits = LIMITS) -> None:
-        self.heard, self.backend = Heard(), FakeBackend(Path("."))
-        self.admission = Admission(limits, self.backend, self.heard)
+        self.backend = FakeBackend(Path("."))
+        self.admission = Admission(limits, self.backend)
         self.running: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.records: dict[str, Record] = {}
@@ -63,11 +63,11 @@ def test_turns_come_in_order_and_one_that_leaves_makes_room() -> None:
         queue = Queue()
         await queue.come(*"abcdef")
         assert queue.running == list("abcd")
-        assert queue.heard.gauges == {"waiting": 2, "in_flight": 4}
+        assert (queue.admission.waiting, queue.admission.in_flight) == (2, 4)
         await queue.go("b")
         assert queue.running == list("abcde")
         await queue.go("a", "c", "d", "e", "f")
-        assert queue.heard.gauges == {"waiting": 0, "in_flight": 0}
+        assert (queue.admission.waiting, queue.admission.in_flight) == (0, 0)
         assert queue.records["f"].queued > 0 < queue.records["a"].served
 
     asyncio.run(main())
@@ -152,7 +152,7 @@ def test_who_goes_while_it_waits_is_forgotten(leaves: bool) -> None:
         await queue.go("a")
         assert queue.running == list("abcdf")
         await queue.go(*"bcdf")
-        assert queue.heard.gauges == {"waiting": 0, "in_flight": 0}
+        assert (queue.admission.waiting, queue.admission.in_flight) == (0, 0)
 
     asyncio.run(main())
 
@@ -166,7 +166,7 @@ def test_a_turn_that_comes_as_its_request_goes_is_given_on() -> None:
         queue.tasks["e"].cancel()
         await until(lambda: "f" in queue.running)
         await queue.go(*"bcdf")
-        assert queue.heard.gauges == {"waiting": 0, "in_flight": 0}
+        assert (queue.admission.waiting, queue.admission.in_flight) == (0, 0)
 
     asyncio.run(main())
 
@@ -199,7 +199,7 @@ def test_a_server_that_does_not_come_back_is_told_with_its_reasons(
             refused = await refusal(queue.tasks[name])
             assert refused.outcome == Outcome.UNAVAILABLE
             assert refused.message == "the server is degraded: it was killed; 3 restarts; retry later"
-        assert queue.heard.gauges == {"waiting": 0, "in_flight": 0}
+        assert (queue.admission.waiting, queue.admission.in_flight) == (0, 0)
 
     asyncio.run(main())
 
@@ -228,7 +228,7 @@ def test_an_error_inside_a_turn_leaves_its_place() -> None:
         with pytest.raises(TimeoutError):
             async with queue.admission.turn(Record("grpc", "ModelInfer"), False, None):
                 raise TimeoutError
-        assert queue.heard.gauges == {"waiting": 0, "in_flight": 0}
+        assert (queue.admission.waiting, queue.admission.in_flight) == (0, 0)
 
     asyncio.run(main())
 

@@ -19,7 +19,7 @@ from serving.backend import State
 from serving.front.front import Front, FrontSettings
 from serving.front.reading import Reading
 from serving.record import Outcome
-from tests.serving.front.fake import LIMITS, Bench, bench, make_request, until
+from tests.serving.front.fake import LIMITS, Bench, Heard, bench, make_request, until
 from upsnet.errors import InputError
 
 SERVICE = "inference.GRPCInferenceService"
@@ -265,7 +265,7 @@ def test_who_goes_while_it_waits_is_not_computed() -> None:
             cancelled = made.stub.ModelInfer(make_request("cancelled"))
             late = asyncio.ensure_future(fails(made.infer(make_request("late"), timeout=0.2)))
             last = asyncio.ensure_future(made.infer(make_request("last")))
-            await until(lambda: made.heard.gauges["waiting"] == 3)
+            await until(lambda: made.admission.waiting == 3)
             error = await fails(made.infer(make_request("too many")))
             assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "busy: 3 requests wait" in (error.details() or "")
@@ -274,7 +274,7 @@ def test_who_goes_while_it_waits_is_not_computed() -> None:
             }
             cancelled.cancel()
             assert (await late).code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            await until(lambda: made.heard.gauges["waiting"] == 1)
+            await until(lambda: made.admission.waiting == 1)
             made.triton.gate.set()
             await asyncio.gather(*first, last)
             assert sorted(made.triton.seen) == ["a", "b", "last"]
@@ -485,7 +485,7 @@ def test_a_slow_reader_keeps_nobody_waiting() -> None:
             slow_writer.write(_headers() + _data(b"\0" + struct.pack(">I", len(body)) + body, last=True))
             await until(lambda: "slow" in made.triton.seen)  # its window is one byte: the answer never gets through
             await until(lambda: made.heard.records)
-            assert made.heard.gauges["in_flight"] == 0
+            assert made.admission.in_flight == 0
             assert made.admission.held > 64 * 64 * 3, "the answer counts until it is read"
             for _ in range(20):
                 assert (await made.infer()).id == "r"
@@ -506,8 +506,8 @@ def test_ipv6() -> None:
 def test_a_port_that_is_taken_is_one_line() -> None:
     async def main() -> None:
         async with bench() as made:
-            settings = FrontSettings("127.0.0.1", made.port, None, 0, LIMITS)
-            other = Front(made.backend, settings, made.heard)
+            settings = FrontSettings("127.0.0.1", made.port, None, 0, LIMITS, made.folder)
+            other = Front(made.fleet, settings, Heard())
             with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{made.port} for grpc"):
                 await other.start()
 
@@ -519,7 +519,7 @@ def test_a_stop_lets_what_was_accepted_end_and_refuses_the_rest() -> None:
         async with bench(LIMITS._replace(max_photos=1, instances=1)) as made:
             made.triton.gate.clear()
             accepted = [asyncio.ensure_future(made.infer(make_request(name))) for name in "abc"]
-            await until(lambda: made.heard.gauges.get("waiting") == 1)
+            await until(lambda: made.admission.waiting == 1)
             made.admission.drain()
             stopping = asyncio.ensure_future(made.front.stop(20))
             await asyncio.sleep(0.05)

@@ -74,7 +74,7 @@ def test_a_region_is_registered_used_and_unregistered(memory: Memory) -> None:
         async with bench() as made:
             token = await token_of(made)
             await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
-            assert made.heard.gauges["regions"] == 1
+            assert len(made.shared) == 1
             await made.infer(memory.infer(), metadata=token)
             assert made.triton.calls[1:] == [f"register {memory.name}"]
             code, _ = await code_of(made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token))
@@ -82,10 +82,10 @@ def test_a_region_is_registered_used_and_unregistered(memory: Memory) -> None:
             gone = pb.SystemSharedMemoryUnregisterRequest(name=memory.name)
             await made.stub.SystemSharedMemoryUnregister(gone, metadata=token)
             assert made.triton.calls[2:] == [f"unregister {memory.name}"]
-            assert made.heard.gauges["regions"] == 0
+            assert len(made.shared) == 0
             code, _ = await code_of(made.infer(memory.infer(), metadata=token))
             assert code == grpc.StatusCode.PERMISSION_DENIED
-            place = made.front._shared.place
+            place = made.shared.place
             await made.front.stop(0)
             assert not place.exists()
 
@@ -182,7 +182,7 @@ def test_a_restarted_server_is_told_again(memory: Memory) -> None:
             made.triton.gate.clear()
             running = asyncio.gather(made.infer(memory.infer(), metadata=token), made.infer())
             await until(lambda: len(made.triton.seen) == 2)
-            assert made.front._shared._regions[memory.name].requests == 1
+            assert made.shared._regions[memory.name].requests == 1
             made.triton.gate.set()
             await running
             open_files = len(os.listdir("/proc/self/fd"))
@@ -207,7 +207,7 @@ def test_an_idle_region_gives_its_place(monkeypatch: pytest.MonkeyPatch) -> None
             monkeypatch.setattr("serving.front.shared_memory.IDLE", 0.0)
             await made.stub.SystemSharedMemoryRegister(memories[2].request(), metadata=token)
             assert made.triton.calls[-2:] == [f"unregister {memories[1].name}", f"register {memories[2].name}"]
-            assert made.heard.gauges["regions"] == 2
+            assert len(made.shared) == 2
 
     memories = [Memory() for _ in range(3)]
     try:
@@ -331,14 +331,14 @@ def test_triton_lets_a_region_go_a_moment_after_the_answer(memory: Memory, monke
             token = await token_of(made)
             gone = pb.SystemSharedMemoryUnregisterRequest(name=memory.name)
             await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=token)
-            monkeypatch.setattr("serving.front.grpc_front.LETTING_GO", (0.0, 0.0))
+            monkeypatch.setattr("serving.front.region_calls.LETTING_GO", (0.0, 0.0))
             made.triton.holding = 3
             told = await code_of(made.stub.SystemSharedMemoryUnregister(gone, metadata=token))
             assert told == (grpc.StatusCode.INVALID_ARGUMENT, "a request uses that region")
             made.triton.holding = 2
             await made.stub.SystemSharedMemoryUnregister(gone, metadata=token)
             assert made.triton.calls[2:] == [f"unregister {memory.name}"] * 6
-            assert made.heard.gauges["regions"] == 0
+            assert len(made.shared) == 0
 
     asyncio.run(main())
 
@@ -356,7 +356,7 @@ def test_an_idle_region_without_a_name_goes_when_another_comes(memory: Memory, m
             monkeypatch.setattr("serving.front.shared_memory.IDLE", 0.0)
             await made.stub.SystemSharedMemoryRegister(others[1].request(), metadata=token)
             assert made.triton.calls[-2:] == [f"unregister {memory.name}", f"register {others[1].name}"]
-            assert made.heard.gauges["regions"] == 2
+            assert len(made.shared) == 2
 
     try:
         asyncio.run(main())

@@ -12,12 +12,15 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from serving.backend import Health, State
-from serving.front.admission import Admission
 from serving.front.http_front import HttpFront
+from serving.front.sampling import Sampling
 from serving.front.settings import FrontSettings
+from serving.front.shared_memory import SharedMemory
 from serving.front.tls import Tls
+from serving.front.upstream import Upstreams
 from serving.limits import Limits
 from serving.record import Record
+from tests.serving.front.fake import FakeFleet
 
 LIMITS = Limits(max_pixels=64 * 64, max_photo_bytes=1 << 20, max_photos=2, max_waiting=2)
 TRITON_METRICS = '# TYPE nv_inference_count counter\nnv_inference_count{model="upsnet",version="1"} 3\n'
@@ -29,13 +32,9 @@ class FakeTelemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.records: list[Record] = []
-        self.gauges: dict[str, int] = {}
 
     def finish(self, record: Record) -> None:
         self.records.append(record)
-
-    def gauge(self, name: str, value: int) -> None:
-        self.gauges[name] = value
 
     def close(self) -> None:
         pass
@@ -100,8 +99,11 @@ class Front:
 
     def __init__(self, folder: Path, limits: Limits = LIMITS, http_port: int = 0, tls: Tls | None = None) -> None:
         self.backend, self.telemetry, self.triton = FakeBackend(folder), FakeTelemetry(), FakeTriton(folder)
-        settings = FrontSettings("127.0.0.1", 0, http_port, 0, limits, tls)
-        self.front = HttpFront(self.backend, settings, self.telemetry, Admission(limits, self.backend, self.telemetry))
+        settings = FrontSettings("127.0.0.1", 0, http_port, 0, limits, folder, tls)
+        self.fleet = FakeFleet(self.backend, limits)
+        self.upstreams = Upstreams(self.fleet)
+        shared = SharedMemory(folder, limits)
+        self.front = HttpFront(self.upstreams, shared, settings, self.telemetry, Sampling())
 
     async def __aenter__(self) -> Front:
         await self.triton.__aenter__()
@@ -110,6 +112,7 @@ class Front:
 
     async def __aexit__(self, *error: object) -> None:
         await self.front.stop(5)
+        await self.upstreams.close()
         await self.triton.__aexit__()
 
     async def ask(self, head: str, body: bytes = b"", port: str = "http") -> tuple[int, dict[str, str], bytes]:

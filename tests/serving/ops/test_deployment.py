@@ -18,9 +18,14 @@ from serving import bulletins
 from serving.front.operators import Operators
 from serving.front.refusal import CODES
 from serving.front.rest import STATUS
+from serving.front.sampling import Sampling
+from serving.front.settings import FrontSettings
+from serving.front.shared_memory import SharedMemory
 from serving.front.telemetry import make_telemetry
+from serving.front.upstream import Upstreams
 from serving.record import Outcome, Record
-from tests.serving.ops.fakes import FakeBackend
+from tests.serving.front.fake import FakeFleet
+from tests.serving.ops.fakes import LIMITS, FakeBackend
 
 ROOT = Path(__file__).parents[3]
 DEPLOYMENT = ROOT / "serving/deployment"
@@ -40,8 +45,10 @@ OF_PROMETHEUS = {"instance", "job", "le"}
 def exposed(folder: Path) -> dict[str, set[str]]:
     """Every series that the operators' port has of our own, with its labels."""
     telemetry = make_telemetry(None, None)
-    Operators(FakeBackend(folder), "127.0.0.1", telemetry.registry)
-    telemetry.finish(Record("http", "ModelInfer", model="upsnet"))
+    shared = SharedMemory(folder, LIMITS)
+    settings = FrontSettings("127.0.0.1", 0, None, 0, LIMITS, folder)
+    Operators(Upstreams(FakeFleet(FakeBackend(folder), LIMITS)), shared, settings, telemetry.registry, Sampling())
+    telemetry.finish(Record("http", "ModelInfer", model="upsnet", version="1"))
     telemetry.close()
     return series(generate_latest(telemetry.registry).decode()) | {"upsnet_http_connections": {"port"}}
 

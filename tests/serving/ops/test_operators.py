@@ -47,7 +47,7 @@ def test_metrics_are_ours_and_tritons(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["gone", "silent", "half a line"])
 def test_metrics_without_triton(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.front.operators.SCRAPE_SECONDS", 0.2)
+    monkeypatch.setattr("serving.front.scrape.SCRAPE_SECONDS", 0.2)
 
     async def run() -> None:
         async with Front(tmp_path) as front:

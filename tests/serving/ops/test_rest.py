@@ -319,12 +319,12 @@ def test_busy_deadline_and_a_caller_that_goes(tmp_path: Path) -> None:
             _, writer = await front.connect()
             head = f"POST {INFER} HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
-            while front.telemetry.gauges["waiting"] < 1:
+            while front.upstreams.serving.admission.waiting < 1:
                 await asyncio.sleep(0.01)
             code, headers, answer = await front.post(body, header)
             assert code == 429 and int(headers["Retry-After"]) >= 1 and b"busy" in answer
             writer.close()
-            while front.telemetry.gauges["waiting"]:
+            while front.upstreams.serving.admission.waiting:
                 await asyncio.sleep(0.01)
             front.triton.gate.set()
             assert [(await each)[0] for each in under_way] == [200] * len(under_way)

@@ -27,6 +27,7 @@ export const models = () => ask("/api/models");
 export const photos = async () => (await ask("/api/photos")).photos;
 export const addPhoto = (content, name, signal) =>
   ask(`/api/photos?name=${encodeURIComponent(name)}`, { method: "POST", body: content, signal });
+export const forgetPhotos = () => ask("/api/photos", { method: "DELETE" });
 export const imagePath = (photo) => photoPath(photo, "/image");
 export const thumbPath = (photo) => photoPath(photo, "/thumb");
 export const filePath = (photo, model, file) => photoPath(photo, `/answers/${encodeURIComponent(model)}/${file}`);

@@ -1,0 +1,215 @@
+"""A canary as `upsnet deploy promote --canary` runs it: the service mirrors, this watches and decides."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from serving.rollouts.lease import Lease, give_up, lease_path, renew
+from serving.rollouts.record import Record, read_record
+from serving.rollouts.tally import Figures
+from upsnet.errors import InputError
+from upsnet.figures import share as percent
+
+LOOK_SECONDS = 1.0
+HEALTH_SECONDS = 2.0  # for an answer
+GONE_SECONDS = 20.0  # without one: the service has gone
+PHOTOS, SECONDS = 50, 600.0
+MOST_BYTES = 1 << 20  # of an answer
+
+
+class CanaryLimits(NamedTuple):
+    """Of a canary."""
+
+    photos: int = PHOTOS  # that must have been compared
+    seconds: float = SECONDS  # in which they must have come
+    min_identical: float | None = None  # share of their pixels; None: not asked for
+    max_latency_ratio: float | None = None  # of the candidate's median and that of the version in service
+
+
+class CanaryVerdict(NamedTuple):
+    """reasons: why the candidate should not serve, one line each; empty where nothing speaks against it."""
+
+    reasons: list[str]
+    figures: dict[str, Any]
+
+
+def parse_share(text: str) -> float:
+    """'10%' or '0.1' -> 0.1. InputError for what is no share above 0 and at most 1."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(%?)", text.strip(), re.ASCII)
+    value = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+    if not 0 < value <= 1:
+        raise InputError(f"--canary {text}: give a share of the requests, above 0 and at most 100%, as 10%")
+    return value
+
+
+def run_canary(
+    repository: Path,
+    record: Record,
+    health: str,
+    share: float,
+    limits: CanaryLimits,
+    *,
+    progress: bool = True,
+) -> CanaryVerdict:
+    """Has the service behind `health` (host:port of its operators' port) mirror a share of its callers' requests to
+    the candidate, until enough of them are compared or something speaks against it.
+
+    InputError where no such service runs on this repository, where another canary holds, and where the repository's
+    state moves meanwhile. Whatever ends it, the mirroring ends.
+    """
+    if record.candidate is None:
+        raise InputError(f"{repository} has no candidate; `upsnet deploy stage` puts one there")
+    lease, path = Lease(version=record.candidate, share=share, until=0), lease_path(repository)
+    watch = _Watch(health, record, lease)
+    watch.look(first=True)
+    begun = time.monotonic()
+    try:
+        with tqdm(total=limits.photos, desc="canary", unit="photo", disable=None if progress else True) as bar:
+            while True:
+                _check_step(repository, record)
+                renew(path, lease)
+                figures = watch.look()
+                if figures is not None:
+                    bar.update(min(figures.photos, limits.photos) - bar.n)
+                    bar.set_postfix_str(_said(figures), refresh=True)
+                    broken = against(figures)
+                    if broken or figures.photos >= limits.photos:
+                        return CanaryVerdict(broken or judge(figures, limits), figures.model_dump(mode="json"))
+                if time.monotonic() - begun >= limits.seconds:
+                    return _too_few(figures, limits)
+                time.sleep(LOOK_SECONDS)
+    finally:
+        give_up(path, lease)
+
+
+def against(figures: Figures) -> list[str]:
+    """What no further photo would mend."""
+    version = figures.version
+    reasons = []
+    if "does not run" in figures.trouble:
+        reasons.append(f"canary: {figures.trouble}")
+    if figures.restarts > 0:
+        reasons.append(f"canary: the server of version {version} was started anew {_times(figures.restarts)} meanwhile")
+    failed = figures.failed.get("candidate", 0)
+    if failed:
+        late = figures.late.get("candidate", 0)
+        said = [text.removeprefix("candidate: ") for text in figures.said if text.startswith("candidate: ")]
+        words = f"{late} of them too late; " if late else ""
+        reasons.append(
+            f"canary: version {version} failed at {failed} of {figures.mirrored} requests ({words}{'; '.join(said)})"
+        )
+    return reasons
+
+
+def judge(figures: Figures, limits: CanaryLimits) -> list[str]:
+    """Of a canary that has compared enough photos."""
+    reasons = []
+    identical, ratio = figures.identical, figures.latency_ratio
+    if limits.min_identical is not None and (identical is None or identical < limits.min_identical):
+        found = "none" if identical is None else percent(identical)
+        named = ", ".join(f"{each.name} {percent(each.identical)}" for each in figures.classes if each.identical < 1)
+        reasons.append(
+            f"canary: {found} of the pixels identical with version {figures.serving}, needed "
+            f"{100 * limits.min_identical:g} %{f' (fewest: {named})' if named else ''}"
+        )
+        reasons += [f"canary: {each}" for each in figures.different]
+    if limits.max_latency_ratio is not None and (ratio is None or ratio > limits.max_latency_ratio):
+        found = "unknown" if ratio is None else f"{ratio:.2f} times"
+        times = (figures.candidate_ms, figures.serving_ms)
+        told = ", ".join(f"{each.p50:.1f} ms" for each in times if each is not None)
+        reasons.append(
+            f"canary: median latency {found} that of version {figures.serving} ({told}), allowed "
+            f"{limits.max_latency_ratio:g}"
+        )
+    return reasons
+
+
+def _too_few(figures: Figures | None, limits: CanaryLimits) -> CanaryVerdict:
+    found, why = (figures.photos if figures else 0), []
+    if figures is not None:
+        why.append(f"{figures.seen} requests came, {100 * figures.share:g} % are chosen")
+        why += [f"{count} not compared: {reason}" for reason, count in figures.skipped.items()]
+        why += [f"version {figures.serving} itself failed at {n}" for n in [figures.failed.get("serving", 0)] if n]
+        why += [figures.trouble] if figures.trouble else []
+    reason = f"canary: {found} of {limits.photos} photos were compared within {limits.seconds:g} s ({'; '.join(why)})"
+    return CanaryVerdict([reason], figures.model_dump(mode="json") if figures else {})
+
+
+def _said(figures: Figures) -> str:
+    parts = [figures.trouble] if figures.trouble else []
+    if figures.identical is not None:
+        parts.append(f"{percent(figures.identical)} identical")
+    if figures.latency_ratio is not None:
+        parts.append(f"{figures.latency_ratio:.2f} times the latency")
+    return ", ".join(parts)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _check_step(repository: Path, record: Record) -> None:
+    now = read_record(repository)
+    if (now.id, now.step) != (record.id, record.step):
+        last = now.events[-1]
+        raise InputError(
+            f"meanwhile {last.who} made another step ({last.action} of version {last.version}); look at "
+            "`upsnet deploy status` and begin again"
+        )
+
+
+class _Watch:
+    """Asks the service for its figures."""
+
+    def __init__(self, health: str, record: Record, lease: Lease) -> None:
+        self._health, self._record, self._lease = health, record, lease
+        self._answered = self._followed = time.monotonic()
+
+    def look(self, first: bool = False) -> Figures | None:
+        """None where it has not begun, or does not answer for a moment. InputError where it has gone, or is another."""
+        now = time.monotonic()
+        told = self._ask()
+        if told is None:
+            if first:
+                raise InputError(
+                    f"nothing answers at {self._health}: a canary needs the service that callers use; start `upsnet "
+                    "serve`, name its operators' port with --health, or leave out --canary"
+                )
+            if now - self._answered > GONE_SECONDS:
+                raise InputError(f"the service at {self._health} has not answered for {GONE_SECONDS:g} s; begin again")
+            return None
+        self._answered = now
+        if told.get("rollouts") != self._record.id:
+            raise InputError(
+                f"the service at {self._health} serves another repository; name the right one with --health"
+            )
+        found = told.get("canary")
+        if isinstance(found, dict) and found.get("lease") == self._lease.id and found.get("active"):
+            self._followed = now
+            return Figures.model_validate(found)
+        if not first and now - self._followed > GONE_SECONDS:
+            raise InputError(
+                f"the service at {self._health} does not take up the canary; is it of this version, and may it read "
+                "the repository?"
+            )
+        return None
+
+    def _ask(self) -> dict[str, Any] | None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://{self._health}/health/versions", timeout=HEALTH_SECONDS) as answer:
+                return json.loads(answer.read(MOST_BYTES))
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                raise InputError(f"the service at {self._health} is no `upsnet serve` that can have a canary") from None
+            return None
+        except (OSError, ValueError):
+            return None
