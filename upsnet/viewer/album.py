@@ -36,7 +36,9 @@ QUALITY = 92
 class Answer:
     """What a model said about a photo, with the maps packed."""
 
-    segments: list[dict[str, object]]  # id, category_id, name, isthing, score, area, box, color, point (0 .. 1 of the sides)
+    segments: list[
+        dict[str, object]
+    ]  # id, category_id, name, isthing, score, area, box, color, point (0 .. 1 of the sides)
     size: tuple[int, int]  # height, width of the photo
     packed: bytes  # its map of ids, uint8, deflated
     result: PanopticResult  # without the map

@@ -174,14 +174,13 @@ class ServerModel:
 class Models:
     """All that the page can ask."""
 
-    def __init__(self, servers: Sequence[str], sources: Sequence[str], tls: Tls | None = None) -> None:
-        """servers: grpc://host:port. sources: what `upsnet.load` takes. InputError for what is none of these."""
+    def __init__(self, servers: Sequence[str], sources: Sequence[RuntimeOptions], tls: Tls | None = None) -> None:
+        """servers: grpc://host:port. sources: with what `upsnet.load` takes as `run`. InputError for none of it."""
         self._servers = [Answering(url, tls) for url in servers]
         models: list[Model] = [ServerModel(f"s{number}", server) for number, server in enumerate(self._servers)]
-        for number, source in enumerate(sources):
-            runtime, _ = find_model(source)
-            title = f"{RUNTIMES[runtime].title}, {source}"
-            models.append(OwnModel(f"m{number}", title, RuntimeOptions(source)))
+        for number, options in enumerate(sources):
+            runtime, _ = find_model(options.run, options.runtime)
+            models.append(OwnModel(f"m{number}", f"{RUNTIMES[runtime].title}, {options.run}", options))
         self._models: Mapping[str, Model] = {model.id: model for model in models}
 
     def told(self) -> list[Told]:
