@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.table import Table
 
-from eval.validation_set import open_dataset
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
 from upsnet.figures import points
 from upsnet.files import write_json

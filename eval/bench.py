@@ -23,9 +23,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from eval.open_run import open_run, runtimes_here
-from eval.validation_set import open_dataset
 from upsnet.command_line import options
 from upsnet.datasets.folder import PanopticFolder
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.figures import title
 from upsnet.geometry import NetworkBatch, collate, to_network
 from upsnet.machine import machine_facts, package_versions

@@ -25,9 +25,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from eval.kernel_worker import Answer, KernelWorker
-from eval.validation_set import open_dataset
 from upsnet.command_line import options
 from upsnet.datasets.folder import PanopticFolder
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
 from upsnet.figures import points, share, signed
 from upsnet.geometry import collate, to_network

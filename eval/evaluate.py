@@ -14,10 +14,10 @@ from rich.console import Console
 from tqdm import tqdm
 
 from eval.tables import class_table, summary_tables
-from eval.validation_set import open_dataset
 from upsnet.command_line import options
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.datasets.folder import PanopticFolder, check_categories
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
 from upsnet.files import write_json
 from upsnet.metrics.evaluation import METRICS, Metric, Partial, check_metrics, predict_records

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from eval.parity_report import Parity
-from eval.validation_set import open_dataset
 from upsnet.command_line.options import run_option
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.draw import overlay
 from upsnet.errors import InputError
 from upsnet.figures import points, share, title

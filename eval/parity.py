@@ -20,10 +20,10 @@ from rich.table import Table
 from eval.open_run import open_run, runtimes_here
 from eval.parity_report import Limits, Parity, summarize
 from eval.report import write_report
-from eval.validation_set import open_dataset
 from upsnet.command_line import options
 from upsnet.command_line.command import run
 from upsnet.datasets.folder import PanopticFolder
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.engines.manifest import ENGINES, ParityFigures, engine_manifest_path, record_parity
 from upsnet.figures import points, share, title
 from upsnet.files import sha256

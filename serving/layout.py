@@ -11,6 +11,7 @@ MODELS = (MODEL, PHOTO_MODEL)
 CONFIGS = ("config.pbtxt", "configs/cpu.pbtxt")  # of each model: for the container, for the server of the wheel
 CANDIDATES = ("configs/candidate.pbtxt", "configs/candidate_cpu.pbtxt")  # the same of the candidate, where one may be
 ROLLOUTS = "rollouts"  # in the folder of `upsnet`: a folder for each step
+INCOMING = "incoming"  # in it: a model that is being staged, where no server looks
 NOW = "now"  # the link in it to the step that holds, by which everything is decided
 SERVING, CANDIDATE = "serving", "candidate"  # links in a step's folder, to `version_configs` of a version
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -13,13 +15,15 @@ import numpy as np
 from export.profiles import optimization_profile
 from serving.layout import CONFIGS, MODELS, is_managed, versions
 from serving.limits import Limits
+from serving.lock import locked
 from upsnet.contract import CUDA_LIBRARY, LIBRARY, METADATA_KEY, MODEL, PLUGINS
 from upsnet.engines.manifest import ENGINES, EngineManifest, Part, Profile, Shape, engine_manifest_path
 from upsnet.errors import InputError
-from upsnet.files import WriteError, sha256, staged_folder, writing
+from upsnet.files import PARTIAL, WriteError, sha256, staged_folder, writing
 from upsnet.json_model import JsonModel
 from upsnet.manifest import Manifest
 
+CODE, MANIFEST = "model.py", "manifest.json"
 TEMPLATE = Path(__file__).resolve().parent.parent / "triton_repo"
 PLAN = ENGINES["tensorrt"]
 WARM_UP = {"sizes": np.ones(2, np.int32), "scales": np.ones(1, np.float32)}  # of an image; its pixels are zero
@@ -47,7 +51,7 @@ class Parts(NamedTuple):
     more: tuple[Path, ...]  # libraries, the plan
     profile: Profile
     served: Manifest  # as the server tells it
-    digests: dict[str, str]  # SHA-256 of the ONNX file and of each of `more`, by name
+    digests: dict[str, str]  # SHA-256 of each file, by its name in the repository
 
 
 def engine_parts(engine: Path) -> Parts:
@@ -95,7 +99,8 @@ def check_parts(model_onnx: Path, manifest: Path, more: Sequence[Path] = (), pro
     )
     if described.onnx_sha256 not in ("", served.onnx_sha256):
         raise InputError(f"{manifest} belongs to another model than {model_onnx}; export again with `make engine`")
-    digests = {"model.onnx": served.onnx_sha256, **{file.name: _hash(file) for file in more}}
+    digests = {"model.onnx": served.onnx_sha256, MANIFEST: _hash(manifest)}
+    digests |= {file.name: _hash(file) for file in more}
     return Parts(model_onnx, manifest, tuple(more), profile, served, digests)
 
 
@@ -120,24 +125,30 @@ def deploy_parts(parts: Parts, repository: Path) -> Path:
     lie in the template, and when its versions are rolled out step by step.
     """
     check_place(repository)
-    if is_managed(repository):
-        raise InputError(
-            f"{repository} is served step by step: a model gets there by `upsnet deploy stage`, then "
-            "`upsnet deploy promote`"
-        )
-    number = max((int(folder.name) for model in MODELS for folder in versions(repository, model)), default=1)
-    version = repository / MODEL / str(number)
+    served = (repository / MODEL).is_dir()
     try:
-        with staged_folder(repository) as stage, writing(repository):
-            write_version(stage, number, parts)
-            for model in MODELS:
-                (stage / model / "configs").mkdir()
-                for name in CONFIGS:
-                    (stage / model / name).write_text(config_of(model, name, parts))
-            for name in {PLAN, engine_manifest_path(Path(PLAN)).name, PLUGINS, LIBRARY, CUDA_LIBRARY} - {
-                file.name for file in parts.more
-            }:
-                (version / name).unlink(missing_ok=True)
+        with locked(repository) if served else nullcontext():
+            if is_managed(repository):
+                raise InputError(
+                    f"{repository} is served step by step: a model gets there by `upsnet deploy stage` and "
+                    "`upsnet deploy promote`"
+                )
+            if served:
+                remove_rubbish(repository)
+            number = max((int(folder.name) for model in MODELS for folder in versions(repository, model)), default=1)
+            version = repository / MODEL / str(number)
+            # A folder in the repository itself is a model to Triton, which does not start with one that is half made.
+            with staged_folder(repository, at=repository / MODEL if served else None) as stage, writing(repository):
+                write_version(parts, {model: stage / model / str(number) for model in MODELS})
+                write_warm_up(stage)
+                for model in MODELS:
+                    (stage / model / "configs").mkdir()
+                    for name in CONFIGS:
+                        (stage / model / name).write_text(config_of(model, name, parts))
+                for name in {PLAN, engine_manifest_path(Path(PLAN)).name, PLUGINS, LIBRARY, CUDA_LIBRARY} - {
+                    file.name for file in parts.more
+                }:
+                    (version / name).unlink(missing_ok=True)
     except WriteError as error:
         raise InputError(f"{error}; give another folder with --repository") from error
     return repository
@@ -148,22 +159,45 @@ def check_place(repository: Path) -> None:
         raise InputError(f"{repository} is the template of all repositories; give another folder with --repository")
 
 
-def write_version(stage: Path, number: int, parts: Parts) -> None:
-    """The version folders of both models, without configurations, and the warm-up data, which are every version's."""
-    place = stage / MODEL / str(number)
-    place.mkdir(parents=True)
+def remove_rubbish(repository: Path) -> None:
+    """What a deployment that was killed has left. Only where nobody else is at work."""
+    for place in (repository, repository / MODEL):
+        for folder in place.glob(f"{PARTIAL}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_version(parts: Parts, places: Mapping[str, Path]) -> None:
+    """The version folder of each model, which is made, without configurations."""
+    for place in places.values():
+        place.mkdir(parents=True)
     for file, name in (
         (parts.model_onnx, "model.onnx"),
-        (parts.manifest, "manifest.json"),
+        (parts.manifest, MANIFEST),
         *((file, file.name) for file in parts.more),
     ):
-        shutil.copyfile(file, place / name)
-    for model in MODELS:
-        (stage / model / str(number)).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(TEMPLATE / model / "1/model.py", stage / model / str(number) / "model.py")
-    (stage / MODEL / "warmup").mkdir()
+        shutil.copyfile(file, places[MODEL] / name)
+    for model, place in places.items():
+        copy_code(model, place)
+
+
+def copy_code(model: str, place: Path) -> None:
+    """Into the version folder `place`."""
+    _put((TEMPLATE / model / "1" / CODE).read_bytes(), place / CODE)
+
+
+def write_warm_up(repository: Path) -> None:
+    """The data of every version's warm-up."""
+    folder = repository / MODEL / "warmup"
+    folder.mkdir(parents=True, exist_ok=True)
     for name, array in WARM_UP.items():
-        (stage / MODEL / "warmup" / name).write_bytes(array.tobytes())
+        _put(array.tobytes(), folder / name)
+
+
+def _put(content: bytes, path: Path) -> None:
+    """By one rename. What a kill leaves, the next attempt takes up: one at a time is at work here."""
+    fresh = path.with_name(f".{path.name}")
+    fresh.write_bytes(content)
+    os.replace(fresh, path)
 
 
 def config_of(model: str, name: str, parts: Parts) -> str:

@@ -25,8 +25,9 @@ from upsnet.errors import InputError, first_line
 PathLike = str | os.PathLike[str]
 
 
-# What the system says of a disk without room, whatever file it was about to write.
+PARTIAL = ".partial-"  # how the name of a staged folder begins
 DEVICE = "a device or a pipe; give the name of a file"
+# What the system says of a disk without room, whatever file it was about to write.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -121,18 +122,21 @@ def existing_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def staged_folder(out: Path, in_the_way: Callable[[], Sequence[Path]] = list) -> Iterator[Path]:
+def staged_folder(
+    out: Path, in_the_way: Callable[[], Sequence[Path]] = list, at: Path | None = None
+) -> Iterator[Path]:
     """Yields an empty folder; on success its files move into `out` (made if absent, other files there stay).
 
     The folder lies in `out`, or in its nearest parent that exists, hence on the same file system: each file, or folder
     that is new, arrives by one rename, files in `out` itself last. On an error nothing reaches `out`; SIGTERM ends the
     program as an error does, with status 143.
     in_the_way: asked at the end for files and folders in `out` that go; it may raise. Signals wait for the renames.
+    at: the folder lies there, where others look into `out` meanwhile.
     Raises InputError when `out` is a file or cannot be written to, and when the disk is full.
     """
-    with ExitStack() as rubbish, _ending_on_sigterm():
+    with ExitStack() as rubbish, ending_on_sigterm():
         with writing(out):
-            nearest = existing_folder(out)
+            nearest = at or existing_folder(out)
             stage = _temporary(nearest, rubbish)
         with writing_only(out, stage):
             yield stage
@@ -147,13 +151,13 @@ def staged_folder(out: Path, in_the_way: Callable[[], Sequence[Path]] = list) ->
 
 def _temporary(above: Path, rubbish: ExitStack) -> Path:
     """A new hidden folder, which is removed with `rubbish`."""
-    folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=above))
+    folder = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=above))
     rubbish.callback(shutil.rmtree, folder)
     return folder
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
+def ending_on_sigterm() -> Iterator[None]:
     """Where nobody else handles SIGTERM, it raises SystemExit inside, so that what is half-made is removed."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(SIGTERM) != signal.SIG_DFL:
         yield

@@ -19,7 +19,7 @@ OUTSIDE_DOCS = {
     "plugins_cuda/BENCHMARKS.md": "benchmarks.md",
 }
 # A page each: what the package says of itself, then its modules.
-API = ("upsnet", "upsnet.client", "upsnet.metrics", "upsnet.datasets", "upsnet.runtimes")
+API = ("upsnet", "upsnet.client", "upsnet.metrics", "upsnet.parity", "upsnet.datasets", "upsnet.runtimes")
 FIRST = ("model", "prediction")  # what a reader of the page wants to see before the rest
 FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")

@@ -21,8 +21,8 @@ from eval.comparing.in_tensorrt import InTensorRT
 from eval.comparing.networks import InOnnxRuntime, InPyTorch, Network
 from eval.comparing.report import comparison_table, conclusion
 from eval.profiling.command import PICTURES
-from eval.validation_set import open_dataset
 from upsnet.command_line import options
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
 from upsnet.files import check_target, write_bytes
 from upsnet.runs import find_run

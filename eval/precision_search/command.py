@@ -28,13 +28,13 @@ from eval.precision_search.report import AloneRow, PrecisionSearch, Total, searc
 from eval.precision_search.rounding import Rounded
 from eval.precision_search.search import Found, check_types, search, types_of
 from eval.profiling.gpus import find_gpu
-from eval.validation_set import open_dataset
 from export.calibration import OWN, find_photos
 from export.onnx_export import PHOTOS
 from training.checkpoint import load_model
 from training.device import open_device
 from training.predictor import make_manifest
 from upsnet.command_line import options
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
 from upsnet.files import check_target, sha256, write_bytes
 from upsnet.machine import machine_facts, package_versions

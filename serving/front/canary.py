@@ -65,6 +65,7 @@ class Canary:
         self._watch = asyncio.create_task(self._look_on())
 
     async def stop(self) -> None:
+        self._lease = None
         for task in (self._watch, self._mirroring):
             if task is not None:
                 task.cancel()

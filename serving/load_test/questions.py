@@ -28,9 +28,11 @@ class Question(NamedTuple):
     message: bytes  # a ModelInferRequest
 
 
-def photo_question(name: str, photos: Sequence[bytes], outputs: Sequence[str] = ASKED) -> Question:
-    """Encoded photos, as PHOTO_MODEL takes them."""
-    request = ModelInferRequest(model_name=PHOTO_MODEL)
+def photo_question(
+    name: str, photos: Sequence[bytes], outputs: Sequence[str] = ASKED, version: int | None = None
+) -> Question:
+    """Encoded photos, as PHOTO_MODEL takes them. version: that is asked (default: the one in service)."""
+    request = ModelInferRequest(model_name=PHOTO_MODEL, model_version="" if version is None else str(version))
     request.inputs.add(name=PHOTO, datatype="BYTES", shape=[len(photos), 1])
     for output in outputs:
         request.outputs.add(name=output)

@@ -41,12 +41,12 @@ class CanaryVerdict(NamedTuple):
     figures: dict[str, Any]
 
 
-def parse_share(text: str) -> float:
-    """'10%' or '0.1' -> 0.1. InputError for what is no share above 0 and at most 1."""
+def parse_share(text: str, option: str = "--canary") -> float:
+    """'10%' or '0.1' -> 0.1. InputError, which names the option, for what is no share above 0 and at most 1."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(%?)", text.strip(), re.ASCII)
     value = float(found[1]) / (100 if found[2] else 1) if found else 0.0
     if not 0 < value <= 1:
-        raise InputError(f"--canary {text}: give a share of the requests, above 0 and at most 100%, as 10%")
+        raise InputError(f"{option} {text}: give a share of the requests, above 0 and at most 100%, as 10%")
     return value
 
 
@@ -115,10 +115,10 @@ def judge(figures: Figures, limits: CanaryLimits) -> list[str]:
     identical, ratio = figures.identical, figures.latency_ratio
     if limits.min_identical is not None and (identical is None or identical < limits.min_identical):
         found = "none" if identical is None else percent(identical)
-        named = ", ".join(f"{each.name} {percent(each.identical)}" for each in figures.classes)
+        named = ", ".join(f"{each.name} {percent(each.identical)}" for each in figures.classes if each.identical < 1)
         reasons.append(
             f"canary: {found} of the pixels identical with version {figures.serving}, needed "
-            f"{100 * limits.min_identical:g} % (fewest: {named})"
+            f"{100 * limits.min_identical:g} %{f' (fewest: {named})' if named else ''}"
         )
         reasons += [f"canary: {each}" for each in figures.different]
     if limits.max_latency_ratio is not None and (ratio is None or ratio > limits.max_latency_ratio):

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from serving.layout import NOW, ROLLOUTS, is_managed
+from serving.layout import NOW, ROLLOUTS, is_managed, latest_version
 from upsnet.contract import MODEL
 from upsnet.errors import InputError
 from upsnet.json_model import JsonModel
@@ -34,14 +34,17 @@ def now() -> str:
 
 
 class Event(JsonModel):
-    """One step: begin (version 1 as it was found), stage, promote, refuse (a gate's no), rollback, discard."""
+    """One step: begin (the version that was found), stage, promote, refuse (a gate's no), rollback, discard."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     action: Action
-    version: int  # that it is about: rollback's is the one that serves again
+    version: int = Field(ge=1)  # that it is about: rollback's is the one that serves again
     time: str = Field(default_factory=now)  # UTC, ISO 8601
     who: str = Field(default_factory=who)
     seconds: float | None = None  # that it took, gate included
     digests: dict[str, str] = Field(default_factory=dict)  # SHA-256 of the version's files, where it came
+    source: str = ""  # the folder that it was staged from
     reasons: list[str] = Field(default_factory=list)  # of a refusal; of a step that somebody forced
     figures: dict[str, Any] = Field(default_factory=dict)  # of the gate: what was compared, and what came of it
 
@@ -50,13 +53,14 @@ class Record(JsonModel):
     """A repository's state after a step. Version numbers are never used again."""
 
     cure: ClassVar[str] = "; it was made by a newer version of this program, or is damaged"
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)  # of the repository
-    step: int = 0
-    served: tuple[
-        int, ...
-    ]  # versions that may serve: the last one does, the one before it is what a rollback returns to
+    step: int = Field(0, ge=0)
+    # Versions that have passed: the last one serves, the one before it is what a rollback returns to.
+    served: tuple[int, ...] = Field(min_length=1)
     candidate: int | None = None
+    withdrawn: tuple[int, ...] = ()  # that served until a rollback; their files stay until the next stage
     events: tuple[Event, ...] = ()
 
     @property
@@ -68,15 +72,27 @@ class Record(JsonModel):
         return self.served[-2] if len(self.served) > 1 else None
 
     @property
+    def kept(self) -> set[int]:
+        """The versions whose files are there."""
+        return {*self.served, *self.withdrawn, *([] if self.candidate is None else [self.candidate])}
+
+    @property
+    def known(self) -> set[int]:
+        """All versions that there have ever been."""
+        return self.kept | {event.version for event in self.events}
+
+    @property
     def highest(self) -> int:
-        """The highest version number there ever was."""
-        return max(self.served[0], *(event.version for event in self.events))
+        return max(self.known)
+
+    def arrival(self, version: int) -> Event:
+        """The event by which a version came."""
+        return next(each for each in self.events if each.version == version and each.action in ("begin", "stage"))
 
 
 def read_record(repository: Path) -> Record:
     """Of a managed repository. InputError where it is none."""
+    latest_version(repository)  # InputError where it is no repository at all
     if not is_managed(repository):
-        raise InputError(
-            f"{repository} has no roll-outs; `upsnet deploy --run` makes a repository, `upsnet deploy stage` adds to it"
-        )
+        raise InputError(f"{repository} has one version and no roll-outs yet; `upsnet deploy stage` adds another")
     return Record.load(repository / MODEL / ROLLOUTS / NOW / RECORD)

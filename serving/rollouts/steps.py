@@ -6,18 +6,18 @@ name in the record) the next step removes.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from serving.layout import (
     CANDIDATE,
     CONFIGS,
+    INCOMING,
     MODELS,
     NOW,
     ROLLOUTS,
@@ -29,44 +29,77 @@ from serving.layout import (
     version_configs,
     versions,
 )
-from serving.repository import Parts, check_place, config_of, write_version
+from serving.lock import STAGING, locked
+from serving.repository import (
+    Parts,
+    check_place,
+    config_of,
+    copy_code,
+    remove_rubbish,
+    write_version,
+    write_warm_up,
+)
 from serving.rollouts.record import RECORD, Event, Record, read_record
 from upsnet.contract import MODEL
 from upsnet.errors import InputError
-from upsnet.files import sha256, staged_folder, writing
+from upsnet.files import WriteError, ending_on_sigterm, sha256, writing, writing_only
 
-LOCK = "lock"
 POLICY = re.compile(r"version_policy\s*\{.*\}")  # the one line of it in the templates
-KEPT = 3  # versions that have served: the one that does, and those that a rollback may return to
+NOBODY = """# There is no candidate; `upsnet deploy stage` puts one there. Triton loads no version 0.
+name: "{model}"
+backend: "python"
+version_policy {{ specific {{ versions: [ 0 ] }} }}
+"""
+KEPT = 3  # versions that have served and stay: the one that does, and those that a rollback may return to
 STEPS_KEPT = 2  # folders of past steps; the record has the whole history
+DESCRIBED = (".onnx", ".plan", ".so", ".json")  # files of a version whose hashes are recorded
 
 
-def stage(repository: Path, parts: Parts, keep: int = KEPT) -> Record:
+def stage(repository: Path, parts: Parts, source: str = "", keep: int = KEPT) -> Record:
     """Puts a new version beside the one in service, as the candidate; one that was staged before goes.
 
-    keep: that many versions that have served stay; older ones are removed.
-    InputError where the repository does not exist, another step is under way, or the disk is full.
+    source: where it comes from, for the history. keep: that many versions that have served stay; older ones are
+    removed. Other steps go on while the files are copied.
+    InputError where the repository does not exist, another model is being staged, or the disk is full.
     """
-    check_place(repository)
-    with _step(repository) as record:
-        number = record.highest + 1
-        with staged_folder(repository) as folder, writing(repository):
-            write_version(folder, number, parts)
-            configs = version_configs(folder, number)
-            configs.mkdir()
-            for model in MODELS:
-                for name in CONFIGS:
-                    (configs / config_name(model, name)).write_text(_pinned(config_of(model, name, parts), number))
-        event = Event(action="stage", version=number, digests=parts.digests)
-        served = record.served[-keep:]
-        return _take(repository, record, event, served=served, candidate=number)
+    if keep < 1:
+        raise InputError(f"--keep {keep}: the version in service stays; give 1 or more")
+    _check(repository)
+    try:
+        with ending_on_sigterm(), locked(repository, STAGING, wait=0):
+            return _stage(repository, parts, source, keep)
+    except WriteError as error:
+        raise InputError(f"{error}; the versions that are there stay as they were") from error
+
+
+def _stage(repository: Path, parts: Parts, source: str, keep: int) -> Record:
+    incoming = repository / MODEL / ROLLOUTS / INCOMING
+    try:
+        with writing(repository), writing_only(repository, incoming):
+            shutil.rmtree(incoming, ignore_errors=True)  # of one that was killed
+            incoming.mkdir()
+            write_version(parts, {model: incoming / model for model in MODELS})
+            digests = digests_of(incoming / MODEL)
+            if digests != parts.digests:
+                raise InputError(f"{parts.model_onnx.parent} changed while it was copied; stage it again")
+            _all_to_disk(incoming)
+            with _step(repository, begins=True) as record:
+                number = record.highest + 1
+                _write_configs(incoming / MODEL / "configs", number, _configs_of(parts))
+                write_warm_up(repository)
+                for model in MODELS:
+                    os.rename(incoming / model, repository / model / str(number))
+                    _to_disk(repository / model)
+                event = Event(action="stage", version=number, digests=digests, source=source)
+                return _take(repository, record, event, served=record.served[-keep:], candidate=number, withdrawn=())
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)
 
 
 def promote(repository: Path, expected: Record, figures: dict[str, Any], seconds: float, forced: str = "") -> Record:
     """The candidate serves from now on. expected: what the gate judged by; InputError where that is no longer so."""
-    with _step(repository) as record:
-        _same(record, expected)
-        version = _candidate(repository, record)
+    with _step(repository, expected) as record:
+        version = candidate_of(repository, record)
         reasons = [forced] if forced else []
         event = Event(action="promote", version=version, seconds=seconds, figures=figures, reasons=reasons)
         return _take(repository, record, event, served=(*record.served, version), candidate=None)
@@ -76,61 +109,113 @@ def refuse(
     repository: Path, expected: Record, reasons: Sequence[str], figures: dict[str, Any], seconds: float
 ) -> Record:
     """Writes down that the gate said no. The candidate stays staged."""
-    with _step(repository) as record:
-        _same(record, expected)
-        version = _candidate(repository, record)
+    with _step(repository, expected) as record:
+        version = candidate_of(repository, record)
         event = Event(action="refuse", version=version, seconds=seconds, figures=figures, reasons=list(reasons))
         return _take(repository, record, event)
 
 
-def rollback(repository: Path) -> Record:
-    """The version that served before serves again. InputError where there is none."""
-    with _step(repository) as record:
+def rollback(repository: Path, to: int | None = None, expected: Record | None = None) -> Record:
+    """The version that served before serves again; or `to`, one that has served and whose files are there, also one
+    that a rollback has withdrawn. Where that one serves already, nothing happens.
+
+    expected: InputError where another step was made since. InputError where there is no such version.
+    """
+    with _step(repository, expected) as record:
+        version = rollback_target(repository, record, to)
+        if version == record.serving:
+            return record
+        if version in record.served:
+            after = record.served.index(version) + 1
+            served, gone = record.served[:after], record.served[after:]
+            withdrawn = (*record.withdrawn, *reversed(gone))
+        else:
+            served = (*record.served, version)
+            withdrawn = tuple(each for each in record.withdrawn if each != version)
+        event = Event(action="rollback", version=version)
+        return _take(repository, record, event, served=served, withdrawn=withdrawn)
+
+
+def rollback_target(repository: Path, record: Record, to: int | None) -> int:
+    """The version that serves after a rollback. InputError where there is none."""
+    if to is None:
         if record.previous is None:
             raise InputError(f"{repository}: version {record.serving} has none before it to return to")
-        event = Event(action="rollback", version=record.previous)
-        return _take(repository, record, event, served=record.served[:-1])
+        return record.previous
+    if to not in (*record.served, *record.withdrawn):
+        there = ", ".join(str(each) for each in (*record.served[:-1], *record.withdrawn)) or "none"
+        raise InputError(f"{repository}: version {to} cannot serve again; versions that can: {there}")
+    return to
 
 
 def discard(repository: Path) -> Record:
     """The candidate goes, and its files."""
     with _step(repository) as record:
-        return _take(
-            repository, record, Event(action="discard", version=_candidate(repository, record)), candidate=None
-        )
+        event = Event(action="discard", version=candidate_of(repository, record))
+        return _take(repository, record, event, candidate=None)
 
 
-def _candidate(repository: Path, record: Record) -> int:
+def candidate_of(repository: Path, record: Record) -> int:
+    """InputError where there is none."""
     if record.candidate is None:
         raise InputError(f"{repository} has no candidate; `upsnet deploy stage` puts one there")
     return record.candidate
 
 
-def _same(record: Record, expected: Record) -> None:
-    if record.step != expected.step:
-        last = record.events[-1]
-        raise InputError(
-            f"meanwhile {last.who} made another step ({last.action} of version {last.version}); look at "
-            "`upsnet deploy status` and begin again"
-        )
+def digests_of(version: Path) -> dict[str, str]:
+    """SHA-256 of the files in a version's folder that make the model what it is, by name."""
+    return {file.name: sha256(file) for file in sorted(version.iterdir()) if file.suffix in DESCRIBED}
+
+
+def check_files(repository: Path, record: Record, version: int) -> None:
+    """InputError where a version's files are not those that came with it."""
+    for name, digest in record.arrival(version).digests.items():
+        if sha256(repository / MODEL / str(version) / name) != digest:
+            raise InputError(
+                f"{repository / MODEL / str(version) / name} is not the file that was staged; stage the engine again"
+            )
+
+
+def _check(repository: Path) -> None:
+    check_place(repository)
+    latest_version(repository)  # InputError where this is no repository
+    for model in MODELS:
+        if (repository / model).is_symlink():
+            raise InputError(
+                f"{repository / model} is a link, and roll-outs need both models in one folder; make another "
+                "repository with `upsnet deploy --run`"
+            )
 
 
 @contextmanager
-def _step(repository: Path) -> Iterator[Record]:
-    """One at a time: makes the repository a managed one, removes what a killed step has left, and yields the record."""
-    latest_version(repository)  # InputError where this is no repository
-    rollouts = repository / MODEL / ROLLOUTS
-    with writing(repository):
-        rollouts.mkdir(exist_ok=True)
-        with (rollouts / LOCK).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{repository}: another step is under way; wait for it, and begin again") from None
-            record = read_record(repository) if is_managed(repository) else _begin(repository)
-            _link_configs(repository)
-            _tidy(repository, record)
+def _step(repository: Path, expected: Record | None = None, begins: bool = False) -> Iterator[Record]:
+    """One at a time. Takes away what a killed step has left, and yields the record, which must be the expected one.
+
+    begins: makes the repository a managed one where it is none.
+    """
+    _check(repository)
+    if not begins:
+        read_record(repository)  # InputError where it is none; nothing is written then
+    with locked(repository):
+        record = read_record(repository) if is_managed(repository) else _begin(repository)
+        if expected is not None:
+            _same(record, expected)
+        _link_configs(repository)
+        _tidy(repository, record)
+        try:
             yield record
+        except BaseException:
+            _tidy(repository, read_record(repository))
+            raise
+
+
+def _same(record: Record, expected: Record) -> None:
+    if (record.id, record.step) != (expected.id, expected.step):
+        last = record.events[-1]
+        raise InputError(
+            f"meanwhile {last.who} made another step ({last.action}, version {last.version}); look at "
+            "`upsnet deploy status` and begin again"
+        )
 
 
 def _begin(repository: Path) -> Record:
@@ -139,26 +224,45 @@ def _begin(repository: Path) -> Record:
     number = int(place.name)
     if latest_version(repository, MODELS[1]).name != place.name:
         raise InputError(f"{repository}: its models are not of one version; deploy it again with `upsnet deploy --run`")
-    shutil.rmtree(version_configs(repository, number), ignore_errors=True)  # of an attempt that was killed
-    with staged_folder(place) as folder:
-        (folder / "configs").mkdir()
+    configs = version_configs(repository, number)
+    shutil.rmtree(configs, ignore_errors=True)  # of an attempt that was killed
+    texts = {
+        config_name(model, name): (repository / model / name).read_text(encoding="utf-8")
+        for model in MODELS
+        for name in CONFIGS
+    }
+    with writing(repository):
+        for model in MODELS:  # an older program's photo model asks whichever version of the network is the latest
+            copy_code(model, repository / model / str(number))
+        _write_configs(configs, number, texts)
         for model in MODELS:
-            for name in CONFIGS:
-                text = (repository / model / name).read_text(encoding="utf-8")
-                (folder / "configs" / config_name(model, name)).write_text(_pinned(text, number), encoding="utf-8")
-    files = [file for file in place.iterdir() if file.suffix in (".onnx", ".plan", ".so", ".json")]
-    event = Event(action="begin", version=number, digests={file.name: sha256(file) for file in sorted(files)})
+            _all_to_disk(repository / model / str(number))
+    event = Event(action="begin", version=number, digests=digests_of(place))
     return _take(repository, Record(served=(number,)), event)
 
 
-def _pinned(config: str, number: int) -> str:
-    """The configuration, of that version alone."""
-    pinned, found = POLICY.subn(f"version_policy {{ specific {{ versions: [ {number} ] }} }}", config)
-    if found != 1:
-        raise InputError(
-            "a configuration has no version_policy; deploy the repository again with `upsnet deploy --run`"
-        )
-    return pinned
+def _configs_of(parts: Parts) -> dict[str, str]:
+    return {config_name(model, name): config_of(model, name, parts) for model in MODELS for name in CONFIGS}
+
+
+def _write_configs(folder: Path, number: int, texts: Mapping[str, str]) -> None:
+    """The configurations, each of that version alone, into a new folder."""
+    folder.mkdir()
+    for name, text in texts.items():
+        pinned, found = POLICY.subn(f"version_policy {{ specific {{ versions: [ {number} ] }} }}", text)
+        if found != 1:
+            raise InputError(f"{name} has no version_policy; deploy the repository again with `upsnet deploy --run`")
+        (folder / name).write_text(pinned, encoding="utf-8")
+    _all_to_disk(folder)
+
+
+def _write_configs_of_nobody(folder: Path) -> None:
+    """Where Triton finds no configuration of the name that it is given, it takes config.pbtxt: it would serve as the
+    candidate what is in service. With these it ends."""
+    folder.mkdir()
+    for model in MODELS:
+        for name in CONFIGS:
+            (folder / config_name(model, name)).write_text(NOBODY.format(model=model), encoding="utf-8")
 
 
 def _take(repository: Path, record: Record, event: Event, **changes: Any) -> Record:
@@ -166,22 +270,50 @@ def _take(repository: Path, record: Record, event: Event, **changes: Any) -> Rec
     after = record.model_copy(update={"step": record.step + 1, "events": (*record.events, event), **changes})
     rollouts = repository / MODEL / ROLLOUTS
     folder = rollouts / f"{after.step:06d}"
-    with writing(rollouts):
+    roles = {SERVING: after.serving, CANDIDATE: after.candidate}
+    for version in roles.values():
+        if version is not None and not version_configs(repository, version).is_dir():
+            raise InputError(f"{repository}: the files of version {version} are gone; nothing has changed")
+    with writing(repository):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         after.save(folder / RECORD)
-        for role, version in ((SERVING, after.serving), (CANDIDATE, after.candidate)):
+        for role, version in roles.items():
             if version is not None:
                 (folder / role).symlink_to(Path("../..", str(version), "configs"))
-        for path in (folder / RECORD, folder, rollouts):
-            _to_disk(path)
-        fresh = rollouts / f".{NOW}"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(folder.name)
-        os.replace(fresh, rollouts / NOW)
+            else:
+                _write_configs_of_nobody(folder / role)
+        _all_to_disk(folder)
         _to_disk(rollouts)
+        _replace_link(rollouts / NOW, Path(folder.name))
+    _link_configs(repository)
     _tidy(repository, after)
     return after
+
+
+def _link_configs(repository: Path) -> None:
+    """What Triton reads leads to what the step says; at the first step the same text stands at both ends."""
+    with writing(repository):
+        for link, target in config_links(repository).items():
+            if not link.is_symlink() or os.readlink(link) != str(target):
+                _replace_link(link, target)
+
+
+def _replace_link(link: Path, target: Path) -> None:
+    """Atomically, whatever is there; on the disk when this returns."""
+    fresh = link.with_name(f".{link.name}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    os.replace(fresh, link)
+    _to_disk(link.parent)
+
+
+def _all_to_disk(folder: Path) -> None:
+    for above, _, files in os.walk(folder):
+        for name in files:
+            if not os.path.islink(os.path.join(above, name)):
+                _to_disk(Path(above, name))
+        _to_disk(Path(above))
 
 
 def _to_disk(path: Path) -> None:
@@ -192,24 +324,20 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _link_configs(repository: Path) -> None:
-    """What Triton reads leads to what the step says; at the first step the same text stands at both ends."""
-    for link, target in config_links(repository).items():
-        if not link.is_symlink() or os.readlink(link) != str(target):
-            with writing(link):
-                fresh = link.with_name(f".{link.name}")
-                fresh.unlink(missing_ok=True)
-                fresh.symlink_to(target)
-                os.replace(fresh, link)
-
-
 def _tidy(repository: Path, record: Record) -> None:
-    """Removes versions that the record does not know any more, and the folders of steps long past."""
-    known = {*map(str, record.served), str(record.candidate)}
-    old = [folder for model in MODELS for folder in versions(repository, model) if folder.name not in known]
+    """Removes versions that have gone, what a killed stage has left, and the folders of steps long past.
+
+    What cannot be removed stays: it is in nobody's way, and a rollback must not wait for it.
+    """
+    gone = {*record.known, record.highest + 1} - record.kept
+    old = [folder for model in MODELS for folder in versions(repository, model) if int(folder.name) in gone]
     steps = sorted((repository / MODEL / ROLLOUTS).glob("[0-9]*"))
     now = f"{record.step:06d}"
     old += [each for each in steps if each.name > now] + [each for each in steps if each.name < now][:-STEPS_KEPT]
-    with writing(repository):
-        for folder in old:
-            shutil.rmtree(folder)
+    for folder in old:
+        shutil.rmtree(folder, ignore_errors=True)
+    for link in (repository / MODEL / ROLLOUTS).glob("[0-9]*/*"):
+        if link.is_symlink() and not link.exists():  # of a version that has gone; Triton complains at each load
+            with suppress(OSError):
+                link.unlink()
+    remove_rubbish(repository)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import upsnet
-from eval.validation_set import open_dataset
 from export.building import build_engine
 from tests.upsnet.tensorrt.fake_tensorrt import PLUGIN_NAMES, World, environment, install, write_plugins
 from upsnet.contract import PLUGINS
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.driver import Driver
 from upsnet.engines.manifest import EngineManifest
 from upsnet.files import read_json

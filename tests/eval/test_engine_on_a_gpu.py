@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.validation_set import open_dataset
 from export.building import build_engine, find_plugins
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.engines.manifest import ENGINES
 from upsnet.errors import InputError
 from upsnet.parity.pixels import identical_pixels

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from eval.report import training_charts
-from eval.validation_set import open_dataset
 from tests.conftest import CATEGORIES
 from tests.fuzz.mutations import damaged, dump, fuzzed, mutated, refused
 from tests.serving.conftest import Exported
@@ -26,6 +25,7 @@ from training.log import lines_until
 from training.model.upsnet import UPSNet
 from upsnet.categories import Categories
 from upsnet.contract import METADATA_KEY
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
 from upsnet.runtimes.onnx_runtime import OnnxRuntimePredictor
 from upsnet.runtimes.open import find_model, open_source

@@ -63,6 +63,8 @@ class Photos(Protocol):
 
     def name(self, index: int) -> str: ...
 
+    def path(self, index: int) -> Path: ...
+
     def read(self, index: int) -> Shown:
         """InputError, which names the photo, where it cannot be read."""
         ...
@@ -82,6 +84,9 @@ class LabelledPhotos:
     def name(self, index: int) -> str:
         return self._records[index].file_name
 
+    def path(self, index: int) -> Path:
+        return self._records[index].photo
+
     def read(self, index: int) -> Shown:
         record = self._records[index]
         photo, ids = self.dataset.read(record)
@@ -89,7 +94,7 @@ class LabelledPhotos:
 
 
 class PlainPhotos:
-    """Photos without truth: those of a folder and below it, or one file; at most `limit`. InputError without any."""
+    """Photos without truth: of a folder and below, a pattern, or one file; at most `limit`. InputError without any."""
 
     dataset = None
 
@@ -104,8 +109,11 @@ class PlainPhotos:
         return len(self._paths)
 
     def name(self, index: int) -> str:
-        path = self._paths[index]
-        return str(path.relative_to(self._place)) if path.is_relative_to(self._place) else path.name
+        path = self.path(index)
+        return str(path.relative_to(self._place)) if self._place in path.parents else path.name
+
+    def path(self, index: int) -> Path:
+        return self._paths[index]
 
     def read(self, index: int) -> Shown:
-        return Shown(self.name(index), read_photo(self._paths[index]))
+        return Shown(self.name(index), read_photo(self.path(index)))

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from eval.validation_set import open_dataset
 from upsnet.datasets.folder import PanopticFolder, check_categories, truth_result
 from upsnet.datasets.listing import Listing
 from upsnet.datasets.parallel import chunked
 from upsnet.datasets.segments import parse_segments
 from upsnet.datasets.split import Split
+from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upsnet.errors import InputError
-from upsnet.parity.pixels import category_map, identical_pixels
+from upsnet.parity import pixels as module
+from upsnet.parity.pixels import category_map, identical_counts, identical_pixels
 from upsnet.result import PanopticResult, Segment
 
 
@@ -44,6 +45,21 @@ def test_nothing_at_all_is_identical_and_sizes_must_agree() -> None:
     assert identical_pixels(empty, empty).all()
     with pytest.raises(InputError, match="differ in size"):
         identical_pixels(empty, result([[0], [0]], {}))
+
+
+def test_counts_by_class_are_those_of_the_map_band_by_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BAND_PIXELS", 20)  # bands of two rows, the last of one
+    rng = np.random.default_rng(3)
+    table = {1: 0, 2: 1, 3: 1, 4: 2}
+    a = result(np.repeat(rng.integers(0, 5, (9, 5)), 2, axis=1), table)
+    b = result(np.where(rng.random((9, 10)) < 0.2, 0, a.ids), table)
+    same, category = identical_pixels(a, b), category_map(a)
+    pixels, identical = identical_counts(a, b, 3)
+    assert pixels.tolist() == [int((category == each).sum()) for each in (0, 1, 2, -1)]
+    assert identical.tolist() == [int(same[category == each].sum()) for each in (0, 1, 2, -1)]
+    assert 0 < identical.sum() < pixels.sum() == 90
+    with pytest.raises(InputError, match="differ in size"):
+        identical_counts(a, result([[0]], {}), 3)
 
 
 def test_category_map() -> None:

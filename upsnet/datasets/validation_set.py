@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import yaml
-
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.split import Split
 from upsnet.errors import InputError
@@ -30,6 +28,10 @@ def _split(gt_json: Path | None, gt_folder: Path | None, images: Path | None, ru
     config = run / "config.yaml" if run else None
     if config is None or not config.is_file():
         raise InputError(f"no data set: give --gt-json{f' ({config} is missing)' if config else ''}")
+    try:
+        import yaml
+    except ImportError as error:
+        raise InputError(f"{config} is YAML ({error}): pip install 'upsnet-trt[data]', or give --gt-json") from None
     try:
         return Split.model_validate(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["val"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):  # ValueError: also what is not UTF-8

@@ -1,0 +1,194 @@
+"""What callers notice of a canary: their latency with and without one, taking turns in the same run.
+
+    python -m serving.benchmark.canary --run runs/demo
+
+Two networks: the run's, which costs what a network costs, and one that computes next to nothing, so that what is left
+is the service's own work. The candidate is a copy of the version in service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+import urllib.request
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from pydantic import BaseModel
+from rich.table import Table
+from tqdm import tqdm
+
+from serving.benchmark.measures import rate_of, zeros
+from serving.benchmark.models import make_jpeg, trivial
+from serving.load_test.asking import Server
+from serving.load_test.loops import OK, Length, Sample, open_loop
+from serving.load_test.questions import photo_question, tensor_question
+from serving.repository import check_parts, deploy
+from serving.rollouts.lease import SECONDS, Lease, give_up, lease_path, renew
+from serving.rollouts.steps import stage
+from serving.server import TritonServer
+from upsnet.command_line.command import run as run_command
+from upsnet.command_line.options import run_option
+from upsnet.contract import manifest_path
+from upsnet.errors import InputError
+from upsnet.geometry import ResizeRule
+from upsnet.machine import machine_facts, package_versions
+from upsnet.manifest import Manifest
+from upsnet.report import Report
+from upsnet.tables import make_table, print_tables
+
+PHOTO_SIZE = 640, 480
+EMPTY_SIDE = 640  # of the image for the network that computes next to nothing: 1.2 MB
+CALLERS = 4  # who find out how much the server can do
+START_SECONDS = 60.0  # for the candidate
+PERCENTILES = (50, 99)
+
+
+class Effect(BaseModel):
+    """Milliseconds of callers by percentile, without and with a canary, and their ratio."""
+
+    model: str
+    share: float  # of the requests that are mirrored
+    rate: float  # requests a second
+    requests: tuple[int, int]
+    failed: tuple[int, int]
+    without: dict[int, float]
+    beside: dict[int, float]
+    ratio: dict[int, float]
+    mirrored: int
+    dropped: int
+
+
+class CanaryBench(Report):
+    """canary.json."""
+
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    utilisation: float  # of what the server can do
+    effects: list[Effect]
+
+
+def ask_health(port: int) -> dict[str, Any]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{port}/health/versions", timeout=5) as answer:
+        return json.load(answer)
+
+
+def wait_for(port: int, true: Any) -> dict[str, Any]:
+    """What the health says when that is so. InputError where it does not become so."""
+    end = time.monotonic() + START_SECONDS
+    while not true(told := ask_health(port)):
+        if time.monotonic() > end:
+            raise InputError(f"the service did not follow within {START_SECONDS:g} s; it says {told}")
+        time.sleep(0.1)
+    return told
+
+
+async def turn(server: Server, message: bytes, rate: float, seconds: float, seed: int) -> list[Sample]:
+    async def send(number: int) -> str:
+        await server.ask(message)
+        return OK
+
+    async def guarded(number: int) -> str:
+        try:
+            return await send(number)
+        except Exception as error:  # counted
+            return type(error).__name__
+
+    return await open_loop(guarded, Length(seconds).arrivals(rate, seed), lambda: None)
+
+
+async def measure(
+    server: TritonServer, message: bytes, name: str, share: float, load: float, rounds: int, seconds: float
+) -> Effect:
+    """Callers who arrive at random, at `load` of the rate that the server reaches, in turns with and without."""
+    port, path = server.ports["metrics"], lease_path(server.repository)
+    lease = Lease(version=2, share=share, until=0)
+    samples: tuple[list[Sample], list[Sample]] = ([], [])
+    figures: dict[str, Any] = {}
+    async with Server(server.url, connections=CALLERS) as asking:
+        await rate_of(asking, message, CALLERS, 1.0)
+        rate = load * await rate_of(asking, message, CALLERS, 3.0)
+        for number in tqdm(range(2 * rounds), desc=name, unit="turn", disable=None):
+            beside = number % 2
+            if beside:
+                renew(path, lease)
+                wait_for(port, lambda told: (told["canary"] or {}).get("active"))
+            samples[beside].extend(await turn(asking, message, rate, seconds, number // 2))
+            if beside:
+                give_up(path, lease)
+                figures = wait_for(port, lambda told: not told["canary"]["active"])["canary"]
+    milliseconds = [[1e3 * each.seconds for each in some if each.status == OK] for some in samples]
+    without, beside_it = ({p: round(float(np.percentile(some, p)), 3) for p in PERCENTILES} for some in milliseconds)
+    return Effect(
+        model=name,
+        share=share,
+        rate=round(rate, 2),
+        requests=(len(samples[0]), len(samples[1])),
+        failed=(len(samples[0]) - len(milliseconds[0]), len(samples[1]) - len(milliseconds[1])),
+        without=without,
+        beside=beside_it,
+        ratio={p: round(beside_it[p] / without[p], 3) for p in PERCENTILES},
+        mirrored=figures["mirrored"],
+        dropped=sum(figures["skipped"].values()),
+    )
+
+
+def table_of(effects: list[Effect]) -> Table:
+    table = make_table(
+        "What callers notice of a canary",
+        "network",
+        "share",
+        "per s",
+        "mirrored",
+        "p50 ms",
+        "",
+        "ratio",
+        "p99 ms",
+        "",
+        "ratio",
+    )
+    for each in effects:
+        parts = [f"{each.share:.0%}", f"{each.rate:.1f}", f"{each.mirrored}"]
+        for p in PERCENTILES:
+            parts += [f"{each.without[p]:.1f}", f"{each.beside[p]:.1f}", f"{each.ratio[p]:.2f}"]
+        table.add_row(each.model, *parts)
+    return table
+
+
+def main(
+    run: Annotated[Path, run_option("The run whose model is served.")] = Path("runs/demo"),
+    share: Annotated[float, typer.Option(min=0.001, max=1, help="Of the requests that are mirrored.")] = 0.1,
+    load: Annotated[float, typer.Option(min=0.01, max=1, help="Of the requests that the server can answer.")] = 0.3,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 10,
+    seconds: Annotated[float, typer.Option(min=0.1, max=0.8 * SECONDS, help="Of each turn.")] = 5.0,
+    out: Annotated[Path | None, typer.Option(help="JSON to write (default: canary.json in the run).")] = None,
+) -> None:
+    """Callers' latency with a canary by their latency without."""
+    photo = photo_question("photo", [make_jpeg(*PHOTO_SIZE)]).message
+    tensors = tensor_question("tensors", zeros((EMPTY_SIDE, EMPTY_SIDE))).message
+    effects = []
+    with tempfile.TemporaryDirectory(prefix="upsnet-") as folder:
+        rule = ResizeRule(short_side=EMPTY_SIDE, max_side=EMPTY_SIDE)
+        like = Manifest.load(manifest_path(run / "model.onnx")).model_copy(update={"resize": rule})
+        empty = trivial(like, Path(folder) / "trivial/model.onnx")
+        for name, model, message in (("empty", empty, tensors), (like.name, run / "model.onnx", photo)):
+            repository = deploy(model, manifest_path(model), Path(folder) / name)
+            stage(repository, check_parts(model, manifest_path(model)))
+            with TritonServer(repository) as server:
+                ready = partial(lambda told: (told["versions"].get("2") or {}).get("state") == "ready")
+                wait_for(server.ports["metrics"], ready)
+                effects.append(asyncio.run(measure(server, message, name, share, load, rounds, seconds)))
+    print_tables(table_of(effects))
+    out = out or run / "canary.json"
+    CanaryBench(machine=machine_facts(), versions=package_versions(), utilisation=load, effects=effects).save(out)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,261 @@
+"""The gate of `upsnet deploy promote`: the live candidate against the version in service, or another runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.load_test.asking import Server
+from serving.rollouts.answers import result_of
+from serving.rollouts.latency import Latency, Side, compare_latency, read_some
+from serving.rollouts.record import Record
+from serving.rollouts.running import Containers, Service, open_service, restarted, say, wait_for
+from upsnet.datasets.folder import PanopticFolder
+from upsnet.errors import InputError, ServerError
+from upsnet.figures import points, share, title
+from upsnet.parity.deadline import InTime
+from upsnet.parity.gate import AGREE, GateLimits, Verdict, judge
+from upsnet.parity.photos import LabelledPhotos, Photos, PlainPhotos
+from upsnet.parity.pixels import identical_pixels
+from upsnet.photos import read_photo
+from upsnet.runtimes.open import open_runtime
+from upsnet.runtimes.options import RuntimeOptions, find_runtime
+from upsnet.runtimes.predictor import Predictor, predict_photos
+from upsnet.runtimes.tls import Tls
+from upsnet.runtimes.triton import TritonPredictor
+
+HEALTH = "127.0.0.1:8002"  # of `make serve`
+LOADED = 16  # photos that make the load, at most
+KEPT = 5  # classes and photos, in the history
+
+
+class GateOptions(BaseModel):
+    """What the gate judges by. One of gt_json and photos; else the validation set of `run`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gt_json: Path | None = None
+    gt_folder: Path | None = None
+    images: Path | None = None
+    photos: Path | None = None  # a folder without truth
+    limit: int | None = Field(None, ge=1)  # only the first photos
+    run: Path | None = None
+    against: str | None = None  # a runtime in which `run` is the reference; None: the version in service
+    limits: GateLimits = GateLimits()
+    max_latency_ratio: float = Field(1.5, gt=0)  # of the candidate's p50 and p95 to those of the version in service
+    concurrency: int = Field(4, ge=1)  # callers at once
+    seconds: float = Field(10.0, ge=0)  # of load on each version; 0: none, and latency is not judged
+
+
+class GateResult(BaseModel):
+    """The gate's answer."""
+
+    passed: bool
+    reasons: list[str]  # why not, one line each
+    verdict: Verdict | None = None  # None where the candidate did not start
+    latency: Latency | None = None  # None where it was not come to
+    seconds: float  # that the gate took
+    private: bool  # on servers of its own, as no service runs
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """For the history: short."""
+        found: dict[str, Any] = {"private_servers": self.private}
+        if (verdict := self.verdict) is not None:
+            found |= {
+                "compared": verdict.compared,
+                "images": verdict.images,
+                "limits": verdict.limits.model_dump(exclude_none=True),
+                "pq": {group: pq.model_dump() for group, pq in verdict.pq.items()},
+                "identical": verdict.identical,
+                "classes": {each.name: each.difference for each in verdict.classes[:KEPT]},
+                "photos": {each.name: each.identical for each in verdict.photos[:KEPT]},
+            }
+        if self.latency is not None:
+            found["latency"] = self.latency.model_dump(exclude={"reference": {"said"}, "candidate": {"said"}})
+            found["latency"]["ratio"] = self.latency.ratios
+        return found
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal: what was compared, and the figures."""
+        lines = []
+        if (verdict := self.verdict) is not None:
+            lines.append(f"compared: {verdict.compared}")
+            for group, pq in verdict.pq.items():
+                name = "PQ" if group == "All" else f"PQ, {group.lower()}"
+                lines.append(
+                    f"{name}: {points(pq.candidate, digits=2)}, of the reference {points(pq.reference, digits=2)}"
+                )
+            if verdict.identical is not None:
+                decides = "" if verdict.needed_identical is not None else " (told, not asked for)"
+                lines.append(f"identical pixels: {share(verdict.identical)}{decides}")
+        if (latency := self.latency) is not None:
+            sides = (latency.candidate, latency.reference)
+            p50, p95 = (" against ".join(_ms(getattr(side, name)) for side in sides) for name in ("p50_ms", "p95_ms"))
+            lines.append(f"latency with {latency.concurrency} callers: p50 {p50}, p95 {p95} of the version in service")
+        return lines
+
+
+def hold_gate(
+    repository: Path,
+    record: Record,
+    options: GateOptions,
+    *,
+    health: str = HEALTH,
+    tls: Tls | None = None,
+    containers: Containers | None = None,
+) -> GateResult:
+    """May the record's candidate serve? Nothing is written, and no lock is held.
+
+    Asks the service at `health` (tls: as its gRPC wants it) where it follows this repository and runs the candidate,
+    else a private one that lives as long as the gate; or these containers. Progress bars on stderr. InputError where
+    nothing can be judged: no photos, no candidate, a version in service that does not answer, a container with another
+    model.
+    """
+    start = time.monotonic()
+    if record.candidate is None:
+        raise InputError(f"{repository} has no candidate; `upsnet deploy stage` puts one there")
+    photos = open_photos(options)
+    verdict, latency = None, None
+    with open_service(repository, record, health, tls, containers) as service:
+        before, reasons = wait_for(service, record.candidate)
+        if before is not None:
+            with ExitStack() as stack:
+                verdict, reasons = _judge(stack, service, record, options, photos)
+            if not reasons:
+                latency, reasons = asyncio.run(_under_load(service, record, options, photos))
+            reasons += restarted(service, record.candidate, before)
+    return GateResult(
+        passed=not reasons,
+        reasons=reasons,
+        verdict=verdict,
+        latency=latency,
+        seconds=round(time.monotonic() - start, 3),
+        private=service.private,
+    )
+
+
+def open_photos(options: GateOptions) -> Photos:
+    """InputError where they are none, or not clearly named."""
+    if options.photos is not None:
+        if options.gt_json is not None:
+            raise InputError("give --photos, a folder without truth, or --gt-json, a data set; not both")
+        return PlainPhotos(options.photos, options.limit)
+    if options.gt_json is None and options.run is None:
+        raise InputError(
+            "nothing to judge by: give a data set (--gt-json), photos (--photos FOLDER; `upsnet serve --record` keeps "
+            "some of its callers'), or --run, whose validation set is taken"
+        )
+    from upsnet.datasets.validation_set import open_dataset
+
+    dataset: PanopticFolder = open_dataset(options.gt_json, options.gt_folder, options.images, options.run)
+    return LabelledPhotos(dataset, dataset.records[: options.limit])
+
+
+def _judge(
+    stack: ExitStack, service: Service, record: Record, options: GateOptions, photos: Photos
+) -> tuple[Verdict | None, list[str]]:
+    """PQ and pixels by the network's tensors, then whether the photo model of the same version agrees."""
+    version, limits, named = record.candidate, options.limits, f"version {record.serving}"
+    assert version is not None
+    if options.against is None:
+        reference: Predictor = stack.enter_context(closing(_open(service, record.serving, limits.seconds)))
+    else:
+        find_runtime(options.against)
+        if options.run is None:
+            raise InputError(f"--against {options.against} needs --run, the run that it opens")
+        reference = stack.enter_context(closing(open_runtime(RuntimeOptions(options.run, options.against))))
+        named = f"{title(options.against)} of {options.run}"
+        if limits.min_identical is None:  # it is to be the same network
+            limits = limits.model_copy(update={"min_identical": AGREE})
+    try:
+        candidate = stack.enter_context(closing(_open(service, version, limits.seconds)))
+    except ServerError as error:
+        return None, [f"version {version}: {error}"]
+    verdict = judge(candidate, reference, photos, limits, reference_title=named)
+    for warning in verdict.warnings:
+        say(f"warning: {warning}")
+    return verdict, verdict.reasons
+
+
+def _open(service: Service, version: int, seconds: float) -> TritonPredictor:
+    """Without a second try: an answer that fails is one that fails. The deadline of the gate ends before its own."""
+    return TritonPredictor(service.urls[version], timeout=seconds + 5, tls=service.tls, retries=0, version=version)
+
+
+async def _under_load(
+    service: Service, record: Record, options: GateOptions, photos: Photos
+) -> tuple[Latency | None, list[str]]:
+    """The photo models: each photo alone, held against the network of the same version, then both under load."""
+    assert record.candidate is not None
+    version, limits = record.candidate, options.limits
+    some = read_some(photos, LOADED)
+    secret = None if service.tls is None else service.tls.credentials(grpc)
+    async with AsyncExitStack() as stack:
+        servers = {
+            each: await stack.enter_async_context(
+                Server(url, connections=options.concurrency, deadline=limits.seconds, tls=secret)
+            )
+            for each, url in service.urls.items()
+        }
+        candidate = Side(servers[version], version, some)
+        try:
+            answers = await candidate.ask_alone()
+        except ServerError as error:
+            return None, [f"as photos, {error}"]
+        if reasons := await asyncio.to_thread(_photo_model, service, version, limits.seconds, some, answers):
+            return None, reasons
+        if not options.seconds:
+            return None, []
+        reference = Side(servers[record.serving], record.serving, some)
+        await reference.ask_alone()
+        latency = await compare_latency(reference, candidate, options.concurrency, options.seconds)
+    return latency, _too_slow(latency, version, record.serving, options.max_latency_ratio)
+
+
+def _photo_model(
+    service: Service, version: int, seconds: float, photos: list[tuple[str, bytes]], answers: list[dict[str, bytes]]
+) -> list[str]:
+    """Where the photo model's answer is not that of the network, brought to the photo by this process."""
+    with closing(_open(service, version, seconds)) as opened, closing(InTime(opened, seconds, "x")) as predictor:
+        table = predictor.manifest.categories_table
+        for number, ((name, content), answer) in enumerate(zip(photos, answers, strict=True), 1):
+            where = f"as a photo, {number} of {len(photos)} ({name})"
+            try:
+                (ours,) = predict_photos(predictor, [read_photo(content, name)])
+                theirs = result_of(answer)
+            except InputError as error:
+                return [f"{where}: {error}"]
+            named = [each._replace(category=table[each.category].id) for each in ours.segments]
+            ours = ours._replace(segments=named)
+            if ours.ids.shape != theirs.ids.shape or not identical_pixels(ours, theirs).mean() >= AGREE:
+                return [f"{where}: its photo model answers otherwise than its network"]
+    return []
+
+
+def _too_slow(latency: Latency, version: int, serving: int, allowed: float) -> list[str]:
+    reasons = []
+    load = f"with {latency.concurrency} callers"
+    if latency.candidate.failed:
+        words = "; ".join(latency.candidate.said)
+        asked = latency.candidate.failed + latency.candidate.answers
+        reasons.append(f"{load} version {version} failed at {latency.candidate.failed} of {asked} requests: {words}")
+    if latency.reference.failed:
+        raise ServerError(f"{load} version {serving}, which serves, fails itself: {'; '.join(latency.reference.said)}")
+    for name, ratio in latency.ratios.items():
+        if ratio is not None and not ratio <= allowed:
+            mine, others = (_ms(getattr(side, f"{name}_ms")) for side in (latency.candidate, latency.reference))
+            times = f"{ratio:.2f} times, allowed {allowed:g}"
+            reasons.append(f"{load} it is slower: {name} {mine}, of version {serving} {others}: {times}")
+    return reasons
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} ms"

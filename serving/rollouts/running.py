@@ -1,0 +1,159 @@
+"""A service that runs the versions of a repository, and what it says of them (/health/versions)."""
+
+from __future__ import annotations
+
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from serving.backend import Role, State
+from serving.rollouts.record import Record
+from serving.server import TritonServer
+from upsnet.errors import InputError, ServerError
+from upsnet.runtimes.tls import Tls
+from upsnet.runtimes.triton import TritonPredictor
+
+SECONDS = 5.0  # for an answer
+MOST_BYTES = 1 << 20
+FOLLOWS = 10.0  # seconds in which a service has taken up a candidate, or never does
+START = 180.0  # seconds for a candidate's start
+
+
+class RunningVersion(BaseModel):
+    """A version that runs."""
+
+    role: Role
+    state: State
+    reasons: list[str] = []
+    restarts: int = 0
+    model_sha256: str = ""
+
+
+class Running(BaseModel):
+    """A service and its versions at one moment."""
+
+    rollouts: str  # the id of the record that it follows
+    serving: int
+    ports: dict[str, int]
+    tls: bool = False
+    versions: dict[int, RunningVersion]
+    failed: dict[int, str] = {}  # why a version does not run that should
+
+
+def ask_service(health: str) -> Running | None:
+    """The one whose operators' port is at `health`, host:port; None where none answers there that knows versions."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{health}/health/versions", timeout=SECONDS) as answer:
+            return Running.model_validate_json(answer.read(MOST_BYTES))
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+class Containers(NamedTuple):
+    """The vendor's containers, each with one version: host:port of their gRPC. They have no operators' port."""
+
+    serving: str
+    candidate: str
+
+
+class Service(NamedTuple):
+    """What runs the versions."""
+
+    urls: Mapping[int, str]  # of the gRPC of the version in service, and of the candidate
+    health: str  # host:port of its operators' port; empty: Containers
+    private: bool
+    tls: Tls | None = None
+
+    def told(self) -> Running:
+        found = ask_service(self.health)
+        if found is None:
+            raise ServerError(f"the service at {self.health} does not tell of its versions any more", "UNAVAILABLE")
+        return found
+
+
+@contextmanager
+def open_service(
+    repository: Path, record: Record, health: str, tls: Tls | None, containers: Containers | None = None
+) -> Iterator[Service]:
+    """InputError where one of the containers does not serve the version that it should."""
+    assert record.candidate is not None
+    versions = record.serving, record.candidate
+    if containers is not None:
+        urls = dict(zip(versions, containers, strict=True))
+        for version, url in urls.items():
+            _check_container(repository, record, version, url, tls)
+        yield Service(urls, "", False, tls)
+        return
+    told = _following(health, record)
+    if told is not None and told.tls and tls is None:
+        say(f"the service at {health} wants TLS, and no --tls-ca was given: the gate has a private server")
+        told = None
+    if told is not None:
+        yield Service(dict.fromkeys(versions, f"{health.rpartition(':')[0]}:{told.ports['grpc']}"), health, False, tls)
+        return
+    with TritonServer(repository, start_timeout=START) as server:
+        yield Service(dict.fromkeys(versions, server.url), f"{server.host}:{server.ports['metrics']}", True)
+
+
+def _check_container(repository: Path, record: Record, version: int, url: str, tls: Tls | None) -> None:
+    with closing(TritonPredictor(url, timeout=SECONDS, tls=tls, version=version)) as opened:
+        if opened.manifest.onnx_sha256 != record.arrival(version).digests.get("model.onnx"):
+            raise InputError(f"the container at {url} serves another model than version {version} of {repository}")
+
+
+def _following(health: str, record: Record) -> Running | None:
+    """The service there, where it is this repository's and runs or has given up the candidate, within FOLLOWS."""
+    end = time.monotonic() + FOLLOWS
+    while True:
+        told = ask_service(health)
+        if told is None or told.rollouts != record.id:
+            return None
+        if record.candidate in told.versions or record.candidate in told.failed:
+            return told
+        if time.monotonic() > end:
+            say(f"the service at {health} runs no candidate: the gate has a private server")
+            return None
+        time.sleep(0.2)
+
+
+def wait_for(service: Service, candidate: int) -> tuple[RunningVersion | None, list[str]]:
+    """The candidate, ready, or why it is not. A container has been asked when the service was opened."""
+    if not service.health:
+        return RunningVersion(role=Role.CANDIDATE, state=State.READY), []
+    end = time.monotonic() + START
+    while True:
+        told = service.told()
+        if (why := told.failed.get(candidate)) is not None:
+            return None, [f"version {candidate} does not start: {why}"]
+        found = told.versions.get(candidate)
+        if found is not None and found.state == State.READY:
+            return found, []
+        if time.monotonic() > end:
+            why = "; ".join(found.reasons) if found else "the service does not run it"
+            return None, [f"version {candidate} is not ready after {START:g} s: {why}"]
+        time.sleep(0.2)
+
+
+def restarted(service: Service, candidate: int, before: RunningVersion) -> list[str]:
+    if not service.health:  # nobody tells; requests that failed meanwhile do
+        return []
+    told = service.told()
+    if (why := told.failed.get(candidate)) is not None:
+        return [f"version {candidate} does not run any more: {why}"]
+    found = told.versions.get(candidate)
+    times = found.restarts - before.restarts if found is not None else 0
+    if found is None or times <= 0:
+        return []
+    why = f" ({'; '.join(found.reasons)})" if found.reasons else ""
+    return [f"the server of version {candidate} had to be started anew {times} time{'s' * (times > 1)} meanwhile{why}"]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
