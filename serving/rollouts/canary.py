@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from serving.rollouts.lease import Lease, give_up, lease_path, renew
+from serving.rollouts.lease import DEADLINE, Lease, give_up, lease_path, renew
 from serving.rollouts.record import Record, read_record
-from serving.rollouts.tally import Figures
+from serving.rollouts.tally import MISSING, Figures
 from upsnet.errors import InputError
 from upsnet.figures import share as percent
 
@@ -32,6 +32,7 @@ class CanaryLimits(NamedTuple):
     seconds: float = SECONDS  # in which they must have come
     min_identical: float | None = None  # share of their pixels; None: not asked for
     max_latency_ratio: float | None = None  # of the candidate's median and that of the version in service
+    deadline: float = DEADLINE  # seconds in which a version must answer a mirrored request
 
 
 class CanaryVerdict(NamedTuple):
@@ -67,7 +68,8 @@ def run_canary(
     """
     if record.candidate is None:
         raise InputError(f"{repository} has no candidate; `upsnet deploy stage` puts one there")
-    lease, path = Lease(version=record.candidate, share=share, until=0), lease_path(repository)
+    path = lease_path(repository)
+    lease = Lease(version=record.candidate, share=share, deadline=limits.deadline, until=0)
     watch = _Watch(health, record, lease)
     watch.look(first=True)
     begun = time.monotonic()
@@ -94,7 +96,7 @@ def against(figures: Figures) -> list[str]:
     """What no further photo would mend."""
     version = figures.version
     reasons = []
-    if "does not run" in figures.trouble:
+    if "does not run: " in figures.trouble:
         reasons.append(f"canary: {figures.trouble}")
     if figures.restarts > 0:
         reasons.append(f"canary: the server of version {version} was started anew {_times(figures.restarts)} meanwhile")
@@ -193,8 +195,12 @@ class _Watch:
             )
         found = told.get("canary")
         if isinstance(found, dict) and found.get("lease") == self._lease.id and found.get("active"):
-            self._followed = now
-            return Figures.model_validate(found)
+            figures = Figures.model_validate(found)
+            if not figures.trouble.endswith(MISSING):
+                self._followed = now
+            elif now - self._followed > GONE_SECONDS:
+                raise InputError(f"the service at {self._health}: {figures.trouble}; is it one with --no-candidate?")
+            return figures
         if not first and now - self._followed > GONE_SECONDS:
             raise InputError(
                 f"the service at {self._health} does not take up the canary; is it of this version, and may it read "

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 KEPT = 2000  # pairs of latencies: the newest
 WORST = 5  # classes and requests that are named
 MOST_SAID = 5  # messages that are told apart
+MISSING = "not run by this service"  # the end of the trouble with a version that the service has not taken up
 Who = Literal["serving", "candidate"]
 
 

@@ -201,7 +201,7 @@ def test_what_is_in_its_way_is_told(run: Any) -> None:
         bench.pass_by()
         assert bench.figures.skipped == {"a version was not ready": 1} and bench.figures.restarts == 2
         del bench.fleet.members[2]
-        await until(lambda: bench.figures.trouble == "version 2 does not run")
+        await until(lambda: bench.figures.trouble == "version 2 is not run by this service")
         bench.pass_by()
         bench.fleet.failed[2] = "it died 5 times"
         await until(lambda: bench.figures.trouble == "version 2 does not run: it died 5 times")

@@ -18,7 +18,7 @@ from serving.rollouts.canary import CanaryLimits, against, judge, parse_share, r
 from serving.rollouts.lease import Lease, lease_path, read_lease, renew
 from serving.rollouts.record import Record, read_record
 from serving.rollouts.steps import discard, stage
-from serving.rollouts.tally import KEPT, Answer, Compared, Figures, Tally
+from serving.rollouts.tally import KEPT, MISSING, Answer, Compared, Figures, Tally
 from tests.serving.conftest import Exported
 from upsnet.errors import InputError
 
@@ -207,6 +207,9 @@ def test_a_service_that_is_not_there_is_another_or_too_old(
     service.status, service.rollouts = 200, read_record(repository).id
     monkeypatch.setattr(module, "GONE_SECONDS", 0.05)
     with pytest.raises(InputError, match="does not take up the canary"):
+        run(staged)
+    service.answer = lambda lease: tally(lease=lease.id).figures(True, f"version 2 is {MISSING}")
+    with pytest.raises(InputError, match="version 2 is not run by this service; is it one with --no-candidate"):
         run(staged)
     assert not lease_path(repository).exists()
 
