@@ -36,10 +36,12 @@ class CanaryLimits(NamedTuple):
 
 
 class CanaryVerdict(NamedTuple):
-    """reasons: why the candidate should not serve, one line each; empty where nothing speaks against it."""
+    """reasons: why the candidate should not serve, one line each; empty where nothing speaks against it. lines: what
+    was found, for the terminal."""
 
     reasons: list[str]
     figures: dict[str, Any]
+    lines: list[str]
 
 
 def parse_share(text: str, option: str = "--canary") -> float:
@@ -84,9 +86,9 @@ def run_canary(
                     bar.set_postfix_str(_said(figures), refresh=True)
                     broken = against(figures)
                     if broken or figures.photos >= limits.photos:
-                        return CanaryVerdict(broken or judge(figures, limits), figures.model_dump(mode="json"))
+                        return verdict_of(broken or judge(figures, limits), figures)
                 if time.monotonic() - begun >= limits.seconds:
-                    return _too_few(figures, limits)
+                    return verdict_of([_too_few(figures, limits)], figures)
                 time.sleep(LOOK_SECONDS)
     finally:
         give_up(path, lease)
@@ -134,15 +136,29 @@ def judge(figures: Figures, limits: CanaryLimits) -> list[str]:
     return reasons
 
 
-def _too_few(figures: Figures | None, limits: CanaryLimits) -> CanaryVerdict:
+def verdict_of(reasons: list[str], figures: Figures | None) -> CanaryVerdict:
+    if figures is None:
+        return CanaryVerdict(reasons, {}, [])
+    lines = [f"canary: {figures.photos} photos of callers compared with version {figures.serving}"]
+    if figures.identical is not None:
+        lines.append(f"identical pixels: {percent(figures.identical)}")
+    if figures.candidate_ms is not None and figures.serving_ms is not None:
+        lines.append(
+            f"latency, alone: p50 {figures.candidate_ms.p50:.1f} ms against {figures.serving_ms.p50:.1f} ms, p95 "
+            f"{figures.candidate_ms.p95:.1f} ms against {figures.serving_ms.p95:.1f} ms of the version in service"
+        )
+    return CanaryVerdict(reasons, figures.model_dump(mode="json"), [*lines, *figures.different])
+
+
+def _too_few(figures: Figures | None, limits: CanaryLimits) -> str:
     found, why = (figures.photos if figures else 0), []
     if figures is not None:
         why.append(f"{figures.seen} requests came, {100 * figures.share:g} % are chosen")
         why += [f"{count} not compared: {reason}" for reason, count in figures.skipped.items()]
         why += [f"version {figures.serving} itself failed at {n}" for n in [figures.failed.get("serving", 0)] if n]
         why += [figures.trouble] if figures.trouble else []
-    reason = f"canary: {found} of {limits.photos} photos were compared within {limits.seconds:g} s ({'; '.join(why)})"
-    return CanaryVerdict([reason], figures.model_dump(mode="json") if figures else {})
+    told = f" ({'; '.join(why)})" if why else ""
+    return f"canary: {found} of {limits.photos} photos were compared within {limits.seconds:g} s{told}"
 
 
 def _said(figures: Figures) -> str:

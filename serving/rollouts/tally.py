@@ -151,8 +151,8 @@ class Tally:
             said=dict(sorted(self._said.items())),
             restarts=self.restarts,
             different=self._different,
-            classes=_worst(classes),
-            requests=self._worst,
+            classes=[each for each in _worst(classes) if each.identical < 1],
+            requests=[each for each in self._worst if each.identical < 1],
         ).model_dump(mode="json")
 
 

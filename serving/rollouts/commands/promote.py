@@ -133,6 +133,7 @@ def main(
         bounds = CanaryLimits(canary_photos, canary_seconds, min_identical, max_latency_ratio, deadline)
         verdict = run_canary(repository, record, health, share, bounds)
         reasons, figures["canary"] = verdict.reasons, verdict.figures
+        print("\n".join(verdict.lines), flush=True)
     seconds = round(time.monotonic() - begun, 3)
     if reasons:
         steps.refuse(repository, record, reasons, figures, seconds)

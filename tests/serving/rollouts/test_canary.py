@@ -161,6 +161,11 @@ def test_it_watches_until_enough_photos_are_compared_and_ends_the_mirroring(stag
     service.answer = answer
     verdict = run(staged)
     assert verdict.reasons == [] and verdict.figures["photos"] == 2 and verdict.figures["identical"] == 0.9
+    assert verdict.lines == [
+        "canary: 2 photos of callers compared with version 1",
+        "identical pixels: 90.000 %",
+        "latency, alone: p50 200.0 ms against 100.0 ms, p95 200.0 ms against 100.0 ms of the version in service",
+    ]
     assert {(lease.version, lease.share) for lease in service.leases} == {(2, 0.1)}
     assert not lease_path(repository).exists()
     found.clear()
