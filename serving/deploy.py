@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from serving.repository import deploy_engine, repository_of
+from serving.layout import is_managed
+from serving.repository import repository_of
+from serving.rollouts.of_run import deploy_run
 from upsnet.command_line.options import run_option
 
 
@@ -17,8 +19,11 @@ def main(
     repository: Annotated[Path | None, typer.Option(help="Where to; default: triton_repo/ in the run.")] = None,
 ) -> None:
     """Make the run's Triton model repository, or renew it; a running server keeps what it has loaded."""
-    target = deploy_engine(run / "engine", repository or repository_of(run))
+    target = repository or repository_of(run)
+    there = is_managed(target)
+    deploy_run(run / "engine", target)
+    what = "that model serves already in" if there else "wrote"
     print(
-        f"wrote {target}; `upsnet serve --repository {shlex.quote(str(target))}` serves it, or "
+        f"{what} {target}; `upsnet serve --repository {shlex.quote(str(target))}` serves it, or "
         "`tritonserver --model-repository` does"
     )

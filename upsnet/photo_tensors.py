@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from upsnet.contract import COCO_PNG, LABELS, LABELS16, OVERLAY, PHOTO_SIZES, SEGMENTS_JSON
+from upsnet.contract import COCO_PNG, LABELS, LABELS16, OVERLAY, PHOTO_SIZES, SEGMENTS_JSON, STAGES_JSON
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.errors import InputError
 from upsnet.photos import MAX_PIXELS, encode_image
@@ -44,6 +44,7 @@ def photo_tensors(predictions: Sequence[PanopticPrediction], wanted: Collection[
         PHOTO_SIZES: lambda: sizes,
         SEGMENTS_JSON: lambda: _column([_segments_json(prediction) for prediction in predictions]),
         COCO_PNG: lambda: _column([encode_image(Image.fromarray(id2rgb(each.ids)), "PNG") for each in predictions]),
+        STAGES_JSON: lambda: _column([json.dumps(dict(each.stages), allow_nan=False).encode() for each in predictions]),
         OVERLAY: lambda: _column([encode_overlay(prediction.overlay()) for prediction in predictions]),
     }
     return {name: make() for name, make in makers.items() if name in wanted}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,6 +52,7 @@ class PanopticPrediction:
     read: np.ndarray | Callable[[], np.ndarray]  # the photo, or what reads it when it is first asked for
     source: str  # where the photo came from: its path, the frame of a video, or its place in a list
     name: str  # what its files are called, without suffix; with the folders below the one that was given
+    stages: Mapping[str, float] = field(default_factory=dict)  # seconds of each, where somebody measured them
 
     @cached_property
     def photo(self) -> np.ndarray:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ from upsnet.errors import InputError
 from upsnet.files import WriteError, ending_on_sigterm, sha256, writing, writing_only
 
 POLICY = re.compile(r"version_policy\s*\{.*\}")  # the one line of it in the templates
+NOBODY = """# There is no candidate; `upsnet deploy stage` puts one there. Triton loads no version 0.
+name: "{model}"
+backend: "python"
+version_policy {{ specific {{ versions: [ 0 ] }} }}
+"""
 KEPT = 3  # versions that have served and stay: the one that does, and those that a rollback may return to
 STEPS_KEPT = 2  # folders of past steps; the record has the whole history
 DESCRIBED = (".onnx", ".plan", ".so", ".json")  # files of a version whose hashes are recorded
@@ -110,30 +115,37 @@ def refuse(
         return _take(repository, record, event)
 
 
-def rollback(repository: Path, to: int | None = None) -> Record:
+def rollback(repository: Path, to: int | None = None, expected: Record | None = None) -> Record:
     """The version that served before serves again; or `to`, one that has served and whose files are there, also one
     that a rollback has withdrawn. Where that one serves already, nothing happens.
 
-    InputError where there is none.
+    expected: InputError where another step was made since. InputError where there is no such version.
     """
-    with _step(repository) as record:
-        if to == record.serving:
+    with _step(repository, expected) as record:
+        version = rollback_target(repository, record, to)
+        if version == record.serving:
             return record
-        if to is None and record.previous is None:
-            raise InputError(f"{repository}: version {record.serving} has none before it to return to")
-        version = record.previous if to is None else to
         if version in record.served:
             after = record.served.index(version) + 1
             served, gone = record.served[:after], record.served[after:]
             withdrawn = (*record.withdrawn, *reversed(gone))
-        elif version in record.withdrawn:
+        else:
             served = (*record.served, version)
             withdrawn = tuple(each for each in record.withdrawn if each != version)
-        else:
-            there = ", ".join(str(each) for each in (*record.served[:-1], *record.withdrawn)) or "none"
-            raise InputError(f"{repository}: version {version} cannot serve again; versions that can: {there}")
-        assert version is not None
-        return _take(repository, record, Event(action="rollback", version=version), served=served, withdrawn=withdrawn)
+        event = Event(action="rollback", version=version)
+        return _take(repository, record, event, served=served, withdrawn=withdrawn)
+
+
+def rollback_target(repository: Path, record: Record, to: int | None) -> int:
+    """The version that serves after a rollback. InputError where there is none."""
+    if to is None:
+        if record.previous is None:
+            raise InputError(f"{repository}: version {record.serving} has none before it to return to")
+        return record.previous
+    if to not in (*record.served, *record.withdrawn):
+        there = ", ".join(str(each) for each in (*record.served[:-1], *record.withdrawn)) or "none"
+        raise InputError(f"{repository}: version {to} cannot serve again; versions that can: {there}")
+    return to
 
 
 def discard(repository: Path) -> Record:
@@ -244,6 +256,15 @@ def _write_configs(folder: Path, number: int, texts: Mapping[str, str]) -> None:
     _all_to_disk(folder)
 
 
+def _write_configs_of_nobody(folder: Path) -> None:
+    """Where Triton finds no configuration of the name that it is given, it takes config.pbtxt: it would serve as the
+    candidate what is in service. With these it ends."""
+    folder.mkdir()
+    for model in MODELS:
+        for name in CONFIGS:
+            (folder / config_name(model, name)).write_text(NOBODY.format(model=model), encoding="utf-8")
+
+
 def _take(repository: Path, record: Record, event: Event, **changes: Any) -> Record:
     """The next step: its folder, made whole and on the disk, then the one rename by which it holds."""
     after = record.model_copy(update={"step": record.step + 1, "events": (*record.events, event), **changes})
@@ -260,6 +281,8 @@ def _take(repository: Path, record: Record, event: Event, **changes: Any) -> Rec
         for role, version in roles.items():
             if version is not None:
                 (folder / role).symlink_to(Path("../..", str(version), "configs"))
+            else:
+                _write_configs_of_nobody(folder / role)
         _all_to_disk(folder)
         _to_disk(rollouts)
         _replace_link(rollouts / NOW, Path(folder.name))
@@ -313,4 +336,8 @@ def _tidy(repository: Path, record: Record) -> None:
     old += [each for each in steps if each.name > now] + [each for each in steps if each.name < now][:-STEPS_KEPT]
     for folder in old:
         shutil.rmtree(folder, ignore_errors=True)
+    for link in (repository / MODEL / ROLLOUTS).glob("[0-9]*/*"):
+        if link.is_symlink() and not link.exists():  # of a version that has gone; Triton complains at each load
+            with suppress(OSError):
+                link.unlink()
     remove_rubbish(repository)

@@ -63,6 +63,7 @@ def test_the_photo_model_has_the_contract(name: str) -> None:
         (contract.SEGMENTS_JSON, "TYPE_STRING", [1], False),
         (contract.COCO_PNG, "TYPE_STRING", [1], False),
         (contract.OVERLAY, "TYPE_STRING", [1], False),
+        (contract.STAGES_JSON, "TYPE_STRING", [1], False),
     ]
 
 

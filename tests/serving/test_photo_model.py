@@ -33,6 +33,7 @@ from upsnet.contract import (
     PHOTO_OUTPUTS,
     PHOTO_SIZES,
     SEGMENTS_JSON,
+    STAGES_JSON,
 )
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.errors import InputError
@@ -159,6 +160,8 @@ def test_an_odd_photo_is_answered_as_in_process(served: Served, name: str) -> No
         assert (answer[LABELS].dtype, answer[LABELS16].dtype) == (np.uint8, np.uint16)
         np.testing.assert_array_equal(answer[LABELS16], answer[LABELS])
         assert Image.open(io.BytesIO(answer[OVERLAY].item())).size == expected.overlay().size
+        seconds = json.loads(answer[STAGES_JSON].item())
+        assert list(seconds) == ["decode", "resize", "network", "restore"] and min(seconds.values()) > 0
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "the network fails"])

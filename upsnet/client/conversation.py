@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upsnet.categories import Categories
-from upsnet.contract import LABELS, MODEL, PHOTO, PHOTO_MODEL, PHOTO_SIZES, SEGMENTS_JSON
+from upsnet.contract import LABELS, MODEL, PHOTO, PHOTO_MODEL, PHOTO_SIZES, SEGMENTS_JSON, STAGES_JSON
 from upsnet.errors import InputError, ServerError
 from upsnet.geometry import collate, to_network
 from upsnet.named_photos import NamedPhoto
@@ -45,6 +45,7 @@ class Opened(NamedTuple):
     takes_photos: bool  # else it has the model of tensors alone
     categories: Categories
     infer: Infer  # how tensors go
+    tells_stages: bool = False  # the model of photos tells how long each stage took
 
 
 class Health(NamedTuple):
@@ -65,18 +66,20 @@ def connect(server: Server, regions: Regions) -> Steps[Opened]:
 
 def look_around(served: Served, regions: Regions) -> Steps[Opened]:
     """What else there is beside the model of tensors."""
-    takes_photos = served.model == MODEL and (yield from _takes_photos(served.server))
-    return Opened(served, takes_photos, served.manifest.categories_table, regions.infer)
+    told = (yield from _photo_outputs(served.server)) if served.model == MODEL else None
+    stages = told is not None and STAGES_JSON in told
+    return Opened(served, told is not None, served.manifest.categories_table, regions.infer, stages)
 
 
-def _takes_photos(server: Server) -> Steps[bool]:
+def _photo_outputs(server: Server) -> Steps[list[str] | None]:
+    """What the model of photos can tell; None where there is none."""
     try:
-        yield Ask("ModelMetadata", server.of_model(PHOTO_MODEL))
+        metadata = yield Ask("ModelMetadata", server.of_model(PHOTO_MODEL))
     except CallError as error:
         if error.status == "NOT_FOUND":
-            return False
+            return None
         raise (yield from explain(server, error)) from error
-    return True
+    return [output.name for output in metadata.outputs]
 
 
 def health(server: Server) -> Steps[Health]:
@@ -93,18 +96,18 @@ def health(server: Server) -> Steps[Health]:
     return Health(False, f"{server} is not ready", name)
 
 
-def predict(opened: Opened, photo: NamedPhoto) -> Steps[PanopticPrediction]:
+def predict(opened: Opened, photo: NamedPhoto, stages: bool = False) -> Steps[PanopticPrediction]:
     """An encoded photo goes as it is, and the server decodes it. Pixels are resized here, for the model of tensors.
 
-    So is a photo that the server won't take (a format that it lacks, too many bytes): the answer is the same.
+    So is a photo that the server won't take (a format that it lacks, too many bytes): the answer is the same. stages:
+    the prediction has those of the server, where it tells them.
     """
     given, source = photo.given, photo.source
     content = (yield partial(encoded_photo, given, source)) if opened.takes_photos else None
     if content is not None and len(content) <= MOST_PHOTO_BYTES:
+        wanted = (LABELS, PHOTO_SIZES, SEGMENTS_JSON, *([STAGES_JSON] if stages and opened.tells_stages else ()))
         try:
-            found = yield from infer(
-                opened.served.server, PHOTO_MODEL, {PHOTO: [content]}, (LABELS, PHOTO_SIZES, SEGMENTS_JSON)
-            )
+            found = yield from infer(opened.served.server, PHOTO_MODEL, {PHOTO: [content]}, wanted)
         except ServerError:
             raise
         except InputError:
@@ -112,7 +115,8 @@ def predict(opened: Opened, photo: NamedPhoto) -> Steps[PanopticPrediction]:
         else:
             result = yield partial(_result, opened, found)
             again = given if isinstance(given, str) or hasattr(given, "__fspath__") else content
-            return PanopticPrediction(result, opened.categories, partial(read_photo, again, source), source, photo.name)
+            read, seconds = partial(read_photo, again, source), _stages(opened, found)
+            return PanopticPrediction(result, opened.categories, read, source, photo.name, seconds)
     pixels = yield partial(read_photo, given, source)
     net = yield partial(to_network, pixels, opened.served.manifest.resize)
     raw = yield from predict_tensors(opened.served, collate([net]), opened.infer)
@@ -143,6 +147,15 @@ def _result(opened: Opened, found: Mapping[str, Any]) -> PanopticResult:
     except (KeyError, TypeError, ValueError, IndexError, InputError) as error:
         raise _does_not_fit(served, error) from error
     return PanopticResult(found[LABELS][0].astype(np.int32), segments)
+
+
+def _stages(opened: Opened, found: Mapping[str, Any]) -> dict[str, float]:
+    if STAGES_JSON not in found:
+        return {}
+    try:
+        return {str(name): float(seconds) for name, seconds in json.loads(found[STAGES_JSON][0]).items()}
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise _does_not_fit(opened.served, error) from error
 
 
 def _does_not_fit(served: Served, error: Exception) -> ServerError:

@@ -53,6 +53,12 @@ COMMANDS = {
     "engine profile": Entry("eval.profiling.command", "Where the time of a model goes: modules, operators, roofline."),
     "precision-search": Entry("eval.precision_search.command", "Which modules may have which types, by PQ: a recipe."),
     "deploy": Entry("serving.deploy", "Make Triton's model repository of a run."),
+    "deploy stage": Entry("serving.rollouts.commands.stage", "Another model beside the one in service."),
+    "deploy promote": Entry("serving.rollouts.commands.promote", "Let it serve, if it is as good as the one before."),
+    "deploy rollback": Entry("serving.rollouts.commands.rollback", "Let the version before serve again."),
+    "deploy status": Entry("serving.rollouts.commands.status", "Which version serves, and which may follow."),
+    "deploy history": Entry("serving.rollouts.commands.history", "Every step that was made, by whom, and why."),
+    "deploy discard": Entry("serving.rollouts.commands.discard", "Remove the model that was staged."),
     "serve": Entry("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
     "viewer": Entry("upsnet.viewer.command", "A page in the browser: what models say about your photos."),
     "load-test": Entry("serving.load_test.command", "Load a server with real photos: latency, throughput, refusals."),
@@ -73,8 +79,11 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # of typer's own copy of click
         prefix = f"{self.name} " if self.name in GROUPS else ""
-        if " ".join(args[:2]) in self.commands:  # a command of two words beside the command of its first
+        beside = [each for each in self.commands if each.startswith(f"{args[0]} ")]
+        if " ".join(args[:2]) in beside:  # a command of two words beside the command of its first
             args = [" ".join(args[:2]), *args[2:]]
+        elif beside and not ctx.resilient_parsing and len(args) > 1 and not args[1].startswith("-"):
+            raise InputError(f"no command {' '.join(args[:2])!r}; there are {', '.join([args[0], *beside])}")
         if not ctx.resilient_parsing and not args[0].startswith("-") and args[0] not in self.commands:
             close = difflib.get_close_matches(args[0], self.commands, 1)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(self.commands)}"
@@ -83,6 +92,8 @@ class LazyGroup(TyperGroup):
         if entry := COMMANDS.get(f"{prefix}{name}"):
             try:
                 command = typer.main.get_command(make_app(load_main(f"{prefix}{name}", entry.module)))
+                if beside and name == args[0]:
+                    command.epilog = f"Beside it: {', '.join(f'`upsnet {each}`' for each in beside)}."
             except InputError:
                 if not ctx.resilient_parsing:  # a shell asks for completions: none, rather than an error
                     raise

@@ -27,6 +27,7 @@ from upsnet.result import PanopticResult
 MOST_PHOTOS = 24
 MOST_BYTES = 256 << 20  # of all photos, encoded, with their answers
 VIEW_PIXELS = 6_000_000  # a larger photo is shown smaller; figures and files are of its own size
+VIEW_SIDE = 8192  # which every browser's canvas can have
 LOSSLESS_PIXELS = 500_000  # up to which it is shown as a PNG
 THUMB_SIDE = 96
 QUALITY = 92
@@ -36,28 +37,31 @@ QUALITY = 92
 class Answer:
     """What a model said about a photo, with the maps packed."""
 
-    segments: list[dict[str, object]]  # id, category_id, name, isthing, score, area, box, color, point
+    segments: list[
+        dict[str, object]
+    ]  # id, category_id, name, isthing, score, area, box, color, point (0 .. 1 of the sides)
     size: tuple[int, int]  # height, width of the photo
     packed: bytes  # its map of ids, uint8, deflated
     result: PanopticResult  # without the map
     categories: Categories
     model: str  # who answered, for people
-    stages: list[tuple[str, float]]  # seconds
 
     @classmethod
-    def of(cls, prediction: PanopticPrediction, model: str, stages: list[tuple[str, float]]) -> Answer:
+    def of(cls, prediction: PanopticPrediction, model: str) -> Answer:
         result, categories = prediction.result, prediction.categories
         colors = segment_colors(result.segments, categories)
-        points = label_points(result)
+        if result.ids.max(initial=0) > 255:  # of a graph by upsnet/contract.py it cannot be
+            raise InputError(f"{prediction.source}: more than 255 segments")
+        height, width = view_size(*result.ids.shape)
+        found = label_points(result._replace(ids=_view(result.ids)))
+        points = {place: ((x + 0.5) / width, (y + 0.5) / height) for place, (x, y) in found.items()}
         segments = [
             {**each._asdict(), "color": colors[place], "point": points.get(place)}
             for place, each in enumerate(prediction.segments)
         ]
-        if result.ids.max(initial=0) > 255:  # of a graph by upsnet/contract.py it cannot be
-            raise InputError(f"{prediction.source}: more than 255 segments")
         packed = zlib.compress(result.ids.astype(np.uint8).tobytes(), 1)
         bare = result._replace(ids=np.empty((0, 0), np.int32))
-        return cls(segments, prediction.ids.shape, packed, bare, categories, model, stages)
+        return cls(segments, prediction.ids.shape, packed, bare, categories, model)
 
     def full(self) -> PanopticResult:
         """With the map, int32 H x W."""
@@ -67,7 +71,7 @@ class Answer:
     def view(self) -> np.ndarray:
         """uint8: the map at the size at which the page shows it."""
         ids = np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(self.size)
-        return to_original(ids, self.size, view_size(*self.size))
+        return _view(ids)
 
     def coco_png(self) -> bytes:
         """The official COCO panoptic PNG, of the photo's size."""
@@ -108,8 +112,8 @@ class Entry:
 
 
 def view_size(height: int, width: int) -> tuple[int, int]:
-    """The size of a photo on the page: its own up to VIEW_PIXELS."""
-    factor = min(1.0, (VIEW_PIXELS / (height * width)) ** 0.5)
+    """The size of a photo on the page: its own up to VIEW_PIXELS, and VIEW_SIDE."""
+    factor = min(1.0, (VIEW_PIXELS / (height * width)) ** 0.5, VIEW_SIDE / max(height, width))
     return max(1, int(height * factor)), max(1, int(width * factor))
 
 
@@ -117,6 +121,11 @@ def packed_map(array: np.ndarray) -> dict[str, object]:
     """A uint8 H x W map as JSON has it: the page unpacks the bytes themselves, which no picture's colours change."""
     content = base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 1)).decode()
     return {"height": array.shape[0], "width": array.shape[1], "deflated": content}
+
+
+def _view(ids: np.ndarray) -> np.ndarray:
+    """A map of a photo's size at the size of its view."""
+    return to_original(ids, ids.shape, view_size(*ids.shape))
 
 
 def photo_name(given: str) -> str:
@@ -175,9 +184,9 @@ class Album:
         """KeyError where there is none, or no more."""
         return self._entries[id]
 
-    def forget(self, id: str) -> None:
+    def clear(self) -> None:
         with self._lock:
-            self._entries.pop(id, None)
+            self._entries.clear()
 
     def __iter__(self) -> Iterator[Entry]:
         """The newest first."""

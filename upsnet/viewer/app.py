@@ -23,7 +23,7 @@ from upsnet.photos import MAX_PIXELS
 from upsnet.viewer.album import Album, Answer, Entry, open_photo, packed_map, photo_name
 from upsnet.viewer.difference import difference
 from upsnet.viewer.guard import Guard, TooLarge, read_body, refusal
-from upsnet.viewer.models import Models
+from upsnet.viewer.models import Models, timed
 
 logger = logging.getLogger("upsnet")
 STATIC = Path(__file__).parent / "static"
@@ -64,8 +64,8 @@ class Viewer:
         self._album.add(entry)
         return JSONResponse(told(entry), 201)
 
-    async def forget_photo(self, request: Request) -> Response:
-        self._album.forget(request.path_params["photo"])
+    async def forget_photos(self, _: Request) -> Response:
+        self._album.clear()
         return Response(status_code=204)
 
     async def image(self, request: Request) -> Response:
@@ -83,8 +83,11 @@ class Viewer:
             raise Forgotten("this model is not here any more; choose another") from None
 
         def work() -> dict[str, Any]:
-            prediction, stages = model.ask(NamedPhoto(entry.content, entry.name, entry.stem))
-            answer = Answer.of(prediction, model.title, stages)
+            prediction = model.ask(NamedPhoto(entry.content, entry.name, entry.stem))
+            stages = dict(prediction.stages)
+            with timed(stages, "packing"):
+                answer = Answer.of(prediction, model.title)
+                shown = packed_map(answer.view())
             self._album.keep(entry, model.id, answer)
             return {
                 "photo": entry.id,
@@ -92,9 +95,9 @@ class Viewer:
                 "title": model.title,
                 "words": prediction.describe(),
                 "segments": answer.segments,
-                "stages": [{"name": name, "seconds": seconds} for name, seconds in stages],
+                "stages": [{"name": name, "seconds": seconds} for name, seconds in stages.items()],
                 "size": answer.size,
-                "map": packed_map(answer.view()),
+                "map": shown,
             }
 
         return JSONResponse(await self._work(work))
@@ -156,7 +159,7 @@ def make_app(models: Models, album: Album, local: bool = True) -> Guard:
         Route("/api/models", viewer.models),
         Route("/api/photos", viewer.photos),
         Route("/api/photos", viewer.add_photo, methods=["POST"]),
-        Route(photo, viewer.forget_photo, methods=["DELETE"]),
+        Route("/api/photos", viewer.forget_photos, methods=["DELETE"]),
         Route(f"{photo}/image", viewer.image),
         Route(f"{photo}/thumb", viewer.thumb),
         Route(f"{photo}/answers", viewer.ask, methods=["POST"]),

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-import socket
-import subprocess
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +11,9 @@ import pytest
 from tritonclient.grpc import InferenceServerClient as Client
 from tritonclient.utils import InferenceServerException
 
-import upsnet
-from serving.environment import Environment
 from serving.repository import deploy
 from tests.serving.conftest import Exported
-from tests.serving.ops.test_deployment import DEPLOYMENT
-from tests.serving.ops.test_probe import probe
+from tests.serving.ops.container import container
 
 pytestmark = pytest.mark.triton
 
@@ -32,47 +23,10 @@ def ports(
     exported: Exported, triton_environment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, str]]:
     """Addresses of HTTP and gRPC, of a Triton whose probe has said that it is well."""
-    folder, found = tmp_path_factory.mktemp("serve_sh"), Environment.find(triton_environment)
-    for place, files in (("backends/python", found.backend_files), ("python", [Path(upsnet.__file__).parent])):
-        (folder / place).mkdir(parents=True)
-        for file in files:
-            (folder / place / file.name).symlink_to(file)
-    variables = {
-        "MODELS": str(deploy(exported.model, exported.manifest_path, folder / "repository")),
-        "PATH": f"{found.triton / 'bin'}:{found.folder / 'bin'}:{os.environ['PATH']}",
-        "LD_LIBRARY_PATH": f"{found.site / 'nvidia_pytriton.libs'}:{found.libraries}",
-        "PYTHONPATH": str(folder / "python"),
-    }
-    http, grpc, metrics = (_free_port() for _ in range(3))
-    prefix = f"upsnet-test-{uuid.uuid4().hex[:8]}-"
-    flags = [f"--backend-directory={folder / 'backends'}", f"--backend-config=python,shm-region-prefix-name={prefix}"]
-    flags += [f"--{name}-address=127.0.0.1" for name in ("http", "grpc", "metrics")]
-    flags += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}", "--allow-gpu-metrics=false"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [DEPLOYMENT / "serve.sh", *flags], env=variables, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        for _ in range(120):
-            if asyncio.run(probe(f"http://127.0.0.1:{http}"))[0] == 0:
-                break
-            assert process.poll() is None, (folder / "log").read_text()
-        else:
-            pytest.fail("the probe was never content")
-        yield f"127.0.0.1:{http}", f"127.0.0.1:{grpc}"
-        process.terminate()
-        assert process.wait(30) == 0  # within its own time for the requests under way
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        for region in Path("/dev/shm").glob(f"{prefix}*"):
-            region.unlink()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    folder = tmp_path_factory.mktemp("serve_sh")
+    repository = deploy(exported.model, exported.manifest_path, folder / "repository")
+    with container(folder / "container", triton_environment, repository) as running:
+        yield running.http, running.grpc
 
 
 @pytest.mark.parametrize(

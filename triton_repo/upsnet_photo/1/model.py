@@ -51,6 +51,7 @@ class Opened:
     name: str  # in messages
     pixels: np.ndarray
     net: NetworkImage
+    seconds: dict[str, float]  # of each stage
     answer: PanopticResult | Refused | None = None
 
 
@@ -101,11 +102,12 @@ class TritonPythonModel:
             name = "photo" if len(encoded) == 1 else f"photo {number} of {len(encoded)}"
             if len(content) > self.max_bytes:
                 raise InputError(f"{name}: {len(content)} bytes are over the limit of {self.max_bytes}")
-            with self.counters.stage("decode"):
+            seconds: dict[str, float] = {}
+            with self.counters.stage("decode", seconds):
                 pixels = read_photo(content, name)
-            with self.counters.stage("resize"):
+            with self.counters.stage("resize", seconds):
                 net = to_network(pixels, self.manifest.resize)
-            opened.append(Opened(name, pixels if keep else NOT_KEPT, net))
+            opened.append(Opened(name, pixels if keep else NOT_KEPT, net, seconds))
         return opened
 
     def ask(self, photos: list[Opened]) -> None:
@@ -125,7 +127,8 @@ class TritonPythonModel:
         """Asks the model `upsnet` of this server."""
         nets = [photo.net for photo in batch]
         images, sizes, scales = collate(nets)
-        with self.counters.stage("network"):
+        seconds = [photo.seconds for photo in batch]
+        with self.counters.stage("network", *seconds):
             answer = pb_utils.InferenceRequest(
                 model_name=MODEL,
                 model_version=self.version,
@@ -140,7 +143,7 @@ class TritonPythonModel:
             raise network_refusal(answer.error())
         self.counters.batch(len(batch))
         panoptic, segments, count = (pb_utils.get_output_tensor_by_name(answer, name).as_numpy() for name in OUTPUTS)
-        with self.counters.stage("restore"):
+        with self.counters.stage("restore", *seconds):
             return decode_batch(RawPrediction(panoptic, segments, count[:, 0]), nets)
 
     def respond(self, photos: list[Opened], request: Any) -> Any:
@@ -151,7 +154,9 @@ class TritonPythonModel:
                     raise photo.answer  # it is of no photo
                 raise Refused(f"{photo.name}: {photo.answer}", photo.answer.code)
             assert photo.answer is not None
-            predictions.append(PanopticPrediction(photo.answer, self.categories, photo.pixels, photo.name, ""))
+            predictions.append(
+                PanopticPrediction(photo.answer, self.categories, photo.pixels, photo.name, "", photo.seconds)
+            )
         with self.counters.stage("encode"):
             tensors = photo_tensors(predictions, request.requested_output_names())
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in tensors.items()])

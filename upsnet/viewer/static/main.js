@@ -2,307 +2,296 @@
 
 import * as api from "./api.js";
 import { connectCamera } from "./camera.js";
-import { Pane, css, element, figures } from "./pane.js";
+import { find, time, write } from "./dom.js";
+import { connectGiving } from "./giving.js";
+import { Pane } from "./pane.js";
+import * as panel from "./panel.js";
 import { savePicture } from "./picture.js";
 
 const LOOK_EVERY = 2500; // ms
-const MOST_AT_ONCE = 20; // photos of one drop
-const find = (id) => document.getElementById(id);
+const MOST_ZOOM = 16;
 
-const view = { segments: true, outlines: true, labels: true, difference: true, opacity: 0.5, hidden: new Set(), lit: 0 };
-const sides = ["a", "b"].map((side) => ({
-  pane: new Pane(find(`pane-${side}`), (id, event) => hover(side, id, event), (id) => pick(side, id)),
-  select: find(`model-${side}`),
-  list: find(side === "a" ? "segments" : "segments-b"),
-  figure: find(`pane-${side}`),
-  answer: null,
-  failed: "",
-  lit: 0, // under the pointer or the focus
-  picked: 0,
-}));
+const view = { segments: true, outlines: true, labels: true, difference: true, opacity: 0.5, hidden: new Set() };
+const sides = ["a", "b"].map((name) => {
+  const side = { name, answer: null, failed: "", lit: 0, picked: 0 };
+  side.select = find(`model-${name}`);
+  side.list = find(name === "a" ? "segments" : "segments-b");
+  side.pane = new Pane(find(`pane-${name}`), {
+    onHover: (x, y) => hover(side, x, y),
+    onPick: (x, y) => pick(side, side.pane.idAt(x, y)),
+    onZoom: zoomBy,
+    onScroll: (left, top) => sides.forEach((other) => other === side || other.pane.frame.scrollTo(left, top)),
+  });
+  return side;
+});
 const [a, b] = sides;
-let photo = null; // the one that is shown
-let photos = [];
+const uploads = new Map(); // seconds, by a photo's id
 let models = [];
 let limits = null;
-let asking = null; // AbortController of what is under way
-let found = null; // the difference
+let photos = [];
+let photo = null; // the one that is shown
+let asking = new AbortController(); // of all that is asked about it
+let found = null; // where the two answers differ
+let zoom = 1;
+
+const chosen = () => sides.filter((side) => side.select.value);
+const modelOf = (side) => models.find((model) => model.id === side.select.value);
+const title = (side) => modelOf(side)?.title ?? "no model";
 
 // Photos come in
 
 async function give(files) {
-  const given = [...files].slice(0, MOST_AT_ONCE);
-  if (!given.length) return;
-  let first = true;
-  for (const file of given) {
-    say(`Sending ${file.name}`);
-    setState("asking");
+  const faults = [];
+  let last = null;
+  for (const file of files) {
     try {
-      if (limits && file.size > limits.bytes)
-        throw new api.Refused("photo", `${file.name}: more than ${limits.bytes >> 20} MiB; make it smaller`);
-      const added = await api.addPhoto(file, file.name || "pasted photo");
-      if (first) await show(added);
-      first = false;
+      setState("asking");
+      write(find("status"), `Sending ${file.name}`);
+      last = await send(file);
+      if (files.length > 1) await refreshPhotos();
     } catch (error) {
-      complain(error);
+      faults.push(error.message);
     }
   }
-  await listPhotos();
+  if (last) await show(last);
+  if (faults.length) complain(faults.join(" "));
+  else if (!last) setState(photo ? "shown" : "empty");
+  await refreshPhotos();
 }
 
-async function show(chosen) {
-  asking?.abort();
+async function send(file) {
+  if (limits && file.size > limits.bytes)
+    throw new api.Refused("photo", `${file.name}: more than ${limits.bytes >> 20} MiB; make it smaller.`);
+  const started = performance.now();
+  const added = await api.addPhoto(file, file.name);
+  uploads.set(added.id, (performance.now() - started) / 1000);
+  return added;
+}
+
+async function show(wanted) {
+  asking.abort();
   asking = new AbortController();
-  photo = chosen;
-  quiet();
-  setState("asking");
+  const { signal } = asking;
+  photo = wanted;
+  document.title = `${photo.name} - UPSNet viewer`;
   for (const side of sides) Object.assign(side, { answer: null, failed: "", lit: 0, picked: 0 });
-  found = null;
+  setFound(null);
+  zoom = 1;
+  panel.fillPhotos(photos, photo, show);
+  const answers = askAll(); // while the picture comes
   try {
-    const image = new Image();
-    image.src = api.imagePath(photo);
-    await image.decode().catch(() => {
-      throw new api.Refused("forgotten", "The viewer keeps the last photos only, and this one is gone; give it again.");
-    });
-    if (photo !== chosen) return;
+    const image = await picture(wanted);
+    if (signal.aborted) return;
     for (const side of sides) side.pane.setPhoto(image, photo.name);
     find("side").hidden = false;
-    await askAll();
+    for (const side of sides) if (side.answer) side.pane.setAnswer(side.answer);
+    setFound(found);
+    refresh();
+    await answers;
   } catch (error) {
-    complain(error);
+    if (!signal.aborted) complain(error.message);
   }
 }
 
-/** Asks the models that have not answered yet. */
+async function picture(wanted) {
+  const image = new Image();
+  image.src = api.imagePath(wanted);
+  try {
+    await image.decode();
+  } catch {
+    await api.models(); // says so where the viewer has gone
+    throw new api.Refused("forgotten", "The viewer keeps the last photos only, and this one is gone; give it again.");
+  }
+  return image;
+}
+
+/** Asks the chosen models that have not answered yet. */
 async function askAll() {
   const { signal } = asking;
-  const shown = photo;
-  const wanted = sides.filter((side) => side.select.value && !side.answer);
+  const wanted = chosen().filter((side) => !side.answer);
   for (const side of wanted) side.failed = "";
-  draw();
   if (wanted.length) {
     setState("asking");
-    say(`Asking ${wanted.map((side) => title(side)).join(" and ")} about ${shown.name}`);
+    write(find("status"), `Asking ${wanted.map(title).join(" and ")}`);
+    find("error").hidden = true;
   }
-  await Promise.all(wanted.map((side) => askOne(side, shown, signal)));
+  refresh();
+  await Promise.all(wanted.map((side) => askOne(side, signal)));
   if (signal.aborted) return;
-  found = null;
-  if (a.answer && b.answer) {
+  let fault = "";
+  if (a.answer && b.answer && !found) {
     try {
-      found = await api.difference(shown, a.select.value, b.select.value, signal);
+      setFound(await api.difference(photo, a.select.value, b.select.value, signal));
     } catch (error) {
-      if (error.name === "AbortError") return;
-      b.failed = error.message;
+      fault = error.message;
+    }
+    if (signal.aborted) return;
+  }
+  finish(fault);
+}
+
+async function askOne(side, signal) {
+  const started = performance.now();
+  side.pane.figure.setAttribute("aria-busy", "true");
+  const counting = setInterval(() => write(side.pane.wait, `asking, ${time((performance.now() - started) / 1000)}`), 500);
+  write(side.pane.wait, "asking");
+  try {
+    const answer = await api.answer(photo, side.select.value, signal);
+    answer.total = (performance.now() - started) / 1000;
+    side.answer = answer;
+    if (side.pane.image) side.pane.setAnswer(answer);
+    refresh();
+  } catch (error) {
+    if (!signal.aborted) side.failed = error.message;
+  } finally {
+    clearInterval(counting);
+    if (!signal.aborted) {
+      write(side.pane.wait, "");
+      side.pane.figure.removeAttribute("aria-busy");
     }
   }
-  for (const side of sides) side.pane.setDifference(found);
-  finish();
 }
 
-async function askOne(side, shown, signal) {
-  const started = performance.now();
-  side.figure.setAttribute("aria-busy", "true");
-  try {
-    const answer = await api.answer(shown, side.select.value, signal);
-    answer.total = (performance.now() - started) / 1000;
-    if (signal.aborted) return;
-    side.answer = answer;
-    side.pane.setAnswer(answer);
-    fill();
-    draw();
-  } catch (error) {
-    if (error.name !== "AbortError") side.failed = error.message;
-  } finally {
-    side.figure.removeAttribute("aria-busy");
+function finish(fault) {
+  const failed = chosen().filter((side) => side.failed);
+  const words = [...failed.map((side) => `${title(side)}: ${side.failed}`), fault].filter(Boolean).join(" ");
+  const answered = chosen().filter((side) => side.answer);
+  const told = answered.map((side) => `${title(side)}: ${side.answer.words}, ${time(side.answer.total)}.`).join(" ");
+  write(find("status"), told);
+  if (words) complain(words, told);
+  else {
+    find("error").hidden = true;
+    setState(answered.length ? "shown" : "asking"); // without a model nobody is asked yet
   }
+  refresh();
+  look(); // a model that was opened is ready now
 }
 
-function finish() {
-  const failed = sides.filter((side) => side.select.value && side.failed);
-  const answered = sides.filter((side) => side.answer);
-  if (failed.length) {
-    find("error-words").textContent = failed.map((side) => `${title(side)}: ${side.failed}`).join(" ");
-    find("error").hidden = false;
-  } else quiet();
-  setState(failed.length ? "error" : "shown");
-  say(answered.map((side) => `${title(side)}: ${side.answer.words}, ${ms(side.answer.total)}`).join("; "));
-  fill();
-  draw();
+/** Another model, or the same again. */
+function askAnew(side) {
+  side.answer = null;
+  Object.assign(side, { failed: "", lit: 0, picked: 0 });
+  setFound(null);
+  if (!photo) return;
+  asking.abort();
+  asking = new AbortController();
+  if (side.pane.image) side.pane.setAnswer(null);
+  askAll();
+}
+
+function setFound(difference) {
+  found = difference;
+  for (const side of sides) if (side.pane.image) side.pane.setDifference(found?.mask ? found : null);
 }
 
 // What is shown
 
-function draw() {
-  a.figure.hidden = !photo;
-  b.figure.hidden = !photo || !b.select.value;
-  for (const side of sides) {
-    const lit = side.lit || side.picked;
-    side.pane.draw({ ...view, lit });
-    side.pane.caption.textContent = title(side);
-    side.pane.wait.textContent = side.failed ? "" : side.answer || !side.select.value ? "" : "asking";
-    for (const row of side.list.querySelectorAll("button")) {
-      row.classList.toggle("lit", Number(row.dataset.id) === lit);
-      row.setAttribute("aria-pressed", String(Number(row.dataset.id) === side.picked));
-    }
-  }
-}
-
-function fill() {
+/** All of it, after anything has changed. */
+function refresh() {
+  a.pane.figure.hidden = !photo;
+  b.pane.figure.hidden = !photo || !b.select.value;
   find("second").hidden = !b.answer;
-  for (const side of sides) fillSegments(side);
-  fillClasses();
-  fillStages();
-  fillDifference();
-  const links = { "download-ids": "ids.png", "download-json": "coco.json" };
-  for (const [id, file] of Object.entries(links)) {
+  find("side").classList.toggle("two", Boolean(b.answer));
+  const number = (side) => side.answer?.segments.length ?? 0;
+  write(find("segments-title"), `Segments${b.answer ? " of A" : ""} (${number(a)})`);
+  write(find("segments-b-title"), `Segments of B (${number(b)})`);
+  const answered = sides.filter((side) => side.answer);
+  for (const card of document.querySelectorAll(".answered")) card.hidden = !answered.length;
+  for (const side of sides) {
+    write(side.pane.caption, b.select.value ? `${side.name.toUpperCase()}: ${title(side)}` : title(side));
+    fillSegments(side);
+  }
+  panel.fillClasses(answered.map((side) => side.answer), view.hidden, classesChanged);
+  panel.fillStages(answered.map(columnOf), uploads.get(photo?.id));
+  panel.fillDifference(found);
+  for (const [id, file] of [["download-ids", "ids.png"], ["download-json", "coco.json"]]) {
     if (a.answer) find(id).href = api.filePath(photo, a.select.value, file);
     else find(id).removeAttribute("href");
   }
-  find("download-picture").disabled = !a.answer;
-}
-
-function fillSegments(side) {
-  const segments = side.answer?.segments.filter((segment) => !view.hidden.has(segment.category_id)) ?? [];
-  side.list.replaceChildren(
-    ...segments.map((segment, place) => {
-      const row = element("button");
-      row.type = "button";
-      row.dataset.id = segment.id;
-      row.tabIndex = place ? -1 : 0;
-      const chip = element("span", "chip");
-      chip.style.backgroundColor = css(segment.color);
-      const [score, area] = figures(segment, side.answer.size);
-      row.append(chip, element("span", "name", segment.name), element("span", "figure", score), element("span", "figure", area));
-      row.addEventListener("focus", () => light(side, segment.id));
-      row.addEventListener("blur", () => light(side, 0));
-      row.addEventListener("pointerenter", () => light(side, segment.id));
-      row.addEventListener("pointerleave", () => light(side, 0));
-      row.addEventListener("click", () => pick(side === a ? "a" : "b", segment.id));
-      const item = element("li");
-      item.append(row);
-      return item;
-    }),
-  );
-  if (side.answer && !segments.length) side.list.append(element("li", "none", "nothing found"));
-}
-
-function fillClasses() {
-  const counts = new Map();
-  for (const segment of sides.flatMap((side) => side.answer?.segments ?? [])) {
-    const row = counts.get(segment.category_id) ?? { segment, count: 0 };
-    row.count += 1;
-    counts.set(segment.category_id, row);
-  }
-  find("class-list").replaceChildren(
-    ...[...counts.values()].map(({ segment }) => {
-      const label = element("label");
-      const box = element("input");
-      box.type = "checkbox";
-      box.value = segment.category_id;
-      box.checked = !view.hidden.has(segment.category_id);
-      box.addEventListener("change", () => {
-        if (box.checked) view.hidden.delete(segment.category_id);
-        else view.hidden.add(segment.category_id);
-        for (const side of sides) fillSegments(side);
-        draw();
-      });
-      label.append(box, ` ${segment.name}`);
-      return label;
-    }),
-  );
-}
-
-function fillStages() {
-  const answered = sides.filter((side) => side.answer);
-  const table = find("stages");
-  const head = element("tr");
-  head.append(element("td"), ...answered.map((side) => scoped("col", title(side))));
-  table.tHead.replaceChildren(head);
-  const names = [...new Set(answered.flatMap((side) => side.answer.stages.map((stage) => stage.name)))];
-  const rows = names.map((name) => {
-    const row = element("tr");
-    const cells = answered.map((side) => {
-      const stage = side.answer.stages.find((each) => each.name === name);
-      return element("td", "", stage ? ms(stage.seconds) : "");
-    });
-    row.append(scoped("row", name), ...cells);
-    return row;
-  });
-  const total = element("tr", "total");
-  total.append(scoped("row", "until it is here"), ...answered.map((side) => element("td", "", ms(side.answer.total))));
-  table.tBodies[0].replaceChildren(...rows, total);
-}
-
-function fillDifference() {
-  find("difference").hidden = find("difference-switch").hidden = !found;
-  if (!found) return;
-  const share = (100 * found.differing) / found.pixels;
-  const words = found.differing
-    ? `${found.differing.toLocaleString("en")} of ${found.pixels.toLocaleString("en")} pixels differ (${share.toFixed(share < 0.1 ? 3 : 1)} %)`
-    : "Every pixel is identical";
-  find("difference").textContent = words;
-}
-
-function scoped(scope, text) {
-  const cell = element("th", "", text);
-  cell.scope = scope;
-  return cell;
-}
-
-const ms = (seconds) => (seconds < 10 ? `${(1000 * seconds).toFixed(seconds < 0.1 ? 1 : 0)} ms` : `${seconds.toFixed(1)} s`);
-const title = (side) => models.find((model) => model.id === side.select.value)?.title ?? side.select.value;
-
-// A segment under the pointer, the focus, or chosen
-
-function hover(name, id, event) {
-  const side = name === "a" ? a : b;
-  side.pane.showTip(id, event);
-  light(side, id);
-}
-
-function light(side, id) {
-  if (side.lit === id) return;
-  side.lit = id;
-  requestAnimationFrame(draw);
-}
-
-function pick(name, id) {
-  const side = name === "a" ? a : b;
-  side.picked = side.picked === id ? 0 : id;
+  find("download-picture").disabled = find("again").disabled = !a.answer;
+  fit();
   draw();
 }
 
-function moveInList(event) {
-  const rows = [...event.currentTarget.querySelectorAll("button")];
-  const place = rows.indexOf(document.activeElement);
-  const next = { ArrowDown: place + 1, ArrowUp: place - 1, Home: 0, End: rows.length - 1 }[event.key];
-  if (next === undefined || place < 0 || !rows[next]) return;
-  event.preventDefault();
-  rows[place].tabIndex = -1;
-  rows[next].tabIndex = 0;
-  rows[next].focus();
+function fillSegments(side) {
+  panel.fillSegments(side.list, side.answer, (segment) => side.pane.isShown(segment), {
+    onLight: (id) => light(side, id),
+    onPick: (id) => pick(side, id),
+  });
+}
+
+function classesChanged() {
+  panel.checkClasses(view.hidden);
+  draw();
+  for (const side of sides) fillSegments(side);
+  draw();
+}
+
+/** The stages of an answer, and what is left of the time until it was here. */
+function columnOf(side) {
+  const { stages, total } = side.answer;
+  const rest = total - stages.reduce((sum, stage) => sum + stage.seconds, 0);
+  return { title: b.answer ? side.name.toUpperCase() : "", total, stages: [...stages, { name: "page", seconds: Math.max(0, rest) }] };
+}
+
+function draw() {
+  for (const side of sides) {
+    const lit = side.lit || side.picked;
+    side.pane.draw({ ...view, lit });
+    panel.markSegments(side.list, lit, side.picked);
+  }
+}
+
+function fit() {
+  const beside = !b.pane.figure.hidden && getComputedStyle(find("panes")).flexDirection === "row" ? 2 : 1;
+  const width = find("panes").clientWidth / beside - (beside - 1) * 8;
+  const height = Math.max(240, window.innerHeight - 250);
+  for (const side of sides) side.pane.fit(width, height, zoom);
+  write(find("zoom-fit"), zoom === 1 ? "Fit" : `${Math.round(100 * zoom)} %, fit`);
+}
+
+function zoomBy(factor) {
+  zoom = factor ? Math.min(MOST_ZOOM, Math.max(1, zoom * factor)) : 1;
+  if (zoom < 1.05) zoom = 1;
+  fit();
+}
+
+// A segment under the pointer or the focus, or one that was chosen
+
+function hover(side, x, y) {
+  for (const other of sides) {
+    const id = other === side || found ? other.pane.idAt(x, y) : 0;
+    other.pane.showTip(id, x, y);
+    light(other, id);
+  }
+}
+
+let drawing = 0;
+function light(side, id) {
+  if (side.lit === id) return;
+  side.lit = id;
+  cancelAnimationFrame(drawing);
+  drawing = requestAnimationFrame(draw);
+}
+
+function pick(side, id) {
+  side.picked = side.picked === id ? 0 : id;
+  draw();
+  side.list.querySelector(`[data-id="${side.picked}"]`)?.scrollIntoView({ block: "nearest" });
 }
 
 // Words
 
-function say(words) {
-  find("status").textContent = words;
-}
-
-function complain(error) {
-  if (error.name === "AbortError") return;
-  find("error-words").textContent = error.message;
-  find("error").hidden = false;
-  say("");
-  setState("error");
-}
-
-function quiet() {
-  find("error").hidden = true;
-}
-
 function setState(state) {
   document.documentElement.dataset.state = state;
+}
+
+/** status: what else there is to say. */
+function complain(words, status = "") {
+  write(find("error-words"), words);
+  find("error").hidden = false;
+  write(find("status"), status);
+  setState("error");
 }
 
 // The models and the last photos
@@ -314,9 +303,10 @@ async function look() {
     const were = new Map(models.map((model) => [model.id, model.state]));
     models = told.models;
     fillModels();
-    const back = sides.filter((side) => side.select.value && side.failed && were.get(side.select.value) === "failed" &&
-      models.find((model) => model.id === side.select.value)?.state !== "failed");
-    if (back.length && photo) await askAll();
+    const back = (side) => side.failed && were.get(side.select.value) === "failed" && modelOf(side)?.state !== "failed";
+    const asked = document.documentElement.dataset.state === "asking";
+    if (photo && (sides.some(back) || (asked && !were.size))) await askAll();
+    await refreshPhotos();
   } catch (error) {
     health("failed", error.message);
   }
@@ -324,131 +314,114 @@ async function look() {
 
 function fillModels() {
   for (const side of sides) {
-    const chosen = side.select.value;
-    const options = models.map((model) => new Option(model.title, model.id));
+    const before = side.select.value;
+    const options = models.map((model) => {
+      const option = new Option(model.title, model.id);
+      option.title = model.place;
+      return option;
+    });
     if (side === b) options.unshift(new Option("nothing", ""));
-    const names = (list) => [...list].map((option) => option.value + option.text).join("\n");
+    const names = (list) => [...list].map((option) => `${option.value} ${option.text}`).join("\n");
     if (names(options) === names(side.select.options)) continue;
     side.select.replaceChildren(...options);
-    if (models.some((model) => model.id === chosen)) side.select.value = chosen;
+    if (models.some((model) => model.id === before)) side.select.value = before;
+    else if (before) askAnew(side); // it is not here any more
+    else if (side === a) side.select.value = (models.find((model) => model.state !== "failed") ?? models[0])?.id;
   }
-  const model = models.find((each) => each.id === a.select.value);
-  if (!model) return;
-  const words = { ready: "ready", waiting: "is opened when it is asked", failed: model.reason };
-  health(model.state, words[model.state]);
-  const names = model.categories.map((category) => category.name);
-  const shown = names.slice(0, 12).join(", ") + (names.length > 12 ? " and more" : "");
-  find("knows").textContent = names.length ? `${model.network} knows ${names.length} classes: ${shown}.` : "";
-  find("limits").textContent = `At most ${limits.bytes >> 20} MiB and ${limits.pixels / 1e6} megapixels. Photos stay on this machine, in memory.`;
+  const failed = chosen().map(modelOf).filter((model) => model.state === "failed");
+  const waiting = chosen().map(modelOf).filter((model) => model.state === "waiting");
+  if (failed.length) health("failed", failed.map((model) => model.reason).join(" "));
+  else if (waiting.length) health("waiting", "opens with the first photo");
+  else health("ready", "ready");
+  const { network, classes } = modelOf(a) ?? { network: "", classes: [] };
+  const some = classes.slice(0, 12).join(", ") + (classes.length > 12 ? " and others" : "");
+  write(find("knows"), classes.length ? `The network ${network} knows ${classes.length} classes: ${some}.` : "");
+  const most = `At most ${limits.bytes >> 20} MiB and ${limits.pixels / 1e6} megapixels.`;
+  write(find("limits"), `${most} Photos go to the viewer and its models alone, and are kept in memory until it ends.`);
 }
 
 function health(state, words) {
   find("health").dataset.state = state;
-  if (find("health-words").textContent !== words) find("health-words").textContent = words;
+  write(find("health-words"), words);
 }
 
-async function listPhotos() {
+async function refreshPhotos() {
+  const before = photos.map((each) => each.id).join();
+  const shown = find("photos").querySelector('[aria-pressed="true"]')?.dataset.id;
   photos = await api.photos();
-  find("last").hidden = !photos.length;
-  find("photos").replaceChildren(
-    ...photos.map((each) => {
-      const button = element("button");
-      button.type = "button";
-      button.setAttribute("aria-pressed", String(each.id === photo?.id));
-      const image = element("img");
-      image.src = api.thumbPath(each);
-      image.alt = "";
-      button.append(image, element("span", "", each.name));
-      button.addEventListener("click", () => show(each).then(listPhotos));
-      const item = element("li");
-      item.append(button);
-      return item;
-    }),
-  );
+  if (photos.map((each) => each.id).join() !== before || shown !== photo?.id) panel.fillPhotos(photos, photo, show);
+}
+
+async function forget() {
+  try {
+    await api.forgetPhotos();
+    await refreshPhotos();
+    write(find("status"), "The viewer has forgotten its photos.");
+  } catch (error) {
+    complain(error.message);
+  }
+  find("file").focus();
 }
 
 // Controls
 
-for (const name of ["segments", "outlines", "labels", "difference"])
+for (const name of ["segments", "outlines", "labels", "difference"]) {
   find(`show-${name}`).addEventListener("change", (event) => {
     view[name] = event.target.checked;
     draw();
   });
+}
 find("opacity").addEventListener("input", (event) => {
   view.opacity = event.target.value / 100;
-  find("opacity-value").textContent = `${event.target.value} %`;
+  write(find("opacity-value"), `${event.target.value} %`);
   draw();
 });
 for (const side of sides) {
-  side.list.addEventListener("keydown", moveInList);
+  side.list.addEventListener("keydown", panel.moveInList);
   side.select.addEventListener("change", () => {
-    side.answer = null;
-    side.pane.setAnswer(null);
-    if (!photo) return fillModels();
-    asking?.abort();
-    asking = new AbortController();
-    askAll().catch(complain);
+    fillModels();
+    askAnew(side);
   });
 }
-find("file").addEventListener("change", (event) => {
-  give(event.target.files);
-  event.target.value = "";
+find("classes-all").addEventListener("click", () => {
+  view.hidden.clear();
+  classesChanged();
 });
-find("retry").addEventListener("click", () => {
-  quiet();
-  look();
-  if (photo) askAll().catch(complain);
+find("classes-none").addEventListener("click", () => {
+  for (const box of find("class-list").querySelectorAll("input")) view.hidden.add(box.dataset.class);
+  classesChanged();
+});
+find("again").addEventListener("click", () => {
+  for (const side of sides) side.answer = null;
+  askAnew(a);
+});
+find("retry").addEventListener("click", async () => {
+  find("error").hidden = true;
+  setState(photo ? "asking" : "empty");
+  await look();
+  if (photo?.id && a.pane.image) await askAll();
+  else if (photo) await show(photo);
 });
 find("download-picture").addEventListener("click", () => {
-  savePicture(b.answer ? [a.pane, b.pane] : [a.pane], photo.name.replace(/\.[^.]+$/, ""));
+  savePicture(sides.filter((side) => side.answer).map((side) => side.pane), photo.name.replace(/\.[^.]+$/, ""));
 });
-find("paste").addEventListener("click", async () => {
-  try {
-    const items = await navigator.clipboard.read();
-    const files = [];
-    for (const item of items) {
-      const kind = item.types.find((type) => type.startsWith("image/"));
-      if (kind) files.push(new File([await item.getType(kind)], "pasted photo.png", { type: kind }));
-    }
-    if (!files.length) throw new Error("there is no picture in the clipboard");
-    give(files);
-  } catch (error) {
-    complain(new Error(`The clipboard gives no picture: ${error.message}`));
-  }
-});
-document.addEventListener("paste", (event) => {
-  if (event.clipboardData?.files.length) {
-    event.preventDefault();
-    give(event.clipboardData.files);
-  }
-});
+find("zoom-in").addEventListener("click", () => zoomBy(1.5));
+find("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
+find("zoom-fit").addEventListener("click", () => zoomBy(0));
+find("forget").addEventListener("click", forget);
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !find("camera-dialog").open) {
-    for (const side of sides) side.picked = side.lit = 0;
-    draw();
-  }
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  for (const side of sides) side.picked = side.lit = 0;
+  for (const side of sides) side.pane.showTip(0);
+  draw();
 });
-let over = 0; // how deep a drag is in the page's elements
-const isDrag = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-document.addEventListener("dragenter", (event) => {
-  if (isDrag(event)) find("dropping").hidden = ++over <= 0;
-});
-document.addEventListener("dragleave", (event) => {
-  if (isDrag(event)) find("dropping").hidden = --over <= 0;
-});
-document.addEventListener("dragover", (event) => isDrag(event) && event.preventDefault());
-document.addEventListener("drop", (event) => {
-  if (!isDrag(event)) return;
-  event.preventDefault();
-  over = 0;
-  find("dropping").hidden = true;
-  give(event.dataTransfer.files);
-});
+new ResizeObserver(fit).observe(find("panes"));
+window.addEventListener("resize", fit);
+connectGiving(give, complain);
 connectCamera((file) => give([file]));
 
 async function keepLooking() {
   if (!document.hidden) await look();
   setTimeout(keepLooking, LOOK_EVERY);
 }
-listPhotos().catch(() => {});
 keepLooking();

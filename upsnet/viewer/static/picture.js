@@ -1,48 +1,50 @@
 // The picture as it is shown, as a file.
 
-import { css, labelOf, meet, textColor } from "./pane.js";
+import { css, element, labelOf, placeLabels, textColor } from "./dom.js";
 
 /** panes: side by side. */
 export function savePicture(panes, name) {
-  const widths = panes.map((pane) => pane.canvas.width);
-  const canvas = document.createElement("canvas");
-  canvas.width = widths.reduce((sum, width) => sum + width, 0);
+  const canvas = element("canvas");
+  canvas.width = panes.reduce((sum, pane) => sum + pane.canvas.width, 0);
   canvas.height = Math.max(...panes.map((pane) => pane.canvas.height));
   const context = canvas.getContext("2d");
   let left = 0;
   for (const pane of panes) {
-    context.drawImage(pane.canvas, left, 0);
-    if (pane.view.labels && pane.answer) drawLabels(context, pane, left);
+    context.setTransform(1, 0, 0, 1, left, 0);
+    context.drawImage(pane.canvas, 0, 0);
+    if (pane.view.labels) drawLabels(context, pane);
     left += pane.canvas.width;
   }
-  canvas.toBlob((content) => {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(content);
-    link.download = `${name}_overlay.png`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-  }, "image/png");
+  canvas.toBlob((content) => save(content, `${name}_overlay.png`), "image/png");
 }
 
-function drawLabels(context, pane, left) {
+function save(content, name) {
+  const link = element("a");
+  link.href = URL.createObjectURL(content);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+function drawLabels(context, pane) {
   const { width, height } = pane.canvas;
   const size = Math.max(12, Math.round(Math.max(width, height) / 52));
   context.font = `${size}px system-ui, sans-serif`;
   context.textBaseline = "middle";
   context.textAlign = "center";
-  const placed = [];
-  for (const { segment, x, y } of pane.labelPoints()) {
-    const text = labelOf(segment);
-    const box = { width: context.measureText(text).width + 0.6 * size, height: 1.4 * size };
-    box.left = Math.min(Math.max(0, x * width - box.width / 2), Math.max(0, width - box.width));
-    box.top = Math.min(Math.max(0, y * height - box.height / 2), Math.max(0, height - box.height));
-    if (placed.some((other) => meet(box, other))) continue;
-    placed.push(box);
+  const segments = pane.labelled();
+  const sizes = segments.map(({ segment }) => ({
+    width: context.measureText(labelOf(segment)).width + 0.6 * size,
+    height: 1.4 * size,
+  }));
+  for (const [place, box] of placeLabels(segments, sizes, width, height).entries()) {
+    if (!box) continue;
+    const { segment } = segments[place];
     context.fillStyle = css(segment.color);
     context.beginPath();
-    context.roundRect(left + box.left, box.top, box.width, box.height, size / 4);
+    context.roundRect(box.left, box.top, box.width, box.height, size / 4);
     context.fill();
     context.fillStyle = textColor(segment.color);
-    context.fillText(text, left + box.left + box.width / 2, box.top + box.height / 2);
+    context.fillText(labelOf(segment), box.left + box.width / 2, box.top + box.height / 2);
   }
 }

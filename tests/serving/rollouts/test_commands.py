@@ -1,0 +1,361 @@
+"""`upsnet deploy stage`, `promote`, `rollback`, `status`, `history`, `discard`: words, exit codes, the wait."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import serving.deploy
+from serving.lock import STAGING, locked
+from serving.repository import Parts, deploy
+from serving.rollouts import steps
+from serving.rollouts.commands import discard, history, promote, rollback, stage, status
+from serving.rollouts.of_run import deploy_run
+from serving.rollouts.record import read_record
+from tests.serving.conftest import Exported
+from tests.serving.rollouts.conftest import check_truth, entries
+from tests.small_disk import small_disk
+from upsnet.command_line.command import make_app
+from upsnet.errors import InputError
+
+MAINS: dict[str, Callable[..., None]] = {
+    "stage": stage.main,
+    "promote": promote.main,
+    "rollback": rollback.main,
+    "status": status.main,
+    "history": history.main,
+    "discard": discard.main,
+}
+NOBODY = "127.0.0.1:9"  # the port of discard, where nothing listens
+UNJUDGED = ("--without-gate", "a test")
+
+
+def command(name: str, *arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(make_app(MAINS[name]), [str(each) for each in arguments])
+
+
+@pytest.fixture
+def run(repository: Path) -> Callable[..., Result]:
+    """A command on the repository, without a service."""
+
+    def call(name: str, *arguments: object) -> Result:
+        health = () if name in ("history", "discard") or "--health" in arguments else ("--health", NOBODY)
+        return command(name, *arguments, "--repository", repository, *health)
+
+    return call
+
+
+def test_the_way_of_a_version(run: Callable[..., Result], repository: Path, engine: Path) -> None:
+    shown = run("status")
+    assert shown.exit_code == 0 and "version 1 serves (model " in shown.stdout and "no roll-outs yet" in shown.stdout
+    staged = run("stage", engine)
+    assert staged.exit_code == 0, staged.output
+    assert f"staged {engine} as version 2; version 1 serves\n" in staged.stdout
+    assert f"no service of this repository answers at {NOBODY}" in staged.stdout
+    promoted = run("promote", *UNJUDGED)
+    assert promoted.exit_code == 0, promoted.output
+    assert "version 2 is promoted; version 1 is what a rollback returns to\n" in promoted.stdout
+    back = run("rollback")
+    assert (back.exit_code, back.stdout.splitlines()[0]) == (0, "back from version 2 to version 1")
+    again = run("rollback", "--to", 1)
+    assert (again.exit_code, again.stdout.splitlines()[0]) == (0, "version 1 serves already; nothing has changed")
+    none = run("rollback")
+    assert (none.exit_code, none.stderr) == (
+        2,
+        f"error: {repository}: version 1 has none before it to return to\n",
+    )
+    assert run("stage", engine.parent / engine.name).exit_code == 0
+    gone = run("discard")
+    assert (gone.exit_code, gone.stdout) == (0, "version 3 is gone; version 1 serves\n")
+    for name in ("promote", "discard"):
+        refused = run(name)
+        assert refused.exit_code == 2
+        assert refused.stderr == f"error: {repository} has no candidate; `upsnet deploy stage` puts one there\n"
+    told = json.loads(run("history", "--json").stdout)
+    assert [event["action"] for event in told] == ["begin", "stage", "promote", "rollback", "stage", "discard"]
+    assert told[2]["reasons"] == ["a test"] and told[1]["source"] == str(engine)
+    table = run("history").stdout
+    assert table.count("UTC") == 6 and "a test" in table and f"from {engine}" in table
+
+
+def test_status_for_programs(run: Callable[..., Result], engine: Path, parts: Parts) -> None:
+    bare = json.loads(run("status", "--json").stdout)
+    assert (bare["serving"], bare["candidate"], bare["rollouts"], bare["service"]) == (1, None, None, None)
+    run("stage", engine)
+    told = json.loads(run("status", "--json").stdout)
+    assert [(each["version"], each["role"]) for each in told["versions"]] == [(1, "serving"), (2, "candidate")]
+    assert told["versions"][1]["model_sha256"] == parts.digests["model.onnx"]
+    assert told["last"]["action"] == "stage" and told["step"] == 2
+    run("promote", *UNJUDGED)
+    run("rollback")
+    roles = [each["role"] for each in json.loads(run("status", "--json").stdout)["versions"]]
+    assert roles == ["serving", "withdrawn"]
+
+
+@pytest.mark.parametrize("name", ["promote", "rollback", "history", "discard"])
+def test_what_is_no_repository_of_roll_outs(name: str, run: Callable[..., Result], tmp_path: Path) -> None:
+    early = run(name)
+    assert early.exit_code == 2 and "no roll-outs yet; `upsnet deploy stage` adds another" in early.stderr
+    nothing = command(name, "--repository", tmp_path / "nowhere")
+    assert nothing.exit_code == 2 and nothing.stderr.count("\n") == 1
+    assert "nowhere is no model repository: it has no upsnet/1; make one with `upsnet deploy`" in nothing.stderr
+
+
+def test_an_engine_that_is_none_changes_nothing(run: Callable[..., Result], repository: Path, tmp_path: Path) -> None:
+    before = entries(repository)
+    for engine, words in ((tmp_path, f"there is no model {tmp_path}/model.onnx"), (Path("nosuchrun"), "there is no")):
+        refused = run("stage", engine)
+        assert refused.exit_code == 2 and words in refused.stderr and refused.stderr.count("\n") == 1
+    assert entries(repository) == before
+
+
+@pytest.mark.parametrize("health", ["8002", "host:", "host:0", "host:99999", "http://host:8002/"])
+def test_health_is_an_address(health: str, run: Callable[..., Result]) -> None:
+    refused = run("rollback", "--health", health)
+    assert refused.exit_code == 2 and f"--health {health}: give host:port" in refused.stderr
+
+
+# --- the disk, and who may write on it
+
+
+def test_a_full_disk_leaves_what_was(run: Callable[..., Result], repository: Path, engine: Path) -> None:
+    run("stage", engine)
+    before = entries(repository)
+    with small_disk(100):
+        refused = run("stage", engine)
+    assert refused.exit_code == 2, refused.output
+    assert "cannot be written: File too large; the versions that are there stay as they were" in refused.stderr
+    with small_disk(300):  # the record does not fit
+        assert run("rollback", "--to", 1).exit_code == 0, "nothing to do"
+        refused = run("discard")
+    assert refused.exit_code == 2 and "cannot be written: File too large" in refused.stderr
+    assert entries(repository) == before
+    check_truth(repository)
+    assert read_record(repository).candidate == 2
+
+
+@pytest.mark.parametrize("name", ["stage", "promote", "rollback", "discard"])
+def test_a_repository_that_cannot_be_written(
+    name: str, run: Callable[..., Result], repository: Path, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root nothing is read-only, so the system's word is played."""
+    run("stage", engine)
+    if name == "rollback":
+        run("promote", *UNJUDGED)
+    before = entries(repository)
+    real = os.open
+
+    def closed(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR) and str(repository) in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", closed)
+    refused = run(name, *([engine] if name == "stage" else UNJUDGED if name == "promote" else []))
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert f"{repository}: cannot be written: Permission denied" in refused.stderr
+    for word in ("status", "history"):
+        assert run(word).exit_code == 0, "reading goes on"
+    assert entries(repository) == before
+
+
+# --- two commands at once
+
+
+def test_a_step_waits_for_another_and_not_for_the_copying_of_a_model(repository: Path, parts: Parts) -> None:
+    steps.stage(repository, parts)
+    steps.promote(repository, read_record(repository), {}, 1.0)
+    with locked(repository, STAGING):
+        with pytest.raises(InputError, match="a model is being staged there; wait for it, and begin again"):
+            steps.stage(repository, parts)
+        assert steps.rollback(repository).serving == 1, "a rollback does not wait for it"
+    with locked(repository):
+        thread = threading.Thread(target=steps.rollback, args=(repository, 2))
+        thread.start()
+        time.sleep(0.1)
+        assert read_record(repository).serving == 1
+    thread.join()
+    assert read_record(repository).serving == 2
+    with (
+        locked(repository),
+        pytest.raises(InputError, match="another command is changing it; wait for it"),
+        locked(repository, wait=0.05),
+    ):
+        pass
+
+
+def test_many_commands_at_once(repository: Path, parts: Parts) -> None:
+    """Each does its step or refuses, and the history has each that was done."""
+    steps.stage(repository, parts)
+    steps.promote(repository, read_record(repository), {}, 1.0)
+    code = (
+        "import sys; from pathlib import Path; from serving.rollouts.steps import rollback; "
+        "[rollback(Path(sys.argv[1]), to) for to in (1, 2) * 5]"
+    )
+    children = [subprocess.Popen([sys.executable, "-c", code, str(repository)]) for _ in range(3)]
+    while any(child.poll() is None for child in children):
+        seen = read_record(repository)
+        assert seen.serving in (1, 2) and seen.step == len(seen.events)
+    assert [child.returncode for child in children] == [0, 0, 0]
+    record = check_truth(repository)
+    assert record is not None
+    assert record.step == len(record.events) and 2 < record.step <= 33
+    changes = [event.version for event in record.events if event.action == "rollback"]
+    assert all(one != other for one, other in itertools.pairwise(changes)), "1, 2, 1, 2, ..."
+
+
+# --- runs
+
+
+def test_a_run_whose_model_serves_is_deployed_already(
+    exported: Exported, repository: Path, parts: Parts, engine: Path
+) -> None:
+    first = exported.model.parent
+    assert deploy_run(first, repository) == repository
+    steps.stage(repository, parts)
+    before = entries(repository)
+    assert deploy_run(first, repository) == repository
+    with pytest.raises(
+        InputError,
+        match=r"serves version 1, which is not the model of .*; it is staged there as version 2: `upsnet dep",
+    ):
+        deploy_run(engine, repository)
+    steps.promote(repository, read_record(repository), {}, 1.0)
+    assert deploy_run(engine, repository) == repository
+    with pytest.raises(InputError, match=r"serves version 2, .*`upsnet deploy stage .* puts this one beside it"):
+        deploy_run(first, repository)
+    with pytest.raises(InputError, match=r"is served step by step: .* `upsnet deploy stage`"):
+        deploy(exported.model, exported.manifest_path, repository)
+    assert {each for each in entries(repository) ^ before if "rollouts/0" not in each} == set()
+
+
+def test_deploy_says_whether_it_wrote(engine: Path, repository: Path, parts: Parts, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copytree(engine, run / "engine")
+    app = make_app(serving.deploy.main)
+    arguments = ["--run", str(run), "--repository", str(repository)]
+    assert CliRunner().invoke(app, arguments).stdout.startswith(f"wrote {repository}; ")
+    steps.stage(repository, parts)
+    assert CliRunner().invoke(app, arguments).stdout.startswith(f"that model serves already in {repository}; ")
+
+
+# --- the service
+
+
+class FakeService:
+    """A service's /health/versions: what it tells is changed by tests."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] | None = None
+        self.asked = 0
+        told = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                told.asked += 1
+                found = told.answer if self.path == "/health/versions" else None
+                body = json.dumps(found).encode()
+                self.send_response(404 if found is None else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def tell(self, repository: Path, serving: int, failed: dict[str, str] | None = None, **states: str) -> None:
+        versions: dict[str, dict[str, Any]] = {
+            name.removeprefix("v"): {
+                "role": "serving" if name == f"v{serving}" else "candidate",
+                "state": state,
+                "reasons": [],
+                "restarts": 0,
+            }
+            for name, state in states.items()
+        }
+        self.answer = {
+            "rollouts": read_record(repository).id,
+            "serving": serving,
+            "ports": {},
+            "versions": versions,
+            "failed": failed or {},
+            "canary": None,
+        }
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def service() -> Iterator[FakeService]:
+    found = FakeService()
+    yield found
+    found.close()
+
+
+def test_a_service_is_waited_for(
+    run: Callable[..., Result], repository: Path, engine: Path, parts: Parts, service: FakeService
+) -> None:
+    steps.stage(repository, parts)
+    service.tell(repository, 1, v1="ready", v2="starting")
+    threading.Timer(0.5, lambda: service.tell(repository, 2, v1="ready", v2="ready")).start()
+    promoted = run("promote", *UNJUDGED, "--health", service.address)
+    assert promoted.exit_code == 0 and promoted.stdout.endswith(f"version 2 serves at {service.address} now\n")
+    assert service.asked > 1
+    service.tell(repository, 2, v2="ready", v3="ready")
+    staged = run("stage", engine, "--health", service.address)
+    assert staged.exit_code == 0 and f"the service at {service.address} runs it" in staged.stdout
+    shown = run("status", "--health", service.address).stdout
+    assert "candidate, ready" in shown and "no service" not in shown
+
+
+def test_a_service_that_does_not_follow(
+    run: Callable[..., Result], repository: Path, parts: Parts, service: FakeService
+) -> None:
+    steps.stage(repository, parts)
+    service.tell(repository, 1, {"2": "its log says: no memory"}, v1="ready")
+    promoted = run("promote", *UNJUDGED, "--health", service.address)
+    assert promoted.exit_code == 1
+    assert promoted.stderr == (
+        f"version 2 does not run at {service.address}: its log says: no memory; version 1 goes on serving there\n"
+    )
+    shown = run("status", "--health", service.address).stdout
+    assert "failed: its log says: no memory" in shown
+    assert f"the service at {service.address} serves version 1, and not yet version 2" in shown
+    service.tell(repository, 2, v2="ready", v1="starting")
+    late = run("rollback", "--health", service.address, "--wait", "0.3")
+    assert late.exit_code == 1
+    assert f"{service.address} still serves version 2, and does not run version 1 after 0.3 s" in late.stderr
+
+
+def test_the_service_of_another_repository_is_none(
+    run: Callable[..., Result], repository: Path, parts: Parts, service: FakeService
+) -> None:
+    steps.stage(repository, parts)
+    service.tell(repository, 1, v1="ready")
+    assert service.answer is not None
+    service.answer["rollouts"] = "another"
+    promoted = run("promote", *UNJUDGED, "--health", service.address)
+    assert promoted.exit_code == 0 and f"no service of this repository answers at {service.address}" in promoted.stdout
+    for wrong in (None, {"no": "versions"}, ["a list"]):
+        service.answer = wrong  # type: ignore[assignment]
+        assert run("status", "--health", service.address).exit_code == 0

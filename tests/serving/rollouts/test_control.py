@@ -1,0 +1,258 @@
+"""Roll-outs in the container as it runs: serve.sh on the Triton of the wheel, with the operator's secret."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from PIL import Image
+
+from serving.repository import check_parts, deploy
+from serving.rollouts import steps
+from serving.rollouts.control import check_alike, read_secret, take_up, taking_up
+from serving.rollouts.record import Record, read_record
+from tests.serving.conftest import Exported
+from tests.serving.ops.container import Container, container, retrained
+from tests.serving.test_configs import config
+from upsnet.contract import MODEL, PHOTO_MODEL, PLUGINS
+from upsnet.errors import InputError, ServerError
+
+SECRET = "0123456789abcdef" * 4
+triton = pytest.mark.triton
+
+
+class Running(NamedTuple):
+    container: Container
+    repository: Path
+    secret: Path
+
+    def promote(self, candidate: Record) -> Record:
+        with taking_up([self.container.grpc], self.secret, self.repository, candidate.candidate or 0):
+            return steps.promote(self.repository, candidate, {}, 1.0)
+
+    def rollback(self) -> Record:
+        record = read_record(self.repository)
+        with taking_up([self.container.grpc], self.secret, self.repository, record.previous or 0):
+            return steps.rollback(self.repository)
+
+    def versions(self) -> list[list[str]]:
+        with grpc.InferenceServerClient(self.container.grpc) as client:
+            return [list(client.get_model_metadata(model).versions) for model in (MODEL, PHOTO_MODEL)]
+
+
+@pytest.fixture(scope="module")
+def running(
+    exported: Exported, triton_environment: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("control")
+    repository = deploy(exported.model, exported.manifest_path, folder / "repository")
+    steps.stage(repository, retrained(exported, folder / "2", 2))
+    secret = folder / "secret"
+    secret.write_text(SECRET + "\n")
+    secret.chmod(0o600)
+    # The old photo model is slow to ask for the network, which must not have gone by then.
+    model = repository / PHOTO_MODEL / "1/model.py"
+    calls = "    def predict(self, batch: list[Opened]) -> list[PanopticResult]:\n"
+    assert calls in model.read_text()
+    model.write_text(model.read_text().replace(calls, f"{calls}        import time; time.sleep(0.5)\n"))
+    with container(folder / "c", triton_environment, repository, {"CONTROL_SECRET_FILE": str(secret)}) as started:
+        yield Running(started, repository, secret)
+
+
+class Callers:
+    """Two of each model, who ask without a pause for as long as the `with` lasts, and never ask twice."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.end = address, threading.Event()
+        self.failed: list[str] = []
+        self.seen: list[list[tuple[str, str, float]]] = []  # of each caller: model, version, a figure of the answer
+        asking = (self.ask_tensors, self.ask_photo) * 2
+        self.threads = [threading.Thread(target=self.ask, args=(ask,)) for ask in asking]
+
+    def __enter__(self) -> Callers:
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end.set()
+        for thread in self.threads:
+            thread.join()
+
+    def go_on(self) -> None:
+        """Until everybody has had two more answers: the second was asked for after this began."""
+        wanted = [len(seen) + 2 for seen in self.seen]
+        while not self.failed and any(len(seen) < count for seen, count in zip(self.seen, wanted, strict=True)):
+            time.sleep(0.01)
+
+    def ask(self, ask: Any) -> None:
+        seen: list[tuple[str, str, float]] = []
+        self.seen.append(seen)
+        with grpc.InferenceServerClient(self.address) as client:
+            while not self.end.is_set():
+                try:
+                    seen.append(ask(client))
+                except Exception as error:
+                    self.failed.append(f"{ask.__name__}: {error}")
+
+    def ask_tensors(self, client: grpc.InferenceServerClient) -> tuple[str, str, float]:
+        images, sizes = np.full((1, 64, 96, 3), 200, np.uint8), np.array([[64, 96]], np.int32)
+        inputs = {"images": images, "sizes": sizes, "scales": np.ones((1, 1), np.float32)}
+        answer = client.infer(MODEL, [_input(name, array) for name, array in inputs.items()])
+        return MODEL, answer.get_response().model_version, answer.as_numpy("segments")[0, 0, 1]
+
+    def ask_photo(self, client: grpc.InferenceServerClient) -> tuple[str, str, float]:
+        stream = io.BytesIO()
+        Image.new("RGB", (96, 64), (200, 200, 200)).save(stream, "PNG")
+        photo = _input("photo", np.array([[stream.getvalue()]], object))
+        answer = client.infer(PHOTO_MODEL, [photo], outputs=[grpc.InferRequestedOutput("segments_json")])
+        (segment, *_) = json.loads(answer.as_numpy("segments_json")[0, 0])
+        return PHOTO_MODEL, answer.get_response().model_version, segment["score"]
+
+
+def _input(name: str, array: Any) -> grpc.InferInput:
+    kind = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "object": "BYTES"}[array.dtype.name]
+    tensor = grpc.InferInput(name, array.shape, kind)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+@triton
+def test_promotion_and_rollback_under_load(running: Running) -> None:
+    """No request fails, every caller passes to the other version once and for good, and an answer is of one version."""
+    candidate = read_record(running.repository)
+    with Callers(running.container.grpc) as callers:
+        assert running.promote(candidate).served == (1, 2)
+        assert running.versions() == [["2"], ["2"]]
+        callers.go_on()
+        assert running.rollback().served == (1,)
+        assert running.versions() == [["1"], ["1"]]
+        callers.go_on()
+    assert not callers.failed
+    for seen in callers.seen:
+        versions = [version for _, version, _ in seen]
+        changes = [versions[0], *(b for a, b in pairwise(versions) if a != b)]
+        assert changes == ["1", "2", "1"]
+    figures = {(model, version): figure for seen in callers.seen for model, version, figure in seen}
+    assert {answer for seen in callers.seen for answer in seen} == {(*key, figure) for key, figure in figures.items()}
+    assert [figures[model, "2"] - figures[model, "1"] for model in (MODEL, PHOTO_MODEL)] == [2, 2]
+
+
+@triton
+def test_a_version_that_does_not_load(running: Running, exported: Exported, tmp_path: Path) -> None:
+    record = steps.stage(running.repository, retrained(exported, tmp_path, 3))
+    (running.repository / MODEL / f"{record.candidate}/model.onnx").write_bytes(b"no model")
+    before = running.versions()
+    with Callers(running.container.grpc) as callers:
+        with pytest.raises(
+            ServerError, match=f"version {record.candidate} is at UNAVAILABLE state: .*/model.onnx failed"
+        ) as error:
+            running.promote(record)
+        assert "initialize" not in str(error.value)  # no traceback
+        assert running.versions() == before
+    assert not callers.failed and all(len({version for _, version, _ in seen}) == 1 for seen in callers.seen)
+    assert read_record(running.repository) == record  # no step was made
+
+
+@triton
+def test_what_a_container_does_not_take_up(running: Running, exported: Exported, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    table = [
+        category.model_copy(update={"name": f"another {category.name}"}) for category in exported.manifest.categories
+    ]
+    exported.manifest.model_copy(update={"categories": table}).save(other / "manifest.json")
+    before, log = running.versions(), running.container.said.count("loading: upsnet")
+    record = steps.stage(running.repository, check_parts(exported.model, other / "manifest.json"))
+    with pytest.raises(InputError, match=r"the class tables of versions 1 and \d+ differ; a restart takes it up"):
+        running.promote(record)
+    guessed = tmp_path / "guessed"
+    guessed.write_text("f" * 64)
+    guessed.chmod(0o600)
+    with pytest.raises(ServerError, match="does not let this secret change its models"):
+        running._replace(secret=guessed).promote(steps.stage(running.repository, retrained(exported, tmp_path, 4)))
+    assert running.versions() == before and running.container.said.count("loading: upsnet") == log
+
+
+@triton
+def test_what_was_missed_is_taken_up(running: Running, exported: Exported, tmp_path: Path) -> None:
+    """A command that was killed after its step, or that knew nothing of the container."""
+    record = steps.promote(
+        running.repository, steps.stage(running.repository, retrained(exported, tmp_path, 5)), {}, 1.0
+    )
+    later = steps.stage(running.repository, retrained(exported, tmp_path, 6))
+    with pytest.raises(InputError, match=f"serves another model than version {record.serving} of"):
+        running.promote(later)
+    with Callers(running.container.grpc) as callers:
+        take_up([running.container.grpc], running.secret, running.repository)
+    assert not callers.failed and running.versions() == [[str(record.serving)]] * 2
+    loads = running.container.said.count("loading: upsnet")
+    take_up([running.container.grpc], running.secret, running.repository)  # again: nothing to do
+    assert running.container.said.count("loading: upsnet") == loads
+
+
+@triton
+def test_the_candidate_in_a_container_of_its_own(exported: Exported, triton_environment: Path, tmp_path: Path) -> None:
+    repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
+    steps.stage(repository, retrained(exported, tmp_path / "2", 2))
+    with container(tmp_path / "candidate", triton_environment, repository, {"ROLE": "candidate"}) as running:
+        assert Running(running, repository, tmp_path).versions() == [["2"], ["2"]]
+    steps.discard(repository)
+    with container(tmp_path / "none", triton_environment, repository, {"ROLE": "candidate"}) as running:
+        assert running.process.wait(30) == 1 and "has no version to serve as candidate" in running.said
+    # Triton itself takes config.pbtxt where there is no such configuration.
+    for model in (MODEL, PHOTO_MODEL):
+        (repository / model / "config.pbtxt").unlink()
+        (repository / model / "config.pbtxt").symlink_to("configs/cpu.pbtxt")
+    more = ["--model-config-name=candidate_cpu"]
+    with container(tmp_path / "plain", triton_environment, repository, more=more) as running:
+        assert running.process.wait(30) != 0 and "version 0 is specified for model 'upsnet'" in running.said
+
+
+def test_other_plugins_need_a_restart(exported: Exported, tmp_path: Path) -> None:
+    repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
+    configs = dict.fromkeys((1, 2), config(MODEL, "config.pbtxt", repository))
+    for version in configs:
+        (repository / MODEL / str(version)).mkdir(exist_ok=True)
+        (repository / MODEL / str(version) / PLUGINS).write_bytes(b"the same")
+    check_alike(repository, True, configs)
+    (repository / MODEL / "2" / PLUGINS).write_bytes(b"another")
+    check_alike(repository, False, configs)  # ONNX Runtime loads its library in each version's own process
+    with pytest.raises(InputError, match=f"the plugins .{PLUGINS}. of versions 1 and 2 differ"):
+        check_alike(repository, True, configs)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "told"),
+    [
+        (SECRET, 0o640, "others can read the secret"),
+        ("short", 0o600, "32 letters"),
+        ("f" * 40 + ":" + "f" * 40, 0o600, "32 letters"),
+        (None, 0o600, "cannot be read: No such file"),
+    ],
+)
+def test_secrets_that_are_refused(text: str | None, mode: int, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    if text is not None:
+        file.write_text(text)
+        file.chmod(mode)
+    with pytest.raises(InputError, match=f"{file}.*{told}"):
+        read_secret(file)
+
+
+def test_server_and_secret_go_together(exported: Exported, tmp_path: Path) -> None:
+    repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
+    record = steps.stage(repository, retrained(exported, tmp_path / "2", 2))
+    with taking_up([], None, repository, 2):  # nothing to tell
+        assert steps.promote(repository, record, {}, 1.0).serving == 2
+    with pytest.raises(InputError, match="go together"), taking_up(["127.0.0.1:1"], None, repository, 1):
+        raise AssertionError
