@@ -89,6 +89,7 @@ $(RUN)/report.html: $(RUN)/engine/engine.json $(wildcard $(TRITON_READY)) | $(TR
 # Configurations on the synthetic data set make it first.
 SYNTHETIC := $(patsubst demo,shapes,$(filter demo shapes_long,$(basename $(notdir $(CONFIG)))))
 DATA := $(SYNTHETIC:%=data/%/train.json)
+PHOTOS ?= $(SYNTHETIC:%=data/%/val)
 data/shapes/train.json data/shapes_long/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py | $(READY)
 	$(UPSNET) shapes --out $(@D) $(if $(findstring long,$@),--train 3000)
 	touch $@
@@ -142,8 +143,8 @@ $(LIBRARY_TRIED): $(LIBRARY_SOURCES)
 serve: $(TRITON_READY) $(RUN)/engine/engine.json ## serve RUN's engine with Triton on 127.0.0.1 (gRPC 8001) until Ctrl-C
 	$(UPSNET) serve --run $(RUN) $(ARGS)
 
-view: $(READY) $(RUN)/engine/engine.json ## a page in the browser that shows what RUN says about your photos
-	$(UPSNET) viewer --compare $(RUN) $(ARGS)
+view: $(RUN)/engine/engine.json | $(TRITON_READY) ## a page in the browser: what RUN says about your photos (http://127.0.0.1:8010)
+	$(UPSNET) viewer --run $(RUN) $(if $(wildcard $(PHOTOS)),--photos $(PHOTOS)) $(ARGS)
 
 load: $(TRITON_READY) $(RUN)/engine/engine.json ## real photos against RUN's server: latency, throughput, refusals; a picture
 	$(UPSNET) load-test --run $(RUN) $(ARGS)

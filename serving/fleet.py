@@ -96,8 +96,8 @@ class VersionFleet:
     @property
     def server(self) -> VersionServer:
         """What runs the version in service."""
-        assert self._in_service.opened is not None
-        return self._in_service.opened.server
+        assert self._in_service.server is not None
+        return self._in_service.server
 
     @property
     def members(self) -> Mapping[int, Member]:
@@ -118,16 +118,20 @@ class VersionFleet:
         return sorted(found, key=lambda running: PRIORITY.index(running.role))
 
     async def open(self) -> None:
-        """Copies the files of the version in service. InputError."""
+        """Copies the files of the version in service. InputError, and then nothing is left."""
         self._seen = _stamp(self._repository)
         self._record = read_record(self._repository) if is_managed(self._repository) else None
         number = self._record.serving if self._record else int(latest_version(self._repository).name)
         self._in_service = self._running(number, Role.SERVING)
-        await self._in_service.open()
+        try:
+            await self._in_service.open()
+        except BaseException:
+            await self._in_service.end()
+            raise
         self._publish()
 
     async def start(self) -> None:
-        """Starts the version in service, and then whatever else should run. InputError where the first does not start."""
+        """Starts the version in service, and then whatever else should run. InputError where that does not start."""
         self._share()
         await self._in_service.start()
         self._in_service.go_on()
@@ -162,8 +166,9 @@ class VersionFleet:
             self._wake.clear()
             await self._look()
             self._reconcile()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._look_every)
+            with suppress(TimeoutError):  # asyncio.wait_for would lose a cancellation that comes with the wake
+                async with asyncio.timeout(self._look_every):
+                    await self._wake.wait()
 
     async def _look(self) -> None:
         """What the record says now; where it cannot be read, what it said last."""
@@ -221,7 +226,7 @@ class VersionFleet:
 
     def _is_of_record(self, running: Running) -> bool:
         """Whether it runs what the record means by its number: the files may have been others when it began."""
-        return running.opened is None or self._digest(running.number) in ("", running.opened.server.model_sha256)
+        return running.server is None or self._digest(running.number) in ("", running.server.model_sha256)
 
     def _digest(self, number: int) -> str:
         events = self._record.events if self._record is not None else ()

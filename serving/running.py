@@ -38,8 +38,8 @@ class Opened(NamedTuple):
 class Running:
     """A version that runs, or is on the way to it.
 
-    opener copies its files, in a thread of its own; InputError. supervise(server, changed=...) makes its supervisor. digest: of the ONNX
-    file that was staged; empty where nobody knows. changed is called whenever something about it has changed.
+    opener copies its files, in a thread of its own; InputError. supervise(server, changed=...) makes its supervisor.
+    digest: of the ONNX file that was staged; empty where nobody knows. changed is called when anything about it has.
     """
 
     def __init__(
@@ -53,9 +53,11 @@ class Running:
     ) -> None:
         self.number, self.role = number, role
         self.member: Member | None = None  # None until its files have been copied
-        self.opened: Opened | None = None
+        self.server: VersionServer | None = None  # likewise
         self.kept_until = 0.0  # of a standby: by the clock of whoever keeps it
         self._supervisor: Supervisor | None = None
+        self._limits: Limits
+        self._close: Callable[[], None] | None = None
         self._opener, self._supervise, self._changed, self._digest = opener, supervise, changed, digest
         self._started = False
         self._life: asyncio.Task[None] | None = None
@@ -84,10 +86,10 @@ class Running:
     def take(self, role: Role) -> None:
         """That is its role from now on, and it is treated so."""
         self.role = role
-        if self.opened is not None and self._supervisor is not None:
-            self.opened.server.expendable = role is not Role.SERVING
+        if self.server is not None and self._supervisor is not None:
+            self.server.expendable = role is not Role.SERVING
             self._supervisor.patience = None if role is Role.SERVING else PATIENCE
-            self.member = Member(self.number, role, self._supervisor, self.opened.limits)
+            self.member = Member(self.number, role, self._supervisor, self._limits)
 
     def bound(self, memory: int | None) -> None:
         """Its processes may hold so many bytes."""
@@ -102,14 +104,15 @@ class Running:
         """Copies its files. InputError."""
         copying = asyncio.ensure_future(asyncio.to_thread(self._opener))
         try:
-            self.opened = await asyncio.shield(copying)
+            opened = await asyncio.shield(copying)
         except asyncio.CancelledError:
             with suppress(Exception):  # nobody wants to know any more
                 (await copying).close()
             raise
-        if self._digest not in ("", self.opened.server.model_sha256):
+        self.server, self._limits, self._close = opened
+        if self._digest not in ("", opened.server.model_sha256):
             raise InputError(f"the model.onnx of version {self.number} is not the one that was staged; stage it again")
-        self._supervisor = self._supervise(self.opened.server, changed=lambda health: self._changed(self))
+        self._supervisor = self._supervise(opened.server, changed=lambda health: self._changed(self))
         self.take(self.role)
 
     async def start(self) -> None:
@@ -124,7 +127,7 @@ class Running:
         self._life.add_done_callback(lambda _: self._changed(self))
 
     async def _live(self) -> None:
-        if self.opened is None:
+        if self.server is None:
             await self.open()
             self._changed(self)
         if not self._started:
@@ -141,6 +144,6 @@ class Running:
             if self._supervisor is not None:
                 await self._supervisor.stop(ENDING)
         finally:
-            opened, self.opened = self.opened, None
-            if opened is not None:
-                await asyncio.to_thread(opened.close)
+            close, self._close = self._close, None
+            if close is not None:
+                await asyncio.to_thread(close)

@@ -55,14 +55,14 @@ def main(
     standby: Annotated[
         float, typer.Option(help="Seconds that the version before is kept, so that a rollback is at once.")
     ] = STANDBY,
-    candidate: Annotated[
-        bool, typer.Option(help="Run the candidate of the roll-outs beside the version in service.")
-    ] = True,
+    no_candidate: Annotated[
+        bool, typer.Option("--no-candidate", help="Leave the candidate of the roll-outs alone.")
+    ] = False,
     record: Annotated[
         Path | None, typer.Option(help="Keep some of the callers' photos in this folder, for its user alone.")
     ] = None,
     record_share: Annotated[str, typer.Option(help="Of the requests whose photos are kept.")] = "1%",
-    record_photos: Annotated[int, typer.Option(min=1, help="As many are kept, the newest.")] = PHOTOS,
+    record_photos: Annotated[int, typer.Option(help="As many are kept, the newest.")] = PHOTOS,
     state: Annotated[Path | None, typer.Option(help="Keep the state of the service in this JSON file.")] = None,
 ) -> None:
     """Serves a run's models, else the repository's, with a real Triton server on this machine."""
@@ -75,7 +75,9 @@ def main(
     host = loopback(host)
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
     tls = make_tls(tls_cert, tls_key, tls_client_ca)
-    share = parse_share("--record-share", record_share)
+    if record_photos < 1:
+        raise InputError(f"--record-photos {record_photos}: give a number, 1 or more")
+    share = parse_share(record_share, "--record-share")
     if run is not None:
         repository = deploy_run(run / "engine", repository or repository_of(run))
     elif repository is None:
@@ -96,7 +98,7 @@ def main(
         otlp_endpoint=otlp_endpoint,
         state=state,
         standby=standby,
-        candidates=candidate,
+        candidates=not no_candidate,
         record=RecorderSettings(record, share, record_photos) if record is not None else None,
     )
     asyncio.run(serve(settings))

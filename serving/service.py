@@ -81,8 +81,8 @@ async def serve(settings: Settings) -> None:
             say=say,
         )
         news = News(fleet, settings.state)
+        await fleet.open()
         try:
-            await fleet.open()
             try:
                 news.keep()
             except WriteError as error:
@@ -156,7 +156,9 @@ class News:
         serves = running.role is Role.SERVING
         usual = serves and running not in self._said and (health.state is State.STARTING or not health.reasons)
         line = f"{health.state}: {'; '.join(health.reasons) or ('the models answer' + ' again' * serves)}"
-        if health.state is not State.STOPPED and not usual and line != self._said.get(running):
+        if health.state is State.STOPPED or (health.state is State.DRAINING and not serves):
+            return
+        if not usual and line != self._said.get(running):
             self._said[running] = line
             say(line if serves else f"version {running.number} ({running.role}): {line}")
 
@@ -174,10 +176,10 @@ class News:
                 "role": running.role,
                 "state": running.health.state,
                 "reasons": running.health.reasons,
-                "triton_pid": running.opened.server.pid,
+                "triton_pid": running.server.pid,
             }
             for running in fleet.running
-            if running.health is not None and running.opened is not None
+            if running.health is not None and running.server is not None
         }
         told["failed"] = {str(number): reason for number, reason in fleet.failed.items()}
         write_json(self._state, told)

@@ -22,7 +22,7 @@ PHOTO_SIZES = "photo_sizes"  # out, INT32 B x 2: height and width of each photo 
 SEGMENTS_JSON = "segments_json"  # out, BYTES B x 1: a JSON list of {id, category_id, name, isthing, score, area, box}
 COCO_PNG = "coco_png"  # out, BYTES B x 1: the official COCO panoptic PNG
 OVERLAY = "overlay"  # out, BYTES B x 1: a JPEG
-STAGES_JSON = "stages_json"  # out, BYTES B x 1: a JSON object, the seconds of each stage; those of a batch are of it all
+STAGES_JSON = "stages_json"  # out, BYTES B x 1: JSON, the seconds of each stage of the photo or of its batch
 PHOTO_OUTPUTS = [LABELS, LABELS16, PHOTO_SIZES, SEGMENTS_JSON, COCO_PNG, OVERLAY, STAGES_JSON]
 
 

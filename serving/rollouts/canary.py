@@ -41,7 +41,7 @@ class CanaryVerdict(NamedTuple):
     figures: dict[str, Any]
 
 
-def parse_share(option: str, text: str) -> float:
+def parse_share(text: str, option: str = "--canary") -> float:
     """'10%' or '0.1' -> 0.1. InputError, which names the option, for what is no share above 0 and at most 1."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(%?)", text.strip(), re.ASCII)
     value = float(found[1]) / (100 if found[2] else 1) if found else 0.0

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from upsnet.errors import InputError
+from upsnet.categories import differences
 from upsnet.parity.pixels import identical_pixels
 from upsnet.viewer.album import Answer, packed_map, view_size
 
 
 def difference(a: Answer, b: Answer) -> dict[str, object]:
-    """JSON: how many pixels differ, by the parity's own rule, and a map of them at the size of the view."""
-    if a.categories != b.categories:
-        names = [each.names for each in (a.categories, b.categories)]
-        if names[0] != names[1]:
-            raise InputError("the two models know different classes; their pixels cannot be compared")
+    """JSON: how many pixels differ, by the parity's own rule, and a map of them at the size of the view.
+
+    Of models that know different classes, in which they differ: a pixel of theirs is not the same by any rule.
+    """
+    if words := differences(a.categories, b.categories, "A", "B", most=3):
+        return {"classes": words}
     same = identical_pixels(a.full(), b.full())
     differing = int(same.size - np.count_nonzero(same))
     return {"pixels": int(same.size), "differing": differing, "map": packed_map(_shrunk(~same))}

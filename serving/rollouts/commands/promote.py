@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from serving.repository import repository_of
 from serving.rollouts import steps
 from serving.rollouts.canary import PHOTOS, SECONDS, CanaryLimits, parse_share, run_canary
 from serving.rollouts.commands.options import (
@@ -43,7 +44,12 @@ def main(
     photos: Annotated[
         Path | None, typer.Option(help="A folder of photos without truth, in place of a data set.")
     ] = None,
-    run: Annotated[Path | None, run_option("Its validation set is the data set; --against opens its model.")] = None,
+    run: Annotated[
+        Path | None,
+        run_option(
+            "Its validation set is the data set; default: the run that the repository is in. Also for --against."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N photos.")] = None,
     against: Annotated[
         str | None,
@@ -100,6 +106,8 @@ def main(
         other_size=other_size,
         seconds=deadline,
     )
+    if (gt_json, photos, run) == (None, None, None):
+        run = run_of(repository)
     options = GateOptions(
         gt_json=gt_json,
         gt_folder=gt_folder,
@@ -146,6 +154,12 @@ def main(
     print(f"version {version} is promoted; version {after.previous} is what a rollback returns to")
     if not report(wait_until_serving(health, after, wait)):
         raise typer.Exit(FAILED)
+
+
+def run_of(repository: Path) -> Path | None:
+    """The run whose own repository this is."""
+    run = repository.resolve().parent
+    return run if repository_of(run) == repository.resolve() and (run / "config.yaml").is_file() else None
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ from upsnet.errors import InputError
     ("text", "share"), [("10%", 0.1), ("0.25", 0.25), ("100 %", 1), (" .5 ", 0.5), ("2.5%", 0.025)]
 )
 def test_shares(text: str, share: float) -> None:
-    assert parse_share("--canary", text) == pytest.approx(share)
+    assert parse_share(text) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("text", ["", "0", "0%", "101%", "1.1", "-5%", "nan", "ten", "5%%", "1e-1"])
 def test_what_is_no_share(text: str) -> None:
     with pytest.raises(InputError, match=r"--record-share .* as 10%"):
-        parse_share("--record-share", text)
+        parse_share(text, "--record-share")
 
 
 def compared(seconds: float = 0.2, identical: int = 9, **changes: Any) -> Compared:

@@ -39,10 +39,14 @@ export async function answer(photo, model, signal) {
   return { ...found, ids: await unpack(found.map) };
 }
 
+/** The place of a class among those of all models. */
+export const classOf = (segment) => `${segment.category_id} ${segment.name}`;
+
 /** Where two models differ: how many pixels, and a map of 0 and 1. */
 export async function difference(photo, a, b, signal) {
   const query = new URLSearchParams({ a, b });
   const found = await ask(photoPath(photo, `/difference?${query}`), { signal });
+  if (found.classes) return found; // in which the two differ: pixels are not compared
   return { ...found, mask: await unpack(found.map) };
 }
 

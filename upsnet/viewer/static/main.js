@@ -75,7 +75,7 @@ async function show(wanted) {
   photo = wanted;
   document.title = `${photo.name} - UPSNet viewer`;
   for (const side of sides) Object.assign(side, { answer: null, failed: "", lit: 0, picked: 0 });
-  found = null;
+  setFound(null);
   zoom = 1;
   panel.fillPhotos(photos, photo, show);
   const answers = askAll(); // while the picture comes
@@ -85,7 +85,7 @@ async function show(wanted) {
     for (const side of sides) side.pane.setPhoto(image, photo.name);
     find("side").hidden = false;
     for (const side of sides) if (side.answer) side.pane.setAnswer(side.answer);
-    if (found) for (const side of sides) side.pane.setDifference(found);
+    setFound(found);
     refresh();
     await answers;
   } catch (error) {
@@ -121,8 +121,7 @@ async function askAll() {
   let fault = "";
   if (a.answer && b.answer && !found) {
     try {
-      found = await api.difference(photo, a.select.value, b.select.value, signal);
-      for (const side of sides) if (side.pane.image) side.pane.setDifference(found);
+      setFound(await api.difference(photo, a.select.value, b.select.value, signal));
     } catch (error) {
       fault = error.message;
     }
@@ -172,13 +171,17 @@ function finish(fault) {
 function askAnew(side) {
   side.answer = null;
   Object.assign(side, { failed: "", lit: 0, picked: 0 });
-  found = null;
+  setFound(null);
   if (!photo) return;
   asking.abort();
   asking = new AbortController();
-  for (const each of sides) if (each.pane.image) each.pane.setDifference(null);
   if (side.pane.image) side.pane.setAnswer(null);
   askAll();
+}
+
+function setFound(difference) {
+  found = difference;
+  for (const side of sides) if (side.pane.image) side.pane.setDifference(found?.mask ? found : null);
 }
 
 // What is shown
@@ -188,8 +191,12 @@ function refresh() {
   a.pane.figure.hidden = !photo;
   b.pane.figure.hidden = !photo || !b.select.value;
   find("second").hidden = !b.answer;
-  write(find("segments-title"), b.answer ? "Segments of A" : "Segments");
+  find("side").classList.toggle("two", Boolean(b.answer));
+  const number = (side) => side.answer?.segments.length ?? 0;
+  write(find("segments-title"), `Segments${b.answer ? " of A" : ""} (${number(a)})`);
+  write(find("segments-b-title"), `Segments of B (${number(b)})`);
   const answered = sides.filter((side) => side.answer);
+  for (const card of document.querySelectorAll(".answered")) card.hidden = !answered.length;
   for (const side of sides) {
     write(side.pane.caption, b.select.value ? `${side.name.toUpperCase()}: ${title(side)}` : title(side));
     fillSegments(side);
@@ -308,7 +315,11 @@ async function look() {
 function fillModels() {
   for (const side of sides) {
     const before = side.select.value;
-    const options = models.map((model) => new Option(model.title, model.id));
+    const options = models.map((model) => {
+      const option = new Option(model.title, model.id);
+      option.title = model.place;
+      return option;
+    });
     if (side === b) options.unshift(new Option("nothing", ""));
     const names = (list) => [...list].map((option) => `${option.value} ${option.text}`).join("\n");
     if (names(options) === names(side.select.options)) continue;
@@ -377,7 +388,7 @@ find("classes-all").addEventListener("click", () => {
   classesChanged();
 });
 find("classes-none").addEventListener("click", () => {
-  for (const box of find("class-list").querySelectorAll("input")) view.hidden.add(Number(box.value));
+  for (const box of find("class-list").querySelectorAll("input")) view.hidden.add(box.dataset.class);
   classesChanged();
 });
 find("again").addEventListener("click", () => {

@@ -1,5 +1,6 @@
 // A photo with one model's answer over it.
 
+import { classOf } from "./api.js";
 import { css, element, figures, labelOf, placeLabels, textColor } from "./dom.js";
 import { color32, enlarge, findEdges, paint, stripe } from "./maps.js";
 
@@ -125,7 +126,7 @@ export class Pane {
     this.frame.scrollTo(middle[0] * now - this.frame.clientWidth / 2, middle[1] * now - this.frame.clientHeight / 2);
   }
 
-  /** view: {segments, outlines, labels, difference, opacity, hidden: Set of category ids, lit: an id or 0} */
+  /** view: {segments, outlines, labels, difference, opacity, hidden: Set of classOf, lit: an id or 0} */
   draw(view) {
     this.view = view;
     if (!this.image) return;
@@ -159,7 +160,7 @@ export class Pane {
   }
 
   isShown(segment) {
-    return !this.view?.hidden.has(segment.category_id);
+    return !this.view?.hidden.has(classOf(segment));
   }
 
   /** The id at x, y of 0 .. 1; 0: void, outside, or a class that is switched off. */

@@ -1,6 +1,6 @@
 // The lists beside the picture: segments, classes, latency, the last photos.
 
-import { thumbPath } from "./api.js";
+import { classOf, thumbPath } from "./api.js";
 import { button, count, css, element, figures, find, time, write } from "./dom.js";
 
 /** One button for each segment. onLight(id): it is under the pointer or the focus; 0: it is no more. */
@@ -44,23 +44,23 @@ export function moveInList(event) {
   rows[next].focus();
 }
 
-/** A checkbox for each class that was found. hidden: a Set of category ids, which is changed. */
+/** A checkbox for each class that was found. hidden: a Set of `classOf`, which is changed. */
 export function fillClasses(answers, hidden, onChange) {
   const found = new Map();
   for (const { segments } of answers) {
-    for (const { category_id: id, name } of segments) found.set(id, { name, counts: [] });
+    for (const segment of segments) found.set(classOf(segment), segment);
   }
-  for (const [id, row] of found)
-    row.counts = answers.map(({ segments }) => segments.filter((segment) => segment.category_id === id).length);
-  const boxes = [...found].map(([id, { name, counts }]) => {
+  const boxes = [...found].map(([key, { category_id: id, name }]) => {
+    const counts = answers.map(({ segments }) => segments.filter((segment) => classOf(segment) === key).length);
     const label = element("label");
     const box = element("input");
     box.type = "checkbox";
     box.value = id;
-    box.checked = !hidden.has(id);
+    box.dataset.class = key;
+    box.checked = !hidden.has(key);
     box.addEventListener("change", () => {
-      if (box.checked) hidden.delete(id);
-      else hidden.add(id);
+      if (box.checked) hidden.delete(key);
+      else hidden.add(key);
       onChange();
     });
     const number = element("span", "figure", counts.join(" / "));
@@ -71,7 +71,7 @@ export function fillClasses(answers, hidden, onChange) {
 }
 
 export function checkClasses(hidden) {
-  for (const box of find("class-list").querySelectorAll("input")) box.checked = !hidden.has(Number(box.value));
+  for (const box of find("class-list").querySelectorAll("input")) box.checked = !hidden.has(box.dataset.class);
 }
 
 /** columns: {title, stages: [{name, seconds}], total}. upload: seconds, of a photo that this page has sent. */
@@ -108,12 +108,18 @@ export function fillStages(columns, upload) {
 
 export function fillDifference(found) {
   find("difference").hidden = find("difference-switch").hidden = !found;
+  find("difference").classList.toggle("same", !found?.differing);
+  find("difference").classList.toggle("apart", Boolean(found?.classes));
   if (!found) return;
+  if (found.classes) {
+    find("difference-switch").hidden = true;
+    write(find("difference-words"), `Pixels are not compared: the two models know different classes (${found.classes})`);
+    return;
+  }
   const share = (100 * found.differing) / found.pixels;
   const digits = share < 0.1 ? 3 : 1;
   const words = `${count(found.differing)} of ${count(found.pixels)} pixels differ (${share.toFixed(digits)} %)`;
   write(find("difference-words"), found.differing ? words : `All ${count(found.pixels)} pixels are identical`);
-  find("difference").classList.toggle("same", !found.differing);
 }
 
 export function fillPhotos(photos, current, onShow) {
