@@ -25,7 +25,9 @@ CLIPBOARD = """async (content) => {
     const blob = new Blob([bytes], {type: "image/png"});
     await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
 }"""
-PASTE = """(transfer) => document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: transfer, cancelable: true}))"""
+PASTE = (
+    """(transfer) => document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: transfer, cancelable: true}))"""
+)
 
 
 def plain(photo: bytes, x: int, y: int) -> tuple[int, ...]:
