@@ -154,9 +154,8 @@ class Answering:
         served = yield from describe(server, MODEL)
         if not version:
             self.running = tuple((yield from call(server, Ask("ModelMetadata", server.of_model(MODEL)))).versions)
-            policy = (yield from call(server, Ask("ModelConfig", server.of_model(MODEL)))).config.version_policy
-            named = [*map(str, policy.specific.versions)] or self.running
-            self.in_service = named[0] if len(named) == 1 else ""
+            counted = (yield from call(server, Ask("ModelStatistics", server.of_model(MODEL)))).model_stats
+            self.in_service = counted[0].version if len(counted) == 1 else ""  # whose statistics these are
         asked = self.connection.server._replace(version=version)
         return (yield from look_around(served._replace(server=asked), self.connection.regions))
 
@@ -173,11 +172,11 @@ class ServerModel:
 
     @property
     def title(self) -> str:
-        name = f"Triton, {self._server.address}"
+        server = self._server
         if self._version:
-            return f"{name}, version {self._version}"
-        many = len(self._server.running) > 1 and self._server.in_service
-        return f"{name}, in service: version {self._server.in_service}" if many else name
+            return f"Version {self._version} at {server.address}"
+        many = len(server.running) > 1 and server.in_service
+        return f"{f'In service (version {server.in_service})' if many else 'Triton'} at {server.address}"
 
     def told(self) -> Told:
         try:

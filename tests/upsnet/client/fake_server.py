@@ -67,6 +67,10 @@ class FakeServer(Servicer):
         versions = list(map(str, self.versions))
         return service_pb2.ModelMetadataResponse(name=request.name, outputs=outputs, versions=versions)
 
+    def ModelStatistics(self, request: Any, context: Any) -> Any:
+        stats = [{"name": request.name, "version": str(version)} for version in self.versions[:1]]
+        return service_pb2.ModelStatisticsResponse(model_stats=stats)
+
     def ModelConfig(self, request: Any, context: Any) -> Any:
         self._check_model(request, context)
         if not self.ready:
@@ -78,7 +82,6 @@ class FakeServer(Servicer):
                 "name": request.name,
                 "max_batch_size": 4,
                 "parameters": {METADATA_KEY: manifest} if self.tells else {},
-                "version_policy": {"specific": {"versions": self.versions[:1]}},
             }
         )
 
