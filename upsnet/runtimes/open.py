@@ -42,7 +42,7 @@ def open_source(options: RuntimeOptions) -> Predictor:
     """What `upsnet.load` is given; see there. An option that the runtime does not have is an InputError."""
     runtime, place = find_model(options.run, options.runtime)
     takes = RUNTIMES[runtime].takes
-    offered = ("threads", "device", "manifest", "tls", "shared_memory")
+    offered = ("threads", "device", "manifest", "tls", "shared_memory", "version")
     for option in offered:
         if getattr(options, option) is not None and option not in takes:
             known = ", ".join(each for each in offered if each in takes)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from upsnet.client.conversation import Opened, health, look_around, predict
+from upsnet.client.conversation import Known, Opened, health, look_around, predict
 from upsnet.contract import MODEL
 from upsnet.errors import InputError, ServerError
 from upsnet.geometry import collate, to_network
@@ -142,7 +142,7 @@ class Answering:
         if not found.ready:
             raise ServerError(found.reason)
         served = yield from describe(self._looks.server, MODEL)
-        return (yield from look_around(served._replace(server=self.connection.server), self.connection.regions))
+        return (yield from look_around(served._replace(server=self.connection.server), self.connection.regions.infer))
 
     def close(self) -> None:
         self._looks.close()
@@ -166,7 +166,7 @@ class ServerModel:
         opened = self._server.look()
         whole: dict[str, float] = {}
         with timed(whole, "server"):
-            prediction = self._server.connection.run(predict(opened, photo, stages=True))
+            prediction = self._server.connection.run(predict(Known(opened), photo, stages=True))
         told = dict(prediction.stages)
         rest = {"queue, transport": whole["server"] - sum(told.values())} if told else whole
         return replace(prediction, stages={**told, **rest})

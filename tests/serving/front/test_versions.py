@@ -23,7 +23,7 @@ from tests.serving.front.fake import LIMITS, make_request, until
 from tests.serving.front.fake_versions import World, world
 from tests.serving.front.test_shared_memory import Memory, token_of
 from tests.serving.ops.fakes import binary
-from upsnet.runtimes.shared_memory import VERSION
+from upsnet.runtimes.kserve import VERSION_HEADER
 
 
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -321,14 +321,14 @@ def test_a_region_without_a_name_is_of_the_version_for_which_it_was_registered(m
         async with world() as made:
             await made.add(2)
             given = await token(made)
-            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=(*given, (VERSION, "2")))
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=(*given, (VERSION_HEADER, "2")))
             memory.path.unlink()
             assert await made.infer(memory.infer(), "2", metadata=given) == "2"
             code, _ = await refusal(made.infer(memory.infer(), metadata=given))
             assert code == grpc.StatusCode.INVALID_ARGUMENT and made.versions[1].grpc.seen == []
             other = Memory(key=f"/upsnet-client-{secrets.token_hex(16)}")
             other.name = other.key.removeprefix("/upsnet-client-")
-            call = made.stub.SystemSharedMemoryRegister(other.request(), metadata=(*given, (VERSION, "9")))
+            call = made.stub.SystemSharedMemoryRegister(other.request(), metadata=(*given, (VERSION_HEADER, "9")))
             assert (await refusal(call))[0] == grpc.StatusCode.NOT_FOUND
             other.path.unlink()
 
