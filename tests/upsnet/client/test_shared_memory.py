@@ -119,7 +119,7 @@ def test_a_region_is_registered_for_the_version_that_is_asked(sharing: SharingSe
     for version in (None, 2):
         with closing(TritonPredictor(sharing.url, version=version)) as predictor:
             assert_right(predictor, make_batch(320))
-    assert sharing.meant == ["", "2"] and sharing.named == ["", "2"]
+    assert sharing.meant == ["", "2"] and sharing.asked_versions == ["", "2"]
 
 
 def test_a_region_outlives_a_switch_to_another_version(sharing: SharingServer) -> None:

@@ -134,7 +134,7 @@ def test_a_version_that_is_named_is_asked_alone(pair: FakeServer, opened: Callab
         del pair.others["2"]
         with pytest.raises(ServerError, match=r"\(version 2\) refused the request: there is no version 2; there is 1"):
             model.predict(PHOTO)
-    assert set(pair.named) == {"2"}
+    assert set(pair.asked_versions) == {"2"}
 
 
 def test_asyncio_names_a_version(pair: FakeServer) -> None:
