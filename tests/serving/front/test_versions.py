@@ -118,7 +118,7 @@ def test_a_stream_follows_the_switch_from_message_to_message() -> None:
         async with world() as made:
             await made.add(2)
             call = made.stub.ModelStreamInfer()
-            told = []
+            told: list[Any] = []
             for number, version in ((1, ""), (2, ""), (2, "1"), (2, "9")):
                 if number == 2 and not told[1:]:
                     made.serve(2)
@@ -164,6 +164,7 @@ def test_who_waits_for_a_version_that_is_ended_is_told_to_ask_again(protocol: st
         async with world() as made:
             old = made.versions[1]
             await made.add(2)
+            waiting: asyncio.Future[Any]
             if protocol == "grpc":
                 old.grpc.gate.clear()
                 call = made.stub.ModelInfer(make_request())
