@@ -74,7 +74,7 @@ class Canary:
         self._end_process()
 
     def answered(self, version: int, record: Record, asked: Asked, body: bytes, header_length: int | None) -> None:
-        if self._lease is None or self._tally is None or version != self._tally.serving:
+        if self._lease is None or not self._lease.holds or self._tally is None or version != self._tally.serving:
             return
         self._tally.seen += 1
         if self._chance() >= self._lease.share:
@@ -110,16 +110,15 @@ class Canary:
     async def _look_on(self) -> None:
         while True:
             try:
-                self._look()
+                self._heed(await asyncio.to_thread(read_lease, self._path))
             except Exception as error:  # the service goes on without
                 self._lease, self._trouble = None, first_line(error)
             if self._lease is None and self._mirroring is None:
                 self._end_process()
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _look(self) -> None:
-        """Which lease holds now, and what is in its way."""
-        lease = read_lease(self._path)
+    def _heed(self, lease: Lease | None) -> None:
+        """This one holds now; and what is in its way."""
         serving = self._fleet.serving.version
         if lease is None:
             self._lease = None
