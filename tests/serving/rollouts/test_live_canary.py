@@ -169,6 +169,17 @@ def test_each_way_alone_is_compared(service: Service, way: str) -> None:
     assert verdict.reasons == [] and verdict.figures["photos"] >= 3
 
 
+def test_a_candidate_that_hangs_is_refused_and_nobody_notices(service: Service) -> None:
+    pid = service.server.state["versions"]["2"]["triton_pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with service.callers():
+            verdict = service.canary(deadline=1.0)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert verdict.reasons == ["canary: version 2 failed at 1 of 1 requests (1 of them too late; no answer within 1 s)"]
+
+
 def test_a_candidate_that_is_killed_meanwhile_is_refused_and_nobody_notices(service: Service) -> None:
     service.until_ready()
     pid = service.server.state["versions"]["2"]["triton_pid"]
