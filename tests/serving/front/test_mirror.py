@@ -64,7 +64,7 @@ def job(body: bytes, **changes: Any) -> Job:
 
 def message(model: str = "upsnet_photo", inputs: Any = None, outputs: Any = ("overlay",)) -> bytes:
     fields = infer_request(SERVER, model, inputs or {"photo": PHOTO}, outputs)
-    return pb.ModelInferRequest(id="mine", model_version="3", **fields).SerializeToString()
+    return pb.ModelInferRequest(id="mine", **fields | {"model_version": "3"}).SerializeToString()
 
 
 def compare(serving: Version, candidate: Version, body: bytes = b"", **changes: Any) -> Compared:
