@@ -65,13 +65,11 @@ class Canary:
         self._watch = asyncio.create_task(self._look_on())
 
     async def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
         self._lease = None
-        for task in (self._watch, self._mirroring):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-        self._end_process()
+        self._abandon()
 
     def answered(self, version: int, record: Record, asked: Asked, body: bytes, header_length: int | None) -> None:
         if self._lease is None or not self._lease.holds or self._tally is None or version != self._tally.serving:
@@ -113,8 +111,8 @@ class Canary:
                 self._heed(await asyncio.to_thread(read_lease, self._path))
             except Exception as error:  # the service goes on without
                 self._lease, self._trouble = None, first_line(error)
-            if self._lease is None and self._mirroring is None:
-                self._end_process()
+            if self._lease is None:
+                self._abandon()
             await asyncio.sleep(LOOK_SECONDS)
 
     def _heed(self, lease: Lease | None) -> None:
@@ -124,6 +122,7 @@ class Canary:
             self._lease = None
             return
         if self._tally is None or (self._tally.lease, self._tally.serving) != (lease.id, serving):
+            self._abandon()
             self._tally = Tally(lease.id, lease.version, serving, lease.share)
             found = self._fleet.members.get(lease.version)
             self._restarts = found.backend.health.restarts if found else 0
@@ -155,6 +154,13 @@ class Canary:
         pair = serving, candidate
         return pair if all(each.backend.health.state == State.READY for each in pair) else None
 
+    def _abandon(self) -> None:
+        """What is being compared is of no use any more: a candidate that hangs would keep the next canary waiting."""
+        if self._mirroring is not None:
+            self._mirroring.cancel()
+            self._mirroring = None
+        self._end_process()
+
     def _skip(self, why: str) -> None:
         assert self._tally is not None
         self._tally.skip(why)
@@ -175,7 +181,8 @@ class Canary:
                 found = Compared(skipped=f"the comparison was lost: {first_line(error)}")
             self._requests.labels(tally.add(request_id, found)).inc()
         finally:
-            self._mirroring = None
+            if self._mirroring is asyncio.current_task():
+                self._mirroring = None
 
     def _ask(self, job: Job, body: bytes) -> bytes:
         process = self._process
