@@ -77,7 +77,9 @@ def test_the_way_of_a_version(run: Callable[..., Result], repository: Path, engi
         2,
         f"error: {repository}: version 1 has none before it to return to\n",
     )
-    assert run("stage", engine.parent / engine.name).exit_code == 0
+    run("rollback", "--to", 2)
+    assert f"staged {engine} as version 3; version 2 serves, which has the same files\n" in run("stage", engine).stdout
+    run("rollback")
     gone = run("discard")
     assert (gone.exit_code, gone.stdout) == (0, "version 3 is gone; version 1 serves\n")
     for name in ("promote", "discard"):
@@ -85,10 +87,12 @@ def test_the_way_of_a_version(run: Callable[..., Result], repository: Path, engi
         assert refused.exit_code == 2
         assert refused.stderr == f"error: {repository} has no candidate; `upsnet deploy stage` puts one there\n"
     told = json.loads(run("history", "--json").stdout)
-    assert [event["action"] for event in told] == ["begin", "stage", "promote", "rollback", "stage", "discard"]
+    assert [event["action"] for event in told] == [
+        *("begin", "stage", "promote", "rollback", "rollback", "stage", "rollback", "discard")
+    ]
     assert told[2]["reasons"] == ["a test"] and told[1]["source"] == str(engine)
     table = run("history").stdout
-    assert table.count("UTC") == 6 and "a test" in table and f"from {engine}" in table
+    assert table.count("UTC") == 8 and "a test" in table and f"from {engine}" in table
 
 
 def test_status_for_programs(run: Callable[..., Result], engine: Path, parts: Parts) -> None:
@@ -345,6 +349,8 @@ def test_a_service_that_does_not_follow(
     late = run("rollback", "--health", service.address, "--wait", "0.3")
     assert late.exit_code == 1
     assert f"{service.address} still serves version 2, and does not run version 1 after 0.3 s" in late.stderr
+    alone = run("rollback", "--to", 2, "--health", service.address, "--wait", "0")
+    assert alone.exit_code == 0 and "is not waited for" in alone.stdout
 
 
 def test_the_service_of_another_repository_is_none(
