@@ -139,9 +139,10 @@ def main(
         reasons, figures["gate"] = result.reasons, result.figures
         print("\n".join(result.lines), flush=True)
     if share is not None and not reasons:
-        bounds = CanaryLimits(canary_photos, canary_seconds, min_identical, max_latency_ratio)
+        bounds = CanaryLimits(canary_photos, canary_seconds, min_identical, max_latency_ratio, deadline)
         verdict = run_canary(repository, record, health, share, bounds)
         reasons, figures["canary"] = verdict.reasons, verdict.figures
+        print("\n".join(verdict.lines), flush=True)
     seconds = round(time.monotonic() - begun, 3)
     if reasons:
         steps.refuse(repository, record, reasons, figures, seconds)
