@@ -63,6 +63,8 @@ def wait_for_candidate(health: str, record: Record, seconds: float) -> Outcome:
 
 
 def _wait(health: str, record: Record, version: int, seconds: float, look: Callable[[Running], str | None]) -> Outcome:
+    if not seconds:
+        return Outcome(None, "the service, if one runs, is not waited for")
     end = time.monotonic() + seconds
     service = _find(health, record)
     if service is None:
