@@ -121,7 +121,9 @@ def viewer(*options: str | Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def address(triton: TritonServer, networks: Networks) -> Iterator[str]:
     """Of a viewer with the server's model, and both networks in its own process."""
-    with viewer("--url", f"grpc://{triton.url}", "--compare", networks.colours, "--compare", networks.others) as running:
+    with viewer(
+        "--url", f"grpc://{triton.url}", "--compare", networks.colours, "--compare", networks.others
+    ) as running:
         yield running
 
 

@@ -56,7 +56,7 @@ async function give(files) {
   if (last) await show(last);
   if (faults.length) complain(faults.join(" "));
   else if (!last) setState(photo ? "shown" : "empty");
-  await refreshPhotos();
+  await look(); // says so where the viewer has gone
 }
 
 async function send(file) {
