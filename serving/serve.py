@@ -11,9 +11,12 @@ from typing import Annotated
 
 import typer
 
+from serving.fleet import STANDBY
+from serving.front.recorder import PHOTOS, RecorderSettings
 from serving.front.tls import Tls
 from serving.listen import loopback
 from serving.repository import repository_of
+from serving.rollouts.canary import parse_share
 from serving.rollouts.of_run import deploy_run
 from serving.service import Settings, serve
 from upsnet.command_line.command import run as run_command
@@ -49,17 +52,32 @@ def main(
     tls_client_ca: Annotated[Path | None, typer.Option(help="Only clients with a certificate of it (PEM).")] = None,
     access_log: Annotated[Path | None, typer.Option(help="A JSON line for each request.")] = None,
     otlp_endpoint: Annotated[str | None, typer.Option(help="OpenTelemetry traces go to this gRPC address.")] = None,
+    standby: Annotated[
+        float, typer.Option(help="Seconds that the version before is kept, so that a rollback is at once.")
+    ] = STANDBY,
+    no_candidate: Annotated[
+        bool, typer.Option("--no-candidate", help="Leave the candidate of the roll-outs alone.")
+    ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep some of the callers' photos in this folder, for its user alone.")
+    ] = None,
+    record_share: Annotated[str, typer.Option(help="Of the requests whose photos are kept.")] = "1%",
+    record_photos: Annotated[int, typer.Option(help="As many are kept, the newest.")] = PHOTOS,
     state: Annotated[Path | None, typer.Option(help="Keep the state of the service in this JSON file.")] = None,
 ) -> None:
     """Serves a run's models, else the repository's, with a real Triton server on this machine."""
     for name, seconds in (("start", start_timeout), ("hang", hang_timeout)):
         if not seconds > 0:  # nan neither
             raise InputError(f"--{name}-timeout {seconds:g}: give seconds, more than 0")
-    if not drain >= 0:
-        raise InputError(f"--drain {drain:g}: give seconds, 0 or more")
+    for name, seconds in (("drain", drain), ("standby", standby)):
+        if not seconds >= 0:
+            raise InputError(f"--{name} {seconds:g}: give seconds, 0 or more")
     host = loopback(host)
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
     tls = make_tls(tls_cert, tls_key, tls_client_ca)
+    if record_photos < 1:
+        raise InputError(f"--record-photos {record_photos}: give a number, 1 or more")
+    share = parse_share(record_share, "--record-share")
     if run is not None:
         repository = deploy_run(run / "engine", repository or repository_of(run))
     elif repository is None:
@@ -79,6 +97,9 @@ def main(
         access_log=access_log,
         otlp_endpoint=otlp_endpoint,
         state=state,
+        standby=standby,
+        candidates=not no_candidate,
+        record=RecorderSettings(record, share, record_photos) if record is not None else None,
     )
     asyncio.run(serve(settings))
     print("Triton has stopped.")

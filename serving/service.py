@@ -7,18 +7,25 @@ import os
 import signal
 import sys
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
-from serving.backend import Health, Member, Role, State
+from serving.backend import Health, Role, State
 from serving.bulletins import embedded_notice
 from serving.environment import Environment
+from serving.fleet import STANDBY, VersionFleet
+from serving.front.canary import Canary
 from serving.front.front import Front, FrontSettings
+from serving.front.recorder import Recorder, RecorderSettings
+from serving.front.sampling import Sampler, Sampling
 from serving.front.telemetry import make_telemetry
 from serving.front.tls import Tls
-from serving.layout import latest_version
 from serving.limits import Limits
 from serving.listen import check_ports
+from serving.rollouts.lease import lease_path
+from serving.running import Opened, Running
 from serving.scratch import Scratch
 from serving.supervisor import Supervisor, first
 from serving.triton_process import TritonProcess
@@ -44,21 +51,17 @@ class Settings(NamedTuple):
     access_log: Path | None = None
     otlp_endpoint: str | None = None
     state: Path | None = None
+    standby: float = STANDBY
+    candidates: bool = True
+    record: RecorderSettings | None = None  # of photos
 
     @property
     def ports(self) -> dict[str, int]:
         wanted = {"grpc": self.grpc_port, "http": self.http_port, "metrics": self.metrics_port}
         return {name: port for name, port in wanted.items() if port is not None}
 
-
-class Alone:
-    """A Fleet of one version for ever."""
-
-    rollouts = ""
-
-    def __init__(self, member: Member) -> None:
-        self.serving, self.members = member, {member.version: member}
-        self.failed: dict[int, str] = {}
+    def front(self, limits: Limits, folder: Path) -> FrontSettings:
+        return FrontSettings(self.host, self.grpc_port, self.http_port, self.metrics_port, limits, folder, self.tls)
 
 
 async def serve(settings: Settings) -> None:
@@ -68,65 +71,118 @@ async def serve(settings: Settings) -> None:
     stop, hurry = heed_signals()
     telemetry = make_telemetry(settings.access_log, settings.otlp_endpoint)
     with closing(telemetry), Scratch() as scratch:
-        process = TritonProcess(environment, settings.repository, scratch, settings.log)
-        ports: dict[str, int] = {}
-
-        said: list[State] = []
-
-        def changed(health: Health) -> None:
-            if health.state is not State.STOPPED and (said or health.reasons):
-                say(f"{health.state}: {'; '.join(health.reasons) or 'the models answer again'}")
-                said.append(health.state)
-            with suppress(WriteError):  # a full disk does not end the service
-                keep(health)
-
-        def keep(health: Health) -> None:
-            if settings.state is not None:
-                told = health._asdict() | {"ports": ports, "pid": os.getpid(), "triton_pid": process.pid}
-                del told["memory"]  # which changes while the state stays
-                write_json(settings.state, told)
-
-        supervisor = Supervisor(
-            process,
-            start_timeout=settings.start_timeout,
-            hang_timeout=settings.hang_timeout,
+        fleet = VersionFleet(
+            settings.repository,
+            Opener(environment, settings.repository, settings.log),
+            partial(Supervisor, start_timeout=settings.start_timeout, hang_timeout=settings.hang_timeout),
+            standby=settings.standby,
+            candidates=settings.candidates,
             memory_limit=settings.memory_limit,
-            changed=changed,
+            say=say,
         )
-        limits = Limits.of(process.manifest)
-        front = Front(
-            Alone(Member(int(latest_version(settings.repository).name), Role.SERVING, supervisor, limits)),
-            FrontSettings(
-                settings.host,
-                settings.grpc_port,
-                settings.http_port,
-                settings.metrics_port,
-                limits,
-                scratch.folder,
-                settings.tls,
-            ),
-            telemetry,
-        )
+        news = News(fleet, settings.state)
+        await fleet.open()
         try:
             try:
-                keep(supervisor.health)
+                news.keep()
             except WriteError as error:
                 raise InputError(f"{error}; give --state another file") from error
-            ports |= await front.start()
-            await first(supervisor.start(), stop.wait())
-            if not stop.is_set():
-                say(embedded_notice())
-                say(f"The models {' and '.join(process.models)} run on {process.engine}.")
-                listed = ", ".join(f"{name} {ports[name]}" for name in ("grpc", "http", "metrics") if name in ports)
-                print(f"Triton serves {MODEL} on {settings.host}: {listed}. Ctrl-C stops it.", flush=True)
-                await first(supervisor.wait(), stop.wait())
+            fleet.changed = news.changed
+            samplers: list[Sampler] = [Canary(fleet, lease_path(settings.repository), telemetry.registry)]
+            if settings.record is not None:
+                samplers.append(Recorder(settings.record, telemetry.registry))
+            front = Front(fleet, settings.front(fleet.serving.limits, scratch.folder), telemetry, Sampling(*samplers))
+            fleet.leave = front.leave
+            try:
+                news.ports = await front.start()
+                await first(fleet.start(), stop.wait())
+                if not stop.is_set():
+                    server = fleet.server
+                    say(embedded_notice())
+                    say(f"The models {' and '.join(server.models)} run on {server.engine}.")
+                    listed = [
+                        f"{name} {news.ports[name]}" for name in ("grpc", "http", "metrics") if name in news.ports
+                    ]
+                    print(
+                        f"Triton serves {MODEL} on {settings.host}: {', '.join(listed)}. Ctrl-C stops it.", flush=True
+                    )
+                    await first(fleet.wait(), stop.wait())
+            finally:
+                if stop.is_set():
+                    fleet.drain(f"requests under way have {settings.drain:g} s; a second signal ends them at once")
+                await first(front.stop(settings.drain if stop.is_set() else 0), hurry.wait())
+                if hurry.is_set():
+                    await front.stop(0)
         finally:
-            if stop.is_set():
-                supervisor.drain(f"requests under way have {settings.drain:g} s; a second signal ends them at once")
-            await first(front.stop(settings.drain if stop.is_set() else 0), hurry.wait())
-            if hurry.is_set():
-                await front.stop(0)
-            await supervisor.stop()
+            await fleet.stop()
+
+
+class Opener:
+    """Copies a version's files. The version in service at the start writes to the file of --log, version N of the
+    others to that name with .N after it."""
+
+    def __init__(self, environment: Environment, repository: Path, log: Path | None) -> None:
+        self._environment, self._repository, self._log = environment, repository, log
+        self._first = True
+
+    def __call__(self, version: int | None) -> Opened:
+        log, self._first = self._log if self._first or self._log is None else Path(f"{self._log}.{version}"), False
+        scratch = Scratch()
+        try:
+            server = TritonProcess(self._environment, self._repository, scratch, log, version)
+        except BaseException:
+            scratch.close()
+            raise
+        return Opened(server, Limits.of(server.manifest), scratch.close)
+
+
+class News:
+    """What people are told of the versions, on stderr and in the state file."""
+
+    def __init__(self, fleet: VersionFleet, state: Path | None) -> None:
+        self.ports: dict[str, int] = {}
+        self._fleet, self._state = fleet, state
+        self._said: WeakKeyDictionary[Running, str] = WeakKeyDictionary()
+
+    def changed(self) -> None:
+        for running in self._fleet.running:
+            if running.health is not None:
+                self._say(running, running.health)
+        with suppress(WriteError):  # a full disk does not end the service
+            self.keep()
+
+    def _say(self, running: Running, health: Health) -> None:
+        """The start of the version that the service begins with is no news."""
+        serves = running.role is Role.SERVING
+        usual = serves and running not in self._said and (health.state is State.STARTING or not health.reasons)
+        line = f"{health.state}: {'; '.join(health.reasons) or ('the models answer' + ' again' * serves)}"
+        if health.state is State.STOPPED or (health.state is State.DRAINING and not serves):
+            return
+        if not usual and line != self._said.get(running):
+            self._said[running] = line
+            say(line if serves else f"version {running.number} ({running.role}): {line}")
+
+    def keep(self) -> None:
+        """WriteError."""
+        if self._state is None:
+            return
+        fleet = self._fleet
+        health = fleet.serving.backend.health
+        told = health._asdict() | {"ports": self.ports, "pid": os.getpid(), "rollouts": fleet.rollouts}
+        del told["memory"]  # which changes while the state stays
+        told["serving"], told["triton_pid"] = fleet.serving.version, fleet.server.pid
+        told["versions"] = {
+            str(running.number): {
+                "role": running.role,
+                "state": running.health.state,
+                "reasons": running.health.reasons,
+                "triton_pid": running.server.pid,
+            }
+            for running in fleet.running
+            if running.health is not None and running.server is not None
+        }
+        told["failed"] = {str(number): reason for number, reason in fleet.failed.items()}
+        write_json(self._state, told)
 
 
 def heed_signals() -> tuple[asyncio.Event, asyncio.Event]:

@@ -22,6 +22,8 @@ DELAYS = (0, 1, 2, 4, 8, 16, 30)  # seconds before a start, by the number of sta
 HEALTHY = 60.0
 FINISH = 10.0  # seconds for requests under way where the server is restarted though it works
 
+TOO_EARLY = " before the first request; give a larger --memory-limit"
+
 Result = TypeVar("Result")
 
 
@@ -61,7 +63,8 @@ class Supervisor:
 
     start_timeout: seconds until a started server must answer. hang_timeout: seconds without any answer after which a
     server that should answer counts as dead. memory_limit: bytes of its processes together above which it is started
-    anew. changed is called with each new health.
+    anew. patience: how often it is started again without a minute of health between; None: for ever. These two may be
+    changed at any time. changed is called with each new health.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Supervisor:
         start_timeout: float = 120.0,
         hang_timeout: float = 60.0,
         memory_limit: int | None = None,
+        patience: int | None = None,
         changed: Callable[[Health], None] = lambda health: None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -78,7 +82,8 @@ class Supervisor:
         self.grpc_target = server.grpc_target
         self.http_socket, self.metrics_socket = server.http_socket, server.metrics_socket
         self._server = server
-        self._start_timeout, self._hang_timeout, self._memory_limit = start_timeout, hang_timeout, memory_limit
+        self.memory_limit, self.patience = memory_limit, patience
+        self._start_timeout, self._hang_timeout = start_timeout, hang_timeout
         self._changed, self._sleep, self._clock = changed, sleep, clock
         self._state, self._since = State.STARTING, time.time()
         self._reasons: tuple[str, ...] = ("the models have not answered yet",)
@@ -107,12 +112,12 @@ class Supervisor:
         except ServerError as error:
             raise InputError(str(error)) from error
         if trouble := self._too_much():
-            raise InputError(f"{trouble} before the first request; give a larger --memory-limit")
+            raise InputError(trouble + TOO_EARLY)
         self._up()
         self._guard = asyncio.create_task(self._serve())
 
     async def wait(self) -> None:
-        """Returns never; raises what the supervisor itself fails with."""
+        """Returns never; raises what the supervisor itself fails with. ServerError where its patience is at an end."""
         if self._guard is not None:
             await asyncio.shield(self._guard)
 
@@ -125,10 +130,13 @@ class Supervisor:
         if self._guard is not None:
             self._guard.cancel()
             await asyncio.wait([self._guard])
+        await self._end(seconds, "the service has been stopped")
+
+    async def _end(self, seconds: float, reason: str) -> None:
         self._ready.clear()
         await self._server.end(seconds)
         self._memory = {}
-        self._set(State.STOPPED, "the service has been stopped")
+        self._set(State.STOPPED, reason)
 
     async def _serve(self) -> None:
         while True:
@@ -139,7 +147,7 @@ class Supervisor:
         """ServerError where the server does not answer in time; nothing is left of it then."""
         try:
             await self._server.launch()
-            if trouble := await first(self._answer(), self._server.death(), self._late()):
+            if trouble := await first(self._answer(), self._server.death(), self._late(), self._glutton()):
                 raise ServerError(f"the Triton server did not start: {trouble}")
         except OSError as error:
             await self._server.end(0)
@@ -160,10 +168,17 @@ class Supervisor:
         await self._sleep(self._start_timeout)
         return f"no answer within {self._start_timeout:g} s; {self._server.last_words()}"
 
+    async def _glutton(self) -> str:
+        return await self._hunger() + TOO_EARLY
+
     async def _restart(self, reason: str, seconds: float) -> None:
         if self._clock() - self._healthy_since >= HEALTHY:
             self._failures = 0
         while True:
+            if self.patience is not None and self._failures >= self.patience:
+                reason = f"{reason}; it has been started again {self._failures} times, and no more"
+                await self._end(seconds, reason)
+                raise ServerError(reason)
             delay = DELAYS[min(self._failures, len(DELAYS) - 1)]
             self._set(State.DEGRADED, f"{reason}; it is started again {f'in {delay} s' if delay else 'now'}")
             await self._server.end(seconds)
@@ -232,18 +247,20 @@ class Supervisor:
         return 0
 
     async def _greed(self) -> tuple[str, float]:
+        return await self._hunger(), FINISH
+
+    async def _hunger(self) -> str:
         """Returns when the processes hold more memory than they may: how much."""
-        while True:
-            if trouble := self._too_much():
-                return trouble, FINISH
+        while not (trouble := self._too_much()):
             await self._sleep(LOOK_EVERY)
+        return trouble
 
     def _too_much(self) -> str:
         self._memory = self._server.memory()
-        if self._memory_limit is None or sum(self._memory.values()) <= self._memory_limit:
+        if self.memory_limit is None or sum(self._memory.values()) <= self.memory_limit:
             return ""
         parts = ", ".join(f"{name} {size >> 20} MiB" for name, size in self._memory.items())
-        return f"Triton's processes hold more than {self._memory_limit >> 20} MiB of memory ({parts})"
+        return f"Triton's processes hold more than {self.memory_limit >> 20} MiB of memory ({parts})"
 
     def _set(self, state: State, *reasons: str) -> None:
         if state is State.READY:

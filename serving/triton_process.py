@@ -17,13 +17,14 @@ from pathlib import Path
 import upsnet
 from serving.environment import Environment
 from serving.probe import Probe, ServerError
-from serving.processes import LAUNCHER, arguments, members, stat
+from serving.processes import LAUNCHER, PROC, arguments, members, stat
 from serving.scratch import Scratch, kill_group
 from serving.snapshot import take_snapshot
 from upsnet.errors import InputError
 
 LOOK_EVERY = 0.25  # seconds, at the processes
 RUNS_ON = r"upsnet: runs on (.*?)[\"\n]"
+EXPENDABLE, MOST_OOM = 500, 1000  # of the kernel's oom_score_adj: added where a server is expendable; at most
 TAIL = 1 << 16  # bytes of the log that are looked at for its last words
 
 
@@ -31,17 +32,25 @@ class TritonProcess:
     """A server that can be launched, watched and ended again and again. InputError, in one line, for what the caller
     can cure.
 
-    scratch holds everything of it. log keeps the output; without it, that goes with scratch.
+    scratch holds everything of it. log keeps the output; without it, that goes with scratch. version: the one that is
+    served, of a managed repository.
     """
 
-    def __init__(self, environment: Environment, repository: Path, scratch: Scratch, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        repository: Path,
+        scratch: Scratch,
+        log: Path | None = None,
+        version: int | None = None,
+    ) -> None:
         folder = scratch.folder
         self.repository, self.environment = repository, environment
-        self.manifest, self.models, self.model_sha256 = take_snapshot(repository, folder / "repository")
+        self.manifest, self.models, self.model_sha256 = take_snapshot(repository, folder / "repository", version)
         self.grpc_target = f"unix:{folder / 'g'}:1"  # Triton appends its --grpc-port to the file's name
         self.http_socket, self.metrics_socket = folder / "h", folder / "m"
         self.log = log or folder / "triton.log"
-        self._scratch = scratch
+        self._scratch, self._expendable = scratch, False
         self._process: asyncio.subprocess.Process | None = None
         self._probe: Probe | None = None
         self._stubs: dict[int, str] = {}  # the models of the server's own processes
@@ -88,6 +97,7 @@ class TritonProcess:
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server; its stubs are in its group
             )
         self._scratch.guard(self._process.pid)
+        self._offer(self._process.pid)
         self._probe = Probe(self.grpc_target, self.models)
 
     async def probe(self) -> None:
@@ -142,11 +152,30 @@ class TritonProcess:
             if not answered:
                 self._sweep()
 
+    @property
+    def expendable(self) -> bool:
+        """Whether the kernel, when memory ends, takes these processes before those of other versions."""
+        return self._expendable
+
+    @expendable.setter
+    def expendable(self, expendable: bool) -> None:
+        self._expendable = expendable
+        if self._process is not None:
+            for pid in members(self._process.pid):
+                self._offer(pid)
+
+    def _offer(self, pid: int) -> None:
+        """What the process starts later has it from there."""
+        with suppress(OSError):  # it has ended, or the system does not know of it
+            own = int((PROC / "self/oom_score_adj").read_text())
+            (PROC / str(pid) / "oom_score_adj").write_text(str(min(own + EXPENDABLE * self._expendable, MOST_OOM)))
+
     def memory(self) -> dict[str, int]:
-        """Resident bytes of the server and of each model's processes."""
+        """Resident bytes of the server and of each model's processes; before the first answer these are "models"."""
         found: Counter[str] = Counter()
         if self._process is not None:
-            for pid, name in {self._process.pid: "server", **self._stubs}.items():
+            others = self._stubs or dict.fromkeys(self._others(self._process.pid), "models")
+            for pid, name in {self._process.pid: "server", **others}.items():
                 if now := stat(pid):
                     found[name] += now.resident
         return dict(found)

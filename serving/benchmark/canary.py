@@ -24,7 +24,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from serving.benchmark.measures import rate_of, zeros
-from serving.benchmark.models import make_jpeg, trivial, with_rule
+from serving.benchmark.models import make_jpeg, trivial
 from serving.load_test.asking import Server
 from serving.load_test.loops import OK, Length, Sample, open_loop
 from serving.load_test.questions import photo_question, tensor_question
@@ -44,7 +44,6 @@ from upsnet.tables import make_table, print_tables
 
 PHOTO_SIZE = 640, 480
 EMPTY_SIDE = 640  # of the image for the network that computes next to nothing: 1.2 MB
-RULE = ResizeRule(short_side=256, max_side=344)
 CALLERS = 4  # who find out how much the server can do
 START_SECONDS = 60.0  # for the candidate
 PERCENTILES = (50, 99)
@@ -178,9 +177,8 @@ def main(
         rule = ResizeRule(short_side=EMPTY_SIDE, max_side=EMPTY_SIDE)
         like = Manifest.load(manifest_path(run / "model.onnx")).model_copy(update={"resize": rule})
         empty = trivial(like, Path(folder) / "trivial/model.onnx")
-        network = with_rule(run / "model.onnx", RULE, Path(folder) / "network/model.onnx")
-        for name, model, message in (("next to nothing", empty, tensors), (like.name, network, photo)):
-            repository = deploy(model, manifest_path(model), model.parent / "repository")
+        for name, model, message in (("empty", empty, tensors), (like.name, run / "model.onnx", photo)):
+            repository = deploy(model, manifest_path(model), Path(folder) / name)
             stage(repository, check_parts(model, manifest_path(model)))
             with TritonServer(repository) as server:
                 ready = partial(lambda told: (told["versions"].get("2") or {}).get("state") == "ready")

@@ -8,6 +8,7 @@ set -eu
 repository=${MODELS:-/models}
 role=${ROLE:-serving}
 now=$repository/upsnet/rollouts/now
+version=
 
 fail() {
     echo "serve.sh: $*" >&2
@@ -24,15 +25,15 @@ if [ -L "$now" ]; then # versions are rolled out step by step, and a link of the
 elif [ "$role" = serving ]; then
     version=$(ls "$repository/upsnet" | grep -E '^[0-9]+$' | sort -n | tail -n 1)
 fi
-[ -n "${version:-}" ] || fail "$repository has no version to serve as $role (\`upsnet deploy stage\` puts a candidate there)"
+[ -n "$version" ] || fail "$repository has no version to serve as $role (\`upsnet deploy stage\` puts a candidate there)"
 model=$repository/upsnet/$version
 
 # The calls that could change something, or read the memory of others, want a secret that is forgotten here.
 closed=shared-memory,statistics,trace,logging
 forgotten=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 if [ -n "${CONTROL_SECRET_FILE:-}" ]; then
+    secret=$(cat "$CONTROL_SECRET_FILE") || fail "the secret cannot be read"
     [ -z "$(find -L "$CONTROL_SECRET_FILE" -perm /007)" ] || fail "$CONTROL_SECRET_FILE can be read by everybody; chmod 600"
-    secret=$(cat "$CONTROL_SECRET_FILE")
     case $secret in
     *[!A-Za-z0-9_-]*) fail "$CONTROL_SECRET_FILE: letters, digits, - and _ alone; \`openssl rand -hex 32\` makes a secret" ;;
     esac

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from prometheus_client import CollectorRegistry, Counter
@@ -26,26 +27,29 @@ from upsnet.contract import PHOTO, PHOTO_MODEL
 from upsnet.errors import InputError, first_line
 from upsnet.sources import PHOTO_SUFFIXES
 
-SHARE, PHOTOS = 0.01, 500
+PHOTOS = 500
 MOST_BYTES = 2 << 30  # of all photos together
 SUFFIXES = {"MPO": ".jpg", "JPEG": ".jpg", "JPEG2000": ".jp2"}  # of Pillow's formats that are not called so
 
 logger = logging.getLogger(__name__)
 
 
+class RecorderSettings(NamedTuple):
+    """Of a recorder."""
+
+    folder: Path
+    share: float  # of the requests
+    photos: int = PHOTOS  # that are kept, the newest
+
+
 class Recorder:
-    """A `Sampler`: a share of the photos, the newest `photos` of them. One request at a time, in a thread."""
+    """A `Sampler` of photos. One request at a time, in a thread."""
 
     def __init__(
-        self,
-        folder: Path,
-        registry: CollectorRegistry,
-        share: float = SHARE,
-        photos: int = PHOTOS,
-        chance: Callable[[], float] = random.random,
+        self, settings: RecorderSettings, registry: CollectorRegistry, chance: Callable[[], float] = random.random
     ) -> None:
         """InputError where others may look into the folder, or where it cannot be made."""
-        self.folder, self._share, self._most, self._chance = private_folder(folder), share, photos, chance
+        self.folder, self._share, self._most, self._chance = private_folder(settings.folder), *settings[1:], chance
         kept = [path for path in self.folder.iterdir() if path.suffix in PHOTO_SUFFIXES and path.is_file()]
         kept.sort(key=lambda path: path.stat().st_mtime)
         self._kept = {path.name: path.stat().st_size for path in kept}  # oldest first

@@ -41,12 +41,12 @@ class CanaryVerdict(NamedTuple):
     figures: dict[str, Any]
 
 
-def parse_share(text: str) -> float:
-    """'10%' or '0.1' -> 0.1. InputError for what is no share above 0 and at most 1."""
+def parse_share(text: str, option: str = "--canary") -> float:
+    """'10%' or '0.1' -> 0.1. InputError, which names the option, for what is no share above 0 and at most 1."""
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{0,9})?|\.\d{1,9})\s*(%?)", text.strip(), re.ASCII)
     value = float(found[1]) / (100 if found[2] else 1) if found else 0.0
     if not 0 < value <= 1:
-        raise InputError(f"--canary {text}: give a share of the requests, above 0 and at most 100%, as 10%")
+        raise InputError(f"{option} {text}: give a share of the requests, above 0 and at most 100%, as 10%")
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from serving.load_test.asking import Server
 from serving.rollouts.answers import result_of
 from serving.rollouts.latency import Latency, Side, compare_latency, read_some
 from serving.rollouts.record import Record
-from serving.rollouts.running import Service, open_service, restarted, say, wait_for
+from serving.rollouts.running import Containers, Service, open_service, restarted, say, wait_for
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError, ServerError
 from upsnet.figures import points, share, title
@@ -104,20 +104,27 @@ class GateResult(BaseModel):
 
 
 def hold_gate(
-    repository: Path, record: Record, options: GateOptions, *, health: str = HEALTH, tls: Tls | None = None
+    repository: Path,
+    record: Record,
+    options: GateOptions,
+    *,
+    health: str = HEALTH,
+    tls: Tls | None = None,
+    containers: Containers | None = None,
 ) -> GateResult:
     """May the record's candidate serve? Nothing is written, and no lock is held.
 
     Asks the service at `health` (tls: as its gRPC wants it) where it follows this repository and runs the candidate,
-    else a private one that lives as long as the gate. Progress bars on stderr. InputError where nothing can be judged:
-    no photos, no candidate, a version in service that does not answer.
+    else a private one that lives as long as the gate; or these containers. Progress bars on stderr. InputError where
+    nothing can be judged: no photos, no candidate, a version in service that does not answer, a container with another
+    model.
     """
     start = time.monotonic()
     if record.candidate is None:
         raise InputError(f"{repository} has no candidate; `upsnet deploy stage` puts one there")
     photos = open_photos(options)
     verdict, latency = None, None
-    with open_service(repository, record, health, tls) as service:
+    with open_service(repository, record, health, tls, containers) as service:
         before, reasons = wait_for(service, record.candidate)
         if before is not None:
             with ExitStack() as stack:
@@ -180,8 +187,7 @@ def _judge(
 
 def _open(service: Service, version: int, seconds: float) -> TritonPredictor:
     """Without a second try: an answer that fails is one that fails. The deadline of the gate ends before its own."""
-    options: dict[str, Any] = {"tls": service.tls, "retries": 0, "version": str(version)}
-    return TritonPredictor(service.grpc, timeout=seconds + 5, **options)
+    return TritonPredictor(service.urls[version], timeout=seconds + 5, tls=service.tls, retries=0, version=version)
 
 
 async def _under_load(
@@ -192,8 +198,14 @@ async def _under_load(
     version, limits = record.candidate, options.limits
     some = read_some(photos, LOADED)
     secret = None if service.tls is None else service.tls.credentials(grpc)
-    async with Server(service.grpc, connections=options.concurrency, deadline=limits.seconds, tls=secret) as server:
-        candidate = Side(server, version, some)
+    async with AsyncExitStack() as stack:
+        servers = {
+            each: await stack.enter_async_context(
+                Server(url, connections=options.concurrency, deadline=limits.seconds, tls=secret)
+            )
+            for each, url in service.urls.items()
+        }
+        candidate = Side(servers[version], version, some)
         try:
             answers = await candidate.ask_alone()
         except ServerError as error:
@@ -202,7 +214,7 @@ async def _under_load(
             return None, reasons
         if not options.seconds:
             return None, []
-        reference = Side(server, record.serving, some)
+        reference = Side(servers[record.serving], record.serving, some)
         await reference.ask_alone()
         latency = await compare_latency(reference, candidate, options.concurrency, options.seconds)
     return latency, _too_slow(latency, version, record.serving, options.max_latency_ratio)

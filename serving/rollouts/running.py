@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 from serving.backend import Role, State
 from serving.rollouts.record import Record
 from serving.server import TritonServer
-from upsnet.errors import ServerError
+from upsnet.errors import InputError, ServerError
 from upsnet.runtimes.tls import Tls
+from upsnet.runtimes.triton import TritonPredictor
 
 SECONDS = 5.0  # for an answer
 MOST_BYTES = 1 << 20
@@ -55,11 +56,18 @@ def ask_service(health: str) -> Running | None:
         return None
 
 
+class Containers(NamedTuple):
+    """The vendor's containers, each with one version: host:port of their gRPC. They have no operators' port."""
+
+    serving: str
+    candidate: str
+
+
 class Service(NamedTuple):
     """What runs the versions."""
 
-    grpc: str
-    health: str
+    urls: Mapping[int, str]  # of the gRPC of the version in service, and of the candidate
+    health: str  # host:port of its operators' port; empty: Containers
     private: bool
     tls: Tls | None = None
 
@@ -71,16 +79,33 @@ class Service(NamedTuple):
 
 
 @contextmanager
-def open_service(repository: Path, record: Record, health: str, tls: Tls | None) -> Iterator[Service]:
+def open_service(
+    repository: Path, record: Record, health: str, tls: Tls | None, containers: Containers | None = None
+) -> Iterator[Service]:
+    """InputError where one of the containers does not serve the version that it should."""
+    assert record.candidate is not None
+    versions = record.serving, record.candidate
+    if containers is not None:
+        urls = dict(zip(versions, containers, strict=True))
+        for version, url in urls.items():
+            _check_container(repository, record, version, url, tls)
+        yield Service(urls, "", False, tls)
+        return
     told = _following(health, record)
     if told is not None and told.tls and tls is None:
         say(f"the service at {health} wants TLS, and no --tls-ca was given: the gate has a private server")
         told = None
     if told is not None:
-        yield Service(f"{health.rpartition(':')[0]}:{told.ports['grpc']}", health, False, tls)
+        yield Service(dict.fromkeys(versions, f"{health.rpartition(':')[0]}:{told.ports['grpc']}"), health, False, tls)
         return
     with TritonServer(repository, start_timeout=START) as server:
-        yield Service(server.url, f"{server.host}:{server.ports['metrics']}", True)
+        yield Service(dict.fromkeys(versions, server.url), f"{server.host}:{server.ports['metrics']}", True)
+
+
+def _check_container(repository: Path, record: Record, version: int, url: str, tls: Tls | None) -> None:
+    with closing(TritonPredictor(url, timeout=SECONDS, tls=tls, version=version)) as opened:
+        if opened.manifest.onnx_sha256 != record.arrival(version).digests.get("model.onnx"):
+            raise InputError(f"the container at {url} serves another model than version {version} of {repository}")
 
 
 def _following(health: str, record: Record) -> Running | None:
@@ -99,7 +124,9 @@ def _following(health: str, record: Record) -> Running | None:
 
 
 def wait_for(service: Service, candidate: int) -> tuple[RunningVersion | None, list[str]]:
-    """The candidate, ready, or why it is not."""
+    """The candidate, ready, or why it is not. A container has been asked when the service was opened."""
+    if not service.health:
+        return RunningVersion(role=Role.CANDIDATE, state=State.READY), []
     end = time.monotonic() + START
     while True:
         told = service.told()
@@ -115,6 +142,8 @@ def wait_for(service: Service, candidate: int) -> tuple[RunningVersion | None, l
 
 
 def restarted(service: Service, candidate: int, before: RunningVersion) -> list[str]:
+    if not service.health:  # nobody tells; requests that failed meanwhile do
+        return []
     told = service.told()
     if (why := told.failed.get(candidate)) is not None:
         return [f"version {candidate} does not run any more: {why}"]

@@ -115,30 +115,37 @@ def refuse(
         return _take(repository, record, event)
 
 
-def rollback(repository: Path, to: int | None = None) -> Record:
+def rollback(repository: Path, to: int | None = None, expected: Record | None = None) -> Record:
     """The version that served before serves again; or `to`, one that has served and whose files are there, also one
     that a rollback has withdrawn. Where that one serves already, nothing happens.
 
-    InputError where there is none.
+    expected: InputError where another step was made since. InputError where there is no such version.
     """
-    with _step(repository) as record:
-        if to == record.serving:
+    with _step(repository, expected) as record:
+        version = rollback_target(repository, record, to)
+        if version == record.serving:
             return record
-        if to is None and record.previous is None:
-            raise InputError(f"{repository}: version {record.serving} has none before it to return to")
-        version = record.previous if to is None else to
         if version in record.served:
             after = record.served.index(version) + 1
             served, gone = record.served[:after], record.served[after:]
             withdrawn = (*record.withdrawn, *reversed(gone))
-        elif version in record.withdrawn:
+        else:
             served = (*record.served, version)
             withdrawn = tuple(each for each in record.withdrawn if each != version)
-        else:
-            there = ", ".join(str(each) for each in (*record.served[:-1], *record.withdrawn)) or "none"
-            raise InputError(f"{repository}: version {version} cannot serve again; versions that can: {there}")
-        assert version is not None
-        return _take(repository, record, Event(action="rollback", version=version), served=served, withdrawn=withdrawn)
+        event = Event(action="rollback", version=version)
+        return _take(repository, record, event, served=served, withdrawn=withdrawn)
+
+
+def rollback_target(repository: Path, record: Record, to: int | None) -> int:
+    """The version that serves after a rollback. InputError where there is none."""
+    if to is None:
+        if record.previous is None:
+            raise InputError(f"{repository}: version {record.serving} has none before it to return to")
+        return record.previous
+    if to not in (*record.served, *record.withdrawn):
+        there = ", ".join(str(each) for each in (*record.served[:-1], *record.withdrawn)) or "none"
+        raise InputError(f"{repository}: version {to} cannot serve again; versions that can: {there}")
+    return to
 
 
 def discard(repository: Path) -> Record:

@@ -74,7 +74,7 @@ def look_around(served: Served, regions: Regions) -> Steps[Opened]:
 def _photo_outputs(server: Server) -> Steps[list[str] | None]:
     """What the model of photos can tell; None where there is none."""
     try:
-        metadata = yield Ask("ModelMetadata", {"name": PHOTO_MODEL})
+        metadata = yield Ask("ModelMetadata", server.of_model(PHOTO_MODEL))
     except CallError as error:
         if error.status == "NOT_FOUND":
             return None
@@ -88,7 +88,7 @@ def health(server: Server) -> Steps[Health]:
     try:
         metadata = yield from call(server, Ask("ServerMetadata", {}))
         name = f"{metadata.name} {metadata.version}"
-        if (yield from call(server, Ask("ModelReady", {"name": MODEL}))).ready:
+        if (yield from call(server, Ask("ModelReady", server.of_model(MODEL)))).ready:
             return Health(True, "", name)
         yield from describe(server, MODEL)  # says why, where it can
     except InputError as error:

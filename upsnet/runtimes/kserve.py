@@ -6,6 +6,7 @@ and is sent what came of it, so that a synchronous client and one of asyncio hol
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ RETRIES = 4  # the most that gRPC does
 MOST_SECONDS = 97_200_000  # that gRPC takes as a deadline, 27 000 hours; far more than that is over at once
 KINDS = {"uint8": "UINT8", "uint16": "UINT16", "int32": "INT32", "float32": "FP32"}  # numpy's name -> the protocol's
 BYTES = "BYTES"
+VERSION = re.compile("[1-9][0-9]{0,9}")
 LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
 EMPTY: Mapping[str, Any] = {}
 
@@ -40,6 +42,7 @@ class Server(NamedTuple):
     timeout: float = 120.0  # seconds for a call, its retries included
     retries: int = RETRIES
     shared_memory: bool | None = None  # for tensors: always, never, or where it is worth it
+    version: str = ""  # of its models, as the protocol has it: a number; empty: the one in service
 
     @classmethod
     def of(
@@ -49,6 +52,7 @@ class Server(NamedTuple):
         timeout: float,
         retries: int,
         shared_memory: bool | None = None,
+        version: int | str | None = None,
     ) -> Server:
         """url: grpc://host:port, or grpcs:// for TLS. InputError for what is none of it."""
         address = parse_address(url)
@@ -58,10 +62,17 @@ class Server(NamedTuple):
             raise InputError(f"retries {retries!r}: give 0 to {RETRIES}")
         if not isinstance(shared_memory, bool | None):
             raise InputError(f"shared_memory {shared_memory!r}: give True, False or None")
-        return cls(address, Tls.of(tls or url.startswith(TLS_SCHEME)), timeout, retries, shared_memory)
+        number = "" if version is None else str(version)
+        if number and not VERSION.fullmatch(number):
+            raise InputError(f"version {version!r}: give a number from 1 on")
+        return cls(address, Tls.of(tls or url.startswith(TLS_SCHEME)), timeout, retries, shared_memory, number)
 
     def __str__(self) -> str:
-        return f"the Triton server at {self.address}"
+        return f"the Triton server at {self.address}{f' (version {self.version})' if self.version else ''}"
+
+    def of_model(self, name: str) -> dict[str, str]:
+        """The fields of a question about a model."""
+        return {"name": name, "version": self.version}
 
 
 class Served(NamedTuple):
@@ -131,7 +142,7 @@ def explain(server: Server, error: CallError) -> Steps[InputError]:
 def describe(server: Server, model: str, manifest: Manifest | None = None) -> Steps[Served]:
     """What is served. `manifest`: of a model that does not tell."""
     try:
-        config = (yield Ask("ModelConfig", {"name": model})).config
+        config = (yield Ask("ModelConfig", server.of_model(model))).config
     except CallError as error:
         if error.status == "NOT_FOUND":
             message = f"{server} runs without the model {model} ({error.text}); see its log"
@@ -159,12 +170,16 @@ def infer(
     server: Server, model: str, inputs: Inputs, outputs: Sequence[str], timeout: float | None = None
 ) -> Steps[Outputs]:
     """The outputs that are asked for, by name. Arrays have the batch first; encoded content is B x 1."""
-    ask = Ask("ModelInfer", infer_request(model, inputs, outputs), timeout=timeout)
+    ask = Ask("ModelInfer", infer_request(server, model, inputs, outputs), timeout=timeout)
     return read_outputs((yield from call(server, ask)))
 
 
 def infer_request(
-    model: str, inputs: Inputs, outputs: Sequence[str], elsewhere: Mapping[str, Mapping[str, Any]] = EMPTY
+    server: Server,
+    model: str,
+    inputs: Inputs,
+    outputs: Sequence[str],
+    elsewhere: Mapping[str, Mapping[str, Any]] = EMPTY,
 ) -> dict[str, Any]:
     """The fields of a ModelInferRequest. elsewhere: the parameters of tensors that are not in the message."""
     tensors: list[dict[str, Any]] = []
@@ -181,7 +196,13 @@ def infer_request(
             tensors.append({"name": name, "datatype": BYTES, "shape": [len(value), 1]})
             contents.append(b"".join(LENGTH.pack(len(each)) + each for each in value))
     wanted = [{"name": name, "parameters": elsewhere.get(name, EMPTY)} for name in outputs]
-    return {"model_name": model, "inputs": tensors, "outputs": wanted, "raw_input_contents": contents}
+    return {
+        "model_name": model,
+        "model_version": server.version,
+        "inputs": tensors,
+        "outputs": wanted,
+        "raw_input_contents": contents,
+    }
 
 
 def read_outputs(answer: Any, elsewhere: Mapping[str, Mapping[str, Any]] = EMPTY) -> Outputs:

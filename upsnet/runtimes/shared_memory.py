@@ -114,7 +114,7 @@ class Regions:
         region = yield from self._take(images.nbytes + images.nbytes // 3)
         if region is not None:
             try:
-                found = yield from self._infer(region, model, inputs, outputs, max(0.0, end - time.monotonic()))
+                found = yield from self._infer(region, server, model, inputs, outputs, max(0.0, end - time.monotonic()))
             except CallError as error:
                 if error.status == "INVALID_ARGUMENT":  # the server is done with it
                     yield from self._unregister(region)
@@ -130,14 +130,14 @@ class Regions:
         return (yield from infer(server, model, inputs, outputs, max(0.0, end - time.monotonic())))
 
     def _infer(
-        self, region: Region, model: str, inputs: Inputs, outputs: Sequence[str], timeout: float
+        self, region: Region, server: Server, model: str, inputs: Inputs, outputs: Sequence[str], timeout: float
     ) -> Steps[Outputs]:
         images = inputs[IMAGES]
         assert isinstance(images, np.ndarray)
         shape, start = images.shape[:3], images.nbytes
         region.array(0, images.shape)[:] = images
         elsewhere = {IMAGES: region.part(0, start), PANOPTIC: region.part(start, start // 3)}
-        request = infer_request(model, inputs, outputs, elsewhere)
+        request = infer_request(server, model, inputs, outputs, elsewhere)
         answer = yield Ask("ModelInfer", request, ((TOKEN, region.token),), timeout)
         found = read_outputs(answer, elsewhere)
         if (PANOPTIC, "UINT8", list(shape)) not in [

@@ -20,9 +20,9 @@ class TritonPredictor:
     """The model as a live Triton server runs it.
 
     url: see `parse_address`. manifest describes the model (default: the one in the served model's configuration).
-    timeout bounds every call, in seconds. tls, retries, shared_memory: see `upsnet.Client`. ServerError, an
-    InputError in one line, when no gRPC answers at the url, when the model is not ready, when the server fails, and
-    when an answer does not fit the manifest.
+    version: of the model, a number (default: the one in service). timeout bounds every call, in seconds. tls, retries,
+    shared_memory: see `upsnet.Client`. ServerError, an InputError in one line, when no gRPC answers at the url, when
+    the model is not ready, when the server fails, and when an answer does not fit the manifest.
     """
 
     name = "triton"
@@ -38,8 +38,9 @@ class TritonPredictor:
         tls: Tls | PathLike | bool | None = None,
         retries: int = RETRIES,
         shared_memory: bool | None = None,
+        version: int | str | None = None,
     ) -> None:
-        server = Server.of(url, tls, timeout, retries, shared_memory)
+        server = Server.of(url, tls, timeout, retries, shared_memory, version)
         load_packages()
         check_grpc(server.address, tls=server.tls)
         given = manifest if isinstance(manifest, Manifest | None) else Manifest.load(manifest)

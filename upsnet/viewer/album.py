@@ -27,6 +27,7 @@ from upsnet.result import PanopticResult
 MOST_PHOTOS = 24
 MOST_BYTES = 256 << 20  # of all photos, encoded, with their answers
 VIEW_PIXELS = 6_000_000  # a larger photo is shown smaller; figures and files are of its own size
+VIEW_SIDE = 8192  # which every browser's canvas can have
 LOSSLESS_PIXELS = 500_000  # up to which it is shown as a PNG
 THUMB_SIDE = 96
 QUALITY = 92
@@ -111,8 +112,8 @@ class Entry:
 
 
 def view_size(height: int, width: int) -> tuple[int, int]:
-    """The size of a photo on the page: its own up to VIEW_PIXELS."""
-    factor = min(1.0, (VIEW_PIXELS / (height * width)) ** 0.5)
+    """The size of a photo on the page: its own up to VIEW_PIXELS, and VIEW_SIDE."""
+    factor = min(1.0, (VIEW_PIXELS / (height * width)) ** 0.5, VIEW_SIDE / max(height, width))
     return max(1, int(height * factor)), max(1, int(width * factor))
 
 

@@ -24,6 +24,7 @@ from upsnet.runtimes.tls import Tls
 from upsnet.sources import find_sources
 from upsnet.viewer.album import Album, open_photo
 from upsnet.viewer.app import make_app
+from upsnet.viewer.guard import Guard
 from upsnet.viewer.models import Models
 from upsnet.viewer.own_server import nothing_listens, serving
 
@@ -58,7 +59,7 @@ def main(
     urls = url or [SERVER]
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
-        models = stack.enter_context(closing(Models(urls, [*of_run(run), *map(RuntimeOptions, compare or [])], tls)))
+        models = stack.enter_context(closing(Models.of(urls, [*of_run(run), *map(RuntimeOptions, compare or [])], tls)))
         album = Album()
         for content, name in first_photos(photos):
             album.add(open_photo(content, name))
@@ -73,7 +74,8 @@ def main(
         if not local:
             print("The page has no password: whoever reaches this address can use it.", file=sys.stderr)
         print(f"http://{f'[{shown}]' if ':' in shown else shown}:{chosen}/ (Ctrl-C ends it)", flush=True)
-        serve(listener, models, album, local)
+        with suppress(KeyboardInterrupt):  # which uvicorn raises once more after it has stopped
+            make_server(make_app(models, album, local)).run(sockets=[listener])
 
 
 def of_run(run: Path | None) -> Iterator[RuntimeOptions]:
@@ -94,10 +96,10 @@ def first_photos(source: PathLike | None) -> Iterator[tuple[bytes, str]]:
         yield each.path.read_bytes(), each.path.name
 
 
-def serve(listener: socket.socket, models: Models, album: Album, local: bool) -> None:
-    """Until SIGINT or SIGTERM."""
+def make_server(app: Guard) -> uvicorn.Server:
+    """It runs until SIGINT or SIGTERM."""
     config = uvicorn.Config(
-        make_app(models, album, local),
+        app,
         http="h11",
         ws="none",
         lifespan="off",
@@ -108,8 +110,7 @@ def serve(listener: socket.socket, models: Models, album: Album, local: bool) ->
         limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
-    with suppress(KeyboardInterrupt):  # which uvicorn raises once more after it has stopped
-        uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from upsnet.client.conversation import Opened, health, look_around, predict
@@ -34,7 +36,8 @@ class Told(NamedTuple):
     """What the page is told of a model."""
 
     id: str  # in the page's addresses
-    title: str  # for people
+    title: str  # for people, short
+    place: str  # for people, in full: an address, or a path
     state: str  # "ready"; "waiting": it is opened when it is first asked; "failed"
     reason: str  # why it has failed, in one line
     device: str  # what computes; empty until that is known
@@ -47,6 +50,7 @@ class Model(Protocol):
 
     id: str
     title: str
+    place: str
 
     def told(self) -> Told: ...
 
@@ -60,8 +64,8 @@ class Model(Protocol):
 class OwnModel:
     """A model of this process: opened when it is first asked, and asked for one photo at a time."""
 
-    def __init__(self, id: str, title: str, options: RuntimeOptions) -> None:
-        self.id, self.title, self._options = id, title, options
+    def __init__(self, id: str, title: str, place: str, opener: Callable[[], Predictor]) -> None:
+        self.id, self.title, self.place, self._opener = id, title, place, opener
         self._predictor: Predictor | None = None
         self._failed = ""
         self._busy = threading.Lock()
@@ -93,7 +97,7 @@ class OwnModel:
 
     def _open(self) -> Predictor:
         try:
-            self._predictor = open_source(self._options)
+            self._predictor = self._opener()
         except InputError as error:
             self._failed = str(error)
             raise ServerError(str(error)) from error  # no fault of the photo
@@ -149,7 +153,7 @@ class ServerModel:
     """The version of a server's model that is in service."""
 
     def __init__(self, id: str, server: Answering) -> None:
-        self.id, self.title, self._server = id, f"Triton, {server.address}", server
+        self.id, self.title, self.place, self._server = id, f"Triton, {server.address}", server.address, server
 
     def told(self) -> Told:
         try:
@@ -174,14 +178,19 @@ class ServerModel:
 class Models:
     """All that the page can ask."""
 
-    def __init__(self, servers: Sequence[str], sources: Sequence[RuntimeOptions], tls: Tls | None = None) -> None:
-        """servers: grpc://host:port. sources: with what `upsnet.load` takes as `run`. InputError for none of it."""
-        self._servers = [Answering(url, tls) for url in servers]
-        models: list[Model] = [ServerModel(f"s{number}", server) for number, server in enumerate(self._servers)]
-        for number, options in enumerate(sources):
-            runtime, _ = find_model(options.run, options.runtime)
-            models.append(OwnModel(f"m{number}", f"{RUNTIMES[runtime].title}, {options.run}", options))
-        self._models: Mapping[str, Model] = {model.id: model for model in models}
+    def __init__(self, servers: Sequence[Answering], models: Sequence[Model]) -> None:
+        self._servers = servers
+        served = [ServerModel(f"s{number}", server) for number, server in enumerate(servers)]
+        self._models: Mapping[str, Model] = {model.id: model for model in (*served, *models)}
+
+    @classmethod
+    def of(cls, urls: Sequence[str], sources: Sequence[RuntimeOptions], tls: Tls | None = None) -> Models:
+        """urls: of servers. sources: with what `upsnet.load` takes as `run`. InputError for what is none of it."""
+        models = [
+            OwnModel(f"m{number}", title, str(options.run), partial(open_source, options))
+            for number, (options, title) in enumerate(zip(sources, _titles(sources), strict=True))
+        ]
+        return cls([Answering(url, tls) for url in urls], models)
 
     def told(self) -> list[Told]:
         """Servers are asked how they are: at most LOOK_SECONDS each."""
@@ -198,9 +207,20 @@ class Models:
             server.close()
 
 
+def _titles(sources: Sequence[RuntimeOptions]) -> list[str]:
+    """The runtime, and as many of the last parts of the path as tell it from the others."""
+    runtimes = [RUNTIMES[find_model(each.run, each.runtime)[0]].title for each in sources]
+    paths = [Path(each.run or "").absolute().parts for each in sources]
+    for count in range(1, max(map(len, paths), default=0) + 1):
+        titles = [f"{runtime}, {'/'.join(path[-count:])}" for runtime, path in zip(runtimes, paths, strict=True)]
+        if len(set(titles)) == len(set(zip(runtimes, paths, strict=True))):
+            break
+    return titles if sources else []
+
+
 def _told(model: Model, state: str, reason: str, device: str = "", manifest: Manifest | None = None) -> Told:
     names = manifest.categories_table.names if manifest else []
-    return Told(model.id, model.title, state, reason, device, manifest.name if manifest else "", names)
+    return Told(model.id, model.title, model.place, state, reason, device, manifest.name if manifest else "", names)
 
 
 @contextmanager

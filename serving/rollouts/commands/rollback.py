@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from serving.rollouts import steps
-from serving.rollouts.commands.options import DEFAULT_HEALTH, DEFAULT_WAIT, FAILED, Health, Repository, Wait
+from serving.rollouts.commands.options import (
+    DEFAULT_HEALTH,
+    DEFAULT_WAIT,
+    FAILED,
+    Health,
+    Repository,
+    SecretFile,
+    Server,
+    Wait,
+)
+from serving.rollouts.control import take_up, taking_up
 from serving.rollouts.record import read_record
 from serving.rollouts.waiting import check_health, report, wait_until_serving
 from upsnet.command_line.command import run as run_command
@@ -18,6 +28,8 @@ def main(
     to: Annotated[
         int | None, typer.Option(help="This version, that has served; default: the one before.", show_default=False)
     ] = None,
+    server: Server = None,
+    secret_file: SecretFile = None,
     health: Health = DEFAULT_HEALTH,
     wait: Wait = DEFAULT_WAIT,
 ) -> None:
@@ -28,10 +40,15 @@ def main(
     """
     check_health(health)
     before = read_record(repository)
-    record = steps.rollback(repository, to)
-    if record.step == before.step:
-        print(f"version {record.serving} serves already; nothing has changed")
+    version = steps.rollback_target(repository, before, to)
+    servers = server or ()
+    if version == before.serving:
+        record = before
+        print(f"version {version} serves already; nothing has changed")
+        take_up(servers, secret_file, repository)
     else:
+        with taking_up(servers, secret_file, repository, version):
+            record = steps.rollback(repository, version, expected=before)
         print(f"back from version {before.serving} to version {record.serving}")
     if not report(wait_until_serving(health, record, wait)):
         raise typer.Exit(FAILED)

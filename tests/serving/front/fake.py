@@ -55,8 +55,17 @@ class FakeBackend:
         self.suspicions: list[str] = []
         self.set(State.READY)
 
-    def set(self, state: State, *reasons: str, since: float | None = None, restarts: int = 0) -> None:
-        self.health = Health(state, reasons, time.time() if since is None else since, restarts, "", {})
+    def set(
+        self,
+        state: State,
+        *reasons: str,
+        since: float | None = None,
+        restarts: int = 0,
+        sha256: str = "",
+        memory: dict[str, int] | None = None,
+    ) -> None:
+        began = time.time() if since is None else since
+        self.health = Health(state, reasons, began, restarts, sha256, memory or {})
         (self.ready.set if state == State.READY else self.ready.clear)()
 
     async def wait_until_ready(self) -> None:
@@ -80,8 +89,8 @@ class FakeFleet:
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers ModelInfer with the request's id and the bytes of its first input; waits while `gate` is closed."""
 
-    def __init__(self, target: str) -> None:
-        self.target = target
+    def __init__(self, target: str, version: str = "1") -> None:
+        self.target, self.version = target, version
         self.gate = asyncio.Event()
         self.gate.set()
         self.seen: list[str] = []  # ids, in the order of arrival
@@ -114,12 +123,23 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         if self.error is not None:
             await context.abort(*self.error)
         return pb.ModelInferResponse(
-            model_name=request.model_name, id=request.id, raw_output_contents=request.raw_input_contents[:1]
+            model_name=request.model_name,
+            model_version=self.version,
+            id=request.id,
+            raw_output_contents=request.raw_input_contents[:1],
         )
 
     async def ServerMetadata(self, request: Any, context: Any) -> Any:
         self.calls.append("ServerMetadata")
         return pb.ServerMetadataResponse(name="triton", extensions=["model_configuration", "model_repository"])
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+        self.calls.append("ModelMetadata")
+        return pb.ModelMetadataResponse(name=request.name, versions=[self.version])
+
+    async def ModelStatistics(self, request: Any, context: Any) -> Any:
+        self.calls.append("ModelStatistics")
+        return pb.ModelStatisticsResponse(model_stats=[pb.ModelStatistics(name="upsnet", version=self.version)])
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:
         self.calls.append("ModelConfig")

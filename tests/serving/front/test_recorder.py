@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from tritonclient.grpc import service_pb2 as pb
 
 from serving.front import recorder as module
-from serving.front.recorder import Recorder, private_folder
+from serving.front.recorder import Recorder, RecorderSettings, private_folder
 from serving.front.requests import Asked
 from serving.front.sampling import Sampling
 from serving.record import Record
@@ -53,7 +53,7 @@ def contents(folder: Path) -> set[bytes]:
 
 def test_photos_as_they_came_for_their_user_alone_and_each_once(tmp_path: Path) -> None:
     folder, registry = tmp_path / "deep" / "photos", CollectorRegistry()
-    recorder = Recorder(folder, registry, share=1.0)
+    recorder = Recorder(RecorderSettings(folder, 1.0), registry)
 
     async def main() -> None:
         await recorder.start()
@@ -74,7 +74,7 @@ def test_the_newest_are_kept_after_a_restart_too(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
 
     async def main(*seeds: int) -> None:
-        recorder = Recorder(folder, CollectorRegistry(), share=1.0, photos=2)
+        recorder = Recorder(RecorderSettings(folder, 1.0, 2), CollectorRegistry())
         for seed in seeds:
             await record(recorder, photo_request(photo(seed)).SerializeToString())
 
@@ -91,7 +91,7 @@ def test_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "MOST_BYTES", len(photo(1)) + len(photo(2)) - 1)
 
     async def main() -> None:
-        recorder = Recorder(folder, CollectorRegistry(), share=1.0)
+        recorder = Recorder(RecorderSettings(folder, 1.0), CollectorRegistry())
         for seed in (1, 2):
             await record(recorder, photo_request(photo(seed)).SerializeToString())
 
@@ -102,7 +102,7 @@ def test_bytes_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_share_tensors_shared_memory_and_what_is_no_photo(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     chances = iter([0.2, 0.1, 0.0, 0.0])
-    recorder = Recorder(folder, CollectorRegistry(), share=0.2, chance=lambda: next(chances))
+    recorder = Recorder(RecorderSettings(folder, 0.2), CollectorRegistry(), chance=lambda: next(chances))
     elsewhere = pb.ModelInferRequest(model_name="upsnet_photo")
     tensor = elsewhere.inputs.add(name="photo", datatype="BYTES", shape=[1, 1])
     tensor.parameters["shared_memory_region"].string_param = "r"
@@ -122,7 +122,7 @@ def test_rest(tmp_path: Path) -> None:
     raw = struct.pack("<I", len(photo(1))) + photo(1)
     tensor = {"name": "photo", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": len(raw)}}
     head = json.dumps({"inputs": [tensor]}).encode()
-    recorder = Recorder(tmp_path / "photos", CollectorRegistry(), share=1.0)
+    recorder = Recorder(RecorderSettings(tmp_path / "photos", 1.0), CollectorRegistry())
     asyncio.run(record(recorder, head + raw, len(head)))
     assert contents(tmp_path / "photos") == {photo(1)}
 
@@ -131,7 +131,7 @@ def test_a_disk_that_takes_nothing_is_said_once_and_leaves_no_half_a_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "photos"
-    recorder = Recorder(folder, CollectorRegistry(), share=1.0)
+    recorder = Recorder(RecorderSettings(folder, 1.0), CollectorRegistry())
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -151,7 +151,7 @@ def test_a_disk_that_takes_nothing_is_said_once_and_leaves_no_half_a_photo(
 def test_what_a_killed_service_left_goes(tmp_path: Path) -> None:
     folder = private_folder(tmp_path / "photos")
     (folder / ".photo-half.jpg").write_bytes(b"half")
-    asyncio.run(Recorder(folder, CollectorRegistry()).start())
+    asyncio.run(Recorder(RecorderSettings(folder, 1.0), CollectorRegistry()).start())
     assert names(folder) == []
 
 

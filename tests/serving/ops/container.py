@@ -79,7 +79,9 @@ def container(
         yield running
         if process.poll() is None:
             process.terminate()
-            assert process.wait(30) == 0, running.said[-2000:]  # within its own time for the requests under way
+            code = process.wait(30)  # within its own time for the requests under way
+            # Triton aborts at its very end where another server of this user has swept its folder out of /tmp.
+            assert code == 0 or "TRITONBACKEND_Finalize" in running.said, running.said[-2000:]
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -116,16 +116,7 @@ class Front:
         await self.triton.__aexit__()
 
     async def ask(self, head: str, body: bytes = b"", port: str = "http") -> tuple[int, dict[str, str], bytes]:
-        """One request as it is written here, on a connection of its own, and the answer to it."""
-        reader, writer = await self.connect(port)
-        lines = head.splitlines()
-        if not any(line.lower().startswith("host:") for line in lines):
-            lines.append(f"Host: 127.0.0.1:{self.ports[port]}")
-        writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode() + body)
-        try:
-            return parse(await asyncio.wait_for(reader.read(), 20))
-        finally:
-            writer.close()
+        return await ask(self.ports[port], head, body)
 
     async def connect(self, port: str = "http") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.ports[port])
@@ -133,6 +124,19 @@ class Front:
     async def post(self, body: bytes, *headers: str, model: str = "upsnet") -> tuple[int, dict[str, str], bytes]:
         head = [f"POST /v2/models/{model}/infer HTTP/1.1", f"Content-Length: {len(body)}", *headers]
         return await self.ask("\n".join(head), body)
+
+
+async def ask(port: int, head: str, body: bytes = b"") -> tuple[int, dict[str, str], bytes]:
+    """One request as it is written here, on a connection of its own, and the answer to it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    lines = head.splitlines()
+    if not any(line.lower().startswith("host:") for line in lines):
+        lines.append(f"Host: 127.0.0.1:{port}")
+    writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode() + body)
+    try:
+        return parse(await asyncio.wait_for(reader.read(), 20))
+    finally:
+        writer.close()
 
 
 def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -147,66 +147,203 @@ def test_dockerfile() -> None:
 
 def test_compose() -> None:
     (document,) = _documents("docker-compose.yaml")
-    service = document["services"]["upsnet"]
-    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    assert all(volume.endswith(":ro") for volume in service["volumes"])
-    assert service["read_only"] and service["mem_limit"] and service["cap_drop"] == ["ALL"]
-    build = service["build"]
-    assert (DEPLOYMENT / build["context"] / build["dockerfile"]).resolve() == DEPLOYMENT / "Dockerfile"
+    services = document["services"]
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert all(volume.endswith(":ro") for volume in service["volumes"])
+        assert service["read_only"] and service["mem_limit"] and service["cap_drop"] == ["ALL"]
+        build = service["build"]
+        assert (DEPLOYMENT / build["context"] / build["dockerfile"]).resolve() == DEPLOYMENT / "Dockerfile"
+    ports = [port.rpartition(":")[0] for service in services.values() for port in service["ports"]]
+    assert len(ports) == len(set(ports))
+    candidate = services["candidate"]
+    assert candidate["profiles"] == ["candidate"]  # not by itself
+    assert candidate["environment"] == {"ROLE": "candidate"} and "ROLE" in (DEPLOYMENT / "serve.sh").read_text()
+
+
+def test_compose_with_a_secret() -> None:
+    (document,) = _documents("docker-compose.control.yaml")
+    assert document["services"].keys() == {"upsnet"}  # the candidate needs none
+    (service,) = document["services"].values()
+    (name,) = service["secrets"]
+    assert service["environment"] == {"CONTROL_SECRET_FILE": f"/run/secrets/{name}"}
+    assert list(document["secrets"]) == [name]
 
 
 def test_kubernetes() -> None:
     documents = _documents("kubernetes.yaml")
     for document in documents:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
-    deployment, service, policy = documents
-    pod = deployment["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
-    assert container["securityContext"]["readOnlyRootFilesystem"]
-    assert {"memory", "nvidia.com/gpu"} <= container["resources"]["limits"].keys()
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):  # by a test inference
-        command = container[probe]["exec"]["command"]
-        assert (DEPLOYMENT / Path(command[0]).name).stat().st_mode & 0o111
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert {each["targetPort"] for each in service["spec"]["ports"]} <= ports.keys()
+    deployment, service, candidate, candidates_service, policy = documents
+    for each, its_service in ((deployment, service), (candidate, candidates_service)):
+        pod = each["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert {"memory", "nvidia.com/gpu"} <= container["resources"]["limits"].keys()
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):  # by a test inference
+            command = container[probe]["exec"]["command"]
+            assert (DEPLOYMENT / Path(command[0]).name).stat().st_mode & 0o111
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert {port["targetPort"] for port in its_service["spec"]["ports"]} <= ports.keys()
+        labels = each["spec"]["template"]["metadata"]["labels"]
+        assert its_service["spec"]["selector"] == each["spec"]["selector"]["matchLabels"] == labels
+    (apps,) = policy["spec"]["podSelector"]["matchExpressions"]
+    assert (apps["key"], apps["operator"]) == ("app", "In")
+    assert apps["values"] == [each["metadata"]["labels"]["app"] for each in (deployment, candidate)]
     let_in = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
     assert let_in == {8001, 8002} and all(rule["from"] for rule in policy["spec"]["ingress"])
     assert policy["spec"]["egress"] == [] and policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
-    labels = deployment["spec"]["template"]["metadata"]["labels"]
-    for selector in (service["spec"]["selector"], policy["spec"]["podSelector"]["matchLabels"]):
-        assert selector.items() <= labels.items()
+
+
+def test_the_candidates_pod_is_that_of_the_version_in_service() -> None:
+    deployment, _, candidate, *_ = _documents("kubernetes.yaml")
+    assert deployment["spec"]["replicas"] == 1 and candidate["spec"]["replicas"] == 0
+    pods = [each["spec"]["template"]["spec"] for each in (deployment, candidate)]
+    assert pods[1]["containers"][0].pop("env") == [{"name": "ROLE", "value": "candidate"}]
+    assert pods[0] == pods[1]
+
+
+class FakeTriton:
+    """serve.sh in front of a tritonserver that tells its flags."""
+
+    def __init__(self, folder: Path) -> None:
+        self.repository = folder / "a repository"
+        fake = folder / "bin/tritonserver"
+        fake.parent.mkdir()
+        fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        fake.chmod(0o755)
+        self.path = f"{fake.parent}:{os.environ['PATH']}"
+
+    def add(self, *versions: int) -> FakeTriton:
+        for version in versions:
+            (self.repository / f"upsnet/{version}/configs").mkdir(parents=True)
+        (self.repository / "upsnet/configs").mkdir(exist_ok=True)
+        return self
+
+    def manage(self, **roles: int) -> None:
+        """By the links of a step, as serving/rollouts/steps.py makes them."""
+        step = self.repository / "upsnet/rollouts/000012"
+        step.mkdir(parents=True)
+        (step.parent / "now").symlink_to(step.name)
+        for role, version in roles.items():
+            (step / role).symlink_to(f"../../{version}/configs")
+        if "candidate" not in roles:
+            (step / "candidate").mkdir()
+
+    def ask(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": self.path, "MODELS": str(self.repository), **variables}
+        command = [str(DEPLOYMENT / "serve.sh"), "--grpc-use-ssl=true"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    def flags(self, **variables: str) -> list[str]:
+        asked = self.ask(**variables)
+        assert asked.returncode == 0, asked.stderr
+        return asked.stdout.splitlines()
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeTriton:
+    return FakeTriton(tmp_path)
+
+
+def closed_by(flags: list[str]) -> dict[str, set[str]]:
+    """The calls that want a secret, by "flag:header=secret"."""
+    found = {}
+    for flag in flags:
+        if flag.startswith(("--http-restricted-api=", "--grpc-restricted-protocol=")):
+            name, _, value = flag.partition("=")
+            calls, _, secret = value.partition(":")
+            found[f"{name}:{secret}"] = set(calls.split(","))
+    return found
 
 
 @pytest.mark.parametrize("plan", [True, False])
-def test_how_the_container_starts_triton(plan: bool, tmp_path: Path) -> None:
-    model = tmp_path / "a repository/upsnet/10"
-    for folder in (model, model.parent / "9", model.parent / "configs"):
-        folder.mkdir(parents=True)
+def test_how_the_container_starts_triton(plan: bool, fake: FakeTriton) -> None:
+    model = fake.add(9, 10).repository / "upsnet/10"
     if plan:
         (model / "model.plan").touch()
-    fake = tmp_path / "tritonserver"
-    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    fake.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MODELS": str(tmp_path / "a repository")}
-
-    def start() -> list[str]:
-        command = [str(DEPLOYMENT / "serve.sh"), "--grpc-use-ssl=true"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
-
-    flags = start()
-    assert f"--model-repository={tmp_path}/a repository" in flags and "--model-control-mode=none" in flags
+    flags = fake.flags()
+    assert f"--model-repository={fake.repository}" in flags and "--model-control-mode=none" in flags
     assert (f"--backend-config=tensorrt,plugins={model}/libupsnet_plugins.so" in flags) == plan
     assert ("--model-config-name=cpu" in flags) != plan and flags[-1] == "--grpc-use-ssl=true"
-    closed = [flag for flag in flags if flag.startswith(("--http-restricted-api", "--grpc-restricted-protocol"))]
+    closed = closed_by(flags)
     assert len(closed) == 2
-    for flag in closed:
-        protocols, secret = flag.partition("=")[2].split(":upsnet-secret=")
-        assert set(protocols.split(",")) == {"model-repository", "shared-memory", "statistics", "trace", "logging"}
-        assert re.fullmatch("[0-9a-f]{64}", secret)
-    assert not set(closed) & set(start())  # another secret each time
+    for secret, calls in closed.items():
+        assert calls == {"model-repository", "shared-memory", "statistics", "trace", "logging"}
+        assert re.fullmatch("[a-z-]+:upsnet-secret=[0-9a-f]{64}", secret)
+    assert not closed.keys() & closed_by(fake.flags()).keys()  # another secret each time
 
 
-def test_a_repository_without_a_model(tmp_path: Path) -> None:
-    environment = {"PATH": os.environ["PATH"], "MODELS": str(tmp_path / "none")}
-    assert subprocess.run([DEPLOYMENT / "serve.sh"], env=environment, capture_output=True).returncode != 0
+@pytest.mark.parametrize("plan", [True, False])
+def test_the_version_that_is_served_is_the_steps(plan: bool, fake: FakeTriton) -> None:
+    """And not the highest: after a rollback, and while there is a candidate."""
+    fake.add(3, 4, 10).manage(serving=4, candidate=10)
+    if plan:
+        for version in (3, 4, 10):
+            (fake.repository / f"upsnet/{version}/model.plan").touch()
+    for role, version in (("serving", 4), ("candidate", 10)):
+        flags = fake.flags(ROLE=role)
+        names = [flag.partition("=")[2] for flag in flags if flag.startswith("--model-config-name=")]
+        plugins = f"--backend-config=tensorrt,plugins={fake.repository}/upsnet/{version}/libupsnet_plugins.so"
+        assert (plugins in flags) == plan
+        prefix = "candidate" if role == "candidate" else ""
+        assert names == ([prefix] if prefix else []) if plan else names == [f"{prefix}_cpu".strip("_")]
+
+
+def test_a_role_that_nobody_has(fake: FakeTriton) -> None:
+    def refused(role: str) -> str:
+        asked = fake.ask(ROLE=role)
+        assert asked.returncode == 1 and not asked.stdout and asked.stderr.count("\n") == 1
+        return asked.stderr
+
+    fake.add(3, 4)
+    assert "no version to serve as candidate" in refused("candidate")
+    fake.manage(serving=4)
+    assert "no version to serve as candidate" in refused("candidate")
+    assert "ROLE is 'both'" in refused("both")
+
+
+def test_the_operators_secret(fake: FakeTriton, tmp_path: Path) -> None:
+    """It opens the model repository's calls alone, and models are then loaded by name."""
+    fake.add(1)
+    file = tmp_path / "control secret"
+    file.write_text("a1_-" * 8 + "\n")
+    file.chmod(0o440)  # as Kubernetes gives it to the pod's group
+    flags = fake.flags(CONTROL_SECRET_FILE=str(file))
+    assert flags.count("--model-control-mode=explicit") == 1 and "--model-control-mode=none" not in flags
+    assert {"--load-model=upsnet", "--load-model=upsnet_photo"} <= set(flags)
+    closed = closed_by(flags)
+    ours = {f"{flag}:upsnet-control={'a1_-' * 8}" for flag in ("--http-restricted-api", "--grpc-restricted-protocol")}
+    assert [closed.pop(each) for each in sorted(ours)] == [{"model-repository"}] * 2
+    assert len(closed) == 2
+    for secret, calls in closed.items():
+        assert re.fullmatch("[a-z-]+:upsnet-secret=[0-9a-f]{64}", secret)
+        assert calls == {"shared-memory", "statistics", "trace", "logging"}
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "told"),
+    [
+        ("a" * 32, 0o644, "can be read by everybody"),
+        ("a" * 31, 0o600, "fewer than 32"),
+        ("a" * 40 + ":b=c", 0o600, "letters, digits"),
+        ("", 0o600, "fewer than 32"),
+    ],
+)
+def test_secrets_that_the_container_refuses(text: str, mode: int, told: str, fake: FakeTriton, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(text)
+    file.chmod(mode)
+    asked = fake.add(1).ask(CONTROL_SECRET_FILE=str(file))
+    assert asked.returncode == 1 and not asked.stdout and told in asked.stderr
+    assert len(text) < 9 or text not in asked.stderr
+
+
+def test_a_secret_that_is_missing(fake: FakeTriton) -> None:
+    asked = fake.add(1).ask(CONTROL_SECRET_FILE="/nowhere")
+    assert asked.returncode == 1 and not asked.stdout and "/nowhere" in asked.stderr
+
+
+def test_a_repository_without_a_model(fake: FakeTriton) -> None:
+    assert fake.ask().returncode != 0

@@ -32,8 +32,8 @@ def test_shares(text: str, share: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0%", "101%", "1.1", "-5%", "nan", "ten", "5%%", "1e-1"])
 def test_what_is_no_share(text: str) -> None:
-    with pytest.raises(InputError, match="as 10%"):
-        parse_share(text)
+    with pytest.raises(InputError, match=r"--record-share .* as 10%"):
+        parse_share(text, "--record-share")
 
 
 def compared(seconds: float = 0.2, identical: int = 9, **changes: Any) -> Compared:

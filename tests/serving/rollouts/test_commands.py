@@ -153,6 +153,8 @@ def test_a_repository_that_cannot_be_written(
 ) -> None:
     """As root nothing is read-only, so the system's word is played."""
     run("stage", engine)
+    if name == "rollback":
+        run("promote", *UNJUDGED)
     before = entries(repository)
     real = os.open
 
@@ -292,6 +294,7 @@ class FakeService:
         self.answer = {
             "rollouts": read_record(repository).id,
             "serving": serving,
+            "ports": {},
             "versions": versions,
             "failed": failed or {},
             "canary": None,

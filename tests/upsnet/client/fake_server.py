@@ -34,6 +34,7 @@ class FakeServer(Servicer):
     def __init__(self, photos: bool = True, credentials: Any = None, tells: bool = True) -> None:
         self.predictor = FakePredictor("fake")
         self.photos, self.ready, self.tells = photos, True, tells  # tells: the manifest
+        self.stages: dict[str, float] | None = None  # that it tells of photos, where it does
         self.troubles: list[Trouble] = []
         self.asked: list[tuple[str, float]] = []  # each inference's model, and the seconds that were left for it
         self.lock, self.at_once, self.most_at_once = threading.Lock(), 0, 0
@@ -60,7 +61,8 @@ class FakeServer(Servicer):
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         self._check_model(request, context)
-        return service_pb2.ModelMetadataResponse(name=request.name)
+        outputs = [{"name": "stages_json"}] if request.name == PHOTO_MODEL and self.stages else []
+        return service_pb2.ModelMetadataResponse(name=request.name, outputs=outputs)
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
         self._check_model(request, context)
@@ -109,7 +111,9 @@ class FakeServer(Servicer):
     def _photo(self, request: Any, context: Any) -> Any:
         (content,) = request.raw_input_contents
         assert int.from_bytes(content[:4], "little") == len(content) - 4
-        assert [output.name for output in request.outputs] == ["labels", "photo_sizes", "segments_json"]
+        wanted = [output.name for output in request.outputs]
+        assert wanted[:3] == ["labels", "photo_sizes", "segments_json"]
+        stages = {"stages_json": json.dumps(self.stages).encode()} if wanted[3:] else {}
         try:
             photo = read_photo(content[4:], "photo[0]")
         except InputError as error:
@@ -123,7 +127,7 @@ class FakeServer(Servicer):
         ]
         labels = result.ids.astype(np.uint8)[None]
         sizes = np.array([result.ids.shape], np.int32)
-        return response(labels=labels, photo_sizes=sizes, segments_json=json.dumps(segments).encode())
+        return response(labels=labels, photo_sizes=sizes, segments_json=json.dumps(segments).encode(), **stages)
 
 
 def response(**outputs: np.ndarray | bytes) -> Any:

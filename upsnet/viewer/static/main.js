@@ -191,10 +191,12 @@ function refresh() {
   a.pane.figure.hidden = !photo;
   b.pane.figure.hidden = !photo || !b.select.value;
   find("second").hidden = !b.answer;
+  find("side").classList.toggle("two", Boolean(b.answer));
   const number = (side) => side.answer?.segments.length ?? 0;
   write(find("segments-title"), `Segments${b.answer ? " of A" : ""} (${number(a)})`);
   write(find("segments-b-title"), `Segments of B (${number(b)})`);
   const answered = sides.filter((side) => side.answer);
+  for (const card of document.querySelectorAll(".answered")) card.hidden = !answered.length;
   for (const side of sides) {
     write(side.pane.caption, b.select.value ? `${side.name.toUpperCase()}: ${title(side)}` : title(side));
     fillSegments(side);
@@ -313,7 +315,11 @@ async function look() {
 function fillModels() {
   for (const side of sides) {
     const before = side.select.value;
-    const options = models.map((model) => new Option(model.title, model.id));
+    const options = models.map((model) => {
+      const option = new Option(model.title, model.id);
+      option.title = model.place;
+      return option;
+    });
     if (side === b) options.unshift(new Option("nothing", ""));
     const names = (list) => [...list].map((option) => `${option.value} ${option.text}`).join("\n");
     if (names(options) === names(side.select.options)) continue;
