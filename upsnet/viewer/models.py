@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from upsnet.named_photos import NamedPhoto
 from upsnet.photos import read_photo
 from upsnet.prediction import PanopticPrediction
 from upsnet.runtimes.connection import Connection
-from upsnet.runtimes.kserve import Server, Steps, describe
+from upsnet.runtimes.kserve import Ask, Server, Steps, call, describe
 from upsnet.runtimes.open import find_model, open_source
 from upsnet.runtimes.options import RUNTIMES, RuntimeOptions
 from upsnet.runtimes.predictor import Predictor, decode_batch
@@ -49,8 +49,10 @@ class Model(Protocol):
     """What the page can ask. Threads may share it."""
 
     id: str
-    title: str
     place: str
+
+    @property
+    def title(self) -> str: ...
 
     def told(self) -> Told: ...
 
@@ -65,10 +67,14 @@ class OwnModel:
     """A model of this process: opened when it is first asked, and asked for one photo at a time."""
 
     def __init__(self, id: str, title: str, place: str, opener: Callable[[], Predictor]) -> None:
-        self.id, self.title, self.place, self._opener = id, title, place, opener
+        self.id, self.place, self._title, self._opener = id, place, title, opener
         self._predictor: Predictor | None = None
         self._failed = ""
         self._busy = threading.Lock()
+
+    @property
+    def title(self) -> str:
+        return self._title
 
     def told(self) -> Told:
         predictor = self._predictor
@@ -118,31 +124,40 @@ class Answering:
         self._looks = Connection(Server.of(url, tls, LOOK_SECONDS, 0))
         self.connection = Connection(Server.of(url, tls, ANSWER_SECONDS, RETRIES))
         self.address = self.connection.server.address
+        self.running: tuple[str, ...] = ()  # versions, as it said when it last answered
+        self.in_service = ""  # the version; empty where it does not tell
         self._looking = threading.Lock()
-        self._looked = float("-inf")
-        self._opened: Opened | None = None
-        self._reason = ""
+        self._seen: dict[str, tuple[float, Opened | ServerError]] = {}  # by version: when, and what
 
-    def look(self) -> Opened:
-        """What it serves, as it said at most FRESH_SECONDS ago. ServerError where it does not answer now."""
+    def look(self, version: str = "") -> Opened:
+        """What it serves, as it said at most FRESH_SECONDS ago. ServerError where it does not answer now.
+
+        version: a number; empty: the one in service.
+        """
         with self._looking:
-            if time.monotonic() > self._looked + FRESH_SECONDS:
-                self._opened, self._reason = None, ""
+            looked, found = self._seen.get(version, (float("-inf"), None))
+            if found is None or time.monotonic() > looked + FRESH_SECONDS:
                 try:
-                    self._opened = self._looks.run(self._open())
+                    found = self._looks.run(self._open(version))
                 except InputError as error:
-                    self._reason = str(error)
-                self._looked = time.monotonic()
-            if self._opened is None:
-                raise ServerError(self._reason)
-            return self._opened
+                    found = ServerError(str(error))
+                self._seen[version] = time.monotonic(), found
+        if isinstance(found, ServerError):
+            raise found
+        return found
 
-    def _open(self) -> Steps[Opened]:
-        found = yield from health(self._looks.server)
-        if not found.ready:
-            raise ServerError(found.reason)
-        served = yield from describe(self._looks.server, MODEL)
-        return (yield from look_around(served._replace(server=self.connection.server), self.connection.regions))
+    def _open(self, version: str) -> Steps[Opened]:
+        server = self._looks.server._replace(version=version)
+        state = yield from health(server)
+        if not state.ready:
+            raise ServerError(state.reason)
+        served = yield from describe(server, MODEL)
+        if not version:
+            self.running = tuple((yield from call(server, Ask("ModelMetadata", server.of_model(MODEL)))).versions)
+            counted = (yield from call(server, Ask("ModelStatistics", server.of_model(MODEL)))).model_stats
+            self.in_service = counted[0].version if len(counted) == 1 else ""  # whose statistics these are
+        asked = self.connection.server._replace(version=version)
+        return (yield from look_around(served._replace(server=asked), self.connection.regions))
 
     def close(self) -> None:
         self._looks.close()
@@ -150,25 +165,33 @@ class Answering:
 
 
 class ServerModel:
-    """The version of a server's model that is in service."""
+    """A version of a server's model; without one, the version in service."""
 
-    def __init__(self, id: str, server: Answering) -> None:
-        self.id, self.title, self.place, self._server = id, f"Triton, {server.address}", server.address, server
+    def __init__(self, id: str, server: Answering, version: str = "") -> None:
+        self.id, self.place, self._server, self._version = id, server.address, server, version
+
+    @property
+    def title(self) -> str:
+        server = self._server
+        if self._version:
+            return f"Version {self._version} at {server.address}"
+        many = len(server.running) > 1 and server.in_service
+        return f"{f'In service (version {server.in_service})' if many else 'Triton'} at {server.address}"
 
     def told(self) -> Told:
         try:
-            opened = self._server.look()
+            opened = self._server.look(self._version)
         except ServerError as error:
             return _told(self, "failed", str(error))
         return _told(self, "ready", "", "the server's", opened.served.manifest)
 
     def ask(self, photo: NamedPhoto) -> PanopticPrediction:
-        opened = self._server.look()
+        opened = self._server.look(self._version)
         whole: dict[str, float] = {}
         with timed(whole, "server"):
             prediction = self._server.connection.run(predict(opened, photo, stages=True))
         told = dict(prediction.stages)
-        rest = {"queue, transport": whole["server"] - sum(told.values())} if told else whole
+        rest = {"queue, transport": max(0.0, whole["server"] - sum(told.values()))} if told else whole
         return replace(prediction, stages={**told, **rest})
 
     def close(self) -> None:
@@ -179,9 +202,7 @@ class Models:
     """All that the page can ask."""
 
     def __init__(self, servers: Sequence[Answering], models: Sequence[Model]) -> None:
-        self._servers = servers
-        served = [ServerModel(f"s{number}", server) for number, server in enumerate(servers)]
-        self._models: Mapping[str, Model] = {model.id: model for model in (*served, *models)}
+        self._servers, self._own = servers, models
 
     @classmethod
     def of(cls, urls: Sequence[str], sources: Sequence[RuntimeOptions], tls: Tls | None = None) -> Models:
@@ -194,14 +215,24 @@ class Models:
 
     def told(self) -> list[Told]:
         """Servers are asked how they are: at most LOOK_SECONDS each."""
-        return [model.told() for model in self._models.values()]
+        for server in self._servers:
+            with suppress(ServerError):
+                server.look()  # which versions there are
+        return [model.told() for model in self._all()]
 
     def find(self, id: str) -> Model:
         """KeyError where there is none, or no more."""
-        return self._models[id]
+        return {model.id: model for model in self._all()}[id]
+
+    def _all(self) -> Iterator[Model]:
+        for number, server in enumerate(self._servers):
+            yield ServerModel(f"s{number}", server)
+            for version in server.running if len(server.running) > 1 else ():
+                yield ServerModel(f"s{number}v{version}", server, version)
+        yield from self._own
 
     def close(self) -> None:
-        for model in self._models.values():
+        for model in self._own:
             model.close()
         for server in self._servers:
             server.close()

@@ -35,8 +35,10 @@ class FakeServer(Servicer):
         self.predictor = FakePredictor("fake")
         self.photos, self.ready, self.tells = photos, True, tells  # tells: the manifest
         self.stages: dict[str, float] | None = None  # that it tells of photos, where it does
+        self.versions: list[int] = []  # that it says it runs; the first one is in service
         self.troubles: list[Trouble] = []
         self.asked: list[tuple[str, float]] = []  # each inference's model, and the seconds that were left for it
+        self.asked_versions: list[str] = []
         self.lock, self.at_once, self.most_at_once = threading.Lock(), 0, 0
         self.gate = threading.Event()  # no inference is answered before it is set
         self.gate.set()
@@ -62,7 +64,12 @@ class FakeServer(Servicer):
     def ModelMetadata(self, request: Any, context: Any) -> Any:
         self._check_model(request, context)
         outputs = [{"name": "stages_json"}] if request.name == PHOTO_MODEL and self.stages else []
-        return service_pb2.ModelMetadataResponse(name=request.name, outputs=outputs)
+        versions = list(map(str, self.versions))
+        return service_pb2.ModelMetadataResponse(name=request.name, outputs=outputs, versions=versions)
+
+    def ModelStatistics(self, request: Any, context: Any) -> Any:
+        stats = [{"name": request.name, "version": str(version)} for version in self.versions[:1]]
+        return service_pb2.ModelStatisticsResponse(model_stats=stats)
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
         self._check_model(request, context)
@@ -85,6 +92,7 @@ class FakeServer(Servicer):
     def ModelInfer(self, request: Any, context: Any) -> Any:
         with self.lock:
             self.asked.append((request.model_name, context.time_remaining()))
+            self.asked_versions.append(request.model_version)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
             trouble = self.troubles.pop(0) if self.troubles else None

@@ -33,10 +33,11 @@ let photo = null; // the one that is shown
 let asking = new AbortController(); // of all that is asked about it
 let found = null; // where the two answers differ
 let zoom = 1;
+let notice = ""; // what else there is to say when an answer is told
 
 const chosen = () => sides.filter((side) => side.select.value);
 const modelOf = (side) => models.find((model) => model.id === side.select.value);
-const title = (side) => modelOf(side)?.title ?? "no model";
+const title = (side) => side.answer?.title ?? modelOf(side)?.title ?? "no model";
 
 // Photos come in
 
@@ -157,8 +158,10 @@ function finish(fault) {
   const words = [...failed.map((side) => `${title(side)}: ${side.failed}`), fault].filter(Boolean).join(" ");
   const answered = chosen().filter((side) => side.answer);
   const told = answered.map((side) => `${title(side)}: ${side.answer.words}, ${time(side.answer.total)}.`).join(" ");
-  write(find("status"), told);
-  if (words) complain(words, told);
+  const status = `${told} ${notice}`.trim();
+  notice = "";
+  write(find("status"), status);
+  if (words) complain(words, status);
   else {
     find("error").hidden = true;
     setState(answered.length ? "shown" : "asking"); // without a model nobody is asked yet
@@ -300,11 +303,13 @@ async function look() {
   try {
     const told = await api.models();
     limits = told.limits;
-    const were = new Map(models.map((model) => [model.id, model.state]));
+    const were = new Map(models.map((model) => [model.id, model]));
     models = told.models;
-    fillModels();
-    const back = (side) => side.failed && were.get(side.select.value) === "failed" && modelOf(side)?.state !== "failed";
+    fillModels(were);
+    const back = (side) => side.failed && were.get(side.select.value)?.state === "failed" && modelOf(side)?.state !== "failed";
     const asked = document.documentElement.dataset.state === "asking";
+    const renewed = (side) => side.answer && modelOf(side) && modelOf(side).title !== side.answer.title;
+    for (const side of sides.filter(renewed)) askAnew(side); // another version is in service now
     if (photo && (sides.some(back) || (asked && !were.size))) await askAll();
     await refreshPhotos();
   } catch (error) {
@@ -312,7 +317,8 @@ async function look() {
   }
 }
 
-function fillModels() {
+/** were: the models until now, by id. */
+function fillModels(were = new Map()) {
   for (const side of sides) {
     const before = side.select.value;
     const options = models.map((model) => {
@@ -325,7 +331,10 @@ function fillModels() {
     if (names(options) === names(side.select.options)) continue;
     side.select.replaceChildren(...options);
     if (models.some((model) => model.id === before)) side.select.value = before;
-    else if (before) askAnew(side); // it is not here any more
+    else if (before) {
+      notice = `${were.get(before)?.title ?? before} is not here any more.`;
+      askAnew(side);
+    }
     else if (side === a) side.select.value = (models.find((model) => model.state !== "failed") ?? models[0])?.id;
   }
   const failed = chosen().map(modelOf).filter((model) => model.state === "failed");
