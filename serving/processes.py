@@ -37,9 +37,14 @@ def stat(pid: int) -> Stat | None:
     return Stat(fields[0], int(fields[2]), int(fields[19]), int(fields[21]) * PAGE)
 
 
+def processes() -> list[int]:
+    """All of them."""
+    return [int(folder.name) for folder in PROC.glob("[0-9]*")]
+
+
 def members(group: int) -> dict[int, Stat]:
     """The live processes of a group."""
-    found = {int(folder.name): stat(int(folder.name)) for folder in PROC.glob("[0-9]*")}
+    found = {pid: stat(pid) for pid in processes()}
     return {pid: each for pid, each in found.items() if each and each.group == group and each.state not in "ZX"}
 
 

@@ -142,7 +142,7 @@ class News:
     def __init__(self, fleet: VersionFleet, state: Path | None) -> None:
         self.ports: dict[str, int] = {}
         self._fleet, self._state = fleet, state
-        self._said: WeakKeyDictionary[Running, str] = WeakKeyDictionary()
+        self._told: WeakKeyDictionary[Running, tuple[State, tuple[str, ...]]] = WeakKeyDictionary()
 
     def changed(self) -> None:
         for running in self._fleet.running:
@@ -152,15 +152,15 @@ class News:
             self.keep()
 
     def _say(self, running: Running, health: Health) -> None:
-        """The start of the version that the service begins with is no news."""
-        serves = running.role is Role.SERVING
-        usual = serves and running not in self._said and (health.state is State.STARTING or not health.reasons)
-        line = f"{health.state}: {'; '.join(health.reasons) or ('the models answer' + ' again' * serves)}"
-        if health.state is State.STOPPED or (health.state is State.DRAINING and not serves):
-            return
-        if not usual and line != self._said.get(running):
-            self._said[running] = line
-            say(line if serves else f"version {running.number} ({running.role}): {line}")
+        """The start of the version that the service begins with is no news, nor is the end of one."""
+        before, serves = self._told.get(running), running.role is Role.SERVING
+        now = self._told[running] = (health.state, health.reasons)
+        begins = serves and (health.state is State.STARTING or before is None or before[0] is State.STARTING)
+        ends = health.state is State.STOPPED or (health.state is State.DRAINING and not serves)
+        if now != before and not ends and not (begins and health.state is not State.DRAINING):
+            who = "" if serves else f"version {running.number} ({running.role}): "
+            again = " again" if before is not None and before[0] is State.DEGRADED else ""
+            say(f"{who}{health.state}: {'; '.join(health.reasons) or f'the models answer{again}'}")
 
     def keep(self) -> None:
         """WriteError."""

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import upsnet
 from serving.environment import Environment
 from serving.probe import Probe, ServerError
-from serving.processes import LAUNCHER, PROC, arguments, members, stat
+from serving.processes import LAUNCHER, PROC, arguments, members, processes, stat
 from serving.scratch import Scratch, kill_group
 from serving.snapshot import take_snapshot
 from upsnet.errors import InputError
@@ -25,6 +26,8 @@ from upsnet.errors import InputError
 LOOK_EVERY = 0.25  # seconds, at the processes
 RUNS_ON = r"upsnet: runs on (.*?)[\"\n]"
 EXPENDABLE, MOST_OOM = 500, 1000  # of the kernel's oom_score_adj: added where a server is expendable; at most
+STARTS = 60.0  # seconds within which a server makes the folder that it keeps in /tmp
+TICKS = os.sysconf("SC_CLK_TCK")
 TAIL = 1 << 16  # bytes of the log that are looked at for its last words
 
 
@@ -54,7 +57,7 @@ class TritonProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._probe: Probe | None = None
         self._stubs: dict[int, str] = {}  # the models of the server's own processes
-        self._litter: set[Path] = set()  # that was there before the launch
+        self._litter: set[Path] = set()  # that was there before the launch; after the start: what has come since
         (folder / "backends/python").mkdir(parents=True)
         for file in environment.backend_files:
             (folder / "backends/python" / file.name).symlink_to(file)
@@ -107,7 +110,7 @@ class TritonProcess:
         await self._probe.ask()
         self._scratch.tend()
         if self._process is not None and not self._stubs:
-            self._sweep()
+            self._litter = litter() - self._litter
             self._stubs = {pid: Path(arguments(pid)[1]).parents[1].name for pid in self._others(self._process.pid)}
 
     async def answers(self) -> int:
@@ -135,7 +138,8 @@ class TritonProcess:
         process, self._process = self._process, None
         if self._probe is not None:
             await self._probe.close()
-        answered = bool(self._stubs)
+        if not self._stubs:  # it has not answered
+            self._litter = litter() - self._litter
         self._probe, self._stubs = None, {}
         if process is None:
             return
@@ -149,8 +153,7 @@ class TritonProcess:
             await process.wait()
             self._scratch.guard(None)
             self._scratch.remove_regions()
-            if not answered:
-                self._sweep()
+            self._sweep()
 
     @property
     def expendable(self) -> bool:
@@ -198,10 +201,18 @@ class TritonProcess:
             return f"the log cannot be read: {error.strerror}"
 
     def _sweep(self) -> None:
-        """Takes away what the start has left; a folder that is in use is another program's, and not empty."""
-        for folder in litter() - self._litter:
-            with suppress(OSError):
-                folder.rmdir()
+        """Takes away what the start has left, where it was killed. Another server that began at that time may own one
+        of these folders, and would die in its end of not finding it: then they stay."""
+        for folder in self._litter:
+            with suppress(OSError):  # not empty: another program's
+                if not any(abs(begun - folder.stat().st_mtime) < STARTS for begun in self._neighbours()):
+                    folder.rmdir()
+
+    def _neighbours(self) -> list[float]:
+        """When this user's other servers began, in seconds since the epoch."""
+        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        found = (stat(pid) for pid in processes() if arguments(pid)[:1] and arguments(pid)[0].endswith("/tritonserver"))
+        return [boot + each.started / TICKS for each in found if each is not None and each.state not in "ZX"]
 
     @staticmethod
     def _others(group: int) -> list[int]:

@@ -26,7 +26,7 @@ from serving.front.requests import Asked
 from serving.processes import LAUNCHER
 from serving.record import Record
 from serving.rollouts.lease import Lease, read_lease
-from serving.rollouts.tally import Compared, Tally
+from serving.rollouts.tally import MISSING, Compared, Tally
 from upsnet.errors import first_line
 
 LOOK_SECONDS = 0.5  # between two looks at the lease
@@ -139,7 +139,7 @@ class Canary:
         if version in self._fleet.failed:
             return f"version {version} does not run: {self._fleet.failed[version]}"
         if version not in self._fleet.members:
-            return f"version {version} does not run"
+            return f"version {version} is {MISSING}"
         health = self._fleet.members[version].backend.health
         if health.state != State.READY:
             return f"version {version} is {health.state}: {'; '.join(health.reasons)}"

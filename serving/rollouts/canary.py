@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from serving.rollouts.lease import Lease, give_up, lease_path, renew
+from serving.rollouts.lease import DEADLINE, Lease, give_up, lease_path, renew
 from serving.rollouts.record import Record, read_record
-from serving.rollouts.tally import Figures
+from serving.rollouts.tally import MISSING, Figures
 from upsnet.errors import InputError
 from upsnet.figures import share as percent
 
@@ -32,13 +32,16 @@ class CanaryLimits(NamedTuple):
     seconds: float = SECONDS  # in which they must have come
     min_identical: float | None = None  # share of their pixels; None: not asked for
     max_latency_ratio: float | None = None  # of the candidate's median and that of the version in service
+    deadline: float = DEADLINE  # seconds in which a version must answer a mirrored request
 
 
 class CanaryVerdict(NamedTuple):
-    """reasons: why the candidate should not serve, one line each; empty where nothing speaks against it."""
+    """reasons: why the candidate should not serve, one line each; empty where nothing speaks against it. lines: what
+    was found, for the terminal."""
 
     reasons: list[str]
     figures: dict[str, Any]
+    lines: list[str]
 
 
 def parse_share(text: str, option: str = "--canary") -> float:
@@ -67,7 +70,8 @@ def run_canary(
     """
     if record.candidate is None:
         raise InputError(f"{repository} has no candidate; `upsnet deploy stage` puts one there")
-    lease, path = Lease(version=record.candidate, share=share, until=0), lease_path(repository)
+    path = lease_path(repository)
+    lease = Lease(version=record.candidate, share=share, deadline=limits.deadline, until=0)
     watch = _Watch(health, record, lease)
     watch.look(first=True)
     begun = time.monotonic()
@@ -82,9 +86,9 @@ def run_canary(
                     bar.set_postfix_str(_said(figures), refresh=True)
                     broken = against(figures)
                     if broken or figures.photos >= limits.photos:
-                        return CanaryVerdict(broken or judge(figures, limits), figures.model_dump(mode="json"))
+                        return verdict_of(broken or judge(figures, limits), figures)
                 if time.monotonic() - begun >= limits.seconds:
-                    return _too_few(figures, limits)
+                    return verdict_of([_too_few(figures, limits)], figures)
                 time.sleep(LOOK_SECONDS)
     finally:
         give_up(path, lease)
@@ -94,7 +98,7 @@ def against(figures: Figures) -> list[str]:
     """What no further photo would mend."""
     version = figures.version
     reasons = []
-    if "does not run" in figures.trouble:
+    if "does not run: " in figures.trouble:
         reasons.append(f"canary: {figures.trouble}")
     if figures.restarts > 0:
         reasons.append(f"canary: the server of version {version} was started anew {_times(figures.restarts)} meanwhile")
@@ -132,15 +136,29 @@ def judge(figures: Figures, limits: CanaryLimits) -> list[str]:
     return reasons
 
 
-def _too_few(figures: Figures | None, limits: CanaryLimits) -> CanaryVerdict:
+def verdict_of(reasons: list[str], figures: Figures | None) -> CanaryVerdict:
+    if figures is None:
+        return CanaryVerdict(reasons, {}, [])
+    lines = [f"canary: {figures.photos} photos of callers compared with version {figures.serving}"]
+    if figures.identical is not None:
+        lines.append(f"identical pixels: {percent(figures.identical)}")
+    if figures.candidate_ms is not None and figures.serving_ms is not None:
+        lines.append(
+            f"latency, alone: p50 {figures.candidate_ms.p50:.1f} ms against {figures.serving_ms.p50:.1f} ms, p95 "
+            f"{figures.candidate_ms.p95:.1f} ms against {figures.serving_ms.p95:.1f} ms of the version in service"
+        )
+    return CanaryVerdict(reasons, figures.model_dump(mode="json"), [*lines, *figures.different])
+
+
+def _too_few(figures: Figures | None, limits: CanaryLimits) -> str:
     found, why = (figures.photos if figures else 0), []
     if figures is not None:
         why.append(f"{figures.seen} requests came, {100 * figures.share:g} % are chosen")
         why += [f"{count} not compared: {reason}" for reason, count in figures.skipped.items()]
         why += [f"version {figures.serving} itself failed at {n}" for n in [figures.failed.get("serving", 0)] if n]
         why += [figures.trouble] if figures.trouble else []
-    reason = f"canary: {found} of {limits.photos} photos were compared within {limits.seconds:g} s ({'; '.join(why)})"
-    return CanaryVerdict([reason], figures.model_dump(mode="json") if figures else {})
+    told = f" ({'; '.join(why)})" if why else ""
+    return f"canary: {found} of {limits.photos} photos were compared within {limits.seconds:g} s{told}"
 
 
 def _said(figures: Figures) -> str:
@@ -193,8 +211,12 @@ class _Watch:
             )
         found = told.get("canary")
         if isinstance(found, dict) and found.get("lease") == self._lease.id and found.get("active"):
-            self._followed = now
-            return Figures.model_validate(found)
+            figures = Figures.model_validate(found)
+            if not figures.trouble.endswith(MISSING):
+                self._followed = now
+            elif now - self._followed > GONE_SECONDS:
+                raise InputError(f"the service at {self._health}: {figures.trouble}; is it one with --no-candidate?")
+            return figures
         if not first and now - self._followed > GONE_SECONDS:
             raise InputError(
                 f"the service at {self._health} does not take up the canary; is it of this version, and may it read "

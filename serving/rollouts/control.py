@@ -111,6 +111,17 @@ class Container:
             raise ServerError(words, getattr(error, "status", "")) from error
 
 
+def check_containers(
+    servers: Sequence[str], secret_file: Path | None, repository: Path, version: int, tls: Tls | None = None
+) -> None:
+    """InputError where `taking_up` would raise one before it loads anything: before a gate that takes minutes."""
+    old = read_record(repository).serving
+    with _containers(servers, secret_file, tls) as containers:
+        for container in containers:
+            container.states(MODEL)  # the secret is right
+            _plan(container, repository, old, version)
+
+
 @contextmanager
 def taking_up(
     servers: Sequence[str], secret_file: Path | None, repository: Path, version: int, tls: Tls | None = None

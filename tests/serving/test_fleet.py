@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -19,10 +18,11 @@ from serving.repository import check_parts, deploy
 from serving.rollouts import steps
 from serving.rollouts.record import read_record
 from serving.running import PATIENCE, Opened
+from serving.service import News
 from serving.supervisor import Supervisor
 from tests.serving.conftest import Exported, stand_in
 from upsnet.errors import InputError
-from upsnet.files import sha256
+from upsnet.files import read_json, sha256
 
 GUARD = 20.0  # seconds until a test counts as failed
 
@@ -368,7 +368,7 @@ def test_a_model_file_that_is_not_the_one_that_was_staged(play: Play) -> None:
     play(scene)
 
 
-def test_a_record_that_cannot_be_read(play: Play) -> None:
+def test_a_record_that_cannot_be_read(play: Play, tmp_path: Path) -> None:
     """What was so last goes on, and that is said once."""
 
     async def scene(world: World) -> None:
@@ -383,7 +383,7 @@ def test_a_record_that_cannot_be_read(play: Play) -> None:
         record.write_text(whole)
         world.promote()
         await world.until_roles(_1="standby", _2="serving")
-        shutil.rmtree(world.repository)
+        world.repository.rename(tmp_path / "away")
         await asyncio.sleep(0.05)
         assert world.roles == {1: "standby", 2: "serving"}
 
@@ -418,3 +418,36 @@ def test_the_version_in_service_is_restarted_for_ever(play: Play) -> None:
         await world.until(lambda: world.server(1).launches == PATIENCE + 4)
 
     play(scene)
+
+
+def test_what_people_are_told(play: Play, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of each version what has changed, and no more; the state file tells all of it."""
+    lines: list[str] = []
+    monkeypatch.setattr("serving.service.say", lines.append)
+
+    async def scene(world: World) -> None:
+        world.fleet._say = lines.append
+        news = News(world.fleet, tmp_path / "state.json")
+        world.fleet.changed = news.changed
+        world.stage()
+        await world.until_roles(_1="serving", _2="candidate")
+        world.promote()
+        await world.until_roles(_1="standby", _2="serving")
+        steps.rollback(world.repository)
+        await world.until_roles(_1="serving")
+        await world.kill(1)
+        await world.until(world.all_ready)
+        news.changed()
+        told = read_json(tmp_path / "state.json")
+        assert (told["state"], told["serving"], told["rollouts"]) == ("ready", 1, world.fleet.rollouts)
+        assert told["versions"] == {"1": {"role": "serving", "state": "ready", "reasons": [], "triton_pid": 1}}
+
+    play(scene)
+    assert lines == [
+        "version 2 (candidate): starting: the models have not answered yet",
+        "version 2 (candidate): ready: the models answer",
+        "version 2 serves from now on; version 1 is kept for 600 s",
+        "version 1 serves from now on",
+        "degraded: it has died; it is started again now",
+        "ready: the models answer again",
+    ]

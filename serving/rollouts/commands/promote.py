@@ -22,9 +22,10 @@ from serving.rollouts.commands.options import (
     Server,
     Wait,
 )
-from serving.rollouts.control import taking_up
+from serving.rollouts.control import check_containers, taking_up
 from serving.rollouts.gate import GateOptions, hold_gate
 from serving.rollouts.record import read_record
+from serving.rollouts.running import Containers
 from serving.rollouts.waiting import check_health, report, wait_until_serving
 from upsnet.command_line.command import run as run_command
 from upsnet.command_line.options import GtFolder, GtJson, Images, TlsCa, TlsCert, TlsKey, run_option
@@ -80,6 +81,10 @@ def main(
         str | None, typer.Option(help="Promote unjudged, for this reason; the history keeps it.", metavar="REASON")
     ] = None,
     server: Server = None,
+    candidate: Annotated[
+        str | None,
+        typer.Option(help="host:port of the candidate's container: the gate asks it and the first --server."),
+    ] = None,
     secret_file: SecretFile = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
@@ -93,7 +98,7 @@ def main(
     the reasons; or a service runs on the repository, and does not follow.
     """
     check_health(health)
-    share = None if canary is None else parse_share(canary)
+    share = None if canary is None else parse_share("--canary", canary)
     limits = GateLimits(
         max_pq_drop=max_pq_drop,
         min_pq=min_pq,
@@ -118,21 +123,26 @@ def main(
     )
     if without_gate is not None and not without_gate.strip():
         raise InputError("--without-gate: give the reason, which the history keeps")
+    if candidate is not None and not server:
+        raise InputError("--candidate: give --server too, the container with the version in service")
     tls = None if (tls_ca, tls_cert, tls_key) == (None, None, None) else Tls(tls_ca, tls_cert, tls_key)
     record = read_record(repository)
     version = steps.candidate_of(repository, record)
     steps.check_files(repository, record, version)
+    check_containers(server or (), secret_file, repository, version, tls)
     begun = time.monotonic()
     reasons: list[str] = []
     figures: dict[str, Any] = {}
     if without_gate is None:
-        result = hold_gate(repository, record, options, health=health, tls=tls)
+        containers = Containers(server[0], candidate) if server and candidate is not None else None
+        result = hold_gate(repository, record, options, health=health, tls=tls, containers=containers)
         reasons, figures["gate"] = result.reasons, result.figures
         print("\n".join(result.lines), flush=True)
     if share is not None and not reasons:
-        bounds = CanaryLimits(canary_photos, canary_seconds, min_identical, max_latency_ratio)
+        bounds = CanaryLimits(canary_photos, canary_seconds, min_identical, max_latency_ratio, deadline)
         verdict = run_canary(repository, record, health, share, bounds)
         reasons, figures["canary"] = verdict.reasons, verdict.figures
+        print("\n".join(verdict.lines), flush=True)
     seconds = round(time.monotonic() - begun, 3)
     if reasons:
         steps.refuse(repository, record, reasons, figures, seconds)
@@ -140,7 +150,7 @@ def main(
             print(f"refused: {reason}", file=sys.stderr)
         print(f"version {version} stays the candidate; version {record.serving} serves", file=sys.stderr)
         raise typer.Exit(FAILED)
-    with taking_up(server or (), secret_file, repository, version):
+    with taking_up(server or (), secret_file, repository, version, tls):
         after = steps.promote(repository, record, figures, seconds, forced=without_gate or "")
     print(f"version {version} is promoted; version {after.previous} is what a rollback returns to")
     if not report(wait_until_serving(health, after, wait)):

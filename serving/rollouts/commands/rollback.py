@@ -21,6 +21,8 @@ from serving.rollouts.control import take_up, taking_up
 from serving.rollouts.record import read_record
 from serving.rollouts.waiting import check_health, report, wait_until_serving
 from upsnet.command_line.command import run as run_command
+from upsnet.command_line.options import TlsCa, TlsCert, TlsKey
+from upsnet.runtimes.tls import Tls
 
 
 def main(
@@ -30,6 +32,9 @@ def main(
     ] = None,
     server: Server = None,
     secret_file: SecretFile = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     health: Health = DEFAULT_HEALTH,
     wait: Wait = DEFAULT_WAIT,
 ) -> None:
@@ -42,12 +47,13 @@ def main(
     before = read_record(repository)
     version = steps.rollback_target(repository, before, to)
     servers = server or ()
+    tls = None if (tls_ca, tls_cert, tls_key) == (None, None, None) else Tls(tls_ca, tls_cert, tls_key)
     if version == before.serving:
         record = before
         print(f"version {version} serves already; nothing has changed")
-        take_up(servers, secret_file, repository)
+        take_up(servers, secret_file, repository, tls)
     else:
-        with taking_up(servers, secret_file, repository, version):
+        with taking_up(servers, secret_file, repository, version, tls):
             record = steps.rollback(repository, version, expected=before)
         print(f"back from version {before.serving} to version {record.serving}")
     if not report(wait_until_serving(health, record, wait)):

@@ -51,12 +51,14 @@ class World:
     def __init__(self, folder: Path, sampling: Sampling | None) -> None:
         self.folder, self.heard = folder, Heard()
         self.versions: dict[int, Version] = {}
+        self._made: list[Version] = []
         self._sampling = sampling
         self.ports: dict[str, int] = {}
         self.stub: Any = None
 
     async def add(self, number: int, role: Role = Role.CANDIDATE, limits: Limits = LIMITS, again: str = "") -> Version:
         made = self.versions[number] = Version(self.folder / f"{number}{again}", number, role, limits)
+        self._made.append(made)
         await made.grpc.start()
         await made.http.__aenter__()
         if hasattr(self, "fleet"):
@@ -68,6 +70,14 @@ class World:
         settings = FrontSettings("127.0.0.1", 0, 0, 0, LIMITS, self.folder)
         self.front = Front(self.fleet, settings, self.heard, self._sampling)
         self.ports = await self.front.start()
+
+    async def stop(self) -> None:
+        for each in self._made:
+            each.grpc.gate.set()
+        await self.front.stop(0)
+        for each in self._made:
+            await each.grpc.die()
+            await each.http.__aexit__()
 
     def serve(self, number: int) -> None:
         """As a promotion, or a rollback, does it."""
@@ -99,9 +109,4 @@ async def world(sampling: Sampling | None = None) -> AsyncIterator[World]:
             try:
                 yield made
             finally:
-                for each in made.versions.values():
-                    each.grpc.gate.set()
-                await made.front.stop(0)
-                for each in made.versions.values():
-                    await each.grpc.die()
-                    await each.http.__aexit__()
+                await made.stop()

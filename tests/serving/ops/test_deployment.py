@@ -15,7 +15,9 @@ import yaml
 from prometheus_client import generate_latest
 
 from serving import bulletins
+from serving.front.canary import Canary
 from serving.front.operators import Operators
+from serving.front.recorder import Recorder, RecorderSettings
 from serving.front.refusal import CODES
 from serving.front.rest import STATUS
 from serving.front.sampling import Sampling
@@ -47,7 +49,10 @@ def exposed(folder: Path) -> dict[str, set[str]]:
     telemetry = make_telemetry(None, None)
     shared = SharedMemory(folder, LIMITS)
     settings = FrontSettings("127.0.0.1", 0, None, 0, LIMITS, folder)
-    Operators(Upstreams(FakeFleet(FakeBackend(folder), LIMITS)), shared, settings, telemetry.registry, Sampling())
+    fleet: Any = FakeFleet(FakeBackend(folder), LIMITS)
+    Operators(Upstreams(fleet), shared, settings, telemetry.registry, Sampling())
+    Canary(fleet, folder / "canary.json", telemetry.registry)
+    Recorder(RecorderSettings(folder / "photos", 1.0), telemetry.registry)
     telemetry.finish(Record("http", "ModelInfer", model="upsnet", version="1"))
     telemetry.close()
     return series(generate_latest(telemetry.registry).decode()) | {"upsnet_http_connections": {"port"}}

@@ -18,7 +18,7 @@ from serving.rollouts.canary import CanaryLimits, against, judge, parse_share, r
 from serving.rollouts.lease import Lease, lease_path, read_lease, renew
 from serving.rollouts.record import Record, read_record
 from serving.rollouts.steps import discard, stage
-from serving.rollouts.tally import KEPT, Answer, Compared, Figures, Tally
+from serving.rollouts.tally import KEPT, MISSING, Answer, Compared, Figures, Tally
 from tests.serving.conftest import Exported
 from upsnet.errors import InputError
 
@@ -161,6 +161,11 @@ def test_it_watches_until_enough_photos_are_compared_and_ends_the_mirroring(stag
     service.answer = answer
     verdict = run(staged)
     assert verdict.reasons == [] and verdict.figures["photos"] == 2 and verdict.figures["identical"] == 0.9
+    assert verdict.lines == [
+        "canary: 2 photos of callers compared with version 1",
+        "identical pixels: 90.000 %",
+        "latency, alone: p50 200.0 ms against 100.0 ms, p95 200.0 ms against 100.0 ms of the version in service",
+    ]
     assert {(lease.version, lease.share) for lease in service.leases} == {(2, 0.1)}
     assert not lease_path(repository).exists()
     found.clear()
@@ -207,6 +212,9 @@ def test_a_service_that_is_not_there_is_another_or_too_old(
     service.status, service.rollouts = 200, read_record(repository).id
     monkeypatch.setattr(module, "GONE_SECONDS", 0.05)
     with pytest.raises(InputError, match="does not take up the canary"):
+        run(staged)
+    service.answer = lambda lease: tally(lease=lease.id).figures(True, f"version 2 is {MISSING}")
+    with pytest.raises(InputError, match="version 2 is not run by this service; is it one with --no-candidate"):
         run(staged)
     assert not lease_path(repository).exists()
 

@@ -22,6 +22,7 @@ from serving.rollouts.control import check_alike, read_secret, take_up, taking_u
 from serving.rollouts.record import Record, read_record
 from tests.serving.conftest import Exported
 from tests.serving.ops.container import Container, container, retrained
+from tests.serving.rollouts.test_commands import command
 from tests.serving.test_configs import config
 from upsnet.contract import MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError, ServerError
@@ -45,8 +46,13 @@ class Running(NamedTuple):
             return steps.rollback(self.repository)
 
     def versions(self) -> list[list[str]]:
-        with grpc.InferenceServerClient(self.container.grpc) as client:
-            return [list(client.get_model_metadata(model).versions) for model in (MODEL, PHOTO_MODEL)]
+        return versions_of(self.container)
+
+
+def versions_of(container: Container) -> list[list[str]]:
+    """Of each model."""
+    with grpc.InferenceServerClient(container.grpc) as client:
+        return [list(client.get_model_metadata(model).versions) for model in (MODEL, PHOTO_MODEL)]
 
 
 @pytest.fixture(scope="module")
@@ -201,15 +207,35 @@ def test_what_was_missed_is_taken_up(running: Running, exported: Exported, tmp_p
 
 
 @triton
-def test_the_candidate_in_a_container_of_its_own(exported: Exported, triton_environment: Path, tmp_path: Path) -> None:
+def test_the_commands(running: Running, exported: Exported, triton_environment: Path, tmp_path: Path) -> None:
+    """The candidate in a container of its own, judged there and promoted, and back."""
+    before = steps.stage(running.repository, retrained(exported, tmp_path / "7", 7))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(2):
+        Image.new("RGB", (96, 64), (200 * number, 90, 90)).save(photos / f"{number}.png")
+    arguments = ["--repository", running.repository, "--health", "127.0.0.1:9", "--server", running.container.grpc]
+    arguments += ["--secret-file", running.secret]
+    judged = ["--photos", photos, "--load-seconds", 0.5, "--max-latency-ratio", 1000]
+    with container(tmp_path / "c", triton_environment, running.repository, {"ROLE": "candidate"}) as candidate:
+        assert versions_of(candidate) == [[str(before.candidate)]] * 2
+        swapped = command("promote", *arguments, *judged, "--candidate", running.container.grpc)
+        assert swapped.exit_code == 2 and "version" in swapped.stderr, swapped.output
+        promoted = command("promote", *arguments, *judged, "--candidate", candidate.grpc)
+    assert promoted.exit_code == 0, promoted.output
+    after = read_record(running.repository)
+    assert after.serving == before.candidate and not after.events[-1].figures["gate"]["private_servers"]
+    assert running.versions() == [[str(after.serving)]] * 2
+    back = command("rollback", *arguments)
+    assert back.exit_code == 0 and running.versions() == [[str(before.serving)]] * 2, back.output
+
+
+@triton
+def test_plain_triton_without_a_candidate(exported: Exported, triton_environment: Path, tmp_path: Path) -> None:
+    """Where there is no configuration of the name that it is given, it takes config.pbtxt."""
     repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
     steps.stage(repository, retrained(exported, tmp_path / "2", 2))
-    with container(tmp_path / "candidate", triton_environment, repository, {"ROLE": "candidate"}) as running:
-        assert Running(running, repository, tmp_path).versions() == [["2"], ["2"]]
     steps.discard(repository)
-    with container(tmp_path / "none", triton_environment, repository, {"ROLE": "candidate"}) as running:
-        assert running.process.wait(30) == 1 and "has no version to serve as candidate" in running.said
-    # Triton itself takes config.pbtxt where there is no such configuration.
     for model in (MODEL, PHOTO_MODEL):
         (repository / model / "config.pbtxt").unlink()
         (repository / model / "config.pbtxt").symlink_to("configs/cpu.pbtxt")

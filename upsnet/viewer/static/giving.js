@@ -27,7 +27,7 @@ export function connectGiving(onFiles, onFault) {
     try {
       for (const item of await navigator.clipboard.read()) {
         const kind = item.types.find((type) => type.startsWith("image/"));
-        if (kind) files.push(new File([await item.getType(kind)], "pasted.png", { type: kind }));
+        if (kind) files.push(new File([await item.getType(kind)], "pasted photo.png", { type: kind }));
       }
     } catch {
       return onFault("The browser gives this button no clipboard; press Ctrl-V (Command-V on a Mac) instead.");

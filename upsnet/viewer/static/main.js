@@ -55,9 +55,8 @@ async function give(files) {
     }
   }
   if (last) await show(last);
-  if (faults.length) complain(faults.join(" "));
-  else if (!last) setState(photo ? "shown" : "empty");
-  await look(); // says so where the viewer has gone
+  if (faults.length) complain(faults.join(" "), find("status").textContent);
+  await refreshPhotos().catch(() => {}); // it is tried again with the next look
 }
 
 async function send(file) {
