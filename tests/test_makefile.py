@@ -130,7 +130,7 @@ def test_server_without_an_interpreter_ends_before_anything_is_trained(machine: 
         (["demo", "RUN=my run"], "error: RUN=my run: give one path, without spaces"),
         (["eval", "RUN="], "error: RUN=: give one path"),
         (["serve", "RUN=runs/absent"], "error: RUN=runs/absent: no such run: it has no last.safetensors; `make train`"),
-        (["bench", "NAME=abc"], "error: NAME=abc: no such bench; there are runtimes serving ops kernels pq"),
+        (["bench", "NAME=abc"], "error: NAME=abc: no such bench; there are runtimes serving canary ops kernels pq"),
         (["overfit", "COCO=/nowhere"], "error: COCO=/nowhere: it has no annotations/panoptic_val2017.json; name"),
     ],
 )
