@@ -98,7 +98,7 @@ def main(
     the reasons; or a service runs on the repository, and does not follow.
     """
     check_health(health)
-    share = None if canary is None else parse_share("--canary", canary)
+    share = None if canary is None else parse_share(canary)
     limits = GateLimits(
         max_pq_drop=max_pq_drop,
         min_pq=min_pq,
