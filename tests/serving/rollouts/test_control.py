@@ -137,12 +137,18 @@ def test_promotion_and_rollback_under_load(running: Running) -> None:
     """No request fails, every caller passes to the other version once and for good, and an answer is of one version."""
     candidate = read_record(running.repository)
     with Callers(running.container.grpc) as callers:
+        begun = time.monotonic()
         assert running.promote(candidate).served == (1, 2)
+        promoted = time.monotonic()
         assert running.versions() == [["2"], ["2"]]
         callers.go_on()
+        back = time.monotonic()
         assert running.rollback().served == (1,)
+        returned = time.monotonic()
         assert running.versions() == [["1"], ["1"]]
         callers.go_on()
+    answers = sum(map(len, callers.seen))
+    print(f"promoted in {promoted - begun:.1f} s, back in {returned - back:.1f} s, {answers} answers")
     assert not callers.failed
     for seen in callers.seen:
         versions = [version for _, version, _ in seen]
@@ -251,6 +257,9 @@ def test_other_plugins_need_a_restart(exported: Exported, tmp_path: Path) -> Non
     check_alike(repository, False, configs)  # ONNX Runtime loads its library in each version's own process
     with pytest.raises(InputError, match=f"the plugins .{PLUGINS}. of versions 1 and 2 differ"):
         check_alike(repository, True, configs)
+    (repository / MODEL / "2/model.plan").touch()
+    with pytest.raises(InputError, match="one of versions 1 and 2 has a TensorRT plan"):
+        check_alike(repository, False, configs)
 
 
 @pytest.mark.parametrize(
