@@ -15,7 +15,7 @@ from serving.load_test.asking import Server
 from serving.rollouts.answers import result_of
 from serving.rollouts.latency import Latency, Side, compare_latency, read_some
 from serving.rollouts.record import Record
-from serving.rollouts.running import Containers, Service, open_service, restarted, say, wait_for
+from serving.rollouts.running import Containers, Service, open_service, restarted, say, wait_for, watched
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError, ServerError
 from upsnet.figures import points, share, title
@@ -131,11 +131,12 @@ def hold_gate(
     with open_service(repository, record, health, tls, containers) as service:
         before, reasons = wait_for(service, record.candidate)
         if before is not None:
-            with ExitStack() as stack:
-                verdict, reasons = _judge(stack, service, record, options, photos)
-            if not reasons:
-                latency, reasons = asyncio.run(_under_load(service, record, options, photos))
-            reasons += restarted(service, record.candidate, before)
+            with watched(service, record.candidate) as said:
+                with ExitStack() as stack:
+                    verdict, reasons = _judge(stack, service, record, options, photos)
+                if not reasons:
+                    latency, reasons = asyncio.run(_under_load(service, record, options, photos))
+            reasons += restarted(service, record.candidate, before, said)
     return GateResult(
         passed=not reasons,
         reasons=reasons,
