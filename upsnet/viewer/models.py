@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from upsnet.client.conversation import Opened, health, look_around, predict
+from upsnet.client.conversation import Known, Opened, health, look_around, predict
 from upsnet.contract import MODEL
 from upsnet.errors import InputError, ServerError
 from upsnet.geometry import collate, to_network
@@ -157,7 +157,7 @@ class Answering:
             counted = (yield from call(server, Ask("ModelStatistics", server.of_model(MODEL)))).model_stats
             self.in_service = counted[0].version if len(counted) == 1 else ""  # whose statistics these are
         asked = self.connection.server._replace(version=version)
-        return (yield from look_around(served._replace(server=asked), self.connection.regions))
+        return (yield from look_around(served._replace(server=asked), self.connection.regions.infer))
 
     def close(self) -> None:
         self._looks.close()
@@ -189,7 +189,7 @@ class ServerModel:
         opened = self._server.look(self._version)
         whole: dict[str, float] = {}
         with timed(whole, "server"):
-            prediction = self._server.connection.run(predict(opened, photo, stages=True))
+            prediction = self._server.connection.run(predict(Known(opened), photo, stages=True))
         told = dict(prediction.stages)
         rest = {"queue, transport": max(0.0, whole["server"] - sum(told.values()))} if told else whole
         return replace(prediction, stages={**told, **rest})

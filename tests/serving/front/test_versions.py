@@ -23,7 +23,7 @@ from tests.serving.front.fake import LIMITS, make_request, until
 from tests.serving.front.fake_versions import World, world
 from tests.serving.front.test_shared_memory import Memory, token_of
 from tests.serving.ops.fakes import binary
-from upsnet.runtimes.shared_memory import VERSION
+from upsnet.runtimes.kserve import VERSION_HEADER
 
 
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -118,7 +118,7 @@ def test_a_stream_follows_the_switch_from_message_to_message() -> None:
         async with world() as made:
             await made.add(2)
             call = made.stub.ModelStreamInfer()
-            told = []
+            told: list[Any] = []
             for number, version in ((1, ""), (2, ""), (2, "1"), (2, "9")):
                 if number == 2 and not told[1:]:
                     made.serve(2)
@@ -164,6 +164,7 @@ def test_who_waits_for_a_version_that_is_ended_is_told_to_ask_again(protocol: st
         async with world() as made:
             old = made.versions[1]
             await made.add(2)
+            waiting: asyncio.Future[Any]
             if protocol == "grpc":
                 old.grpc.gate.clear()
                 call = made.stub.ModelInfer(make_request())
@@ -321,14 +322,14 @@ def test_a_region_without_a_name_is_of_the_version_for_which_it_was_registered(m
         async with world() as made:
             await made.add(2)
             given = await token(made)
-            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=(*given, (VERSION, "2")))
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=(*given, (VERSION_HEADER, "2")))
             memory.path.unlink()
             assert await made.infer(memory.infer(), "2", metadata=given) == "2"
             code, _ = await refusal(made.infer(memory.infer(), metadata=given))
             assert code == grpc.StatusCode.INVALID_ARGUMENT and made.versions[1].grpc.seen == []
             other = Memory(key=f"/upsnet-client-{secrets.token_hex(16)}")
             other.name = other.key.removeprefix("/upsnet-client-")
-            call = made.stub.SystemSharedMemoryRegister(other.request(), metadata=(*given, (VERSION, "9")))
+            call = made.stub.SystemSharedMemoryRegister(other.request(), metadata=(*given, (VERSION_HEADER, "9")))
             assert (await refusal(call))[0] == grpc.StatusCode.NOT_FOUND
             other.path.unlink()
 
