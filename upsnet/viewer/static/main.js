@@ -372,6 +372,17 @@ async function refreshPhotos() {
 async function forget() {
   try {
     await api.forgetPhotos();
+    asking.abort();
+    photo = null;
+    for (const side of sides) {
+      Object.assign(side, { answer: null, failed: "", lit: 0, picked: 0 });
+      side.pane.clear();
+    }
+    found = null;
+    find("side").hidden = find("error").hidden = true;
+    document.title = "UPSNet viewer";
+    setState("empty");
+    refresh();
     await refreshPhotos();
     write(find("status"), "The viewer has forgotten its photos.");
   } catch (error) {
