@@ -113,12 +113,14 @@ def _following(health: str, record: Record) -> Running | None:
     end = time.monotonic() + FOLLOWS
     while True:
         told = ask_service(health)
-        if told is None or told.rollouts != record.id:
+        if told is None or told.rollouts not in ("", record.id):  # "": it has not seen that there are roll-outs now
             return None
-        if record.candidate in told.versions or record.candidate in told.failed:
+        known = {*told.versions, *told.failed}
+        if told.rollouts and {record.serving, record.candidate} <= known:
             return told
         if time.monotonic() > end:
-            say(f"the service at {health} runs no candidate: the gate has a private server")
+            if told.rollouts:
+                say(f"the service at {health} runs no candidate: the gate has a private server")
             return None
         time.sleep(0.2)
 

@@ -53,6 +53,7 @@ class FakeServer:
 
     def __init__(self, alone: int, **then: Any) -> None:
         self._alone, self._then = alone, then
+        self.deadline = 2.0
         self.asked: list[int] = []
 
     async def ask(self, message: bytes) -> Answer:
@@ -80,9 +81,9 @@ def loaded(server: Any, seconds: float = 0.2) -> Latency:
     return asyncio.run(run())
 
 
-def failing(words: str) -> grpc.aio.AioRpcError:
+def failing(words: str, status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> grpc.aio.AioRpcError:
     metadata = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata, words)
+    return grpc.aio.AioRpcError(status, metadata, metadata, words)
 
 
 def test_both_are_loaded_by_turns() -> None:
@@ -112,6 +113,8 @@ def test_an_answer_that_fails_under_load_is_a_reason() -> None:
     (reason,) = _too_slow(latency, 3, 2, 1000)
     assert reason.startswith(f"with 3 callers version 3 failed at {latency.candidate.failed} of ")
     assert ".jpg: the server stops or restarts; retry (" in reason
+    late = loaded(FakeServer(alone=2, v3=failing("Deadline Exceeded", grpc.StatusCode.DEADLINE_EXCEEDED)))
+    assert ".jpg: no answer within 2 s (" in _too_slow(late, 3, 2, 1000)[0]
 
 
 def test_an_answer_that_differs_under_load_is_a_reason_beyond_rounding() -> None:

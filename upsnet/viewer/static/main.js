@@ -51,11 +51,13 @@ async function give(files) {
       last = await send(file);
       if (files.length > 1) await refreshPhotos();
     } catch (error) {
-      faults.push(error.message);
+      faults.push(error);
     }
   }
+  write(find("status"), "");
   if (last) await show(last);
-  if (faults.length) complain(faults.join(" "), find("status").textContent);
+  const words = faults.map((error) => error.message).join(" ");
+  if (faults.length) complain(words, find("status").textContent, faults.some((error) => error.kind !== "photo") && photo);
   await refreshPhotos().catch(() => {}); // it is tried again with the next look
 }
 
@@ -154,7 +156,8 @@ async function askOne(side, signal) {
 
 function finish(fault) {
   const failed = chosen().filter((side) => side.failed);
-  const words = [...failed.map((side) => `${title(side)}: ${side.failed}`), fault].filter(Boolean).join(" ");
+  const reason = (side) => (side.failed.includes(modelOf(side)?.place) ? side.failed : `${title(side)}: ${side.failed}`);
+  const words = [...failed.map(reason), fault].filter(Boolean).join(" ");
   const answered = chosen().filter((side) => side.answer);
   const told = answered.map((side) => `${title(side)}: ${side.answer.words}, ${time(side.answer.total)}.`).join(" ");
   const status = `${told} ${notice}`.trim();
@@ -190,14 +193,16 @@ function setFound(difference) {
 
 /** All of it, after anything has changed. */
 function refresh() {
-  a.pane.figure.hidden = !photo;
-  b.pane.figure.hidden = !photo || !b.select.value;
+  a.pane.figure.hidden = !a.pane.image;
+  b.pane.figure.hidden = !b.pane.image || !b.select.value;
+  find("first").hidden = !a.answer;
   find("second").hidden = !b.answer;
   find("side").classList.toggle("two", Boolean(b.answer));
   const number = (side) => side.answer?.segments.length ?? 0;
   write(find("segments-title"), `Segments${b.answer ? " of A" : ""} (${number(a)})`);
   write(find("segments-b-title"), `Segments of B (${number(b)})`);
   const answered = sides.filter((side) => side.answer);
+  document.documentElement.dataset.photo = a.pane.image ? "yes" : "no";
   for (const card of document.querySelectorAll(".answered")) card.hidden = !answered.length;
   for (const side of sides) {
     write(side.pane.caption, b.select.value ? `${side.name.toUpperCase()}: ${title(side)}` : title(side));
@@ -206,11 +211,14 @@ function refresh() {
   panel.fillClasses(answered.map((side) => side.answer), view.hidden, classesChanged);
   panel.fillStages(answered.map(columnOf), uploads.get(photo?.id));
   panel.fillDifference(found);
-  for (const [id, file] of [["download-ids", "ids.png"], ["download-json", "coco.json"]]) {
-    if (a.answer) find(id).href = api.filePath(photo, a.select.value, file);
-    else find(id).removeAttribute("href");
+  for (const side of sides) {
+    for (const [id, file, words] of [["download-ids", "ids.png", "Segment ids (PNG)"], ["download-json", "coco.json", "COCO JSON"]]) {
+      const link = find(side === a ? id : `${id}-b`);
+      link.hidden = !side.answer;
+      if (side.answer) link.href = api.filePath(photo, side.select.value, file);
+      write(link, b.answer ? `${words} of ${side.name.toUpperCase()}` : words);
+    }
   }
-  find("download-picture").disabled = find("again").disabled = !a.answer;
   fit();
   draw();
 }
@@ -288,9 +296,10 @@ function setState(state) {
   document.documentElement.dataset.state = state;
 }
 
-/** status: what else there is to say. */
-function complain(words, status = "") {
+/** status: what else there is to say. again: whether it may go well the next time. */
+function complain(words, status = "", again = true) {
   write(find("error-words"), words);
+  find("retry").hidden = !again;
   find("error").hidden = false;
   write(find("status"), status);
   setState("error");
@@ -425,7 +434,7 @@ document.addEventListener("keydown", (event) => {
 });
 new ResizeObserver(fit).observe(find("panes"));
 window.addEventListener("resize", fit);
-connectGiving(give, complain);
+connectGiving(give, (words) => complain(words, find("status").textContent, false));
 connectCamera((file) => give([file]));
 
 async function keepLooking() {

@@ -78,7 +78,7 @@ export function checkClasses(hidden) {
 export function fillStages(columns, upload) {
   const table = find("stages");
   const head = element("tr");
-  head.append(element("td"), ...columns.map(({ title }) => header("col", title)));
+  head.append(element("td"), ...columns.map(({ title }) => (title ? header("col", title) : element("td"))));
   table.tHead.replaceChildren(head);
   const most = Math.max(...columns.flatMap(({ stages }) => stages.map((stage) => stage.seconds)), 0);
   const names = [...new Set(columns.flatMap(({ stages }) => stages.map((stage) => stage.name)))];
