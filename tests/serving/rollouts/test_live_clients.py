@@ -33,7 +33,7 @@ from upsnet.manifest import Manifest
 from upsnet.runtimes.triton import TritonPredictor
 
 pytestmark = pytest.mark.triton
-GUARD = 60.0  # seconds until something counts as never happening
+GUARD = 120.0  # seconds until something counts as never happening
 RED = np.full((50, 70, 3), (255, 0, 0), np.uint8)  # what the stand-in's first class is
 NAMES = {"1": "sky", "2": "heaven"}  # of that class, by version
 
