@@ -46,7 +46,7 @@ ifneq ($(words $(GPUS)) $(filter-out gpu $(shell seq 1024),$(GPUS)),1 )
 $(error error: GPUS=$(GPUS): give the number of processes, from 1 on, or gpu for one on each GPU)
 endif
 endif
-BENCHES := runtimes serving ops kernels pq train ablation gpu
+BENCHES := runtimes serving canary ops kernels pq train ablation gpu
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 $(if $(filter $(BENCHES),$(NAME)),,$(error error: NAME=$(NAME): no such bench; there are $(BENCHES)))
 endif
@@ -79,8 +79,9 @@ $(TRITON_READY): serving/requirements-triton.txt | $(READY)
 NAMED = $(foreach name,CONFIG RUN VENV,$(if $(filter command,$(origin $(name))),$(name)))
 demo: $(RUN)/report.html ## train, export, build, serve and compare a small network, with a report in pictures
 	@echo '1. Open $<: the figures and pictures of every runtime.'
-	@echo '2. Predict your photo: $(UPSNET) predict photo.jpg --run $(RUN) --out predicted'
-	@echo '3. Serve: $(strip make serve $(foreach name,$(NAMED),$(name)=$($(name))))'
+	@echo '2. See your photos in the browser: $(strip make view $(foreach name,$(NAMED),$(name)=$($(name))))'
+	@echo '3. Predict your photo: $(UPSNET) predict photo.jpg --run $(RUN) --out predicted'
+	@echo '4. Serve: $(strip make serve $(foreach name,$(NAMED),$(name)=$($(name))))'
 	@$(if $(DATA),echo 'This network knows synthetic shapes only; for your own: docs/own-data.md')
 
 $(RUN)/report.html: $(RUN)/engine/engine.json $(wildcard $(TRITON_READY)) | $(TRITON_READY)
@@ -164,11 +165,13 @@ overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; P
 	$(UPSNET) engine --model $(OVERFIT)/model.onnx
 	$(UPSNET) parity --run $(OVERFIT) --min-pq 0.5
 
-bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, ops, kernels, pq, train, ablation or gpu: these instead
+bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, canary, ops, kernels, pq, train, ablation or gpu: these instead
 bench-runtimes: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(UPSNET) bench --run $(RUN) $(ARGS)
 bench-serving: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(BIN)/python -m serving.benchmark --run $(RUN) $(ARGS)
+bench-canary: $(RUN)/engine/engine.json $(TRITON_READY)
+	$(BIN)/python -m serving.benchmark.canary --run $(RUN) $(ARGS)
 bench-ops: $(READY)
 	$(BIN)/python -m plugins_cuda.benchmark $(ARGS)
 bench-kernels: $(RUN)/model.onnx

@@ -17,8 +17,9 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from serving.load_test.questions import Answer
 from serving.rollouts.answers import result_of
-from serving.rollouts.gate import GateOptions, GateResult, _too_slow, open_photos
+from serving.rollouts.gate import GateOptions, GateResult, _too_slow, hold_gate, open_photos
 from serving.rollouts.latency import Latency, Side, Speed, compare_latency, read_some
+from serving.rollouts.record import Record
 from upsnet.contract import LABELS, PHOTO_SIZES, SEGMENTS_JSON
 from upsnet.errors import InputError, ServerError
 from upsnet.parity.gate import GateLimits, judge
@@ -193,3 +194,15 @@ def test_what_is_told_and_what_is_kept(gt_json: Path, fake: Any) -> None:
     assert kept["pq"]["All"]["candidate"] < kept["pq"]["All"]["reference"] and kept["latency"]["ratio"]["p50"] > 1
     nothing = GateResult(passed=False, reasons=["x"], seconds=1.0, private=True)
     assert nothing.lines == [] and nothing.figures == {"private_servers": True}
+
+
+def test_another_reference_needs_its_run(tmp_path: Path) -> None:
+    record = Record(served=(1,), candidate=2)
+    for options, words in (
+        (GateOptions(against="pytorch"), "--against pytorch needs --run, the run that it opens"),
+        (GateOptions(against="caffe", run=tmp_path), "unknown runtime 'caffe'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            hold_gate(tmp_path, record, options)
+    with pytest.raises(InputError, match="has no candidate; `upsnet deploy stage` puts one there"):
+        hold_gate(tmp_path, Record(served=(1,)), GateOptions())
