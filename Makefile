@@ -79,8 +79,9 @@ $(TRITON_READY): serving/requirements-triton.txt | $(READY)
 NAMED = $(foreach name,CONFIG RUN VENV,$(if $(filter command,$(origin $(name))),$(name)))
 demo: $(RUN)/report.html ## train, export, build, serve and compare a small network, with a report in pictures
 	@echo '1. Open $<: the figures and pictures of every runtime.'
-	@echo '2. Predict your photo: $(UPSNET) predict photo.jpg --run $(RUN) --out predicted'
-	@echo '3. Serve: $(strip make serve $(foreach name,$(NAMED),$(name)=$($(name))))'
+	@echo '2. See your photos in the browser: $(strip make view $(foreach name,$(NAMED),$(name)=$($(name))))'
+	@echo '3. Predict your photo: $(UPSNET) predict photo.jpg --run $(RUN) --out predicted'
+	@echo '4. Serve: $(strip make serve $(foreach name,$(NAMED),$(name)=$($(name))))'
 	@$(if $(DATA),echo 'This network knows synthetic shapes only; for your own: docs/own-data.md')
 
 $(RUN)/report.html: $(RUN)/engine/engine.json $(wildcard $(TRITON_READY)) | $(TRITON_READY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from upsnet.parity.lockstep import Example
 
 PICTURE_SIDE = 640
 MOST_DRAWN = 1e12
+DEMO = Path("runs/demo")  # what `make view` shows where no run is named
+VIEWER = "http://127.0.0.1:8010/"  # where it is
 
 
 class Picture(NamedTuple):
@@ -47,6 +50,8 @@ def write_report(
         charts=training_charts(run / "metrics.jsonl") if run else [],
         config=config.read_text() if config and config.is_file() else "",
         run=run.name if run else parity.model,
+        view=f"make view{'' if run == DEMO else f' RUN={shlex.quote(str(run))}'}" if run else "",
+        viewer=VIEWER,
     )
     write_text(path, page)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.layout import CONFIGS, config_name, version_configs
+from serving.repository import PLAN
 from serving.rollouts.record import read_record
 from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError, ServerError
@@ -234,6 +235,8 @@ def check_alike(repository: Path, plan: bool, configs: Mapping[int, Any]) -> Non
     """
     (old, before), (new, after) = configs.items()
     ways = [f"{what} of versions {old} and {new} differ" for what, differ in _differences(before, after) if differ]
+    if len({(repository / MODEL / str(version) / PLAN).is_file() for version in configs}) == 2:
+        ways.append(f"one of versions {old} and {new} has a TensorRT plan, and one has none")
     if plan:
         files = [repository / MODEL / str(version) / PLUGINS for version in (old, new)]
         hashes = [sha256(file) if file.is_file() else "" for file in files]

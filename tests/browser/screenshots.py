@@ -12,7 +12,7 @@ from upsnet.files import write_text
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-STYLE = "body{font:16px/1.4 sans-serif;margin:2em auto;max-width:1320px;padding:0 1em}img{max-width:100%;border:1px solid #888}"
+STYLE = "body{font:16px/1.4 sans-serif;margin:2em auto;max-width:82em}img{max-width:100%;border:1px solid #888}"
 
 
 class Screenshots:

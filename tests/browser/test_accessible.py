@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ from tests.browser.screenshots import Screenshots
 pytest.importorskip("playwright", reason="needs Playwright's driver, which `make setup` installs")
 from playwright.sync_api import Browser, expect
 
-PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
-DARK = {"color_scheme": "dark"}
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 360, "height": 740},
+    "is_mobile": True,
+    "has_touch": True,
+    "device_scale_factor": 2,
+}
+DARK: dict[str, Any] = {"color_scheme": "dark"}
 FOCUSED = "() => document.activeElement.id || document.activeElement.textContent.trim()"
 SMALL = """() => [...document.querySelectorAll("button, a[href], select, input, summary")]
     .map((each) => [each.id || each.textContent, (each.closest("label") ?? each).getBoundingClientRect()])
@@ -57,7 +63,7 @@ def test_axe_core_finds_nothing(
     how: str,
     screenshots: Screenshots,
 ) -> None:
-    options: dict[str, Any] = {"light": {}, "dark": DARK, "phone": PHONE}[how]
+    options = {"light": {}, "dark": DARK, "phone": PHONE}[how]
     with Opened.of(browser, address, tmp_path, **options) as opened:
         for state in (nothing, one_model, two_models, an_error, camera):
             state(opened, photo)
@@ -139,7 +145,7 @@ def test_a_screen_reader_is_told_what_is_there(opened: Opened, photo: bytes) -> 
     assert re.search(r'button "dog score 0\.64 [\d,]+ px, [\d.]+ %"', tree), tree
     assert re.search(r'row "network [\d.]+ m?s"', tree) or 'rowheader "network"' in tree, tree
     headings = [int(level) for level in re.findall(r"heading .*\[level=(\d)\]", tree)]
-    assert headings[0] == 1 and all(after - before <= 1 for before, after in zip(headings, headings[1:], strict=False))
+    assert headings[0] == 1 and all(after - before <= 1 for before, after in pairwise(headings))
 
 
 def test_what_moves_is_still_for_who_wants_that(browser: Browser, address: str, photo: bytes, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -54,7 +55,10 @@ def test_page_is_self_contained_with_all_pictures(gt_json: Path, fake: Fake, tmp
     run_parity([fake("pytorch"), fake("onnxruntime"), damaged], PanopticFolder(gt_json), run, run=run)
     page = (run / "report.html").read_text()
     assert len(page) < 2_000_000
-    assert not re.search(r'(src|href|srcset)="(?!data:)', page) and "@import" not in page and "url(" not in page
+    (link,) = re.findall(r'<a href="([^"]*)">the viewer</a>', page)
+    assert link == "http://127.0.0.1:8010/" and f"make view RUN=&#39;{html.escape(str(run))}&#39;" in page
+    loaded = page.replace(f'<a href="{link}"', "")
+    assert not re.search(r'(src|href|srcset)="(?!data:)', loaded) and "@import" not in page and "url(" not in page
     shown = re.findall(r"<h3>(\d+\.png)<span>(\w+)", page)
     assert shown[0] == ("003.png", "worst")  # the damaged one
     assert len(dict(shown)) == len(shown) == 5

@@ -45,29 +45,32 @@ def test_without_nvcc_the_rest_is_built_and_a_warning_says_what_is_not(tmp_path:
 
 @pytest.mark.parametrize("architecture", ["70", "61-real", "52-virtual"])
 def test_a_gpu_that_is_too_old(tmp_path: Path, architecture: str) -> None:
-    """No compiler is needed to say so. CUDAARCHS, CMake's own variable, is heeded where one is."""
-    architectures = f"90;{architecture}"
-    for done in (
-        configure(tmp_path / "a", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}", "-DCMAKE_CUDA_COMPILER=NOTFOUND"),
-        configure(tmp_path / "b", CUDACXX="/nonexistent", CUDAARCHS=architectures),
-    ):
-        assert done.returncode != 0
-        (line,) = (line for line in done.stderr.splitlines() if "sm_" in line)
-        assert f"sm_{architecture[:2]}: this GPU is too old" in line
-        assert "sm_75 or newer" in line
-    done = configure(tmp_path / "c", "-DCMAKE_CUDA_COMPILER=NOTFOUND", CUDAARCHS=architectures)
+    """No compiler is needed to say so."""
+    done = configure(tmp_path, f"-DCMAKE_CUDA_ARCHITECTURES=90;{architecture}", "-DCMAKE_CUDA_COMPILER=NOTFOUND")
+    check_too_old(done, architecture)
+
+
+def check_too_old(done: subprocess.CompletedProcess[str], architecture: str) -> None:
+    assert done.returncode != 0
+    (line,) = (line for line in done.stderr.splitlines() if "sm_" in line)
+    assert f"sm_{architecture[:2]}: this GPU is too old" in line
+    assert "sm_75 or newer" in line
+
+
+def test_the_variable_of_gpus_is_heeded_where_a_compiler_is(tmp_path: Path) -> None:
+    """CUDAARCHS, CMake's own."""
+    check_too_old(configure(tmp_path / "a", CUDACXX="/nonexistent", CUDAARCHS="90;70"), "70")
+    done = configure(tmp_path / "b", "-DCMAKE_CUDA_COMPILER=NOTFOUND", CUDAARCHS="90;70")
     assert done.returncode == 0, done.stderr
 
 
 def test_openmp_is_wanted_by_the_cpu_library_alone(tmp_path: Path) -> None:
-    build = tmp_path / "build"
-    done = configure(build, "-DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON", "-DCMAKE_CUDA_COMPILER=NOTFOUND")
+    """Nothing is compiled (`false` is the compiler), which takes half a minute: make goes on, to the error."""
+    options = ["-DCMAKE_CXX_COMPILER_LAUNCHER=false", "-DCMAKE_CUDA_COMPILER=NOTFOUND", "-GUnix Makefiles"]
+    done = configure(tmp_path, "-DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON", *options)
     assert done.returncode == 0, done.stderr
-    made = subprocess.run(
-        [sass.find("cmake"), "--build", str(build), "--target", "upsnet_cpu"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert made.returncode != 0
-    assert "error: libupsnet_cpu.so needs OpenMP" in made.stdout
+    for target, said in (("upsnet_cpu", True), ("upsnet_onnxruntime", False)):
+        command = [sass.find("cmake"), "--build", str(tmp_path), "--target", target, "--", "--keep-going"]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert made.returncode != 0
+        assert ("error: libupsnet_cpu.so needs OpenMP" in made.stdout) == said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from upsnet.errors import InputError
@@ -17,12 +19,12 @@ def identical_pixels(a: PanopticResult, b: PanopticResult) -> np.ndarray:
     it lies in correspond: they cover each other with IoU > 0.5, which at most one pair of segments can (PQ's own
     matching rule; Kirillov et al., CVPR 2019). Segment numbers, their order and their scores play no part.
     """
-    _check_sizes(a, b)
-    rows_a, categories_a = _rows(a)
-    rows_b, categories_b = _rows(b)
-    pairs = rows_a[a.ids] * len(categories_b) + rows_b[b.ids]
-    common = np.bincount(pairs.ravel(), minlength=len(categories_a) * len(categories_b))
-    return _same(common.reshape(len(categories_a), -1), categories_a, categories_b).ravel()[pairs]
+    pairs = _Pairs(a, b)
+    same = pairs.same.ravel()
+    found = np.empty(a.ids.shape, bool)
+    for band in pairs.bands():
+        found[band] = same[pairs.of(band)]
+    return found
 
 
 def identical_counts(a: PanopticResult, b: PanopticResult, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,19 +32,10 @@ def identical_counts(a: PanopticResult, b: PanopticResult, classes: int) -> tupl
 
     As `identical_pixels` has it, without a map of them: a large photo takes little memory beside its two results.
     """
-    _check_sizes(a, b)
-    rows_a, categories_a = _rows(a)
-    rows_b, categories_b = _rows(b)
-    counts = np.zeros(len(categories_a) * len(categories_b), np.int64)
-    band = max(1, BAND_PIXELS // max(1, a.ids.shape[1]))
-    for start in range(0, len(a.ids), band):
-        pairs = rows_a[a.ids[start : start + band]] * len(categories_b) + rows_b[b.ids[start : start + band]]
-        counts += np.bincount(pairs.ravel(), minlength=len(counts))
-    common = counts.reshape(len(categories_a), -1)
-    same = _same(common, categories_a, categories_b)
+    pairs = _Pairs(a, b)
     pixels, identical = np.zeros((2, classes + 1), np.int64)
-    np.add.at(pixels, categories_a, common.sum(1))  # -1, void, is the last
-    np.add.at(identical, categories_a, (common * same).sum(1))
+    np.add.at(pixels, pairs.categories, pairs.common.sum(1))  # -1, void, is the last
+    np.add.at(identical, pairs.categories, (pairs.common * pairs.same).sum(1))
     return pixels, identical
 
 
@@ -52,9 +45,34 @@ def category_map(result: PanopticResult) -> np.ndarray:
     return categories[rows[result.ids]]
 
 
-def _check_sizes(a: PanopticResult, b: PanopticResult) -> None:
-    if a.ids.shape != b.ids.shape:
-        raise InputError(f"two predictions of one image differ in size: {a.ids.shape} and {b.ids.shape}")
+class _Pairs:
+    """The rows of two results (0: void, else 1 + the segment's position) that meet at each pixel.
+
+    Band by band: a large photo takes little memory beside its two results.
+    """
+
+    def __init__(self, a: PanopticResult, b: PanopticResult) -> None:
+        if a.ids.shape != b.ids.shape:
+            raise InputError(f"two predictions of one image differ in size: {a.ids.shape} and {b.ids.shape}")
+        self._ids = a.ids, b.ids
+        (rows_a, self.categories), (rows_b, categories_b) = _rows(a), _rows(b)
+        self._tables = rows_a * len(categories_b), rows_b
+        counts = np.zeros(len(self.categories) * len(categories_b), np.int64)
+        for band in self.bands():
+            counts += np.bincount(self.of(band).ravel(), minlength=len(counts))
+        self.common = counts.reshape(len(self.categories), -1)  # pixels of each pair
+        self.same = _same(self.common, self.categories, categories_b)
+
+    def bands(self) -> Iterator[slice]:
+        """Rows of pixels, BAND_PIXELS or so at a time."""
+        height, width = self._ids[0].shape
+        step = max(1, BAND_PIXELS // max(1, width))
+        return (slice(start, start + step) for start in range(0, height, step))
+
+    def of(self, band: slice) -> np.ndarray:
+        """int64: the pair of each pixel, a place in `same.ravel()`."""
+        (ids_a, ids_b), (table_a, table_b) = self._ids, self._tables
+        return table_a[ids_a[band]] + table_b[ids_b[band]]
 
 
 def _rows(result: PanopticResult) -> tuple[np.ndarray, np.ndarray]:

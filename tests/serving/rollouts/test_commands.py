@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -278,6 +279,28 @@ def test_a_repository_that_cannot_be_written(
     assert f"{repository}: cannot be written: Permission denied" in refused.stderr
     for word in ("status", "history"):
         assert run(word).exit_code == 0, "reading goes on"
+    assert entries(repository) == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stage_that_is_ended_leaves_nothing(
+    number: signal.Signals,
+    status: int,
+    run: Callable[..., Result],
+    repository: Path,
+    engine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run("stage", engine)
+    before = entries(repository)
+    copy = shutil.copyfile
+
+    def end(source: Path, target: Path) -> None:
+        copy(source, target)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(shutil, "copyfile", end)
+    assert run("stage", engine).exit_code == status
     assert entries(repository) == before
 
 

@@ -51,11 +51,13 @@ async function give(files) {
       last = await send(file);
       if (files.length > 1) await refreshPhotos();
     } catch (error) {
-      faults.push(error.message);
+      faults.push(error);
     }
   }
+  write(find("status"), "");
   if (last) await show(last);
-  if (faults.length) complain(faults.join(" "), find("status").textContent);
+  const words = faults.map((error) => error.message).join(" ");
+  if (faults.length) complain(words, find("status").textContent, faults.some((error) => error.kind !== "photo") && photo);
   await refreshPhotos().catch(() => {}); // it is tried again with the next look
 }
 
@@ -154,7 +156,8 @@ async function askOne(side, signal) {
 
 function finish(fault) {
   const failed = chosen().filter((side) => side.failed);
-  const words = [...failed.map((side) => `${title(side)}: ${side.failed}`), fault].filter(Boolean).join(" ");
+  const reason = (side) => (side.failed.includes(modelOf(side)?.place) ? side.failed : `${title(side)}: ${side.failed}`);
+  const words = [...failed.map(reason), fault].filter(Boolean).join(" ");
   const answered = chosen().filter((side) => side.answer);
   const told = answered.map((side) => `${title(side)}: ${side.answer.words}, ${time(side.answer.total)}.`).join(" ");
   const status = `${told} ${notice}`.trim();
@@ -190,14 +193,16 @@ function setFound(difference) {
 
 /** All of it, after anything has changed. */
 function refresh() {
-  a.pane.figure.hidden = !photo;
-  b.pane.figure.hidden = !photo || !b.select.value;
+  a.pane.figure.hidden = !a.pane.image;
+  b.pane.figure.hidden = !b.pane.image || !b.select.value;
+  find("first").hidden = !a.answer;
   find("second").hidden = !b.answer;
   find("side").classList.toggle("two", Boolean(b.answer));
   const number = (side) => side.answer?.segments.length ?? 0;
   write(find("segments-title"), `Segments${b.answer ? " of A" : ""} (${number(a)})`);
   write(find("segments-b-title"), `Segments of B (${number(b)})`);
   const answered = sides.filter((side) => side.answer);
+  document.documentElement.dataset.photo = a.pane.image ? "yes" : "no";
   for (const card of document.querySelectorAll(".answered")) card.hidden = !answered.length;
   for (const side of sides) {
     write(side.pane.caption, b.select.value ? `${side.name.toUpperCase()}: ${title(side)}` : title(side));
@@ -206,11 +211,14 @@ function refresh() {
   panel.fillClasses(answered.map((side) => side.answer), view.hidden, classesChanged);
   panel.fillStages(answered.map(columnOf), uploads.get(photo?.id));
   panel.fillDifference(found);
-  for (const [id, file] of [["download-ids", "ids.png"], ["download-json", "coco.json"]]) {
-    if (a.answer) find(id).href = api.filePath(photo, a.select.value, file);
-    else find(id).removeAttribute("href");
+  for (const side of sides) {
+    for (const [id, file, words] of [["download-ids", "ids.png", "Segment ids (PNG)"], ["download-json", "coco.json", "COCO JSON"]]) {
+      const link = find(side === a ? id : `${id}-b`);
+      link.hidden = !side.answer;
+      if (side.answer) link.href = api.filePath(photo, side.select.value, file);
+      write(link, b.answer ? `${words} of ${side.name.toUpperCase()}` : words);
+    }
   }
-  find("download-picture").disabled = find("again").disabled = !a.answer;
   fit();
   draw();
 }
@@ -276,10 +284,18 @@ function light(side, id) {
   drawing = requestAnimationFrame(draw);
 }
 
+function dim() {
+  for (const side of sides) {
+    side.lit = 0;
+    side.pane.showTip(0);
+  }
+}
+
 function pick(side, id) {
   side.picked = side.picked === id ? 0 : id;
+  if (!side.picked) dim(); // a finger leaves its tip behind
   draw();
-  side.list.querySelector(`[data-id="${side.picked}"]`)?.scrollIntoView({ block: "nearest" });
+  panel.scrollTo(side.list, side.picked);
 }
 
 // Words
@@ -288,9 +304,10 @@ function setState(state) {
   document.documentElement.dataset.state = state;
 }
 
-/** status: what else there is to say. */
-function complain(words, status = "") {
+/** status: what else there is to say. again: whether it may go well the next time. */
+function complain(words, status = "", again = true) {
   write(find("error-words"), words);
+  find("retry").hidden = !again;
   find("error").hidden = false;
   write(find("status"), status);
   setState("error");
@@ -363,6 +380,17 @@ async function refreshPhotos() {
 async function forget() {
   try {
     await api.forgetPhotos();
+    asking.abort();
+    photo = null;
+    for (const side of sides) {
+      Object.assign(side, { answer: null, failed: "", lit: 0, picked: 0 });
+      side.pane.clear();
+    }
+    found = null;
+    find("side").hidden = find("error").hidden = true;
+    document.title = "UPSNet viewer";
+    setState("empty");
+    refresh();
     await refreshPhotos();
     write(find("status"), "The viewer has forgotten its photos.");
   } catch (error) {
@@ -419,13 +447,13 @@ find("zoom-fit").addEventListener("click", () => zoomBy(0));
 find("forget").addEventListener("click", forget);
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  for (const side of sides) side.picked = side.lit = 0;
-  for (const side of sides) side.pane.showTip(0);
+  for (const side of sides) side.picked = 0;
+  dim();
   draw();
 });
 new ResizeObserver(fit).observe(find("panes"));
 window.addEventListener("resize", fit);
-connectGiving(give, complain);
+connectGiving(give, (words) => complain(words, find("status").textContent, false));
 connectCamera((file) => give([file]));
 
 async function keepLooking() {

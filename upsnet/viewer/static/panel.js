@@ -32,6 +32,13 @@ export function markSegments(list, lit, picked) {
   }
 }
 
+/** Brings a segment's row into view, in its list alone: the page stays where it is. */
+export function scrollTo(list, id) {
+  const row = list.querySelector(`[data-id="${id}"]`)?.getBoundingClientRect();
+  const box = list.getBoundingClientRect();
+  if (row) list.scrollTop += Math.min(0, row.top - box.top) + Math.max(0, row.bottom - box.bottom);
+}
+
 /** Arrow keys, Home and End go from one button of a list to the next. */
 export function moveInList(event) {
   const rows = [...event.currentTarget.querySelectorAll("button")];
@@ -78,7 +85,7 @@ export function checkClasses(hidden) {
 export function fillStages(columns, upload) {
   const table = find("stages");
   const head = element("tr");
-  head.append(element("td"), ...columns.map(({ title }) => header("col", title)));
+  head.append(element("td"), ...columns.map(({ title }) => (title ? header("col", title) : element("td"))));
   table.tHead.replaceChildren(head);
   const most = Math.max(...columns.flatMap(({ stages }) => stages.map((stage) => stage.seconds)), 0);
   const names = [...new Set(columns.flatMap(({ stages }) => stages.map((stage) => stage.name)))];
