@@ -46,7 +46,7 @@ ifneq ($(words $(GPUS)) $(filter-out gpu $(shell seq 1024),$(GPUS)),1 )
 $(error error: GPUS=$(GPUS): give the number of processes, from 1 on, or gpu for one on each GPU)
 endif
 endif
-BENCHES := runtimes serving ops kernels pq train ablation gpu
+BENCHES := runtimes serving canary ops kernels pq train ablation gpu
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 $(if $(filter $(BENCHES),$(NAME)),,$(error error: NAME=$(NAME): no such bench; there are $(BENCHES)))
 endif
@@ -165,11 +165,13 @@ overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; P
 	$(UPSNET) engine --model $(OVERFIT)/model.onnx
 	$(UPSNET) parity --run $(OVERFIT) --min-pq 0.5
 
-bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, ops, kernels, pq, train, ablation or gpu: these instead
+bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, canary, ops, kernels, pq, train, ablation or gpu: these instead
 bench-runtimes: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(UPSNET) bench --run $(RUN) $(ARGS)
 bench-serving: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(BIN)/python -m serving.benchmark --run $(RUN) $(ARGS)
+bench-canary: $(RUN)/engine/engine.json $(TRITON_READY)
+	$(BIN)/python -m serving.benchmark.canary --run $(RUN) $(ARGS)
 bench-ops: $(READY)
 	$(BIN)/python -m plugins_cuda.benchmark $(ARGS)
 bench-kernels: $(RUN)/model.onnx

@@ -88,6 +88,7 @@ def main(
     engine: options.EngineFile = None,
     url: options.Url = None,
     manifest: options.ServedManifest = None,
+    version: options.ServedVersion = None,
     threads: options.Threads = None,
     device: options.Device = None,
 ) -> None:
@@ -97,7 +98,18 @@ def main(
     wanted = parse_metrics(metrics, METRICS if runtime == "pytorch" else ("pq",))
     dataset = open_dataset(gt_json, gt_folder, images, run)
     chosen = RuntimeOptions(
-        run, runtime, checkpoint, model, url, manifest, threads, device, scales, flip, engine=engine
+        run,
+        runtime,
+        checkpoint,
+        model,
+        url,
+        manifest,
+        threads,
+        device,
+        scales,
+        flip,
+        version=version,
+        engine=engine,
     )
     with closing(open_runtime(chosen)) as predictor:
         report = evaluate(predictor, dataset, out, batch_size, wanted)

@@ -21,13 +21,12 @@ from serving.layout import NOW, ROLLOUTS, is_managed, latest_version
 from serving.probe import ServerError
 from serving.rollouts.record import RECORD, Record, read_record
 from serving.running import Opened, Running, VersionServer
-from serving.supervisor import Supervisor
+from serving.supervisor import DELAYS, Supervisor
 from upsnet.contract import MODEL
 from upsnet.errors import InputError
 
 LOOK_EVERY = 0.5  # seconds, at the record
 STANDBY = 600.0  # seconds that the version before is kept
-AGAIN = 30.0  # seconds until a version that should serve, and did not start, is tried once more
 PRIORITY = (Role.SERVING, Role.STANDBY, Role.CANDIDATE)  # who has the memory first
 
 logger = logging.getLogger(__name__)
@@ -40,11 +39,12 @@ async def leave_at_once(member: Member) -> None:
 
 @dataclass(frozen=True)
 class Failed:
-    """A version that has been given up."""
+    """A version that does not run: why, when it failed, at which step of the record, how often since that step."""
 
     reason: str
     at: float
-    step: int  # of the record
+    step: int
+    times: int
 
 
 class VersionFleet:
@@ -105,7 +105,8 @@ class VersionFleet:
 
     @property
     def failed(self) -> Mapping[int, str]:
-        return {number: failed.reason for number, failed in sorted(self._given_up.items())}
+        given_up = sorted(self._given_up.items())
+        return {number: failed.reason for number, failed in given_up if number not in self._others}
 
     @property
     def rollouts(self) -> str:
@@ -200,7 +201,6 @@ class VersionFleet:
             if number in self._others:
                 self._others[number].take(role)
             elif self._may_start(number):
-                self._given_up.pop(number, None)
                 self._others[number] = self._running(number, role)
                 self._others[number].go_on()
         self._switch()
@@ -234,13 +234,12 @@ class VersionFleet:
         return found[-1] if found else ""
 
     def _may_start(self, number: int) -> bool:
-        """A candidate that has been given up stays so; what should serve is tried again."""
+        """A candidate that has failed has; what should serve is tried again and again."""
         failed = self._given_up.get(number)
-        if failed is None:
+        if failed is None or self._record is None:
             return True
-        assert self._record is not None
-        again = failed.step != self._record.step or self._clock() >= failed.at + AGAIN
-        return number == self._record.serving and again
+        delay = 0.0 if failed.step != self._record.step else DELAYS[min(failed.times, len(DELAYS)) - 1]
+        return number == self._record.serving and self._clock() >= failed.at + delay
 
     def _running(self, number: int, role: Role) -> Running:
         opener = partial(self._opener, number if self._record is not None else None)
@@ -254,8 +253,11 @@ class VersionFleet:
         reason = str(failure) or type(failure).__name__
         if not isinstance(failure, InputError | ServerError):
             logger.error("version %d failed", running.number, exc_info=failure)
-        self._given_up[running.number] = Failed(reason, self._clock(), self._record.step if self._record else 0)
-        self._say(f"version {running.number} is given up: {reason}; version {self._in_service.number} serves on")
+        before, step = self._given_up.get(running.number), self._record.step if self._record else 0
+        times = before.times + 1 if before is not None and before.step == step else 1
+        self._given_up[running.number] = Failed(reason, self._clock(), step, times)
+        if before is None or (before.reason, before.step) != (reason, step):
+            self._say(f"version {running.number} does not run: {reason}; version {self._in_service.number} serves on")
 
     def _switch(self) -> None:
         """The version that should serve does, if it answers."""

@@ -58,6 +58,7 @@ class Running:
         self._supervisor: Supervisor | None = None
         self._limits: Limits
         self._close: Callable[[], None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._opener, self._supervise, self._changed, self._digest = opener, supervise, changed, digest
         self._started = False
         self._life: asyncio.Task[None] | None = None
@@ -144,6 +145,7 @@ class Running:
             if self._supervisor is not None:
                 await self._supervisor.stop(ENDING)
         finally:
-            close, self._close = self._close, None
-            if close is not None:
-                await asyncio.to_thread(close)
+            if self._close is not None and self._closing is None:
+                self._closing = asyncio.create_task(asyncio.to_thread(self._close))
+            if self._closing is not None:
+                await asyncio.shield(self._closing)

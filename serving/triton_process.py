@@ -130,7 +130,9 @@ class TritonProcess:
         if process is None or process.returncode is None:
             return "Triton is not running"
         if process.returncode < 0:
-            return f"Triton was ended by {signal.Signals(-process.returncode).name}"
+            name = signal.Signals(-process.returncode).name
+            why = "" if name in ("SIGKILL", "SIGTERM") else f"; {self.last_words()}"  # else it may have said something
+            return f"Triton was ended by {name}{why}"
         return f"Triton has ended; {self.last_words()}"
 
     async def end(self, seconds: float) -> None:

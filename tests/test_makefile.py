@@ -130,7 +130,7 @@ def test_server_without_an_interpreter_ends_before_anything_is_trained(machine: 
         (["demo", "RUN=my run"], "error: RUN=my run: give one path, without spaces"),
         (["eval", "RUN="], "error: RUN=: give one path"),
         (["serve", "RUN=runs/absent"], "error: RUN=runs/absent: no such run: it has no last.safetensors; `make train`"),
-        (["bench", "NAME=abc"], "error: NAME=abc: no such bench; there are runtimes serving ops kernels pq"),
+        (["bench", "NAME=abc"], "error: NAME=abc: no such bench; there are runtimes serving canary ops kernels pq"),
         (["overfit", "COCO=/nowhere"], "error: COCO=/nowhere: it has no annotations/panoptic_val2017.json; name"),
     ],
 )
@@ -159,6 +159,16 @@ def test_demo_says_what_to_do_next(machine: Machine) -> None:
     assert "Open runs/mine/report.html" in said[0] and f"make view RUN=runs/mine VENV={machine.venv}'" in said[1]
     assert "predict photo.jpg --run runs/mine" in said[2]
     assert f"make serve RUN=runs/mine VENV={machine.venv}'" in said[3] and "synthetic shapes only" in said[4]
+
+
+def test_view_begins_with_the_photos_that_are_there(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.safetensors").touch()
+    run = f"RUN={tmp_path / 'run'}"
+    photos = {place: machine.make("view", run, f"PHOTOS={place}", "-n").stdout for place in (tmp_path, tmp_path / "x")}
+    assert f"upsnet viewer --run {tmp_path / 'run'} --photos {tmp_path}" in photos[tmp_path]
+    assert f"upsnet viewer --run {tmp_path / 'run'}" in photos[tmp_path / "x"]
+    assert "--photos" not in photos[tmp_path / "x"]
 
 
 CONFIG = "training/configs/demo.yaml"

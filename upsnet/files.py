@@ -122,9 +122,7 @@ def existing_folder(folder: Path) -> Path:
 
 
 @contextmanager
-def staged_folder(
-    out: Path, in_the_way: Callable[[], Sequence[Path]] = list, at: Path | None = None
-) -> Iterator[Path]:
+def staged_folder(out: Path, in_the_way: Callable[[], Sequence[Path]] = list, at: Path | None = None) -> Iterator[Path]:
     """Yields an empty folder; on success its files move into `out` (made if absent, other files there stay).
 
     The folder lies in `out`, or in its nearest parent that exists, hence on the same file system: each file, or folder

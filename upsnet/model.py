@@ -33,6 +33,7 @@ def load(
     manifest: PathLike | None = None,
     tls: Tls | PathLike | bool | None = None,
     shared_memory: bool | None = None,
+    version: int | None = None,
 ) -> Model:
     """Open a trained network; what it is tells which runtime runs it.
 
@@ -46,8 +47,9 @@ def load(
     (default: theirs). device: what computes: "cpu", "cuda" or "cuda:N", which must be there, or "auto" (the default),
     the first NVIDIA GPU where the runtime has one that works, else the CPU, which TensorRT's engines do not run on;
     `Model.device` tells which. manifest: the
-    file that describes a server's model, for a server that does not tell. tls, shared_memory: of a server; see
-    `upsnet.Client`.
+    file that describes a server's model, for a server that does not tell. tls, shared_memory, version: of a server; see
+    `upsnet.Client`. Without a version, a Model goes on with the next one that comes into service, unless its classes
+    are others: then it ends with an error.
 
     Raises InputError, in one line with the cure, for what is no model, a package that is not installed, an option that
     the runtime does not have, and a server that does not answer.
@@ -56,7 +58,14 @@ def load(
     ...     model.predict("street.jpg").save_coco("out")
     """
     options = RuntimeOptions(
-        source, runtime, manifest=manifest, tls=tls, shared_memory=shared_memory, threads=threads, device=device
+        source,
+        runtime,
+        manifest=manifest,
+        tls=tls,
+        shared_memory=shared_memory,
+        version=version,
+        threads=threads,
+        device=device,
     )
     return Model(open_source(options))
 

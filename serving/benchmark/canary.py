@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 from rich.table import Table
 from tqdm import tqdm
@@ -60,6 +61,7 @@ class Effect(BaseModel):
     without: dict[int, float]
     beside: dict[int, float]
     ratio: dict[int, float]
+    cpu_ms: tuple[float, float]  # of the service's own process for a request, without and with
     mirrored: int
     dropped: int
 
@@ -73,16 +75,22 @@ class CanaryBench(Report):
     effects: list[Effect]
 
 
-def ask_health(port: int) -> dict[str, Any]:
+def ask(port: int, path: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{port}/health/versions", timeout=5) as answer:
-        return json.load(answer)
+    with opener.open(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return answer.read().decode()
+
+
+def cpu_seconds(port: int) -> float:
+    """Of the service's own process: the front, and not Triton."""
+    families = text_string_to_metric_families(ask(port, "/metrics"))
+    return sum(each.value for family in families for each in family.samples if each.name == "process_cpu_seconds_total")
 
 
 def wait_for(port: int, true: Any) -> dict[str, Any]:
     """What the health says when that is so. InputError where it does not become so."""
     end = time.monotonic() + START_SECONDS
-    while not true(told := ask_health(port)):
+    while not true(told := json.loads(ask(port, "/health/versions"))):
         if time.monotonic() > end:
             raise InputError(f"the service did not follow within {START_SECONDS:g} s; it says {told}")
         time.sleep(0.1)
@@ -91,16 +99,13 @@ def wait_for(port: int, true: Any) -> dict[str, Any]:
 
 async def turn(server: Server, message: bytes, rate: float, seconds: float, seed: int) -> list[Sample]:
     async def send(number: int) -> str:
-        await server.ask(message)
-        return OK
-
-    async def guarded(number: int) -> str:
         try:
-            return await send(number)
+            await server.ask(message)
         except Exception as error:  # counted
             return type(error).__name__
+        return OK
 
-    return await open_loop(guarded, Length(seconds).arrivals(rate, seed), lambda: None)
+    return await open_loop(send, Length(seconds).arrivals(rate, seed), lambda: None)
 
 
 async def measure(
@@ -111,6 +116,7 @@ async def measure(
     lease = Lease(version=2, share=share, until=0)
     samples: tuple[list[Sample], list[Sample]] = ([], [])
     figures: dict[str, Any] = {}
+    cpu = [0.0, 0.0]
     async with Server(server.url, connections=CALLERS) as asking:
         await rate_of(asking, message, CALLERS, 1.0)
         rate = load * await rate_of(asking, message, CALLERS, 3.0)
@@ -119,7 +125,9 @@ async def measure(
             if beside:
                 renew(path, lease)
                 wait_for(port, lambda told: (told["canary"] or {}).get("active"))
+            cpu[beside] -= cpu_seconds(port)
             samples[beside].extend(await turn(asking, message, rate, seconds, number // 2))
+            cpu[beside] += cpu_seconds(port)
             if beside:
                 give_up(path, lease)
                 figures = wait_for(port, lambda told: not told["canary"]["active"])["canary"]
@@ -134,6 +142,7 @@ async def measure(
         without=without,
         beside=beside_it,
         ratio={p: round(beside_it[p] / without[p], 3) for p in PERCENTILES},
+        cpu_ms=(round(1e3 * cpu[0] / len(samples[0]), 3), round(1e3 * cpu[1] / len(samples[1]), 3)),
         mirrored=figures["mirrored"],
         dropped=sum(figures["skipped"].values()),
     )
@@ -152,12 +161,14 @@ def table_of(effects: list[Effect]) -> Table:
         "p99 ms",
         "",
         "ratio",
+        "front's CPU ms",
+        "",
     )
     for each in effects:
         parts = [f"{each.share:.0%}", f"{each.rate:.1f}", f"{each.mirrored}"]
         for p in PERCENTILES:
             parts += [f"{each.without[p]:.1f}", f"{each.beside[p]:.1f}", f"{each.ratio[p]:.2f}"]
-        table.add_row(each.model, *parts)
+        table.add_row(each.model, *parts, *(f"{cpu:.2f}" for cpu in each.cpu_ms))
     return table
 
 

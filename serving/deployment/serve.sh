@@ -52,6 +52,8 @@ if [ -f "$model/model.plan" ]; then
 else
     config=$onnx_config
 fi
+# Every half a minute clients connect anew, and find another container when this one is about to stop: Triton refuses
+# what comes after SIGTERM over connections that are still there.
 exec tritonserver \
     --model-repository="$repository" \
     ${config:+"--model-config-name=$config"} \
@@ -59,4 +61,5 @@ exec tritonserver \
     --http-restricted-api="$closed:upsnet-secret=$forgotten" \
     --grpc-restricted-protocol="$closed:upsnet-secret=$forgotten" \
     --exit-timeout-secs=25 \
+    --grpc-max-connection-age=30000 \
     "$@"

@@ -65,16 +65,14 @@ class Canary:
         self._watch = asyncio.create_task(self._look_on())
 
     async def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
         self._lease = None
-        for task in (self._watch, self._mirroring):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-        self._end_process()
+        self._abandon()
 
     def answered(self, version: int, record: Record, asked: Asked, body: bytes, header_length: int | None) -> None:
-        if self._lease is None or self._tally is None or version != self._tally.serving:
+        if self._lease is None or not self._lease.holds or self._tally is None or version != self._tally.serving:
             return
         self._tally.seen += 1
         if self._chance() >= self._lease.share:
@@ -110,21 +108,21 @@ class Canary:
     async def _look_on(self) -> None:
         while True:
             try:
-                self._look()
+                self._heed(await asyncio.to_thread(read_lease, self._path))
             except Exception as error:  # the service goes on without
                 self._lease, self._trouble = None, first_line(error)
-            if self._lease is None and self._mirroring is None:
-                self._end_process()
+            if self._lease is None:
+                self._abandon()
             await asyncio.sleep(LOOK_SECONDS)
 
-    def _look(self) -> None:
-        """Which lease holds now, and what is in its way."""
-        lease = read_lease(self._path)
+    def _heed(self, lease: Lease | None) -> None:
+        """This one holds now; and what is in its way."""
         serving = self._fleet.serving.version
         if lease is None:
             self._lease = None
             return
         if self._tally is None or (self._tally.lease, self._tally.serving) != (lease.id, serving):
+            self._abandon()
             self._tally = Tally(lease.id, lease.version, serving, lease.share)
             found = self._fleet.members.get(lease.version)
             self._restarts = found.backend.health.restarts if found else 0
@@ -156,6 +154,13 @@ class Canary:
         pair = serving, candidate
         return pair if all(each.backend.health.state == State.READY for each in pair) else None
 
+    def _abandon(self) -> None:
+        """What is being compared is of no use any more: a candidate that hangs would keep the next canary waiting."""
+        if self._mirroring is not None:
+            self._mirroring.cancel()
+            self._mirroring = None
+        self._end_process()
+
     def _skip(self, why: str) -> None:
         assert self._tally is not None
         self._tally.skip(why)
@@ -176,7 +181,8 @@ class Canary:
                 found = Compared(skipped=f"the comparison was lost: {first_line(error)}")
             self._requests.labels(tally.add(request_id, found)).inc()
         finally:
-            self._mirroring = None
+            if self._mirroring is asyncio.current_task():
+                self._mirroring = None
 
     def _ask(self, job: Job, body: bytes) -> bytes:
         process = self._process

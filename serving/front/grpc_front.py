@@ -27,7 +27,8 @@ from serving.front.upstream import TRITON, UNLIMITED, Upstream, Upstreams
 from serving.record import Outcome, Record, Telemetry
 from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
-from upsnet.runtimes.shared_memory import PLACE, TOKEN, VERSION
+from upsnet.runtimes.kserve import VERSION_HEADER
+from upsnet.runtimes.shared_memory import PLACE, TOKEN
 
 HEALTH = "/grpc.health.v1.Health/"
 FORWARDED = ("ModelConfig", "ModelStatistics")  # of a version; they read, and change nothing
@@ -232,7 +233,9 @@ class GrpcFront(grpc.GenericRpcHandler):
         """The answer to a call about the version that it names."""
         _check_question(body, record)
         named = requests.parse(getattr(pb, f"{record.method}Request"), body)
-        return await self._forward(self._find(named.version, record), body, record, context)
+        answer = await self._forward(self._find(named.version, record), body, record, context)
+        await context.send_initial_metadata(((VERSION_HEADER, record.version),))
+        return answer
 
     async def _forward(
         self, upstream: Upstream, body: bytes, record: Record, context: grpc.aio.ServicerContext
@@ -263,7 +266,7 @@ class GrpcFront(grpc.GenericRpcHandler):
         self._check_token(record, context)
         _check_question(body, record)
         request = requests.parse(pb.SystemSharedMemoryRegisterRequest, body)
-        meant = str(dict(context.invocation_metadata() or ()).get(VERSION, ""))
+        meant = str(dict(context.invocation_metadata() or ()).get(VERSION_HEADER, ""))
         return await self._regions.register(request, self._find(meant, record), context.time_remaining)
 
     async def _unregister(self, body: bytes, record: Record, context: grpc.aio.ServicerContext) -> bytes:

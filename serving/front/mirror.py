@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import grpc
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from tritonclient.grpc import service_pb2 as pb
 
 from serving.front.refusal import clean
@@ -75,31 +75,37 @@ class Version:
         self._channel = grpc.insecure_channel(target, OPTIONS)
         self._manifest: Manifest | None = None
 
-    def manifest(self, model: str, deadline: float) -> Manifest:
-        """Skipped where the server does not tell: it starts, or is gone."""
-        if self._manifest is None:
-            call = self._channel.unary_unary(
-                CONFIG, pb.ModelConfigRequest.SerializeToString, pb.ModelConfigResponse.FromString
-            )
+    def describe(self, model: str, deadline: float) -> tuple[Answer, Manifest | None]:
+        """Its manifest, which does not change; None where the answer is an error."""
+        if self._manifest is not None:
+            return Answer(seconds=0), self._manifest
+        answer, told = self._call(CONFIG, pb.ModelConfigRequest(name=model).SerializeToString(), deadline)
+        if not answer.error:
             try:
-                parameters = call(pb.ModelConfigRequest(name=model), timeout=deadline).config.parameters
+                parameters = pb.ModelConfigResponse.FromString(told).config.parameters
                 self._manifest = Manifest.model_validate_json(parameters[METADATA_KEY].string_value)
-            except (grpc.RpcError, ValidationError):
-                raise Skipped("a version did not describe its model") from None
-        return self._manifest
+            except Exception as error:  # of protobuf, of pydantic
+                answer.error = f"it does not describe its model: {first_line(error)}"
+        return answer, self._manifest
 
     def ask(self, message: bytes, deadline: float) -> tuple[Answer, Outputs]:
+        answer, told = self._call(INFER, message, deadline)
+        if not answer.error:
+            try:
+                return answer, read_outputs(pb.ModelInferResponse.FromString(told))
+            except Exception as error:  # of protobuf, of `read_outputs`
+                answer.error = first_line(error)
+        return answer, {}
+
+    def _call(self, method: str, message: bytes, deadline: float) -> tuple[Answer, bytes]:
         begun = time.perf_counter()
         try:
-            answer = self._channel.unary_unary(INFER)(message, timeout=deadline)
-            seconds = time.perf_counter() - begun
-            return Answer(seconds=seconds), read_outputs(pb.ModelInferResponse.FromString(answer))
+            told = self._channel.unary_unary(method)(message, timeout=deadline)
+            return Answer(seconds=time.perf_counter() - begun), told
         except grpc.RpcError as error:
             late = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            told = f"no answer within {deadline:g} s" if late else clean(error.details() or error.code().name)
-            return Answer(seconds=time.perf_counter() - begun, error=told, late=late), {}
-        except Exception as error:  # of protobuf, of `read_outputs`: the answer is none
-            return Answer(seconds=time.perf_counter() - begun, error=first_line(error)), {}
+            words = f"no answer within {deadline:g} s" if late else clean(error.details() or error.code().name)
+            return Answer(seconds=time.perf_counter() - begun, error=words, late=late), b""
 
 
 class Mirror:
@@ -110,12 +116,13 @@ class Mirror:
 
     def compare(self, job: Job, body: bytes) -> Compared:
         versions = [self._versions.setdefault(target, Version(target)) for target in job.targets]
-        different: list[str] = []
+        (told, serving), (said, candidate) = (each.describe(job.model, job.deadline) for each in versions)
+        if serving is None or candidate is None:
+            return Compared(serving=told, candidate=said)
+        manifests, different = (serving, candidate), differences(serving, candidate)
         try:
             message = _message(job, body)
-            manifests = [each.manifest(job.model, job.deadline) for each in versions]
-            different = differences(*manifests)
-            if job.model != PHOTO_MODEL and manifests[0].resize != manifests[1].resize:
+            if job.model != PHOTO_MODEL and serving.resize != candidate.resize:
                 raise Skipped(
                     "tensors are of the network size of the version in service, and the candidate has another"
                 )

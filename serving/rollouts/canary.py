@@ -71,9 +71,9 @@ def run_canary(
     if record.candidate is None:
         raise InputError(f"{repository} has no candidate; `upsnet deploy stage` puts one there")
     path = lease_path(repository)
+    check_service(record, health)
     lease = Lease(version=record.candidate, share=share, deadline=limits.deadline, until=0)
     watch = _Watch(health, record, lease)
-    watch.look(first=True)
     begun = time.monotonic()
     try:
         with tqdm(total=limits.photos, desc="canary", unit="photo", disable=None if progress else True) as bar:
@@ -82,7 +82,7 @@ def run_canary(
                 renew(path, lease)
                 figures = watch.look()
                 if figures is not None:
-                    bar.update(min(figures.photos, limits.photos) - bar.n)
+                    bar.n = min(figures.photos, limits.photos)  # fewer, where the service was started anew
                     bar.set_postfix_str(_said(figures), refresh=True)
                     broken = against(figures)
                     if broken or figures.photos >= limits.photos:
@@ -92,6 +92,15 @@ def run_canary(
                 time.sleep(LOOK_SECONDS)
     finally:
         give_up(path, lease)
+
+
+def check_service(record: Record, health: str) -> None:
+    """InputError where no service that can have a canary of this repository answers there: before a long gate."""
+    if _ask(record, health) is None:
+        raise InputError(
+            f"nothing answers at {health}: a canary needs the service that callers use; start `upsnet serve`, name its "
+            "operators' port with --health, or leave out --canary"
+        )
 
 
 def against(figures: Figures) -> list[str]:
@@ -184,54 +193,49 @@ def _check_step(repository: Path, record: Record) -> None:
         )
 
 
+def _ask(record: Record, health: str) -> dict[str, Any] | None:
+    """What the service tells of its versions; None where it does not answer now. InputError where it is another one."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{health}/health/versions", timeout=HEALTH_SECONDS) as answer:
+            told = json.loads(answer.read(MOST_BYTES))
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise InputError(f"the service at {health} is no `upsnet serve` that can have a canary") from None
+        return None
+    except (OSError, ValueError):
+        return None
+    if told.get("rollouts") != record.id:
+        raise InputError(f"the service at {health} serves another repository; name the right one with --health")
+    return told
+
+
 class _Watch:
-    """Asks the service for its figures."""
+    """On a service that should follow a lease."""
 
     def __init__(self, health: str, record: Record, lease: Lease) -> None:
         self._health, self._record, self._lease = health, record, lease
         self._answered = self._followed = time.monotonic()
 
-    def look(self, first: bool = False) -> Figures | None:
-        """None where it has not begun, or does not answer for a moment. InputError where it has gone, or is another."""
+    def look(self) -> Figures | None:
+        """None where it has not begun, or does not answer for a moment. InputError where that lasts."""
         now = time.monotonic()
-        told = self._ask()
+        told = _ask(self._record, self._health)
         if told is None:
-            if first:
-                raise InputError(
-                    f"nothing answers at {self._health}: a canary needs the service that callers use; start `upsnet "
-                    "serve`, name its operators' port with --health, or leave out --canary"
-                )
             if now - self._answered > GONE_SECONDS:
                 raise InputError(f"the service at {self._health} has not answered for {GONE_SECONDS:g} s; begin again")
             return None
         self._answered = now
-        if told.get("rollouts") != self._record.id:
-            raise InputError(
-                f"the service at {self._health} serves another repository; name the right one with --health"
-            )
         found = told.get("canary")
+        figures = None
         if isinstance(found, dict) and found.get("lease") == self._lease.id and found.get("active"):
             figures = Figures.model_validate(found)
-            if not figures.trouble.endswith(MISSING):
-                self._followed = now
-            elif now - self._followed > GONE_SECONDS:
-                raise InputError(f"the service at {self._health}: {figures.trouble}; is it one with --no-candidate?")
-            return figures
-        if not first and now - self._followed > GONE_SECONDS:
+        if figures is not None and not figures.trouble.endswith(MISSING):
+            self._followed = now
+        elif now - self._followed > GONE_SECONDS:
+            why = figures.trouble if figures is not None else "it does not take up the canary"
             raise InputError(
-                f"the service at {self._health} does not take up the canary; is it of this version, and may it read "
+                f"the service at {self._health}: {why}; is it of this version, without --no-candidate, and may it read "
                 "the repository?"
             )
-        return None
-
-    def _ask(self) -> dict[str, Any] | None:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(f"http://{self._health}/health/versions", timeout=HEALTH_SECONDS) as answer:
-                return json.loads(answer.read(MOST_BYTES))
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                raise InputError(f"the service at {self._health} is no `upsnet serve` that can have a canary") from None
-            return None
-        except (OSError, ValueError):
-            return None
+        return figures

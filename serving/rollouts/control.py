@@ -5,6 +5,9 @@ A container that serve.sh has started with CONTROL_SECRET_FILE loads and unloads
 until its last request is answered, so the order is: both versions of `upsnet`; then the other `upsnet_photo`; and when
 the old one has gone, the other `upsnet` alone.
 
+Each load brings its configuration along. Triton reads the one in the repository only where some file is younger than
+the last load, by whatever clock: after a rollback none may be, and then the call succeeds and does nothing.
+
 Triton has one configuration of a model, for all of its versions, and one library of plugins for as long as it runs.
 Versions whose callers or plans would notice are refused here; for these there is the restart (docs/operating.md).
 """
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.layout import CONFIGS, config_name, version_configs
+from serving.repository import PLAN
 from serving.rollouts.record import read_record
 from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError, ServerError
@@ -34,6 +38,7 @@ SECRET = re.compile(r"[A-Za-z0-9_-]{32,}")
 LOADING = 300.0  # seconds for a version to load, its warm-up included
 DRAINING = 120.0  # seconds for the requests of the version that goes
 POLL = 0.1  # seconds
+PLAN_PLATFORM = "tensorrt_plan"
 GONE = ("", "UNAVAILABLE")  # Triton's words for a version that is not there
 RESTART = "a restart takes it up (docs/operating.md); leave --server out, and restart the containers"
 
@@ -65,9 +70,14 @@ class Container:
     def close(self) -> None:
         self._connection.close()
 
-    def config(self) -> Any:
-        """Of `upsnet`, as it runs: a ModelConfig."""
+    def running(self) -> Any:
+        """The ModelConfig of `upsnet`, as it runs."""
         return self._connection.run(call(self.server, Ask("ModelConfig", {"name": MODEL}, timeout=30.0))).config
+
+    def config_of(self, repository: Path, model: str, version: int) -> Any:
+        """The ModelConfig of a version, for what this container runs: the plan, or the ONNX file."""
+        kind = CONFIGS[self.running().platform != PLAN_PLATFORM]
+        return _read_config(version_configs(repository, version) / config_name(model, kind))
 
     def states(self, model: str) -> dict[int, str]:
         """Triton's word for each version's: READY, LOADING, UNLOADING, UNAVAILABLE."""
@@ -78,11 +88,15 @@ class Container:
         """The versions that answer."""
         return sorted(version for version, state in self.states(model).items() if state == "READY")
 
-    def load(self, model: str, config: str | None = None) -> None:
-        """By the configuration in the repository, or by this one (JSON). What it does not name goes, but only when the
-        rest has loaded; where something does not load, what has served serves on."""
-        parameters = {} if config is None else {"config": {"string_param": config}}
-        self._ask("RepositoryModelLoad", {"model_name": model, "parameters": parameters}, LOADING)
+    def load(self, model: str, config: Any) -> None:
+        """By this ModelConfig. A version that it does not name goes, but only when the rest has loaded; where something
+        does not load, what has served serves on."""
+        from google.protobuf.json_format import MessageToJson
+
+        text = MessageToJson(config, preserving_proto_field_name=True)
+        self._ask(
+            "RepositoryModelLoad", {"model_name": model, "parameters": {"config": {"string_param": text}}}, LOADING
+        )
 
     def wait_until_alone(self, model: str, version: int) -> None:
         """Until the requests of the others have been answered."""
@@ -140,12 +154,10 @@ def taking_up(
                 container.load(MODEL, both)
             yield
         except BaseException:
-            for container in containers:
-                with suppress(InputError):  # what it was about is told
-                    _settle(container, repository)
+            with suppress(InputError):  # what it was about is told
+                _settle_all(containers, repository)
             raise
-        for container in containers:
-            _settle(container, repository)
+        _settle_all(containers, repository)
 
 
 def take_up(servers: Sequence[str], secret_file: Path | None, repository: Path, tls: Tls | None = None) -> None:
@@ -156,12 +168,14 @@ def take_up(servers: Sequence[str], secret_file: Path | None, repository: Path, 
     version = read_record(repository).serving
     with _containers(servers, secret_file, tls) as containers:
         for container in containers:
-            photo, tensors = container.ready(PHOTO_MODEL), container.ready(MODEL)
-            if photo == tensors == [version]:
-                continue
-            if photo != [version]:
-                container.load(MODEL, _plan(container, repository, photo[-1] if photo else version, version))
-            _settle(container, repository)
+            answers = container.ready(PHOTO_MODEL)
+            if answers and not {*answers, version} <= {*container.ready(MODEL)}:
+                if not version_configs(repository, answers[-1]).is_dir():
+                    raise InputError(
+                        f"{container.server} serves version {answers[-1]}, whose files have gone: restart it"
+                    )
+                container.load(MODEL, _plan(container, repository, answers[-1], version))
+        _settle_all(containers, repository)
 
 
 @contextmanager
@@ -173,37 +187,45 @@ def _containers(servers: Sequence[str], secret_file: Path | None, tls: Tls | Non
         yield [stack.enter_context(closing(Container(each, secret, tls))) for each in servers]
 
 
+def _settle_all(containers: Sequence[Container], repository: Path) -> None:
+    """Each, whatever the others do; then the first error."""
+    errors: list[InputError] = []
+    for container in containers:
+        try:
+            _settle(container, repository)
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
 def _settle(container: Container, repository: Path) -> None:
     """From both versions of `upsnet` to the one that serves by the repository, of both models."""
     version = read_record(repository).serving
     try:
-        container.load(PHOTO_MODEL)
-        container.wait_until_alone(PHOTO_MODEL, version)
-        container.load(MODEL)  # the other's last requests end while it goes
+        if container.ready(PHOTO_MODEL) != [version]:
+            container.load(PHOTO_MODEL, container.config_of(repository, PHOTO_MODEL, version))
+            container.wait_until_alone(PHOTO_MODEL, version)
+        if container.ready(MODEL) != [version]:  # the other's last requests end while it goes
+            container.load(MODEL, container.config_of(repository, MODEL, version))
     except ServerError as error:
         raise ServerError(
             f"{error}; version {version} serves by the repository: restart this container", error.status
         ) from error
 
 
-def _plan(container: Container, repository: Path, old: int, new: int) -> str:
-    """The configuration of `upsnet` by which a container serves both versions, as JSON. InputError: it must not."""
-    from google.protobuf.json_format import MessageToJson
-
-    running = container.config()
-    config = CONFIGS[running.platform != "tensorrt_plan"]
-    configs = [
-        _read_config(version_configs(repository, version) / config_name(MODEL, config)) for version in (old, new)
-    ]
-    if _manifest(running).onnx_sha256 != _manifest(configs[0]).onnx_sha256:
+def _plan(container: Container, repository: Path, old: int, new: int) -> Any:
+    """The ModelConfig of `upsnet` by which a container serves both versions. InputError: it must not."""
+    running = container.running()
+    before, after = (container.config_of(repository, MODEL, version) for version in (old, new))
+    if _manifest(running).onnx_sha256 != _manifest(before).onnx_sha256:
         raise InputError(
-            f"{container.server} serves another model than version {old} of {repository}; is it the server of this "
-            "repository, and has it taken up the last step?"
+            f"{container.server} serves another model than version {old} of {repository}; if it is this one's server, "
+            f"`upsnet deploy rollback --to {old}` with the same --server and --secret-file lets it follow"
         )
-    check_alike(repository, config == CONFIGS[0], {old: configs[0], new: configs[1]})
-    both = configs[1]
-    both.version_policy.specific.versions[:] = sorted({old, new})
-    return MessageToJson(both, preserving_proto_field_name=True)
+    check_alike(repository, running.platform == PLAN_PLATFORM, {old: before, new: after})
+    after.version_policy.specific.versions[:] = sorted({old, new})
+    return after
 
 
 def check_alike(repository: Path, plan: bool, configs: Mapping[int, Any]) -> None:
@@ -213,6 +235,8 @@ def check_alike(repository: Path, plan: bool, configs: Mapping[int, Any]) -> Non
     """
     (old, before), (new, after) = configs.items()
     ways = [f"{what} of versions {old} and {new} differ" for what, differ in _differences(before, after) if differ]
+    if len({(repository / MODEL / str(version) / PLAN).is_file() for version in configs}) == 2:
+        ways.append(f"one of versions {old} and {new} has a TensorRT plan, and one has none")
     if plan:
         files = [repository / MODEL / str(version) / PLUGINS for version in (old, new)]
         hashes = [sha256(file) if file.is_file() else "" for file in files]

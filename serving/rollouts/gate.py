@@ -15,12 +15,12 @@ from serving.load_test.asking import Server
 from serving.rollouts.answers import result_of
 from serving.rollouts.latency import Latency, Side, compare_latency, read_some
 from serving.rollouts.record import Record
-from serving.rollouts.running import Containers, Service, open_service, restarted, say, wait_for
+from serving.rollouts.running import Containers, Service, open_service, restarted, say, wait_for, watched
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError, ServerError
 from upsnet.figures import points, share, title
 from upsnet.parity.deadline import InTime
-from upsnet.parity.gate import AGREE, GateLimits, Verdict, judge
+from upsnet.parity.gate import AGREE, GateLimits, Verdict, judge, unlike
 from upsnet.parity.photos import LabelledPhotos, Photos, PlainPhotos
 from upsnet.parity.pixels import identical_pixels
 from upsnet.photos import read_photo
@@ -58,7 +58,7 @@ class GateResult(BaseModel):
 
     passed: bool
     reasons: list[str]  # why not, one line each
-    verdict: Verdict | None = None  # None where the candidate did not start
+    verdict: Verdict | None = None  # None where no photo was compared
     latency: Latency | None = None  # None where it was not come to
     seconds: float  # that the gate took
     private: bool  # on servers of its own, as no service runs
@@ -122,16 +122,21 @@ def hold_gate(
     start = time.monotonic()
     if record.candidate is None:
         raise InputError(f"{repository} has no candidate; `upsnet deploy stage` puts one there")
+    if options.against is not None:
+        find_runtime(options.against)
+        if options.run is None:
+            raise InputError(f"--against {options.against} needs --run, the run that it opens")
     photos = open_photos(options)
     verdict, latency = None, None
     with open_service(repository, record, health, tls, containers) as service:
         before, reasons = wait_for(service, record.candidate)
         if before is not None:
-            with ExitStack() as stack:
-                verdict, reasons = _judge(stack, service, record, options, photos)
-            if not reasons:
-                latency, reasons = asyncio.run(_under_load(service, record, options, photos))
-            reasons += restarted(service, record.candidate, before)
+            with watched(service, record.candidate) as said:
+                with ExitStack() as stack:
+                    verdict, reasons = _judge(stack, service, record, options, photos)
+                if not reasons:
+                    latency, reasons = asyncio.run(_under_load(service, record, options, photos))
+            reasons += restarted(service, record.candidate, before, said)
     return GateResult(
         passed=not reasons,
         reasons=reasons,
@@ -162,23 +167,22 @@ def open_photos(options: GateOptions) -> Photos:
 def _judge(
     stack: ExitStack, service: Service, record: Record, options: GateOptions, photos: Photos
 ) -> tuple[Verdict | None, list[str]]:
-    """PQ and pixels by the network's tensors, then whether the photo model of the same version agrees."""
+    """PQ and pixels, by the network's tensors."""
     version, limits, named = record.candidate, options.limits, f"version {record.serving}"
     assert version is not None
-    if options.against is None:
-        reference: Predictor = stack.enter_context(closing(_open(service, record.serving, limits.seconds)))
-    else:
-        find_runtime(options.against)
-        if options.run is None:
-            raise InputError(f"--against {options.against} needs --run, the run that it opens")
-        reference = stack.enter_context(closing(open_runtime(RuntimeOptions(options.run, options.against))))
-        named = f"{title(options.against)} of {options.run}"
-        if limits.min_identical is None:  # it is to be the same network
-            limits = limits.model_copy(update={"min_identical": AGREE})
+    serving = stack.enter_context(closing(_open(service, record.serving, limits.seconds)))
+    reference: Predictor = serving
     try:
         candidate = stack.enter_context(closing(_open(service, version, limits.seconds)))
     except ServerError as error:
         return None, [f"version {version}: {error}"]
+    if options.against is not None:
+        if reasons := unlike(candidate.manifest, serving.manifest, limits, named):  # whose clients it would get
+            return None, reasons
+        reference = stack.enter_context(closing(open_runtime(RuntimeOptions(options.run, options.against))))
+        named = f"{title(options.against)} of {options.run}"
+        if limits.min_identical is None:  # it is to be the same network
+            limits = limits.model_copy(update={"min_identical": AGREE})
     verdict = judge(candidate, reference, photos, limits, reference_title=named)
     for warning in verdict.warnings:
         say(f"warning: {warning}")

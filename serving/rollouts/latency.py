@@ -69,7 +69,7 @@ class Side:
                 self._alone.append(await self._server.ask(question.message))
             except grpc.aio.AioRpcError as error:
                 where = f"photo {number} of {len(self._questions)} ({question.name})"
-                raise ServerError(f"{where}: {said(error)}", error.code().name) from None
+                raise ServerError(f"{where}: {self._words(error)}", error.code().name) from None
         return self._alone
 
     async def load(self, callers: int, length: Length, bar: tqdm) -> None:
@@ -84,12 +84,16 @@ class Side:
         try:
             answer = await self._server.ask(question.message)
         except grpc.aio.AioRpcError as error:
-            self.said[f"{question.name}: {said(error)}"] += 1
+            self.said[f"{question.name}: {self._words(error)}"] += 1
             return error.code().name
         if answer == self._alone[place] or _alike(answer, self._alone[place]):
             return OK
         self.said[f"{question.name}: answered otherwise than alone"] += 1
         return WRONG
+
+    def _words(self, error: grpc.aio.AioRpcError) -> str:
+        late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        return f"no answer within {self._server.deadline:g} s" if late else said(error)
 
     @property
     def speed(self) -> Speed:
@@ -117,12 +121,15 @@ def read_some(photos: Photos, most: int) -> list[tuple[str, bytes]]:
 
 
 async def compare_latency(reference: Side, candidate: Side, concurrency: int, seconds: float) -> Latency:
-    """Both have been asked alone. Each is loaded for `seconds` in all, ROUNDS times, now one first, now the other."""
+    """Both have been asked alone. Each is loaded for `seconds` in all, ROUNDS times, now one first, now the other; no
+    longer than until a request has failed."""
     length = Length(seconds / ROUNDS)
     with tqdm(desc="load", unit=" requests", disable=None) as bar:
         for number in range(ROUNDS):
             for side in (reference, candidate) if number % 2 == 0 else (candidate, reference):
                 await side.load(concurrency, length, bar)
+            if reference.said or candidate.said:
+                break
     return Latency(
         concurrency=concurrency,
         photos=len(reference._questions),

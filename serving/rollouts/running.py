@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ SECONDS = 5.0  # for an answer
 MOST_BYTES = 1 << 20
 FOLLOWS = 10.0  # seconds in which a service has taken up a candidate, or never does
 START = 180.0  # seconds for a candidate's start
+WATCH_EVERY = 0.5  # seconds
 
 
 class RunningVersion(BaseModel):
@@ -113,12 +115,14 @@ def _following(health: str, record: Record) -> Running | None:
     end = time.monotonic() + FOLLOWS
     while True:
         told = ask_service(health)
-        if told is None or told.rollouts != record.id:
+        if told is None or told.rollouts not in ("", record.id):  # "": it has not seen that there are roll-outs now
             return None
-        if record.candidate in told.versions or record.candidate in told.failed:
+        known = {*told.versions, *told.failed}
+        if told.rollouts and {record.serving, record.candidate} <= known:
             return told
         if time.monotonic() > end:
-            say(f"the service at {health} runs no candidate: the gate has a private server")
+            if told.rollouts:
+                say(f"the service at {health} runs no candidate: the gate has a private server")
             return None
         time.sleep(0.2)
 
@@ -141,18 +145,41 @@ def wait_for(service: Service, candidate: int) -> tuple[RunningVersion | None, l
         time.sleep(0.2)
 
 
-def restarted(service: Service, candidate: int, before: RunningVersion) -> list[str]:
+@contextmanager
+def watched(service: Service, candidate: int) -> Iterator[list[str]]:
+    """Takes down why the candidate is not ready, whenever it is not: it has forgotten that when it is again."""
+    said: list[str] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(WATCH_EVERY):
+            told = ask_service(service.health)
+            found = None if told is None else told.versions.get(candidate)
+            said.extend(each for each in (found.reasons if found else ()) if each not in said)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if service.health:
+        thread.start()
+    try:
+        yield said
+    finally:
+        stop.set()
+        if service.health:
+            thread.join()
+
+
+def restarted(service: Service, candidate: int, before: RunningVersion, said: Sequence[str]) -> list[str]:
+    """What has become of the candidate's server since `before`: one line, or none. said: by `watched`."""
     if not service.health:  # nobody tells; requests that failed meanwhile do
         return []
     told = service.told()
     if (why := told.failed.get(candidate)) is not None:
         return [f"version {candidate} does not run any more: {why}"]
     found = told.versions.get(candidate)
-    times = found.restarts - before.restarts if found is not None else 0
-    if found is None or times <= 0:
+    if found is not None and found.restarts == before.restarts and found.state == State.READY:
         return []
-    why = f" ({'; '.join(found.reasons)})" if found.reasons else ""
-    return [f"the server of version {candidate} had to be started anew {times} time{'s' * (times > 1)} meanwhile{why}"]
+    why = "; ".join(dict.fromkeys((*said, *(found.reasons if found else ())))) or "nobody knows why"
+    return [f"the server of version {candidate} did not last: {why}"]
 
 
 def say(line: str) -> None:

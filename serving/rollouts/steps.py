@@ -85,7 +85,7 @@ def _stage(repository: Path, parts: Parts, source: str, keep: int) -> Record:
             _all_to_disk(incoming)
             with _step(repository, begins=True) as record:
                 number = record.highest + 1
-                _write_configs(incoming / MODEL / "configs", number, _configs_of(parts))
+                _write_configs(incoming / MODEL / "configs", _pinned(_configs_of(parts), number))
                 write_warm_up(repository)
                 for model in MODELS:
                     os.rename(incoming / model, repository / model / str(number))
@@ -225,16 +225,17 @@ def _begin(repository: Path) -> Record:
     if latest_version(repository, MODELS[1]).name != place.name:
         raise InputError(f"{repository}: its models are not of one version; deploy it again with `upsnet deploy --run`")
     configs = version_configs(repository, number)
-    shutil.rmtree(configs, ignore_errors=True)  # of an attempt that was killed
     texts = {
         config_name(model, name): (repository / model / name).read_text(encoding="utf-8")
         for model in MODELS
         for name in CONFIGS
     }
+    texts = _pinned(texts, number)
     with writing(repository):
+        shutil.rmtree(configs, ignore_errors=True)  # of an attempt that was killed
         for model in MODELS:  # an older program's photo model asks whichever version of the network is the latest
             copy_code(model, repository / model / str(number))
-        _write_configs(configs, number, texts)
+        _write_configs(configs, texts)
         for model in MODELS:
             _all_to_disk(repository / model / str(number))
     event = Event(action="begin", version=number, digests=digests_of(place))
@@ -245,14 +246,21 @@ def _configs_of(parts: Parts) -> dict[str, str]:
     return {config_name(model, name): config_of(model, name, parts) for model in MODELS for name in CONFIGS}
 
 
-def _write_configs(folder: Path, number: int, texts: Mapping[str, str]) -> None:
-    """The configurations, each of that version alone, into a new folder."""
+def _pinned(texts: Mapping[str, str], number: int) -> dict[str, str]:
+    """The configurations, each of that version alone."""
+    found = {}
+    for name, text in texts.items():
+        found[name], times = POLICY.subn(f"version_policy {{ specific {{ versions: [ {number} ] }} }}", text)
+        if times != 1:
+            raise InputError(f"{name} has no version_policy; deploy the repository again with `upsnet deploy --run`")
+    return found
+
+
+def _write_configs(folder: Path, texts: Mapping[str, str]) -> None:
+    """Into a new folder."""
     folder.mkdir()
     for name, text in texts.items():
-        pinned, found = POLICY.subn(f"version_policy {{ specific {{ versions: [ {number} ] }} }}", text)
-        if found != 1:
-            raise InputError(f"{name} has no version_policy; deploy the repository again with `upsnet deploy --run`")
-        (folder / name).write_text(pinned, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
     _all_to_disk(folder)
 
 

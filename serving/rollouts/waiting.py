@@ -16,6 +16,7 @@ from upsnet.errors import InputError
 
 HEALTH = "127.0.0.1:8002"
 LOOK_SECONDS = 0.2
+SETTLED = 2.0  # seconds in which a service has seen a step: what it has given up before, it tries again then
 
 
 class Outcome(NamedTuple):
@@ -63,10 +64,13 @@ def wait_for_candidate(health: str, record: Record, seconds: float) -> Outcome:
 
 
 def _wait(health: str, record: Record, version: int, seconds: float, look: Callable[[Running], str | None]) -> Outcome:
-    end = time.monotonic() + seconds
+    if not seconds:
+        return Outcome(None, "the service, if one runs, is not waited for")
+    begun = time.monotonic()
+    end = begun + seconds
     service = _find(health, record)
     if service is None:
-        return Outcome(None, f"no service of this repository answers at {health}; what starts from now on serves this")
+        return Outcome(None, f"no service of this repository answers at {health}; one that starts from now on follows")
     if (told := look(service)) is not None:
         return Outcome(True, told)
     with tqdm(desc=f"version {version} starts", bar_format="{desc} {elapsed}", disable=None, leave=False) as bar:
@@ -74,7 +78,7 @@ def _wait(health: str, record: Record, version: int, seconds: float, look: Calla
             if service is not None:
                 if (told := look(service)) is not None:
                     return Outcome(True, told)
-                if version in service.failed:
+                if version in service.failed and time.monotonic() > begun + SETTLED:
                     return Outcome(
                         False,
                         f"version {version} does not run at {health}: {service.failed[version]}; version "

@@ -44,10 +44,17 @@ def test_grpc(examples: dict[str, list[str]], capsys: pytest.CaptureFixture[str]
     np.testing.assert_array_equal(read_panoptic_png("street.png"), names["labels"])
 
 
+def test_versions(examples: dict[str, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    for place in (0, 2):
+        exec(examples["python"][place], names)
+    assert capsys.readouterr().out == "sky True\n1\n['1']\n"
+
+
 def test_http(examples: dict[str, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("geventhttpclient") is None:
         pytest.skip("needs tritonclient's HTTP (pip install 'tritonclient[http]')")
-    exec(examples["python"][2], {})
+    exec(examples["python"][3], {})
     assert capsys.readouterr().out == "['sky']\n"
 
 

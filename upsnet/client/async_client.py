@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 
 from upsnet.categories import Categories
 from upsnet.client.client import CONCURRENCY, OnePhoto, check_stream, is_of_photo
-from upsnet.client.conversation import Health, Opened, connect, health, predict
+from upsnet.client.conversation import Health, Known, Opened, connect, health, predict
 from upsnet.errors import InputError, ServerError
 from upsnet.files import PathLike
 from upsnet.manifest import Manifest
@@ -44,12 +44,13 @@ class AsyncClient:
         retries: int = RETRIES,
         tls: Tls | PathLike | bool | None = None,
         shared_memory: bool | None = None,
+        version: int | None = None,
     ) -> None:
-        self._server = Server.of(url, tls, timeout, retries, shared_memory)
+        self._server = Server.of(url, tls, timeout, retries, shared_memory, version)
         self._regions = Regions(self._server)
         self._grpc, self._messages, self._new_stub = load_packages()
         self._channel: Any = None
-        self._known: Opened | None = None
+        self._maybe_known: Known | None = None
 
     async def open(self) -> None:
         """Connect. The client belongs to the event loop in which this is done."""
@@ -57,20 +58,24 @@ class AsyncClient:
         self._channel = open_channel(self._server, self._grpc, self._grpc.aio)
         self._stub = self._new_stub(self._channel)
         try:
-            self._known = await self._run(connect(self._server, self._regions))
+            self._maybe_known = Known(await self._run(connect(self._server, self._regions)))
         except BaseException:
             await self.close()
             raise
 
     @property
-    def _opened(self) -> Opened:
-        if self._known is None:
+    def _known(self) -> Known:
+        if self._maybe_known is None:
             raise InputError(f"the client of {self._server.address} is not open: use `async with`, or await its open()")
-        return self._known
+        return self._maybe_known
+
+    @property
+    def _opened(self) -> Opened:
+        return self._known.opened
 
     @property
     def manifest(self) -> Manifest:
-        """What the server says of its model."""
+        """What the server said of its model, last."""
         return self._opened.served.manifest
 
     @property
@@ -90,7 +95,7 @@ class AsyncClient:
         if isinstance(photo, list | tuple):
             async with aclosing(self._in_flight(photos_of(photo), CONCURRENCY)) as waiting:
                 return [await task async for _, task in waiting]
-        return await self._run(predict(self._opened, one_photo(photo, "client.stream")))
+        return await self._run(predict(self._known, one_photo(photo, "client.stream")))
 
     @overload
     def stream(
@@ -125,12 +130,12 @@ class AsyncClient:
         self, photos: Iterator[NamedPhoto], at_once: int
     ) -> AsyncGenerator[tuple[str, asyncio.Task[PanopticPrediction]]]:
         """The source of each photo and its prediction, as `in_flight` has them. Closing it cancels the calls."""
-        opened, gate = self._opened, asyncio.Semaphore(at_once)
+        known, gate = self._known, asyncio.Semaphore(at_once)
         waiting = deque[tuple[str, asyncio.Task[PanopticPrediction]]]()
 
         async def answer(photo: NamedPhoto) -> PanopticPrediction:
             async with gate:
-                return await self._run(predict(opened, photo))
+                return await self._run(predict(known, photo))
 
         try:
             while (photo := await asyncio.to_thread(next, photos, None)) is not None:
@@ -155,7 +160,7 @@ class AsyncClient:
                 await self._run(self._regions.close())
             finally:
                 await self._channel.close()
-                self._channel = self._known = None
+                self._channel = self._maybe_known = None
 
     async def __aenter__(self) -> AsyncClient:
         await self.open()
@@ -165,7 +170,7 @@ class AsyncClient:
         await self.close()
 
     def __repr__(self) -> str:
-        name = self._known.served.manifest.name if self._known else "not open"
+        name = self._opened.served.manifest.name if self._maybe_known else "not open"
         return f"<AsyncClient of {self._server.address}: {name}>"
 
     async def _run(self, steps: Steps[Answer]) -> Answer:

@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Literal, TypeGuard, TypeVar, overload
 
 from upsnet.categories import Categories
-from upsnet.client.conversation import Health, Opened, connect, health, predict
+from upsnet.client.conversation import Health, Known, connect, health, predict
 from upsnet.errors import InputError, ServerError
 from upsnet.files import PathLike
 from upsnet.manifest import Manifest
@@ -35,7 +35,9 @@ class Client:
     url: grpc://host:port, or grpcs://host:port for TLS. timeout: seconds for each answer, retries included; the server
     is told. retries: 0 to 4, of a server that restarts or is busy; nothing else is asked twice. tls: True, the file of
     the authority of the server's certificate, or `upsnet.Tls(ca, cert, key)` with a certificate of the client.
-    shared_memory: for pixels to a server on this machine; by itself where that is faster, True or False.
+    shared_memory: for pixels to a server on this machine; by itself where that is faster, True or False. version: of
+    the model, a number, which then alone is asked; by itself the one in service. Where another version comes into
+    service, the client follows: each prediction has the categories of the version that made it.
 
     Raises InputError, in one line, for what is no photo; ServerError, which is one, where the server is the reason.
     """
@@ -48,22 +50,23 @@ class Client:
         retries: int = RETRIES,
         tls: Tls | PathLike | bool | None = None,
         shared_memory: bool | None = None,
+        version: int | None = None,
     ) -> None:
-        self._connection = Connection(Server.of(url, tls, timeout, retries, shared_memory))
+        self._connection = Connection(Server.of(url, tls, timeout, retries, shared_memory, version))
         try:
-            self._opened: Opened = self._connection.run(connect(self._connection.server, self._connection.regions))
+            self._known = Known(self._connection.run(connect(self._connection.server, self._connection.regions)))
         except BaseException:
             self.close()
             raise
 
     @property
     def manifest(self) -> Manifest:
-        """What the server says of its model."""
-        return self._opened.served.manifest
+        """What the server said of its model, last."""
+        return self._known.opened.served.manifest
 
     @property
     def categories(self) -> Categories:
-        return self._opened.categories
+        return self._known.opened.categories
 
     @overload
     def predict(self, photo: Photo) -> PanopticPrediction: ...
@@ -77,8 +80,8 @@ class Client:
         """What is in a photo, as `Model.predict` has it; of a list, a list, for which several are asked at once."""
         if isinstance(photo, list | tuple):
             photos = photos_of(photo)
-            return [each.result() for _, each in in_flight(self._connection, self._opened, photos, CONCURRENCY)]
-        return self._connection.run(predict(self._opened, one_photo(photo, "client.stream")))
+            return [each.result() for _, each in in_flight(self._connection, self._known, photos, CONCURRENCY)]
+        return self._connection.run(predict(self._known, one_photo(photo, "client.stream")))
 
     @overload
     def stream(
@@ -108,7 +111,7 @@ class Client:
     def _stream(
         self, photos: Iterator[NamedPhoto], concurrency: int, errors: str
     ) -> Generator[tuple[str, PanopticPrediction | InputError]]:
-        with closing(in_flight(self._connection, self._opened, photos, concurrency)) as waiting:
+        with closing(in_flight(self._connection, self._known, photos, concurrency)) as waiting:
             for source, future in waiting:
                 error = future.exception()
                 yield source, error if errors == "yield" and is_of_photo(error) else future.result()
@@ -132,14 +135,14 @@ class Client:
 
 
 def in_flight(
-    connection: Connection, opened: Opened, photos: Iterator[NamedPhoto], at_once: int
+    connection: Connection, known: Known, photos: Iterator[NamedPhoto], at_once: int
 ) -> Generator[tuple[str, Future[PanopticPrediction]]]:
     """The source of each photo and its prediction, the next one as soon as it is there. Closing it ends the calls."""
     calls, waiting = Calls(), deque[tuple[str, Future[PanopticPrediction]]]()
     with ThreadPoolExecutor(at_once, thread_name_prefix="upsnet-client") as pool:
         try:
             for photo in photos:
-                waiting.append((photo.source, pool.submit(connection.run, predict(opened, photo.kept()), calls)))
+                waiting.append((photo.source, pool.submit(connection.run, predict(known, photo.kept()), calls)))
                 # Those that are done wait for their turn beside those that are asked for.
                 while waiting and (len(waiting) > 2 * (at_once - 1) or waiting[0][1].done()):
                     yield waiting.popleft()

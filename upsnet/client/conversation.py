@@ -19,14 +19,18 @@ from upsnet.prediction import PanopticPrediction
 from upsnet.result import PanopticResult, Segment
 from upsnet.runtimes.address import check_grpc
 from upsnet.runtimes.kserve import (
+    EMPTY,
+    SWITCHES,
     Ask,
     CallError,
     Infer,
+    OtherVersion,
     Served,
     Server,
     Steps,
     call,
     describe,
+    describe_again,
     expect,
     explain,
     infer,
@@ -48,6 +52,18 @@ class Opened(NamedTuple):
     tells_stages: bool = False  # the model of photos tells how long each stage took
 
 
+class Known:
+    """What a client knows of its server, learnt anew where another version has come into service. same: of the
+    manifest, what must not change then; see `describe_again`."""
+
+    def __init__(self, opened: Opened, same: Mapping[str, str] = EMPTY) -> None:
+        self.opened, self._same = opened, same
+
+    def learn(self, other: OtherVersion) -> Steps[None]:
+        served = yield from describe_again(self.opened.served, other, self._same)
+        self.opened = yield from look_around(served, self.opened.infer)
+
+
 class Health(NamedTuple):
     """Whether a photo would be answered now."""
 
@@ -61,14 +77,14 @@ def connect(server: Server, regions: Regions) -> Steps[Opened]:
     yield partial(check_grpc, server.address, tls=server.tls)
     served = yield from describe(server, MODEL)
     yield from regions.open()
-    return (yield from look_around(served, regions))
+    return (yield from look_around(served, regions.infer))
 
 
-def look_around(served: Served, regions: Regions) -> Steps[Opened]:
+def look_around(served: Served, infer: Infer) -> Steps[Opened]:
     """What else there is beside the model of tensors."""
     told = (yield from _photo_outputs(served.server)) if served.model == MODEL else None
     stages = told is not None and STAGES_JSON in told
-    return Opened(served, told is not None, served.manifest.categories_table, regions.infer, stages)
+    return Opened(served, told is not None, served.manifest.categories_table, infer, stages)
 
 
 def _photo_outputs(server: Server) -> Steps[list[str] | None]:
@@ -96,7 +112,20 @@ def health(server: Server) -> Steps[Health]:
     return Health(False, f"{server} is not ready", name)
 
 
-def predict(opened: Opened, photo: NamedPhoto, stages: bool = False) -> Steps[PanopticPrediction]:
+def predict(known: Known, photo: NamedPhoto, stages: bool = False) -> Steps[PanopticPrediction]:
+    """What the version in service, or the one that the client names, finds in a photo.
+
+    Where another version begins to serve, its answer is understood as its own: it is asked again, as it wants to be.
+    """
+    for _ in range(SWITCHES):
+        try:
+            return (yield from _predict(known.opened, photo, stages))
+        except OtherVersion as other:
+            yield from known.learn(other)
+    return (yield from _predict(known.opened, photo, stages))
+
+
+def _predict(opened: Opened, photo: NamedPhoto, stages: bool) -> Steps[PanopticPrediction]:
     """An encoded photo goes as it is, and the server decodes it. Pixels are resized here, for the model of tensors.
 
     So is a photo that the server won't take (a format that it lacks, too many bytes): the answer is the same. stages:
@@ -107,7 +136,7 @@ def predict(opened: Opened, photo: NamedPhoto, stages: bool = False) -> Steps[Pa
     if content is not None and len(content) <= MOST_PHOTO_BYTES:
         wanted = (LABELS, PHOTO_SIZES, SEGMENTS_JSON, *([STAGES_JSON] if stages and opened.tells_stages else ()))
         try:
-            found = yield from infer(opened.served.server, PHOTO_MODEL, {PHOTO: [content]}, wanted)
+            found = yield from infer(opened.served._replace(model=PHOTO_MODEL), {PHOTO: [content]}, wanted)
         except ServerError:
             raise
         except InputError:

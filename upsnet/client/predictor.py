@@ -7,24 +7,27 @@ from contextlib import closing
 from typing import Any
 
 from upsnet.client.client import in_flight
-from upsnet.client.conversation import look_around
+from upsnet.client.conversation import Known, look_around
 from upsnet.named_photos import NamedPhoto
 from upsnet.prediction import PanopticPrediction
+from upsnet.runtimes.kserve import CLASSES
 from upsnet.runtimes.triton import TritonPredictor
 
 
 class PhotoTritonPredictor(TritonPredictor):
-    """A `TritonPredictor` that sends photos as they are, where the server takes them."""
+    """A `TritonPredictor` that sends photos as they are, where the server takes them: so the network's size may change
+    with another version."""
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
         try:
-            self._opened = self.connection.run(look_around(self.served, self.connection.regions))
+            opened = self.connection.run(look_around(self.served, self.connection.regions.infer))
         except BaseException:
             self.close()
             raise
+        self._known = Known(opened, CLASSES)
 
     def answers(self, photos: Iterator[NamedPhoto], at_once: int) -> Iterator[PanopticPrediction]:
-        with closing(in_flight(self.connection, self._opened, photos, at_once)) as waiting:
+        with closing(in_flight(self.connection, self._known, photos, at_once)) as waiting:
             for _, future in waiting:
                 yield future.result()

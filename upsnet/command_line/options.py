@@ -36,6 +36,10 @@ Url = Annotated[
 ServedManifest = Annotated[
     Path | None, typer.Option(help="triton: the served model's manifest (default: what the server says).")
 ]
+ServedVersion = Annotated[
+    int | None,
+    typer.Option("--version", min=1, help="triton: this version of the served model (default: the one in service)."),
+]
 TlsCa = Annotated[
     Path | None, typer.Option(help="triton: the authority of the server's certificate (PEM), for TLS; see grpcs://.")
 ]

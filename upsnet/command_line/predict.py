@@ -185,6 +185,7 @@ def main(
     engine: options.EngineFile = None,
     url: options.Url = None,
     manifest: options.ServedManifest = None,
+    version: options.ServedVersion = None,
     threads: options.Threads = None,
     device: options.Device = None,
     tls_ca: options.TlsCa = None,
@@ -200,7 +201,9 @@ def main(
     folder = Path(out)
     files = Tls(tls_ca, tls_cert, tls_key)
     tls = files if any(files) else None
-    chosen = RuntimeOptions(run, runtime, checkpoint, model, url, manifest, threads, device, tls=tls, engine=engine)
+    chosen = RuntimeOptions(
+        run, runtime, checkpoint, model, url, manifest, threads, device, tls=tls, version=version, engine=engine
+    )
     predictor = open_runtime(chosen)
     replaced = (folder / "predictions.json").is_file()
     left_out: list[str] = []

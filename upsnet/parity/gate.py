@@ -99,7 +99,7 @@ def judge(
     def refused(reasons: Sequence[str]) -> Verdict:
         return Verdict(passed=False, reasons=list(reasons), compared=compared, limits=limits, images=0)
 
-    if reasons := _unlike(candidate.manifest, reference.manifest, limits, reference_title):
+    if reasons := unlike(candidate.manifest, reference.manifest, limits, reference_title):
         return refused(reasons)
     pair = InTime(reference, limits.seconds, reference_title), InTime(candidate, limits.seconds, CANDIDATE)
     try:
@@ -114,8 +114,8 @@ def judge(
     return _verdict(comparison, photos, limits, needed, compared)
 
 
-def _unlike(candidate: Manifest, reference: Manifest, limits: GateLimits, title: str) -> list[str]:
-    """What clients would stumble over, whatever the photos say."""
+def unlike(candidate: Manifest, reference: Manifest, limits: GateLimits, title: str) -> list[str]:
+    """What clients of the reference would stumble over, whatever the photos say. title: of the reference."""
     reasons = []
     if found := differences(candidate.categories_table, reference.categories_table, CANDIDATE, title):
         reasons.append(f"its class table is another: {found}")

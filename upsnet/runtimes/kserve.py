@@ -29,7 +29,12 @@ RETRIES = 4  # the most that gRPC does
 MOST_SECONDS = 97_200_000  # that gRPC takes as a deadline, 27 000 hours; far more than that is over at once
 KINDS = {"uint8": "UINT8", "uint16": "UINT16", "int32": "INT32", "float32": "FP32"}  # numpy's name -> the protocol's
 BYTES = "BYTES"
-VERSION = re.compile("[1-9][0-9]{0,9}")
+VERSION = re.compile("[1-9][0-9]{0,8}")
+SWITCHES = 3  # in a row that a request follows: roll-outs are far apart
+# What a caller of the network itself must be able to rely on, and one who looks at results: in a manifest.
+CLASSES = {"categories": "its class table"}
+SIZES = {**CLASSES, "resize": "its network size"}
+VERSION_HEADER = "upsnet-version"  # metadata: whose configuration it is; for which version a region is registered
 LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
 EMPTY: Mapping[str, Any] = {}
 
@@ -54,7 +59,7 @@ class Server(NamedTuple):
         shared_memory: bool | None = None,
         version: int | str | None = None,
     ) -> Server:
-        """url: grpc://host:port, or grpcs:// for TLS. InputError for what is none of it."""
+        """url: grpc://host:port, or grpcs:// for TLS. version: a number. InputError for what is none of it."""
         address = parse_address(url)
         if not (isinstance(timeout, int | float) and 0 < timeout <= MOST_SECONDS):
             raise InputError(f"timeout {timeout!r}: give a number of seconds, above 0 and at most {MOST_SECONDS}")
@@ -63,7 +68,7 @@ class Server(NamedTuple):
         if not isinstance(shared_memory, bool | None):
             raise InputError(f"shared_memory {shared_memory!r}: give True, False or None")
         number = "" if version is None else str(version)
-        if number and not VERSION.fullmatch(number):
+        if version is not None and not VERSION.fullmatch(number):
             raise InputError(f"version {version!r}: give a number from 1 on")
         return cls(address, Tls.of(tls or url.startswith(TLS_SCHEME)), timeout, retries, shared_memory, number)
 
@@ -82,6 +87,8 @@ class Served(NamedTuple):
     model: str
     manifest: Manifest
     max_batch: int
+    version: str = ""  # that this is said of; empty: the server does not tell
+    given: Manifest | None = None  # the caller's own manifest, which counts
 
 
 class Ask(NamedTuple):
@@ -103,11 +110,18 @@ class CallError(Exception):
         self.status, self.text = status, " ".join(text.removeprefix("[request id: <id_unknown>] ").split())
 
 
+class OtherVersion(ServerError):
+    """An answer is of another version than the one that the server described: it has begun to serve another."""
+
+    def __init__(self, served: Served, version: str) -> None:
+        super().__init__(f"{served.server} serves version {version} of {served.model} now, and not {served.version}")
+
+
 Answer = TypeVar("Answer")
 Steps = Generator[Ask | Callable[[], Any], Any, Answer]
 Inputs = Mapping[str, np.ndarray | Sequence[bytes]]
 Outputs = dict[str, np.ndarray | list[bytes]]
-Infer = Callable[[Server, str, Inputs, Sequence[str]], Steps[Outputs]]
+Infer = Callable[[Served, Inputs, Sequence[str]], Steps[Outputs]]
 
 
 def call(server: Server, ask: Ask) -> Steps[Any]:
@@ -141,14 +155,32 @@ def explain(server: Server, error: CallError) -> Steps[InputError]:
 
 def describe(server: Server, model: str, manifest: Manifest | None = None) -> Steps[Served]:
     """What is served. `manifest`: of a model that does not tell."""
+    told: dict[str, Any] = {}
     try:
-        config = (yield Ask("ModelConfig", server.of_model(model))).config
+        config = (yield Ask("ModelConfig", server.of_model(model), told=told)).config
     except CallError as error:
         if error.status == "NOT_FOUND":
             message = f"{server} runs without the model {model} ({error.text}); see its log"
             raise ServerError(message, error.status) from error
         raise (yield from explain(server, error)) from error
-    return Served(server, model, manifest or _manifest(server, model, config), max(1, config.max_batch_size))
+    found = manifest or _manifest(server, model, config)
+    return Served(server, model, found, max(1, config.max_batch_size), _version(config, told), manifest)
+
+
+def describe_again(served: Served, other: OtherVersion, same: Mapping[str, str]) -> Steps[Served]:
+    """What is served now. ServerError where it differs in what must be the `same`: attributes of the manifest, and what
+    they are in words."""
+    now = yield from describe(served.server, served.model, served.given)
+    for name, what in same.items():
+        if getattr(now.manifest, name) != getattr(served.manifest, name):
+            raise ServerError(f"{other}: {what} is another; open it again, or name a version")
+    return now
+
+
+def _version(config: Any, told: Mapping[str, Any]) -> str:
+    """Whose configuration it is: `upsnet serve` says so, and that of a repository with roll-outs is of one version."""
+    named = list(config.version_policy.specific.versions)
+    return str(told.get(VERSION_HEADER) or (named[0] if len(named) == 1 else ""))
 
 
 def _manifest(server: Server, model: str, config: Any) -> Manifest:
@@ -166,12 +198,18 @@ def _manifest(server: Server, model: str, config: Any) -> Manifest:
         ) from None
 
 
-def infer(
-    server: Server, model: str, inputs: Inputs, outputs: Sequence[str], timeout: float | None = None
-) -> Steps[Outputs]:
-    """The outputs that are asked for, by name. Arrays have the batch first; encoded content is B x 1."""
-    ask = Ask("ModelInfer", infer_request(server, model, inputs, outputs), timeout=timeout)
-    return read_outputs((yield from call(server, ask)))
+def infer(served: Served, inputs: Inputs, outputs: Sequence[str], timeout: float | None = None) -> Steps[Outputs]:
+    """The outputs that are asked for, by name. Arrays have the batch first; encoded content is B x 1. OtherVersion."""
+    ask = Ask("ModelInfer", infer_request(served.server, served.model, inputs, outputs), timeout=timeout)
+    answer = yield from call(served.server, ask)
+    check_version(served, answer)
+    return read_outputs(answer)
+
+
+def check_version(served: Served, answer: Any) -> None:
+    """OtherVersion where the answer is of another one than was described."""
+    if served.version and answer.model_version and answer.model_version != served.version:
+        raise OtherVersion(served, answer.model_version)
 
 
 def infer_request(
@@ -239,7 +277,7 @@ def predict_tensors(served: Served, batch: NetworkBatch, infer: Infer = infer) -
         part = NetworkBatch(*(array[start : start + served.max_batch] for array in batch))
         # scales are B x 1 on the wire: Triton has no tensor without a dimension after the batch.
         inputs = part._replace(scales=part.scales[:, None])._asdict()
-        found = yield from infer(served.server, served.model, inputs, OUTPUTS)
+        found = yield from infer(served, inputs, OUTPUTS)
         parts.append(_raw(served, found, part.images.shape[:3]))
     return parts[0] if len(parts) == 1 else RawPrediction(*map(np.concatenate, zip(*parts, strict=True)))
 

@@ -28,13 +28,18 @@ MODELS = (
 
 
 def open_runtime(options: RuntimeOptions) -> Predictor:
-    """What a command line names (see `choose`). Options of other runtimes are left alone, but for a device.
+    """What a command line names (see `choose`). Of other runtimes' options, a device and a version are an error,
+    and the rest are left alone.
 
     Raises InputError for an unknown runtime, one that is not installed, and one without what it needs.
     """
     runtime, place = choose(options)
     if options.device is not None and "device" not in RUNTIMES[runtime].takes:
         raise InputError(f"device {options.device}: the runtime {runtime} has its own; leave it out")
+    if options.version is not None and "version" not in RUNTIMES[runtime].takes:
+        raise InputError(
+            f"version {options.version}: a server has versions, the runtime {runtime} has none; give --url"
+        )
     return _open(runtime, place, options, asked=options.runtime is not None or options.engine is not None)
 
 
@@ -42,7 +47,7 @@ def open_source(options: RuntimeOptions) -> Predictor:
     """What `upsnet.load` is given; see there. An option that the runtime does not have is an InputError."""
     runtime, place = find_model(options.run, options.runtime)
     takes = RUNTIMES[runtime].takes
-    offered = ("threads", "device", "manifest", "tls", "shared_memory")
+    offered = ("threads", "device", "manifest", "tls", "shared_memory", "version")
     for option in offered:
         if getattr(options, option) is not None and option not in takes:
             known = ", ".join(each for each in offered if each in takes)

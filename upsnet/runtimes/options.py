@@ -30,6 +30,7 @@ class RuntimeOptions(NamedTuple):
     flip: bool = False
     tls: Tls | PathLike | bool | None = None  # to a server: see `upsnet.Client`
     shared_memory: bool | None = None  # with a server: see there
+    version: int | None = None  # of a server's model; None: the one in service
     engine: PathLike | None = None  # tensorrt, tensorrt-rtx, torch-tensorrt: this file instead of the run's
 
 
@@ -114,7 +115,7 @@ RUNTIMES = {
         place="url",
         needs="the address of a running server (host:port of its gRPC)",
         file=None,
-        takes=("manifest", "tls", "shared_memory"),
+        takes=("manifest", "tls", "shared_memory", "version"),
         extra="triton",
     ),
 }

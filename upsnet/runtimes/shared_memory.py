@@ -24,12 +24,16 @@ import numpy as np
 from upsnet.contract import INPUTS, OUTPUTS
 from upsnet.errors import InputError, ServerError, first_line
 from upsnet.runtimes.kserve import (
+    VERSION_HEADER,
     Ask,
     CallError,
     Inputs,
+    OtherVersion,
     Outputs,
+    Served,
     Server,
     Steps,
+    check_version,
     explain,
     infer,
     infer_request,
@@ -38,7 +42,6 @@ from upsnet.runtimes.kserve import (
 
 FOLDER = Path("/dev/shm")
 PLACE, TOKEN = "upsnet-shared-memory", "upsnet-shared-memory-token"  # metadata: the token's file, and the token
-VERSION = "upsnet-version"  # the same: of the model whose server will be asked
 TOKEN_FILE = "shared-memory-token"
 LEAST = 256 << 10  # bytes of images for which it is worth it
 STEP, MOST = 1 << 20, 32 << 20  # bytes of a region
@@ -106,20 +109,24 @@ class Regions:
             self._more.acquire()
             self._free.append((yield from self._registered(STEP)))
 
-    def infer(self, server: Server, model: str, inputs: Inputs, outputs: Sequence[str]) -> Steps[Outputs]:
+    def infer(self, served: Served, inputs: Inputs, outputs: Sequence[str]) -> Steps[Outputs]:
         """See kserve's `infer`, whose answer is the same."""
-        end = time.monotonic() + server.timeout
+        end = time.monotonic() + served.server.timeout
         images = inputs[IMAGES]
         assert isinstance(images, np.ndarray)
         region = yield from self._take(images.nbytes + images.nbytes // 3)
         if region is not None:
             try:
-                found = yield from self._infer(region, server, model, inputs, outputs, max(0.0, end - time.monotonic()))
+                found = yield from self._infer(region, served, inputs, outputs, max(0.0, end - time.monotonic()))
+            except OtherVersion:  # the server is done with it, too
+                self._free.append(region)
+                region = None
+                raise
             except CallError as error:
                 if error.status == "INVALID_ARGUMENT":  # the server is done with it
                     yield from self._unregister(region)
                 if error.status in ("CANCELLED", "DEADLINE_EXCEEDED"):
-                    raise (yield from explain(server, error)) from error
+                    raise (yield from explain(served.server, error)) from error
             else:
                 self._free.append(region)
                 region = None
@@ -127,18 +134,19 @@ class Regions:
             finally:
                 if region is not None:
                     self._more.release()
-        return (yield from infer(server, model, inputs, outputs, max(0.0, end - time.monotonic())))
+        return (yield from infer(served, inputs, outputs, max(0.0, end - time.monotonic())))
 
     def _infer(
-        self, region: Region, server: Server, model: str, inputs: Inputs, outputs: Sequence[str], timeout: float
+        self, region: Region, served: Served, inputs: Inputs, outputs: Sequence[str], timeout: float
     ) -> Steps[Outputs]:
         images = inputs[IMAGES]
         assert isinstance(images, np.ndarray)
         shape, start = images.shape[:3], images.nbytes
         region.array(0, images.shape)[:] = images
         elsewhere = {IMAGES: region.part(0, start), PANOPTIC: region.part(start, start // 3)}
-        request = infer_request(server, model, inputs, outputs, elsewhere)
+        request = infer_request(served.server, served.model, inputs, outputs, elsewhere)
         answer = yield Ask("ModelInfer", request, ((TOKEN, region.token),), timeout)
+        check_version(served, answer)
         found = read_outputs(answer, elsewhere)
         if (PANOPTIC, "UINT8", list(shape)) not in [
             (each.name, each.datatype, list(each.shape)) for each in answer.outputs
@@ -179,7 +187,8 @@ class Regions:
             try:
                 region.token = token
                 fields = {"name": region.name, "key": region.key, "byte_size": size}
-                yield Ask("SystemSharedMemoryRegister", fields, ((TOKEN, token),), self._patience)
+                meant = ((VERSION_HEADER, self._server.version),) if self._server.version else ()
+                yield Ask("SystemSharedMemoryRegister", fields, ((TOKEN, token), *meant), self._patience)
             finally:
                 region.unlink()
         except BaseException as error:

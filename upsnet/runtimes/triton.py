@@ -9,7 +9,18 @@ from upsnet.manifest import Manifest
 from upsnet.runtimes.address import check_grpc
 from upsnet.runtimes.connection import CHANNEL_OPTIONS as CHANNEL_OPTIONS
 from upsnet.runtimes.connection import Connection, load_packages
-from upsnet.runtimes.kserve import RETRIES, Server, describe, predict_tensors
+from upsnet.runtimes.kserve import (
+    RETRIES,
+    SIZES,
+    SWITCHES,
+    OtherVersion,
+    Served,
+    Server,
+    Steps,
+    describe,
+    describe_again,
+    predict_tensors,
+)  # fmt: skip
 from upsnet.runtimes.kserve import check_inputs as check_inputs
 from upsnet.runtimes.options import SERVER
 from upsnet.runtimes.predictor import RawPrediction
@@ -22,7 +33,8 @@ class TritonPredictor:
     url: see `parse_address`. manifest describes the model (default: the one in the served model's configuration).
     version: of the model, a number (default: the one in service). timeout bounds every call, in seconds. tls, retries,
     shared_memory: see `upsnet.Client`. ServerError, an InputError in one line, when no gRPC answers at the url, when
-    the model is not ready, when the server fails, and when an answer does not fit the manifest.
+    the model is not ready, when the server fails, when an answer does not fit the manifest, and when another version
+    comes into service that has other classes or another network size; any other takes its place unnoticed.
     """
 
     name = "triton"
@@ -46,17 +58,27 @@ class TritonPredictor:
         given = manifest if isinstance(manifest, Manifest | None) else Manifest.load(manifest)
         self.connection = Connection(server)
         try:
-            self.served = self.connection.run(describe(server, model, given))
+            self._take(self.connection.run(describe(server, model, given)))
             self.connection.run(self.connection.regions.open())
         except BaseException:
             self.close()
             raise
         self.url, self.model, self.timeout = server.address, model, timeout
-        self.manifest, self.max_batch = self.served.manifest, self.served.max_batch
+
+    def _take(self, served: Served) -> None:
+        self.served, self.manifest, self.max_batch = served, served.manifest, served.max_batch
 
     def predict(self, batch: NetworkBatch) -> RawPrediction:
         """A batch that is larger than the server's becomes several requests."""
-        return self.connection.run(predict_tensors(self.served, batch, self.connection.regions.infer))
+        return self.connection.run(self._predict(batch))
+
+    def _predict(self, batch: NetworkBatch) -> Steps[RawPrediction]:
+        for _ in range(SWITCHES):
+            try:
+                return (yield from predict_tensors(self.served, batch, self.connection.regions.infer))
+            except OtherVersion as error:
+                self._take((yield from describe_again(self.served, error, SIZES)))
+        return (yield from predict_tensors(self.served, batch, self.connection.regions.infer))
 
     def close(self) -> None:
         self.connection.close()

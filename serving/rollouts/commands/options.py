@@ -16,7 +16,7 @@ Repository = Annotated[
     Path, typer.Option(help="Triton's model repository, as runs/demo/triton_repo.", show_default=False)
 ]
 Health = Annotated[str, typer.Option(help="host:port of /health of the service that serves the repository, if any.")]
-Wait = Annotated[float, typer.Option(min=0, help="Seconds for that service to follow.")]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds for that service to follow; 0: nobody waits.")]
 Server = Annotated[
     list[str] | None,
     typer.Option(help="host:port of a container's gRPC: it takes the step up without a restart; several are possible."),

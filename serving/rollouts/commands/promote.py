@@ -11,7 +11,7 @@ import typer
 
 from serving.repository import repository_of
 from serving.rollouts import steps
-from serving.rollouts.canary import PHOTOS, SECONDS, CanaryLimits, parse_share, run_canary
+from serving.rollouts.canary import PHOTOS, SECONDS, CanaryLimits, check_service, parse_share, run_canary
 from serving.rollouts.commands.options import (
     DEFAULT_HEALTH,
     DEFAULT_WAIT,
@@ -98,7 +98,7 @@ def main(
     the reasons; or a service runs on the repository, and does not follow.
     """
     check_health(health)
-    share = None if canary is None else parse_share("--canary", canary)
+    share = None if canary is None else parse_share(canary)
     limits = GateLimits(
         max_pq_drop=max_pq_drop,
         min_pq=min_pq,
@@ -130,6 +130,8 @@ def main(
     version = steps.candidate_of(repository, record)
     steps.check_files(repository, record, version)
     check_containers(server or (), secret_file, repository, version, tls)
+    if share is not None:
+        check_service(record, health)
     begun = time.monotonic()
     reasons: list[str] = []
     figures: dict[str, Any] = {}

@@ -33,7 +33,10 @@ def main(
     check_health(health)
     folder = engine_folder(engine)
     record = steps.stage(repository, engine_parts(folder), source=str(folder.resolve()), keep=keep)
-    print(f"staged {folder} as version {record.candidate}; version {record.serving} serves")
+    assert record.candidate is not None
+    same = record.arrival(record.candidate).digests == record.arrival(record.serving).digests
+    also = ", which has the same files" if same else ""
+    print(f"staged {folder} as version {record.candidate}; version {record.serving} serves{also}")
     followed = report(wait_for_candidate(health, record, wait))
     print(f"`upsnet deploy promote --repository {shlex.quote(str(repository))}` judges it, and lets it serve")
     if not followed:

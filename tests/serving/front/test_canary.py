@@ -181,6 +181,23 @@ def test_a_process_that_hangs_is_ended(run: Any, monkeypatch: pytest.MonkeyPatch
     run(steps, script="import time; time.sleep(60)")
 
 
+def test_the_next_canary_does_not_wait_for_what_the_last_one_asked(run: Any) -> None:
+    async def steps(bench: Bench) -> None:
+        await bench.begin()
+        bench.pass_by()
+        pid = bench.canary._process.pid if bench.canary._process else 0
+        give_up(bench.path, bench.lease)
+        bench.lease = Lease(version=2, share=1, until=0, deadline=500)
+        await bench.begin()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert bench.canary._mirroring is None and bench.figures.skipped == {}
+        bench.pass_by()
+        assert bench.canary._mirroring is not None and bench.figures.skipped == {}
+
+    run(steps, script=HANGS)
+
+
 def test_a_candidate_that_is_late_is_said_so(run: Any) -> None:
     async def steps(bench: Bench) -> None:
         await bench.begin()

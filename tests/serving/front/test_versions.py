@@ -19,11 +19,11 @@ from serving.backend import Role, State
 from serving.front.requests import Asked
 from serving.front.sampling import Sampling
 from serving.record import Outcome, Record
-from tests.serving.front.fake import LIMITS, make_request, until
+from tests.serving.front.fake import LIMITS, make_request, photo_request, until
 from tests.serving.front.fake_versions import World, world
 from tests.serving.front.test_shared_memory import Memory, token_of
 from tests.serving.ops.fakes import binary
-from upsnet.runtimes.shared_memory import VERSION
+from upsnet.runtimes.kserve import VERSION_HEADER
 
 
 async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
@@ -118,7 +118,7 @@ def test_a_stream_follows_the_switch_from_message_to_message() -> None:
         async with world() as made:
             await made.add(2)
             call = made.stub.ModelStreamInfer()
-            told = []
+            told: list[Any] = []
             for number, version in ((1, ""), (2, ""), (2, "1"), (2, "9")):
                 if number == 2 and not told[1:]:
                     made.serve(2)
@@ -164,6 +164,7 @@ def test_who_waits_for_a_version_that_is_ended_is_told_to_ask_again(protocol: st
         async with world() as made:
             old = made.versions[1]
             await made.add(2)
+            waiting: asyncio.Future[Any]
             if protocol == "grpc":
                 old.grpc.gate.clear()
                 call = made.stub.ModelInfer(make_request())
@@ -321,14 +322,14 @@ def test_a_region_without_a_name_is_of_the_version_for_which_it_was_registered(m
         async with world() as made:
             await made.add(2)
             given = await token(made)
-            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=(*given, (VERSION, "2")))
+            await made.stub.SystemSharedMemoryRegister(memory.request(), metadata=(*given, (VERSION_HEADER, "2")))
             memory.path.unlink()
             assert await made.infer(memory.infer(), "2", metadata=given) == "2"
             code, _ = await refusal(made.infer(memory.infer(), metadata=given))
             assert code == grpc.StatusCode.INVALID_ARGUMENT and made.versions[1].grpc.seen == []
             other = Memory(key=f"/upsnet-client-{secrets.token_hex(16)}")
             other.name = other.key.removeprefix("/upsnet-client-")
-            call = made.stub.SystemSharedMemoryRegister(other.request(), metadata=(*given, (VERSION, "9")))
+            call = made.stub.SystemSharedMemoryRegister(other.request(), metadata=(*given, (VERSION_HEADER, "9")))
             assert (await refusal(call))[0] == grpc.StatusCode.NOT_FOUND
             other.path.unlink()
 
@@ -458,5 +459,27 @@ def test_answered_requests_pass_by_the_sampling() -> None:
                 (2, "ModelStreamInfer", size + 3, None),
                 (1, "ModelInfer", len(body), int(header.partition(": ")[2])),
             ]
+
+    asyncio.run(main())
+
+
+def test_the_ports_take_what_a_version_of_the_usual_batch_may_be_asked() -> None:
+    async def main() -> None:
+        small = LIMITS._replace(max_photos=1)
+        assert small.of_port.max_message == LIMITS.max_message > small.max_message
+        assert LIMITS._replace(max_photos=9).of_port.max_photos == 9
+        async with world() as made:  # its ports have LIMITS
+            await made.add(2, limits=small)
+            photos = photo_request(*[bytes(1 << 16)] * 3)
+            assert await made.infer(photos) == "1"
+            code, words = await refusal(made.infer(photos, "2"))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            assert words == "3 photos: more than 1 in one request"
+            photo = photo_request(bytes(1 << 16))
+            photo.inputs.add(name="more", datatype="UINT8", shape=[1, small.max_message])
+            photo.raw_input_contents.append(bytes(small.max_message))
+            code, words = await refusal(made.infer(photo, "2"))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            assert words == f"a message of {photo.ByteSize()} bytes: more than {small.max_message}"
 
     asyncio.run(main())

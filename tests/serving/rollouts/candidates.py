@@ -32,9 +32,8 @@ class TritonPythonModel(_Right):
             {what}
         return super().execute(requests)
 """
-SLEEPS = WRONG.format(number=12, what="import time; time.sleep(3600)")
+SLEEPS = WRONG.format(number=7, what="import time; time.sleep(3600)")
 DIES_AT_THE_20TH = WRONG.format(number=20, what="os._exit(1)")
-LATER = WRONG.format(number=0, what="import time; time.sleep(0.2)")  # right, and slow
 
 
 def make_engine(run: Path, folder: Path, change: Change | None = None, **manifest: Any) -> Path:

@@ -214,7 +214,9 @@ def test_a_service_that_is_not_there_is_another_or_too_old(
     with pytest.raises(InputError, match="does not take up the canary"):
         run(staged)
     service.answer = lambda lease: tally(lease=lease.id).figures(True, f"version 2 is {MISSING}")
-    with pytest.raises(InputError, match="version 2 is not run by this service; is it one with --no-candidate"):
+    with pytest.raises(
+        InputError, match="version 2 is not run by this service; is it of this version, without --no-candidate"
+    ):
         run(staged)
     assert not lease_path(repository).exists()
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -22,14 +23,18 @@ import serving.deploy
 from serving.lock import STAGING, locked
 from serving.repository import Parts, deploy
 from serving.rollouts import steps
+from serving.rollouts.canary import CanaryLimits, CanaryVerdict
 from serving.rollouts.commands import discard, history, promote, rollback, stage, status
+from serving.rollouts.gate import GateOptions, GateResult
 from serving.rollouts.of_run import deploy_run
-from serving.rollouts.record import read_record
+from serving.rollouts.record import Record, read_record
 from tests.serving.conftest import Exported
 from tests.serving.rollouts.conftest import check_truth, entries
 from tests.small_disk import small_disk
 from upsnet.command_line.command import make_app
+from upsnet.contract import MODEL
 from upsnet.errors import InputError
+from upsnet.parity.gate import GateLimits
 
 MAINS: dict[str, Callable[..., None]] = {
     "stage": stage.main,
@@ -77,7 +82,9 @@ def test_the_way_of_a_version(run: Callable[..., Result], repository: Path, engi
         2,
         f"error: {repository}: version 1 has none before it to return to\n",
     )
-    assert run("stage", engine.parent / engine.name).exit_code == 0
+    run("rollback", "--to", 2)
+    assert f"staged {engine} as version 3; version 2 serves, which has the same files\n" in run("stage", engine).stdout
+    run("rollback")
     gone = run("discard")
     assert (gone.exit_code, gone.stdout) == (0, "version 3 is gone; version 1 serves\n")
     for name in ("promote", "discard"):
@@ -85,10 +92,12 @@ def test_the_way_of_a_version(run: Callable[..., Result], repository: Path, engi
         assert refused.exit_code == 2
         assert refused.stderr == f"error: {repository} has no candidate; `upsnet deploy stage` puts one there\n"
     told = json.loads(run("history", "--json").stdout)
-    assert [event["action"] for event in told] == ["begin", "stage", "promote", "rollback", "stage", "discard"]
+    assert [event["action"] for event in told] == [
+        *("begin", "stage", "promote", "rollback", "rollback", "stage", "rollback", "discard")
+    ]
     assert told[2]["reasons"] == ["a test"] and told[1]["source"] == str(engine)
     table = run("history").stdout
-    assert table.count("UTC") == 6 and "a test" in table and f"from {engine}" in table
+    assert table.count("UTC") == 8 and "a test" in table and f"from {engine}" in table
 
 
 def test_status_for_programs(run: Callable[..., Result], engine: Path, parts: Parts) -> None:
@@ -126,6 +135,107 @@ def test_an_engine_that_is_none_changes_nothing(run: Callable[..., Result], repo
 def test_health_is_an_address(health: str, run: Callable[..., Result]) -> None:
     refused = run("rollback", "--health", health)
     assert refused.exit_code == 2 and f"--health {health}: give host:port" in refused.stderr
+
+
+# --- the gate's answer
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> GatePlay:
+    found = GatePlay()
+    monkeypatch.setattr(promote, "hold_gate", found.hold)
+    monkeypatch.setattr(promote, "run_canary", found.mirror)
+    return found
+
+
+class GatePlay:
+    """Says what a test wants, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.canary_reasons: list[str] = []
+        self.asked: list[Any] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def hold(self, repository: Path, record: Record, options: GateOptions, **more: Any) -> GateResult:
+        self.asked.append(options)
+        self.meanwhile()
+        return GateResult(passed=not self.reasons, reasons=self.reasons, seconds=1.5, private=True)
+
+    def mirror(
+        self, repository: Path, record: Record, health: str, share: float, limits: CanaryLimits
+    ) -> CanaryVerdict:
+        self.asked.append((share, limits))
+        return CanaryVerdict(self.canary_reasons, {"photos": 50}, ["canary: 50 photos"])
+
+
+def test_a_gate_that_says_no(run: Callable[..., Result], repository: Path, parts: Parts, gate: GatePlay) -> None:
+    steps.stage(repository, parts)
+    gate.reasons = ["PQ fell by 20 points", "slower"]
+    refused = run("promote", "--photos", repository, "--canary", "10%")
+    assert refused.exit_code == 1, refused.output
+    assert refused.stderr == (
+        "refused: PQ fell by 20 points\nrefused: slower\nversion 2 stays the candidate; version 1 serves\n"
+    )
+    assert len(gate.asked) == 1, "no canary for what the gate refused"
+    last = read_record(repository).events[-1]
+    assert (last.action, last.reasons, last.figures) == ("refuse", gate.reasons, {"gate": {"private_servers": True}})
+    assert "version 2 was refused " in (shown := run("status").stdout) and "PQ fell by 20 points; slower" in shown
+    gate.reasons, gate.canary_reasons = [], ["canary: version 2 failed at 1 of 9 requests"]
+    refused = run("promote", "--photos", repository, "--canary", "10%", "--canary-photos", 9, "--min-identical", 0.9)
+    assert refused.exit_code == 1 and "refused: canary: version 2 failed at 1 of 9" in refused.stderr
+    assert gate.asked[-1][0] == 0.1 and gate.asked[-1][1].photos == 9 and gate.asked[-1][1].min_identical == 0.9
+    assert read_record(repository).events[-1].figures["canary"] == {"photos": 50}
+    assert read_record(repository).serving == 1 and check_truth(repository)
+
+
+def test_a_gate_that_says_yes(run: Callable[..., Result], repository: Path, parts: Parts, gate: GatePlay) -> None:
+    steps.stage(repository, parts)
+    options = ("--max-pq-drop", 0.01, "--min-pq", 0.3, "--other-size", "--deadline", 5, "--limit", 7)
+    load = ("--max-latency-ratio", 2, "--concurrency", 3, "--load-seconds", 0)
+    promoted = run("promote", "--photos", repository, *options, *load, "--canary", "0.5")
+    assert promoted.exit_code == 0, promoted.output
+    asked = gate.asked[0]
+    limits = GateLimits(max_pq_drop=0.01, min_pq=0.3, other_size=True, seconds=5)
+    assert asked == GateOptions(
+        photos=repository, limit=7, limits=limits, max_latency_ratio=2, concurrency=3, seconds=0
+    )
+    last = read_record(repository).events[-1]
+    assert last.action == "promote" and set(last.figures) == {"gate", "canary"} and last.seconds is not None
+
+
+def test_what_happens_while_the_gate_is_at_work(
+    run: Callable[..., Result], repository: Path, parts: Parts, gate: GatePlay
+) -> None:
+    """A rollback goes through, and what was judged is not promoted."""
+    for _ in range(2):
+        steps.stage(repository, parts)
+        steps.promote(repository, read_record(repository), {}, 1.0)
+    steps.stage(repository, parts)
+    gate.meanwhile = lambda: steps.rollback(repository)
+    late = run("promote", "--photos", repository)
+    assert late.exit_code == 2 and "made another step (rollback, version 2)" in late.stderr
+    record = read_record(repository)
+    assert (record.serving, record.candidate, record.events[-1].action) == (2, 4, "rollback")
+    (repository / MODEL / "4/model.onnx").write_bytes(b"another")
+    damaged = run("promote", "--photos", repository)
+    assert damaged.exit_code == 2 and "4/model.onnx is not the file that was staged" in damaged.stderr
+    assert len(gate.asked) == 1
+
+
+def test_the_run_that_a_repository_lies_in_is_judged_by(
+    exported: Exported, parts: Parts, gate: GatePlay, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    repository = deploy(exported.model, exported.manifest_path, run / "triton_repo")
+    steps.stage(repository, parts)
+    arguments = ("--repository", repository, "--health", NOBODY)
+    gate.reasons = ["no"]
+    command("promote", *arguments)
+    (run / "config.yaml").touch()
+    command("promote", *arguments)
+    command("promote", *arguments, "--photos", tmp_path)
+    assert [options.run for options in gate.asked] == [None, run, None]
 
 
 # --- the disk, and who may write on it
@@ -169,6 +279,28 @@ def test_a_repository_that_cannot_be_written(
     assert f"{repository}: cannot be written: Permission denied" in refused.stderr
     for word in ("status", "history"):
         assert run(word).exit_code == 0, "reading goes on"
+    assert entries(repository) == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stage_that_is_ended_leaves_nothing(
+    number: signal.Signals,
+    status: int,
+    run: Callable[..., Result],
+    repository: Path,
+    engine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run("stage", engine)
+    before = entries(repository)
+    copy = shutil.copyfile
+
+    def end(source: Path, target: Path) -> None:
+        copy(source, target)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(shutil, "copyfile", end)
+    assert run("stage", engine).exit_code == status
     assert entries(repository) == before
 
 
@@ -345,6 +477,8 @@ def test_a_service_that_does_not_follow(
     late = run("rollback", "--health", service.address, "--wait", "0.3")
     assert late.exit_code == 1
     assert f"{service.address} still serves version 2, and does not run version 1 after 0.3 s" in late.stderr
+    alone = run("rollback", "--to", 2, "--health", service.address, "--wait", "0")
+    assert alone.exit_code == 0 and "is not waited for" in alone.stdout
 
 
 def test_the_service_of_another_repository_is_none(

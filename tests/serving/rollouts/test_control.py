@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
-import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from PIL import Image
@@ -21,6 +17,7 @@ from serving.rollouts import steps
 from serving.rollouts.control import check_alike, read_secret, take_up, taking_up
 from serving.rollouts.record import Record, read_record
 from tests.serving.conftest import Exported
+from tests.serving.ops.callers import Callers
 from tests.serving.ops.container import Container, container, retrained
 from tests.serving.rollouts.test_commands import command
 from tests.serving.test_configs import config
@@ -69,67 +66,9 @@ def running(
     model = repository / PHOTO_MODEL / "1/model.py"
     calls = "    def predict(self, batch: list[Opened]) -> list[PanopticResult]:\n"
     assert calls in model.read_text()
-    model.write_text(model.read_text().replace(calls, f"{calls}        import time; time.sleep(0.5)\n"))
+    model.write_text(model.read_text().replace(calls, f"{calls}        import time; time.sleep(0.1)\n"))
     with container(folder / "c", triton_environment, repository, {"CONTROL_SECRET_FILE": str(secret)}) as started:
         yield Running(started, repository, secret)
-
-
-class Callers:
-    """Two of each model, who ask without a pause for as long as the `with` lasts, and never ask twice."""
-
-    def __init__(self, address: str) -> None:
-        self.address, self.end = address, threading.Event()
-        self.failed: list[str] = []
-        self.seen: list[list[tuple[str, str, float]]] = []  # of each caller: model, version, a figure of the answer
-        asking = (self.ask_tensors, self.ask_photo) * 2
-        self.threads = [threading.Thread(target=self.ask, args=(ask,)) for ask in asking]
-
-    def __enter__(self) -> Callers:
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end.set()
-        for thread in self.threads:
-            thread.join()
-
-    def go_on(self) -> None:
-        """Until everybody has had two more answers: the second was asked for after this began."""
-        wanted = [len(seen) + 2 for seen in self.seen]
-        while not self.failed and any(len(seen) < count for seen, count in zip(self.seen, wanted, strict=True)):
-            time.sleep(0.01)
-
-    def ask(self, ask: Any) -> None:
-        seen: list[tuple[str, str, float]] = []
-        self.seen.append(seen)
-        with grpc.InferenceServerClient(self.address) as client:
-            while not self.end.is_set():
-                try:
-                    seen.append(ask(client))
-                except Exception as error:
-                    self.failed.append(f"{ask.__name__}: {error}")
-
-    def ask_tensors(self, client: grpc.InferenceServerClient) -> tuple[str, str, float]:
-        images, sizes = np.full((1, 64, 96, 3), 200, np.uint8), np.array([[64, 96]], np.int32)
-        inputs = {"images": images, "sizes": sizes, "scales": np.ones((1, 1), np.float32)}
-        answer = client.infer(MODEL, [_input(name, array) for name, array in inputs.items()])
-        return MODEL, answer.get_response().model_version, answer.as_numpy("segments")[0, 0, 1]
-
-    def ask_photo(self, client: grpc.InferenceServerClient) -> tuple[str, str, float]:
-        stream = io.BytesIO()
-        Image.new("RGB", (96, 64), (200, 200, 200)).save(stream, "PNG")
-        photo = _input("photo", np.array([[stream.getvalue()]], object))
-        answer = client.infer(PHOTO_MODEL, [photo], outputs=[grpc.InferRequestedOutput("segments_json")])
-        (segment, *_) = json.loads(answer.as_numpy("segments_json")[0, 0])
-        return PHOTO_MODEL, answer.get_response().model_version, segment["score"]
-
-
-def _input(name: str, array: Any) -> grpc.InferInput:
-    kind = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "object": "BYTES"}[array.dtype.name]
-    tensor = grpc.InferInput(name, array.shape, kind)
-    tensor.set_data_from_numpy(array)
-    return tensor
 
 
 @triton
@@ -137,12 +76,18 @@ def test_promotion_and_rollback_under_load(running: Running) -> None:
     """No request fails, every caller passes to the other version once and for good, and an answer is of one version."""
     candidate = read_record(running.repository)
     with Callers(running.container.grpc) as callers:
+        begun = time.monotonic()
         assert running.promote(candidate).served == (1, 2)
+        promoted = time.monotonic()
         assert running.versions() == [["2"], ["2"]]
         callers.go_on()
+        back = time.monotonic()
         assert running.rollback().served == (1,)
+        returned = time.monotonic()
         assert running.versions() == [["1"], ["1"]]
         callers.go_on()
+    answers = sum(map(len, callers.seen))
+    print(f"promoted in {promoted - begun:.1f} s, back in {returned - back:.1f} s, {answers} answers")
     assert not callers.failed
     for seen in callers.seen:
         versions = [version for _, version, _ in seen]
@@ -190,25 +135,8 @@ def test_what_a_container_does_not_take_up(running: Running, exported: Exported,
 
 
 @triton
-def test_what_was_missed_is_taken_up(running: Running, exported: Exported, tmp_path: Path) -> None:
-    """A command that was killed after its step, or that knew nothing of the container."""
-    record = steps.promote(
-        running.repository, steps.stage(running.repository, retrained(exported, tmp_path, 5)), {}, 1.0
-    )
-    later = steps.stage(running.repository, retrained(exported, tmp_path, 6))
-    with pytest.raises(InputError, match=f"serves another model than version {record.serving} of"):
-        running.promote(later)
-    with Callers(running.container.grpc) as callers:
-        take_up([running.container.grpc], running.secret, running.repository)
-    assert not callers.failed and running.versions() == [[str(record.serving)]] * 2
-    loads = running.container.said.count("loading: upsnet")
-    take_up([running.container.grpc], running.secret, running.repository)  # again: nothing to do
-    assert running.container.said.count("loading: upsnet") == loads
-
-
-@triton
 def test_the_commands(running: Running, exported: Exported, triton_environment: Path, tmp_path: Path) -> None:
-    """The candidate in a container of its own, judged there and promoted, and back."""
+    """The candidate in a container of its own, judged there and promoted; and what a container has missed."""
     before = steps.stage(running.repository, retrained(exported, tmp_path / "7", 7))
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -216,7 +144,7 @@ def test_the_commands(running: Running, exported: Exported, triton_environment: 
         Image.new("RGB", (96, 64), (200 * number, 90, 90)).save(photos / f"{number}.png")
     arguments = ["--repository", running.repository, "--health", "127.0.0.1:9", "--server", running.container.grpc]
     arguments += ["--secret-file", running.secret]
-    judged = ["--photos", photos, "--load-seconds", 0.5, "--max-latency-ratio", 1000]
+    judged = ["--photos", photos, "--load-seconds", 0.1, "--concurrency", 1, "--max-latency-ratio", 1000]
     with container(tmp_path / "c", triton_environment, running.repository, {"ROLE": "candidate"}) as candidate:
         assert versions_of(candidate) == [[str(before.candidate)]] * 2
         swapped = command("promote", *arguments, *judged, "--candidate", running.container.grpc)
@@ -226,8 +154,21 @@ def test_the_commands(running: Running, exported: Exported, triton_environment: 
     after = read_record(running.repository)
     assert after.serving == before.candidate and not after.events[-1].figures["gate"]["private_servers"]
     assert running.versions() == [[str(after.serving)]] * 2
-    back = command("rollback", *arguments)
-    assert back.exit_code == 0 and running.versions() == [[str(before.serving)]] * 2, back.output
+    # A step that the container was not told of, or whose command was killed.
+    steps.rollback(running.repository)
+    servers = [running.container.grpc], running.secret, running.repository
+    with (
+        pytest.raises(InputError, match=f"serves another model than version {before.serving} of"),
+        taking_up(*servers, after.serving),
+    ):
+        raise AssertionError
+    with Callers(running.container.grpc) as callers:
+        back = command("rollback", "--to", before.serving, *arguments)
+    assert back.exit_code == 0 and not callers.failed, back.output
+    assert running.versions() == [[str(before.serving)]] * 2
+    loads = running.container.said.count("loading: upsnet")
+    take_up(*servers)  # again: nothing to do
+    assert running.container.said.count("loading: upsnet") == loads
 
 
 @triton
@@ -255,6 +196,9 @@ def test_other_plugins_need_a_restart(exported: Exported, tmp_path: Path) -> Non
     check_alike(repository, False, configs)  # ONNX Runtime loads its library in each version's own process
     with pytest.raises(InputError, match=f"the plugins .{PLUGINS}. of versions 1 and 2 differ"):
         check_alike(repository, True, configs)
+    (repository / MODEL / "2/model.plan").touch()
+    with pytest.raises(InputError, match="one of versions 1 and 2 has a TensorRT plan"):
+        check_alike(repository, False, configs)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -142,7 +143,7 @@ def test_a_broken_head_in_half_precision_is_refused(place: Place) -> None:
     place.stage(candidates.a_broken_head_in_half_precision, precision="fp16")
     result = place.gate()
     assert not result.passed and any(reason.startswith("PQ (things) falls by ") for reason in result.reasons)
-    assert not any(reason.startswith("PQ (stuff)") for reason in result.reasons)
+    assert result.verdict is not None and result.verdict.pq["Things"].candidate == 0
     assert result.reasons[-1] == "it computes in fp16, version 1 in fp32"
 
 
@@ -150,7 +151,7 @@ def test_a_model_that_sleeps_is_refused(place: Place, coded: Callable[[str], Non
     coded(candidates.SLEEPS)
     place.stage(candidates.another_word)
     result = place.gate(GateLimits(seconds=2), photos=place.shapes / "val")
-    assert not result.passed and "no answer within 2 s" in result.reasons[0] or "Deadline" in result.reasons[0]
+    assert not result.passed and "no answer within 2 s" in result.reasons[0], result.reasons
 
 
 def test_a_model_that_dies_at_its_20th_request_is_refused(place: Place, coded: Callable[[str], None]) -> None:
@@ -158,7 +159,11 @@ def test_a_model_that_dies_at_its_20th_request_is_refused(place: Place, coded: C
     place.stage(candidates.another_word)
     result = place.gate(photos=place.shapes / "val")
     assert not result.passed, result
-    assert any("failed at" in reason or "photo" in reason for reason in result.reasons), result.reasons
+    # At its 20th, counted from its start: whoever asks it then.
+    asked = r"photo \d of 4 \(.*\): |with 2 callers version \d+ failed at \d+ of \d+ requests: 0"
+    assert re.match(
+        rf"{asked}|the server of version \d+ did not last: the process of the model upsnet ", result.reasons[0]
+    )
 
 
 def test_a_candidate_that_does_not_start_is_refused(place: Place, coded: Callable[[str], None]) -> None:

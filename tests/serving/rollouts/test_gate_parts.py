@@ -17,8 +17,9 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from serving.load_test.questions import Answer
 from serving.rollouts.answers import result_of
-from serving.rollouts.gate import GateOptions, GateResult, _too_slow, open_photos
+from serving.rollouts.gate import GateOptions, GateResult, _too_slow, hold_gate, open_photos
 from serving.rollouts.latency import Latency, Side, Speed, compare_latency, read_some
+from serving.rollouts.record import Record
 from upsnet.contract import LABELS, PHOTO_SIZES, SEGMENTS_JSON
 from upsnet.errors import InputError, ServerError
 from upsnet.parity.gate import GateLimits, judge
@@ -53,6 +54,7 @@ class FakeServer:
 
     def __init__(self, alone: int, **then: Any) -> None:
         self._alone, self._then = alone, then
+        self.deadline = 2.0
         self.asked: list[int] = []
 
     async def ask(self, message: bytes) -> Answer:
@@ -80,9 +82,9 @@ def loaded(server: Any, seconds: float = 0.2) -> Latency:
     return asyncio.run(run())
 
 
-def failing(words: str) -> grpc.aio.AioRpcError:
+def failing(words: str, status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> grpc.aio.AioRpcError:
     metadata = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata, words)
+    return grpc.aio.AioRpcError(status, metadata, metadata, words)
 
 
 def test_both_are_loaded_by_turns() -> None:
@@ -112,6 +114,8 @@ def test_an_answer_that_fails_under_load_is_a_reason() -> None:
     (reason,) = _too_slow(latency, 3, 2, 1000)
     assert reason.startswith(f"with 3 callers version 3 failed at {latency.candidate.failed} of ")
     assert ".jpg: the server stops or restarts; retry (" in reason
+    late = loaded(FakeServer(alone=2, v3=failing("Deadline Exceeded", grpc.StatusCode.DEADLINE_EXCEEDED)))
+    assert ".jpg: no answer within 2 s (" in _too_slow(late, 3, 2, 1000)[0]
 
 
 def test_an_answer_that_differs_under_load_is_a_reason_beyond_rounding() -> None:
@@ -190,3 +194,15 @@ def test_what_is_told_and_what_is_kept(gt_json: Path, fake: Any) -> None:
     assert kept["pq"]["All"]["candidate"] < kept["pq"]["All"]["reference"] and kept["latency"]["ratio"]["p50"] > 1
     nothing = GateResult(passed=False, reasons=["x"], seconds=1.0, private=True)
     assert nothing.lines == [] and nothing.figures == {"private_servers": True}
+
+
+def test_another_reference_needs_its_run(tmp_path: Path) -> None:
+    record = Record(served=(1,), candidate=2)
+    for options, words in (
+        (GateOptions(against="pytorch"), "--against pytorch needs --run, the run that it opens"),
+        (GateOptions(against="caffe", run=tmp_path), "unknown runtime 'caffe'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            hold_gate(tmp_path, record, options)
+    with pytest.raises(InputError, match="has no candidate; `upsnet deploy stage` puts one there"):
+        hold_gate(tmp_path, Record(served=(1,)), GateOptions())

@@ -69,10 +69,11 @@ class Service:
         return run_canary(self.server.repository, record, self.health, 1.0, made, progress=False)
 
     @contextmanager
-    def callers(self) -> Iterator[None]:
-        """Photos by gRPC and REST, and tensors in shared memory and outside it, until the end."""
+    def callers(self, *names: str) -> Iterator[None]:
+        """Photos by gRPC and REST, and tensors in shared memory and outside it, until the end; or those named."""
         stop = threading.Event()
-        threads = [threading.Thread(target=self._call, args=(stop, each)) for each in self._ways()]
+        ways = [each for each in self._ways() if not names or each.__name__ in names]
+        threads = [threading.Thread(target=self._call, args=(stop, each)) for each in ways]
         for each in threads:
             each.start()
         try:
@@ -150,14 +151,33 @@ def service(
 
 def test_callers_of_every_kind_are_mirrored_and_notice_nothing(service: Service) -> None:
     with service.callers():
-        verdict = service.canary(min_identical=1.0)
+        verdict = service.canary(photos=40, min_identical=1.0)
     assert verdict.reasons == []
     figures = verdict.figures
-    assert figures["photos"] >= 10 and figures["identical"] == 1.0 and figures["latency_ratio"] > 0
+    assert "its photo is in shared memory" in figures["skipped"]
+    assert figures["photos"] >= 40 and figures["identical"] == 1.0 and figures["latency_ratio"] > 0
     assert figures["failed"] == {} and figures["restarts"] == 0 and figures["different"] == []
     assert set(service.answers) == {"photos", "tensors", "shared", "rest"}
     assert not lease_path(service.server.repository).exists()
     assert [path.read_bytes() for path in service.photos.iterdir()] == [png()]  # --record has each photo once
+
+
+@pytest.mark.parametrize("way", ["rest", "tensors"])
+def test_each_way_alone_is_compared(service: Service, way: str) -> None:
+    with service.callers(way):
+        verdict = service.canary(photos=3, min_identical=1.0)
+    assert verdict.reasons == [] and verdict.figures["photos"] >= 3
+
+
+def test_a_candidate_that_hangs_is_refused_and_nobody_notices(service: Service) -> None:
+    pid = service.server.state["versions"]["2"]["triton_pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with service.callers():
+            verdict = service.canary(deadline=1.0)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert verdict.reasons == ["canary: version 2 failed at 1 of 1 requests (1 of them too late; no answer within 1 s)"]
 
 
 def test_a_candidate_that_is_killed_meanwhile_is_refused_and_nobody_notices(service: Service) -> None:

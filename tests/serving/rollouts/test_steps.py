@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from serving.layout import config_links
-from serving.repository import Parts
+from serving.repository import Parts, deploy
 from serving.rollouts import steps
 from serving.rollouts.record import Record, read_record
+from tests.serving.conftest import Exported
 from tests.serving.rollouts.conftest import check_truth, entries
 from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
@@ -178,6 +179,41 @@ def test_versions_that_somebody_else_put_there_stay(repository: Path, parts: Par
             shutil.copytree(repository / model / "1", repository / model / str(number))
     assert steps.stage(repository, parts).candidate == 8
     assert {int(each.name) for each in (repository / MODEL).glob("[0-9]*")} == {1, 3, 7, 8}
+
+
+def test_repositories_of_older_programs(repository: Path, parts: Parts) -> None:
+    """The photo model did not name the version of the network that it asks, and was version 1 for ever."""
+    code = (repository / PHOTO_MODEL / "1/model.py").read_text()
+    (repository / PHOTO_MODEL / "1/model.py").write_text(code.replace("model_version=self.version,", ""))
+    steps.stage(repository, parts)
+    for version in (1, 2):
+        assert (repository / PHOTO_MODEL / str(version) / "model.py").read_text() == code
+    check_truth(repository)
+
+
+def test_repositories_that_no_step_can_begin_from(
+    exported: Exported, repository: Path, parts: Parts, tmp_path: Path
+) -> None:
+    (repository / MODEL / "1").rename(repository / MODEL / "3")
+    config = repository / MODEL / "configs/cpu.pbtxt"
+    before = entries(repository)
+    cure = "deploy (it|the repository) again with `upsnet deploy --run`"
+    with pytest.raises(InputError, match=f"its models are not of one version; {cure}"):
+        steps.stage(repository, parts)
+    (repository / PHOTO_MODEL / "1").rename(repository / PHOTO_MODEL / "3")
+    text = config.read_text()
+    config.write_text(text.replace("version_policy", "# version_policy").replace("{ latest", "latest"))
+    with pytest.raises(InputError, match=f"upsnet_cpu.pbtxt has no version_policy; {cure}"):
+        steps.stage(repository, parts)
+    shutil.rmtree(repository / PHOTO_MODEL)
+    with pytest.raises(InputError, match="it has no upsnet_photo/1; make one with `upsnet deploy`"):
+        steps.stage(repository, parts)
+    assert not (
+        entries(repository) - before - {f"{MODEL}/rollouts", f"{MODEL}/rollouts/lock", f"{MODEL}/rollouts/staging"}
+    )
+    deploy(exported.model, exported.manifest_path, repository)
+    assert steps.stage(repository, parts).served == (3,)
+    check_truth(repository)
 
 
 @pytest.mark.parametrize("step", ["promote", "refuse", "rollback", "discard"])

@@ -33,12 +33,14 @@ class FakeServer(Servicer):
 
     def __init__(self, photos: bool = True, credentials: Any = None, tells: bool = True) -> None:
         self.predictor = FakePredictor("fake")
+        self.version = ""  # that is in service; empty: it does not tell
+        self.others: dict[str, FakePredictor] = {}  # versions that a request may name
         self.photos, self.ready, self.tells = photos, True, tells  # tells: the manifest
         self.stages: dict[str, float] | None = None  # that it tells of photos, where it does
-        self.versions: list[int] = []  # that it says it runs; the first one is in service
+        self.versions: list[int] = []  # that it says it runs
         self.troubles: list[Trouble] = []
         self.asked: list[tuple[str, float]] = []  # each inference's model, and the seconds that were left for it
-        self.asked_versions: list[str] = []
+        self.asked_versions: list[str] = []  # that each inference names
         self.lock, self.at_once, self.most_at_once = threading.Lock(), 0, 0
         self.gate = threading.Event()  # no inference is answered before it is set
         self.gate.set()
@@ -67,27 +69,32 @@ class FakeServer(Servicer):
         versions = list(map(str, self.versions))
         return service_pb2.ModelMetadataResponse(name=request.name, outputs=outputs, versions=versions)
 
-    def ModelStatistics(self, request: Any, context: Any) -> Any:
-        stats = [{"name": request.name, "version": str(version)} for version in self.versions[:1]]
-        return service_pb2.ModelStatisticsResponse(model_stats=stats)
-
     def ModelConfig(self, request: Any, context: Any) -> Any:
         self._check_model(request, context)
         if not self.ready:
             context.set_trailing_metadata((("grpc-retry-pushback-ms", "1"),))
             context.abort(grpc.StatusCode.UNAVAILABLE, "the server is restarting; retry")
-        manifest = {"string_value": self.predictor.manifest.model_dump_json()}
+        predictor = self.predictor if not request.version else self._named(request.version, context)
+        manifest = {"string_value": predictor.manifest.model_dump_json()}
+        version = request.version or self.version
         return service_pb2.ModelConfigResponse(
             config={
                 "name": request.name,
                 "max_batch_size": 4,
                 "parameters": {METADATA_KEY: manifest} if self.tells else {},
+                "version_policy": {"specific": {"versions": [int(version)]}} if version else None,
             }
         )
 
     def _check_model(self, request: Any, context: Any) -> None:
         if request.name != MODEL and not (self.photos and request.name == PHOTO_MODEL):
             context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
+
+    def _named(self, version: str, context: Any) -> FakePredictor:
+        found = dict.fromkeys([self.version, *map(str, self.versions)], self.predictor) | self.others
+        if version not in found:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no version {version}; there is {self.version}")
+        return found[version]
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
         with self.lock:
@@ -101,22 +108,28 @@ class FakeServer(Servicer):
                 pass
             if trouble:
                 trouble(context)
+            with self.lock:
+                predictor, version = self.predictor, self.version
+            if request.model_version:
+                predictor, version = self._named(request.model_version, context), request.model_version
             answer = self._photo if request.model_name == PHOTO_MODEL else self._tensors
-            return answer(request, context)
+            found = answer(predictor, request, context)
+            found.model_version = version or "1"
+            return found
         finally:
             with self.lock:
                 self.at_once -= 1
 
-    def _tensors(self, request: Any, context: Any) -> Any:
+    def _tensors(self, predictor: FakePredictor, request: Any, context: Any) -> Any:
         found = {}
         for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True):
             dtype = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32}[tensor.datatype]
             found[tensor.name] = np.frombuffer(content, dtype).reshape(tensor.shape)
-        raw = self.predictor.predict(NetworkBatch(**found | {"scales": found["scales"][:, 0]}))
+        raw = predictor.predict(NetworkBatch(**found | {"scales": found["scales"][:, 0]}))
         count = raw.segment_count[:, None]
         return response(panoptic=raw.panoptic, segments=raw.segments, segment_count=count)
 
-    def _photo(self, request: Any, context: Any) -> Any:
+    def _photo(self, predictor: FakePredictor, request: Any, context: Any) -> Any:
         (content,) = request.raw_input_contents
         assert int.from_bytes(content[:4], "little") == len(content) - 4
         wanted = [output.name for output in request.outputs]
@@ -126,8 +139,8 @@ class FakeServer(Servicer):
             photo = read_photo(content[4:], "photo[0]")
         except InputError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        (result,) = predict_photos(self.predictor, [photo])
-        table = self.predictor.manifest.categories_table
+        (result,) = predict_photos(predictor, [photo])
+        table = predictor.manifest.categories_table
         segments = [
             {"id": each.id, "category_id": table[each.category].id, "name": table[each.category].name}
             | {"isthing": table[each.category].isthing, "score": each.score, "area": each.area, "box": each.bbox}

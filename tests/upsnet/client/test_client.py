@@ -360,8 +360,8 @@ def test_an_answer_that_contradicts_itself(client: upsnet.Client, server: FakeSe
     whole = "_photo" if model == PHOTO_MODEL else "_tensors"
     answer = getattr(server, whole)
 
-    def short(request: Any, context: Any) -> Any:
-        found = answer(request, context)
+    def short(*given: Any) -> Any:
+        found = answer(*given)
         found.raw_output_contents[0] = found.raw_output_contents[0][:-1]
         return found
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from upsnet.errors import InputError, ServerError
 from upsnet.geometry import NetworkBatch
 from upsnet.model import Model
 from upsnet.runtimes import shared_memory
-from upsnet.runtimes.kserve import Server
+from upsnet.runtimes.kserve import VERSION_HEADER, Server
 from upsnet.runtimes.shared_memory import PLACE, TOKEN, Regions, read_token
 from upsnet.runtimes.triton import TritonPredictor
 
@@ -36,6 +37,7 @@ class SharingServer(FakeServer):
         self.place = place
         self.restart()
         self.registered: list[str] = []  # all that ever were
+        self.meant: list[str] = []  # the version for which each was
         self.used: list[str] = []  # the region of each inference; empty: none
         super().__init__(photos=False)
 
@@ -60,6 +62,7 @@ class SharingServer(FakeServer):
             assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600
             self.regions[request.name] = mmap.mmap(file.fileno(), request.byte_size)
         self.registered.append(request.name)
+        self.meant.append(dict(context.invocation_metadata()).get(VERSION_HEADER, ""))
         return service_pb2.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
@@ -67,18 +70,18 @@ class SharingServer(FakeServer):
         self.regions.pop(request.name, None)
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
-    def _tensors(self, request: Any, context: Any) -> Any:
+    def _tensors(self, predictor: FakePredictor, request: Any, context: Any) -> Any:
         name = request.inputs[0].parameters["shared_memory_region"].string_param
         self.used.append(name)
         if not name:
-            return super()._tensors(request, context)
+            return super()._tensors(predictor, request, context)
         self._check_token(context)
         if name not in self.regions:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "not registered here")
         memory, values = self.regions[name], request.inputs[0].parameters
         start, size = values["shared_memory_offset"].int64_param, values["shared_memory_byte_size"].int64_param
         request.raw_input_contents.insert(0, memory[start : start + size])
-        answer = super()._tensors(request, context)
+        answer = super()._tensors(predictor, request, context)
         values = request.outputs[OUTPUTS.index("panoptic")].parameters
         start, size = values["shared_memory_offset"].int64_param, values["shared_memory_byte_size"].int64_param
         place = [each.name for each in answer.outputs].index("panoptic")
@@ -109,6 +112,24 @@ def assert_right(predictor: TritonPredictor, batch: NetworkBatch) -> None:
     for ours, theirs in zip(predictor.predict(batch), FakePredictor("fake").predict(batch), strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_region_is_registered_for_the_version_that_is_asked(sharing: SharingServer) -> None:
+    sharing.others["2"] = FakePredictor("fake")
+    for version in (None, 2):
+        with closing(TritonPredictor(sharing.url, version=version)) as predictor:
+            assert_right(predictor, make_batch(320))
+    assert sharing.meant == ["", "2"] and sharing.asked_versions == ["", "2"]
+
+
+def test_a_region_outlives_a_switch_to_another_version(sharing: SharingServer) -> None:
+    sharing.version = "1"
+    with closing(TritonPredictor(sharing.url)) as predictor:
+        assert_right(predictor, make_batch(320))
+        sharing.version = "2"
+        for _ in range(2):
+            assert_right(predictor, make_batch(320))
+    assert len(sharing.registered) == 1 and sharing.used == sharing.registered * 4, "of which one was asked again"
 
 
 def test_large_requests_share_one_region_which_grows(sharing: SharingServer) -> None:

@@ -74,6 +74,20 @@ def test_commands_of_two_words(shared_data: Path) -> None:
     assert checked.returncode == 0 and "4 images" in checked.stdout and "0 errors, 0 warnings" in checked.stdout
 
 
+def test_a_command_of_two_words_beside_the_command_of_its_first() -> None:
+    shown = upsnet_process("deploy", "--help")
+    assert shown.returncode == 0 and "--run" in shown.stdout
+    assert "Beside it: `upsnet deploy stage`, `upsnet deploy promote`" in " ".join(shown.stdout.split())
+    wrong = upsnet_process("deploy", "stagge")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "no command 'deploy stagge'; there are deploy, deploy stage, deploy promote, " in wrong.stderr
+    ours = upsnet_process("deploy", "status", "--repository", "nowhere")
+    assert (ours.returncode, ours.stderr.partition("; ")[0]) == (
+        2,
+        "error: nowhere is no model repository: it has no upsnet/1",
+    )
+
+
 def test_init_writes_a_checkpoint_that_loads(project_root: Path, tmp_path: Path) -> None:
     table = [{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
     (tmp_path / "categories.json").write_text(json.dumps(table))

@@ -284,10 +284,18 @@ function light(side, id) {
   drawing = requestAnimationFrame(draw);
 }
 
+function dim() {
+  for (const side of sides) {
+    side.lit = 0;
+    side.pane.showTip(0);
+  }
+}
+
 function pick(side, id) {
   side.picked = side.picked === id ? 0 : id;
+  if (!side.picked) dim(); // a finger leaves its tip behind
   draw();
-  side.list.querySelector(`[data-id="${side.picked}"]`)?.scrollIntoView({ block: "nearest" });
+  panel.scrollTo(side.list, side.picked);
 }
 
 // Words
@@ -372,6 +380,17 @@ async function refreshPhotos() {
 async function forget() {
   try {
     await api.forgetPhotos();
+    asking.abort();
+    photo = null;
+    for (const side of sides) {
+      Object.assign(side, { answer: null, failed: "", lit: 0, picked: 0 });
+      side.pane.clear();
+    }
+    found = null;
+    find("side").hidden = find("error").hidden = true;
+    document.title = "UPSNet viewer";
+    setState("empty");
+    refresh();
     await refreshPhotos();
     write(find("status"), "The viewer has forgotten its photos.");
   } catch (error) {
@@ -428,8 +447,8 @@ find("zoom-fit").addEventListener("click", () => zoomBy(0));
 find("forget").addEventListener("click", forget);
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  for (const side of sides) side.picked = side.lit = 0;
-  for (const side of sides) side.pane.showTip(0);
+  for (const side of sides) side.picked = 0;
+  dim();
   draw();
 });
 new ResizeObserver(fit).observe(find("panes"));

@@ -32,6 +32,13 @@ export function markSegments(list, lit, picked) {
   }
 }
 
+/** Brings a segment's row into view, in its list alone: the page stays where it is. */
+export function scrollTo(list, id) {
+  const row = list.querySelector(`[data-id="${id}"]`)?.getBoundingClientRect();
+  const box = list.getBoundingClientRect();
+  if (row) list.scrollTop += Math.min(0, row.top - box.top) + Math.max(0, row.bottom - box.bottom);
+}
+
 /** Arrow keys, Home and End go from one button of a list to the next. */
 export function moveInList(event) {
   const rows = [...event.currentTarget.querySelectorAll("button")];
