@@ -37,6 +37,12 @@ class Limits(NamedTuple):
         """Requests that are with Triton: full batches form from them, and its own queue stays short."""
         return 2 * self.max_photos * self.instances
 
+    @property
+    def of_port(self) -> Limits:
+        """Of a service that starts with a version of these: gRPC's largest message cannot be changed later, and a
+        version to come may take as many photos as is usual."""
+        return self._replace(max_photos=max(self.max_photos, Limits._field_defaults["max_photos"]))
+
     @classmethod
     def of(cls, manifest: Manifest) -> Limits:
         """What the model is made for, and a plan's profile: its largest batch, of photos upright and across in one."""

@@ -61,7 +61,8 @@ class Settings(NamedTuple):
         return {name: port for name, port in wanted.items() if port is not None}
 
     def front(self, limits: Limits, folder: Path) -> FrontSettings:
-        return FrontSettings(self.host, self.grpc_port, self.http_port, self.metrics_port, limits, folder, self.tls)
+        ports = self.grpc_port, self.http_port, self.metrics_port
+        return FrontSettings(self.host, *ports, limits.of_port, folder, self.tls)
 
 
 async def serve(settings: Settings) -> None:

@@ -161,6 +161,16 @@ def test_demo_says_what_to_do_next(machine: Machine) -> None:
     assert f"make serve RUN=runs/mine VENV={machine.venv}'" in said[3] and "synthetic shapes only" in said[4]
 
 
+def test_view_begins_with_the_photos_that_are_there(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.safetensors").touch()
+    run = f"RUN={tmp_path / 'run'}"
+    photos = {place: machine.make("view", run, f"PHOTOS={place}", "-n").stdout for place in (tmp_path, tmp_path / "x")}
+    assert f"upsnet viewer --run {tmp_path / 'run'} --photos {tmp_path}" in photos[tmp_path]
+    assert f"upsnet viewer --run {tmp_path / 'run'}" in photos[tmp_path / "x"]
+    assert "--photos" not in photos[tmp_path / "x"]
+
+
 CONFIG = "training/configs/demo.yaml"
 # cmake: configures, or leaves the library in the folder that it is told of, where there is an nvcc.
 CMAKE = """#!/bin/bash

@@ -48,10 +48,12 @@ EMPTY_SIDE = 640  # of the image for the network that computes next to nothing: 
 CALLERS = 4  # who find out how much the server can do
 START_SECONDS = 60.0  # for the candidate
 PERCENTILES = (50, 99)
+NOTHING = 1e-9  # of the requests
+FOLLOWED_SECONDS = 1.0  # after which the service has seen another share
 
 
 class Effect(BaseModel):
-    """Milliseconds of callers by percentile, without and with a canary, and their ratio."""
+    """Milliseconds of callers by percentile, without and with a canary, and the ratio that most rounds had."""
 
     model: str
     share: float  # of the requests that are mirrored
@@ -63,7 +65,6 @@ class Effect(BaseModel):
     ratio: dict[int, float]
     cpu_ms: tuple[float, float]  # of the service's own process for a request, without and with
     mirrored: int
-    dropped: int
 
 
 class CanaryBench(Report):
@@ -111,41 +112,58 @@ async def turn(server: Server, message: bytes, rate: float, seconds: float, seed
 async def measure(
     server: TritonServer, message: bytes, name: str, share: float, load: float, rounds: int, seconds: float
 ) -> Effect:
-    """Callers who arrive at random, at `load` of the rate that the server reaches, in turns with and without."""
+    """Callers who arrive at random, at `load` of the rate that the server reaches, in turns with and without. The
+    canary's process runs all the time: in a turn without, next to nothing is mirrored."""
     port, path = server.ports["metrics"], lease_path(server.repository)
-    lease = Lease(version=2, share=share, until=0)
-    samples: tuple[list[Sample], list[Sample]] = ([], [])
-    figures: dict[str, Any] = {}
+    lease = Lease(version=2, share=1.0, until=0)
+    taken: tuple[list[list[Sample]], list[list[Sample]]] = ([], [])
     cpu = [0.0, 0.0]
     async with Server(server.url, connections=CALLERS) as asking:
-        await rate_of(asking, message, CALLERS, 1.0)
+        renew(path, lease)
+        wait_for(port, lambda told: (told["canary"] or {}).get("active"))
+        await rate_of(asking, message, CALLERS, 2.0)
+        begun = wait_for(port, lambda told: told["canary"]["mirrored"])["canary"]
+        lease.share = NOTHING
+        renew(path, lease)
         rate = load * await rate_of(asking, message, CALLERS, 3.0)
         for number in tqdm(range(2 * rounds), desc=name, unit="turn", disable=None):
-            beside = number % 2
-            if beside:
-                renew(path, lease)
-                wait_for(port, lambda told: (told["canary"] or {}).get("active"))
-            cpu[beside] -= cpu_seconds(port)
-            samples[beside].extend(await turn(asking, message, rate, seconds, number // 2))
-            cpu[beside] += cpu_seconds(port)
-            if beside:
-                give_up(path, lease)
-                figures = wait_for(port, lambda told: not told["canary"]["active"])["canary"]
-    milliseconds = [[1e3 * each.seconds for each in some if each.status == OK] for some in samples]
-    without, beside_it = ({p: round(float(np.percentile(some, p)), 3) for p in PERCENTILES} for some in milliseconds)
+            which = number % 2
+            lease.share = share if which else NOTHING
+            renew(path, lease)
+            await asyncio.sleep(FOLLOWED_SECONDS)
+            cpu[which] -= cpu_seconds(port)
+            taken[which].append(await turn(asking, message, rate, seconds, number // 2))
+            cpu[which] += cpu_seconds(port)
+        ended = wait_for(port, lambda told: told["canary"])["canary"]
+        give_up(path, lease)
+    without, beside, ratio = zip(*(compare(*taken, p) for p in PERCENTILES), strict=True)
+    requests = [sum(map(len, turns)) for turns in taken]
+    failed = [sum(each.status != OK for turn in turns for each in turn) for turns in taken]
     return Effect(
         model=name,
         share=share,
         rate=round(rate, 2),
-        requests=(len(samples[0]), len(samples[1])),
-        failed=(len(samples[0]) - len(milliseconds[0]), len(samples[1]) - len(milliseconds[1])),
-        without=without,
-        beside=beside_it,
-        ratio={p: round(beside_it[p] / without[p], 3) for p in PERCENTILES},
-        cpu_ms=(round(1e3 * cpu[0] / len(samples[0]), 3), round(1e3 * cpu[1] / len(samples[1]), 3)),
-        mirrored=figures["mirrored"],
-        dropped=sum(figures["skipped"].values()),
+        requests=(requests[0], requests[1]),
+        failed=(failed[0], failed[1]),
+        without=dict(zip(PERCENTILES, without, strict=True)),
+        beside=dict(zip(PERCENTILES, beside, strict=True)),
+        ratio=dict(zip(PERCENTILES, ratio, strict=True)),
+        cpu_ms=(round(1e3 * cpu[0] / requests[0], 3), round(1e3 * cpu[1] / requests[1], 3)),
+        mirrored=ended["mirrored"] - begun["mirrored"],
     )
+
+
+def compare(without: list[list[Sample]], beside: list[list[Sample]], percentile: int) -> tuple[float, float, float]:
+    """Medians of the turns' percentiles in milliseconds, and of the ratios that they had in each round."""
+    found = np.array(
+        [
+            [1e3 * np.percentile([each.seconds for each in some], percentile) for some in turns]
+            for turns in zip(without, beside, strict=True)
+        ]
+    )
+    medians = np.median(found, axis=0)
+    ratio = float(np.median(found[:, 1] / found[:, 0]))
+    return round(float(medians[0]), 3), round(float(medians[1]), 3), round(ratio, 3)
 
 
 def table_of(effects: list[Effect]) -> Table:
@@ -177,7 +195,7 @@ def main(
     share: Annotated[float, typer.Option(min=0.001, max=1, help="Of the requests that are mirrored.")] = 0.1,
     load: Annotated[float, typer.Option(min=0.01, max=1, help="Of the requests that the server can answer.")] = 0.3,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 10,
-    seconds: Annotated[float, typer.Option(min=0.1, max=0.8 * SECONDS, help="Of each turn.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, max=0.7 * SECONDS, help="Of each turn.")] = 5.0,
     out: Annotated[Path | None, typer.Option(help="JSON to write (default: canary.json in the run).")] = None,
 ) -> None:
     """Callers' latency with a canary by their latency without."""

@@ -9,7 +9,6 @@ What goes in: a line of JSON (`Job`), then `size` bytes. What comes out: a line 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -32,7 +31,6 @@ from upsnet.parity.pixels import identical_counts
 from upsnet.result import PanopticResult, Segment
 from upsnet.runtimes.kserve import Outputs, read_outputs
 
-NICE = 10  # the callers' requests go first
 INFER, CONFIG = "/inference.GRPCInferenceService/ModelInfer", "/inference.GRPCInferenceService/ModelConfig"
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -253,7 +251,6 @@ def main(source: BinaryIO, out: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    os.nice(NICE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's: it closes the pipe
     with suppress(BrokenPipeError):
         main(sys.stdin.buffer, sys.stdout.buffer)

@@ -65,7 +65,7 @@ def test_the_variable_of_gpus_is_heeded_where_a_compiler_is(tmp_path: Path) -> N
 
 
 def test_openmp_is_wanted_by_the_cpu_library_alone(tmp_path: Path) -> None:
-    """Nothing is compiled (`false` is the compiler), which takes half a minute: make goes on, and comes to the error."""
+    """Nothing is compiled (`false` is the compiler), which takes half a minute: make goes on, to the error."""
     options = ["-DCMAKE_CXX_COMPILER_LAUNCHER=false", "-DCMAKE_CUDA_COMPILER=NOTFOUND", "-GUnix Makefiles"]
     done = configure(tmp_path, "-DCMAKE_DISABLE_FIND_PACKAGE_OpenMP=ON", *options)
     assert done.returncode == 0, done.stderr

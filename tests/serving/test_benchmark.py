@@ -8,8 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
+from serving.benchmark.canary import compare
 from serving.benchmark.measures import Turns, of_transport
 from serving.benchmark.models import make_jpeg, trivial, with_rule
+from serving.load_test.loops import Sample
 from serving.server import TritonServer
 from tests.serving.conftest import Exported, make_request
 from upsnet.contract import manifest_path
@@ -24,6 +26,15 @@ def test_the_ratio_is_that_of_most_rounds() -> None:
     """The quotient of the two medians would be 2.2."""
     rounds = [([1.0, 1.0, 9.0], [2.0, 2.0]), ([10.0], [20.0]), ([1.0], [2.2])]
     assert Turns.of(rounds) == Turns(here=1.0, server=2.2, ratio=2.0)
+
+
+def test_a_canarys_ratio_is_that_of_most_rounds_too() -> None:
+    def turn(*seconds: float) -> list[Sample]:
+        return [Sample(each, "OK") for each in seconds]
+
+    without = [turn(0.1, 0.1, 0.3), turn(0.2), turn(0.1)]
+    beside = [turn(0.2), turn(0.2), turn(0.3, 0.3)]
+    assert compare(without, beside, 50) == (100.0, 200.0, 2.0)
 
 
 def test_another_rule_for_the_same_network(exported: Exported, tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def main(
         album = Album()
         for content, name in first_photos(photos):
             album.add(open_photo(content, name))
-        if run is not None and nothing_listens(urls[0]):
+        if run is not None and not nothing_listens(urls[0]):
+            print(f"The page asks the server at {urls[0]}, whatever it serves, and {run} in this process.")
+        elif run is not None:
             print(f"No server answers at {urls[0]}: starting one for {run}.", flush=True)
             try:
                 stack.enter_context(serving(run, urls[0]))

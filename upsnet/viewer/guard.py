@@ -65,6 +65,9 @@ def why_not(headers: Headers, local: bool) -> str | None:
     origin = headers.get("origin")
     if origin is not None and origin.lower() != f"http://{host}".lower():
         return "only the viewer's own page may ask it; the Origin of the request is another"
+    elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    if elsewhere and headers.get("sec-fetch-mode") != "navigate":  # a link to the page may be anywhere
+        return "only the viewer's own page may ask it; another page asks for a part of it"
     return None
 
 

@@ -154,8 +154,7 @@ class Answering:
         served = yield from describe(server, MODEL)
         if not version:
             self.running = tuple((yield from call(server, Ask("ModelMetadata", server.of_model(MODEL)))).versions)
-            counted = (yield from call(server, Ask("ModelStatistics", server.of_model(MODEL)))).model_stats
-            self.in_service = counted[0].version if len(counted) == 1 else ""  # whose statistics these are
+            self.in_service = served.version
         asked = self.connection.server._replace(version=version)
         return (yield from look_around(served._replace(server=asked), self.connection.regions.infer))
 
@@ -186,10 +185,12 @@ class ServerModel:
         return _told(self, "ready", "", "the server's", opened.served.manifest)
 
     def ask(self, photo: NamedPhoto) -> PanopticPrediction:
-        opened = self._server.look(self._version)
+        known = Known(self._server.look(self._version))
         whole: dict[str, float] = {}
         with timed(whole, "server"):
-            prediction = self._server.connection.run(predict(Known(opened), photo, stages=True))
+            prediction = self._server.connection.run(predict(known, photo, stages=True))
+        if not self._version:
+            self._server.in_service = known.opened.served.version  # of which the answer is
         told = dict(prediction.stages)
         rest = {"queue, transport": max(0.0, whole["server"] - sum(told.values()))} if told else whole
         return replace(prediction, stages={**told, **rest})

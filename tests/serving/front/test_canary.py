@@ -186,6 +186,7 @@ def test_the_next_canary_does_not_wait_for_what_the_last_one_asked(run: Any) -> 
         await bench.begin()
         bench.pass_by()
         pid = bench.canary._process.pid if bench.canary._process else 0
+        assert os.getpriority(os.PRIO_PROCESS, pid) >= 10
         give_up(bench.path, bench.lease)
         bench.lease = Lease(version=2, share=1, until=0, deadline=500)
         await bench.begin()

@@ -19,7 +19,7 @@ from serving.backend import Role, State
 from serving.front.requests import Asked
 from serving.front.sampling import Sampling
 from serving.record import Outcome, Record
-from tests.serving.front.fake import LIMITS, make_request, until
+from tests.serving.front.fake import LIMITS, make_request, photo_request, until
 from tests.serving.front.fake_versions import World, world
 from tests.serving.front.test_shared_memory import Memory, token_of
 from tests.serving.ops.fakes import binary
@@ -459,5 +459,27 @@ def test_answered_requests_pass_by_the_sampling() -> None:
                 (2, "ModelStreamInfer", size + 3, None),
                 (1, "ModelInfer", len(body), int(header.partition(": ")[2])),
             ]
+
+    asyncio.run(main())
+
+
+def test_the_ports_take_what_a_version_of_the_usual_batch_may_be_asked() -> None:
+    async def main() -> None:
+        small = LIMITS._replace(max_photos=1)
+        assert small.of_port.max_message == LIMITS.max_message > small.max_message
+        assert LIMITS._replace(max_photos=9).of_port.max_photos == 9
+        async with world() as made:  # its ports have LIMITS
+            await made.add(2, limits=small)
+            photos = photo_request(*[bytes(1 << 16)] * 3)
+            assert await made.infer(photos) == "1"
+            code, words = await refusal(made.infer(photos, "2"))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            assert words == "3 photos: more than 1 in one request"
+            photo = photo_request(bytes(1 << 16))
+            photo.inputs.add(name="more", datatype="UINT8", shape=[1, small.max_message])
+            photo.raw_input_contents.append(bytes(small.max_message))
+            code, words = await refusal(made.infer(photo, "2"))
+            assert code == grpc.StatusCode.INVALID_ARGUMENT
+            assert words == f"a message of {photo.ByteSize()} bytes: more than {small.max_message}"
 
     asyncio.run(main())

@@ -213,7 +213,9 @@ def test_clients_leave_before_the_pod_does() -> None:
     """gRPC's clients ask the name's addresses anew when a connection ends, but not more often than every 30 s; what
     comes over a connection after SIGTERM, Triton refuses."""
     script = (DEPLOYMENT / "serve.sh").read_text()
-    age, answers = (int(re.findall(rf"--{flag}=(\d+) ", script)[0]) for flag in ("grpc-max-connection-age", "exit-timeout-secs"))
+    age, answers = (
+        int(re.findall(rf"--{flag}=(\d+) ", script)[0]) for flag in ("grpc-max-connection-age", "exit-timeout-secs")
+    )
     for deployment in (each for each in _documents("kubernetes.yaml") if each["kind"] == "Deployment"):
         pod = deployment["spec"]["template"]["spec"]
         sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]

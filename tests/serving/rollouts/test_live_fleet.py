@@ -189,36 +189,30 @@ def test_a_candidate_that_cannot_run(world: World, code: str, reason: str) -> No
     world.discard()
 
 
-@pytest.mark.parametrize("what", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
-def test_a_candidate_that_dies_or_hangs(world: World, what: signal.Signals) -> None:
-    """It is started again, and its neighbour notices nothing."""
-    serving = world.told["serving"]
-    with world.callers():
-        number = world.stage()
-        world.until_states(**{f"_{serving}": "serving", f"_{number}": "candidate"})
-        before = world.pid(serving)
-        os.kill(world.pid(number), what)
-        world.until(lambda: world.told["versions"][str(number)]["restarts"] == 1)
-        world.until_states(**{f"_{serving}": "serving", f"_{number}": "candidate"})
-        world.until_answers(serving)
-        assert world.pid(serving) == before
-    world.discard()
-
-
-def test_the_version_in_service_dies_beside_a_candidate(world: World) -> None:
-    """As without one: what was with it may be asked again, what came later has waited; the candidate stays."""
+def test_whoever_dies_or_hangs_is_started_again(world: World) -> None:
+    """Where the candidate does, its neighbour notices nothing. Where the version in service does, it is as without a
+    candidate: what was with it may be asked again, what came later has waited."""
     serving = world.told["serving"]
     number = world.stage()
-    world.until_states(**{f"_{serving}": "serving", f"_{number}": "candidate"})
-    candidate = world.pid(number)
+    states = {f"_{serving}": "serving", f"_{number}": "candidate"}
+    world.until_states(**states)
+    world.answers.clear()
+
+    def break_it(version: int, what: signal.Signals) -> None:
+        other = number if version == serving else serving
+        kept, restarts = world.pid(other), world.told["versions"][str(version)]["restarts"]
+        world.until_answers(serving)
+        os.kill(world.pid(version), what)
+        world.until(lambda: world.told["versions"][str(version)]["restarts"] == restarts + 1)
+        world.until_states(**states)
+        world.until_answers(serving)
+        assert world.pid(other) == kept
+
+    with world.callers():
+        break_it(number, signal.SIGKILL)
+        break_it(number, signal.SIGSTOP)
     with world.callers(allowed=("UNAVAILABLE",)):
-        world.until_answers(serving)
-        restarts = world.told["versions"][str(serving)]["restarts"]
-        os.kill(world.pid(serving), signal.SIGKILL)
-        world.until(lambda: world.told["versions"][str(serving)]["restarts"] == restarts + 1)
-        world.until_states(**{f"_{serving}": "serving", f"_{number}": "candidate"})
-        world.until_answers(serving)
-    assert world.pid(number) == candidate
+        break_it(serving, signal.SIGKILL)
     assert set(world.answers) == {str(serving)}
     world.discard()
 

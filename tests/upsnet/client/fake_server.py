@@ -37,7 +37,7 @@ class FakeServer(Servicer):
         self.others: dict[str, FakePredictor] = {}  # versions that a request may name
         self.photos, self.ready, self.tells = photos, True, tells  # tells: the manifest
         self.stages: dict[str, float] | None = None  # that it tells of photos, where it does
-        self.versions: list[int] = []  # that it says it runs; the first one is in service
+        self.versions: list[int] = []  # that it says it runs
         self.troubles: list[Trouble] = []
         self.asked: list[tuple[str, float]] = []  # each inference's model, and the seconds that were left for it
         self.asked_versions: list[str] = []  # that each inference names
@@ -68,10 +68,6 @@ class FakeServer(Servicer):
         outputs = [{"name": "stages_json"}] if request.name == PHOTO_MODEL and self.stages else []
         versions = list(map(str, self.versions))
         return service_pb2.ModelMetadataResponse(name=request.name, outputs=outputs, versions=versions)
-
-    def ModelStatistics(self, request: Any, context: Any) -> Any:
-        stats = [{"name": request.name, "version": str(version)} for version in self.versions[:1]]
-        return service_pb2.ModelStatisticsResponse(model_stats=stats)
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
         self._check_model(request, context)

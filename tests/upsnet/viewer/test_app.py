@@ -266,6 +266,7 @@ STRANGERS = [
     {"Origin": "null"},
     {"Origin": "http://localhost:1"},
     {"Host": "localhost", "Origin": "https://localhost"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
 ]
 
 
@@ -278,7 +279,9 @@ def test_other_web_pages_are_refused(page: Page, headers: dict[str, str]) -> Non
     assert len(list(page.album)) == count
 
 
-def test_its_own_page_is_answered(page: Page) -> None:
+def test_its_own_page_is_answered_and_links_lead_to_it(page: Page) -> None:
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert page.ask("GET", "/", headers=link).status == 200
     for host in (f"127.0.0.1:{page.port}", "localhost:9", "[::1]:9", "LOCALHOST"):
         assert page.ask("GET", "/api/models", headers={"Host": host, "Origin": f"http://{host}"}).status == 200
 

@@ -83,14 +83,14 @@ def test_the_versions_of_a_server_are_models_of_their_own(server: FakeServer, pa
         return {model["id"]: model["title"] for model in page.get("/api/models").json()["models"]}
 
     assert titles() == {"s0": f"Triton at {where}", "m0": "own"}
-    server.versions = [2, 3]
+    server.version, server.versions = "2", [2, 3]
     names = {"s0": "In service (version 2)", "s0v2": "Version 2", "s0v3": "Version 3"}
     assert titles() == {id: f"{name} at {where}" for id, name in names.items()} | {"m0": "own"}
     photo = page.give(PHOTO)
     for model in ("s0", "s0v3"):
         assert page.answer(photo, model)["title"] == f"{names[model]} at {where}"
     assert server.asked_versions == ["", "3"]
-    server.versions = [3]  # it was promoted, and the other one has left
+    server.version, server.versions = "3", [3]  # it was promoted, and the other one has left
     assert titles() == {"s0": f"Triton at {where}", "m0": "own"}
     reply = page.ask("POST", f"/api/photos/{photo['id']}/answers?model=s0v2")
     assert (reply.status, reply.json()["kind"]) == (404, "forgotten")

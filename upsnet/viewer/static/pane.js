@@ -55,7 +55,7 @@ export class Pane {
       }
       onHover(...at(event));
     });
-    this.canvas.addEventListener("pointerleave", () => onHover(null, null));
+    this.canvas.addEventListener("pointerleave", (event) => event.pointerType === "touch" || onHover(null, null));
     this.canvas.addEventListener("click", (event) => dragged || onPick(...at(event)));
     this.canvas.addEventListener("dragstart", (event) => event.preventDefault());
     this.frame.addEventListener("wheel", (event) => {

@@ -1,6 +1,6 @@
 // The lists beside the picture: segments, classes, latency, the last photos.
 
-import { classOf, thumbPath } from "./api.js";
+import { classOf, filePath, thumbPath } from "./api.js";
 import { button, count, css, element, figures, find, time, write } from "./dom.js";
 
 /** One button for each segment. onLight(id): it is under the pointer or the focus; 0: it is no more. */
@@ -30,6 +30,13 @@ export function markSegments(list, lit, picked) {
     row.classList.toggle("lit", id === lit);
     row.setAttribute("aria-pressed", String(id === picked));
   }
+}
+
+/** Brings a segment's row into view, in its list alone: the page stays where it is. */
+export function scrollTo(list, id) {
+  const row = list.querySelector(`[data-id="${id}"]`)?.getBoundingClientRect();
+  const box = list.getBoundingClientRect();
+  if (row) list.scrollTop += Math.min(0, row.top - box.top) + Math.max(0, row.bottom - box.bottom);
 }
 
 /** Arrow keys, Home and End go from one button of a list to the next. */
@@ -120,6 +127,17 @@ export function fillDifference(found) {
   const digits = share < 0.1 ? 3 : 1;
   const words = `${count(found.differing)} of ${count(found.pixels)} pixels differ (${share.toFixed(digits)} %)`;
   write(find("difference-words"), found.differing ? words : "Every pixel is identical");
+}
+
+/** The files of a model's answer. whose: " of A" where there are two. */
+export function fillLinks({ name, answer, select }, photo, whose) {
+  const files = { "download-ids": ["ids.png", "Segment ids (PNG)"], "download-json": ["coco.json", "COCO JSON"] };
+  for (const [id, [file, words]] of Object.entries(files)) {
+    const link = find(name === "a" ? id : `${id}-${name}`);
+    link.hidden = !answer;
+    if (answer) link.href = filePath(photo, select.value, file);
+    write(link, words + whose);
+  }
 }
 
 export function fillPhotos(photos, current, onShow) {
