@@ -126,7 +126,7 @@ export function fillDifference(found) {
   const share = (100 * found.differing) / found.pixels;
   const digits = share < 0.1 ? 3 : 1;
   const words = `${count(found.differing)} of ${count(found.pixels)} pixels differ (${share.toFixed(digits)} %)`;
-  write(find("difference-words"), found.differing ? words : "Every pixel is identical");
+  write(find("difference-words"), found.differing ? words : `All ${count(found.pixels)} pixels are identical`);
 }
 
 /** The files of a model's answer. whose: " of A" where there are two. */
