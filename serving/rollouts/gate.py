@@ -164,7 +164,7 @@ def open_photos(options: GateOptions) -> Photos:
     from upsnet.datasets.validation_set import open_dataset
 
     dataset: PanopticFolder = open_dataset(options.gt_json, options.gt_folder, options.images, options.run)
-    return LabelledPhotos(dataset, dataset.records[: options.limit])
+    return LabelledPhotos(dataset, None if options.limit is None else dataset.records[: options.limit])
 
 
 def _judge(
