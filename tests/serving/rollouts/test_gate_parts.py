@@ -98,14 +98,16 @@ def test_both_are_loaded_by_turns() -> None:
 
 
 def test_a_slower_version_is_named_with_both_figures() -> None:
-    def speed(p50: float, p95: float) -> Speed:
-        return Speed(answers=100, p50_ms=p50, p95_ms=p95, per_second=9, failed=0, said=[])
+    def speed(p50: float, p95: float, answers: int = 40) -> Speed:
+        return Speed(answers=answers, p50_ms=p50, p95_ms=p95, per_second=9, failed=0, said=[])
 
     latency = Latency(concurrency=4, photos=1, reference=speed(10, 20), candidate=speed(14, 40))
     assert latency.ratios == {"p50": 1.4, "p95": 2.0}
     words = "with 4 callers it is slower: p95 40.0 ms, of version 2 20.0 ms: 2.00 times, allowed 1.5"
     assert _too_slow(latency, 3, 2, 1.5) == [words]
     assert _too_slow(latency, 3, 2, 2) == []
+    few = latency.model_copy(update={"candidate": speed(14, 40, answers=39)})
+    assert _too_slow(few, 3, 2, 1.5) == [] and len(_too_slow(few, 3, 2, 1.3)) == 1
 
 
 def test_an_answer_that_fails_under_load_is_a_reason() -> None:
