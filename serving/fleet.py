@@ -27,6 +27,7 @@ from upsnet.errors import InputError
 
 LOOK_EVERY = 0.5  # seconds, at the record
 STANDBY = 600.0  # seconds that the version before is kept
+ENDING = 2.0  # seconds in which a server that is not needed any more may end by itself
 PRIORITY = (Role.SERVING, Role.STANDBY, Role.CANDIDATE)  # who has the memory first
 
 logger = logging.getLogger(__name__)
@@ -290,7 +291,7 @@ class VersionFleet:
                     async with asyncio.timeout(0 if running.failure is not None else member.limits.max_seconds):
                         await self.leave(member)
         finally:
-            await running.end()
+            await running.end(ENDING)
         del self._leaving[running]
 
     def _share(self) -> None:

@@ -13,7 +13,6 @@ from serving.supervisor import Server, Supervisor
 from upsnet.errors import InputError
 
 PATIENCE = 3  # restarts, without a minute of health between, of a version that is not in service
-ENDING = 2.0  # seconds in which a server that is not needed any more may end by itself
 
 
 class VersionServer(Server, Protocol):
@@ -136,14 +135,14 @@ class Running:
         assert self._supervisor is not None
         await self._supervisor.wait()
 
-    async def end(self) -> None:
-        """Nothing is left of it after this. Where this is cancelled, it may be called again."""
+    async def end(self, seconds: float = 0.0) -> None:
+        """Nothing is left of it after this; it has `seconds` to end by itself. May be called again."""
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait([self._life])
         try:
             if self._supervisor is not None:
-                await self._supervisor.stop(ENDING)
+                await self._supervisor.stop(seconds)
         finally:
             if self._close is not None and self._closing is None:
                 self._closing = asyncio.create_task(asyncio.to_thread(self._close))

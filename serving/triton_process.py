@@ -26,7 +26,7 @@ from upsnet.errors import InputError
 LOOK_EVERY = 0.25  # seconds, at the processes
 RUNS_ON = r"upsnet: runs on (.*?)[\"\n]"
 EXPENDABLE, MOST_OOM = 500, 1000  # of the kernel's oom_score_adj: added where a server is expendable; at most
-STARTS = 60.0  # seconds within which a server makes the folder that it keeps in /tmp
+STARTS = 15.0  # seconds within which a server makes the folder that it keeps in /tmp
 TICKS = os.sysconf("SC_CLK_TCK")
 TAIL = 1 << 16  # bytes of the log that are looked at for its last words
 
@@ -207,7 +207,8 @@ class TritonProcess:
         of these folders, and would die in its end of not finding it: then they stay."""
         for folder in self._litter:
             with suppress(OSError):  # not empty: another program's
-                if not any(abs(begun - folder.stat().st_mtime) < STARTS for begun in self._neighbours()):
+                made = folder.stat().st_mtime
+                if not any(begun - 1 < made < begun + STARTS for begun in self._neighbours()):
                     folder.rmdir()
 
     def _neighbours(self) -> list[float]:

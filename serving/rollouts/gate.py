@@ -86,7 +86,9 @@ class GateResult(BaseModel):
     def lines(self) -> list[str]:
         """For the terminal: what was compared, and the figures."""
         lines = []
-        if (verdict := self.verdict) is not None:
+        if (verdict := self.verdict) is None or verdict.images == 0:
+            lines.append("no photo was compared, or not all of them could be")
+        else:
             lines.append(f"compared: {verdict.compared}")
             for group, pq in verdict.pq.items():
                 name = "PQ" if group == "All" else f"PQ, {group.lower()}"
@@ -209,6 +211,12 @@ async def _under_load(
             )
             for each, url in service.urls.items()
         }
+        reference = Side(servers[record.serving], record.serving, some)
+        await reference.ask_alone(may_refuse=True)
+        some = [(name, content) for name, content in some if name in reference.names]
+        if not some:
+            say(f"no photo of {photos.title} is one that version {record.serving} takes as a photo")
+            return None, []
         candidate = Side(servers[version], version, some)
         try:
             answers = await candidate.ask_alone()
@@ -218,8 +226,6 @@ async def _under_load(
             return None, reasons
         if not options.seconds:
             return None, []
-        reference = Side(servers[record.serving], record.serving, some)
-        await reference.ask_alone()
         latency = await compare_latency(reference, candidate, options.concurrency, options.seconds)
     return latency, _too_slow(latency, version, record.serving, options.max_latency_ratio)
 
@@ -229,19 +235,25 @@ def _photo_model(
 ) -> list[str]:
     """Where the photo model's answer is not that of the network, brought to the photo by this process."""
     with closing(_open(service, version, seconds)) as opened, closing(InTime(opened, seconds, "x")) as predictor:
-        table = predictor.manifest.categories_table
+        table, shares = predictor.manifest.categories_table, []
         for number, ((name, content), answer) in enumerate(zip(photos, answers, strict=True), 1):
-            where = f"as a photo, {number} of {len(photos)} ({name})"
             try:
                 (ours,) = predict_photos(predictor, [read_photo(content, name)])
                 theirs = result_of(answer)
             except InputError as error:
-                return [f"{where}: {error}"]
+                return [f"as a photo, {number} of {len(photos)} ({name}): {error}"]
             named = [each._replace(category=table[each.category].id) for each in ours.segments]
-            ours = ours._replace(segments=named)
-            if ours.ids.shape != theirs.ids.shape or not identical_pixels(ours, theirs).mean() >= AGREE:
-                return [f"{where}: its photo model answers otherwise than its network"]
-    return []
+            same = ours.ids.shape == theirs.ids.shape
+            agree = identical_pixels(ours._replace(segments=named), theirs).mean() if same else 0.0
+            shares.append((float(agree), name))
+    mean = sum(agree for agree, _ in shares) / len(shares)
+    if mean >= AGREE:
+        return []
+    least, name = min(shares)
+    return [
+        f"its photo model and its network agree in {share(mean)} of the pixels of {len(shares)} photos, needed "
+        f"{100 * AGREE:g} %: least of {name} ({share(least)})"
+    ]
 
 
 def _too_slow(latency: Latency, version: int, serving: int, allowed: float) -> list[str]:
@@ -253,6 +265,11 @@ def _too_slow(latency: Latency, version: int, serving: int, allowed: float) -> l
         reasons.append(f"{load} version {version} failed at {latency.candidate.failed} of {asked} requests: {words}")
     if latency.reference.failed:
         raise ServerError(f"{load} version {serving}, which serves, fails itself: {'; '.join(latency.reference.said)}")
+    if latency.candidate.identical < min(AGREE, latency.reference.identical):
+        reasons.append(
+            f"{load} {share(latency.candidate.identical)} of the pixels are what they are alone, needed "
+            f"{100 * AGREE:g} %: least of {latency.candidate.worst}"
+        )
     for name, ratio in latency.ratios.items():
         if ratio is not None and not ratio <= allowed:
             mine, others = (_ms(getattr(side, f"{name}_ms")) for side in (latency.candidate, latency.reference))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from tests.browser.colours import scene, write_network
-from tests.browser.opened import Opened
+from tests.browser.opened import LIMIT, Opened
 from tests.browser.screenshots import Screenshots
 from tests.conftest import ROOT
 
@@ -56,8 +56,9 @@ def axe_core() -> str:
 @pytest.fixture(scope="module")  # no longer: an event loop runs in the thread of Playwright's API as long as it is open
 def browser(chromium: str) -> Iterator[Browser]:
     pytest.importorskip("playwright", reason="needs Playwright's driver, which `make setup` installs")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=LIMIT)
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=chromium, args=OPTIONS)
         try:

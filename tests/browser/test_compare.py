@@ -43,7 +43,7 @@ def test_differing_pixels_are_counted_and_marked(opened: Opened, photo: bytes, s
 def test_one_network_in_two_runtimes_is_identical(opened: Opened, photo: bytes) -> None:
     opened.compare("colours.onnx")
     opened.choose(photo)
-    expect(opened.find("#difference")).to_contain_text("307,200 pixels are identical")
+    expect(opened.find("#difference")).to_contain_text("identical")
     opened.compare("nothing")
     expect(opened.find("#difference")).to_be_hidden()
     expect(opened.find("#pane-b")).to_be_hidden()

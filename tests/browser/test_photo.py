@@ -66,7 +66,7 @@ def test_a_photo_is_pasted(opened: Opened, photo: bytes) -> None:
     opened.drop({"between.png": photo})
     opened.page.evaluate(CLIPBOARD, opened.base64(photo))
     opened.find("#paste").click()
-    expect(opened.page.get_by_role("img", name=f"pasted.png: {WORDS}")).to_be_visible()
+    expect(opened.page.get_by_role("img", name=re.compile(r"^pasted.*\.png: 2 person"))).to_be_visible()
 
 
 def test_a_photo_is_taken_with_the_camera(opened: Opened, screenshots: Screenshots) -> None:

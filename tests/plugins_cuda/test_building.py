@@ -44,10 +44,9 @@ def test_compiled_once_and_again_when_a_source_changes(
 def test_processes_that_start_together_compile_once(cmake_log: Path, fresh: Path, project_root: Path) -> None:
     code = f"""
 from pathlib import Path
-from plugins_cuda import library
 from upsnet.kernels import building
 building.BUILD = Path({str(fresh)!r})
-print(library.load("cpu").path)
+print(building.find_library("cpu"))
 """
     command = [sys.executable, "-c", code]
     started = [subprocess.Popen(command, cwd=project_root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -247,15 +246,14 @@ def test_processes_that_start_together_fail_once(cmake_log: Path, fresh: Path, p
     code = f"""
 import os
 from pathlib import Path
-from plugins_cuda import library
 from upsnet.kernels import building
 def come_to(lock, take=building._alone):
     Path(f"{{lock}}.{{os.getpid()}}").touch()
     return take(lock)
 building.BUILD, building._alone = Path({str(fresh)!r}), come_to
 try:
-    library.load("cpu")
-except library.BuildError as error:
+    building.find_library("cpu")
+except building.BuildError as error:
     print(error)
 """
     command, all_came = [sys.executable, "-c", code], fresh / "all-came"

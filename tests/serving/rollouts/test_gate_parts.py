@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-from serving.load_test.questions import Answer
+from serving.load_test.questions import Answer, photo_question
 from serving.rollouts.answers import result_of
 from serving.rollouts.gate import GateOptions, GateResult, _too_slow, hold_gate, open_photos
 from serving.rollouts.latency import Latency, Side, Speed, compare_latency, read_some
@@ -118,12 +118,15 @@ def test_an_answer_that_fails_under_load_is_a_reason() -> None:
     assert ".jpg: no answer within 2 s (" in _too_slow(late, 3, 2, 1000)[0]
 
 
-def test_an_answer_that_differs_under_load_is_a_reason_beyond_rounding() -> None:
-    assert loaded(FakeServer(alone=2, v3=2)).candidate.failed == 0  # 1 % of the pixels
+def test_answers_that_differ_under_load_are_a_reason_beyond_rounding() -> None:
+    latency = loaded(FakeServer(alone=2, v3=2))  # 1 % of the pixels
+    assert latency.candidate.failed == 0 and latency.candidate.identical == pytest.approx(0.99)
+    assert latency.reference.identical == 1 and latency.reference.worst == "" and _too_slow(latency, 3, 2, 1e3) == []
     latency = loaded(FakeServer(alone=2, v3=20))
-    assert latency.candidate.answers == 0 and latency.candidate.p50_ms is None and latency.ratios["p50"] is None
-    (reason,) = _too_slow(latency, 3, 2, 1.5)
-    assert "answered otherwise than alone" in reason
+    assert latency.candidate.identical == pytest.approx(0.9)
+    assert _too_slow(latency, 3, 2, 1e3) == [
+        "with 3 callers 90.000 % of the pixels are what they are alone, needed 98 %: least of a.jpg"
+    ]
 
 
 def test_a_version_in_service_that_fails_is_no_reason_against_the_candidate() -> None:
@@ -135,6 +138,19 @@ def test_a_photo_that_fails_alone_is_named() -> None:
     side = Side(FakeServer(alone=1, v3=failing("Stub process is not healthy")), 3, PHOTOS)  # type: ignore[arg-type]
     with pytest.raises(ServerError, match=r"^photo 2 of 2 \(b\.jpg\): Stub process is not healthy$"):
         asyncio.run(side.ask_alone())
+
+
+def test_a_photo_that_the_version_in_service_refuses_is_left_out() -> None:
+    class Refusing(FakeServer):
+        async def ask(self, message: bytes) -> Answer:
+            if message == photo_question("a.jpg", [b"1"], version=2).message:
+                raise failing("photo: 40 MB are over the limit", grpc.StatusCode.INVALID_ARGUMENT)
+            return await super().ask(message)
+
+    side: Any = Side(Refusing(alone=9), 2, PHOTOS)  # type: ignore[arg-type]
+    assert len(asyncio.run(side.ask_alone(may_refuse=True))) == 1 and side.names == ["b.jpg"]
+    with pytest.raises(ServerError, match=r"photo 1 of 2 \(a\.jpg\): photo: 40 MB are over the limit"):
+        asyncio.run(Side(Refusing(alone=9), 2, PHOTOS).ask_alone())  # type: ignore[arg-type]
 
 
 def test_an_answer_becomes_a_result() -> None:
@@ -193,7 +209,9 @@ def test_what_is_told_and_what_is_kept(gt_json: Path, fake: Any) -> None:
     assert kept["classes"].keys() == {"sky"} and kept["photos"] == {"003.png": 0.875}
     assert kept["pq"]["All"]["candidate"] < kept["pq"]["All"]["reference"] and kept["latency"]["ratio"]["p50"] > 1
     nothing = GateResult(passed=False, reasons=["x"], seconds=1.0, private=True)
-    assert nothing.lines == [] and nothing.figures == {"private_servers": True}
+    assert nothing.lines == ["no photo was compared, or not all of them could be"] and nothing.figures == {
+        "private_servers": True
+    }
 
 
 def test_another_reference_needs_its_run(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import * as api from "./api.js";
 import { connectCamera } from "./camera.js";
+import { connectView } from "./controls.js";
 import { find, time, write } from "./dom.js";
 import { connectGiving } from "./giving.js";
+import * as header from "./header.js";
 import { Pane } from "./pane.js";
 import * as panel from "./panel.js";
 import { savePicture } from "./picture.js";
@@ -139,6 +141,7 @@ async function askOne(side, signal) {
   write(side.pane.wait, "asking");
   try {
     const answer = await api.answer(photo, side.select.value, signal);
+    if (signal.aborted) return;
     answer.total = (performance.now() - started) / 1000;
     side.answer = answer;
     if (side.pane.image) side.pane.setAnswer(answer);
@@ -211,14 +214,7 @@ function refresh() {
   panel.fillClasses(answered.map((side) => side.answer), view.hidden, classesChanged);
   panel.fillStages(answered.map(columnOf), uploads.get(photo?.id));
   panel.fillDifference(found);
-  for (const side of sides) {
-    for (const [id, file, words] of [["download-ids", "ids.png", "Segment ids (PNG)"], ["download-json", "coco.json", "COCO JSON"]]) {
-      const link = find(side === a ? id : `${id}-b`);
-      link.hidden = !side.answer;
-      if (side.answer) link.href = api.filePath(photo, side.select.value, file);
-      write(link, b.answer ? `${words} of ${side.name.toUpperCase()}` : words);
-    }
-  }
+  for (const side of sides) panel.fillLinks(side, photo, b.answer ? ` of ${side.name.toUpperCase()}` : "");
   fit();
   draw();
 }
@@ -329,45 +325,20 @@ async function look() {
     if (photo && (sides.some(back) || (asked && !were.size))) await askAll();
     await refreshPhotos();
   } catch (error) {
-    health("failed", error.message);
+    header.health("failed", error.message);
   }
 }
 
 /** were: the models until now, by id. */
 function fillModels(were = new Map()) {
   for (const side of sides) {
-    const before = side.select.value;
-    const options = models.map((model) => {
-      const option = new Option(model.title, model.id);
-      option.title = model.place;
-      return option;
-    });
-    if (side === b) options.unshift(new Option("nothing", ""));
-    const names = (list) => [...list].map((option) => `${option.value} ${option.text}`).join("\n");
-    if (names(options) === names(side.select.options)) continue;
-    side.select.replaceChildren(...options);
-    if (models.some((model) => model.id === before)) side.select.value = before;
-    else if (before) {
-      notice = `${were.get(before)?.title ?? before} is not here any more.`;
-      askAnew(side);
-    }
-    else if (side === a) side.select.value = (models.find((model) => model.state !== "failed") ?? models[0])?.id;
+    const gone = header.fillChoice(side.select, models, side === b);
+    if (!gone) continue;
+    notice = `${were.get(gone)?.title ?? gone} is not here any more.`;
+    askAnew(side);
   }
-  const failed = chosen().map(modelOf).filter((model) => model.state === "failed");
-  const waiting = chosen().map(modelOf).filter((model) => model.state === "waiting");
-  if (failed.length) health("failed", failed.map((model) => model.reason).join(" "));
-  else if (waiting.length) health("waiting", "opens with the first photo");
-  else health("ready", "ready");
-  const { network, classes } = modelOf(a) ?? { network: "", classes: [] };
-  const some = classes.slice(0, 12).join(", ") + (classes.length > 12 ? " and others" : "");
-  write(find("knows"), classes.length ? `The network ${network} knows ${classes.length} classes: ${some}.` : "");
-  const most = `At most ${limits.bytes >> 20} MiB and ${limits.pixels / 1e6} megapixels.`;
-  write(find("limits"), `${most} Photos go to the viewer and its models alone, and are kept in memory until it ends.`);
-}
-
-function health(state, words) {
-  find("health").dataset.state = state;
-  write(find("health-words"), words);
+  header.showHealth(chosen().map(modelOf));
+  if (modelOf(a)) header.introduce(modelOf(a), limits);
 }
 
 async function refreshPhotos() {
@@ -401,17 +372,7 @@ async function forget() {
 
 // Controls
 
-for (const name of ["segments", "outlines", "labels", "difference"]) {
-  find(`show-${name}`).addEventListener("change", (event) => {
-    view[name] = event.target.checked;
-    draw();
-  });
-}
-find("opacity").addEventListener("input", (event) => {
-  view.opacity = event.target.value / 100;
-  write(find("opacity-value"), `${event.target.value} %`);
-  draw();
-});
+connectView(view, draw, classesChanged);
 for (const side of sides) {
   side.list.addEventListener("keydown", panel.moveInList);
   side.select.addEventListener("change", () => {
@@ -419,14 +380,6 @@ for (const side of sides) {
     askAnew(side);
   });
 }
-find("classes-all").addEventListener("click", () => {
-  view.hidden.clear();
-  classesChanged();
-});
-find("classes-none").addEventListener("click", () => {
-  for (const box of find("class-list").querySelectorAll("input")) view.hidden.add(box.dataset.class);
-  classesChanged();
-});
 find("again").addEventListener("click", () => {
   for (const side of sides) side.answer = null;
   askAnew(a);

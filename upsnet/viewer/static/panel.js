@@ -1,6 +1,6 @@
 // The lists beside the picture: segments, classes, latency, the last photos.
 
-import { classOf, thumbPath } from "./api.js";
+import { classOf, filePath, thumbPath } from "./api.js";
 import { button, count, css, element, figures, find, time, write } from "./dom.js";
 
 /** One button for each segment. onLight(id): it is under the pointer or the focus; 0: it is no more. */
@@ -126,7 +126,18 @@ export function fillDifference(found) {
   const share = (100 * found.differing) / found.pixels;
   const digits = share < 0.1 ? 3 : 1;
   const words = `${count(found.differing)} of ${count(found.pixels)} pixels differ (${share.toFixed(digits)} %)`;
-  write(find("difference-words"), found.differing ? words : "Every pixel is identical");
+  write(find("difference-words"), found.differing ? words : `All ${count(found.pixels)} pixels are identical`);
+}
+
+/** The files of a model's answer. whose: " of A" where there are two. */
+export function fillLinks({ name, answer, select }, photo, whose) {
+  const files = { "download-ids": ["ids.png", "Segment ids (PNG)"], "download-json": ["coco.json", "COCO JSON"] };
+  for (const [id, [file, words]] of Object.entries(files)) {
+    const link = find(name === "a" ? id : `${id}-${name}`);
+    link.hidden = !answer;
+    if (answer) link.href = filePath(photo, select.value, file);
+    write(link, words + whose);
+  }
 }
 
 export function fillPhotos(photos, current, onShow) {
