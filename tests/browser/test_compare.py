@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from serving.repository import check_parts
+from serving.rollouts.steps import promote, stage
 from tests.browser.colours import ROWS, rows_of_scene
+from tests.browser.conftest import Networks, start_triton, viewer
 from tests.browser.opened import Opened
 from tests.browser.screenshots import Screenshots
+from upsnet.contract import manifest_path
 
 pytest.importorskip("playwright", reason="needs Playwright's driver, which `make setup` installs")
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 DOG, BALL, SKY = ROWS[6].inside, ROWS[7].inside, ROWS[1].inside
 
@@ -57,3 +64,31 @@ def test_another_model_answers_for_the_photo_that_is_shown(opened: Opened, photo
     expect(canvas).to_have_accessible_name("scene.png: 2 person, 1 cat, sky, grass, house (6 segments)")
     stages = opened.find("#stages tbody th").all_inner_texts()
     assert stages[:4] == ["decode", "resize", "network", "restore"]
+
+
+def test_a_candidate_beside_the_version_in_service(
+    browser: Browser,
+    networks: Networks,
+    triton_environment: Path,
+    photo: bytes,
+    tmp_path: Path,
+    screenshots: Screenshots,
+) -> None:
+    """It is staged, and promoted, while the page is open; the page has its versions by itself."""
+    with (
+        start_triton(networks, triton_environment, tmp_path) as server,
+        viewer("--url", f"grpc://{server.url}") as address,
+        Opened.of(browser, address, tmp_path) as opened,
+    ):
+        opened.choose(photo)
+        record = stage(server.repository, check_parts(networks.others, manifest_path(networks.others)))
+        opened.compare("Version 2")
+        expect(opened.find("#pane-a figcaption")).to_contain_text("In service (version 1)")
+        expect(opened.find("#pane-b canvas")).to_have_accessible_name(re.compile("2 person, 1 cat, sky"))
+        areas = np.bincount(rows_of_scene().ravel())
+        expect(opened.find("#difference")).to_contain_text(f"{areas[6] + areas[7]:,} of")
+        screenshots.take(opened.page, "The version in service beside the candidate")
+        promote(server.repository, record, {}, 0.0)
+        expect(opened.find("#model-a option").first).to_contain_text("In service (version 2)")
+        opened.choose(photo, "after.png")
+        expect(opened.find("#pane-a canvas")).to_have_accessible_name(re.compile("after.png: 2 person, 1 cat, sky"))
