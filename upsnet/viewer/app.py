@@ -30,6 +30,7 @@ STATIC = Path(__file__).parent / "static"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 AT_WORK = 2  # photos that are decoded, asked for or compared at a time
 MOST_WAITING = 16  # more are refused
+MOST_ARRIVING = 4  # photos whose bytes are being read: they are held in memory
 Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -48,7 +49,7 @@ class Viewer:
     def __init__(self, models: Models, album: Album) -> None:
         self._models, self._album = models, album
         self._limiter: anyio.CapacityLimiter | None = None
-        self._waiting = 0
+        self._waiting = self._arriving = 0
 
     async def models(self, _: Request) -> Response:
         told = await anyio.to_thread.run_sync(self._models.told)
@@ -59,8 +60,14 @@ class Viewer:
         return JSONResponse({"photos": [told(entry) for entry in self._album]})
 
     async def add_photo(self, request: Request) -> Response:
-        content = await read_body(request, MOST_PHOTO_BYTES)
-        entry = await self._work(open_photo, content, photo_name(request.query_params.get("name", "")))
+        if self._arriving >= MOST_ARRIVING:
+            raise Busy
+        self._arriving += 1
+        try:
+            content = await read_body(request, MOST_PHOTO_BYTES)
+            entry = await self._work(open_photo, content, photo_name(request.query_params.get("name", "")))
+        finally:
+            self._arriving -= 1
         self._album.add(entry)
         return JSONResponse(told(entry), 201)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from urllib.parse import unquote
 
 import numpy as np
@@ -210,6 +212,19 @@ def test_a_body_that_does_not_come_is_given_up(page: Page, monkeypatch: pytest.M
     with socket.create_connection(("127.0.0.1", page.port), timeout=20) as slow:
         slow.sendall(b"POST /api/photos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\nhalf")
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_photos_that_never_end_do_not_fill_the_memory(page: Page) -> None:
+    head = b"POST /api/photos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nhalf"
+    with ExitStack() as stack:
+        for _ in range(app.MOST_ARRIVING):
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", page.port), timeout=20))
+            slow.sendall(head)
+        until = time.monotonic() + 20
+        while page.ask("POST", "/api/photos", encoded(PHOTO)).status != 503:  # until the last of them is being read
+            assert time.monotonic() < until
+    while page.ask("POST", "/api/photos", encoded(PHOTO)).status != 201:  # they have gone
+        assert time.monotonic() < until
 
 
 @pytest.mark.parametrize(
