@@ -10,6 +10,7 @@ from upsnet.errors import InputError
 MODELS = (MODEL, PHOTO_MODEL)
 CONFIGS = ("config.pbtxt", "configs/cpu.pbtxt")  # of each model: for the container, for the server of the wheel
 CANDIDATES = ("configs/candidate.pbtxt", "configs/candidate_cpu.pbtxt")  # the same of the candidate, where one may be
+CONFIGS_FOLDER = "configs"  # of a managed version, in its folder of `upsnet`: those of both models
 ROLLOUTS = "rollouts"  # in the folder of `upsnet`: a folder for each step
 INCOMING = "incoming"  # in it: a model that is being staged, where no server looks
 NOW = "now"  # the link in it to the step that holds, by which everything is decided
@@ -37,7 +38,7 @@ def is_managed(repository: Path) -> bool:
 
 def version_configs(repository: Path, version: int) -> Path:
     """The folder of a managed version's configurations of both models. They never change."""
-    return repository / MODEL / str(version) / "configs"
+    return repository / MODEL / str(version) / CONFIGS_FOLDER
 
 
 def config_name(model: str, config: str) -> str:

@@ -177,12 +177,7 @@ def write_version(parts: Parts, places: Mapping[str, Path]) -> None:
     ):
         shutil.copyfile(file, places[MODEL] / name)
     for model, place in places.items():
-        copy_code(model, place)
-
-
-def copy_code(model: str, place: Path) -> None:
-    """Into the version folder `place`."""
-    _put((TEMPLATE / model / "1" / CODE).read_bytes(), place / CODE)
+        _put((TEMPLATE / model / "1" / CODE).read_bytes(), place / CODE)
 
 
 def write_warm_up(repository: Path) -> None:

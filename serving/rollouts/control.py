@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.layout import CONFIGS, config_name, version_configs
-from serving.repository import PLAN
+from serving.repository import CODE, PLAN
 from serving.rollouts.record import read_record
 from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL, PLUGINS
 from upsnet.errors import InputError, ServerError
@@ -39,6 +39,7 @@ LOADING = 300.0  # seconds for a version to load, its warm-up included
 DRAINING = 120.0  # seconds for the requests of the version that goes
 POLL = 0.1  # seconds
 PLAN_PLATFORM = "tensorrt_plan"
+NAMES_ITS_NETWORK = "model_version"  # in the code of a photo model that asks the network of its own version
 GONE = ("", "UNAVAILABLE")  # Triton's words for a version that is not there
 RESTART = "a restart takes it up (docs/operating.md); leave --server out, and restart the containers"
 
@@ -237,6 +238,11 @@ def check_alike(repository: Path, plan: bool, configs: Mapping[int, Any]) -> Non
     ways = [f"{what} of versions {old} and {new} differ" for what, differ in _differences(before, after) if differ]
     if len({(repository / MODEL / str(version) / PLAN).is_file() for version in configs}) == 2:
         ways.append(f"one of versions {old} and {new} has a TensorRT plan, and one has none")
+    ways += [
+        f"the photo model of version {version} is an older program's, which asks whichever network is the latest"
+        for version in configs
+        if NAMES_ITS_NETWORK not in (repository / PHOTO_MODEL / str(version) / CODE).read_text(encoding="utf-8")
+    ]
     if plan:
         files = [repository / MODEL / str(version) / PLUGINS for version in (old, new)]
         hashes = [sha256(file) if file.is_file() else "" for file in files]

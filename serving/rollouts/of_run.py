@@ -10,7 +10,8 @@ from serving.repository import deploy_parts, engine_parts
 from serving.rollouts.record import read_record
 from upsnet.errors import InputError
 
-CHANGING = ".plan.json"  # what is measured later goes into a plan's manifest
+# What a run's engine is not: what is measured later goes into a plan's manifest; code and configurations are ours.
+CHANGING = (".plan.json", ".py", ".pbtxt")
 
 
 def deploy_run(engine: Path, repository: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import Any
 from serving.layout import (
     CANDIDATE,
     CONFIGS,
+    CONFIGS_FOLDER,
     INCOMING,
     MODELS,
     NOW,
@@ -34,13 +35,12 @@ from serving.repository import (
     Parts,
     check_place,
     config_of,
-    copy_code,
     remove_rubbish,
     write_version,
     write_warm_up,
 )
 from serving.rollouts.record import RECORD, Event, Record, read_record
-from upsnet.contract import MODEL
+from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
 from upsnet.files import WriteError, ending_on_sigterm, sha256, writing, writing_only
 
@@ -52,7 +52,7 @@ version_policy {{ specific {{ versions: [ 0 ] }} }}
 """
 KEPT = 3  # versions that have served and stay: the one that does, and those that a rollback may return to
 STEPS_KEPT = 2  # folders of past steps; the record has the whole history
-DESCRIBED = (".onnx", ".plan", ".so", ".json")  # files of a version whose hashes are recorded
+DESCRIBED = (".onnx", ".plan", ".so", ".json", ".py", ".pbtxt")  # files of a version whose hashes are recorded
 
 
 def stage(repository: Path, parts: Parts, source: str = "", keep: int = KEPT) -> Record:
@@ -79,13 +79,15 @@ def _stage(repository: Path, parts: Parts, source: str, keep: int) -> Record:
             shutil.rmtree(incoming, ignore_errors=True)  # of one that was killed
             incoming.mkdir()
             write_version(parts, {model: incoming / model for model in MODELS})
-            digests = digests_of(incoming / MODEL)
-            if digests != parts.digests:
+            digests = digests_of({model: incoming / model for model in MODELS})
+            if any(digests.get(name) != digest for name, digest in parts.digests.items()):
                 raise InputError(f"{parts.model_onnx.parent} changed while it was copied; stage it again")
             _all_to_disk(incoming)
             with _step(repository, begins=True) as record:
                 number = record.highest + 1
-                _write_configs(incoming / MODEL / "configs", _pinned(_configs_of(parts), number))
+                configs = incoming / MODEL / CONFIGS_FOLDER
+                _write_configs(configs, _pinned(_configs_of(parts), number))
+                digests |= digests_of({f"{MODEL}/{CONFIGS_FOLDER}": configs})
                 write_warm_up(repository)
                 for model in MODELS:
                     os.rename(incoming / model, repository / model / str(number))
@@ -162,18 +164,43 @@ def candidate_of(repository: Path, record: Record) -> int:
     return record.candidate
 
 
-def digests_of(version: Path) -> dict[str, str]:
-    """SHA-256 of the files in a version's folder that make the model what it is, by name."""
-    return {file.name: sha256(file) for file in sorted(version.iterdir()) if file.suffix in DESCRIBED}
+def digests_of(folders: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of the files that make a version what it is: model, code, configurations.
+
+    folders: by the names that go before the files'; those of MODEL have none, as `model.onnx`.
+    """
+    return {
+        f"{name}/{file.name}".removeprefix(f"{MODEL}/"): sha256(file)
+        for name, folder in folders.items()
+        for file in sorted(folder.iterdir())
+        if file.suffix in DESCRIBED
+    }
+
+
+def version_digests(repository: Path, version: int) -> dict[str, str]:
+    """Those of a version as its files are now."""
+    folders = {model: repository / model / str(version) for model in MODELS}
+    return digests_of(folders | {f"{MODEL}/{CONFIGS_FOLDER}": version_configs(repository, version)})
+
+
+def same_files(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two versions have the same digests, but for their configurations, which have the version's number."""
+    texts = ({name: digest for name, digest in each.items() if not name.endswith(".pbtxt")} for each in (one, other))
+    return next(texts) == next(texts)
 
 
 def check_files(repository: Path, record: Record, version: int) -> None:
     """InputError where a version's files are not those that came with it."""
-    for name, digest in record.arrival(version).digests.items():
-        if sha256(repository / MODEL / str(version) / name) != digest:
-            raise InputError(
-                f"{repository / MODEL / str(version) / name} is not the file that was staged; stage the engine again"
-            )
+    came = record.arrival(version).digests
+    try:
+        there = version_digests(repository, version)
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}; stage the engine again") from error
+    for name in sorted(came.keys() | there.keys()):
+        if came.get(name) != there.get(name):
+            photo = name.startswith(f"{PHOTO_MODEL}/")
+            file = Path(PHOTO_MODEL, str(version), name.split("/")[1]) if photo else Path(MODEL, str(version), name)
+            raise InputError(f"{repository / file} is not the file that was staged; stage the engine again")
 
 
 def _check(repository: Path) -> None:
@@ -233,12 +260,10 @@ def _begin(repository: Path) -> Record:
     texts = _pinned(texts, number)
     with writing(repository):
         shutil.rmtree(configs, ignore_errors=True)  # of an attempt that was killed
-        for model in MODELS:  # an older program's photo model asks whichever version of the network is the latest
-            copy_code(model, repository / model / str(number))
         _write_configs(configs, texts)
         for model in MODELS:
             _all_to_disk(repository / model / str(number))
-    event = Event(action="begin", version=number, digests=digests_of(place))
+    event = Event(action="begin", version=number, digests=version_digests(repository, number))
     return _take(repository, Record(served=(number,)), event)
 
 

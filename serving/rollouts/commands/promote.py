@@ -152,6 +152,7 @@ def main(
             print(f"refused: {reason}", file=sys.stderr)
         print(f"version {version} stays the candidate; version {record.serving} serves", file=sys.stderr)
         raise typer.Exit(FAILED)
+    steps.check_files(repository, record, version)  # those that were judged
     with taking_up(server or (), secret_file, repository, version, tls):
         after = steps.promote(repository, record, figures, seconds, forced=without_gate or "")
     print(f"version {version} is promoted; version {after.previous} is what a rollback returns to")

@@ -34,7 +34,7 @@ def main(
     folder = engine_folder(engine)
     record = steps.stage(repository, engine_parts(folder), source=str(folder.resolve()), keep=keep)
     assert record.candidate is not None
-    same = record.arrival(record.candidate).digests == record.arrival(record.serving).digests
+    same = steps.same_files(*(record.arrival(version).digests for version in (record.candidate, record.serving)))
     also = ", which has the same files" if same else ""
     print(f"staged {folder} as version {record.candidate}; version {record.serving} serves{also}")
     followed = report(wait_for_candidate(health, record, wait))

@@ -12,9 +12,8 @@ import pytest
 from serving.layout import CANDIDATES, CONFIGS, MODELS, config_name, is_managed, latest_version, version_configs
 from serving.repository import Parts, check_parts
 from serving.rollouts.record import Record, read_record
-from serving.rollouts.steps import digests_of
+from serving.rollouts.steps import version_digests
 from tests.serving.conftest import Exported
-from upsnet.contract import MODEL
 from upsnet.files import sha256
 from upsnet.manifest import Manifest
 
@@ -64,7 +63,7 @@ def check_truth(repository: Path) -> Record | None:
         return None
     assert record.serving == serving
     for version in record.kept:
-        assert digests_of(repository / MODEL / str(version)) == record.arrival(version).digests
+        assert version_digests(repository, version) == record.arrival(version).digests
         for model in MODELS:
             assert (repository / model / str(version) / "model.py").is_file()
             for name in CONFIGS:

@@ -29,10 +29,11 @@ from serving.rollouts.gate import GateOptions, GateResult
 from serving.rollouts.of_run import deploy_run
 from serving.rollouts.record import Record, read_record
 from tests.serving.conftest import Exported
+from tests.serving.rollouts.candidates import make_template
 from tests.serving.rollouts.conftest import check_truth, entries
 from tests.small_disk import small_disk
 from upsnet.command_line.command import make_app
-from upsnet.contract import MODEL
+from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
 from upsnet.parity.gate import GateLimits
 
@@ -98,6 +99,39 @@ def test_the_way_of_a_version(run: Callable[..., Result], repository: Path, engi
     assert told[2]["reasons"] == ["a test"] and told[1]["source"] == str(engine)
     table = run("history").stdout
     assert table.count("UTC") == 8 and "a test" in table and f"from {engine}" in table
+
+
+def test_code_is_of_a_version_as_well(
+    run: Callable[..., Result], repository: Path, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("stage", engine)
+    run("promote", *UNJUDGED)
+    monkeypatch.setattr("serving.repository.TEMPLATE", make_template(tmp_path / "template", "# another program's"))
+    staged = run("stage", engine)
+    assert "staged" in staged.stdout and "the same files" not in staged.stdout
+    first, second = (read_record(repository).arrival(version).digests for version in (2, 3))
+    assert {name for name in first if first[name] != second[name] and not name.endswith(".pbtxt")} == {"model.py"}
+    (repository / PHOTO_MODEL / "3/model.py").write_text("raise ImportError")
+    for gate in (UNJUDGED, ()):
+        other = run("promote", *gate)
+        assert other.exit_code == 2 and "upsnet_photo/3/model.py is not the file that was staged" in other.stderr
+    assert read_record(repository).served == (1, 2)
+    assert deploy_run(engine, repository) == repository, "the model that serves is the engine's, whatever the code"
+
+
+def test_files_that_change_while_they_are_judged_are_not_promoted(
+    run: Callable[..., Result], repository: Path, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("stage", engine)
+
+    def gate(*_: Any, **__: Any) -> GateResult:
+        (repository / MODEL / "2/model.py").write_text("raise ImportError")
+        return GateResult(passed=True, reasons=[], seconds=1.0, private=True)
+
+    monkeypatch.setattr(promote, "hold_gate", gate)
+    other = run("promote", "--photos", engine)
+    assert other.exit_code == 2 and "upsnet/2/model.py is not the file that was staged" in other.stderr
+    assert read_record(repository).served == (1,)
 
 
 def test_status_for_programs(run: Callable[..., Result], engine: Path, parts: Parts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -185,9 +186,10 @@ def test_plain_triton_without_a_candidate(exported: Exported, triton_environment
         assert running.process.wait(30) != 0 and "version 0 is specified for model 'upsnet'" in running.said
 
 
-def test_other_plugins_need_a_restart(exported: Exported, tmp_path: Path) -> None:
+def test_what_needs_a_restart(exported: Exported, tmp_path: Path) -> None:
     repository = deploy(exported.model, exported.manifest_path, tmp_path / "repository")
     configs = dict.fromkeys((1, 2), config(MODEL, "config.pbtxt", repository))
+    shutil.copytree(repository / PHOTO_MODEL / "1", repository / PHOTO_MODEL / "2")
     for version in configs:
         (repository / MODEL / str(version)).mkdir(exist_ok=True)
         (repository / MODEL / str(version) / PLUGINS).write_bytes(b"the same")
@@ -198,6 +200,13 @@ def test_other_plugins_need_a_restart(exported: Exported, tmp_path: Path) -> Non
         check_alike(repository, True, configs)
     (repository / MODEL / "2/model.plan").touch()
     with pytest.raises(InputError, match="one of versions 1 and 2 has a TensorRT plan"):
+        check_alike(repository, False, configs)
+    (repository / MODEL / "2/model.plan").unlink()
+    code = repository / PHOTO_MODEL / "1/model.py"
+    code.write_text(code.read_text().replace("model_version", "version"))  # as it was before roll-outs
+    with pytest.raises(
+        InputError, match=r"the photo model of version 1 is an older program's.*; a restart takes it up"
+    ):
         check_alike(repository, False, configs)
 
 
