@@ -12,8 +12,8 @@ import grpc
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.load_test.asking import Server
-from serving.rollouts.answers import result_of
 from serving.rollouts.latency import Latency, Side, compare_latency, read_some
+from serving.rollouts.photo_model import PhotoAnswers, judge_photo_model
 from serving.rollouts.record import Record
 from serving.rollouts.running import Containers, Service, open_service, restarted, say, wait_for, watched
 from upsnet.datasets.folder import PanopticFolder
@@ -22,17 +22,16 @@ from upsnet.figures import points, share, title
 from upsnet.parity.deadline import InTime
 from upsnet.parity.gate import AGREE, GateLimits, Verdict, judge, unlike
 from upsnet.parity.photos import LabelledPhotos, Photos, PlainPhotos
-from upsnet.parity.pixels import identical_pixels
-from upsnet.photos import read_photo
 from upsnet.runtimes.open import open_runtime
 from upsnet.runtimes.options import RuntimeOptions, find_runtime
-from upsnet.runtimes.predictor import Predictor, predict_photos
+from upsnet.runtimes.predictor import Predictor
 from upsnet.runtimes.tls import Tls
 from upsnet.runtimes.triton import TritonPredictor
 
 HEALTH = "127.0.0.1:8002"  # of `make serve`
 LOADED = 16  # photos that make the load, at most
 ENOUGH = 40  # answers, for a p95 that is not one slow answer
+TOGETHER = 4  # photos in one request, at most
 KEPT = 5  # classes and photos, in the history
 
 
@@ -200,7 +199,7 @@ def _open(service: Service, version: int, seconds: float) -> TritonPredictor:
 async def _under_load(
     service: Service, record: Record, options: GateOptions, photos: Photos
 ) -> tuple[Latency | None, list[str]]:
-    """The photo models: each photo alone, held against the network of the same version, then both under load."""
+    """The photo models: photos alone and together, held against the network of the same version; then under load."""
     assert record.candidate is not None
     version, limits = record.candidate, options.limits
     some = read_some(photos, LOADED)
@@ -219,8 +218,13 @@ async def _under_load(
             say(f"no photo of {photos.title} is one that version {record.serving} takes as a photo")
             return None, []
         candidate = Side(servers[version], version, some)
+        most = await asyncio.to_thread(_most_together, service, record, limits.seconds)
+        groups = [range(start, min(start + most, len(some))) for start in range(0, len(some), most)]
+        taken = await reference.ask_together([each for each in groups if len(each) > 1], may_refuse=True)
         try:
-            answers = await candidate.ask_alone()
+            answers = PhotoAnswers(
+                await candidate.ask_alone(), await candidate.ask_everything(), await candidate.ask_together(list(taken))
+            )
         except ServerError as error:
             return None, [f"as photos, {error}"]
         if reasons := await asyncio.to_thread(_photo_model, service, version, limits.seconds, some, answers):
@@ -231,30 +235,21 @@ async def _under_load(
     return latency, _too_slow(latency, version, record.serving, options.max_latency_ratio)
 
 
+def _most_together(service: Service, record: Record, seconds: float) -> int:
+    """Photos in a request that both versions take."""
+    most = TOGETHER
+    for version in (record.serving, record.candidate):
+        assert version is not None
+        with closing(_open(service, version, seconds)) as opened:
+            most = min(most, opened.manifest.max_batch)
+    return most
+
+
 def _photo_model(
-    service: Service, version: int, seconds: float, photos: list[tuple[str, bytes]], answers: list[dict[str, bytes]]
+    service: Service, version: int, seconds: float, photos: list[tuple[str, bytes]], answers: PhotoAnswers
 ) -> list[str]:
-    """Where the photo model's answer is not that of the network, brought to the photo by this process."""
-    with closing(_open(service, version, seconds)) as opened, closing(InTime(opened, seconds, "x")) as predictor:
-        table, shares = predictor.manifest.categories_table, []
-        for number, ((name, content), answer) in enumerate(zip(photos, answers, strict=True), 1):
-            try:
-                (ours,) = predict_photos(predictor, [read_photo(content, name)])
-                theirs = result_of(answer)
-            except InputError as error:
-                return [f"as a photo, {number} of {len(photos)} ({name}): {error}"]
-            named = [each._replace(category=table[each.category].id) for each in ours.segments]
-            same = ours.ids.shape == theirs.ids.shape
-            agree = identical_pixels(ours._replace(segments=named), theirs).mean() if same else 0.0
-            shares.append((float(agree), name))
-    mean = sum(agree for agree, _ in shares) / len(shares)
-    if mean >= AGREE:
-        return []
-    least, name = min(shares)
-    return [
-        f"its photo model and its network agree in {share(mean)} of the pixels of {len(shares)} photos, needed "
-        f"{100 * AGREE:g} %: least of {name} ({share(least)})"
-    ]
+    with closing(_open(service, version, seconds)) as opened, closing(InTime(opened, seconds, "x")) as network:
+        return judge_photo_model(network, photos, answers)
 
 
 def _too_slow(latency: Latency, version: int, serving: int, allowed: float) -> list[str]:

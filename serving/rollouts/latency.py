@@ -15,6 +15,7 @@ from serving.load_test.asking import Server, said
 from serving.load_test.loops import OK, Length, Sample, closed_loop
 from serving.load_test.questions import Answer, Question, photo_question
 from serving.rollouts.answers import result_of
+from upsnet.contract import PHOTO_OUTPUTS
 from upsnet.errors import InputError, ServerError
 from upsnet.parity.photos import Photos
 from upsnet.parity.pixels import identical_pixels
@@ -58,6 +59,7 @@ class Side:
     def __init__(self, server: Server, version: int, photos: Sequence[tuple[str, bytes]]) -> None:
         self.version = version
         self._server = server
+        self._photos = list(photos)
         self._questions = [photo_question(name, [content], version=version) for name, content in photos]
         self._alone: list[Answer] = []
         self.samples: list[Sample] = []
@@ -71,17 +73,46 @@ class Side:
 
         may_refuse: photos that it says are no good (too large, for one) are left out from now on.
         """
-        asked, self._questions = self._questions, []
-        for number, question in enumerate(asked, 1):
-            try:
-                self._alone.append(await self._server.ask(question.message))
-            except grpc.aio.AioRpcError as error:
-                if may_refuse and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                    continue
-                where = f"photo {number} of {len(asked)} ({question.name})"
-                raise ServerError(f"{where}: {self._words(error)}", error.code().name) from None
-            self._questions.append(question)
+        asked, self._questions = list(zip(self._questions, self._photos, strict=True)), []
+        self._photos = []
+        for number, (question, photo) in enumerate(asked, 1):
+            answer = await self._ask(question, f"photo {number} of {len(asked)} ({question.name})", may_refuse)
+            if answer is not None:
+                self._alone.append(answer)
+                self._questions.append(question)
+                self._photos.append(photo)
         return self._alone
+
+    async def ask_everything(self) -> list[Answer]:
+        """Each photo by itself, for all outputs. ServerError, which names the photo."""
+        answers = []
+        for number, (name, content) in enumerate(self._photos, 1):
+            question = photo_question(name, [content], PHOTO_OUTPUTS, self.version)
+            where = f"photo {number} of {len(self._photos)} ({name}), asked for all outputs"
+            answers.append(await self._ask(question, where))
+        return [answer for answer in answers if answer is not None]
+
+    async def ask_together(self, groups: Sequence[range], may_refuse: bool = False) -> dict[range, Answer]:
+        """The photos of these places in one request each. ServerError, which names the photos.
+
+        may_refuse: what it says is no good (too large together) is left out.
+        """
+        answers = {}
+        for places in groups:
+            names, contents = zip(*(self._photos[place] for place in places), strict=True)
+            question = photo_question(", ".join(names), contents, version=self.version)
+            answer = await self._ask(question, f"{len(places)} photos in one request ({question.name})", may_refuse)
+            if answer is not None:
+                answers[places] = answer
+        return answers
+
+    async def _ask(self, question: Question, where: str, may_refuse: bool = False) -> Answer | None:
+        try:
+            return await self._server.ask(question.message)
+        except grpc.aio.AioRpcError as error:
+            if may_refuse and error.code() is grpc.StatusCode.INVALID_ARGUMENT:
+                return None
+            raise ServerError(f"{where}: {self._words(error)}", error.code().name) from None
 
     @property
     def names(self) -> list[str]:

@@ -12,7 +12,7 @@ import onnx
 from onnx import numpy_helper
 
 from serving.repository import TEMPLATE
-from upsnet.contract import LIBRARY, METADATA_KEY
+from upsnet.contract import LIBRARY, METADATA_KEY, MODEL
 from upsnet.files import sha256
 from upsnet.manifest import Manifest
 
@@ -33,6 +33,26 @@ class TritonPythonModel(_Right):
         return super().execute(requests)
 """
 SLEEPS = WRONG.format(number=7, what="import time; time.sleep(3600)")
+# Of the photo model:
+SWAPS = """
+
+_right = photo_tensors
+
+
+def photo_tensors(predictions, wanted):
+    return _right(predictions[::-1], wanted)
+"""
+JUNK = """
+
+_right = photo_tensors
+
+
+def photo_tensors(predictions, wanted):
+    found = _right(predictions, wanted)
+    if "coco_png" in found:
+        found["coco_png"][:] = b"junk"
+    return found
+"""
 DIES_AT_THE_20TH = WRONG.format(number=20, what="os._exit(1)")
 
 
@@ -82,10 +102,10 @@ def renamed(run: Path) -> dict[str, Any]:
     return {"categories": [first.model_copy(update={"name": f"not {first.name}"}), *others]}
 
 
-def make_template(folder: Path, code: str) -> Path:
-    """Of all repositories, with that code at the end of the model `upsnet`."""
+def make_template(folder: Path, code: str, model: str = MODEL) -> Path:
+    """Of all repositories, with that code at the end of the model."""
     shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    file = folder / "upsnet/1/model.py"
+    file = folder / model / "1/model.py"
     file.write_text(file.read_text() + code)
     return folder
 

@@ -20,6 +20,7 @@ from serving.rollouts.record import read_record
 from serving.rollouts.running import ask_service
 from serving.server import TritonServer
 from tests.serving.rollouts import candidates
+from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch
 from upsnet.parity.gate import GateLimits
@@ -97,11 +98,12 @@ def place(tiny_run: Path, triton_environment: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture
-def coded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """What is staged from now on has that code at the end of its model `upsnet`."""
+def coded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """What is staged from now on has that code at the end of its model `upsnet`, or another one."""
 
-    def put(code: str) -> None:
-        monkeypatch.setattr(repository_module, "TEMPLATE", candidates.make_template(tmp_path / "template", code))
+    def put(code: str, model: str = MODEL) -> None:
+        folder = candidates.make_template(tmp_path / "template", code, model)
+        monkeypatch.setattr(repository_module, "TEMPLATE", folder)
 
     return put
 
@@ -147,14 +149,14 @@ def test_a_broken_head_in_half_precision_is_refused(place: Place) -> None:
     assert result.reasons[-1] == "it computes in fp16, version 1 in fp32"
 
 
-def test_a_model_that_sleeps_is_refused(place: Place, coded: Callable[[str], None]) -> None:
+def test_a_model_that_sleeps_is_refused(place: Place, coded: Callable[..., None]) -> None:
     coded(candidates.SLEEPS)
     place.stage(candidates.another_word)
     result = place.gate(GateLimits(seconds=2), photos=place.shapes / "val")
     assert not result.passed and "no answer within 2 s" in result.reasons[0], result.reasons
 
 
-def test_a_model_that_dies_at_its_20th_request_is_refused(place: Place, coded: Callable[[str], None]) -> None:
+def test_a_model_that_dies_at_its_20th_request_is_refused(place: Place, coded: Callable[..., None]) -> None:
     coded(candidates.DIES_AT_THE_20TH)
     place.stage(candidates.another_word)
     result = place.gate(photos=place.shapes / "val")
@@ -166,7 +168,27 @@ def test_a_model_that_dies_at_its_20th_request_is_refused(place: Place, coded: C
     )
 
 
-def test_a_candidate_that_does_not_start_is_refused(place: Place, coded: Callable[[str], None]) -> None:
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (candidates.JUNK, r"as a photo, 1 of 4 \(.*\): its output coco_png is wrong: cannot identify image file"),
+        (
+            candidates.SWAPS,
+            r"its photo model's answers agree in .* of \d photos when several are in one request, needed",
+        ),
+    ],
+)
+def test_a_photo_model_that_is_wrong_is_refused(
+    code: str, words: str, place: Place, coded: Callable[..., None]
+) -> None:
+    coded(code, PHOTO_MODEL)
+    place.stage(candidates.another_word)
+    result = place.gate(photos=place.shapes / "val", seconds=0)
+    assert result.verdict is not None and result.verdict.identical == 1
+    assert len(result.reasons) == 1 and re.match(words, result.reasons[0]), result.reasons
+
+
+def test_a_candidate_that_does_not_start_is_refused(place: Place, coded: Callable[..., None]) -> None:
     coded("\nraise RuntimeError('broken on purpose')\n")
     place.stage(candidates.another_word)
     result = place.gate()
