@@ -15,6 +15,8 @@ from upsnet.files import sha256
 from upsnet.manifest import Manifest
 
 CONFIG = "configs/cpu.pbtxt"
+# The cure, where there are roll-outs.
+ROLLED_OUT = "`upsnet deploy rollback` returns to the version before, and `upsnet deploy stage` brings it anew"
 NOT_READ = ("__pycache__", "configs")
 CLAIM = r'onnx_sha256\\?": \\?"([0-9a-f]{64})'  # in a manifest, and in the one that a configuration carries
 
@@ -40,11 +42,11 @@ def take_snapshot(repository: Path, target: Path, version: int | None = None) ->
         versions = {MODEL: latest_version(repository)}
         if (repository / PHOTO_MODEL).is_dir():
             versions[PHOTO_MODEL] = latest_version(repository, PHOTO_MODEL)
+    cure = ROLLED_OUT if version is not None else "deploy it again with `upsnet deploy`"
     for name in ("model.onnx", "manifest.json"):
         if not (versions[MODEL] / name).is_file():
-            raise InputError(
-                f"there is no model to serve: {versions[MODEL] / name} is missing; make one with `make engine`"
-            )
+            built = "make one with `make engine`" if version is None else cure
+            raise InputError(f"there is no model to serve: {versions[MODEL] / name} is missing; {built}")
     for model, place in versions.items():
         folder = repository / model
         config = (
@@ -62,7 +64,7 @@ def take_snapshot(repository: Path, target: Path, version: int | None = None) ->
         if found is not None and found[1] != digest:
             raise InputError(
                 f"{versions[MODEL] / 'model.onnx'} is damaged, or not the model that "
-                f"{repository / file.relative_to(target)} describes; deploy it again with `upsnet deploy`"
+                f"{repository / file.relative_to(target)} describes; {cure}"
             )
     try:
         manifest = Manifest.load(copy / "manifest.json")

@@ -23,9 +23,12 @@ esac
 if [ -L "$now" ]; then # versions are rolled out step by step, and a link of the step says which one this is
     version=$(readlink "$now/$role" | sed -n 's|^../../\([0-9]*\)/configs$|\1|p')
 elif [ "$role" = serving ]; then
-    version=$(ls "$repository/upsnet" | grep -E '^[0-9]+$' | sort -n | tail -n 1)
+    version=$(ls "$repository/upsnet" 2>/dev/null | grep -E '^[0-9]+$' | sort -n | tail -n 1)
 fi
-[ -n "$version" ] || fail "$repository has no version to serve as $role (\`upsnet deploy stage\` puts a candidate there)"
+if [ -z "$version" ] && [ "$role" = candidate ]; then
+    fail "$repository has no version to serve as candidate (\`upsnet deploy stage\` puts one there)"
+fi
+[ -n "$version" ] || fail "$repository is no model repository, or an empty mount; \`upsnet deploy --run RUN\` makes one"
 model=$repository/upsnet/$version
 
 # The calls that could change something, or read the memory of others, want a secret that is forgotten here.

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.load_test.asking import Server
 from serving.rollouts.latency import Latency, Side, compare_latency, read_some
 from serving.rollouts.photo_model import PhotoAnswers, judge_photo_model
-from serving.rollouts.record import Record
+from serving.rollouts.record import Record, check_same, read_record
 from serving.rollouts.running import Containers, Service, open_service, restarted, say, wait_for, watched
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError, ServerError
@@ -131,7 +131,7 @@ def hold_gate(
     photos = open_photos(options)
     verdict, latency = None, None
     with open_service(repository, record, health, tls, containers) as service:
-        before, reasons = wait_for(service, record.candidate)
+        before, reasons = wait_for(service, record.candidate, lambda: check_same(read_record(repository), record))
         if before is not None:
             with watched(service, record.candidate) as said:
                 with ExitStack() as stack:

@@ -90,6 +90,16 @@ class Record(JsonModel):
         return next(each for each in self.events if each.version == version and each.action in ("begin", "stage"))
 
 
+def check_same(record: Record, expected: Record) -> None:
+    """InputError where another step was made since `expected`."""
+    if (record.id, record.step) != (expected.id, expected.step):
+        last = record.events[-1]
+        raise InputError(
+            f"meanwhile {last.who} made another step ({last.action}, version {last.version}); look at "
+            "`upsnet deploy status` and begin again"
+        )
+
+
 def read_record(repository: Path) -> Record:
     """Of a managed repository. InputError where it is none."""
     latest_version(repository)  # InputError where it is no repository at all

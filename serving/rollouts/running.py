@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -105,7 +105,17 @@ def open_service(
 
 
 def _check_container(repository: Path, record: Record, version: int, url: str, tls: Tls | None) -> None:
-    with closing(TritonPredictor(url, timeout=SECONDS, tls=tls, version=version)) as opened:
+    try:
+        predictor = TritonPredictor(url, timeout=SECONDS, tls=tls, version=version)
+    except ServerError as error:
+        if error.status != "NOT_FOUND":
+            raise
+        role = "the candidate" if version == record.candidate else "in service"
+        raise InputError(
+            f"the container at {url} does not run version {version} of {repository}, which is {role}: it serves "
+            "what was there when it started; restart it, or give another address"
+        ) from error
+    with closing(predictor) as opened:
         if opened.manifest.onnx_sha256 != record.arrival(version).digests.get("model.onnx"):
             raise InputError(f"the container at {url} serves another model than version {version} of {repository}")
 
@@ -127,12 +137,18 @@ def _following(health: str, record: Record) -> Running | None:
         time.sleep(0.2)
 
 
-def wait_for(service: Service, candidate: int) -> tuple[RunningVersion | None, list[str]]:
-    """The candidate, ready, or why it is not. A container has been asked when the service was opened."""
+def wait_for(
+    service: Service, candidate: int, check: Callable[[], None] = lambda: None
+) -> tuple[RunningVersion | None, list[str]]:
+    """The candidate, ready, or why it is not. A container has been asked when the service was opened.
+
+    check: raises where there is nothing to wait for any more.
+    """
     if not service.health:
         return RunningVersion(role=Role.CANDIDATE, state=State.READY), []
     end = time.monotonic() + START
     while True:
+        check()
         told = service.told()
         if (why := told.failed.get(candidate)) is not None:
             return None, [f"version {candidate} does not start: {why}"]

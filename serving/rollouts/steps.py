@@ -39,7 +39,7 @@ from serving.repository import (
     write_version,
     write_warm_up,
 )
-from serving.rollouts.record import RECORD, Event, Record, read_record
+from serving.rollouts.record import RECORD, Event, Record, check_same, read_record
 from upsnet.contract import MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
 from upsnet.files import WriteError, ending_on_sigterm, sha256, writing, writing_only
@@ -75,7 +75,7 @@ def stage(repository: Path, parts: Parts, source: str = "", keep: int = KEPT) ->
 def _stage(repository: Path, parts: Parts, source: str, keep: int) -> Record:
     incoming = repository / MODEL / ROLLOUTS / INCOMING
     try:
-        with writing(repository), writing_only(repository, incoming):
+        with writing(repository), writing_only(incoming, incoming):
             shutil.rmtree(incoming, ignore_errors=True)  # of one that was killed
             incoming.mkdir()
             write_version(parts, {model: incoming / model for model in MODELS})
@@ -226,7 +226,7 @@ def _step(repository: Path, expected: Record | None = None, begins: bool = False
     with locked(repository):
         record = read_record(repository) if is_managed(repository) else _begin(repository)
         if expected is not None:
-            _same(record, expected)
+            check_same(record, expected)
         _link_configs(repository)
         _tidy(repository, record)
         try:
@@ -234,15 +234,6 @@ def _step(repository: Path, expected: Record | None = None, begins: bool = False
         except BaseException:
             _tidy(repository, read_record(repository))
             raise
-
-
-def _same(record: Record, expected: Record) -> None:
-    if (record.id, record.step) != (expected.id, expected.step):
-        last = record.events[-1]
-        raise InputError(
-            f"meanwhile {last.who} made another step ({last.action}, version {last.version}); look at "
-            "`upsnet deploy status` and begin again"
-        )
 
 
 def _begin(repository: Path) -> Record:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -116,3 +116,10 @@ def report(outcome: Outcome) -> bool:
     """Prints it, to stderr where it is a fault; whether it is none."""
     print(outcome.told, file=sys.stderr if outcome.followed is False else sys.stdout)
     return outcome.followed is not False
+
+
+def report_taken_up(servers: Sequence[str], outcome: Outcome, version: int) -> bool:
+    """`report`, and the containers that have taken a version up; where there are some, nobody misses a service."""
+    for each in servers:
+        print(f"version {version} serves at {each} now")
+    return True if servers and outcome.followed is None else report(outcome)

@@ -50,6 +50,17 @@ def test_truncated_model(repository: Path, tmp_path: Path) -> None:
         take_snapshot(repository, tmp_path / "copy")
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json"])
+def test_the_cure_where_versions_are_rolled_out(name: str, repository: Path, tmp_path: Path) -> None:
+    """`upsnet deploy` writes no model into such a repository."""
+    file = repository / "upsnet/1" / name
+    file.unlink()
+    if name == "model.onnx":
+        file.write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"; `upsnet deploy rollback` returns to the version before, and `upsnet dep"):
+        take_snapshot(repository, tmp_path / "copy", version=1)
+
+
 def test_broken_manifest_is_named_where_it_lies(repository: Path, tmp_path: Path) -> None:
     manifest = repository / "upsnet/1/manifest.json"
     manifest.write_text("{")

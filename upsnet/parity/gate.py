@@ -121,15 +121,16 @@ def unlike(candidate: Manifest, reference: Manifest, limits: GateLimits, title: 
         reasons.append(f"its class table is another: {found}")
     cure = "; other_size (--other-size) allows it"
     if candidate.resize != reference.resize and not limits.other_size:
-        sizes = " and not ".join(map(_size, (candidate.resize, reference.resize)))
-        reasons.append(f"its network size is another: photos get {sizes}{cure}")
+        reasons.append(f"its network size is another: {_differing(candidate.resize, reference.resize)}{cure}")
     if candidate.max_batch < reference.max_batch and not limits.other_size:
         reasons.append(f"it takes batches of at most {candidate.max_batch}, {title} of {reference.max_batch}{cure}")
     return reasons
 
 
-def _size(rule: ResizeRule) -> str:
-    return f"short sides of {rule.short_side} and long ones of at most {rule.max_side} pixels"
+def _differing(mine: ResizeRule, theirs: ResizeRule) -> str:
+    """What of two rules is not the same, by its name in the manifest."""
+    pairs = ((name, getattr(mine, name), getattr(theirs, name)) for name in ResizeRule.model_fields)
+    return ", ".join(f"{name} {one} and not {other}" for name, one, other in pairs if one != other)
 
 
 def _verdict(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +26,9 @@ from serving.rollouts.commands.options import (
 )
 from serving.rollouts.control import check_containers, taking_up
 from serving.rollouts.gate import GateOptions, hold_gate
-from serving.rollouts.record import read_record
+from serving.rollouts.record import Record, check_same, read_record
 from serving.rollouts.running import Containers
-from serving.rollouts.waiting import check_health, report, wait_until_serving
+from serving.rollouts.waiting import check_health, report_taken_up, wait_until_serving
 from upsnet.command_line.command import run as run_command
 from upsnet.command_line.options import GtFolder, GtJson, Images, TlsCa, TlsCert, TlsKey, run_option
 from upsnet.errors import InputError
@@ -137,12 +139,14 @@ def main(
     figures: dict[str, Any] = {}
     if without_gate is None:
         containers = Containers(server[0], candidate) if server and candidate is not None else None
-        result = hold_gate(repository, record, options, health=health, tls=tls, containers=containers)
+        with blaming_other_steps(repository, record):
+            result = hold_gate(repository, record, options, health=health, tls=tls, containers=containers)
         reasons, figures["gate"] = result.reasons, result.figures
         print("\n".join(result.lines), flush=True)
     if share is not None and not reasons:
         bounds = CanaryLimits(canary_photos, canary_seconds, min_identical, max_latency_ratio, deadline)
-        verdict = run_canary(repository, record, health, share, bounds)
+        with blaming_other_steps(repository, record):
+            verdict = run_canary(repository, record, health, share, bounds)
         reasons, figures["canary"] = verdict.reasons, verdict.figures
         print("\n".join(verdict.lines), flush=True)
     seconds = round(time.monotonic() - begun, 3)
@@ -156,8 +160,21 @@ def main(
     with taking_up(server or (), secret_file, repository, version, tls):
         after = steps.promote(repository, record, figures, seconds, forced=without_gate or "")
     print(f"version {version} is promoted; version {after.previous} is what a rollback returns to")
-    if not report(wait_until_serving(health, after, wait)):
+    if not report_taken_up(server or (), wait_until_serving(health, after, wait), version):
         raise typer.Exit(FAILED)
+
+
+@contextmanager
+def blaming_other_steps(repository: Path, record: Record) -> Iterator[None]:
+    """What goes wrong where somebody has made another step is that step's doing: versions come and go with it."""
+    try:
+        yield
+    except InputError as error:
+        try:
+            check_same(read_record(repository), record)
+        except InputError as moved:
+            raise moved from error
+        raise
 
 
 def run_of(repository: Path) -> Path | None:

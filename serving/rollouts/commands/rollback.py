@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -19,9 +20,10 @@ from serving.rollouts.commands.options import (
 )
 from serving.rollouts.control import take_up, taking_up
 from serving.rollouts.record import read_record
-from serving.rollouts.waiting import check_health, report, wait_until_serving
+from serving.rollouts.waiting import check_health, report_taken_up, wait_until_serving
 from upsnet.command_line.command import run as run_command
 from upsnet.command_line.options import TlsCa, TlsCert, TlsKey
+from upsnet.errors import InputError
 from upsnet.runtimes.tls import Tls
 
 
@@ -56,7 +58,11 @@ def main(
         with taking_up(servers, secret_file, repository, version, tls):
             record = steps.rollback(repository, version, expected=before)
         print(f"back from version {before.serving} to version {record.serving}")
-    if not report(wait_until_serving(health, record, wait)):
+    try:
+        steps.check_files(repository, record, record.serving)
+    except InputError as error:
+        print(f"warning: {error}; a server that starts on version {record.serving} may fail", file=sys.stderr)
+    if not report_taken_up(servers, wait_until_serving(health, record, wait), record.serving):
         raise typer.Exit(FAILED)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,11 @@ def test_a_role_that_nobody_has(fake: FakeTriton) -> None:
     fake.manage(serving=4)
     assert "no version to serve as candidate" in refused("candidate")
     assert "ROLE is 'both'" in refused("both")
+    shutil.rmtree(fake.repository)
+    wanted = "is no model repository, or an empty mount; `upsnet deploy --run RUN` makes one"
+    assert wanted in refused("serving")
+    fake.repository.mkdir()
+    assert wanted in refused("serving")
 
 
 def test_the_operators_secret(fake: FakeTriton, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from tests.serving.rollouts.conftest import check_truth, entries
 from tests.small_disk import small_disk
 from upsnet.command_line.command import make_app
 from upsnet.contract import MODEL, PHOTO_MODEL
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 from upsnet.parity.gate import GateLimits
 
 MAINS: dict[str, Callable[..., None]] = {
@@ -132,6 +132,41 @@ def test_files_that_change_while_they_are_judged_are_not_promoted(
     other = run("promote", "--photos", engine)
     assert other.exit_code == 2 and "upsnet/2/model.py is not the file that was staged" in other.stderr
     assert read_record(repository).served == (1,)
+
+
+def test_a_gate_that_another_step_ended_says_so(
+    run: Callable[..., Result], repository: Path, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A version that goes while it is asked is no fault of the version that serves."""
+    run("stage", engine)
+    run("promote", *UNJUDGED)
+    run("stage", engine)
+
+    def gone(*_: Any, **__: Any) -> GateResult:
+        raise ServerError("there is no version 2; there is 1 and 3")
+
+    monkeypatch.setattr(promote, "hold_gate", gone)
+    own = run("promote", "--photos", engine)
+    assert (own.exit_code, own.stderr) == (2, "error: there is no version 2; there is 1 and 3\n")
+
+    def back(*_: Any, **__: Any) -> GateResult:
+        run("rollback")
+        return gone()
+
+    monkeypatch.setattr(promote, "hold_gate", back)
+    moved = run("promote", "--photos", engine)
+    assert moved.exit_code == 2 and "error: meanwhile " in moved.stderr
+    assert "made another step (rollback, version 1)" in moved.stderr
+
+
+def test_a_rollback_to_damaged_files_warns(run: Callable[..., Result], repository: Path, engine: Path) -> None:
+    run("stage", engine)
+    run("promote", *UNJUDGED)
+    assert run("rollback").stderr == ""
+    (repository / MODEL / "2/model.onnx").write_bytes(b"damaged")
+    back = run("rollback", "--to", 2)
+    assert back.exit_code == 0 and read_record(repository).serving == 2, "it may be the only way"
+    assert back.stderr.startswith(f"warning: {repository / MODEL / '2/model.onnx'} is not the file that was staged")
 
 
 def test_status_for_programs(run: Callable[..., Result], engine: Path, parts: Parts) -> None:
@@ -282,7 +317,9 @@ def test_a_full_disk_leaves_what_was(run: Callable[..., Result], repository: Pat
     with small_disk(100):
         refused = run("stage", engine)
     assert refused.exit_code == 2, refused.output
-    assert "cannot be written: File too large; the versions that are there stay as they were" in refused.stderr
+    place = repository / MODEL / "rollouts/incoming/upsnet/model.onnx"
+    words = "cannot be written: File too large; the versions that are there stay as they were"
+    assert refused.stderr == f"error: {place}: {words}\n"
     with small_disk(300):  # the record does not fit
         assert run("rollback", "--to", 1).exit_code == 0, "nothing to do"
         refused = run("discard")

@@ -149,9 +149,12 @@ def test_the_commands(running: Running, exported: Exported, triton_environment: 
     with container(tmp_path / "c", triton_environment, running.repository, {"ROLE": "candidate"}) as candidate:
         assert versions_of(candidate) == [[str(before.candidate)]] * 2
         swapped = command("promote", *arguments, *judged, "--candidate", running.container.grpc)
-        assert swapped.exit_code == 2 and "version" in swapped.stderr, swapped.output
+        assert swapped.exit_code == 2, swapped.output
+        assert f"does not run version {before.candidate} of" in swapped.stderr and "restart it" in swapped.stderr
         promoted = command("promote", *arguments, *judged, "--candidate", candidate.grpc)
     assert promoted.exit_code == 0, promoted.output
+    assert f"version {before.candidate} serves at {running.container.grpc} now" in promoted.stdout
+    assert "127.0.0.1:9" not in promoted.stdout, "nobody misses a service where there are containers"
     after = read_record(running.repository)
     assert after.serving == before.candidate and not after.events[-1].figures["gate"]["private_servers"]
     assert running.versions() == [[str(after.serving)]] * 2

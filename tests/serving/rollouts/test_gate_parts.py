@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import struct
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from PIL import Image
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from serving.load_test.questions import Answer, photo_question
+from serving.repository import Parts
+from serving.rollouts import steps
 from serving.rollouts.answers import result_of
 from serving.rollouts.gate import GateOptions, GateResult, _too_slow, hold_gate, open_photos
 from serving.rollouts.latency import Latency, Side, Speed, compare_latency, read_some
 from serving.rollouts.record import Record
+from serving.rollouts.running import Running
 from upsnet.contract import LABELS, PHOTO_SIZES, SEGMENTS_JSON
 from upsnet.errors import InputError, ServerError
 from upsnet.parity.gate import GateLimits, judge
@@ -196,6 +200,24 @@ def test_a_data_set_and_the_runs_own(gt_json: Path, tmp_path: Path) -> None:
     }
     (tmp_path / "config.yaml").write_text(json.dumps({"data": {"val": data}}))
     assert len(open_photos(GateOptions(run=tmp_path))) == 5
+
+
+def test_nobody_waits_for_a_candidate_that_is_none_any_more(
+    repository: Path, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = steps.stage(repository, parts)
+
+    class Starting:
+        health, private = "somewhere", True
+
+        def told(self) -> Running:
+            steps.stage(repository, parts)
+            return Running(rollouts=record.id, serving=1, ports={}, versions={})
+
+    monkeypatch.setattr("serving.rollouts.gate.open_service", lambda *_: nullcontext(Starting()))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"meanwhile .* made another step \(stage, version 3\)"):
+        hold_gate(repository, record, GateOptions(photos=tmp_path))
 
 
 def test_what_is_told_and_what_is_kept(gt_json: Path, fake: Any) -> None:

@@ -135,12 +135,15 @@ def test_another_class_table_is_named_and_no_photo_is_shown(labelled: LabelledPh
 def test_another_size_and_smaller_batches_are_named(labelled: LabelledPhotos, fake: Fake) -> None:
     other = changed(fake("a"), resize=ResizeRule(short_side=96, max_side=128), max_batch=1)
     verdict = judge(other, fake("b"), labelled)
-    size = "short sides of 96 and long ones of at most 128 pixels and not short sides of 48"
+    size = "another: short_side 96 and not 48, max_side 128 and not 64;"
     assert (
         size in verdict.reasons[0]
         and "it takes batches of at most 1, the version in service of 4" in verdict.reasons[1]
     )
     assert all("--other-size" in reason for reason in verdict.reasons) and other.batches == []
+    padded = changed(fake("a"), resize=fake("b").manifest.resize.model_copy(update={"divisor": 64}))
+    (reason,) = judge(padded, fake("b"), labelled).reasons
+    assert reason == "its network size is another: divisor 64 and not 32; other_size (--other-size) allows it"
     # Colours survive enlarging, but for the edges that it blurs.
     assert judge(other, fake("b"), labelled, GateLimits(other_size=True, max_pq_drop=1)).images == 5
 
