@@ -43,7 +43,7 @@ def test_a_run_is_served_and_compared_until_the_viewer_is_killed(
             assert [each["title"] for each in told] == [f"Triton at {where}", "ONNX Runtime, run", "PyTorch, run"]
             given = f"{page}api/photos/{ask(f'{page}api/photos', photo)['id']}"
             stages = [stage["name"] for stage in ask(f"{given}/answers?model=s0", b"")["stages"]]
-            assert stages == ["decode", "resize", "network", "restore", "queue, transport", "packing"]
+            assert stages == ["waiting", "decode", "resize", "network", "restore", "queue, transport", "packing"]
             assert ask(f"{given}/answers?model=m0", b"")["segments"]
             assert ask(f"{given}/difference?a=s0&b=m0")["differing"] == 0
         finally:

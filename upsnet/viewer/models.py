@@ -29,6 +29,7 @@ from upsnet.runtimes.tls import Tls
 ANSWER_SECONDS = 120.0  # for a photo
 LOOK_SECONDS = 3.0  # for a server to say how it is
 FRESH_SECONDS = 1.0  # in which what it said is still true
+AT_ONCE = 2  # photos that a server's model is asked for
 RETRIES = 1  # of a server that is busy or restarts; the page asks again by itself
 
 
@@ -50,6 +51,7 @@ class Model(Protocol):
 
     id: str
     place: str
+    at_once: int  # photos that it is asked for
 
     @property
     def title(self) -> str: ...
@@ -65,6 +67,8 @@ class Model(Protocol):
 
 class OwnModel:
     """A model of this process: opened when it is first asked, and asked for one photo at a time."""
+
+    at_once = 1
 
     def __init__(self, id: str, title: str, place: str, opener: Callable[[], Predictor]) -> None:
         self.id, self.place, self._title, self._opener = id, place, title, opener
@@ -165,6 +169,8 @@ class Answering:
 
 class ServerModel:
     """A version of a server's model; without one, the version in service."""
+
+    at_once = AT_ONCE
 
     def __init__(self, id: str, server: Answering, version: str = "") -> None:
         self.id, self.place, self._server, self._version = id, server.address, server, version

@@ -35,10 +35,10 @@ def test_a_servers_answer_and_its_stages(server: FakeServer, page: Page) -> None
     photo = page.give(PHOTO)
     answer = page.answer(photo, "s0")
     np.testing.assert_array_equal(unpacked(answer["map"]), Model(server.predictor).predict(PHOTO).ids)
-    assert [stage["name"] for stage in answer["stages"]] == ["server", "packing"]  # it tells no more
+    assert [stage["name"] for stage in answer["stages"]] == ["waiting", "server", "packing"]  # it tells no more
     server.stages = {"decode": 0.001, "resize": 0.001, "network": 0.002, "restore": 0.001}
     stages = page.answer(photo, "s0")["stages"]
-    assert [stage["name"] for stage in stages] == [*server.stages, "queue, transport", "packing"]
+    assert [stage["name"] for stage in stages] == ["waiting", *server.stages, "queue, transport", "packing"]
     assert {stage["name"]: stage["seconds"] for stage in stages}.items() >= server.stages.items()
     page.answer(photo, "m0")
     assert page.get(f"/api/photos/{photo['id']}/difference?a=s0&b=m0").json()["differing"] == 0
