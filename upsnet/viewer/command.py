@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import sys
@@ -121,7 +122,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((str(address[0]), port), family=family)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot listen on {host}:{port}: {reason}; give another --port, or 0") from None
+        is_port = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        cure = "give another --port, or 0" if is_port else "give an address of this machine as --host"
+        raise InputError(f"cannot listen on {host}:{port}: {reason}; {cure}") from None
 
 
 if __name__ == "__main__":
