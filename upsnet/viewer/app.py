@@ -25,7 +25,7 @@ from upsnet.photos import MAX_PIXELS
 from upsnet.viewer.album import Album, Answer, Entry, open_photo, packed_map, photo_name
 from upsnet.viewer.difference import difference
 from upsnet.viewer.guard import Guard, TooLarge, read_body, refusal
-from upsnet.viewer.models import Model, Models, timed
+from upsnet.viewer.models import Model, Models, identity_of, timed
 
 logger = logging.getLogger("upsnet")
 STATIC = Path(__file__).parent / "static"
@@ -96,7 +96,7 @@ class Viewer:
 
         def work() -> dict[str, Any]:
             stages = {"waiting": time.perf_counter() - came}
-            prediction = model.ask(NamedPhoto(entry.content, entry.name, entry.stem))
+            prediction, manifest = model.ask(NamedPhoto(entry.content, entry.name, entry.stem))
             stages |= prediction.stages
             with timed(stages, "packing"):
                 answer = Answer.of(prediction, model.title)
@@ -106,6 +106,7 @@ class Viewer:
                 "photo": entry.id,
                 "model": model.id,
                 "title": model.title,
+                "identity": identity_of(manifest),
                 "words": prediction.describe(),
                 "segments": answer.segments,
                 "stages": [{"name": name, "seconds": seconds} for name, seconds in stages.items()],

@@ -71,9 +71,13 @@ def test_a_server_that_dies_while_it_is_asked(server: FakeServer, page: Page) ->
 
 
 def test_a_server_that_serves_another_network_now(server: FakeServer, page: Page) -> None:
-    assert page.get("/api/models").json()["models"][0]["network"] == "fake"
+    photo, before = page.give(PHOTO), page.get("/api/models").json()["models"][0]
+    assert before["network"] == "fake"
+    assert page.answer(photo, "s0")["identity"] == page.answer(photo, "m0")["identity"] == before["identity"]
     server.predictor.manifest = server.predictor.manifest.model_copy(update={"name": "retrained"})
-    assert page.get("/api/models").json()["models"][0]["network"] == "retrained"
+    after = page.get("/api/models").json()["models"][0]
+    assert after["network"] == "retrained"
+    assert page.answer(photo, "s0")["identity"] == after["identity"] != before["identity"]
 
 
 def test_the_versions_of_a_server_are_models_of_their_own(server: FakeServer, page: Page) -> None:
