@@ -47,10 +47,14 @@ class Connection(H11Protocol):
         """Only the whole head of a request ends the time that it had: a part of one does not."""
         self.conn.receive_data(data)
         self.handle_events()
+        if not self.waits:
+            self._unset_keepalive_if_required()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.waits and not self.transport.is_closing():
+        if not self.waits:  # the next one had come already
+            self._unset_keepalive_if_required()
+        elif not self.transport.is_closing():
             refused = self.conn.their_state is h11.SEND_BODY
             self._wait(LINGER_SECONDS if refused else IDLE_SECONDS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import time
 from collections.abc import Iterator
@@ -57,6 +58,18 @@ def test_a_connection_without_a_request_is_closed(
     with connect(page) as silent:
         silent.sendall(head)
         assert is_closed(silent, dribble)
+
+
+def test_a_request_that_takes_longer_is_not_cut(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+    with connect(page) as slow:
+        for _ in range(2):  # on one connection
+            slow.sendall(SLOW)
+            time.sleep(0.4)
+            slow.sendall(bytes(5000 - len(b"half")))
+            answer = http.client.HTTPResponse(slow)
+            answer.begin()
+            assert answer.status == 422 and answer.read()
 
 
 def test_who_only_connects_keeps_nobody_out(page: Page) -> None:
