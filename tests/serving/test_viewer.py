@@ -32,12 +32,19 @@ def test_a_run_is_served_and_compared_until_the_viewer_is_killed(
     with socket.create_server(("127.0.0.1", 0)) as free:
         where = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "upsnet", "viewer", "--run", str(run), "--url", where, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as viewer:
+    said = tmp_path / "stderr"
+    with (
+        said.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as viewer,
+    ):
         try:
             assert viewer.stdout is not None
             lines = iter(viewer.stdout.readline, "")
             assert next(lines) == f"No server answers at {where}: starting one for {run}.\n"
             page = next(line for line in lines if line.startswith("http://")).split()[0]
+            assert '"level"' not in said.read_text(), (
+                "a server that starts, and is asked whether it is ready, is no error"
+            )
             told = ask(f"{page}api/models")["models"]
             assert [(each["id"], each["state"]) for each in told[:2]] == [("s0", "ready"), ("m0", "waiting")]
             assert [each["title"] for each in told] == [f"Triton at {where}", "ONNX Runtime, run", "PyTorch, run"]
