@@ -19,6 +19,8 @@ logger = logging.getLogger("upsnet")
 LONGEST = 40  # characters of a name that are drawn
 NO_CHARACTER = "\U0010ffff"  # never one: a font draws its sign for what it lacks
 FIGURES = " .0123456789"  # of scores
+# Of explicit embeddings, overrides and isolates, by Unicode's bidirectional algorithm (UAX 9).
+TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 # In this order: a name in a plain font looks better than one in italics.
 SPECIAL = ("bold", "black", "light", "thin", "italic", "oblique", "condensed", "narrow", "mono", "serif", "math")
@@ -55,9 +57,14 @@ def labels_of(categories: Categories) -> tuple[Label, ...]:
 
 
 def clean(name: str) -> str:
-    """One line of at most LONGEST characters, without those that control a terminal or nothing at all."""
-    visible = (character if unicodedata.category(character) not in ("Cc", "Cs", "Cn") else " " for character in name)
-    return _cut(" ".join("".join(visible).split()))
+    """One line of at most LONGEST characters, without those that control a terminal, a text's direction or nothing."""
+    return _cut(" ".join("".join(character if _is_visible(character) else " " for character in name).split()))
+
+
+def _is_visible(character: str) -> bool:
+    return (
+        unicodedata.category(character) not in ("Cc", "Cs", "Cn") and unicodedata.bidirectional(character) not in TURNS
+    )
 
 
 def _cut(line: str) -> str:

@@ -27,6 +27,7 @@ FOCUSED = "() => document.activeElement.id || document.activeElement.textContent
 SMALL = """() => [...document.querySelectorAll("button, a[href], select, input, summary")]
     .map((each) => [each.id || each.textContent, (each.closest("label") ?? each).getBoundingClientRect()])
     .filter(([, box]) => box.width > 1 && (box.width < 24 || box.height < 24)).map(([name]) => name)"""
+COLORS = "chips => chips.map((chip) => getComputedStyle(chip).backgroundColor)"
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -73,6 +74,24 @@ def test_axe_core_finds_nothing(
             if how == "phone":
                 assert opened.page.evaluate(WIDER) == 0, "the page is as wide as the phone"
                 assert opened.page.evaluate(SMALL) == [], "a finger hits everything"
+
+
+def test_forced_colours_keep_what_colours_tell(
+    browser: Browser, address: str, photo: bytes, tmp_path: Path, screenshots: Screenshots
+) -> None:
+    """Chips and the mark keep their own; what is chosen has a border."""
+    with Opened.of(browser, address, tmp_path, forced_colors="active") as opened:
+        opened.choose(photo)
+        two_models(opened, photo)
+        opened.find("#segments button").first.click()
+        screenshots.take(opened.page, "Forced colours")
+        chips = opened.find("#segments .chip").evaluate_all(COLORS)
+        assert len(set(chips)) == len(chips) == len(ROWS)
+        assert "gradient" in opened.find(".mark").evaluate("each => getComputedStyle(each).backgroundImage")
+        for chosen in opened.find("[aria-pressed='true']").all():
+            assert chosen.evaluate("each => getComputedStyle(each).borderTopWidth") == "3px"
+        other = opened.find("#segments button[aria-pressed='false']").first
+        assert other.evaluate("each => getComputedStyle(each).borderTopWidth") != "3px"
 
 
 def test_axe_core_would_find_something(opened: Opened, axe_core: str) -> None:

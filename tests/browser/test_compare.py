@@ -63,7 +63,7 @@ def test_another_model_answers_for_the_photo_that_is_shown(opened: Opened, photo
     opened.compare("others.onnx", side="a")
     expect(canvas).to_have_accessible_name("scene.png: 2 person, 1 cat, sky, grass, house (6 segments)")
     stages = opened.find("#stages tbody th").all_inner_texts()
-    assert stages[:4] == ["decode", "resize", "network", "restore"]
+    assert stages[:5] == ["waiting", "decode", "resize", "network", "restore"]
 
 
 def test_a_candidate_beside_the_version_in_service(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from tests.browser.colours import ROWS, scene
 from tests.browser.conftest import Networks, start_triton, viewer
 from tests.browser.opened import Opened
 from tests.browser.screenshots import Screenshots
+from tests.conftest import photo_of
+from tests.conftest import scene as scene_of_halves
+from tests.upsnet.client.fake_server import FakeServer
+from tests.upsnet.client.fake_server import server as server
+from tests.upsnet.viewer.page import encoded
 
 pytest.importorskip("playwright", reason="needs Playwright's driver, which `make setup` installs")
 from playwright.sync_api import Browser, expect
@@ -81,6 +87,21 @@ def test_a_huge_photo(opened: Opened) -> None:
     assert Image.open(download.value.path()).size == (4000, 3000)
 
 
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (3, 5000)], ids=str)
+def test_a_photo_that_is_thin_fits(opened: Opened, size: tuple[int, int]) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (90, 90, 90)).save(buffer, "PNG")
+    opened.choose(buffer.getvalue(), "thin.png")
+    for _ in range(2):  # when it comes, and after a look closer
+        box = opened.find("#pane-a canvas").bounding_box()
+        assert box is not None
+        assert 8 <= box["width"] <= 1280 and 8 <= box["height"] <= 900
+        assert opened.page.evaluate("() => document.querySelector('#last').getBoundingClientRect().top") < 1200
+        opened.find("#zoom-in").click()
+        assert (opened.find("#pane-a canvas").bounding_box() or box)["height"] > box["height"]
+        opened.find("#zoom-fit").click()
+
+
 def test_two_tabs_do_not_disturb_each_other(opened: Opened, photo: bytes) -> None:
     other = Opened(opened.page.context.new_page(), opened.folder)
     other.page.goto(opened.page.url)
@@ -95,6 +116,32 @@ def test_two_tabs_do_not_disturb_each_other(opened: Opened, photo: bytes) -> Non
     other.find("#photos button").filter(has_text="first.png").first.click()
     expect(other.page.get_by_role("img", name="first.png: 2 person, 1 dog")).to_be_visible()
     assert not other.faults, other.faults
+
+
+def test_a_file_of_a_photo_that_another_tab_forgot_is_missed(opened: Opened, photo: bytes) -> None:
+    opened.choose(photo)
+    opened.page.evaluate("() => fetch('/api/photos', {method: 'DELETE'})")
+    for link in ("#download-ids", "#download-json"):
+        opened.drop({"bad.png": b"no photo"}, state="error")
+        opened.find(link).click()
+        expect(opened.page.get_by_role("alert")).to_contain_text("this one is gone; give it again")
+    opened.forgive(REFUSED)
+
+
+def test_another_network_at_the_same_address_is_asked_anew(
+    browser: Browser, server: FakeServer, tmp_path: Path
+) -> None:
+    with viewer("--url", server.url) as address, Opened.of(browser, address, tmp_path) as opened:
+        opened.choose(encoded(photo_of(scene_of_halves(0))), "photo.png")
+        expect(opened.page.get_by_role("img", name="photo.png: ")).to_have_accessible_name(re.compile("sky"))
+        asked = len(server.asked)
+        found = [{**each.model_dump(), "name": f"new {each.name}"} for each in server.predictor.manifest.categories]
+        manifest = {**server.predictor.manifest.model_dump(), "categories": found}
+        server.predictor.manifest = type(server.predictor.manifest).model_validate(manifest)
+        expect(opened.page.get_by_role("img", name="photo.png: ")).to_have_accessible_name(re.compile("new sky"))
+        expect(opened.find("#segments")).to_contain_text("new sky")
+        opened.page.wait_for_timeout(3000)  # one more look, which finds nothing new
+        assert len(server.asked) == asked + 1
 
 
 def test_a_server_that_dies_is_missed_and_taken_up_again(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +25,12 @@ from upsnet.photos import MAX_PIXELS
 from upsnet.viewer.album import Album, Answer, Entry, open_photo, packed_map, photo_name
 from upsnet.viewer.difference import difference
 from upsnet.viewer.guard import Guard, TooLarge, read_body, refusal
-from upsnet.viewer.models import Models, timed
+from upsnet.viewer.models import Model, Models, identity_of, timed
 
 logger = logging.getLogger("upsnet")
 STATIC = Path(__file__).parent / "static"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-AT_WORK = 2  # photos that are decoded, asked for or compared at a time
+AT_WORK = 2  # photos that are decoded or compared at a time
 MOST_WAITING = 16  # more are refused
 MOST_ARRIVING = 4  # photos whose bytes are being read: they are held in memory
 Result = TypeVar("Result")
@@ -48,7 +50,7 @@ class Viewer:
 
     def __init__(self, models: Models, album: Album) -> None:
         self._models, self._album = models, album
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._limiters: dict[str, anyio.CapacityLimiter] = {}  # of each model; "": of the viewer's own work
         self._waiting = self._arriving = 0
 
     async def models(self, _: Request) -> Response:
@@ -65,7 +67,8 @@ class Viewer:
         self._arriving += 1
         try:
             content = await read_body(request, MOST_PHOTO_BYTES)
-            entry = await self._work(open_photo, content, photo_name(request.query_params.get("name", "")))
+            name = photo_name(request.query_params.get("name", ""))
+            entry = await self._work(request, lambda: open_photo(content, name))
         finally:
             self._arriving -= 1
         self._album.add(entry)
@@ -89,9 +92,12 @@ class Viewer:
         except KeyError:
             raise Forgotten("this model is not here any more; choose another") from None
 
+        came = time.perf_counter()
+
         def work() -> dict[str, Any]:
-            prediction = model.ask(NamedPhoto(entry.content, entry.name, entry.stem))
-            stages = dict(prediction.stages)
+            stages = {"waiting": time.perf_counter() - came}
+            prediction, manifest = model.ask(NamedPhoto(entry.content, entry.name, entry.stem))
+            stages |= prediction.stages
             with timed(stages, "packing"):
                 answer = Answer.of(prediction, model.title)
                 shown = packed_map(answer.view())
@@ -100,6 +106,7 @@ class Viewer:
                 "photo": entry.id,
                 "model": model.id,
                 "title": model.title,
+                "identity": identity_of(manifest),
                 "words": prediction.describe(),
                 "segments": answer.segments,
                 "stages": [{"name": name, "seconds": seconds} for name, seconds in stages.items()],
@@ -107,15 +114,15 @@ class Viewer:
                 "map": shown,
             }
 
-        return JSONResponse(await self._work(work))
+        return JSONResponse(await self._work(request, work, model))
 
     async def differences(self, request: Request) -> Response:
         a, b = (self._answer(request, request.query_params.get(name, "")) for name in "ab")
-        return JSONResponse(await self._work(difference, a, b))
+        return JSONResponse(await self._work(request, lambda: difference(a, b)))
 
     async def ids_file(self, request: Request) -> Response:
         entry, answer = self._entry(request), self._answer(request, request.path_params["model"])
-        return attachment(await self._work(answer.coco_png), f"{entry.stem}.png", "image/png")
+        return attachment(await self._work(request, answer.coco_png), f"{entry.stem}.png", "image/png")
 
     async def json_file(self, request: Request) -> Response:
         entry, answer = self._entry(request), self._answer(request, request.path_params["model"])
@@ -134,17 +141,36 @@ class Viewer:
         except KeyError:
             raise Forgotten("this model has not been asked for this photo") from None
 
-    async def _work(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """In a thread, AT_WORK of them at a time. Busy where too many wait."""
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(AT_WORK)  # of the event loop that runs
+    async def _work(self, request: Request, function: Callable[[], Result], model: Model | None = None) -> Result:
+        """In a thread: as many at a time as the model takes, or AT_WORK of the viewer's own work.
+
+        Busy where too many wait; who has gone away meanwhile waits no more.
+        """
         if self._waiting >= MOST_WAITING:
             raise Busy
+        limiter = self._limiters.get(model.id if model else "")
+        if limiter is None:  # here, because it is of the event loop that runs
+            limiter = self._limiters[model.id if model else ""] = anyio.CapacityLimiter(
+                model.at_once if model else AT_WORK
+            )
         self._waiting += 1
         try:
-            return await anyio.to_thread.run_sync(function, *arguments, limiter=self._limiter)
+            with anyio.CancelScope() as scope:
+                watch = asyncio.create_task(when_gone(request, scope.cancel))
+                try:
+                    return await anyio.to_thread.run_sync(function, limiter=limiter)
+                finally:
+                    watch.cancel()
+            raise ClientDisconnect
         finally:
             self._waiting -= 1
+
+
+async def when_gone(request: Request, act: Callable[[], None]) -> None:
+    """Acts when the sender of a request, which has been read, has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    act()
 
 
 def told(entry: Entry) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import sys
@@ -24,12 +25,12 @@ from upsnet.runtimes.tls import Tls
 from upsnet.sources import find_sources
 from upsnet.viewer.album import Album, open_photo
 from upsnet.viewer.app import make_app
+from upsnet.viewer.connections import Connection
 from upsnet.viewer.guard import Guard
 from upsnet.viewer.models import Models
 from upsnet.viewer.own_server import nothing_listens, serving
 
 OF_A_RUN = {"onnxruntime": "onnxruntime", "pytorch": "torch"}  # runtimes that work on every machine: their packages
-MOST_CONNECTIONS = 64
 CLOSE_SECONDS = 3
 FIRST_PHOTOS = 6
 
@@ -102,14 +103,13 @@ def make_server(app: Guard) -> uvicorn.Server:
     """It runs until SIGINT or SIGTERM."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_level="warning",
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
     return uvicorn.Server(config)
@@ -122,7 +122,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((str(address[0]), port), family=family)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot listen on {host}:{port}: {reason}; give another --port, or 0") from None
+        is_port = isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        cure = "give another --port, or 0" if is_port else "give an address of this machine as --host"
+        raise InputError(f"cannot listen on {host}:{port}: {reason}; {cure}") from None
 
 
 if __name__ == "__main__":

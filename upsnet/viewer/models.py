@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from upsnet.runtimes.tls import Tls
 ANSWER_SECONDS = 120.0  # for a photo
 LOOK_SECONDS = 3.0  # for a server to say how it is
 FRESH_SECONDS = 1.0  # in which what it said is still true
+AT_ONCE = 2  # photos that a server's model is asked for
 RETRIES = 1  # of a server that is busy or restarts; the page asks again by itself
 
 
@@ -43,6 +45,7 @@ class Told(NamedTuple):
     device: str  # what computes; empty until that is known
     network: str  # its name; empty until it is known
     classes: list[str]  # their names; empty until they are known
+    identity: str  # of the network, another one for each; empty until it is known
 
 
 class Model(Protocol):
@@ -50,14 +53,15 @@ class Model(Protocol):
 
     id: str
     place: str
+    at_once: int  # photos that it is asked for
 
     @property
     def title(self) -> str: ...
 
     def told(self) -> Told: ...
 
-    def ask(self, photo: NamedPhoto) -> PanopticPrediction:
-        """With its stages. InputError where the photo is no use, ServerError where the model is."""
+    def ask(self, photo: NamedPhoto) -> tuple[PanopticPrediction, Manifest]:
+        """With its stages, and what answered. InputError where the photo is no use, ServerError where the model is."""
         ...
 
     def close(self) -> None: ...
@@ -65,6 +69,8 @@ class Model(Protocol):
 
 class OwnModel:
     """A model of this process: opened when it is first asked, and asked for one photo at a time."""
+
+    at_once = 1
 
     def __init__(self, id: str, title: str, place: str, opener: Callable[[], Predictor]) -> None:
         self.id, self.place, self._title, self._opener = id, place, title, opener
@@ -82,7 +88,7 @@ class OwnModel:
             return _told(self, "ready", "", predictor.device_name, predictor.manifest)
         return _told(self, "failed" if self._failed else "waiting", self._failed)
 
-    def ask(self, photo: NamedPhoto) -> PanopticPrediction:
+    def ask(self, photo: NamedPhoto) -> tuple[PanopticPrediction, Manifest]:
         stages: dict[str, float] = {}
         with self._busy:
             if self._predictor is None:
@@ -99,7 +105,8 @@ class OwnModel:
             with timed(stages, "restore"):
                 (result,) = decode_batch(raw, [net])
         categories = predictor.manifest.categories_table
-        return PanopticPrediction(result, categories, pixels, photo.source, photo.name, stages)
+        prediction = PanopticPrediction(result, categories, pixels, photo.source, photo.name, stages)
+        return prediction, predictor.manifest
 
     def _open(self) -> Predictor:
         try:
@@ -166,6 +173,8 @@ class Answering:
 class ServerModel:
     """A version of a server's model; without one, the version in service."""
 
+    at_once = AT_ONCE
+
     def __init__(self, id: str, server: Answering, version: str = "") -> None:
         self.id, self.place, self._server, self._version = id, server.address, server, version
 
@@ -184,7 +193,7 @@ class ServerModel:
             return _told(self, "failed", str(error))
         return _told(self, "ready", "", "the server's", opened.served.manifest)
 
-    def ask(self, photo: NamedPhoto) -> PanopticPrediction:
+    def ask(self, photo: NamedPhoto) -> tuple[PanopticPrediction, Manifest]:
         known = Known(self._server.look(self._version))
         whole: dict[str, float] = {}
         with timed(whole, "server"):
@@ -193,7 +202,7 @@ class ServerModel:
             self._server.in_service = known.opened.served.version  # of which the answer is
         told = dict(prediction.stages)
         rest = {"queue, transport": max(0.0, whole["server"] - sum(told.values()))} if told else whole
-        return replace(prediction, stages={**told, **rest})
+        return replace(prediction, stages={**told, **rest}), known.opened.served.manifest
 
     def close(self) -> None:
         """Its server is closed by itself."""
@@ -252,7 +261,13 @@ def _titles(sources: Sequence[RuntimeOptions]) -> list[str]:
 
 def _told(model: Model, state: str, reason: str, device: str = "", manifest: Manifest | None = None) -> Told:
     names = manifest.categories_table.names if manifest else []
-    return Told(model.id, model.title, model.place, state, reason, device, manifest.name if manifest else "", names)
+    name, identity = (manifest.name, identity_of(manifest)) if manifest else ("", "")
+    return Told(model.id, model.title, model.place, state, reason, device, name, names, identity)
+
+
+def identity_of(manifest: Manifest) -> str:
+    """Of a network: its classes, its sizes and the digest of its graph."""
+    return hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from upsnet.client.conversation import health
 from upsnet.errors import InputError
 from upsnet.runtimes.address import parse_address
 from upsnet.runtimes.connection import Connection
-from upsnet.runtimes.kserve import Server
+from upsnet.runtimes.kserve import Ask, Server, Steps, call
 from upsnet.workshop import load_module
 
 START_SECONDS = 130.0  # `upsnet serve` gives up before
@@ -65,9 +64,17 @@ def _wait(child: subprocess.Popen[bytes], url: str) -> None:
         while time.monotonic() < deadline:
             if child.poll() is not None:
                 raise InputError("the server has not started; its line above says why")
-            if connection.run(health(connection.server)).ready:
+            if connection.run(_is_ready(connection.server)):
                 return
             time.sleep(LOOK_SECONDS)
         raise InputError(f"the server has not answered within {START_SECONDS:g} s")
     finally:
         connection.close()
+
+
+def _is_ready(server: Server) -> Steps[bool]:
+    """Asks what monitors ask all the time, of which a server that starts makes no line."""
+    try:
+        return bool((yield from call(server, Ask("ServerReady", {}))).ready)
+    except InputError:
+        return False

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,14 @@ def test_compose() -> None:
     candidate = services["candidate"]
     assert candidate["profiles"] == ["candidate"]  # not by itself
     assert candidate["environment"] == {"ROLE": "candidate"} and "ROLE" in (DEPLOYMENT / "serve.sh").read_text()
+
+
+def test_compose_leaves_the_viewers_port_alone() -> None:
+    viewer = pytest.importorskip("upsnet.viewer.command", reason="needs the extra viewer")
+    page = f"127.0.0.1:{signature(viewer.main).parameters['port'].default}"
+    (document,) = _documents("docker-compose.yaml")
+    ports = [port.rpartition(":")[0] for service in document["services"].values() for port in service["ports"]]
+    assert ports and page not in ports
 
 
 def test_compose_with_a_secret() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -34,22 +33,6 @@ def broken() -> Predictor:
     raise InputError("runs/x: no such run")
 
 
-class Stuck(Halves):
-    """Answers when it is let."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked, self.let = threading.Event(), threading.Event()
-
-    def predict(self, batch):  # type: ignore[no-untyped-def]
-        self.asked.set()
-        assert self.let.wait(20)
-        return super().predict(batch)
-
-
-STUCK = Stuck()
-
-
 def others() -> Predictor:
     manifest = FakePredictor("x").manifest
     return Halves(manifest.model_copy(update={"categories": list(OTHER_CLASSES)}))
@@ -63,7 +46,7 @@ def page() -> Iterator[Page]:
         OwnModel("broken", "Broken", "runs/x", broken),
         OwnModel("halves", "Halves", "halves", Halves),
         OwnModel("others", "Others", "others", others),
-        OwnModel("stuck", "Stuck", "stuck", lambda: STUCK),
+        OwnModel("unasked", "Unasked", "unasked", Halves),
     ]
     with running(models) as opened:
         yield opened
@@ -105,10 +88,10 @@ def test_a_photo_is_answered_as_by_the_library(page: Page) -> None:
     assert told == expected.to_dict()["segments"]
     assert answer["words"] == expected.describe() and answer["size"] == [48, 64]
     names = [stage["name"] for stage in answer["stages"]]
-    assert names[-5:] == ["decode", "resize", "network", "restore", "packing"]
+    assert names == ["waiting", "opening, once", "decode", "resize", "network", "restore", "packing"]
     assert all(stage["seconds"] > 0 for stage in answer["stages"])
     again = [stage["name"] for stage in page.answer(photo, "m0")["stages"]]
-    assert again == ["decode", "resize", "network", "restore", "packing"]  # it is opened once
+    assert again == ["waiting", "decode", "resize", "network", "restore", "packing"]  # it is opened once
     for segment in answer["segments"]:
         x, y = segment["point"]  # of its label: inside it
         assert expected.ids[int(y * 48), int(x * 64)] == segment["id"]
@@ -252,23 +235,7 @@ def test_the_models_tell_how_they_are(page: Page) -> None:
     told = {model["id"]: model for model in page.get("/api/models").json()["models"]}
     assert (told["m0"]["state"], told["m0"]["classes"]) == ("ready", ["sky", "grass", "dog", "cat"])
     assert (told["broken"]["state"], told["broken"]["reason"]) == ("failed", "runs/x: no such run")
-    assert told["stuck"]["state"] == "waiting"
-
-
-def test_who_comes_when_too_much_waits_is_told_so(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MOST_WAITING", 1)
-    photo = page.give(encoded(PHOTO))
-    first = threading.Thread(target=page.answer, args=(photo, "stuck"))
-    first.start()
-    try:
-        assert STUCK.asked.wait(20)
-        reply = page.ask("POST", f"/api/photos/{photo['id']}/answers?model=m0")
-        assert (reply.status, reply.json()["kind"], reply.headers["Retry-After"]) == (503, "busy", "2")
-        assert page.get("/api/models").status == 200  # what takes no work is answered
-    finally:
-        STUCK.let.set()
-        first.join()
-    assert page.answer(photo, "m0")
+    assert told["unasked"]["state"] == "waiting"
 
 
 STRANGERS = [

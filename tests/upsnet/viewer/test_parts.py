@@ -61,6 +61,7 @@ def test_answers_count_too() -> None:
         ("../../etc/passwd", "passwd"),
         ("C:\\photos\\a.png", "a.png"),
         ("a\nb\r\x00\x1b.png", "a b .png"),
+        ("a\u202egpj.png\u2067", "a gpj.png"),  # which would be read as "a" and "gnp.jpg"
         ("", "photo"),
         ("dir/", "photo"),
         ("ü" * 100 + ".png", "ü" * 37 + "..."),
@@ -112,6 +113,11 @@ def test_a_port_that_is_taken_is_one_line() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=rf"^cannot listen on 127.0.0.1:{port}: .*in use.*; give another --port"):
             listen("127.0.0.1", port)
+    for host in ("300.1.1.1", "192.0.2.1", "no such host", "x" * 70):
+        with pytest.raises(
+            InputError, match=rf"^cannot listen on {host}:0: .*; give an address of this machine as --host$"
+        ):
+            listen(host, 0)
 
 
 @pytest.mark.parametrize(

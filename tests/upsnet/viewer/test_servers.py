@@ -35,10 +35,10 @@ def test_a_servers_answer_and_its_stages(server: FakeServer, page: Page) -> None
     photo = page.give(PHOTO)
     answer = page.answer(photo, "s0")
     np.testing.assert_array_equal(unpacked(answer["map"]), Model(server.predictor).predict(PHOTO).ids)
-    assert [stage["name"] for stage in answer["stages"]] == ["server", "packing"]  # it tells no more
+    assert [stage["name"] for stage in answer["stages"]] == ["waiting", "server", "packing"]  # it tells no more
     server.stages = {"decode": 0.001, "resize": 0.001, "network": 0.002, "restore": 0.001}
     stages = page.answer(photo, "s0")["stages"]
-    assert [stage["name"] for stage in stages] == [*server.stages, "queue, transport", "packing"]
+    assert [stage["name"] for stage in stages] == ["waiting", *server.stages, "queue, transport", "packing"]
     assert {stage["name"]: stage["seconds"] for stage in stages}.items() >= server.stages.items()
     page.answer(photo, "m0")
     assert page.get(f"/api/photos/{photo['id']}/difference?a=s0&b=m0").json()["differing"] == 0
@@ -71,9 +71,13 @@ def test_a_server_that_dies_while_it_is_asked(server: FakeServer, page: Page) ->
 
 
 def test_a_server_that_serves_another_network_now(server: FakeServer, page: Page) -> None:
-    assert page.get("/api/models").json()["models"][0]["network"] == "fake"
+    photo, before = page.give(PHOTO), page.get("/api/models").json()["models"][0]
+    assert before["network"] == "fake"
+    assert page.answer(photo, "s0")["identity"] == page.answer(photo, "m0")["identity"] == before["identity"]
     server.predictor.manifest = server.predictor.manifest.model_copy(update={"name": "retrained"})
-    assert page.get("/api/models").json()["models"][0]["network"] == "retrained"
+    after = page.get("/api/models").json()["models"][0]
+    assert after["network"] == "retrained"
+    assert page.answer(photo, "s0")["identity"] == after["identity"] != before["identity"]
 
 
 def test_the_versions_of_a_server_are_models_of_their_own(server: FakeServer, page: Page) -> None:

@@ -8,7 +8,12 @@ export class Refused extends Error {
   }
 }
 
-async function ask(path, options = {}) {
+async function ask(path, options) {
+  const response = await answered(path, options);
+  return response.status === 204 ? null : response.json();
+}
+
+async function answered(path, options = {}) {
   let response;
   try {
     response = await fetch(path, options);
@@ -16,7 +21,7 @@ async function ask(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Refused("gone", "The viewer itself does not answer. Is `upsnet viewer` still running?");
   }
-  if (response.ok) return response.status === 204 ? null : response.json();
+  if (response.ok) return response;
   const told = await response.json().catch(() => ({}));
   throw new Refused(told.kind ?? "fault", told.error ?? `the viewer answered with status ${response.status}`);
 }
@@ -31,6 +36,13 @@ export const forgetPhotos = () => ask("/api/photos", { method: "DELETE" });
 export const imagePath = (photo) => photoPath(photo, "/image");
 export const thumbPath = (photo) => photoPath(photo, "/thumb");
 export const filePath = (photo, model, file) => photoPath(photo, `/answers/${encodeURIComponent(model)}/${file}`);
+
+/** A file that the viewer makes, and what it is called. */
+export async function file(path) {
+  const response = await answered(path);
+  const name = decodeURIComponent(response.headers.get("Content-Disposition").split("''")[1]);
+  return { content: await response.blob(), name };
+}
 
 /** What a model says about a photo; `ids` is its map, a byte a pixel. */
 export async function answer(photo, model, signal) {

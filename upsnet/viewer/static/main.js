@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { connectCamera } from "./camera.js";
 import { connectView } from "./controls.js";
 import { find, time, write } from "./dom.js";
+import { connectFiles } from "./files.js";
 import { connectGiving } from "./giving.js";
 import * as header from "./header.js";
 import { Pane } from "./pane.js";
@@ -320,13 +321,19 @@ async function look() {
     fillModels(were);
     const back = (side) => side.failed && were.get(side.select.value)?.state === "failed" && modelOf(side)?.state !== "failed";
     const asked = document.documentElement.dataset.state === "asking";
-    const renewed = (side) => side.answer && modelOf(side) && modelOf(side).title !== side.answer.title;
-    for (const side of sides.filter(renewed)) askAnew(side); // another version is in service now
+    for (const side of sides.filter(isRenewed)) askAnew(side);
     if (photo && (sides.some(back) || (asked && !were.size))) await askAll();
     await refreshPhotos();
   } catch (error) {
     header.health("failed", error.message);
   }
+}
+
+/** Whether another version is in service than the one that answered, or another network. */
+function isRenewed({ answer, select }) {
+  const model = models.find(({ id }) => id === select.value);
+  if (!answer || !model) return false;
+  return model.title !== answer.title || Boolean(model.identity && model.identity !== answer.identity);
 }
 
 /** were: the models until now, by id. */
@@ -394,6 +401,7 @@ find("retry").addEventListener("click", async () => {
 find("download-picture").addEventListener("click", () => {
   savePicture(sides.filter((side) => side.answer).map((side) => side.pane), photo.name.replace(/\.[^.]+$/, ""));
 });
+connectFiles((words) => complain(words, find("status").textContent, false));
 find("zoom-in").addEventListener("click", () => zoomBy(1.5));
 find("zoom-out").addEventListener("click", () => zoomBy(1 / 1.5));
 find("zoom-fit").addEventListener("click", () => zoomBy(0));

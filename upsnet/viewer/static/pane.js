@@ -9,6 +9,7 @@ const WHITE = [255, 255, 255];
 const MARKS = [color32([255, 0, 255], 1), color32([0, 0, 0], 1)];
 const DIM = 0.3; // what is left of the other segments' opacity beside one that is lit
 const DRAG = 4; // px
+const THIN = 8; // px, which a side has at least, whatever the other's length: what is thinner cannot be pointed at
 
 export class Pane {
   /** onHover(x, y or null), onPick(x, y): 0 .. 1 of the picture's sides. onZoom(factor): asked for by wheel or keys. */
@@ -111,13 +112,16 @@ export class Pane {
   /** Makes room: `width` and `height` px at most for the whole picture, of which zoom shows a part. */
   fit(width, height, zoom) {
     if (!this.image || !width) return;
-    const shown = Math.max(1, Math.min(width, (height * this.canvas.width) / this.canvas.height));
+    const ratio = this.canvas.width / this.canvas.height;
+    const shown = Math.max(THIN, Math.min(width, height * ratio));
+    const tall = Math.max(THIN, Math.min(height, shown / ratio));
     const before = this.picture.offsetWidth || shown;
     const { scrollLeft, scrollTop, clientWidth, clientHeight } = this.frame;
     const middle = [(scrollLeft + clientWidth / 2) / before, (scrollTop + clientHeight / 2) / before];
     this.frame.style.width = `${shown}px`;
-    this.frame.style.height = `${(shown * this.canvas.height) / this.canvas.width}px`;
+    this.frame.style.height = `${tall}px`;
     this.picture.style.width = `${shown * zoom}px`;
+    this.picture.style.height = `${tall * zoom}px`;
     this.canvas.classList.toggle("pixels", (shown * zoom) / this.image.naturalWidth > 2);
     if (zoom > 1) this.frame.tabIndex = 0; // it scrolls: the keyboard must reach it
     else this.frame.removeAttribute("tabindex");

@@ -1,6 +1,7 @@
 // The picture as it is shown, as a file.
 
 import { css, element, labelOf, placeLabels, textColor } from "./dom.js";
+import { save } from "./files.js";
 
 /** panes: side by side. */
 export function savePicture(panes, name) {
@@ -16,14 +17,6 @@ export function savePicture(panes, name) {
     left += pane.canvas.width;
   }
   canvas.toBlob((content) => save(content, `${name}_overlay.png`), "image/png");
-}
-
-function save(content, name) {
-  const link = element("a");
-  link.href = URL.createObjectURL(content);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
 function drawLabels(context, pane) {
