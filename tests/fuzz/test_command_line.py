@@ -16,7 +16,11 @@ from upsnet.command_line.command import make_app
 from upsnet.command_line.main import COMMANDS, main
 from upsnet.errors import InputError
 
-LONG_WORK = {"ablation": "eval.ablation.train", "bench-pq": "eval.bench_pq.make_pair"}
+LONG_WORK = {
+    "ablation": "eval.ablation.train",
+    "bench-pq": "eval.bench_pq.make_pair",
+    "viewer": "upsnet.viewer.command.make_server",
+}
 FEWER = 7  # of the values; no divisor of their number
 FEW_IMAGES = {"shapes": ["--train", "1", "--val", "1"]}
 VALUES = [

@@ -60,7 +60,8 @@ def main(
     urls = url or [SERVER]
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))
-        models = stack.enter_context(closing(Models.of(urls, [*of_run(run), *map(RuntimeOptions, compare or [])], tls)))
+        own = list(of_run(run))
+        models = stack.enter_context(closing(Models.of(urls, [*own, *map(RuntimeOptions, compare or [])], tls)))
         album = Album()
         for content, name in first_photos(photos):
             album.add(open_photo(content, name))
@@ -71,6 +72,8 @@ def main(
             try:
                 stack.enter_context(serving(run, urls[0]))
             except InputError as error:
+                if not own:
+                    raise
                 print(f"{error}. The page has the other runtimes of {run}.", file=sys.stderr)
         shown, chosen = listener.getsockname()[:2]
         local = ipaddress.ip_address(shown).is_loopback

@@ -111,7 +111,7 @@ class Service:
         def tensors(stack: ExitStack) -> Callable[[], None]:
             return client(stack, PIXELS, shared_memory=False)
 
-        def shared(stack: ExitStack) -> Callable[[], None]:
+        def regions(stack: ExitStack) -> Callable[[], None]:
             return client(stack, PIXELS, shared_memory=True)
 
         def rest(stack: ExitStack) -> Callable[[], None]:
@@ -130,7 +130,7 @@ class Service:
 
             return ask
 
-        return [photos, tensors, shared, rest]
+        return [photos, tensors, regions, rest]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_callers_of_every_kind_are_mirrored_and_notice_nothing(service: Service)
     assert "its photo is in shared memory" in figures["skipped"]
     assert figures["photos"] >= 40 and figures["identical"] == 1.0 and figures["latency_ratio"] > 0
     assert figures["failed"] == {} and figures["restarts"] == 0 and figures["different"] == []
-    assert set(service.answers) == {"photos", "tensors", "shared", "rest"}
+    assert set(service.answers) == {"photos", "tensors", "regions", "rest"}
     assert not lease_path(service.server.repository).exists()
     assert [path.read_bytes() for path in service.photos.iterdir()] == [png()]  # --record has each photo once
 

@@ -130,6 +130,11 @@ def test_what_is_no_model_or_photo_ends_it(options: dict[str, Any], capsys: pyte
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_run_that_is_none_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the server has not started; its line above says why"):
+        main(port=0, url=["127.0.0.1:1"], run=tmp_path / "gone")
+
+
 def test_the_command_serves_the_page_until_ctrl_c(tmp_path: Path) -> None:
     for number in range(8):
         Image.fromarray(photo_of(scene(0))).save(tmp_path / f"{number}.png")
