@@ -16,7 +16,7 @@ from tests.browser.screenshots import Screenshots
 from upsnet.datasets.coco_format import rgb2id
 
 pytest.importorskip("playwright", reason="needs Playwright's driver, which `make setup` installs")
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 DOG, BALL = ROWS[6].inside, ROWS[7].inside
 WORDS = "2 person, 1 dog, 1 ball, sky, grass, house (7 segments)"
@@ -112,6 +112,17 @@ def test_a_row_of_the_list_lights_its_segment(opened: Opened, photo: bytes) -> N
     unlit = np.array(plain(photo, *BALL))
     assert np.abs(ball - unlit).sum() < np.abs(np.array(before[1]) - unlit).sum(), "the others go back"
     assert np.abs(dog - plain(photo, *DOG)).sum() >= np.abs(np.array(before[0]) - plain(photo, *DOG)).sum()
+
+
+def test_an_answer_that_is_faster_than_its_picture(opened: Opened, photo: bytes) -> None:
+    held: list[Route] = []
+    opened.page.route("**/image", lambda route: held.append(route))
+    opened.choose(photo, state="asking")
+    opened.find("#segments button").first.wait_for(state="attached")  # the answer is there
+    opened.wait("asking")
+    held[0].continue_()
+    opened.wait("shown")
+    assert opened.pixel(*DOG) not in ((0, 0, 0), plain(photo, *DOG))
 
 
 def test_what_is_drawn_is_switched(opened: Opened, photo: bytes) -> None:

@@ -126,4 +126,4 @@ class Triton:
 def arguments(**parameters: str) -> dict[str, str]:
     """Of `initialize`."""
     entries = {key: {"string_value": value} for key, value in parameters.items()}
-    return {"model_config": json.dumps({"parameters": entries})}
+    return {"model_config": json.dumps({"parameters": entries}), "model_version": "1"}

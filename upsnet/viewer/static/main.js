@@ -33,6 +33,7 @@ let models = [];
 let limits = null;
 let photos = [];
 let photo = null; // the one that is shown
+let pictured = Promise.resolve(); // its picture is there; else why not
 let asking = new AbortController(); // of all that is asked about it
 let found = null; // where the two answers differ
 let zoom = 1;
@@ -83,9 +84,10 @@ async function show(wanted) {
   setFound(null);
   zoom = 1;
   panel.fillPhotos(photos, photo, show);
+  pictured = picture(wanted);
   const answers = askAll(); // while the picture comes
   try {
-    const image = await picture(wanted);
+    const image = await pictured;
     if (signal.aborted) return;
     for (const side of sides) side.pane.setPhoto(image, photo.name);
     find("side").hidden = false;
@@ -132,7 +134,8 @@ async function askAll() {
     }
     if (signal.aborted) return;
   }
-  finish(fault);
+  const there = await pictured.then(() => true, () => false); // without its picture no answer is shown
+  if (there && !signal.aborted) finish(fault);
 }
 
 async function askOne(side, signal) {
