@@ -77,7 +77,7 @@ def test_a_photo_is_taken_with_the_camera(opened: Opened, screenshots: Screensho
     screenshots.take(opened.page, "The camera (the browser's stand-in for one)")
     opened.page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
-    assert opened.page.evaluate("() => document.querySelector('#camera-picture').srcObject") is None
+    opened.until(lambda: opened.page.evaluate("() => document.querySelector('#camera-picture').srcObject") is None)
     opened.find("#camera").click()
     expect(opened.find("#shoot")).to_be_enabled()
     opened.find("#shoot").click()
