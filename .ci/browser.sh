@@ -15,8 +15,8 @@ fail() {
 
 unpack_chromium() {
     archives=$folder/cache/archives
-    rm -rf "$folder/chromium" "$folder/root" "$folder/cache"
-    mkdir -p "$archives/partial" "$folder/lists/partial" "$folder/root"
+    rm -rf "$folder/chromium" "$folder/system" "$folder/cache"
+    mkdir -p "$archives/partial" "$folder/lists/partial" "$folder/system"
     apt() {
         apt-get -qq -o Dir::State::lists="$folder/lists" -o Dir::Cache="$folder/cache" -o Acquire::Languages=none \
             -o Debug::NoLocking=1 -o APT::Sandbox::User="$(id -un)" "$@" >&2
@@ -24,16 +24,16 @@ unpack_chromium() {
     apt update && apt --yes --no-install-recommends --download-only install chromium && [ -n "$(ls "$archives"/*.deb)" ] ||
         return 1
     for archive in "$archives"/*.deb; do
-        dpkg-deb -x "$archive" "$folder/root" || return 1
+        dpkg-deb -x "$archive" "$folder/system" || return 1
     done
     rm -rf "$folder/cache" "$folder/lists"
-    printf '<fontconfig><dir>%s</dir><cachedir>%s</cachedir></fontconfig>\n' "$folder/root/usr/share/fonts" \
-        "$folder/root/fonts" >"$folder/root/fonts.conf"
+    printf '<fontconfig><dir>%s</dir><cachedir>%s</cachedir></fontconfig>\n' "$folder/system/usr/share/fonts" \
+        "$folder/system/fonts" >"$folder/system/fonts.conf"
     {
-        printf '#!/bin/sh\nroot="%s"\nlibraries="$root/usr/lib/x86_64-linux-gnu"\n' "$folder/root"
-        echo 'export LD_LIBRARY_PATH="$root/usr/lib/chromium:$libraries:$libraries/pulseaudio:$root/lib/x86_64-linux-gnu"'
-        echo '[ -f /etc/fonts/fonts.conf ] || export FONTCONFIG_FILE="$root/fonts.conf"'
-        echo 'exec "$root/usr/lib/chromium/chromium" "$@"'
+        printf '#!/bin/sh\nsystem="%s"\nlibraries="$system/usr/lib/x86_64-linux-gnu"\n' "$folder/system"
+        echo 'export LD_LIBRARY_PATH="$system/usr/lib/chromium:$libraries:$libraries/pulseaudio:$system/lib/x86_64-linux-gnu"'
+        echo '[ -f /etc/fonts/fonts.conf ] || export FONTCONFIG_FILE="$system/fonts.conf"'
+        echo 'exec "$system/usr/lib/chromium/chromium" "$@"'
     } >"$folder/unpacked"
     chmod +x "$folder/unpacked"
     mv "$folder/unpacked" "$folder/chromium"

@@ -6,14 +6,14 @@ import json
 import re
 import time
 import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from serving.rollouts.lease import DEADLINE, Lease, give_up, lease_path, renew
-from serving.rollouts.record import Record, read_record
+from serving.rollouts.record import Record, check_same, read_record
+from serving.rollouts.running import read_versions
 from serving.rollouts.tally import MISSING, Figures
 from upsnet.errors import InputError
 from upsnet.figures import share as percent
@@ -22,7 +22,6 @@ LOOK_SECONDS = 1.0
 HEALTH_SECONDS = 2.0  # for an answer
 GONE_SECONDS = 20.0  # without one: the service has gone
 PHOTOS, SECONDS = 50, 600.0
-MOST_BYTES = 1 << 20  # of an answer
 
 
 class CanaryLimits(NamedTuple):
@@ -78,7 +77,7 @@ def run_canary(
     try:
         with tqdm(total=limits.photos, desc="canary", unit="photo", disable=None if progress else True) as bar:
             while True:
-                _check_step(repository, record)
+                check_same(read_record(repository), record)
                 renew(path, lease)
                 figures = watch.look()
                 if figures is not None:
@@ -183,22 +182,10 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _check_step(repository: Path, record: Record) -> None:
-    now = read_record(repository)
-    if (now.id, now.step) != (record.id, record.step):
-        last = now.events[-1]
-        raise InputError(
-            f"meanwhile {last.who} made another step ({last.action} of version {last.version}); look at "
-            "`upsnet deploy status` and begin again"
-        )
-
-
 def _ask(record: Record, health: str) -> dict[str, Any] | None:
     """What the service tells of its versions; None where it does not answer now. InputError where it is another one."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://{health}/health/versions", timeout=HEALTH_SECONDS) as answer:
-            told = json.loads(answer.read(MOST_BYTES))
+        told = json.loads(read_versions(health, HEALTH_SECONDS))
     except urllib.error.HTTPError as error:
         if error.code == 404:
             raise InputError(f"the service at {health} is no `upsnet serve` that can have a canary") from None

@@ -15,7 +15,7 @@ from serving.load_test.asking import Server
 from serving.rollouts.latency import Latency, Side, compare_latency, read_some
 from serving.rollouts.photo_model import PhotoAnswers, judge_photo_model
 from serving.rollouts.record import Record, check_same, read_record
-from serving.rollouts.running import Containers, Service, open_service, restarted, say, wait_for, watched
+from serving.rollouts.running import HEALTH, Containers, Service, open_service, restarted, say, wait_for, watched
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError, ServerError
 from upsnet.figures import points, share, title
@@ -28,7 +28,6 @@ from upsnet.runtimes.predictor import Predictor
 from upsnet.runtimes.tls import Tls
 from upsnet.runtimes.triton import TritonPredictor
 
-HEALTH = "127.0.0.1:8002"  # of `make serve`
 LOADED = 16  # photos that make the load, at most
 ENOUGH = 40  # answers, for a p95 that is not one slow answer
 TOGETHER = 4  # photos in one request, at most

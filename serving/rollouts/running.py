@@ -20,6 +20,7 @@ from upsnet.errors import InputError, ServerError
 from upsnet.runtimes.tls import Tls
 from upsnet.runtimes.triton import TritonPredictor
 
+HEALTH = "127.0.0.1:8002"  # of `make serve`
 SECONDS = 5.0  # for an answer
 MOST_BYTES = 1 << 20
 FOLLOWS = 10.0  # seconds in which a service has taken up a candidate, or never does
@@ -48,12 +49,17 @@ class Running(BaseModel):
     failed: dict[int, str] = {}  # why a version does not run that should
 
 
+def read_versions(health: str, seconds: float = SECONDS) -> bytes:
+    """/health/versions of the operators' port at host:port; no proxy is asked. OSError where it does not come."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{health}/health/versions", timeout=seconds) as answer:
+        return answer.read(MOST_BYTES)
+
+
 def ask_service(health: str) -> Running | None:
     """The one whose operators' port is at `health`, host:port; None where none answers there that knows versions."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://{health}/health/versions", timeout=SECONDS) as answer:
-            return Running.model_validate_json(answer.read(MOST_BYTES))
+        return Running.model_validate_json(read_versions(health))
     except (OSError, ValueError, ValidationError):
         return None
 

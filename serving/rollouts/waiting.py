@@ -11,10 +11,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from serving.rollouts.record import Record
-from serving.rollouts.running import Running, ask_service
+from serving.rollouts.running import HEALTH, Running, ask_service
 from upsnet.errors import InputError
 
-HEALTH = "127.0.0.1:8002"
 LOOK_SECONDS = 0.2
 SETTLED = 2.0  # seconds in which a service has seen a step: what it has given up before, it tries again then
 

@@ -28,6 +28,11 @@ class Tls(NamedTuple):
             return given
         return cls() if given is True else cls(ca=given)  # type: ignore[arg-type]
 
+    @classmethod
+    def of_files(cls, ca: PathLike | None, cert: PathLike | None, key: PathLike | None) -> Tls | None:
+        """Of a command's three options; None where none of them is given."""
+        return None if (ca, cert, key) == (None, None, None) else cls(ca, cert, key)
+
     def context(self) -> ssl.SSLContext:
         """For a socket of Python's own. InputError for a file that is missing, or is not what it should be."""
         if (self.cert is None) != (self.key is None):

@@ -56,7 +56,7 @@ def main(
     tls_key: TlsKey = None,
 ) -> None:
     """A page in the browser: give it a photo, see its segments, compare two models."""
-    tls = Tls(tls_ca, tls_cert, tls_key) if (tls_ca, tls_cert, tls_key) != (None, None, None) else None
+    tls = Tls.of_files(tls_ca, tls_cert, tls_key)
     urls = url or [SERVER]
     with ExitStack() as stack:
         listener = stack.enter_context(listen(host, port))

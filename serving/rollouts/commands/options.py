@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from serving.rollouts.waiting import HEALTH
+from serving.rollouts.running import HEALTH
 
 FAILED = 1  # exit status: a gate said no, a service did not follow
 

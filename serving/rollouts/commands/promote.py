@@ -127,7 +127,7 @@ def main(
         raise InputError("--without-gate: give the reason, which the history keeps")
     if candidate is not None and not server:
         raise InputError("--candidate: give --server too, the container with the version in service")
-    tls = None if (tls_ca, tls_cert, tls_key) == (None, None, None) else Tls(tls_ca, tls_cert, tls_key)
+    tls = Tls.of_files(tls_ca, tls_cert, tls_key)
     record = read_record(repository)
     version = steps.candidate_of(repository, record)
     steps.check_files(repository, record, version)

@@ -49,7 +49,7 @@ def main(
     before = read_record(repository)
     version = steps.rollback_target(repository, before, to)
     servers = server or ()
-    tls = None if (tls_ca, tls_cert, tls_key) == (None, None, None) else Tls(tls_ca, tls_cert, tls_key)
+    tls = Tls.of_files(tls_ca, tls_cert, tls_key)
     if version == before.serving:
         record = before
         print(f"version {version} serves already; nothing has changed")

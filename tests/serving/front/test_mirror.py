@@ -226,7 +226,7 @@ class Late(grpc.GenericRpcHandler):
             if body == b"hang":
                 while context.is_active():
                     time.sleep(0.01)
-            context.abort(grpc.StatusCode.INTERNAL, "failed in /work/secret/model.py: no such thing")
+            context.abort(grpc.StatusCode.INTERNAL, "failed in /srv/secret/model.py: no such thing")
             raise AssertionError
 
         assert handler_call_details.method == INFER  # type: ignore[attr-defined]

@@ -6,6 +6,8 @@ import io
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,21 @@ import tritonclient.grpc as grpc
 from PIL import Image
 
 from upsnet.contract import MODEL, PHOTO_MODEL
+
+
+@contextmanager
+def beside(*asks: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Each runs in a thread of its own for as long as the `with` lasts; then the event that it is given is set."""
+    end = threading.Event()
+    threads = [threading.Thread(target=ask, args=(end,)) for ask in asks]
+    for each in threads:
+        each.start()
+    try:
+        yield
+    finally:
+        end.set()
+        for each in threads:
+            each.join()
 
 
 class Callers:

@@ -242,7 +242,7 @@ def test_another_step_or_another_canary_ends_it(staged: tuple[Path, Service]) ->
         return tally(lease=lease.id).figures(True)
 
     service.answer = answer
-    with pytest.raises(InputError, match=r"another step \(discard of version 2"):
+    with pytest.raises(InputError, match=r"another step \(discard, version 2\)"):
         run(staged)
     assert not lease_path(repository).exists()
     with pytest.raises(InputError, match="has no candidate"):

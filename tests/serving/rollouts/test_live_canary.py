@@ -14,6 +14,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from serving.rollouts.record import read_record
 from serving.rollouts.steps import stage
 from serving.server import TritonServer
 from tests.serving.conftest import Exported
+from tests.serving.ops.callers import beside
 
 pytestmark = pytest.mark.triton
 PIXELS = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -71,20 +73,12 @@ class Service:
     @contextmanager
     def callers(self, *names: str) -> Iterator[None]:
         """Photos by gRPC and REST, and tensors in shared memory and outside it, until the end; or those named."""
-        stop = threading.Event()
         ways = [each for each in self._ways() if not names or each.__name__ in names]
-        threads = [threading.Thread(target=self._call, args=(stop, each)) for each in ways]
-        for each in threads:
-            each.start()
-        try:
+        with beside(*(partial(self._call, each) for each in ways)):
             yield
-        finally:
-            stop.set()
-            for each in threads:
-                each.join()
         assert self.errors == []
 
-    def _call(self, stop: threading.Event, ask: Callable[[ExitStack], Callable[[], None]]) -> None:
+    def _call(self, ask: Callable[[ExitStack], Callable[[], None]], stop: threading.Event) -> None:
         try:
             with ExitStack() as stack:
                 asked = ask(stack)

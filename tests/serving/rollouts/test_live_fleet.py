@@ -12,6 +12,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from serving.rollouts import steps
 from serving.rollouts.record import read_record
 from serving.server import TritonServer
 from tests.serving.conftest import Exported, make_request
+from tests.serving.ops.callers import beside
 from upsnet.contract import MODEL
 
 pytestmark = pytest.mark.triton
@@ -94,20 +96,12 @@ class World:
     @contextmanager
     def callers(self, allowed: tuple[str, ...] = ()) -> Iterator[None]:
         """They ask until the end, and each is answered, but for what may happen to a request."""
-        stop = threading.Event()
-        threads = [threading.Thread(target=self._call, args=(stop, seed)) for seed in range(4)]
         self.failures.clear()
-        for each in threads:
-            each.start()
-        try:
+        with beside(*(partial(self._call, seed) for seed in range(4))):
             yield
-        finally:
-            stop.set()
-            for each in threads:
-                each.join()
         assert [each for each in self.failures if each.partition(":")[0] not in allowed] == []
 
-    def _call(self, stop: threading.Event, seed: int) -> None:
+    def _call(self, seed: int, stop: threading.Event) -> None:
         message = question(seed)
         with grpc.insecure_channel(self.server.url) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
