@@ -17,6 +17,8 @@ from PIL import EpsImagePlugin, ExifTags, Image, IptcImagePlugin, UnidentifiedIm
 
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike, write_bytes
+from upsnet.storage import Stored, is_url
+from upsnet.storage import read as read_stored
 
 MAX_PIXELS = 50_000_000
 
@@ -51,17 +53,18 @@ SWAPPED = (5, 6, 7, 8)  # those that swap width and height
 XMP = {"XML:com.adobe.xmp": str, "xmp": bytes}  # where Pillow keeps it
 TIFF_IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop)
 
-# What a photo may be given as: a path, an encoded image (its bytes, or a file opened to read them), a PIL image, or a
-# uint8 H x W x 3 RGB array.
-Photo = PathLike | bytes | bytearray | BinaryIO | Image.Image | np.ndarray
+# What a photo may be given as: a path or a URL (s3://bucket/name), an encoded image (its bytes, a file opened to read
+# them, or a file in a shard), a PIL image, or a uint8 H x W x 3 RGB array.
+Fetched = PathLike | bytes | bytearray | BinaryIO | Image.Image | np.ndarray
+Photo = Fetched | Stored
 
 
 def read_photo(photo: Photo, name: str | None = None) -> np.ndarray:
     """Any photo -> a uint8 H x W x 3 RGB array of its own: upright (EXIF applied), transparency on white.
 
-    photo: a path, the bytes of an encoded image, a file opened to read them or a PIL image, in any format and mode that
-    Pillow has (16-bit greys are scaled to 8 bits), or a uint8 H x W x 3 array in RGB. name: what messages call it
-    (default: its path).
+    photo: a path or a URL, the bytes of an encoded image, a file opened to read them or a PIL image, in any format and
+    mode that Pillow has (16-bit greys are scaled to 8 bits), or a uint8 H x W x 3 array in RGB. name: what messages
+    call it (default: its path).
     Raises InputError for what is missing, damaged, empty, over MAX_PIXELS, or none of these.
 
     >>> read_photo(np.zeros((480, 640, 3), np.uint8)).shape
@@ -89,16 +92,17 @@ def encoded_photo(photo: Photo, name: str | None = None) -> bytes | None:
     Takes what `read_photo` takes. Raises InputError for what is missing, or no photo by its type.
     """
     name = name or photo_path(photo) or "the photo"
-    if isinstance(photo, np.ndarray | Image.Image):
+    here = fetched(photo)
+    if isinstance(here, np.ndarray | Image.Image):
         return None
-    _check_openable(photo, name)
-    if isinstance(photo, bytes | bytearray):
-        return bytes(photo)
+    _check_openable(here, name)
+    if isinstance(here, bytes | bytearray):
+        return bytes(here)
     with reading_photo(name):
-        if isinstance(photo, str | os.PathLike):
-            return Path(photo).read_bytes()
-        photo.seek(0)  # as Pillow does
-        return photo.read()
+        if isinstance(here, str | os.PathLike):
+            return Path(here).read_bytes()
+        here.seek(0)  # as Pillow does
+        return here.read()
 
 
 @contextmanager
@@ -190,6 +194,8 @@ def turn_words(orientation: int, size: object, other: object) -> str:
 
 def photo_path(photo: Photo) -> str | None:
     """The path of a photo that has one: PIL's images know the file that they were opened from."""
+    if isinstance(photo, Stored):
+        return str(photo)
     path = photo if isinstance(photo, str | os.PathLike) else getattr(photo, "filename", None)
     return os.fspath(path) if path else None
 
@@ -197,12 +203,20 @@ def photo_path(photo: Photo) -> str | None:
 def _open(photo: Photo, name: str) -> AbstractContextManager[Image.Image]:
     if isinstance(photo, Image.Image):
         return nullcontext(photo)  # the caller's, and not closed here
-    _check_openable(photo, name)
-    stream: Any = io.BytesIO(photo) if isinstance(photo, bytes | bytearray) else photo
+    here = fetched(photo)
+    _check_openable(here, name)
+    stream: Any = io.BytesIO(here) if isinstance(here, bytes | bytearray) else here
     return Image.open(stream)
 
 
-def _check_openable(photo: Photo, name: str) -> None:
+def fetched(photo: Photo) -> Fetched:
+    """The bytes of what lies behind a URL or in a shard, else the photo itself. InputError where they are not there."""
+    if isinstance(photo, Stored):
+        return photo.read()
+    return read_stored(photo) if isinstance(photo, str) and is_url(photo) else photo
+
+
+def _check_openable(photo: Fetched, name: str) -> None:
     if isinstance(photo, str | os.PathLike):
         if os.path.isdir(photo):
             raise InputError(f"{name}: a folder, not a photo")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from upsnet.files import PathLike, read_json, staged_folder, write_json
 from upsnet.json_values import integer
 from upsnet.photos import DECODE_ERRORS, write_png
 from upsnet.result import PanopticResult
+from upsnet.storage import Stored
 
 JSON_NAME = "predictions.json"
 
@@ -37,7 +39,7 @@ def id2rgb(ids: np.ndarray) -> np.ndarray:
     return np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
 
 
-def read_panoptic_png(path: PathLike) -> np.ndarray:
+def read_panoptic_png(path: PathLike | Stored) -> np.ndarray:
     """A panoptic PNG -> int32 H x W ids. 8-bit RGB, or RGBA whose alpha is ignored as the official reader does.
 
     Raises InputError for a missing or damaged file and for any other kind of PNG (grey, palette, 16 bit): their values
@@ -47,19 +49,19 @@ def read_panoptic_png(path: PathLike) -> np.ndarray:
         return _ids(image)
 
 
-def check_panoptic_header(path: PathLike) -> None:
+def check_panoptic_header(path: PathLike | Stored) -> None:
     """InputError as `read_panoptic_png`, but for what the pixels hold: they are not read."""
     with _opened(path):
         pass
 
 
 @contextmanager
-def _opened(path: PathLike) -> Iterator[Image.Image]:
+def _opened(path: PathLike | Stored) -> Iterator[Image.Image]:
     """Of the right kind. What goes wrong while it is open is said of it, too."""
-    if not os.path.isfile(path):  # a pipe would be waited for
+    if not isinstance(path, Stored) and not os.path.isfile(path):  # a pipe would be waited for
         raise InputError(f"{path}: no such file")
     try:
-        with open(path, "rb") as stream:
+        with io.BytesIO(path.read()) if isinstance(path, Stored) else open(path, "rb") as stream:
             header = stream.read(25)
             stream.seek(0)
             with Image.open(stream, formats=["PNG"]) as image:
