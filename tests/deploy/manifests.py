@@ -45,7 +45,8 @@ def check(document: dict[str, Any]) -> None:
     """
     version, kind = str(document.get("apiVersion")), str(document.get("kind"))
     if file := CUSTOM.get((version, kind)):
-        errors = sorted(jsonschema.Draft202012Validator(_schema(file)).iter_errors(document), key=str)
+        found = jsonschema.Draft202012Validator(_schema(file)).iter_errors(document)
+        errors = sorted(found, key=lambda error: error.json_path)
         if errors:
             raise Refused(f"{kind}: " + "; ".join(f"{error.json_path}: {error.message[:200]}" for error in errors))
         document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": document["metadata"]}  # for the metadata
