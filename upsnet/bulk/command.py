@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, get_args
 
 from upsnet import storage
 from upsnet.bulk.block import BlockWorker, Outcome
 from upsnet.bulk.parquet import pyarrow
-from upsnet.bulk.photo_list import Block, Entry, PhotoList
+from upsnet.bulk.photo_list import Entry, PhotoList
 from upsnet.bulk.pipeline import check_fit
 from upsnet.bulk.plan import (
     BLOCK_SIZE,
@@ -21,9 +22,9 @@ from upsnet.bulk.plan import (
     Plan,
     Shard,
     facts_of,
+    is_there,
     make_plan,
     pending,
-    pending_numbers,
     read_plan,
     settle,
 )
@@ -57,8 +58,10 @@ class Runner(Protocol):
         """Opens the model where it will run. first: photos that are looked at, of a list that is begun; else none."""
         ...
 
-    def run(self, blocks: Iterator[Block], plan: Plan, out: str, told: Callable[[int], object]) -> Iterator[Outcome]:
-        """In any order. told: is called with a number of photos, as they are done; or never."""
+    def run(
+        self, photos: PhotoList, numbers: Sequence[int], plan: Plan, out: str, told: Callable[[int], object]
+    ) -> Iterator[Outcome]:
+        """Does blocks, by their numbers, in any order. told: is called with how many photos were done; or never."""
         ...
 
     def close(self) -> None: ...
@@ -75,10 +78,13 @@ class Here:
         self._predictor = self._predictor or open_runtime(self._source)
         return facts_of(self._source, self._predictor)
 
-    def run(self, blocks: Iterator[Block], plan: Plan, out: str, told: Callable[[int], object]) -> Iterator[Outcome]:
-        with BlockWorker(self._source, plan, out, self._readers, self._predictor) as worker:
-            for block in blocks:
-                yield worker.run(block, told=lambda row: told(1))
+    def run(
+        self, photos: PhotoList, numbers: Sequence[int], plan: Plan, out: str, told: Callable[[int], object]
+    ) -> Iterator[Outcome]:
+        worker = BlockWorker(self._source, plan, out, self._readers, self._predictor)
+        for number in numbers:
+            if not is_there(plan, out, number):
+                yield worker.run(photos.block(number), told=lambda row: told(1))
 
     def close(self) -> None:
         if self._predictor is not None:
@@ -106,34 +112,37 @@ def predict_listed(options: BulkOptions, runner: Runner) -> bool:
     Raises InputError for a list, an output or a model that cannot be, and where a server failed or a disk is full;
     then what is done stays, and the same command goes on.
     """
+    with closing(runner):
+        return _predict_listed(options, runner)
+
+
+def _predict_listed(options: BulkOptions, runner: Runner) -> bool:
     plan, photos, shard = _prepare(options, runner)
     out = options.out
     settle(plan, out)
     _sweep(out)
-    numbers = pending_numbers(plan, out, shard)
-    total, there = sum(map(plan.photos_in, numbers)), plan.blocks - len(pending_numbers(plan, out))
+    numbers = pending(plan, out, shard)
+    total, there = sum(map(plan.photos_in, numbers)), plan.blocks - len(pending(plan, out))
     if there:
         print(f"{out}: {there} of {plan.blocks} blocks are there", file=sys.stderr)
     began, done, left_out = time.monotonic(), 0, 0
     with ending_on_sigterm(), progress_bar(total=total, title="predicting", unit="photo", shown=total > 0) as bar:
         try:
-            for outcome in runner.run(pending(plan, photos, out, shard), plan, out, bar.update):
+            for outcome in runner.run(photos, numbers, plan, out, bar.update):
                 done += outcome.photos
                 left_out += outcome.left_out
                 bar.update(done - bar.n)
-                bar.set_postfix(left_out=left_out)
+                bar.set_postfix(left_out=left_out, refresh=False)
         except BaseException:
             bar.close()
-            missing = len(pending_numbers(plan, out))
-            print(
-                f"{out}: {plan.blocks - missing} of {plan.blocks} blocks are there; the same command goes on",
-                file=sys.stderr,
-            )
+            with suppress(InputError):  # the bucket may be what failed
+                there = plan.blocks - len(pending(plan, out))
+            print(f"{out}: {there} of {plan.blocks} blocks are there; the same command goes on", file=sys.stderr)
             raise
     seconds = time.monotonic() - began
     if done:
         print(f"{out}: {done} photos in {seconds:.1f} s, {done / seconds:.1f} photos/s, {left_out} left out")
-    if missing := len(pending_numbers(plan, out)):
+    if missing := len(pending(plan, out)):
         print(f"{out}: {missing} of {plan.blocks} blocks are not there yet (other shards'); the last one's run reports")
         return left_out > 0
     report = finish(plan, out, photos.base)

@@ -15,7 +15,7 @@ from PIL import Image
 from upsnet import storage
 from upsnet.bulk import parquet, tar
 from upsnet.bulk.photo_list import base_of
-from upsnet.bulk.plan import PLAN, Plan, pending_numbers, read_plan
+from upsnet.bulk.plan import PLAN, Plan, pending, read_plan
 from upsnet.bulk.row import Row
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import JSON_NAME, rgb2id
@@ -59,7 +59,7 @@ def existing_plan(out: str) -> Plan:
 
 def read_rows(plan: Plan, out: str, incomplete: bool = False) -> Iterator[Row]:
     """Those that were predicted, block by block."""
-    missing = set(pending_numbers(plan, out))
+    missing = set(pending(plan, out))
     if missing and not incomplete:
         raise InputError(
             f"{out}: {len(missing)} of {plan.blocks} blocks are not there yet; start the command that made it again"

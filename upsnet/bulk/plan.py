@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import ConfigDict, Field, ValidationError
 
 from upsnet import storage
-from upsnet.bulk.photo_list import Block, PhotoList
+from upsnet.bulk.photo_list import PhotoList
 from upsnet.categories import Categories
 from upsnet.errors import InputError, one_line
 from upsnet.files import sha256
@@ -169,14 +168,12 @@ class Shard(NamedTuple):
 WHOLE = Shard()
 
 
-def pending_numbers(plan: Plan, out: str, shard: Shard = WHOLE) -> list[int]:
-    """The blocks of a shard that are not there yet, in order. A listing of OUT is what decides."""
+def pending(plan: Plan, out: str, shard: Shard = WHOLE) -> list[int]:
+    """The numbers of a shard's blocks that are not there yet, in order. A listing of OUT is what decides."""
     there = storage.names(out)
     return [number for number in range(shard.place, plan.blocks, shard.of) if plan.file_name(number) not in there]
 
 
-def pending(plan: Plan, photos: PhotoList, out: str, shard: Shard = WHOLE) -> Iterator[Block]:
-    """The same as blocks, each read as it is asked for; one that somebody else has written meanwhile is passed over."""
-    for number in pending_numbers(plan, out, shard):
-        if not storage.exists(storage.join(out, plan.file_name(number))):
-            yield photos.block(number)
+def is_there(plan: Plan, out: str, number: int) -> bool:
+    """A block's file: somebody else may have written it since OUT was listed."""
+    return storage.exists(storage.join(out, plan.file_name(number)))
