@@ -54,11 +54,10 @@ def open_split(gt_json: PathLike, gt_folder: Path | None = None, images: Path | 
     return split
 
 
-def open_folders(gt_json: PathLike, gt_folder: Path | None = None, images: Path | None = None) -> Split:
-    """`open_split` where the files must lie in folders: InputError for an index of shards."""
-    split = open_split(gt_json, gt_folder, images)
+def in_folders(split: Split | ShardSplit) -> Split:
+    """InputError for shards, where files are linked or copied one by one."""
     if isinstance(split, ShardSplit):
-        raise InputError(f"{split.shards}: here photos in shards cannot be; give the JSON of the set in folders")
+        raise InputError(f"{split.shards}: its photos lie in shards; give the JSON of the set in folders")
     return split
 
 

@@ -8,10 +8,11 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from upsnet import storage
 from upsnet.datasets.doctor.image import ImageTask, check_images
@@ -32,7 +33,8 @@ Check = Literal["full", "json"]
 Deliver = Callable[[Path], None]  # takes a finished file to where the set shall lie
 
 
-class Written(NamedTuple):
+@dataclass(frozen=True)
+class Written:
     split: ShardSplit
     index: Index
     warnings: list[str]  # the doctor's, one line a kind
