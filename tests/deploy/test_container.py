@@ -224,9 +224,10 @@ def test_the_plans_operators_are_given_as_kserve_starts_it(fake: FakeTriton) -> 
     assert [Path(word).name for word in container["args"]] == ["serve.sh"]
     assert [(each["name"], each["value"]) for each in container["env"]] == [("MODELS", "/mnt/models")]
     plugins = f"--backend-config=tensorrt,plugins={fake.repository}/upsnet/1/libupsnet_plugins.so"
-    assert plugins in fake.flags() and plugins.replace(str(fake.repository), "/mnt/models") in (
-        KUBERNETES / "kserve.yaml"
-    ).read_text()
+    assert (
+        plugins in fake.flags()
+        and plugins.replace(str(fake.repository), "/mnt/models") in (KUBERNETES / "kserve.yaml").read_text()
+    )
 
 
 def test_the_operators_secret(fake: FakeTriton, tmp_path: Path) -> None:

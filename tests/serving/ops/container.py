@@ -73,7 +73,7 @@ def container(
         process = subprocess.Popen(
             [CONTAINER / "serve.sh", *flags, *more], env=inside, stdout=stream, stderr=stream, start_new_session=True
         )
-    running = Container(*(f"127.0.0.1:{port}" for port in (http, grpc, metrics)), process, log)
+    running = Container(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{metrics}", process, log)
     try:
         for _ in range(120):
             if process.poll() is not None or asyncio.run(probe(f"http://{running.http}"))[0] == 0:
