@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from upsnet.datasets.split import INDEX
+from upsnet.errors import InputError
 from upsnet.files import read_json, write_json
 from upsnet.metrics.pq_files import evaluate
 
@@ -66,6 +68,8 @@ def main(
     ] = False,
 ) -> None:
     """PQ, SQ and RQ of COCO panoptic predictions, as panopticapi has them. Exit status 2: the input is refused."""
+    if gt_json.name.endswith(INDEX):
+        raise InputError(f"{gt_json}: PQ of files takes a truth in folders; `upsnet eval` takes one in shards")
     report = evaluate(gt_json, pred_json, gt_folder, pred_folder, workers, check_all)
     if json:
         write_json(json, report)
