@@ -11,10 +11,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from training.conventions import NAMED, OURS, ConventionsName
-from training.strict_yaml import load_yaml
 from upsnet.datasets.split import AnySplit
 from upsnet.errors import InputError, one_line
 from upsnet.geometry import ResizeRule
+from upsnet.strict_yaml import load_yaml
 
 MOST = 2**31 - 1  # of any count
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

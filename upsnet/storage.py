@@ -13,13 +13,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from upsnet.errors import InputError, first_line
-from upsnet.files import WriteError, atomic_path
+from upsnet.files import FULL, WriteError, atomic_path
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -90,6 +92,49 @@ def write(place: str, content: bytes) -> None:
             temporary.write_bytes(content)
         return
     _ask(place, lambda system: system.pipe_file(place, content), writing=True)
+
+
+@contextmanager
+def writing_file(place: str) -> Iterator[Path]:
+    """Yields a path to write a file at, which arrives at the place if all went well. Raises InputError (WriteError)."""
+    if not is_url(place):
+        with atomic_path(Path(place)) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="upsnet-") as folder:
+        local = Path(folder) / place.rpartition("/")[2]
+        try:
+            yield local
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise WriteError(place, f"{folder}, where it is made: {error.strerror}") from error
+        upload(local, place)
+
+
+@contextmanager
+def reading_file(place: str) -> Iterator[IO[bytes]]:
+    """A file in which one can go to and fro; of one behind a URL only what is read is fetched. Raises InputError."""
+    stream = _ask(place, lambda system: system.open(place, "rb")) if is_url(place) else _open(place)
+    with stream:
+        yield stream
+
+
+def _open(path: str) -> IO[bytes]:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def size(place: str) -> int:
+    """Bytes of a file. Raises InputError as `read`."""
+    if is_url(place):
+        return _ask(place, lambda system: int(system.size(place)))
+    try:
+        return os.path.getsize(place)
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read: {error.strerror}") from error
 
 
 def upload(path: Path, place: str) -> None:

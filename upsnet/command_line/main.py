@@ -126,6 +126,9 @@ def _extra(module: str, missing: str) -> str:
         "tritonclient": "triton",
         "starlette": "viewer",
         "uvicorn": "viewer",
+        "fsspec": "remote",
+        "pyarrow": "parquet",
+        "ray": "ray",
     }
     folder = module.partition(".")[0]
     return by_package.get(missing) or {"training": "train", "export": "export"}.get(folder, "dev")
