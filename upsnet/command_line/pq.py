@@ -17,6 +17,8 @@ import typer
 
 from upsnet.bulk.output import unpack
 from upsnet.bulk.plan import PLAN
+from upsnet.datasets.split import INDEX
+from upsnet.errors import InputError
 from upsnet.files import read_json, write_json
 from upsnet.metrics.pq_files import evaluate
 
@@ -73,6 +75,8 @@ def main(
     ] = False,
 ) -> None:
     """PQ, SQ and RQ of COCO panoptic predictions, as panopticapi has them. Exit status 2: the input is refused."""
+    if gt_json.name.endswith(INDEX):
+        raise InputError(f"{gt_json}: PQ of files takes a truth in folders; `upsnet eval` takes one in shards")
     with ExitStack() as stack:
         if (pred_json / PLAN).is_file():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="upsnet-")))
