@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from upsnet.errors import InputError, first_line
-from upsnet.files import WriteError, atomic_path
+from upsnet.files import FULL, WriteError, atomic_path
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+GAP = 4096  # bytes between two files that are read with them rather than asked for apart
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,11 @@ class Stored:
     start: int
     size: int
     name: str  # in the larger file, for messages
+    content: bytes | None = None  # where it was read already
 
     def read(self) -> bytes:
         """Raises InputError as `storage.read`."""
-        return read(self.place, self.start, self.size)
+        return read(self.place, self.start, self.size) if self.content is None else self.content
 
     def __str__(self) -> str:
         return f"{self.place}: {self.name}"
@@ -70,6 +75,16 @@ def read(place: str, start: int = 0, size: int | None = None) -> bytes:
     return content
 
 
+def read_together(first: Stored, second: Stored) -> tuple[Stored, Stored]:
+    """Both with their content, neighbours of one place by one reading."""
+    end = first.start + first.size
+    if first.place != second.place or not 0 <= second.start - end <= GAP:
+        return replace(first, content=first.read()), replace(second, content=second.read())
+    content = read(first.place, first.start, second.start + second.size - first.start)
+    one, other = content[: first.size], content[second.start - first.start :]
+    return replace(first, content=one), replace(second, content=other)
+
+
 def write(place: str, content: bytes) -> None:
     """All or nothing: a temporary name and a rename on a disk, one PUT in a bucket. Raises InputError (WriteError)."""
     if not is_url(place):
@@ -77,6 +92,58 @@ def write(place: str, content: bytes) -> None:
             temporary.write_bytes(content)
         return
     _ask(place, lambda system: system.pipe_file(place, content), writing=True)
+
+
+@contextmanager
+def writing_file(place: str) -> Iterator[Path]:
+    """Yields a path to write a file at, which arrives at the place if all went well. Raises InputError (WriteError)."""
+    if not is_url(place):
+        with atomic_path(Path(place)) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="upsnet-") as folder:
+        local = Path(folder) / place.rpartition("/")[2]
+        try:
+            yield local
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise WriteError(place, f"{folder}, where it is made: {error.strerror}") from error
+        upload(local, place)
+
+
+@contextmanager
+def reading_file(place: str) -> Iterator[IO[bytes]]:
+    """A file in which one can go to and fro; of one behind a URL only what is read is fetched. Raises InputError."""
+    stream = _ask(place, lambda system: system.open(place, "rb")) if is_url(place) else _open(place)
+    with stream:
+        yield stream
+
+
+def _open(path: str) -> IO[bytes]:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def size(place: str) -> int:
+    """Bytes of a file. Raises InputError as `read`."""
+    if is_url(place):
+        return _ask(place, lambda system: int(system.size(place)))
+    try:
+        return os.path.getsize(place)
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read: {error.strerror}") from error
+
+
+def upload(path: Path, place: str) -> None:
+    """A local file to a place, all or nothing, without holding it in memory. Raises as `write`."""
+    if not is_url(place):
+        with atomic_path(Path(place)) as temporary:
+            shutil.copyfile(path, temporary)
+        return
+    _ask(place, lambda system: system.put_file(str(path), place), writing=True)
 
 
 def exists(place: str) -> bool:
@@ -90,12 +157,24 @@ def names(folder: str) -> set[str]:
             return set()
         return {entry.name for entry in os.scandir(folder) if entry.is_file()}
 
-    def listed(system: AbstractFileSystem) -> set[str]:
+    return set(sizes(folder))
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """The same, with how many bytes each has."""
+    if not is_url(folder):
+        if not os.path.isdir(folder):
+            return {}
+        return {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+
+    def listed(system: AbstractFileSystem) -> dict[str, int]:
         try:
             found = system.ls(folder, detail=True, refresh=True)
         except FileNotFoundError:
-            return set()
-        return {entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "file"}
+            return {}
+        return {
+            entry["name"].rstrip("/").rpartition("/")[2]: entry["size"] for entry in found if entry["type"] == "file"
+        }
 
     return _ask(folder, listed)
 
