@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import upsnet
 from tests.browser.colours import scene, write_network
