@@ -20,7 +20,7 @@ from upsnet.errors import InputError, ServerError, first_line
 from upsnet.files import FULL, WriteError
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+    from fsspec import AbstractFileSystem as System
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def is_s3(place: str) -> bool:
     return _kind(place) in S3
 
 
-def ask(place: str, question: Callable[[AbstractFileSystem], T], writing: bool = False) -> T:
+def ask(place: str, question: Callable[[System], T], writing: bool = False) -> T:
     """What fsspec's file system for this kind of URL answers; again where it failed for a moment.
 
     Raises InputError (WriteError) where it never would, ServerError where the bucket or the way to it is the reason.
@@ -220,7 +220,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _system(place: str) -> AbstractFileSystem:
+def _system(place: str) -> System:
     """One for all threads of a process. Raises InputError where the package for this kind of URL is not installed."""
     kind = _kind(place)
     try:
@@ -235,7 +235,7 @@ def _system(place: str) -> AbstractFileSystem:
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(process: int, kind: str, options: tuple[tuple[str, Any], ...]) -> AbstractFileSystem:
+def _opened(process: int, kind: str, options: tuple[tuple[str, Any], ...]) -> System:
     """process: connections of the process that this one was forked from are not used. Listings are asked for anew."""
     from fsspec import filesystem
 

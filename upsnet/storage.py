@@ -30,7 +30,7 @@ from upsnet.errors import InputError, first_line
 from upsnet.files import FULL, PathLike, WriteError, atomic_path
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+    from upsnet.buckets import System
 
 PART = 16 << 20  # bytes of a large file that are on their way at once
 MOST_PARTS = 10_000  # of one file in S3
@@ -216,7 +216,7 @@ def exists(place: str) -> bool:
     if (path := _path(place)) is not None:
         return os.path.exists(path)
 
-    def found(system: AbstractFileSystem) -> bool:
+    def found(system: System) -> bool:
         try:
             system.info(place)  # `exists` of some systems says no where they were refused
         except FileNotFoundError:
@@ -241,7 +241,7 @@ def sizes(folder: str) -> dict[str, int]:
             return {}
         return {entry.name: entry.stat().st_size for entry in os.scandir(path) if entry.is_file()}
 
-    def listed(system: AbstractFileSystem) -> dict[str, int]:
+    def listed(system: System) -> dict[str, int]:
         try:
             found = system.ls(folder, detail=True)
         except FileNotFoundError:
@@ -266,7 +266,7 @@ def _path(place: str) -> str | None:
     return unquote(place.partition("://")[2].removeprefix(parts.netloc))
 
 
-def _range(system: AbstractFileSystem, place: str, start: int, end: int | None) -> bytes:
+def _range(system: System, place: str, start: int, end: int | None) -> bytes:
     try:
         content: bytes = system.cat_file(place, start=start if start or end else None, end=end)
     except Exception as error:

@@ -8,6 +8,7 @@ import multiprocessing
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -321,7 +322,7 @@ def test_children_of_a_process_that_has_read(bucket: Bucket, method: str) -> Non
     for number, place in enumerate(places):
         storage.write(place, bytes([number]) * 100)
     bucket.faults(Fault("busy", every=6))
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     answers = context.Queue()
     with ThreadPoolExecutor(4) as pool:
         reading = [pool.submit(storage.read, places[number % 10]) for number in range(100 if method == "fork" else 10)]

@@ -38,6 +38,7 @@ COMMANDS = {
     "data from-cvat": Entry("upsnet.datasets.conversion.cvat", "CVAT's XML -> COCO panoptic."),
     "data from-supervisely": Entry("upsnet.datasets.conversion.supervisely", "A Supervisely project -> COCO panoptic."),
     "data split": Entry("upsnet.datasets.splitting.command", "Training and validation images of one data set."),
+    "data shards": Entry("upsnet.datasets.shards.command", "A data set in a few tars: many machines, and buckets."),
     "data show": Entry("upsnet.datasets.page.command", "A page of photos with their segments, counts and findings."),
     "import": Entry("training.importers.command", "The original UPSNet's weights, or detectron2's -> a checkpoint."),
     "pull": Entry("upsnet.command_line.pull", "Fetch a published network, and make a run of it."),
@@ -125,6 +126,9 @@ def _extra(module: str, missing: str) -> str:
         "tritonclient": "triton",
         "starlette": "viewer",
         "uvicorn": "viewer",
+        "fsspec": "remote",
+        "pyarrow": "parquet",
+        "ray": "ray",
     }
     folder = module.partition(".")[0]
     return by_package.get(missing) or {"training": "train", "export": "export"}.get(folder, "dev")

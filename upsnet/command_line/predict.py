@@ -16,6 +16,7 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
+from upsnet.bulk.command import BulkOptions, Here, predict_listed
 from upsnet.command_line import options
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.errors import InputError
@@ -168,10 +169,11 @@ def _png_name(source: Source, frame: int) -> str:
 
 
 def main(
+    *,
     photos: Annotated[
-        list[str],  # a Path would make "." of an empty name
+        list[str] | None,  # a Path would make "." of an empty name
         typer.Argument(metavar="IMAGE...", help="Photos, videos, folders of them, or patterns ('photos/**/*.jpg')."),
-    ],
+    ] = None,
     out: Annotated[str, typer.Option(help="Folder for the results; it may exist.")],
     runtime: options.RuntimeName = None,
     run: Annotated[
@@ -191,19 +193,48 @@ def main(
     tls_ca: options.TlsCa = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
+    photos_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Photos by the million: a file with a path or URL a line, or JSON lines. --out, a folder or a URL, "
+            "gets blocks instead of pictures; the same command goes on where it was stopped. See docs/many-photos.md.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="--photos-from: this of N workers (default: the only one).")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="--photos-from: tar (the default) or parquet.", metavar="FORMAT")
+    ] = None,
+    block: Annotated[int | None, typer.Option(help="--photos-from: photos in one file (default: 1000).")] = None,
+    readers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=256, help="--photos-from: threads that read, decode and encode (default: cores, at most 8)."
+        ),
+    ] = None,
 ) -> None:
     """Segment photos and videos: coloured overlays with class names, and COCO panoptic PNG + JSON.
 
-    Exit status 1: files of a folder could not be read and were left out.
+    Exit status 1: files of a folder, or of a list, could not be read and were left out.
     """
-    if not out:
-        raise InputError("--out is empty: name a folder")
-    folder = Path(out)
     files = Tls(tls_ca, tls_cert, tls_key)
     tls = files if any(files) else None
     chosen = RuntimeOptions(
         run, runtime, checkpoint, model, url, manifest, threads, device, tls=tls, version=version, engine=engine
     )
+    if photos_from is not None:
+        if photos:
+            raise InputError(f"{photos[0]}: photos are either named or listed; leave it out, or --photos-from")
+        left = predict_listed(BulkOptions(photos_from, out, shard, format, block), Here(chosen, readers))
+        raise typer.Exit(LEFT_OUT if left else 0)
+    for option, value in (("shard", shard), ("format", format), ("block", block), ("readers", readers)):
+        if value is not None:
+            raise InputError(f"--{option} is for photos of a list; give --photos-from, or leave it out")
+    if not photos:
+        raise InputError("no photo: name photos, videos, folders or patterns, or a list with --photos-from")
+    folder = Path(out)
     predictor = open_runtime(chosen)
     replaced = (folder / "predictions.json").is_file()
     left_out: list[str] = []

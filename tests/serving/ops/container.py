@@ -20,8 +20,8 @@ from onnx import numpy_helper
 import upsnet
 from serving.environment import Environment
 from serving.repository import Parts, check_parts
+from tests.deploy.manifests import CONTAINER
 from tests.serving.conftest import Exported
-from tests.serving.ops.test_deployment import DEPLOYMENT
 from tests.serving.ops.test_probe import probe
 
 
@@ -67,7 +67,7 @@ def container(
     log = folder / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [DEPLOYMENT / "serve.sh", *flags, *more], env=inside, stdout=stream, stderr=stream, start_new_session=True
+            [CONTAINER / "serve.sh", *flags, *more], env=inside, stdout=stream, stderr=stream, start_new_session=True
         )
     running = Container(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", process, log)
     try:

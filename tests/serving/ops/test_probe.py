@@ -14,15 +14,15 @@ from aiohttp import web
 from PIL import Image
 
 from serving.record import Outcome
+from tests.deploy.manifests import CONTAINER
 from tests.serving.ops.fakes import Front
-from tests.serving.ops.test_deployment import DEPLOYMENT
 
 WELL = {"outputs": [{"name": "segments_json", "datatype": "BYTES", "shape": [1, 1], "data": ['[{"id": 1}]']}]}
 
 
 async def probe(url: str) -> tuple[int | None, str]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", DEPLOYMENT / "probe.py", url, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-I", "-S", CONTAINER / "probe.py", url, stdout=asyncio.subprocess.PIPE
     )
     out, _ = await process.communicate()
     return process.returncode, out.decode()
