@@ -79,7 +79,7 @@ def read(place: str, start: int = 0, size: int | None = None, most: int | None =
     if most is not None and len(content) > most:
         raise InputError(f"{shown(place)}: over the limit of {most} bytes")
     if size is not None and len(content) != size:
-        raise InputError(f"{shown(place)}: ends at byte {start + len(content)}, before {start + size}: it is not whole")
+        raise InputError(f"{shown(place)}: ends before byte {start + size}: it is not whole")
     return content
 
 

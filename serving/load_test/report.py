@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from rich.table import Table
 
 from serving.load_test.loops import OK, WRONG, Sample
@@ -86,6 +86,8 @@ class LoadReport(Report):
     server: str
     model: str
     model_name: str
+    max_batch: int | None = None  # of the model
+    instances: dict[str, int] = Field(default_factory=dict)  # by model, of those that the server describes
     photos: int
     requests_bytes: list[int]  # of each photo's message
     stages: list[Stage]

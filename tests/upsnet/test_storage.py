@@ -65,8 +65,8 @@ def test_names_are_of_the_folder_alone(folder: str) -> None:
 def test_what_ends_early_is_said(folder: str) -> None:
     place = storage.join(folder, "1.bin")
     storage.write(place, b"0123456789")
-    for start, size, end in ((4, 7, 10), (10, 1, 10), (50, 5, 50)):
-        with pytest.raises(InputError, match=rf"1\.bin: ends at byte {end}, before {start + size}: it is not whole"):
+    for start, size in ((4, 7), (10, 1), (50, 5)):
+        with pytest.raises(InputError, match=rf"1\.bin: ends before byte {start + size}: it is not whole"):
             storage.read(place, start, size)
     with pytest.raises(InputError, match="over the limit of 9 bytes"):
         storage.read(place, most=9)

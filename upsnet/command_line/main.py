@@ -63,6 +63,7 @@ COMMANDS = {
     "serve": Entry("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
     "viewer": Entry("upsnet.viewer.command", "A page in the browser: what models say about your photos."),
     "load-test": Entry("serving.load_test.command", "Load a server with real photos: latency, throughput, refusals."),
+    "capacity": Entry("serving.capacity.command", "How many replicas (GPUs) a load needs, from a load test of one."),
     "eval": Entry("eval.evaluate", "PQ, AP and mIoU of one runtime on a data set."),
     "parity": Entry("eval.parity", "PQ and pixels of several runtimes, compared."),
     "bench": Entry("eval.bench", "Speed ratios between the runtimes."),
