@@ -14,7 +14,7 @@ from upsnet import storage
 from upsnet.datasets.findings import Finding
 from upsnet.datasets.listing import Listing
 from upsnet.datasets.progress import progress_bar
-from upsnet.datasets.shards.index import CURE, PNG, key_of, photo_member, read_index
+from upsnet.datasets.shard_index import CURE, PNG, key_of, photo_member, read_index
 from upsnet.datasets.split import ShardSplit, Split
 from upsnet.errors import InputError
 from upsnet.files import parse_json, read_json, sha256
