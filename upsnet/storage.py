@@ -88,7 +88,7 @@ def read_together(first: Stored, second: Stored) -> tuple[Stored, Stored]:
     end = first.start + first.size
     if first.place != second.place or not 0 <= second.start - end <= GAP:
         return replace(first, content=first.read()), replace(second, content=second.read())
-    content = read(first.place, first.start, second.start + second.size - first.start)
+    content = replace(first, size=second.start + second.size - first.start).read()
     one, other = content[: first.size], content[second.start - first.start :]
     return replace(first, content=one), replace(second, content=other)
 
