@@ -71,7 +71,7 @@ def read(place: str, start: int = 0, size: int | None = None) -> bytes:
     else:
         content = _read_file(place, start, size)
     if size is not None and len(content) != size:
-        raise InputError(f"{place}: ends at byte {start + len(content)}, before {start + size}: it is not whole")
+        raise InputError(f"{place}: ends before byte {start + size}: it is not whole")
     return content
 
 

@@ -20,6 +20,15 @@ serving) plan_config='' onnx_config=cpu ;;
 candidate) plan_config=candidate onnx_config=candidate_cpu ;;
 *) fail "ROLE is '$role'; it is serving or candidate" ;;
 esac
+if [ -e "$now" ] && [ ! -L "$now" ]; then # nobody can tell any more which version serves
+    fail "$repository has lost its links, as in a bucket or by \`cp -L\`: \`cp -a\` keeps them, and a repository that" \
+        "\`upsnet deploy --run RUN --repository NEW\` makes has none"
+fi
+# What Triton's processes tell each other lies in /dev/shm, and what has grown there stays. Where it is full, requests for
+# large photos fail from then on, while the probe's small one does not.
+shared=$(df -Pk /dev/shm | tail -n 1 | tr -s ' ' | cut -d ' ' -f 2)
+[ "${shared:-0}" -ge 524288 ] || fail "/dev/shm has $((${shared:-0} / 1024)) MiB; give it 512 or more: --shm-size=4g," \
+    "shm_size of Compose, an emptyDir of medium Memory in Kubernetes"
 if [ -L "$now" ]; then # versions are rolled out step by step, and a link of the step says which one this is
     version=$(readlink "$now/$role" | sed -n 's|^../../\([0-9]*\)/configs$|\1|p')
 elif [ "$role" = serving ]; then

@@ -7,15 +7,16 @@ the shared data. Strictly: a field that the schema does not know is an error.
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import yaml
 
 from tests.shared import FOLDER, find
+from upsnet.strict_yaml import load_yaml
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -34,8 +35,8 @@ class Refused(Exception):
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    """The documents of a YAML file. ValueError where a key stands twice in a mapping: the first would be lost."""
-    return [document for document in yaml.load_all(path.read_text(), _Loader) if document is not None]
+    """The documents of a YAML file. yaml.YAMLError where a key stands twice in a mapping."""
+    return [load_yaml(part) for part in re.split(r"^---$", path.read_text(), flags=re.MULTILINE)]
 
 
 def check(document: dict[str, Any]) -> None:
@@ -45,7 +46,8 @@ def check(document: dict[str, Any]) -> None:
     """
     version, kind = str(document.get("apiVersion")), str(document.get("kind"))
     if file := CUSTOM.get((version, kind)):
-        errors = sorted(jsonschema.Draft202012Validator(_schema(file)).iter_errors(document), key=str)
+        found = jsonschema.Draft202012Validator(_schema(file)).iter_errors(document)
+        errors = sorted(found, key=lambda error: error.json_path)
         if errors:
             raise Refused(f"{kind}: " + "; ".join(f"{error.json_path}: {error.message[:200]}" for error in errors))
         document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": document["metadata"]}  # for the metadata
@@ -75,11 +77,3 @@ def _close(schema: Any) -> None:
     elif isinstance(schema, list):
         for part in schema:
             _close(part)
-
-
-class _Loader(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.value != "<<"]
-        if len(keys) != len(set(keys)):
-            raise ValueError(f"{node.start_mark}: a key stands twice: {keys}")
-        return super().construct_mapping(node, deep)

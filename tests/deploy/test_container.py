@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from serving import bulletins
-from tests.deploy.manifests import CONTAINER, DEPLOY, ROOT, documents
+from tests.deploy.manifests import CONTAINER, DEPLOY, KUBERNETES, ROOT, documents
 
 TAG = re.compile(r"(?:tritonserver|upsnet-trt):(\d\d\.\d\d)")
 
@@ -92,12 +92,20 @@ class FakeTriton:
         fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
         fake.chmod(0o755)
         self.path = f"{fake.parent}:{os.environ['PATH']}"
+        self.give_shared_memory(1 << 20)
 
     def add(self, *versions: int) -> FakeTriton:
         for version in versions:
             (self.repository / f"upsnet/{version}/configs").mkdir(parents=True)
         (self.repository / "upsnet/configs").mkdir(exist_ok=True)
         return self
+
+    def give_shared_memory(self, kilobytes: int) -> None:
+        """/dev/shm, as `df -Pk` tells it."""
+        table = f"Filesystem 1024-blocks Used Available Capacity Mounted on\ntmpfs {kilobytes} 4 9 1% /dev/shm"
+        stand_in = Path(self.path.partition(":")[0]) / "df"
+        stand_in.write_text(f'#!/bin/sh\n[ "$*" = "-Pk /dev/shm" ] && echo "{table}"\n')
+        stand_in.chmod(0o755)
 
     def manage(self, **roles: int) -> None:
         """By the links of a step, as serving/rollouts/steps.py makes them."""
@@ -187,6 +195,41 @@ def test_a_role_that_nobody_has(fake: FakeTriton) -> None:
     assert wanted in refused("serving")
 
 
+def test_links_that_are_lost(fake: FakeTriton, tmp_path: Path) -> None:
+    """As in a bucket: the number in service is lost with them, and the highest may be a candidate's."""
+    fake.add(3, 4, 10).manage(serving=4, candidate=10)
+    copy = tmp_path / "copy"
+    shutil.copytree(fake.repository, copy)
+    fake.repository = copy
+    for role in ("serving", "candidate"):
+        asked = fake.ask(ROLE=role)
+        assert asked.returncode == 1 and not asked.stdout and asked.stderr.count("\n") == 1
+        assert f"{copy} has lost its links" in asked.stderr
+
+
+@pytest.mark.parametrize(("kilobytes", "told"), [(65536, "64 MiB"), (524287, "511 MiB"), (524288, "")])
+def test_shared_memory_that_is_too_small(kilobytes: int, told: str, fake: FakeTriton) -> None:
+    """65536 is what a container has where nobody says otherwise."""
+    fake.add(1).give_shared_memory(kilobytes)
+    asked = fake.ask()
+    assert asked.returncode == bool(told) and asked.stderr.count("\n") == bool(told)
+    assert f"/dev/shm has {told}" in asked.stderr if told else asked.stdout
+
+
+def test_the_plans_operators_are_given_as_kserve_starts_it(fake: FakeTriton) -> None:
+    """The runtime's `args` and `env`, and what an InferenceService adds to the `args`."""
+    (fake.add(1).repository / "upsnet/1/model.plan").touch()
+    (runtime,) = (each for each in documents(KUBERNETES / "kserve.yaml") if each["kind"] == "ServingRuntime")
+    (container,) = runtime["spec"]["containers"]
+    assert [Path(word).name for word in container["args"]] == ["serve.sh"]
+    assert [(each["name"], each["value"]) for each in container["env"]] == [("MODELS", "/mnt/models")]
+    plugins = f"--backend-config=tensorrt,plugins={fake.repository}/upsnet/1/libupsnet_plugins.so"
+    assert (
+        plugins in fake.flags()
+        and plugins.replace(str(fake.repository), "/mnt/models") in (KUBERNETES / "kserve.yaml").read_text()
+    )
+
+
 def test_the_operators_secret(fake: FakeTriton, tmp_path: Path) -> None:
     """It opens the model repository's calls alone, and models are then loaded by name."""
     fake.add(1)
@@ -230,3 +273,10 @@ def test_a_secret_that_is_missing(fake: FakeTriton) -> None:
 
 def test_a_repository_without_a_model(fake: FakeTriton) -> None:
     assert fake.ask().returncode != 0
+
+
+def test_the_image_reads_what_is_copied_into_it() -> None:
+    """serve.sh and probe.py can be executed, and probe.py needs nothing but Python."""
+    for name in ("serve.sh", "probe.py"):
+        assert (CONTAINER / name).stat().st_mode & 0o111
+    assert (CONTAINER / "probe.py").read_text().startswith("#!/usr/bin/env python3\n")

@@ -1,4 +1,4 @@
-"""What the dashboard and the alerts ask for is held against the metrics that there are."""
+"""What the dashboard, the alerts and the autoscaler ask for is held against the metrics that there are."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from serving.front.shared_memory import SharedMemory
 from serving.front.telemetry import make_telemetry
 from serving.front.upstream import Upstreams
 from serving.record import Outcome, Record
-from tests.deploy.manifests import DEPLOY, ROOT, documents
+from tests.deploy.manifests import DEPLOY, KUBERNETES, ROOT, documents
 from tests.serving.front.fake import FakeFleet
 from tests.serving.ops.fakes import LIMITS, FakeBackend
 
 MONITORING = DEPLOY / "monitoring"
-# Of Triton (docs/user_guide/metrics.md of its repository), as the dashboard uses them.
+# Of Triton (docs/user_guide/metrics.md of its repository), as the dashboard and the autoscaler use them.
 TRITON = {
     "nv_inference_queue_duration_us": {"model", "version"},
     "nv_inference_request_success": {"model", "version"},
+    "nv_inference_request_duration_us": {"model", "version"},
+    "nv_inference_pending_request_count": {"model", "version"},
     "nv_gpu_utilization": {"gpu_uuid"},
     "nv_gpu_memory_used_bytes": {"gpu_uuid"},
 }
 # Of the models' processes, which run inside Triton alone.
 STUB = {"upsnet_stage_milliseconds_total": {"model", "stage"}, "upsnet_executed_batches_total": {"model", "size"}}
-OF_PROMETHEUS = {"instance", "job", "le"}
+OF_PROMETHEUS = {"instance", "job", "le", "namespace", "pod"}
 
 
 def exposed(folder: Path) -> dict[str, set[str]]:
@@ -62,14 +64,16 @@ def series(text: str) -> dict[str, set[str]]:
 
 def _expressions() -> list[str]:
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    return panels + [
-        rule["expr"] for group in documents(MONITORING / "alerts.yaml")[0]["groups"] for rule in group["rules"]
-    ]
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [rule["expr"] for group in documents(MONITORING / "alerts.yaml")[0]["groups"] for rule in group["rules"]]
+    for rule in documents(KUBERNETES / "prometheus-adapter.yaml")[0]["rules"]["custom"]:
+        query = rule["metricsQuery"].replace("<<.GroupBy>>", "pod").replace("<<.LabelMatchers>>", 'namespace="x"')
+        asked += [rule["seriesQuery"], query.replace("<<.Series>>", rule["seriesQuery"].partition("{")[0])]
+    return asked
 
 
 @pytest.mark.parametrize("expression", _expressions())
-def test_metrics_and_labels_of_the_dashboard_and_the_alerts_exist(expression: str, tmp_path: Path) -> None:
+def test_metrics_and_labels_that_are_asked_for_exist(expression: str, tmp_path: Path) -> None:
     known = exposed(tmp_path) | STUB | TRITON
     names = re.findall(r"\b(?:upsnet|nv|process)_\w+", expression)
     assert names and set(names) <= known.keys()

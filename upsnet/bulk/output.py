@@ -16,6 +16,7 @@ from upsnet import storage
 from upsnet.bulk import parquet, tar
 from upsnet.bulk.photo_list import base_of
 from upsnet.bulk.plan import PLAN, Plan, pending, read_plan
+from upsnet.bulk.report import summary_of
 from upsnet.bulk.row import Row
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import JSON_NAME, rgb2id
@@ -65,7 +66,17 @@ def read_rows(plan: Plan, out: str, incomplete: bool = False) -> Iterator[Row]:
             f"{out}: {len(missing)} of {plan.blocks} blocks are not there yet; start the command that made it again"
         )
     numbers = (number for number in range(plan.blocks) if number not in missing)
-    return (row for number in numbers for row in ROWS[plan.format](storage.join(out, plan.file_name(number))))
+    return (row for number in numbers for row in _rows_of(plan, out, number))
+
+
+def _rows_of(plan: Plan, out: str, number: int) -> Iterator[Row]:
+    summary, found = summary_of(plan, out, number), 0
+    place = storage.join(out, plan.file_name(number))
+    for row in ROWS[plan.format](place):
+        found += 1
+        yield row
+    if found != summary.photos - len(summary.left_out):
+        raise InputError(f"{place}: not whole; delete it and start the command that made it again")
 
 
 def unpack(place: PathLike, folder: Path) -> Path:

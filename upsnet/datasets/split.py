@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
 from upsnet import storage
 from upsnet.errors import InputError
@@ -55,7 +55,14 @@ class ShardSplit(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shards: str = Field(pattern=r"[^/]\.shards\.json$")
+    shards: str
+
+    @field_validator("shards")
+    @classmethod
+    def _names_an_index(cls, place: str) -> str:
+        if not os.path.basename(place).removesuffix(INDEX) or not place.endswith(INDEX):
+            raise ValueError(f"{place}: give the index of a set in shards, NAME{INDEX}")
+        return place
 
     @property
     def name(self) -> str:

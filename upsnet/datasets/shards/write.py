@@ -7,7 +7,7 @@ import json
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.shards.index import ENTRY, PNG, Images, Index, Shard, key_of, photo_member
 from upsnet.datasets.split import INDEX, ShardSplit, Split
 from upsnet.errors import InputError
-from upsnet.files import staged_folder, writing_only
+from upsnet.files import staged_folder, writing, writing_only
 
 CHUNK = 32  # images that a process looks at at once
 FEW = 256  # images for which another process is not worth its start
@@ -103,7 +103,7 @@ class ShardWriter:
         if kind is None:
             self._close()
         elif self._stream:
-            self._stream.close()
+            self._stream.abandon()
 
     def add(self, row: Row, image: dict[str, Any], annotation: dict[str, Any], files: Files) -> None:
         """KEY.jpg, or as the photo's suffix is, KEY.panoptic.png, and KEY.json with the JSON's two entries."""
@@ -149,7 +149,9 @@ class Hashed:
     """A tar (ustar; no times, no owners: the same content gives the same bytes), and the digest of it as it grows."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb", buffering=MIB)  # noqa: SIM115
+        self._path = path
+        with writing(path):
+            self._file = open(path, "wb", buffering=MIB)  # noqa: SIM115
         self._digest = hashlib.sha256()
         self.size = 0  # bytes so far
 
@@ -167,14 +169,17 @@ class Hashed:
         """Returns the SHA-256 of the whole."""
         self._write(b"\0" * (2 * tarfile.BLOCKSIZE))
         self._write(b"\0" * (-self.size % tarfile.RECORDSIZE))
-        self.close()
+        with writing(self._path):
+            self._file.close()
         return self._digest.hexdigest()
 
-    def close(self) -> None:
-        self._file.close()
+    def abandon(self) -> None:
+        with suppress(OSError):  # the disk that is full is said of already
+            self._file.close()
 
     def _write(self, content: bytes) -> None:
-        self._file.write(content)
+        with writing(self._path):
+            self._file.write(content)
         self._digest.update(content)
         self.size += len(content)
 
