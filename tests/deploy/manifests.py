@@ -41,7 +41,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def check(document: dict[str, Any]) -> None:
-    """Refused where an API server, of the oldest release or of today's, would refuse the document or drop a field of it.
+    """Refused where an API server of the oldest release or of today's would refuse the document, or drop a field.
 
     Skips the test where the kind's schema lies in the shared data and they are absent.
     """
