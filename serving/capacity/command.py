@@ -6,7 +6,6 @@ upsnet capacity --report load/load.json --rate 100 1000 --p99 250
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,7 @@ from serving.capacity.planning import SHARES, bearable, curve_of, plan
 from serving.capacity.replica import Replica, log_normal, variation_of
 from serving.capacity.report import CapacityReport, Check, check, tables_of
 from serving.capacity.simulation import most
-from serving.load_test.report import LoadReport
+from serving.load_test.report import MOST_BATCH, LoadReport
 from upsnet.errors import InputError
 from upsnet.tables import print_tables
 
@@ -37,7 +36,7 @@ def main(
     alone_ms: Annotated[
         tuple[float, float] | None, typer.Option(help="Instead of a load test: p50 and p99 of a request alone.")
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="With --alone-ms: the largest batch.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, max=MOST_BATCH, help="With --alone-ms: the largest batch.")] = 1,
     batch_ms: Annotated[
         float | None, typer.Option(help="With --alone-ms: of a batch that is full (default: no gain by batches).")
     ] = None,
@@ -61,7 +60,8 @@ def main(
     elif report is not None:
         measured = LoadReport.load(report)
         found = calibrate(measured)
-        checks = [check(found.replica, stage) for stage in measured.stages if stage.loop == "open" and stage.answers]
+        opened = [stage for stage in measured.stages if stage.loop == "open" and stage.answers and not stage.refusals]
+        checks = [check(found.replica, stage) for stage in opened]
     replica, fits = found
     limit = most(replica)
     if max(rates) > MOST_REPLICAS * limit * max_utilisation:
@@ -94,7 +94,7 @@ def main(
 
 
 def _of_times(p50: float, p99: float, max_batch: int, batch_ms: float | None) -> Replica:
-    if not 0 < p50 <= p99 < math.inf:
+    if not 1e-3 <= p50 <= p99 < 1e6:
         raise InputError(f"--alone-ms {p50:g} {p99:g}: give the p50 and the p99 of a request, in milliseconds")
     times = log_normal(p50, p99) / 1e3
     alone = float(times.mean())
