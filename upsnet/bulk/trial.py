@@ -33,7 +33,8 @@ def trial(entries: Sequence[Entry]) -> dict[str, str]:
         if not begun:
             raise InputError(f"a process that tries photos cannot start ({_how(process.exitcode)})")
         start += begun
-        killers[entries[start - 1].place] = f"reading it kills the process ({_how(process.exitcode)})"
+        entry = entries[start - 1]
+        killers[entry.place] = f"{entry.photo}: reading it kills the process ({_how(process.exitcode)})"
     return killers
 
 

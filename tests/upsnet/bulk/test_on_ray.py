@@ -1,95 +1,26 @@
-"""`upsnet predict --ray` on a real Ray cluster of two nodes, which is held against the plain command's output."""
+"""`upsnet predict --ray` on a real Ray cluster of two nodes, held against the plain command's output."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import json
+import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import upsnet
 from tests.browser.colours import scene, write_network
+from tests.upsnet.bulk.two_nodes import Nodes
 from upsnet.bulk.command import BulkOptions, Here, predict_listed
 from upsnet.runtimes.options import RuntimeOptions
 
-ROOT = Path(__file__).resolve().parents[3]
-HERE = Path(__file__).resolve().parent
 BLOCK = 8
 LONGEST_S = 120
 
-
-class Nodes:
-    """The cluster, and commands that are started beside it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._enter = _own_network()
-        os.environ.pop("RAY_ADDRESS", None)
-        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # Ray's sockets lie in it: a path of at most 107 characters
-        self._host = subprocess.Popen(
-            [*self._enter, sys.executable, str(HERE / "ray_nodes.py"), str(self.folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=open(folder / "nodes.log", "w"),
-            text=True,
-            env=_environment(),
-        )
-        self.address = self._line()
-
-    def _line(self) -> str:
-        assert self._host.stdout is not None
-        while line := self._host.stdout.readline():  # Ray says this and that
-            if line.startswith("upsnet: "):
-                return line.split()[-1]
-        raise AssertionError("the cluster has ended")
-
-    def tell(self, word: str) -> None:
-        """`kill` or `add` a node."""
-        assert self._host.stdin is not None
-        self._host.stdin.write(f"{word}\n")
-        self._host.stdin.flush()
-        assert self._line() == "done"
-
-    def start(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-        enter = ["nsenter", f"--target={self._host.pid}", "--net"]
-        if "-r" in self._enter:
-            enter += ["--user", "--preserve-credentials"]
-        command = [*enter, sys.executable, "-m", "upsnet", "predict", *arguments]
-        return subprocess.Popen(
-            command, cwd=cwd, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-
-    def close(self) -> None:
-        self._host.terminate()
-        self._host.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{HERE / 'deadly'}"}
-
-
-def _own_network() -> list[str]:
-    for command in (["unshare", "-n"], ["unshare", "-r", "-n"]):
-        try:
-            subprocess.run([*command, "true"], check=True, capture_output=True)
-            return command
-        except (OSError, subprocess.CalledProcessError):
-            continue
-    pytest.skip("no network namespace can be made here (unshare -n), and Ray listens on every interface")
-
-
-@pytest.fixture(scope="session")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    pytest.importorskip("ray")
-    cluster = Nodes(tmp_path_factory.mktemp("ray"))
-    yield cluster
-    cluster.close()
+pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +50,9 @@ def plain(folder: Path, model: Path) -> dict[str, bytes]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.name != "plan.json"}
+    """Without what actors that died left half-written, under hidden names."""
+    names = (path for path in out.iterdir() if path.name != "plan.json" and not path.name.startswith("."))
+    return {path.name: path.read_bytes() for path in names}
 
 
 def wait_for_blocks(out: Path, least: int, process: subprocess.Popen[str]) -> int:
@@ -140,6 +73,7 @@ def test_a_node_that_is_killed_loses_nothing_and_doubles_nothing(nodes: Nodes, t
     there = wait_for_blocks(tmp_path / "out", 4, process)
     nodes.tell("kill")
     said, complaint = process.communicate(timeout=LONGEST_S)
+    nodes.tell("add")
     assert there < 40
     assert process.returncode == 1, complaint  # a photo was left out
     assert files(tmp_path / "out") == wanted
@@ -147,3 +81,102 @@ def test_a_node_that_is_killed_loses_nothing_and_doubles_nothing(nodes: Nodes, t
     ids = [prediction.image_id for prediction in upsnet.read_predictions(tmp_path / "out")]
     assert ids == [number for number in range(1, len(names) + 1) if number != 101]
     assert "Traceback" not in complaint and "raylet" not in said + complaint
+
+
+@pytest.mark.large
+def test_a_photo_that_kills_whoever_reads_it_is_left_out_with_the_reason(
+    nodes: Nodes, tmp_path: Path, model: Path
+) -> None:
+    names = [f"{number:03}.png" for number in range(6 * BLOCK)]
+    names[20] = "deadly.png"
+    write_photos(tmp_path, names)
+    wanted = plain(tmp_path, model)  # nothing dies in this process
+    process = nodes.start(*options("out", model), "--ray", nodes.address, cwd=tmp_path)
+    said, complaint = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 1, complaint
+    assert "left out 1" in said
+    failed = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
+    assert [(each["image_id"], each["error"]) for each in failed] == [
+        (21, "deadly.png: reading it kills the process (SIGSEGV)")
+    ]
+    assert [each.image_id for each in upsnet.read_predictions(tmp_path / "out")] == [*range(1, 21), *range(22, 49)]
+    got = files(tmp_path / "out")
+    of_its_block = {"predictions-000002.tar", "report.json", "failed.jsonl"}
+    assert {name: got[name] for name in wanted.keys() - of_its_block} == {
+        name: wanted[name] for name in wanted.keys() - of_its_block
+    }
+
+
+@pytest.mark.large
+def test_actors_that_die_at_their_20th_photo_lose_nothing(nodes: Nodes, tmp_path: Path, model: Path) -> None:
+    names = [f"mortal/{number:03}.png" for number in range(10 * BLOCK)]
+    write_photos(tmp_path, names)
+    wanted = plain(tmp_path, model)
+    process = nodes.start(*options("out", model), "--ray", nodes.address, cwd=tmp_path)
+    _, complaint = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 0, complaint
+    assert files(tmp_path / "out") == wanted
+
+
+@pytest.mark.large
+def test_a_block_whose_actors_always_die_is_named_at_the_end_and_the_others_are_done(
+    nodes: Nodes, tmp_path: Path, model: Path
+) -> None:
+    names = [f"{number:03}.png" for number in range(6 * BLOCK)]
+    names[20] = "hopeless.png"
+    write_photos(tmp_path, names)
+    wanted = plain(tmp_path, model)
+    process = nodes.start(*options("out", model), "--ray", nodes.address, cwd=tmp_path)
+    _, complaint = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 2
+    assert "out: the actors of blocks 2 died at each of 4 attempts" in complaint
+    assert "5 of 6 blocks are there; the same command goes on" in complaint
+    assert "Traceback" not in complaint
+    lacking = {"predictions-000002.tar", "report.json", "failed.jsonl"}
+    assert files(tmp_path / "out") == {name: content for name, content in wanted.items() if name not in lacking}
+
+
+@pytest.mark.large
+def test_a_driver_that_is_killed_is_gone_on_with_by_another_and_by_the_plain_command(
+    nodes: Nodes, tmp_path: Path, model: Path
+) -> None:
+    write_photos(tmp_path, [f"{number:03}.png" for number in range(60 * BLOCK)])
+    wanted = plain(tmp_path, model)
+    first = nodes.start(*options("out", model), "--ray", nodes.address, cwd=tmp_path)
+    wait_for_blocks(tmp_path / "out", 5, first)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    second = nodes.start(*options("out", model), "--shard", "1/2", "--ray", nodes.address, cwd=tmp_path)
+    _, complaint = second.communicate(timeout=LONGEST_S)
+    assert second.returncode == 0, complaint
+    assert "of 60 blocks are there" in complaint
+    third = nodes.start(*options("out", model), cwd=tmp_path)
+    _, complaint = third.communicate(timeout=LONGEST_S)
+    assert third.returncode == 0, complaint
+    assert files(tmp_path / "out") == wanted
+
+
+@pytest.mark.large
+def test_a_cluster_of_this_machine_alone(nodes: Nodes, tmp_path: Path, model: Path) -> None:
+    write_photos(tmp_path, [f"{number:03}.png" for number in range(4 * BLOCK)])
+    wanted = plain(tmp_path, model)
+    process = nodes.start(*options("out", model), "--ray", "local", "--actors", "1", cwd=tmp_path)
+    _, complaint = process.communicate(timeout=LONGEST_S)
+    assert process.returncode == 0, complaint
+    assert files(tmp_path / "out") == wanted
+
+
+@pytest.mark.large
+def test_what_cannot_be_is_one_line(nodes: Nodes, tmp_path: Path, model: Path) -> None:
+    write_photos(tmp_path, ["1.png"])
+    for arguments, wanted in [
+        ((*options("out", tmp_path / "none.onnx"), "--ray", nodes.address), "node 127.0.0.1: "),
+        ((*options("out", model), "--ray", nodes.address, "--actor-cpus", "3"), "no node of the cluster has 3 CPUs"),
+        ((*options("out", model), "--ray", nodes.address, "--actor-gpus", "1"), "and 1 GPUs for an actor"),
+        ((*options("out", model), "--ray", "127.0.0.1:9"), "--ray 127.0.0.1:9: no cluster there"),
+    ]:
+        process = nodes.start(*arguments, cwd=tmp_path)
+        said, complaint = process.communicate(timeout=LONGEST_S)
+        assert process.returncode == 2, complaint
+        assert wanted in complaint and len(complaint.splitlines()) == 1, complaint
+        assert not said and not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ from upsnet.datasets.panoptic_json import PanopticJson, Row
 from upsnet.datasets.parallel import chunked, map_parallel, usable_cores
 from upsnet.datasets.places import File, Files, read_file
 from upsnet.datasets.progress import progress_bar
-from upsnet.datasets.shards.index import ENTRY, PNG, Images, Index, Shard, key_of, photo_member
+from upsnet.datasets.shard_index import ENTRY, PNG, Images, Index, Shard, key_of, photo_member
 from upsnet.datasets.split import INDEX, ShardSplit, Split
 from upsnet.errors import InputError
 from upsnet.files import staged_folder, writing, writing_only

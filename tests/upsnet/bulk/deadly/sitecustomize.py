@@ -1,6 +1,9 @@
-"""On the path of a cluster's processes: a process that opens a file whose name begins with `deadly` dies, as a fault in
-a decoder ends it; and one that opens the 20th file of a folder `mortal`."""
+"""On the path of a cluster's processes, so that opening some photos ends the process, as a fault in a decoder does.
 
+deadly*: whoever opens it. hopeless*: whoever opens it but a process that only tries photos. mortal/*: the 20th.
+"""
+
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,7 +18,8 @@ def watch(event: str, args: tuple[object, ...]) -> None:
         return
     folder, name = os.path.split(args[0])
     opened += os.path.basename(folder) == "mortal"
-    if name.startswith("deadly") or opened == MORTAL:
+    hopeless = name.startswith("hopeless") and multiprocessing.parent_process() is None
+    if name.startswith("deadly") or hopeless or opened == MORTAL:
         os.kill(os.getpid(), signal.SIGSEGV)
 
 

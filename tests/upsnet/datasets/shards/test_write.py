@@ -22,8 +22,8 @@ from upsnet import storage
 from upsnet.command_line.command import make_app
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.folder import PanopticFolder
+from upsnet.datasets.shard_index import read_index
 from upsnet.datasets.shards.command import main
-from upsnet.datasets.shards.index import read_index
 from upsnet.datasets.shards.write import write_shards
 from upsnet.datasets.split import ShardSplit, Split
 from upsnet.errors import InputError
