@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +53,8 @@ class Run:
             start_new_session=True,
         )
         self.machines.append(machine)
+        if len(self.machines) == 1:  # HOST, which holds the store of the meeting
+            self.until(lambda: is_open(self.port))
         return machine
 
     def said(self) -> list[str]:
@@ -75,6 +77,11 @@ class Run:
         return [machine.wait(300) for machine in self.machines]
 
 
+def is_open(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def lines_of(file: Path) -> list[str]:
     return re.split(r"[\r\n]+", file.read_text())
 
@@ -84,3 +91,103 @@ def worker(launcher: int) -> int:
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     (pid,) = [int(pid) for pid in children if b"training.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return pid
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_shapes(tmp_path / "shapes", {"train": 6, "val": 3}, sizes=[(64, 96)], progress=False)
+    return tmp_path
+
+
+@contextmanager
+def running(run: Run, count: int, *more: str) -> Iterator[Run]:
+    """With `count` machines; whatever is left of them in the end is killed."""
+    try:
+        for _ in range(count):
+            run.start(*more)
+        yield run
+    finally:
+        for machine in run.machines:
+            machine.kill()
+            machine.wait()
+
+
+def assert_same_weights(run: Run, other: Run) -> None:
+    """Weights, optimizer and the losses of every step, bit for bit."""
+    ours, theirs = load(run.out / "last.safetensors"), load(other.out / "last.safetensors")
+    assert ours.step == theirs.step
+    for part in ("model", "optimizer"):
+        mine, others = getattr(ours, part), getattr(theirs, part)
+        assert mine.keys() == others.keys() and all(torch.equal(mine[key], others[key]) for key in others)
+    assert metrics(run.out) == metrics(other.out)
+
+
+def test_bad_input_is_said_once_and_not_tried_again(folder: Path) -> None:
+    """One machine's process meets it; the other one's waits for it meanwhile."""
+    faulty = sorted((folder / "shapes/train").iterdir())[2]
+    faulty.write_bytes(faulty.read_bytes()[:60])
+    with running(Run(folder, "run"), 2, "--max-restarts=3", "--set=data.check=json") as run:
+        assert run.statuses() == [2, 2]
+    (line,) = run.said()
+    where = f"{folder}/shapes/train.json: image 3: {folder}/shapes/train/{faulty.name}"
+    assert line.startswith(f"error: {where}: not a readable image: ")
+
+
+@pytest.mark.large
+def test_what_dies_is_started_again_and_ends_with_the_weights_of_a_run_that_nothing_interrupts(folder: Path) -> None:
+    with running(Run(folder, "unbroken", iterations=40), 2) as unbroken:
+        assert unbroken.statuses() == [0, 0] and unbroken.said() == []
+    with running(Run(folder, "run", iterations=40), 2, "--max-restarts=3") as run:
+        run.until(run.at(5))
+        os.kill(worker(run.machines[1].pid), signal.SIGKILL)  # loses what is newer than step 4's checkpoint
+        run.until(lambda: "restart 1 of 3" in "".join(run.said()))
+        run.until(run.at(12))
+        run.machines[1].kill()  # with its worker, which asks all of them to save first
+        run.start("--max-restarts=3")
+        assert run.statuses() == [0, -signal.SIGKILL, 0]
+    assert_same_weights(run, unbroken)
+    said = "\n".join(run.said())
+    assert re.search(r"^process \d of 2 was ended by SIGKILL; restart 1 of 3, from the last checkpoint$", said, re.M)
+    assert re.search(r"^process \d of 2 has lost another one; restart 1 of 3, from the last checkpoint$", said, re.M)
+    assert "restart 2 of 3" in said and "Traceback" not in said and "frame #" not in said
+
+
+@pytest.mark.large
+def test_a_machine_that_does_not_come_back_is_done_without(folder: Path) -> None:
+    """The batch stays, so the losses do: up to rounding, as one process adds up what two did."""
+    with running(Run(folder, "two", iterations=30), 2) as unbroken:
+        assert unbroken.statuses() == [0, 0]
+    with running(Run(folder, "run", nodes="1:2", iterations=30), 2, "--max-restarts=3") as run:
+        run.until(run.at(5))
+        run.machines[1].kill()
+        assert run.statuses() == [0, -signal.SIGKILL]
+    for ours, theirs in zip(metrics(run.out), metrics(unbroken.out), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.large
+def test_a_signal_to_one_machine_saves_and_ends_all_and_the_same_command_goes_on(folder: Path) -> None:
+    with running(Run(folder, "unbroken", iterations=20), 2) as unbroken:
+        assert unbroken.statuses() == [0, 0]
+    with running(Run(folder, "run", iterations=20), 2) as run:
+        run.until(run.at(3))
+        run.machines[1].terminate()
+        assert run.statuses() == [128 + signal.SIGTERM] * 2
+        assert 3 <= load(run.out / "last.safetensors").step < 20
+        assert "stopped by signal 15, checkpoint written; the same command goes on from there" in run.said()
+        run.machines = []
+        run.start()
+        run.start()
+        assert run.statuses() == [0, 0]
+    assert_same_weights(run, unbroken)
+
+
+def test_why_a_machine_is_alone() -> None:
+    where = Machines(2, 3, "node1:29500")
+    for error, expected in {
+        RendezvousClosedError(): "the run has ended on another machine",
+        RendezvousTimeoutError(): "fewer than 2 machines have met at node1:29500 in 10 minutes; start the same command",
+        RendezvousConnectionError("a\nb"): "--rendezvous node1:29500: nothing answers there; HOST must be one of",
+        RendezvousStateError("a\nb"): "a",
+    }.items():
+        assert why_alone(error, where).startswith(expected)
