@@ -218,7 +218,7 @@ def kernel_table(report: KernelBench) -> Table:
     return table
 
 
-def find_dataset(models: Sequence[Path], gt_json: Path | None) -> PanopticFolder | None:
+def find_dataset(models: Sequence[Path], gt_json: str | None) -> PanopticFolder | None:
     """The one that is named, else the validation set of the first model's run, else None, which a line says."""
     if gt_json is not None:
         return open_dataset(gt_json)

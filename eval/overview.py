@@ -18,6 +18,7 @@ from PIL import Image
 
 from eval.parity_report import Parity
 from upsnet.command_line.options import run_option
+from upsnet.datasets.places import File
 from upsnet.datasets.validation_set import open_dataset
 from upsnet.draw import overlay
 from upsnet.errors import InputError
@@ -33,7 +34,7 @@ INCHES, DPI, QUALITY = (12.4, 3.9), 100, 86  # under 150 KB
 SIDE = 480  # pixels that a photo's long side is enlarged to, at least, so that labels leave room for the shapes
 
 
-def pictures(model: Path, photo_file: Path) -> tuple[np.ndarray, np.ndarray]:
+def pictures(model: Path, photo_file: File) -> tuple[np.ndarray, np.ndarray]:
     """The photo and its overlay by the ONNX file, uint8 H x W x 3, enlarged by the same whole factor."""
     photo = read_photo(photo_file)
     with closing(OnnxRuntimePredictor(model)) as predictor:
@@ -88,8 +89,9 @@ def main(
     out: Annotated[Path, typer.Option(help="The JPEG to write.")] = Path("docs/overview.jpg"),
 ) -> None:
     """Draw a photo, its overlay and the parity table of a run."""
-    photo_file = open_dataset(None, run=run).split.images / image
-    if not photo_file.is_file():
-        raise InputError(f"{photo_file}: no such image; --image names a file of the validation set")
+    dataset = open_dataset(None, run=run)
+    photo_file = next((each.photo for each in dataset.records if each.file_name == image), None)
+    if photo_file is None:
+        raise InputError(f"{image}: no such image in {dataset.split.json_file}; --image names one of its photos")
     draw(*pictures(run / "model.onnx", photo_file), Parity.load(run / "parity.json"), out)
     print(f"wrote {out}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,9 +16,11 @@ from tqdm import tqdm
 from export.eight_bits import STORED, TINY, EightBits, Ranges, channel_axis, channel_steps, steps
 from export.features import LAYERS, MOVING
 from training.config import Config
+from upsnet import storage
 from upsnet.contract import INPUTS
 from upsnet.datasets.folder import PanopticFolder
-from upsnet.datasets.split import Split
+from upsnet.datasets.places import File
+from upsnet.datasets.split import ShardSplit, Split, usual_split
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, collate, to_network
 from upsnet.photos import read_photo
@@ -36,23 +37,23 @@ class Photos(NamedTuple):
     """A data set, and those of its photos that are looked at."""
 
     data: str
-    paths: list[Path]
+    paths: list[File]
 
 
 def find_photos(data: str, config: Config, most: int) -> Photos:
-    """`most` photos, evenly spaced, of OWN, a COCO panoptic JSON, a folder or a pattern.
+    """`most` photos, evenly spaced, of OWN, a COCO panoptic JSON, an index of shards, a folder or a pattern.
 
     InputError where there is none, and where a data set's photos are not there.
     """
     if data == OWN:
         split = config.data.train
-        data = str(split.json_file)
-        for path in (split.json_file, split.images):
-            if not path.exists():
-                raise InputError(f"{path}: not there; give --calibrate other photos than those of the training")
+        data = str(split.shards if isinstance(split, ShardSplit) else split.json_file)
+        for place in (split.shards,) if isinstance(split, ShardSplit) else (split.json_file, split.images):
+            if not storage.exists(str(place)):
+                raise InputError(f"{place}: not there; give --calibrate other photos than those of the training")
         paths = _photos_of(split)
     elif data.endswith(".json"):
-        paths = _photos_of(Split.usual(Path(data)))
+        paths = _photos_of(usual_split(data))
     else:
         paths = [source.path for source in find_sources([data]) if not source.is_video]
     if not paths:
@@ -61,11 +62,11 @@ def find_photos(data: str, config: Config, most: int) -> Photos:
     return Photos(data, [paths[index * len(paths) // count] for index in range(count)])
 
 
-def _photos_of(split: Split) -> list[Path]:
+def _photos_of(split: Split | ShardSplit) -> list[File]:
     return [record.photo for record in PanopticFolder(split).records]
 
 
-def find_ranges(model: onnx.ModelProto, features: Sequence[str], paths: Sequence[Path], rule: ResizeRule) -> Ranges:
+def find_ranges(model: onnx.ModelProto, features: Sequence[str], paths: Sequence[File], rule: ResizeRule) -> Ranges:
     """The least and the largest value of each feature on all photos. These alone leave the network: no feature is kept.
 
     InputError for a photo that cannot be read, and where features are not finite.
@@ -86,7 +87,7 @@ def signal_to_noise(
     model: onnx.ModelProto,
     readers: Sequence[str],
     ranges: Ranges,
-    paths: Sequence[Path],
+    paths: Sequence[File],
     rule: ResizeRule,
     features: EightBits | Literal["uint8"] = "uint8",
 ) -> list[float]:
@@ -195,11 +196,11 @@ def _measure(
     model: onnx.ModelProto,
     nodes: Sequence[onnx.NodeProto],
     wanted: Sequence[str],
-    paths: Sequence[Path],
+    paths: Sequence[File],
     rule: ResizeRule,
     title: str,
     constants: Iterable[onnx.TensorProto] = (),
-) -> Iterator[tuple[Path, np.ndarray]]:
+) -> Iterator[tuple[File, np.ndarray]]:
     """Of each photo, what `nodes`, added to the network, find: the numbers `wanted`, in that order."""
     observed = copy.deepcopy(model)
     _insert(nodes, observed.graph)

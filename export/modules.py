@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from training.model.upsnet import UPSNet
-from training.strict_yaml import load_yaml
 from upsnet.errors import InputError, one_line
 from upsnet.manifest import Recipe
+from upsnet.strict_yaml import load_yaml
 
 if TYPE_CHECKING:  # a machine with a GPU may lack it (docs/gpu.md)
     import onnx

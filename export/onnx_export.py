@@ -21,6 +21,7 @@ from training.checkpoint import load_model
 from training.model.upsnet import UPSNet
 from training.predictor import make_manifest
 from upsnet.contract import CONFIGURATION_KEY, INPUTS, METADATA_KEY, OUTPUTS, manifest_path, tensorrt_path
+from upsnet.datasets.places import File
 from upsnet.errors import InputError
 from upsnet.files import atomic_path, check_target, sha256
 from upsnet.geometry import ResizeRule
@@ -81,7 +82,7 @@ def export(
 
 
 def _graphs(
-    model: UPSNet, recipe: Recipe, rule: ResizeRule, photos: Sequence[Path] | None
+    model: UPSNet, recipe: Recipe, rule: ResizeRule, photos: Sequence[File] | None
 ) -> tuple[onnx.ModelProto, onnx.ModelProto, Quantized | None]:
     """ONNX Runtime's graph, where that has one of its own, and TensorRT's, which else serves both; and what the
     calibration on `photos` found."""

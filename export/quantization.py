@@ -9,7 +9,6 @@ import copy
 import hashlib
 import math
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from export.calibration import find_ranges, signal_to_noise
 from export.eight_bits import EightBits, Ranges, insert_pairs
 from export.features import BETWEEN, LAYERS, feature_nodes, features_of, readers_of
 from export.modules import Modules, module_at, scope_of
+from upsnet.datasets.places import File
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule
 from upsnet.manifest import EIGHT_BITS, ModuleType, Recipe
@@ -62,7 +62,7 @@ def digest(*graphs: onnx.ModelProto) -> str:
 
 def quantize(
     model: onnx.ModelProto,
-    paths: Sequence[Path],
+    paths: Sequence[File],
     rule: ResizeRule,
     recipe: Recipe = INT8,
     modules: Modules | None = None,
@@ -97,7 +97,7 @@ def quantize(
 def quantize_layers(
     model: onnx.ModelProto,
     target: onnx.ModelProto,
-    paths: Sequence[Path],
+    paths: Sequence[File],
     rule: ResizeRule,
     recipe: Recipe,
     modules: Modules,
@@ -148,7 +148,7 @@ def fold(model: onnx.ModelProto) -> None:
     fold_constants(model, input_size_limit=ANY_SIZE, output_size_limit=ANY_SIZE)
 
 
-def _some(paths: Sequence[Path]) -> Sequence[Path]:
+def _some(paths: Sequence[File]) -> Sequence[File]:
     """As many as sensitivity is measured on."""
     return paths[:: -(-len(paths) // SENSITIVITY_PHOTOS)]
 

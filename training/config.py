@@ -11,10 +11,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from training.conventions import NAMED, OURS, ConventionsName
-from training.strict_yaml import load_yaml
-from upsnet.datasets.split import Split
+from upsnet.datasets.split import AnySplit
 from upsnet.errors import InputError, one_line
 from upsnet.geometry import ResizeRule
+from upsnet.strict_yaml import load_yaml
 
 MOST = 2**31 - 1  # of any count
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -235,8 +235,8 @@ class DataConfig(Section):
     images of one forward pass are all portrait or all landscape. check: what is looked at before the first step, every
     image (full) or what the JSONs say and whether the files are there (json)."""
 
-    train: Split
-    val: Split
+    train: AnySplit
+    val: AnySplit
     resize: ResizeRule
     short_sides: tuple[Positive, ...] = ()
     augment: AugmentConfig = AugmentConfig()

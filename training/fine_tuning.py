@@ -23,6 +23,7 @@ from training.config import Config, differing_keys
 from training.model.classes import CLASS_TENSORS, THING_HEADS, Counts, take_classes
 from upsnet.categories import Categories, Category, differences
 from upsnet.errors import InputError
+from upsnet.files import PathLike
 from upsnet.tables import make_table, print_tables
 
 ClassRule = Literal["exact", "by-name", "new"]  # --classes
@@ -105,7 +106,7 @@ def start_from(
 # Categories
 
 
-def match(theirs: Categories, own: Categories, classes: ClassRule, path: Path, data: Path) -> dict[int, int]:
+def match(theirs: Categories, own: Categories, classes: ClassRule, path: Path, data: PathLike) -> dict[int, int]:
     """Contiguous category of `own` -> that of the checkpoint `path` whose rows it takes."""
     if classes == "new":
         return {}

@@ -16,15 +16,18 @@ from training.launch import SIGNALLED, launch, machines, process_count
 from training.loop import train
 from training.step import TrainingError
 from upsnet.command_line.command import run
-from upsnet.datasets.split import Split
+from upsnet.datasets.split import split_in
 from upsnet.errors import InputError
 
 
 def main(
     config: Annotated[Path, typer.Option(help="YAML configuration, see training/configs/.")],
     data: Annotated[
-        Path | None,
-        typer.Option(help="A folder with train.json and val.json in the usual layout, instead of the configuration's."),
+        str | None,
+        typer.Option(
+            help="A folder, instead of the configuration's data: train.json and val.json in the usual layout, or the "
+            "shards train.shards.json and val.shards.json; these may be behind a URL."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default: runs/NAME.")] = None,
     set_: Annotated[
@@ -86,9 +89,9 @@ def main(
         raise typer.Exit(SIGNALLED + signal)
 
 
-def _data_overrides(folder: Path | None) -> list[str]:
-    """The configuration's keys of the train and val splits that lie in a folder."""
-    splits = {} if folder is None else {name: Split.usual(folder / f"{name}.json") for name in ("train", "val")}
+def _data_overrides(folder: str | None) -> list[str]:
+    """The configuration's keys of the train and val splits that lie in a folder or behind a URL."""
+    splits = {} if folder is None else {name: split_in(folder, name) for name in ("train", "val")}
     return [f"data.{name}={split.model_dump_json()}" for name, split in splits.items()]
 
 

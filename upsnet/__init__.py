@@ -18,6 +18,7 @@ __version__ = "0.2.0"
 DISTRIBUTION = "upsnet-trt"  # the name to pip install
 
 if TYPE_CHECKING:
+    from upsnet.bulk.output import read_predictions as read_predictions
     from upsnet.categories import Categories as Categories
     from upsnet.categories import Category as Category
     from upsnet.client.async_client import AsyncClient as AsyncClient
@@ -47,6 +48,7 @@ _HOMES = {
     "load": "upsnet.model",
     "main": "upsnet.command_line.main",
     "read_photo": "upsnet.photos",
+    "read_predictions": "upsnet.bulk.output",
     "save_coco": "upsnet.prediction",
 }
 __all__ = [*_HOMES, "__version__"]

@@ -233,12 +233,18 @@ def read_json(path: PathLike, change: Callable[[dict[str, Any]], Any] | None = N
     Raises InputError, naming the file, when it is missing, unreadable or malformed.
     """
     try:
-        with _no_collection():
-            return json.loads(
-                Path(path).read_bytes(), object_hook=change
-            )  # UTF-8, or UTF-16 or 32, with or without a mark at its start
+        content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_json(content, path, change)
+
+
+def parse_json(content: bytes, path: PathLike, change: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The same of the bytes of a file, which messages call `path`: UTF-8, or UTF-16 or 32, with or without a mark at
+    their start."""
+    try:
+        with _no_collection():
+            return json.loads(content, object_hook=change)
     except (ValueError, RecursionError) as error:  # ValueError: malformed JSON, or bytes that are no text
         raise InputError(f"{path}: not valid JSON: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future
 from itertools import islice
 from typing import Protocol, TypeVar, overload, runtime_checkable
 
@@ -76,6 +77,10 @@ class PhotoPredictor(Predictor, Protocol):
 
     def answers(self, photos: Iterator[NamedPhoto], at_once: int) -> Iterator[PanopticPrediction]:
         """In the order of the photos. `at_once` are asked for at a time."""
+        ...
+
+    def attempts(self, photos: Iterator[NamedPhoto], at_once: int) -> Generator[Future[PanopticPrediction]]:
+        """The same where one that fails does not end the others. Each is there when it comes, or soon."""
         ...
 
 

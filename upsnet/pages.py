@@ -14,7 +14,7 @@ def open_template(path: Path, **filters: Callable[..., str]) -> jinja2.Template:
     filters: functions by the names that the template calls them.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(path.parent),
+        loader=jinja2.FileSystemLoader([path.parent, Path(__file__).parent]),  # page.css is here
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -22,6 +22,7 @@ from eval.comparing.networks import InOnnxRuntime, InPyTorch, Network
 from eval.comparing.report import comparison_table, conclusion
 from eval.profiling.command import PICTURES
 from upsnet.command_line import options
+from upsnet.datasets.places import File
 from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
 from upsnet.files import check_target, write_bytes
@@ -55,7 +56,7 @@ def open_network(
     )
 
 
-def find_photos(given: Sequence[Path], sources: Sequence[Path], limit: int) -> list[Path]:
+def find_photos(given: Sequence[Path], sources: Sequence[Path], limit: int) -> list[File]:
     """At most `limit` photos: those given, as files, folders or patterns; else the first of the validation set of the
     run that one of the networks lies in."""
     if given:

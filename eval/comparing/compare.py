@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from eval.comparing.errors import MOST_DB, Errors, from_centre, match
 from eval.comparing.limits import LIMITS, Limits, lesser
 from eval.comparing.networks import Network
 from eval.comparing.report import WORST, Comparison, Place, Side, module_of
+from upsnet.datasets.places import File
 from upsnet.errors import InputError
 from upsnet.geometry import NetworkImage, collate, to_network
 from upsnet.machine import machine_facts, package_versions
@@ -44,7 +44,7 @@ class Tally:
     broken: str = ""  # what is wrong with a panoptic map
 
 
-def compare(a: Network, b: Network, photos: Iterable[Path]) -> Comparison:
+def compare(a: Network, b: Network, photos: Iterable[File]) -> Comparison:
     """Reads one photo after the other and keeps sums alone. InputError: a photo that cannot be read, two networks that
     are not for the same photos or categories."""
     check_kin(a, b)

@@ -12,17 +12,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
+from upsnet.datasets.places import File, read_file
 from upsnet.errors import InputError, one_line
-from upsnet.files import sha256, writing
+from upsnet.files import writing
 from upsnet.manifest import Recipe
 
 
-def fingerprint(paths: Iterable[Path], title: str) -> str:
+def fingerprint(paths: Iterable[File | str], title: str) -> str:
     """SHA-256 of what is in these files, in their order, whatever they are called. InputError for one that cannot be
     read."""
     found = hashlib.sha256()
     for path in tqdm(list(paths), title, unit="file", disable=None, leave=False):
-        found.update(bytes.fromhex(sha256(path)))
+        found.update(hashlib.sha256(read_file(path)).digest())
     return found.hexdigest()
 
 

@@ -29,6 +29,7 @@ from export.quantization import layers_of as eight_bit_layers
 from training.model.upsnet import UPSNet
 from training.predictor import UPSNetPredictor
 from upsnet.datasets.folder import PanopticFolder, Record
+from upsnet.datasets.places import File
 from upsnet.driver import find_driver, gpu_problem
 from upsnet.geometry import NetworkBatch, collate, to_network
 from upsnet.manifest import EIGHT_BITS, Manifest, Recipe
@@ -89,7 +90,7 @@ class RoundingMeasure:
     unit, estimated = "% of float32's", True
 
     def __init__(
-        self, network: Rounded, manifest: Manifest, photos: Sequence[Path], gpu: Roofline, device: torch.device
+        self, network: Rounded, manifest: Manifest, photos: Sequence[File], gpu: Roofline, device: torch.device
     ) -> None:
         """photos: to calibrate on."""
         self._network, self._gpu = network, gpu

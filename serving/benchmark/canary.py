@@ -12,7 +12,6 @@ import asyncio
 import json
 import tempfile
 import time
-import urllib.request
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +30,7 @@ from serving.load_test.loops import OK, Length, Sample, open_loop
 from serving.load_test.questions import photo_question, tensor_question
 from serving.repository import check_parts, deploy
 from serving.rollouts.lease import SECONDS, Lease, give_up, lease_path, renew
+from serving.rollouts.running import read_page
 from serving.rollouts.steps import stage
 from serving.server import TritonServer
 from upsnet.command_line.command import run as run_command
@@ -76,22 +76,16 @@ class CanaryBench(Report):
     effects: list[Effect]
 
 
-def ask(port: int, path: str) -> str:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-        return answer.read().decode()
-
-
 def cpu_seconds(port: int) -> float:
     """Of the service's own process: the front, and not Triton."""
-    families = text_string_to_metric_families(ask(port, "/metrics"))
+    families = text_string_to_metric_families(read_page(f"127.0.0.1:{port}", "/metrics").decode())
     return sum(each.value for family in families for each in family.samples if each.name == "process_cpu_seconds_total")
 
 
 def wait_for(port: int, true: Any) -> dict[str, Any]:
     """What the health says when that is so. InputError where it does not become so."""
     end = time.monotonic() + START_SECONDS
-    while not true(told := json.loads(ask(port, "/health/versions"))):
+    while not true(told := json.loads(read_page(f"127.0.0.1:{port}", "/health/versions"))):
         if time.monotonic() > end:
             raise InputError(f"the service did not follow within {START_SECONDS:g} s; it says {told}")
         time.sleep(0.1)

@@ -6,13 +6,15 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 import grpc
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.grpc.service_pb2 import ModelConfigRequest, ModelConfigResponse, ModelInferResponse
 
 from serving.load_test.loops import OK, WRONG
 from serving.load_test.questions import Answer, Question, outputs_of
-from upsnet.contract import METADATA_KEY
+from upsnet.contract import METADATA_KEY, MODEL, PHOTO_MODEL
 from upsnet.errors import InputError
 from upsnet.manifest import Manifest
 
@@ -46,11 +48,8 @@ class Server:
 
     async def manifest(self, model: str) -> Manifest:
         """Of a model, out of its configuration. InputError where the server has no such model, or does not tell."""
-        call = self._channels[0].unary_unary(
-            f"{SERVICE}ModelConfig", ModelConfigRequest.SerializeToString, ModelConfigResponse.FromString
-        )
         try:
-            parameters = (await call(ModelConfigRequest(name=model), timeout=self.deadline)).config.parameters
+            parameters = (await self._config(model)).parameters
         except grpc.aio.AioRpcError as error:
             raise InputError(f"the server at {self.url} does not describe {model}: {said(error)}") from None
         if METADATA_KEY not in parameters:
@@ -58,6 +57,22 @@ class Server:
                 f"the server at {self.url} does not tell the manifest of {model}; serve it with `upsnet serve`"
             )
         return Manifest.model_validate_json(parameters[METADATA_KEY].string_value)
+
+    async def instances(self) -> dict[str, int]:
+        """How many of each model can run at once, of those that the server describes."""
+        found = {}
+        for model in (MODEL, PHOTO_MODEL):
+            with suppress(grpc.aio.AioRpcError):
+                groups = (await self._config(model)).instance_group
+                found[model] = sum(group.count * max(1, len(group.gpus)) for group in groups)
+        return {model: count for model, count in found.items() if count}
+
+    async def _config(self, model: str) -> ModelConfig:
+        """Raises grpc.aio.AioRpcError."""
+        call = self._channels[0].unary_unary(
+            f"{SERVICE}ModelConfig", ModelConfigRequest.SerializeToString, ModelConfigResponse.FromString
+        )
+        return (await call(ModelConfigRequest(name=model), timeout=self.deadline)).config
 
     async def ask(self, message: bytes) -> Answer:
         """Raises grpc.aio.AioRpcError."""

@@ -62,6 +62,7 @@ async def load(url: str, metrics: str, wanted: Load) -> LoadReport:
     tls = None if wanted.tls is None else wanted.tls.credentials(grpc)
     async with Server(url, connections=wanted.connections, deadline=wanted.deadline, tls=tls) as server:
         manifest = await server.manifest(wanted.model)
+        instances = await server.instances()
         questions = read_questions(wanted.photos, wanted.model, manifest.resize, wanted.most_photos)
         references = await ask_alone(server, questions)
         if wanted.truth is not None:
@@ -75,6 +76,8 @@ async def load(url: str, metrics: str, wanted: Load) -> LoadReport:
         server=url,
         model=wanted.model,
         model_name=manifest.name,
+        max_batch=manifest.max_batch,
+        instances=instances,
         photos=len(questions),
         requests_bytes=[len(question.message) for question in questions],
         stages=stages,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-import urllib.error
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +11,7 @@ from tqdm import tqdm
 
 from serving.rollouts.lease import DEADLINE, Lease, give_up, lease_path, renew
 from serving.rollouts.record import Record, check_same, read_record
-from serving.rollouts.running import read_versions
+from serving.rollouts.running import Running, ask_service
 from serving.rollouts.tally import MISSING, Figures
 from upsnet.errors import InputError
 from upsnet.figures import share as percent
@@ -97,7 +95,7 @@ def check_service(record: Record, health: str) -> None:
     """InputError where no service that can have a canary of this repository answers there: before a long gate."""
     if _ask(record, health) is None:
         raise InputError(
-            f"nothing answers at {health}: a canary needs the service that callers use; start `upsnet serve`, name its "
+            f"no `upsnet serve` that can have a canary answers at {health}: start the one that callers use, name its "
             "operators' port with --health, or leave out --canary"
         )
 
@@ -182,17 +180,10 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
-def _ask(record: Record, health: str) -> dict[str, Any] | None:
+def _ask(record: Record, health: str) -> Running | None:
     """What the service tells of its versions; None where it does not answer now. InputError where it is another one."""
-    try:
-        told = json.loads(read_versions(health, HEALTH_SECONDS))
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            raise InputError(f"the service at {health} is no `upsnet serve` that can have a canary") from None
-        return None
-    except (OSError, ValueError):
-        return None
-    if told.get("rollouts") != record.id:
+    told = ask_service(health, HEALTH_SECONDS)
+    if told is not None and told.rollouts != record.id:
         raise InputError(f"the service at {health} serves another repository; name the right one with --health")
     return told
 
@@ -213,9 +204,8 @@ class _Watch:
                 raise InputError(f"the service at {self._health} has not answered for {GONE_SECONDS:g} s; begin again")
             return None
         self._answered = now
-        found = told.get("canary")
-        figures = None
-        if isinstance(found, dict) and found.get("lease") == self._lease.id and found.get("active"):
+        found, figures = told.canary, None
+        if found is not None and found.get("lease") == self._lease.id and found.get("active"):
             figures = Figures.model_validate(found)
         if figures is not None and not figures.trouble.endswith(MISSING):
             self._followed = now

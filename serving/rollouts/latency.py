@@ -16,6 +16,7 @@ from serving.load_test.loops import OK, Length, Sample, closed_loop
 from serving.load_test.questions import Answer, Question, photo_question
 from serving.rollouts.answers import result_of
 from upsnet.contract import PHOTO_OUTPUTS
+from upsnet.datasets.places import read_file
 from upsnet.errors import InputError, ServerError
 from upsnet.parity.photos import Photos
 from upsnet.parity.pixels import identical_pixels
@@ -174,10 +175,7 @@ def agreement(a: Answer, b: Answer) -> float:
 def read_some(photos: Photos, most: int) -> list[tuple[str, bytes]]:
     """Names and encoded contents of at most `most` of them, spread over all. InputError."""
     places = sorted({int(place) for place in np.linspace(0, len(photos) - 1, min(most, len(photos)))})
-    try:
-        return [(photos.name(place), photos.path(place).read_bytes()) for place in places]
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return [(photos.name(place), read_file(photos.file(place))) for place in places]
 
 
 async def compare_latency(reference: Side, candidate: Side, concurrency: int, seconds: float) -> Latency:

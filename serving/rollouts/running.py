@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
@@ -47,19 +47,20 @@ class Running(BaseModel):
     tls: bool = False
     versions: dict[int, RunningVersion]
     failed: dict[int, str] = {}  # why a version does not run that should
+    canary: dict[str, Any] | None = None  # `Figures` of the last one
 
 
-def read_versions(health: str, seconds: float = SECONDS) -> bytes:
-    """/health/versions of the operators' port at host:port; no proxy is asked. OSError where it does not come."""
+def read_page(health: str, path: str, seconds: float = SECONDS) -> bytes:
+    """What the operators' port at host:port has under a path; no proxy is asked. OSError where it does not come."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{health}/health/versions", timeout=seconds) as answer:
+    with opener.open(f"http://{health}{path}", timeout=seconds) as answer:
         return answer.read(MOST_BYTES)
 
 
-def ask_service(health: str) -> Running | None:
+def ask_service(health: str, seconds: float = SECONDS) -> Running | None:
     """The one whose operators' port is at `health`, host:port; None where none answers there that knows versions."""
     try:
-        return Running.model_validate_json(read_versions(health))
+        return Running.model_validate_json(read_page(health, "/health/versions", seconds))
     except (OSError, ValueError, ValidationError):
         return None
 

@@ -19,7 +19,7 @@ import sys, time
 start = time.perf_counter()
 import upsnet
 seconds = time.perf_counter() - start
-print(upsnet.__file__, seconds, *({"torch", "onnxruntime", "tritonclient"} & set(sys.modules)))
+print(upsnet.__file__, seconds, *({"torch", "onnxruntime", "tritonclient", "fsspec", "ray"} & set(sys.modules)))
 """
 # As bash asks when TAB is pressed after the words that follow; prints what it would offer.
 PRESS_TAB = """

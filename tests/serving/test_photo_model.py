@@ -22,6 +22,9 @@ from serving.repository import deploy, deploy_engine
 from serving.server import TritonServer
 from tests.serving import conftest
 from tests.serving.conftest import Exported, make_request
+from tests.upsnet.bulk.stand_in import contents
+from tests.upsnet.bulk.stand_in import run as run_listed
+from upsnet.bulk.command import BulkOptions, Here, predict_listed
 from upsnet.command_line.predict import predict_files
 from upsnet.contract import (
     COCO_PNG,
@@ -39,6 +42,7 @@ from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.errors import InputError
 from upsnet.model import Model
 from upsnet.photos import read_photo
+from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.triton import TritonPredictor
 
 pytestmark = pytest.mark.triton
@@ -284,3 +288,18 @@ def test_it_writes_what_predict_writes(
                 for each in entry["segments_info"]
             ]
             assert found
+
+
+def test_a_list_of_photos_is_predicted_as_in_process(served: Served, tmp_path: Path) -> None:
+    """Byte for byte, what is left out too: so that one run may go on with the other."""
+    listed = [name for name in ODD if name not in ("50 megapixels", "the network fails")]
+    for number, name in enumerate(listed):
+        (tmp_path / f"{number:02}").write_bytes(ODD[name])
+    photos = tmp_path / "list"
+    photos.write_text("".join(f"{number:02}\n" for number in range(len(listed))))
+    source = RuntimeOptions(url=served.server.url)
+    run_listed(photos, tmp_path / "here", served.model._predictor, block=5)
+    assert predict_listed(BulkOptions(str(photos), str(tmp_path / "there"), block=5), Here(source))
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    failed = (tmp_path / "there" / "failed.jsonl").read_text().splitlines()
+    assert len(failed) == len(REFUSED) - 1

@@ -3,6 +3,7 @@
     python -m training.benchmark --config training/configs/coco_r50.yaml --images-per-gpu 4 --parts
     python -m training.benchmark --config training/configs/coco_r50.yaml --data       # the configuration's own photos
     python -m training.benchmark --loader --workers 0 1 2 4
+    python -m training.benchmark --loader --shards --workers 0 2   # files in folders against shards, by turns
 
 No weights are downloaded: both networks are untrained, and as frozen as they are with pretrained weights. Both get the
 same batches, made up unless --data is given. The panoptic branches come on top of what Mask R-CNN does. Untrained
@@ -24,9 +25,9 @@ import torch
 import typer
 from pydantic import BaseModel
 
-from training.benchmark.loading import loader_rates, open_loader, take_batches
+from training.benchmark.loading import compare_shards, loader_rates, open_loader, packed, take_batches
 from training.benchmark.parts import breakdown
-from training.benchmark.report import loader_table, parts_table, step_table
+from training.benchmark.report import loader_table, parts_table, shards_table, step_table
 from training.benchmark.steps import Timed, TorchvisionStep, UpsnetStep, feed, take_turns, warm_up
 from training.benchmark.synthetic import write_panoptic_set
 from training.config import Config, TimmConfig, load_config
@@ -136,6 +137,7 @@ def main(
     data: Annotated[bool, typer.Option("--data/--synthetic", help="Its photos, or made-up ones.")] = False,
     parts: Annotated[bool, typer.Option("--parts", help="Also where the time of a step goes.")] = False,
     loader: Annotated[bool, typer.Option("--loader", help="The loader alone.")] = False,
+    shards: Annotated[bool, typer.Option("--shards", help="With --loader: folders against shards, by turns.")] = False,
     workers: Annotated[list[int] | None, typer.Option(min=0, help="Loader workers; several with --loader.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key.")] = None,
     out: Annotated[Path, typer.Option(help="JSON to write.")] = Path("runs/bench_train.json"),
@@ -149,6 +151,8 @@ def main(
         raise InputError("--parts times the parts of an uncompiled network; add --set compute.compile=false")
     if len(workers) > 1 and not loader:
         raise InputError("--workers takes several numbers with --loader alone")
+    if shards and not loader:
+        raise InputError("--shards compares loaders: give --loader too")
     target = open_device(device)
     facts = machine_facts() | {"threads": torch.get_num_threads()}
     where = describe_device(target)
@@ -170,7 +174,14 @@ def main(
             split = write_panoptic_set(folder, PHOTOS, parse_size(size) if size else PHOTO, settings.seed)
             settings = settings.model_copy(update={"data": settings.data.model_copy(update={"train": split})})
         dataset = open_training(settings.data, settings.seed)
-        if loader:
+        if shards:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="upsnet-bench-")))
+            other = packed(dataset, place)
+            turns = [compare_shards(dataset, other, settings, count, steps, target) for count in workers]
+            print_tables(shards_table(f"{settings.name}: the loader alone, on {where}", turns))
+            ratios = [{"ratio": each.ratio, "ratio_read": each.ratio_read} for each in turns]
+            result["shards"] = [each._asdict() | ratio for each, ratio in zip(turns, ratios, strict=True)]
+        elif loader:
             rates = loader_rates(dataset, settings, workers, steps, target)
             print_tables(loader_table(f"{settings.name}: the loader alone, on {where}", rates))
             result["loader"] = [rate._asdict() for rate in rates]

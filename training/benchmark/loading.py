@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -12,11 +14,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from training.config import Config
-from training.data.batch import Batch
+from training.data.batch import Batch, permutation
 from training.data.coco_panoptic import PanopticDataset
 from training.data.loader import make_loader, reading
 from training.data.open import make_sampler
 from training.schedule import make_plan
+from upsnet.datasets.places import read_file, together
+from upsnet.datasets.shards.write import write_shards
+
+TURNS = 7  # of each, folders and shards
+SHARD = 64 << 20  # bytes
 
 
 class Rate(NamedTuple):
@@ -26,6 +33,25 @@ class Rate(NamedTuple):
     images: int
     seconds: float
     images_per_s: float
+
+
+class Turns(NamedTuple):
+    """The same batches from files in folders and from shards, by turns."""
+
+    workers: int
+    folders: list[float]  # images a second
+    shards: list[float]
+    files_read: list[float]  # photos with their PNGs a second, read whole and not decoded
+    shards_read: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Of the medians; over 1: shards are faster."""
+        return median(self.shards) / median(self.folders)
+
+    @property
+    def ratio_read(self) -> float:
+        return median(self.shards_read) / median(self.files_read)
 
 
 def open_loader(
@@ -61,3 +87,38 @@ def loader_rates(
             seconds = time.perf_counter() - start
         rates.append(Rate(count, images, seconds, images / seconds))
     return rates
+
+
+def compare_shards(
+    folders: PanopticDataset, shards: PanopticDataset, config: Config, workers: int, batches: int, device: torch.device
+) -> Turns:
+    """Both data sets hold the same images."""
+    turns = Turns(workers, [], [], [], [])
+    for dataset in (folders, shards):
+        reads_per_s(dataset)  # into the system's cache
+    for _ in range(TURNS):
+        for dataset, rates, reads in (
+            (folders, turns.folders, turns.files_read),
+            (shards, turns.shards, turns.shards_read),
+        ):
+            rates += [rate.images_per_s for rate in loader_rates(dataset, config, [workers], batches, device)]
+            reads.append(reads_per_s(dataset))
+    return turns
+
+
+def reads_per_s(dataset: PanopticDataset, least: float = 0.3) -> float:
+    """Photos with their PNGs, whole and in another order than they lie, for `least` seconds."""
+    records = [dataset.records[index] for index in permutation(0, 0, len(dataset)).tolist()]
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < least:
+        for record in records:
+            for file in together(record.photo, record.png):
+                read_file(file)
+        count += len(records)
+    return count / (time.perf_counter() - start)
+
+
+def packed(dataset: PanopticDataset, folder: Path) -> PanopticDataset:
+    """The same data set in shards, which are written into `folder`."""
+    split = write_shards(dataset.folder.split, str(folder), SHARD).split
+    return PanopticDataset(split, dataset.rule, dataset.augment, dataset.seed)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from rich.table import Table
 
-from training.benchmark.loading import Rate
+from training.benchmark.loading import Rate, Turns
 from training.benchmark.steps import Timed
 from upsnet.tables import make_table
 
@@ -34,4 +35,18 @@ def loader_table(title: str, rates: Sequence[Rate]) -> Table:
     table = make_table(title, "workers", "images a second")
     for row in rates:
         table.add_row(str(row.workers), f"{row.images_per_s:.1f}")
+    return table
+
+
+def shards_table(title: str, turns: Sequence[Turns]) -> Table:
+    table = make_table(title, "workers", "", "folders", "shards", "ratio", "least ... most")
+    for row in turns:
+        for what, files, shards, ratio in (
+            ("images a second", row.folders, row.shards, row.ratio),
+            ("of them read a second, not decoded", row.files_read, row.shards_read, row.ratio_read),
+        ):
+            each = [b / a for a, b in zip(files, shards, strict=True)]
+            spread = f"{min(each):.2f} ... {max(each):.2f}"
+            rates = (f"{median(files):.1f}", f"{median(shards):.1f}")
+            table.add_row(str(row.workers), what, *rates, f"{ratio:.2f}", spread)
     return table

@@ -16,7 +16,7 @@ from upsnet.datasets.findings import Tally
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.parallel import chunked, map_parallel, usable_cores
 from upsnet.errors import InputError
-from upsnet.files import read_json, sha256, write_json
+from upsnet.files import read_json, write_json
 
 CHECKED = "data_check.json"  # in the run's folder: the data sets whose images were looked at
 CHUNK = 32  # images that a worker takes at once
@@ -49,7 +49,7 @@ def check_images_once(folders: Sequence[PanopticFolder], out: Path, process: Pro
 
 def _state(folder: PanopticFolder) -> dict[str, str]:
     """What a data set was when its images were looked at."""
-    return {**folder.split.model_dump(mode="json"), "sha256": sha256(folder.split.json_file)}
+    return {**folder.split.model_dump(mode="json"), "sha256": folder.files.digest()}
 
 
 def _known(out: Path, states: list[dict[str, str]]) -> bool:
@@ -71,7 +71,7 @@ def _check(folder: PanopticFolder, process: Process) -> tuple[tuple[int, str] | 
     workers = max(1, cores) if len(share) > ALONE else 1
     tasks: Iterator[ImageTask] = (folder.records[place].task() for place in share)
     tally, place = Tally(), 0
-    with tqdm(desc=f"checking {folder.split.json_file.stem}", total=len(share), unit="image", disable=None) as bar:
+    with tqdm(desc=f"checking {folder.split.name}", total=len(share), unit="image", disable=None) as bar:
         for part, error in map_parallel(partial(check_images, stop=True), chunked(tasks, CHUNK), workers):
             place += part.images
             bar.update(part.images)

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from training.data.sample import IGNORE, Sample
 from training.data.transforms import NO_AUGMENTATION, Augment
 from upsnet.datasets.folder import PanopticFolder, Record
-from upsnet.datasets.split import Split
+from upsnet.datasets.split import ShardSplit, Split
 from upsnet.errors import InputError
 from upsnet.geometry import ResizeRule, to_network, to_original
 from upsnet.run_lengths import Runs, find_runs, measure_runs, paint
@@ -25,7 +25,7 @@ class PanopticDataset(Dataset[Sample]):
     the JSON and missing files, when an image is read for faults of its photo and its PNG.
     """
 
-    def __init__(self, split: Split, rule: ResizeRule, augment: Augment = NO_AUGMENTATION, seed: int = 0) -> None:
+    def __init__(self, split: Split | ShardSplit, rule: ResizeRule, augment: Augment = NO_AUGMENTATION, seed: int = 0) -> None:
         self.folder = PanopticFolder(split)
         self.categories = self.folder.categories
         self.rule, self.augment, self.seed = rule, augment, seed

@@ -11,14 +11,22 @@ from training.data.batch import StepSampler, orientations
 from training.data.coco_panoptic import PanopticDataset
 from training.data.transforms import Augment
 from training.schedule import Plan
+from upsnet import storage
 from upsnet.categories import Categories, differences
 from upsnet.datasets.folder import PanopticFolder
-from upsnet.datasets.split import Split
+from upsnet.datasets.split import ShardSplit, Split
 from upsnet.errors import InputError
 
 
-def check_data(split: Split, key: str) -> None:
+def check_data(split: Split | ShardSplit, key: str) -> None:
     """InputError naming the first part of a data set that is not there."""
+    if isinstance(split, ShardSplit):
+        if not storage.exists(split.shards):
+            raise InputError(
+                f"{split.shards}: no such file ({key}.shards); `upsnet data shards --gt-json {split.name}.json --out "
+                "FOLDER` makes it of a data set in folders"
+            )
+        return
     for name, path in split:
         if not path.exists():
             raise InputError(

@@ -18,7 +18,7 @@ from upsnet.named_photos import NamedPhoto, one_photo, photos_of, stream_photos
 from upsnet.photos import Photo
 from upsnet.prediction import PanopticPrediction
 from upsnet.runtimes.connection import call_error, load_packages, open_channel
-from upsnet.runtimes.kserve import RETRIES, Answer, Ask, CallError, Server, Steps
+from upsnet.runtimes.kserve import RETRIES, Answer, Ask, Server, Step, Steps, hold
 from upsnet.runtimes.options import SERVER
 from upsnet.runtimes.shared_memory import Regions
 from upsnet.runtimes.tls import Tls
@@ -175,19 +175,10 @@ class AsyncClient:
 
     async def _run(self, steps: Steps[Answer]) -> Answer:
         """Holds a conversation, as Connection.run does."""
-        answer, error = None, None
-        try:
-            while True:
-                step = steps.throw(error) if error else steps.send(answer)
-                answer, error = None, None
-                try:
-                    answer = await (self._call(step) if isinstance(step, Ask) else asyncio.to_thread(step))
-                except (CallError, InputError) as failure:
-                    error = failure
-        except StopIteration as end:
-            return end.value
-        finally:
-            steps.close()
+        return await hold(steps, self._take)
+
+    async def _take(self, step: Step) -> Any:
+        return await (self._call(step) if isinstance(step, Ask) else asyncio.to_thread(step))
 
     async def _call(self, ask: Ask) -> Any:
         if self._channel is None:

@@ -38,11 +38,13 @@ COMMANDS = {
     "data from-cvat": Entry("upsnet.datasets.conversion.cvat", "CVAT's XML -> COCO panoptic."),
     "data from-supervisely": Entry("upsnet.datasets.conversion.supervisely", "A Supervisely project -> COCO panoptic."),
     "data split": Entry("upsnet.datasets.splitting.command", "Training and validation images of one data set."),
+    "data shards": Entry("upsnet.datasets.shards.command", "A data set in a few tars: many machines, and buckets."),
     "data show": Entry("upsnet.datasets.page.command", "A page of photos with their segments, counts and findings."),
     "import": Entry("training.importers.command", "The original UPSNet's weights, or detectron2's -> a checkpoint."),
     "pull": Entry("upsnet.command_line.pull", "Fetch a published network, and make a run of it."),
     "golden": Entry("training.importers.golden", "Arrays and losses of an imported network."),
     "train": Entry("training.train", "Train a network from a configuration; resumes where it stopped."),
+    "train plan": Entry("training.duration", "How long a schedule takes on so many GPUs, from a measured rate."),
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
     "engine": Entry("export.engine", "ONNX file -> the engine of this machine."),
@@ -62,6 +64,7 @@ COMMANDS = {
     "serve": Entry("serving.serve", "Serve a run with a real Triton server on 127.0.0.1."),
     "viewer": Entry("upsnet.viewer.command", "A page in the browser: what models say about your photos."),
     "load-test": Entry("serving.load_test.command", "Load a server with real photos: latency, throughput, refusals."),
+    "capacity": Entry("serving.capacity.command", "How many replicas (GPUs) a load needs, from a load test of one."),
     "eval": Entry("eval.evaluate", "PQ, AP and mIoU of one runtime on a data set."),
     "parity": Entry("eval.parity", "PQ and pixels of several runtimes, compared."),
     "bench": Entry("eval.bench", "Speed ratios between the runtimes."),
@@ -125,6 +128,9 @@ def _extra(module: str, missing: str) -> str:
         "tritonclient": "triton",
         "starlette": "viewer",
         "uvicorn": "viewer",
+        "fsspec": "remote",
+        "pyarrow": "parquet",
+        "ray": "ray",
     }
     folder = module.partition(".")[0]
     return by_package.get(missing) or {"training": "train", "export": "export"}.get(folder, "dev")

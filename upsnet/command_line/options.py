@@ -52,7 +52,11 @@ Device = Annotated[
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of pytorch and onnxruntime.")]
 
 GtJson = Annotated[
-    Path | None, typer.Option(help="COCO panoptic JSON of a data set (default: the run's validation set).")
+    str | None,
+    typer.Option(
+        help="COCO panoptic JSON of a data set, or the index of one in shards, NAME.shards.json, which may be a URL "
+        "(default: the run's validation set)."
+    ),
 ]
 GtFolder = Annotated[Path | None, typer.Option(help="Its truth PNGs (default: panoptic_<name> beside it).")]
 Images = Annotated[

@@ -7,12 +7,18 @@ quirks that touch the figures are warnings on stderr.
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from upsnet.bulk.output import unpack
+from upsnet.bulk.plan import PLAN
+from upsnet.datasets.split import INDEX
+from upsnet.errors import InputError
 from upsnet.files import read_json, write_json
 from upsnet.metrics.pq_files import evaluate
 
@@ -50,7 +56,10 @@ def _print_warnings(warnings: Sequence[str]) -> None:
 
 def main(
     gt_json: Annotated[Path, typer.Option(help="Ground truth, COCO panoptic format.")],
-    pred_json: Annotated[Path, typer.Option(help="Predictions, the same format.")],
+    pred_json: Annotated[
+        Path,
+        typer.Option(help="Predictions, the same format; or the folder that `upsnet predict --photos-from` wrote."),
+    ],
     gt_folder: Annotated[Path | None, typer.Option(help="Its PNGs (default: the JSON's path without .json).")] = None,
     pred_folder: Annotated[
         Path | None, typer.Option(help="Their PNGs (default: the JSON's path without .json).")
@@ -66,7 +75,13 @@ def main(
     ] = False,
 ) -> None:
     """PQ, SQ and RQ of COCO panoptic predictions, as panopticapi has them. Exit status 2: the input is refused."""
-    report = evaluate(gt_json, pred_json, gt_folder, pred_folder, workers, check_all)
+    if gt_json.name.endswith(INDEX):
+        raise InputError(f"{gt_json}: PQ of files takes a truth in folders; `upsnet eval` takes one in shards")
+    with ExitStack() as stack:
+        if (pred_json / PLAN).is_file():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="upsnet-")))
+            pred_json, pred_folder = unpack(pred_json, folder), folder / "predictions"
+        report = evaluate(gt_json, pred_json, gt_folder, pred_folder, workers, check_all)
     if json:
         write_json(json, report)
     _print_warnings(report["warnings"])

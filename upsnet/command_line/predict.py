@@ -16,6 +16,8 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
+from upsnet.bulk.command import BulkOptions, Here, Runner, predict_listed
+from upsnet.bulk.ray_cluster import Actors
 from upsnet.command_line import options
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.errors import InputError
@@ -30,6 +32,7 @@ from upsnet.sources import Source, expand, find_sources
 from upsnet.video import Video, VideoWriter
 
 LEFT_OUT = 1  # exit status
+OF_ACTORS = ("actors", "actor-cpus", "actor-gpus")  # options
 SUFFIXES = {"JPEG": "jpg", "PNG": "png"}
 
 
@@ -168,10 +171,11 @@ def _png_name(source: Source, frame: int) -> str:
 
 
 def main(
+    *,
     photos: Annotated[
-        list[str],  # a Path would make "." of an empty name
+        list[str] | None,  # a Path would make "." of an empty name
         typer.Argument(metavar="IMAGE...", help="Photos, videos, folders of them, or patterns ('photos/**/*.jpg')."),
-    ],
+    ] = None,
     out: Annotated[str, typer.Option(help="Folder for the results; it may exist.")],
     runtime: options.RuntimeName = None,
     run: Annotated[
@@ -191,19 +195,73 @@ def main(
     tls_ca: options.TlsCa = None,
     tls_cert: options.TlsCert = None,
     tls_key: options.TlsKey = None,
+    photos_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Photos by the million: a file with a path or URL a line, or JSON lines. --out, a folder or a URL, "
+            "gets blocks instead of pictures; the same command goes on where it was stopped. See docs/many-photos.md.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="--photos-from: this of N workers (default: the only one).")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="--photos-from: tar (the default) or parquet.", metavar="FORMAT")
+    ] = None,
+    block: Annotated[int | None, typer.Option(help="--photos-from: photos in one file (default: 1000).")] = None,
+    readers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=256, help="--photos-from: threads that read, decode and encode (default: cores, at most 8)."
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="--photos-from: on a Ray cluster: auto (the one that this machine is a node of), host:port of its "
+            "head, or local (one of this machine alone).",
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="--ray: processes that hold the model (default: as many as there is room for)."),
+    ] = None,
+    actor_cpus: Annotated[
+        int | None, typer.Option(min=1, help="--ray: CPU cores for each, and threads in it (default: 1).")
+    ] = None,
+    actor_gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="--ray: GPUs for each; of 0.5 two share one (default: 1 where the runtime can use one and the "
+            "cluster has any).",
+        ),
+    ] = None,
 ) -> None:
     """Segment photos and videos: coloured overlays with class names, and COCO panoptic PNG + JSON.
 
-    Exit status 1: files of a folder could not be read and were left out.
+    Exit status 1: files of a folder, or of a list, could not be read and were left out.
     """
-    if not out:
-        raise InputError("--out is empty: name a folder")
-    folder = Path(out)
     files = Tls(tls_ca, tls_cert, tls_key)
     tls = files if any(files) else None
     chosen = RuntimeOptions(
         run, runtime, checkpoint, model, url, manifest, threads, device, tls=tls, version=version, engine=engine
     )
+    if photos_from is not None:
+        if photos:
+            raise InputError(f"{photos[0]}: photos are either named or listed; leave it out, or --photos-from")
+        runner = _runner(chosen, readers, ray, Actors(actors, actor_cpus, actor_gpus))
+        left = predict_listed(BulkOptions(photos_from, out, shard, format, block), runner)
+        raise typer.Exit(LEFT_OUT if left else 0)
+    of_list = {"shard": shard, "format": format, "block": block, "readers": readers, "ray": ray}
+    for option, value in (of_list | dict(zip(OF_ACTORS, (actors, actor_cpus, actor_gpus), strict=True))).items():
+        if value is not None:
+            raise InputError(f"--{option} is for photos of a list; give --photos-from, or leave it out")
+    if not photos:
+        raise InputError("no photo: name photos, videos, folders or patterns, or a list with --photos-from")
+    folder = Path(out)
     predictor = open_runtime(chosen)
     replaced = (folder / "predictions.json").is_file()
     left_out: list[str] = []
@@ -218,3 +276,15 @@ def main(
         for line in left_out:
             print(f"left out: {line}", file=sys.stderr)
         raise typer.Exit(LEFT_OUT)
+
+
+def _runner(source: RuntimeOptions, readers: int | None, address: str | None, actors: Actors) -> Runner:
+    """Who does the blocks: this process, or a Ray cluster."""
+    if address is not None:
+        from upsnet.bulk.on_ray import OnRay
+
+        return OnRay(address, actors, source, readers)
+    for option, value in zip(OF_ACTORS, actors, strict=True):
+        if value is not None:
+            raise InputError(f"--{option} is for a Ray cluster; give --ray, or leave it out")
+    return Here(source, readers)

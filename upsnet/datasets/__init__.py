@@ -8,11 +8,12 @@
 
 | what | names |
 |---|---|
-| reading | `PanopticFolder`, and its `Record`s; `Split`, where one lies; `read_panoptic_png` |
+| reading | `PanopticFolder`, and its `Record`s; `Split` or `ShardSplit`, where one lies; `read_panoptic_png` |
 | writing | `PredictionWriter`; `id2rgb`, `rgb2id` |
 | the doctor, as `upsnet data check` | `find_splits`, `open_split`, `check_split` |
 | other labels | `read_instances`, `read_masks`, `read_yolo`, `read_labelme`, `read_cvat`, `read_supervisely` |
 | their `Source`, as `upsnet data from-...` | `convert`, with a `Choice` of classes and `Rules`: `Converted` |
+| shards, as `upsnet data shards` | `write_shards` |
 | train and val, as `upsnet data split` | `split_dataset`, `SplitRules` |
 | a page of photos, as `upsnet data show` | `write_page`, with a `Selection` |
 | official downloads, as `upsnet data coco` and `cityscapes` | `prepare_coco`, `make_cityscapes_split` |
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from upsnet.datasets.folder import PanopticFolder, Record
     from upsnet.datasets.page.page import Selection, write_page
     from upsnet.datasets.shapes import write_shapes
-    from upsnet.datasets.split import Split
+    from upsnet.datasets.shards.write import write_shards
+    from upsnet.datasets.split import ShardSplit, Split
     from upsnet.datasets.splitting.split import SplitRules, split_dataset
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "Record",
     "Rules",
     "Selection",
+    "ShardSplit",
     "Source",
     "Split",
     "SplitRules",
@@ -80,6 +83,7 @@ __all__ = [
     "split_dataset",
     "write_page",
     "write_shapes",
+    "write_shards",
 ]
 
 __getattr__, __dir__ = lazy.names(
@@ -92,6 +96,7 @@ __getattr__, __dir__ = lazy.names(
         "Record": "upsnet.datasets.folder",
         "Rules": "upsnet.datasets.conversion.convert",
         "Selection": "upsnet.datasets.page.page",
+        "ShardSplit": "upsnet.datasets.split",
         "Source": "upsnet.datasets.conversion.labels",
         "Split": "upsnet.datasets.split",
         "SplitRules": "upsnet.datasets.splitting.split",
@@ -114,5 +119,6 @@ __getattr__, __dir__ = lazy.names(
         "split_dataset": "upsnet.datasets.splitting.split",
         "write_page": "upsnet.datasets.page.page",
         "write_shapes": "upsnet.datasets.shapes",
+        "write_shards": "upsnet.datasets.shards.write",
     },
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from upsnet.errors import InputError
+from upsnet.files import PathLike
 
 LISTED = 10_000  # findings of one kind that a report spells out; all are counted
 
@@ -23,6 +23,7 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = {
     "other-format": Kind(True, "a file of another kind"),
     "json": Kind(True, "the JSON is not COCO panoptic"),
+    "shard": Kind(True, "shard missing, cut or changed"),
     "category": Kind(True, "bad or repeated entry of the category table"),
     "image-twice": Kind(True, "image id listed twice"),
     "file-twice": Kind(True, "two images or annotations with one file name"),
@@ -152,7 +153,7 @@ class Tally:
 class Strict:
     """A Report for all but the doctor: the first error is an InputError of its words, warnings are gathered."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: PathLike) -> None:
         self.path, self.warnings = path, Tally()
 
     def __call__(self, kind: str, text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from array import array
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -15,9 +14,11 @@ from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.doctor.image import ImageTask, check_segments, check_sizes
 from upsnet.datasets.findings import Strict
 from upsnet.datasets.panoptic_json import PanopticJson, Row
+from upsnet.datasets.places import File, Files, together
 from upsnet.datasets.segments import SegmentInfo
-from upsnet.datasets.split import Split
+from upsnet.datasets.split import ShardSplit, Split, usual_split
 from upsnet.errors import InputError
+from upsnet.files import PathLike
 from upsnet.manifest import Manifest
 from upsnet.photos import read_turned
 from upsnet.result import PanopticResult, Segment
@@ -29,14 +30,14 @@ class Record(NamedTuple):
 
     image_id: int
     file_name: str  # as the JSON has it: below the folder of the photos
-    photo: Path
-    png: Path
+    photo: File
+    png: File
     segments: list[SegmentInfo]
     size: tuple[int, int] | None = None  # height, width where the JSON has them
 
     def task(self) -> ImageTask:
         """What the doctor asks for."""
-        return ImageTask(self.image_id, str(self.photo), str(self.png), self.size, self.segments)
+        return ImageTask(self.image_id, self.photo, self.png, self.size, self.segments)
 
 
 class Records(Sequence[Record]):
@@ -46,8 +47,8 @@ class Records(Sequence[Record]):
     its reference count, and each worker would end up with a copy of every one.
     """
 
-    def __init__(self, rows: Iterable[Row], split: Split) -> None:
-        self._split = split
+    def __init__(self, rows: Iterable[Row], files: Files) -> None:
+        self._files = files
         packed, starts, ids, sizes = bytearray(), array("q", [0]), array("q"), array("i")
         for row in rows:
             packed += pickle.dumps(tuple(row[:5]), pickle.HIGHEST_PROTOCOL)  # without the boxes
@@ -62,7 +63,7 @@ class Records(Sequence[Record]):
     def by_image_id(self) -> Records:
         """The same records in rising order of the image ids; nothing is copied but the order."""
         order = np.argsort(self.image_ids, kind="stable")
-        other = Records([], self._split)
+        other = Records([], self._files)
         other._packed, other._starts, other._ends = self._packed, self._starts[order], self._ends[order]
         other.image_ids, other.sizes = self.image_ids[order], self.sizes[order]
         return other
@@ -81,22 +82,25 @@ class Records(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         content = memoryview(self._packed)[self._starts[index] : self._ends[index]]
         image_id, photo, png, segments, size = pickle.loads(content)
-        return Record(image_id, photo, self._split.images / photo, self._split.segments / png, segments, size)
+        files = self._files
+        return Record(image_id, photo, files.photo(image_id, photo), files.png(image_id, png), segments, size)
 
 
 class PanopticFolder:
-    """The records of one COCO panoptic JSON, in the order of its images; every photo and PNG is there.
+    """The records of one COCO panoptic JSON, in the order of its images; every photo and PNG is there, in folders or in
+    shards.
 
     Raises InputError for what the doctor calls an error, in its words. `warnings`: lines about what is only odd.
     """
 
-    def __init__(self, split: Split | Path) -> None:
-        """A JSON's path alone is enough where its folders are the usual ones."""
-        self.split = split if isinstance(split, Split) else Split.usual(split)
+    def __init__(self, split: Split | ShardSplit | PathLike) -> None:
+        """A JSON's path alone is enough where its folders are the usual ones, and the place of a shards' index is."""
+        self.split = split if isinstance(split, Split | ShardSplit) else usual_split(split)
         self._report = Strict(self.split.json_file)
         chart = PanopticJson(self.split, self._report)
         self.categories = Categories(chart.categories.values())
-        self.records = Records(chart.rows(), self.split)
+        self.files = chart.files
+        self.records = Records(chart.rows(), self.files)
 
     @property
     def warnings(self) -> list[str]:
@@ -117,7 +121,8 @@ class PanopticFolder:
         InputError where one cannot be read, and where photo, PNG and JSON do not say the same.
         """
         try:
-            (photo, orientation), ids = read_turned(record.photo), read_panoptic_png(record.png)
+            photo_file, png_file = together(record.photo, record.png)
+            (photo, orientation), ids = read_turned(photo_file), read_panoptic_png(png_file)
         except InputError as error:
             raise InputError(f"{self.split.json_file}: image {record.image_id}: {error}") from None
         task, runs = record.task(), find_runs(ids)

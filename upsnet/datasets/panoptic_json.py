@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from upsnet.categories import Categories, Category
 from upsnet.datasets.findings import Report, Strict
-from upsnet.datasets.listing import Listing
+from upsnet.datasets.places import open_files
 from upsnet.datasets.segments import ID_LIMIT, NO_CATEGORY, SegmentInfo, read_segment
-from upsnet.datasets.split import Split
+from upsnet.datasets.split import ShardSplit, Split
 from upsnet.datasets.wrong_file import PANOPTIC, other_format
 from upsnet.errors import InputError
-from upsnet.files import read_json
+from upsnet.files import PathLike, read_json
 from upsnet.json_values import MOST_ID, breaks_line, complaint, is_visible, whole
 
 # Files of other kinds, which are not JSON.
@@ -55,10 +55,14 @@ class Row(NamedTuple):
 class PanopticJson:
     """What a data set's JSON says: categories and entries at once, the rows one by one."""
 
-    def __init__(self, split: Split, report: Report) -> None:
-        """Everything but the segments is looked at, and what is faulty is reported and left out."""
+    def __init__(self, split: Split | ShardSplit, report: Report) -> None:
+        """Everything but the segments is looked at, and what is faulty is reported and left out. InputError for shards
+        without an index."""
         self.split, self._report = split, report
-        lists = read_lists(split.json_file, report)
+        self.files = open_files(split)
+        for finding in self.files.faults():
+            report(*finding)
+        lists = read_lists(split.json_file, report, self.files.read_json)
         self.is_readable = lists is not None  # else one finding says what the file is, and nothing is read of it
         content = lists or {key: [] for key in LISTS}
         self.further = {key: value for key, value in content.items() if key not in ("images", "annotations")}  # as read
@@ -76,19 +80,15 @@ class PanopticJson:
 
     def rows(self) -> Iterator[Row]:
         """In the order of the images: those that have an annotation."""
-        photos, pngs = Listing(self.split.images), Listing(self.split.segments)
+        absent = self.files.absences()
         useful = not self.images.keys() & self.annotations.keys()  # where there are none, something else was reported
         for number, image in self.images.items():
             if number not in self.annotations:
                 continue
             where, annotation = f"image {number}", self.annotations[number]
             photo, png = image["file_name"], annotation["file_name"]
-            if photo not in photos:
-                hint = photos.hint(photo)
-                self._report("photo-missing", f"{where}: its photo {self.split.images / photo} is missing{hint}")
-            if png not in pngs:
-                hint = pngs.hint(png)
-                self._report("png-missing", f"{where}: its PNG {self.split.segments / png} is missing{hint}")
+            for finding in absent(number, photo, png):
+                self._report(*finding)
             size = self._size(image, where)
             segments, boxes = self._segments(annotation["segments_info"], where)
             useful = useful or any(not segment.iscrowd for segment in segments)
@@ -162,12 +162,15 @@ def _plain(info: Any) -> SegmentInfo | None:
     return SegmentInfo(number, category, crowd == 1, area)
 
 
-def read_lists(path: Path, report: Report) -> dict[str, Any] | None:
-    """The content, with the three lists of the format, empty where one is missing; None where it is something else."""
+def read_lists(path: PathLike, report: Report, read: Callable[[], Any] | None = None) -> dict[str, Any] | None:
+    """The content, with the three lists of the format, empty where one is missing; None where it is something else.
+
+    read: what reads it (default: the file at `path`).
+    """
     try:
-        content = read_json(path)
+        content = read() if read else read_json(path)
     except InputError as error:
-        report("json", str(error).removeprefix(f"{path}: ") + FILES.get(path.suffix.lower(), ""))
+        report("json", str(error).removeprefix(f"{path}: ") + FILES.get(os.path.splitext(path)[1].lower(), ""))
         return None
     if other := other_format(content):
         report("other-format", other)

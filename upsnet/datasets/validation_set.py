@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from upsnet.datasets.folder import PanopticFolder
-from upsnet.datasets.split import Split
+from upsnet.datasets.split import ShardSplit, Split, as_split, usual_split
 from upsnet.errors import InputError
+from upsnet.files import PathLike
 
 
 def open_dataset(
-    gt_json: Path | None, gt_folder: Path | None = None, images: Path | None = None, run: Path | None = None
+    gt_json: PathLike | None, gt_folder: Path | None = None, images: Path | None = None, run: Path | None = None
 ) -> PanopticFolder:
     """The data set the user names, else the validation set in the run's config.yaml. Prints what is odd about it."""
     folder = PanopticFolder(_split(gt_json, gt_folder, images, run))
@@ -20,9 +21,11 @@ def open_dataset(
     return folder
 
 
-def _split(gt_json: Path | None, gt_folder: Path | None, images: Path | None, run: Path | None) -> Split:
+def _split(
+    gt_json: PathLike | None, gt_folder: Path | None, images: Path | None, run: Path | None
+) -> Split | ShardSplit:
     if gt_json is not None:
-        return Split.usual(gt_json, gt_folder, images)
+        return usual_split(gt_json, gt_folder, images)
     if gt_folder or images:
         raise InputError("--gt-folder and --images go with --gt-json: give it too")
     config = run / "config.yaml" if run else None
@@ -33,6 +36,6 @@ def _split(gt_json: Path | None, gt_folder: Path | None, images: Path | None, ru
     except ImportError as error:
         raise InputError(f"{config} is YAML ({error}): pip install 'upsnet-trt[data]', or give --gt-json") from None
     try:
-        return Split.model_validate(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["val"])
+        return as_split(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["val"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):  # ValueError: also what is not UTF-8
         raise InputError(f"{config}: names no validation set (data.val); give --gt-json") from None

@@ -11,6 +11,7 @@ import numpy as np
 
 from upsnet.categories import Categories
 from upsnet.datasets.folder import PanopticFolder, Record, truth_result
+from upsnet.datasets.places import File
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.errors import InputError
 from upsnet.files import PathLike
@@ -63,7 +64,7 @@ class Photos(Protocol):
 
     def name(self, index: int) -> str: ...
 
-    def path(self, index: int) -> Path: ...
+    def file(self, index: int) -> File: ...
 
     def read(self, index: int) -> Shown:
         """InputError, which names the photo, where it cannot be read."""
@@ -84,7 +85,7 @@ class LabelledPhotos:
     def name(self, index: int) -> str:
         return self._records[index].file_name
 
-    def path(self, index: int) -> Path:
+    def file(self, index: int) -> File:
         return self._records[index].photo
 
     def read(self, index: int) -> Shown:
@@ -109,11 +110,11 @@ class PlainPhotos:
         return len(self._paths)
 
     def name(self, index: int) -> str:
-        path = self.path(index)
+        path = self._paths[index]
         return str(path.relative_to(self._place)) if self._place in path.parents else path.name
 
-    def path(self, index: int) -> Path:
+    def file(self, index: int) -> File:
         return self._paths[index]
 
     def read(self, index: int) -> Shown:
-        return Shown(self.name(index), read_photo(self.path(index)))
+        return Shown(self.name(index), read_photo(self.file(index)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from upsnet import DISTRIBUTION
 from upsnet.errors import InputError, ServerError
-from upsnet.runtimes.kserve import Answer, Ask, CallError, Server, Steps
+from upsnet.runtimes.kserve import Answer, Ask, CallError, Server, Step, Steps, hold_here
 from upsnet.runtimes.shared_memory import Regions
 
 SERVICE = "inference.GRPCInferenceService"
@@ -110,19 +110,11 @@ class Connection:
 
     def run(self, steps: Steps[Answer], calls: Calls | None = None) -> Answer:
         """Holds a conversation. Its calls are among `calls`."""
-        answer, error = None, None
-        try:
-            while True:
-                step = steps.throw(error) if error else steps.send(answer)
-                answer, error = None, None
-                try:
-                    answer = self._call(step, calls or Calls()) if isinstance(step, Ask) else step()
-                except (CallError, InputError) as failure:
-                    error = failure
-        except StopIteration as end:
-            return end.value
-        finally:
-            steps.close()
+
+        def take(step: Step) -> Any:
+            return self._call(step, calls or Calls()) if isinstance(step, Ask) else step()
+
+        return hold_here(steps, take)
 
     def _call(self, ask: Ask, calls: Calls) -> Any:
         if self._stub is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -118,10 +118,41 @@ class OtherVersion(ServerError):
 
 
 Answer = TypeVar("Answer")
-Steps = Generator[Ask | Callable[[], Any], Any, Answer]
+Step = Ask | Callable[[], Any]
+Steps = Generator[Step, Any, Answer]
 Inputs = Mapping[str, np.ndarray | Sequence[bytes]]
 Outputs = dict[str, np.ndarray | list[bytes]]
 Infer = Callable[[Served, Inputs, Sequence[str]], Steps[Outputs]]
+
+
+async def hold(steps: Steps[Answer], take: Callable[[Step], Awaitable[Any]]) -> Answer:
+    """Holds a conversation. take: does one step, or raises CallError or InputError, which the conversation hears."""
+    answer, error = None, None
+    try:
+        while True:
+            step = steps.throw(error) if error else steps.send(answer)
+            answer, error = None, None
+            try:
+                answer = await take(step)
+            except (CallError, InputError) as failure:
+                error = failure
+    except StopIteration as end:
+        return end.value
+    finally:
+        steps.close()
+
+
+def hold_here(steps: Steps[Answer], take: Callable[[Step], Any]) -> Answer:
+    """The same in this thread, with a `take` that waits for nothing but its step."""
+
+    async def taken(step: Step) -> Any:
+        return take(step)
+
+    try:
+        hold(steps, taken).send(None)  # it awaits nothing, so that this runs it to its end
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("a step of a conversation was not taken")
 
 
 def call(server: Server, ask: Ask) -> Steps[Any]:

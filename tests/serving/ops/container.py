@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,17 +21,18 @@ from onnx import numpy_helper
 import upsnet
 from serving.environment import Environment
 from serving.repository import Parts, check_parts
+from tests.deploy.manifests import CONTAINER
 from tests.serving.conftest import Exported
-from tests.serving.ops.test_deployment import DEPLOYMENT
 from tests.serving.ops.test_probe import probe
 
 
 @dataclass(frozen=True)
 class Container:
-    """One that runs: addresses of HTTP and gRPC, and what it runs in."""
+    """One that runs: addresses of HTTP, gRPC and the metrics, and what it runs in."""
 
     http: str
     grpc: str
+    metrics: str
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -45,6 +47,8 @@ def container(
 ) -> Iterator[Container]:
     """serve.sh over the repository, with these variables of its environment and more flags, until the end of the
     `with`. Inside it its probe has been content, or it has ended. Temporary files go into `folder`."""
+    if shutil.disk_usage("/dev/shm").total < 512 << 20:
+        pytest.skip("needs 512 MiB of /dev/shm: serve.sh refuses less")
     folder.mkdir(parents=True, exist_ok=True)
     found = Environment.find(environment)
     for place, files in (("backends/python", found.backend_files), ("python", [Path(upsnet.__file__).parent])):
@@ -67,9 +71,9 @@ def container(
     log = folder / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [DEPLOYMENT / "serve.sh", *flags, *more], env=inside, stdout=stream, stderr=stream, start_new_session=True
+            [CONTAINER / "serve.sh", *flags, *more], env=inside, stdout=stream, stderr=stream, start_new_session=True
         )
-    running = Container(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", process, log)
+    running = Container(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{metrics}", process, log)
     try:
         for _ in range(120):
             if process.poll() is not None or asyncio.run(probe(f"http://{running.http}"))[0] == 0:

@@ -16,9 +16,9 @@ import pytest
 
 from serving.front.rest_request import HEADER_LENGTH
 from serving.server import TritonServer
+from tests.deploy.test_monitoring import STUB, TRITON, exposed, series
 from tests.serving.conftest import Exported, make_request
 from tests.serving.ops.fakes import parse
-from tests.serving.ops.test_deployment import STUB, TRITON, exposed, series
 from tests.serving.ops.test_probe import probe
 
 pytestmark = pytest.mark.triton

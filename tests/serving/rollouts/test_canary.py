@@ -113,7 +113,8 @@ class Service:
                 lease = read_lease(lease_path(repository))
                 if lease is not None:
                     service.leases.append(lease)
-                told = {"rollouts": service.rollouts, "canary": service.answer(lease) if lease else None}
+                told = {"rollouts": service.rollouts, "serving": 1, "ports": {}, "versions": {}}
+                told["canary"] = service.answer(lease) if lease else None
                 self.send_response(service.status if self.path == "/health/versions" else 500)
                 self.end_headers()
                 self.wfile.write(json.dumps(told).encode())
@@ -203,12 +204,10 @@ def test_a_service_that_is_not_there_is_another_or_too_old(
     service.rollouts = "another"
     with pytest.raises(InputError, match="serves another repository"):
         run(staged)
-    service.status = 404
-    with pytest.raises(InputError, match="no `upsnet serve` that can have a canary"):
-        run(staged)
-    service.status = 500
-    with pytest.raises(InputError, match="nothing answers at"):
-        run(staged)
+    for status in (404, 500):
+        service.status = status
+        with pytest.raises(InputError, match="no `upsnet serve` that can have a canary answers at"):
+            run(staged)
     service.status, service.rollouts = 200, read_record(repository).id
     monkeypatch.setattr(module, "GONE_SECONDS", 0.05)
     with pytest.raises(InputError, match="does not take up the canary"):

@@ -105,12 +105,14 @@ def numbered(rows: Sequence[ClassRow]) -> list[ClassRow]:
 def _read_yaml(path: Path) -> Any:
     try:
         import yaml
+
+        from upsnet.strict_yaml import load_yaml
     except ModuleNotFoundError:
         raise InputError(
             f"{path}: reading YAML needs the package pyyaml; give the table as JSON, CSV or text"
         ) from None
     try:
-        return yaml.safe_load(read_text(path, MOST_BYTES))
+        return load_yaml(read_text(path, MOST_BYTES))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML: {first_line(error)}") from error
 

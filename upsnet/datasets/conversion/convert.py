@@ -70,6 +70,7 @@ class Converted:
 
     @property
     def split(self) -> Split:
+        assert isinstance(self.checkup.split, Split)
         return self.checkup.split
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,21 +77,13 @@ def _load(file: Path) -> Any:
     """Every value is a text: a class that is named `no` is called so, not False."""
     try:
         import yaml
+
+        from upsnet.strict_yaml import load_yaml_texts
     except ImportError as error:
         raise InputError(f"this needs the package pyyaml: pip install '{DISTRIBUTION}[data]'") from error
 
-    class Loader(yaml.BaseLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-            keys: set[str] = set()
-            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-                if key.value in keys:
-                    line = key.start_mark.line + 1
-                    raise InputError(f"{file}: the key '{key.value}' stands twice, the second time in line {line}")
-                keys.add(key.value)
-            return super().construct_mapping(node, deep)
-
     try:
-        return yaml.load(read_text(file, MOST_BYTES), Loader)
+        return load_yaml_texts(read_text(file, MOST_BYTES))
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise InputError(f"{file}: not valid YAML: {error.problem}{line}") from error

@@ -23,9 +23,11 @@ from upsnet.datasets.doctor.json_file import find_splits, open_split, unlisted
 from upsnet.datasets.findings import CategoryCount, Tally
 from upsnet.datasets.panoptic_json import PanopticJson
 from upsnet.datasets.parallel import chunked, map_parallel, usable_cores
-from upsnet.datasets.split import Split
+from upsnet.datasets.places import ShardFiles
+from upsnet.datasets.split import ShardSplit, Split
 from upsnet.errors import InputError
-from upsnet.files import write_json
+from upsnet.files import PathLike, write_json
+from upsnet.storage import is_url
 
 CHUNK = 32  # images that a process takes at once
 SHOWN = 3  # findings of a kind in the table
@@ -36,7 +38,7 @@ FOUND_ERRORS = 1  # exit status
 class Checkup(NamedTuple):
     """One split's findings and counts."""
 
-    split: Split
+    split: Split | ShardSplit
     categories: dict[int, Category]
     tally: Tally
     seconds: float  # for the images, without reading the JSON
@@ -49,8 +51,7 @@ class Checkup(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         return {
             "json_file": str(self.split.json_file),
-            "segments": str(self.split.segments),
-            "images_folder": str(self.split.images),
+            **_places(self.split),
             "errors": self.tally.errors,
             "warnings": self.tally.warnings,
             "images": self.tally.images,
@@ -74,27 +75,35 @@ class Checkup(NamedTuple):
         return sum(count.segments for id, count in counts if self.categories[id].isthing == things)
 
 
-def check_split(split: Split, workers: int, progress: bool = True) -> Checkup:
+def _places(split: Split | ShardSplit) -> dict[str, str]:
+    if isinstance(split, ShardSplit):
+        return {"shards": split.shards}
+    return {"segments": str(split.segments), "images_folder": str(split.images)}
+
+
+def check_split(split: Split | ShardSplit, workers: int, progress: bool = True) -> Checkup:
     """Looks at the JSON, then at every image that has an annotation."""
     tally = Tally()
     chart = PanopticJson(split, tally.note)
-    photos, pngs = str(split.images), str(split.segments)
+    files = chart.files
     tasks = [
         ImageTask(
             row.image_id,
-            os.path.join(photos, row.photo),
-            os.path.join(pngs, row.png),
+            files.photo(row.image_id, row.photo),
+            files.png(row.image_id, row.png),
             row.size,
             row.segments,
             row.boxes,
         )
         for row in chart.rows()
     ]
-    if chart.is_readable:
+    if isinstance(files, ShardFiles):
+        tally.report(files.changes(progress))
+    elif chart.is_readable and isinstance(split, Split):
         tally.report(unlisted("photo-unlisted", split.images, chart.images.values()))
         tally.report(unlisted("png-unlisted", split.segments, chart.annotations.values()))
     began = time.perf_counter()
-    with tqdm(total=len(tasks), desc=split.json_file.stem, unit="image", disable=not progress) as bar:
+    with tqdm(total=len(tasks), desc=split.name, unit="image", disable=not progress) as bar:
         for part, _ in map_parallel(check_images, chunked(tasks, CHUNK), workers):
             tally.add(part)
             bar.update(part.images)
@@ -134,18 +143,26 @@ def show(checkup: Checkup, console: Console) -> None:
     )
 
 
-def choose_splits(data: Path, gt_folder: Path | None, images: Path | None) -> list[Split]:
-    if data.is_dir():
+def choose_splits(data: PathLike, gt_folder: Path | None, images: Path | None) -> list[Split | ShardSplit]:
+    """Of a folder, or of a JSON or an index of shards; each may be behind a URL where the photos lie in shards."""
+    place = os.fspath(data)
+    if os.path.isdir(place) or (is_url(place) and not place.endswith(".json")):
         if gt_folder or images:
             raise InputError("--gt-folder and --images go with a JSON, not with a folder")
-        return find_splits(data)
-    if not data.is_file():
-        raise InputError(f"{data}: no such file or folder")
-    return [open_split(data, gt_folder, images)]
+        return find_splits(place)
+    if not is_url(place) and not os.path.isfile(place):
+        raise InputError(f"{place}: no such file or folder")
+    return [open_split(place, gt_folder, images)]
 
 
 def main(
-    data: Annotated[Path, typer.Argument(help="A folder with data sets, or the JSON of one.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with data sets, the JSON of one, or the index of one in shards; the latter may be a URL.",
+            show_default=False,
+        ),
+    ],
     gt_folder: Annotated[Path | None, typer.Option(help="The PNGs; default: beside the JSON.")] = None,
     images: Annotated[Path | None, typer.Option(help="The photos; default: where COCO has them.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one for each core.")] = None,

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import nullcontext, suppress
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.findings import KINDS, CategoryCount, Finding, Tally
+from upsnet.datasets.places import File, is_there, together
 from upsnet.datasets.segments import NO_CATEGORY, SegmentInfo
 from upsnet.errors import InputError
 from upsnet.photos import MAX_PIXELS, SWAPPED, load_pixels, read_turned, reading_photo, turn_words
 from upsnet.run_lengths import Box, Extents, areas_and_boxes
+from upsnet.storage import Stored
 
 
 class ImageTask(NamedTuple):
     """One image with its annotation."""
 
     image_id: int
-    photo: str
-    png: str
+    photo: File | str
+    png: File | str
     size: tuple[int, int] | None  # height, width in the JSON
     segments: list[SegmentInfo]
     boxes: list[object] | None = None  # the segments' `bbox` in the JSON; None: they are not judged
@@ -48,18 +51,21 @@ def check_image(task: ImageTask, tally: Tally, known: tuple[tuple[int, int], int
     where = f"image {task.image_id}"
     photo = ids = truth = None
     orientation = 1
+    with suppress(InputError):  # else each is read, and said of, for itself
+        photo_file, png_file = together(task.photo, task.png)
+        task = task._replace(photo=photo_file, png=png_file)
     try:
         photo, orientation = known or size_and_orientation(task.photo)
         if orientation != 1:
             yield Finding("exif-turned", f"{where}: the photo {task.photo} has the EXIF orientation {orientation}")
     except InputError as error:
-        if os.path.isfile(task.photo):
+        if is_there(task.photo):
             yield Finding("photo-unreadable", f"{where}: {error}")
     try:
         ids = read_panoptic_png(task.png)
         truth = areas_and_boxes(ids)
     except InputError as error:
-        if os.path.isfile(task.png):
+        if is_there(task.png):
             yield Finding("png-unreadable", f"{where}: {error}")
     yield from check_sizes(task, photo, None if ids is None else (ids.shape[1], ids.shape[0]), orientation)
     count_segments(task, truth or {}, tally)
@@ -83,21 +89,29 @@ def check_sizes(
         yield Finding("size", f"image {task.image_id}: sizes differ: {differing} (width x height){turned}")
 
 
-def size_and_orientation(path: str) -> tuple[tuple[int, int], int]:
+def size_and_orientation(photo: File | str) -> tuple[tuple[int, int], int]:
     """Width and height as shown, after reading the whole file, and how the photo is stored: 1 upright, else an
     orientation of upsnet.photos.TURNS. InputError where upsnet.photos.read_photo has one.
 
     A JPEG is decoded at an eighth of its size: every byte passes the entropy decoder, so that a cut file is found just
     as in a full decode, at two thirds of the time.
     """
-    with reading_photo(path), Image.open(path) if os.path.isfile(path) else nullcontext() as image:
+    stream = _opened(photo)
+    with reading_photo(str(photo)), Image.open(stream) if stream else nullcontext() as image:
         if image and image.format == "JPEG" and image.mode in ("RGB", "L") and image.width * image.height <= MAX_PIXELS:
             width, height = image.size
             image.draft(image.mode, (max(1, width // 8), max(1, height // 8)))
             orientation = load_pixels(image)
             return (height, width) if orientation in SWAPPED else (width, height), orientation
-    photo, orientation = read_turned(path)
-    return (photo.shape[1], photo.shape[0]), orientation
+    pixels, orientation = read_turned(photo)
+    return (pixels.shape[1], pixels.shape[0]), orientation
+
+
+def _opened(photo: File | str) -> Any:
+    """What Pillow opens; None where it is not there, or no file."""
+    if isinstance(photo, Stored):
+        return io.BytesIO(photo.read())
+    return photo if os.path.isfile(photo) else None
 
 
 def check_segments(task: ImageTask, truth: Extents) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,22 @@ from upsnet.datasets.maker import origin
 from upsnet.datasets.page.page import Selection, check_names, write_page
 from upsnet.datasets.panoptic_json import PanopticJson
 from upsnet.datasets.parallel import usable_cores
-from upsnet.datasets.split import Split
+from upsnet.datasets.split import ShardSplit, Split
+from upsnet.errors import InputError
 from upsnet.files import check_target
+from upsnet.storage import is_url
 
 NAME = "show.html"
 
 
 def main(
-    data: Annotated[Path, typer.Argument(help="A folder with data sets, or the JSON of one.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with data sets, the JSON of one, or the index of one in shards; the latter may be a URL.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help=f"The page; default: {NAME} in the folder, or beside the JSON.")
     ] = None,
@@ -41,7 +50,9 @@ def main(
     The page holds all that it shows: open it in a browser, or send it. Images with findings come first. Of a folder,
     a data set from which `upsnet data split` made others there is left out: they show its images.
     """
-    path = out or (data if data.is_dir() else data.parent) / NAME
+    if is_url(data) and out is None:
+        raise InputError(f"{data}: where shall the page go? Give --out")
+    path = out or (Path(data) if os.path.isdir(data) else Path(data).parent) / NAME
     splits = _without_wholes(choose_splits(data, gt_folder, images))
     check_target(path)
     check_names([PanopticJson(split, Tally().note).categories for split in splits] if category else [], category or ())
@@ -55,13 +66,13 @@ def main(
     )
 
 
-def _without_wholes(splits: list[Split]) -> list[Split]:
+def _without_wholes(splits: list[Split | ShardSplit]) -> list[Split | ShardSplit]:
     """Without those that others beside them were split from, which is said."""
     parts: dict[Path, list[Path]] = {}
-    for json_file in (split.json_file for split in splits if len(splits) > 1):
+    for json_file in (split.json_file for split in splits if len(splits) > 1 and isinstance(split, Split)):
         if name := origin(json_file):
             parts.setdefault(json_file.parent / name, []).append(json_file)
-    for whole in (split.json_file for split in splits if split.json_file in parts):
+    for whole in (Path(split.json_file) for split in splits if split.json_file in parts):
         names = ", ".join(part.name for part in parts[whole])
         print(f"{whole}: left out, as {names} were split from it; `upsnet data show {whole}` shows it")
     return [split for split in splits if split.json_file not in parts]

@@ -20,7 +20,7 @@ from upsnet.datasets.page.histogram import coco_shares, common_sizes, ratio_bins
 from upsnet.datasets.page.picture import Picture, drawer
 from upsnet.datasets.page.survey import Survey
 from upsnet.datasets.parallel import map_parallel, usable_cores
-from upsnet.datasets.split import Split
+from upsnet.datasets.split import ShardSplit, Split
 from upsnet.errors import InputError
 from upsnet.files import check_target, read_json, write_text
 from upsnet.pages import open_template
@@ -98,7 +98,7 @@ def _split(survey: Survey, selection: Selection, workers: int | None, progress: 
     table = Categories(survey.categories.values()) if survey.categories else None
     processes = workers or min(usable_cores(), 1 + len(chosen) // FEW)
     pictures = []
-    with tqdm(total=len(chosen), desc=f"{checkup.split.json_file.stem} pictures", disable=not progress) as bar:
+    with tqdm(total=len(chosen), desc=f"{checkup.split.name} pictures", disable=not progress) as bar:
         for picture in map_parallel(drawer(table), survey.records(chosen), processes):
             pictures.append(_picture(survey, picture))
             bar.update()
@@ -109,7 +109,7 @@ def _split(survey: Survey, selection: Selection, workers: int | None, progress: 
     heights, widths = np.array(sizes, float).reshape(-1, 2).T
     pixels = sum(row["pixels"] for row in rows) + tally.void_pixels
     return {
-        "name": checkup.split.json_file.stem,
+        "name": checkup.split.name,
         "json_file": str(checkup.split.json_file),
         "images": survey.images,
         "things": checkup.segments(True),
@@ -205,8 +205,10 @@ def _omitted(survey: Survey, selection: Selection, chosen: list[int]) -> list[st
     return said
 
 
-def _left_out(split: Split) -> str:
+def _left_out(split: Split | ShardSplit) -> str:
     """What the converter that made the split says of images that it left out (NAME_conversion.json)."""
+    if isinstance(split, ShardSplit):
+        return ""
     path = split.json_file.with_name(f"{split.json_file.stem}{REPORT}")
     report = read_json(path) if path.is_file() else None
     left = report.get("images_left_out") if isinstance(report, dict) else None

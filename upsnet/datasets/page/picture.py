@@ -13,6 +13,7 @@ from PIL import Image
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.folder import Record, truth_result
+from upsnet.datasets.places import is_there
 from upsnet.draw import overlay
 from upsnet.errors import InputError
 from upsnet.photos import read_photo
@@ -39,7 +40,7 @@ def draw(record: Record, categories: Categories | None) -> Picture:
         return Picture(record, trouble=str(error))
     small = _reduced(photo, Image.Resampling.LANCZOS)
     picture = Picture(record, photo=_address(small))
-    if not record.png.is_file():
+    if not is_there(record.png):
         return picture._replace(trouble="it has no PNG of segments")
     try:
         ids = read_panoptic_png(record.png)

@@ -69,13 +69,13 @@ class Survey:
 
     def records(self, chosen: list[int]) -> list[Record]:
         """The chosen images in that order, with the segments that can be drawn."""
-        wanted, split = set(chosen), self.checkup.split
+        wanted, files = set(chosen), self._chart.files
         found = {
             row.image_id: Record(
                 row.image_id,
                 row.photo,
-                split.images / row.photo,
-                split.segments / row.png,
+                files.photo(row.image_id, row.photo),
+                files.png(row.image_id, row.png),
                 [segment for segment in row.segments if segment.category_id in self.categories],
                 row.size,
             )
@@ -84,7 +84,7 @@ class Survey:
         }
         for number in wanted - found.keys():  # without annotation
             name = self.images[number].name
-            found[number] = Record(number, name, split.images / name, split.segments, [])
+            found[number] = Record(number, name, files.photo(number, name), files.png(number, ""), [])
         return [found[number] for number in chosen]
 
     def _badness(self, number: int) -> tuple[int, int]:

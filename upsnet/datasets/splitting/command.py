@@ -9,6 +9,7 @@ import typer
 
 from upsnet.datasets.advice import how_to_train
 from upsnet.datasets.doctor.check import choose_splits
+from upsnet.datasets.doctor.json_file import in_folders
 from upsnet.datasets.splitting.split import Made, SplitRules, kind, split_dataset
 from upsnet.datasets.splitting.together import Duplicates
 from upsnet.tables import make_table, print_tables
@@ -49,7 +50,7 @@ def main(
     Photos are read to be compared, and of the PNGs their headers: `upsnet data check` looks for every fault.
     """
     rules = SplitRules(val, test, seed, keep_together, duplicates, replace, copy, workers)
-    source = choose_splits(data, gt_folder, images)[0] if gt_folder or images else data
+    source = in_folders(choose_splits(data, gt_folder, images)[0]) if gt_folder or images else data
     print_summary(split_dataset(source, out, rules), rules)
 
 

@@ -16,7 +16,7 @@ from upsnet import __version__
 from upsnet.categories import Category
 from upsnet.datasets.coco_format import check_panoptic_header
 from upsnet.datasets.conversion.convert import place_photo
-from upsnet.datasets.doctor.json_file import find_splits, open_split
+from upsnet.datasets.doctor.json_file import find_splits, in_folders, open_split
 from upsnet.datasets.findings import Strict
 from upsnet.datasets.maker import MAKER, check_only_listed, origin
 from upsnet.datasets.panoptic_json import PanopticJson, Row
@@ -151,8 +151,8 @@ def _find(data: Path) -> Split:
     if not data.is_dir():
         if not data.is_file():
             raise InputError(f"{data}: no such file or folder")
-        return open_split(data)
-    splits = find_splits(data)
+        return in_folders(open_split(data))
+    splits = [split for split in find_splits(data) if isinstance(split, Split)]
     own = splits if len(splits) == 1 else [split for split in splits if not origin(split.json_file)]
     if len(own) != 1:
         names = ", ".join(str(split.json_file) for split in own or splits)

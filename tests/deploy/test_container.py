@@ -1,127 +1,24 @@
-"""What is deployed elsewhere cannot be run here: it is read, and held against what it speaks of."""
+"""The container cannot be built here: its files are read, and serve.sh is run before a stand-in of tritonserver."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 from inspect import signature
 from pathlib import Path
-from typing import Any
 
-import kubernetes_validate
 import pytest
-import yaml
-from prometheus_client import generate_latest
 
 from serving import bulletins
-from serving.front.canary import Canary
-from serving.front.operators import Operators
-from serving.front.recorder import Recorder, RecorderSettings
-from serving.front.refusal import CODES
-from serving.front.rest import STATUS
-from serving.front.sampling import Sampling
-from serving.front.settings import FrontSettings
-from serving.front.shared_memory import SharedMemory
-from serving.front.telemetry import make_telemetry
-from serving.front.upstream import Upstreams
-from serving.record import Outcome, Record
-from tests.serving.front.fake import FakeFleet
-from tests.serving.ops.fakes import LIMITS, FakeBackend
+from tests.deploy.manifests import CONTAINER, DEPLOY, KUBERNETES, ROOT, documents
 
-ROOT = Path(__file__).parents[3]
-DEPLOYMENT = ROOT / "serving/deployment"
 TAG = re.compile(r"(?:tritonserver|upsnet-trt):(\d\d\.\d\d)")
-# Of Triton (docs/user_guide/metrics.md of its repository), as the dashboard uses them.
-TRITON = {
-    "nv_inference_queue_duration_us": {"model", "version"},
-    "nv_inference_request_success": {"model", "version"},
-    "nv_gpu_utilization": {"gpu_uuid"},
-    "nv_gpu_memory_used_bytes": {"gpu_uuid"},
-}
-# Of the models' processes, which run inside Triton alone.
-STUB = {"upsnet_stage_milliseconds_total": {"model", "stage"}, "upsnet_executed_batches_total": {"model", "size"}}
-OF_PROMETHEUS = {"instance", "job", "le"}
-
-
-def exposed(folder: Path) -> dict[str, set[str]]:
-    """Every series that the operators' port has of our own, with its labels."""
-    telemetry = make_telemetry(None, None)
-    shared = SharedMemory(folder, LIMITS)
-    settings = FrontSettings("127.0.0.1", 0, None, 0, LIMITS, folder)
-    fleet: Any = FakeFleet(FakeBackend(folder), LIMITS)
-    Operators(Upstreams(fleet), shared, settings, telemetry.registry, Sampling())
-    Canary(fleet, folder / "canary.json", telemetry.registry)
-    Recorder(RecorderSettings(folder / "photos", 1.0), telemetry.registry)
-    telemetry.finish(Record("http", "ModelInfer", model="upsnet", version="1"))
-    telemetry.close()
-    return series(generate_latest(telemetry.registry).decode()) | {"upsnet_http_connections": {"port"}}
-
-
-def series(text: str) -> dict[str, set[str]]:
-    """The names in Prometheus' text format, and the labels of each."""
-    found: dict[str, set[str]] = {}
-    for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
-        found.setdefault(name, set()).update(re.findall(r"(\w+)=\"", labels))
-    return found
-
-
-def _documents(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((DEPLOYMENT / name).read_text()))
-
-
-def _expressions() -> list[str]:
-    dashboard = json.loads((DEPLOYMENT / "dashboard.json").read_text())
-    panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    return panels + [rule["expr"] for group in _documents("alerts.yaml")[0]["groups"] for rule in group["rules"]]
-
-
-@pytest.mark.parametrize("expression", _expressions())
-def test_metrics_and_labels_of_the_dashboard_and_the_alerts_exist(expression: str, tmp_path: Path) -> None:
-    known = exposed(tmp_path) | STUB | TRITON
-    names = re.findall(r"\b(?:upsnet|nv|process)_\w+", expression)
-    assert names and set(names) <= known.keys()
-    labels = re.findall(r"(\w+)\s*[=!]~?\"", expression)
-    labels += [label for part in re.findall(r"by \(([^)]*)\)", expression) for label in part.split(", ")]
-    assert set(labels) <= set().union(*(known[name] for name in names)) | OF_PROMETHEUS
-    assert expression.count("(") == expression.count(")") and expression.count("{") == expression.count("}")
-
-
-def test_the_table_of_metrics_is_whole(tmp_path: Path) -> None:
-    page = (ROOT / "docs/operating.md").read_text().partition("## Metrics")[2].partition("\n## ")[0]
-    table: dict[str, set[str]] = {}
-    for names, labels in re.findall(r"^\| (`upsnet_.*?) \| (.*?) \|", page, re.MULTILINE):
-        table |= {name: set(re.findall(r"`(\w+)`", labels)) for name in re.findall(r"`(\w+)`", names)}
-    of_histogram = re.compile(r"_(bucket|sum|count)$")
-    known = {of_histogram.sub("", name): labels - {"le"} for name, labels in (exposed(tmp_path) | STUB).items()}
-    assert table == {name: labels for name, labels in known.items() if name.startswith("upsnet_")}
-
-
-def test_the_table_of_outcomes_is_whole() -> None:
-    page = (ROOT / "docs/operating.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| ([\d, ]*)\|", page, re.MULTILINE)
-    assert [name for name, _, _ in rows] == list(Outcome)
-    for name, code, statuses in rows[1:]:
-        assert CODES[Outcome(name)].name == code
-        assert name == "cancelled" or str(STATUS[Outcome(name)]) in statuses
-
-
-def test_panels_of_the_dashboard_do_not_overlap() -> None:
-    panels = json.loads((DEPLOYMENT / "dashboard.json").read_text())["panels"]
-    cells = [
-        (x, y)
-        for place in (panel["gridPos"] for panel in panels)
-        for x in range(place["x"], place["x"] + place["w"])
-        for y in range(place["y"], place["y"] + place["h"])
-    ]
-    assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
-    assert len({panel["id"] for panel in panels}) == len(panels)
 
 
 def test_the_pinned_release_has_every_mend() -> None:
-    pages = [*DEPLOYMENT.iterdir(), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    pages = [*DEPLOY.rglob("*"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
     pinned = {tag for page in pages if page.is_file() for tag in TAG.findall(page.read_text())}
     assert len(pinned) == 1  # one release, everywhere
     assert bulletins.release(*pinned) >= bulletins.release(bulletins.needed())
@@ -143,8 +40,8 @@ def test_bulletins() -> None:
         bulletins.release("latest")
 
 
-def test_dockerfile() -> None:
-    text = (DEPLOYMENT / "Dockerfile").read_text()
+def test_containerfile() -> None:
+    text = (CONTAINER / "Containerfile").read_text()
     assert re.search(r"^FROM nvcr.io/nvidia/tritonserver:\d\d\.\d\d-py3$", text, re.MULTILINE)
     assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE)
     for line in re.findall(r"^COPY (?:--\S+ )*(.*)$", text, re.MULTILINE):
@@ -153,84 +50,36 @@ def test_dockerfile() -> None:
 
 
 def test_compose() -> None:
-    (document,) = _documents("docker-compose.yaml")
+    (document,) = documents(CONTAINER / "compose.yaml")
     services = document["services"]
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert all(volume.endswith(":ro") for volume in service["volumes"])
         assert service["read_only"] and service["mem_limit"] and service["cap_drop"] == ["ALL"]
         build = service["build"]
-        assert (DEPLOYMENT / build["context"] / build["dockerfile"]).resolve() == DEPLOYMENT / "Dockerfile"
+        assert (CONTAINER / build["context"] / build["dockerfile"]).resolve() == CONTAINER / "Containerfile"
     ports = [port.rpartition(":")[0] for service in services.values() for port in service["ports"]]
     assert len(ports) == len(set(ports))
     candidate = services["candidate"]
     assert candidate["profiles"] == ["candidate"]  # not by itself
-    assert candidate["environment"] == {"ROLE": "candidate"} and "ROLE" in (DEPLOYMENT / "serve.sh").read_text()
+    assert candidate["environment"] == {"ROLE": "candidate"} and "ROLE" in (CONTAINER / "serve.sh").read_text()
 
 
 def test_compose_leaves_the_viewers_port_alone() -> None:
     viewer = pytest.importorskip("upsnet.viewer.command", reason="needs the extra viewer")
     page = f"127.0.0.1:{signature(viewer.main).parameters['port'].default}"
-    (document,) = _documents("docker-compose.yaml")
+    (document,) = documents(CONTAINER / "compose.yaml")
     ports = [port.rpartition(":")[0] for service in document["services"].values() for port in service["ports"]]
     assert ports and page not in ports
 
 
 def test_compose_with_a_secret() -> None:
-    (document,) = _documents("docker-compose.control.yaml")
+    (document,) = documents(CONTAINER / "compose.control.yaml")
     assert document["services"].keys() == {"upsnet"}  # the candidate needs none
     (service,) = document["services"].values()
     (name,) = service["secrets"]
     assert service["environment"] == {"CONTROL_SECRET_FILE": f"/run/secrets/{name}"}
     assert list(document["secrets"]) == [name]
-
-
-def test_kubernetes() -> None:
-    documents = _documents("kubernetes.yaml")
-    for document in documents:
-        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
-    deployment, service, candidate, candidates_service, policy = documents
-    for each, its_service in ((deployment, service), (candidate, candidates_service)):
-        pod = each["spec"]["template"]["spec"]
-        (container,) = pod["containers"]
-        assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
-        assert container["securityContext"]["readOnlyRootFilesystem"]
-        assert {"memory", "nvidia.com/gpu"} <= container["resources"]["limits"].keys()
-        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):  # by a test inference
-            command = container[probe]["exec"]["command"]
-            assert (DEPLOYMENT / Path(command[0]).name).stat().st_mode & 0o111
-        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-        assert {port["targetPort"] for port in its_service["spec"]["ports"]} <= ports.keys()
-        labels = each["spec"]["template"]["metadata"]["labels"]
-        assert its_service["spec"]["selector"] == each["spec"]["selector"]["matchLabels"] == labels
-    (apps,) = policy["spec"]["podSelector"]["matchExpressions"]
-    assert (apps["key"], apps["operator"]) == ("app", "In")
-    assert apps["values"] == [each["metadata"]["labels"]["app"] for each in (deployment, candidate)]
-    let_in = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
-    assert let_in == {8001, 8002} and all(rule["from"] for rule in policy["spec"]["ingress"])
-    assert policy["spec"]["egress"] == [] and policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
-
-
-def test_the_candidates_pod_is_that_of_the_version_in_service() -> None:
-    deployment, _, candidate, *_ = _documents("kubernetes.yaml")
-    assert deployment["spec"]["replicas"] == 1 and candidate["spec"]["replicas"] == 0
-    pods = [each["spec"]["template"]["spec"] for each in (deployment, candidate)]
-    assert pods[1]["containers"][0].pop("env") == [{"name": "ROLE", "value": "candidate"}]
-    assert pods[0] == pods[1]
-
-
-def test_clients_leave_before_the_pod_does() -> None:
-    """gRPC's clients ask the name's addresses anew when a connection ends, but not more often than every 30 s; what
-    comes over a connection after SIGTERM, Triton refuses."""
-    script = (DEPLOYMENT / "serve.sh").read_text()
-    age, answers = (
-        int(re.findall(rf"--{flag}=(\d+) ", script)[0]) for flag in ("grpc-max-connection-age", "exit-timeout-secs")
-    )
-    for deployment in (each for each in _documents("kubernetes.yaml") if each["kind"] == "Deployment"):
-        pod = deployment["spec"]["template"]["spec"]
-        sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-        assert age == 30_000 and sleep >= 2 * 1.1 * age / 1000 + 5  # gRPC varies the age by a tenth
-        assert pod["terminationGracePeriodSeconds"] >= sleep + answers + 10
 
 
 class FakeTriton:
@@ -243,12 +92,20 @@ class FakeTriton:
         fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
         fake.chmod(0o755)
         self.path = f"{fake.parent}:{os.environ['PATH']}"
+        self.give_shared_memory(1 << 20)
 
     def add(self, *versions: int) -> FakeTriton:
         for version in versions:
             (self.repository / f"upsnet/{version}/configs").mkdir(parents=True)
         (self.repository / "upsnet/configs").mkdir(exist_ok=True)
         return self
+
+    def give_shared_memory(self, kilobytes: int) -> None:
+        """/dev/shm, as `df -Pk` tells it."""
+        table = f"Filesystem 1024-blocks Used Available Capacity Mounted on\ntmpfs {kilobytes} 4 9 1% /dev/shm"
+        stand_in = Path(self.path.partition(":")[0]) / "df"
+        stand_in.write_text(f'#!/bin/sh\n[ "$*" = "-Pk /dev/shm" ] && echo "{table}"\n')
+        stand_in.chmod(0o755)
 
     def manage(self, **roles: int) -> None:
         """By the links of a step, as serving/rollouts/steps.py makes them."""
@@ -262,7 +119,7 @@ class FakeTriton:
 
     def ask(self, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": self.path, "MODELS": str(self.repository), **variables}
-        command = [str(DEPLOYMENT / "serve.sh"), "--grpc-use-ssl=true"]
+        command = [str(CONTAINER / "serve.sh"), "--grpc-use-ssl=true"]
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     def flags(self, **variables: str) -> list[str]:
@@ -338,6 +195,41 @@ def test_a_role_that_nobody_has(fake: FakeTriton) -> None:
     assert wanted in refused("serving")
 
 
+def test_links_that_are_lost(fake: FakeTriton, tmp_path: Path) -> None:
+    """As in a bucket: the number in service is lost with them, and the highest may be a candidate's."""
+    fake.add(3, 4, 10).manage(serving=4, candidate=10)
+    copy = tmp_path / "copy"
+    shutil.copytree(fake.repository, copy)
+    fake.repository = copy
+    for role in ("serving", "candidate"):
+        asked = fake.ask(ROLE=role)
+        assert asked.returncode == 1 and not asked.stdout and asked.stderr.count("\n") == 1
+        assert f"{copy} has lost its links" in asked.stderr
+
+
+@pytest.mark.parametrize(("kilobytes", "told"), [(65536, "64 MiB"), (524287, "511 MiB"), (524288, "")])
+def test_shared_memory_that_is_too_small(kilobytes: int, told: str, fake: FakeTriton) -> None:
+    """65536 is what a container has where nobody says otherwise."""
+    fake.add(1).give_shared_memory(kilobytes)
+    asked = fake.ask()
+    assert asked.returncode == bool(told) and asked.stderr.count("\n") == bool(told)
+    assert f"/dev/shm has {told}" in asked.stderr if told else asked.stdout
+
+
+def test_the_plans_operators_are_given_as_kserve_starts_it(fake: FakeTriton) -> None:
+    """The runtime's `args` and `env`, and what an InferenceService adds to the `args`."""
+    (fake.add(1).repository / "upsnet/1/model.plan").touch()
+    (runtime,) = (each for each in documents(KUBERNETES / "kserve.yaml") if each["kind"] == "ServingRuntime")
+    (container,) = runtime["spec"]["containers"]
+    assert [Path(word).name for word in container["args"]] == ["serve.sh"]
+    assert [(each["name"], each["value"]) for each in container["env"]] == [("MODELS", "/mnt/models")]
+    plugins = f"--backend-config=tensorrt,plugins={fake.repository}/upsnet/1/libupsnet_plugins.so"
+    assert (
+        plugins in fake.flags()
+        and plugins.replace(str(fake.repository), "/mnt/models") in (KUBERNETES / "kserve.yaml").read_text()
+    )
+
+
 def test_the_operators_secret(fake: FakeTriton, tmp_path: Path) -> None:
     """It opens the model repository's calls alone, and models are then loaded by name."""
     fake.add(1)
@@ -381,3 +273,10 @@ def test_a_secret_that_is_missing(fake: FakeTriton) -> None:
 
 def test_a_repository_without_a_model(fake: FakeTriton) -> None:
     assert fake.ask().returncode != 0
+
+
+def test_the_image_reads_what_is_copied_into_it() -> None:
+    """serve.sh and probe.py can be executed, and probe.py needs nothing but Python."""
+    for name in ("serve.sh", "probe.py"):
+        assert (CONTAINER / name).stat().st_mode & 0o111
+    assert (CONTAINER / "probe.py").read_text().startswith("#!/usr/bin/env python3\n")

@@ -1,4 +1,7 @@
-"""YAML as people write it by hand, JSON too: a key that stands twice is an error, where PyYAML takes the last one."""
+"""YAML as people write it by hand, JSON too: a key that stands twice is an error, where PyYAML takes the last one.
+
+Needs PyYAML (extra `data`): import this where YAML is read.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import yaml
 MERGE = "tag:yaml.org,2002:merge"
 
 
-class _Loader(yaml.SafeLoader):
+class _OneOfEach(yaml.constructor.BaseConstructor):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys: set[Hashable] = set()
         for key_node, _ in node.value:  # before `<<` is resolved, whose keys may stand again
@@ -26,6 +29,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Values(_OneOfEach, yaml.SafeLoader):
+    pass
+
+
+class _Texts(_OneOfEach, yaml.BaseLoader):
+    pass
+
+
 def load_yaml(text: str) -> Any:
     """As yaml.safe_load; yaml.YAMLError for a key that stands twice in one mapping, too."""
-    return yaml.load(text, _Loader)
+    return yaml.load(text, _Values)
+
+
+def load_yaml_texts(text: str) -> Any:
+    """The same with every value a text: `no` is one, not False."""
+    return yaml.load(text, _Texts)
