@@ -30,7 +30,7 @@ from upsnet.bulk.plan import (
 )
 from upsnet.bulk.report import FAILED, finish
 from upsnet.datasets.progress import progress_bar
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 from upsnet.files import ending_on_sigterm
 from upsnet.photos import read_photo
 from upsnet.runtimes.open import open_runtime
@@ -92,13 +92,15 @@ class Here:
 
 
 def check_readable(first: Sequence[Entry]) -> None:
-    """InputError where not one of some photos can be read: the list is wrong rather than they."""
+    """InputError where not one of some photos can be read: the list is wrong rather than they, or where they lie."""
     reason: InputError | None = None
     for entry in first:
         try:
             check_fit(entry)
             read_photo(entry.place, entry.photo)
             return
+        except ServerError:
+            raise
         except InputError as error:
             if not is_of_photo(error):
                 raise
