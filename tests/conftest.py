@@ -19,7 +19,7 @@ from upsnet.manifest import Manifest
 from upsnet.runtimes.predictor import RawPrediction
 
 ROOT = Path(__file__).resolve().parent.parent
-pytest_plugins = ["tests.hand_made_dataset", "tests.shared", "tests.skips"]
+pytest_plugins = ["tests.bucket", "tests.hand_made_dataset", "tests.shared", "tests.skips"]
 
 
 def pytest_sessionstart() -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.folders import local
 from tests.upsnet.datasets.conversion.cvat_writer import write_cvat
 from tests.upsnet.datasets.conversion.instances_writer import write_instances
 from tests.upsnet.datasets.conversion.labelme_writer import write_labelme
@@ -25,11 +26,11 @@ def write_labels(truth: PanopticFolder, folder: Path) -> None:
     """photos/ and classes.json, and beside them coco/, masks/, yolo/, labelme/, cvat/, supervisely/."""
     (folder / "photos").mkdir(parents=True)
     for record in truth.records:
-        shutil.copyfile(record.photo, folder / "photos" / record.photo.name)
+        shutil.copyfile(local(record.photo), folder / "photos" / local(record.photo).name)
     listed = [{"id": each.id, "name": each.name, "isthing": int(each.isthing)} for each in truth.categories]
     (folder / "classes.json").write_text(json.dumps(listed))
     write_instances(truth, folder / "coco", "polygons")
-    write_masks(truth.split.json_file, folder / "masks", "grey")
+    write_masks(local(truth.split.json_file), folder / "masks", "grey")
     write_yolo(truth, folder / "yolo")
     write_labelme(truth, folder / "labelme")
     write_cvat(truth, folder / "cvat")

@@ -1,22 +1,94 @@
-"""Several processes of one run on this machine: torchrun, with one line where it prints a wall of them."""
+"""The processes of a run on this machine, and their meeting with those of others: torchrun's agent, in few words.
+
+torchrun prints a wall of text where one line is enough, and starts everything again whatever has gone wrong, a
+configuration with a wrong word too.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch.distributed import run
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousHandler,
+    RendezvousTimeoutError,
+)
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from training.config import ScheduleConfig
 from training.device import problem_with_cuda
+from training.heartbeat import LOST
+from training.schedule import make_plan
+from upsnet.command_line.command import BAD_INPUT
 from upsnet.datasets.parallel import usable_cores
-from upsnet.errors import InputError
+from upsnet.errors import InputError, first_line
 
 SIGNALLED = 128  # plus the signal's number: what a shell reports of a process that a signal ended
+MEETING = 600  # seconds: how long a machine waits for the others
+SAVING = 120  # seconds: how long after SIGTERM the processes may write their checkpoint
+
+
+class Machines(NamedTuple):
+    """How many machines share each step (`least` to `most` of them), and where they meet."""
+
+    least: int = 1
+    most: int = 1
+    meeting_point: str = ""
+
+    @property
+    def flags(self) -> list[str]:
+        """torchrun's."""
+        meeting = self.meeting_point or "localhost:0"
+        return [f"--nnodes={self.least}:{self.most}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}"]
+
+
+ALONE = Machines()
+
+
+def machines(nodes: str, meeting_point: str | None, processes: int, schedule: ScheduleConfig) -> Machines:
+    """`--nodes` (N, or MIN:MAX) and `--rendezvous` (HOST:PORT). InputError for anything else, and where the images of a
+    step cannot be shared by every number of machines."""
+    words = nodes.split(":")
+    least, most = (int(word) if word.isdecimal() else 0 for word in (words[0], words[-1]))
+    if len(words) > 2 or not 1 <= least <= most:
+        raise InputError(
+            f"--nodes {nodes}: give how many machines there are, as 2, or from how many to how many, as 1:4"
+        )
+    if most == 1:
+        if meeting_point:
+            raise InputError(f"--rendezvous {meeting_point}: is where several machines meet; give --nodes too")
+        return ALONE
+    if not meeting_point:
+        raise InputError(f"--nodes {nodes}: give --rendezvous HOST:PORT too, HOST one of the machines, the same on all")
+    host, _, port = meeting_point.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise InputError(f"--rendezvous {meeting_point}: give HOST:PORT, as node1:29500, HOST one of the machines")
+    if least < most and not schedule.images_per_step:
+        fitting = math.lcm(*range(least, most + 1)) * processes * (schedule.images_per_gpu or 1)
+        raise InputError(
+            f"--nodes {nodes}: a number that may change would change the batch; give schedule.images_per_step too, "
+            f"as --set schedule.images_per_step={fitting}"
+        )
+    for number in range(least, most + 1) if least < most else ():
+        try:
+            make_plan(schedule, number * processes)
+        except InputError as error:
+            raise InputError(f"--nodes {nodes}: with {number} of them {error}") from None
+    return Machines(least, most, meeting_point)
 
 
 def process_count(text: str) -> int:
@@ -32,19 +104,106 @@ def process_count(text: str) -> int:
     return count
 
 
-def launch(processes: int, arguments: Sequence[str]) -> int:
-    """`python -m training.train ARGUMENTS` in each process -> exit status: 0, else that of the first one to fail."""
+def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machines = ALONE, restarts: int = 0) -> int:
+    """`python -m training.train ARGUMENTS` in `processes` processes here, and the same on the other machines.
+
+    All start again, up to `restarts` times, where one ends; but not for bad input. run_id: the run's, on all machines.
+    Returns the exit status: 0, else that of the first process here to fail, LOST where the other machines are not
+    reached, 128 + the number of a signal.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    # A new store for each attempt, which the first process holds: the agents' own keeps the words of the last one, and
+    # an agent that is started again does not find it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.disable(logging.ERROR)  # torchrun's own account of what has failed
-    flags = ["--standalone", f"--nproc_per_node={processes}", "--module", "training.train"]
+    flags = [*where.flags, f"--rdzv-id={run_id}", f"--rdzv-conf=join_timeout={MEETING}"]
+    flags += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", f"--shutdown-timeout={SAVING}"]
+    config, command, given = run.config_from_args(run.parse_args([*flags, "--module", "training.train", *arguments]))
+    meeting = (config.rdzv_backend, config.rdzv_endpoint, config.run_id, config.min_nodes, config.max_nodes)
+    parameters = RendezvousParameters(*meeting, config.local_addr, **config.rdzv_configs)
+    rendezvous: RendezvousHandler | None = None
     try:
-        run.run(run.parse_args([*flags, *arguments]))
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:  # it has said why
-            return failure.exitcode
-        print(f"error: process {rank} of {processes} was ended by {failure.signal_name()}", file=sys.stderr)
-        return SIGNALLED - failure.exitcode
+        rendezvous = get_rendezvous_handler(parameters)
+        spec = WorkerSpec(
+            role=config.role,
+            local_world_size=config.nproc_per_node,
+            rdzv_handler=rendezvous,
+            entrypoint=command,
+            args=tuple(given),
+            max_restarts=config.max_restarts,
+            monitor_interval=config.monitor_interval,
+            local_addr=config.local_addr,
+            numa_options=config.numa_options,
+        )
+        agent = Agent(spec, config.logs_specs or DefaultLogsSpecs(), shutdown_timeout=SAVING)
+        result = agent.run()
+        workers = agent.get_worker_group().workers
+        status = end_status(result, workers[0].world_size if workers else 0)
     except SignalException as error:
-        return SIGNALLED + error.sigval
-    return 0
+        return SIGNALLED + error.sigval  # without closing: the others may wait until this machine is back
+    except RendezvousError as error:
+        print(f"error: {why_alone(error, where)}", file=sys.stderr)
+        status = LOST
+    if rendezvous:
+        rendezvous.shutdown()  # which ends the others, too
+    return status
+
+
+class Agent(LocalElasticAgent):
+    """torchrun's own, but for what it says, and that it does not start again what would fail again."""
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result = super()._monitor_workers(worker_group)
+        if result.is_failed():
+            rank, status = first_failure(result)
+            if status == BAD_INPUT:
+                self._remaining_restarts = 0
+            elif self._remaining_restarts:
+                most = worker_group.spec.max_restarts
+                who = f"process {rank} of {worker_group.workers[0].world_size}"
+                attempt = f"restart {most - self._remaining_restarts + 1} of {most}"
+                print(f"\n{how_it_ended(who, status)}; {attempt}, from the last checkpoint", file=sys.stderr)
+        return result
+
+
+def first_failure(result: RunResult) -> tuple[int, int]:
+    """Rank and exit code (negative: a signal's number) of what made the processes fail: bad input where there is any,
+    and the loss of another process only where there is nothing else."""
+    codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+    return min(codes.items(), key=lambda item: 0 if item[1] == BAD_INPUT else 2 if item[1] == LOST else 1)
+
+
+def how_it_ended(who: str, status: int) -> str:
+    if status < 0:
+        return f"{who} was ended by {signal.Signals(-status).name}"
+    if status == LOST:
+        return f"{who} has lost another one"
+    return f"{who} was stopped by a signal" if status > SIGNALLED else f"{who} ended with status {status}"
+
+
+def end_status(result: RunResult | None, world: int) -> int:
+    """The exit status of a launcher whose processes have ended so; None: the others had no need of this machine."""
+    if not result or not result.is_failed():
+        return 0
+    rank, status = first_failure(result)
+    if status > 0:  # it has said why
+        return status
+    print(f"error: {how_it_ended(f'process {rank} of {world}', status)}", file=sys.stderr)
+    return SIGNALLED - status
+
+
+def why_alone(error: RendezvousError, where: Machines) -> str:
+    """What keeps this machine from the others, in one line."""
+    if isinstance(error, RendezvousClosedError):
+        return "the run has ended on another machine, which has said why"
+    if isinstance(error, RendezvousTimeoutError):
+        return (
+            f"fewer than {where.least} machines have met at {where.meeting_point} in {MEETING // 60} minutes; start "
+            "the same command on all of them"
+        )
+    if isinstance(error, RendezvousConnectionError):
+        return (
+            f"--rendezvous {where.meeting_point}: nothing answers there; HOST must be one of the machines, its name "
+            "known to all, the port open, and the run be under way there"
+        )
+    return first_line(error)

@@ -11,48 +11,60 @@ import errno
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from training.distributed import Process, gather
+from training.distributed import Process, gather, restarted
+from training.heartbeat import LONGEST_SILENCE
 from upsnet.errors import InputError
 
 NAME = ".lock"
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+OLD_RUN = 2 * LONGEST_SILENCE  # seconds until a machine that was cut off has seen that it was
+NEW_FILE = 60  # seconds until every machine must see a file that another one wrote (NFS remembers what was not there)
 
 
 @contextmanager
 def only_run(out: Path, process: Process) -> Iterator[None]:
-    """Inside it this is the only run in `out`. The first process holds the lock for all processes of the run.
+    """Inside it this is the only run in `out`. The first process holds the lock for all processes of the run. One that
+    its launcher has started again waits until those from before have ended, on whichever machine.
 
-    InputError, on every process, that names the folder and the process that trains there.
+    InputError, on every process, that names the folder and the process that trains there, or says that the machines
+    do not share the folder.
     """
     with ExitStack() as stack:
-        refusal = ""
+        refusal = held = ""
         if process.first:
             try:
-                stack.enter_context(locked(out))
+                stack.enter_context(locked(out, OLD_RUN if restarted() else 0))
+                held = holder(out / NAME)
             except InputError as error:
                 refusal = str(error)
-        if refusal := gather(refusal, process)[0]:
+        refusal, held = gather((refusal, held), process)[0]
+        if refusal:
             raise InputError(refusal)
+        if not all(gather(seen(out / NAME, held), process)):
+            raise InputError(
+                f"{out}: another folder on another machine; give an --out on a disk that all of them share"
+            )
         yield
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, patience: float = 0) -> Iterator[None]:
     """Locks `folder` against all other processes; makes it if it is absent, and removes it again if it stayed empty.
 
-    InputError when another process holds it, or when it cannot be written to.
+    InputError when another process holds it, after `patience` seconds too, or when it cannot be written to.
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     path = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, blocking=False, fallback_to_soft=False)
+        lock = FileLock(path, timeout=patience, fallback_to_soft=False)
         lock.acquire()
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout:
@@ -77,3 +89,13 @@ def holder(path: Path) -> str:
         return path.read_text() or "another process"
     except OSError:  # it has ended just now
         return "another process"
+
+
+def seen(path: Path, text: str) -> bool:
+    """Whether the lock file holds `text` here too, or comes to within NEW_FILE seconds."""
+    until = time.monotonic() + NEW_FILE
+    while holder(path) != text:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True

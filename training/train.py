@@ -1,8 +1,5 @@
-"""`upsnet train`, also `python -m training.train --config X`; `--processes 4` is torchrun's four processes.
-
-On two machines torchrun itself starts them, by the same command on both, HOST one of them: torchrun --nnodes 2
---nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m training.train --config X.
-"""
+"""`upsnet train`, also `python -m training.train --config X`; `--processes 4` is torchrun's four processes, `--nodes 2`
+the same command on two machines."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from typing import Annotated
 import typer
 
 from training.config import load_config
-from training.distributed import end_process, first_to_fail, launched_rank
+from training.distributed import end_process, end_status, first_to_fail, launched_rank
 from training.fine_tuning import ClassRule
-from training.launch import SIGNALLED, launch, process_count
+from training.launch import SIGNALLED, launch, machines, process_count
 from training.loop import train
 from training.step import TrainingError
-from upsnet.command_line.command import BAD_INPUT, run
+from upsnet.command_line.command import run
 from upsnet.datasets.split import split_in
 from upsnet.errors import InputError
 
@@ -51,6 +48,16 @@ def main(
     processes: Annotated[
         str, typer.Option(help="How many processes on this machine share each step; gpu: one on each GPU.")
     ] = "1",
+    nodes: Annotated[
+        str,
+        typer.Option(help="How many machines share each step, 2, or 1:4 where they may come and go; same line on all."),
+    ] = "1",
+    rendezvous: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet; HOST is one of them.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="How often all processes start again, from the last checkpoint, where one ends.")
+    ] = 0,
 ) -> None:
     """Train a network. A run that was interrupted goes on from its last checkpoint with the same command."""
     overrides = [*_data_overrides(data), *(set_ or [])]
@@ -62,17 +69,19 @@ def main(
         settings = load_config(config, tuple(overrides))
         out = out or Path("runs") / settings.name
         count = process_count(processes)
-        if count > 1:
+        where = machines(nodes, rendezvous, count, settings.schedule)
+        if count > 1 or where.most > 1 or max_restarts:
             arguments = [f"--config={config}", f"--out={out}", f"--device={device}"]
             arguments += [f"--init={init}"] if init else []
             arguments += [f"--classes={classes}"] if classes else []
-            raise typer.Exit(launch(count, [*arguments, *(f"--set={each}" for each in overrides)]))
+            arguments += [f"--set={each}" for each in overrides]
+            raise typer.Exit(launch(count, arguments, str(out), where, max_restarts))
         signal = train(settings, out, device, init=init, classes=classes or "by-name")
     except (InputError, TrainingError) as error:
-        if first_to_fail():
+        if first_to_fail(error):
             bar = "\n" if launched_rank() else ""  # the first process's progress, which may stand there unfinished
             print(f"{bar}error: {error}", file=sys.stderr)
-        end_process(BAD_INPUT)
+        end_process(end_status(error))
     if signal:
         if launched_rank() == 0:
             words = f"stopped by signal {signal}, checkpoint written; the same command goes on from there"

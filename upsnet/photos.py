@@ -17,10 +17,11 @@ from PIL import EpsImagePlugin, ExifTags, Image, IptcImagePlugin, UnidentifiedIm
 
 from upsnet.errors import InputError, first_line
 from upsnet.files import PathLike, write_bytes
-from upsnet.storage import Stored, is_url
+from upsnet.storage import Stored, is_url, shown
 from upsnet.storage import read as read_stored
 
 MAX_PIXELS = 50_000_000
+MOST_BYTES = 512 << 20  # of one behind a URL: MAX_PIXELS of 8 bytes, and metadata
 
 # All that Pillow raises for damaged or hostile files. The bomb pair is its own, larger limit on pixels.
 DECODE_ERRORS = (
@@ -197,7 +198,7 @@ def photo_path(photo: Photo) -> str | None:
     if isinstance(photo, Stored):
         return str(photo)
     path = photo if isinstance(photo, str | os.PathLike) else getattr(photo, "filename", None)
-    return os.fspath(path) if path else None
+    return shown(os.fspath(path)) if path else None
 
 
 def _open(photo: Photo, name: str) -> AbstractContextManager[Image.Image]:
@@ -213,7 +214,7 @@ def fetched(photo: Photo) -> Fetched:
     """The bytes of what lies behind a URL or in a shard, else the photo itself. InputError where they are not there."""
     if isinstance(photo, Stored):
         return photo.read()
-    return read_stored(photo) if isinstance(photo, str) and is_url(photo) else photo
+    return read_stored(photo, most=MOST_BYTES) if isinstance(photo, str) and is_url(photo) else photo
 
 
 def _check_openable(photo: Fetched, name: str) -> None:

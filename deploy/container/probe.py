@@ -2,19 +2,25 @@
 """Is a Triton server well? A photo of one pixel must come back as segments: its own health calls stay READY when a
 model's process has died. Exit status 0 or 1, with one line. Needs nothing but Python.
 
-Usage: probe.py [http://127.0.0.1:8000]
+With the address of its metrics a server is also well that has no time for the photo while it answers others: it is to
+have fewer of them, and not to start anew.
+
+Usage: probe.py [http://127.0.0.1:8000 [http://127.0.0.1:8002/metrics]]
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 import sys
 import urllib.error
 import urllib.request
 import zlib
 
-SECONDS = 8
+SECONDS = 8.0  # for the photo
+METRICS_SECONDS = 1.5  # for the metrics, twice
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def pixel() -> bytes:
@@ -26,7 +32,18 @@ def pixel() -> bytes:
     return b"".join(parts)
 
 
-def main(url: str = "http://127.0.0.1:8000") -> int:
+def answered(metrics: str) -> float:
+    """Requests that the server has answered since it began; not a number where it does not say."""
+    try:
+        with OPENER.open(metrics, timeout=METRICS_SECONDS) as reply:
+            lines = reply.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("nv_inference_request_success{"))
+    except (OSError, ValueError, IndexError):
+        return math.nan
+
+
+def main(url: str = "http://127.0.0.1:8000", metrics: str = "") -> int:
+    before = answered(metrics) if metrics else math.nan
     photo = struct.pack("<I", len(pixel())) + pixel()
     request = {
         "inputs": [
@@ -38,11 +55,18 @@ def main(url: str = "http://127.0.0.1:8000") -> int:
     headers = {"Inference-Header-Content-Length": str(len(text)), "Content-Type": "application/octet-stream"}
     post = urllib.request.Request(f"{url}/v2/models/upsnet_photo/infer", text + photo, headers)
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(post, timeout=SECONDS) as reply:
+        with OPENER.open(post, timeout=SECONDS) as reply:
             (output,) = json.load(reply)["outputs"]
             segments = json.loads(output["data"][0])
     except urllib.error.HTTPError as error:
         print(f"{error.code}: {error.read(500).decode(errors='replace')}")
+        return 1
+    except TimeoutError:
+        others = answered(metrics) - before if metrics else math.nan
+        if others > 0:  # and a number
+            print(f"busy: no answer within {SECONDS:g} s, but {others:.0f} others meanwhile")
+            return 0
+        print(f"no answer within {SECONDS:g} s")
         return 1
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         print(f"no answer: {error}")
@@ -52,4 +76,4 @@ def main(url: str = "http://127.0.0.1:8000") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]))
+    sys.exit(main(*sys.argv[1:3]))

@@ -17,6 +17,7 @@ from upsnet.errors import InputError
 
 REQUESTS = 600  # of a closed loop that is simulated
 GRID, ROUNDS = 7, 3  # values of each unknown; how often the grid is made finer around the best
+MOST_CALLERS = 4096
 GROWTH = 1.1  # by how much more callers may still raise the throughput of a replica that counts as full
 
 
@@ -83,11 +84,13 @@ def _closed(report: LoadReport) -> list[Stage]:
     if report.failed:
         raise InputError("the load test has wrong answers or errors; look into them first, then measure again")
     stages = sorted((stage for stage in report.stages if stage.loop == "closed"), key=lambda stage: stage.value)
-    if len(stages) < 3 or stages[0].value != 1:
+    if len(stages) < 3 or stages[0].value != 1 or stages[-1].value > MOST_CALLERS:
         raise InputError("the load test needs one caller alone and more; measure with --concurrency 1 2 4 8 16")
     for stage in stages:
         if stage.refusals or not stage.answers:
             raise InputError(f"the load test has refused requests at {stage.title}; measure with fewer callers")
+        if not stage.throughput > 0 or len(stage.latencies_ms) != stage.answers or not min(stage.latencies_ms) > 0:
+            raise InputError(f"the load test is damaged at {stage.title}; measure again")
     return stages
 
 

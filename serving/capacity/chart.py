@@ -28,11 +28,11 @@ def draw(report: CapacityReport, path: PathLike) -> None:
         if name in report.limits_ms:
             axes.axhline(report.limits_ms[name], color=colour, lw=1, ls="--", label=f"{name}, limit")
     axes.axvline(report.of_one, color="#6b7280", lw=1)
-    place = (report.of_one, axes.get_ylim()[0])
-    axes.annotate(f" {report.of_one:.3g}/s", place, (2, 4), textcoords="offset points", color="#6b7280")
     top = 3 * max(report.curve[-1].latency_ms["p50"], *report.limits_ms.values())
     axes.set(yscale="log", xlabel="requests a second of one replica", ylabel="ms", xlim=(0, report.most))
     axes.set_ylim(top=min(top, axes.get_ylim()[1]))
+    place = (report.of_one, axes.get_ylim()[0])
+    axes.annotate(f"{report.of_one:.3g} a second", place, (5, 5), textcoords="offset points", color="#6b7280")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")

@@ -14,6 +14,7 @@ from upsnet.errors import InputError
 
 SHARES = tuple(round(0.05 * number, 2) for number in range(1, 20))  # of what a replica can answer
 REQUESTS, REQUESTS_ANSWER = 20_000, 50_000  # of a simulation: of the curve; of an answer
+MANY, LEAST_EACH = 100, 500  # replicas that are simulated at most, and their requests at least
 HALVINGS = 4  # between two points of the curve
 
 Limits = Mapping[str, float]  # milliseconds, by "p95" and "p99"
@@ -41,8 +42,9 @@ def forecast(replica: Replica, most: float, rate: float, replicas: int, routing:
     """most: what a replica can answer a second."""
     if routing == "by chance":  # a share of a Poisson process is one: each replica by itself
         found: Simulated = open_loop(replica, rate / replicas, requests)
-    else:
-        found = open_loop(replica, rate, requests, replicas)
+    else:  # of a hundred it is the same as of any more
+        fewer = min(replicas, MANY)
+        found = open_loop(replica, rate * fewer / replicas, max(requests, LEAST_EACH * fewer), fewer)
     return Forecast(
         rate=rate,
         replicas=replicas,
@@ -65,19 +67,18 @@ def curve_of(replica: Replica, most: float, progress: Callable[[], object]) -> l
 
 def bearable(replica: Replica, most: float, curve: Sequence[Forecast], limits: Limits, max_utilisation: float) -> float:
     """The largest rate of one replica within the limits. InputError where there is none."""
+    if not curve[0].within(limits):
+        told = ", ".join(f"{name} {limit:g} ms" for name, limit in limits.items())
+        found = ", ".join(f"{name} is {curve[0].latency_ms[name]:.1f} ms" for name in limits)
+        raise InputError(f"no number of replicas keeps {told}: with hardly any load {found}")
     low, high = 0.0, max_utilisation * most
     for point in curve:
-        if point.rate >= high or not point.within(limits):
-            high = min(high, point.rate)
+        if point.rate >= high:
+            break
+        if not point.within(limits):
+            high = point.rate
             break
         low = point.rate
-    if not low:
-        alone = curve[0].latency_ms
-        told = ", ".join(f"{name} {most:g} ms" for name, most in limits.items())
-        raise InputError(
-            f"no number of replicas keeps {told}: with hardly any load "
-            + ", ".join(f"{name} is {alone[name]:.1f} ms" for name in limits)
-        )
     if forecast(replica, most, high, 1, "by chance", REQUESTS).within(limits):
         return high
     for _ in range(HALVINGS):

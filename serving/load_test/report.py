@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, PositiveInt
 from rich.table import Table
 
 from serving.load_test.loops import OK, WRONG, Sample
@@ -17,6 +17,7 @@ from upsnet.tables import make_table
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
 REFUSALS = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")  # what a server under too much load is right to say
 Loop = Literal["closed", "open"]
+MOST_BATCH = 1024
 MOST_SAID = 5  # different messages that are kept of a stage
 
 
@@ -86,8 +87,8 @@ class LoadReport(Report):
     server: str
     model: str
     model_name: str
-    max_batch: int | None = None  # of the model
-    instances: dict[str, int] = Field(default_factory=dict)  # by model, of those that the server describes
+    max_batch: int | None = Field(default=None, ge=1, le=MOST_BATCH)  # of the model
+    instances: dict[str, PositiveInt] = Field(default_factory=dict)  # by model, of those that the server describes
     photos: int
     requests_bytes: list[int]  # of each photo's message
     stages: list[Stage]

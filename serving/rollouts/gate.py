@@ -39,7 +39,7 @@ class GateOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gt_json: str | None = None
+    gt_json: str | Path | None = None
     gt_folder: Path | None = None
     images: Path | None = None
     photos: Path | None = None  # a folder without truth

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from eval.evaluate import evaluate
+from tests.folders import local
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 from upsnet.metrics.pq_files import evaluate as evaluate_files
@@ -37,7 +38,7 @@ def test_equals_the_evaluator_on_its_files(gt_json: Path, fake: Fake, tmp_path: 
 
 def test_a_damaged_photo_leaves_nothing(gt_json: Path, fake: Fake, tmp_path: Path) -> None:
     dataset = PanopticFolder(gt_json)
-    dataset.records[4].photo.write_bytes(b"no photo")
+    local(dataset.records[4].photo).write_bytes(b"no photo")
     with pytest.raises(InputError, match=r"004\.png"):
         evaluate(fake("x"), dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()

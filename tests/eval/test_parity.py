@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from eval import parity as parity_module
 from eval.parity import order, run_parity
 from eval.parity_report import Limits, Parity
+from tests.folders import local
 from upsnet.command_line.command import make_app
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
@@ -121,7 +122,8 @@ def test_refuses_other_categories_and_other_resize_rules(dataset: PanopticFolder
 
 
 def test_damaged_truth_leaves_no_report(dataset: PanopticFolder, fake: Fake, tmp_path: Path) -> None:
-    dataset.records[3].png.write_bytes(dataset.records[3].png.read_bytes()[:60])
+    png = local(dataset.records[3].png)
+    png.write_bytes(png.read_bytes()[:60])
     with pytest.raises(InputError, match=r"003\.png"):
         run_parity([fake("pytorch")], dataset, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -25,6 +25,7 @@ from export.onnx_export import export_int8, export_onnx
 from export.quantization import quantize, quantize_layers
 from tests import backends
 from tests.agreement import compare_segments
+from tests.folders import local
 from tests.plugins_cuda.tensorrt.libraries import built, need
 from tests.small_disk import small_disk
 from training.checkpoint import load_model
@@ -270,7 +271,7 @@ class TestPhotos:
     def test_a_data_set_by_its_json(self, tiny_run: Path) -> None:
         _, config, _, _ = load_model(tiny_run / "last.safetensors")
         found = find_photos(str(tiny_run.parent / "shapes/val.json"), config, 99)
-        assert len(found.paths) == 4 and all(path.parent.name == "val" for path in found.paths)
+        assert len(found.paths) == 4 and all(local(path).parent.name == "val" for path in found.paths)
 
 
 class TestRefused:

@@ -119,6 +119,12 @@ def triton_client(wheel: Path, python: str, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
+def many_photos(wheel: Path, python: str, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """What predicts photos by the million, on a cluster too."""
+    return Installed(tmp_path_factory.mktemp("many_photos"), python, [f"{wheel}[onnxruntime,remote,parquet,ray]"])
+
+
+@pytest.fixture(scope="session")
 def data_client(wheel: Path, python: str, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """What makes a data set of labels, and nothing else."""
     return Installed(tmp_path_factory.mktemp("data_client"), python, [f"{wheel}[data]"])

@@ -38,7 +38,8 @@ class ChildProcesses:
 
     A job: config and out (paths), env (more environment), real (the real network), kill (forward pass, seconds: SIGKILL
     that much later), kill_in_save (the number of a checkpoint: SIGKILL when half of it is written), stop (forward pass:
-    SIGTERM).
+    SIGTERM), freeze (forward pass: SIGSTOP; give it last, as it is killed when the jobs before it have ended), patch
+    (new values of modules' names), stderr (a file).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -98,6 +99,12 @@ def break_save(number: int) -> None:
     training.checkpoint.save_file = half
 
 
+def ended(child: int, job: dict[str, Any]) -> int:
+    if "freeze" in job:
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def forked(job: dict[str, Any]) -> int:
     """Do a job in a child of this process; returns its process id."""
     if child := os.fork():
@@ -106,10 +113,16 @@ def forked(job: dict[str, Any]) -> int:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.environ.update(job.get("env", {}))
+        if "stderr" in job:
+            os.dup2(os.open(job["stderr"], os.O_WRONLY | os.O_CREAT), 2)
+        for name, value in job.get("patch", {}).items():
+            module, _, attribute = name.rpartition(".")
+            setattr(sys.modules[module], attribute, value)
         if "kill_in_save" in job:
             break_save(job["kill_in_save"])
         accident = kills_itself(*job["kill"]) if "kill" in job else no_accident
         accident = sends_signal(signal.SIGTERM, job["stop"]) if "stop" in job else accident
+        accident = sends_signal(signal.SIGSTOP, job["freeze"]) if "freeze" in job else accident
         task = UPSNET if job.get("real") else tiny(noise="env" not in job, accident=accident)
         code = train(load_config(Path(job["config"])), Path(job["out"]), "cpu", task)
     except BaseException:
@@ -120,8 +133,9 @@ def forked(job: dict[str, Any]) -> int:
 
 def main() -> None:
     for line in sys.stdin:
-        children = [forked(job) for job in json.loads(line)]
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+        jobs = json.loads(line)
+        children = [forked(job) for job in jobs]
+        print(json.dumps([ended(child, job) for child, job in zip(children, jobs, strict=True)]), flush=True)
 
 
 if __name__ == "__main__":

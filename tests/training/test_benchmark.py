@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from training.benchmark.__main__ import configure, main
+from training.benchmark.loading import TURNS, packed
 from training.benchmark.parts import REST, Stopwatch
 from training.benchmark.steps import TorchvisionStep, feed, take_turns, warm_up
 from training.benchmark.synthetic import write_panoptic_set
@@ -63,9 +64,26 @@ def test_loader_alone(tmp_path: Path) -> None:
     assert all(row["images_per_s"] == pytest.approx(6 / row["seconds"]) for row in rows)
 
 
+def test_folders_against_shards(tmp_path: Path) -> None:
+    """The same images of both, by turns: an odd number of them, whose medians make the ratio."""
+    out = tmp_path / "bench.json"
+    size = ["--size", "64x96", "--images-per-gpu", "2", "--steps", "1"]
+    result = bench(*size, "--loader", "--shards", "--workers", "0", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(out.read_text())["shards"]
+    assert row["workers"] == 0 and len(row["folders"]) == len(row["shards"]) == TURNS
+    assert row["ratio"] == pytest.approx(sorted(row["shards"])[TURNS // 2] / sorted(row["folders"])[TURNS // 2])
+    assert row["ratio_read"] > 0 and "of them read a second, not decoded" in result.output
+    dataset = PanopticDataset(write_panoptic_set(tmp_path, 3, (96, 128)), ResizeRule(short_side=96, max_side=128))
+    other = packed(dataset, tmp_path / "shards")
+    assert other.image_ids == dataset.image_ids
+    assert all(torch.equal(dataset[index]["image"], other[index]["image"]) for index in range(3))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--shards"], "--shards compares loaders: give --loader too"),
         (["--size", "800"], "--size 800: give HEIGHTxWIDTH"),
         (["--data", "--size", "96x128"], "--size is for made-up photos"),
         (["--parts", "--set", "compute.compile=true"], "compute.compile=false"),

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from tests.docs.commands import faults
+from tests.folders import local
 from training.config import Config, HybridConfig, TimmConfig, load_config, parse_config
 from training.model.upsnet import UPSNet
 from training.schedule import make_plan
@@ -139,7 +140,7 @@ def test_published_sizes_and_losses(
 def test_long_shapes_train_the_network_of_the_demo() -> None:
     demo, long = config_of("demo"), config_of("shapes_long")
     assert (long.model, long.loss) == (demo.model, demo.loss)
-    assert long.data.train.json_file.parent == Path("data/shapes_long")
+    assert local(long.data.train.json_file).parent == Path("data/shapes_long")
 
 
 @pytest.mark.parametrize("name", NAMES)

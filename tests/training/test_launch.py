@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.agent.server import RunResult, WorkerState
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from tests.training.child_processes import ROOT
 from tests.training.tiny_network import SMALL, settings
 from training.checkpoint import load
-from training.distributed import first_to_fail, processes
-from training.launch import launch, process_count
+from training.distributed import LostProcess, first_to_fail, processes
+from training.distributed import end_status as process_status
+from training.heartbeat import LOST
+from training.launch import end_status, process_count
 from upsnet.datasets.parallel import usable_cores
 from upsnet.errors import InputError
 
@@ -109,26 +111,20 @@ def test_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     ("ended", "status", "said"),
     [
         ({1: 2, 0: -signal.SIGTERM}, 2, ""),
-        ({1: -signal.SIGKILL, 0: 2}, 137, "error: process 1 of 2 was ended by SIGKILL\n"),
+        ({1: -signal.SIGKILL, 0: LOST}, 137, "error: process 1 of 2 was ended by SIGKILL\n"),
+        ({0: -signal.SIGKILL, 1: 2}, 2, ""),
+        ({0: LOST}, LOST, ""),
+        ({0: 143, 1: 143}, 143, ""),
+        ({}, 0, ""),
     ],
 )
-def test_the_first_process_to_fail_decides(
-    ended: dict[int, int],
-    status: int,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+def test_one_failure_decides(
+    ended: dict[int, int], status: int, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def fails(arguments: Any) -> None:
-        assert (arguments.nproc_per_node, arguments.training_script_args) == ("2", ["--config=a b.yaml"])
-        failures = {rank: ProcessFailure(rank, 1, code, str(tmp_path / "none")) for rank, code in ended.items()}
-        raise ChildFailedError("training.train", failures)
-
-    monkeypatch.setattr(torchrun, "run", fails)
-    monkeypatch.setattr("logging.disable", lambda level: None)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert launch(2, ["--config=a b.yaml"]) == status
+    """Bad input before anything else, as it must not start again; the loss of another process is no reason itself."""
+    failures = {rank: ProcessFailure(rank, 1, code, str(tmp_path / "none")) for rank, code in ended.items()}
+    state = WorkerState.FAILED if failures else WorkerState.SUCCEEDED
+    assert end_status(RunResult(state, failures=failures), 2) == status
     assert capsys.readouterr().err == said
 
 
@@ -143,11 +139,13 @@ def test_processes_that_do_not_reach_each_other_are_one_line(monkeypatch: pytest
 
 
 def test_one_process_of_a_machine_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrong, lost, told = InputError("a.png: cut"), LostProcess("gone"), LostProcess("gone", told=True)
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
-    assert [first_to_fail(), first_to_fail()] == [True, True]
+    assert [first_to_fail(wrong), first_to_fail(lost), first_to_fail(told)] == [True, True, False]
+    assert [process_status(error) for error in (wrong, lost, told)] == [2, LOST, 2]
     monkeypatch.setattr(signal, "signal", lambda *given: None)
     says = []
     for rank in range(3):
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}/error.json"))
-        says.append(first_to_fail())
+        says.append(first_to_fail(wrong))
     assert says == [True, False, False]

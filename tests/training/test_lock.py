@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,29 @@ def test_a_refusal_ends_every_process_of_a_run(children: ChildProcesses, shapes:
         before = contents(tmp_path)
         assert children.run(*children.ranks(2, settings(shapes), tmp_path)) == [1, 1]
         assert contents(tmp_path) == before
+
+
+def test_machines_that_do_not_share_the_folder_are_refused_at_the_start(
+    children: ChildProcesses, shapes: Path, tmp_path: Path
+) -> None:
+    """And not when the first of them is lost, after days."""
+    (first, second), said = children.ranks(2, settings(shapes), tmp_path / "a"), tmp_path / "said"
+    second |= {"out": str(tmp_path / "b")}
+    quick = {"patch": {"training.lock.NEW_FILE": 0.5}}
+    assert children.run(first | quick | {"stderr": str(said)}, second | quick) == [1, 1]
+    assert "a: another folder on another machine; give an --out on a disk that all of them share\n" in said.read_text()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_run_that_is_started_again_waits_for_the_one_before(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as before:
+        assert before.stdout
+        before.stdout.readline()
+        threading.Timer(0.5, before.kill).start()
+        with locked(tmp_path, patience=60):
+            assert before.wait() == -signal.SIGKILL
+            assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def test_a_refused_torchrun_says_one_line(shapes: Path, tmp_path: Path) -> None:

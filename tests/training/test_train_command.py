@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import training.train
 from tests.training.tiny_network import settings
+from training.launch import ALONE, Machines
 from training.step import TrainingError
 from upsnet.command_line.command import make_app
 from upsnet.datasets.split import Split
@@ -46,6 +47,20 @@ def test_command_refuses_bad_input_in_one_line(config: Path, monkeypatch: pytest
         "--processes=0": "--processes 0: give a number from 1 up",
         "--processes=2 --set=schedule.speed=1": "schedule.speed",
         "--classes=new": "--classes new: says what --init takes",
+        "--nodes=x": "--nodes x: give how many machines there are, as 2, or from how many to how many, as 1:4",
+        "--nodes=0": "--nodes 0: give how many",
+        "--nodes=2:1": "--nodes 2:1: give how many",
+        "--nodes=1:2:3": "--nodes 1:2:3: give how many",
+        "--nodes=2": "--nodes 2: give --rendezvous HOST:PORT too, HOST one of the machines, the same on all",
+        "--rendezvous=a:1": "--rendezvous a:1: is where several machines meet; give --nodes too",
+        "--nodes=2 --rendezvous=a": "--rendezvous a: give HOST:PORT, as node1:29500",
+        "--nodes=2 --rendezvous=:29500": "--rendezvous :29500: give HOST:PORT",
+        "--nodes=2 --rendezvous=a:70000": "--rendezvous a:70000: give HOST:PORT",
+        "--nodes=1:3 --rendezvous=a:1": "--nodes 1:3: with 3 of them schedule.images_per_step 2 cannot be shared",
+        "--nodes=1:3 --rendezvous=a:1 --set=schedule.images_per_step=null --set=schedule.images_per_gpu=2": (
+            "--nodes 1:3: a number that may change would change the batch; give schedule.images_per_step too, as --set "
+            "schedule.images_per_step=12"
+        ),
     }.items():
         code, stderr = run_command("--config=tiny.yaml", *arguments.split())
         assert code == 2
@@ -97,7 +112,18 @@ def test_several_processes_get_everything_too(config: Path, monkeypatch: pytest.
     assert run_command(f"--config={config}", *options) == (143, "")
     sets = ["--set=schedule.lr=0.5", "--set=schedule.iterations=77", "--set=schedule.images=null"]
     given = [f"--config={config}", "--out=runs/tiny", "--device=cpu", "--init=a b", "--classes=new", *sets]
-    launch.assert_called_once_with(3, given)
+    launch.assert_called_once_with(3, given, "runs/tiny", ALONE, 0)
+
+
+def test_several_machines_get_everything_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Mock(return_value=0)
+    monkeypatch.setattr(training.train, "launch", launch)
+    assert run_command(f"--config={config}", "--nodes=2", "--rendezvous=node1:29500", "--max-restarts=3") == (0, "")
+    given = [f"--config={config}", "--out=runs/tiny", "--device=auto"]
+    launch.assert_called_once_with(1, given, "runs/tiny", Machines(2, 2, "node1:29500"), 3)
+    launch.reset_mock()
+    assert run_command(f"--config={config}", "--max-restarts=1", "--out=x") == (0, "")
+    launch.assert_called_once_with(1, [given[0], "--out=x", given[2]], "x", ALONE, 1)
 
 
 def test_training_that_cannot_go_on_ends_in_one_line(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

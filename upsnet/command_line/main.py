@@ -44,6 +44,7 @@ COMMANDS = {
     "pull": Entry("upsnet.command_line.pull", "Fetch a published network, and make a run of it."),
     "golden": Entry("training.importers.golden", "Arrays and losses of an imported network."),
     "train": Entry("training.train", "Train a network from a configuration; resumes where it stopped."),
+    "train plan": Entry("training.duration", "How long a schedule takes on so many GPUs, from a measured rate."),
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
     "engine": Entry("export.engine", "ONNX file -> the engine of this machine."),

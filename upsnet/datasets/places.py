@@ -14,7 +14,8 @@ from upsnet import storage
 from upsnet.datasets.findings import Finding
 from upsnet.datasets.listing import Listing
 from upsnet.datasets.progress import progress_bar
-from upsnet.datasets.shards.index import CURE, PNG, key_of, photo_member, read_index
+from upsnet.datasets.shard_cache import Kept, ShardCache
+from upsnet.datasets.shard_index import CURE, PNG, key_of, photo_member, read_index
 from upsnet.datasets.split import ShardSplit, Split
 from upsnet.errors import InputError
 from upsnet.files import parse_json, read_json, sha256
@@ -68,6 +69,7 @@ class ShardFiles:
     def __init__(self, split: ShardSplit) -> None:
         """InputError where there is no index, or one that was changed."""
         self.split = split
+        self._cache = ShardCache(split.cache.absolute(), round(split.cache_gb * 1e9)) if split.cache else None
         self.index, self._digest = read_index(split.shards)
         self.places = [storage.join(os.path.dirname(split.shards), shard.name) for shard in self.index.shards]
         columns = self.index.images
@@ -142,7 +144,10 @@ class ShardFiles:
         if row is None:
             return Stored(self.split.shards, 0, 0, name)
         start, size = columns[:, row].tolist()
-        return Stored(self.places[self._shard[row]], start, size, name)
+        number = self._shard[row]
+        if self._cache:
+            return Kept(self.places[number], start, size, name, cache=self._cache, shard=self.index.shards[number])
+        return Stored(self.places[number], start, size, name)
 
 
 Files = FolderFiles | ShardFiles

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from upsnet import storage
 from upsnet.errors import InputError
@@ -51,11 +51,16 @@ class Split(BaseModel):
 
 
 class ShardSplit(BaseModel):
-    """A set that `upsnet data shards` wrote: the place of its index, a path or a URL that ends in .shards.json."""
+    """A set that `upsnet data shards` wrote: the place of its index, a path or a URL that ends in .shards.json.
+
+    cache: a folder of this machine for copies of its shards, of cache_gb GB at most (shard_cache.py).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shards: str
+    cache: Path | None = None
+    cache_gb: float = Field(200.0, gt=0, le=1e6)
 
     @field_validator("shards")
     @classmethod

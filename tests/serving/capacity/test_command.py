@@ -131,6 +131,12 @@ def test_a_limit_that_is_far_away_leaves_the_utilisation(tmp_path: Path, monkeyp
     assert [answer.replicas for answer in report.answers] == [4, 4]
 
 
+def test_thousands_of_replicas_are_as_a_hundred() -> None:
+    few, many = (forecast(REPLICA, 1.0, 60 * count, count, "least requests", 50_000) for count in (80, 8000))
+    assert many.latency_ms == pytest.approx(few.latency_ms, rel=0.05)
+    assert many.utilisation == pytest.approx(few.utilisation)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -167,6 +173,7 @@ def test_what_cannot_be_planned_is_one_line(
         ({"max_batch": None}, "does not tell how many instances serve"),
         ({"stages": slice(1, None)}, "measure with --concurrency 1 2 4 8 16"),
         ({"stages": slice(2)}, "measure with --concurrency 1 2 4 8 16"),
+        ({"statuses": {"OK": 9}}, "is damaged at 2 callers"),
         ({"statuses": {"OK": 9, "INTERNAL": 1}}, "has wrong answers or errors"),
         ({"statuses": {"OK": 9, "RESOURCE_EXHAUSTED": 1}}, "has refused requests at 2 callers"),
     ],

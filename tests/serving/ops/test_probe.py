@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import json
 import struct
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,53 @@ def test_probe(status: int, content: str, told: tuple[int, str], tmp_path: Path)
 def test_nothing_listens() -> None:
     code, out = asyncio.run(probe("http://127.0.0.1:1"))
     assert code == 1 and out.startswith("no answer: ")
+
+
+@pytest.mark.parametrize(
+    ("others", "asked", "told"),
+    [
+        (3, True, (0, "busy: no answer within 0.3 s, but 3 others meanwhile\n")),
+        (0, True, (1, "no answer within 0.3 s\n")),
+        (None, True, (1, "no answer within 0.3 s\n")),
+        (-1, True, (1, "no answer within 0.3 s\n")),
+        (3, False, (1, "no answer within 0.3 s\n")),
+    ],
+)
+def test_a_server_with_too_much_work(
+    others: int | None,
+    asked: bool,
+    told: tuple[int, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is not ready, but alive, as long as it answers somebody. None: it has no metrics; -1: not the first time."""
+    spec = importlib.util.spec_from_file_location("probe_of_the_container", CONTAINER / "probe.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SECONDS", 0.3)
+    counts, done = iter((5, 5 + (others or 0))), threading.Event()
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            done.wait(20)
+
+        def do_GET(self) -> None:
+            name = "nv_inference_request_success"
+            count = next(counts)
+            text = f'# TYPE {name} counter\n{name}{{model="upsnet_photo",version="1"}} {count}\nnv_other{{}} 7\n'
+            self.send_response(404 if others is None or (others, count) == (-1, 5) else 200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert (module.main(url, *[f"{url}/metrics"] * asked), capsys.readouterr().out) == told
+        finally:
+            done.set()
+            server.shutdown()

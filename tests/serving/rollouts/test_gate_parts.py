@@ -24,6 +24,7 @@ from serving.rollouts.gate import GateOptions, GateResult, _too_slow, hold_gate,
 from serving.rollouts.latency import Latency, Side, Speed, compare_latency, read_some
 from serving.rollouts.record import Record
 from serving.rollouts.running import Running
+from tests.folders import local
 from upsnet.contract import LABELS, PHOTO_SIZES, SEGMENTS_JSON
 from upsnet.errors import InputError, ServerError
 from upsnet.parity.gate import GateLimits, judge
@@ -192,7 +193,7 @@ def test_what_it_judges_by_is_asked_for_in_one_line(options: dict[str, str], wor
 
 def test_a_data_set_and_the_runs_own(gt_json: Path, tmp_path: Path) -> None:
     found = open_photos(GateOptions(gt_json=gt_json, limit=3))
-    assert len(found) == 3 and found.dataset is not None and found.path(0).name == "000.png"
+    assert len(found) == 3 and found.dataset is not None and local(found.file(0)).name == "000.png"
     data = {
         "json_file": str(gt_json),
         "segments": str(gt_json.with_name("panoptic_val")),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import training.data.check
+from tests.folders import local
 from tests.training.tiny_network import shapes_split
 from training.data.check import CHECKED, check_images_once
 from training.distributed import Process
@@ -26,7 +27,7 @@ def folder(shapes: Path, tmp_path: Path) -> PanopticFolder:
 
 
 def spoil(folder: PanopticFolder, place: int) -> str:
-    photo = folder.records[place].photo
+    photo = local(folder.records[place].photo)
     photo.write_bytes(photo.read_bytes()[:-40])
     return f"{folder.split.json_file}: image {folder.records[place].image_id}: {photo}: not a readable image"
 
@@ -36,7 +37,7 @@ def test_it_is_done_once_and_again_for_another_json(folder: PanopticFolder, tmp_
     check_images_once([folder], out, ALONE, images=True)
     words = spoil(folder, 4)
     check_images_once([folder], out, ALONE, images=True)
-    json_file = folder.split.json_file
+    json_file = local(folder.split.json_file)
     json_file.write_text(json.dumps(json.loads(json_file.read_text()) | {"info": "changed"}))
     with pytest.raises(InputError) as caught:
         check_images_once([folder], out, ALONE, images=True)
@@ -81,7 +82,7 @@ def test_each_process_looks_at_its_share(folder: PanopticFolder, monkeypatch: py
 def test_warnings_are_one_line_a_kind(
     folder: PanopticFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    json_file = folder.split.json_file
+    json_file = local(folder.split.json_file)
     content = json.loads(json_file.read_text())
     for annotation in content["annotations"]:
         for info in annotation["segments_info"]:

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import training.data.loader
+from tests.folders import local
 from tests.training.data.open_shapes import open_shapes, sampler
 from training.data.coco_panoptic import PanopticDataset
 from training.data.loader import fit_workers, make_loader, reading
@@ -93,7 +94,7 @@ def with_fault(dataset: PanopticDataset, fault: Callable[[], Any], monkeypatch: 
 def test_a_faulty_image_is_one_line(shapes_folder: Path, tmp_path: Path, workers: int) -> None:
     shutil.copytree(shapes_folder, tmp_path / "shapes")
     dataset = open_shapes(tmp_path / "shapes")
-    photo = dataset.records[0].photo
+    photo = local(dataset.records[0].photo)
     photo.write_text("not a photo")
     said = error_of(make_loader(dataset, sampler(len(dataset), 1, len(dataset)), workers))
     assert said.startswith(f"{dataset.folder.split.json_file}: image 1: {photo}: not a readable image: ")

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.folders import find_folders
 from upsnet.categories import Categories
 from upsnet.command_line.command import make_app
 from upsnet.datasets.cityscapes import categories, main, make_split, read_instances
 from upsnet.datasets.cityscapes_labels import LABELS
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.doctor.check import check_split
-from upsnet.datasets.doctor.json_file import find_splits
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 
@@ -134,7 +134,7 @@ def test_the_result_is_a_sound_data_set(cityscapes: Path) -> None:
     for split in ("train", "val"):
         make_split(cityscapes, split, False, 1)
         make_split(cityscapes, split, True, 1)
-    found = find_splits(cityscapes)
+    found = find_folders(cityscapes)
     assert [paths.images.name for paths in found] == ["train", "train", "val", "val"]
     for paths in found:
         assert check_split(paths, 1, progress=False).tally.errors == 0

@@ -17,12 +17,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.folders import find_folders
 from training.data.coco_panoptic import PanopticDataset
 from upsnet.command_line.command import make_app
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.doctor.check import check_split, main
 from upsnet.datasets.doctor.image import size_and_orientation
-from upsnet.datasets.doctor.json_file import find_splits
 from upsnet.datasets.findings import KINDS, LISTED, Finding, Tally
 from upsnet.datasets.parallel import chunked, map_parallel
 from upsnet.datasets.split import Split
@@ -56,10 +56,10 @@ def test_a_sound_data_set_has_no_findings(hand_made: HandMade, content: dict[str
 
 
 def test_coco_and_shapes_are_sound(shared_data: Path, shapes_folder: Path) -> None:
-    (coco,) = find_splits(shared_data / "coco_sample")
+    (coco,) = find_folders(shared_data / "coco_sample")
     assert coco.images == shared_data / "coco_sample/val2017"
     assert check_split(coco, 1, progress=False).tally.counts == {}
-    splits = find_splits(shapes_folder)
+    splits = find_folders(shapes_folder)
     assert [split.json_file.name for split in splits] == ["train.json", "val.json"]  # and not shapes.json
     for split, count in zip(splits, (24, 60), strict=True):
         tally = check_split(split, 2, progress=False).tally

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.folders import local
 from upsnet.datasets.folder import PanopticFolder, check_categories, truth_result
 from upsnet.datasets.listing import Listing
 from upsnet.datasets.parallel import chunked
@@ -32,7 +33,7 @@ def test_pairs_by_image_id_and_keeps_the_order_of_the_images(gt_json: Path) -> N
     for record in dataset.records:
         photo, ids = dataset.read(record)
         assert photo.shape[:2] == ids.shape
-        assert record.photo.stem == record.png.stem
+        assert local(record.photo).stem == local(record.png).stem
         assert {segment.id for segment in record.segments} == set(np.unique(ids)) - {0}
 
 
@@ -108,7 +109,7 @@ def test_real_coco_sample(shared_data: Path) -> None:
     photo, ids = dataset.read(dataset.records[0])
     truth = truth_result(dataset.records[0], ids, dataset.categories)
     assert photo.shape[:2] == truth.ids.shape
-    content = json.loads(dataset.split.json_file.read_text())
+    content = json.loads(local(dataset.split.json_file).read_text())
     infos = {annotation["image_id"]: annotation["segments_info"] for annotation in content["annotations"]}
     assert [(segment.area, list(segment.bbox)) for segment in truth.segments] == [
         (info["area"], info["bbox"]) for info in infos[dataset.records[0].image_id]

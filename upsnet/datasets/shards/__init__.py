@@ -1,3 +1,3 @@
-"""Data sets in shards: a few tars in place of many files. write.py makes them, index.py says where in them each photo
-and PNG lies, command.py is `upsnet data shards`. ../places.py opens photos and PNGs, of folders and of shards alike.
+"""`upsnet data shards`: command.py, and write.py, which makes the tars. ../shard_index.py says where in them each photo
+and PNG lies, ../places.py opens them, of folders and of shards alike.
 """

@@ -10,6 +10,7 @@ import hotcoco
 import numpy as np
 from PIL import Image
 
+from tests.folders import local
 from tests.upsnet.datasets.conversion.outlines import outlines
 from upsnet.datasets.folder import PanopticFolder
 
@@ -43,7 +44,7 @@ def write_instances(truth: PanopticFolder, out: Path, kind: Kind) -> None:
                     "segmentation": encode(mask, "plain" if segment.iscrowd else kind),
                 }
             )
-        Image.fromarray(stuff).save(out / "stuff" / f"{record.photo.stem}.png")
+        Image.fromarray(stuff).save(out / "stuff" / f"{local(record.photo).stem}.png")
     categories = [{"id": each.id, "name": each.name, "supercategory": "x"} for each in truth.categories if each.isthing]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (out / "instances.json").write_text(json.dumps(content))

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from tests.folders import local
 from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.folder import PanopticFolder
 
@@ -29,10 +30,11 @@ def write_masks(truth: Path, out: Path, kind: Kind) -> None:
         for number, segment in enumerate(record.segments, 1):
             categories[ids == segment.id] = segment.category_id
             numbers[ids == segment.id] = 0 if segment.iscrowd else number
-        stem = record.photo.stem
+        photo = local(record.photo)
+        stem = photo.stem
         for folder in ("classes", "instances", "photos"):
             (out / folder).mkdir(parents=True, exist_ok=True)
-        os.link(record.photo, out / "photos" / record.photo.name)
+        os.link(photo, out / "photos" / photo.name)
         classes, instances = Image.fromarray(categories.astype(np.uint8)), Image.fromarray(numbers.astype(np.uint16))
         if kind == "palette":
             classes.putpalette([channel for id in range(256) for channel in colors.get(id, (0, 0, 0))])

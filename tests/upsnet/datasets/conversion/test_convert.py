@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.folders import local
 from upsnet.datasets.conversion.convert import LabelFaults, Rules, convert
 from upsnet.datasets.conversion.labels import Bitmap, Item, LabelClass, Labels, LeftOut, Shape, Size, Source
 from upsnet.datasets.conversion.photo_folder import PhotoFolder
@@ -46,7 +47,7 @@ def test_a_data_set_that_training_reads(tmp_path: Path) -> None:
     data = PanopticFolder(tmp_path / "out" / "all.json")
     _, ids = data.read(data.records[1])
     assert ids.tolist() == [[1, 1, 1, 0, 0, 0]] * 4
-    assert os.path.samefile(data.records[0].photo, tmp_path / "photos" / "0.jpg")
+    assert os.path.samefile(local(data.records[0].photo), tmp_path / "photos" / "0.jpg")
     report = json.loads((tmp_path / "out" / "all_conversion.json").read_text())
     assert report["classes"][0] == {
         **{"name": "cat", "kind": "thing", "shapes": 2, "segments": 2, "crowds": 0, "hidden": 0, "empty": 0},

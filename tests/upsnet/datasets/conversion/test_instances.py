@@ -18,6 +18,7 @@ from tests.upsnet.datasets.conversion.truth import Truth, pixels
 from upsnet.datasets.conversion.convert import LabelFaults, Rules, convert
 from upsnet.datasets.conversion.instances import read
 from upsnet.datasets.conversion.table import Choice
+from upsnet.datasets.doctor.json_file import in_folders
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 
@@ -57,7 +58,7 @@ def test_the_official_truth_comes_back(shared_data: Path, tmp_path: Path, kind: 
     write_instances(truth.data, tmp_path, kind)
     source = read(
         tmp_path / "instances.json",
-        truth.data.split.images,
+        in_folders(truth.data.split).images,
         stuff_pngs=tmp_path / "stuff",
         stuff_classes=tmp_path / "stuff.csv",
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tests.folders import local
 from upsnet.datasets.conversion.convert import convert
 from upsnet.datasets.conversion.labels import Source
 from upsnet.datasets.conversion.table import Choice
@@ -40,7 +41,7 @@ def images(data: PanopticFolder) -> Iterator[tuple[Path, list[Piece]]]:
         _, ids = data.read(record)
         of = [(segment, categories[segment.category_id]) for segment in record.segments]
         yield (
-            record.photo,
+            local(record.photo),
             [Piece(ids == segment.id, each.name, each.isthing, segment.iscrowd) for segment, each in of],
         )
 

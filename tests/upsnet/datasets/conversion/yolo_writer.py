@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.folders import local
 from tests.upsnet.datasets.conversion.outlines import Ring, outlines
 from upsnet.datasets.folder import PanopticFolder
 
@@ -31,8 +32,8 @@ def write_yolo(truth: PanopticFolder, root: Path, split: str = "train") -> Path:
     for record in truth.records:
         _, ids = truth.read(record)
         rows = [row(numbers[each.category_id], bridged(ids == each.id), ids.shape) for each in record.segments]
-        (root / "labels" / split / f"{record.photo.stem}.txt").write_text("\n".join(rows) + "\n")
-        shutil.copy(record.photo, root / "images" / split)
+        (root / "labels" / split / f"{local(record.photo).stem}.txt").write_text("\n".join(rows) + "\n")
+        shutil.copy(local(record.photo), root / "images" / split)
     names = "".join(f"  {numbers[each.id]}: {each.name}\n" for each in truth.categories)
     (root / "data.yaml").write_text(f"path: .\n{split}: images/{split}\nnames:\n{names}")
     return root / "data.yaml"

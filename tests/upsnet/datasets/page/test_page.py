@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.folders import find_folders
 from tests.hand_made_dataset import IDS
 from tests.upsnet.datasets.conversion.yolo_writer import write_yolo
 from upsnet.command_line.command import make_app
 from upsnet.datasets.conversion.yolo import main as from_yolo
 from upsnet.datasets.doctor.check import check_split
-from upsnet.datasets.doctor.json_file import find_splits
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.page.command import main
 from upsnet.datasets.page.page import Selection, number, share, write_page
@@ -98,7 +98,7 @@ def test_a_sound_data_set(hand_made: HandMade, content: dict[str, Any], tmp_path
 
 def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     folder = write_shapes(tmp_path / "shapes", {"train": 6, "val": 5}, progress=False)
-    checkups = [check_split(split, 1, progress=False) for split in find_splits(folder)]
+    checkups = [check_split(split, 1, progress=False) for split in find_folders(folder)]
     made = write_page(tmp_path / "show.html", checkups, Selection(limit=3), 1, progress=False)
     text = made.path.read_text()
     assert (made.shown, made.images, made.size) == (6, 11, made.path.stat().st_size)
@@ -114,7 +114,7 @@ def test_the_page_is_whole_and_asks_for_nothing(tmp_path: Path) -> None:
 
 
 def test_the_coco_photos(shared_data: Path, tmp_path: Path) -> None:
-    (split,) = find_splits(shared_data / "coco_sample")
+    (split,) = find_folders(shared_data / "coco_sample")
     words, reader = show(split, tmp_path / "show.html")
     assert "20 / 133 classes in use" in words and "person × 14 (1 crowd)" in words
     assert {each["id"] for each in reader.cards} == {f"s0-{id}" for id in (142238, 233771, 356387, 439180)}
@@ -177,7 +177,7 @@ def test_names_are_text_and_nothing_else(hand_made: HandMade, content: dict[str,
 
 
 def test_only_images_of_a_category(tmp_path: Path) -> None:
-    train = find_splits(write_shapes(tmp_path / "shapes", {"train": 9, "val": 1}, progress=False))[0]
+    train = find_folders(write_shapes(tmp_path / "shapes", {"train": 9, "val": 1}, progress=False))[0]
     stars = {
         each.image_id
         for each in PanopticFolder(train).records
@@ -207,7 +207,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert f"{folder}/show.html: 3 of 3 images, " in done.output and "0 errors, 0 warnings\n" in done.output
     assert "image/s" in done.output
     assert len(pictures(folder / "show.html")) == 6
-    assert [each.json_file.stem for each in find_splits(folder)] == ["train", "val"]  # the page is in nobody's way
+    assert [each.json_file.stem for each in find_folders(folder)] == ["train", "val"]  # the page is in nobody's way
     done = CliRunner().invoke(make_app(main), [str(folder / "val.json"), "--out", str(tmp_path)])
     assert done.exit_code == 2 and f"{tmp_path}: cannot be written: a folder" in done.output
     done = CliRunner().invoke(make_app(main), [str(folder), "--category", "sta"])

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
+from tests.folders import local
 from tests.upsnet.datasets.splitting.pictures import picture, write_pictures
 from upsnet.command_line.command import make_app
 from upsnet.datasets.doctor.check import check_split
@@ -67,8 +68,8 @@ def test_what_is_written(source: Path, tmp_path: Path) -> None:
         assert all(each in whole["annotations"] for each in content["annotations"])
         found += [each["id"] for each in content["images"]]
         for record in PanopticFolder(part).records:
-            assert os.path.samefile(record.photo, source.parent / "all" / record.file_name)
-            assert os.path.samefile(record.png, source.parent / "panoptic_all" / record.png.name)
+            assert os.path.samefile(local(record.photo), source.parent / "all" / record.file_name)
+            assert os.path.samefile(local(record.png), source.parent / "panoptic_all" / local(record.png).name)
     assert sorted(found) == sorted(images)
     assert made.pixels["val"] + made.pixels["train"] + made.pixels["test"] == 9 * 96 * 128 + 64 * 48
     stuff, thing = made.classes[:2]
