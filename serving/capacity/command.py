@@ -6,6 +6,7 @@ upsnet capacity --report load/load.json --rate 100 1000 --p99 250
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,11 @@ from tqdm import tqdm
 
 from serving.capacity.calibration import Calibration, calibrate
 from serving.capacity.chart import draw
-from serving.capacity.planning import SHARES, bearable, curve_of, plan
+from serving.capacity.planning import SHARES, Limits, bearable, curve_of, plan
 from serving.capacity.replica import Replica, log_normal, variation_of
-from serving.capacity.report import CapacityReport, Check, check, tables_of
+from serving.capacity.report import CapacityReport, check, tables_of
 from serving.capacity.simulation import most
-from serving.load_test.report import MOST_BATCH, LoadReport
+from serving.load_test.report import MOST_BATCH, LoadReport, Stage
 from upsnet.errors import InputError
 from upsnet.tables import print_tables
 
@@ -52,45 +53,56 @@ def main(
     limits = {name: limit for name, limit in (("p95", p95), ("p99", p99)) if limit is not None}
     if not rates or not limits:
         raise InputError("give --rate, and --p95 or --p99: requests a second, and milliseconds that they may take")
-    if (report is None) == (alone_ms is None):
-        raise InputError("give --report, a load test of one replica, or else --alone-ms, the times of a request")
-    checks: list[Check] = []
-    if alone_ms is not None:
-        found = Calibration(_of_times(alone_ms[0], alone_ms[1], max_batch, batch_ms), [])
-    elif report is not None:
+    if report is not None and alone_ms is None:
         measured = LoadReport.load(report)
-        found = calibrate(measured)
-        opened = [stage for stage in measured.stages if stage.loop == "open" and stage.answers and not stage.refusals]
-        checks = [check(found.replica, stage) for stage in opened]
-    replica, fits = found
-    limit = most(replica)
-    if max(rates) > MOST_REPLICAS * limit * max_utilisation:
+        found, stages = calibrate(measured), measured.stages
+    elif alone_ms is not None and report is None:
+        found, stages = Calibration(_of_times(*alone_ms, max_batch=max_batch, batch_ms=batch_ms), []), []
+    else:
+        raise InputError("give --report, a load test of one replica, or else --alone-ms, the times of a request")
+    planned = _planned(found, stages, rates, limits, max_utilisation, "options" if report is None else str(report))
+    print_tables(*tables_of(planned))
+    if found.fits and not found.full:
+        print("the throughput still grew with the last callers: measure with more, a replica may bear more than this")
+    planned.save(out / "capacity.json")
+    draw(planned, out / "capacity.png")
+    print(f"wrote {out}/capacity.json and capacity.png")
+
+
+def _planned(
+    found: Calibration,
+    stages: Sequence[Stage],
+    rates: Sequence[float],
+    limits: Limits,
+    max_utilisation: float,
+    source: str,
+) -> CapacityReport:
+    replica, full = found.replica, most(found.replica)
+    if max(rates) > MOST_REPLICAS * full * max_utilisation:
         raise InputError(f"--rate {max(rates):g}: more than {MOST_REPLICAS} replicas would be needed")
-    with tqdm(desc="simulated", total=len(SHARES) + len(rates), unit=" loads", disable=None) as bar:
-        curve = curve_of(replica, limit, bar.update)
-        of_one = bearable(replica, limit, curve, limits, max_utilisation)
-        answers = []
-        for each in rates:
-            answers += plan(replica, limit, each, of_one, limits, max_utilisation)
+    opened = [stage for stage in stages if stage.loop == "open" and stage.answers and not stage.refusals]
+    checks, answers = [], []
+    with tqdm(desc="simulated", total=len(opened) + len(SHARES) + len(rates), unit=" loads", disable=None) as bar:
+        for stage in opened:
+            checks.append(check(replica, full, stage))
             bar.update()
-    planned = CapacityReport(
-        source=str(report) if report is not None else "options",
+        curve = curve_of(replica, full, bar.update)
+        of_one = bearable(replica, full, curve, limits, max_utilisation)
+        for rate in rates:
+            answers += plan(replica, full, rate, of_one, limits, max_utilisation)
+            bar.update()
+    return CapacityReport(
+        source=source,
         replica=replica,
-        most=limit,
-        fits=fits,
+        most=full,
+        fits=found.fits,
         checks=checks,
-        limits_ms=limits,
+        limits_ms=dict(limits),
         max_utilisation=max_utilisation,
         of_one=of_one,
         curve=curve,
         answers=answers,
     )
-    print_tables(*tables_of(planned))
-    if fits and not found.full:
-        print("the throughput still grew with the last callers: measure with more, a replica may bear more than this")
-    planned.save(out / "capacity.json")
-    draw(planned, out / "capacity.png")
-    print(f"wrote {out}/capacity.json and capacity.png")
 
 
 def _of_times(p50: float, p99: float, max_batch: int, batch_ms: float | None) -> Replica:

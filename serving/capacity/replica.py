@@ -29,7 +29,9 @@ class Replica(BaseModel):
     prepare_seconds: float = 0.0  # of each request, before it comes to the network
     batch_seconds: float = 0.0  # of the processor, for a batch of whatever size
     photo_seconds: float  # of the processor, for each request of the batch
-    variation: tuple[float, ...] = (1.0,)  # what these times are multiplied by, each value as often as another; mean 1
+    # What the times of a lone request are multiplied by, each value as often as another; the mean is 1. A larger batch
+    # varies by as many seconds.
+    variation: tuple[float, ...] = (1.0,)
 
     def seconds(self, batch: int) -> float:
         """Of the processor."""

@@ -25,7 +25,7 @@ class Check(BaseModel):
 
     rate: float
     measured_ms: dict[str, float]  # p50, p95, p99
-    forecast_ms: dict[str, float]
+    forecast_ms: dict[str, float]  # after a long time; {} where more arrive than can be answered
     between_ms: dict[str, tuple[float, float]]  # the least and the most of RUNS simulations of as many requests
 
 
@@ -44,13 +44,13 @@ class CapacityReport(Report):
     answers: list[Forecast]
 
 
-def check(replica: Replica, stage: Stage) -> Check:
-    """What the replica should have done in a stage of the open loop."""
+def check(replica: Replica, most: float, stage: Stage) -> Check:
+    """What the replica, which can answer `most` a second, should have done in a stage of the open loop."""
     runs = [open_loop(replica, stage.value, stage.answers, seed=seed).latency_ms for seed in range(1, RUNS + 1)]
     return Check(
         rate=stage.value,
         measured_ms={name: float(np.percentile(stage.latencies_ms, share)) for name, share in PERCENTILES.items()},
-        forecast_ms=open_loop(replica, stage.value, REQUESTS).latency_ms,
+        forecast_ms=open_loop(replica, stage.value, REQUESTS).latency_ms if stage.value < most else {},
         between_ms={name: (min(run[name] for run in runs), max(run[name] for run in runs)) for name in PERCENTILES},
     )
 
@@ -71,7 +71,7 @@ def tables_of(report: CapacityReport) -> list[Table]:
                 for name in PERCENTILES
                 for cell in (
                     f"{each.measured_ms[name]:.1f}",
-                    f"{each.forecast_ms[name]:.1f}",
+                    f"{each.forecast_ms[name]:.1f}" if each.forecast_ms else "–",
                     "{:.1f} to {:.1f}".format(*each.between_ms[name]),
                 )
             ]

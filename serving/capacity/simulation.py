@@ -54,11 +54,12 @@ def most(replica: Replica) -> float:
 class _Group:
     """Requests that a taker took at once; without takers, one."""
 
-    __slots__ = ("arrivals", "factor", "prepared")
+    __slots__ = ("arrivals", "more", "prepared", "preparing")
 
-    def __init__(self, replica: Replica, arrivals: list[float], now: float, factor: float) -> None:
-        self.arrivals, self.factor = arrivals, factor
-        self.prepared = now + len(arrivals) * replica.prepare_seconds * factor
+    def __init__(self, replica: Replica, arrivals: list[float], now: float, more: float) -> None:
+        self.arrivals, self.more = arrivals, more
+        self.preparing = (len(arrivals) + more) * replica.prepare_seconds
+        self.prepared = now + self.preparing
 
 
 class _Place:
@@ -84,7 +85,8 @@ def _run(
     # What happens next: when, its number, where; a group is prepared, or a batch has its answer.
     events: list[tuple[float, int, _Place, _Group | list[_Group]]] = []
     due = arrivals  # a heap
-    factors, durations = replica.variation, [replica.seconds(size) for size in range(replica.max_batch + 1)]
+    durations = [replica.seconds(size) for size in range(replica.max_batch + 1)]
+    variation = [factor - 1 for factor in replica.variation]
     latencies: list[float] = []
     waits: list[float] = []
     begun, now, batches, answered_in = 0.0, 0.0, 0, 0
@@ -120,7 +122,7 @@ def _run(
             taken = [place.queue.popleft() for _ in range(min(len(place.queue), most_taken))]
             place.takers -= 1
             number += 1
-            group = _Group(replica, taken, now, factors[int(len(factors) * rng.random())])
+            group = _Group(replica, taken, now, variation[int(len(variation) * rng.random())])
             if replica.prepare_seconds:
                 heappush(events, (group.prepared, number, place, group))
             else:
@@ -133,10 +135,10 @@ def _run(
                 size += len(batch[-1].arrivals)
             place.instances -= 1
             number += 1
-            needed = durations[size] * batch[0].factor
+            needed = durations[size] + durations[1] * batch[0].more
             place.free_from = max(place.free_from, now) + needed
             for group in batch:
-                worked = needed + len(group.arrivals) * replica.prepare_seconds * group.factor
+                worked = needed + group.preparing
                 waits += [place.free_from - worked - arrived for arrived in group.arrivals]
             heappush(events, (place.free_from, number, place, batch))
     return Simulated(
