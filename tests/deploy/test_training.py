@@ -177,6 +177,12 @@ def test_what_a_pod_of_a_job_is(name: str) -> None:
         and "USER 1000\n" in image
         and f"--tag {container['image'].split(':')[0]} " in image
     )
+    ignored = (CONTAINER / "Containerfile.train.dockerignore").read_text()
+    let_in = set(re.findall(r"^!(.*)$", ignored, re.MULTILINE))
+    assert (
+        "\n*\n" in ignored
+        and set(re.findall(r"[\w.]+", " ".join(re.findall(r"^COPY (.*) \S+$", image, re.M)))) == let_in
+    )
     copied = set(re.findall(r"^COPY (\w+) \1$", image, re.MULTILINE))
     assert copied == {"upsnet", "plugins_cuda", "training"}  # what training may import
 
