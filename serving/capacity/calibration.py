@@ -85,7 +85,7 @@ def _closed(report: LoadReport) -> list[Stage]:
         raise InputError("the load test has wrong answers or errors; look into them first, then measure again")
     stages = sorted((stage for stage in report.stages if stage.loop == "closed"), key=lambda stage: stage.value)
     if len(stages) < 3 or stages[0].value != 1 or stages[-1].value > MOST_CALLERS:
-        raise InputError("the load test needs one caller alone and more; measure with --concurrency 1 2 4 8 16")
+        raise InputError("the load test needs one caller alone and more; measure with --concurrency 1 2 4 8 16 32")
     for stage in stages:
         if stage.refusals or not stage.answers:
             raise InputError(f"the load test has refused requests at {stage.title}; measure with fewer callers")

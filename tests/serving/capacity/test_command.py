@@ -171,8 +171,8 @@ def test_what_cannot_be_planned_is_one_line(
     [
         ({"instances": {}}, "does not tell how many instances serve"),
         ({"max_batch": None}, "does not tell how many instances serve"),
-        ({"stages": slice(1, None)}, "measure with --concurrency 1 2 4 8 16"),
-        ({"stages": slice(2)}, "measure with --concurrency 1 2 4 8 16"),
+        ({"stages": slice(1, None)}, "measure with --concurrency 1 2 4 8 16 32"),
+        ({"stages": slice(2)}, "measure with --concurrency 1 2 4 8 16 32"),
         ({"statuses": {"OK": 9}}, "is damaged at 2 callers"),
         ({"statuses": {"OK": 9, "INTERNAL": 1}}, "has wrong answers or errors"),
         ({"statuses": {"OK": 9, "RESOURCE_EXHAUSTED": 1}}, "has refused requests at 2 callers"),
