@@ -46,7 +46,7 @@ ifneq ($(words $(GPUS)) $(filter-out gpu $(shell seq 1024),$(GPUS)),1 )
 $(error error: GPUS=$(GPUS): give the number of processes, from 1 on, or gpu for one on each GPU)
 endif
 endif
-BENCHES := runtimes serving canary ops kernels pq train ablation gpu
+BENCHES := runtimes serving canary ops kernels pq bulk train ablation gpu
 ifneq ($(filter bench,$(MAKECMDGOALS)),)
 $(if $(filter $(BENCHES),$(NAME)),,$(error error: NAME=$(NAME): no such bench; there are $(BENCHES)))
 endif
@@ -165,7 +165,7 @@ overfit: $(READY) $(TRITON_READY) ## learn the photos of COCO=folder by heart; P
 	$(UPSNET) engine --model $(OVERFIT)/model.onnx
 	$(UPSNET) parity --run $(OVERFIT) --min-pq 0.5
 
-bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, canary, ops, kernels, pq, train, ablation or gpu: these instead
+bench: bench-$(NAME) ## how fast the runtimes are, as ratios; NAME=serving, canary, ops, kernels, pq, bulk, train, ablation or gpu: these instead
 bench-runtimes: $(RUN)/engine/engine.json $(TRITON_READY)
 	$(UPSNET) bench --run $(RUN) $(ARGS)
 bench-serving: $(RUN)/engine/engine.json $(TRITON_READY)
@@ -178,6 +178,8 @@ bench-kernels: $(RUN)/model.onnx
 	$(UPSNET) bench-kernels --models $(RUN) $(ARGS)
 bench-pq: $(READY)
 	$(UPSNET) bench-pq $(ARGS)
+bench-bulk: $(RUN)/engine/engine.json
+	$(UPSNET) bench-bulk --run $(RUN) --photos $(or $(PHOTOS),$(error error: PHOTOS=: name a folder of photos)) $(ARGS)
 bench-train:
 	$(ANY_PYTHON) -m training.benchmark \
 		--config $(if $(filter file,$(origin CONFIG)),training/configs/coco_r50.yaml,$(CONFIG)) $(ARGS)

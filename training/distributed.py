@@ -18,7 +18,7 @@ from training.device import describe_device, open_device, problem_with_cuda
 from training.heartbeat import LOST, Heartbeat, leave
 from upsnet.command_line.command import BAD_INPUT
 from upsnet.device import parse_device
-from upsnet.errors import InputError, first_line
+from upsnet.errors import InputError, ServerError, first_line
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ def first_to_fail(error: Exception) -> bool:
     """Whether this process is the first of the run's to ask: one says what is wrong, not all of them.
 
     On a machine torchrun gives each process a file for its error, ATTEMPT/RANK/error.json; the first process leaves a
-    mark in ATTEMPT. Among machines the heartbeats' store decides; a process that was lost each of them may say.
+    mark in ATTEMPT. Among machines the heartbeats' store decides, and all end for good; what may pass is said by each.
     torchrun ends all processes when one has ended, so SIGTERM is ignored until the first has said its line.
     """
     if error_file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
@@ -92,14 +92,15 @@ def first_to_fail(error: Exception) -> bool:
             (Path(error_file).parents[1] / "failed").touch(exist_ok=False)
         except FileExistsError:
             return False
-    if isinstance(error, LostProcess):
-        return not error.told
+    if isinstance(error, LostProcess | ServerError):
+        return not getattr(error, "told", False)
     return _heartbeat is None or _heartbeat.first_to_say()
 
 
 def end_status(error: Exception) -> int:
     """The exit status of a process with this error: LOST where the same command may go on, else BAD_INPUT."""
-    return LOST if isinstance(error, LostProcess) and not error.told else BAD_INPUT
+    passing = isinstance(error, LostProcess | ServerError) and not getattr(error, "told", False)
+    return LOST if passing else BAD_INPUT
 
 
 def end_process(status: int) -> NoReturn:

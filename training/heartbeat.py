@@ -24,7 +24,7 @@ from upsnet.command_line.command import BAD_INPUT
 EVERY = 2.0  # seconds
 LONGEST_SILENCE = 120.0  # seconds; nothing holds Python's lock for nearly as long (a large JSON is read)
 ENDED = 1 << 32  # added to the number of a process that ends as it should
-LOST = 129  # exit status: another process is gone, or out of reach; the same command goes on from the last checkpoint
+LOST = 129  # exit status: another process, or the place of the data, is away; the same command goes on
 SAID, HEARD = "said", "heard"  # keys: how many processes wanted to say what is wrong; how many others know of it
 
 

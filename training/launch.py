@@ -39,6 +39,7 @@ from upsnet.errors import InputError, first_line
 
 SIGNALLED = 128  # plus the signal's number: what a shell reports of a process that a signal ended
 MEETING = 600  # seconds: how long a machine waits for the others
+ANSWERING = 300  # seconds: how long HOST may take to be there, and to answer
 SAVING = 120  # seconds: how long after SIGTERM the processes may write their checkpoint
 
 
@@ -68,13 +69,9 @@ def machines(nodes: str, meeting_point: str | None, processes: int, schedule: Sc
         raise InputError(
             f"--nodes {nodes}: give how many machines there are, as 2, or from how many to how many, as 1:4"
         )
-    if most == 1:
-        if meeting_point:
-            raise InputError(f"--rendezvous {meeting_point}: is where several machines meet; give --nodes too")
-        return ALONE
-    if not meeting_point:
+    if most > 1 and not meeting_point:
         raise InputError(f"--nodes {nodes}: give --rendezvous HOST:PORT too, HOST one of the machines, the same on all")
-    host, _, port = meeting_point.rpartition(":")
+    host, _, port = (meeting_point or "localhost:1").rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise InputError(f"--rendezvous {meeting_point}: give HOST:PORT, as node1:29500, HOST one of the machines")
     if least < most and not schedule.images_per_step:
@@ -88,7 +85,7 @@ def machines(nodes: str, meeting_point: str | None, processes: int, schedule: Sc
             make_plan(schedule, number * processes)
         except InputError as error:
             raise InputError(f"--nodes {nodes}: with {number} of them {error}") from None
-    return Machines(least, most, meeting_point)
+    return Machines(least, most, meeting_point or "")
 
 
 def process_count(text: str) -> int:
@@ -116,7 +113,7 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
     # an agent that is started again does not find it.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.disable(logging.ERROR)  # torchrun's own account of what has failed
-    flags = [*where.flags, f"--rdzv-id={run_id}", f"--rdzv-conf=join_timeout={MEETING}"]
+    flags = [*where.flags, f"--rdzv-id={run_id}", f"--rdzv-conf=join_timeout={MEETING},read_timeout={ANSWERING}"]
     flags += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", f"--shutdown-timeout={SAVING}"]
     config, command, given = run.config_from_args(run.parse_args([*flags, "--module", "training.train", *arguments]))
     meeting = (config.rdzv_backend, config.rdzv_endpoint, config.run_id, config.min_nodes, config.max_nodes)

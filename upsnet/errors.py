@@ -29,6 +29,11 @@ class ServerError(InputError):
         self.status = status
 
 
+def reworded(error: InputError, message: str) -> InputError:
+    """With another message; a ServerError stays one."""
+    return ServerError(message, error.status) if isinstance(error, ServerError) else InputError(message)
+
+
 def first_line(error: BaseException) -> str:
     """An exception's message without its further lines; its type where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

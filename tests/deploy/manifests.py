@@ -21,6 +21,7 @@ from upsnet.strict_yaml import load_yaml
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 CONTAINER, KUBERNETES = DEPLOY / "container", DEPLOY / "kubernetes"
+OLDEST = "1.30"  # release of Kubernetes, as docs/kubernetes.md says
 CUSTOM = {  # (apiVersion, kind): its file in k8s/ of the shared data
     ("serving.kserve.io/v1beta1", "InferenceService"): "inferenceservice_v1beta1.json",
     ("serving.kserve.io/v1alpha1", "ServingRuntime"): "servingruntime_v1alpha1.json",
@@ -40,7 +41,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def check(document: dict[str, Any]) -> None:
-    """Refused where the API server of today would refuse the document, or drop a field of it.
+    """Refused where an API server of the oldest release or of today's would refuse the document, or drop a field.
 
     Skips the test where the kind's schema lies in the shared data and they are absent.
     """
@@ -51,12 +52,13 @@ def check(document: dict[str, Any]) -> None:
         if errors:
             raise Refused(f"{kind}: " + "; ".join(f"{error.json_path}: {error.message[:200]}" for error in errors))
         document = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": document["metadata"]}  # for the metadata
-    try:
-        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
-    except kubernetes_validate.SchemaNotFoundError:
-        raise Refused(f"{kind} of {version}: there is no schema for it") from None
-    except kubernetes_validate.ValidationError as error:
-        raise Refused(f"{kind}: {error.json_path}: {error.message[:200]}") from None
+    for release in (OLDEST, kubernetes_validate.latest_version()):
+        try:
+            kubernetes_validate.validate(document, release, strict=True)
+        except kubernetes_validate.SchemaNotFoundError:
+            raise Refused(f"{kind} of {version}: Kubernetes {release} has no schema for it") from None
+        except kubernetes_validate.ValidationError as error:
+            raise Refused(f"{kind}, Kubernetes {release}: {error.json_path}: {error.message[:200]}") from None
 
 
 @cache

@@ -44,9 +44,24 @@ def test_containerfile() -> None:
     text = (CONTAINER / "Containerfile").read_text()
     assert re.search(r"^FROM nvcr.io/nvidia/tritonserver:\d\d\.\d\d-py3$", text, re.MULTILINE)
     assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE)
-    for line in re.findall(r"^COPY (?:--\S+ )*(.*)$", text, re.MULTILINE):
-        for source in line.split()[:-1]:
-            assert (ROOT / source).exists(), source
+    ignored = (CONTAINER / "Containerfile.dockerignore").read_text().splitlines()
+    let_in = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert ignored[1] == "*" and left_out_of_the_image() == ["__pycache__", "*.so"]
+    copied = copied_into_the_image()
+    assert copied and {source for source in copied if not source.startswith("deploy/")} == let_in - {"deploy/container"}
+    for source in copied:
+        assert (ROOT / source).exists() and (source in let_in or "deploy/container" in let_in), source
+
+
+def copied_into_the_image() -> list[str]:
+    """Files and folders of the checkout, in the order of the COPY lines."""
+    lines = re.findall(r"^COPY (?:--\S+ )*(.*)$", (CONTAINER / "Containerfile").read_text(), re.MULTILINE)
+    return [source for line in lines for source in line.split()[:-1]]
+
+
+def left_out_of_the_image() -> list[str]:
+    """Patterns of names in these folders that the builder does not see."""
+    return re.findall(r"^\*\*/(.*)$", (CONTAINER / "Containerfile.dockerignore").read_text(), re.MULTILINE)
 
 
 def test_compose() -> None:

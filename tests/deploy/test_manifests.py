@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.manifests import DEPLOY, KUBERNETES, Refused, check, documents
+from tests.deploy.manifests import DEPLOY, KUBERNETES, OLDEST, Refused, check, documents
 
 DEPLOYMENT: dict[str, Any] = {
     "apiVersion": "apps/v1",
@@ -89,6 +89,10 @@ def test_misspelt_fields_are_found(document: dict[str, Any], path: str, value: o
     with pytest.raises(Refused) as refused:
         check(changed(document, path, value))
     assert "\n" not in str(refused.value) and str(refused.value)
+
+
+def test_the_oldest_release_is_the_pages() -> None:
+    assert f"Kubernetes {OLDEST}" in (DEPLOY.parent / "docs/kubernetes.md").read_text()
 
 
 def test_a_key_that_stands_twice(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.deploy.test_container import copied_into_the_image, left_out_of_the_image
 from tests.install.conftest import ROOT, Installed
 from upsnet import __version__
 from upsnet.command_line.main import COMMANDS
@@ -46,6 +50,20 @@ def test_wheel_carries_what_the_kernels_are_made_from(wheel: Path) -> None:
     carried = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(place)}
     assert carried == {f"{place}{path.relative_to(sources)}" for path in expected}
     assert wheel.stat().st_size < 700_000
+
+
+def test_the_image_builds_the_same_of_what_it_copies(wheel: Path, tmp_path: Path) -> None:
+    sources = [source for source in copied_into_the_image() if not source.startswith("deploy/")]
+    for source in sources:
+        if (ROOT / source).is_dir():
+            ignore = shutil.ignore_patterns(*left_out_of_the_image())
+            shutil.copytree(ROOT / source, tmp_path / source, ignore=ignore)
+        else:
+            shutil.copy(ROOT / source, tmp_path)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
+    subprocess.run([*pip, tmp_path / "wheel", tmp_path], check=True)
+    (built,) = (tmp_path / "wheel").glob("*.whl")
+    assert sorted(zipfile.ZipFile(built).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
 
 
 def test_import_is_quick_and_light(base: Installed) -> None:

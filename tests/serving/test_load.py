@@ -37,9 +37,9 @@ def test_the_server_tells_what_its_model_is(server: TritonServer, exported: Expo
 def test_predict_command_with_a_server(server: TritonServer, tmp_path: Path) -> None:
     Image.fromarray(WHITE).save(tmp_path / "white.png")
     photos = [f"{tmp_path}/white.png"]
-    main(photos, f"{tmp_path}/out0", url=server.url, runtime="triton")
-    main(photos, f"{tmp_path}/out1", url=f"grpc://{server.url}")
-    main(photos, f"{tmp_path}/out2", run=f"grpc://{server.url}")
+    main(photos=photos, out=f"{tmp_path}/out0", url=server.url, runtime="triton")
+    main(photos=photos, out=f"{tmp_path}/out1", url=f"grpc://{server.url}")
+    main(photos=photos, out=f"{tmp_path}/out2", run=f"grpc://{server.url}")
     texts = [(tmp_path / f"out{number}" / "predictions.json").read_text() for number in range(3)]
     assert len(set(texts)) == 1 and '"file_name": "white.png"' in texts[0]
 

@@ -26,7 +26,7 @@ from training.distributed import end_status as process_status
 from training.heartbeat import LOST
 from training.launch import end_status, process_count
 from upsnet.datasets.parallel import usable_cores
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 
 
 @pytest.fixture
@@ -141,8 +141,9 @@ def test_processes_that_do_not_reach_each_other_are_one_line(monkeypatch: pytest
 def test_one_process_of_a_machine_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wrong, lost, told = InputError("a.png: cut"), LostProcess("gone"), LostProcess("gone", told=True)
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
-    assert [first_to_fail(wrong), first_to_fail(lost), first_to_fail(told)] == [True, True, False]
-    assert [process_status(error) for error in (wrong, lost, told)] == [2, LOST, 2]
+    away = ServerError("s3://data: away")
+    assert [first_to_fail(error) for error in (wrong, lost, told, away)] == [True, True, False, True]
+    assert [process_status(error) for error in (wrong, lost, told, away)] == [2, LOST, 2, LOST]
     monkeypatch.setattr(signal, "signal", lambda *given: None)
     says = []
     for rank in range(3):

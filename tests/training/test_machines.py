@@ -4,68 +4,96 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+import signal
 from pathlib import Path
-from typing import Any
 
-from tests.training.child_processes import ROOT, free_port
-from tests.training.tiny_network import SMALL, settings
+import pytest
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousStateError,
+    RendezvousTimeoutError,
+)
 
-
-class Run:
-    """Of the real network, as small as it can be, in a folder; its machines' words are in files beside it."""
-
-    def __init__(self, folder: Path, name: str, nodes: str = "2", **schedule: Any) -> None:
-        self.folder, self.out, self.nodes = folder, folder / name, nodes
-        self.port, self.machines = free_port(), []  # type: tuple[int, list[subprocess.Popen[bytes]]]
-        defaults = {"iterations": 8, "images_per_step": 2, "checkpoint_every": 2, "evaluate_every": 0, "lr": 0.005}
-        config = settings(folder / "shapes", model=SMALL, zoom=(1, 1), **(defaults | schedule))
-        (folder / f"{name}.yaml").write_text(config.model_dump_json())  # which is YAML too
-
-    def start(self, *more: str) -> subprocess.Popen[bytes]:
-        """One machine's launcher, in a session of its own."""
-        words = ["--config", f"{self.out.name}.yaml", "--out", self.out.name, "--device", "cpu"]
-        words += ["--nodes", self.nodes, "--rendezvous", f"127.0.0.1:{self.port}", *more]
-        machine = subprocess.Popen(
-            [sys.executable, "-m", "upsnet", "train", *words],
-            cwd=self.folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / f"{self.out.name}.{len(self.machines)}.txt").open("wb"),
-            start_new_session=True,
-        )
-        self.machines.append(machine)
-        return machine
-
-    def said(self) -> list[str]:
-        """What the machines wrote on stderr, but for progress."""
-        lines = [line for file in sorted(self.folder.glob(f"{self.out.name}.*.txt")) for line in lines_of(file)]
-        return [line for line in lines if line.strip() and not re.match(r"tiny: +\d+%\|", line)]
-
-    def until(self, condition: Callable[[], object]) -> None:
-        until = time.monotonic() + 300
-        while not condition():
-            assert time.monotonic() < until, self.said()
-            time.sleep(0.05)
-
-    def at(self, step: int) -> Callable[[], bool]:
-        """Whether a run that has reported this step."""
-        file = self.out / "metrics.jsonl"
-        return lambda: file.exists() and f'"step": {step}' in file.read_text()
-
-    def statuses(self) -> list[int]:
-        return [machine.wait(300) for machine in self.machines]
+from tests.training.machines import Run, assert_same_weights, running, worker
+from tests.training.tiny_network import metrics
+from training.checkpoint import load
+from training.launch import Machines, why_alone
+from upsnet.datasets.shapes import write_shapes
 
 
-def lines_of(file: Path) -> list[str]:
-    return re.split(r"[\r\n]+", file.read_text())
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_shapes(tmp_path / "shapes", {"train": 6, "val": 3}, sizes=[(64, 96)], progress=False)
+    return tmp_path
 
 
-def worker(launcher: int) -> int:
-    """The training process that a launcher has started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (pid,) = [int(pid) for pid in children if b"training.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return pid
+def test_bad_input_is_said_once_and_not_tried_again(folder: Path) -> None:
+    """One machine's process meets it; the other one's waits for it meanwhile."""
+    faulty = sorted((folder / "shapes/train").iterdir())[2]
+    faulty.write_bytes(faulty.read_bytes()[:60])
+    with running(Run(folder, "run"), 2, "--max-restarts=3", "--set=data.check=json") as run:
+        assert run.statuses() == [2, 2]
+    (line,) = run.said()
+    where = f"{folder}/shapes/train.json: image 3: {folder}/shapes/train/{faulty.name}"
+    assert line.startswith(f"error: {where}: not a readable image: ")
+
+
+@pytest.mark.large
+def test_what_dies_is_started_again_and_ends_with_the_weights_of_a_run_that_nothing_interrupts(folder: Path) -> None:
+    with running(Run(folder, "unbroken", iterations=40), 2) as unbroken:
+        assert unbroken.statuses() == [0, 0] and unbroken.said() == []
+    with running(Run(folder, "run", iterations=40), 2, "--max-restarts=3") as run:
+        run.until(run.at(5))
+        os.kill(worker(run.machines[1].pid), signal.SIGKILL)  # loses what is newer than step 4's checkpoint
+        run.until(lambda: "restart 1 of 3" in "".join(run.said()))
+        run.until(run.at(12))
+        run.machines[1].kill()  # with its worker, which asks all of them to save first
+        run.start("--max-restarts=3")
+        assert run.statuses() == [0, -signal.SIGKILL, 0]
+    assert_same_weights(run, unbroken)
+    said = "\n".join(run.said())
+    assert re.search(r"^process \d of 2 was ended by SIGKILL; restart 1 of 3, from the last checkpoint$", said, re.M)
+    assert re.search(r"^process \d of 2 has lost another one; restart 1 of 3, from the last checkpoint$", said, re.M)
+    assert "restart 2 of 3" in said and "Traceback" not in said and "frame #" not in said
+
+
+@pytest.mark.large
+def test_a_machine_that_does_not_come_back_is_done_without(folder: Path) -> None:
+    """The batch stays, so the losses do: up to rounding, as one process adds up what two did."""
+    with running(Run(folder, "two", iterations=30), 2) as unbroken:
+        assert unbroken.statuses() == [0, 0]
+    with running(Run(folder, "run", nodes="1:2", iterations=30), 2, "--max-restarts=3") as run:
+        run.until(run.at(5))
+        run.machines[1].kill()
+        assert run.statuses() == [0, -signal.SIGKILL]
+    for ours, theirs in zip(metrics(run.out), metrics(unbroken.out), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.large
+def test_a_signal_to_one_machine_saves_and_ends_all_and_the_same_command_goes_on(folder: Path) -> None:
+    with running(Run(folder, "unbroken", iterations=20), 2) as unbroken:
+        assert unbroken.statuses() == [0, 0]
+    with running(Run(folder, "run", iterations=20), 2) as run:
+        run.until(run.at(3))
+        run.machines[1].terminate()
+        assert run.statuses() == [128 + signal.SIGTERM] * 2
+        assert 3 <= load(run.out / "last.safetensors").step < 20
+        assert "stopped by signal 15, checkpoint written; the same command goes on from there" in run.said()
+        run.machines = []
+        run.start()
+        run.start()
+        assert run.statuses() == [0, 0]
+    assert_same_weights(run, unbroken)
+
+
+def test_why_a_machine_is_alone() -> None:
+    where = Machines(2, 3, "node1:29500")
+    for error, expected in {
+        RendezvousClosedError(): "the run has ended on another machine",
+        RendezvousTimeoutError(): "fewer than 2 machines have met at node1:29500 in 10 minutes; start the same command",
+        RendezvousConnectionError("a\nb"): "--rendezvous node1:29500: nothing answers there; HOST must be one of",
+        RendezvousStateError("a\nb"): "a",
+    }.items():
+        assert why_alone(error, where).startswith(expected)

@@ -52,7 +52,6 @@ def test_command_refuses_bad_input_in_one_line(config: Path, monkeypatch: pytest
         "--nodes=2:1": "--nodes 2:1: give how many",
         "--nodes=1:2:3": "--nodes 1:2:3: give how many",
         "--nodes=2": "--nodes 2: give --rendezvous HOST:PORT too, HOST one of the machines, the same on all",
-        "--rendezvous=a:1": "--rendezvous a:1: is where several machines meet; give --nodes too",
         "--nodes=2 --rendezvous=a": "--rendezvous a: give HOST:PORT, as node1:29500",
         "--nodes=2 --rendezvous=:29500": "--rendezvous :29500: give HOST:PORT",
         "--nodes=2 --rendezvous=a:70000": "--rendezvous a:70000: give HOST:PORT",

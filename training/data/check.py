@@ -49,7 +49,7 @@ def check_images_once(folders: Sequence[PanopticFolder], out: Path, process: Pro
 
 def _state(folder: PanopticFolder) -> dict[str, str]:
     """What a data set was when its images were looked at."""
-    return {**folder.split.model_dump(mode="json"), "sha256": folder.files.digest()}
+    return {**folder.split.model_dump(mode="json", exclude={"cache", "cache_gb"}), "sha256": folder.files.digest()}
 
 
 def _known(out: Path, states: list[dict[str, str]]) -> bool:

@@ -22,7 +22,7 @@ from training.data.batch import Batch, StepSampler, collate_train
 from training.data.coco_panoptic import PanopticDataset
 from training.signals import ignore_stop_signals
 from upsnet.datasets.parallel import usable_cores
-from upsnet.errors import InputError, first_line
+from upsnet.errors import InputError, first_line, reworded
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class Batches(Dataset[Batch]):
                 samples.append(self.dataset[draw, index])
             return collate_train(samples, self.dataset.rule.divisor)
         except InputError as error:
-            return InputError(str(error))
+            return reworded(error, str(error))
         except MemoryError:
             return InputError(f"{where}: no memory is left to read it; {CURE}")
         except Exception as error:  # what is in a photo decides what its decoder may raise

@@ -13,7 +13,7 @@ from upsnet import storage
 from upsnet.bulk.block import BlockWorker, Outcome
 from upsnet.bulk.parquet import pyarrow
 from upsnet.bulk.photo_list import Entry, PhotoList
-from upsnet.bulk.pipeline import check_fit
+from upsnet.bulk.pipeline import check_fit, is_of_photo
 from upsnet.bulk.plan import (
     BLOCK_SIZE,
     MOST_BLOCK,
@@ -30,7 +30,7 @@ from upsnet.bulk.plan import (
 )
 from upsnet.bulk.report import FAILED, finish
 from upsnet.datasets.progress import progress_bar
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 from upsnet.files import ending_on_sigterm
 from upsnet.photos import read_photo
 from upsnet.runtimes.open import open_runtime
@@ -92,14 +92,18 @@ class Here:
 
 
 def check_readable(first: Sequence[Entry]) -> None:
-    """InputError where not one of some photos can be read: the list is wrong rather than they."""
+    """InputError where not one of some photos can be read: the list is wrong rather than they, or where they lie."""
     reason: InputError | None = None
     for entry in first:
         try:
             check_fit(entry)
             read_photo(entry.place, entry.photo)
             return
+        except ServerError:
+            raise
         except InputError as error:
+            if not is_of_photo(error):
+                raise
             reason = reason or error
     if reason is not None:
         start = "" if storage.is_url(first[0].photo) else f" (looked for at {first[0].place})"
@@ -156,7 +160,8 @@ def _predict_listed(options: BulkOptions, runner: Runner) -> bool:
 def _prepare(options: BulkOptions, runner: Runner) -> tuple[Plan, PhotoList, Shard]:
     before = read_plan(options.out)
     shard = Shard.parse(options.shard) if options.shard else Shard()
-    block_size = options.block or (before.block_size if before else BLOCK_SIZE)
+    usual = before.block_size if before else BLOCK_SIZE
+    block_size = usual if options.block is None else options.block
     if not 1 <= block_size <= MOST_BLOCK:
         raise InputError(f"--block {block_size}: give 1 to {MOST_BLOCK} photos")
     format = options.format or (before.format if before else "tar")

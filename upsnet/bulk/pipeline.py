@@ -59,10 +59,10 @@ def rows(predictor: Predictor, entries: Sequence[Entry], threads: int, unfit: Un
         try:
             if isinstance(predictor, PhotoPredictor):
                 at_once = max(CONCURRENCY, threads)
-                yield from _in_order(_of_server(predictor, entries, pool, at_once, unfit), at_once)
+                yield from in_order(_of_server(predictor, entries, pool, at_once, unfit), at_once)
             else:
                 batch = 1 if predictor.device_name == "cpu" else predictor.manifest.max_batch
-                yield from _in_order(_of_network(predictor, entries, pool, batch, threads, unfit), threads + batch)
+                yield from in_order(_of_network(predictor, entries, pool, batch, threads, unfit), threads + batch)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -78,7 +78,7 @@ def _of_network(
     rule, categories = predictor.manifest.resize, predictor.manifest.categories_table
     window = batch * WINDOW if batch > 1 else 1
     with closing(
-        _in_order((pool.submit(_read, entry, rule, unfit) for entry in entries), threads + 2 * window)
+        in_order((pool.submit(_read, entry, rule, unfit) for entry in entries), threads + 2 * window)
     ) as photos:
         while ready := list(islice(photos, window)):
             answers = _predict(predictor, [each.net for each in ready if each.net is not None], batch)
@@ -164,7 +164,7 @@ def is_of_photo(error: InputError) -> bool:
     return not isinstance(error, ServerError) and not (isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE)
 
 
-def _in_order(futures: Iterable[Future[Result]], most: int) -> Generator[Result]:
+def in_order(futures: Iterable[Future[Result]], most: int) -> Generator[Result]:
     """The results, while `most` that come after are under way."""
     waiting: deque[Future[Result]] = deque()
     for future in futures:

@@ -69,7 +69,7 @@ class Plan(Report):
 
 def make_plan(photos: PhotoList, model: ModelFacts, format: str) -> Plan:
     return Plan(
-        photo_list=photos.place,
+        photo_list=photos.place if storage.is_url(photos.place) else os.path.abspath(photos.place),
         photo_list_sha256=photos.sha256,
         photos=photos.photos,
         block_size=photos.block_size,

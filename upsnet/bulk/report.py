@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from upsnet import storage
 from upsnet.bulk import parquet, tar
+from upsnet.bulk.pipeline import in_order
 from upsnet.bulk.plan import Plan
 from upsnet.bulk.row import Summary
 from upsnet.datasets.progress import progress_bar
@@ -52,7 +53,7 @@ def finish(plan: Plan, out: str, base: str) -> BulkReport:
         ThreadPoolExecutor(AT_ONCE) as pool,
     ):
         numbers = range(plan.blocks)
-        summaries = pool.map(lambda number: summary_of(plan, out, number), numbers)
+        summaries = in_order((pool.submit(summary_of, plan, out, number) for number in numbers), AT_ONCE)
         bar = progress_bar(
             summaries, total=len(numbers), title="counting", unit="block", shown=len(numbers) >= SHOWN_FROM
         )

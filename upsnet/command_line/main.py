@@ -69,6 +69,7 @@ COMMANDS = {
     "parity": Entry("eval.parity", "PQ and pixels of several runtimes, compared."),
     "bench": Entry("eval.bench", "Speed ratios between the runtimes."),
     "bench-kernels": Entry("eval.bench_kernels", "Models with the library of operators and from function bodies."),
+    "bench-bulk": Entry("eval.bench_bulk", "Photos of a list: the plain command against Ray, with the same cores."),
     "bench-pq": Entry("eval.bench_pq", "Speed of PQ, against panopticapi and hotcoco."),
     "ablation": Entry("eval.ablation", "What each part of the network is worth."),
     "overview": Entry("eval.overview", "The README's picture, of a run."),

@@ -244,6 +244,8 @@ def main(
 
     Exit status 1: files of a folder, or of a list, could not be read and were left out.
     """
+    if not out:
+        raise InputError("--out is empty: name a folder")
     files = Tls(tls_ca, tls_cert, tls_key)
     tls = files if any(files) else None
     chosen = RuntimeOptions(

@@ -17,7 +17,7 @@ from upsnet.datasets.panoptic_json import PanopticJson, Row
 from upsnet.datasets.places import File, Files, together
 from upsnet.datasets.segments import SegmentInfo
 from upsnet.datasets.split import ShardSplit, Split, usual_split
-from upsnet.errors import InputError
+from upsnet.errors import InputError, reworded
 from upsnet.files import PathLike
 from upsnet.manifest import Manifest
 from upsnet.photos import read_turned
@@ -124,7 +124,7 @@ class PanopticFolder:
             photo_file, png_file = together(record.photo, record.png)
             (photo, orientation), ids = read_turned(photo_file), read_panoptic_png(png_file)
         except InputError as error:
-            raise InputError(f"{self.split.json_file}: image {record.image_id}: {error}") from None
+            raise reworded(error, f"{self.split.json_file}: image {record.image_id}: {error}") from None
         task, runs = record.task(), find_runs(ids)
         for findings in (
             check_sizes(task, photo.shape[1::-1], ids.shape[::-1], orientation),

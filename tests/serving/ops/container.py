@@ -25,6 +25,19 @@ from tests.deploy.manifests import CONTAINER
 from tests.serving.conftest import Exported
 from tests.serving.ops.test_probe import probe
 
+# As Compose and Kubernetes run it: only /tmp and /dev/shm can be written to, and root has no rights that others lack
+RESTRICT = """mount --make-rprivate / && mount --bind /tmp /tmp && mount -o remount,bind,ro / &&
+    exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@" """
+
+
+def restriction() -> list[str]:
+    """The words before a command that has no rights. Empty where this machine forbids a mount namespace."""
+    words = ["unshare", *(["--map-root-user"] if os.geteuid() else []), "--mount", "sh", "-c", RESTRICT, "sh"]
+    try:
+        return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else []
+    except OSError:  # no unshare
+        return []
+
 
 @dataclass(frozen=True)
 class Container:
@@ -43,10 +56,15 @@ class Container:
 
 @contextmanager
 def container(
-    folder: Path, environment: Path, repository: Path, variables: Mapping[str, str] = {}, more: Sequence[str] = ()
+    folder: Path,
+    environment: Path,
+    repository: Path,
+    variables: Mapping[str, str] = {},
+    more: Sequence[str] = (),
+    before: Sequence[str] = (),
 ) -> Iterator[Container]:
-    """serve.sh over the repository, with these variables of its environment and more flags, until the end of the
-    `with`. Inside it its probe has been content, or it has ended. Temporary files go into `folder`."""
+    """serve.sh over the repository, with these variables of its environment, more flags, and words before it, until
+    the end of the `with`. Inside it its probe has been content, or it has ended. Temporary files go into `folder`."""
     if shutil.disk_usage("/dev/shm").total < 512 << 20:
         pytest.skip("needs 512 MiB of /dev/shm: serve.sh refuses less")
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +89,11 @@ def container(
     log = folder / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [CONTAINER / "serve.sh", *flags, *more], env=inside, stdout=stream, stderr=stream, start_new_session=True
+            [*before, CONTAINER / "serve.sh", *flags, *more],
+            env=inside,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
         )
     running = Container(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"127.0.0.1:{metrics}", process, log)
     try:

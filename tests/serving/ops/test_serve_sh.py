@@ -22,7 +22,7 @@ from tritonclient.utils import InferenceServerException
 from serving.repository import deploy
 from tests.deploy.test_monitoring import TRITON, series
 from tests.serving.conftest import Exported
-from tests.serving.ops.container import Container, container
+from tests.serving.ops.container import Container, container, restriction
 from upsnet.photos import encode_image
 
 pytestmark = pytest.mark.triton
@@ -32,11 +32,26 @@ pytestmark = pytest.mark.triton
 def running(
     exported: Exported, triton_environment: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Container]:
-    """A Triton whose probe has said that it is well."""
+    """A Triton whose probe has said that it is well; without rights, where this machine lets one give them up."""
     folder = tmp_path_factory.mktemp("serve_sh")
     repository = deploy(exported.model, exported.manifest_path, folder / "repository")
-    with container(folder / "container", triton_environment, repository) as started:
+    with container(folder / "container", triton_environment, repository, before=restriction()) as started:
         yield started
+
+
+def test_it_needs_no_rights_and_writes_nowhere_else(running: Container) -> None:
+    """All of this file's tests are of a server like this, and of its models' processes."""
+    if not restriction():
+        pytest.skip("this machine allows no mount namespace (unshare --mount)")
+    processes = [Path("/proc", str(running.process.pid))]
+    children = (processes[0] / f"task/{running.process.pid}/children").read_text().split()
+    processes += [Path("/proc", child) for child in children]
+    assert len(processes) > 2
+    for process in processes:
+        status = dict(line.split(":\t", 1) for line in (process / "status").read_text().splitlines())
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0 and status["NoNewPrivs"] == "1"
+        mounts = [line.split()[4:6] for line in (process / "mountinfo").read_text().splitlines()]
+        assert "ro" in dict(mounts)["/"].split(",") and "rw" in dict(mounts)["/tmp"].split(",")
 
 
 @pytest.mark.parametrize(

@@ -38,15 +38,15 @@ def test_same_files(server: FakeServer, album: Path, tmp_path: Path, monkeypatch
         for shade in range(3):
             writer.add(np.full((36, 40, 3), 60 * shade, np.uint8))
     monkeypatch.setattr(server.gate, "wait", lambda _: server.most_at_once == 4)  # until four are asked for
-    predict.main([str(album)], str(tmp_path / "remote"), url=server.url)
+    predict.main(photos=[str(album)], out=str(tmp_path / "remote"), url=server.url)
     assert {model for model, _ in server.asked} == {PHOTO_MODEL, "upsnet"} and server.most_at_once == 4
     monkeypatch.setattr(predict, "open_runtime", lambda _: server.predictor)
-    predict.main([str(album)], str(tmp_path / "local"))
+    predict.main(photos=[str(album)], out=str(tmp_path / "local"))
     assert contents(tmp_path / "remote") == contents(tmp_path / "local")
 
 
 def test_a_failure_midway_leaves_nothing(server: FakeServer, album: Path, tmp_path: Path) -> None:
     server.troubles = [lambda _: None] * 6 + [refusal("INTERNAL", "inference failed")]
     with pytest.raises(InputError, match="refused the request: inference failed"):
-        predict.main([str(album)], str(tmp_path / "out"), url=server.url)
+        predict.main(photos=[str(album)], out=str(tmp_path / "out"), url=server.url)
     assert not (tmp_path / "out").exists()

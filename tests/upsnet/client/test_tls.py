@@ -77,10 +77,10 @@ def test_predict(files: Files, tmp_path: Path) -> None:
     Image.fromarray(photo_of(scene(0))).save(tmp_path / "photo.png")
     ca, cert, key = files.tls("client")
     given, out = [str(tmp_path / "photo.png")], str(tmp_path / "out")
-    predict.main(given, out, url=running.url, tls_ca=Path(ca), tls_cert=Path(cert), tls_key=Path(key))  # type: ignore[arg-type]
+    predict.main(photos=given, out=out, url=running.url, tls_ca=Path(ca), tls_cert=Path(cert), tls_key=Path(key))  # type: ignore[arg-type]
     assert (tmp_path / "out/predictions/photo.png").is_file()
     with pytest.raises(upsnet.InputError, match=r"is refused: unable to get local issuer certificate"):
-        predict.main(given, out, url=running.url)
+        predict.main(photos=given, out=out, url=running.url)
     running.stop()
 
 

@@ -277,9 +277,9 @@ def test_a_video_and_a_folder_of_its_name(halves: Halves, album: Path, clip: Pat
 def test_command_closes_what_it_opens(halves: Halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict_module, "open_runtime", lambda _: halves)
     Image.new("RGB", (5, 5)).save(tmp_path / "a.png")
-    predict_module.main([f"{tmp_path}/a.png"], f"{tmp_path}/out")
+    predict_module.main(photos=[f"{tmp_path}/a.png"], out=f"{tmp_path}/out")
     with pytest.raises(InputError):
-        predict_module.main([f"{tmp_path}/b.png"], f"{tmp_path}/out")
+        predict_module.main(photos=[f"{tmp_path}/b.png"], out=f"{tmp_path}/out")
     assert halves.closed == 2
 
 

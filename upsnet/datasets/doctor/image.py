@@ -14,7 +14,7 @@ from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.findings import KINDS, CategoryCount, Finding, Tally
 from upsnet.datasets.places import File, is_there, together
 from upsnet.datasets.segments import NO_CATEGORY, SegmentInfo
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 from upsnet.photos import MAX_PIXELS, SWAPPED, load_pixels, read_turned, reading_photo, turn_words
 from upsnet.run_lengths import Box, Extents, areas_and_boxes
 from upsnet.storage import Stored
@@ -58,12 +58,16 @@ def check_image(task: ImageTask, tally: Tally, known: tuple[tuple[int, int], int
         photo, orientation = known or size_and_orientation(task.photo)
         if orientation != 1:
             yield Finding("exif-turned", f"{where}: the photo {task.photo} has the EXIF orientation {orientation}")
+    except ServerError:
+        raise  # its bucket's fault, and no finding
     except InputError as error:
         if is_there(task.photo):
             yield Finding("photo-unreadable", f"{where}: {error}")
     try:
         ids = read_panoptic_png(task.png)
         truth = areas_and_boxes(ids)
+    except ServerError:
+        raise  # its bucket's fault, and no finding
     except InputError as error:
         if is_there(task.png):
             yield Finding("png-unreadable", f"{where}: {error}")

@@ -24,11 +24,12 @@ from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.shard_index import ENTRY, PNG, Images, Index, Shard, key_of, photo_member
 from upsnet.datasets.split import INDEX, ShardSplit, Split
 from upsnet.errors import InputError
-from upsnet.files import staged_folder, writing, writing_only
+from upsnet.files import ending_on_sigterm, staged_folder, writing, writing_only
 
 CHUNK = 32  # images that a process looks at at once
 FEW = 256  # images for which another process is not worth its start
 MIB = 1 << 20
+MOST = (1 << 31) - 1  # bytes of a photo or a PNG
 Check = Literal["full", "json"]
 Deliver = Callable[[Path], None]  # takes a finished file to where the set shall lie
 
@@ -62,15 +63,23 @@ def write_shards(
     """
     name = source.name
     split = ShardSplit(shards=storage.join(out, f"{name}{INDEX}"))
-    for place in (split.shards, split.json_file):
-        if storage.exists(place):
-            raise InputError(f"{place}: is there already; remove that set, or give another --out")
+
+    def in_the_way() -> list[Path]:
+        for place in (split.shards, split.json_file):
+            if storage.exists(place):
+                raise InputError(f"{place}: is there already; remove that set, or give another --out")
+        return []
+
+    in_the_way()  # before the work; and again when it is done, as another run may have written there
     strict = Strict(source.json_file)
     chart = PanopticJson(source, strict)
     rows = list(chart.rows())  # faults of the JSON come before the first image is read
     count = len(rows) if check == "full" else 0
     processes = workers or (usable_cores() if count > FEW else 1)
-    with _delivery(out) as (folder, deliver), progress_bar(total=len(rows), title=name, shown=progress) as bar:
+    with (
+        _delivery(out, in_the_way) as (folder, deliver),
+        progress_bar(total=len(rows), title=name, shown=progress) as bar,
+    ):
         writer = ShardWriter(folder, name, shard_size, deliver)
         with writer:
             for part in _checked(rows, chart.files, strict, processes if check == "full" else 0):
@@ -127,8 +136,8 @@ class ShardWriter:
 
     def _read(self, row: Row, file: File) -> bytes:
         content = read_file(file)
-        if not content:
-            raise InputError(f"image {row.image_id}: {file}: is empty")
+        if not 0 < len(content) <= MOST:
+            raise InputError(f"image {row.image_id}: {file}: {len(content)} bytes; a photo or PNG has 1 to {MOST}")
         return content
 
     def _close(self) -> None:
@@ -185,13 +194,13 @@ class Hashed:
 
 
 @contextmanager
-def _delivery(out: str) -> Iterator[tuple[Path, Deliver]]:
+def _delivery(out: str, in_the_way: Callable[[], list[Path]]) -> Iterator[tuple[Path, Deliver]]:
     """A folder to write into, and what takes a file of it to `out`."""
     if not storage.is_url(out):
-        with staged_folder(Path(out)) as stage:
+        with staged_folder(Path(out), in_the_way) as stage:
             yield stage, lambda path: None  # all arrive together
         return
-    with tempfile.TemporaryDirectory(prefix="upsnet-shards-") as name:
+    with ending_on_sigterm(), tempfile.TemporaryDirectory(prefix="upsnet-shards-") as name:
         folder = Path(name)
 
         def upload(path: Path) -> None:

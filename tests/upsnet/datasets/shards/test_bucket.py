@@ -66,12 +66,16 @@ def test_a_photo_and_its_png_are_one_request(away: Bucket) -> None:
 
 
 def test_a_bucket_that_is_away_is_no_fault_of_the_data(away: Bucket) -> None:
-    folder = PanopticFolder(ShardSplit(shards=away.at(SET)))
-    away.faults(Fault("busy"))
-    with pytest.raises(InputError, match=r"image \d+: s3://.*\.tar: cannot be read: the server says 503"):
+    split = ShardSplit(shards=away.at(SET))
+    folder = PanopticFolder(split)
+    away.faults(Fault("busy", path=r"\.tar$"))
+    with pytest.raises(ServerError, match=r"image \d+: s3://.*\.tar: cannot be read: the server says 503"):
         folder.read(folder.records[0])
-    with pytest.raises(ServerError):
-        PanopticFolder(ShardSplit(shards=away.at(SET)))
+    with pytest.raises(ServerError, match=r"\.tar: cannot be read: the server says 503"):
+        check_split(split, 1, progress=False)
+    away.faults(Fault("busy"))
+    with pytest.raises(ServerError, match=r"train\.shards\.json: cannot be read"):
+        PanopticFolder(split)
 
 
 # On this machine's disk
@@ -99,7 +103,7 @@ def test_each_shard_is_fetched_once_a_machine(away: Bucket, shards: Path, tmp_pa
     copies = {path.read_bytes() for path in (tmp_path / "cache").glob("*.tar")}
     assert copies <= {path.read_bytes() for path in tars.values()}
     again = PanopticFolder(split)
-    assert same(again, local)  # what was busy in another process came now
+    assert same(again, local)  # what another process was at came now
     assert len(list((tmp_path / "cache").glob("*.tar"))) == len(tars)
     away.faults()
     assert same(again, local) and away.seen() == []
