@@ -42,6 +42,7 @@ BROKEN = {
     *("HTTPClientError", "IncompleteReadError", "ResponseParserError"),  # botocore
     *("ClientConnectionError", "ClientPayloadError", "IncompleteRead", "ProtocolError"),  # aiohttp, http, urllib3
 }
+CUT = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError")
 CERTIFICATE = {"SSLError", "ClientSSLError", "ClientConnectorCertificateError", "SSLCertVerificationError"}
 NO_KEYS = {
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),
@@ -198,6 +199,8 @@ def _cannot(place: str, writing: bool) -> str:
 
 
 def _reason(error: BaseException) -> str:
+    if any(type(each).__name__ in CUT for each in _chain(error)):
+        return "the answer broke off"
     status = status_of(error)
     if status is not None and (status in BUSY):
         return f"the server says {status}" + (f" ({_code(error)})" if _code(error) else "")

@@ -70,11 +70,11 @@ def _named(photo: Photo, source: str, name: str) -> NamedPhoto:
 
 def _of_path(path: PathLike) -> Iterator[NamedPhoto]:
     try:
-        for source in find_sources([path]):
+        for source in find_sources([path], urls=True):
             if source.is_video:
                 yield from _frames(source)
             else:
-                yield NamedPhoto(source.path, str(source.path), source.name)
+                yield NamedPhoto(source.photo, str(source), source.name)
     except InputError as error:  # no such file, for one
         yield NamedPhoto(error, os.fspath(path), "")
 

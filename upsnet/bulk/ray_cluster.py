@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -47,7 +50,8 @@ class Pool(NamedTuple):
 @contextmanager
 def connected(address: str) -> Iterator[None]:
     """address: auto, local or host:port. InputError where Ray is not installed, or no cluster there."""
-    for name, value in SETTINGS.items():
+    settings = SETTINGS | (_secret() if address == LOCAL else {})
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -60,7 +64,7 @@ def connected(address: str) -> Iterator[None]:
     else:
         address = _reachable(address)
     try:
-        with _silent():
+        with _silent(), _handlers_kept():
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(f"--ray {address}: {one_line(error)}") from None
@@ -72,6 +76,11 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _secret() -> dict[str, str]:
+    """Ray's processes listen on every interface: who has not this run's secret is refused."""
+    return {} if "RAY_AUTH_MODE" in os.environ else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def settled(actors: Actors, source: RuntimeOptions) -> Pool:
@@ -153,6 +162,17 @@ def _silent() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray has a handler for SIGTERM of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def one_line(error: BaseException) -> str:

@@ -180,3 +180,25 @@ def test_what_cannot_be_is_one_line(nodes: Nodes, tmp_path: Path, model: Path) -
         assert process.returncode == 2, complaint
         assert wanted in complaint and len(complaint.splitlines()) == 1, complaint
         assert not said and not (tmp_path / "out").exists()
+
+
+JOIN = """
+import os, subprocess, sys
+from upsnet.bulk.ray_cluster import connected
+with connected("local"):
+    import ray
+    address = ray.get_runtime_context().gcs_address
+    for secret in os.environ["RAY_AUTH_TOKEN"], "0" * 64:
+        environment = os.environ | {"RAY_AUTH_TOKEN": secret}
+        joined = subprocess.run(
+            [sys.executable, "-c", f"import ray; ray.init({address!r})"], env=environment, capture_output=True
+        )
+        print(joined.returncode)
+"""
+
+
+@pytest.mark.large
+def test_a_cluster_of_this_machine_refuses_who_has_not_its_secret(nodes: Nodes, tmp_path: Path) -> None:
+    process = nodes.start_python("-c", JOIN, cwd=tmp_path)
+    said, complaint = process.communicate(timeout=LONGEST_S)
+    assert said.split() == ["0", "1"], complaint

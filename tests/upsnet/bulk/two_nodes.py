@@ -47,12 +47,20 @@ class Nodes:
         assert self._line() == "done"
 
     def start(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
+        """`upsnet predict` with these arguments."""
+        return self.start_python("-m", "upsnet", "predict", *arguments, cwd=cwd)
+
+    def start_python(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
         enter = ["nsenter", f"--target={self._host.pid}", "--net"]
         if "-r" in self._enter:
             enter += ["--user", "--preserve-credentials"]
-        command = [*enter, sys.executable, "-m", "upsnet", "predict", *arguments]
         return subprocess.Popen(
-            command, cwd=cwd, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*enter, sys.executable, *arguments],
+            cwd=cwd,
+            env=_environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     def close(self) -> None:
