@@ -22,21 +22,18 @@ AUGMENT = Augment(flip=0.5, color=0.2)
 RULE = ResizeRule(short_side=80, max_side=120, divisor=16)
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_the_batches_are_those_of_the_folder(
-    bucket: Bucket, shapes_folder: Path, tmp_path: Path, cached: bool
-) -> None:
-    """With workers, forked from a process that has read from the bucket; and with the cache, which they share."""
+def test_the_batches_are_those_of_the_folder(bucket: Bucket, shapes_folder: Path, tmp_path: Path) -> None:
+    """With workers, forked from a process that has read from the bucket, which share a cache that not all fits in."""
     source = Split.usual(shapes_folder / "train.json")
-    shards = write_shards(source, bucket.at("set"), 100_000, check="json", progress=False).split.shards
-    split = ShardSplit(shards=shards, cache=tmp_path / "cache" if cached else None)
+    shards = write_shards(source, bucket.at("set"), 50_000, check="json", progress=False).split.shards
+    split = ShardSplit(shards=shards, cache=tmp_path / "cache", cache_gb=120_000 / 1e9)
     here, there = (PanopticDataset(each, RULE, AUGMENT) for each in (source, split))
     bucket.faults(Fault("busy", every=4), Fault("cut", every=5))
     expected = list(make_loader(here, sampler(len(here), 4, 6)))
     found = list(make_loader(there, sampler(len(there), 4, 6), workers=2))
     assert [batch.image_ids for batch in found] == [batch.image_ids for batch in expected]
     assert all(torch.equal(one.images, other.images) for one, other in zip(expected, found, strict=True))
-    assert sum("bytes=" in each for each in bucket.seen()) >= (0 if cached else 24)
+    assert any("bytes=" in each for each in bucket.seen()) and list((tmp_path / "cache").glob("*.tar"))
 
 
 def test_a_bucket_that_is_away_is_one_line(bucket: Bucket, shapes_folder: Path) -> None:
