@@ -121,6 +121,8 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
     meeting = (config.rdzv_backend, config.rdzv_endpoint, config.run_id, config.min_nodes, config.max_nodes)
     parameters = RendezvousParameters(*meeting, config.local_addr, **config.rdzv_configs)
     rendezvous: RendezvousHandler | None = None
+    if where.most > 1:
+        print(f"waiting for the other machines at {where.meeting_point}, up to {MEETING // 60} minutes", flush=True)
     try:
         rendezvous = get_rendezvous_handler(parameters)
         spec = WorkerSpec(
