@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch.distributed import run
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -109,16 +110,19 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
     reached, 128 + the number of a signal.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    # A new store for each attempt, which the first process holds: the agents' own keeps the words of the last one, and
-    # an agent that is started again does not find it.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    if restarts or where.least < where.most:
+        # A new store for each attempt, which the first process holds: the agents' own keeps the words of the last one,
+        # and an agent that is started again does not find it.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.disable(logging.ERROR)  # torchrun's own account of what has failed
     flags = [*where.flags, f"--rdzv-id={run_id}", f"--rdzv-conf=join_timeout={MEETING},read_timeout={ANSWERING}"]
-    flags += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}", f"--shutdown-timeout={SAVING}"]
+    flags += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
     config, command, given = run.config_from_args(run.parse_args([*flags, "--module", "training.train", *arguments]))
     meeting = (config.rdzv_backend, config.rdzv_endpoint, config.run_id, config.min_nodes, config.max_nodes)
     parameters = RendezvousParameters(*meeting, config.local_addr, **config.rdzv_configs)
     rendezvous: RendezvousHandler | None = None
+    if where.most > 1:
+        print(f"waiting for the other machines at {where.meeting_point}, up to {MEETING // 60} minutes", flush=True)
     try:
         rendezvous = get_rendezvous_handler(parameters)
         spec = WorkerSpec(
@@ -138,7 +142,7 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
         status = end_status(result, workers[0].world_size if workers else 0)
     except SignalException as error:
         return SIGNALLED + error.sigval  # without closing: the others may wait until this machine is back
-    except RendezvousError as error:
+    except (RendezvousError, dist.DistError) as error:
         print(f"error: {why_alone(error, where)}", file=sys.stderr)
         status = LOST
     if rendezvous:
@@ -189,7 +193,7 @@ def end_status(result: RunResult | None, world: int) -> int:
     return SIGNALLED - status
 
 
-def why_alone(error: RendezvousError, where: Machines) -> str:
+def why_alone(error: Exception, where: Machines) -> str:
     """What keeps this machine from the others, in one line."""
     if isinstance(error, RendezvousClosedError):
         return "the run has ended on another machine, which has said why"

@@ -64,8 +64,14 @@ def locked(folder: Path, patience: float = 0) -> Iterator[None]:
     path = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=patience, fallback_to_soft=False)
-        lock.acquire()
+        lock = FileLock(path, blocking=False, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            if not patience:
+                raise
+            print(f"{folder}: {holder(path)} trains there; waiting up to {patience:.0f} s for its end", file=sys.stderr)
+            lock.acquire(timeout=patience, blocking=True)
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout:
         raise InputError(f"{folder}: {holder(path)} trains there; stop it, or give another folder with --out") from None

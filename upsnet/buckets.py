@@ -42,6 +42,7 @@ BROKEN = {
     *("HTTPClientError", "IncompleteReadError", "ResponseParserError"),  # botocore
     *("ClientConnectionError", "ClientPayloadError", "IncompleteRead", "ProtocolError"),  # aiohttp, http, urllib3
 }
+CUT = ("ClientPayloadError", "IncompleteRead", "IncompleteReadError", "ResponseStreamingError")
 CERTIFICATE = {"SSLError", "ClientSSLError", "ClientConnectorCertificateError", "SSLCertVerificationError"}
 NO_KEYS = {
     *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),
@@ -198,6 +199,8 @@ def _cannot(place: str, writing: bool) -> str:
 
 
 def _reason(error: BaseException) -> str:
+    if any(type(each).__name__ in CUT for each in _chain(error)):
+        return "the answer broke off"
     status = status_of(error)
     if status is not None and (status in BUSY):
         return f"the server says {status}" + (f" ({_code(error)})" if _code(error) else "")
@@ -239,6 +242,7 @@ def _opened(process: int, kind: str, options: tuple[tuple[str, Any], ...]) -> Sy
     """process: connections of the process that this one was forked from are not used. Listings are asked for anew."""
     from fsspec import filesystem
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     # One request for a file, rather than one for its size and then parts of it; parts are for what is written.
     more = {"max_concurrency": 1} if kind in S3 else {}
     system: Any = filesystem(kind, use_listings_cache=False, **more, **dict(options))

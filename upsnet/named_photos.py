@@ -14,6 +14,7 @@ from upsnet.errors import InputError
 from upsnet.files import PathLike
 from upsnet.photos import Photo, photo_path, read_photo
 from upsnet.sources import Source, find_sources, is_video
+from upsnet.storage import Stored
 from upsnet.video import Video
 
 
@@ -65,16 +66,18 @@ def stream_photos(source: PathLike | Iterable[Photo]) -> Iterator[NamedPhoto]:
 def _named(photo: Photo, source: str, name: str) -> NamedPhoto:
     """`source` and `name` are for a photo without a path."""
     path = photo_path(photo)
-    return NamedPhoto(photo, source, name) if path is None else NamedPhoto(photo, path, Path(path).stem)
+    if path is None:
+        return NamedPhoto(photo, source, name)
+    return NamedPhoto(photo, path, Path(photo.name if isinstance(photo, Stored) else path).stem)
 
 
 def _of_path(path: PathLike) -> Iterator[NamedPhoto]:
     try:
-        for source in find_sources([path]):
+        for source in find_sources([path], urls=True):
             if source.is_video:
                 yield from _frames(source)
             else:
-                yield NamedPhoto(source.path, str(source.path), source.name)
+                yield NamedPhoto(source.photo, str(source), source.name)
     except InputError as error:  # no such file, for one
         yield NamedPhoto(error, os.fspath(path), "")
 

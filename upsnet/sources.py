@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from upsnet.errors import InputError
 from upsnet.files import PathLike
+from upsnet.storage import is_url, shown
 from upsnet.video import VIDEO_SUFFIXES
 
 # In a folder, what has one of these names is a photo; a file that is given by its own name may have any.
@@ -30,18 +31,33 @@ class Source(NamedTuple):
     name: str  # with the folders below the one that was given: what is made of it is named after it
     is_video: bool
     in_folder: bool = False  # found there, rather than given
+    url: str = ""  # of one that is behind a URL; `path` is then no path
+
+    @property
+    def photo(self) -> Path | str:
+        """What `read_photo` takes."""
+        return self.url or self.path
+
+    def __str__(self) -> str:
+        """For messages."""
+        return shown(self.url) if self.url else str(self.path)
 
 
-def find_sources(given: Iterable[PathLike], without: Path | None = None, warn: bool = True) -> Iterator[Source]:
+def find_sources(
+    given: Iterable[PathLike], without: Path | None = None, warn: bool = True, urls: bool = False
+) -> Iterator[Source]:
     """Files as they are; of folders, the photos and videos in them and below; of patterns, the files that match.
 
     In the order given; in a folder by name, its own files before its subfolders'. Names are without suffix, but for
     two photos, or two videos, of a folder that differ in nothing else. Hidden files (.x) are passed over,
     other files too, with one warning a folder (`warn`) of the logger `upsnet`. `without`: a folder whose content is
-    left out. Raises InputError for what is not there, a pattern without a match and a folder without photo and video.
+    left out. urls: photos behind URLs are taken, one by one; else they are refused. Raises InputError for what is not
+    there, a pattern without a match and a folder without photo and video.
     """
     for path in expand(given):
-        if os.path.isdir(path):
+        if isinstance(path, str):
+            yield _behind_url(path, urls)
+        elif os.path.isdir(path):
             yield from _in_folder(path, without and without.resolve(), warn)
         elif os.path.exists(path):
             yield Source(path, path.stem, is_video(path))
@@ -49,11 +65,26 @@ def find_sources(given: Iterable[PathLike], without: Path | None = None, warn: b
             raise InputError(f"{path}: no such file")
 
 
-def expand(given: Iterable[PathLike]) -> Iterator[Path]:
-    """Patterns (`*`, `?`, `[...]`, and `**` for any folders) that are no file's own name, as a shell expands them."""
+def _behind_url(url: str, taken: bool) -> Source:
+    name = PurePosixPath(shown(url)).name
+    if not taken:
+        raise InputError(f"{shown(url)}: behind a URL; give photos of this machine")
+    if url.endswith("/") or "*" in name:
+        raise InputError(f"{shown(url)}: behind a URL photos are named one by one; list them for --photos-from")
+    if is_video(name):
+        raise InputError(f"{shown(url)}: a video behind a URL is not read; fetch it, and give its path")
+    return Source(Path(url), PurePosixPath(name).stem, False, url=url)
+
+
+def expand(given: Iterable[PathLike]) -> Iterator[Path | str]:
+    """Patterns (`*`, `?`, `[...]`, and `**` for any folders) that are no file's own name, as a shell expands them.
+    URLs are as they are, and the only texts."""
     for text in (os.fspath(path) for path in given):
         if not text:
             raise InputError("an empty name: give a photo, a video, a folder or a pattern")
+        if is_url(text):
+            yield text
+            continue
         if os.path.lexists(text) or not glob.has_magic(text):
             yield Path(text)
             continue

@@ -39,7 +39,7 @@ def draw(report: CapacityReport, path: PathLike) -> None:
     axes.grid(color="#e3e7ec")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
+    figure.legend(frameon=False, loc="outside right upper")
     axes.set_title(f"One replica can answer {report.most:.3g} requests a second", loc="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)

@@ -1,6 +1,6 @@
 """`upsnet capacity`: how many replicas (GPUs) a load needs, planned from a load test of one.
 
-upsnet load-test --run runs/x --concurrency 1 2 4 8 16 --rate 5 10
+upsnet load-test --run runs/x --concurrency 1 2 4 8 16 32 --rate 5 10
 upsnet capacity --report load/load.json --rate 100 1000 --p99 250
 """
 

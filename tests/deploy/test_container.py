@@ -222,6 +222,18 @@ def test_links_that_are_lost(fake: FakeTriton, tmp_path: Path) -> None:
         assert f"{copy} has lost its links" in asked.stderr
 
 
+def test_a_copy_by_tar_serves_the_same(fake: FakeTriton, tmp_path: Path) -> None:
+    """As deploy/kubernetes/models.yaml says it; into a folder, as kubectl's pod has one."""
+    fake.add(3, 4, 10).manage(serving=4, candidate=10)
+    (copy := tmp_path / "copy").mkdir()
+    (fake.repository / "upsnet/4/model.plan").touch()
+    pipe = 'tar -C "$1" -c . | tar -x -C "$2"'
+    subprocess.run(["sh", "-c", pipe, "sh", fake.repository, copy], check=True)
+    assert "triton_repo -c . | kubectl" in (KUBERNETES / "models.yaml").read_text()
+    fake.repository = copy
+    assert f"--backend-config=tensorrt,plugins={copy}/upsnet/4/libupsnet_plugins.so" in fake.flags()
+
+
 @pytest.mark.parametrize(("kilobytes", "told"), [(65536, "64 MiB"), (524287, "511 MiB"), (524288, "")])
 def test_shared_memory_that_is_too_small(kilobytes: int, told: str, fake: FakeTriton) -> None:
     """65536 is what a container has where nobody says otherwise."""

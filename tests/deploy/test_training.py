@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do echo "$1" >> "$FOLDER/srun"; shift; done
 for ((task = 0; task < SLURM_JOB_NUM_NODES; task++)); do
     SLURM_PROCID=$task "$@" 2>> "$FOLDER/stderr" & tasks+=($!)
-    sleep "${BETWEEN:-0}"
 done
 printf '%s\\n' "${tasks[@]}" > "$FOLDER/tasks"
 highest=0
@@ -93,15 +93,19 @@ def test_a_job_at_the_end_of_its_time_goes_on_as_if_nothing_had_been(slurm: dict
         assert unbroken.statuses() == [0, 0]
     run = Run(tmp_path, "run", iterations=20)
     (tmp_path / "bin/upsnet").write_text(f'#!/bin/bash\nexec "{sys.executable}" -m upsnet "$@"\n')
-    slurm |= {"PROCESSES": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "BETWEEN": "3"}  # HOST is there first
+    slurm |= {"PROCESSES": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     port = next(port for port in iter(free_port, None) if 20_000 <= port < 40_000)
     slurm["SLURM_JOB_ID"] = str(port - 20_000)
     command = ["bash", str(SCRIPT), "--config=run.yaml", "--out=run", "--device=cpu"]
-    with subprocess.Popen(command, cwd=tmp_path, env=slurm) as first:
+    run.machines = [subprocess.Popen(command, cwd=tmp_path, env=slurm, start_new_session=True)]
+    try:
         run.until(run.at(3))
         for task in (tmp_path / "tasks").read_text().split():
             os.kill(int(task), signal.SIGTERM)
-        assert first.wait(120) == 128 + signal.SIGTERM
+        assert run.statuses() == [128 + signal.SIGTERM]
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.machines[0].pid, signal.SIGKILL)
     assert (tmp_path / "scontrol").read_text() == f"requeue {port - 20_000}\n"
     assert 3 <= load(run.out / "last.safetensors").step < 20
     assert subprocess.run(command, cwd=tmp_path, env=slurm | {"SLURM_RESTART_COUNT": "1"}).returncode == 0
@@ -176,6 +180,12 @@ def test_what_a_pod_of_a_job_is(name: str) -> None:
         "WORKDIR /opt/upsnet\n" in image
         and "USER 1000\n" in image
         and f"--tag {container['image'].split(':')[0]} " in image
+    )
+    ignored = (CONTAINER / "Containerfile.train.dockerignore").read_text()
+    let_in = set(re.findall(r"^!(.*)$", ignored, re.MULTILINE))
+    assert (
+        "\n*\n" in ignored
+        and set(re.findall(r"[\w.]+", " ".join(re.findall(r"^COPY (.*) \S+$", image, re.M)))) == let_in
     )
     copied = set(re.findall(r"^COPY (\w+) \1$", image, re.MULTILINE))
     assert copied == {"upsnet", "plugins_cuda", "training"}  # what training may import

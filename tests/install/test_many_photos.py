@@ -14,7 +14,7 @@ READ = """
 import sys, upsnet
 print(*(f"{each.image_id} {each.name}" for each in upsnet.read_predictions(sys.argv[1])), sep="\\n")
 """
-# Ray is not started here: its processes listen on every interface (docs/many-photos.md).
+# Ray is not started here: its processes listen on every interface (docs/ray.md).
 LOADED = """
 import sys
 import fsspec, ray

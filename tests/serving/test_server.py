@@ -195,7 +195,7 @@ def test_a_second_signal_waits_for_nothing(repository: Path, triton_environment:
         ThreadPoolExecutor(1) as pool,
     ):
         line = first_line(process)
-        predictor = TritonPredictor(f"127.0.0.1:{port(line)}")
+        predictor = TritonPredictor(f"127.0.0.1:{port(line)}", retries=0)
         answer = pool.submit(predictor.predict, make_request(1, 96, 64))
         wait_until(lambda: is_under_way(line))
         assert process.stderr is not None

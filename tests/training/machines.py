@@ -55,7 +55,7 @@ class Run:
     def until(self, condition: Callable[[], object]) -> None:
         until = time.monotonic() + 300
         while not condition():
-            assert time.monotonic() < until, self.said()
+            assert time.monotonic() < until and any(each.poll() is None for each in self.machines), self.said()
             time.sleep(0.05)
 
     def at(self, step: int) -> Callable[[], bool]:

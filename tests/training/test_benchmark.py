@@ -73,7 +73,9 @@ def test_folders_against_shards(tmp_path: Path) -> None:
     (row,) = json.loads(out.read_text())["shards"]
     assert row["workers"] == 0 and len(row["folders"]) == len(row["shards"]) == TURNS
     assert row["ratio"] == pytest.approx(sorted(row["shards"])[TURNS // 2] / sorted(row["folders"])[TURNS // 2])
-    assert row["ratio_read"] > 0 and "of them read a second, not decoded" in result.output
+    middle = {key: sorted(row[key])[TURNS // 2] for key in ("folders_ms", "shards_ms")}
+    assert row["ratio_core"] == pytest.approx(middle["folders_ms"] / middle["shards_ms"])
+    assert row["ratio_read"] > 0 and "read a second of a core, not decoded" in result.output
     dataset = PanopticDataset(write_panoptic_set(tmp_path, 3, (96, 128)), ResizeRule(short_side=96, max_side=128))
     other = packed(dataset, tmp_path / "shards")
     assert other.image_ids == dataset.image_ids

@@ -93,7 +93,9 @@ def test_machines_that_do_not_share_the_folder_are_refused_at_the_start(
     assert not (tmp_path / "a").exists()
 
 
-def test_a_run_that_is_started_again_waits_for_the_one_before(tmp_path: Path) -> None:
+def test_a_run_that_is_started_again_waits_for_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as before:
         assert before.stdout
@@ -102,6 +104,8 @@ def test_a_run_that_is_started_again_waits_for_the_one_before(tmp_path: Path) ->
         with locked(tmp_path, patience=60):
             assert before.wait() == -signal.SIGKILL
             assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    who = f"process {before.pid} on {socket.gethostname()}"
+    assert capsys.readouterr().err == f"{tmp_path}: {who} trains there; waiting up to 60 s for its end\n"
 
 
 def test_a_refused_torchrun_says_one_line(shapes: Path, tmp_path: Path) -> None:

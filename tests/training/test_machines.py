@@ -60,15 +60,19 @@ def test_what_dies_is_started_again_and_ends_with_the_weights_of_a_run_that_noth
 
 @pytest.mark.large
 def test_a_machine_that_does_not_come_back_is_done_without(folder: Path) -> None:
-    """The batch stays, so the losses do: up to rounding, as one process adds up what two did."""
+    """The batch stays, so the losses do: up to rounding in the first step of one process, as it adds up what two did.
+    (Later steps of a network that begins with random weights make more of it.)"""
     with running(Run(folder, "two", iterations=30), 2) as unbroken:
         assert unbroken.statuses() == [0, 0]
     with running(Run(folder, "run", nodes="1:2", iterations=30), 2, "--max-restarts=3") as run:
         run.until(run.at(5))
         run.machines[1].kill()
         assert run.statuses() == [0, -signal.SIGKILL]
-    for ours, theirs in zip(metrics(run.out), metrics(unbroken.out), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3)
+    ours, theirs = metrics(run.out), metrics(unbroken.out)
+    assert [line["step"] for line in ours] == list(range(1, 31))
+    assert load(run.out / "last.safetensors").images_per_step == 2
+    alone = next(step for step in range(30) if ours[step] != theirs[step])
+    assert alone >= 5 and ours[alone] == pytest.approx(theirs[alone], rel=1e-5)
 
 
 @pytest.mark.large

@@ -157,7 +157,7 @@ def test_what_botocore_repeats_is_counted_too(bucket: Bucket, monkeypatch: pytes
     [
         ("busy", r"the server says 503 \(SlowDown\)"),
         ("broken", "the server says 500"),
-        ("cut", "Response payload is not completed"),
+        ("cut", "the answer broke off"),
         ("reset", "Connection was closed"),
     ],
 )

@@ -179,8 +179,7 @@ def main(
             other = packed(dataset, place)
             turns = [compare_shards(dataset, other, settings, count, steps, target) for count in workers]
             print_tables(shards_table(f"{settings.name}: the loader alone, on {where}", turns))
-            ratios = [{"ratio": each.ratio, "ratio_read": each.ratio_read} for each in turns]
-            result["shards"] = [each._asdict() | ratio for each, ratio in zip(turns, ratios, strict=True)]
+            result["shards"] = [each._asdict() | each.ratios() for each in turns]
         elif loader:
             rates = loader_rates(dataset, settings, workers, steps, target)
             print_tables(loader_table(f"{settings.name}: the loader alone, on {where}", rates))

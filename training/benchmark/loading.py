@@ -36,22 +36,23 @@ class Rate(NamedTuple):
 
 
 class Turns(NamedTuple):
-    """The same batches from files in folders and from shards, by turns."""
+    """The same images from files in folders and from shards, by turns."""
 
     workers: int
-    folders: list[float]  # images a second
+    folders: list[float]  # images a second of the loader
     shards: list[float]
-    files_read: list[float]  # photos with their PNGs a second, read whole and not decoded
+    folders_ms: list[float]  # of one core an image, whatever else the machine does
+    shards_ms: list[float]
+    folders_read: list[float]  # photos with their PNGs a second of one core, read whole and not decoded
     shards_read: list[float]
 
-    @property
-    def ratio(self) -> float:
+    def ratios(self) -> dict[str, float]:
         """Of the medians; over 1: shards are faster."""
-        return median(self.shards) / median(self.folders)
-
-    @property
-    def ratio_read(self) -> float:
-        return median(self.shards_read) / median(self.files_read)
+        return {
+            "ratio": median(self.shards) / median(self.folders),
+            "ratio_core": median(self.folders_ms) / median(self.shards_ms),
+            "ratio_read": median(self.shards_read) / median(self.folders_read),
+        }
 
 
 def open_loader(
@@ -93,29 +94,38 @@ def compare_shards(
     folders: PanopticDataset, shards: PanopticDataset, config: Config, workers: int, batches: int, device: torch.device
 ) -> Turns:
     """Both data sets hold the same images."""
-    turns = Turns(workers, [], [], [], [])
+    turns = Turns(workers, [], [], [], [], [], [])
     for dataset in (folders, shards):
         reads_per_s(dataset)  # into the system's cache
-    for _ in range(TURNS):
-        for dataset, rates, reads in (
-            (folders, turns.folders, turns.files_read),
-            (shards, turns.shards, turns.shards_read),
+    for turn in range(TURNS):
+        for dataset, rates, milliseconds, reads in (
+            (folders, turns.folders, turns.folders_ms, turns.folders_read),
+            (shards, turns.shards, turns.shards_ms, turns.shards_read),
         ):
             rates += [rate.images_per_s for rate in loader_rates(dataset, config, [workers], batches, device)]
+            milliseconds.append(core_ms(dataset, turn))
             reads.append(reads_per_s(dataset))
     return turns
 
 
+def core_ms(dataset: PanopticDataset, draw: int) -> float:
+    """Of this process, an image."""
+    start = time.process_time()
+    for index in range(len(dataset)):
+        dataset[draw, index]
+    return 1e3 * (time.process_time() - start) / len(dataset)
+
+
 def reads_per_s(dataset: PanopticDataset, least: float = 0.3) -> float:
-    """Photos with their PNGs, whole and in another order than they lie, for `least` seconds."""
+    """Photos with their PNGs, whole and in another order than they lie, for `least` seconds of this process."""
     records = [dataset.records[index] for index in permutation(0, 0, len(dataset)).tolist()]
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < least:
+    start, count = time.process_time(), 0
+    while time.process_time() - start < least:
         for record in records:
             for file in together(record.photo, record.png):
                 read_file(file)
         count += len(records)
-    return count / (time.perf_counter() - start)
+    return count / (time.process_time() - start)
 
 
 def packed(dataset: PanopticDataset, folder: Path) -> PanopticDataset:

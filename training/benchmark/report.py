@@ -41,12 +41,14 @@ def loader_table(title: str, rates: Sequence[Rate]) -> Table:
 def shards_table(title: str, turns: Sequence[Turns]) -> Table:
     table = make_table(title, "workers", "", "folders", "shards", "ratio", "least ... most")
     for row in turns:
-        for what, files, shards, ratio in (
-            ("images a second", row.folders, row.shards, row.ratio),
-            ("of them read a second, not decoded", row.files_read, row.shards_read, row.ratio_read),
+        ratios = row.ratios()
+        for what, files, shards, key, inverse in (
+            ("images a second", row.folders, row.shards, "ratio", False),
+            ("ms of a core an image", row.folders_ms, row.shards_ms, "ratio_core", True),
+            ("read a second of a core, not decoded", row.folders_read, row.shards_read, "ratio_read", False),
         ):
-            each = [b / a for a, b in zip(files, shards, strict=True)]
+            each = [a / b if inverse else b / a for a, b in zip(files, shards, strict=True)]
             spread = f"{min(each):.2f} ... {max(each):.2f}"
-            rates = (f"{median(files):.1f}", f"{median(shards):.1f}")
-            table.add_row(str(row.workers), what, *rates, f"{ratio:.2f}", spread)
+            values = (f"{median(files):.1f}", f"{median(shards):.1f}")
+            table.add_row(str(row.workers), what, *values, f"{ratios[key]:.2f}", spread)
     return table

@@ -6,20 +6,22 @@ What is in memory at a time is bounded by the batch and the threads, not by the 
 from __future__ import annotations
 
 import errno
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 
+from upsnet import storage
 from upsnet.bulk.photo_list import Entry
 from upsnet.bulk.row import Row
 from upsnet.categories import Categories
 from upsnet.client.client import CONCURRENCY
-from upsnet.errors import InputError, ServerError
+from upsnet.errors import InputError, ServerError, first_line
 from upsnet.geometry import NetworkImage, ResizeRule, collate, to_network
 from upsnet.model import PhotoPredictor
 from upsnet.named_photos import NamedPhoto
@@ -93,7 +95,7 @@ def _read(entry: Entry, rule: ResizeRule, unfit: Unfit | None) -> Ready:
         return Ready(entry, to_network(read_photo(entry.place, entry.photo), rule))
     except InputError as error:
         if not is_of_photo(error):
-            raise
+            raise _away(error) from None
         return Ready(entry, None, str(error))
 
 
@@ -126,8 +128,10 @@ def _of_server(
     with closing(predictor.attempts(photos, at_once)) as attempts:
         for entry, attempt in zip(entries, attempts, strict=True):
             error = attempt.exception()
-            if isinstance(error, InputError) and is_of_photo(error):
+            if is_of_photo(error):
                 yield _done(Row.left_out(entry, str(error)))
+            elif isinstance(error, InputError):
+                raise _away(error) from None
             else:
                 yield pool.submit(_row_of, entry, attempt.result())
 
@@ -151,17 +155,29 @@ def _done(row: Row) -> Future[Row]:
 
 
 def check_fit(entry: Entry, unfit: Unfit | None = None) -> None:
-    """InputError for what is not even read."""
+    """InputError for what is not even read; ServerError where the disk is away."""
     if is_video(entry.place):
         raise InputError(f"{entry.photo}: a video, and a list names photos; `upsnet predict` takes videos by name")
     if unfit is not None and (reason := unfit(entry)):
         raise InputError(reason)
+    try:
+        if not storage.is_url(entry.place):
+            os.stat(entry.place)
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in OF_THE_MACHINE:
+            raise ServerError(f"{entry.photo}: cannot be read: {first_line(error)}") from error
 
 
-def is_of_photo(error: InputError) -> bool:
-    """Rather than of a server, or of the machine, which would fail for the next photo too."""
-    cause = error.__cause__
-    return not isinstance(error, ServerError) and not (isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE)
+def is_of_photo(error: BaseException | None) -> TypeGuard[InputError]:
+    """Rather than of a server, a bucket or a disk that is away, for which the next photo would fail, too."""
+    cause = error.__cause__ if error else None
+    of_machine = isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE
+    return isinstance(error, InputError) and not isinstance(error, ServerError) and not of_machine
+
+
+def _away(error: InputError) -> ServerError:
+    """The same as an error that is waited out."""
+    return error if isinstance(error, ServerError) else ServerError(str(error))
 
 
 def in_order(futures: Iterable[Future[Result]], most: int) -> Generator[Result]:

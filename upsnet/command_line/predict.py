@@ -29,6 +29,7 @@ from upsnet.runtimes.open import open_runtime
 from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.tls import Tls
 from upsnet.sources import Source, expand, find_sources
+from upsnet.storage import is_url
 from upsnet.video import Video, VideoWriter
 
 LEFT_OUT = 1  # exit status
@@ -55,7 +56,7 @@ def predict_files(model: Model, given: Sequence[PathLike], out: Path, left_out: 
         tqdm(total=total, desc="predicting", unit="image", disable=None) as bar,
     ):
         image_ids = count(1)
-        sources = (each for each in find_sources(given, without=out, warn=False) if each.path not in bad)
+        sources = (each for each in find_sources(given, without=out, warn=False, urls=True) if each.path not in bad)
         for are_videos, group in groupby(sources, key=lambda source: source.is_video):
             predict = _predict_videos if are_videos else _predict_photos
             yield from predict(model, group, writer, image_ids, bar)
@@ -66,7 +67,7 @@ def _predict_photos(
 ) -> Iterator[str]:
     sources, again = tee(sources)  # a server is asked for some while the answers for others are written
     at_once = model.manifest.max_batch if model.runtime == "triton" else 1
-    with closing(model.stream((source.path for source in again), at_once)) as predictions:
+    with closing(model.stream((source.photo for source in again), at_once)) as predictions:
         for source, prediction in zip(sources, predictions, strict=True):
             writer.add(next(image_ids), _png_name(source, 1), prediction.result)
             picture = prediction.overlay()
@@ -78,7 +79,7 @@ def _predict_photos(
                 if overlay_kind(picture.size) == "JPEG"
                 else f" (overlay as a PNG: a JPEG ends at {MOST_OF_JPEG} pixels a side)"
             )
-            yield f"{source.path}: {prediction.describe()}{note}"
+            yield f"{source}: {prediction.describe()}{note}"
 
 
 def _predict_videos(
@@ -110,19 +111,21 @@ def check_sources(given: Sequence[PathLike], out: Path) -> tuple[int, dict[Path,
     InputError for one that was named, where two would be written to the same place, where an output would replace one
     of the photos, and where nothing is left.
     """
-    paths = [path.resolve() for path in expand(given)]
+    paths = [path.resolve() for path in expand(given) if isinstance(path, Path)]
     files = {path for path in paths if not path.is_dir()}
     folders = [path for path in paths if path.is_dir() and not out.resolve().is_relative_to(path)]
     photos: set[str] = set()
     subfolders: dict[str, bool] = {}  # is it a video's?
     pictures, bad = 0, {}
-    for source in tqdm(find_sources(given, without=out), desc="reading", unit="file", disable=None):
+    for source in tqdm(find_sources(given, without=out, urls=True), desc="reading", unit="file", disable=None):
         above = [str(folder) for folder in PurePosixPath(source.name).parents]
         if source.name in (subfolders if source.is_video else photos) or any(subfolders.get(each) for each in above):
-            other = next(other for other in find_sources(given, without=out, warn=False) if _clash(source, other))
-            if other.path == source.path:
-                raise InputError(f"{source.path}: given twice")
-            raise InputError(f"{other.path} and {source.path} would both be written as {other.name}; rename one")
+            other = next(
+                other for other in find_sources(given, without=out, warn=False, urls=True) if _clash(source, other)
+            )
+            if other.photo == source.photo:
+                raise InputError(f"{source}: given twice")
+            raise InputError(f"{other} and {source} would both be written as {other.name}; rename one")
         try:
             size, length = _look_into(source)
         except InputError as error:
@@ -148,7 +151,7 @@ def check_sources(given: Sequence[PathLike], out: Path) -> tuple[int, dict[Path,
 def _look_into(source: Source) -> tuple[tuple[int, ...], int]:
     """Height and width, and about how many frames. InputError where it cannot be read."""
     if not source.is_video:
-        return read_photo(source.path).shape[:2], 1
+        return read_photo(source.photo).shape[:2], 1
     with Video(source.path) as video:
         return next(iter(video)).shape[:2], video.length or 1
 
@@ -263,6 +266,8 @@ def main(
             raise InputError(f"--{option} is for photos of a list; give --photos-from, or leave it out")
     if not photos:
         raise InputError("no photo: name photos, videos, folders or patterns, or a list with --photos-from")
+    if is_url(out):
+        raise InputError(f"--out {out}: pictures are written to a folder; a URL takes what --photos-from makes")
     folder = Path(out)
     predictor = open_runtime(chosen)
     replaced = (folder / "predictions.json").is_file()

@@ -15,9 +15,9 @@ from upsnet.datasets.findings import Finding
 from upsnet.datasets.listing import Listing
 from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.shard_cache import Kept, ShardCache
-from upsnet.datasets.shard_index import CURE, PNG, key_of, photo_member, read_index
+from upsnet.datasets.shard_index import CURE, PNG, Shard, key_of, photo_member, read_index
 from upsnet.datasets.split import ShardSplit, Split
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 from upsnet.files import parse_json, read_json, sha256
 from upsnet.storage import Stored
 
@@ -103,29 +103,39 @@ class ShardFiles:
 
     def faults(self) -> Iterator[Finding]:
         """Shards that are not there or were cut: one listing."""
-        found = storage.sizes(os.path.dirname(self.split.shards) or ".")
-        for shard, place in zip(self.index.shards, self.places, strict=True):
-            size = found.get(shard.name)
+        for shard, place, size in self._found():
             if size is None:
                 yield Finding("shard", f"{place}: no such shard; bring it back, or {CURE}")
             elif size != shard.size:
                 yield Finding("shard", f"{place}: {size} bytes, not {shard.size}: it was cut or changed; {CURE}")
 
     def changes(self, progress: bool = True) -> Iterator[Finding]:
-        """Shards that are there, of which a byte is another than when they were written: all are read."""
-        total = sum(shard.size for shard in self.index.shards)
+        """Shards of the right size that cannot be read, or of which a byte is another than when they were written: all
+        are read. `faults` are not said again. ServerError where the bucket is away."""
+        whole = [(shard, place) for shard, place, size in self._found() if size == shard.size]
+        total = sum(shard.size for shard, _ in whole)
         with progress_bar(total=total, title=f"{self.split.name} shards", unit="B", shown=progress) as bar:
-            for shard, place in zip(self.index.shards, self.places, strict=True):
+            for shard, place in whole:
                 found = hashlib.sha256()
                 try:
                     for start in range(0, shard.size, PIECE):
                         piece = storage.read(place, start, min(PIECE, shard.size - start))
                         found.update(piece)
                         bar.update(len(piece))
-                except InputError:  # `faults` said it
-                    continue
-                if found.hexdigest() != shard.sha256:
-                    yield Finding("shard", f"{place}: its bytes were changed after it was written (SHA-256); {CURE}")
+                except ServerError:
+                    raise
+                except InputError as error:
+                    yield Finding("shard", str(error))
+                else:
+                    if found.hexdigest() != shard.sha256:
+                        text = f"{place}: its bytes were changed after it was written (SHA-256)"
+                        yield Finding("shard", f"{text}; {CURE}")
+
+    def _found(self) -> Iterator[tuple[Shard, str, int | None]]:
+        """Each shard, its place and its size there; None: it is not there."""
+        found = storage.sizes(os.path.dirname(self.split.shards) or ".")
+        for shard, place in zip(self.index.shards, self.places, strict=True):
+            yield shard, place, found.get(shard.name)
 
     def absences(self) -> Absent:
         def absent(image_id: int, photo: str, png: str) -> Iterator[Finding]:

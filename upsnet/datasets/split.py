@@ -83,6 +83,11 @@ def as_split(values: Any) -> Split | ShardSplit:
     """What a configuration says, by its keys: errors (of pydantic) are then those of one kind."""
     if isinstance(values, Split | ShardSplit):
         return values
+    if isinstance(values, dict) and "shards" in values and values.keys() & Split.model_fields.keys():
+        raise ValueError(
+            "it lies either in shards or in folders (json_file, segments, images): give one kind of keys; on the "
+            "command line --set 'data.train={shards: PLACE}'"
+        )
     return (ShardSplit if isinstance(values, dict) and "shards" in values else Split).model_validate(values)
 
 

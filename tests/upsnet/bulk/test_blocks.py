@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +21,13 @@ from tests.conftest import FakePredictor, Halves, write_dataset
 from tests.small_disk import small_disk
 from tests.upsnet.bulk.stand_in import contents, run, write_photos
 from upsnet.bulk import block as block_module
+from upsnet.bulk import pipeline as pipeline_module
 from upsnet.bulk.output import unpack
 from upsnet.command_line import pq
 from upsnet.command_line.command import run as run_command
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.errors import InputError, ServerError
+from upsnet.files import PathLike
 from upsnet.metrics.pq_files import evaluate
 from upsnet.model import Model
 from upsnet.named_photos import NamedPhoto
@@ -254,6 +259,30 @@ def test_a_full_disk(tmp_path: Path, format: str) -> None:
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_block_is_on_the_disk_before_it_has_its_name(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """A power cut leaves no empty block that counts as there."""
+    steps: list[tuple[str, int]] = []
+    sync, rename = os.fsync, os.replace
+
+    def synced(file: int) -> None:
+        steps.append(("on the disk", os.fstat(file).st_size))
+        sync(file)
+
+    def renamed(source: PathLike, target: PathLike) -> None:
+        if os.path.basename(target).startswith("predictions-"):
+            steps.append(("named", os.stat(source).st_size))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    run(photos, tmp_path / "out", block=5, format=format)
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "out").glob("predictions-*"))]
+    assert steps == [(step, size) for size in sizes for step in ("on the disk", "named")]
+
+
 # Servers
 
 
@@ -308,6 +337,26 @@ def test_a_server_that_stays_away_ends_the_run_which_goes_on_later(
     assert f"{out}: 1 of 2 blocks are there; the same command goes on" in capsys.readouterr().err
     assert not run(photos, out, Server())
     assert [each.image_id for each in upsnet.read_predictions(out)] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("of_server", [False, True])
+def test_a_disk_that_goes_away_is_waited_for(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_server: bool
+) -> None:
+    """As a network's disk does: no photo is left out for it."""
+    waited: list[float] = []
+    monkeypatch.setattr(block_module.time, "sleep", waited.append)
+    stat = os.stat
+
+    def failing(path: PathLike, **options: Any) -> os.stat_result:
+        if os.fspath(path).endswith("00007.png") and len(waited) < 2:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", os.fspath(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(pipeline_module.os, "stat", failing)
+    out = tmp_path / "out"
+    assert not run(photos, out, Server() if of_server else Halves())
+    assert waited == [1, 2] and json.loads((out / "report.json").read_text())["left_out"] == 0
 
 
 def test_another_version_on_the_server_does_not_get_into_the_output(photos: Path, tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from upsnet import storage
 from upsnet.command_line.main import make_root
 from upsnet.datasets.doctor.check import check_split
 from upsnet.datasets.doctor.json_file import find_splits
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.split import ShardSplit, Split
-from upsnet.errors import InputError
+from upsnet.errors import InputError, ServerError
 
 TAR = "val-000001.tar"
 
@@ -127,6 +128,25 @@ def test_the_doctor_goes_on(copied: Path) -> None:
     (unreadable,) = tally.texts["png-unreadable"]
     assert unreadable.startswith(f"image {images['image_id'][1]}: {copied}/{names[0]}: ")
     assert set(tally.counts) == {"shard", "png-unreadable"}
+
+
+def test_the_doctor_at_a_shard_that_cannot_be_read(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, split = storage.read, ShardSplit(shards=str(shards / "val.shards.json"))
+
+    def failing(kind: type[InputError]) -> Callable[..., bytes]:
+        def fail(place: str, start: int = 0, size: int | None = None) -> bytes:
+            if place.endswith(TAR) and start == 0:  # as it is read whole
+                raise kind(f"{place}: cannot be read: Input/output error")
+            return read(place, start, size)
+
+        return fail
+
+    monkeypatch.setattr(storage, "read", failing(InputError))
+    tally = check_split(split, 1, progress=False).tally
+    assert tally.texts == {"shard": [f"{shards}/{TAR}: cannot be read: Input/output error"]}
+    monkeypatch.setattr(storage, "read", failing(ServerError))
+    with pytest.raises(ServerError, match=TAR):  # not clean, and no fault of the data
+        check_split(split, 1, progress=False)
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
