@@ -19,7 +19,7 @@ from upsnet.bulk.on_ray import TASKS
 from upsnet.runtimes.options import RuntimeOptions
 
 BLOCK = 8
-LONGEST_S = 120
+LONGEST_S = 300
 
 pytest.importorskip("onnxruntime")
 
