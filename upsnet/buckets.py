@@ -242,6 +242,7 @@ def _opened(process: int, kind: str, options: tuple[tuple[str, Any], ...]) -> Sy
     """process: connections of the process that this one was forked from are not used. Listings are asked for anew."""
     from fsspec import filesystem
 
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
     # One request for a file, rather than one for its size and then parts of it; parts are for what is written.
     more = {"max_concurrency": 1} if kind in S3 else {}
     system: Any = filesystem(kind, use_listings_cache=False, **more, **dict(options))

@@ -185,10 +185,11 @@ def _signals_wait() -> Iterator[None]:
 
 
 def _move_into(source: Path, target: Path) -> None:
-    """What is in one folder goes into another: subfolders first, those that the other has not as they are."""
+    """What is in one folder goes into another: subfolders first, those that the other has not as they are; then files,
+    in the order of their names."""
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for entry in sorted(os.scandir(source), key=lambda entry: entry.is_file()):
+        for entry in sorted(os.scandir(source), key=lambda entry: (entry.is_file(), entry.name)):
             try:
                 os.replace(entry.path, target / entry.name)
             except OSError as error:

@@ -14,6 +14,7 @@ from upsnet.errors import InputError
 from upsnet.files import PathLike
 from upsnet.photos import Photo, photo_path, read_photo
 from upsnet.sources import Source, find_sources, is_video
+from upsnet.storage import Stored
 from upsnet.video import Video
 
 
@@ -65,7 +66,9 @@ def stream_photos(source: PathLike | Iterable[Photo]) -> Iterator[NamedPhoto]:
 def _named(photo: Photo, source: str, name: str) -> NamedPhoto:
     """`source` and `name` are for a photo without a path."""
     path = photo_path(photo)
-    return NamedPhoto(photo, source, name) if path is None else NamedPhoto(photo, path, Path(path).stem)
+    if path is None:
+        return NamedPhoto(photo, source, name)
+    return NamedPhoto(photo, path, Path(photo.name if isinstance(photo, Stored) else path).stem)
 
 
 def _of_path(path: PathLike) -> Iterator[NamedPhoto]:

@@ -2,14 +2,15 @@
 """Is a Triton server well? A photo of one pixel must come back as segments: its own health calls stay READY when a
 model's process has died. Exit status 0 or 1, with one line. Needs nothing but Python.
 
-With the address of its metrics a server is also well that has no time for the photo while it answers others: it is to
-have fewer of them, and not to start anew.
+With the address of its metrics, and a file to remember them in, a server is also well that has no time for the photo
+but has answered others since the last time: it is to have fewer of them, and not to start anew.
 
-Usage: probe.py [http://127.0.0.1:8000 [http://127.0.0.1:8002/metrics]]
+Usage: probe.py [http://127.0.0.1:8000 [http://127.0.0.1:8002/metrics FILE]]
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import struct
@@ -19,7 +20,7 @@ import urllib.request
 import zlib
 
 SECONDS = 8.0  # for the photo
-METRICS_SECONDS = 1.5  # for the metrics, twice
+METRICS_SECONDS = 1.5  # for the metrics
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -32,18 +33,24 @@ def pixel() -> bytes:
     return b"".join(parts)
 
 
-def answered(metrics: str) -> float:
-    """Requests that the server has answered since it began; not a number where it does not say."""
+def answered(metrics: str, file: str) -> float:
+    """Requests that the server has answered since the last call with this file; not a number where nobody knows."""
+    before = math.nan
+    with contextlib.suppress(OSError, ValueError), open(file) as kept:
+        before = float(kept.read())
     try:
         with OPENER.open(metrics, timeout=METRICS_SECONDS) as reply:
             lines = reply.read().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith("nv_inference_request_success{"))
+        now = sum(float(line.split()[-1]) for line in lines if line.startswith("nv_inference_request_success{"))
+        with open(file, "w") as kept:
+            kept.write(str(now))
     except (OSError, ValueError, IndexError):
         return math.nan
+    return now - before
 
 
-def main(url: str = "http://127.0.0.1:8000", metrics: str = "") -> int:
-    before = answered(metrics) if metrics else math.nan
+def main(url: str = "http://127.0.0.1:8000", metrics: str = "", file: str = "") -> int:
+    others = answered(metrics, file) if metrics else math.nan
     photo = struct.pack("<I", len(pixel())) + pixel()
     request = {
         "inputs": [
@@ -62,9 +69,8 @@ def main(url: str = "http://127.0.0.1:8000", metrics: str = "") -> int:
         print(f"{error.code}: {error.read(500).decode(errors='replace')}")
         return 1
     except TimeoutError:
-        others = answered(metrics) - before if metrics else math.nan
         if others > 0:  # and a number
-            print(f"busy: no answer within {SECONDS:g} s, but {others:.0f} others meanwhile")
+            print(f"busy: no answer within {SECONDS:g} s, but {others:.0f} others since the last time")
             return 0
         print(f"no answer within {SECONDS:g} s")
         return 1
@@ -76,4 +82,4 @@ def main(url: str = "http://127.0.0.1:8000", metrics: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    sys.exit(main(*sys.argv[1:4]))

@@ -68,15 +68,18 @@ def calibrate(report: LoadReport) -> Calibration:
             variation=variation,
         )
 
-    def fits(share: float, whole: float) -> list[Fit]:
-        made = replica(share, whole)
-        return [Fit(int(each.value), each.throughput, _throughput(made, int(each.value))) for each in stages]
+    def error(share: float, whole: float, enough: float) -> float:
+        """Of the logarithms, squared; no further than `enough`. One caller alone is as measured by construction."""
+        total, made = 0.0, replica(share, whole)
+        for stage in reversed(stages[1:]):
+            total += math.log(_throughput(made, int(stage.value)) / stage.throughput) ** 2
+            if total >= enough:
+                break
+        return total
 
-    def error(share: float, whole: float) -> float:
-        return sum(math.log(fit.repeated / fit.measured) ** 2 for fit in fits(share, whole))
-
-    best = _least(error, max_batch > 1)
-    return Calibration(replica(*best), fits(*best))
+    found = replica(*_least(error, max_batch > 1))
+    fits = [Fit(int(stage.value), stage.throughput, _throughput(found, int(stage.value))) for stage in stages]
+    return Calibration(found, fits)
 
 
 def _closed(report: LoadReport) -> list[Stage]:
@@ -99,12 +102,14 @@ def _throughput(replica: Replica, callers: int) -> float:
     return len(found.latencies) / found.seconds
 
 
-def _least(error: Callable[[float, float], float], batches: bool) -> tuple[float, float]:
+def _least(error: Callable[[float, float, float], float], batches: bool) -> tuple[float, float]:
     """Where it is least, both arguments between 0 and 1: a grid, then finer ones around the best."""
     first, second = np.linspace(0.02, 1, GRID), np.linspace(0, 0.98, GRID) if batches else np.zeros(1)
-    best = (1.0, 0.0)
+    best, least = (1.0, 0.0), math.inf
     for _ in range(ROUNDS):
-        best = min(product(first.tolist(), second.tolist()), key=lambda pair: error(*pair))
+        for pair in product(first.tolist(), second.tolist()):
+            if (found := error(*pair, least)) < least:
+                best, least = pair, found
         first, second = _around(best[0], first), _around(best[1], second)
     return best
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.bucket import Bucket
 from tests.bucket_server import Fault
 from tests.conftest import Halves
-from upsnet import storage
+from upsnet import buckets, storage
 from upsnet.command_line.predict import predict_files
 from upsnet.errors import InputError, ServerError
 from upsnet.model import Model
@@ -71,7 +71,10 @@ def test_two_urls_of_one_name(photos: list[str], halves: Halves, tmp_path: Path,
         list(predict_files(Model(halves), [photos[0], bucket.at("b/1.jpg")], tmp_path / "out", []))
 
 
-def test_a_bucket_that_is_away(photos: list[str], halves: Halves, bucket: Bucket) -> None:
+def test_a_bucket_that_is_away(
+    photos: list[str], halves: Halves, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets, "ATTEMPTS", 2)
     bucket.faults(Fault("busy"))
     with pytest.raises(ServerError, match="the server says 503"):
         Model(halves).predict(photos[0])

@@ -6,6 +6,7 @@ Whoever does a block writes the same file: a worker that dies leaves nothing, tw
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import IO, NamedTuple
@@ -86,6 +87,8 @@ class BlockWorker:
             if manifest_of(self._predictor) != self._manifest:  # a server's, when another version came into service
                 self._check(facts_of(self._source, self._predictor))
             writer.end()
+            stream.flush()
+            os.fsync(stream.fileno())  # or a power cut may leave the name without the bytes
         return Outcome(block.number, block.photos, left_out, time.monotonic() - began)
 
     def _rows(self, block: Block, unfit: Unfit | None) -> Iterator[Row]:

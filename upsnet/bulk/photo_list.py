@@ -19,7 +19,7 @@ from upsnet.datasets.progress import progress_bar
 from upsnet.errors import InputError
 from upsnet.json_values import MOST_ID, complaint, whole
 
-CHUNK = 8 << 20  # bytes that are read at a time
+CHUNK = 2 << 20  # bytes that are read at a time
 MOST_LINE = 64 << 10  # bytes
 MOST_NAME = 200  # bytes
 BOM = b"\xef\xbb\xbf"
@@ -129,7 +129,7 @@ def _lines(place: str) -> Iterator[tuple[int, bytes]]:
         what = "a folder" if os.path.isdir(place) else "no file" if os.path.exists(place) else "no such file"
         raise InputError(f"{place}: {what}; a list of photos is a file, which is read more than once")
     size, number, rest = storage.size(place), 0, b""
-    with progress_bar(total=size, title="reading the list", unit="B", shown=size > CHUNK) as bar:
+    with progress_bar(total=size, title="reading the list", unit="B", shown=size > 4 * CHUNK) as bar:
         for start in range(0, size, CHUNK):
             chunk = rest + storage.read(place, start, min(CHUNK, size - start))
             bar.update(len(chunk) - len(rest))

@@ -63,30 +63,16 @@ def test_nothing_listens() -> None:
     assert code == 1 and out.startswith("no answer: ")
 
 
-@pytest.mark.parametrize(
-    ("others", "asked", "told"),
-    [
-        (3, True, (0, "busy: no answer within 0.3 s, but 3 others meanwhile\n")),
-        (0, True, (1, "no answer within 0.3 s\n")),
-        (None, True, (1, "no answer within 0.3 s\n")),
-        (-1, True, (1, "no answer within 0.3 s\n")),
-        (3, False, (1, "no answer within 0.3 s\n")),
-    ],
-)
 def test_a_server_with_too_much_work(
-    others: int | None,
-    asked: bool,
-    told: tuple[int, str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is not ready, but alive, as long as it answers somebody. None: it has no metrics; -1: not the first time."""
+    """It is not ready, but alive, as long as it has answered anybody since the last time."""
     spec = importlib.util.spec_from_file_location("probe_of_the_container", CONTAINER / "probe.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "SECONDS", 0.3)
-    counts, done = iter((5, 5 + (others or 0))), threading.Event()
+    done, count = threading.Event(), [0]
 
     class Busy(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -94,9 +80,8 @@ def test_a_server_with_too_much_work(
 
         def do_GET(self) -> None:
             name = "nv_inference_request_success"
-            count = next(counts)
-            text = f'# TYPE {name} counter\n{name}{{model="upsnet_photo",version="1"}} {count}\nnv_other{{}} 7\n'
-            self.send_response(404 if others is None or (others, count) == (-1, 5) else 200)
+            text = f'# TYPE {name} counter\n{name}{{model="upsnet_photo",version="1"}} {count[0]}\nnv_other{{}} 7\n'
+            self.send_response(200 if count[0] else 404)
             self.end_headers()
             self.wfile.write(text.encode())
 
@@ -106,8 +91,25 @@ def test_a_server_with_too_much_work(
     with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
+
+        def probed(answered: int, *more: str) -> tuple[int, str]:
+            count[0] = answered
+            return module.main(url, *more), capsys.readouterr().out
+
+        alive = (f"{url}/metrics", str(tmp_path / "answered"))
+        well, nobody = (
+            (0, "busy: no answer within 0.3 s, but 3 others since the last time\n"),
+            (1, "no answer within 0.3 s\n"),
+        )
         try:
-            assert (module.main(url, *[f"{url}/metrics"] * asked), capsys.readouterr().out) == told
+            assert probed(5, *alive) == nobody  # for the first time: since when is not known
+            assert probed(8, *alive) == well and probed(8, *alive) == nobody and probed(11, *alive) == well
+            assert probed(14) == nobody  # ready it is not
+            assert probed(0, *alive) == nobody and probed(14, *alive) == well  # it did not tell its metrics
+            assert probed(2, *alive) == nobody and probed(5, *alive) == well  # it has begun anew
+            (tmp_path / "answered").unlink()
+            (tmp_path / "answered").mkdir()
+            assert probed(9, *alive) == probed(20, *alive) == nobody  # nothing can be remembered
         finally:
             done.set()
             server.shutdown()

@@ -259,6 +259,30 @@ def test_a_full_disk(tmp_path: Path, format: str) -> None:
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_block_is_on_the_disk_before_it_has_its_name(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """A power cut leaves no empty block that counts as there."""
+    steps: list[tuple[str, int]] = []
+    sync, rename = os.fsync, os.replace
+
+    def synced(file: int) -> None:
+        steps.append(("on the disk", os.fstat(file).st_size))
+        sync(file)
+
+    def renamed(source: PathLike, target: PathLike) -> None:
+        if os.path.basename(target).startswith("predictions-"):
+            steps.append(("named", os.stat(source).st_size))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    run(photos, tmp_path / "out", block=5, format=format)
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "out").glob("predictions-*"))]
+    assert steps == [(step, size) for size in sizes for step in ("on the disk", "named")]
+
+
 # Servers
 
 

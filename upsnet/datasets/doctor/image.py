@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -51,9 +51,13 @@ def check_image(task: ImageTask, tally: Tally, known: tuple[tuple[int, int], int
     where = f"image {task.image_id}"
     photo = ids = truth = None
     orientation = 1
-    with suppress(InputError):  # else each is read, and said of, for itself
+    try:
         photo_file, png_file = together(task.photo, task.png)
         task = task._replace(photo=photo_file, png=png_file)
+    except ServerError:
+        raise  # its bucket's fault, and no finding
+    except InputError:
+        pass  # each is read, and said of, for itself
     try:
         photo, orientation = known or size_and_orientation(task.photo)
         if orientation != 1:

@@ -64,15 +64,18 @@ def write_shards(
     name = source.name
     split = ShardSplit(shards=storage.join(out, f"{name}{INDEX}"))
 
+    strict = Strict(source.json_file)
+    chart = PanopticJson(source, strict)
+    content = read_file(source.json_file)
+
     def in_the_way() -> list[Path]:
-        for place in (split.shards, split.json_file):
-            if storage.exists(place):
-                raise InputError(f"{place}: is there already; remove that set, or give another --out")
+        if storage.exists(split.shards):
+            raise InputError(f"{split.shards}: is there already; remove that set, or give another --out")
+        if storage.exists(split.json_file) and storage.read(split.json_file) != content:
+            raise InputError(f"{split.json_file}: is there already, of another data set; give another --out")
         return []
 
     in_the_way()  # before the work; and again when it is done, as another run may have written there
-    strict = Strict(source.json_file)
-    chart = PanopticJson(source, strict)
     rows = list(chart.rows())  # faults of the JSON come before the first image is read
     count = len(rows) if check == "full" else 0
     processes = workers or (usable_cores() if count > FEW else 1)
@@ -86,7 +89,6 @@ def write_shards(
                 for row in part:
                     writer.add(row, chart.images[row.image_id], chart.annotations[row.image_id], chart.files)
                 bar.update(len(part))
-        content = read_file(source.json_file if isinstance(source, ShardSplit) else str(source.json_file))
         index = writer.index(hashlib.sha256(content).hexdigest())
         for file_name, data in ((f"{name}.json", content), (f"{name}{INDEX}", _compact(index.model_dump()))):
             (folder / file_name).write_bytes(data)

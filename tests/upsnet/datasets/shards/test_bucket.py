@@ -14,7 +14,7 @@ import pytest
 from tests.bucket import Bucket
 from tests.bucket_server import Fault
 from tests.upsnet.datasets.shards.conftest import SIZE
-from upsnet import storage
+from upsnet import buckets, storage
 from upsnet.datasets import shard_cache
 from upsnet.datasets.doctor.check import check_split
 from upsnet.datasets.folder import PanopticFolder
@@ -65,7 +65,8 @@ def test_a_photo_and_its_png_are_one_request(away: Bucket) -> None:
     assert len(away.seen()) == len(folder) and all(" bytes=" in each for each in away.seen())
 
 
-def test_a_bucket_that_is_away_is_no_fault_of_the_data(away: Bucket) -> None:
+def test_a_bucket_that_is_away_is_no_fault_of_the_data(away: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "ATTEMPTS", 2)
     split = ShardSplit(shards=away.at(SET))
     folder = PanopticFolder(split)
     away.faults(Fault("busy", path=r"\.tar$"))

@@ -15,6 +15,7 @@ from upsnet.datasets.places import read_file
 from upsnet.datasets.split import INDEX, ShardSplit, Split, split_in, usual_split
 from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
+from upsnet.named_photos import one_photo
 from upsnet.parity.photos import LabelledPhotos
 from upsnet.photos import encoded_photo, read_photo
 
@@ -36,6 +37,12 @@ def test_a_runs_validation_set(shards: Path, shapes_folder: Path, tmp_path: Path
         assert photos.name(index) == files.name(index)
         assert np.array_equal(photos.read(index).photo, files.read(index).photo)
         assert read_file(photos.file(index)) == read_file(files.file(index)) == encoded_photo(photos.file(index))
+
+
+def test_a_photo_of_a_shard_has_a_name(shards: Path) -> None:
+    record = open_dataset(str(shards / "val.shards.json")).records[0]
+    named = one_photo(record.photo, "stream")
+    assert named.name == f"{record.image_id:012}" and named.source == f"{shards}/val-000000.tar: {named.name}.png"
 
 
 def test_photos_to_calibrate_on(shards: Path, shapes_folder: Path) -> None:

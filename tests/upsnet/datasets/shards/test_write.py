@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
+import signal
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +27,7 @@ from upsnet.datasets.coco_format import id2rgb
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.shard_index import read_index
 from upsnet.datasets.shards.command import main
-from upsnet.datasets.shards.write import write_shards
+from upsnet.datasets.shards.write import ShardWriter, write_shards
 from upsnet.datasets.split import ShardSplit, Split
 from upsnet.errors import InputError
 
@@ -143,11 +146,46 @@ def test_what_is_faulty_is_refused_and_nothing_is_written(shapes_folder: Path, t
 def test_a_set_that_is_there_stays(shards: Path, shapes_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"^{shards}/val\.shards\.json: is there already; remove that set"):
         write_shards(Split.usual(shapes_folder / "val.json"), str(shards), progress=False)
-    with pytest.raises(InputError, match=rf"^{shapes_folder}/val\.json: is there already"):  # beside the folders
-        write_shards(Split.usual(shapes_folder / "val.json"), str(shapes_folder), progress=False)
+    (tmp_path / "val.json").write_text("{}")
+    with pytest.raises(
+        InputError, match=rf"^{tmp_path}/val\.json: is there already, of another data set; give another"
+    ):
+        write_shards(Split.usual(shapes_folder / "val.json"), str(tmp_path), progress=False)
+    (tmp_path / "val.json").unlink()
     with small_disk(50_000), pytest.raises(InputError, match=rf"^{tmp_path}/out/val-000000\.tar: cannot be written: "):
         write_shards(Split.usual(shapes_folder / "val.json"), str(tmp_path / "out"), progress=False)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(("function", "call"), [("add", 1), ("add", 40), ("replace", 1), ("replace", 0)])
+def test_a_kill_leaves_no_set_and_is_no_hindrance(
+    shards: Path, shapes_folder: Path, tmp_path: Path, function: str, call: int
+) -> None:
+    """While images are packed, and between the renames at the end, of which the index's is the last."""
+    source, out = Split.usual(shapes_folder / "val.json"), tmp_path / "out"
+    call = call or len(list(shards.glob("val*")))  # the last rename
+
+    def write_and_die() -> None:
+        owner: Any = ShardWriter if function == "add" else os
+        original, calls = getattr(owner, function), iter(range(1, call + 1))
+
+        def dying(*arguments: Any) -> Any:
+            if next(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments)
+
+        setattr(owner, function, dying)
+        write_shards(source, str(out), SIZE, "json", progress=False)
+
+    child = multiprocessing.get_context("fork").Process(target=write_and_die)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    with pytest.raises(InputError, match=r"out/val\.shards\.json: no such file"):
+        PanopticFolder(out / "val.shards.json")
+    write_shards(source, str(out), SIZE, "json", progress=False)
+    for path in shards.glob("val*"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
 
 
 def test_behind_a_url_the_index_comes_last(shards: Path, shapes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
