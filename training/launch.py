@@ -40,7 +40,7 @@ from upsnet.errors import InputError, first_line
 
 SIGNALLED = 128  # plus the signal's number: what a shell reports of a process that a signal ended
 MEETING = 600  # seconds: how long a machine waits for the others
-ANSWERING = 300  # seconds: how long HOST may take to be there, and to answer
+ANSWERING = 120  # seconds: how long HOST may take to be there (an attempt; PyTorch makes two), and to answer
 SAVING = 120  # seconds: how long after SIGTERM the processes may write their checkpoint
 
 

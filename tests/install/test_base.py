@@ -84,7 +84,7 @@ def test_version_and_help(base: Installed) -> None:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (("tr",), ["train"]),
+        (("par",), ["parity"]),
         (("data", "c"), ["check", "coco", "cityscapes"]),
         (("shapes", "--tr"), ["--train"]),
         (("train", "--conf"), []),  # its options are in the checkout

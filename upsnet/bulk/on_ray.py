@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 ATTEMPTS = 4  # at a block, whose actor died at each; the second and those after it try every photo before
-IN_FLIGHT = 2  # blocks given to an actor, so that it never waits for one
+IN_FLIGHT = 2  # tasks given to an actor, so that it never waits for one
+# Tasks of the pipeline, each some blocks: Ray takes a while for each, and longer the more there are. With 20 for each
+# actor, the last one ends at most a twentieth after the others.
+TASKS, TASKS_EACH = 256, 20
 FAILED = "died"  # an outcome's word for a block that is given up
 
 
@@ -77,8 +80,12 @@ class OnRay:
         photos = replace(photos, place=absolute_place(photos.place))
         desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote(photos)
         made_with = desk, self._source, self._readers or pool.cpus, plan, absolute_place(out)
-        died = []
+        died: list[int] = []
+        waiting = set(numbers)
         for answer in _answers(_pipeline(numbers, pool, made_with)):
+            if answer["number"] not in waiting:  # its task was run again, for another block
+                continue
+            waiting.remove(answer["number"])
             if answer[FAILED]:
                 died.append(answer["number"])
             elif answer["photos"]:
@@ -183,7 +190,8 @@ def _pipeline(numbers: Sequence[int], pool: Pool, made_with: tuple[object, ...])
     strategy = ray.data.ActorPoolStrategy(
         min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=IN_FLIGHT
     )
-    return ray.data.from_items(list(numbers), override_num_blocks=len(numbers)).map(
+    tasks = min(len(numbers), max(TASKS, TASKS_EACH * most))
+    return ray.data.from_items(list(numbers), override_num_blocks=tasks).map(
         Actor,  # type: ignore[arg-type]  # Ray takes a class of functions
         fn_constructor_args=made_with,
         compute=strategy,

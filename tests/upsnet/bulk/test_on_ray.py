@@ -15,10 +15,11 @@ import upsnet
 from tests.browser.colours import scene, write_network
 from tests.upsnet.bulk.two_nodes import Nodes
 from upsnet.bulk.command import BulkOptions, Here, predict_listed
+from upsnet.bulk.on_ray import TASKS
 from upsnet.runtimes.options import RuntimeOptions
 
 BLOCK = 8
-LONGEST_S = 120
+LONGEST_S = 300
 
 pytest.importorskip("onnxruntime")
 
@@ -38,14 +39,14 @@ def write_photos(folder: Path, names: Sequence[str]) -> None:
     (folder / "list.txt").write_text("".join(f"{name}\n" for name in names))
 
 
-def options(out: str, model: Path) -> list[str]:
-    return ["--photos-from", "list.txt", "--out", out, "--block", str(BLOCK), "--model", str(model)]
+def options(out: str, model: Path, block: int = BLOCK) -> list[str]:
+    return ["--photos-from", "list.txt", "--out", out, "--block", str(block), "--model", str(model)]
 
 
-def plain(folder: Path, model: Path) -> dict[str, bytes]:
+def plain(folder: Path, model: Path, block: int = BLOCK) -> dict[str, bytes]:
     out = str(folder / "plain")
     source = RuntimeOptions(runtime="onnxruntime", model=model, threads=1)
-    predict_listed(BulkOptions(str(folder / "list.txt"), out, block=BLOCK), Here(source))
+    predict_listed(BulkOptions(str(folder / "list.txt"), out, block=block), Here(source))
     return files(folder / "plain")
 
 
@@ -109,12 +110,14 @@ def test_a_photo_that_kills_whoever_reads_it_is_left_out_with_the_reason(
 
 @pytest.mark.large
 def test_actors_that_die_at_their_20th_photo_lose_nothing(nodes: Nodes, tmp_path: Path, model: Path) -> None:
-    names = [f"mortal/{number:03}.png" for number in range(10 * BLOCK)]
+    # More blocks than tasks, so that a task that is run again has blocks that are there.
+    names = [f"mortal/{number:03}.png" for number in range(TASKS + 50)]
     write_photos(tmp_path, names)
-    wanted = plain(tmp_path, model)
-    process = nodes.start(*options("out", model), "--ray", nodes.address, cwd=tmp_path)
-    _, complaint = process.communicate(timeout=LONGEST_S)
+    wanted = plain(tmp_path, model, block=1)
+    process = nodes.start(*options("out", model, block=1), "--ray", nodes.address, cwd=tmp_path)
+    said, complaint = process.communicate(timeout=LONGEST_S)
     assert process.returncode == 0, complaint
+    assert f" {len(names)} photos in " in said  # each was counted once
     assert files(tmp_path / "out") == wanted
 
 
