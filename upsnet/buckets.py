@@ -149,13 +149,20 @@ class Repeats:
 repeats = Repeats()
 
 
+def has_password(place: str) -> bool:
+    """Of a URL, as ftp://user:password@host."""
+    user, at, _ = place.partition("://")[2].partition("/")[0].rpartition("@")
+    return is_url(place) and bool(at) and ":" in user
+
+
 def _check(place: str, writing: bool) -> None:
     kind = _kind(place)
-    user, at, _ = place.partition("://")[2].partition("/")[0].rpartition("@")
-    if at and ":" in user:
+    if has_password(place):
         raise InputError(
             f"{kind}://: a password in a URL would end up in logs; give it as the package for {kind} takes it"
         )
+    if not place.startswith(f"{kind}://"):
+        raise InputError(f"{shown(place)}: write {kind}:// in small letters")
     if writing and kind not in WRITTEN:
         reason = "what breaks off would stay there; give a path, or a bucket (s3://, gs://, az://)"
         raise WriteError(shown(place), reason)
@@ -204,6 +211,8 @@ def _reason(error: BaseException) -> str:
     status = status_of(error)
     if status is not None and (status in BUSY):
         return f"the server says {status}" + (f" ({_code(error)})" if _code(error) else "")
+    if any(type(each).__name__ == "ParamValidationError" for each in _chain(error)):  # before anybody was asked
+        return "no bucket, or no name in it, by this address"
     return first_line(error).removeprefix(f"[Errno {getattr(error, 'errno', None)}] ")
 
 

@@ -241,6 +241,14 @@ def test_no_credentials(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None
         storage.read(bucket.at("1"))
 
 
+def test_a_bucket_is_no_file(bucket: Bucket) -> None:
+    for place in (bucket.url, "s3://", "s3:///1.jpg"):
+        with pytest.raises(
+            InputError, match=f"^{place}: cannot be read: no bucket, or no name in it, by this address$"
+        ):
+            storage.read(place)
+
+
 def test_no_such_bucket(bucket: Bucket) -> None:
     for question in (
         lambda: storage.read("s3://nobody-has-this/1"),
@@ -256,6 +264,7 @@ def test_no_such_bucket(bucket: Bucket) -> None:
         ("nonsense://b/1", "Protocol not known: nonsense; give a path, s3:// or gs://"),
         ("ftp://user:secret@host/1", "ftp://: a password in a URL would end up in logs"),
         ("zip://1.jpg", "zip://1.jpg: cannot be read: "),
+        ("S3://b/1.jpg", "S3://b/1.jpg: write s3:// in small letters"),
     ],
 )
 def test_urls_that_are_none(place: str, words: str) -> None:
