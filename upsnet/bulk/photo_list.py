@@ -93,8 +93,24 @@ def base_of(place: str) -> str:
 
 
 def place_of(photo: str, base: str) -> str:
-    """Where a photo of a list lies. base: `base_of` the list; an absolute path and a URL are from anywhere."""
-    return photo if storage.is_url(photo) or os.path.isabs(photo) else storage.join(base, photo)
+    """Where a photo of a list lies. base: `base_of` the list; an absolute path and a URL are from anywhere.
+
+    Of a path the system resolves . and .., which are names like any other in a bucket.
+    """
+    if storage.is_url(photo) or os.path.isabs(photo):
+        return photo
+    parts = photo.split("/")
+    place = storage.join(base, photo)
+    if not storage.is_url(place) or not {".", ".."} & set(parts):
+        return place
+    kind, _, rest = base.partition("://")
+    bucket, *folders = rest.rstrip("/").split("/")
+    for part in parts:
+        if part == "..":
+            folders = folders[:-1]
+        elif part != ".":
+            folders.append(part)
+    return f"{kind}://{'/'.join([bucket, *folders])}"
 
 
 def _scan(place: str, block_size: int) -> PhotoList:

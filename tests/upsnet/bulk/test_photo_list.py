@@ -114,6 +114,10 @@ def test_where_photos_lie() -> None:
         ("/data/a.jpg", "s3://bucket/lists", "/data/a.jpg"),
         ("gs://other/a.jpg", "s3://bucket/lists", "gs://other/a.jpg"),
         ("me@home.jpg", "/lists", "/lists/me@home.jpg"),
+        ("./a.jpg", "s3://bucket", "s3://bucket/a.jpg"),  # as `find` writes it
+        ("../p//./a..b.jpg", "s3://bucket/x/lists/", "s3://bucket/x/p//a..b.jpg"),
+        ("../../../a.jpg", "s3://bucket/lists", "s3://bucket/a.jpg"),
+        ("../a.jpg", "file:///lists/x", "/lists/x/../a.jpg"),
     ):
         assert place_of(photo, base) == place
 
