@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from upsnet.errors import InputError, ServerError, first_line
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-S3 = ("s3", "s3a")
+S3, GCS = ("s3", "s3a"), ("gs", "gcs")
 # A file there appears whole or not at all.
-WRITTEN = (*S3, "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "memory")
+WRITTEN = (*S3, *GCS, "az", "abfs", "abfss", "oss", "oci", "memory")
 
 ATTEMPTS = 6
 WAIT = 0.5  # seconds before the second attempt, more or less; twice as long before each further one
@@ -74,6 +75,14 @@ def is_url(place: object) -> bool:
 def shown(place: str) -> str:
     """A place as messages have it: of http:// and https:// without what follows the ?, which may be a signature."""
     return place.partition("?")[0] if place[:4].lower() == "http" and is_url(place) else place
+
+
+def check_output(place: str) -> None:
+    """Before long work: WriteError for a URL that is not written, or that ends with the process. Asks nobody."""
+    if is_url(place) and _kind(place) not in ("file", "local"):
+        _check(place, writing=True)
+        if _kind(place) == "memory":
+            raise WriteError(place, "it ends with this process; give a path, or a bucket (s3://, gs://, az://)")
 
 
 def is_s3(place: str) -> bool:
@@ -125,6 +134,10 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
+def is_no_bucket(error: BaseException) -> bool:
+    return _code(error) == "NoSuchBucket"
+
+
 class Repeats:
     """How many requests were sent again, by bucket. The log has the first, the tenth, the hundredth and so on."""
 
@@ -149,13 +162,20 @@ class Repeats:
 repeats = Repeats()
 
 
+def has_password(place: str) -> bool:
+    """Of a URL, as ftp://user:password@host."""
+    user, at, _ = place.partition("://")[2].partition("/")[0].rpartition("@")
+    return is_url(place) and bool(at) and ":" in user
+
+
 def _check(place: str, writing: bool) -> None:
     kind = _kind(place)
-    user, at, _ = place.partition("://")[2].partition("/")[0].rpartition("@")
-    if at and ":" in user:
+    if has_password(place):
         raise InputError(
             f"{kind}://: a password in a URL would end up in logs; give it as the package for {kind} takes it"
         )
+    if not place.startswith(f"{kind}://"):
+        raise InputError(f"{shown(place)}: write {kind}:// in small letters")
     if writing and kind not in WRITTEN:
         reason = "what breaks off would stay there; give a path, or a bucket (s3://, gs://, az://)"
         raise WriteError(shown(place), reason)
@@ -169,9 +189,9 @@ def _failure(place: str, error: Exception, writing: bool) -> InputError:
     """What no other attempt would help."""
     kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     keys = BAD_KEYS.get(_code(error), "")
+    kind = _kind(place).replace("s3a", "s3").replace("gcs", "gs")
+    cure = f"; {CURES[kind]}" if kind in CURES else ""
     if keys or kinds & NO_KEYS:
-        kind = _kind(place).replace("s3a", "s3").replace("gcs", "gs")
-        cure = f"; {CURES[kind]}" if kind in CURES else ""
         why = f"the credentials are refused: {keys}" if keys else "no credentials were found"
         return ServerError(f"{_cannot(place, writing)}: {why}{cure}", "UNAUTHENTICATED")
     if kinds & CERTIFICATE:
@@ -179,13 +199,15 @@ def _failure(place: str, error: Exception, writing: bool) -> InputError:
             f"{_cannot(place, writing)}: the server's certificate is refused ({_reason(error)})", "UNAVAILABLE"
         )
     if isinstance(error, FileNotFoundError):
-        return InputError(f"{shown(place)}: no such {'bucket' if _code(error) == 'NoSuchBucket' else 'file'}")
+        return InputError(f"{shown(place)}: no such {'bucket' if is_no_bucket(error) else 'file'}")
     if isinstance(error, OSError) and error.errno in FULL:
         raise error  # this machine's disk
     if isinstance(error, PermissionError) or status_of(error) in REFUSED:
         reason = "the credentials do not allow it"
         if not writing:
             reason += ", or it is not there and they do not allow to list it"
+        if not _code(error):  # an answer to HEAD, which has no words
+            reason += f", or they are wrong{cure}"
         return InputError(f"{_cannot(place, writing)}: {reason}")
     return (
         WriteError(shown(place), _reason(error))
@@ -204,6 +226,8 @@ def _reason(error: BaseException) -> str:
     status = status_of(error)
     if status is not None and (status in BUSY):
         return f"the server says {status}" + (f" ({_code(error)})" if _code(error) else "")
+    if any(type(each).__name__ == "ParamValidationError" for each in _chain(error)):  # before anybody was asked
+        return "no bucket, or no name in it, by this address"
     return first_line(error).removeprefix(f"[Errno {getattr(error, 'errno', None)}] ")
 
 
@@ -231,7 +255,9 @@ def _system(place: str) -> System:
 
         options = get_filesystem_class(kind)._get_kwargs_from_urls(place)
     except ImportError as error:
-        raise InputError(f"{place}: needs a package ({first_line(error)}): pip install 'upsnet-trt[remote]'") from None
+        ours = find_spec("fsspec") is None or kind in (*S3, *GCS)
+        cure = ": pip install 'upsnet-trt[remote]'" if ours else ""
+        raise InputError(f"{shown(place)}: needs a package ({first_line(error)}){cure}") from None
     except ValueError as error:
         raise InputError(f"{place}: {first_line(error)}; give a path, s3:// or gs://") from None
     return _opened(os.getpid(), kind, tuple(sorted(options.items())))

@@ -222,10 +222,22 @@ def _check_openable(photo: Fetched, name: str) -> None:
         if os.path.isdir(photo):
             raise InputError(f"{name}: a folder, not a photo")
         if not os.path.isfile(photo):
-            raise InputError(f"{name}: no such file")
+            raise _no_file(photo, name)
     elif not isinstance(photo, bytes | bytearray) and not hasattr(photo, "read"):
         kinds = "a path, the bytes of an image, an open file, a PIL image or a uint8 H x W x 3 array"
         raise InputError(f"{name}: a photo is {kinds}, not {type(photo).__name__}")
+
+
+def _no_file(path: PathLike, name: str) -> InputError:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, ValueError):  # the latter: a zero byte in the name
+        return InputError(f"{name}: no such file")
+    except OSError as error:
+        unreadable = InputError(f"{name}: cannot be read: {error.strerror}")
+        unreadable.__cause__ = error
+        return unreadable
+    return InputError(f"{name}: a device or a pipe, not a photo")
 
 
 def _checked_array(array: np.ndarray, name: str) -> np.ndarray:

@@ -69,7 +69,8 @@ def _behind_url(url: str, taken: bool) -> Source:
     name = PurePosixPath(shown(url)).name
     if not taken:
         raise InputError(f"{shown(url)}: behind a URL; give photos of this machine")
-    if url.endswith("/") or "*" in name:
+    below = shown(url).partition("://")[2].partition("/")[2]
+    if not below or url.endswith("/") or "*" in name:
         raise InputError(f"{shown(url)}: behind a URL photos are named one by one; list them for --photos-from")
     if is_video(name):
         raise InputError(f"{shown(url)}: a video behind a URL is not read; fetch it, and give its path")

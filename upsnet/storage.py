@@ -229,7 +229,7 @@ def exists(place: str) -> bool:
 def names(folder: str) -> set[str]:
     """Of the files in a folder, without those of folders below; none where there is no such folder.
 
-    ServerError and InputError as `exists`.
+    ServerError and InputError as `exists`; InputError where there is no such bucket.
     """
     return set(sizes(folder))
 
@@ -244,7 +244,9 @@ def sizes(folder: str) -> dict[str, int]:
     def listed(system: System) -> dict[str, int]:
         try:
             found = system.ls(folder, detail=True)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if buckets.is_no_bucket(error):
+                raise
             return {}
         below = str(system._strip_protocol(folder)).rstrip("/") + "/"
         files = {entry["name"].removeprefix(below): entry["size"] for entry in found if entry["type"] == "file"}

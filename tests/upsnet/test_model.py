@@ -21,7 +21,7 @@ from upsnet.errors import InputError
 from upsnet.geometry import NetworkBatch, ResizeRule
 from upsnet.model import Model, load
 from upsnet.photos import Photo
-from upsnet.runtimes.open import choose
+from upsnet.runtimes.open import choose, open_runtime
 from upsnet.runtimes.options import RuntimeOptions
 from upsnet.runtimes.predictor import RawPrediction
 from upsnet.video import VideoWriter
@@ -117,6 +117,10 @@ def folder(tmp_path: Path) -> Path:
         ("grpc://127.0.0.1", {}, "grpc://127.0.0.1: a server is grpc://host:port"),
         ("grpc://host:port", {}, "grpc://host:port: a server is grpc://host:port"),
         ("http://127.0.0.1:8000", {}, "http://127.0.0.1:8000: a server is grpc://host:port, with the port of its gRPC"),
+        ("s3://bucket/runs/x", {}, "^s3://bucket/runs/x: models are read from this machine's disks: copy it here, and"),
+        ("gs://b/m.onnx", {"runtime": "onnxruntime"}, "^gs://b/m.onnx: models are read from this machine's disks: cop"),
+        ("file:///runs/x", {}, "^file:///runs/x: models are .* give its path; a server's address is grpc://host:port$"),
+        ("https://host/model.onnx", {}, "^https://host/model.onnx: models are read from this machine's disks"),
         ("grpc://127.0.0.1:1", {"runtime": "pytorch"}, "holds nothing for the runtime pytorch, only for triton$"),
         ("grpc://127.0.0.1:1", {"device": "cuda"}, "device is no option of the runtime triton: manifest"),
         ("grpc://127.0.0.1:1", {"threads": 2}, "threads is no option of the runtime triton: manifest"),
@@ -129,6 +133,12 @@ def test_what_is_no_model_is_told_in_one_line(
     with pytest.raises(InputError, match=message) as caught:
         load(source, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_file_of_a_model_behind_a_url() -> None:
+    for options in (RuntimeOptions(model=Path("s3://b/m.onnx")), RuntimeOptions(engine=Path("s3://b/e.plan"))):
+        with pytest.raises(InputError, match=r"^s3:/b/.*: no such file; models are read from this machine's disks"):
+            open_runtime(options)
 
 
 def test_a_server_that_is_not_there() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,12 @@ def test_flipped_bytes_either_read_or_are_refused(tmp_path: Path, suffix: str) -
 
 def test_missing_folder_and_text(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("no photo")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
     for path, message in (
         (tmp_path / "none.jpg", "no such file"),
+        (tmp_path / "loop.jpg", "cannot be read: Too many levels of symbolic links"),
+        (tmp_path / "pipe.jpg", "a device or a pipe, not a photo"),
         (tmp_path, "a folder, not a photo"),
         (tmp_path / "x.jpg", "not a readable image"),
         (tmp_path / ("n" * 300), ""),

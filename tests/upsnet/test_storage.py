@@ -227,6 +227,8 @@ def test_refusals_are_plain_and_not_repeated(
     assert len(bucket.seen()) == 1
     with pytest.raises(InputError, match="cannot be written: the credentials"):
         storage.write(bucket.at("1"), b"x")
+    with pytest.raises(InputError, match="the credentials do not allow it, .*, or they are wrong; set AWS_PROFILE"):
+        storage.exists(bucket.at("1"))  # by HEAD, whose answer does not say why
     assert "hidden" not in caplog.text + str(raised.value)
 
 
@@ -241,10 +243,19 @@ def test_no_credentials(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None
         storage.read(bucket.at("1"))
 
 
+def test_a_bucket_is_no_file(bucket: Bucket) -> None:
+    for place in (bucket.url, "s3://", "s3:///1.jpg"):
+        with pytest.raises(
+            InputError, match=f"^{place}: cannot be read: no bucket, or no name in it, by this address$"
+        ):
+            storage.read(place)
+
+
 def test_no_such_bucket(bucket: Bucket) -> None:
     for question in (
         lambda: storage.read("s3://nobody-has-this/1"),
         lambda: storage.write("s3://nobody-has-this/1", b""),
+        lambda: storage.names("s3://nobody-has-this/1"),
     ):
         with pytest.raises(InputError, match="s3://nobody-has-this/1: no such bucket"):
             question()
@@ -256,6 +267,7 @@ def test_no_such_bucket(bucket: Bucket) -> None:
         ("nonsense://b/1", "Protocol not known: nonsense; give a path, s3:// or gs://"),
         ("ftp://user:secret@host/1", "ftp://: a password in a URL would end up in logs"),
         ("zip://1.jpg", "zip://1.jpg: cannot be read: "),
+        ("S3://b/1.jpg", "S3://b/1.jpg: write s3:// in small letters"),
     ],
 )
 def test_urls_that_are_none(place: str, words: str) -> None:
@@ -268,6 +280,36 @@ def test_urls_that_are_none(place: str, words: str) -> None:
 def test_only_buckets_are_written() -> None:
     with pytest.raises(WriteError, match="sftp://host/1: cannot be written: what breaks off would stay there"):
         storage.write("sftp://host/1", b"")
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("memory://out", "it ends with this process; give a path, or a bucket"),
+        ("sftp://host/out", "what breaks off would stay there"),
+        ("https://host/out", "what breaks off would stay there"),
+        ("", ""), ("out", ""), ("file:///out", ""), ("s3://bucket/out", ""),
+    ],
+)  # fmt: skip
+def test_what_is_no_output_is_said_before_long_work(place: str, words: str) -> None:
+    if words:
+        with pytest.raises(WriteError, match=f"^{place}: cannot be written: {words}"):
+            buckets.check_output(place)
+    else:
+        buckets.check_output(place)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="needs fsspec of the extra remote")
+
+    def missing(kind: str) -> None:
+        raise ImportError(f"{kind} needs a package that nobody has")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    with pytest.raises(InputError, match=r"^sftp://h/1: needs a package \(sftp needs .*\)$"):
+        storage.read("sftp://h/1")
+    with pytest.raises(InputError, match=r"^gs://h/1: needs a package \(.*\): pip install 'upsnet-trt\[remote\]'$"):
+        storage.read("gs://h/1")
 
 
 def test_a_signature_is_not_shown() -> None:

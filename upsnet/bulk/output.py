@@ -14,7 +14,7 @@ from PIL import Image
 
 from upsnet import storage
 from upsnet.bulk import parquet, tar
-from upsnet.bulk.photo_list import base_of
+from upsnet.bulk.photo_list import base_of, place_of
 from upsnet.bulk.plan import PLAN, Plan, pending, read_plan
 from upsnet.bulk.report import summary_of
 from upsnet.bulk.row import Row
@@ -108,6 +108,5 @@ def _prediction(row: Row, categories: Categories, base: str) -> ListedPrediction
         )
         for each in row.segments
     ]
-    place = row.photo if storage.is_url(row.photo) else storage.join(base, row.photo)
-    read = partial(read_photo, place, row.photo)
+    read = partial(read_photo, place_of(row.photo, base), row.photo)
     return ListedPrediction(PanopticResult(ids, segments), categories, read, row.photo, row.name, image_id=row.image_id)

@@ -9,11 +9,12 @@ from typing import IO, Any
 
 from upsnet import DISTRIBUTION, storage
 from upsnet.bulk.plan import Plan
-from upsnet.bulk.row import Failure, Row, Summary
+from upsnet.bulk.row import Failure, Row, Summary, naming_damage
 from upsnet.errors import InputError, first_line
 
 ROWS = 64  # that are in memory, and a row group
 KEY = b"upsnet"
+CRC32 = "crc32"  # the column with the rows' own
 
 
 class ParquetWriter:
@@ -26,13 +27,15 @@ class ParquetWriter:
         about = {KEY: json.dumps(head | {"model": plan.model, "categories": plan.categories})}
         self._schema = _schema(self._pa).with_metadata(about)
         # PNGs are compressed; the columns beside them are small
-        self._writer = parquet.ParquetWriter(stream, self._schema, compression={"png": "NONE"})
+        self._writer = parquet.ParquetWriter(
+            stream, self._schema, compression={"png": "NONE"}, write_page_checksum=True
+        )
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: Row) -> None:
-        known = row._asdict() | {"photo": _text(row.photo)}
-        missing = dict.fromkeys(("height", "width", "png", "segments"))
-        self._rows.append(known | (missing | {"error": _text(row.error)} if row.error else {"error": None}))
+        row = row._replace(photo=_text(row.photo), error=_text(row.error))
+        none = ("height", "width", "png", "segments") if row.error else ("error",)
+        self._rows.append(row._asdict() | dict.fromkeys(none) | {CRC32: row.crc32})
         if len(self._rows) == ROWS:
             self._flush()
 
@@ -48,32 +51,28 @@ class ParquetWriter:
 
 def read_summary(place: str) -> Summary:
     """Of a file behind a URL nothing but the columns that tell. Raises InputError where it is no block's file."""
-    pa = pyarrow()
-    try:
-        with storage.reading_file(place) as stream:
-            file = _opened(stream)
-            head = json.loads(file.schema_arrow.metadata[KEY])
-            columns = list(Failure._fields)
-            rows = file.read(columns=columns).to_pylist()
-        left_out = [Failure(**row) for row in rows if row["error"] is not None]
+    with naming_damage(place, pyarrow().ArrowException), storage.reading_file(place) as stream:
+        file = _opened(stream)
+        head = json.loads(file.schema_arrow.metadata[KEY])
+        rows = file.read(columns=[*Failure._fields, CRC32]).to_pylist()
+        left_out = [_left_out(row) for row in rows if row["error"] is not None]
         return Summary(head["block"], len(rows), head["model_digest"], left_out)
-    except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{place}: no block of predictions ({first_line(error)})") from None
+
+
+def _left_out(row: dict[str, Any]) -> Failure:
+    crc32 = row.pop(CRC32)
+    Row(**row).checked(crc32)
+    return Failure(**row)
 
 
 def read_rows(place: str) -> Iterator[Row]:
-    """Those that were predicted. Raises InputError."""
-    pa = pyarrow()
-    try:
-        with storage.reading_file(place) as stream:
-            for batch in _opened(stream).iter_batches(ROWS):
-                for row in batch.to_pylist():
-                    if row["error"] is None:
-                        yield Row(**row | {"error": "", "segments": tuple(row["segments"])})
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise InputError(
-            f"{place}: not whole: {first_line(error)}; delete it and start the command that made it again"
-        ) from None
+    """Those that were predicted, each of them as it was written. Raises InputError."""
+    with naming_damage(place, pyarrow().ArrowException), storage.reading_file(place) as stream:
+        for batch in _opened(stream).iter_batches(ROWS):
+            for row in batch.to_pylist():
+                if row["error"] is None:
+                    crc32 = row.pop(CRC32)
+                    yield Row(**row | {"error": "", "segments": tuple(row["segments"])}).checked(crc32)
 
 
 def pyarrow() -> ModuleType:
@@ -89,7 +88,7 @@ def pyarrow() -> ModuleType:
 def _opened(stream: IO[bytes]) -> Any:  # pyarrow has no types
     import pyarrow.parquet as parquet
 
-    return parquet.ParquetFile(stream, pre_buffer=False)
+    return parquet.ParquetFile(stream, pre_buffer=False, page_checksum_verification=True)
 
 
 def _schema(pa: Any) -> Any:
@@ -110,6 +109,7 @@ def _schema(pa: Any) -> Any:
         "width": pa.int32(),
         "png": pa.binary(),
         "segments": pa.list_(pa.struct(segment)),
+        CRC32: pa.int64(),
     }
     return pa.schema(columns)
 

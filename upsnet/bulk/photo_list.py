@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from upsnet import storage
+from upsnet.buckets import has_password
 from upsnet.datasets.progress import progress_bar
 from upsnet.errors import InputError
 from upsnet.json_values import MOST_ID, complaint, whole
@@ -91,6 +92,27 @@ def base_of(place: str) -> str:
     return place.rpartition("/")[0] if storage.is_url(place) else os.path.dirname(os.path.abspath(place))
 
 
+def place_of(photo: str, base: str) -> str:
+    """Where a photo of a list lies. base: `base_of` the list; an absolute path and a URL are from anywhere.
+
+    Of a path the system resolves . and .., which are names like any other in a bucket.
+    """
+    if storage.is_url(photo) or os.path.isabs(photo):
+        return photo
+    parts = photo.split("/")
+    place = storage.join(base, photo)
+    if not storage.is_url(place) or not {".", ".."} & set(parts):
+        return place
+    kind, _, rest = base.partition("://")
+    bucket, *folders = rest.rstrip("/").split("/")
+    for part in parts:
+        if part == "..":
+            folders = folders[:-1]
+        elif part != ".":
+            folders.append(part)
+    return f"{kind}://{'/'.join([bucket, *folders])}"
+
+
 def _scan(place: str, block_size: int) -> PhotoList:
     digest, base = hashlib.sha256(), base_of(place)
     starts, sums = array("q"), array("I")
@@ -112,6 +134,8 @@ def _scan(place: str, block_size: int) -> PhotoList:
             _check_line(line, f"{place}: line {number}")
             if as_json:
                 given.look(number, text, photos, base)
+            elif b"@" in text:
+                _check_password(os.fsdecode(text), f"{place}: line {number}")
         end += len(line)
         sum_ = zlib.crc32(line, sum_)
     if not photos:
@@ -149,6 +173,14 @@ def _check_line(line: bytes, where: str) -> None:
         raise InputError(f"{where} holds a zero byte: no list of photos; give a text file with a path or a URL a line")
 
 
+def _check_password(photo: str, where: str) -> None:
+    """The list's photos are named in the output."""
+    if has_password(photo):
+        raise InputError(
+            f"{where}: a password in a URL would end up in the output; give it as fsspec's package takes it"
+        )
+
+
 def _entry(line: bytes, position: int, as_json: bool, base: str) -> Entry:
     """Of a line that `_scan` has seen."""
     line = line.rstrip(b"\r\n").removeprefix(BOM)
@@ -156,8 +188,7 @@ def _entry(line: bytes, position: int, as_json: bool, base: str) -> Entry:
     image_id = whole(content.get("image_id", position))
     assert image_id is not None
     photo = content["photo"]
-    place = photo if storage.is_url(photo) else storage.join(base, photo)
-    return Entry(image_id, content.get("name", f"{image_id:012}"), photo, place)
+    return Entry(image_id, content.get("name", f"{image_id:012}"), photo, place_of(photo, base))
 
 
 class _Given:
@@ -218,6 +249,7 @@ def _check_content(content: object, where: str) -> None:
     photo = content.get("photo")
     if not isinstance(photo, str) or not photo or "\0" in photo:
         raise InputError(f"{where}: {complaint(content, 'photo', 'a path or a URL')}")
+    _check_password(photo, where)
     if "image_id" in content:
         image_id = whole(content["image_id"])
         if image_id is None or not 0 <= image_id <= MOST_ID:

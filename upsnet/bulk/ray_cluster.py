@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from upsnet.device import AUTO
 from upsnet.errors import InputError
+from upsnet.runtimes.address import speaks_grpc
 from upsnet.runtimes.open import choose
 from upsnet.runtimes.options import RUNTIMES, RuntimeOptions
 from upsnet.runtimes.tls import Tls
@@ -21,6 +22,7 @@ from upsnet.silence import silent
 from upsnet.storage import is_url
 
 LOCAL, OURS = "local", "auto"
+HEAD_PORT = 6379
 REACHABLE_S = 5.0
 OBJECT_STORE = 128 << 20  # bytes, of a local cluster: what goes through it are numbers
 MOST_TEXT = 300  # characters
@@ -128,7 +130,7 @@ def absolute_place(place: str) -> str:
 
 
 def _reachable(address: str) -> str:
-    """host:port. InputError where nobody listens there; Ray itself would wait for minutes."""
+    """host:port. InputError where no head can listen there; Ray itself would wait for minutes."""
     if address == OURS:
         from ray._private.services import canonicalize_bootstrap_address  # what Ray's own commands ask
 
@@ -146,8 +148,15 @@ def _reachable(address: str) -> str:
             "outside, `ray job submit -- upsnet predict ... --ray auto` starts the command on one"
         )
     try:
-        socket.create_connection((host, int(port)), REACHABLE_S).close()
-    except (OSError, OverflowError) as error:
+        with_tls = os.environ.get("RAY_USE_TLS", "0") != "0"  # Ray's own; then it is only seen whether anybody listens
+        if with_tls:
+            socket.create_connection((host, int(port)), REACHABLE_S).close()
+        elif not speaks_grpc(host, int(port), REACHABLE_S):
+            raise InputError(
+                f"--ray {address}: what listens there is no head of a cluster; its port is that of `ray start --port`, "
+                f"{HEAD_PORT} where nobody said another, not the dashboard's"
+            )
+    except (OSError, OverflowError, UnicodeError) as error:
         raise InputError(
             f"--ray {address}: no cluster there ({one_line(error)}); `ray start --head` starts one"
         ) from None

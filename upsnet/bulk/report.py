@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from upsnet import storage
 from upsnet.bulk import parquet, tar
+from upsnet.bulk.photo_list import place_of
 from upsnet.bulk.pipeline import in_order
 from upsnet.bulk.plan import Plan
 from upsnet.bulk.row import Summary
@@ -60,8 +61,7 @@ def finish(plan: Plan, out: str, base: str) -> BulkReport:
         for summary in bar:
             left_out += len(summary.left_out)
             for each in summary.left_out:
-                place = each.photo if storage.is_url(each.photo) else storage.join(base, each.photo)
-                failed.write(json.dumps(each._asdict() | {"photo": place}) + "\n")
+                failed.write(json.dumps(each._asdict() | {"photo": place_of(each.photo, base)}) + "\n")
     report = BulkReport(
         photos=plan.photos,
         predicted=plan.photos - left_out,

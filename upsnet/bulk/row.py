@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
@@ -9,6 +13,7 @@ from PIL import Image
 from upsnet.bulk.photo_list import Entry
 from upsnet.categories import Categories
 from upsnet.datasets.coco_format import annotation, id2rgb
+from upsnet.errors import InputError, first_line
 from upsnet.photos import encode_image
 from upsnet.result import PanopticResult
 
@@ -41,6 +46,18 @@ class Row(NamedTuple):
         """An entry of COCO's `annotations`."""
         return {"image_id": self.image_id, "file_name": f"{self.name}.png", "segments_info": list(self.segments)}
 
+    @property
+    def crc32(self) -> int:
+        """Of all that it says. A block's file has it beside each row, and what is read back is held against it."""
+        about = [*self[: self._fields.index("png")], self.segments]
+        return zlib.crc32(self.png, zlib.crc32(json.dumps(about, sort_keys=True).encode()))
+
+    def checked(self, crc32: int) -> Row:
+        """ValueError where that is not its own."""
+        if self.crc32 != crc32:
+            raise ValueError(f"{self.name!r} is not what was written")
+        return self
+
 
 class Failure(NamedTuple):
     """A photo that was left out. A line of failed.jsonl."""
@@ -68,3 +85,27 @@ class Writer(Protocol):
     def end(self) -> None:
         """Writes what is known once all rows are there."""
         ...
+
+
+# What anything may raise that is given what it does not expect.
+UNEXPECTED = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
+
+
+@contextmanager
+def naming_damage(place: str, *kinds: type[Exception]) -> Iterator[None]:
+    """What a reader says of damaged bytes is an InputError that names the block's file, and the cure.
+
+    kinds: of exceptions, besides `UNEXPECTED`.
+    """
+    damage: tuple[type[Exception], ...] = (*UNEXPECTED, *kinds)
+    try:
+        yield
+    except InputError:  # of the bucket, or of the disk
+        raise
+    except damage as error:
+        if isinstance(error, OSError) and error.errno:
+            raise InputError(f"{place}: cannot be read: {error.strerror}") from error
+        raise InputError(
+            f"{place}: damaged, or no block of predictions ({first_line(error)}); delete it and start the command that "
+            "made it again"
+        ) from None

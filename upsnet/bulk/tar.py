@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
 from upsnet import storage
 from upsnet.bulk.plan import Plan
-from upsnet.bulk.row import Failure, Row, Summary
-from upsnet.errors import InputError
+from upsnet.bulk.row import Failure, Row, Summary, naming_damage
 
 OWN = "__block__"
 BLOCK = tarfile.BLOCKSIZE
@@ -37,8 +37,8 @@ class TarWriter:
             self._left_out.append(Failure(row.image_id, row.name, row.photo, row.error))
             return
         self._add(f"{row.name}.png", row.png)
-        size = {"photo": row.photo, "height": row.height, "width": row.width}
-        self._add(f"{row.name}.json", _json(row.annotation | size))
+        more = {"photo": row.photo, "height": row.height, "width": row.width, "crc32": row.crc32}
+        self._add(f"{row.name}.json", _json(row.annotation | more))
         self._annotations.append(row.annotation)
 
     def end(self) -> None:
@@ -52,6 +52,7 @@ class TarWriter:
             "photos": self._rows,
             "left_out": len(self._left_out),
             "left_out_bytes": [start, len(lines)],
+            "left_out_crc32": zlib.crc32(lines),
             "model_digest": plan.model_digest,
         }
         self._stream.seek(HEAD_START)
@@ -72,35 +73,38 @@ class TarWriter:
 
 def read_summary(place: str) -> Summary:
     """Two small reads at most. Raises InputError where it is no block's file."""
-    try:
+    with naming_damage(place):
         head = json.loads(storage.read(place, HEAD_START, HEAD_SIZE))
         start, size = head["left_out_bytes"]
-        lines = storage.read(place, start, size).splitlines() if size else []
-        left_out = [Failure(**json.loads(line)) for line in lines]
+        lines = storage.read(place, start, size) if size else b""
+        if zlib.crc32(lines) != head["left_out_crc32"]:
+            raise ValueError("the photos that were left out are not what was written")
+        left_out = [Failure(**json.loads(line)) for line in lines.splitlines()]
         return Summary(head["block"], head["photos"], head["model_digest"], left_out)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{place}: no block of predictions by its beginning ({error})") from None
 
 
 def read_rows(place: str) -> Iterator[Row]:
-    """Those that were predicted. Raises InputError."""
-    try:
-        with storage.reading_file(place) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            png = b""
-            for info in tar:
-                if info.name.startswith(f"{OWN}/"):
-                    continue
-                content = tar.extractfile(info)
-                assert content is not None
-                if info.name.endswith(".png"):
-                    png = content.read()
-                    continue
-                entry = json.load(content)
-                name = info.name.removesuffix(".json")
-                size = entry["height"], entry["width"]
-                yield Row(entry["image_id"], name, entry["photo"], "", *size, png, tuple(entry["segments_info"]))
-    except (tarfile.TarError, ValueError, KeyError, AssertionError) as error:
-        raise InputError(f"{place}: not whole: {error}; delete it and start the command that made it again") from None
+    """Those that were predicted, each of them as it was written. Raises InputError."""
+    with (
+        naming_damage(place, tarfile.TarError),
+        storage.reading_file(place) as stream,
+        tarfile.open(fileobj=stream, mode="r:") as tar,
+    ):
+        png = b""
+        for info in tar:
+            if info.name.startswith(f"{OWN}/"):
+                continue
+            content = tar.extractfile(info)
+            if content is None:
+                raise ValueError(f"{info.name!r} is no file")
+            if info.name.endswith(".png"):
+                png = content.read()
+                continue
+            entry = json.load(content)
+            name = info.name.removesuffix(".json")
+            size, segments = (entry["height"], entry["width"]), tuple(entry["segments_info"])
+            row = Row(entry["image_id"], name, entry["photo"], "", *size, png, segments)
+            yield row.checked(entry["crc32"])
 
 
 def _json(value: object) -> bytes:

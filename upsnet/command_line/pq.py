@@ -21,6 +21,7 @@ from upsnet.datasets.split import INDEX
 from upsnet.errors import InputError
 from upsnet.files import read_json, write_json
 from upsnet.metrics.pq_files import evaluate
+from upsnet.storage import is_url
 
 SHOWN_WARNINGS = 50
 
@@ -57,10 +58,14 @@ def _print_warnings(warnings: Sequence[str]) -> None:
 def main(
     gt_json: Annotated[Path, typer.Option(help="Ground truth, COCO panoptic format.")],
     pred_json: Annotated[
-        Path,
-        typer.Option(help="Predictions, the same format; or the folder that `upsnet predict --photos-from` wrote."),
+        str,
+        typer.Option(
+            help="Predictions, the same format; or the folder, or the URL, that `upsnet predict --photos-from` wrote."
+        ),
     ],
-    gt_folder: Annotated[Path | None, typer.Option(help="Its PNGs (default: the JSON's path without .json).")] = None,
+    gt_folder: Annotated[
+        Path | None, typer.Option(help="Its PNGs (default: panoptic_NAME beside NAME.json, else NAME).")
+    ] = None,
     pred_folder: Annotated[
         Path | None, typer.Option(help="Their PNGs (default: the JSON's path without .json).")
     ] = None,
@@ -77,11 +82,12 @@ def main(
     """PQ, SQ and RQ of COCO panoptic predictions, as panopticapi has them. Exit status 2: the input is refused."""
     if gt_json.name.endswith(INDEX):
         raise InputError(f"{gt_json}: PQ of files takes a truth in folders; `upsnet eval` takes one in shards")
+    predictions = Path(pred_json)
     with ExitStack() as stack:
-        if (pred_json / PLAN).is_file():
+        if is_url(pred_json) or (predictions / PLAN).is_file():
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="upsnet-")))
-            pred_json, pred_folder = unpack(pred_json, folder), folder / "predictions"
-        report = evaluate(gt_json, pred_json, gt_folder, pred_folder, workers, check_all)
+            predictions, pred_folder = unpack(pred_json, folder), folder / "predictions"
+        report = evaluate(gt_json, predictions, gt_folder, pred_folder, workers, check_all)
     if json:
         write_json(json, report)
     _print_warnings(report["warnings"])

@@ -16,6 +16,7 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
+from upsnet.buckets import check_output
 from upsnet.bulk.command import BulkOptions, Here, Runner, predict_listed
 from upsnet.bulk.ray_cluster import Actors
 from upsnet.command_line import options
@@ -257,6 +258,7 @@ def main(
     if photos_from is not None:
         if photos:
             raise InputError(f"{photos[0]}: photos are either named or listed; leave it out, or --photos-from")
+        check_output(out)
         runner = _runner(chosen, readers, ray, Actors(actors, actor_cpus, actor_gpus))
         left = predict_listed(BulkOptions(photos_from, out, shard, format, block), runner)
         raise typer.Exit(LEFT_OUT if left else 0)

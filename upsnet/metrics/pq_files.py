@@ -21,6 +21,7 @@ from upsnet import hotcoco_package
 from upsnet.datasets.coco_format import read_panoptic_png
 from upsnet.datasets.listing import Listing
 from upsnet.datasets.parallel import chunked, map_parallel
+from upsnet.datasets.split import Split
 from upsnet.datasets.wrong_file import PANOPTIC, other_format
 from upsnet.errors import InputError
 from upsnet.files import PathLike, read_json
@@ -40,7 +41,8 @@ def evaluate(
     workers: int = 1,
     check_all: bool = False,
 ) -> dict[str, Any]:
-    """PQ of the predictions that `pred_json` describes. Folders of PNGs: by default the JSON's path without .json.
+    """PQ of the predictions that `pred_json` describes. Folders of PNGs: by default the JSON's path without .json; of
+    the truth X.json panoptic_X beside it, where that is there: X has the photos then.
 
     -> {"results": {"All" | "Things" | "Stuff": pq, sq, rq, n}, "per_class": {category id: pq, sq, rq, tp, fp, fn, iou},
     "images": count, "truth_checked": count, "warnings": [lines that name the image]}, in fractions; pq, sq, rq are None
@@ -53,7 +55,9 @@ def evaluate(
     """
     if workers < 1:
         raise InputError(f"workers must be at least 1, not {workers}")
-    gt, pred = _read(gt_json, gt_folder), _read(pred_json, pred_folder)
+    usual = Split.usual(Path(gt_json)).segments
+    gt = _read(gt_json, gt_folder or (usual if usual.is_dir() else None))
+    pred = _read(pred_json, pred_folder)
     if "categories" not in gt.content:
         raise InputError(f"{gt_json}: key 'categories' is missing")
     try:

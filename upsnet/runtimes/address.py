@@ -92,11 +92,20 @@ def check_grpc(address: str, seconds: float = 4.0, tls: Tls | None = None) -> No
     except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name that is empty or too long
         reason = error.strerror if isinstance(error, OSError) else "no host has such a name"
         raise _unavailable(f"no server can be reached at {address}: {reason}; {WANTED}") from None
-    if answer is not None and answer[3:4] == bytes([SETTINGS]):
+    if _is_grpc(answer):
         return
     if context is not None and not answer:  # TLS 1.3 refuses a client after its handshake, with or without a word
         raise _unavailable(f"the server at {address} ends the connection: {CERTIFICATE}")
     raise _unavailable(f"{_description(address, answer, seconds, context)}; {WANTED}")
+
+
+def speaks_grpc(host: str, port: int, seconds: float) -> bool:
+    """Of a server without TLS. OSError where nothing listens there."""
+    return _is_grpc(_ask(f"{host}:{port}", PREFACE, seconds, enough=FRAME_HEADER))
+
+
+def _is_grpc(answer: bytes | None) -> bool:
+    return answer is not None and answer[3:4] == bytes([SETTINGS])
 
 
 def _unavailable(message: str) -> ServerError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,9 @@ MOST_THREADS = 256  # more only wait for each other
 MODELS = (
     "a run's or an engine's folder, an .onnx file, a plan of TensorRT, a checkpoint (.safetensors) or grpc://host:port"
 )
+ON_DISK = "models are read from this machine's disks: copy it here, and give its path"
+MODEL_FILES = tuple({Path(file).suffix for file in FILES.values()})
+SERVERS = ("grpc", "grpcs", "http", "https")  # the last two are what people write for the first
 
 
 def open_runtime(options: RuntimeOptions) -> Predictor:
@@ -127,6 +131,8 @@ def find_model(source: PathLike | None, runtime: str | None = None) -> tuple[str
     text, path = os.fspath(source), Path(source)
     found: dict[str, PathLike] = {}
     if "://" in text:
+        if _is_of_model(text):
+            raise InputError(f"{text}: {ON_DISK}; a server's address is grpc://host:port")
         scheme = TLS_SCHEME if text.startswith(TLS_SCHEME) else ""
         found = {"triton": scheme + parse_address(text)}
     elif os.path.isdir(path):
@@ -154,6 +160,12 @@ def find_model(source: PathLike | None, runtime: str | None = None) -> tuple[str
 CURES = dict.fromkeys(("onnxruntime", "onnxruntime-tensorrt"), "`make onnx` exports it") | {
     name: f"`upsnet engine --backend {name}` builds it" for name, each in RUNTIMES.items() if each.place == "engine"
 }
+
+
+def _is_of_model(text: str) -> bool:
+    """Whether it is the URL of a file or a folder, rather than of a server. Of a Path, one slash is left."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text)
+    return found is not None and (found[1].lower() not in SERVERS or text.endswith(MODEL_FILES))
 
 
 def _in_folder(folder: Path, runtime: str | None) -> dict[str, Path]:
@@ -191,7 +203,8 @@ def _open(name: str, place: PathLike, options: RuntimeOptions, asked: bool) -> P
     if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
         raise InputError(f"threads {threads!r}: give a number from 1 to {MOST_THREADS}")
     if runtime.file and not os.path.isfile(place):
-        raise InputError(f"{place}: no such file; the runtime {name} needs {runtime.needs}")
+        cure = ON_DISK if _is_of_model(os.fspath(place)) else f"the runtime {name} needs {runtime.needs}"
+        raise InputError(f"{place}: no such file; {cure}")
     options = options._replace(device=AUTO if options.device is None else options.device)
     module, _, predictor = runtime.predictor.partition(":")
     try:

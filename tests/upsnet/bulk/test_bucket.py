@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import upsnet
+from tests.browser.colours import write_network
 from tests.bucket import Bucket
 from tests.bucket_server import Fault
 from tests.conftest import ROOT
@@ -74,10 +75,12 @@ def test_credentials_that_are_refused_leave_no_photo_out(bucket: Bucket, photo_l
 
 
 @pytest.mark.large
-def test_the_command_from_a_bucket_to_a_bucket(bucket: Bucket, photo_list: str, tiny_run: Path) -> None:
+def test_the_command_from_a_bucket_to_a_bucket(bucket: Bucket, photo_list: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = write_network(tmp_path / "model.onnx")
     bucket.faults(Fault("busy", every=7), Fault("cut", every=9))
     command = [sys.executable, "-m", "upsnet", "predict", "--photos-from", photo_list, "--out", bucket.at("out")]
-    done = subprocess.run([*command, "--run", tiny_run], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "--model", model], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     assert f"predicted 30 of 32 photos, left out 2: {bucket.at('out/failed.jsonl')}" in done.stdout
     assert f"{bucket.url}: " in done.stderr and "tried again" in done.stderr and "Traceback" not in done.stderr

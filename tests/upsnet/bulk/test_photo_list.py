@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from upsnet.bulk import photo_list
-from upsnet.bulk.photo_list import Entry, PhotoList
+from upsnet.bulk.photo_list import Entry, PhotoList, place_of
 from upsnet.errors import InputError
 
 
@@ -93,6 +93,8 @@ BAD = {
     line(name="__block__/000000/predictions"): "begins with __",
     line(name="x" * 201): "has more than 200 bytes",
     line(name=5): "the name 5 is no text",
+    "a.jpg\nhttp://me:secret@host/a.jpg": "line 2: a password in a URL would end up in the output",
+    line(photo="ftp://me:secret@host/a.jpg"): "line 1: a password in a URL would end up in the output",
 }
 
 
@@ -101,7 +103,23 @@ def test_no_list(tmp_path: Path, content: str) -> None:
     place = write(tmp_path, content)
     with pytest.raises(InputError, match=BAD[content]) as caught:
         PhotoList.scan(place, 2)
-    assert str(caught.value).startswith(place)
+    assert str(caught.value).startswith(place) and "secret" not in str(caught.value)
+
+
+def test_where_photos_lie() -> None:
+    """An absolute path and a URL are from anywhere, others from the list's folder."""
+    for photo, base, place in (
+        ("a.jpg", "/lists", "/lists/a.jpg"),
+        ("a.jpg", "s3://bucket/lists", "s3://bucket/lists/a.jpg"),
+        ("/data/a.jpg", "s3://bucket/lists", "/data/a.jpg"),
+        ("gs://other/a.jpg", "s3://bucket/lists", "gs://other/a.jpg"),
+        ("me@home.jpg", "/lists", "/lists/me@home.jpg"),
+        ("./a.jpg", "s3://bucket", "s3://bucket/a.jpg"),  # as `find` writes it
+        ("../p//./a..b.jpg", "s3://bucket/x/lists/", "s3://bucket/x/p//a..b.jpg"),
+        ("../../../a.jpg", "s3://bucket/lists", "s3://bucket/a.jpg"),
+        ("../a.jpg", "file:///lists/x", "/lists/x/../a.jpg"),
+    ):
+        assert place_of(photo, base) == place
 
 
 def test_no_file(tmp_path: Path) -> None:

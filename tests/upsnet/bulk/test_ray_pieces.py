@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +63,27 @@ def test_nobody_there(address: str) -> None:
         connected(address),
     ):
         pass
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_somebody_else_there(words: bytes) -> None:
+    """The dashboard, for one: Ray itself would ask it for minutes."""
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(words)
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with (
+            pytest.raises(InputError, match=f"--ray {address}: what listens there is no head of a cluster; .* 6379"),
+            connected(address),
+        ):
+            pass
 
 
 def test_options_of_actors_are_for_a_cluster(tmp_path: Path) -> None:

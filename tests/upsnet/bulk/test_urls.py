@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 import upsnet
 from tests.upsnet.bulk.stand_in import contents, run, write_photos
+from upsnet.bulk.output import unpack
+from upsnet.command_line import command, pq
 
 fsspec = pytest.importorskip("fsspec", reason="needs fsspec: pip install -e '.[remote]'")
+
+
+def score(predictions: Path | str, folder: Path) -> object:
+    """`upsnet pq` of an output, whose truth are the predictions themselves."""
+    truth = unpack(folder / "here", folder / "truth")
+    given = ["--gt-json", truth, "--pred-json", predictions, "--json", folder / "pq.json"]
+    with pytest.raises(SystemExit) as end:
+        command.run(pq.main, list(map(str, given)))
+    assert end.value.code == 0
+    report = json.loads((folder / "pq.json").read_text())
+    assert report["images"] == 10 and report["results"]["All"]["pq"] == 1
+    return report
 
 
 @pytest.mark.parametrize("format", ["tar", "parquet"])
@@ -33,5 +48,6 @@ def test_the_output_is_the_same(tmp_path: Path, format: str) -> None:
         assert here == there
         assert f"memory:/{bucket}/photos/gone.png: no such file" in (tmp_path / "there" / "failed.jsonl").read_text()
         assert [each.image_id for each in upsnet.read_predictions(out)] == list(range(1, 11))
+        assert score(tmp_path / "here", tmp_path) == score(out, tmp_path)
     finally:
         memory.rm(bucket, recursive=True)

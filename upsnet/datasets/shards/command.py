@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from upsnet.buckets import check_output
 from upsnet.datasets.doctor.json_file import open_split
 from upsnet.datasets.shards.write import MIB, Check, write_shards
 
@@ -30,6 +31,7 @@ def main(
     Into PLACE come NAME-000000.tar, ..., NAME.json, and NAME.shards.json, which is given where a JSON is: --gt-json,
     `upsnet data check`, data.train: {shards: ...} in a configuration. `upsnet train --data PLACE` takes train and val.
     """
+    check_output(out)
     split = open_split(gt_json, gt_folder, images)
     written = write_shards(split, out, shard_mib * MIB, check, workers)
     for line in written.warnings:
