@@ -45,7 +45,10 @@ class Heartbeat:
     def first_to_say(self) -> bool:
         """Whether this process is to say what is wrong with the run: no other one has. All others end then."""
         self.stopped.set()
-        return self._add(SAID, 1) <= 1  # 0: the process that held the store is gone
+        if self._add(SAID, 1) <= 1:  # 0: the process that held the store is gone
+            return True
+        self._add(HEARD, 1)
+        return False
 
     def is_said(self) -> bool:
         """Whether another process has said what is wrong with the run; then this one is to end without a word."""

@@ -6,18 +6,28 @@ configuration with a wrong word too.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
 import signal
+import socket
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch.distributed import run
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import (
+    DEFAULT_ROLE,
+    RunResult,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -29,6 +39,8 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousTimeoutError,
 )
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+from torch.distributed.launcher.api import LaunchConfig
 
 from training.config import ScheduleConfig
 from training.device import problem_with_cuda
@@ -37,10 +49,12 @@ from training.schedule import make_plan
 from upsnet.command_line.command import BAD_INPUT
 from upsnet.datasets.parallel import usable_cores
 from upsnet.errors import InputError, first_line
+from upsnet.silence import silent
 
 SIGNALLED = 128  # plus the signal's number: what a shell reports of a process that a signal ended
 MEETING = 600  # seconds: how long a machine waits for the others
 ANSWERING = 120  # seconds: how long HOST may take to be there (an attempt; PyTorch makes two), and to answer
+PARTING = 20  # seconds: how long after HOST's launcher has ended the processes here may say why
 SAVING = 120  # seconds: how long after SIGTERM the processes may write their checkpoint
 
 
@@ -72,8 +86,7 @@ def machines(nodes: str, meeting_point: str | None, processes: int, schedule: Sc
         )
     if most > 1 and not meeting_point:
         raise InputError(f"--nodes {nodes}: give --rendezvous HOST:PORT too, HOST one of the machines, the same on all")
-    host, _, port = (meeting_point or "localhost:1").rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    if meeting_point is not None and not is_endpoint(meeting_point):
         raise InputError(f"--rendezvous {meeting_point}: give HOST:PORT, as node1:29500, HOST one of the machines")
     if least < most and not schedule.images_per_step:
         fitting = math.lcm(*range(least, most + 1)) * processes * (schedule.images_per_gpu or 1)
@@ -87,6 +100,14 @@ def machines(nodes: str, meeting_point: str | None, processes: int, schedule: Sc
         except InputError as error:
             raise InputError(f"--nodes {nodes}: with {number} of them {error}") from None
     return Machines(least, most, meeting_point or "")
+
+
+def is_endpoint(text: str) -> bool:
+    """Whether torchrun can take this as HOST:PORT."""
+    try:
+        return bool(text.strip()) and parse_rendezvous_endpoint(text, default_port=0)[1] > 0
+    except ValueError:
+        return False
 
 
 def process_count(text: str) -> int:
@@ -115,16 +136,24 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
         # and an agent that is started again does not find it.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.disable(logging.ERROR)  # torchrun's own account of what has failed
-    flags = [*where.flags, f"--rdzv-id={run_id}", f"--rdzv-conf=join_timeout={MEETING},read_timeout={ANSWERING}"]
+    name = hashlib.sha256(os.fsencode(run_id)).hexdigest()[:16]  # torchrun makes a file's name of it
+    flags = [*where.flags, f"--rdzv-id={name}", f"--rdzv-conf=join_timeout={MEETING},read_timeout={ANSWERING}"]
     flags += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
-    config, command, given = run.config_from_args(run.parse_args([*flags, "--module", "training.train", *arguments]))
-    meeting = (config.rdzv_backend, config.rdzv_endpoint, config.run_id, config.min_nodes, config.max_nodes)
-    parameters = RendezvousParameters(*meeting, config.local_addr, **config.rdzv_configs)
-    rendezvous: RendezvousHandler | None = None
     if where.most > 1:
         print(f"waiting for the other machines at {where.meeting_point}, up to {MEETING // 60} minutes", flush=True)
+    with tempfile.TemporaryDirectory(prefix="upsnet-train-", ignore_cleanup_errors=True) as logs:
+        flags.append(f"--log-dir={os.environ.get('PET_LOG_DIR') or logs}")
+        return _launch(run.config_from_args(run.parse_args([*flags, "--module", "training.train", *arguments])), where)
+
+
+def _launch(torchrun: tuple[LaunchConfig, Any, list[str]], where: Machines) -> int:
+    config, command, given = torchrun
+    meeting = (config.rdzv_backend, config.rdzv_endpoint, config.run_id, config.min_nodes, config.max_nodes)
+    rendezvous: RendezvousHandler | None = None
     try:
-        rendezvous = get_rendezvous_handler(parameters)
+        parameters = RendezvousParameters(*meeting, config.local_addr, **config.rdzv_configs)
+        with silent():  # of each attempt
+            rendezvous = get_rendezvous_handler(parameters)
         spec = WorkerSpec(
             role=config.role,
             local_world_size=config.nproc_per_node,
@@ -142,6 +171,9 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
         status = end_status(result, workers[0].world_size if workers else 0)
     except SignalException as error:
         return SIGNALLED + error.sigval  # without closing: the others may wait until this machine is back
+    except socket.gaierror as error:  # of this machine: HOST's is waited for
+        problem = f"{socket.gethostname()} ({first_line(error)})"
+        raise InputError(f"this machine does not know the address of its own name, {problem}; see /etc/hosts") from None
     except (RendezvousError, dist.DistError) as error:
         print(f"error: {why_alone(error, where)}", file=sys.stderr)
         status = LOST
@@ -152,6 +184,22 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
 
 class Agent(LocalElasticAgent):
     """torchrun's own, but for what it says, and that it does not start again what would fail again."""
+
+    def _invoke_run(self, role: str = DEFAULT_ROLE) -> RunResult:
+        """HOST's launcher may have ended as its processes met bad input, and ours are about to end for that, too."""
+        try:
+            return super()._invoke_run(role)
+        except RendezvousConnectionError:
+            if not self._pcontext:
+                raise
+            until = time.monotonic() + PARTING
+            while (result := self._monitor_workers(self.get_worker_group())).state is WorkerState.HEALTHY:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+            if not result.is_failed() or first_failure(result)[1] != BAD_INPUT:
+                raise
+            return result
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result = super()._monitor_workers(worker_group)

@@ -26,7 +26,7 @@ def load_module(module: str, what: str) -> ModuleType:
 
 
 def _check_checkout(folder: str, what: str) -> None:
-    if not (ROOT / "triton_repo").is_dir():
+    if not (ROOT / "pyproject.toml").exists():
         raise InputError(
             f"{what} needs the project's checkout, and only the package is installed here; clone the repository, "
             "`make setup` there, and use its .venv"

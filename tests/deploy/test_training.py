@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_a_job_at_the_end_of_its_time_goes_on_as_if_nothing_had_been(slurm: dict
     slurm |= {"PROCESSES": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     port = next(port for port in iter(free_port, None) if 20_000 <= port < 40_000)
     slurm["SLURM_JOB_ID"] = str(port - 20_000)
-    command = ["bash", str(SCRIPT), "--config=run.yaml", "--out=run", "--device=cpu"]
+    command = ["bash", str(SCRIPT), "--config=run.yaml", "--out=runs/run", "--device=cpu"]
     run.machines = [subprocess.Popen(command, cwd=tmp_path, env=slurm, start_new_session=True)]
     try:
         run.until(run.at(3))
@@ -189,6 +190,24 @@ def test_what_a_pod_of_a_job_is(name: str) -> None:
     )
     copied = set(re.findall(r"^COPY (\w+) \1$", image, re.MULTILINE))
     assert copied == {"upsnet", "plugins_cuda", "training"}  # what training may import
+
+
+def test_the_image_has_all_that_train_needs(tmp_path: Path) -> None:
+    """What is copied into it, and nothing else."""
+    image = (CONTAINER / "Containerfile.train").read_text()
+    for words in re.findall(r"^COPY (.*)$", image, re.MULTILINE):
+        *names, target = words.split()
+        for name in names:
+            place = tmp_path / (name if target == "./" else target)
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__", "*.so", "build"))
+            else:
+                shutil.copy(ROOT / name, place)
+    command = [sys.executable, "-m", "upsnet", "train", "--config", "training/configs/demo.yaml", "--data", "none"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.startswith("error: none/train.json: no such file (data.train.json_file); ")
 
 
 def test_bad_input_ends_the_job_and_all_else_starts_a_pod_again() -> None:

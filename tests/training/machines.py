@@ -23,16 +23,19 @@ from training.checkpoint import load
 class Run:
     """Of the real network, as small as it can be, in a folder; its machines' words are in files beside it."""
 
-    def __init__(self, folder: Path, name: str, nodes: str = "2", **schedule: Any) -> None:
-        self.folder, self.out, self.nodes = folder, folder / name, nodes
+    def __init__(self, folder: Path, name: str, nodes: str = "2", cwd: Path | None = None, **schedule: Any) -> None:
+        """cwd: where its machines work, else `folder`, which has the data."""
+        self.folder, self.nodes = cwd or folder, nodes
+        self.folder.mkdir(exist_ok=True)
+        self.out = self.folder / "runs" / name
         self.port, self.machines = free_port(), []  # type: tuple[int, list[subprocess.Popen[bytes]]]
         defaults = {"iterations": 8, "images_per_step": 2, "checkpoint_every": 2, "evaluate_every": 0, "lr": 0.005}
         config = settings(folder / "shapes", model=SMALL, zoom=(1, 1), **(defaults | schedule))
-        (folder / f"{name}.yaml").write_text(config.model_dump_json())  # which is YAML too
+        (self.folder / f"{name}.yaml").write_text(config.model_dump_json())  # which is YAML too
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
         """One machine's launcher, in a session of its own."""
-        words = ["--config", f"{self.out.name}.yaml", "--out", self.out.name, "--device", "cpu"]
+        words = ["--config", f"{self.out.name}.yaml", "--out", f"runs/{self.out.name}", "--device", "cpu"]
         words += ["--nodes", self.nodes, "--rendezvous", f"127.0.0.1:{self.port}", *more]
         machine = subprocess.Popen(
             [sys.executable, "-m", "upsnet", "train", *words],

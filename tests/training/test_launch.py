@@ -12,11 +12,14 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch.distributed.elastic.agent.server import RunResult, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 
 from tests.training.child_processes import ROOT
 from tests.training.tiny_network import SMALL, settings
@@ -24,7 +27,7 @@ from training.checkpoint import load
 from training.distributed import LostProcess, first_to_fail, processes
 from training.distributed import end_status as process_status
 from training.heartbeat import LOST
-from training.launch import end_status, process_count
+from training.launch import Agent, Machines, end_status, launch, process_count
 from upsnet.datasets.parallel import usable_cores
 from upsnet.errors import InputError, ServerError
 
@@ -39,9 +42,10 @@ def small(shapes: Path, tmp_path: Path) -> Path:
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "upsnet", "train", "--processes=2", "--config=small.yaml", "--out=run", *more]
+    command = [sys.executable, "-m", "upsnet", "train", "--processes=2", "--config=small.yaml", "--out=runs/run", *more]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")}
+    (folder / "tmp").mkdir(exist_ok=True)
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -62,12 +66,14 @@ def test_two_processes_train_without_a_warning(small: Path) -> None:
     workers = max(1, usable_cores() // 2)
     assert f"data.workers: 1024, and {workers} a process are started, for want of cores\n" in stdout
     assert stdout.count("starts from random weights") == 1
-    assert load(small / "run/last.safetensors").step == 3
+    assert load(small / "runs/run/last.safetensors").step == 3
+    left = [path.name for folder in ("runs", "tmp") for path in (small / folder).iterdir()]
+    assert [name for name in left if not name.startswith("torchinductor_")] == ["run"]  # nothing of the launcher's
 
 
 def test_a_signal_stops_both_and_saves(small: Path) -> None:
     with start(small, "--iterations=100000", "--set=schedule.evaluate_every=0") as run:
-        metrics = small / "run/metrics.jsonl"
+        metrics = small / "runs/run/metrics.jsonl"
         while not metrics.exists() or not metrics.read_text():  # the first step's
             assert run.poll() is None
             time.sleep(0.1)
@@ -75,7 +81,7 @@ def test_a_signal_stops_both_and_saves(small: Path) -> None:
         _, stderr = run.communicate(timeout=60)
     assert run.returncode == 128 + signal.SIGTERM
     assert stderr.splitlines()[-1] == "stopped by signal 15, checkpoint written; the same command goes on from there"
-    assert load(small / "run/last.safetensors").step > 0
+    assert load(small / "runs/run/last.safetensors").step > 0
 
 
 @pytest.mark.parametrize("check", ["full", "json"])
@@ -88,7 +94,7 @@ def test_a_photo_that_one_process_cannot_read_ends_both_in_one_line(small: Path,
     with start(small, f"--set=data.train.images={photos}", f"--set=data.check={check}") as run:
         _, stderr = run.communicate(timeout=150)
     assert run.returncode == 2 and "Traceback" not in stderr
-    assert (small / "run/config.yaml").exists() == (check == "json")
+    assert (small / "runs/run/config.yaml").exists() == (check == "json")
     errors = [line for line in re.split(r"[\r\n]", stderr) if "error" in line]
     assert len(errors) == 1 and errors[0].startswith(
         f"error: {shapes / 'train.json'}: image 3: {faulty}: not a readable image: "
@@ -150,3 +156,34 @@ def test_one_process_of_a_machine_says_what_is_wrong(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / f"{rank}/error.json"))
         says.append(first_to_fail(wrong))
     assert says == [True, False, False]
+
+
+def test_a_machine_without_an_address_of_its_own_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not "nothing answers there", which the same command would meet again and again."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "nowhere.invalid")
+    with pytest.raises(InputError, match=r"^this machine does not know the address of its own name, nowhere\.invalid "):
+        launch(1, [], "runs/x", Machines(2, 2, "192.0.2.1:29500"))
+
+
+def test_bad_input_told_by_a_host_that_has_ended_is_bad_input_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """HOST's launcher ends, and with it the meeting, before the process here has ended for the same reason."""
+    codes = [None, None, 2]
+
+    def monitored(agent: Agent, group: object) -> RunResult:
+        code = codes.pop(0)
+        failures = {} if code is None else {0: ProcessFailure(0, 1, code, str(tmp_path / "none"))}
+        return RunResult(WorkerState.FAILED if failures else WorkerState.HEALTHY, failures=failures)
+
+    agent = object.__new__(Agent)
+    agent._pcontext, agent._worker_group, agent._remaining_restarts = Mock(), Mock(), 1
+    monkeypatch.setattr(LocalElasticAgent, "_invoke_run", Mock(side_effect=RendezvousConnectionError("gone")))
+    monkeypatch.setattr(LocalElasticAgent, "_monitor_workers", monitored)
+    assert end_status(agent._invoke_run(), 2) == 2
+    codes[:] = [None, LOST]
+    with pytest.raises(RendezvousConnectionError):
+        agent._invoke_run()
+    agent._pcontext = None  # the meeting was not reached at all
+    with pytest.raises(RendezvousConnectionError):
+        agent._invoke_run()

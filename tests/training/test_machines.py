@@ -40,6 +40,17 @@ def test_bad_input_is_said_once_and_not_tried_again(folder: Path) -> None:
 
 
 @pytest.mark.large
+def test_machines_that_do_not_share_their_disk_all_end_as_bad_input(folder: Path) -> None:
+    """Whichever of them is HOST: its launcher may be the first to end."""
+    run, other = Run(folder, "run"), Run(folder, "run", cwd=folder / "other")
+    other.port = run.port
+    with running(run, 1, "--max-restarts=1"), running(other, 1, "--max-restarts=1"):
+        assert run.statuses() + other.statuses() == [2, 2]
+    (line,) = run.said() + other.said()
+    assert line == "error: runs/run: another folder on another machine; give an --out on a disk that all of them share"
+
+
+@pytest.mark.large
 def test_what_dies_is_started_again_and_ends_with_the_weights_of_a_run_that_nothing_interrupts(folder: Path) -> None:
     with running(Run(folder, "unbroken", iterations=40), 2) as unbroken:
         assert unbroken.statuses() == [0, 0] and unbroken.said() == []

@@ -54,6 +54,7 @@ def test_command_refuses_bad_input_in_one_line(config: Path, monkeypatch: pytest
         "--nodes=2": "--nodes 2: give --rendezvous HOST:PORT too, HOST one of the machines, the same on all",
         "--nodes=2 --rendezvous=a": "--rendezvous a: give HOST:PORT, as node1:29500",
         "--nodes=2 --rendezvous=:29500": "--rendezvous :29500: give HOST:PORT",
+        "--nodes=2 --rendezvous=http://a:1": "--rendezvous http://a:1: give HOST:PORT",
         "--nodes=2 --rendezvous=a:70000": "--rendezvous a:70000: give HOST:PORT",
         "--nodes=1:3 --rendezvous=a:1": "--nodes 1:3: with 3 of them schedule.images_per_step 2 cannot be shared",
         "--nodes=1:3 --rendezvous=a:1 --set=schedule.images_per_step=null --set=schedule.images_per_gpu=2": (

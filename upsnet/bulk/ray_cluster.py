@@ -18,6 +18,7 @@ from upsnet.runtimes.address import speaks_grpc
 from upsnet.runtimes.open import choose
 from upsnet.runtimes.options import RUNTIMES, RuntimeOptions
 from upsnet.runtimes.tls import Tls
+from upsnet.silence import silent
 from upsnet.storage import is_url
 
 LOCAL, OURS = "local", "auto"
@@ -66,7 +67,7 @@ def connected(address: str) -> Iterator[None]:
     else:
         address = _reachable(address)
     try:
-        with _silent(), _handlers_kept():
+        with silent(), _handlers_kept():
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(f"--ray {address}: {one_line(error)}") from None
@@ -160,19 +161,6 @@ def _reachable(address: str) -> str:
             f"--ray {address}: no cluster there ({one_line(error)}); `ray start --head` starts one"
         ) from None
     return address
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """What Ray's C++ writes to the standard error as it starts goes nowhere."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 @contextmanager
