@@ -227,7 +227,7 @@ def test_refusals_are_plain_and_not_repeated(
     assert len(bucket.seen()) == 1
     with pytest.raises(InputError, match="cannot be written: the credentials"):
         storage.write(bucket.at("1"), b"x")
-    with pytest.raises(InputError, match="the credentials do not allow it, .*, or they are wrong; set AWS_PROFILE"):
+    with pytest.raises(InputError, match=r"the credentials do not allow it, .*, or they are wrong; set AWS_PROFILE"):
         storage.exists(bucket.at("1"))  # by HEAD, whose answer does not say why
     assert "hidden" not in caplog.text + str(raised.value)
 
