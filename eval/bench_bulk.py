@@ -23,7 +23,7 @@ import typer
 from rich.table import Table
 from tqdm import tqdm
 
-from upsnet.bulk.command import Here, Runner
+from upsnet.bulk.command import Here, Runner, Work
 from upsnet.bulk.on_ray import OnRay
 from upsnet.bulk.photo_list import PhotoList
 from upsnet.bulk.plan import make_plan
@@ -88,7 +88,7 @@ def measure(runner: Runner, photos: PhotoList, out: Path, workers: int) -> Run:
     with closing(runner):
         plan = make_plan(photos, runner.describe([]), "tar")
         ended, done = [], []
-        for outcome in runner.run(photos, range(plan.blocks), plan, str(out), lambda _: None):
+        for outcome in runner.run(photos, Work(range(plan.blocks)), plan, str(out), lambda _: None):
             ended.append(time.perf_counter())
             done.append(outcome.photos)
     if sum(done) != photos.photos:

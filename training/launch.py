@@ -110,6 +110,14 @@ def is_endpoint(text: str) -> bool:
         return False
 
 
+def is_known(endpoint: str) -> bool:
+    """Whether HOST has an address here; a cluster's name servers may be slower than its machines."""
+    try:
+        return bool(socket.getaddrinfo(*parse_rendezvous_endpoint(endpoint, default_port=0)))
+    except (OSError, UnicodeError):
+        return False
+
+
 def process_count(text: str) -> int:
     """`--processes`: a number from 1 up, or `gpu` for one on each GPU. InputError for anything else."""
     if text == "gpu" and (problem := problem_with_cuda()):
@@ -140,7 +148,11 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
     flags = [*where.flags, f"--rdzv-id={name}", f"--rdzv-conf=join_timeout={MEETING},read_timeout={ANSWERING}"]
     flags += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
     if where.most > 1:
-        print(f"waiting for the other machines at {where.meeting_point}, up to {MEETING // 60} minutes", flush=True)
+        unknown = "" if is_known(where.meeting_point) else ", a name that this machine does not know so far"
+        print(
+            f"waiting for the other machines at {where.meeting_point}{unknown}, up to {MEETING // 60} minutes",
+            flush=True,
+        )
     with tempfile.TemporaryDirectory(prefix="upsnet-train-", ignore_cleanup_errors=True) as logs:
         flags.append(f"--log-dir={os.environ.get('PET_LOG_DIR') or logs}")
         return _launch(run.config_from_args(run.parse_args([*flags, "--module", "training.train", *arguments])), where)

@@ -55,6 +55,8 @@ MAY_CHANGE = (
     "data.train.",
     "data.val.",
 )
+# What may differ between the machines of a run.
+OF_A_MACHINE = ("data.workers", "data.train.", "data.val.")
 
 
 def build_network(config: Config, categories: Categories) -> tuple[nn.Module, nn.Module]:
@@ -90,7 +92,22 @@ def train(
     process trains in `out`; TrainingError when a loss is not finite.
     """
     with processes(device) as process, only_run(out, process):
+        agree(config, classes, process)
         return Run(config, out, process, task, init, classes).loop()
+
+
+def agree(config: Config, classes: ClassRule, process: Process) -> None:
+    """InputError, on every process, where one was given another configuration: an old file, another option. Only where
+    the data lies may differ between machines, and how it is read."""
+    first, *others = gather((config, classes), process)
+    for rank, (its, rule) in enumerate(others, 1):
+        changes = {"--classes": f"{first[1]} against {rule}"} if rule != first[1] else {}
+        changes |= differing_keys(first[0], its)
+        if described := [f"{key} ({values})" for key, values in changes.items() if not key.startswith(OF_A_MACHINE)]:
+            raise InputError(
+                f"the processes were given different configurations (process 0's against process {rank}'s): "
+                f"{'; '.join(described)}; give all machines the same command and the same file"
+            )
 
 
 def find_checkpoint(out: Path, config: Config) -> Checkpoint | None:
@@ -145,6 +162,8 @@ class Run:
             self._restore(checkpoint)
         if len(set(gather(self.step, process))) > 1:
             raise InputError(f"{out}: the processes found different checkpoints; give an --out that all of them share")
+        if len(set(gather(self.digest, process))) > 1:
+            raise InputError(f"{config.data.train.json_file}: other images on another machine; give all the same data")
         self.workers = fit_workers(config.data.workers)
         self.sampler = make_sampler(self.dataset, config, self.plan, process.rank, self.step)
         evaluated = self.stepper.ema.module if self.stepper.ema else self.model

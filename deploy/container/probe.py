@@ -11,6 +11,7 @@ Usage: probe.py [http://127.0.0.1:8000 [http://127.0.0.1:8002/metrics FILE]]
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import struct
@@ -44,7 +45,7 @@ def answered(metrics: str, file: str) -> float:
         now = sum(float(line.split()[-1]) for line in lines if line.startswith("nv_inference_request_success{"))
         with open(file, "w") as kept:
             kept.write(str(now))
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, http.client.HTTPException):
         return math.nan
     return now - before
 
@@ -60,8 +61,8 @@ def main(url: str = "http://127.0.0.1:8000", metrics: str = "", file: str = "") 
     }
     text = json.dumps(request).encode()
     headers = {"Inference-Header-Content-Length": str(len(text)), "Content-Type": "application/octet-stream"}
-    post = urllib.request.Request(f"{url}/v2/models/upsnet_photo/infer", text + photo, headers)
     try:
+        post = urllib.request.Request(f"{url}/v2/models/upsnet_photo/infer", text + photo, headers)
         with OPENER.open(post, timeout=SECONDS) as reply:
             (output,) = json.load(reply)["outputs"]
             segments = json.loads(output["data"][0])
@@ -74,7 +75,7 @@ def main(url: str = "http://127.0.0.1:8000", metrics: str = "", file: str = "") 
             return 0
         print(f"no answer within {SECONDS:g} s")
         return 1
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, http.client.HTTPException) as error:
         print(f"no answer: {error}")
         return 1
     print(f"well: {len(segments)} segments")

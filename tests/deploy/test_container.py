@@ -227,9 +227,14 @@ def test_a_copy_by_tar_serves_the_same(fake: FakeTriton, tmp_path: Path) -> None
     fake.add(3, 4, 10).manage(serving=4, candidate=10)
     (copy := tmp_path / "copy").mkdir()
     (fake.repository / "upsnet/4/model.plan").touch()
-    pipe = 'tar -C "$1" -c . | tar -x -C "$2"'
-    subprocess.run(["sh", "-c", pipe, "sh", fake.repository, copy], check=True)
-    assert "triton_repo -c . | kubectl" in (KUBERNETES / "models.yaml").read_text()
+    for text in (KUBERNETES / "models.yaml", ROOT / "docs/kubernetes.md"):
+        assert "tar -C runs/x/triton_repo -c $(ls -A runs/x/triton_repo) | kubectl" in text.read_text()
+    packed = subprocess.run(
+        ["bash", "-c", 'tar -C "$0" -c $(ls -A "$0")', fake.repository], capture_output=True, check=True
+    )
+    listed = subprocess.run(["tar", "-t"], input=packed.stdout, capture_output=True, check=True).stdout.split()
+    assert b"upsnet/4/model.plan" in listed and b"./" not in listed  # the volume's root is root's: tar would fail there
+    subprocess.run(["tar", "-x", "-C", copy], input=packed.stdout, check=True)
     fake.repository = copy
     assert f"--backend-config=tensorrt,plugins={copy}/upsnet/4/libupsnet_plugins.so" in fake.flags()
 
@@ -300,6 +305,13 @@ def test_a_secret_that_is_missing(fake: FakeTriton) -> None:
 
 def test_a_repository_without_a_model(fake: FakeTriton) -> None:
     assert fake.ask().returncode != 0
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:abc", "http://", "http://127.0.0.1:1"])
+def test_the_probe_says_in_one_line_that_nothing_answers(url: str) -> None:
+    probe = subprocess.run([CONTAINER / "probe.py", url, url, "/nowhere/x"], capture_output=True, text=True)
+    assert (probe.returncode, probe.stderr) == (1, "")
+    assert probe.stdout.startswith("no answer: ") and probe.stdout.count("\n") == 1
 
 
 def test_the_image_reads_what_is_copied_into_it() -> None:

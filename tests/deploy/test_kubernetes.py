@@ -163,10 +163,37 @@ def test_the_models_claim() -> None:
     assert copying["spec"]["securityContext"] == serving.spec["securityContext"]
     assert container["securityContext"] == serving.container["securityContext"]
     assert copying["spec"]["automountServiceAccountToken"] is False
-    text = (KUBERNETES / "models.yaml").read_text()
-    assert (
-        f"exec --stdin {copying['metadata']['name']} -- tar -x -C {container['volumeMounts'][0]['mountPath']}\n" in text
-    )
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "page"),
+    [("models.yaml", "upsnet-models", "kubernetes.md"), ("training.yaml", "upsnet-training", "clusters.md")],
+)
+def test_what_is_said_of_the_pod_that_copies(file: str, name: str, page: str) -> None:
+    """Its commands, in the file and on the page, are for it; its image is large, and kubectl wait waits for 30 s."""
+    pod = of_kind(file, "Pod", name)["spec"]
+    (place,) = (mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"])
+    for text in ((KUBERNETES / file).read_text(), (ROOT / "docs" / page).read_text()):
+        assert f"kubectl wait --for=condition=Ready --timeout=30m pod/{name}\n" in text.replace("       #", "\n")
+        assert re.search(rf"\| kubectl exec --stdin {name} -- tar -x -C {place}[/\n]", text)
+        assert f"kubectl delete pod {name}\n" in text
+
+
+def test_the_training_claim() -> None:
+    """Is that of both jobs; the folders that they mount are there before, of their user."""
+    claim, pod = (of_kind("training.yaml", kind, "upsnet-training") for kind in ("PersistentVolumeClaim", "Pod"))
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    models = of_kind("models.yaml", "Pod", "upsnet-models")["spec"]
+    for key in ("securityContext", "restartPolicy", "automountServiceAccountToken"):
+        assert pod["spec"][key] == models[key]
+    assert pod["spec"]["containers"][0]["securityContext"] == models["containers"][0]["securityContext"]
+    for job in ("train-pytorchjob.yaml", "train-trainjob.yaml"):
+        text = (KUBERNETES / job).read_text()
+        assert f"claimName: {claim['metadata']['name']} " in text
+        assert f"image: {pod['spec']['containers'][0]['image']}\n" in text
+        folders = " ".join(f"/training/{name}" for name in re.findall(r"subPath: (\w+)", text))
+        for told in ((KUBERNETES / "training.yaml").read_text(), (ROOT / "docs/clusters.md").read_text()):
+            assert f"kubectl exec upsnet-training -- mkdir -p {folders}\n" in told
 
 
 @pytest.mark.parametrize("name", ["upsnet", "upsnet-candidate"])

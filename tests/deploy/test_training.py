@@ -192,6 +192,18 @@ def test_what_a_pod_of_a_job_is(name: str) -> None:
     assert copied == {"upsnet", "plugins_cuda", "training"}  # what training may import
 
 
+def test_both_jobs_pods_can_be_told_by_their_label() -> None:
+    """By a NetworkPolicy, as docs/clusters.md says; and they avoid each other's nodes."""
+    patched = job("trainjob")["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]
+    templates = [job("pytorchjob")["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]]
+    templates += [each["template"]["spec"]["template"] for each in patched["replicatedJobs"]]
+    for template in templates:
+        labels = template["metadata"]["labels"]
+        (avoid,) = template["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert labels == avoid["podAffinityTerm"]["labelSelector"]["matchLabels"] == {"app": "upsnet-train"}
+        assert "`app: upsnet-train`" in (ROOT / "docs/clusters.md").read_text()
+
+
 def test_the_image_has_all_that_train_needs(tmp_path: Path) -> None:
     """What is copied into it, and nothing else."""
     image = (CONTAINER / "Containerfile.train").read_text()

@@ -12,7 +12,7 @@ from eval import bench_bulk
 from eval.bench_bulk import Run, compare, measure, table, write_list
 from tests.browser.colours import scene, write_network
 from upsnet.bulk.block import Outcome
-from upsnet.bulk.command import Here
+from upsnet.bulk.command import Here, Work
 from upsnet.bulk.photo_list import PhotoList
 from upsnet.bulk.plan import ModelFacts
 from upsnet.errors import InputError
@@ -40,8 +40,8 @@ class Slow:
         self._clock.seconds += 5
         return ModelFacts("slow", "0" * 64, [{"id": 1, "name": "sky", "isthing": 0}])
 
-    def run(self, photos: PhotoList, numbers: Sequence[int], *_: Any) -> Iterator[Outcome]:
-        for number in numbers[self._lost :]:
+    def run(self, photos: PhotoList, work: Work, *_: Any) -> Iterator[Outcome]:
+        for number in work.numbers[self._lost :]:
             self._clock.seconds += 2 * (number % 2 == 0)
             yield Outcome(number, photos.block_size, 0, 2.0)
 

@@ -91,6 +91,33 @@ def test_a_signal_to_one_process_stops_all(children: ChildProcesses, shapes: Pat
     assert load(tmp_path / "last.safetensors").step == 3
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"lr": 0.002}, "(process 0's against process 1's): schedule.lr (0.1 against 0.002); give all"),
+        ({"train": 5}, "train.json: other images on another machine; give all the same data"),
+    ],
+)
+def test_machines_with_other_settings_or_other_data_are_refused(
+    children: ChildProcesses, shapes: Path, tmp_path: Path, other: dict[str, Any], said: str
+) -> None:
+    """Their weights would part without a word: the gradients are averaged, but each machine has its own rate."""
+    if count := other.get("train"):
+        write_shapes(tmp_path / "shapes", {"train": count, "val": 3}, progress=False)
+        others = settings(tmp_path / "shapes")
+    else:
+        others = settings(shapes, **other)
+    first, second = children.ranks(2, settings(shapes), tmp_path / "run")
+    second |= children.job(others, tmp_path / "run")
+    words = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    jobs = [job | {"stderr": str(file)} for job, file in zip((first, second), words, strict=True)]
+    assert children.run(*jobs) == [1, 1]
+    for file in words:
+        last = file.read_text().splitlines()[-1]
+        assert last.startswith("upsnet.errors.InputError: ") and said in last
+    assert not (tmp_path / "run/last.safetensors").exists()
+
+
 def test_two_nodes_of_torchrun_train_the_real_network_as_one_process(children: ChildProcesses, tmp_path: Path) -> None:
     """Images of one size, or each process would pad its own, and batch normalisation sees the padding."""
     shapes = write_shapes(tmp_path / "shapes", {"train": 6, "val": 3}, sizes=[(64, 96)], progress=False)

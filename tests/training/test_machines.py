@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,12 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousTimeoutError,
 )
 
+from tests.training.child_processes import ROOT
 from tests.training.machines import Run, assert_same_weights, running, worker
 from tests.training.tiny_network import metrics
 from training.checkpoint import load
-from training.launch import Machines, why_alone
+from training.heartbeat import LOST
+from training.launch import Machines, is_known, why_alone
 from upsnet.datasets.shapes import write_shapes
 
 
@@ -101,6 +105,23 @@ def test_a_signal_to_one_machine_saves_and_ends_all_and_the_same_command_goes_on
         run.start()
         assert run.statuses() == [0, 0]
     assert_same_weights(run, unbroken)
+
+
+def test_a_host_without_a_name_is_told_before_it_is_waited_for() -> None:
+    assert [is_known(host) for host in ("127.0.0.1:1", "localhost:1")] == [True] * 2
+    assert not is_known("no-such-host.invalid:1") and not is_known(f"{'a' * 70}:1")
+
+
+def test_a_host_that_is_not_there_is_one_line() -> None:
+    """What PyTorch's C++ says of it, with its addresses, is not for people."""
+    code = "import sys, training.launch as own; own.ANSWERING = 1; sys.exit(own.launch(1, [], 'x', own.Machines(2, 2, "
+    code += "'no-such-host.invalid:29500')))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert ended.returncode == LOST
+    assert ended.stderr.startswith("error: --rendezvous no-such-host.invalid:29500: nothing answers there; ")
+    assert ended.stderr.count("\n") == 1 and "a name that this machine does not know so far" in ended.stdout
 
 
 def test_why_a_machine_is_alone() -> None:

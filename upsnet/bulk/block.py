@@ -17,6 +17,7 @@ from upsnet.bulk.photo_list import Block
 from upsnet.bulk.pipeline import Unfit, rows
 from upsnet.bulk.plan import ModelFacts, Plan, facts_of, manifest_of
 from upsnet.bulk.row import Row, Writer
+from upsnet.bulk.trial import trial
 from upsnet.datasets.parallel import usable_cores
 from upsnet.errors import InputError, ServerError
 from upsnet.runtimes.open import open_runtime
@@ -68,18 +69,20 @@ class BlockWorker:
             self.close()
             raise
 
-    def run(self, block: Block, unfit: Unfit | None = None, told: Callable[[Row], object] | None = None) -> Outcome:
+    def run(self, block: Block, careful: bool = False, told: Callable[[Row], object] | None = None) -> Outcome:
         """Predicts its photos, and writes its file.
 
-        unfit: says of a photo, before it is read, why it is left out, or "". told: is called after each photo.
+        careful: each photo is read in another process before, and one that kills it is left out, too. told: is called
+        after each photo.
         A photo that cannot be read is left out, with the reason. Raises ServerError where a server failed again and
         again, WriteError (both are InputErrors) where the file cannot be written; then there is no file.
         """
         began, left_out = time.monotonic(), 0
+        killers = trial(block.entries()) if careful else {}
         place = storage.join(self._out, self._plan.file_name(block.number))
         with storage.writing_file(place) as path, open(path, "wb") as stream:
             writer = WRITERS[self._plan.format](stream, self._plan, block.number)
-            for row in self._rows(block, unfit):
+            for row in self._rows(block, lambda entry: killers.get(entry.place, "")):
                 writer.add(row)
                 left_out += bool(row.error)
                 if told is not None:
@@ -91,7 +94,7 @@ class BlockWorker:
             os.fsync(stream.fileno())  # or a power cut may leave the name without the bytes
         return Outcome(block.number, block.photos, left_out, time.monotonic() - began)
 
-    def _rows(self, block: Block, unfit: Unfit | None) -> Iterator[Row]:
+    def _rows(self, block: Block, unfit: Unfit) -> Iterator[Row]:
         """A server that fails is asked again after a while, for the photos that are missing."""
         entries, waits = block.entries(), iter(WAITS)
         while entries:

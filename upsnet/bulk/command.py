@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +42,8 @@ from upsnet.runtimes.predictor import Predictor
 FIRST = 20  # photos of a list of which one at least must be readable, before anything is written
 DEAD_AFTER = 3600  # seconds without a byte more: a file that was begun by a process that was killed
 
+logger = logging.getLogger("upsnet")
+
 
 class BulkOptions(NamedTuple):
     """What the command is told. None: as OUT was begun, else the default."""
@@ -51,6 +55,13 @@ class BulkOptions(NamedTuple):
     block: int | None = None
 
 
+class Work(NamedTuple):
+    """Blocks, by their numbers."""
+
+    numbers: Sequence[int]  # those to do
+    begun: frozenset[int] = frozenset()  # half-written: a process that is at them, or one that died, maybe of a photo
+
+
 class Runner(Protocol):
     """Who does the blocks."""
 
@@ -59,9 +70,9 @@ class Runner(Protocol):
         ...
 
     def run(
-        self, photos: PhotoList, numbers: Sequence[int], plan: Plan, out: str, told: Callable[[int], object]
+        self, photos: PhotoList, work: Work, plan: Plan, out: str, told: Callable[[int], object]
     ) -> Iterator[Outcome]:
-        """Does blocks, by their numbers, in any order. told: is called with how many photos were done; or never."""
+        """Does blocks, in any order. told: is called with how many photos were done; or never."""
         ...
 
     def close(self) -> None: ...
@@ -79,12 +90,17 @@ class Here:
         return facts_of(self._source, self._predictor)
 
     def run(
-        self, photos: PhotoList, numbers: Sequence[int], plan: Plan, out: str, told: Callable[[int], object]
+        self, photos: PhotoList, work: Work, plan: Plan, out: str, told: Callable[[int], object]
     ) -> Iterator[Outcome]:
         worker = BlockWorker(self._source, plan, out, self._readers, self._predictor)
-        for number in numbers:
-            if not is_there(plan, out, number):
-                yield worker.run(photos.block(number), told=lambda row: told(1))
+        for number in work.numbers:
+            if is_there(plan, out, number):
+                continue
+            if number in work.begun:
+                logger.warning(
+                    "%s: block %d was begun and not ended: its photos are tried in another process", out, number
+                )
+            yield worker.run(photos.block(number), number in work.begun, told=lambda row: told(1))
 
     def close(self) -> None:
         if self._predictor is not None:
@@ -124,15 +140,15 @@ def _predict_listed(options: BulkOptions, runner: Runner) -> bool:
     plan, photos, shard = _prepare(options, runner)
     out = options.out
     settle(plan, out)
-    _sweep(out)
     numbers = pending(plan, out, shard)
+    work = Work(numbers, _sweep(out))
     total, there = sum(map(plan.photos_in, numbers)), plan.blocks - len(pending(plan, out))
     if there:
         print(f"{out}: {there} of {plan.blocks} blocks are there", file=sys.stderr)
     began, done, left_out = time.monotonic(), 0, 0
     with ending_on_sigterm(), progress_bar(total=total, title="predicting", unit="photo", shown=total > 0) as bar:
         try:
-            for outcome in runner.run(photos, numbers, plan, out, bar.update):
+            for outcome in runner.run(photos, work, plan, out, bar.update):
                 done += outcome.photos
                 left_out += outcome.left_out
                 bar.update(done - bar.n)
@@ -174,13 +190,13 @@ def _prepare(options: BulkOptions, runner: Runner) -> tuple[Plan, PhotoList, Sha
     return make_plan(photos, model, format), photos, shard
 
 
-def _sweep(out: str) -> None:
-    """Removes what processes that were killed have left half-written on a disk."""
-    if storage.is_url(out):
-        return
-    for path in Path(out).glob(".predictions-*"):
-        try:
+def _sweep(out: str) -> frozenset[int]:
+    """The blocks whose files are half-written, on a disk. Removes those of processes that are dead by now."""
+    begun = set()
+    for path in [] if storage.is_url(out) else Path(out).glob(".predictions-*"):
+        if found := re.match(r"\.predictions-([0-9]+)\.", path.name):
+            begun.add(int(found[1]))
+        with suppress(FileNotFoundError):  # another process was faster
             if time.time() - path.stat().st_mtime > DEAD_AFTER:
                 path.unlink()
-        except FileNotFoundError:  # another process was faster
-            pass
+    return frozenset(begun)

@@ -14,12 +14,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from upsnet.bulk.block import BlockWorker, Outcome
-from upsnet.bulk.command import check_readable
+from upsnet.bulk.command import Work, check_readable
 from upsnet.bulk.photo_list import Block, Entry, PhotoList
 from upsnet.bulk.plan import ModelFacts, Plan, describe_model, is_there
 from upsnet.bulk.ray_cluster import Actors, Pool, absolute, absolute_place, connected, one_line, settled
 from upsnet.bulk.report import summary_of
-from upsnet.bulk.trial import trial
 from upsnet.errors import InputError
 from upsnet.runtimes.options import RuntimeOptions
 
@@ -66,9 +65,10 @@ class OnRay:
         return found
 
     def run(
-        self, photos: PhotoList, numbers: Sequence[int], plan: Plan, out: str, told: Callable[[int], object]
+        self, photos: PhotoList, work: Work, plan: Plan, out: str, told: Callable[[int], object]
     ) -> Iterator[Outcome]:
         """As they end. One that another process wrote meanwhile is passed over."""
+        numbers = work.numbers
         if not numbers:
             return
         pool = self._connect()
@@ -78,7 +78,7 @@ class OnRay:
             ray.get_runtime_context().get_node_id(), soft=False
         )
         photos = replace(photos, place=absolute_place(photos.place))
-        desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote(photos)
+        desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote(photos, work.begun)
         made_with = desk, self._source, self._readers or pool.cpus, plan, absolute_place(out)
         died: list[int] = []
         waiting = set(numbers)
@@ -113,14 +113,15 @@ class OnRay:
 class Desk:
     """On the driver's node: knows how often a block was begun, and reads its part of the list, which lies there."""
 
-    def __init__(self, photos: PhotoList) -> None:
-        self._photos = photos
-        self._begun: Counter[int] = Counter()
+    def __init__(self, photos: PhotoList, begun: frozenset[int]) -> None:
+        self._photos, self._begun = photos, begun
+        self._attempts: Counter[int] = Counter()
 
-    def begin(self, number: int) -> tuple[int, Block]:
-        """Which attempt this is, from 1, and the block."""
-        self._begun[number] += 1
-        return self._begun[number], self._photos.block(number)
+    def begin(self, number: int) -> tuple[int, bool, Block]:
+        """Which attempt this is, from 1; whether to be careful with the block; and the block."""
+        self._attempts[number] += 1
+        attempt = self._attempts[number]
+        return attempt, attempt > 1 or number in self._begun, self._photos.block(number)
 
 
 class Actor:
@@ -147,7 +148,7 @@ class Actor:
 
         assert self._worker is not None
         begun: Any = ray.get(self._desk.begin.remote(number))
-        attempt, block = begun
+        attempt, careful, block = begun
         if is_there(self._plan, self._out, number):
             if attempt == 1:
                 return {}
@@ -155,8 +156,7 @@ class Actor:
             return {"photos": block.photos, "left_out": len(left_out)}
         if attempt > ATTEMPTS:
             return {FAILED: True}
-        killers = trial(block.entries()) if attempt > 1 else {}
-        return self._worker.run(block, unfit=lambda entry: killers.get(entry.place, ""))._asdict()
+        return self._worker.run(block, careful)._asdict()
 
 
 NO_FAILURE = {"refused": "", "trace": ""}

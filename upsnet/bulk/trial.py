@@ -39,6 +39,7 @@ def trial(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def _read(entries: Sequence[Entry], sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits, with which this one ends
     for entry in entries:
         sender.send_bytes(b"\0")
         with suppress(InputError):

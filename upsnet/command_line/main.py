@@ -96,7 +96,7 @@ class LazyGroup(TyperGroup):
         if entry := COMMANDS.get(f"{prefix}{name}"):
             try:
                 command = typer.main.get_command(make_app(load_main(f"{prefix}{name}", entry.module)))
-                if beside and name == args[0]:
+                if beside and name not in beside:
                     command.epilog = f"Beside it: {', '.join(f'`upsnet {each}`' for each in beside)}."
             except InputError:
                 if not ctx.resilient_parsing:  # a shell asks for completions: none, rather than an error

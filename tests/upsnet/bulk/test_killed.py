@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import upsnet
+from tests.conftest import ROOT
 from tests.upsnet.bulk.stand_in import contents, run, start, write_photos
 
 PAUSE = 0.004  # seconds a photo
@@ -83,6 +85,25 @@ def test_interrupted(photos: Path, whole: Path, tmp_path: Path, number: int, sta
     assert said in errors and "Traceback" not in errors
     assert not list(out.glob(".*")) and not (out / "report.json").exists()
     assert run(photos, out) and contents(out) == contents(whole)
+
+
+def test_a_photo_that_kills_is_left_out_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The half-written file tells it to be careful."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests/upsnet/bulk/deadly'}")
+    photos, out = write_photos(tmp_path / "photos", 12), tmp_path / "out"
+    (photos.parent / "00005.png").rename(photos.parent / "deadly.png")
+    photos.write_text(photos.read_text().replace("00005.png", "deadly.png"))
+    process = start(photos, out, "--block", 4)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGSEGV and len(list(out.glob(".predictions-000001.*"))) == 1
+    assert run(photos, out)  # the process of the tests does not die of it
+    assert [each.image_id for each in upsnet.read_predictions(out)] == [n for n in range(1, 13) if n != 6]
+    (failed,) = (out / "failed.jsonl").read_text().splitlines()
+    assert json.loads(failed)["error"] == "deadly.png: reading it kills the process (SIGSEGV)"
+    (said,) = caplog.messages  # the other blocks' photos are not read twice
+    assert said == f"{out}: block 1 was begun and not ended: its photos are tried in another process"
 
 
 # Many

@@ -78,6 +78,7 @@ def test_a_command_of_two_words_beside_the_command_of_its_first() -> None:
     shown = upsnet_process("deploy", "--help")
     assert shown.returncode == 0 and "--run" in shown.stdout
     assert "Beside it: `upsnet deploy stage`, `upsnet deploy promote`" in " ".join(shown.stdout.split())
+    assert "Beside it" not in upsnet_process("deploy", "status", "--help").stdout
     wrong = upsnet_process("deploy", "stagge")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
     assert "no command 'deploy stagge'; there are deploy, deploy stage, deploy promote, " in wrong.stderr
