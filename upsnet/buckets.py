@@ -89,6 +89,17 @@ def is_s3(place: str) -> bool:
     return _kind(place) in S3
 
 
+def information(system: System, place: str) -> dict[str, Any]:
+    """Of a file. Where the answer to a HEAD is a refusal, it has no body that says why; that to a GET has."""
+    try:
+        found: dict[str, Any] = system.info(place)
+    except Exception as error:
+        if status_of(error) in REFUSED and not _code(error):
+            system.cat_file(place, start=0, end=1)
+        raise
+    return found
+
+
 def ask(place: str, question: Callable[[System], T], writing: bool = False) -> T:
     """What fsspec's file system for this kind of URL answers; again where it failed for a moment.
 
@@ -206,7 +217,7 @@ def _failure(place: str, error: Exception, writing: bool) -> InputError:
         reason = "the credentials do not allow it"
         if not writing:
             reason += ", or it is not there and they do not allow to list it"
-        if not _code(error):  # an answer to HEAD, which has no words
+        if not _code(error):  # an answer without words
             reason += f", or they are wrong{cure}"
         return InputError(f"{_cannot(place, writing)}: {reason}")
     return (

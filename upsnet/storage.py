@@ -208,7 +208,7 @@ def size(place: str) -> int:
             return os.path.getsize(path)
         except OSError as error:
             raise _unreadable(path, error) from None
-    return int(buckets.ask(place, lambda system: system.info(place))["size"])
+    return int(buckets.ask(place, lambda system: buckets.information(system, place))["size"])
 
 
 def exists(place: str) -> bool:
@@ -218,7 +218,7 @@ def exists(place: str) -> bool:
 
     def found(system: System) -> bool:
         try:
-            system.info(place)  # `exists` of some systems says no where they were refused
+            buckets.information(system, place)  # `exists` of some systems says no where they were refused
         except FileNotFoundError:
             return False
         return True

@@ -70,7 +70,7 @@ def connected(address: str) -> Iterator[None]:
         with silent(), _handlers_kept():
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **own)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise InputError(f"--ray {address}: {one_line(error)}") from None
+        raise InputError(f"--ray {address}: {one_line(error)}{_cure(error)}") from None
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -81,6 +81,16 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _cure(error: Exception) -> str:
+    """Ray does not say why a gRPC server that listens there is not its head, or refuses this process."""
+    if "Failed to connect" not in str(error):
+        return ""
+    return (
+        f"; either that is not the port of `ray start --port` ({HEAD_PORT} where nobody said another, not 10001, which "
+        "is for Ray's client), or the cluster has a token (RAY_AUTH_MODE=token) and this machine has not the same"
+    )
 
 
 def _secret() -> dict[str, str]:
@@ -165,10 +175,12 @@ def _reachable(address: str) -> str:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Ray has a handler for SIGTERM of its own."""
+    """Ray has a handler for SIGTERM of its own, which exits with 15."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as end:
+        raise SystemExit(128 + signal.SIGTERM if end.code == signal.SIGTERM else end.code) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)

@@ -191,12 +191,11 @@ from upsnet.bulk.ray_cluster import connected
 with connected("local"):
     import ray
     address = ray.get_runtime_context().gcs_address
+    join = "import sys; from upsnet.bulk.ray_cluster import connected; connected(sys.argv[1]).__enter__()"
     for secret in os.environ["RAY_AUTH_TOKEN"], "0" * 64:
         environment = os.environ | {"RAY_AUTH_TOKEN": secret}
-        joined = subprocess.run(
-            [sys.executable, "-c", f"import ray; ray.init({address!r})"], env=environment, capture_output=True
-        )
-        print(joined.returncode)
+        joined = subprocess.run([sys.executable, "-c", join, address], env=environment, capture_output=True, text=True)
+        print(joined.returncode, *joined.stderr.splitlines()[-1:])
 """
 
 
@@ -204,4 +203,6 @@ with connected("local"):
 def test_a_cluster_of_this_machine_refuses_who_has_not_its_secret(nodes: Nodes, tmp_path: Path) -> None:
     process = nodes.start_python("-c", JOIN, cwd=tmp_path)
     said, complaint = process.communicate(timeout=LONGEST_S)
-    assert said.split() == ["0", "1"], complaint
+    let_in, refused = said.splitlines()
+    assert let_in == "0", complaint
+    assert refused.startswith("1 ") and "the cluster has a token" in refused

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 
 from tests.browser.colours import scene, write_network
 from tests.upsnet.bulk.two_nodes import HERE, ROOT
+from upsnet.bulk import ray_cluster
 from upsnet.bulk.photo_list import Entry, PhotoList
 from upsnet.bulk.plan import Plan, describe_model, make_plan
 from upsnet.bulk.ray_cluster import Actors, absolute, connected
@@ -84,6 +87,12 @@ def test_somebody_else_there(words: bytes) -> None:
             connected(address),
         ):
             pass
+
+
+def test_sigterm_while_ray_connects_ends_with_143() -> None:
+    with pytest.raises(SystemExit) as end, ray_cluster._handlers_kept():
+        sys.exit(signal.SIGTERM)  # as Ray's handler
+    assert end.value.code == 143
 
 
 def test_options_of_actors_are_for_a_cluster(tmp_path: Path) -> None:
