@@ -25,7 +25,9 @@ class PanopticDataset(Dataset[Sample]):
     the JSON and missing files, when an image is read for faults of its photo and its PNG.
     """
 
-    def __init__(self, split: Split | ShardSplit, rule: ResizeRule, augment: Augment = NO_AUGMENTATION, seed: int = 0) -> None:
+    def __init__(
+        self, split: Split | ShardSplit, rule: ResizeRule, augment: Augment = NO_AUGMENTATION, seed: int = 0
+    ) -> None:
         self.folder = PanopticFolder(split)
         self.categories = self.folder.categories
         self.rule, self.augment, self.seed = rule, augment, seed

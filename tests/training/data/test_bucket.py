@@ -43,5 +43,8 @@ def test_a_bucket_that_is_away_is_one_line(bucket: Bucket, shapes_folder: Path) 
     dataset = PanopticDataset(split, RULE)
     bucket.faults(Fault("busy", path=r"\.tar$"))
     loader = make_loader(dataset, sampler(len(dataset), 4, 2), workers=1)
-    with pytest.raises(ServerError, match=r"image \d+: s3://.*\.tar: cannot be read: the server says 503 .*attempts in"), reading(loader) as batches:
+    with (
+        pytest.raises(ServerError, match=r"image \d+: s3://.*\.tar: cannot be read: the server says 503 .*attempts in"),
+        reading(loader) as batches,
+    ):
         list(batches)

@@ -113,9 +113,7 @@ def test_a_run_on_shards_alone(shapes: Path, shards: dict[str, Path], unbroken: 
     assert_same_run(tmp_path / "run", unbroken)
 
 
-def test_other_images_in_shards_are_refused(
-    shapes: Path, shards: dict[str, Path], tmp_path: Path
-) -> None:
+def test_other_images_in_shards_are_refused(shapes: Path, shards: dict[str, Path], tmp_path: Path) -> None:
     assert train(settings(shapes, iterations=1, evaluate_every=0), tmp_path, "cpu", tiny()) == 0
     splits = {"train": packed(shards["many"]), "val": packed(shards["many"], "val")}
     with pytest.raises(InputError, match=r"its categories or images are not those of \S+/train\.json"):
@@ -130,7 +128,9 @@ def test_a_shard_that_is_cut_while_it_is_read(shards: dict[str, Path], tmp_path:
             stream.truncate(1000)
     for workers in (0, 1):
         with (
-            pytest.raises(InputError, match=r"train\.json: image \d+: \S+/train-0\d+\.tar: ends before byte \d+: it is not"),
+            pytest.raises(
+                InputError, match=r"train\.json: image \d+: \S+/train-0\d+\.tar: ends before byte \d+: it is not"
+            ),
             reading(make_loader(dataset, sampler(len(dataset), 1, 2), workers)) as found,
         ):
             list(found)
