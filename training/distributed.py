@@ -16,9 +16,8 @@ import torch.distributed as dist
 
 from training.device import describe_device, open_device, problem_with_cuda
 from training.heartbeat import LOST, Heartbeat, leave
-from upsnet.command_line.command import BAD_INPUT
 from upsnet.device import parse_device
-from upsnet.errors import InputError, ServerError, first_line
+from upsnet.errors import BAD_INPUT, InputError, ServerError, first_line
 
 T = TypeVar("T")
 

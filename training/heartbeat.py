@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from upsnet.command_line.command import BAD_INPUT
+from upsnet.errors import BAD_INPUT
 
 EVERY = 2.0  # seconds
 LONGEST_SILENCE = 120.0  # seconds; nothing holds Python's lock for nearly as long (a large JSON is read)

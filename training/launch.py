@@ -46,9 +46,8 @@ from training.config import ScheduleConfig
 from training.device import problem_with_cuda
 from training.heartbeat import LOST
 from training.schedule import make_plan
-from upsnet.command_line.command import BAD_INPUT
 from upsnet.datasets.parallel import usable_cores
-from upsnet.errors import InputError, first_line
+from upsnet.errors import BAD_INPUT, InputError, first_line
 from upsnet.silence import silent
 
 SIGNALLED = 128  # plus the signal's number: what a shell reports of a process that a signal ended

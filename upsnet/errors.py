@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # the operators need InputError on machines that have PyTorch
     from pydantic import ValidationError
 
 
+BAD_INPUT = 2  # exit status
 MOST_PARTS = 20  # of a line
 
 

@@ -19,7 +19,8 @@ from tests.serving.conftest import Exported
 SIZE_MB = {"onnxruntime": 330, "triton": 250}  # with pip; CMake is 86 of the first
 # The fakes of TensorRT need the package onnx, as the workshop does; other extras are those of test_many_photos.py.
 WORKSHOP_IMPORT = re.compile(
-    r"^(from|import) (torch|yaml|onnx|plugins_cuda|training|export|serving|eval|tests\.upsnet\.tensorrt)\b"
+    r"^(from|import) (torch|yaml|onnx|plugins_cuda|training|export|serving|eval)\b"
+    r"|^(from|import) tests\.(upsnet\.tensorrt|browser)\b"
     r"|^(from|import) (ray|fsspec|pyarrow|webdataset|moto|boto3|botocore)\b",
     re.MULTILINE,
 )

@@ -45,10 +45,10 @@ def test_a_cluster_can_be_started(many_photos: Installed) -> None:
 @pytest.mark.parametrize(
     ("extra", "options"),
     [
-        ("remote", ("list.txt", "--out", "s3://bucket/out")),
-        ("remote", ("gs://bucket/list.txt", "--out", "out")),
-        ("parquet", ("list.txt", "--out", "out", "--format", "parquet")),
-        ("ray", ("list.txt", "--out", "out", "--ray", "local")),
+        ("remote", ("list.txt", "--out", "s3://bucket/none")),
+        ("remote", ("gs://bucket/list.txt", "--out", "none")),
+        ("parquet", ("list.txt", "--out", "none", "--format", "parquet")),
+        ("ray", ("list.txt", "--out", "none", "--ray", "local")),
     ],
 )
 def test_what_is_not_installed_is_named(
@@ -59,4 +59,4 @@ def test_what_is_not_installed_is_named(
     output, error = client.upsnet("predict", "--photos-from", *options, "--model", exported.model, code=2)
     assert not output and error.count("\n") == 1
     assert error.startswith("error: ") and f"pip install 'upsnet-trt[{extra}]'" in error
-    assert not (client.work / "out").exists()
+    assert not (client.work / "none").exists()

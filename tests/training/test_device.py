@@ -94,6 +94,7 @@ def test_several_processes_choose_their_gpus_themselves(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 1, 2)]))
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)

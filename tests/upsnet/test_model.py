@@ -255,7 +255,7 @@ def test_a_batch_holds_photos_of_one_shape() -> None:
         ("folder", r"folder: more than one photo; iterate over model.stream\('folder'\)"),
         (Path("clip.mp4"), r"clip.mp4: more than one photo; iterate over model.stream\('clip.mp4'\)"),
         ("none.mp4", "none.mp4: no such file"),
-        ("n" * 300 + ".jpg", "n.jpg: no such file"),
+        ("n" * 300 + ".jpg", "n.jpg: cannot be read: File name too long"),
     ],
 )
 def test_what_is_no_photo(

@@ -13,9 +13,8 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from upsnet.errors import InputError
+from upsnet.errors import BAD_INPUT, InputError
 
-BAD_INPUT = 2
 INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 

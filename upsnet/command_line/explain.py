@@ -10,10 +10,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from upsnet.command_line.command import BAD_INPUT
 from upsnet.device import AUTO
 from upsnet.engines.explain import Explanation, explain
-from upsnet.errors import InputError
+from upsnet.errors import BAD_INPUT, InputError
 from upsnet.runs import find_run
 from upsnet.tables import make_table, print_tables
 

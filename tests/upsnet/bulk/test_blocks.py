@@ -190,7 +190,6 @@ def test_a_run_that_differs_is_refused(photos: Path, tmp_path: Path, halves: Hal
     fewer = Halves(halves.manifest.model_copy(update={"categories": halves.manifest.categories[:3]}))
     for predictor, options, message in (
         (None, {"block": 3}, r"another --block \(2 before, 3 now\); leave --block out, or choose another --out"),
-        (None, {"format": "parquet"}, r"another --format \(tar before, parquet now\); leave --format out"),
         (other, {}, "another model; give that model again"),
         (fewer, {}, "a model of other classes; give that model again"),
     ):
@@ -203,6 +202,15 @@ def test_a_run_that_differs_is_refused(photos: Path, tmp_path: Path, halves: Hal
     with pytest.raises(InputError, match=r"another list of photos \(10 before, 11 now\)"):
         run(photos, out)
     assert contents(out) == before
+
+
+@NO_PARQUET
+def test_another_format_is_refused(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(photos, out, block=2)
+    message = rf"{out}: was begun with another --format \(tar before, parquet now\); leave --format out"
+    with pytest.raises(InputError, match=message):
+        run(photos, out, format="parquet")
 
 
 def test_what_is_no_output(photos: Path, tmp_path: Path) -> None:
