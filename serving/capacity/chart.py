@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
 from serving.capacity.report import CapacityReport
-from upsnet.files import PathLike, write_bytes
+from serving.latency_chart import in_milliseconds, write
+from upsnet.files import PathLike
 
 COLOURS = {"p50": "#2f6bd8", "p95": "#c2571a", "p99": "#b23a5e"}
 
@@ -29,18 +27,11 @@ def draw(report: CapacityReport, path: PathLike) -> None:
             axes.axhline(report.limits_ms[name], color=colour, lw=1, ls="--", label=f"{name}, limit")
     axes.axvline(report.of_one, color="#6b7280", lw=1)
     top = 3 * max(report.curve[-1].latency_ms["p50"], *report.limits_ms.values())
-    axes.set(yscale="log", xlabel="requests a second of one replica", ylabel="ms", xlim=(0, report.most))
+    in_milliseconds(axes)
+    axes.set(xlabel="requests a second of one replica", xlim=(0, report.most))
     axes.set_ylim(top=min(top, axes.get_ylim()[1]))
     place = (report.of_one, axes.get_ylim()[0])
     axes.annotate(f"{report.of_one:.3g} a second", place, (5, 5), textcoords="offset points", color="#6b7280")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("")
-    axes.grid(color="#e3e7ec")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside right upper")
     axes.set_title(f"One replica can answer {report.most:.3g} requests a second", loc="left")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_bytes(path, buffer.getvalue())
+    write(figure, path)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
+from serving.latency_chart import in_milliseconds, write
 from serving.load_test.report import LoadReport, Stage
-from upsnet.files import PathLike, write_bytes
+from upsnet.files import PathLike
 
 TAIL = 1e-3  # the distribution is drawn up to p99.9, or as far as the answers reach
 TICKS = {0.9: "p10", 0.5: "p50", 0.1: "p90", 0.01: "p99", 0.001: "p99.9"}
@@ -31,18 +30,10 @@ def draw(report: LoadReport, path: PathLike) -> None:
         _against_load(axes, loop, [stage for stage in stages if stage.loop == loop])
     figure.suptitle(f"{report.model} ({report.model_name})", x=0.01, ha="left")
     for axes in panels:
-        axes.set(yscale="log", ylabel="ms")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
-        axes.grid(color="#e3e7ec")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        in_milliseconds(axes)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, loc="best")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_bytes(path, buffer.getvalue())
+    write(figure, path)
 
 
 def _distribution(axes: Axes, stages: Sequence[Stage]) -> None:
