@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,20 @@ def heed_interrupts() -> None:
     """A shell's background jobs ignore Ctrl-C, and so would what the tests start and interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """What a test leaves behind, another one meets, in another order: so it fails itself."""
+
+    def state() -> dict[str, object]:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+        return environment | {"disabled logging": logging.root.manager.disable, "folder": os.getcwd()}
+
+    before = state()
+    yield
+    after = state()
+    assert {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {}
 
 
 @pytest.fixture(scope="session")

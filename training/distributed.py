@@ -120,6 +120,7 @@ def processes(device: str) -> Iterator[Process]:
     LostProcess where the processes do not reach each other, or this one has lost another.
     """
     global _heartbeat
+    _heartbeat = None
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if launched():  # a launcher that is killed takes its processes along, which write a checkpoint first
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -144,6 +145,7 @@ def processes(device: str) -> Iterator[Process]:
         raise
     dist.destroy_process_group()  # not after an error: the others may be waiting inside a collective
     _heartbeat.stop()
+    _heartbeat = None
 
 
 def _own_device(device: str, world: int) -> torch.device:

@@ -142,7 +142,6 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
         # A new store for each attempt, which the first process holds: the agents' own keeps the words of the last one,
         # and an agent that is started again does not find it.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    logging.disable(logging.ERROR)  # torchrun's own account of what has failed
     name = hashlib.sha256(os.fsencode(run_id)).hexdigest()[:16]  # torchrun makes a file's name of it
     flags = [*where.flags, f"--rdzv-id={name}", f"--rdzv-conf=join_timeout={MEETING},read_timeout={ANSWERING}"]
     flags += [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
@@ -154,7 +153,12 @@ def launch(processes: int, arguments: Sequence[str], run_id: str, where: Machine
         )
     with tempfile.TemporaryDirectory(prefix="upsnet-train-", ignore_cleanup_errors=True) as logs:
         flags.append(f"--log-dir={os.environ.get('PET_LOG_DIR') or logs}")
-        return _launch(run.config_from_args(run.parse_args([*flags, "--module", "training.train", *arguments])), where)
+        torchrun = run.config_from_args(run.parse_args([*flags, "--module", "training.train", *arguments]))
+        logging.disable(logging.ERROR)  # torchrun's own account of what has failed
+        try:
+            return _launch(torchrun, where)
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _launch(torchrun: tuple[LaunchConfig, Any, list[str]], where: Machines) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import training.distributed
 from training.device import describe_device, open_device
 from training.distributed import Process, processes
 from upsnet.errors import InputError
@@ -92,6 +93,7 @@ def test_the_gpu_of_a_process_is_cudas_current_one(
 def test_several_processes_choose_their_gpus_themselves(
     two_gpus: list[torch.device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(training.distributed, "_heartbeat", None)  # and again at the end
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 1, 2)]))

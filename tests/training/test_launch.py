@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -161,8 +162,10 @@ def test_one_process_of_a_machine_says_what_is_wrong(monkeypatch: pytest.MonkeyP
 def test_a_machine_without_an_address_of_its_own_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not "nothing answers there", which the same command would meet again and again."""
     monkeypatch.setattr(socket, "gethostname", lambda: "nowhere.invalid")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(InputError, match=r"^this machine does not know the address of its own name, nowhere\.invalid "):
         launch(1, [], "runs/x", Machines(2, 2, "192.0.2.1:29500"))
+    assert not logging.root.manager.disable
 
 
 def test_bad_input_told_by_a_host_that_has_ended_is_bad_input_here(
