@@ -185,11 +185,11 @@ def show(result: Json) -> None:
     machine, ceilings = result["machine"], result["ceilings"]
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     print_table(f"Operators on {where}", COLUMNS, [cells(row) for row in result["rows"]])
-    baselines = {row["operator"]: row["baseline"] for row in result["rows"] if row["baseline"]}
+    baselines = dict.fromkeys((row["operator"], row["baseline"]) for row in result["rows"] if row["baseline"])
     for row in result["rows"]:
         if "baseline_refusal" in row:
             print(f"no baseline, {row['operator']} {row['dtype']} {row['layout']}: {row['baseline_refusal']}")
-    print("baselines: " + "; ".join(f"{operator}: {name}" for operator, name in baselines.items()))
+    print("baselines: " + "; ".join(f"{operator}: {name}" for operator, name in baselines))
     rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings["matrix_operations"].items())
     print(f"floors: copies {ceilings['bandwidth'] / 1e9:.4g} GB/s, matrix products in TFLOP/s: {rates}")
     if not result["compiled"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any  # Any: keywords
 
@@ -87,16 +87,6 @@ def half_goal(variant: Variant, device: torch.device, seconds: float = 0.0) -> G
 
 Make = Callable[[], Case]
 Makes = Callable[[Sizes, torch.device], Iterator[Make]]
-
-
-def in_variants(make: Callable[[Sizes, torch.device, Variant], Case]) -> Makes:
-    """The case in all of the device's variants."""
-
-    def makes(sizes: Sizes, device: torch.device) -> Iterator[Make]:
-        for variant in variants(device):
-            yield partial(make, sizes, device, variant)
-
-    return makes
 
 
 def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
@@ -264,8 +254,14 @@ def proposals_nms(sizes: Sizes, device: torch.device) -> Case:
     )
 
 
-@in_variants
-def deform_conv(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
+def deform_conv(sizes: Sizes, device: torch.device) -> Iterator[Make]:
+    for variant in variants(device):
+        yield partial(sampled_product, sizes, device, variant)
+    for variant in variants(device) if device.type == "cpu" else ():
+        yield partial(against_onnxruntime, sizes, device, variant)
+
+
+def sampled_product(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
     tensors = inputs.deformed(sizes)
     x, weight = (variant.of(tensors[name], device) for name in ("x", "weight"))
     offset, bias = tensors["offset"].to(device), tensors["bias"].to(device)
@@ -283,6 +279,22 @@ def deform_conv(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
         "torchvision deform_conv2d",
         Work(moved + weight.numel() * weight.element_size(), 8.0 * samples, 2.0 * samples * sizes.out_channels),
         half_goal(variant, device),
+    )
+
+
+def against_onnxruntime(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
+    """The same against ONNX Runtime's own DeformConv, which knows NCHW alone and gets that."""
+    from plugins_cuda.benchmark.standard_node import deform_conv_node
+
+    tensors = inputs.deformed(sizes)
+    case = sampled_product(sizes, device, variant)
+    named = {name: tensors[name].numpy() for name in ("x", "weight", "offset", "bias")}
+    return replace(
+        case,
+        name=f"{case.name}, in ONNX Runtime",
+        baseline=deform_conv_node(named, torch.get_num_threads()),
+        baseline_name="ONNX Runtime DeformConv, NCHW",
+        goal=Goal(2),
     )
 
 
