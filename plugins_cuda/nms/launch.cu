@@ -23,11 +23,17 @@ int most_kept(const Params& params) {
   return params.max_output < params.num_boxes ? params.max_output : params.num_boxes;
 }
 
-// Down to where a shortlist is complete: the greatest last candidate of a full list; 0: it has every candidate.
-__device__ uint64_t floor_of(Shared& shared, const uint64_t* lists, int num_lists) {
-  uint64_t floor = 0;
-  for (int i = threadIdx.x; i < num_lists; i += kThreads) floor = max(floor, lists[i * kListed + kListed - 1]);
-  return join(shared, {0, floor}).high;
+// From the shortlist's floor, the greatest last candidate of a full list, to its best candidate. Where no list is full,
+// the shortlist has every candidate, and its floor is 1.
+__device__ Span ends_of(Shared& shared, const uint64_t* lists, int num_lists) {
+  uint64_t best = 0, floor = 1;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < num_lists; i += kThreads) {
+    best = max(best, lists[i * kListed]);
+    floor = max(floor, lists[i * kListed + kListed - 1]);
+  }
+  const auto [high, low] = greatest(shared, best, floor);
+  return {low, high};
 }
 
 // lists: null without a shortlist.
@@ -45,11 +51,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (lists) {
     source.list = lists + int64_t{blockIdx.x} * num_lists * kListed;
     source.count = num_lists * kListed;
-    left.low = max(floor_of(shared, source.list, num_lists), uint64_t{1});
+    left = ends_of(shared, source.list, num_lists);
   }
+  bool has_ends = lists != nullptr;  // the bounds are keys
   int kept = 0;
   while (kept < params.max_output) {
-    const Span span = find_span(shared, source, left);
+    const Span span = has_ends ? left : find_span(shared, source, left);
+    has_ends = false;
     if (span.low > span.high) {
       if (!source.list) break;
       source.list = nullptr;

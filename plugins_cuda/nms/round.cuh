@@ -19,7 +19,7 @@ constexpr int kThreads = 1024, kWarps = kThreads / 32;
 constexpr int kCapacity = kThreads;  // candidates of a round
 constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
 constexpr int kCrowd = 256;   // more keys in a bin take longer to rank than to split
-constexpr int kInFlight = 4;  // loads that a thread has under way at once
+constexpr int kInFlight = 8;  // loads that a thread has under way at once
 constexpr int kChunk = 128, kParts = kThreads / kChunk, kWords = kChunk / 32;  // suppress.cuh
 constexpr int kShare = kChunk / kParts;  // tests of a thread within its chunk, a bit each
 constexpr unsigned kAll = 0xffffffffu;
@@ -52,18 +52,20 @@ struct Row {
   int64_t* indices;
 };
 
-// Where the keys of a row come from: its shortlist, or all of its scores. 0 is none.
+// Where the keys of a row come from: its shortlist, or all of its scores.
 struct Source {
   const uint64_t* list;  // null: the scores
   const float* scores;
   int count;
   float threshold;
-
-  __device__ uint64_t operator[](int i) const { return list ? list[i] : key_of(scores[i], threshold, i); }
 };
 
 struct Span {
   uint64_t low, high;  // low <= key <= high; low > high: empty
+};
+
+struct Greatest {
+  uint64_t one, other;
 };
 
 struct Round {
@@ -73,18 +75,28 @@ struct Round {
   __device__ uint64_t low() const { return start + (uint64_t(lowest) << shift); }
 };
 
-template <typename Visit>
-__device__ void visit_keys(const Source& source, Visit visit) {
-  for (int first = threadIdx.x; first < source.count; first += kThreads * kInFlight) {
-    uint64_t keys[kInFlight];
+// visit(value, index) for each of the values, many of which are loaded at once.
+template <typename Value, typename Visit>
+__device__ __forceinline__ void visit_values(const Value* values, int count, Visit visit) {
+#pragma unroll 1
+  for (int first = threadIdx.x; first < count; first += kThreads * kInFlight) {
+    Value loaded[kInFlight];
+#pragma unroll
+    for (int i = 0; i < kInFlight; ++i) loaded[i] = values[min(first + i * kThreads, count - 1)];
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) {
-      const int place = first + i * kThreads;
-      keys[i] = place < source.count ? source[place] : 0;
+      const int index = first + i * kThreads;
+      if (index < count) visit(loaded[i], index);
     }
-#pragma unroll
-    for (int i = 0; i < kInFlight; ++i) visit(keys[i]);
   }
+}
+
+// visit(key); 0 is none.
+template <typename Visit>
+__device__ void visit_keys(const Source& source, Visit visit) {
+  if (source.list) return visit_values(source.list, source.count, [&](uint64_t key, int) { visit(key); });
+  visit_values(source.scores, source.count,
+               [&](float score, int index) { visit(key_of(score, source.threshold, index)); });
 }
 
 __device__ uint64_t highest(uint64_t value) {
@@ -94,29 +106,32 @@ __device__ uint64_t highest(uint64_t value) {
   return uint64_t{uint32_t(high) ^ 0x80000000u} << 32 | (uint32_t(low) ^ 0x80000000u);
 }
 
-// The least and the greatest of all threads' spans.
-__device__ Span join(Shared& shared, Span own) {
+// The greatest of all threads' values, of each of the two.
+__device__ Greatest greatest(Shared& shared, uint64_t one, uint64_t other) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const uint64_t high = highest(own.high), low = highest(~own.low);
+  one = highest(one);
+  other = highest(other);
   if (lane == 0) {
-    shared.warp_keys[0][warp] = high;
-    shared.warp_keys[1][warp] = low;
+    shared.warp_keys[0][warp] = one;
+    shared.warp_keys[1][warp] = other;
   }
   __syncthreads();
-  const Span joined{~highest(shared.warp_keys[1][lane]), highest(shared.warp_keys[0][lane])};
+  const Greatest found{highest(shared.warp_keys[0][lane]), highest(shared.warp_keys[1][lane])};
   __syncthreads();
-  return joined;
+  return found;
 }
 
-// Of the keys in bounds.
+// Of the keys in bounds; as tight as scores tell.
 __device__ Span find_span(Shared& shared, const Source& source, Span bounds) {
-  Span span{~uint64_t{0}, 0};
-  if (bounds.low > bounds.high) return span;
+  if (bounds.low > bounds.high) return bounds;
+  uint32_t low = ~0u, high = 0;
   visit_keys(source, [&](uint64_t key) {
-    if (key < bounds.low || key > bounds.high) return;
-    span = {min(span.low, key), max(span.high, key)};
+    if (key - bounds.low > bounds.high - bounds.low) return;
+    low = min(low, uint32_t(key >> 32));
+    high = max(high, uint32_t(key >> 32));
   });
-  return join(shared, span);
+  const auto [highest, not_lowest] = greatest(shared, high, uint32_t(~low));
+  return {max(bounds.low, uint64_t{uint32_t(~not_lowest)} << 32), min(bounds.high, highest << 32 | 0xffffffffu)};
 }
 
 // shared.bins become the places where their keys begin, the highest bin's first.
@@ -148,10 +163,10 @@ __device__ void place_bins(Shared& shared) {
 __device__ Round open_round(Shared& shared, const Source& source, Span span) {
   for (;;) {
     const int shift = max(64 - kDigitBits - __clzll(span.high - span.low), 0);
-    for (int i = threadIdx.x; i < kBins; i += kThreads) shared.bins[i] = 0;
+    shared.bins[threadIdx.x] = shared.bins[threadIdx.x + kThreads] = 0;
     __syncthreads();
     visit_keys(source, [&](uint64_t key) {
-      if (key >= span.low && key <= span.high) atomicAdd(&shared.bins[(key - span.low) >> shift], 1u);
+      if (key - span.low <= span.high - span.low) atomicAdd(&shared.bins[(key - span.low) >> shift], 1u);
     });
     __syncthreads();
     place_bins(shared);
@@ -174,7 +189,7 @@ __device__ void fill_round(Shared& shared, const Source& source, const Row& row,
   const int thread = threadIdx.x;
   const uint64_t low = round.low();
   visit_keys(source, [&](uint64_t key) {
-    if (key < low || key > high) return;
+    if (key - low > high - low) return;
     shared.keys[atomicAdd(&shared.bins[(key - round.start) >> round.shift], 1u)] = key;
   });
   if (thread < kWords) shared.dead[thread] = 0;
@@ -186,6 +201,7 @@ __device__ void fill_round(Shared& shared, const Source& source, const Row& row,
     const int digit = int((key - round.start) >> round.shift);
     const int begin = digit + 1 < kBins ? shared.bins[digit + 1] : 0, end = shared.bins[digit];
     int rank = begin;
+#pragma unroll 4
     for (int i = begin; i < end; ++i) rank += shared.keys[i] > key;
     shared.boxes[rank] = box;
     if (kByClass) shared.classes[rank] = own_class;
