@@ -1,6 +1,6 @@
 // A round: the best candidates that are left of a row, at most one for each thread of the block, in order.
 //
-//   1. find_span: the greatest and the least key that is left.
+//   1. find_span: the greatest and the least score that is left.
 //   2. open_round: a histogram over the span, in bins of equal width. The round is made of the highest bins that have
 //      room, each of which has few keys. Where not even the highest one with keys does, its span is taken instead, so
 //      that equal scores are told apart by their index.
