@@ -5,7 +5,7 @@
 //      room, each of which has few keys. Where not even the highest one with keys does, its span is taken instead, so
 //      that equal scores are told apart by their index.
 //   3. fill_round: each key goes to its bin's place among the others, and a few comparisons find its rank in the bin.
-// That sorts in five barriers.
+// That sorts in six barriers.
 #pragma once
 
 #include "common/cuda.h"
@@ -22,21 +22,29 @@ constexpr int kCrowd = 256;   // more keys in a bin take longer to rank than to 
 constexpr int kInFlight = 8;  // loads that a thread has under way at once
 constexpr int kChunk = 128, kParts = kThreads / kChunk, kWords = kChunk / 32;  // suppress.cuh
 constexpr int kShare = kChunk / kParts;  // tests of a thread within its chunk, a bit each
+constexpr int kTags = 128, kChains = kTags * kParts;
+constexpr uint32_t kEnd = 0xffff;  // of a chain
 constexpr unsigned kAll = 0xffffffffu;
-static_assert(kBins == 2 * kThreads && kWarps == 32 && kShare == 16);
+static_assert(kBins == 2 * kThreads && kWarps == 32 && kShare == 16 && kChains == kThreads && kCapacity <= kEnd);
 
 struct Shared {
-  uint64_t keys[kCapacity];  // of the round, by bin
   union {
-    uint32_t bins[kBins];                  // numbers of keys, then where a bin's keys begin, then where they end
-    uint16_t suppressors[kParts][kChunk];  // bit j of [p][i]: candidate 16 p + j of the chunk is better and overlaps i
+    uint64_t keys[kCapacity];  // of the round, by bin
+    struct {                   // of the round's candidates, in order
+      uint32_t indices[kCapacity], tags[kCapacity];
+    } sorted;
   };
-  // Of the round's candidates, in order.
-  Box boxes[kCapacity];
+  union {
+    uint32_t bins[kBins];  // numbers of keys, then where a bin's keys begin, then where they end
+    struct {
+      uint32_t heads[kChains];  // the round's kept candidates, in chains by tag and part
+      uint16_t next[kCapacity];
+      uint16_t suppressors[kParts][kChunk];  // bit j of [p][i]: candidate 16 p + j of the chunk is better, overlaps i
+    } tests;
+  };
+  Box boxes[kCapacity];  // in order, as `sorted`
   int64_t classes[kCapacity];
-  uint32_t indices[kCapacity];
-  uint32_t kept[kCapacity / 32];  // bits
-  uint32_t dead[kWords];          // bits of the chunk: suppressed by a box kept before
+  uint32_t kept[kWords], dead[kWords];  // bits of the chunk; dead: suppressed by a box kept before
   uint64_t warp_keys[2][kWarps];
   int warp_totals[kWarps];
   struct {
@@ -183,6 +191,9 @@ __device__ Box load_box(const float* boxes, uint32_t index) {
   return {source[0], source[1], source[2], source[3]};
 }
 
+// Equal classes have equal tags, and other ones rarely; a comparison of 64 bits takes twice as long.
+__device__ uint32_t tag_of(int64_t value) { return uint32_t(value) ^ uint32_t(uint64_t(value) >> 32); }
+
 // The round's candidates, sorted, into shared memory. `high`: of the span that the round was opened for.
 template <bool kByClass>
 __device__ void fill_round(Shared& shared, const Source& source, const Row& row, const Round& round, uint64_t high) {
@@ -192,21 +203,31 @@ __device__ void fill_round(Shared& shared, const Source& source, const Row& row,
     if (key - low > high - low) return;
     shared.keys[atomicAdd(&shared.bins[(key - round.start) >> round.shift], 1u)] = key;
   });
-  if (thread < kWords) shared.dead[thread] = 0;
   __syncthreads();
-  if (thread < round.count) {
-    const uint64_t key = shared.keys[thread];
-    const Box box = load_box(row.boxes, index_of(key));
-    const int64_t own_class = kByClass ? row.classes[index_of(key)] : 0;
+  const bool exists = thread < round.count;
+  uint64_t key = 0;
+  Box box{};
+  int64_t own_class = 0;
+  int rank = 0;
+  if (exists) {
+    key = shared.keys[thread];
+    box = load_box(row.boxes, index_of(key));
+    if (kByClass) own_class = row.classes[index_of(key)];
     const int digit = int((key - round.start) >> round.shift);
     const int begin = digit + 1 < kBins ? shared.bins[digit + 1] : 0, end = shared.bins[digit];
-    int rank = begin;
+    rank = begin;
 #pragma unroll 4
     for (int i = begin; i < end; ++i) rank += shared.keys[i] > key;
-    shared.boxes[rank] = box;
-    if (kByClass) shared.classes[rank] = own_class;
-    shared.indices[rank] = index_of(key);
   }
+  __syncthreads();  // keys and bins have been read
+  if (exists) {
+    shared.boxes[rank] = box;
+    shared.classes[rank] = own_class;
+    shared.sorted.indices[rank] = index_of(key);
+    shared.sorted.tags[rank] = tag_of(own_class);
+  }
+  shared.tests.heads[thread] = kEnd;
+  if (thread < kWords) shared.dead[thread] = 0;
   __syncthreads();
 }
 

@@ -11,6 +11,11 @@ __device__ bool tested(const Box& kept, const Box& other, float pixel, float thr
   return !apart(kept, other, pixel) && suppresses(kept, area(kept, pixel), other, area(other, pixel), pixel, threshold);
 }
 
+template <bool kByClass>
+__device__ bool is_rival(const Shared& shared, int candidate, int64_t own_class) {
+  return !kByClass || shared.classes[candidate] == own_class;
+}
+
 // Which of the chunk's candidates are kept, by one warp. A candidate is out once a better one that overlaps it is kept,
 // and kept once all of those are out; each pass of the inner loop settles at least the best one that is open, usually
 // nearly all.
@@ -24,7 +29,8 @@ __device__ void resolve(Shared& shared, int first, int count) {
     uint32_t rivals = 0;
 #pragma unroll
     for (int other = 0; other <= word; ++other) {
-      rivals = shared.suppressors[2 * other][position] | uint32_t{shared.suppressors[2 * other + 1][position]} << 16;
+      rivals = shared.tests.suppressors[2 * other][position] |
+               uint32_t{shared.tests.suppressors[2 * other + 1][position]} << 16;
       if (other < word) is_open &= !(rivals & kept[other]);
     }
     kept[word] = 0;
@@ -33,7 +39,7 @@ __device__ void resolve(Shared& shared, int first, int count) {
       kept[word] |= __ballot_sync(kAll, wins);
       is_open = is_open && !wins && !(rivals & kept[word]);
     }
-    if (lane == 0) shared.kept[first / 32 + word] = kept[word];
+    if (lane == 0) shared.kept[word] = kept[word];
   }
   if (lane < kWords) shared.dead[lane] = 0;  // of the next chunk
 }
@@ -55,12 +61,10 @@ __device__ int suppress_chunk(Shared& shared, const Row& row, const Params& para
     if (kByClass && row.kept_classes[other] != own_class) continue;
     hit = tested(row.kept_boxes[other], own, pixel, params.iou_threshold);
   }
-  for (int before = part; before < first / 32; before += kParts) {
-    for (uint32_t left = shared.kept[before]; left != 0; left &= left - 1) {
-      const int other = before * 32 + __ffs(left) - 1;
-      if (kByClass && shared.classes[other] != own_class) continue;
-      hit |= tested(shared.boxes[other], own, pixel, params.iou_threshold);
-    }
+  const uint32_t own_tag = shared.sorted.tags[candidate];
+  uint32_t* const chain = &shared.tests.heads[own_tag % kTags * kParts];
+  for (uint32_t other = exists ? chain[part] : kEnd; other != kEnd && !hit; other = shared.tests.next[other]) {
+    hit = is_rival<kByClass>(shared, other, own_class) && tested(shared.boxes[other], own, pixel, params.iou_threshold);
   }
   const unsigned hits = __ballot_sync(kAll, hit);
   if (lane == 0 && hits != 0) atomicOr(&shared.dead[word], hits);
@@ -72,32 +76,35 @@ __device__ int suppress_chunk(Shared& shared, const Row& row, const Params& para
   if (kByClass && rivals != 0) {
     uint32_t same = 0;
 #pragma unroll
-    for (int i = 0; i < kShare; ++i) same |= uint32_t(shared.classes[first + share + i] == own_class) << i;
+    for (int i = 0; i < kShare; ++i) same |= uint32_t(shared.sorted.tags[first + share + i] == own_tag) << i;
     rivals &= same;
   }
   uint32_t overlapping = 0;
   for (; rivals != 0; rivals &= rivals - 1) {
-    const int other = __ffs(rivals) - 1;
-    if (tested(shared.boxes[first + share + other], own, pixel, params.iou_threshold)) overlapping |= 1u << other;
+    const int bit = __ffs(rivals) - 1, other = first + share + bit;
+    if (!is_rival<kByClass>(shared, other, own_class)) continue;
+    if (tested(shared.boxes[other], own, pixel, params.iou_threshold)) overlapping |= 1u << bit;
   }
-  shared.suppressors[part][position] = uint16_t(overlapping);
+  shared.tests.suppressors[part][position] = uint16_t(overlapping);
   __syncthreads();
   if (threadIdx.x < 32) resolve(shared, first, count);
   __syncthreads();
 
   int rank = kept, total = kept;
   for (int i = 0; i < kWords; ++i) {
-    const int here = __popc(shared.kept[first / 32 + i]);
+    const int here = __popc(shared.kept[i]);
     total += here;
     if (i < word) rank += here;
   }
-  const uint32_t survivors = shared.kept[first / 32 + word];
+  const uint32_t survivors = shared.kept[word];
   rank += __popc(survivors & ((1u << lane) - 1));
   if (part == 0 && (survivors >> lane & 1u) && rank < params.max_output) {
-    row.indices[rank] = shared.indices[candidate];
+    row.indices[rank] = shared.sorted.indices[candidate];
     row.kept_boxes[rank] = own;
     if (kByClass) row.kept_classes[rank] = own_class;
+    shared.tests.next[candidate] = uint16_t(atomicExch(&chain[rank % kParts], uint32_t(candidate)));
   }
+  __syncthreads();
   return min(total, params.max_output);
 }
 
