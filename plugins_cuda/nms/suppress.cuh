@@ -1,5 +1,9 @@
-// Which candidates of a round are kept: in chunks of 128, all of them against the boxes kept before, then against each
-// other into a bit matrix, which one warp resolves 32 candidates at a time.
+// Which candidates of a round are kept: in chunks of 128, each candidate against the boxes kept before, then against
+// the better ones of its chunk into a bit matrix, which one warp resolves 32 candidates at a time. 8 threads share the
+// tests of a candidate.
+//
+// The round's kept boxes hang in chains, 8 for each tag of a class: a candidate meets its own class and little else.
+// Without classes the 8 chains have an eighth of all boxes each. Kept boxes of earlier rounds lie in the workspace.
 #pragma once
 
 #include "nms/round.cuh"
