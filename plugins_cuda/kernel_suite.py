@@ -146,10 +146,12 @@ def _check_roi(place: Place, sizes: Sizes, variant: Variant, **options: Any) -> 
 
 def _nms_checks(place: Place, size: str) -> Iterator[Check]:
     sizes = {"small": QUICK, "middle": MIDDLE, "full": FULL}[size]
-    # More than a round's candidates, also without classes.
-    proposals = inputs.proposals(replace(MIDDLE, boxes=2500) if size == "middle" else sizes, 1)
-    detections = inputs.detections(sizes, 1)
-    most = sizes.boxes * sizes.things if size == "middle" else sizes.detections
+    if size == "middle":  # more than a round's candidates without classes, and more than a shortlist's with them
+        sizes = replace(MIDDLE, boxes=1000)
+        proposals, detections = inputs.proposals(replace(MIDDLE, boxes=2500), 1), inputs.detections(sizes, 1)
+        most = sizes.boxes * sizes.things
+    else:
+        proposals, detections, most = inputs.proposals(sizes, 1), inputs.detections(sizes, 1), sizes.detections
     yield Check(f"nms proposals, {size}", partial(_check_nms, place, proposals, 0.7, -1.0, sizes.boxes))
     yield Check(f"nms few, {size}", partial(_check_nms, place, proposals, 0.5, 0.3, 20))
     yield Check(f"nms classes, {size}", partial(_check_nms, place, detections, 0.5, 0.05, sizes.detections))

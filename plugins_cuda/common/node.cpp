@@ -10,13 +10,13 @@ namespace {
 // What the letters of the patterns stand for. A handful: looked through in a row, on every call.
 class Sizes {
  public:
-  bool fits(std::string_view word, int64_t size) {
+  bool fits(const Pattern::Axis& axis, int64_t size) {
     if (size > std::numeric_limits<int32_t>::max()) return false;  // the kernels' parameters hold 32 bits
     if (size < 0) return true;
-    if (word[0] >= '0' && word[0] <= '9') return size == std::stoll(std::string(word));
-    const auto known = std::find_if(begin(), end(), [&](const Size& each) { return each.word == word; });
+    if (axis.number >= 0) return size == axis.number;
+    const auto known = std::find_if(begin(), end(), [&](const Size& each) { return each.word == axis.word; });
     if (known != end()) return known->size == size;
-    if (count_ < kMost) sizes_[count_++] = {word, size};
+    if (count_ < kMost) sizes_[count_++] = {axis.word, size};
     return true;
   }
   struct Size {
@@ -48,16 +48,13 @@ void check_shapes(const Tensor* tensors, const Shape* shapes, int32_t count) {
   Sizes known;
   for (int32_t i = 0; i < count; ++i) {
     const Shape& shape = shapes[i];
-    std::string_view pattern = tensors[i].shape;
-    int32_t axis = 0;
-    bool all_fit = true;
-    for (; !pattern.empty(); ++axis) {
-      const size_t length = std::min(pattern.find(' '), pattern.size());
-      if (axis < shape.rank) all_fit &= known.fits(pattern.substr(0, length), shape.d[axis]);
-      pattern.remove_prefix(std::min(length + 1, pattern.size()));
+    const Pattern& pattern = tensors[i].shape;
+    bool all_fit = pattern.rank == shape.rank;
+    for (int32_t axis = 0; axis < std::min(pattern.rank, shape.rank); ++axis) {
+      all_fit &= known.fits(pattern.axes[axis], shape.d[axis]);
     }
-    if (all_fit && axis == shape.rank) continue;
-    std::string message = tensors[i].name + (" is " + to_string(shape)) + ", not [" + tensors[i].shape + "]";
+    if (all_fit) continue;
+    std::string message = tensors[i].name + (" is " + to_string(shape)) + ", not [" + pattern.text + "]";
     for (const auto& [word, size] : known) message += " " + std::string(word) + "=" + std::to_string(size);
     throw std::invalid_argument(message);
   }

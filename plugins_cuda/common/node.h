@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "common/types.h"
 
@@ -31,19 +32,41 @@ struct Node {
   int32_t num_inputs;  // the first ones of kInputs
 };
 
-// One input or output. `shape` is a pattern such as "B C H W": equal letters are equal sizes in all inputs, numbers are
-// themselves. All tensors that may be channels-last have one layout.
-struct Tensor {
-  const char* name;
-  const char* shape;
-  Type type;
-  bool may_be_channels_last = false;
-};
-
 struct Shape {
   static constexpr int32_t kMaxRank = 8;
   int32_t rank;
   int64_t d[kMaxRank];  // -1: not known yet
+};
+
+// "B C H W": equal letters are equal sizes in all inputs, numbers are themselves. The compiler takes it apart.
+struct Pattern {
+  struct Axis {
+    std::string_view word;
+    int64_t number = -1;  // -1: a letter
+  };
+  const char* text;
+  int32_t rank = 0;
+  Axis axes[Shape::kMaxRank] = {};
+
+  constexpr Pattern(const char* shape) : text(shape) {
+    std::string_view left = shape;
+    while (!left.empty()) {
+      Axis& axis = axes[rank++];
+      axis.word = left.substr(0, left.find(' '));
+      left.remove_prefix(axis.word.size() + (axis.word.size() < left.size()));
+      if (axis.word[0] < '0' || axis.word[0] > '9') continue;
+      axis.number = 0;
+      for (const char digit : axis.word) axis.number = axis.number * 10 + (digit - '0');
+    }
+  }
+};
+
+// One input or output. All tensors that may be channels-last have one layout.
+struct Tensor {
+  const char* name;
+  Pattern shape;
+  Type type;
+  bool may_be_channels_last = false;
 };
 
 bool is_known(const Shape& shape);

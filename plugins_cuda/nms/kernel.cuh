@@ -39,23 +39,31 @@ UPSNET_HD bool suppresses(const Box& kept, float kept_area, const Box& other, fl
   return shared / (kept_area + other_area - shared) > threshold;
 }
 
-// True only where suppresses() is false, in four comparisons: the intersection's width or height comes out as <= 0,
-// because rounding keeps the order (a > b + 1 rounded leaves b - a rounded at -1 at most). NaN goes on to suppresses().
+UPSNET_HD uint32_t bits_of(float value) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(value);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+#endif
+}
+
+// True only where suppresses() is false: where one box ends before the other begins, a difference is negative, and the
+// intersection's width or height comes out as <= 0, because rounding keeps the order (a > b + 1 rounded leaves b - a
+// rounded at -1 at most). A NaN may have either sign, but then a box is one that overlaps nothing. Signs are joined
+// because comparisons of floats, and selecting by them, run at half the rate of sums.
 UPSNET_HD bool apart(const Box& a, const Box& b, float pixel) {
-  return a.x1 > b.x2 + pixel || b.x1 > a.x2 + pixel || a.y1 > b.y2 + pixel || b.y1 > a.y2 + pixel;
+  const uint32_t across = bits_of(b.x2 + pixel - a.x1) | bits_of(a.x2 + pixel - b.x1);
+  const uint32_t along = bits_of(b.y2 + pixel - a.y1) | bits_of(a.y2 + pixel - b.y1);
+  return (across | along) >> 31 != 0;
 }
 
 // Candidates as one 64-bit number each, all different, the best one the highest: score above, then the lower index.
 // 0 is no candidate. Scores compare like numbers: -0 and +0 are equal, NaN is over no threshold.
 UPSNET_HD uint32_t order_of(float score) {
-#ifdef __CUDA_ARCH__
-  const uint32_t bits = __float_as_uint(score);
-#else
-  uint32_t bits;
-  std::memcpy(&bits, &score, sizeof bits);
-#endif
-  if (bits << 1 == 0) return 0x80000000u;
-  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+  const uint32_t bits = bits_of(score + 0.0f);  // -0 becomes +0
+  return bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000u);
 }
 
 UPSNET_HD uint64_t key_of(float score, float threshold, uint32_t index) {

@@ -65,7 +65,7 @@ def size_of(room: str, letters: Mapping[str, int], dtype: torch.dtype, layout: i
 
 # The sizes that may grow, and how large they get; then attributes, which do not.
 ROOMS: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {
-    "nms": ({"B": 8, "N": 5000}, [{"max_output": most} for most in (0, 1, 100, 1000)]),
+    "nms": ({"B": 8, "N": 40_000}, [{"max_output": most} for most in (0, 1, 100, 1000)]),
     "roi_align_fpn": (
         {"B": 4, "C": 300, "R": 2000} | {f"{side}{level}": 1600 >> level for level in range(2, 6) for side in "HW"},
         [{"output_size": 7, "sampling_ratio": 2}, {"output_size": 28, "sampling_ratio": 1}],
