@@ -9,18 +9,24 @@
 // shifted by one bank against its neighbour's; the tile leaves as one contiguous run of whole lines.
 // All boxes of one channel group run before those of the next: that part of the maps stays in the L2 cache.
 //
-// Contiguous (NCHW) maps are first written channels-last into the workspace, all levels by one launch.
+// Contiguous (NCHW) maps are first written channels-last into the workspace, all levels by one launch
+// (common/transpose.cuh): the tiles of 64 pixels (float: 32) that some box can read, and no others (touched.cuh).
 //
-// Floor, 1000 boxes x 256 channels x 7 x 7 on P2..P5 of 800 x 1344 in half precision: every pixel once (46 MB) and the
-// output once (25 MB), 15 us at an H200's 4.8 TB/s. What binds in practice is the L2 cache: a box of 14 to 28 pixels a
-// side touches 200 to 800 of them, 0.1 to 0.4 MB. NCHW adds a read and a write of the maps, 91 MB or 19 us.
+// Floor, 1000 boxes x 256 channels x 7 x 7 on P2..P5 of 800 x 1344 in half precision: the pixels under the boxes once
+// (10 MB in the benchmark) and the output once (25 MB), 7.4 us at an H200's 4.8 TB/s. What binds is instructions. A bin
+// has 8.9 taps on average (3 rows x 3 columns); each takes 16 instructions to convert and multiply 8 channels, and 4 to
+// find them, so that the whole is 17 M for a warp, 18 us where none of a multiprocessor's four schedulers ever waits.
+// From the L2 cache come the different pixels of each box, 128 MB: as long at 6 TB/s, at the same time.
+// NCHW: a read and a write of all maps would be 91 MB, 19 us. Half of their tiles are under some box: 10 us.
 #include <cstring>
 #include <type_traits>
 
 #include "common/cuda.h"
 #include "common/exports.h"
+#include "common/transpose.cuh"
 #include "roi_align_fpn/kernel.cuh"
 #include "roi_align_fpn/launch.h"
+#include "roi_align_fpn/touched.cuh"
 
 namespace upsnet::roi_align_fpn {
 namespace {
@@ -29,8 +35,6 @@ constexpr int kThreads = 224;
 constexpr int kBlocks = 4;  // of a multiprocessor: 72 registers a thread
 constexpr int kVectorBytes = 16;
 constexpr int kTileBytes = 50 * 1024;  // of shared memory for the sums of a block: 16 lanes of a mask head's 14 x 14
-constexpr int kAtOnce = 4;             // columns of a bin whose reads are under way together
-constexpr int kSide = 64;              // of the transposed tiles, in pixels and in channels
 
 // What a thread reads or writes at once. Held as words: 16-bit members would cost a register each.
 template <typename T, int kVector>
@@ -48,6 +52,14 @@ struct alignas(sizeof(T) * kVector) Pack {
     std::memcpy(&result, reinterpret_cast<const unsigned char*>(words) + index * sizeof(T), sizeof result);
     return result;
   }
+  // value(index), widened. A bfloat16 is the upper half of a float: one instruction, of which nvcc makes two.
+  __device__ __forceinline__ float widened(int index) const {
+    if constexpr (std::is_same_v<T, BFloat16> && std::is_same_v<Word, uint32_t>) {
+      return __uint_as_float(index % 2 == 0 ? words[index / 2] << 16 : words[index / 2] & 0xffff0000u);
+    } else {
+      return to_float(value(index));
+    }
+  }
   __device__ __forceinline__ void set(int index, T value) {
     std::memcpy(reinterpret_cast<unsigned char*>(words) + index * sizeof(T), &value, sizeof value);
   }
@@ -60,14 +72,14 @@ struct Maps {
 };
 
 struct Plan {
-  int lanes;      // threads that share a bin: a power of two, at most 32
-  int bins;       // of a block
+  int lanes;                  // threads that share a bin: a power of two, at most 32
+  int bins;                   // of a block
   int row_step, column_step;  // from a bin of a thread to its next one
-  int slab;       // elements of the tile that belong to one lane
-  int taps;       // room for those of one direction
-  int tap_bytes;  // of shared memory, before the tile
-  int shared;     // bytes
-  int piece;      // bytes that are written at once: 16, 4 or, where they lie apart, 0: an element
+  int slab;                   // elements of the tile that belong to one lane
+  int taps;                   // room for those of one direction
+  int tap_bytes;              // of shared memory, before the tile
+  int shared;                 // bytes
+  int piece;                  // bytes that are written at once: 16, 4 or, where they lie apart, 0: an element
 };
 
 template <typename T, int kVector>
@@ -157,7 +169,7 @@ __device__ __forceinline__ void add_pixels(Map map, const Tap* rows, int row_cou
     for (int i = 0; i < kColumns; ++i) {
       const float both = row.weight * weight[i];
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) sum[k] += both * to_float(read[i].value(k));
+      for (int k = 0; k < kVector; ++k) sum[k] += both * read[i].widened(k);
     }
   }
 }
@@ -263,49 +275,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool(Params params, Maps ma
   write_tile<T, kVector>(params, plan, tile, roi, first, channels, first_bin, bins);
 }
 
-// Contiguous maps -> channels-last with `pitch` elements a pixel, zeros behind the channels.
-// Grid: tiles of kSide pixels of all levels x tiles of kSide channels x images.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) to_channels_last(Params params, Maps maps) {
-  constexpr int kVector = kVectorBytes / sizeof(T), kPacks = kSide / kVector;
-  constexpr int kPitch = kSide + 4 / sizeof(T);
-  __shared__ T tile[kSide * kPitch];
-  int level = 0, tile_of_level = blockIdx.x;
-#pragma unroll
-  for (int l = 0; l < kLevels - 1; ++l) {
-    const int tiles = (params.heights[l] * params.widths[l] + kSide - 1) / kSide;
-    if (level < l || tile_of_level < tiles) continue;
-    tile_of_level -= tiles;
-    level = l + 1;
-  }
-  const int pixels = pick(params.heights, level) * pick(params.widths, level);
-  const int first_pixel = tile_of_level * kSide, first_channel = blockIdx.y * kSide;
-  for (int image = blockIdx.z; image < params.batch; image += gridDim.z) {
-    const int64_t before = static_cast<int64_t>(image) * pixels;
-    const T* source = static_cast<const T*>(pick(params.features, level)) + before * params.channels;
-    T* target = static_cast<T*>(const_cast<void*>(pick(maps.data, level))) + before * maps.pitch;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < kSide * kSide; i += kThreads) {
-      const int pixel = i % kSide, channel = i / kSide;
-      const bool inside = first_pixel + pixel < pixels && first_channel + channel < params.channels;
-      tile[channel * kPitch + pixel] =
-          inside ? source[static_cast<int64_t>(first_channel + channel) * pixels + first_pixel + pixel]
-                 : from_float<T>(0.0f);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < kSide * kPacks; i += kThreads) {
-      const int pixel = i / kPacks, channel = i % kPacks * kVector;
-      if (first_pixel + pixel >= pixels || first_channel + channel >= maps.pitch) continue;
-      Pack<T, kVector> pack;
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) pack.set(k, tile[(channel + k) * kPitch + pixel]);
-      *reinterpret_cast<Pack<T, kVector>*>(target + static_cast<int64_t>(first_pixel + pixel) * maps.pitch +
-                                           first_channel + channel) = pack;
-    }
-    __syncthreads();
-  }
-}
-
 int64_t padded_channels(const Params& params) {
   const int64_t vector = kVectorBytes / element_size(params.features_type);
   return (params.channels + vector - 1) / vector * vector;
@@ -316,20 +285,21 @@ size_t map_bytes(const Params& params, int level) {
   return aligned(params.batch * pixels * padded_channels(params) * element_size(params.features_type));
 }
 
+// Contiguous maps -> channels-last with `pitch` elements a pixel, zeros behind the channels.
 template <typename T>
 cudaError_t launch_transpose(const Params& params, unsigned char* workspace, cudaStream_t stream, Maps& maps) {
   maps.pitch = static_cast<int>(padded_channels(params));
-  unsigned tiles = 0;
+  Transposition all{};
+  all.batch = params.batch;
+  all.rows = params.channels;
+  all.pitch = maps.pitch;
   for (int level = 0; level < kLevels; ++level) {
-    maps.data[level] = workspace;
+    all.input[level] = params.features[level];
+    maps.data[level] = all.output[level] = workspace;
+    all.columns[level] = int64_t{params.heights[level]} * params.widths[level];
     workspace += map_bytes(params, level);
-    tiles += (static_cast<unsigned>(params.heights[level]) * params.widths[level] + kSide - 1) / kSide;
   }
-  const unsigned channel_tiles = (maps.pitch + kSide - 1) / kSide, images = params.batch;
-  if (channel_tiles > kMaxGrid) return cudaErrorInvalidValue;
-  if (tiles == 0) return cudaSuccess;
-  const dim3 grid(tiles, channel_tiles, images < kMaxGrid ? images : kMaxGrid);
-  return launch_kernel(to_channels_last<T>, grid, dim3(kThreads), 0, stream, params, maps);
+  return transpose<T>(all, stream, UnderSomeBox{params});
 }
 
 template <typename T, int kVector>
