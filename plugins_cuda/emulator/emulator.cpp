@@ -71,8 +71,8 @@ void after_switch([[maybe_unused]] void* saved, [[maybe_unused]] const void** bo
 }
 
 // Away from the functions that wait: GCC has no longjmp beside a setjmp. The sanitizer, which sees a jump as the end of
-// all that this stack holds, must not see these. noipa: a caller must not count on the registers that these leave alone,
-// as other fibers use them before it goes on.
+// all that this stack holds, must not see these. noipa: a caller must not count on the registers that these leave
+// alone, as other fibers use them before it goes on.
 [[noreturn, gnu::noipa, gnu::no_sanitize_address]] void go_on(Jump& jump) { __builtin_longjmp(jump, 1); }
 
 [[gnu::noipa, gnu::no_sanitize_address]] void to_scheduler() {

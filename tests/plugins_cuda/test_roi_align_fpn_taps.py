@@ -130,7 +130,10 @@ coordinate = st.one_of(
     st.floats(-200, 500, width=32),
     st.sampled_from([-3e38, -1e7, -40000.0, 40000.0, 1e7, 3e38]),
 )
-box = st.one_of(st.tuples(coordinate, coordinate, coordinate, coordinate), st.sampled_from(SPECIAL_BOXES).map(tuple))
+special = st.sampled_from([tuple(each) for each in torch.tensor(SPECIAL_BOXES).tolist()])
+box: st.SearchStrategy[tuple[float, ...]] = st.one_of(
+    st.tuples(coordinate, coordinate, coordinate, coordinate), special
+)
 
 
 @settings(max_examples=60, deadline=None)
