@@ -108,14 +108,6 @@ Plan plan_of(const Params& params) {
   return plan;
 }
 
-// values[level], without the copy to local memory that an index into kernel parameters costs.
-template <typename Value>
-__device__ __forceinline__ Value pick(const Value (&values)[kLevels], int level) {
-  static_assert(kLevels == 4, "one choice for each level");
-  const Value low = level == 0 ? values[0] : values[1], high = level == 2 ? values[2] : values[3];
-  return level < 2 ? low : high;
-}
-
 // The taps of one box in shared memory: [rows, columns][room], and where each bin's begin: [rows, columns][bin].
 struct SharedTaps {
   Tap* taps;

@@ -6,6 +6,14 @@
 
 namespace upsnet::roi_align_fpn {
 
+// values[level], without the copy to local memory that an index into kernel parameters costs.
+template <typename Value>
+__device__ __forceinline__ Value pick(const Value (&values)[kLevels], int level) {
+  static_assert(kLevels == 4, "one choice for each level");
+  const Value low = level == 0 ? values[0] : values[1], high = level == 2 ? values[2] : values[3];
+  return level < 2 ? low : high;
+}
+
 // A range of rows or columns, of whole numbers.
 struct Range {
   float first, last;
@@ -25,15 +33,31 @@ UPSNET_HD Range taps_between(float from, float to, int level, const Params& para
   return {low - 1.0f - rounding, high + 1.0f + rounding};
 }
 
-// Whether a box of the level `level` can read one of the pixels [first, last] of a map `width` wide.
-UPSNET_HD bool reads(const float* box, int level, const Params& params, int width, int first, int last) {
+// The pixels from one to another of a map, row by row.
+struct Stretch {
+  int top, bottom;  // rows of the first and of the last one
+  int left, right;  // their columns
+  int last_column;  // of the map
+
+  UPSNET_HD Stretch(int first, int last, int width)
+      : top(first / width),
+        bottom(last / width),
+        left(first - top * width),
+        right(last - bottom * width),
+        last_column(width - 1) {}
+
+  UPSNET_HD bool meets(Range rows, Range columns) const {
+    if (bottom == top) return rows.meets(top, top) && columns.meets(left, right);
+    if (bottom > top + 1) return rows.meets(top, bottom);
+    return (rows.meets(top, top) && columns.meets(left, last_column)) ||
+           (rows.meets(bottom, bottom) && columns.meets(0, right));
+  }
+};
+
+// Whether the box belongs to this level and can read one of the pixels.
+UPSNET_HD bool reads(const float* box, int level, const Params& params, const Stretch& pixels) {
   const Range rows = taps_between(box[1], box[3], level, params), columns = taps_between(box[0], box[2], level, params);
-  const int top = first / width, bottom = last / width, left = first - top * width, right = last - bottom * width;
-  const bool near = bottom == top       ? rows.meets(top, top) && columns.meets(left, right)
-                    : bottom == top + 1 ? (rows.meets(top, top) && columns.meets(left, width - 1)) ||
-                                              (rows.meets(bottom, bottom) && columns.meets(0, right))
-                                        : rows.meets(top, bottom);
-  return near && level_of(box, params.inclusive != 0, params.rounded_levels != 0) == level;
+  return pixels.meets(rows, columns) && level_of(box, params.inclusive != 0, params.rounded_levels != 0) == level;
 }
 
 // For transpose(): all threads of a block look at the boxes of the image, and each gets the answer.
@@ -42,14 +66,10 @@ struct UnderSomeBox {
 
   __device__ bool operator()(int level, int64_t image, int64_t first, int64_t count) const {
     const float* boxes = params.rois + 4 * image * params.rois_per_image;
-    const int width = level == 0   ? params.widths[0]
-                      : level == 1 ? params.widths[1]
-                      : level == 2 ? params.widths[2]
-                                   : params.widths[3];
+    const Stretch pixels(int(first), int(first + count - 1), pick(params.widths, level));
     for (int begin = 0; begin < params.rois_per_image; begin += blockDim.x) {
       const int i = begin + threadIdx.x;
-      const bool some = i < params.rois_per_image &&
-                        reads(boxes + 4 * int64_t{i}, level, params, width, int(first), int(first + count - 1));
+      const bool some = i < params.rois_per_image && reads(boxes + 4 * int64_t{i}, level, params, pixels);
       if (__syncthreads_or(some)) return true;
     }
     return false;
