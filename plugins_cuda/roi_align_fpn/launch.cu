@@ -1,35 +1,40 @@
 // RoIAlign over P2..P5 on the GPU: one gather over channels-last maps.
 //
 // A block has one box and a group of 16-byte channel vectors (8 halves, 4 floats). It computes the taps (kernel.cuh) of
-// the box's rows and columns once, in shared memory. Then 16 (or 8) neighbouring threads share a bin: each sums its
-// vector over the bin's taps in float, so that a tap is one coalesced read of 256 (128) bytes, and up to four of them
-// are under way at once. Sums go to a tile in shared memory that already has the order of the output, each thread's
-// part shifted by one bank against its neighbour's; the tile leaves as one contiguous run of whole lines.
+// the box's rows and columns once, in shared memory. Then a warp takes a bin: each thread sums its vector over the
+// bin's taps in float, so that a tap is one coalesced read of 512 bytes, and up to four of them are under way at once.
+// As a warp has one bin, the numbers of its rows and columns cost no divergence: no tap is read in vain. (Where there
+// are fewer than 32 vectors, or bins too many for 32 vectors' sums, a warp has several.) 7 warps divide the usual 49
+// and 196 bins evenly. Sums go to a tile in shared memory that already has the order of the output, each thread's part
+// shifted by one bank against its neighbour's; the tile leaves as one contiguous run of whole lines.
 // All boxes of one channel group run before those of the next: that part of the maps stays in the L2 cache.
 //
-// Contiguous (NCHW) maps are first written channels-last into the workspace, all levels by one launch.
+// Contiguous (NCHW) maps are first written channels-last into the workspace, all levels by one launch
+// (common/transpose.cuh): the tiles of 64 pixels (float: 32) that some box can read, and no others (touched.cuh).
 //
-// Floor, 1000 boxes x 256 channels x 7 x 7 on P2..P5 of 800 x 1344 in half precision: every pixel once (46 MB) and the
-// output once (25 MB), 15 us at an H200's 4.8 TB/s. What binds in practice is the L2 cache: a box of 14 to 28 pixels a
-// side touches 200 to 800 of them, 0.1 to 0.4 MB. NCHW adds a read and a write of the maps, 91 MB or 19 us.
+// Floor, 1000 boxes x 256 channels x 7 x 7 on P2..P5 of 800 x 1344 in half precision: the pixels under the boxes once
+// (10 MB in the benchmark) and the output once (25 MB), 7.4 us at an H200's 4.8 TB/s. What binds is instructions. A bin
+// has 8.9 taps on average (3 rows x 3 columns); each takes 16 instructions to convert and multiply 8 channels, and 4 to
+// find them, so that the whole is 17 M for a warp, 18 us where none of a multiprocessor's four schedulers ever waits.
+// From the L2 cache come the different pixels of each box, 128 MB: as long at 6 TB/s, at the same time.
+// NCHW: a read and a write of all maps would be 91 MB, 19 us. Half of their tiles are under some box: 10 us.
 #include <cstring>
 #include <type_traits>
 
 #include "common/cuda.h"
 #include "common/exports.h"
+#include "common/transpose.cuh"
 #include "roi_align_fpn/kernel.cuh"
 #include "roi_align_fpn/launch.h"
+#include "roi_align_fpn/touched.cuh"
 
 namespace upsnet::roi_align_fpn {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kBlocks = 4;  // of a multiprocessor: 64 registers a thread
-constexpr int kWarps = kThreads / 32;
+constexpr int kThreads = 224;
+constexpr int kBlocks = 4;  // of a multiprocessor: 72 registers a thread
 constexpr int kVectorBytes = 16;
-constexpr int kTileBytes = 32 * 1024;  // of shared memory for the sums of a block
-constexpr int kAtOnce = 4;             // columns of a bin whose reads are under way together
-constexpr int kSide = 64;              // of the transposed tiles, in pixels and in channels
+constexpr int kTileBytes = 50 * 1024;  // of shared memory for the sums of a block: 16 lanes of a mask head's 14 x 14
 
 // What a thread reads or writes at once. Held as words: 16-bit members would cost a register each.
 template <typename T, int kVector>
@@ -37,10 +42,23 @@ struct alignas(sizeof(T) * kVector) Pack {
   using Word = std::conditional_t<(sizeof(T) * kVector > 4), uint32_t, T>;
   Word words[sizeof(T) * kVector / sizeof(Word)];
 
+  __device__ __forceinline__ void load(const void* source) {
+    using Whole = std::conditional_t<sizeof(words) == sizeof(uint4), uint4, T>;
+    const Whole whole = __ldg(static_cast<const Whole*>(source));
+    std::memcpy(words, &whole, sizeof words);
+  }
   __device__ __forceinline__ T value(int index) const {
     T result;
     std::memcpy(&result, reinterpret_cast<const unsigned char*>(words) + index * sizeof(T), sizeof result);
     return result;
+  }
+  // value(index), widened. A bfloat16 is the upper half of a float: one instruction, of which nvcc makes two.
+  __device__ __forceinline__ float widened(int index) const {
+    if constexpr (std::is_same_v<T, BFloat16> && std::is_same_v<Word, uint32_t>) {
+      return __uint_as_float(index % 2 == 0 ? words[index / 2] << 16 : words[index / 2] & 0xffff0000u);
+    } else {
+      return to_float(value(index));
+    }
   }
   __device__ __forceinline__ void set(int index, T value) {
     std::memcpy(reinterpret_cast<unsigned char*>(words) + index * sizeof(T), &value, sizeof value);
@@ -54,12 +72,14 @@ struct Maps {
 };
 
 struct Plan {
-  int lanes;      // threads that share a bin: a power of two, at most 32
-  int bins;       // of a block
-  int slab;       // elements of the tile that belong to one lane
-  int taps;       // room for those of one direction
-  int tap_bytes;  // of shared memory, before the tile
-  int shared;     // bytes
+  int lanes;                  // threads that share a bin: a power of two, at most 32
+  int bins;                   // of a block
+  int row_step, column_step;  // from a bin of a thread to its next one
+  int slab;                   // elements of the tile that belong to one lane
+  int taps;                   // room for those of one direction
+  int tap_bytes;              // of shared memory, before the tile
+  int shared;                 // bytes
+  int piece;                  // bytes that are written at once: 16, 4 or, where they lie apart, 0: an element
 };
 
 template <typename T, int kVector>
@@ -67,26 +87,25 @@ Plan plan_of(const Params& params) {
   const int all_bins = params.output_size * params.output_size;
   const int padding = 4 / static_cast<int>(sizeof(T));  // one bank
   Plan plan;
-  plan.lanes = kVector > 1 ? 16 : 32;
+  plan.lanes = 32;
   while (plan.lanes > 1 && plan.lanes / 2 * kVector >= params.channels) plan.lanes /= 2;
   const int vector_bytes = kVector * static_cast<int>(sizeof(T));
-  while (plan.lanes > 8 && all_bins > kTileBytes / (plan.lanes * vector_bytes)) plan.lanes /= 2;
+  while (plan.lanes > 16 && all_bins > kTileBytes / (plan.lanes * vector_bytes)) plan.lanes /= 2;
   const int fitting = kTileBytes / (plan.lanes * vector_bytes);
   plan.bins = all_bins < fitting ? all_bins : fitting;
   plan.slab = kVector * plan.bins + padding;
+  plan.row_step = kThreads / plan.lanes / params.output_size;
+  plan.column_step = kThreads / plan.lanes % params.output_size;
   plan.taps = taps_of_direction(params);
   const int tap_bytes = 2 * static_cast<int>(plan.taps * sizeof(Tap) + params.output_size * sizeof(Line));
   plan.tap_bytes = (tap_bytes + 15) / 16 * 16;
+  const bool together = kVector * sizeof(T) == kVectorBytes && plan.bins == all_bins;
+  const auto in_pieces = [&](int bytes) {
+    return together && params.channels * all_bins * sizeof(T) % bytes == 0 && is_aligned(params.output, bytes);
+  };
+  plan.piece = in_pieces(kVectorBytes) ? kVectorBytes : in_pieces(4) ? 4 : 0;
   plan.shared = plan.tap_bytes + plan.lanes * plan.slab * static_cast<int>(sizeof(T));
   return plan;
-}
-
-// values[level], without the copy to local memory that an index into kernel parameters costs.
-template <typename Value>
-__device__ __forceinline__ Value pick(const Value (&values)[kLevels], int level) {
-  static_assert(kLevels == 4, "one choice for each level");
-  const Value low = level == 0 ? values[0] : values[1], high = level == 2 ? values[2] : values[3];
-  return level < 2 ? low : high;
 }
 
 // The taps of one box in shared memory: [rows, columns][room], and where each bin's begin: [rows, columns][bin].
@@ -113,39 +132,74 @@ __device__ __forceinline__ void find_taps(const Params& params, const float* box
   }
 }
 
-// Adds the pixels of one bin, weighted, to sum. map: at the thread's channels.
+// A map of one image, at the channels of a thread.
+struct Map {
+  const unsigned char* data;
+  unsigned width;
+  unsigned pitch;  // bytes from pixel to pixel
+};
+
+// Adds rows x kColumns pixels, weighted, to sum.
+template <typename T, int kColumns, int kVector>
+__device__ __forceinline__ void add_pixels(Map map, const Tap* rows, int row_count, const Tap* columns,
+                                           float (&sum)[kVector]) {
+  uint64_t offset[kColumns];
+  float weight[kColumns];
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+    offset[i] = uint64_t{unsigned(columns[i].index)} * map.pitch;
+    weight[i] = columns[i].weight;
+  }
+#pragma unroll 1
+  for (; row_count > 0; --row_count) {
+    const Tap row = *rows++;
+    const unsigned char* pixels = map.data + uint64_t{row.index * map.width} * map.pitch;
+    Pack<T, kVector> read[kColumns];
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) read[i].load(pixels + offset[i]);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      const float both = row.weight * weight[i];
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) sum[k] += both * read[i].widened(k);
+    }
+  }
+}
+
+// Adds the pixels of one bin, four columns at a time. Where a warp has one bin, all of its threads branch alike.
 template <typename T, int kVector>
-__device__ __forceinline__ void add_bin(const T* map, int64_t line, int pitch, SharedTaps shared, int row, int column,
-                                        float (&sum)[kVector]) {
+__device__ __forceinline__ void add_bin(Map map, SharedTaps shared, int row, int column, float (&sum)[kVector]) {
   const Tap* rows = shared.taps + shared.lines[row].first;
   const Tap* columns = shared.taps + shared.lines[column].first;
-  const int row_count = shared.lines[row].count, column_count = shared.lines[column].count;
-  for (int first = 0; first < column_count; first += kAtOnce) {
-    unsigned offset[kAtOnce];
-    float weight[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const bool counts = first + i < column_count;
-      offset[i] = counts ? columns[first + i].index * pitch : 0;
-      weight[i] = counts ? columns[first + i].weight : 0.0f;
-    }
+  const int row_count = shared.lines[row].count;
+  int left = shared.lines[column].count;
+  for (; left >= 4; left -= 4, columns += 4) add_pixels<T, 4>(map, rows, row_count, columns, sum);
+  if (left == 3) {
+    add_pixels<T, 3>(map, rows, row_count, columns, sum);
+  } else if (left == 2) {
+    add_pixels<T, 2>(map, rows, row_count, columns, sum);
+  } else if (left == 1) {
+    add_pixels<T, 1>(map, rows, row_count, columns, sum);
+  }
+}
+
+// The slabs of the tile, which lie one behind the other in the output, in pieces of kWords words of four bytes.
+template <int kWords>
+__device__ __forceinline__ void copy_slabs(const unsigned char* tile, int slab_pitch, int slab_bytes, int bytes,
+                                           unsigned char* output) {
+  constexpr int kPiece = 4 * kWords;
+  const int slab_step = kThreads * kPiece / slab_bytes, step = kThreads * kPiece % slab_bytes;
+  int slab = threadIdx.x * kPiece / slab_bytes, at = threadIdx.x * kPiece % slab_bytes;
 #pragma unroll 1
-    for (int y = 0; y < row_count; ++y) {
-      const Tap tap = rows[y];
-      const T* pixels = map + tap.index * line;
-      Pack<T, kVector> read[kAtOnce];
+  for (int i = threadIdx.x * kPiece; i < bytes; i += kThreads * kPiece) {
+    Pack<uint32_t, kWords> piece;
+    const auto* source = reinterpret_cast<const uint32_t*>(tile + slab * slab_pitch + at);
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (first + i < column_count) read[i] = *reinterpret_cast<const Pack<T, kVector>*>(pixels + offset[i]);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (first + i >= column_count) continue;
-        const float both = tap.weight * weight[i];
-#pragma unroll
-        for (int k = 0; k < kVector; ++k) sum[k] += both * to_float(read[i].value(k));
-      }
-    }
+    for (int k = 0; k < kWords; ++k) piece.set(k, source[k]);
+    *reinterpret_cast<Pack<uint32_t, kWords>*>(output + i) = piece;
+    slab += slab_step;
+    at += step;
+    if (at >= slab_bytes) at -= slab_bytes, ++slab;
   }
 }
 
@@ -155,18 +209,19 @@ __device__ __forceinline__ void write_tile(const Params& params, const Plan& pla
                                            int channels, int first_bin, int bins) {
   const int all_bins = params.output_size * params.output_size;
   T* output = static_cast<T*>(params.output) + (static_cast<int64_t>(roi) * params.channels + first) * all_bins;
-  const bool whole_words = static_cast<int64_t>(params.channels) * all_bins * sizeof(T) % 4 == 0;
-  if (kVector * sizeof(T) == kVectorBytes && bins == all_bins && whole_words) {
-    // Slabs lie one behind the other in the output: each warp copies whole ones, in words of four bytes.
-    const int slab_words = kVector * bins * sizeof(T) / 4, words = channels * bins * sizeof(T) / 4;
-    const uint32_t* source = reinterpret_cast<const uint32_t*>(tile);
-    uint32_t* target = reinterpret_cast<uint32_t*>(output);
-    for (int slab = threadIdx.x / 32; slab * slab_words < words; slab += kWarps) {
-      const int begin = slab * slab_words, end = begin + slab_words < words ? begin + slab_words : words;
-      for (int i = begin + threadIdx.x % 32; i < end; i += 32) target[i] = source[i + slab];
+  if (plan.piece > 0) {
+    const auto* slabs = reinterpret_cast<const unsigned char*>(tile);
+    auto* target = reinterpret_cast<unsigned char*>(output);
+    const int pitch = plan.slab * sizeof(T), slab_bytes = kVector * bins * sizeof(T);
+    const int bytes = channels * bins * sizeof(T);
+    if (plan.piece == kVectorBytes) {
+      copy_slabs<4>(slabs, pitch, slab_bytes, bytes, target);
+    } else {
+      copy_slabs<1>(slabs, pitch, slab_bytes, bytes, target);
     }
     return;
   }
+#pragma unroll 1
   for (int i = threadIdx.x; i < channels * bins; i += kThreads) {
     const int channel = i / bins, bin = i - channel * bins;
     output[static_cast<int64_t>(channel) * all_bins + first_bin + bin] =
@@ -190,64 +245,26 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool(Params params, Maps ma
   const int lane = threadIdx.x % plan.lanes, channel = first + lane * kVector;
   const int first_bin = blockIdx.z * plan.bins;
   const int bins = plan.bins < size * size - first_bin ? plan.bins : size * size - first_bin;
-  const int64_t line = static_cast<int64_t>(pick(params.widths, level)) * maps.pitch;
-  const int64_t before = int64_t{image} * pick(params.heights, level) * line;
-  const T* map = static_cast<const T*>(pick(maps.data, level)) + before + channel;
+  const unsigned width = pick(params.widths, level), pitch = maps.pitch * unsigned{sizeof(T)};
+  const int64_t before = int64_t{image} * pick(params.heights, level) * width;
+  const auto* data = static_cast<const unsigned char*>(pick(maps.data, level));
+  const Map map{data + before * pitch + channel * sizeof(T), width, pitch};
   if (channel < params.channels) {
-    for (int i = threadIdx.x / plan.lanes; i < bins; i += kThreads / plan.lanes) {
-      const int row = (first_bin + i) / size, column = first_bin + i - row * size;
+    const int groups = kThreads / plan.lanes;
+    int row = (first_bin + threadIdx.x / plan.lanes) / size, column = (first_bin + threadIdx.x / plan.lanes) % size;
+    for (int i = threadIdx.x / plan.lanes; i < bins; i += groups) {
       float sum[kVector] = {};
-      add_bin<T, kVector>(map, line, maps.pitch, shared, row, size + column, sum);
+      add_bin<T>(map, shared, row, size + column, sum);
 #pragma unroll
       for (int k = 0; k < kVector; ++k) tile[lane * plan.slab + k * plan.bins + i] = from_float<T>(sum[k]);
+      row += plan.row_step;
+      column += plan.column_step;
+      if (column >= size) column -= size, ++row;
     }
   }
   __syncthreads();
   const int channels = params.channels - first < group ? params.channels - first : group;
   write_tile<T, kVector>(params, plan, tile, roi, first, channels, first_bin, bins);
-}
-
-// Contiguous maps -> channels-last with `pitch` elements a pixel, zeros behind the channels.
-// Grid: tiles of kSide pixels of all levels x tiles of kSide channels x images.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) to_channels_last(Params params, Maps maps) {
-  constexpr int kVector = kVectorBytes / sizeof(T), kPacks = kSide / kVector;
-  constexpr int kPitch = kSide + 4 / sizeof(T);
-  __shared__ T tile[kSide * kPitch];
-  int level = 0, tile_of_level = blockIdx.x;
-#pragma unroll
-  for (int l = 0; l < kLevels - 1; ++l) {
-    const int tiles = (params.heights[l] * params.widths[l] + kSide - 1) / kSide;
-    if (level < l || tile_of_level < tiles) continue;
-    tile_of_level -= tiles;
-    level = l + 1;
-  }
-  const int pixels = pick(params.heights, level) * pick(params.widths, level);
-  const int first_pixel = tile_of_level * kSide, first_channel = blockIdx.y * kSide;
-  for (int image = blockIdx.z; image < params.batch; image += gridDim.z) {
-    const int64_t before = static_cast<int64_t>(image) * pixels;
-    const T* source = static_cast<const T*>(pick(params.features, level)) + before * params.channels;
-    T* target = static_cast<T*>(const_cast<void*>(pick(maps.data, level))) + before * maps.pitch;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < kSide * kSide; i += kThreads) {
-      const int pixel = i % kSide, channel = i / kSide;
-      const bool inside = first_pixel + pixel < pixels && first_channel + channel < params.channels;
-      tile[channel * kPitch + pixel] =
-          inside ? source[static_cast<int64_t>(first_channel + channel) * pixels + first_pixel + pixel]
-                 : from_float<T>(0.0f);
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < kSide * kPacks; i += kThreads) {
-      const int pixel = i / kPacks, channel = i % kPacks * kVector;
-      if (first_pixel + pixel >= pixels || first_channel + channel >= maps.pitch) continue;
-      Pack<T, kVector> pack;
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) pack.set(k, tile[(channel + k) * kPitch + pixel]);
-      *reinterpret_cast<Pack<T, kVector>*>(target + static_cast<int64_t>(first_pixel + pixel) * maps.pitch +
-                                           first_channel + channel) = pack;
-    }
-    __syncthreads();
-  }
 }
 
 int64_t padded_channels(const Params& params) {
@@ -260,20 +277,21 @@ size_t map_bytes(const Params& params, int level) {
   return aligned(params.batch * pixels * padded_channels(params) * element_size(params.features_type));
 }
 
+// Contiguous maps -> channels-last with `pitch` elements a pixel, zeros behind the channels.
 template <typename T>
 cudaError_t launch_transpose(const Params& params, unsigned char* workspace, cudaStream_t stream, Maps& maps) {
   maps.pitch = static_cast<int>(padded_channels(params));
-  unsigned tiles = 0;
+  Transposition all{};
+  all.batch = params.batch;
+  all.rows = params.channels;
+  all.pitch = maps.pitch;
   for (int level = 0; level < kLevels; ++level) {
-    maps.data[level] = workspace;
+    all.input[level] = params.features[level];
+    maps.data[level] = all.output[level] = workspace;
+    all.columns[level] = int64_t{params.heights[level]} * params.widths[level];
     workspace += map_bytes(params, level);
-    tiles += (static_cast<unsigned>(params.heights[level]) * params.widths[level] + kSide - 1) / kSide;
   }
-  const unsigned channel_tiles = (maps.pitch + kSide - 1) / kSide, images = params.batch;
-  if (channel_tiles > kMaxGrid) return cudaErrorInvalidValue;
-  if (tiles == 0) return cudaSuccess;
-  const dim3 grid(tiles, channel_tiles, images < kMaxGrid ? images : kMaxGrid);
-  return launch_kernel(to_channels_last<T>, grid, dim3(kThreads), 0, stream, params, maps);
+  return transpose<T>(all, stream, UnderSomeBox{params});
 }
 
 template <typename T, int kVector>
