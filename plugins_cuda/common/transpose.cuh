@@ -7,8 +7,8 @@
 // pieces of a row change places by the row's number, so that neither side meets a bank twice. Where a side does not lie
 // on 16 bytes (an odd number of columns, say), it goes by single elements.
 //
-// Floor: every byte in and out once. A block has 16 KB on their way, a multiprocessor of an H200 96 KB: three times what
-// 4.8 TB/s and a latency of 0.8 us want.
+// Floor: every byte in and out once. A block has 16 KB on their way, a multiprocessor of an H200 96 KB: three times
+// what 4.8 TB/s and a latency of 0.8 us want.
 #pragma once
 
 #include <cstdint>
