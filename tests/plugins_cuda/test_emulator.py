@@ -42,13 +42,14 @@ def run(program: Path, kernel: str, order: str = "forward") -> subprocess.Comple
     return subprocess.run([str(program), kernel], capture_output=True, text=True, env=environment, timeout=60)
 
 
+@pytest.mark.parametrize("flags", [(), ("-O3", "-fvisibility=hidden")], ids=str)  # as the libraries are built
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     "kernel",
     ["places", "shuffles", "votes", "block_votes", "atomics", "dynamic_shared", "large_shared", "impossible_grids"],
 )
-def test_known_results(compile_kernels: Compile, kernel: str, order: str) -> None:
-    done = run(compile_kernels(), kernel, order)
+def test_known_results(compile_kernels: Compile, kernel: str, order: str, flags: tuple[str, ...]) -> None:
+    done = run(compile_kernels(*flags), kernel, order)
     assert (done.returncode, done.stderr) == (0, "")
 
 
