@@ -30,6 +30,7 @@
 #include "panoptic_fusion/label.cuh"
 #include "panoptic_fusion/merge.cuh"
 #include "panoptic_fusion/prune.cuh"
+#include "panoptic_fusion/rasterize.cuh"
 
 namespace upsnet::panoptic_fusion {
 namespace {
@@ -39,19 +40,16 @@ cudaError_t make_masks(const Params& p, const Workspace& workspace, cudaStream_t
   auto* raster = rasterize<float, kHeuristic>;
   if (p.mask_logits_type == DType::kFloat16) raster = rasterize<Half, kHeuristic>;
   if (p.mask_logits_type == DType::kBFloat16) raster = rasterize<BFloat16, kHeuristic>;
-  const dim3 grid(kRasterBlocks, p.detections, p.batch);
+  const dim3 grid(kRasterBlocks, p.detections > 0 ? p.detections : 1, p.batch);
   return launch_kernel(raster, grid, dim3(32, kRasterWarps), 0, stream, p, workspace);
 }
 
 cudaError_t find_accepted(const Params& p, const Workspace& workspace, cudaStream_t stream) {
-  UPSNET_RETURN_IF_ERROR(p.heuristic ? make_masks<true>(p, workspace, stream)
-                                     : make_masks<false>(p, workspace, stream));
-  const size_t words = size_t{kScale} * p.height * words_of(p);
-  const dim3 grid(unsigned((words + kLabels - 1) / kLabels), 1, p.batch);
-  for (int round = 0; p.heuristic && round < kRounds; ++round) {
-    UPSNET_RETURN_IF_ERROR(launch_kernel(count_overlaps, grid, dim3(kLabels), 0, stream, p, workspace, round));
-  }
-  return launch_kernel(prune, dim3(slots_of(p), p.batch), dim3(kPruneThreads), 0, stream, p, workspace);
+  const int across = tiles_across(p), tiles = tiles_of(p);
+  const size_t blocks = size_t{kRounds} * p.batch * tiles;
+  if (p.detections == 0 || tiles == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+  return launch_kernel(prune, dim3(unsigned(blocks)), dim3(kLabels), 0, stream, p, workspace, across, tiles);
 }
 
 template <typename T, Layout kLayout>
@@ -88,13 +86,13 @@ int launch(const Params& params, void* memory, size_t bytes, CUstream_st* stream
   if (params.batch == 0) return cudaSuccess;
   const Workspace workspace = workspace_of(params, memory);
   const bool pixels = params.height > 0 && params.width > 0;
-  UPSNET_RETURN_IF_ERROR(cudaMemsetAsync(memory, 0, workspace.cleared, stream));
-  if (pixels && slots_of(params) > 0) UPSNET_RETURN_IF_ERROR(find_accepted(params, workspace, stream));
+  UPSNET_RETURN_IF_ERROR(params.heuristic ? make_masks<true>(params, workspace, stream)
+                                          : make_masks<false>(params, workspace, stream));
+  UPSNET_RETURN_IF_ERROR(find_accepted(params, workspace, stream));
   if (pixels) UPSNET_RETURN_IF_ERROR(label(params, workspace, stream));
-  UPSNET_RETURN_IF_ERROR(launch_kernel(merge, dim3(params.batch), dim3(kLabels), 0, stream, params, workspace));
-  if (!pixels) return cudaSuccess;
-  const unsigned groups = (unsigned(params.height) * params.width + kLabels - 1) / kLabels;
-  return launch_kernel(number_pixels, dim3(groups, 1, params.batch), dim3(kLabels), 0, stream, params, workspace);
+  const size_t blocks = (size_t(params.height) * params.width + kLabels - 1) / kLabels;
+  const unsigned few = blocks == 0 ? 1 : blocks < kMostBlocks ? unsigned(blocks) : kMostBlocks;
+  return launch_kernel(merge, dim3(few, 1, params.batch), dim3(kLabels), 0, stream, params, workspace);
 }
 
 }  // namespace upsnet::panoptic_fusion
