@@ -77,7 +77,7 @@ __device__ inline int sure_of(const Cells& left, const Cells& right) {
 
 // Of a run of columns first .. last that lie between the same two cells, those that are set. at_left, at_right: the
 // cells, blended to the lane's row; column: the lane's own. From one cell to the next the values of a row rise or fall:
-// where the ends of the run differ, one place divides it. The whole warp calls it.
+// where its ends are alike, the whole run is. The whole warp calls it.
 template <bool kHeuristic>
 __device__ unsigned set_columns(const Sample& column, int first, int last, float at_left, float at_right) {
   const float rise = at_right - at_left;
@@ -87,15 +87,11 @@ __device__ unsigned set_columns(const Sample& column, int first, int last, float
   };
   const unsigned run = ~0u >> (31 - (last - first)) << first;
   const bool begins = is_set(first), ends = is_set(last);
-  int low = first, high = last;  // alike up to low, and from high on
-  if (__any_sync(~0u, begins != ends)) {
-    for (int length = last - first; length > 1; length = (length + 1) / 2) {
-      const int middle = (low + high) / 2;
-      (is_set(middle) == begins ? low : high) = middle;
-    }
-  }
-  const unsigned before = (1u << high) - 1;
-  return run & (begins ? (ends ? ~0u : before) : (ends ? ~before : 0u));
+  if (__all_sync(~0u, begins == ends)) return begins ? run : 0u;
+  unsigned bits = 0;
+#pragma unroll 4
+  for (int i = first; i <= last; ++i) bits |= unsigned(is_set(i)) << i;
+  return bits;
 }
 
 // The bits of 32 columns for the lane's row. The whole warp calls it; first .. last: the columns inside the box.
