@@ -1,15 +1,12 @@
 // The GPU front: it queues steps 1 (prune.cuh), 2 (channels.cuh, label.cuh) and 3 (merge.cuh).
-// Panoptic fusion on a GPU: six launches, ten where the merge is heuristic. Their shapes depend on nothing but the
-// parameters.
+// Panoptic fusion on a GPU: four launches for either merge, three without detections. Their shapes depend on nothing
+// but the parameters.
 //
-//   clear           areas, votes, extents, overlaps (a few 100 KB at most)
-//   rasterize       every detection's mask as bits, its area                       prune.cuh
-//   count_overlaps  heuristic, kRounds (4) times: overlaps with who was guessed    overlap.cuh
-//   prune           greedy, on the bits: class by class, or what is open still     prune.cuh
-//   label_pixels    argmax over stuff, accepted instances, unknown; or the first   channels.cuh, label.cuh
-//                   accepted mask, else the best channel; statistics
-//   merge           majority rule, area limit, table                               merge.cuh
-//   number_pixels   label -> panoptic value, in place                              merge.cuh
+//   rasterize      every detection's mask as bits, who competes with whom; zeros    rasterize.cuh
+//   prune          greedy, on the bits: up to kRounds (8) rounds over all masks     prune.cuh
+//   label_pixels   argmax over stuff, accepted instances, unknown; or the first     channels.cuh, label.cuh
+//                  accepted mask, else the best channel; statistics
+//   merge          majority rule, area limit, table; label -> panoptic value        merge.cuh
 //
 // Why it is fast: the logits are read once, at a quarter of the resolution; nothing of size instances x H x W exists
 // but bits; what merging needs is counted where the labels are made. COCO, 53 + 80 classes, 800 x 1344: 17.9 MB (half)
@@ -19,12 +16,14 @@
 //
 // Heuristic, 53 + 1 channels: 7.3 MB (half) or 14.5 MB (float) of logits and the same 3 MB, 2 to 4 us of memory; 58 M
 // interpolated logits are 8 us of issue slots, less what masks cover whole blocks of. 100 masks of the whole frame are
-// 13.4 MB of bits, which a round reads once, 3 us of L2; a round that finds everything certain is an empty launch. One
-// block that went through them in order would take 200 us: it does so for a chain of more than kRounds masks alone,
-// each of which decides about the next.
+// 13.4 MB of bits, which the first round reads once, 3 us of L2, and later ones as far as masks are open or accepted.
 //
-// Workspace: (detections + min(detections, things)) bits a pixel, heuristic (detections + 1), rows rounded up to 32
-// pixels, and small tables; no more than 16 bytes a pixel over that for any map beyond a few cells.
+// A round of prune is a chain of four trips to L2 and two of atomics, 2 to 3 us; most inputs take one or two, crowds of
+// a hundred three to six. A chain of more than kRounds masks, each of which decides about the next, costs another
+// microsecond or two a mask. Step 1 needs no logits of the map: it could run beside scan_channels.
+//
+// Workspace: `detections` bits a pixel, rows rounded up to 32 pixels, and small tables; no more than 16 bytes a pixel
+// over that for any map beyond a few cells.
 #include "common/cuda.h"
 #include "common/exports.h"
 #include "panoptic_fusion/label.cuh"
