@@ -90,21 +90,24 @@ Makes = Callable[[Sizes, torch.device], Iterator[Make]]
 
 
 def panoptic_fusion(sizes: Sizes, device: torch.device) -> Iterator[Make]:
-    for variant in variants(device):
-        yield partial(best_logits, sizes, device, variant)
+    for crowd in (False, True):
+        for variant in variants(device):
+            yield partial(best_logits, sizes, device, variant, crowd)
     for whole in (False, True):
         for variant in variants(device):
             yield partial(heuristic_merge, sizes, device, variant, whole)
 
 
-def best_logits(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
-    tensors = {name: tensor.to(device) for name, tensor in inputs.panoptic(sizes).items()}
+def best_logits(sizes: Sizes, device: torch.device, variant: Variant, crowd: bool) -> Case:
+    made = inputs.crowd(sizes) if crowd else inputs.panoptic(sizes)
+    tensors = {name: tensor.to(device) for name, tensor in made.items()}
     tensors["semantic"] = variant.of(tensors["semantic"], device)
     tensors["mask_logits"] = tensors["mask_logits"].to(variant.dtype)
     wide = tensors | {name: tensors[name].float().contiguous() for name in ("semantic", "mask_logits")}
     return Case(
         "panoptic_fusion",
-        f"{sizes.stuff} + {sizes.things} classes, {sizes.height} x {sizes.width}, {sizes.detections} instances",
+        f"{sizes.stuff} + {sizes.things} classes, {sizes.height} x {sizes.width}, {sizes.detections} instances"
+        + (" of one class" if crowd else ""),
         variant.dtype_name,
         variant.layout,
         partial(plugins_cuda.panoptic_fusion, **tensors, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),

@@ -138,6 +138,22 @@ def panoptic(sizes: Sizes, seed: int = 0) -> dict[str, Any]:  # Any: keywords be
     }
 
 
+def crowd(sizes: Sizes, seed: int = 0) -> dict[str, Any]:
+    """As `panoptic`, with all detections of one class, as people in a street: each lies over some of the others, and
+    who stays depends on who stayed before."""
+    random = generator(seed)
+    tensors = panoptic(sizes, seed)
+    count, limit = sizes.detections, torch.tensor([float(sizes.width), float(sizes.height)])
+    height = sizes.height / 12 * 6 ** torch.rand(1, count, 1, generator=random)  # a twelfth to half of the image's
+    size = torch.cat([height * (0.4 + 0.4 * torch.rand(1, count, 1, generator=random)), height], dim=-1)
+    centre = (0.2 + 0.6 * torch.rand(1, count, 2, generator=random)) * limit
+    boxes = clip(torch.cat([centre - size / 2, centre + size / 2], dim=-1), sizes.height, sizes.width)
+    return tensors | {
+        "boxes": boxes - torch.tensor([0.0, 0, 1, 1]),
+        "classes": torch.zeros_like(tensors["classes"]),
+    }
+
+
 def heuristic(sizes: Sizes, whole: bool, seed: int = 0) -> dict[str, Any]:
     """Those of the heuristic merge: things are one channel. As many boxes of all sizes as a photo has objects, or
     (whole) every detection over the whole image."""

@@ -148,9 +148,6 @@ UPSNET_HD bool is_usable(const Params& p, size_t row) {
   return is_usable(p.boxes + 4 * row, p.classes[row], p.heuristic ? kMostClasses : p.num_things);
 }
 
-// How many unions of accepted masks an image can have: one for each class, or one for all.
-UPSNET_HD int slots_of(const Params& p) { return smaller(p.detections, p.heuristic ? 1 : p.num_things); }
-
 // The part of an image inside its padding, and how many of its detections are valid.
 struct Valid {
   int height, width, detections;

@@ -1,15 +1,12 @@
 // The GPU front: it queues steps 1 (prune.cuh), 2 (channels.cuh, label.cuh) and 3 (merge.cuh).
-// Panoptic fusion on a GPU: six launches, ten where the merge is heuristic. Their shapes depend on nothing but the
-// parameters.
+// Panoptic fusion on a GPU: four launches for either merge, three without detections. Their shapes depend on nothing
+// but the parameters.
 //
-//   clear           areas, votes, extents, overlaps (a few 100 KB at most)
-//   rasterize       every detection's mask as bits, its area                       prune.cuh
-//   count_overlaps  heuristic, kRounds (4) times: overlaps with who was guessed    overlap.cuh
-//   prune           greedy, on the bits: class by class, or what is open still     prune.cuh
-//   label_pixels    argmax over stuff, accepted instances, unknown; or the first   channels.cuh, label.cuh
-//                   accepted mask, else the best channel; statistics
-//   merge           majority rule, area limit, table                               merge.cuh
-//   number_pixels   label -> panoptic value, in place                              merge.cuh
+//   rasterize      every detection's mask as bits, who competes with whom; zeros    rasterize.cuh
+//   prune          greedy, on the bits: up to kRounds (8) rounds over all masks     prune.cuh
+//   label_pixels   argmax over stuff, accepted instances, unknown; or the first     channels.cuh, label.cuh
+//                  accepted mask, else the best channel; statistics
+//   merge          majority rule, area limit, table; label -> panoptic value        merge.cuh
 //
 // Why it is fast: the logits are read once, at a quarter of the resolution; nothing of size instances x H x W exists
 // but bits; what merging needs is counted where the labels are made. COCO, 53 + 80 classes, 800 x 1344: 17.9 MB (half)
@@ -19,17 +16,20 @@
 //
 // Heuristic, 53 + 1 channels: 7.3 MB (half) or 14.5 MB (float) of logits and the same 3 MB, 2 to 4 us of memory; 58 M
 // interpolated logits are 8 us of issue slots, less what masks cover whole blocks of. 100 masks of the whole frame are
-// 13.4 MB of bits, which a round reads once, 3 us of L2; a round that finds everything certain is an empty launch. One
-// block that went through them in order would take 200 us: it does so for a chain of more than kRounds masks alone,
-// each of which decides about the next.
+// 13.4 MB of bits, which the first round reads once, 3 us of L2, and later ones as far as masks are open or accepted.
 //
-// Workspace: (detections + min(detections, things)) bits a pixel, heuristic (detections + 1), rows rounded up to 32
-// pixels, and small tables; no more than 16 bytes a pixel over that for any map beyond a few cells.
+// A round of prune is a chain of four trips to L2 and two of atomics, 2 to 3 us; most inputs take one or two, crowds of
+// a hundred three to six. A chain of more than kRounds masks, each of which decides about the next, costs another
+// microsecond or two a mask. Step 1 needs no logits of the map: it could run beside scan_channels.
+//
+// Workspace: `detections` bits a pixel, rows rounded up to 32 pixels, and small tables; no more than 16 bytes a pixel
+// over that for any map beyond a few cells.
 #include "common/cuda.h"
 #include "common/exports.h"
 #include "panoptic_fusion/label.cuh"
 #include "panoptic_fusion/merge.cuh"
 #include "panoptic_fusion/prune.cuh"
+#include "panoptic_fusion/rasterize.cuh"
 
 namespace upsnet::panoptic_fusion {
 namespace {
@@ -39,19 +39,16 @@ cudaError_t make_masks(const Params& p, const Workspace& workspace, cudaStream_t
   auto* raster = rasterize<float, kHeuristic>;
   if (p.mask_logits_type == DType::kFloat16) raster = rasterize<Half, kHeuristic>;
   if (p.mask_logits_type == DType::kBFloat16) raster = rasterize<BFloat16, kHeuristic>;
-  const dim3 grid(kRasterBlocks, p.detections, p.batch);
+  const dim3 grid(kRasterBlocks, p.detections > 0 ? p.detections : 1, p.batch);
   return launch_kernel(raster, grid, dim3(32, kRasterWarps), 0, stream, p, workspace);
 }
 
 cudaError_t find_accepted(const Params& p, const Workspace& workspace, cudaStream_t stream) {
-  UPSNET_RETURN_IF_ERROR(p.heuristic ? make_masks<true>(p, workspace, stream)
-                                     : make_masks<false>(p, workspace, stream));
-  const size_t words = size_t{kScale} * p.height * words_of(p);
-  const dim3 grid(unsigned((words + kLabels - 1) / kLabels), 1, p.batch);
-  for (int round = 0; p.heuristic && round < kRounds; ++round) {
-    UPSNET_RETURN_IF_ERROR(launch_kernel(count_overlaps, grid, dim3(kLabels), 0, stream, p, workspace, round));
-  }
-  return launch_kernel(prune, dim3(slots_of(p), p.batch), dim3(kPruneThreads), 0, stream, p, workspace);
+  const int across = tiles_across(p), tiles = tiles_of(p);
+  const size_t blocks = size_t{kRounds} * p.batch * tiles;
+  if (p.detections == 0 || tiles == 0) return cudaSuccess;
+  if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+  return launch_kernel(prune, dim3(unsigned(blocks)), dim3(kLabels), 0, stream, p, workspace, across, tiles);
 }
 
 template <typename T, Layout kLayout>
@@ -88,13 +85,13 @@ int launch(const Params& params, void* memory, size_t bytes, CUstream_st* stream
   if (params.batch == 0) return cudaSuccess;
   const Workspace workspace = workspace_of(params, memory);
   const bool pixels = params.height > 0 && params.width > 0;
-  UPSNET_RETURN_IF_ERROR(cudaMemsetAsync(memory, 0, workspace.cleared, stream));
-  if (pixels && slots_of(params) > 0) UPSNET_RETURN_IF_ERROR(find_accepted(params, workspace, stream));
+  UPSNET_RETURN_IF_ERROR(params.heuristic ? make_masks<true>(params, workspace, stream)
+                                          : make_masks<false>(params, workspace, stream));
+  UPSNET_RETURN_IF_ERROR(find_accepted(params, workspace, stream));
   if (pixels) UPSNET_RETURN_IF_ERROR(label(params, workspace, stream));
-  UPSNET_RETURN_IF_ERROR(launch_kernel(merge, dim3(params.batch), dim3(kLabels), 0, stream, params, workspace));
-  if (!pixels) return cudaSuccess;
-  const unsigned groups = (unsigned(params.height) * params.width + kLabels - 1) / kLabels;
-  return launch_kernel(number_pixels, dim3(groups, 1, params.batch), dim3(kLabels), 0, stream, params, workspace);
+  const size_t blocks = (size_t(params.height) * params.width + kLabels - 1) / kLabels;
+  const unsigned few = blocks == 0 ? 1 : blocks < kMostBlocks ? unsigned(blocks) : kMostBlocks;
+  return launch_kernel(merge, dim3(few, 1, params.batch), dim3(kLabels), 0, stream, params, workspace);
 }
 
 }  // namespace upsnet::panoptic_fusion

@@ -1,227 +1,212 @@
-// Step 1 of 3 on a GPU (launch.cu): rasterize and prune. Before channels.cuh and label.cuh.
-// Which detections stay: their masks as bits, then greedy pruning, class by class or (heuristic) of all together. There
-// overlap.cuh comes between them and leaves little to do.
+// Step 1 of 3 on a GPU (launch.cu), its second half: after rasterize.cuh, before channels.cuh and label.cuh.
+// Which detections stay: greedy pruning, class by class or (heuristic) of all together.
+//
+// Whether a detection is accepted depends on those before it: a chain of up to 254 steps over whole masks. Here instead
+// every thread takes one word of the map through all masks in order, with two unions of those of the class so far: of
+// the masks that are accepted for sure, and of these and the open ones. What a mask has on the first is the least that
+// it can have on the accepted ones before it, and what it has on the second the most. Too much of the least: rejected.
+// Little enough of the most: accepted. Whatever the masks, a round settles the first open one of each class at least,
+// for which both are the same; crowds take three to six rounds, and most of their masks are settled in the first two.
+// What is open after kRounds (a chain of more masks than that, each of which decides about the next) the last block
+// settles one after the other.
+//
+// All rounds are one launch. Blocks draw tickets; those of a round wait for the round before, hence only for blocks
+// that drew lower tickets. These are running, or done, and wait for nobody above them: so nobody waits forever,
+// however many blocks the device has room for.
 #pragma once
 
-#include "panoptic_fusion/overlap.cuh"
+#include "panoptic_fusion/workspace.cuh"
 
 namespace upsnet::panoptic_fusion {
 
-constexpr int kRasterWarps = 4;
-constexpr int kRasterBlocks = 16;  // for each detection
-constexpr int kPruneThreads = 512;
+constexpr int kTileWords = 8, kTileRows = kLabels / kTileWords;  // of a block: a word for each thread
+constexpr int kBatch = 16;                                       // masks whose words are on their way together
+constexpr int kSettled = 1 << 30;
 
-// Where pixel x of a box low .. high lies among the mask's cells; first: the box's first pixel, count: how many it has.
-template <bool kHeuristic>
-__device__ Sample place_of(int x, int first, int count, float low, float high, int cells) {
-  if (kHeuristic) return pasted_sample_of(clamped(x, first, first + count - 1), low, high, cells);
-  return sample_of(x - first, count, cells);
-}
+enum State : uint8_t { kRejected, kOpen, kAccepted };
 
-// Two cells side by side in a mask's row.
-struct Sides {
-  float left, right;
+// A mask near the block's words.
+struct alignas(16) Near {
+  Span span;
+  const unsigned* bits;     // of the plane's first word
+  unsigned accepted, kept;  // all bits, or none; kept: what the one before it left is of the same class
 };
 
-template <bool kHeuristic, typename T>
-__device__ Sides sides_of(const T* mask, int cells, int row, int column) {
-  if (kHeuristic) return {probability_at(mask, cells, row, column), probability_at(mask, cells, row, column + 1)};
-  const T* line = mask + smaller(row, cells - 1) * cells;
-  return {logit_of(line[column]), logit_of(line[next_cell(column, cells)])};
+inline int tiles_across(const Params& p) { return int(words_of(p) + kTileWords - 1) / kTileWords; }
+inline int tiles_of(const Params& p) { return tiles_across(p) * ((kScale * p.height + kTileRows - 1) / kTileRows); }
+
+// What of the workspace is of one image.
+struct Image {
+  Member* members;
+  Overlap* overlaps;  // [kRounds, detections]
+  uint8_t *states, *accepted;
+  const unsigned* masks;
+  Progress* progress;
+  size_t plane;  // words of a mask
+  int words;     // of a row
+};
+
+__device__ inline Image image_of(const Params& p, const Workspace& workspace, int image) {
+  const int words = (kScale * p.width + 31) / 32;
+  const size_t plane = size_t(kScale) * p.height * words, row = size_t(image) * p.detections;
+  return {workspace.members + row,           workspace.overlaps + kRounds * row,  workspace.states + kRounds * row,
+          workspace.accepted + row,          workspace.masks + row * plane,       workspace.progress + image,
+          plane,                             words};
 }
 
-// Whether the cells that a tile's pixels lie between make all of them set (1) or none (-1); else 0. A blend lies
-// between what it blends; the margin is far wider than what rounding can do. Columns and rows are of the lanes;
-// `last_row` is the lane of the last one. The whole warp calls it.
-template <typename T>
-__device__ int sure_of(const T* mask, int cells, int own_column, int own_row, int last_row) {
-  constexpr float kMargin = 0.1f;  // of a logit: .025 of a probability
-  const int left = __shfl_sync(~0u, own_column, 0), top = __shfl_sync(~0u, own_row, 0);
-  const int across = __shfl_sync(~0u, own_column, 31) - left + 2;  // with the cells to the right of the last pixels
-  const int count = across * (__shfl_sync(~0u, own_row, last_row) - top + 2);
-  if (count > 64) return 0;  // a small box: its cells are as many as its pixels
-  bool set = true, clear = true;
-  for (int i = threadIdx.x; i < count; i += 32) {
-    const int row = top + i / across, column = left + i % across;
-    const bool exists = row >= 0 && row < cells && column >= 0 && column < cells;
-    const float logit = exists ? logit_of(mask[row * cells + column]) : -1.0f;  // 0 is around the mask
-    set &= logit > kMargin, clear &= logit < -kMargin;
+// One round, on one tile: adds to the overlaps of the masks that are open. Round 0, before which nothing is accepted,
+// has their areas for the least overlap. The whole block calls it.
+__device__ inline void count_overlaps(const Params& p, const Image& image, int round, int first_word, int first_y) {
+  __shared__ Near list[kLabels];       // in order; then some without words
+  __shared__ int categories[kLabels];  // of these
+  __shared__ int sums[kLabels];        // the least, and 65536 times the most: a tile has 8192 pixels
+  const int t = threadIdx.x, lane = t % 32;
+  Member member{0, 0, nowhere()};
+  int state = kRejected;
+  if (t < p.detections) {
+    member = image.members[t];
+    state = round == 0 ? int(kOpen) : image.states[(round - 1) * p.detections + t];
   }
-  if (__all_sync(~0u, set)) return 1;
-  return __all_sync(~0u, clear) ? -1 : 0;
-}
+  const Span& span = member.span;
+  const bool near = state != kRejected && span.first_word < first_word + kTileWords &&
+                    span.first_word + span.across >= first_word && span.first_y < first_y + kTileRows &&
+                    span.first_y + span.down >= first_y;
+  if (!__syncthreads_or(near && state == kOpen)) return;
+  sums[t] = 0;
+  list[t] = {nowhere(), nullptr, 0u, 0u};
+  int count = 0;
+  const int place = rank_of(near, count);  // a barrier
+  if (near) {
+    list[place] = {span, image.masks + member.detection * image.plane, state == kAccepted ? ~0u : 0u, 0u};
+    categories[place] = member.category;
+  }
+  __syncthreads();
+  if (t > 0 && t < count && categories[t] == categories[t - 1]) list[t].kept = ~0u;
+  __syncthreads();
 
-// Every detection's mask as bits (mask term > 0, or is_pasted), and their sum. A warp makes 32 x 32 pixels at a time:
-// lane = column; the four mask cells around stay in registers until the row moves on to the next cells. grid:
-// (kRasterBlocks, detections, batch).
-template <typename T, bool kHeuristic>
-__global__ void __launch_bounds__(32 * kRasterWarps) rasterize(Params p, Workspace workspace) {
-  const int image = blockIdx.z, detection = blockIdx.y, lane = threadIdx.x;
-  const size_t row = size_t(image) * p.detections + detection;
-  const Valid valid = valid_of(p, image);
-  if (detection >= valid.detections || !is_usable(p, row)) return;
-  const float* box = p.boxes + 4 * row;
-  const Window window = window_at<kHeuristic>(box);
-  const Clip clip = clip_of(window, valid);
-  if (clip.empty()) return;
-
-  const float x1 = bounded_coordinate(box[0]), y1 = bounded_coordinate(box[1]);
-  const float x2 = bounded_coordinate(box[2]), y2 = bounded_coordinate(box[3]);
-  const int across_box = window.right - window.left + 1, down_box = window.bottom - window.top + 1;
-  const int cells = p.mask_size, words = (kScale * p.width + 31) / 32;
-  const T* mask = static_cast<const T*>(p.mask_logits) + row * cells * cells;
-  unsigned* bits = workspace.masks + row * kScale * p.height * words;
-  const int first_word = clip.first_x / 32, across = clip.last_x / 32 - first_word + 1;
-  const int tiles = across * ((clip.last_y - clip.first_y) / 32 + 1);
-  int area = 0;
-  for (int tile = blockIdx.x * kRasterWarps + threadIdx.y; tile < tiles; tile += gridDim.x * kRasterWarps) {
-    const int word = first_word + tile % across, first_y = clip.first_y + tile / across * 32;
-    const int x = 32 * word + lane, rows = smaller(32, clip.last_y - first_y + 1);
-    const bool inside = x >= clip.first_x && x <= clip.last_x;
-    const Sample column = place_of<kHeuristic>(x, window.left, across_box, x1, x2, cells);
-    const Sample own_row = place_of<kHeuristic>(first_y + lane, window.top, down_box, y1, y2, cells);
-    Sides upper{}, lower{};
-    int loaded = -3;
-    const int sure = kHeuristic ? sure_of(mask, cells, column.cell, own_row.cell, rows - 1) : 0;
-    unsigned own = __ballot_sync(~0u, inside && sure > 0);
-    if (lane >= rows) own = 0;
-    for (int r = 0; r < rows && sure == 0; ++r) {
-      const int cell = __shfl_sync(~0u, own_row.cell, r);
-      const float weight = __shfl_sync(~0u, own_row.weight, r);
-      if (cell != loaded) {
-        upper = cell == loaded + 1 ? lower : sides_of<kHeuristic>(mask, cells, cell, column.cell);
-        lower = sides_of<kHeuristic>(mask, cells, cell + 1, column.cell);
-        loaded = cell;
-      }
-      const float left = lerp(upper.left, lower.left, weight), right = lerp(upper.right, lower.right, weight);
-      const float value = lerp(left, right, column.weight);
-      const unsigned line = __ballot_sync(~0u, inside && (kHeuristic ? is_pasted(value) : value > 0.0f));
-      if (lane == r) own = line;
+  const int word = first_word + t % kTileWords, y = first_y + t / kTileWords, i = y * image.words + word;
+  const unsigned everything = round == 0 ? ~0u : 0u;
+  unsigned accepted = everything, possible = 0;
+  for (int start = 0; start < count; start += kBatch) {  // kLabels is a multiple of kBatch
+    unsigned mask[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) mask[k] = list[start + k].span.has(word, y) ? list[start + k].bits[i] : 0;
+    int own = 0;  // lane k: of mask k
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const unsigned kept = list[start + k].kept;
+      accepted = (accepted & kept) | everything, possible &= kept;
+      const int overlap = warp_add(~0u, __popc(mask[k] & accepted) + (__popc(mask[k] & possible) << 16));
+      if (lane == k) own = overlap;
+      accepted |= mask[k] & list[start + k].accepted, possible |= mask[k];
     }
-    if (lane < rows) bits[(first_y + lane) * words + word] = own;
-    area += __popc(own);
+    if (own > 0) atomicAdd(&sums[start + lane], own);
   }
-  area = warp_add(~0u, area);
-  if (lane == 0 && area > 0) atomicAdd(&workspace.mask_areas[row], area);
+  __syncthreads();
+  if (!near || state != kOpen || sums[place] == 0) return;
+  Overlap& overlap = image.overlaps[round * p.detections + t];
+  if (sums[place] & 0xffff) atomicAdd(&overlap.least, sums[place] & 0xffff);
+  if (sums[place] >> 16) atomicAdd(&overlap.most, sums[place] >> 16);
 }
 
-// A set of detections: bit d % 32 of word d / 32 is detection d.
-struct Members {
-  unsigned words[kLabels / 32];
-};
-
-// The whole block calls it, with its detections' threads first.
-__device__ inline void collect(bool member, Members& members) {
-  const unsigned chosen = __ballot_sync(~0u, member);
-  if (threadIdx.x < kLabels && threadIdx.x % 32 == 0) members.words[threadIdx.x / 32] = chosen;
-}
-
-// Fills clips, members and hull (around the members' clips) for the `slot`-th class of an image, in the order in which
-// the classes appear among its detections; the heuristic merge has one class. The whole block calls it; false when
-// there is no such class.
-__device__ inline bool find_members(const Params& p, int image, int slot, Clip* clips, Members& members, Clip& hull) {
-  __shared__ int classes[kLabels];
-  __shared__ unsigned leaders[kLabels / 32];
-  __shared__ int own_class;
+// Of the member that is the thread's own, after a round.
+__device__ inline State decide(const Params& p, const Image& image, int round) {
   const int t = threadIdx.x;
-  const size_t row = size_t(image) * p.detections + t;
-  const Valid valid = valid_of(p, image);
-  if (t == 0) own_class = -1, hull = {0x7fffffff, 0x7fffffff, -1, -1};
-  if (t < kLabels) {
-    const bool usable = t < valid.detections && is_usable(p, row);
-    classes[t] = !usable ? -1 : p.heuristic ? 0 : int(p.classes[row]);
-  }
-  __syncthreads();
-  bool leads = t < kLabels && classes[t] >= 0;
-  for (int other = 0; leads && other < t; ++other) leads = classes[other] != classes[t];
-  const unsigned leading = __ballot_sync(~0u, leads);
-  if (t < kLabels && t % 32 == 0) leaders[t / 32] = leading;
-  __syncthreads();
-  if (leads) {
-    int rank = __popc(leading & ((1u << t % 32) - 1));
-    for (int word = 0; word < t / 32; ++word) rank += __popc(leaders[word]);
-    if (rank == slot) own_class = classes[t];
-  }
-  __syncthreads();
-  if (own_class < 0) return false;
-  const bool member = t < kLabels && classes[t] == own_class;
-  collect(member, members);
-  if (member) {
-    const Clip clip = clips[t] = clip_of(window_of(p, row), valid);
-    if (!clip.empty()) {
-      atomicMin(&hull.first_x, clip.first_x), atomicMin(&hull.first_y, clip.first_y);
-      atomicMax(&hull.last_x, clip.last_x), atomicMax(&hull.last_y, clip.last_y);
+  if (t >= p.detections) return kRejected;
+  const State before = round == 0 ? kOpen : State(image.states[(round - 1) * p.detections + t]);
+  if (before != kOpen) return before;
+  const int area = image.overlaps[t].least;
+  const Overlap overlap = image.overlaps[round * p.detections + t];
+  if (is_accepted(overlap.most, area, p.mask_overlap_threshold)) return kAccepted;
+  return is_accepted(round == 0 ? 0 : overlap.least, area, p.mask_overlap_threshold) ? kOpen : kRejected;
+}
+
+// Settles those that are open, in order. own: the state of the thread's member. The whole block calls it.
+__device__ inline State settle_in_turn(const Params& p, const Image& image, State own) {
+  __shared__ State states[kLabels];
+  __shared__ int total;
+  const int t = threadIdx.x;
+  states[t] = own;
+  for (int place = 0; place < p.detections; ++place) {
+    if (t == 0) total = 0;
+    __syncthreads();
+    if (states[place] != kOpen) continue;
+    const Member member = image.members[place];
+    const int across = member.span.across + 1, count = across * (member.span.down + 1);
+    int overlap = 0;
+    for (int n = t; n < count; n += kLabels) {
+      const int word = member.span.first_word + n % across, y = member.span.first_y + n / across;
+      const size_t i = size_t(y) * image.words + word;
+      unsigned taken = 0;
+      for (int other = place - 1; other >= 0; --other) {
+        const Member& before = image.members[other];
+        if (before.category != member.category) break;
+        if (states[other] == kAccepted && before.span.has(word, y)) {
+          taken |= image.masks[before.detection * image.plane + i];
+        }
+      }
+      overlap += __popc(taken & image.masks[member.detection * image.plane + i]);
     }
+    overlap = warp_add(~0u, overlap);
+    if (t % 32 == 0) atomicAdd(&total, overlap);
+    __syncthreads();
+    const bool accepted = is_accepted(total, image.overlaps[place].least, p.mask_overlap_threshold);
+    if (t == 0) states[place] = accepted ? kAccepted : kRejected;
+    __syncthreads();
   }
+  return states[t];
+}
+
+// Waits until all blocks of the rounds before are done. Returns false where nothing is open any more. The whole block
+// calls it.
+__device__ inline bool wait_for(const Progress* progress, int round) {
+  if (round == 0) return true;
+  int finished = 0;
+  if (threadIdx.x == 0) {
+    const volatile int* now = &progress->finished;
+    do {
+      finished = *now;
+    } while (finished < round);
+    __threadfence();
+  }
+  return !__syncthreads_or(finished == kSettled);
+}
+
+// Whether this block is the last one of its round. All that the others wrote is seen then. The whole block calls it.
+__device__ inline bool is_last(int* done, int blocks) {
+  __threadfence();
   __syncthreads();
+  const bool last = threadIdx.x == 0 && atomicAdd(done, 1) == blocks - 1;
+  if (!__syncthreads_or(last)) return false;
+  __threadfence();
   return true;
 }
 
-// visit(word's index in a plane) for every word of a clip, spread over the block.
-template <typename Visit>
-__device__ void for_words(const Clip& clip, int words, Visit visit) {
-  if (clip.empty()) return;
-  const int first = clip.first_x / 32, across = clip.last_x / 32 - first + 1;
-  const int count = across * (clip.last_y - clip.first_y + 1);
-  for (int i = threadIdx.x; i < count; i += kPruneThreads) {
-    visit((clip.first_y + i / across) * words + first + i % across);
-  }
-}
-
-// Greedy pruning: one block for each class of an image, its detections in score order. What the heuristic merge knows
-// already is taken as it is. grid: (slots, batch).
-__global__ void __launch_bounds__(kPruneThreads) prune(Params p, Workspace workspace) {
-  __shared__ Clip clips[kLabels], hull;
-  __shared__ Members members, open, known;  // open: yet to be decided; known: accepted
-  __shared__ int partial[2][kPruneThreads / 32];
-  const int image = blockIdx.y, t = threadIdx.x;
-  if (!find_members(p, image, blockIdx.x, clips, members, hull)) return;
-
-  const int words = (kScale * p.width + 31) / 32;
-  const size_t plane = size_t(kScale) * p.height * words, first_row = size_t(image) * p.detections;
-  const bool member = t < kLabels && members.words[t / 32] >> t % 32 & 1u;
-  const Guess guess = p.heuristic ? last_guess(p, workspace, image, t, kRounds) : Guess{false, false};
-  collect(member && !guess.certain, open);
-  collect(member && guess.certain && guess.accepted, known);
-  if (member && guess.certain && guess.accepted) workspace.accepted[first_row + t] = 1;
+// accepted, of all detections. grid: kRounds * batch * tiles; tiles: of an image.
+__global__ void __launch_bounds__(kLabels) prune(Params p, Workspace workspace, int across, int tiles) {
+  __shared__ int drawn;
+  const int t = threadIdx.x;
+  if (t == 0) drawn = atomicAdd(workspace.tickets, 1);
   __syncthreads();
+  const int tile = drawn % tiles, round = drawn / tiles / p.batch;
+  const Image image = image_of(p, workspace, drawn / tiles % p.batch);
+  if (!wait_for(image.progress, round)) return;
+  count_overlaps(p, image, round, tile % across * kTileWords, tile / across * kTileRows);
+  if (!is_last(&image.progress->done[round], tiles)) return;
 
-  unsigned* taken = workspace.unions + (size_t(image) * gridDim.x + blockIdx.x) * plane;
-  int left = 0, all = 0;  // open ones to come
-  for (int word = 0; word < kLabels / 32; ++word) {
-    left += __popc(open.words[word]), all += __popc(members.words[word]);
+  State state = decide(p, image, round);
+  bool settled = !__syncthreads_or(state == kOpen);
+  if (!settled && round == kRounds - 1) {
+    state = settle_in_turn(p, image, state);
+    settled = true;
   }
-  if (left > 0 && all > 1) for_words(hull, words, [&](int i) { taken[i] = 0; });
+  if (t < p.detections) {
+    if (settled) image.accepted[image.members[t].detection] = state == kAccepted;
+    else image.states[round * p.detections + t] = state;
+  }
+  __threadfence();
   __syncthreads();
-
-  bool any = false;
-  int turn = 0;
-  for (int word = 0; word < kLabels / 32; ++word) {
-    for (unsigned bits = open.words[word] | known.words[word]; bits != 0 && left > 0; bits &= bits - 1) {
-      const int bit = __ffs(bits) - 1, detection = 32 * word + bit;
-      const unsigned* mask = workspace.masks + (first_row + detection) * plane;
-      if (open.words[word] >> bit & 1u) {
-        const int area = workspace.mask_areas[first_row + detection];
-        int overlap = 0;
-        if (any && area > 0) {
-          for_words(clips[detection], words, [&](int i) { overlap += __popc(mask[i] & taken[i]); });
-          overlap = warp_add(~0u, overlap);
-          if (t % 32 == 0) partial[turn][t / 32] = overlap;
-          __syncthreads();
-          // Every thread adds up; the other half of `partial` serves next time, so nobody has to wait for it.
-          overlap = 0;
-          for (int warp = 0; warp < kPruneThreads / 32; ++warp) overlap += partial[turn][warp];
-          turn ^= 1;
-        }
-        --left;
-        if (!is_accepted(overlap, area, p.mask_overlap_threshold)) continue;
-        if (t == 0) workspace.accepted[first_row + detection] = 1;
-      }
-      any = true;
-      if (left > 0) for_words(clips[detection], words, [&](int i) { taken[i] |= mask[i]; });
-      __syncthreads();
-    }
-  }
+  if (t == 0) atomicExch(&image.progress->finished, settled ? kSettled : round + 1);
 }
 
 }  // namespace upsnet::panoptic_fusion

@@ -9,24 +9,51 @@
 namespace upsnet::panoptic_fusion {
 
 constexpr int kLabels = 256;
-constexpr int kRounds = 4;  // of overlap.cuh
+constexpr int kRounds = 8;  // of prune.cuh
 
 // What is known of a label's pixels: area, and a box as distances from the far and the near edges of the map, so that
 // all five grow from zero.
 enum Extent { kArea, kFromRight, kFromBottom, kToRight, kToBottom, kExtents };
 
+// The words of the map that a mask has.
+struct Span {
+  int first_word, across, first_y, down;  // across, down: one less than their number
+
+  __device__ bool has(int word, int y) const {
+    return (unsigned(word - first_word) <= unsigned(across)) & (unsigned(y - first_y) <= unsigned(down));
+  }
+};
+__device__ inline Span nowhere() { return {1 << 30, 0, 0, 0}; }
+
+// A detection among those of its image, sorted by class, then by score. One that is dropped is nowhere.
+struct Member {
+  int detection, category;
+  Span span;
+};
+
+// How far the rounds of an image are.
+struct Progress {
+  int finished;       // rounds; kSettled when nothing is open any more
+  int done[kRounds];  // blocks of each round
+};
+
+struct Overlap {
+  int least, most;  // pixels of a mask on those that are accepted before it; on those that are, or may yet be
+};
+
 struct Workspace {
-  // Cleared before every run.
-  int* mask_areas;    // [batch, detections]
-  int* votes;         // [batch, detections, num_stuff] pixels of the detection that are this stuff, semantically
-  int* extents;       // [batch, kExtents, kLabels]
-  uint8_t* accepted;  // [batch, detections]
-  int* overlaps;      // heuristic: [kRounds, batch, detections]
-  size_t cleared;     // bytes from mask_areas on
+  // Cleared by the first launch.
+  int* votes;          // [batch, detections, num_stuff] pixels of the detection that are this stuff, semantically
+  int* extents;        // [batch, kExtents, kLabels]
+  Overlap* overlaps;   // [batch, kRounds, detections], by place among the members
+  Progress* progress;  // [batch]
+  int* tickets;        // of prune's blocks
+  size_t cleared;      // bytes from votes on
   // Written before they are read.
-  uint8_t* numbers;  // [batch, kLabels] label -> panoptic value
-  unsigned* masks;   // [batch, detections, 4 height, words]: one bit a pixel, of which only words of the box count
-  unsigned* unions;  // [batch, slots, 4 height, words]: accepted masks of one class, or of all
+  uint8_t* accepted;  // [batch, detections]
+  uint8_t* states;    // [batch, kRounds, detections] after each round, by place
+  Member* members;    // [batch, detections]
+  unsigned* masks;    // [batch, detections, 4 height, words]: one bit a pixel, of which only words of the box count
   size_t size;
 };
 
@@ -41,16 +68,16 @@ inline Workspace workspace_of(const Params& p, void* memory) {
     used = aligned(used + count * sizeof *slice);
   };
   const size_t batch = p.batch, rows = batch * p.detections;
-  const size_t plane = size_t{kScale} * p.height * words_of(p);
-  cut(workspace.mask_areas, rows);
   cut(workspace.votes, rows * p.num_stuff);
   cut(workspace.extents, batch * kExtents * kLabels);
-  cut(workspace.accepted, rows);
-  cut(workspace.overlaps, p.heuristic ? kRounds * rows : 0);
+  cut(workspace.overlaps, kRounds * rows);
+  cut(workspace.progress, batch);
+  cut(workspace.tickets, 1);
   workspace.cleared = used;
-  cut(workspace.numbers, batch * kLabels);
-  cut(workspace.masks, rows * plane);
-  cut(workspace.unions, batch * slots_of(p) * plane);
+  cut(workspace.accepted, rows);
+  cut(workspace.states, kRounds * rows);
+  cut(workspace.members, rows);
+  cut(workspace.masks, rows * kScale * p.height * words_of(p));
   workspace.size = used;
   return workspace;
 }
