@@ -1,21 +1,29 @@
 // Step 2 of 3 on a GPU (launch.cu), its first half: label.cuh continues with the instances.
 // All semantic channels over the pixels of a block: best stuff and best thing.
 //
-// A thread owns 4 x 2 pixels that share the four corners of one cell, and runs over all channels: per pixel and channel
-// two operations to interpolate and one (things) or three (stuff) to compare. A block owns 32 cells x 4 such rows; it
-// stages its 33 x 3 corners of kStage channels at a time in shared memory, as bounded floats, while the next ones are
-// on their way.
+// A block owns 32 x 2 cells (a cell: the 4 x 4 pixels between four corners), a thread 4 x 2 pixels, a warp the upper or
+// lower halves of 32 cells. Most channels cannot be the best of any pixel of a cell, and its corners say so: a lerp
+// stays between what it blends. Rounded, too: for a <= b it is fl(a + w fl(b - a)), fl(b - a) <= (1 + 2^-24) (b - a) (no
+// overflow, the logits are bounded; exact where subnormal), and as w <= 7/8 the sum before its rounding is at most
+// b - (1/8 - 7/8 2^-24) (b - a) <= b, so after it, too; and at least a; b < a likewise. So no channel is anywhere higher
+// than its highest corner or lower than its lowest, without any slack, and one whose highest corner is below another's
+// lowest never wins. One that only equals it can tie, and stays.
+//
+// Channels go through shared memory in chunks of one kind, stuff or things. Of a chunk each warp takes a quarter and
+// finds each cell's `floor`, the highest of all lowest corners; then, which channels reach it in any cell of a row. These
+// alone are interpolated, by the whole warp.
 #pragma once
 
-#include "panoptic_fusion/workspace.cuh"
+#include "panoptic_fusion/packed.cuh"
 
 namespace upsnet::panoptic_fusion {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kStage = 8;  // channels
-constexpr int kCornersX = 33, kCornersY = 3;
+constexpr int kCellRows = 2;
+constexpr int kCornersX = 33, kCornersY = kCellRows + 1;
 constexpr int kCorners = kCornersX * kCornersY;
+constexpr int kStage = 48;              // words of each corner in shared memory
 constexpr int kColumns = 4, kRows = 2;  // pixels of a thread
 constexpr int kPixels = kColumns * kRows;
 
@@ -48,70 +56,113 @@ __device__ inline Corner corner_of(const Params& p, int corner) {
           clamped(int(blockIdx.x) * 32 - 1 + corner % kCornersX, 0, p.width - 1)};
 }
 
-// Moves the block's corners, kStage channels at a time in order, first to registers (fetch), then to shared memory
-// [kStage][kCorners] (store). Neighbouring threads read neighbouring addresses: here corners of one channel.
+// Channels of one kind that are in shared memory together: word k has channels first + k and, with 16 bits,
+// first + words + k.
+struct Chunk {
+  int first, count, words;
+};
+
+struct Stage {
+  unsigned words[kStage][kCorners];
+  unsigned floors[kWarps][kCellRows][32];
+  unsigned reach[kWarps][kCellRows];  // bit j (and 16 + j): word kWarps * j + warp reaches the floor of a cell of the row
+};
+
+// Brings a chunk to shared memory. Does it hold a NaN, or a logit that is beyond the bounds? Neighbouring threads read
+// neighbouring addresses: corners of one channel (NCHW), or channels of one corner.
 template <typename T, Layout kLayout>
-struct Stager {
-  const T* from;
-  int stride, left;  // channels yet to be fetched
-  bool active;
-  T values[kStage];
-
-  __device__ Stager(const Params& p, const SemanticMap<T>& map, int thread) : stride(map.channel_stride), values() {
-    const Corner corner = corner_of(p, thread);
-    active = thread < kCorners;
-    from = map.data + corner.row * map.row_stride + corner.column;
-    left = p.num_stuff + p.num_things;
-  }
-  __device__ void fetch() {
+__device__ bool fill(const Params& p, const SemanticMap<T>& map, const Chunk& chunk, int thread, Stage& stage) {
+  using Word = Packed<T>;
+  constexpr bool kPlanes = kLayout == Layout::kNCHW;
+  constexpr int kWide = kPlanes ? 1 : 16;                 // words side by side
+  constexpr int kBatch = (kPlanes ? 16 : 4) / Word::kSides;  // words that are on their way together
+  const unsigned limit = Word::all(sizeof(T) == 2 && std::is_same_v<T, Half> ? 65504.0f : kLogitLimit);
+  bool exceeds = false;
+  for (int corner = thread / kWide; corner < kCorners; corner += kThreads / kWide) {
+    const Corner cell = corner_of(p, corner);
+    const T* from = map.data + chunk.first * map.channel_stride + cell.row * map.row_stride +
+                    cell.column * map.column_stride;
+    for (int k = thread % kWide; k < chunk.words; k += kBatch * kWide) {
+      T values[kBatch][Word::kSides];
 #pragma unroll
-    for (int load = 0; load < kStage; ++load) {
-      if (active && load < left) values[load] = *from;
-      from += stride;
+      for (int i = 0; i < kBatch; ++i) {
+#pragma unroll
+        for (int side = 0; side < Word::kSides; ++side) {
+          const int channel = k + i * kWide + side * chunk.words;  // what is one too many repeats the last one
+          if (k + i * kWide < chunk.words) values[i][side] = from[smaller(channel, chunk.count - 1) * map.channel_stride];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (k + i * kWide >= chunk.words) continue;
+        const unsigned word = Word::pack(values[i]);
+        exceeds |= Word::exceeds(word, limit);
+        stage.words[k + i * kWide][corner] = word;
+      }
     }
-    left -= kStage;
   }
-  __device__ void store(int thread, float* stage) const {
-    if (!active) return;
-#pragma unroll
-    for (int load = 0; load < kStage; ++load) stage[load * kCorners + thread] = logit_of(values[load]);
-  }
+  return exceeds;
+}
+
+// What the best channel of a thread's two cells, one below the other, has at least; so far, of the warp's words.
+struct Floors {
+  unsigned cells[kCellRows];
 };
 
-// Channels of one corner.
 template <typename T>
-struct Stager<T, Layout::kNHWC> {
-  static constexpr int kLoads = (kStage * kCorners + kThreads - 1) / kThreads;
-  static constexpr int kStep = kThreads / kStage;  // corners from one load to the next
-  const T* from;
-  int offsets[kLoads];  // of the corners
-  int left;
-  T values[kLoads];
+__device__ void raise_floors(const Chunk& chunk, const Stage& stage, Floors& floors) {
+  using Word = Packed<T>;
+#pragma unroll 4
+  for (int k = threadIdx.y; k < chunk.words; k += kWarps) {
+    const unsigned* at = &stage.words[k][threadIdx.x];
+    unsigned above = Word::least(at[0], at[1]);
+#pragma unroll
+    for (int row = 0; row < kCellRows; ++row) {
+      at += kCornersX;
+      const unsigned below = Word::least(at[0], at[1]);
+      floors.cells[row] = Word::most(floors.cells[row], Word::least(above, below));
+      above = below;
+    }
+  }
+}
 
-  __device__ Stager(const Params& p, const SemanticMap<T>& map, int thread) : values() {
+// All warps' floors, each side the highest.
+template <typename T>
+__device__ Floors joined_floors(const Stage& stage) {
+  using Word = Packed<T>;
+  Floors floors;
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      const Corner corner = corner_of(p, thread / kStage + load * kStep);
-      offsets[load] = corner.row * map.row_stride + corner.column * map.column_stride;
-    }
-    from = map.data + thread % kStage;
-    left = p.num_stuff + p.num_things - thread % kStage;
-  }
-  __device__ void fetch() {
+  for (int row = 0; row < kCellRows; ++row) {
+    unsigned all = stage.floors[0][row][threadIdx.x];
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      if (left > 0) values[load] = from[offsets[load]];
-    }
-    from += kStage, left -= kStage;
+    for (int warp = 1; warp < kWarps; ++warp) all = Word::most(all, stage.floors[warp][row][threadIdx.x]);
+    floors.cells[row] = Word::kSides == 2 ? Word::most(all, all << 16 | all >> 16) : all;
   }
-  __device__ void store(int thread, float* stage) const {
+  return floors;
+}
+
+template <typename T>
+__device__ void find_reach(const Chunk& chunk, const Floors& floors, Stage& stage) {
+  using Word = Packed<T>;
+  unsigned reach[kCellRows] = {}, bit = 0x10001u;
+#pragma unroll 4
+  for (int k = threadIdx.y; k < chunk.words; k += kWarps, bit += bit) {
+    const unsigned* at = &stage.words[k][threadIdx.x];
+    unsigned above = Word::most(at[0], at[1]);
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      const int corner = thread / kStage + load * kStep;
-      if (corner < kCorners) stage[thread % kStage * kCorners + corner] = logit_of(values[load]);
+    for (int row = 0; row < kCellRows; ++row) {
+      at += kCornersX;
+      const unsigned below = Word::most(at[0], at[1]);
+      reach[row] |= Word::at_least(Word::most(above, below), floors.cells[row]) & bit;
+      above = below;
     }
   }
-};
+#pragma unroll
+  for (int row = 0; row < kCellRows; ++row) {
+    const unsigned any = warp_or(~0u, reach[row]);
+    if (threadIdx.x == 0) stage.reach[threadIdx.y][row] = any;
+  }
+}
 
 // A thread's pixels from the corners of its cell. half: 0 for the cell's upper two rows, 1 for its lower two.
 __device__ inline void expand(float a, float b, float c, float d, int half, float (&values)[kPixels]) {
@@ -142,40 +193,91 @@ struct Pixels {
   int x, y;                                               // of the first one
 };
 
-// All channels: label and best become the best stuff's, ties to the lowest.
+// One stuff channel, in ascending order: ties go to the lowest.
+struct Stuff {
+  float (&best)[kPixels];
+  int (&label)[kPixels];
+
+  __device__ void add(int channel, const float (&values)[kPixels]) {
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      if (values[i] > best[i]) label[i] = channel;
+      best[i] = higher(values[i], best[i]);
+    }
+  }
+};
+
+struct Things {
+  float (&best)[kPixels];
+
+  __device__ void add(int, const float (&values)[kPixels]) {
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) best[i] = higher(values[i], best[i]);
+  }
+};
+
+// Interpolates the channels of a chunk that reach the floor of a cell of the warp, or all of them.
+template <typename T, typename Kind>
+__device__ void interpolate(const Chunk& chunk, const Stage& stage, bool all, bool exceeds, Kind kind) {
+  const int row = threadIdx.y / 2, half = threadIdx.y % 2;
+  for (int first = 0; first < chunk.count; first += 32) {
+    const int own = first + threadIdx.x, side = own >= chunk.words, k = own - side * chunk.words;
+    const bool reaches = own < chunk.count && (all || stage.reach[k % kWarps][row] >> (k / kWarps + 16 * side) & 1u);
+    for (unsigned left = __ballot_sync(~0u, reaches); left != 0; left &= left - 1) {
+      const int channel = first + __ffs(left) - 1, on = channel >= chunk.words;
+      const auto at = [&](int corner) {
+        const unsigned* word = &stage.words[channel - on * chunk.words][row * kCornersX + threadIdx.x + corner];
+        return to_float(reinterpret_cast<const T*>(word)[on]);
+      };
+      float corners[] = {at(0), at(1), at(kCornersX), at(kCornersX + 1)};
+      if (exceeds) {
+#pragma unroll
+        for (float& corner : corners) corner = logit_of(corner);
+      }
+      float values[kPixels];
+      expand(corners[0], corners[1], corners[2], corners[3], half, values);
+      kind.add(chunk.first + channel, values);
+    }
+  }
+}
+
+// Channels first .. stop - 1. The whole block calls it.
+template <typename T, Layout kLayout, typename Kind>
+__device__ void scan_kind(const Params& p, const SemanticMap<T>& map, int first, int stop, Floors& floors, Stage& stage,
+                          Kind kind) {
+  constexpr int kMost = kStage * Packed<T>::kSides;
+  const int chunks = (stop - first + kMost - 1) / kMost;
+  for (int i = 0; i < chunks; ++i) {
+    const int from = first + int(int64_t(stop - first) * i / chunks);
+    const int count = first + int(int64_t(stop - first) * (i + 1) / chunks) - from;
+    const Chunk chunk{from, count, (count + Packed<T>::kSides - 1) / Packed<T>::kSides};
+    __syncthreads();
+    const bool exceeds = __syncthreads_or(fill<T, kLayout>(p, map, chunk, threadIdx.y * 32 + threadIdx.x, stage));
+    if (!exceeds) {
+      raise_floors<T>(chunk, stage, floors);
+#pragma unroll
+      for (int row = 0; row < kCellRows; ++row) stage.floors[threadIdx.y][row][threadIdx.x] = floors.cells[row];
+      __syncthreads();
+      find_reach<T>(chunk, joined_floors<T>(stage), stage);
+      __syncthreads();
+    }
+    interpolate<T>(chunk, stage, exceeds, exceeds, kind);
+  }
+}
+
+// All channels: label and best become the best stuff's, ties to the lowest. things_alone: it matters which thing is the
+// best where stuff is better.
 template <typename T, Layout kLayout>
-__device__ void scan_channels(const Params& p, const SemanticMap<T>& map, Pixels& pixels) {
-  __shared__ float stage[2][kStage * kCorners];
-  const int channels = p.num_stuff + p.num_things, half = threadIdx.y % 2, thread = threadIdx.y * 32 + threadIdx.x;
-  Stager<T, kLayout> stager(p, map, thread);
-  float values[kPixels];
+__device__ void scan_channels(const Params& p, const SemanticMap<T>& map, bool things_alone, Stage& stage,
+                              Pixels& pixels) {
   int stuff[kPixels];
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) pixels.best[i] = pixels.thing[i] = -INFINITY, stuff[i] = 0;
-  stager.fetch();
-  for (int first = 0, turn = 0; first < channels; first += kStage, turn ^= 1) {
-    stager.store(thread, stage[turn]);
-    __syncthreads();
-    stager.fetch();
-    const float* at = stage[turn] + threadIdx.y / 2 * kCornersX + threadIdx.x;
-    const int stop = smaller(first + kStage, channels), stop_stuff = smaller(p.num_stuff, stop);
-    int c = first;
-#pragma unroll 4
-    for (; c < stop_stuff; ++c, at += kCorners) {
-      expand(at[0], at[1], at[kCornersX], at[kCornersX + 1], half, values);
-#pragma unroll
-      for (int i = 0; i < kPixels; ++i) {
-        if (values[i] > pixels.best[i]) stuff[i] = c;
-        pixels.best[i] = higher(values[i], pixels.best[i]);
-      }
-    }
-#pragma unroll 4
-    for (; c < stop; ++c, at += kCorners) {
-      expand(at[0], at[1], at[kCornersX], at[kCornersX + 1], half, values);
-#pragma unroll
-      for (int i = 0; i < kPixels; ++i) pixels.thing[i] = higher(values[i], pixels.thing[i]);
-    }
-  }
+  const unsigned lowest = Packed<T>::all(-INFINITY);
+  Floors floors{lowest, lowest};
+  scan_kind<T, kLayout>(p, map, 0, p.num_stuff, floors, stage, Stuff{pixels.best, stuff});
+  if (things_alone) floors = {lowest, lowest};
+  scan_kind<T, kLayout>(p, map, p.num_stuff, p.num_stuff + p.num_things, floors, stage, Things{pixels.thing});
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
     pixels.label.set(i, stuff[i]);

@@ -189,14 +189,14 @@ __device__ inline Cover find_cover(const Params& p, const unsigned* masks, const
 // The first accepted mask, else the best semantic channel where that is stuff.
 template <typename T, Layout kLayout>
 __device__ void label_by_masks(const Params& p, const unsigned* masks, const Valid& valid, const Instances& list,
-                               int image, Pixels& pixels) {
+                               int image, Stage& stage, Pixels& pixels) {
   __shared__ Cover covers[kThreads];  // each its thread's own: the channels need the registers
   const int t = threadIdx.y * 32 + threadIdx.x;
   const Cover found = find_cover(p, masks, valid, list, pixels);
   covers[t] = found;
   pixels.label = found.label;
   if (!__syncthreads_and(found.pixels == 0xffu)) {
-    scan_channels<T, kLayout>(p, semantic_map<T, kLayout>(p, image), pixels);
+    scan_channels<T, kLayout>(p, semantic_map<T, kLayout>(p, image), false, stage, pixels);
     const Cover cover = covers[t];
     static_assert(kNone == kVoid, "where a thing is better");
 #pragma unroll
@@ -261,10 +261,13 @@ __device__ inline void store_labels(const Params& p, const Pixels& pixels, uint8
 // Labels into p.panoptic, their extents and votes into the workspace. grid: (cells + 1 by 32, pairs of rows + 1 by 4,
 // batch).
 template <typename T, Layout kLayout, bool kHeuristic>
-__global__ void __launch_bounds__(kThreads, 6) label_pixels(Params p, Workspace workspace) {
+__global__ void __launch_bounds__(kThreads, 8) label_pixels(Params p, Workspace workspace) {
   UPSNET_DYNAMIC_SHARED(lines);
   __shared__ Instances list;
-  __shared__ int extents[kExtents * kLabels];
+  __shared__ union {  // one after the other
+    Stage stage;
+    int extents[kExtents * kLabels];
+  } shared;
   const int image = blockIdx.z, t = threadIdx.y * 32 + threadIdx.x;
   const Valid valid = valid_of(p, image);
   Pixels pixels;
@@ -276,15 +279,14 @@ __global__ void __launch_bounds__(kThreads, 6) label_pixels(Params p, Workspace 
     store_labels(p, pixels, map);
     return;
   }
-  for (int i = t; i < kExtents * kLabels; i += kThreads) extents[i] = 0;
   list_instances<kHeuristic>(p, workspace.accepted, image, list);
   if (kHeuristic) {
     const size_t plane = size_t(kScale) * p.height * ((kScale * p.width + 31) / 32);
-    label_by_masks<T, kLayout>(p, workspace.masks + size_t(image) * p.detections * plane, valid, list, image, pixels);
+    label_by_masks<T, kLayout>(p, workspace.masks + size_t(image) * p.detections * plane, valid, list, image, shared.stage, pixels);
   } else {
     const SemanticMap<T> semantic = semantic_map<T, kLayout>(p, image);
     float* own_lines = reinterpret_cast<float*>(lines) + threadIdx.y * kRows * p.mask_size;
-    scan_channels<T, kLayout>(p, semantic, pixels);
+    scan_channels<T, kLayout>(p, semantic, list.absent == kNone && list.count > 0, shared.stage, pixels);
     scan_instances(p, semantic, list, image, own_lines, pixels);
   }
 #pragma unroll
@@ -293,6 +295,10 @@ __global__ void __launch_bounds__(kThreads, 6) label_pixels(Params p, Workspace 
     if (x < 0 || y < 0 || x >= valid.width || y >= valid.height) pixels.label.set(i, kVoid);
   }
   store_labels(p, pixels, map);
+  int* extents = shared.extents;
+  __syncthreads();
+  for (int i = t; i < kExtents * kLabels; i += kThreads) extents[i] = 0;
+  __syncthreads();
   count_pixels(p, pixels, workspace.votes + size_t(image) * p.detections * p.num_stuff, extents);
   __syncthreads();
   int* totals = workspace.extents + size_t(image) * kExtents * kLabels;
