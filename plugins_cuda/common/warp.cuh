@@ -1,4 +1,4 @@
-// Sum, least, greatest of one int, and all bits, of every lane in `mask`; all of these lanes call it and get it.
+// Sum, least and greatest of one int of every lane in `mask`; all of these lanes call it and get it.
 #pragma once
 
 #include "common/cuda.h"
@@ -30,16 +30,12 @@ __device__ __forceinline__ int warp_min(unsigned mask, int value) {
 __device__ __forceinline__ int warp_max(unsigned mask, int value) {
   return combined(mask, value, [](int a, int b) { return max(a, b); });
 }
-__device__ __forceinline__ unsigned warp_or(unsigned mask, unsigned value) {
-  return unsigned(combined(mask, int(value), [](int a, int b) { return a | b; }));
-}
 
 #else
 
 __device__ __forceinline__ int warp_add(unsigned mask, int value) { return __reduce_add_sync(mask, value); }
 __device__ __forceinline__ int warp_min(unsigned mask, int value) { return __reduce_min_sync(mask, value); }
 __device__ __forceinline__ int warp_max(unsigned mask, int value) { return __reduce_max_sync(mask, value); }
-__device__ __forceinline__ unsigned warp_or(unsigned mask, unsigned value) { return __reduce_or_sync(mask, value); }
 
 #endif
 

@@ -201,9 +201,6 @@ T __reduce_of(unsigned mask, T value, T (*combine)(T, T)) {
 inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
   return __reduce_of<unsigned>(mask, value, [](unsigned a, unsigned b) { return a + b; });
 }
-inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
-  return __reduce_of<unsigned>(mask, value, [](unsigned a, unsigned b) { return a | b; });
-}
 inline int __reduce_add_sync(unsigned mask, int value) { return int(__reduce_add_sync(mask, unsigned(value))); }
 inline int __reduce_min_sync(unsigned mask, int value) {
   return __reduce_of<int>(mask, value, [](int a, int b) { return a < b ? a : b; });

@@ -1,8 +1,8 @@
 // Step 2 of 3 on a GPU (launch.cu), its first half: label.cuh continues with the instances.
 // All semantic channels over the pixels of a block: best stuff and best thing.
 //
-// A block owns 32 x 2 cells (a cell: the 4 x 4 pixels between four corners), a thread 4 x 2 pixels, a warp the upper or
-// lower halves of 32 cells. Most channels cannot be the best of any pixel of a cell, and its corners say so: a lerp
+// A block owns 32 x 2 cells (a cell: the 4 x 4 pixels between four corners), a warp 8 x 2, a thread the upper or lower
+// half of one, 4 x 2 pixels. Most channels cannot be the best of any pixel of a cell, and its corners say so: a lerp
 // stays between what it blends. Rounded, too: for a <= b it is fl(a + w fl(b - a)), fl(b - a) <= (1 + 2^-24) (b - a) (no
 // overflow, the logits are bounded; exact where subnormal), and as w <= 7/8 the sum before its rounding is at most
 // b - (1/8 - 7/8 2^-24) (b - a) <= b, so after it, too; and at least a; b < a likewise. So no channel is anywhere higher
@@ -10,8 +10,8 @@
 // lowest never wins. One that only equals it can tie, and stays.
 //
 // Channels go through shared memory in chunks of one kind, stuff or things. Of a chunk each warp takes a quarter and
-// finds each cell's `floor`, the highest of all lowest corners; then, which channels reach it in any cell of a row. These
-// alone are interpolated, by the whole warp.
+// finds each cell's floor, the highest of all lowest corners; then, which channels reach it in any cell of a warp. These
+// alone are interpolated, by that whole warp.
 #pragma once
 
 #include "panoptic_fusion/packed.cuh"
@@ -20,12 +20,27 @@ namespace upsnet::panoptic_fusion {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kCellRows = 2;
-constexpr int kCornersX = 33, kCornersY = kCellRows + 1;
+constexpr int kCellRows = 2, kCellColumns = 32;  // of a block
+constexpr int kAcross = kCellColumns / kWarps;   // cells of a warp side by side
+constexpr int kCornersX = kCellColumns + 1, kCornersY = kCellRows + 1;
 constexpr int kCorners = kCornersX * kCornersY;
-constexpr int kStage = 48;              // words of each corner in shared memory
+constexpr int kPitch = 40;              // from corner to corner below in shared memory: a warp's two rows lie in other banks
+constexpr int kStage = 40;              // words of each corner in shared memory
 constexpr int kColumns = 4, kRows = 2;  // pixels of a thread
 constexpr int kPixels = kColumns * kRows;
+
+// Where a thread is in its block: the column and row of its cell, and which half of it is its own.
+struct Seat {
+  int column, row, half;
+
+  __device__ Seat()
+      : column(threadIdx.y * kAcross + threadIdx.x % kAcross),
+        row(threadIdx.x / (2 * kAcross)),
+        half(threadIdx.x / kAcross % 2) {}
+};
+
+// Where corner i, counted row by row, lies in shared memory.
+__device__ inline int place_of_corner(int i) { return i + i / kCornersX * (kPitch - kCornersX); }
 
 // The semantic logits of one image; fewer than 2^31 (`is_supported`).
 template <typename T>
@@ -46,16 +61,6 @@ __device__ SemanticMap<T> semantic_map(const Params& p, int image) {
   return {data, 1, p.width * int(channels), int(channels)};
 }
 
-// The cell of a block's corner, clamped at the border.
-struct Corner {
-  int row, column;
-};
-
-__device__ inline Corner corner_of(const Params& p, int corner) {
-  return {clamped(int(blockIdx.y) * 2 - 1 + corner / kCornersX, 0, p.height - 1),
-          clamped(int(blockIdx.x) * 32 - 1 + corner % kCornersX, 0, p.width - 1)};
-}
-
 // Channels of one kind that are in shared memory together: word k has channels first + k and, with 16 bits,
 // first + words + k.
 struct Chunk {
@@ -63,46 +68,87 @@ struct Chunk {
 };
 
 struct Stage {
-  unsigned words[kStage][kCorners];
-  unsigned floors[kWarps][kCellRows][32];
-  unsigned reach[kWarps][kCellRows];  // bit j (and 16 + j): word kWarps * j + warp reaches the floor of a cell of the row
+  unsigned words[kStage][kCornersY * kPitch];
+  int offsets[kCorners];  // of the corners' cells, from a channel's first
+  unsigned floors[kWarps][kCellRows][kCellColumns];
+  unsigned reach[kWarps][kWarps];  // [i][warp] bit j (and 16 + j): word kWarps * j + i reaches a floor of the warp's cells
 };
 
-// Brings a chunk to shared memory. Does it hold a NaN, or a logit that is beyond the bounds? Neighbouring threads read
-// neighbouring addresses: corners of one channel (NCHW), or channels of one corner.
+// Brings a chunk to shared memory; is there a NaN in it, or a logit beyond the bounds? Neighbouring threads read
+// neighbouring addresses: here corners of one channel, a thread all channels of its own.
 template <typename T, Layout kLayout>
-__device__ bool fill(const Params& p, const SemanticMap<T>& map, const Chunk& chunk, int thread, Stage& stage) {
+struct Filler {
   using Word = Packed<T>;
-  constexpr bool kPlanes = kLayout == Layout::kNCHW;
-  constexpr int kWide = kPlanes ? 1 : 16;                 // words side by side
-  constexpr int kBatch = (kPlanes ? 16 : 4) / Word::kSides;  // words that are on their way together
-  const unsigned limit = Word::all(sizeof(T) == 2 && std::is_same_v<T, Half> ? 65504.0f : kLogitLimit);
-  bool exceeds = false;
-  for (int corner = thread / kWide; corner < kCorners; corner += kThreads / kWide) {
-    const Corner cell = corner_of(p, corner);
-    const T* from = map.data + chunk.first * map.channel_stride + cell.row * map.row_stride +
-                    cell.column * map.column_stride;
-    for (int k = thread % kWide; k < chunk.words; k += kBatch * kWide) {
-      T values[kBatch][Word::kSides];
+  static constexpr int kBatch = 16 / Word::kSides;  // words on their way together
+
+  // Words k .. k + kBatch - 1; last: the chunk's last word is the last of these, or (kFew) comes before.
+  template <bool kFew>
+  static __device__ bool move(const T* from, int stride, const Chunk& chunk, int k, unsigned* to) {
+    T values[kBatch][Word::kSides];
+    const int most = chunk.words - 1 - k;
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
+    for (int i = 0; i < kBatch; ++i) {
+      const int word = k + (kFew ? smaller(i, most) : i);
+      values[i][0] = from[word * stride];
+      if (Word::kSides == 1) continue;
+      const bool can_be_last = kFew || i == kBatch - 1;
+      const int channel = word + chunk.words;
+      values[i][Word::kSides - 1] = from[(can_be_last ? smaller(channel, chunk.count - 1) : channel) * stride];
+    }
+    bool exceeds = false;
 #pragma unroll
-        for (int side = 0; side < Word::kSides; ++side) {
-          const int channel = k + i * kWide + side * chunk.words;  // what is one too many repeats the last one
-          if (k + i * kWide < chunk.words) values[i][side] = from[smaller(channel, chunk.count - 1) * map.channel_stride];
-        }
+    for (int i = 0; i < kBatch; ++i) {
+      const unsigned word = Word::pack(values[i]);
+      exceeds |= Word::exceeds(word);
+      if (!kFew || i <= most) to[(k + i) * kCornersY * kPitch] = word;
+    }
+    return exceeds;
+  }
+
+  static __device__ bool fill(const SemanticMap<T>& map, const Chunk& chunk, int thread, Stage& stage) {
+    if (thread >= kCorners) return false;
+    const int stride = map.channel_stride;
+    const T* from = map.data + (chunk.first * stride + stage.offsets[thread]);
+    unsigned* to = &stage.words[0][place_of_corner(thread)];
+    if (chunk.words < kBatch) return move<true>(from, stride, chunk, 0, to);
+    bool exceeds = false;
+    int k = 0;
+    for (; k < chunk.words - kBatch; k += kBatch) exceeds |= move<false>(from, stride, chunk, k, to);
+    return exceeds | move<false>(from, stride, chunk, chunk.words - kBatch, to);  // some a second time
+  }
+};
+
+// Channels of one corner; a thread has up to kSteps words of every eighth corner.
+template <typename T>
+struct Filler<T, Layout::kNHWC> {
+  using Word = Packed<T>;
+  static constexpr int kLanes = 16;  // words side by side
+  static constexpr int kSteps = (kStage + kLanes - 1) / kLanes;
+
+  static __device__ bool fill(const SemanticMap<T>& map, const Chunk& chunk, int thread, Stage& stage) {
+    const int k = thread % kLanes, steps = (chunk.words - k + kLanes - 1) / kLanes;
+    const T* from = map.data + chunk.first + k;
+    const int last = chunk.count - 1 - k;
+    bool exceeds = false;
+#pragma unroll 2
+    for (int corner = thread / kLanes; corner < kCorners; corner += kThreads / kLanes) {
+      const T* at = from + stage.offsets[corner];
+      T values[kSteps][Word::kSides];
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        if (i < steps) values[i][0] = at[i * kLanes];
+        if (Word::kSides == 2 && i < steps) values[i][Word::kSides - 1] = at[smaller(chunk.words + i * kLanes, last)];
       }
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (k + i * kWide >= chunk.words) continue;
+      for (int i = 0; i < kSteps; ++i) {
         const unsigned word = Word::pack(values[i]);
-        exceeds |= Word::exceeds(word, limit);
-        stage.words[k + i * kWide][corner] = word;
+        exceeds |= i < steps && Word::exceeds(word);
+        if (i < steps) stage.words[k + i * kLanes][place_of_corner(corner)] = word;
       }
     }
+    return exceeds;
   }
-  return exceeds;
-}
+};
 
 // What the best channel of a thread's two cells, one below the other, has at least; so far, of the warp's words.
 struct Floors {
@@ -118,7 +164,7 @@ __device__ void raise_floors(const Chunk& chunk, const Stage& stage, Floors& flo
     unsigned above = Word::least(at[0], at[1]);
 #pragma unroll
     for (int row = 0; row < kCellRows; ++row) {
-      at += kCornersX;
+      at += kPitch;
       const unsigned below = Word::least(at[0], at[1]);
       floors.cells[row] = Word::most(floors.cells[row], Word::least(above, below));
       above = below;
@@ -151,17 +197,16 @@ __device__ void find_reach(const Chunk& chunk, const Floors& floors, Stage& stag
     unsigned above = Word::most(at[0], at[1]);
 #pragma unroll
     for (int row = 0; row < kCellRows; ++row) {
-      at += kCornersX;
+      at += kPitch;
       const unsigned below = Word::most(at[0], at[1]);
       reach[row] |= Word::at_least(Word::most(above, below), floors.cells[row]) & bit;
       above = below;
     }
   }
+  unsigned any = reach[0] | reach[1];
 #pragma unroll
-  for (int row = 0; row < kCellRows; ++row) {
-    const unsigned any = warp_or(~0u, reach[row]);
-    if (threadIdx.x == 0) stage.reach[threadIdx.y][row] = any;
-  }
+  for (int step = kAcross / 2; step > 0; step /= 2) any |= __shfl_xor_sync(~0u, any, step);
+  if (threadIdx.x % kAcross == 0) stage.reach[threadIdx.y][threadIdx.x / kAcross] = any;
 }
 
 // A thread's pixels from the corners of its cell. half: 0 for the cell's upper two rows, 1 for its lower two.
@@ -219,23 +264,22 @@ struct Things {
 // Interpolates the channels of a chunk that reach the floor of a cell of the warp, or all of them.
 template <typename T, typename Kind>
 __device__ void interpolate(const Chunk& chunk, const Stage& stage, bool all, bool exceeds, Kind kind) {
-  const int row = threadIdx.y / 2, half = threadIdx.y % 2;
+  const Seat seat;
+  const int corner = seat.row * kPitch + seat.column;
   for (int first = 0; first < chunk.count; first += 32) {
     const int own = first + threadIdx.x, side = own >= chunk.words, k = own - side * chunk.words;
-    const bool reaches = own < chunk.count && (all || stage.reach[k % kWarps][row] >> (k / kWarps + 16 * side) & 1u);
+    const bool reaches = own < chunk.count && (all || stage.reach[k % kWarps][threadIdx.y] >> (k / kWarps + 16 * side) & 1u);
     for (unsigned left = __ballot_sync(~0u, reaches); left != 0; left &= left - 1) {
       const int channel = first + __ffs(left) - 1, on = channel >= chunk.words;
-      const auto at = [&](int corner) {
-        const unsigned* word = &stage.words[channel - on * chunk.words][row * kCornersX + threadIdx.x + corner];
-        return to_float(reinterpret_cast<const T*>(word)[on]);
-      };
-      float corners[] = {at(0), at(1), at(kCornersX), at(kCornersX + 1)};
+      const unsigned* words = &stage.words[channel - on * chunk.words][corner];
+      const auto at = [=](int i) { return to_float(reinterpret_cast<const T*>(words + i)[on]); };
+      float corners[] = {at(0), at(1), at(kPitch), at(kPitch + 1)};
       if (exceeds) {
 #pragma unroll
-        for (float& corner : corners) corner = logit_of(corner);
+        for (float& logit : corners) logit = logit_of(logit);
       }
       float values[kPixels];
-      expand(corners[0], corners[1], corners[2], corners[3], half, values);
+      expand(corners[0], corners[1], corners[2], corners[3], seat.half, values);
       kind.add(chunk.first + channel, values);
     }
   }
@@ -243,8 +287,7 @@ __device__ void interpolate(const Chunk& chunk, const Stage& stage, bool all, bo
 
 // Channels first .. stop - 1. The whole block calls it.
 template <typename T, Layout kLayout, typename Kind>
-__device__ void scan_kind(const Params& p, const SemanticMap<T>& map, int first, int stop, Floors& floors, Stage& stage,
-                          Kind kind) {
+__device__ void scan_kind(const SemanticMap<T>& map, int first, int stop, Floors& floors, Stage& stage, Kind kind) {
   constexpr int kMost = kStage * Packed<T>::kSides;
   const int chunks = (stop - first + kMost - 1) / kMost;
   for (int i = 0; i < chunks; ++i) {
@@ -252,7 +295,7 @@ __device__ void scan_kind(const Params& p, const SemanticMap<T>& map, int first,
     const int count = first + int(int64_t(stop - first) * (i + 1) / chunks) - from;
     const Chunk chunk{from, count, (count + Packed<T>::kSides - 1) / Packed<T>::kSides};
     __syncthreads();
-    const bool exceeds = __syncthreads_or(fill<T, kLayout>(p, map, chunk, threadIdx.y * 32 + threadIdx.x, stage));
+    const bool exceeds = __syncthreads_or(Filler<T, kLayout>::fill(map, chunk, threadIdx.y * 32 + threadIdx.x, stage));
     if (!exceeds) {
       raise_floors<T>(chunk, stage, floors);
 #pragma unroll
@@ -270,18 +313,25 @@ __device__ void scan_kind(const Params& p, const SemanticMap<T>& map, int first,
 template <typename T, Layout kLayout>
 __device__ void scan_channels(const Params& p, const SemanticMap<T>& map, bool things_alone, Stage& stage,
                               Pixels& pixels) {
-  int stuff[kPixels];
-#pragma unroll
-  for (int i = 0; i < kPixels; ++i) pixels.best[i] = pixels.thing[i] = -INFINITY, stuff[i] = 0;
+  const int thread = threadIdx.y * 32 + threadIdx.x;
+  if (thread < kCorners) {
+    const int row = clamped(int(blockIdx.y) * kCellRows - 1 + thread / kCornersX, 0, p.height - 1);
+    const int column = clamped(int(blockIdx.x) * 32 - 1 + thread % kCornersX, 0, p.width - 1);
+    stage.offsets[thread] = row * map.row_stride + column * map.column_stride;
+  }
   const unsigned lowest = Packed<T>::all(-INFINITY);
   Floors floors{lowest, lowest};
-  scan_kind<T, kLayout>(p, map, 0, p.num_stuff, floors, stage, Stuff{pixels.best, stuff});
+  int stuff[kPixels];
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) pixels.best[i] = -INFINITY, stuff[i] = 0;
+  scan_kind<T, kLayout>(map, 0, p.num_stuff, floors, stage, Stuff{pixels.best, stuff});
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) pixels.label.set(i, stuff[i]), pixels.thing[i] = -INFINITY;
   if (things_alone) floors = {lowest, lowest};
-  scan_kind<T, kLayout>(p, map, p.num_stuff, p.num_stuff + p.num_things, floors, stage, Things{pixels.thing});
+  scan_kind<T, kLayout>(map, p.num_stuff, p.num_stuff + p.num_things, floors, stage, Things{pixels.thing});
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
-    pixels.label.set(i, stuff[i]);
-    pixels.semantic.set(i, pixels.thing[i] > pixels.best[i] ? kNone : stuff[i]);
+    pixels.semantic.set(i, pixels.thing[i] > pixels.best[i] ? kNone : pixels.label.get(i));
   }
 }
 

@@ -7,10 +7,11 @@
 
 namespace upsnet::panoptic_fusion {
 
-// Four bytes of logits: kSides of T, the first one in the low bits. NaN: ask `exceeds` first.
+// Four bytes of logits: kSides of T, the first one in the low bits. Of numbers within the bounds, which `exceeds` denies.
 template <typename T>
 struct Packed {
-  static constexpr int kSides = 4 / int(sizeof(T));
+  static constexpr int kSides = 2;
+  static constexpr float kMost = std::is_same_v<T, Half> ? 65504.0f : kLogitLimit;  // what is finite is bounded
 
 #ifdef __CUDACC__
   using Vector = std::conditional_t<std::is_same_v<T, Half>, __half2, __nv_bfloat162>;
@@ -22,7 +23,7 @@ struct Packed {
   static __device__ unsigned least(unsigned a, unsigned b) { return word(__hmin2(vector(a), vector(b))); }
   static __device__ unsigned most(unsigned a, unsigned b) { return word(__hmax2(vector(a), vector(b))); }
   static __device__ unsigned at_least(unsigned a, unsigned b) { return __hge2_mask(vector(a), vector(b)); }
-  static __device__ bool exceeds(unsigned a, unsigned limit) { return !__hble2(__habs2(vector(a)), vector(limit)); }
+  static __device__ bool exceeds(unsigned a) { return !__hble2(__habs2(vector(a)), vector(all(kMost))); }
 #else
   template <typename Choose>
   static unsigned each(unsigned a, unsigned b, Choose choose) {
@@ -47,10 +48,8 @@ struct Packed {
   static unsigned side_at_least(unsigned a, unsigned b) {
     return to_float(T{uint16_t(a)}) >= to_float(T{uint16_t(b)}) ? 0xffffu : 0u;
   }
-  static bool exceeds(unsigned a, unsigned limit) {
-    const unsigned sizes = a & 0x7fff7fffu;  // of numbers that are not NaN, as whole numbers
-    return (sizes & 0xffffu) > (limit & 0xffffu) || sizes >> 16 > limit >> 16;
-  }
+  static bool exceeds(unsigned a) { return !within(a) || !within(a >> 16); }
+  static bool within(unsigned a) { return std::fabs(to_float(T{uint16_t(a)})) <= kMost; }
 #endif
 };
 
@@ -69,9 +68,7 @@ struct Packed<float> {
   static __device__ unsigned at_least(unsigned a, unsigned b) {
     return __uint_as_float(a) >= __uint_as_float(b) ? ~0u : 0u;
   }
-  static __device__ bool exceeds(unsigned a, unsigned limit) {
-    return !(fabsf(__uint_as_float(a)) <= __uint_as_float(limit));
-  }
+  static __device__ bool exceeds(unsigned a) { return !(fabsf(__uint_as_float(a)) <= kLogitLimit); }
 };
 
 }  // namespace upsnet::panoptic_fusion
