@@ -79,7 +79,7 @@ struct Stage {
 template <typename T, Layout kLayout>
 struct Filler {
   using Word = Packed<T>;
-  static constexpr int kBatch = 16 / Word::kSides;  // words on their way together
+  static constexpr int kBatch = 8;  // words on their way together
 
   // Words k .. k + kBatch - 1; last: the chunk's last word is the last of these, or (kFew) comes before.
   template <bool kFew>
@@ -261,25 +261,24 @@ struct Things {
   }
 };
 
-// Interpolates the channels of a chunk that reach the floor of a cell of the warp, or all of them.
-template <typename T, typename Kind>
-__device__ void interpolate(const Chunk& chunk, const Stage& stage, bool all, bool exceeds, Kind kind) {
+// Interpolates the channels of a chunk that reach the floor of a cell of the warp, or (kAll) all, whose logits may exceed
+// the bounds.
+template <typename T, bool kAll, typename Kind>
+__device__ void interpolate(const Chunk& chunk, const Stage& stage, Kind kind) {
   const Seat seat;
   const int corner = seat.row * kPitch + seat.column;
   for (int first = 0; first < chunk.count; first += 32) {
     const int own = first + threadIdx.x, side = own >= chunk.words, k = own - side * chunk.words;
-    const bool reaches = own < chunk.count && (all || stage.reach[k % kWarps][threadIdx.y] >> (k / kWarps + 16 * side) & 1u);
+    const bool reaches = own < chunk.count && (kAll || stage.reach[k % kWarps][threadIdx.y] >> (k / kWarps + 16 * side) & 1u);
     for (unsigned left = __ballot_sync(~0u, reaches); left != 0; left &= left - 1) {
       const int channel = first + __ffs(left) - 1, on = channel >= chunk.words;
       const unsigned* words = &stage.words[channel - on * chunk.words][corner];
-      const auto at = [=](int i) { return to_float(reinterpret_cast<const T*>(words + i)[on]); };
-      float corners[] = {at(0), at(1), at(kPitch), at(kPitch + 1)};
-      if (exceeds) {
-#pragma unroll
-        for (float& logit : corners) logit = logit_of(logit);
-      }
+      const auto at = [=](int i) {
+        const T logit = reinterpret_cast<const T*>(words + i)[on];
+        return kAll ? logit_of(logit) : to_float(logit);
+      };
       float values[kPixels];
-      expand(corners[0], corners[1], corners[2], corners[3], seat.half, values);
+      expand(at(0), at(1), at(kPitch), at(kPitch + 1), seat.half, values);
       kind.add(chunk.first + channel, values);
     }
   }
@@ -289,22 +288,22 @@ __device__ void interpolate(const Chunk& chunk, const Stage& stage, bool all, bo
 template <typename T, Layout kLayout, typename Kind>
 __device__ void scan_kind(const SemanticMap<T>& map, int first, int stop, Floors& floors, Stage& stage, Kind kind) {
   constexpr int kMost = kStage * Packed<T>::kSides;
-  const int chunks = (stop - first + kMost - 1) / kMost;
-  for (int i = 0; i < chunks; ++i) {
-    const int from = first + int(int64_t(stop - first) * i / chunks);
-    const int count = first + int(int64_t(stop - first) * (i + 1) / chunks) - from;
-    const Chunk chunk{from, count, (count + Packed<T>::kSides - 1) / Packed<T>::kSides};
+  const int chunks = (stop - first - 1) / kMost + 1, size = (stop - first - 1) / chunks + 1;
+  for (int left = stop - first; left > 0; left -= size) {
+    const int count = smaller(size, left);
+    const Chunk chunk{stop - left, count, (count + Packed<T>::kSides - 1) / Packed<T>::kSides};
     __syncthreads();
-    const bool exceeds = __syncthreads_or(Filler<T, kLayout>::fill(map, chunk, threadIdx.y * 32 + threadIdx.x, stage));
-    if (!exceeds) {
-      raise_floors<T>(chunk, stage, floors);
-#pragma unroll
-      for (int row = 0; row < kCellRows; ++row) stage.floors[threadIdx.y][row][threadIdx.x] = floors.cells[row];
-      __syncthreads();
-      find_reach<T>(chunk, joined_floors<T>(stage), stage);
-      __syncthreads();
+    if (__syncthreads_or(Filler<T, kLayout>::fill(map, chunk, threadIdx.y * 32 + threadIdx.x, stage))) {
+      interpolate<T, true>(chunk, stage, kind);
+      continue;
     }
-    interpolate<T>(chunk, stage, exceeds, exceeds, kind);
+    raise_floors<T>(chunk, stage, floors);
+#pragma unroll
+    for (int row = 0; row < kCellRows; ++row) stage.floors[threadIdx.y][row][threadIdx.x] = floors.cells[row];
+    __syncthreads();
+    find_reach<T>(chunk, joined_floors<T>(stage), stage);
+    __syncthreads();
+    interpolate<T, false>(chunk, stage, kind);
   }
 }
 

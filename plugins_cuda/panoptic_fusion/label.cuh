@@ -127,6 +127,7 @@ __device__ inline void compete(const Window& window, int label, const Tile& tile
 struct Contest {
   Tile tiles[kWarps];
   float things[kPixels][kThreads];  // each its thread's own: the instances need the registers
+  Bytes semantic[kThreads];
 };
 
 // Accepted instances, then unknown, take over the pixels where their logit is higher. The whole block calls it.
@@ -144,6 +145,7 @@ __device__ void scan_instances(const Params& p, const SemanticMap<T>& map, const
   int absent = list.absent;
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) contest.things[i][t] = pixels.thing[i], pixels.highest[i] = -INFINITY;
+  contest.semantic[t] = pixels.semantic;
   for (int k = 0; k < list.count; ++k) {
     const Window window = list.windows[k];
     const int detection = list.detections[k];
@@ -172,6 +174,7 @@ __device__ void scan_instances(const Params& p, const SemanticMap<T>& map, const
     if (list.count == 0 && absent == kNone) highest = 0.0f;
     if (contest.things[i][t] - highest > best) pixels.label.set(i, kVoid);
   }
+  pixels.semantic = contest.semantic[t];
 }
 
 // The heuristic merge's instances, over a thread's pixels.
@@ -322,10 +325,11 @@ __global__ void __launch_bounds__(kThreads, 8) label_pixels(Params p, Workspace 
     __syncthreads();
     scan_instances(p, semantic, list, image, shared.contest, pixels);
   }
+  const Valid inside = valid_of(p, image);  // again: the channels need the registers
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
     const int x = pixels.x + i % kColumns, y = pixels.y + i / kColumns;
-    if (x < 0 || y < 0 || x >= valid.width || y >= valid.height) pixels.label.set(i, kVoid);
+    if (x < 0 || y < 0 || x >= inside.width || y >= inside.height) pixels.label.set(i, kVoid);
   }
   store_labels(p, pixels, map);
   int* extents = shared.extents;
