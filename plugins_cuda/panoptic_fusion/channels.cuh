@@ -3,15 +3,15 @@
 //
 // A block owns 32 x 2 cells (a cell: the 4 x 4 pixels between four corners), a warp 8 x 2, a thread the upper or lower
 // half of one, 4 x 2 pixels. Most channels cannot be the best of any pixel of a cell, and its corners say so: a lerp
-// stays between what it blends. Rounded, too: for a <= b it is fl(a + w fl(b - a)), fl(b - a) <= (1 + 2^-24) (b - a) (no
-// overflow, the logits are bounded; exact where subnormal), and as w <= 7/8 the sum before its rounding is at most
-// b - (1/8 - 7/8 2^-24) (b - a) <= b, so after it, too; and at least a; b < a likewise. So no channel is anywhere higher
-// than its highest corner or lower than its lowest, without any slack, and one whose highest corner is below another's
-// lowest never wins. One that only equals it can tie, and stays.
+// stays between what it blends. Rounded, too: for a <= b it is fl(a + w fl(b - a)), fl(b - a) <= (1 + 2^-24) (b - a)
+// (no overflow, the logits are bounded; exact where subnormal), and as w <= 7/8 the sum before its rounding is at most
+// b - (1/8 - 7/8 2^-24) (b - a) <= b, so after it, too; and at least a; b < a likewise. So no channel is anywhere
+// higher than its highest corner or lower than its lowest, without any slack, and one whose highest corner is below
+// another's lowest never wins. One that only equals it can tie, and stays.
 //
 // Channels go through shared memory in chunks of one kind, stuff or things. Of a chunk each warp takes a quarter and
-// finds each cell's floor, the highest of all lowest corners; then, which channels reach it in any cell of a warp. These
-// alone are interpolated, by that whole warp.
+// finds each cell's floor, the highest of all lowest corners; then, which channels reach it in any cell of a warp.
+// These alone are interpolated, by that whole warp.
 #pragma once
 
 #include "panoptic_fusion/packed.cuh"
@@ -24,8 +24,8 @@ constexpr int kCellRows = 2, kCellColumns = 32;  // of a block
 constexpr int kAcross = kCellColumns / kWarps;   // cells of a warp side by side
 constexpr int kCornersX = kCellColumns + 1, kCornersY = kCellRows + 1;
 constexpr int kCorners = kCornersX * kCornersY;
-constexpr int kPitch = 40;              // from corner to corner below in shared memory: a warp's two rows lie in other banks
-constexpr int kStage = 40;              // words of each corner in shared memory
+constexpr int kPitch = 40;  // from corner to corner below in shared memory: a warp's two rows lie in other banks
+constexpr int kStage = 40;  // words of each corner in shared memory
 constexpr int kColumns = 4, kRows = 2;  // pixels of a thread
 constexpr int kPixels = kColumns * kRows;
 
@@ -71,7 +71,8 @@ struct Stage {
   unsigned words[kStage][kCornersY * kPitch];
   int offsets[kCorners];  // of the corners' cells, from a channel's first
   unsigned floors[kWarps][kCellRows][kCellColumns];
-  unsigned reach[kWarps][kWarps];  // [i][warp] bit j (and 16 + j): word kWarps * j + i reaches a floor of the warp's cells
+  unsigned reach[kWarps]
+                [kWarps];  // [i][warp] bit j (and 16 + j): word kWarps * j + i reaches a floor of the warp's cells
 };
 
 // Brings a chunk to shared memory; is there a NaN in it, or a logit beyond the bounds? Neighbouring threads read
@@ -261,15 +262,16 @@ struct Things {
   }
 };
 
-// Interpolates the channels of a chunk that reach the floor of a cell of the warp, or (kAll) all, whose logits may exceed
-// the bounds.
+// Interpolates the channels of a chunk that reach the floor of a cell of the warp, or (kAll) all, whose logits may
+// exceed the bounds.
 template <typename T, bool kAll, typename Kind>
 __device__ void interpolate(const Chunk& chunk, const Stage& stage, Kind kind) {
   const Seat seat;
   const int corner = seat.row * kPitch + seat.column;
   for (int first = 0; first < chunk.count; first += 32) {
     const int own = first + threadIdx.x, side = own >= chunk.words, k = own - side * chunk.words;
-    const bool reaches = own < chunk.count && (kAll || stage.reach[k % kWarps][threadIdx.y] >> (k / kWarps + 16 * side) & 1u);
+    const bool reaches =
+        own < chunk.count && (kAll || stage.reach[k % kWarps][threadIdx.y] >> (k / kWarps + 16 * side) & 1u);
     for (unsigned left = __ballot_sync(~0u, reaches); left != 0; left &= left - 1) {
       const int channel = first + __ffs(left) - 1, on = channel >= chunk.words;
       const unsigned* words = &stage.words[channel - on * chunk.words][corner];

@@ -2,8 +2,8 @@
 // The label of every pixel: argmax over stuff channels, accepted instances and unknown; and what the merge needs of it.
 //
 // After the channels (channels.cuh) come the accepted instances whose boxes touch the block, in score order. A warp
-// blends the mask down to its eight rows of pixels once, then its lanes blend along them. The heuristic merge takes their
-// bits, before the channels, which it leaves out where masks cover a whole block.
+// blends the mask down to its eight rows of pixels once, then its lanes blend along them. The heuristic merge takes
+// their bits, before the channels, which it leaves out where masks cover a whole block.
 #pragma once
 
 #include "panoptic_fusion/channels.cuh"
@@ -38,8 +38,8 @@ __device__ void list_instances(const Params& p, const uint8_t* accepted, int ima
     const int d = first + t;
     const size_t row = size_t(image) * p.detections + d;
     const bool exists = d < p.detections && accepted[row] != 0;
-    const bool is_near = exists && touches(window_at<kHeuristic>(p.boxes + 4 * row), first_x, first_x + 127, first_y,
-                                           first_y + 7);
+    const bool is_near =
+        exists && touches(window_at<kHeuristic>(p.boxes + 4 * row), first_x, first_x + 127, first_y, first_y + 7);
     if (exists && !is_near) atomicMin(&list.absent, d);
     const unsigned vote = __ballot_sync(~0u, is_near);
     if (threadIdx.x == 0) near[d / 32] = vote;
@@ -61,10 +61,10 @@ __device__ void list_instances(const Params& p, const uint8_t* accepted, int ima
 
 // An instance's mask while it competes for a warp's 32 x 8 pixels.
 struct Tile {
-  static constexpr int kMost = 64;                // two cells for each column of pixels
-  float lines[kMost][kTileRows];                  // columns of mask cells, blended down to the rows of pixels
-  alignas(16) int places[kTileColumns];           // a column of pixels lies between lines[place] and the next
-  alignas(16) float weights[kTileColumns];        // of the next
+  static constexpr int kMost = 64;          // two cells for each column of pixels
+  float lines[kMost][kTileRows];            // columns of mask cells, blended down to the rows of pixels
+  alignas(16) int places[kTileColumns];     // a column of pixels lies between lines[place] and the next
+  alignas(16) float weights[kTileColumns];  // of the next
 };
 
 // Fills a tile. (x, y): its first pixel; those beside the mask's box count as its nearest. The whole warp calls it.
@@ -318,7 +318,8 @@ __global__ void __launch_bounds__(kThreads, 8) label_pixels(Params p, Workspace 
   list_instances<kHeuristic>(p, workspace.accepted, image, list);
   if (kHeuristic) {
     const size_t plane = size_t(kScale) * p.height * ((kScale * p.width + 31) / 32);
-    label_by_masks<T, kLayout>(p, workspace.masks + size_t(image) * p.detections * plane, valid, list, image, shared.stage, pixels);
+    label_by_masks<T, kLayout>(p, workspace.masks + size_t(image) * p.detections * plane, valid, list, image,
+                               shared.stage, pixels);
   } else {
     const SemanticMap<T> semantic = semantic_map<T, kLayout>(p, image);
     scan_channels<T, kLayout>(p, semantic, list.absent == kNone && list.count > 0, shared.stage, pixels);

@@ -7,7 +7,8 @@
 
 namespace upsnet::panoptic_fusion {
 
-// Four bytes of logits: kSides of T, the first one in the low bits. Of numbers within the bounds, which `exceeds` denies.
+// Four bytes of logits: kSides of T, the first one in the low bits. Of numbers within the bounds, which `exceeds`
+// denies.
 template <typename T>
 struct Packed {
   static constexpr int kSides = 2;
