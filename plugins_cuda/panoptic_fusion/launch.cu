@@ -53,10 +53,10 @@ cudaError_t find_accepted(const Params& p, const Workspace& workspace, cudaStrea
 
 template <typename T, Layout kLayout>
 cudaError_t label(const Params& p, const Workspace& workspace, cudaStream_t stream) {
-  const dim3 grid((p.width + 32) / 32, (2 * p.height + kWarps) / kWarps, p.batch), block(32, kWarps);
-  if (p.heuristic) return launch_kernel(label_pixels<T, kLayout, true>, grid, block, 0, stream, p, workspace);
-  const size_t lines = sizeof(float) * kWarps * kRows * p.mask_size;
-  return launch_kernel(label_pixels<T, kLayout, false>, grid, block, lines, stream, p, workspace);
+  const dim3 grid((p.width + kCellColumns) / kCellColumns, (p.height + kCellRows) / kCellRows, p.batch);
+  const dim3 block(32, kWarps);
+  auto* const kernel = p.heuristic ? label_pixels<T, kLayout, true> : label_pixels<T, kLayout, false>;
+  return launch_kernel(kernel, grid, block, 0, stream, p, workspace);
 }
 
 template <typename T>
