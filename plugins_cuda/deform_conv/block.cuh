@@ -77,7 +77,7 @@ struct Block {
   static constexpr int kLanes = Products::kLanes;
   static constexpr int kStageBytes = Products::kPixelBytes + Products::kWeightBytes;
   static constexpr int kWritten = kOutputs * sizeof(T) > 256 ? kOutputs / 2 : kOutputs;  // outputs in shared memory
-  static_assert(kWritten == kOutputs || (sizeof(T) == 4 && kWritten % 64 == 0), "what for_each can tell apart");
+  static_assert(kWritten == kOutputs || kWritten % (sizeof(T) == 4 ? 64 : 128) == 0, "what for_each can tell apart");
   static constexpr int kPad = kUnitBytes / sizeof(T);  // between their rows
   struct Corners {
     uint4 unit[4];
@@ -109,8 +109,8 @@ struct Block {
     return int32_t(int64_t{problem.chunks} * taps * split / problem.splits);
   }
 
-  // Finds where a pixel of the block samples for a tap. Whether that is four pixels of the map.
-  __device__ bool compute_sample(int tap, int pixel) const {
+  // Finds where a pixel of the block samples for a tap.
+  __device__ void compute_sample(int tap, int pixel) const {
     const Params& p = problem.p;
     const int32_t row = place.top + pixel / kTileColumns, column = place.left + pixel % kTileColumns;
     const int32_t offset_group = first_channel() / (p.channels / p.offset_group);
@@ -121,7 +121,6 @@ struct Block {
     const int4 found = make_int4(sample.pixel[0], sample.pixel[1], sample.pixel[2], sample.pixel[3]);
     corners[tap * kPixels + pixel] = exists ? found : make_int4(-1, -1, -1, -1);
     blends[tap * kPixels + pixel] = make_float4(sample.weight[0], sample.weight[1], sample.weight[2], sample.weight[3]);
-    return exists && (found.x | found.y | found.z | found.w) >= 0;
   }
 
   // This thread's unit of the first piece of weights.

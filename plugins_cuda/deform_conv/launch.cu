@@ -1,23 +1,24 @@
 // Deformable convolution as an implicit matrix product: [pixels] x [taps * channels] by [taps * channels] x [outputs],
-// whose left factor (torchvision's column buffer, 310 MB at the size below) exists only as tiles in shared memory.
+// whose left factor (torchvision's column buffer, 310 MB at the size below) exists only as tiles on the chip.
 //
-// A block makes 8 x 16 output pixels x 64 or 128 output channels. Once for all channels it computes where each of its
-// pixels' taps sample (corners and weights, in float, to shared memory). Then, step by step (a step is a chunk of 64
-// bytes of channels of one tap), it gathers the four corners from NHWC rows in 16-byte loads, blends them in float,
-// rounds to the features' type and multiplies by the weights' chunk. Of the 16-bit types a warp blends 32 pixels right
-// into the registers that the matrix units read (tile.cuh), and multiplies them by all outputs: nothing is blended twice,
-// and pixels never pass through shared memory, whose port is the gather's, too. Steps overlap: while one is multiplied,
-// the next is blended, and the corners after those are on their way to registers, the next weights (repacked in the
-// workspace, so that a chunk is one contiguous piece) to shared memory. The taps of a chunk follow each other, and
-// pixels are a square rather than a row, so that corners are found in L1 again: 9 taps x 4 corners read a pixel up to
-// 36 times. NCHW inputs are first transposed into the workspace. Maps too small to fill a GPU (P4, P5) have their steps
-// split among blocks, whose float sums a last kernel adds up, always in the same order.
+// A block makes 8 x 16 output pixels x 64, 128 or (16-bit types) 256 output channels. Once for all channels it computes
+// where each of its pixels' taps sample (corners and weights, in float, to shared memory). Then, step by step (a step
+// is a chunk of 64 bytes of channels of one tap), it gathers the four corners from NHWC rows in 16-byte loads, blends
+// them in float, rounds to the features' type and multiplies by the weights' chunk. Of the 16-bit types a warp blends
+// 32 pixels right into the registers that the matrix units read (tile.cuh), and multiplies them by 128 outputs: pixels
+// need not pass through shared memory, whose port is the gather's, too. For 256 outputs two warps blend half of them
+// each, and hand that over. Steps overlap: while one is multiplied, the next is blended, and the corners after those
+// are on their way to registers, the next weights (repacked in the workspace, so that a chunk is one contiguous piece)
+// to shared memory. The taps of a chunk follow each other, and pixels are a square rather than a row, so that corners
+// are found in L1 again: 9 taps x 4 corners read a pixel up to 36 times. NCHW inputs are first transposed into the
+// workspace. Maps too small to fill a GPU (P4, P5) have their steps split among blocks, whose float sums a last kernel
+// adds up, always in the same order.
 //
 // Floor at 256 -> 128 channels, 3x3, 200 x 336, fp16: 39.6 GFLOP (40 us at an H200's 989 TFLOP/s; mma.sync reaches some
 // 60 % of that, 65 us: the rest is wgmma's); 34 MB in and 17 MB out, 5 MB of offsets (12 us at 4.8 TB/s; NCHW: 68 MB
-// more, 14 us). What binds is the port of L1 and shared memory, 128 bytes a clock and multiprocessor: 1.24 GB of corners
-// (42 us), 1.24 GB of weights (a warp reads 8 KB a step), 0.3 GB that bring these, 0.15 to 0.6 GB of samples. Instruction
-// slots: 525 blocks x 4 warps x 72 steps x 450 (74 us), of which 256 blend.
+// more, 14 us). What binds is the port of L1 and shared memory, 128 bytes a clock and multiprocessor: 1.24 GB of
+// corners (42 us), 1.24 GB of weights (a warp reads 8 KB a step), 0.3 GB that bring these, 0.15 to 0.6 GB of samples.
+// Instruction slots: 525 blocks x 4 warps x 72 steps x 450 (74 us), of which 256 blend.
 #include <algorithm>
 
 #include "common/cuda.h"
@@ -28,9 +29,9 @@
 namespace upsnet::deform_conv {
 namespace {
 
-constexpr int kThreads = 256;       // of the kernels around the product
-constexpr int kBlocksWanted = 256;  // about two a multiprocessor; with half of them or fewer, steps are split
-constexpr int kLeastSteps = 8;      // of a split
+constexpr int kThreads = 256;              // of the kernels around the product
+constexpr int kOutputsWanted = 256 * 128;  // in the blocks' tiles, about 2 x 128 a multiprocessor
+constexpr int kLeastSteps = 8;             // of a split
 
 template <typename T, int kOutputs, bool kAligned>
 __global__ void __launch_bounds__(Tile<T, kOutputs>::kThreads, Product<T, kOutputs, kAligned>::kBlocksAtOnce)
@@ -101,8 +102,15 @@ __global__ void __launch_bounds__(kThreads) pack_weights_kernel(const Problem pr
 
 int32_t ceil_divide(int64_t a, int64_t b) { return int32_t((a + b - 1) / b); }
 
-// Few output channels take the narrower tile.
-int32_t tile_outputs(const Params& p) { return p.out_channels / p.group <= 64 ? 64 : 128; }
+// Few output channels take the narrower tile. Many share what is sampled; float multiplies for so long that it can
+// sample again.
+int32_t tile_outputs(const Params& p) {
+  const int32_t outputs = p.out_channels / p.group;
+  return outputs <= 64 ? 64 : outputs <= 128 || p.x_type == DType::kFloat32 ? 128 : 256;
+}
+
+// With half of them or fewer, steps are split.
+int64_t blocks_wanted(const Params& p) { return std::min(kOutputsWanted / tile_outputs(p), 256); }
 
 int64_t unsplit_blocks(const Problem& problem) {
   return int64_t(problem.p.batch) * problem.tiles_y * problem.tiles_x * problem.p.group * problem.output_tiles;
@@ -130,7 +138,7 @@ Problem plan(const Params& p) {
   const int32_t lanes = kUnitBytes / int32_t(element_size(p.x_type));
   const int32_t run = p.x_layout == Layout::kNHWC ? problem.group_outputs : p.out_width;
   problem.writes_units = run % lanes == 0 && is_aligned(p.output, kUnitBytes);
-  problem.splits = int32_t(std::clamp<int64_t>(kBlocksWanted / unsplit_blocks(problem), 1, most_splits(problem)));
+  problem.splits = int32_t(std::clamp<int64_t>(blocks_wanted(p) / unsplit_blocks(problem), 1, most_splits(problem)));
   return problem;
 }
 
@@ -142,14 +150,14 @@ size_t packed_bytes(const Problem& problem) {
 }
 
 // A bound that never shrinks when a size grows: TensorRT asks once, at the largest shapes, which split nothing.
-// By plan(), splits <= most_splits and splits * unsplit_blocks <= kBlocksWanted; outputs <= unsplit_blocks * a block's
-// most. So splits * outputs is at most most_splits * outputs, and at most kBlocksWanted * a block's most.
+// By plan(), splits <= most_splits and splits * unsplit_blocks <= blocks_wanted; outputs <= unsplit_blocks * a block's
+// most. So splits * outputs is at most most_splits * outputs, and at most blocks_wanted * a block's most.
 size_t partial_bytes(const Problem& problem) {
   const Params& p = problem.p;
   const size_t splits = most_splits(problem);
   if (splits == 1) return 0;
   const size_t outputs = size_t(p.batch) * p.out_channels * p.out_height * p.out_width;
-  const size_t block_most = size_t{kPixels} * tile_outputs(p), most = kBlocksWanted * block_most;  // 16 MiB of sums
+  const size_t block_most = size_t{kPixels} * tile_outputs(p), most = blocks_wanted(p) * block_most;  // 16 MiB
   return aligned(std::min(std::min(splits, most) * std::min(outputs, most), most) * sizeof(float));
 }
 
@@ -216,6 +224,9 @@ cudaError_t run(Problem problem, unsigned char* workspace, cudaStream_t stream) 
 template <typename T>
 cudaError_t run(const Params& p, void* workspace, cudaStream_t stream) {
   auto* bytes = static_cast<unsigned char*>(workspace);
+  if constexpr (sizeof(T) == 2) {
+    if (tile_outputs(p) == 256) return run<T, 256>(plan(p), bytes, stream);
+  }
   return tile_outputs(p) == 64 ? run<T, 64>(plan(p), bytes, stream) : run<T, 128>(plan(p), bytes, stream);
 }
 

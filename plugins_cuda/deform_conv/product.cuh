@@ -5,14 +5,16 @@
 
 namespace upsnet::deform_conv {
 
-// Half and BFloat16. A warp samples, gathers and blends for itself; the block shares the weights alone.
+// Half and BFloat16. A warp samples, gathers and blends for itself, and shares the weights alone; where two have the
+// same pixels (Tile::kTogether), each does half of that.
 template <typename T, int kOutputs, bool kAligned>
 struct Product : Block<T, kOutputs, kAligned> {
   using Base = Block<T, kOutputs, kAligned>;
   using typename Base::Corners, typename Base::Products;
   using Fragments = typename Products::Fragments;
   static constexpr int kItems = Products::kItems;
-  static constexpr int kBlocksAtOnce = 2;  // in a multiprocessor
+  static constexpr int kTogether = Products::kTogether;
+  static constexpr int kBlocksAtOnce = 2 / kTogether;  // in a multiprocessor
   using Base::Base;
 
   // All steps of `taps` taps from first_tap on, of this split.
@@ -21,8 +23,12 @@ struct Product : Block<T, kOutputs, kAligned> {
     const int32_t steps = this->begin_of_split(taps, this->place.split + 1) - begin;
     if (steps == 0) return;
     Step step = this->step_of(begin, taps);
-    const unsigned inside = compute_samples(step.tap, min(taps, steps + 1), taps);
-    __syncthreads();  // others may still read weights
+    // Of the taps of these steps and of one more; behind the last of them comes the first.
+    const int sampled = min(taps, steps + 1);
+    __syncwarp();
+    compute_samples(step.tap, sampled, taps);
+    __syncthreads();  // others may still have read weights, too
+    const unsigned inside = taps_inside(step.tap, sampled, taps);
     const unsigned char* weights = this->first_weights();
     this->fetch_weights(weights, 0, step);
     const auto is_whole = [&](const Step& at) {
@@ -33,22 +39,24 @@ struct Product : Block<T, kOutputs, kAligned> {
     Step ahead = step;
     bool whole = is_whole(ahead);
     Corners corners = this->gather(0, ahead, whole);
-    const auto advance_item = [&](int item) {
-      if (item < kItems - 1) return this->gather(item + 1, ahead, whole);
+    const auto gather_after = [&](int own) {
+      if (own < Products::kOwn - 1) return this->gather(own + 1, ahead, whole);
       ahead.advance(taps);
       whole = is_whole(ahead);
       return this->gather(0, ahead, whole);
     };
-    const auto blend_item = [&](Fragments& fragments, int item) {
-      float blended[Products::kLanes];
-      this->blend_unit(blended, item, step, corners);
-      Products::store(fragments, item, blended);
-    };
     Fragments next;
+    const auto blend_own = [&](int stage, int own) {
+      float blended[Products::kLanes];
+      this->blend_unit(blended, own, step, corners);
+      Products::set(next, own, blended);
+      if (kTogether > 1 && own == Products::kOwn - 1) Products::hand_over(next, this->pixels(stage));
+    };
+    const auto blended = [&](int stage) { return kTogether > 1 ? Products::take_over(this->pixels(stage)) : next; };
 #pragma unroll
-    for (int item = 0; item < kItems; ++item) {
-      const Corners following = advance_item(item);
-      blend_item(next, item);
+    for (int own = 0; own < Products::kOwn; ++own) {
+      const Corners following = gather_after(own);
+      blend_own(0, own);
       corners = following;
     }
     int stage = 0;
@@ -57,35 +65,40 @@ struct Product : Block<T, kOutputs, kAligned> {
       wait_for_copies();
       __syncthreads();
       this->fetch_weights(weights, stage ^ 1, step);
-      const Fragments current = next;
+      const Fragments current = blended(stage);
+      Corners following;
 #pragma unroll
-      for (int item = 0; item < kItems; ++item) {
-        const Corners following = advance_item(item);
-        products.multiply(current, this->weights(stage), item);
-        blend_item(next, item);
-        corners = following;
+      for (int part = 0; part < kItems; ++part) {
+        const int own = part / kTogether;
+        if (part % kTogether == 0) following = gather_after(own);
+        products.multiply(current, this->weights(stage), part);
+        if (part % kTogether == kTogether - 1) blend_own(stage ^ 1, own), corners = following;
       }
     }
     wait_for_copies();
     __syncthreads();
+    const Fragments last = blended(stage);
 #pragma unroll
-    for (int part = 0; part < kItems; ++part) products.multiply(next, this->weights(stage), part);
+    for (int part = 0; part < kItems; ++part) products.multiply(last, this->weights(stage), part);
   }
 
  private:
-  // This warp's samples of `count` taps from `first` on, of `taps`, after the last of which comes the first. Bit `tap`
-  // of the result: all of them are four pixels of the map.
-  __device__ unsigned compute_samples(int first, int count, int taps) const {
-    static_assert(Products::kItems * 8 == 32, "a lane for each pixel of a warp");
-    __syncwarp();
-    unsigned inside = 0;
+  __device__ void compute_samples(int first, int count, int taps) const {
 #pragma unroll 3
+    for (int i = Products::first_own() / Products::kOwn; i < count; i += kTogether) {
+      const int tap = first + i < taps ? first + i : first + i - taps;
+      this->compute_sample(tap, Products::first_pixel() + Products::lane());
+    }
+  }
+
+  // Bit `tap`: all of this warp's pixels sample four pixels of the map there.
+  __device__ unsigned taps_inside(int first, int count, int taps) const {
+    unsigned inside = 0;
     for (int i = 0; i < count; ++i) {
       const int tap = first + i < taps ? first + i : first + i - taps;
-      const bool whole = this->compute_sample(tap, Products::first_pixel() + Products::lane());
-      inside |= unsigned(__all_sync(~0u, whole) != 0) << tap;
+      const int4 found = this->corners[tap * kPixels + Products::first_pixel() + Products::lane()];
+      inside |= unsigned(__all_sync(~0u, (found.x | found.y | found.z | found.w) >= 0) != 0) << tap;
     }
-    __syncwarp();
     return inside;
   }
 };

@@ -187,11 +187,12 @@ def test_any_strides_of_the_tensors(front: Front) -> None:
     assert torch.equal(case.run(front, apart), expected)
 
 
+@pytest.mark.parametrize("out_channels", [4, 130])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_emulated_threads_of_a_block_in_any_order(
-    monkeypatch: pytest.MonkeyPatch, other_order: None, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, other_order: None, dtype: torch.dtype, out_channels: int
 ) -> None:
-    case = Case(channels=40, kernel=(4, 3), size=(3, 4))
+    case = Case(channels=40, out_channels=out_channels, kernel=(4, 3), size=(3, 4))
     tensors = case.tensors(dtype)
     found = case.run(Front("emulated"), tensors)
     monkeypatch.delenv("UPSNET_EMULATOR_ORDER")
