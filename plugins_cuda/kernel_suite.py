@@ -7,7 +7,7 @@ checks over all types and layouts, with CUDA-graph capture and bit-identical rep
 
 small     every variant and the odd cases, in a moment
 middle    what small tensors do not reach, for compute-sanitizer and the emulator: NMS in several rounds and chunks, the
-          channels of a deformable convolution split among blocks, all levels of the pyramid, 100 instances
+          steps of a deformable convolution split among blocks, all levels of the pyramid, 100 instances
 full      the sizes of the benchmark; on a GPU
 """
 
@@ -201,7 +201,7 @@ class Convolution:
 
 
 def _deform_checks(place: Place, size: str) -> Iterator[Check]:
-    # A middle map is small, or its channels would not be split.
+    # A middle map is small, or its steps would not be split.
     sizes = {"small": QUICK, "middle": replace(MIDDLE, height=128, width=160), "full": FULL}[size]
     for name, variant in _in_variants("deform_conv", size):
         yield Check(name, partial(_check_deform, place, sizes, variant, Convolution()))

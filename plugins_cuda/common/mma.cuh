@@ -1,4 +1,4 @@
-// The matrix units and their feeding: mma.sync.m16n8k16, ldmatrix, cp.async; and what stands for them before sm_80.
+// The matrix units and their feeding: mma.sync.m16n8k16, cp.async; and what stands for them before sm_80.
 //
 // Without nvcc (emulator) the same functions move the same values between the lanes by the fragment layouts that the
 // PTX manual documents, so a kernel that indexes its fragments wrongly gives wrong results there too. A lane is
@@ -112,31 +112,6 @@ __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4
 }
 
 #endif
-
-// Four 8 x 8 matrices of 16-bit elements from shared memory: lane i gives the address (16-byte aligned) of row i % 8 of
-// matrix i / 8, and receives of every matrix j, in r[j], elements 2t and 2t + 1 of row g.
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
-#ifdef __CUDACC__
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-#else
-  struct Matrices {
-    uint32_t r[4];
-  };
-  const Matrices found = emulator::collective(0xffffffffu, emulator::to_word(row), [&] {
-    Matrices result;
-    for (unsigned j = 0; j < 4; ++j) {
-      const auto from = emulator::from_word<const uint32_t*>(emulator::warp_slot(8 * j + emulator::lane() / 4));
-      std::memcpy(&result.r[j], from + emulator::lane() % 4, 4);
-    }
-    return result;
-  });
-  for (int j = 0; j < 4; ++j) r[j] = found.r[j];
-#endif
-}
 
 // Starts copying 16 bytes (both addresses aligned to 16) to shared memory; there after wait_for_copies and a barrier.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {

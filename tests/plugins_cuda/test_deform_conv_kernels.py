@@ -86,8 +86,8 @@ def test_within_twice_the_error_of_the_same_precision(front: Front, name: str) -
 
 @pytest.mark.parametrize("size", [(88, 120), (129, 121)])
 def test_larger_maps(front: Front, size: tuple[int, int]) -> None:
-    """88 and 136 blocks of pixels: the launcher splits the channels in two, and not at all."""
-    case = Case(channels=52, size=size, kernel=(1, 1), padding=(0, 0))
+    """88 and 136 blocks of pixels: the launcher splits the steps in two, and not at all."""
+    case = Case(channels=52, size=size, kernel=(1, 4), padding=(0, 0))
     case.check(torch.float32, torch.contiguous_format, front)
 
 
@@ -187,11 +187,12 @@ def test_any_strides_of_the_tensors(front: Front) -> None:
     assert torch.equal(case.run(front, apart), expected)
 
 
+@pytest.mark.parametrize("out_channels", [4, 130])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_emulated_threads_of_a_block_in_any_order(
-    monkeypatch: pytest.MonkeyPatch, other_order: None, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, other_order: None, dtype: torch.dtype, out_channels: int
 ) -> None:
-    case = Case(channels=40, kernel=(4, 3), size=(3, 4))
+    case = Case(channels=40, out_channels=out_channels, kernel=(4, 3), size=(3, 4))
     tensors = case.tensors(dtype)
     found = case.run(Front("emulated"), tensors)
     monkeypatch.delenv("UPSNET_EMULATOR_ORDER")

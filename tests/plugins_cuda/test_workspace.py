@@ -125,9 +125,9 @@ def convolution_size(height: int, width: int, batch: int, layout: int) -> int:
 @pytest.mark.parametrize(
     ("size", "largest", "splits"),
     [
-        ((50, 84), (84, 84), 3),  # P4 of 800 x 1344: 7 x 6 tiles of pixels, 2 of outputs: 84 blocks, a third of 256
-        ((64, 84), (168, 168), 2),  # P3 of 512 x 672: 96 blocks
-        ((32, 42), (84, 84), 8),  # P4 of it: 24 blocks, and no more than 8 chunks of channels
+        ((50, 84), (84, 84), 3),  # P4 of 800 x 1344: 7 x 6 tiles of pixels: 42 blocks, a third of 128
+        ((64, 84), (168, 168), 2),  # P3 of 512 x 672: 48 blocks
+        ((32, 42), (84, 84), 9),  # P4 of it: 12 blocks, and no fewer than 8 of 72 steps in a split
     ],
 )
 def test_emulated_split_channels_fit_what_the_default_profile_asks(
