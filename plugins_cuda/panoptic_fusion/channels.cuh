@@ -309,8 +309,9 @@ __device__ void scan_kind(const SemanticMap<T>& map, int first, int stop, Floors
   }
 }
 
-// All channels: label and best become the best stuff's, ties to the lowest. things_alone: it matters which thing is the
-// best where stuff is better.
+// All channels: label and best become the best stuff's, ties to the lowest. Things that are nowhere better than that
+// stuff are left out, unless `things_alone`: a thing counts by itself where instances can have pushed `highest` below
+// 0.
 template <typename T, Layout kLayout>
 __device__ void scan_channels(const Params& p, const SemanticMap<T>& map, bool things_alone, Stage& stage,
                               Pixels& pixels) {

@@ -19,8 +19,8 @@
 
 namespace upsnet::panoptic_fusion {
 
-constexpr int kTileWords = 8, kTileRows = kLabels / kTileWords;  // of a block: a word for each thread
-constexpr int kBatch = 16;                                       // masks whose words are on their way together
+constexpr int kWordsOfTile = 8, kRowsOfTile = kLabels / kWordsOfTile;  // of a block: a word for each thread
+constexpr int kBatch = 16;                                             // masks whose words are on their way together
 constexpr int kSettled = 1 << 30;
 
 enum State : uint8_t { kRejected, kOpen, kAccepted };
@@ -32,8 +32,8 @@ struct alignas(16) Near {
   unsigned accepted, kept;  // all bits, or none; kept: what the one before it left is of the same class
 };
 
-inline int tiles_across(const Params& p) { return int(words_of(p) + kTileWords - 1) / kTileWords; }
-inline int tiles_of(const Params& p) { return tiles_across(p) * ((kScale * p.height + kTileRows - 1) / kTileRows); }
+inline int tiles_across(const Params& p) { return int(words_of(p) + kWordsOfTile - 1) / kWordsOfTile; }
+inline int tiles_of(const Params& p) { return tiles_across(p) * ((kScale * p.height + kRowsOfTile - 1) / kRowsOfTile); }
 
 // What of the workspace is of one image.
 struct Image {
@@ -49,9 +49,14 @@ struct Image {
 __device__ inline Image image_of(const Params& p, const Workspace& workspace, int image) {
   const int words = (kScale * p.width + 31) / 32;
   const size_t plane = size_t(kScale) * p.height * words, row = size_t(image) * p.detections;
-  return {workspace.members + row,           workspace.overlaps + kRounds * row,  workspace.states + kRounds * row,
-          workspace.accepted + row,          workspace.masks + row * plane,       workspace.progress + image,
-          plane,                             words};
+  return {workspace.members + row,
+          workspace.overlaps + kRounds * row,
+          workspace.states + kRounds * row,
+          workspace.accepted + row,
+          workspace.masks + row * plane,
+          workspace.progress + image,
+          plane,
+          words};
 }
 
 // One round, on one tile: adds to the overlaps of the masks that are open. Round 0, before which nothing is accepted,
@@ -68,8 +73,8 @@ __device__ inline void count_overlaps(const Params& p, const Image& image, int r
     state = round == 0 ? int(kOpen) : image.states[(round - 1) * p.detections + t];
   }
   const Span& span = member.span;
-  const bool near = state != kRejected && span.first_word < first_word + kTileWords &&
-                    span.first_word + span.across >= first_word && span.first_y < first_y + kTileRows &&
+  const bool near = state != kRejected && span.first_word < first_word + kWordsOfTile &&
+                    span.first_word + span.across >= first_word && span.first_y < first_y + kRowsOfTile &&
                     span.first_y + span.down >= first_y;
   if (!__syncthreads_or(near && state == kOpen)) return;
   sums[t] = 0;
@@ -84,7 +89,7 @@ __device__ inline void count_overlaps(const Params& p, const Image& image, int r
   if (t > 0 && t < count && categories[t] == categories[t - 1]) list[t].kept = ~0u;
   __syncthreads();
 
-  const int word = first_word + t % kTileWords, y = first_y + t / kTileWords, i = y * image.words + word;
+  const int word = first_word + t % kWordsOfTile, y = first_y + t / kWordsOfTile, i = y * image.words + word;
   const unsigned everything = round == 0 ? ~0u : 0u;
   unsigned accepted = everything, possible = 0;
   for (int start = 0; start < count; start += kBatch) {  // kLabels is a multiple of kBatch
@@ -164,9 +169,7 @@ __device__ inline bool wait_for(const Progress* progress, int round) {
   int finished = 0;
   if (threadIdx.x == 0) {
     const volatile int* now = &progress->finished;
-    do {
-      finished = *now;
-    } while (finished < round);
+    do { finished = *now; } while (finished < round);
     __threadfence();
   }
   return !__syncthreads_or(finished == kSettled);
@@ -191,7 +194,7 @@ __global__ void __launch_bounds__(kLabels) prune(Params p, Workspace workspace, 
   const int tile = drawn % tiles, round = drawn / tiles / p.batch;
   const Image image = image_of(p, workspace, drawn / tiles % p.batch);
   if (!wait_for(image.progress, round)) return;
-  count_overlaps(p, image, round, tile % across * kTileWords, tile / across * kTileRows);
+  count_overlaps(p, image, round, tile % across * kWordsOfTile, tile / across * kRowsOfTile);
   if (!is_last(&image.progress->done[round], tiles)) return;
 
   State state = decide(p, image, round);
@@ -201,8 +204,10 @@ __global__ void __launch_bounds__(kLabels) prune(Params p, Workspace workspace, 
     settled = true;
   }
   if (t < p.detections) {
-    if (settled) image.accepted[image.members[t].detection] = state == kAccepted;
-    else image.states[round * p.detections + t] = state;
+    if (settled)
+      image.accepted[image.members[t].detection] = state == kAccepted;
+    else
+      image.states[round * p.detections + t] = state;
   }
   __threadfence();
   __syncthreads();

@@ -53,6 +53,13 @@ def test_known_results(compile_kernels: Compile, kernel: str, order: str, flags:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_known_results_of_optimised_code(compile_kernels: Compile, order: str) -> None:
+    """As the libraries are compiled: what a fiber holds in registers is lost when another one runs."""
+    done = run(compile_kernels("-O3"), "block_votes", order)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("flags", [(), ("-DUPSNET_BEFORE_SM_80",)])
 def test_reductions_over_some_lanes(compile_kernels: Compile, flags: tuple[str, ...]) -> None:
     done = run(compile_kernels(*flags), "reductions")
