@@ -13,11 +13,6 @@
 // COCO, 53 + 80 classes, 800 x 1344: 17.9 MB (half) or 35.8 MB (float) of logits read, 3 MB of labels and values
 // written and read: 5 to 9 us of an H200's memory.
 //
-<<<<<<< HEAD
-// Heuristic, 53 + 1 channels: 7.3 MB (half) or 14.5 MB (float) of logits and the same 3 MB, 2 to 4 us of memory; 58 M
-// interpolated logits are 8 us of issue slots, less what masks cover whole blocks of. 100 masks of the whole frame are
-// 13.4 MB of bits, which the first round reads once, 3 us of L2, and later ones as far as masks are open or accepted.
-=======
 // label_pixels is bound by what it issues. A multiprocessor starts four warp instructions a cycle, 924 G a second on
 // 132 of them at 1.75 GHz, and comparisons, minima and selections run at half that rate. Interpolating all channels is
 // 143 M logits at 2 operations and 1 (things) or 3 (stuff) of the slow ones: 18 us. To find out which can win takes,
@@ -28,10 +23,8 @@
 // few objects.
 //
 // Heuristic, 53 + 1 channels: 7.3 MB (half) or 14.5 MB (float) of logits and the same 3 MB, 2 to 4 us of memory. Blocks
-// that masks cover read no channels. 100 masks of the whole frame are 13.4 MB of bits, which a round reads once, 3 us
-// of L2; a round that finds everything certain is an empty launch. One block that went through them in order would take
-// 200 us: it does so for a chain of more than kRounds masks alone, each of which decides about the next.
->>>>>>> labels
+// that masks cover read no channels. 100 masks of the whole frame are 13.4 MB of bits, which the first round reads
+// once, 3 us of L2, and later ones as far as masks are open or accepted.
 //
 // A round of prune is a chain of four trips to L2 and two of atomics, 2 to 3 us; most inputs take one or two, crowds of
 // a hundred three to six. A chain of more than kRounds masks, each of which decides about the next, costs another
