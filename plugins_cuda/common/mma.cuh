@@ -58,7 +58,37 @@ __device__ __forceinline__ void mma_16x8x8(float (&c)[4], const uint32_t* a, con
 #endif
 }
 
-// These matrix units know no bfloat16: its products are multiply-adds. It is right, and no faster than float.
+// These matrix units know no bfloat16: its products are multiply-adds. It is right, and slower than float. A function
+// of its own: a hundred of them in one kernel would take the compiler many minutes.
+#ifdef __CUDACC__
+__device__ __noinline__
+#else
+inline
+#endif
+    float4 mma_of_bfloat16(float4 c, uint4 rows, uint2 columns) {
+  const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
+  const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
+  const uint32_t a[4] = {rows.x, rows.y, rows.z, rows.w}, b[2] = {columns.x, columns.y};
+  const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;  // first lane of each
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      const uint32_t upper = __shfl_sync(~0u, a[2 * k], row + t), lower = __shfl_sync(~0u, a[2 * k + 1], row + t);
+      const uint32_t left = __shfl_sync(~0u, b[k], column + t), right = __shfl_sync(~0u, b[k], column + 4 + t);
+      const auto add = [&](float& sum, uint32_t x, uint32_t y) {
+        sum += low(x) * low(y);
+        sum += high(x) * high(y);
+      };
+      add(c.x, upper, left);
+      add(c.y, upper, right);
+      add(c.z, lower, left);
+      add(c.w, lower, right);
+    }
+  }
+  return c;
+}
+
 template <typename T>
 __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (std::is_same_v<T, Half>) {
@@ -66,25 +96,9 @@ __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4
     mma_16x8x8(c, a + 2, b + 1);
   } else {
     static_assert(std::is_same_v<T, BFloat16>);
-    const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
-    const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
-    const int lane = threadIdx.x % 32, row = lane / 4 * 4, column = lane % 4 * 8;  // first lane of each
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-#pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        const uint32_t upper = __shfl_sync(~0u, a[2 * k], row + t), lower = __shfl_sync(~0u, a[2 * k + 1], row + t);
-        const uint32_t left = __shfl_sync(~0u, b[k], column + t), right = __shfl_sync(~0u, b[k], column + 4 + t);
-        const auto add = [&](float& sum, uint32_t x, uint32_t y) {
-          sum += low(x) * low(y);
-          sum += high(x) * high(y);
-        };
-        add(c[0], upper, left);
-        add(c[1], upper, right);
-        add(c[2], lower, left);
-        add(c[3], lower, right);
-      }
-    }
+    const float4 sums = mma_of_bfloat16(make_float4(c[0], c[1], c[2], c[3]), make_uint4(a[0], a[1], a[2], a[3]),
+                                        make_uint2(b[0], b[1]));
+    c[0] = sums.x, c[1] = sums.y, c[2] = sums.z, c[3] = sums.w;
   }
 }
 

@@ -18,7 +18,7 @@
 // 60 % of that, 65 us: the rest is wgmma's); 34 MB in and 17 MB out, 5 MB of offsets (12 us at 4.8 TB/s; NCHW: 68 MB
 // more, 14 us). What binds is the port of L1 and shared memory, 128 bytes a clock and multiprocessor: 1.24 GB of
 // corners (42 us), 1.24 GB of weights (a warp reads 8 KB a step), 0.3 GB that bring these, 0.15 to 0.6 GB of samples.
-// Instruction slots: 525 blocks x 4 warps x 72 steps x 450 (74 us), of which 256 blend.
+// Instruction slots: 525 blocks x 4 warps x 72 steps x 465 (76 us), of which 256 blend.
 #include <algorithm>
 
 #include "common/cuda.h"
