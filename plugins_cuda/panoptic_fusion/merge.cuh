@@ -29,7 +29,8 @@ __device__ inline void find_targets(const Params& p, const Workspace& workspace,
 }
 
 // numbers: the panoptic value of every label. The table too, where `writes`. Every block has to know the numbers, and
-// makes them for itself: a launch that makes them once would take longer. The whole block calls it; a thread is a label.
+// makes them for itself: a launch that makes them once would take longer. The whole block calls it; a thread is a
+// label.
 __device__ inline void number_labels(const Params& p, const Workspace& workspace, int image, bool writes,
                                      uint8_t* numbers) {
   __shared__ int areas[kLabels], targets[kLabels], merged[kExtents][kLabels];
@@ -78,8 +79,8 @@ __device__ inline void number_labels(const Params& p, const Workspace& workspace
   if (label == 0) p.segment_count[image] = total;
 }
 
-// The table, and labels become panoptic values in place, sixteen pixels a thread at a time. grid: (up to kMostBlocks, 1,
-// batch).
+// The table, and labels become panoptic values in place, sixteen pixels a thread at a time. grid: (up to kMostBlocks,
+// 1, batch).
 __global__ void __launch_bounds__(kLabels) merge(Params p, Workspace workspace) {
   __shared__ uint8_t numbers[kLabels];
   number_labels(p, workspace, blockIdx.z, blockIdx.x == 0, numbers);

@@ -49,9 +49,14 @@ struct Image {
 __device__ inline Image image_of(const Params& p, const Workspace& workspace, int image) {
   const int words = (kScale * p.width + 31) / 32;
   const size_t plane = size_t(kScale) * p.height * words, row = size_t(image) * p.detections;
-  return {workspace.members + row,           workspace.overlaps + kRounds * row,  workspace.states + kRounds * row,
-          workspace.accepted + row,          workspace.masks + row * plane,       workspace.progress + image,
-          plane,                             words};
+  return {workspace.members + row,
+          workspace.overlaps + kRounds * row,
+          workspace.states + kRounds * row,
+          workspace.accepted + row,
+          workspace.masks + row * plane,
+          workspace.progress + image,
+          plane,
+          words};
 }
 
 // One round, on one tile: adds to the overlaps of the masks that are open. Round 0, before which nothing is accepted,
@@ -164,9 +169,7 @@ __device__ inline bool wait_for(const Progress* progress, int round) {
   int finished = 0;
   if (threadIdx.x == 0) {
     const volatile int* now = &progress->finished;
-    do {
-      finished = *now;
-    } while (finished < round);
+    do { finished = *now; } while (finished < round);
     __threadfence();
   }
   return !__syncthreads_or(finished == kSettled);
@@ -201,8 +204,10 @@ __global__ void __launch_bounds__(kLabels) prune(Params p, Workspace workspace, 
     settled = true;
   }
   if (t < p.detections) {
-    if (settled) image.accepted[image.members[t].detection] = state == kAccepted;
-    else image.states[round * p.detections + t] = state;
+    if (settled)
+      image.accepted[image.members[t].detection] = state == kAccepted;
+    else
+      image.states[round * p.detections + t] = state;
   }
   __threadfence();
   __syncthreads();
