@@ -109,9 +109,10 @@ def crowds(draw: st.DrawFn) -> tuple[Inputs, float]:
     batch, rows, cells = draw(st.integers(1, 3)), draw(st.integers(1, 60)), draw(st.sampled_from([1, 2, 4]))
     width, height = draw(st.sampled_from([(3, 4), (20, 9), (70, 18)]))
     left, top = (torch.from_numpy(rng.integers(-8, 4 * side, (batch, rows))) for side in (width, height))
-    sides = [torch.from_numpy(cells * 2 ** rng.integers(1, draw(st.integers(2, 6)), (batch, rows))) for _ in range(2)]
+    most = draw(st.integers(2, 6))
+    across, down = (torch.from_numpy(cells * 2 ** rng.integers(1, most, (batch, rows))) for _ in range(2))
     classes = torch.from_numpy(rng.integers(-1 if draw(st.booleans()) else 0, draw(st.integers(1, 4)), (batch, rows)))
-    inputs = crowd(boxes_of(left, top, *sides, heuristic), classes, heuristic, width, height)
+    inputs = crowd(boxes_of(left, top, across, down, heuristic), classes, heuristic, width, height)
     chance = draw(st.sampled_from([0.3, 0.8, 1.0]))
     inputs["mask_logits"] = torch.from_numpy(np.where(rng.random((batch, rows, cells, cells)) < chance, 32.0, -32.0))
     inputs["mask_logits"] = inputs["mask_logits"].float()
