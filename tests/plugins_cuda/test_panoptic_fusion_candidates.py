@@ -75,6 +75,22 @@ def test_near_ties(kernels: str, dtype: torch.dtype, layout: torch.memory_format
     check(kernels, inputs | {"semantic": semantic, "heuristic": heuristic})
 
 
+@pytest.mark.parametrize("heuristic", MERGES)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_cells_with_no_others_around(kernels: str, dtype: torch.dtype, heuristic: bool, steps: int) -> None:
+    """Many images of four cells: in larger ones what a cell leaves out a neighbour of the same warp may want. Any
+    logits, or one map's within some units in the last place."""
+    generator = torch.Generator().manual_seed(steps)
+    semantic = torch.randn(300, 9, 2, 2, generator=generator)
+    if steps:
+        semantic = semantic[:, :1].to(dtype).expand(semantic.shape).contiguous()
+        semantic = nudged(semantic, torch.randint(-steps, steps + 1, semantic.shape, generator=generator))
+    inputs = make_inputs(1, counts=[0] * 300, rows=1, stuff=5, things=4, height=2, width=2)
+    inputs["sizes"][:] = 8
+    check(kernels, inputs | {"semantic": semantic.to(dtype), "heuristic": heuristic})
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_highest_corner_may_just_reach_the_floor(kernels: str, dtype: torch.dtype) -> None:
     """Channel 1 is 1 everywhere. Channel 0 is 1 in some columns and just below in the others: it wins where both of a
