@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import sys
+from pathlib import Path
 from typing import Any
 
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
@@ -24,6 +25,8 @@ def main(folder: str) -> None:
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_TMPDIR"] = folder  # whose folder `ray` Ray writes the head's address into, and does not make
+    (Path(folder) / "ray").mkdir()
     from ray.cluster_utils import Cluster
 
     head = NODE | {"num_cpus": 0, "temp_dir": folder, "_system_config": HEALTH}

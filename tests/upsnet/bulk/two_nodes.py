@@ -21,7 +21,7 @@ class Nodes:
     def __init__(self, folder: Path) -> None:
         self._enter = _own_network()
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # Ray's sockets lie in it: a path of at most 107 characters
-        self._log = (folder / "nodes.log").open("w")
+        self._log = (folder / "nodes.log").open("w+")
         self._host = subprocess.Popen(
             [*self._enter, sys.executable, str(HERE / "ray_nodes.py"), str(self.folder)],
             stdin=subprocess.PIPE,
@@ -37,7 +37,8 @@ class Nodes:
         while line := self._host.stdout.readline():  # Ray says this and that
             if line.startswith("upsnet: "):
                 return line.split()[-1]
-        raise AssertionError("the cluster has ended")
+        self._log.seek(0)
+        raise AssertionError(f"the cluster has ended:\n{self._log.read()}")
 
     def tell(self, word: str) -> None:
         """`kill` or `add` a node."""
