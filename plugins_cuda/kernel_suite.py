@@ -257,6 +257,8 @@ def _fusion_checks(place: Place, size: str) -> Iterator[Check]:
         yield Check(name, partial(_check_fusion, place, sizes, variant, exact_panoptic))
     for name, variant in _in_variants("panoptic_fusion heuristic", size):
         yield Check(name, partial(_check_fusion, place, sizes, variant, pasted_panoptic, True))
+    crowd = partial(_check_fusion, place, sizes, VARIANTS[0], crowded_panoptic)
+    yield Check(f"panoptic_fusion of a crowd, {size}", crowd)
     if size == "small":
         check = partial(_check_fusion, place, sizes, VARIANTS[0])
         yield Check("panoptic_fusion without detections", partial(check, without_detections))
@@ -288,6 +290,12 @@ def without_detections(sizes: Sizes, seed: int) -> dict[str, Any]:
     """No image has any."""
     tensors = exact_panoptic(sizes, seed)
     return tensors | {"counts": torch.zeros_like(tensors["counts"])}
+
+
+def crowded_panoptic(sizes: Sizes, seed: int) -> dict[str, Any]:
+    """All detections are of one class, so that each is held against all that were accepted before it."""
+    tensors = exact_panoptic(sizes, seed)
+    return tensors | {"classes": torch.zeros_like(tensors["classes"])}
 
 
 def pasted_panoptic(sizes: Sizes, seed: int) -> dict[str, Any]:

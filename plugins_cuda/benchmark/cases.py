@@ -114,7 +114,7 @@ def best_logits(sizes: Sizes, device: torch.device, variant: Variant, crowd: boo
         partial(fusion_reference.panoptic_fusion, **wide, num_stuff=sizes.stuff, stuff_area_limit=STUFF_AREA_LIMIT),
         "PyTorch reference, float32",
         fusion_work(tensors, sizes),
-        Goal(30, 80e-6) if device.type == "cuda" else Goal(20),
+        Goal(30, 35e-6) if device.type == "cuda" else Goal(20),
     )
 
 
@@ -237,7 +237,7 @@ def detections_nms(sizes: Sizes, device: torch.device, threshold: float) -> Case
         baseline,
         "torchvision batched_nms",
         Work(28 * scores.numel() + 12 * sizes.detections, 15 * sizes.detections),
-        Goal(2, 60e-6) if device.type == "cuda" else Goal(2),
+        Goal(2, 25e-6) if device.type == "cuda" else Goal(2),
     )
 
 
@@ -281,7 +281,7 @@ def sampled_product(sizes: Sizes, device: torch.device, variant: Variant) -> Cas
         partial(deform_conv2d, x, *narrow, padding=1),
         "torchvision deform_conv2d",
         Work(moved + weight.numel() * weight.element_size(), 8.0 * samples, 2.0 * samples * sizes.out_channels),
-        half_goal(variant, device),
+        half_goal(variant, device, 90e-6),
     )
 
 
