@@ -117,7 +117,7 @@ def test_rows_have_shortlists_of_their_own(front: Front) -> None:
 
 
 @pytest.mark.parametrize("order", ["reverse", "shuffle"])
-def test_order_of_the_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+def test_emulated_order_of_the_threads_does_not_matter(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
     monkeypatch.setenv("UPSNET_EMULATOR_ORDER", order)
     count = FEW + 500
     scores = torch.stack([kinds(count, 3)[kind] for kind in ("two values", "saturated", "falling")])
