@@ -184,7 +184,8 @@ def test_masks_that_are_finer_than_their_pixels(kernels: str, mask_size: int) ->
 def stepped_inputs(draw: st.DrawFn) -> Inputs:
     """Channels of a few levels, some apart by a unit in the last place, over maps of odd sizes."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    dtype, layout, heuristic = (draw(st.sampled_from(each)) for each in (TYPES, LAYOUTS, MERGES))
+    dtype, layout = draw(st.sampled_from(TYPES)), draw(st.sampled_from(LAYOUTS))
+    heuristic = draw(st.sampled_from(MERGES))
     stuff, things = draw(st.integers(1, 50)), draw(st.integers(1, 50))
     sizes = {"height": draw(st.integers(1, 7)), "width": draw(st.integers(1, 40))}
     inputs = make_inputs(0, counts=[5], rows=5, stuff=stuff, things=things, dtype=dtype, **sizes)
