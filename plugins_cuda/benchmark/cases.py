@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any  # Any: keywords
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, deform_conv2d
@@ -287,18 +288,30 @@ def sampled_product(sizes: Sizes, device: torch.device, variant: Variant) -> Cas
 
 def against_onnxruntime(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
     """The same against ONNX Runtime's own DeformConv, which knows NCHW alone and gets that."""
-    from plugins_cuda.benchmark.standard_node import deform_conv_node
-
     tensors = inputs.deformed(sizes)
     case = sampled_product(sizes, device, variant)
     named = {name: tensors[name].numpy() for name in ("x", "weight", "offset", "bias")}
     return replace(
         case,
         name=f"{case.name}, in ONNX Runtime",
-        baseline=deform_conv_node(named, torch.get_num_threads()),
+        baseline=in_onnxruntime(named),
         baseline_name="ONNX Runtime DeformConv, NCHW",
         goal=Goal(2),
     )
+
+
+def in_onnxruntime(tensors: dict[str, np.ndarray]) -> Call:
+    """The node; where its packages are missing, a call that says so."""
+    try:
+        from plugins_cuda.benchmark.standard_node import deform_conv_node
+    except ImportError as error:
+        missing = f"{error.name} is not installed"
+
+        def refuse() -> None:
+            raise RuntimeError(missing)
+
+        return refuse
+    return deform_conv_node(tensors, torch.get_num_threads())
 
 
 OPERATORS: dict[str, Makes] = {

@@ -32,6 +32,7 @@ namespace {
 constexpr int kThreads = 256;              // of the kernels around the product
 constexpr int kOutputsWanted = 256 * 128;  // in the blocks' tiles, about 2 x 128 a multiprocessor
 constexpr int kLeastSteps = 8;             // of a split
+constexpr int kFewTaps = 3;                // to sample fewer at once costs more than a second block brings
 
 template <typename T, int kOutputs, bool kAligned>
 __global__ void __launch_bounds__(Tile<T, kOutputs>::kThreads, Product<T, kOutputs, kAligned>::kBlocksAtOnce)
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) pack_weights_kernel(const Problem pr
   using Products = Tile<T, kOutputs>;
   constexpr int kLanes = Products::kLanes;
   const T* weight = static_cast<const T*>(problem.p.weight);
-  // No memory holds as many units as 32 bits count.
+  // 32 bits hold their number, and a step beyond it: run() has seen to that.
   const uint32_t total = uint32_t(problem.p.group) * problem.output_tiles * problem.steps() * (kOutputs * kUnits);
   for (uint32_t i = blockIdx.x * kThreads + threadIdx.x; i < total; i += gridDim.x * kThreads) {
     const int32_t unit = i % kUnits, output_in_tile = i / kUnits % kOutputs;
@@ -186,7 +187,8 @@ cudaError_t multiply(Problem problem, cudaStream_t stream) {
   // Fewer taps at once where shared memory is short. A block can have that of a whole multiprocessor, but for 1 KB.
   size_t limit = 0;
   UPSNET_RETURN_IF_ERROR(shared_limit(reinterpret_cast<const void*>(kernel), limit));
-  const size_t part = (limit + 1024) / Body::kBlocksAtOnce - 1024, share = part < kFixed + kTapBytes ? limit : part;
+  const size_t part = (limit + 1024) / Body::kBlocksAtOnce - 1024;
+  const size_t share = part < kFixed + kFewTaps * kTapBytes ? limit : part;
   const size_t room = share < kFixed + kTapBytes ? 1 : (share - kFixed) / kTapBytes;
   const int32_t rounds = ceil_divide(problem.taps, int32_t(std::min<size_t>(room, kTapsAtOnce)));
   problem.taps_at_once = ceil_divide(problem.taps, rounds);
@@ -200,6 +202,7 @@ cudaError_t run(Problem problem, unsigned char* workspace, cudaStream_t stream) 
   const Params& p = problem.p;
   T* packed = reinterpret_cast<T*>(workspace);
   const int64_t packed_units = packed_bytes(problem) / kUnitBytes;
+  if (packed_units > int64_t{UINT32_MAX} - 65535 * kThreads) return cudaErrorInvalidValue;
   UPSNET_RETURN_IF_ERROR(launch_kernel(pack_weights_kernel<T, kOutputs>, striding_blocks(packed_units), dim3(kThreads),
                                        0, stream, problem, packed));
   problem.weights = packed;

@@ -108,11 +108,7 @@ template <int kOutputs, bool kAligned>
 struct Product<float, kOutputs, kAligned> : Block<float, kOutputs, kAligned> {
   using Base = Block<float, kOutputs, kAligned>;
   using typename Base::Corners, typename Base::Products;
-#ifdef UPSNET_BEFORE_SM_80
-  static constexpr int kBlocksAtOnce = 1;  // in a multiprocessor: its shared memory holds no more
-#else
-  static constexpr int kBlocksAtOnce = 2;
-#endif
+  static constexpr int kBlocksAtOnce = 2;  // in a multiprocessor; one where its shared memory is short (launch.cu)
   using Base::Base;
 
   __device__ void accumulate(Products& products, int taps) const {

@@ -131,6 +131,7 @@ inline int __syncthreads_and(int predicate) { return __syncthreads_count(!predic
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulator::warp_barrier(mask); }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+inline void __nanosleep(unsigned) {}
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return emulator::collective(mask, predicate != 0, [&] {

@@ -45,6 +45,7 @@ __device__ void resolve(Shared& shared, int first, int count) {
     }
     if (lane == 0) shared.kept[word] = kept[word];
   }
+  __syncwarp();
   if (lane < kWords) shared.dead[lane] = 0;  // of the next chunk
 }
 

@@ -28,7 +28,8 @@
 //
 // A round of prune is a chain of four trips to L2 and two of atomics, 2 to 3 us; most inputs take one or two, crowds of
 // a hundred three to six. A chain of more than kRounds masks, each of which decides about the next, costs another
-// microsecond or two a mask. Step 1 needs no logits of the map: it could run beside scan_channels.
+// microsecond or two a mask, or more where they are large: one block reads all words of the accepted ones before. Step
+// 1 needs no logits of the map: it could run beside scan_channels.
 //
 // Workspace: `detections` bits a pixel, rows rounded up to 32 pixels, and small tables; no more than 16 bytes a pixel
 // over that for any map beyond a few cells.
@@ -53,9 +54,9 @@ cudaError_t make_masks(const Params& p, const Workspace& workspace, cudaStream_t
 
 cudaError_t find_accepted(const Params& p, const Workspace& workspace, cudaStream_t stream) {
   const int across = tiles_across(p), tiles = tiles_of(p);
-  const size_t blocks = size_t{kRounds} * p.batch * tiles;
+  const size_t blocks = size_t(p.batch) * tiles;
   if (p.detections == 0 || tiles == 0) return cudaSuccess;
-  if (blocks > INT32_MAX) return cudaErrorInvalidValue;
+  if (blocks * (kRounds + 1) > INT32_MAX) return cudaErrorInvalidValue;  // tickets, and what each block draws too much
   return launch_kernel(prune, dim3(unsigned(blocks)), dim3(kLabels), 0, stream, p, workspace, across, tiles);
 }
 

@@ -10,8 +10,8 @@
 // What is open after kRounds (a chain of more masks than that, each of which decides about the next) the last block
 // settles one after the other.
 //
-// All rounds are one launch. Blocks draw tickets; those of a round wait for the round before, hence only for blocks
-// that drew lower tickets. These are running, or done, and wait for nobody above them: so nobody waits forever,
+// All rounds are one launch. Blocks draw tickets, one after the other; those of a round wait for the round before,
+// hence only for lower tickets. Who holds these is running, and waits for nobody above: so nobody waits forever,
 // however many blocks the device has room for.
 #pragma once
 
@@ -162,41 +162,39 @@ __device__ inline State settle_in_turn(const Params& p, const Image& image, Stat
   return states[t];
 }
 
-// Waits until all blocks of the rounds before are done. Returns false where nothing is open any more. The whole block
+// Waits until all tiles of the rounds before are done. Returns false where nothing is open any more. The whole block
 // calls it.
 __device__ inline bool wait_for(const Progress* progress, int round) {
   if (round == 0) return true;
   int finished = 0;
   if (threadIdx.x == 0) {
     const volatile int* now = &progress->finished;
-    do { finished = *now; } while (finished < round);
+    while ((finished = *now) < round) __nanosleep(64);  // not so often that those who work have to queue
     __threadfence();
   }
   return !__syncthreads_or(finished == kSettled);
 }
 
-// Whether this block is the last one of its round. All that the others wrote is seen then. The whole block calls it.
-__device__ inline bool is_last(int* done, int blocks) {
-  __threadfence();
+// Whether this tile is the last one of its round. All that the others wrote is seen then. The whole block calls it.
+__device__ inline bool is_last(int* done, int tiles) {
   __syncthreads();
-  const bool last = threadIdx.x == 0 && atomicAdd(done, 1) == blocks - 1;
-  if (!__syncthreads_or(last)) return false;
-  __threadfence();
-  return true;
+  bool last = false;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(done, 1) == tiles - 1;
+    __threadfence();
+  }
+  return __syncthreads_or(last);
 }
 
-// accepted, of all detections. grid: kRounds * batch * tiles; tiles: of an image.
-__global__ void __launch_bounds__(kLabels) prune(Params p, Workspace workspace, int across, int tiles) {
-  __shared__ int drawn;
-  const int t = threadIdx.x;
-  if (t == 0) drawn = atomicAdd(workspace.tickets, 1);
-  __syncthreads();
-  const int tile = drawn % tiles, round = drawn / tiles / p.batch;
-  const Image image = image_of(p, workspace, drawn / tiles % p.batch);
+// One round of one tile. The whole block calls it.
+__device__ inline void prune_tile(const Params& p, const Image& image, int round, int tile, int across, int tiles,
+                                  int* settled_images) {
   if (!wait_for(image.progress, round)) return;
   count_overlaps(p, image, round, tile % across * kWordsOfTile, tile / across * kRowsOfTile);
   if (!is_last(&image.progress->done[round], tiles)) return;
 
+  const int t = threadIdx.x;
   State state = decide(p, image, round);
   bool settled = !__syncthreads_or(state == kOpen);
   if (!settled && round == kRounds - 1) {
@@ -209,9 +207,29 @@ __global__ void __launch_bounds__(kLabels) prune(Params p, Workspace workspace, 
     else
       image.states[round * p.detections + t] = state;
   }
-  __threadfence();
   __syncthreads();
-  if (t == 0) atomicExch(&image.progress->finished, settled ? kSettled : round + 1);
+  if (t == 0) {
+    __threadfence();
+    atomicExch(&image.progress->finished, settled ? kSettled : round + 1);
+    if (settled) atomicAdd(settled_images, 1);
+  }
+}
+
+// accepted, of all detections. A ticket is a tile of an image in a round; the rounds follow each other. grid: any;
+// tiles: of an image.
+__global__ void __launch_bounds__(kLabels) prune(Params p, Workspace workspace, int across, int tiles) {
+  __shared__ int drawn;
+  const int all = kRounds * p.batch * tiles;
+  const volatile int* settled_images = &workspace.queue->settled_images;
+  for (;;) {
+    if (threadIdx.x == 0) drawn = *settled_images == p.batch ? all : atomicAdd(&workspace.queue->tickets, 1);
+    __syncthreads();
+    const int ticket = drawn, image = ticket / tiles % p.batch, round = ticket / tiles / p.batch;
+    __syncthreads();
+    if (ticket >= all) return;
+    prune_tile(p, image_of(p, workspace, image), round, ticket % tiles, across, tiles,
+               &workspace.queue->settled_images);
+  }
 }
 
 }  // namespace upsnet::panoptic_fusion

@@ -34,7 +34,13 @@ struct Member {
 // How far the rounds of an image are.
 struct Progress {
   int finished;       // rounds; kSettled when nothing is open any more
-  int done[kRounds];  // blocks of each round
+  int unused[31];     // those that wait look at another cache line than those that work count in
+  int done[kRounds];  // tiles of each round
+};
+
+// What the blocks of prune draw from.
+struct Queue {
+  int tickets, settled_images;
 };
 
 struct Overlap {
@@ -47,8 +53,8 @@ struct Workspace {
   int* extents;        // [batch, kExtents, kLabels]
   Overlap* overlaps;   // [batch, kRounds, detections], by place among the members
   Progress* progress;  // [batch]
-  int* tickets;        // of prune's blocks
-  size_t cleared;      // bytes from votes on
+  Queue* queue;
+  size_t cleared;  // bytes from votes on
   // Written before they are read.
   uint8_t* accepted;  // [batch, detections]
   uint8_t* states;    // [batch, kRounds, detections] after each round, by place
@@ -72,7 +78,7 @@ inline Workspace workspace_of(const Params& p, void* memory) {
   cut(workspace.extents, batch * kExtents * kLabels);
   cut(workspace.overlaps, kRounds * rows);
   cut(workspace.progress, batch);
-  cut(workspace.tickets, 1);
+  cut(workspace.queue, 1);
   workspace.cleared = used;
   cut(workspace.accepted, rows);
   cut(workspace.states, kRounds * rows);

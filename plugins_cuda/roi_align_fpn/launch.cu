@@ -18,6 +18,7 @@
 // find them, so that the whole is 17 M for a warp, 18 us where none of a multiprocessor's four schedulers ever waits.
 // From the L2 cache come the different pixels of each box, 128 MB: as long at 6 TB/s, at the same time.
 // NCHW: a read and a write of all maps would be 91 MB, 19 us. Half of their tiles are under some box: 10 us.
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -34,6 +35,7 @@ namespace {
 constexpr int kThreads = 224;
 constexpr int kBlocks = 4;  // of a multiprocessor: 72 registers a thread
 constexpr int kVectorBytes = 16;
+constexpr int kBankBytes = 4;
 constexpr int kTileBytes = 50 * 1024;  // of shared memory for the sums of a block: 16 lanes of a mask head's 14 x 14
 
 // What a thread reads or writes at once. Held as words: 16-bit members would cost a register each.
@@ -82,23 +84,26 @@ struct Plan {
   int piece;                  // bytes that are written at once: 16, 4 or, where they lie apart, 0: an element
 };
 
+// limit: bytes of shared memory that a block can have.
 template <typename T, int kVector>
-Plan plan_of(const Params& params) {
+Plan plan_of(const Params& params, size_t limit) {
   const int all_bins = params.output_size * params.output_size;
-  const int padding = 4 / static_cast<int>(sizeof(T));  // one bank
+  const int padding = kBankBytes / static_cast<int>(sizeof(T));
   Plan plan;
   plan.lanes = 32;
   while (plan.lanes > 1 && plan.lanes / 2 * kVector >= params.channels) plan.lanes /= 2;
+  plan.taps = taps_of_direction(params);
+  const int tap_bytes = 2 * static_cast<int>(plan.taps * sizeof(Tap) + params.output_size * sizeof(Line));
+  plan.tap_bytes = (tap_bytes + 15) / 16 * 16;
+  // The taps of long maps may leave less than kTileBytes. What does not hold a bin is refused when it is launched.
+  const int tile_bytes = std::min(kTileBytes, static_cast<int>(limit) - plan.tap_bytes - plan.lanes * kBankBytes);
   const int vector_bytes = kVector * static_cast<int>(sizeof(T));
-  while (plan.lanes > 16 && all_bins > kTileBytes / (plan.lanes * vector_bytes)) plan.lanes /= 2;
-  const int fitting = kTileBytes / (plan.lanes * vector_bytes);
+  while (plan.lanes > 16 && all_bins > tile_bytes / (plan.lanes * vector_bytes)) plan.lanes /= 2;
+  const int fitting = std::max(tile_bytes / (plan.lanes * vector_bytes), 1);
   plan.bins = all_bins < fitting ? all_bins : fitting;
   plan.slab = kVector * plan.bins + padding;
   plan.row_step = kThreads / plan.lanes / params.output_size;
   plan.column_step = kThreads / plan.lanes % params.output_size;
-  plan.taps = taps_of_direction(params);
-  const int tap_bytes = 2 * static_cast<int>(plan.taps * sizeof(Tap) + params.output_size * sizeof(Line));
-  plan.tap_bytes = (tap_bytes + 15) / 16 * 16;
   const bool together = kVector * sizeof(T) == kVectorBytes && plan.bins == all_bins;
   const auto in_pieces = [&](int bytes) {
     return together && params.channels * all_bins * sizeof(T) % bytes == 0 && is_aligned(params.output, bytes);
@@ -296,7 +301,9 @@ cudaError_t launch_transpose(const Params& params, unsigned char* workspace, cud
 
 template <typename T, int kVector>
 cudaError_t launch_pool(const Params& params, const Maps& maps, cudaStream_t stream) {
-  const Plan plan = plan_of<T, kVector>(params);
+  size_t limit = 0;
+  UPSNET_RETURN_IF_ERROR(shared_limit(reinterpret_cast<const void*>(pool<T, kVector>), limit));
+  const Plan plan = plan_of<T, kVector>(params, limit);
   const unsigned group = plan.lanes * kVector, bins = params.output_size * params.output_size;
   const dim3 grid(params.batch * params.rois_per_image, (params.channels + group - 1) / group,
                   (bins + plan.bins - 1) / plan.bins);

@@ -28,7 +28,7 @@ UPSNET_HD Range taps_between(float from, float to, int level, const Params& para
   const float scale = scale_of(level), shift = params.aligned ? 0.5f : 0.0f;
   const float low = fminf(from, to) * scale - shift;
   float high = fmaxf(from, to) * scale - shift;
-  if (!params.aligned) high = fmaxf(high, low + 1.0f);
+  if (!params.aligned) high = fmaxf(high, from * scale + 1.0f);  // from where it starts, inverted or not
   const float rounding = 1e-6f * (fabsf(low) + fabsf(high));
   return {low - 1.0f - rounding, high + 1.0f + rounding};
 }
@@ -67,9 +67,10 @@ struct UnderSomeBox {
   __device__ bool operator()(int level, int64_t image, int64_t first, int64_t count) const {
     const float* boxes = params.rois + 4 * image * params.rois_per_image;
     const Stretch pixels(int(first), int(first + count - 1), pick(params.widths, level));
-    for (int begin = 0; begin < params.rois_per_image; begin += blockDim.x) {
-      const int i = begin + threadIdx.x;
-      const bool some = i < params.rois_per_image && reads(boxes + 4 * int64_t{i}, level, params, pixels);
+    const unsigned rois = params.rois_per_image;
+    for (unsigned begin = 0; begin < rois; begin += blockDim.x) {
+      const unsigned i = begin + threadIdx.x;
+      const bool some = i < rois && reads(boxes + 4 * int64_t{i}, level, params, pixels);
       if (__syncthreads_or(some)) return true;
     }
     return false;

@@ -51,7 +51,7 @@ def test_kernel_suite_runs_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(kernel_suite, "FULL", QUICK)
     assert kernel_suite.main(["--device", "cuda", "--size", "small", "full"]) == 0
     out = capsys.readouterr().out
-    assert out.count(" in a CUDA graph: ok") == 5 and out.count(", full: ok") == 28 and out.endswith("all passed\n")
+    assert out.count(" in a CUDA graph: ok") == 5 and out.count(", full: ok") == 29 and out.endswith("all passed\n")
 
 
 @pytest.mark.usefixtures("fake_cuda")

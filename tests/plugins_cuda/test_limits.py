@@ -134,7 +134,7 @@ def test_tensors_begin_anywhere(front: Front, room: str, dtype: torch.dtype, lay
 
 
 def test_emulated_deform_conv_on_a_gpu_with_64_kb_of_shared_memory() -> None:
-    """As a T4 has it: fewer taps at once, and nothing else. What a kernel may have is asked once in a process."""
+    """As a T4 has it: fewer taps at once, and nothing else."""
     code = """
 import torch
 import plugins_cuda
@@ -148,6 +148,29 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
         wanted = plugins_cuda.deform_conv(**tensors)
         torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4 if dtype == torch.float32 else 5e-2)
 """
+    on_a_small_gpu(code)
+
+
+def test_emulated_roi_align_on_a_gpu_with_64_kb_of_shared_memory() -> None:
+    """The taps of a map that is long leave little room for a mask head's bins."""
+    on_a_small_gpu("""
+import torch
+import plugins_cuda
+from plugins_cuda import library
+rois = torch.tensor([[[0.0, 0, 300, 9000], [8, 8, 20, 8000]]])
+for dtype in (torch.float32, torch.float16):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        maps = [torch.randn(1, 256, 2400 // side, 8).to(dtype) for side in (1, 2, 4, 8)]
+        maps = [each.contiguous(memory_format=layout) for each in maps]
+        with library.emulation():
+            found = plugins_cuda.roi_align_fpn(maps, rois, 14, 0)
+        wanted = plugins_cuda.roi_align_fpn(maps, rois, 14, 0)
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3)
+""")
+
+
+def on_a_small_gpu(code: str) -> None:
+    """What a kernel may have is asked once in a process."""
     environment = os.environ | {"UPSNET_EMULATOR_SHARED": str(64 * 1024)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -156,6 +156,19 @@ def test_emulated_boxes_read_nothing_that_is_not_transposed(
     torch.testing.assert_close(found, launched(last, rois, not_a_number(last), **options))
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_emulated_inverted_boxes_read_nothing_that_is_not_transposed(dtype: torch.dtype) -> None:
+    """Each alone in its image, at fractions of a pixel: without `aligned` it reaches a pixel from where it starts."""
+    rows = torch.arange(40.0, 48.0, 0.25)
+    rois = torch.stack([torch.zeros_like(rows), rows, torch.full_like(rows, 100), torch.zeros_like(rows)], -1)[:, None]
+    features = [torch.ones(1, 8, 64 // stride, 64 // stride, dtype=dtype) for stride in (1, 2, 4, 8)]
+    for each, ratio in itertools.product((rois, rois.flip(-1), rois[..., [1, 0, 3, 2]]), (0, 2)):
+        for box in each[:, None]:
+            options = {"output_size": 1, "sampling_ratio": ratio, "aligned": False}
+            found = launched(features, box, not_a_number(features), **options)
+            torch.testing.assert_close(found, torch.ones_like(found), rtol=1e-2, atol=0)
+
+
 def test_emulated_tiles_without_a_box_stay_as_they_are() -> None:
     """More than 256 boxes an image, of which only the last one reads P3's end."""
     features = pyramid(2, 8, 64, 96, torch.float16)

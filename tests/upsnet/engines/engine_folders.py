@@ -18,7 +18,7 @@ from upsnet.engines.manifest import ENGINES, Backend, EngineManifest, Part, engi
 TENSORRT_VERSION, RTX_VERSION = "10.13.3.9", "1.7.1.116"
 GPU = Driver(has_gpu=True, cuda=(13, 0), gpus=(Gpu("NVIDIA A10", "86", 24 * 2**30),))
 NO_GPU = Driver("there is no NVIDIA GPU")
-KERNEL_ABI = 2
+KERNEL_ABI = 3
 PROFILE = {
     "images": ((1, 32, 32, 3), (1, 64, 64, 3), (4, 64, 64, 3)),
     "sizes": ((1, 2), (1, 2), (4, 2)),
