@@ -118,10 +118,17 @@ class TransposedTile {
   __device__ static uint32_t high(uint32_t a, uint32_t b) { return a >> 16 | (b & 0xffff0000u); }
 };
 
+#ifdef UPSNET_BEFORE_SM_80
+constexpr int kTransposingBlocks = 4;  // all threads that a multiprocessor has
+#else
+constexpr int kTransposingBlocks = 6;
+#endif
+
 // Grid: tiles of all maps x parts of the rows x images. wanted(map, image, first column, how many) is asked once for
 // each image, by all threads.
 template <typename T, typename Wanted>
-__global__ void __launch_bounds__(TransposedTile<T>::kThreads, 6) transpose_kernel(Transposition maps, Wanted wanted) {
+__global__ void __launch_bounds__(TransposedTile<T>::kThreads, kTransposingBlocks)
+    transpose_kernel(Transposition maps, Wanted wanted) {
   using Tile = TransposedTile<T>;
   __shared__ uint4 tile[Tile::kRows * 8];
   int map = 0;
