@@ -13,9 +13,10 @@ namespace upsnet::panoptic_fusion {
 constexpr int kTileColumns = kAcross * kColumns, kTileRows = 32 / kAcross * kRows;  // pixels of a warp
 static_assert(kTileColumns == 32 && kTileRows == 8, "a lane for each column of pixels");
 
-// Blocks of label_pixels for whose 29 KB a multiprocessor has room: to make registers scarce for more is vain.
+// Blocks of label_pixels for whose 29 KB a multiprocessor has room: to make registers scarce for more is vain. With 72
+// of them nothing spills, channels-last and where the merge is heuristic with 96.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ / 100 == 10
-constexpr int kResident = 8;
+constexpr int kResident = 7;
 #elif __CUDA_ARCH__ < 800
 constexpr int kResident = 2;
 #elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
@@ -23,6 +24,8 @@ constexpr int kResident = 5;
 #else
 constexpr int kResident = 3;
 #endif
+template <Layout kLayout, bool kHeuristic>
+constexpr int kBlocksAtOnce = (kLayout == Layout::kNHWC || kHeuristic) && kResident > 5 ? 5 : kResident;
 
 // The accepted detections whose boxes touch the block's pixels, in score order.
 struct Instances {
@@ -307,7 +310,8 @@ __device__ inline void store_labels(const Params& p, const Pixels& pixels, uint8
 // Labels into p.panoptic, their extents and votes into the workspace. grid: (cells + 1 by 32, pairs of rows + 1 by 4,
 // batch).
 template <typename T, Layout kLayout, bool kHeuristic>
-__global__ void __launch_bounds__(kThreads, kResident) label_pixels(Params p, Workspace workspace) {
+__global__ void __launch_bounds__(kThreads, kBlocksAtOnce<kLayout, kHeuristic>)
+    label_pixels(Params p, Workspace workspace) {
   __shared__ Instances list;
   __shared__ union {  // one after the other
     Stage stage;
