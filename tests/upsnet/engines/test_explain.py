@@ -236,7 +236,7 @@ WAYS: dict[str, tuple[Break, str, str, str]] = {
     "a library of another ABI": (
         lambda e: other_library(e, 9, known=True),
         "kernel ABI",
-        "has the kernel ABI 9, and the engine needs 2",
+        "has the kernel ABI 9, and the engine needs 3",
         "make engine",
     ),
     "a library without an ABI": (
