@@ -38,6 +38,7 @@ class Heartbeat:
         self.rank, self.world, self.looks, self.spread = rank, world, looks, spread
         self.stopped = threading.Event()
         self.numbers, self.heard = [0] * world, [time.monotonic()] * world
+        self.names = [f"process {rank}" for rank in range(world)]
         self.store.set(f"host/{rank}", socket.gethostname())
         for work in (self._beat, self._look):
             threading.Thread(target=work, daemon=True, name=f"heartbeat: {work.__name__}").start()
@@ -82,26 +83,31 @@ class Heartbeat:
                 self._add(HEARD, 1)
                 self.linger()
                 leave(BAD_INPUT)
-            for rank in range(self.world) if self.looks else ():
-                number = self._add(f"beat/{rank}", 0)
-                if number != self.numbers[rank] or number >= ENDED:
-                    self.numbers[rank], self.heard[rank] = number, time.monotonic()
+            if self.looks:
+                self._listen()
+
+    def _listen(self) -> None:
+        """All numbers first: where the store falls silent in between, nothing was heard of any process."""
+        numbers = [self._add(f"beat/{rank}", 0) for rank in range(self.world)]
+        for rank, number in enumerate(numbers):
+            if number and not self.numbers[rank]:  # it wrote its host before its first beat
+                with suppress(RuntimeError):
+                    self.names[rank] += f" on {self.store.get(f'host/{rank}').decode()}"
+        now = time.monotonic()
+        lives = [number > last or number >= ENDED for number, last in zip(numbers, self.numbers, strict=True)]
+        self.heard = [now if alive else heard for alive, heard in zip(lives, self.heard, strict=True)]
+        self.numbers = numbers
 
     def _look(self) -> None:
-        """In a thread of its own: the other one may wait for an answer of the store's, whose machine is gone."""
+        """In a thread of its own, which asks the store nothing: the other one may wait for an answer, and keep others
+        from asking, where the store's machine is gone."""
         while self.looks and not self.stopped.wait(EVERY):
             since = time.monotonic() - LONGEST_SILENCE
             if silent := [rank for rank in range(self.world) if self.heard[rank] < since]:
-                who = "any process" if len(silent) == self.world else self._named(silent[0])
+                who = "any process" if len(silent) == self.world else self.names[silent[0]]
                 after = f"for {LONGEST_SILENCE:.0f} s; the checkpoints are from before"
                 print(f"\nerror: nothing was heard of {who} of this run {after}", file=sys.stderr)
                 leave(LOST)
-
-    def _named(self, rank: int) -> str:
-        with suppress(RuntimeError):
-            if self.store.check([f"host/{rank}"]):
-                return f"process {rank} on {self.store.get(f'host/{rank}').decode()}"
-        return f"process {rank}"
 
 
 def leave(status: int) -> NoReturn:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from tests.training.child_processes import ChildProcesses
 from tests.training.tiny_network import settings
 from training.checkpoint import load
-from training.heartbeat import LOST
+from training.heartbeat import LOST, Heartbeat
 
 QUICK = {"training.heartbeat.EVERY": 0.1, "training.heartbeat.LONGEST_SILENCE": 2.0}
 
@@ -35,3 +37,55 @@ def test_a_silent_machine_is_noticed(
         f"^error: nothing was heard of {who} of this run for 2 s; the checkpoints are from before$", said, re.M
     )
     assert load(tmp_path / "run/last.safetensors").step == 3
+
+
+class FrozenStore:
+    """Two processes count up in it, until it is asked for the number of `asked_last` the third time: then it answers
+    nobody any more, and who asks waits."""
+
+    def __init__(self, asked_last: str) -> None:
+        self.asked_last, self.asked, self.numbers = asked_last, 0, {"said": 0}
+        self.frozen = threading.Event()
+
+    def answer(self) -> None:
+        if self.frozen.is_set():
+            threading.Event().wait()
+
+    def set_timeout(self, timeout: timedelta) -> None: ...
+
+    def set(self, key: str, value: str) -> None:
+        self.answer()
+
+    def get(self, key: str) -> bytes:
+        self.answer()
+        return b"some-host"
+
+    def add(self, key: str, number: int) -> int:
+        if key == self.asked_last and number == 0:
+            self.asked += 1
+            if self.asked == 3:
+                self.frozen.set()
+        self.answer()
+        self.numbers[key] = self.numbers.get(key, 0) + (1 if key.startswith("beat") else number)
+        return self.numbers[key]
+
+
+@pytest.mark.parametrize("asked_last", ["said", "beat/0", "beat/1"])
+def test_a_store_that_freezes_between_two_answers_is_noticed(
+    asked_last: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever noticed it once asked it for a name, and waited for ever."""
+    left = threading.Event()
+
+    def leave(status: int) -> None:
+        assert status == LOST
+        beats.stopped.set()
+        left.set()
+
+    monkeypatch.setattr("training.heartbeat.EVERY", 0.02)
+    monkeypatch.setattr("training.heartbeat.LONGEST_SILENCE", 0.5)
+    monkeypatch.setattr("training.heartbeat.leave", leave)
+    monkeypatch.setattr("training.heartbeat.dist.PrefixStore", lambda prefix, store: store)
+    beats = Heartbeat(FrozenStore(asked_last), 1, 2, looks=True, spread=False)  # type: ignore[arg-type]
+    assert left.wait(30), "nobody noticed"
+    assert "nothing was heard of any process of this run" in capsys.readouterr().err
