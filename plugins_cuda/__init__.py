@@ -1,7 +1,7 @@
 """The operators that no framework has, one room each.
 
-A function here runs the compiled library of its device (`library.py` compiles it on first use). Where there is none, or
-where a gradient is wanted, it runs plain PyTorch: `<room>/reference.py`, the definition, or `<room>/gradient.py`. While
+A function here runs the compiled library of its device (`library.py` compiles it on first use). Where there is none, it
+runs plain PyTorch: `<room>/reference.py`, the definition. So does its gradient, `<room>/backward`. While
 `torch.onnx.export(dynamo=True)` traces it, it emits one node `upsnet::<Name>`, whose body in standard operators
 `onnx_functions` gives. A plugin that TensorRT knows by that name replaces the body. The exporter (opset_version=20, as
 the bodies) must append the bodies:

@@ -1,7 +1,7 @@
 """The C++ that follows from the operators' declarations: `python generate.py FOLDER ROOM...`, run by CMake.
 
-FOLDER/<room>/params.h holds the kernels' parameters, FOLDER/<room>/declared.h the operator as a node of a graph. Needs
-the standard library alone.
+FOLDER/<room>/params.h holds the kernels' parameters, FOLDER/<room>/declared.h the operator as a node of a graph, where it
+is one. A room may lie in another (deform_conv/backward). Needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from plugins_cuda.schema import Attribute, Schema, Tensor
 
 HERE = Path(__file__).resolve().parent
-PARAMS = """// Made from {room}/schema.py.
+PARAMS = """// Made from its room's schema.py.
 #pragma once
+
+#include <algorithm>
 
 #include "common/types.h"
 
@@ -102,10 +104,12 @@ TYPES = {"INT32": "kInt32", "INT64": "kInt64", "LIKE_FIRST": "kLikeFirstInput", 
 
 def read_schema(room: str) -> Schema:
     """SCHEMA of <room>/schema.py. The packages around it want PyTorch: here they are mere folders."""
-    for name, folder in (("plugins_cuda", HERE), (f"plugins_cuda.{room}", HERE / room)):
+    name, folder = "plugins_cuda", HERE
+    for part in ("", *room.split("/")):
+        name, folder = f"{name}.{part}".rstrip("."), folder / part
         package = sys.modules.setdefault(name, types.ModuleType(name))
         package.__path__ = [str(folder)]
-    return importlib.import_module(f"plugins_cuda.{room}.schema").SCHEMA
+    return importlib.import_module(f"{name}.schema").SCHEMA
 
 
 def params_header(schema: Schema) -> str:
@@ -129,6 +133,8 @@ def pointers(schema: Schema) -> Iterator[str]:
     for tensor in [*schema.tensors, *schema.outputs]:
         size = f"element_size(params.{tensor.name}_type)" if tensor.has_own_type else like_first
         size = size if tensor.element == "void" else f"sizeof({tensor.element})"
+        if tensor.type.name == "AS_SUMS":
+            size = f"std::max<size_t>({like_first}, 4)"
         for index in range(len(tensor.shapes)):
             place = f"[{index}]" if tensor.each else ""
             yield f"is_aligned(params.{tensor.name}{place}, {size})"
@@ -264,7 +270,11 @@ def fill_params(schema: Schema) -> Iterator[str]:
 def main(folder: str, *rooms: str) -> None:
     for room in rooms:
         schema = read_schema(room)
-        for name, text in (("params.h", params_header(schema)), ("declared.h", declared_header(schema))):
+        headers = [
+            ("params.h", params_header(schema)),
+            *([("declared.h", declared_header(schema))] if schema.node else []),
+        ]
+        for name, text in headers:
             path = Path(folder, room, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file() or path.read_text() != text:  # else everything would be compiled anew

@@ -7,10 +7,11 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast  # Any: autograd's ctx
 
 import torch
 from torch import Tensor
+from torch.library import CustomOpDef
 
 from plugins_cuda import schema as declared
 from plugins_cuda.library import compiled
@@ -20,11 +21,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Number = int | float | list[int]
 Value = Tensor | list[Tensor] | Number | None
+# (an operator's arguments, the gradient of its output) -> the gradients of those that have one
+Gradient = Callable[[Mapping[str, Value], Tensor], Mapping[str, Tensor | list[Tensor]]]
 NodeValue = (
     int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]
 )  # as torch.onnx has it
 FIXED = {Type.FLOAT32: torch.float32, Type.INT32: torch.int32, Type.INT64: torch.int64, Type.UINT8: torch.uint8}
 FLOAT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # upsnet::DType
+DTYPES = FLOAT_TYPES | {torch.float64: 3}  # of gradients
 NCHW, NHWC = 0, 1  # upsnet::Layout
 WITHOUT_LAUNCHERS = ("cpu", "onnxruntime")  # the libraries that have the rooms without a launcher
 
@@ -47,23 +51,24 @@ class Call(NamedTuple):
 def operator(
     schema: Schema,
     definition: Callable[P, R],
-    gradient: Callable[..., Tensor] | None = None,
+    gradient: Gradient | None = None,
     check: Callable[[Call], None] | None = None,
 ) -> Callable[P, R]:
     """The public function of a room. It has the signature and the docstring of its definition.
 
-    It checks its arguments. While PyTorch exports to ONNX it emits a node. Where a gradient is wanted it calls
-    `gradient` with all of them (None: the operator has none). Otherwise it calls torch.ops.upsnet.<room>, which runs
-    the compiled library, or the definition where there is none.
+    It checks its arguments. While PyTorch exports to ONNX it emits a node. Otherwise it calls torch.ops.upsnet.<room>,
+    which runs the compiled library, or the definition where there is none.
+    gradient: of torch.ops.upsnet.<room>. None: it has none, and no gradient flows through it.
     check: refuses, with a ValueError, what the declaration cannot say.
     """
     names = [argument.name for argument in schema.given]
     if names != list(inspect.signature(definition).parameters):
         raise TypeError(f"{schema.name}: reference.py and schema.py must name the same arguments in the same order")
     run = _custom_op(schema, definition)  # PyTorch has the name from here on; a second of it would free the first
+    if gradient is not None:
+        _register(run, schema, gradient)
     defaults = {a.name: a.default for a in schema.attributes if a in schema.given and a.default is not None}
     absent = dict.fromkeys(tensor.name for tensor in schema.tensors if tensor.optional)
-    trains = [tensor.name for tensor in schema.tensors if tensor.trains]
 
     @functools.wraps(definition)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -76,18 +81,41 @@ def operator(
         if torch.onnx.is_in_onnx_export():
             return cast(R, _node(schema, arguments))
         given = [_value(argument, arguments) for argument in schema.given]
-        if gradient is not None and wants_gradient(*(t for name in trains for t in arguments.tensors.get(name, []))):
-            with _types_as_they_are(arguments.first.device):
-                result = gradient(*given)
-            return cast(R, _as_declared(schema.outputs[0], arguments, result))
-        return cast(R, run(*map(_detached, given)))
+        return cast(R, run(*(given if gradient is not None else map(_detached, given))))
 
     return call
 
 
-def wants_gradient(*tensors: Tensor) -> bool:
-    """Whether PyTorch will want to propagate a gradient back to one of the tensors."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def gradient_operator(schema: Schema, definition: Callable[..., object]) -> Callable[..., object]:
+    """torch.ops.upsnet.<name>, of which a gradient is made. Nothing flows back through it."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError(f"upsnet::{schema.name}: a gradient has no gradient here; differentiate once")
+
+    op = _custom_op(schema, definition)
+    op.register_autograd(refuse)
+    return op
+
+
+def _register(op: CustomOpDef, schema: Schema, gradient: Gradient) -> None:
+    """`gradient` as the autograd of the operator."""
+
+    def keep(ctx: Any, inputs: Sequence[Value], output: object) -> None:
+        values = dict(zip((argument.name for argument in schema.given), inputs, strict=True))
+        kept = [values.pop(tensor.name) for tensor in schema.tensors]
+        ctx.save_for_backward(*(each for value in kept for each in (value if isinstance(value, list) else [value])))
+        ctx.numbers = values
+
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Value, ...]:
+        saved = list(ctx.saved_tensors)
+        values: dict[str, Value] = dict(ctx.numbers)
+        for tensor in schema.tensors:
+            own, saved = saved[: len(tensor.shapes)], saved[len(tensor.shapes) :]
+            values[tensor.name] = own if tensor.each else own[0]
+        found = gradient(values, grad_output)
+        return tuple(found.get(argument.name) for argument in schema.given)
+
+    op.register_autograd(backward, setup_context=keep)
 
 
 def _types_as_they_are(device: torch.device) -> AbstractContextManager[None]:
@@ -105,7 +133,7 @@ def _value(argument: declared.Tensor | Attribute, call: Call) -> Value:
 
 
 def _detached(value: Value) -> Value:
-    """As torch.ops.upsnet.<room>, which has no gradient, takes it."""
+    """As an operator without a gradient takes it."""
     if isinstance(value, Tensor):
         return value.detach() if value.requires_grad else value
     return cast(Value, [_detached(each) for each in value]) if isinstance(value, list) else value
@@ -188,8 +216,8 @@ def _has_type(tensor: Tensor, wanted: Type, like: Tensor | None) -> bool:
 # --- the compiled operator -------------------------------------------------------------------------------------------
 
 
-def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., object]:
-    """torch.ops.upsnet.<room>, for torch.compile and torch.export too. No gradient."""
+def _custom_op(schema: Schema, definition: Callable[..., object]) -> CustomOpDef:
+    """torch.ops.upsnet.<name>, for torch.compile and torch.export too. No gradient yet."""
     names = [argument.name for argument in schema.given]
     params_class = params_type(schema)
 
@@ -197,8 +225,8 @@ def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., obje
         call = read(schema, dict(zip(names, values, strict=True)))
         outputs = _empty_outputs(schema, call)
         types = {call.tensors[tensor.name][0].dtype for tensor in schema.tensors if tensor.has_own_type}
-        library = compiled(call.first.device) if types <= FLOAT_TYPES.keys() else None
-        if library is not None and not (schema.on_gpu or library.name in WITHOUT_LAUNCHERS):
+        library = compiled(call.first.device) if types <= (DTYPES if schema.float64 else FLOAT_TYPES).keys() else None
+        if library is not None and not (schema.on_cpu if library.name in WITHOUT_LAUNCHERS else schema.on_gpu):
             library = None
         if library is not None and max(call.sizes.values()) <= INT32_MAX:
             params = params_class()
@@ -207,7 +235,8 @@ def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., obje
         else:
             with _types_as_they_are(call.first.device):
                 results = cast("Callable[..., Tensor | tuple[Tensor, ...]]", definition)(*values)
-            for output, result in zip(outputs, [results] if isinstance(results, Tensor) else results, strict=True):
+            flat = [each for output in outputs for each in output]
+            for output, result in zip(flat, [results] if isinstance(results, Tensor) else results, strict=True):
                 output.copy_(result)
         return _one_or_all(outputs)
 
@@ -215,7 +244,7 @@ def _custom_op(schema: Schema, definition: Callable[P, R]) -> Callable[..., obje
         return _one_or_all(_empty_outputs(schema, read(schema, dict(zip(names, values, strict=True)))))
 
     arguments = ", ".join(f"{_pytorch_type(argument)} {argument.name}" for argument in schema.given)
-    results = ", ".join("Tensor" for _ in schema.outputs)
+    results = ", ".join("Tensor" for output in schema.outputs for _ in output.shapes)
     op = torch.library.custom_op(f"upsnet::{schema.name}", run, mutates_args=(), schema=f"({arguments}) -> ({results})")
     op.register_fake(fake)
     return op
@@ -228,15 +257,18 @@ def _pytorch_type(argument: declared.Tensor | Attribute) -> str:
     return f"{name}[]" if argument.count > 1 else name
 
 
-def _one_or_all(results: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
-    return results[0] if len(results) == 1 else tuple(results)
+def _one_or_all(results: Sequence[Sequence[Tensor]]) -> Tensor | tuple[Tensor, ...]:
+    flat = tuple(each for result in results for each in result)
+    return flat[0] if len(flat) == 1 else flat
 
 
-def _shape(declaration: declared.Tensor, call: Call) -> list[int]:
-    return [value_of(word, call.sizes) for word in declaration.shape.split()]
+def _shape(words: Sequence[str], call: Call) -> list[int]:
+    return [value_of(word, call.sizes) for word in words]
 
 
 def _dtype(declaration: declared.Tensor, call: Call) -> torch.dtype:
+    if declaration.type is Type.AS_SUMS:
+        return torch.promote_types(call.first.dtype, torch.float32)
     return call.first.dtype if declaration.type is Type.LIKE_FIRST else FIXED.get(declaration.type, torch.float32)
 
 
@@ -245,17 +277,15 @@ def _order(output: declared.Tensor, call: Call) -> torch.memory_format:
     return torch.channels_last if follows else torch.contiguous_format
 
 
-def _empty_outputs(schema: Schema, call: Call) -> list[Tensor]:
+def _empty_outputs(schema: Schema, call: Call) -> list[list[Tensor]]:
     outputs = []
     for output in schema.outputs:
-        shape, dtype, order = _shape(output, call), _dtype(output, call), _order(output, call)
-        outputs.append(torch.empty(shape, dtype=dtype, device=call.first.device, memory_format=order))
+        there = not output.optional or output.optional in call.tensors
+        kind = {"dtype": _dtype(output, call), "device": call.first.device}
+        order = _order(output, call) if there else torch.contiguous_format
+        shapes = [_shape(words, call) if there else [0] for words in output.shapes]
+        outputs.append([torch.empty(shape, memory_format=order, **kind) for shape in shapes])
     return outputs
-
-
-def _as_declared(output: declared.Tensor, call: Call, result: Tensor) -> Tensor:
-    """A gradient's result in the type and memory format that _empty_outputs gives."""
-    return result.to(_dtype(output, call)).contiguous(memory_format=_order(output, call))
 
 
 def layout_of(tensors: Sequence[Tensor]) -> int | None:
@@ -276,20 +306,25 @@ def params_type(schema: Schema) -> type[ctypes.Structure]:
 
 
 def fill_params(
-    params: ctypes.Structure, schema: Schema, call: Call, outputs: Sequence[Tensor]
+    params: ctypes.Structure, schema: Schema, call: Call, outputs: Sequence[list[Tensor]]
 ) -> Iterable[list[Tensor]]:
     """Every member by its name. Returns the tensors that the pointers point to."""
-    held = {output.name: [tensor] for output, tensor in zip(schema.outputs, outputs, strict=True)}
+    held = {output.name: tensors for output, tensors in zip(schema.outputs, outputs, strict=True)}
+    order = torch.channels_last if layout_of(next(iter(call.tensors.values()))) == NHWC else torch.contiguous_format
     members: dict[str, Sequence[Number]] = {}
     for tensor in schema.tensors:
         given = call.tensors.get(tensor.name, [])
         layout = layout_of(given) if tensor.channels_last else None
-        if tensor.type is Type.AS_FLOAT32:
-            given = [each.float() for each in given]
+        if tensor.type in (Type.AS_FLOAT32, Type.AS_SUMS):
+            given = [
+                each.to(torch.float32 if tensor.type is Type.AS_FLOAT32 else _dtype(tensor, call)) for each in given
+            ]
+        if tensor.channels_last and not tensor.has_own_type:
+            given = [each.contiguous(memory_format=order) for each in given]
         given = given if layout is not None else [each.contiguous() for each in given]
         held[tensor.name] = [each if each.data_ptr() % each.element_size() == 0 else each.clone() for each in given]
         if tensor.has_own_type:
-            members[f"{tensor.name}_type"] = [FLOAT_TYPES[given[0].dtype]]
+            members[f"{tensor.name}_type"] = [DTYPES[given[0].dtype]]
             members[f"{tensor.name}_layout"] = [layout or NCHW]
     members |= {name: [tensor.data_ptr() for tensor in tensors] for name, tensors in held.items() if tensors}
     for name, letters in schema.sizes.items():
@@ -323,7 +358,7 @@ def node_of(schema: Schema, call: Call) -> Node:
             continue
         name = tensor.node or name
         if given is None:
-            given = [call.first.new_zeros(_shape(tensor, call), dtype=torch.float32)]
+            given = [call.first.new_zeros(_shape(tensor.shapes[0], call), dtype=torch.float32)]
         for each in given:
             inputs.append(each.float() if tensor.type is Type.AS_FLOAT32 and each.dtype != torch.float32 else each)
     attributes = {a.node_name: _node_value(a, call.numbers[a.name]) for a in schema.attributes if not a.gone}
@@ -338,7 +373,7 @@ def _node(schema: Schema, call: Call) -> Tensor | tuple[Tensor, ...]:
         node.inputs,
         node.attributes,
         dtypes=[_dtype(output, call) for output in schema.outputs],
-        shapes=[_shape(output, call) for output in schema.outputs],
+        shapes=[_shape(output.shapes[0], call) for output in schema.outputs],
         version=1,
     )
     return _one_or_all(results)

@@ -20,6 +20,9 @@ class Type(Enum):
     INT64 = "int64"
     UINT8 = "uint8"
     AS_FLOAT32 = "floating point"  # the kernels get it as float32
+    AS_SUMS = (
+        "floating point, as the sums"  # as float32, or as float64 where the first tensor is: the kernels have both
+    )
     FEATURES = "float32 or float16 or bfloat16"
     ANY_FEATURES = "floating point, features"  # other types than those three go through the definition
     LIKE_FIRST = "the type of the first tensor"
@@ -35,7 +38,8 @@ class Tensor:
 
     shape: sizes with blanks between, as "B N 4". Equal letters are equal sizes in all inputs. An output may also name
     attributes and calculate, from left to right: "B 4*h S+N".
-    optional: may be None. `node` is the ONNX node's name where the tensor is given; without one, a node gets zeros.
+    optional: may be None. `node` is the ONNX node's name where the tensor is given; without one, a node gets zeros. Of an
+        output: the input without which it has no elements.
     each: the names of a list's tensors; # in the shape is then the last letter of such a name.
     channels_last: may lie in memory so; tensors with this flag share one layout.
     trains: a gradient flows back to it.
@@ -44,7 +48,7 @@ class Tensor:
     name: str
     type: Type
     shape: str
-    optional: bool = False
+    optional: bool | str = False
     node: str = ""
     each: Sequence[str] = ()
     channels_last: bool = False
@@ -107,9 +111,10 @@ class Field:
 class Schema:
     """One operator: its arguments in their public order, its outputs, and the sizes (name: letters) for the kernels.
 
-    node: the ONNX node's name, unless an optional tensor that is given has another one.
-    on_gpu: whether there are a CUDA launcher and a TensorRT plugin (launch.cu, plugin.cpp). Where not, a GPU runs the
-        definition, or the node's body.
+    node: the ONNX node's name, unless an optional tensor that is given has another one; empty: of training alone.
+    on_gpu: whether there are a CUDA launcher and, of a node, a TensorRT plugin (launch.cu, plugin.cpp). Where not, a GPU
+        runs the definition, or the node's body. on_cpu: the same of a CPU front (cpu.cpp).
+    float64: whether the kernels also compute in float64, for such features.
     """
 
     name: str
@@ -118,6 +123,8 @@ class Schema:
     outputs: Sequence[Tensor]
     sizes: Mapping[str, str]
     on_gpu: bool = True
+    on_cpu: bool = True
+    float64: bool = False
 
     @cached_property
     def tensors(self) -> list[Tensor]:

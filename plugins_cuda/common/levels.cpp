@@ -4,8 +4,7 @@
 #include <cstring>
 
 #include "best_anchors/launch.h"
-#include "common/exports.h"
-#include "common/pool.h"
+#include "common/levels.h"
 #include "deform_conv/launch.h"
 #include "nms/launch.h"
 #include "panoptic_fusion/launch.h"
@@ -33,24 +32,14 @@ int chosen_level() {
   return has_v3() && !is_below("v3") ? 3 : 2;
 }
 
-int level() {
+}  // namespace
+
+int upsnet::cpu_level() {
   static const int chosen = chosen_level();
   return chosen;
 }
 
-}  // namespace
-
-UPSNET_EXPORT int upsnet_cpu_level() { return level(); }
-
-#define UPSNET_ROOM(room)                                                                      \
-  extern "C" int upsnet_##room##_cpu_v2(const ::upsnet::room::Params*, const ::upsnet::Pool*); \
-  extern "C" int upsnet_##room##_cpu_v3(const ::upsnet::room::Params*, const ::upsnet::Pool*); \
-  extern "C" int upsnet_##room##_cpu_v4(const ::upsnet::room::Params*, const ::upsnet::Pool*); \
-  int upsnet::room::run_cpu(const Params& params, const Pool& pool) {                          \
-    return level() == 4   ? upsnet_##room##_cpu_v4(&params, &pool)                             \
-           : level() == 3 ? upsnet_##room##_cpu_v3(&params, &pool)                             \
-                          : upsnet_##room##_cpu_v2(&params, &pool);                            \
-  }
+UPSNET_EXPORT int upsnet_cpu_level() { return upsnet::cpu_level(); }
 
 UPSNET_ROOM(roi_align_fpn)
 UPSNET_ROOM(nms)

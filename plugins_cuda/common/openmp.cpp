@@ -3,9 +3,11 @@
 #include "best_anchors/launch.h"
 #include "common/exports.h"
 #include "common/pool.h"
+#include "deform_conv/backward/launch.h"
 #include "deform_conv/launch.h"
 #include "nms/launch.h"
 #include "panoptic_fusion/launch.h"
+#include "roi_align_fpn/backward/launch.h"
 #include "roi_align_fpn/launch.h"
 
 namespace {
@@ -24,3 +26,5 @@ UPSNET_EXPORT_CPU(nms, openmp)
 UPSNET_EXPORT_CPU(deform_conv, openmp)
 UPSNET_EXPORT_CPU(panoptic_fusion, openmp)
 UPSNET_EXPORT_CPU(best_anchors, openmp)
+UPSNET_EXPORT_CPU(roi_align_fpn_backward, openmp)
+UPSNET_EXPORT_CPU(deform_conv_backward, openmp)

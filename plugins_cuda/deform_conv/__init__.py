@@ -1,6 +1,7 @@
 """Deformable convolution v1 and v2."""
 
-from plugins_cuda.deform_conv import gradient, reference
+from plugins_cuda.deform_conv import reference
+from plugins_cuda.deform_conv.backward import gradient
 from plugins_cuda.deform_conv.schema import SCHEMA
 from plugins_cuda.pytorch import Call, operator
 
@@ -28,4 +29,4 @@ def _check(call: Call) -> None:
         require(call.sizes["Q"] == taps * offset_groups, "mask", f"have {taps * offset_groups} channels")
 
 
-deform_conv = operator(SCHEMA, reference.deform_conv, gradient.deform_conv, _check)
+deform_conv = operator(SCHEMA, reference.deform_conv, gradient, _check)

@@ -1,7 +1,8 @@
 """RoIAlign of every box on the pyramid level that its size asks for."""
 
 from plugins_cuda.pytorch import Call, operator
-from plugins_cuda.roi_align_fpn import gradient, reference
+from plugins_cuda.roi_align_fpn import reference
+from plugins_cuda.roi_align_fpn.backward import gradient
 from plugins_cuda.roi_align_fpn.schema import SCHEMA
 
 MAX_SAMPLES = 1024
@@ -14,4 +15,4 @@ def _check(call: Call) -> None:
         raise ValueError(f"roi_align_fpn: {message}")
 
 
-roi_align_fpn = operator(SCHEMA, reference.roi_align_fpn, gradient.roi_align_fpn, _check)
+roi_align_fpn = operator(SCHEMA, reference.roi_align_fpn, gradient, _check)

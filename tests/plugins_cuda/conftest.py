@@ -136,7 +136,7 @@ def other_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 def schema_of(room: str) -> Schema:
-    return importlib.import_module(f"plugins_cuda.{room}.schema").SCHEMA
+    return importlib.import_module(f"plugins_cuda.{room.replace('/', '.')}.schema").SCHEMA
 
 
 @functools.cache
@@ -149,7 +149,7 @@ def prepared(room: str, values: dict[str, Any]) -> tuple[ctypes.Structure, list[
     schema = schema_of(room)
     call = read(schema, values)
     outputs, params = _empty_outputs(schema, call), params_class(room)()
-    return params, outputs, fill_params(params, schema, call, outputs)
+    return params, [each for output in outputs for each in output], fill_params(params, schema, call, outputs)
 
 
 COMPILED = ["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -252,6 +252,7 @@ def _sources(name: str) -> bytes:
     kinds = {".h", ".cuh", ".cu", ".cpp"}
     names = {"CMakeLists.txt", "schema.py", "generate.py"}
     files = sorted(path for path in SOURCES.rglob("*") if path.suffix in kinds or path.name in names)
-    others = {"tensorrt", "plugin.cpp"} | (set() if "onnxruntime" in name else {"onnxruntime", "onnxruntime.cpp"})
+    others = {"tensorrt", "plugin.cpp"}
+    others |= {"backward", "columns"} if "onnxruntime" in name else {"onnxruntime", "onnxruntime.cpp"}
     files = [path for path in files if not others & set(path.relative_to(SOURCES).parts)]
     return b"\0".join(str(path.relative_to(SOURCES)).encode() + b"\0" + path.read_bytes() for path in files)

@@ -89,8 +89,10 @@ def session_of(
 def custom_operators(name: str = "onnxruntime") -> Iterator[None]:
     """Inside, operators on CPU tensors run in ONNX Runtime, by the library of nodes.library_file(name)."""
 
-    def fill_params(params: ctypes.Structure, schema: Schema, call: pytorch.Call, outputs: Sequence[Tensor]) -> object:
-        params.called_with = schema, call, outputs  # type: ignore[attr-defined]
+    def fill_params(
+        params: ctypes.Structure, schema: Schema, call: pytorch.Call, outputs: Sequence[list[Tensor]]
+    ) -> object:
+        params.called_with = schema, call, [each for output in outputs for each in output]  # type: ignore[attr-defined]
         return pytorch_fill_params(params, schema, call, outputs)
 
     pytorch_fill_params, served = pytorch.fill_params, CustomOperators(name)
