@@ -1,7 +1,7 @@
 """The C++ that follows from the operators' declarations: `python generate.py FOLDER ROOM...`, run by CMake.
 
-FOLDER/<room>/params.h holds the kernels' parameters, FOLDER/<room>/declared.h the operator as a node of a graph, where it
-is one. A room may lie in another (deform_conv/backward). Needs the standard library alone.
+FOLDER/<room>/params.h holds the kernels' parameters, FOLDER/<room>/declared.h the operator as a node of a graph, where
+it is one. A room may lie in another (deform_conv/backward). Needs the standard library alone.
 """
 
 from __future__ import annotations

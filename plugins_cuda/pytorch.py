@@ -86,7 +86,7 @@ def operator(
     return call
 
 
-def gradient_operator(schema: Schema, definition: Callable[..., object]) -> Callable[..., object]:
+def gradient_operator(schema: Schema, definition: Callable[..., object]) -> Callable[..., Any]:
     """torch.ops.upsnet.<name>, of which a gradient is made. Nothing flows back through it."""
 
     def refuse(*_: object) -> None:
@@ -281,10 +281,10 @@ def _empty_outputs(schema: Schema, call: Call) -> list[list[Tensor]]:
     outputs = []
     for output in schema.outputs:
         there = not output.optional or output.optional in call.tensors
-        kind = {"dtype": _dtype(output, call), "device": call.first.device}
+        dtype, device = _dtype(output, call), call.first.device
         order = _order(output, call) if there else torch.contiguous_format
         shapes = [_shape(words, call) if there else [0] for words in output.shapes]
-        outputs.append([torch.empty(shape, memory_format=order, **kind) for shape in shapes])
+        outputs.append([torch.empty(shape, dtype=dtype, device=device, memory_format=order) for shape in shapes])
     return outputs
 
 
@@ -376,7 +376,7 @@ def _node(schema: Schema, call: Call) -> Tensor | tuple[Tensor, ...]:
         shapes=[_shape(output.shapes[0], call) for output in schema.outputs],
         version=1,
     )
-    return _one_or_all(results)
+    return results[0] if len(results) == 1 else tuple(results)
 
 
 def _node_value(attribute: Attribute, number: Number) -> NodeValue:

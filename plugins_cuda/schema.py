@@ -38,8 +38,8 @@ class Tensor:
 
     shape: sizes with blanks between, as "B N 4". Equal letters are equal sizes in all inputs. An output may also name
     attributes and calculate, from left to right: "B 4*h S+N".
-    optional: may be None. `node` is the ONNX node's name where the tensor is given; without one, a node gets zeros. Of an
-        output: the input without which it has no elements.
+    optional: may be None. `node` is the ONNX node's name where the tensor is given; without one, a node gets zeros. Of
+        an output: the input without which it has no elements.
     each: the names of a list's tensors; # in the shape is then the last letter of such a name.
     channels_last: may lie in memory so; tensors with this flag share one layout.
     trains: a gradient flows back to it.
@@ -111,9 +111,9 @@ class Field:
 class Schema:
     """One operator: its arguments in their public order, its outputs, and the sizes (name: letters) for the kernels.
 
-    node: the ONNX node's name, unless an optional tensor that is given has another one; empty: of training alone.
-    on_gpu: whether there are a CUDA launcher and, of a node, a TensorRT plugin (launch.cu, plugin.cpp). Where not, a GPU
-        runs the definition, or the node's body. on_cpu: the same of a CPU front (cpu.cpp).
+    node: the ONNX node's name, unless an optional tensor that is given has another one; empty: for training alone.
+    on_gpu: whether there are a CUDA launcher and, of a node, a TensorRT plugin (launch.cu, plugin.cpp). Where not, a
+        GPU runs the definition, or the node's body. on_cpu: the same of a CPU front (cpu.cpp).
     float64: whether the kernels also compute in float64, for such features.
     """
 
