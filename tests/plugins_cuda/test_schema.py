@@ -18,6 +18,7 @@ from plugins_cuda.schema import Attribute, value_of
 from tests.plugins_cuda.conftest import schema_of
 
 ROOMS = ["roi_align_fpn", "nms", "deform_conv", "panoptic_fusion", "best_anchors"]
+OF_TRAINING = ["roi_align_fpn/backward", "deform_conv/backward", "deform_conv/columns"]
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -45,14 +46,17 @@ def test_bodies_have_the_declared_inputs_and_attributes() -> None:
 
 
 def test_rooms_without_a_gpu_say_so() -> None:
-    for schema in map(schema_of, ROOMS):
-        for file in ("launch.cu", "plugin.cpp"):
-            assert (library.SOURCES / schema.name / file).is_file() == schema.on_gpu
+    for room in [*ROOMS, *OF_TRAINING]:
+        schema = schema_of(room)
+        wanted = {"launch.cu": schema.on_gpu, "plugin.cpp": schema.on_gpu and room in ROOMS, "cpu.cpp": schema.on_cpu}
+        assert {file: (library.SOURCES / room / file).is_file() for file in wanted} == wanted
 
 
 def test_headers_need_no_pytorch_and_hold_the_struct(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-I", "-S", generate.__file__, tmp_path, *ROOMS], check=True)  # no site-packages
-    for room in ROOMS:
+    subprocess.run(
+        [sys.executable, "-I", "-S", generate.__file__, tmp_path, *ROOMS, *OF_TRAINING], check=True
+    )  # no site-packages
+    for room in [*ROOMS, *OF_TRAINING]:
         text = (tmp_path / room / "params.h").read_text()
         members = re.findall(r"^  .* \*?(\w+)(?:\[\d+\])?;", text, re.MULTILINE)
         assert members == [field[0] for field in params_type(schema_of(room))._fields_]
