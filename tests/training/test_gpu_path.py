@@ -10,7 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from plugins_cuda.roi_align_fpn import reference
+from plugins_cuda.deform_conv import reference as deform_conv
+from plugins_cuda.deform_conv.backward import reference as deform_conv_backward
+from plugins_cuda.deform_conv.columns import reference as deform_conv_columns
+from plugins_cuda.roi_align_fpn import reference as roi_align_fpn
+from plugins_cuda.roi_align_fpn.backward import reference as roi_align_fpn_backward
 from tests.plugins_cuda.inputs import level_by_level
 from tests.training.fake_gpu import CUDA, Waits, Watch, fake_gpu, pinned
 from training.batch_norm import GlobalBatchNorm, synchronise
@@ -57,7 +61,7 @@ def test_a_step_and_inference(case: str) -> None:
     assert all(parameter.grad is not None and parameter.grad.device == CUDA for parameter in trained)
     counts = watch.calls
     assert counts["upsnet::panoptic_fusion"] == 1 and counts["upsnet::nms"] >= 4
-    assert counts["_fused_adamw_"] + counts["_fused_sgd_"] and counts["torchvision::_roi_align_backward"]
+    assert counts["_fused_adamw_"] + counts["_fused_sgd_"] and counts["upsnet::roi_align_fpn_backward"]
 
 
 @pytest.mark.parametrize("kind", [(STUFF, 0), (0, THINGS)], ids=["stuff alone", "things alone"])
@@ -121,12 +125,29 @@ def test_numbers_come_by_the_stream_of_their_own_device() -> None:
     assert host.device.type == "cpu"
 
 
-def test_the_definition_by_indices_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_definitions_wait_for_nothing() -> None:
+    """Of a gradient a GPU runs them too: what is around its kernels, or all where it has none."""
+    with CUDA:
+        pyramid, rois = [torch.zeros(2, 4, 64 >> level, 96 >> level) for level in range(4)], torch.zeros(2, 5, 4)
+        pooled = torch.zeros(2, 5, 4, 7, 7)
+        x, offset, mask = (torch.zeros(2, *size) for size in ((4, 8, 9), (36, 8, 9), (18, 8, 9)))
+        weight = torch.zeros(6, 2, 3, 3)
+        output, columns = torch.zeros(2, 6, 8, 9), torch.zeros(2, 8, 9, 9, 4)
+    steps = ([1, 1], [1, 1], [1, 1])
+    with Watch():
+        roi_align_fpn.roi_align_fpn(pyramid, rois, 7)
+        roi_align_fpn_backward.roi_align_fpn_backward(pyramid, rois, 7, 2, True, False, False, True, pooled)
+        deform_conv.deform_conv(x, offset, weight, None, 1, 1, 1, mask)
+        deform_conv_backward.deform_conv_backward(x, offset, weight, mask, output, *steps)
+        deform_conv_columns.deform_conv_columns(x, offset, mask, columns, [3, 3], *steps, True)
+
+
+def test_a_definition_by_indices_would_wait() -> None:
     """The negative control: what reference.py was before it summed the levels."""
-    monkeypatch.setattr(reference, "roi_align_fpn", level_by_level)
-    stepper = built("fp32")
+    with CUDA:
+        pyramid, rois = [torch.zeros(2, 4, 64 >> level, 96 >> level) for level in range(4)], torch.zeros(2, 5, 4)
     with Watch(), pytest.raises(Waits, match=r"tests/plugins_cuda/inputs\.py:\d+: nonzero waits"):
-        stepper.step([made_up_batch(pinned)], 0, ())
+        level_by_level(pyramid, rois, 7)
 
 
 def test_an_unpinned_batch_would_wait() -> None:
