@@ -45,8 +45,8 @@ inline const char* unsupported(const Params& p) {
 inline bool is_supported(const Params& p) { return unsupported(p) == nullptr; }
 
 template <typename Real>
-struct TapOf {
-  int32_t index;  // row or column of the map
+struct alignas(2 * sizeof(Real)) TapOf {  // read at once
+  int32_t index;                          // row or column of the map
   Real weight;
 };
 using Tap = TapOf<float>;

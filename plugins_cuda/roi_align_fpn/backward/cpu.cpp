@@ -1,17 +1,17 @@
 // The gradient of RoIAlign over P2..P5 on a CPU.
 //
 // What is written is divided, not what is read: kRows x kColumns pixels of a map and kGroup channels of them belong to
-// one thread, which walks the boxes that reach them, in their order, in a float buffer that stays in its L2 cache. So no
-// thread adds to what another does, and a sum is the same for any number of threads.
+// one thread, which walks the boxes that reach them, in their order, in a float buffer that stays in its L2 cache. So
+// no thread adds to what another does, and a sum is the same for any number of threads.
 //
 // A box in turn: the gradients of its bins are transposed to [bin][kGroup], so that channels fill vector registers. As
 // bins are separable (kernel.cuh), each row of bins is first spread along the columns of the map, then every row of the
 // map takes its shares of those: 7 x 21 and 21 x 12 multiply-adds for a typical box of 12 x 12 pixels instead of
 // 21 x 21, and each pixel of the map is read and written once for a box, instead of once for a tap.
 //
-// Floor, 1024 boxes x 256 channels x 7 x 7, float on P2..P5 of two images of 800 x 1344: the bins' gradients once (51 MB)
-// and those of the maps (183 MB), 23 ms at 10 GB/s a core; about 400 multiply-adds for a box and channel, 4.5 ms of a
-// 3 GHz core with AVX2.
+// Floor, 1024 boxes x 256 channels x 7 x 7, float on P2..P5 of two images of 800 x 1344: the bins' gradients once (51
+// MB) and those of the maps (183 MB), 23 ms at 10 GB/s a core; about 400 multiply-adds for a box and channel, 4.5 ms of
+// a 3 GHz core with AVX2.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -101,7 +101,8 @@ struct Boxes {
   }
 };
 
-// --- kGroup channels ---------------------------------------------------------------------------------------------------
+// --- kGroup channels
+// ---------------------------------------------------------------------------------------------------
 
 template <typename Real>
 struct Channels {
@@ -138,7 +139,8 @@ void turn(const Source* source, int64_t source_pitch, Target* target, int64_t ta
   }
 }
 
-// --- a tile ------------------------------------------------------------------------------------------------------------
+// --- a tile
+// ------------------------------------------------------------------------------------------------------------
 
 struct Place {
   int image, level;
@@ -230,7 +232,8 @@ void write(const Params& params, const Place& place, Memory<Real>& memory) {
   }
 }
 
-// --- all tiles ---------------------------------------------------------------------------------------------------------
+// --- all tiles
+// ---------------------------------------------------------------------------------------------------------
 
 int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 

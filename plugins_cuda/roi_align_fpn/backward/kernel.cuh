@@ -2,8 +2,8 @@
 //
 // Forward, a bin has taps: rows and columns of the map, each with a weight. Here a row of the map has shares: the bins
 // of a box that have a tap there, with the same weights; and so has a column. A pixel's gradient is the sum over the
-// boxes, in their order, over both: row weight * column weight * gradient of the bin. Whoever owns a pixel can compute it
-// alone: nothing is added to by two, and the sum has one order.
+// boxes, in their order, over both: row weight * column weight * gradient of the bin. Whoever owns a pixel can compute
+// it alone: nothing is added to by two, and the sum has one order.
 #pragma once
 
 #include "roi_align_fpn/backward/launch.h"
