@@ -273,7 +273,7 @@ def _dtype(declaration: declared.Tensor, call: Call) -> torch.dtype:
 
 
 def _order(output: declared.Tensor, call: Call) -> torch.memory_format:
-    follows = output.channels_last and layout_of([call.first]) == NHWC
+    follows = output.channels_last and layout_of(next(iter(call.tensors.values()))) == NHWC
     return torch.channels_last if follows else torch.contiguous_format
 
 

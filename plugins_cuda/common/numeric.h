@@ -104,6 +104,15 @@ UPSNET_HD float product(float a, float b) {
   return value;
 #endif
 }
+UPSNET_HD double product(double a, double b) {
+#ifdef __CUDA_ARCH__
+  return __dmul_rn(a, b);
+#else
+  double value = a * b;
+  asm("" : "+m"(value));
+  return value;
+#endif
+}
 
 UPSNET_HD float to_float(float value) { return value; }
 template <>

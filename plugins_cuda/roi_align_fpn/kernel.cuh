@@ -4,7 +4,7 @@
 // of columns ("taps", each with a weight), and its value is the sum over both of row weight * column weight * pixel.
 // Samples closer than a pixel share taps: merged, a bin of 2 x 2 samples has 4 to 16 pixels instead of always 16, and
 // one of n x n counted samples (sampling_ratio 0) about (n + 1)^2 instead of 4 n^2.
-// All of it is float, whatever the features are.
+// All of it is float, whatever the features are; double for gradients of such features.
 #pragma once
 
 #include <cmath>
@@ -44,10 +44,12 @@ inline const char* unsupported(const Params& p) {
 }
 inline bool is_supported(const Params& p) { return unsupported(p) == nullptr; }
 
-struct Tap {
-  int32_t index;  // row or column of the map
-  float weight;
+template <typename Real>
+struct alignas(2 * sizeof(Real)) TapOf {  // read at once
+  int32_t index;                          // row or column of the map
+  Real weight;
 };
+using Tap = TapOf<float>;
 
 // The taps of a bin in one direction: `count` of its box's, from `first` on.
 struct Line {
@@ -56,11 +58,19 @@ struct Line {
 };
 
 // A box along one direction of its map, in pixels of the map.
+template <typename Real>
 struct Extent {
-  float start;
-  float bin;    // size of a bin; negative for inverted boxes
+  Real start;
+  Real bin;     // size of a bin; negative for inverted boxes
   int samples;  // of a bin
 };
+
+UPSNET_HD float least(float a, float b) { return fminf(a, b); }
+UPSNET_HD double least(double a, double b) { return fmin(a, b); }
+UPSNET_HD float most(float a, float b) { return fmaxf(a, b); }
+UPSNET_HD double most(double a, double b) { return fmax(a, b); }
+UPSNET_HD float rounded_up(float value) { return ceilf(value); }
+UPSNET_HD double rounded_up(double value) { return ceil(value); }
 
 UPSNET_HD bool is_finite(const float* box) {
   // x - x is NaN for NaN and for infinities.
@@ -81,28 +91,32 @@ UPSNET_HD int level_of(const float* box, bool inclusive, bool rounded) {
 UPSNET_HD float scale_of(int level) { return 1.0f / static_cast<float>(kFinestStride << level); }
 
 // Of a finite box.
-UPSNET_HD Extent extent_of(float low, float high, int level, const Params& params) {
+template <typename Real>
+UPSNET_HD Extent<Real> extent_of(Real low, Real high, int level, const Params& params) {
   const bool counted = params.sampling_ratio == 0;
-  const float scale = scale_of(level), shift = params.aligned ? 0.5f : 0.0f;
-  if (counted) high = fmaxf(fminf(high, low + kLongest), low);
-  const float start = low * scale - shift;
-  float size = high * scale - shift - start;
-  if (!params.aligned) size = fmaxf(size, 1.0f);
-  const float bin = size / static_cast<float>(params.output_size);
-  return {start, bin, counted ? static_cast<int>(ceilf(bin)) : params.sampling_ratio};
+  const Real scale = scale_of(level), shift = params.aligned ? 0.5f : 0.0f;
+  if (counted) high = most(least(high, low + kLongest), low);
+  const Real start = low * scale - shift;
+  Real size = high * scale - shift - start;
+  if (!params.aligned) size = most(size, Real{1});
+  const Real bin = size / static_cast<Real>(params.output_size);
+  return {start, bin, counted ? static_cast<int>(rounded_up(bin)) : params.sampling_ratio};
 }
 
-UPSNET_HD float place_of(Extent extent, int bin, int sample) {
-  const float offset = (static_cast<float>(sample) + 0.5f) * extent.bin / static_cast<float>(extent.samples);
-  return extent.start + product(static_cast<float>(bin), extent.bin) + offset;
+template <typename Real>
+UPSNET_HD Real place_of(Extent<Real> extent, int bin, int sample) {
+  const Real offset = (static_cast<Real>(sample) + Real{0.5}) * extent.bin / static_cast<Real>(extent.samples);
+  return extent.start + product(static_cast<Real>(bin), extent.bin) + offset;
 }
 
-UPSNET_HD float drawn_inside(float place, int length) {
-  return fminf(fmaxf(place, 0.0f), static_cast<float>(length - 1));
+template <typename Real>
+UPSNET_HD Real drawn_inside(Real place, int length) {
+  return least(most(place, Real{0}), static_cast<Real>(length - 1));
 }
 
 // Places come in order, so only one of the three newest taps can be the same.
-UPSNET_HD int add_tap(Tap* taps, int count, int index, float weight) {
+template <typename Real>
+UPSNET_HD int add_tap(TapOf<Real>* taps, int count, int index, Real weight) {
   for (int i = count - 1; i >= 0 && i >= count - 3; --i) {
     if (taps[i].index == index) {
       taps[i].weight += weight;
@@ -116,17 +130,18 @@ UPSNET_HD int add_tap(Tap* taps, int count, int index, float weight) {
 // The taps of one bin along a map of `length` pixels; at most 2 * samples, returns how many. Samples outside
 // [-1, length] count as zero, and so do NaN ones; those between the border and its outermost pixel are drawn to it. As
 // the value jumps there, places are rounded like torchvision's on a CPU.
-UPSNET_HD int bin_taps(Extent extent, int bin, int length, Tap* taps) {
-  const float share = 1.0f / static_cast<float>(extent.samples);
+template <typename Real>
+UPSNET_HD int bin_taps(Extent<Real> extent, int bin, int length, TapOf<Real>* taps) {
+  const Real share = Real{1} / static_cast<Real>(extent.samples);
   int count = 0;
   for (int sample = 0; sample < extent.samples; ++sample) {
-    const float place = place_of(extent, bin, sample);
-    if (!(place >= -1.0f && place <= static_cast<float>(length))) continue;
-    const float inside = drawn_inside(place, length);
+    const Real place = place_of(extent, bin, sample);
+    if (!(place >= Real{-1} && place <= static_cast<Real>(length))) continue;
+    const Real inside = drawn_inside(place, length);
     const int index = static_cast<int>(inside);
-    const float fraction = inside - static_cast<float>(index);
-    count = add_tap(taps, count, index, (1.0f - fraction) * share);
-    if (fraction > 0.0f) count = add_tap(taps, count, index + 1, fraction * share);
+    const Real fraction = inside - static_cast<Real>(index);
+    count = add_tap(taps, count, index, (Real{1} - fraction) * share);
+    if (fraction > Real{0}) count = add_tap(taps, count, index + 1, fraction * share);
   }
   return count;
 }
@@ -148,10 +163,11 @@ inline int taps_of_direction(const Params& params) {
 
 // Writes the taps of one bin of a box. length: of the map in this direction. taps: the box's of this direction, with
 // room for taps_of_direction(params).
+template <typename Real>
 UPSNET_HD Line find_line(const Params& params, const float* box, int level, bool is_column, int bin, int length,
-                         Tap* taps) {
+                         TapOf<Real>* taps) {
   if (!is_finite(box) || length < 1) return {0, 0};
-  const Extent extent = extent_of(box[is_column ? 0 : 1], box[is_column ? 2 : 3], level, params);
+  const auto extent = extent_of<Real>(box[is_column ? 0 : 1], box[is_column ? 2 : 3], level, params);
   if (extent.samples < 1) return {0, 0};
   const int first = params.sampling_ratio > 0
                         ? 2 * params.sampling_ratio * bin

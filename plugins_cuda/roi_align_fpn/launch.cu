@@ -25,6 +25,7 @@
 #include "common/cuda.h"
 #include "common/exports.h"
 #include "common/transpose.cuh"
+#include "roi_align_fpn/gather.cuh"
 #include "roi_align_fpn/kernel.cuh"
 #include "roi_align_fpn/launch.h"
 #include "roi_align_fpn/touched.cuh"
@@ -37,35 +38,6 @@ constexpr int kBlocks = 4;  // of a multiprocessor: 72 registers a thread
 constexpr int kVectorBytes = 16;
 constexpr int kBankBytes = 4;
 constexpr int kTileBytes = 50 * 1024;  // of shared memory for the sums of a block: 16 lanes of a mask head's 14 x 14
-
-// What a thread reads or writes at once. Held as words: 16-bit members would cost a register each.
-template <typename T, int kVector>
-struct alignas(sizeof(T) * kVector) Pack {
-  using Word = std::conditional_t<(sizeof(T) * kVector > 4), uint32_t, T>;
-  Word words[sizeof(T) * kVector / sizeof(Word)];
-
-  __device__ __forceinline__ void load(const void* source) {
-    using Whole = std::conditional_t<sizeof(words) == sizeof(uint4), uint4, T>;
-    const Whole whole = __ldg(static_cast<const Whole*>(source));
-    std::memcpy(words, &whole, sizeof words);
-  }
-  __device__ __forceinline__ T value(int index) const {
-    T result;
-    std::memcpy(&result, reinterpret_cast<const unsigned char*>(words) + index * sizeof(T), sizeof result);
-    return result;
-  }
-  // value(index), widened. A bfloat16 is the upper half of a float: one instruction, of which nvcc makes two.
-  __device__ __forceinline__ float widened(int index) const {
-    if constexpr (std::is_same_v<T, BFloat16> && std::is_same_v<Word, uint32_t>) {
-      return __uint_as_float(index % 2 == 0 ? words[index / 2] << 16 : words[index / 2] & 0xffff0000u);
-    } else {
-      return to_float(value(index));
-    }
-  }
-  __device__ __forceinline__ void set(int index, T value) {
-    std::memcpy(reinterpret_cast<unsigned char*>(words) + index * sizeof(T), &value, sizeof value);
-  }
-};
 
 // Channels-last maps.
 struct Maps {
@@ -134,57 +106,6 @@ __device__ __forceinline__ void find_taps(const Params& params, const float* box
     Line line = find_line(params, box, level, is_column, is_column ? i - bins : i, length, shared.taps + before);
     line.first += before;
     shared.lines[i] = line;
-  }
-}
-
-// A map of one image, at the channels of a thread.
-struct Map {
-  const unsigned char* data;
-  unsigned width;
-  unsigned pitch;  // bytes from pixel to pixel
-};
-
-// Adds rows x kColumns pixels, weighted, to sum.
-template <typename T, int kColumns, int kVector>
-__device__ __forceinline__ void add_pixels(Map map, const Tap* rows, int row_count, const Tap* columns,
-                                           float (&sum)[kVector]) {
-  uint64_t offset[kColumns];
-  float weight[kColumns];
-#pragma unroll
-  for (int i = 0; i < kColumns; ++i) {
-    offset[i] = uint64_t{unsigned(columns[i].index)} * map.pitch;
-    weight[i] = columns[i].weight;
-  }
-#pragma unroll 1
-  for (; row_count > 0; --row_count) {
-    const Tap row = *rows++;
-    const unsigned char* pixels = map.data + uint64_t{row.index * map.width} * map.pitch;
-    Pack<T, kVector> read[kColumns];
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) read[i].load(pixels + offset[i]);
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-      const float both = row.weight * weight[i];
-#pragma unroll
-      for (int k = 0; k < kVector; ++k) sum[k] += both * read[i].widened(k);
-    }
-  }
-}
-
-// Adds the pixels of one bin, four columns at a time. Where a warp has one bin, all of its threads branch alike.
-template <typename T, int kVector>
-__device__ __forceinline__ void add_bin(Map map, SharedTaps shared, int row, int column, float (&sum)[kVector]) {
-  const Tap* rows = shared.taps + shared.lines[row].first;
-  const Tap* columns = shared.taps + shared.lines[column].first;
-  const int row_count = shared.lines[row].count;
-  int left = shared.lines[column].count;
-  for (; left >= 4; left -= 4, columns += 4) add_pixels<T, 4>(map, rows, row_count, columns, sum);
-  if (left == 3) {
-    add_pixels<T, 3>(map, rows, row_count, columns, sum);
-  } else if (left == 2) {
-    add_pixels<T, 2>(map, rows, row_count, columns, sum);
-  } else if (left == 1) {
-    add_pixels<T, 1>(map, rows, row_count, columns, sum);
   }
 }
 
@@ -259,7 +180,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) pool(Params params, Maps ma
     int row = (first_bin + threadIdx.x / plan.lanes) / size, column = (first_bin + threadIdx.x / plan.lanes) % size;
     for (int i = threadIdx.x / plan.lanes; i < bins; i += groups) {
       float sum[kVector] = {};
-      add_bin<T>(map, shared, row, size + column, sum);
+      const Line rows = shared.lines[row], columns = shared.lines[size + column];
+      add_bin<T>(map, shared.taps + rows.first, rows.count, shared.taps + columns.first, columns.count, sum);
 #pragma unroll
       for (int k = 0; k < kVector; ++k) tile[lane * plan.slab + k * plan.bins + i] = from_float<T>(sum[k]);
       row += plan.row_step;

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from plugins_cuda.pytorch import gradient_operator
@@ -18,5 +17,4 @@ roi_align_fpn_backward = gradient_operator(SCHEMA, reference.roi_align_fpn_backw
 def gradient(values: Mapping[str, Any], grad_output: Tensor) -> dict[str, list[Tensor]]:
     """See pytorch.Gradient."""
     names = ("features", "rois", "output_size", "sampling_ratio", "aligned", "inclusive", "rounded_levels")
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    return {"features": list(roi_align_fpn_backward(*map(values.get, names), deterministic, grad_output))}
+    return {"features": list(roi_align_fpn_backward(*map(values.get, names), grad_output))}

@@ -18,14 +18,13 @@ def roi_align_fpn_backward(
     aligned: bool,
     inclusive: bool,
     rounded_levels: bool,
-    deterministic: bool,
     grad_output: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradient of every map of `features`, in their type and memory format; the other arguments are those of
     roi_align_fpn, grad_output [B, R, C, S, S] the gradient of its result, of the features' type.
 
-    Sums are float32 (float64 for such features). deterministic: in the same order each time. Of the features only the
-    sizes count.
+    Sums are float32 (float64 for such features); the kernels add in one order, each time and on each device. Of the
+    features only the sizes count.
     """
     batch, count = rois.shape[:2]
     wide = torch.promote_types(features[0].dtype, torch.float32)

@@ -14,7 +14,6 @@ SCHEMA = Schema(
         Attribute("aligned", bool),
         Attribute("inclusive", bool),
         Attribute("rounded_levels", bool),
-        Attribute("deterministic", bool),
         Tensor("grad_output", Type.LIKE_FIRST, "B R C output_size output_size"),
     ),
     outputs=(Tensor("grad_features", Type.LIKE_FIRST, "B C H# W#", each=LEVELS, channels_last=True),),
