@@ -1,58 +1,21 @@
-// Deformable convolution's matrix product on a CPU: sizes, weights packed in panels, and the register-tiled kernel.
+// Deformable convolution's matrix product on a CPU: sizes, and weights packed in panels.
 #pragma once
 
 #include <algorithm>
 
 #include "common/pool.h"
 #include "common/transpose.h"
+#include "deform_conv/cpu_tile.h"
 #include "deform_conv/kernel.cuh"
 
 namespace upsnet::deform_conv {
 namespace {
 
-// The register tile: kRows pixels x two vectors of output channels.
-#ifdef __AVX512F__
-constexpr int kWidth = 16, kRows = 12;  // 24 sums of 32 registers
-#elif defined(__AVX__)
-constexpr int kWidth = 8, kRows = 6;  // 12 sums of 16 registers
-#else
-constexpr int kWidth = 4, kRows = 6;
-#endif
-constexpr int kColumns = 2 * kWidth;
+constexpr int kColumns = RegisterTile<float>::kColumns;
 constexpr int kPixels = 96;
 constexpr int kDepth = 256;
 constexpr int kLittle = 1 << 15;  // numbers to copy that are not worth another thread
 static_assert(kPixels % kRows == 0);
-typedef float Vector __attribute__((vector_size(kWidth * sizeof(float)), aligned(sizeof(float)), may_alias));
-
-Vector& vector_at(float* place) { return *reinterpret_cast<Vector*>(place); }
-const Vector& vector_at(const float* place) { return *reinterpret_cast<const Vector*>(place); }
-
-// sums [kRows][kColumns] += rows [kRows][depth] x panel [depth][kColumns]
-void multiply(const float* rows, int64_t row_stride, const float* panel, int depth, float* sums, int64_t sum_stride) {
-  Vector sum[kRows][2];
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    sum[r][0] = vector_at(sums + r * sum_stride);
-    sum[r][1] = vector_at(sums + r * sum_stride + kWidth);
-  }
-  for (int k = 0; k < depth; ++k) {
-    const Vector first = vector_at(panel + k * kColumns), second = vector_at(panel + k * kColumns + kWidth);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const float value = rows[r * row_stride + k];
-      sum[r][0] += value * first;
-      sum[r][1] += value * second;
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r) {
-    vector_at(sums + r * sum_stride) = sum[r][0];
-    vector_at(sums + r * sum_stride + kWidth) = sum[r][1];
-  }
-}
-
-inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // The sizes that everything below shares.
 struct Plan {
