@@ -71,6 +71,17 @@ class Log:
         self.start, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Around a first step that compiles, which says nothing for minutes; it does not count for the speed."""
+        start = time.perf_counter()
+        if self.writes:
+            tqdm.write("compute.compile: the first step compiles, which takes minutes on a CPU")
+        yield
+        if self.writes:
+            tqdm.write(f"compiling: the first step took {time.perf_counter() - start:.1f} s")
+        self.restart()
+
+    @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around the wait for one step's data."""
         start = time.perf_counter()

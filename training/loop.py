@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -233,10 +234,13 @@ class Run:
             if not self.evaluated:
                 self.evaluate(log)
             log.restart()
+            compiles = self.config.compute.compile
             while self.step < self.plan.iterations:
                 with log.waiting():
                     passes = [next(batches) for _ in range(self.plan.passes)]
-                self.stepper.step(passes, self.step, received)
+                with log.compiling() if compiles else nullcontext():
+                    self.stepper.step(passes, self.step, received)
+                compiles = False
                 self.step += 1
                 if self._advance(log):
                     return (received or [signal.SIGTERM])[0]

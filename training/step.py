@@ -163,8 +163,13 @@ class Stepper:
 
 
 def compile_part(part: nn.Module, backend: Any = "inductor") -> None:
-    """In place, for images of all sizes by a graph or two: one for each size would take minutes, and end at a limit."""
-    part.compile(backend=backend, dynamic=True)
+    """In place, as one graph for images of all sizes: one for each would take minutes, and end at a limit of 8.
+
+    PyTorch takes sizes that are equal in the first batch for one and the same, as the height of a level and the number
+    of channels, and compiles again where they are not. Not here, in the whole process.
+    """
+    torch.fx.experimental._config.use_duck_shape = False
+    part.compile(backend=backend, dynamic=True, fullgraph=True)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

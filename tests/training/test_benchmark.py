@@ -41,7 +41,8 @@ def test_steps_against_torchvision(tmp_path: Path) -> None:
     assert [row["name"] for row in written["steps"]] == ["upsnet-trt", "torchvision Mask R-CNN R50"]
     ours, theirs = (row["images_per_s"] for row in written["steps"])
     assert 0 < written["ratio"] == pytest.approx(ours / theirs)
-    assert math.isfinite(written["ratio"])
+    assert math.isfinite(written["ratio"]) and written["compiled_ratio"] is None
+    assert all(row["first_s"] > 0 for row in written["steps"])
     assert written["batch_shapes"] in ([[1, 64, 96, 3]], [[1, 96, 64, 3]])
     assert written["goal"] is None  # it is one for GPUs
     assert written["machine"]["threads"] == torch.get_num_threads()

@@ -2,6 +2,7 @@
 
     python -m training.benchmark --config training/configs/coco_r50.yaml --images-per-gpu 4 --parts
     python -m training.benchmark --config training/configs/coco_r50.yaml --data       # the configuration's own photos
+    python -m training.benchmark --set compute.compile=true     # compiled, not compiled and torchvision, by turns
     python -m training.benchmark --loader --workers 0 1 2 4
     python -m training.benchmark --loader --shards --workers 0 2   # files in folders against shards, by turns
 
@@ -54,6 +55,7 @@ class StepFigures(BaseModel):
     instances: list[int]
     steps: list[Timed]
     ratio: float  # to torchvision's rate
+    compiled_ratio: float | None  # with `compute.compile`: of the least times of a turn, not compiled to compiled
     goal: float | None
     parts: dict[str, float] | None
     fed: dict[str, float]
@@ -91,9 +93,12 @@ def measure_steps(
     # Torchvision gets the layout that suits it better, whichever that is.
     layouts = [False, True] if device.type == "cuda" else [False]
     baselines = [warm_up(partial(baseline, layout), batches, device) for layout in layouts]
-    timed = take_turns([ours, *baselines], steps, device)
-    del baselines
-    best = max(row.images_per_s for row in timed[1:])
+    plain = config.model_copy(update={"compute": config.compute.model_copy(update={"compile": False})})
+    compiled = config.compute.compile
+    others = [warm_up(partial(UpsnetStep, plain, dataset.categories, device), batches, device)] if compiled else []
+    timed = take_turns([ours, *baselines, *others], steps, device)
+    best = max(row.images_per_s for row in timed[1 : 1 + len(baselines)])
+    del baselines, others
     by_part = breakdown(ours.contender, batches, steps, device) if parts else None
     rate, waiting = feed(ours.contender, open_loader(dataset, config, 1 + steps, workers, device), device)
     return StepFigures(
@@ -101,6 +106,7 @@ def measure_steps(
         instances=[sum(map(len, batch.boxes)) for batch in batches],
         steps=timed,
         ratio=timed[0].images_per_s / best,
+        compiled_ratio=min(timed[-1].seconds) / min(timed[0].seconds) if compiled else None,
         goal=GOAL if is_resnet50(config) and device.type == "cuda" else None,
         parts=by_part,
         fed={"workers": workers, "images_per_s": rate, "waiting_share": waiting},
@@ -115,7 +121,9 @@ def is_resnet50(config: Config) -> bool:
 def show(figures: StepFigures, config: Config, where: str) -> None:
     sizes = " and ".join(sorted({f"{h} x {w}" for _, h, w, _ in figures.batch_shapes}))
     batch = f"batch {config.schedule.images_per_gpu}, {sizes}, {config.compute.precision}"
-    print_tables(step_table(f"{config.name}: {batch}, on {where}", figures.steps, figures.ratio))
+    print_tables(
+        step_table(f"{config.name}: {batch}, on {where}", figures.steps, figures.ratio, figures.compiled_ratio)
+    )
     if figures.parts:
         print_tables(parts_table(figures.parts))
     print(

@@ -12,13 +12,17 @@ from training.benchmark.steps import Timed
 from upsnet.tables import make_table
 
 
-def step_table(title: str, steps: Sequence[Timed], ratio: float) -> Table:
-    table = make_table(title, "", "images a second", "seconds a step", "least ... most", "GPU memory (GiB)")
+def step_table(title: str, steps: Sequence[Timed], ratio: float, compiled_ratio: float | None = None) -> Table:
+    columns = ("images a second", "seconds a step", "least ... most", "first step (s)", "GPU memory (GiB)")
+    table = make_table(title, "", *columns)
     for row in steps:
         spread = f"{min(row.seconds):.3f} ... {max(row.seconds):.3f}"
         memory = "–" if row.memory_bytes is None else f"{row.memory_bytes / 2**30:.2f}"
-        table.add_row(row.name, f"{row.images_per_s:.2f}", f"{row.median_s:.3f}", spread, memory)
-    table.add_row("ratio", f"{ratio:.2f}")
+        figures = (f"{row.images_per_s:.2f}", f"{row.median_s:.3f}", spread, f"{row.first_s:.1f}", memory)
+        table.add_row(row.name, *figures)
+    table.add_row("ratio to torchvision", f"{ratio:.2f}")
+    if compiled_ratio:
+        table.add_row("compiled to not", f"{compiled_ratio:.2f}")
     return table
 
 

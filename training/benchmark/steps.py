@@ -54,6 +54,7 @@ class Timed(BaseModel):
     images_per_s: float
     median_s: float  # of the turns
     seconds: list[float]  # a step, the mean of each turn
+    first_s: float  # the first step, which chooses kernels, and compiles where `compute.compile` says so
     memory_bytes: int | None  # most of the GPU's: weights, gradients, optimizer and one step's activations
 
 
@@ -61,9 +62,8 @@ class UpsnetStep:
     """Ours, by the loop's own Stepper. Layers that the configuration wants pretrained hold random weights here, and are
     frozen all the same."""
 
-    name = "upsnet-trt"
-
     def __init__(self, config: Config, categories: Categories, device: torch.device) -> None:
+        self.name = "upsnet-trt, compiled" if config.compute.compile else "upsnet-trt"
         self.images = config.schedule.images_per_gpu or 1
         torch.manual_seed(config.seed)
         self.model = UPSNet(config.model, categories.num_stuff, categories.num_things)
@@ -158,6 +158,7 @@ class Warm(NamedTuple, Generic[C]):
     contender: C
     inputs: list[Any]
     held: int  # bytes of GPU memory between steps: weights, gradients, optimizer
+    first_s: float
 
 
 def warm_up(make: Callable[[], C], batches: Sequence[Batch], device: torch.device) -> Warm[C]:
@@ -165,11 +166,13 @@ def warm_up(make: Callable[[], C], batches: Sequence[Batch], device: torch.devic
     before = allocated(device)
     contender = make()
     inputs = [contender.prepare(batch) for batch in batches]
+    start, first_s = time.perf_counter(), 0.0
     for i in range(max(WARM_UP[device.type], len(batches) if device.type == "cuda" else 0)):
         contender.step(inputs[i % len(inputs)])
-    contender.finish()
-    synchronize(device)
-    return Warm(contender, inputs, allocated(device) - before)
+        contender.finish()
+        synchronize(device)
+        first_s = first_s or time.perf_counter() - start
+    return Warm(contender, inputs, allocated(device) - before, first_s)
 
 
 def take_turns(contenders: Sequence[Warm[Contender]], steps: int, device: torch.device) -> list[Timed]:
@@ -180,7 +183,7 @@ def take_turns(contenders: Sequence[Warm[Contender]], steps: int, device: torch.
     seconds: list[list[float]] = [[] for _ in contenders]
     peaks = [0] * len(contenders)
     for turn in tqdm(turns, desc="training steps", unit="turn", disable=None):
-        for i, (contender, inputs, _) in enumerate(contenders):
+        for i, (contender, inputs, *_) in enumerate(contenders):
             before = allocated(device)
             reset_peak(device)
             start = time.perf_counter()
@@ -194,8 +197,9 @@ def take_turns(contenders: Sequence[Warm[Contender]], steps: int, device: torch.
     for warm, own, most in zip(contenders, seconds, peaks, strict=True):
         median, memory = statistics.median(own), warm.held + most if device.type == "cuda" else None
         rate = warm.contender.images / median
+        name, first = warm.contender.name, warm.first_s
         timed.append(
-            Timed(name=warm.contender.name, images_per_s=rate, median_s=median, seconds=own, memory_bytes=memory)
+            Timed(name=name, images_per_s=rate, median_s=median, seconds=own, first_s=first, memory_bytes=memory)
         )
     return timed
 
