@@ -131,4 +131,4 @@ def reads_per_s(dataset: PanopticDataset, least: float = 0.3) -> float:
 def packed(dataset: PanopticDataset, folder: Path) -> PanopticDataset:
     """The same data set in shards, which are written into `folder`."""
     split = write_shards(dataset.folder.split, str(folder), SHARD).split
-    return PanopticDataset(split, dataset.rule, dataset.augment, dataset.seed)
+    return PanopticDataset(split, dataset.rule, dataset.augment, dataset.seed, dataset.draft)
