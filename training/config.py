@@ -222,8 +222,8 @@ OF_HEURISTIC = {"semantic": 0.5, "semantic_roi": 0.0, "panoptic": 0.0}  # its lo
 
 class AugmentConfig(Section):
     """flip: probability of a horizontal flip. color: strength c of the photometric jitter: brightness, contrast and
-    saturation times a factor from [1 - c, 1 + c], hue turned by up to c / 10 of the circle. scale: range of the random
-    zoom, after which a random window of at most the unzoomed size is cut out."""
+    saturation times a factor from [1 - c, 1 + c], hue (in YIQ) turned by up to c / 10 of the circle. scale: range of
+    the random zoom, after which a random window of at most the unzoomed size is cut out."""
 
     flip: Share = 0.5
     color: Share = 0.0
@@ -233,7 +233,9 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """`short_sides`: one of them is drawn for each training image; evaluation uses `resize`. group_aspect_ratio: the
     images of one forward pass are all portrait or all landscape. check: what is looked at before the first step, every
-    image (full) or what the JSONs say and whether the files are there (json)."""
+    image (full) or what the JSONs say and whether the files are there (json). draft: training photos that are JPEGs of
+    far more pixels than the network sees are decoded at a half, a quarter or an eighth of their size, but never under
+    twice the network's."""
 
     train: AnySplit
     val: AnySplit
@@ -242,6 +244,7 @@ class DataConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     group_aspect_ratio: bool = False
     check: Literal["full", "json"] = "full"
+    draft: bool = True
     workers: int = Field(0, ge=0, le=1024)
 
 

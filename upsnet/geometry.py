@@ -104,8 +104,12 @@ def to_network(photo: np.ndarray, rule: ResizeRule) -> NetworkImage:
         photo = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.BILINEAR))
     padded = np.zeros((*rule.padded_size(*size), 3), np.uint8)
     padded[: size[0], : size[1]] = photo
-    scale = math.sqrt(size[0] * size[1] / (height * width))
-    return NetworkImage(padded, size, scale, (height, width))
+    return NetworkImage(padded, size, network_scale(size, (height, width)), (height, width))
+
+
+def network_scale(size: tuple[int, int], original: tuple[int, int]) -> float:
+    """Network pixels for one original pixel, along one side."""
+    return math.sqrt(size[0] * size[1] / (original[0] * original[1]))
 
 
 def collate(images: Sequence[NetworkImage]) -> NetworkBatch:

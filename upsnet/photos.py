@@ -7,10 +7,10 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import EpsImagePlugin, ExifTags, Image, IptcImagePlugin, UnidentifiedImageError
@@ -71,20 +71,50 @@ def read_photo(photo: Photo, name: str | None = None) -> np.ndarray:
     >>> read_photo(np.zeros((480, 640, 3), np.uint8)).shape
     (480, 640, 3)
     """
-    return read_turned(photo, name)[0]
+    return read_turned(photo, name).pixels
 
 
-def read_turned(photo: Photo, name: str | None = None) -> tuple[np.ndarray, int]:
-    """`read_photo`'s array, and the orientation that the photo was stored in: 1 upright, else one of TURNS."""
+class Turned(NamedTuple):
+    """A photo, and what its file says of it."""
+
+    pixels: np.ndarray  # uint8 H x W x 3 RGB, upright
+    orientation: int  # that it was stored in: 1 upright, else one of TURNS
+    size: tuple[int, int]  # height, width of the photo, upright; `pixels` has fewer where it was drafted
+
+
+Least = Callable[[int, int], tuple[int, int]]  # a photo's height, width -> the fewest that are wanted of each
+
+
+def read_turned(photo: Photo, name: str | None = None, least: Least | None = None) -> Turned:
+    """`read_photo`'s array, with what its file says. InputErrors as `read_photo`.
+
+    least: a JPEG that has far more pixels is drafted: its decoder leaves the high frequencies of each 8 x 8 block out
+    and gives a half, a quarter or an eighth of the pixels a side, at least `least` of them. Faults are found as before:
+    every byte is read.
+    """
     name = name or photo_path(photo) or "the photo"
     if isinstance(photo, np.ndarray):
-        return _checked_array(photo, name), 1
+        pixels = _checked_array(photo, name)
+        return Turned(pixels, 1, pixels.shape[:2])
     with reading_photo(name), _open(photo, name) as image:
         _check_size(image.width, image.height, name)
+        drafted = _draft(image, least) if least else None
         orientation = load_pixels(image)
         _check_size(image.im.size[0], image.im.size[1], name)  # an ICO may hold a larger image than it says
         turn = None if image.format == "TIFF" else TURNS.get(orientation)  # Pillow turns a TIFF when it loads it
-        return np.array(_to_rgb(image if turn is None else image.transpose(turn), name)), orientation
+        pixels = np.array(_to_rgb(image if turn is None else image.transpose(turn), name))
+        size = drafted or pixels.shape[:2]
+        return Turned(pixels, orientation, size[::-1] if drafted and orientation in SWAPPED else size)
+
+
+def _draft(image: Image.Image, least: Least) -> tuple[int, int] | None:
+    """Height and width of a JPEG that is going to be decoded smaller, as they are stored; None for all others."""
+    height, width = image.height, image.width
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    rows, columns = least(height, width)
+    image.draft(None, (columns, rows))
+    return None if image.size == (width, height) else (height, width)
 
 
 def encoded_photo(photo: Photo, name: str | None = None) -> bytes | None:
@@ -264,7 +294,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies
 
 
 def write_png(path: PathLike, array: np.ndarray) -> None:

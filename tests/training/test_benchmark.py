@@ -60,7 +60,10 @@ def test_loader_alone(tmp_path: Path) -> None:
     size = ["--size", "64x96", "--images-per-gpu", "2", "--steps", "3"]
     result = bench(*size, "--loader", "--workers", "0", "1", "--out", str(out))
     assert result.exit_code == 0, result.output
-    rows = json.loads(out.read_text())["loader"]
+    written = json.loads(out.read_text())
+    rows, parts = written["loader"], written["core_ms"]
+    assert {"photo: read, decoded", "photo resized", "truth", "sent to the loop"} <= parts.keys()
+    assert all(ms >= 0 for ms in parts.values()) and "of each worker" in result.output
     assert [(row["workers"], row["images"]) for row in rows] == [(0, 6), (1, 6)]
     assert all(row["images_per_s"] == pytest.approx(6 / row["seconds"]) for row in rows)
 

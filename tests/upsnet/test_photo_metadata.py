@@ -125,7 +125,7 @@ def test_random_metadata_spoil_no_photo(kind: str, tmp_path: Path) -> None:
         path.write_bytes(KINDS[kind](LARGE, random_block(draws)))
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # none leaks
-            photo, orientation = read_turned(path)
+            photo, orientation, _ = read_turned(path)
             assert size_and_orientation(str(path)) == (photo.shape[1::-1], orientation)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the caller's own
@@ -162,9 +162,33 @@ def test_the_orientation_counts_beside_what_is_broken(kind: str, broken: str) ->
     for orientation in range(1, 9):
         stored = np.repeat(np.repeat(STORED[orientation], 16, 0), 16, 1)
         entries = sorted([turned_by(orientation), *BROKEN[broken]])
-        photo, found = read_turned(KINDS[kind](stored, block(entries)))
+        photo, found, _ = read_turned(KINDS[kind](stored, block(entries)))
         assert found == orientation
         assert photo.shape == (32, 48, 3) and abs(photo[8::16, 8::16].astype(int) - UPRIGHT).max() < 60
+
+
+def test_a_drafted_photo_is_turned_too_and_says_its_whole_size() -> None:
+    """JPEGs alone, of RGB and greys, are decoded smaller; never below what is wanted."""
+    for orientation in range(1, 9):
+        stored = np.repeat(np.repeat(STORED[orientation], 33, 0), 33, 1)
+        for kind, sides, shape in (
+            ("jpeg", 16, (17, 25, 3)),
+            ("jpeg", 17, (33, 50, 3)),
+            ("jpeg", 67, (66, 99, 3)),
+            ("png", 16, (66, 99, 3)),
+        ):
+            file = KINDS[kind](stored, block([turned_by(orientation)]))
+            photo = read_turned(file, least=lambda height, width, sides=sides: (sides, sides))  # type: ignore[misc]
+            assert (photo.size, photo.orientation, photo.pixels.shape) == ((66, 99), orientation, shape)
+            step = shape[0] / 2
+            places = np.ix_(*((np.arange(count) * step + step / 2).astype(int) for count in (2, 3)))
+            assert abs(photo.pixels[places].astype(int) - UPRIGHT).max() < 60
+    for kind, mode, shape in (("MPO", "RGB", (17, 25, 3)), ("JPEG", "L", (17, 25, 3)), ("JPEG", "CMYK", (66, 99, 3))):
+        buffer = io.BytesIO()
+        image = Image.new(mode, (99, 66))
+        image.save(buffer, kind, append_images=[image])
+        photo = read_turned(buffer, least=lambda height, width: (height // 4, width // 4))
+        assert (photo.size, photo.pixels.shape) == ((66, 99), shape), (kind, mode)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mpo"])
@@ -182,7 +206,7 @@ def test_the_orientation_counts_beside_what_is_broken(kind: str, broken: str) ->
     ],
 )
 def test_an_orientation_that_is_none_is_upright(kind: str, entry: Entry) -> None:
-    photo, orientation = read_turned(KINDS[kind](LARGE, block([entry])))
+    photo, orientation, _ = read_turned(KINDS[kind](LARGE, block([entry])))
     assert orientation == 1 and photo.shape == LARGE.shape
 
 
@@ -193,9 +217,9 @@ def test_xmp_tells_the_orientation_where_exif_does_not(content: bytes) -> None:
         image = Image.open(io.BytesIO(in_jpeg(LARGE, content)))
     with image:
         image.info["xmp"] = b'<x tiff:Orientation="6"/>'
-        assert read_turned(image)[1] == 6
+        assert read_turned(image).orientation == 6
         image.info["xmp"] = 17  # whatever a program has put there
-        assert read_turned(image)[1] == 1
+        assert read_turned(image).orientation == 1
 
 
 def test_a_cut_photo_stays_a_bad_one_whatever_its_metadata_say(tmp_path: Path) -> None:

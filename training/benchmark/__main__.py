@@ -26,7 +26,7 @@ import torch
 import typer
 from pydantic import BaseModel
 
-from training.benchmark.loading import compare_shards, loader_rates, open_loader, packed, take_batches
+from training.benchmark.loading import compare_shards, core_parts, loader_rates, open_loader, packed, take_batches
 from training.benchmark.parts import breakdown
 from training.benchmark.report import loader_table, parts_table, shards_table, step_table
 from training.benchmark.steps import Timed, TorchvisionStep, UpsnetStep, feed, take_turns, warm_up
@@ -125,7 +125,8 @@ def show(figures: StepFigures, config: Config, where: str) -> None:
         step_table(f"{config.name}: {batch}, on {where}", figures.steps, figures.ratio, figures.compiled_ratio)
     )
     if figures.parts:
-        print_tables(parts_table(figures.parts))
+        parts = {name: 1e3 * seconds for name, seconds in figures.parts.items()}
+        print_tables(parts_table("One step of ours by part", parts, "step"))
     print(
         f"fed by {figures.fed['workers']} loader workers: {figures.fed['images_per_s']:.2f} images a second, "
         f"{100 * figures.fed['waiting_share']:.1f} % of the time waiting for data"
@@ -189,9 +190,11 @@ def main(
             print_tables(shards_table(f"{settings.name}: the loader alone, on {where}", turns))
             result["shards"] = [each._asdict() | each.ratios() for each in turns]
         elif loader:
+            ms = core_parts(dataset, settings, steps)
             rates = loader_rates(dataset, settings, workers, steps, target)
-            print_tables(loader_table(f"{settings.name}: the loader alone, on {where}", rates))
-            result["loader"] = [rate._asdict() for rate in rates]
+            title = f"{settings.name}: the loader alone, on {where}"
+            print_tables(loader_table(title, rates, ms), parts_table("An image on one core", ms, "image"))
+            result["loader"], result["core_ms"] = [rate._asdict() for rate in rates], ms
         else:
             figures = measure_steps(settings, dataset, target, steps, parts, workers[0])
             show(figures, settings, where)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from training.benchmark.parts import REST, Stopwatch
 from training.config import Config
-from training.data.batch import Batch, permutation
+from training.data import coco_panoptic
+from training.data.batch import Batch, StepSampler, collate_train, permutation
 from training.data.coco_panoptic import PanopticDataset
 from training.data.loader import make_loader, reading
 from training.data.open import make_sampler
+from training.data.transforms import Augment
 from training.schedule import make_plan
+from upsnet.datasets import folder
 from upsnet.datasets.places import read_file, together
 from upsnet.datasets.shards.write import write_shards
 
 TURNS = 7  # of each, folders and shards
+BEST_OF = 3  # turns: other jobs on the machine can only slow one down
 SHARD = 64 << 20  # bytes
 
 
@@ -59,8 +67,12 @@ def open_loader(
     dataset: PanopticDataset, config: Config, batches: int, workers: int, device: torch.device
 ) -> DataLoader:
     """The first `batches` batches of a run on one GPU."""
+    return make_loader(dataset, _keys(dataset, config, batches), workers, device.type == "cuda")
+
+
+def _keys(dataset: PanopticDataset, config: Config, batches: int) -> StepSampler:
     plan = make_plan(config.schedule, 1).model_copy(update={"iterations": batches})
-    return make_loader(dataset, make_sampler(dataset, config, plan), workers, device.type == "cuda")
+    return make_sampler(dataset, config, plan)
 
 
 def take_batches(dataset: PanopticDataset, config: Config, count: int, device: torch.device) -> list[Batch]:
@@ -72,22 +84,60 @@ def take_batches(dataset: PanopticDataset, config: Config, count: int, device: t
 def loader_rates(
     dataset: PanopticDataset, config: Config, workers: Sequence[int], batches: int, device: torch.device
 ) -> list[Rate]:
-    """For each number of workers, over `batches` batches.
+    """For each number of workers the best of BEST_OF turns over `batches` batches."""
+    turns = [[loader_rate(dataset, config, count, batches, device) for count in workers] for _ in range(BEST_OF)]
+    return [max(rates, key=lambda rate: rate.images_per_s) for rates in zip(*turns, strict=True)]
 
-    What came before every worker had delivered its first batch does not count.
-    """
-    rates = []
-    for count in workers:
-        warm_up = max(1, count)
-        with reading(open_loader(dataset, config, batches + warm_up, count, device)) as loader:
-            for _ in islice(loader, warm_up):
-                pass
-            start = time.perf_counter()
-            bar = tqdm(loader, f"{count} workers", batches, unit="batch", disable=None)
-            images = sum(len(batch.images) for batch in bar)
-            seconds = time.perf_counter() - start
-        rates.append(Rate(count, images, seconds, images / seconds))
-    return rates
+
+def loader_rate(dataset: PanopticDataset, config: Config, workers: int, batches: int, device: torch.device) -> Rate:
+    """Over `batches` batches. What came before every worker had delivered its first batch does not count."""
+    warm_up = max(1, workers)
+    with reading(open_loader(dataset, config, batches + warm_up, workers, device)) as loader:
+        for _ in islice(loader, warm_up):
+            pass
+        start = time.perf_counter()
+        bar = tqdm(loader, f"{workers} workers", batches, unit="batch", disable=None)
+        images = sum(len(batch.images) for batch in bar)
+        seconds = time.perf_counter() - start
+    return Rate(workers, images, seconds, images / seconds)
+
+
+def core_parts(dataset: PanopticDataset, config: Config, batches: int) -> dict[str, float]:
+    """Where a core's milliseconds for an image go, most first: the turn of least sum, of BEST_OF over `batches`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker has
+    try:
+        turns = [_parts_once(dataset, config, batches) for _ in range(BEST_OF)]
+    finally:
+        torch.set_num_threads(threads)
+    best = min(turns, key=lambda parts: sum(parts.values()))
+    return dict(sorted(best.items(), key=lambda item: -item[1]))
+
+
+def _parts_once(dataset: PanopticDataset, config: Config, batches: int) -> dict[str, float]:
+    watch = Stopwatch(torch.device("cpu"), time.process_time)
+    watched: list[tuple[Any, str, str]] = [
+        (folder, "read_turned", "photo: read, decoded"),
+        (folder, "read_panoptic_png", "PNG: read, decoded"),
+        (folder, "areas_and_boxes", "PNG against JSON"),
+        (coco_panoptic, "resize_photo", "photo resized"),
+        (coco_panoptic, "to_original", "PNG resized"),
+        (Augment, "apply", "window, flip, colours"),
+        (PanopticDataset, "_sample", "truth"),
+    ]
+    images = 0
+    with ExitStack() as stack:
+        for owner, method, name in watched:
+            stack.enter_context(watch.watch(owner, method, name))
+        for keys in _keys(dataset, config, batches):
+            with watch.part(REST):
+                samples = [dataset[key] for key in keys]
+            with watch.part("collated"):
+                batch = collate_train(samples, dataset.rule.divisor)
+            with watch.part("sent to the loop"):
+                pickle.loads(ForkingPickler.dumps(batch))
+            images += len(keys)
+    return {name: 1e3 * seconds / images for name, seconds in watch.seconds().items()}
 
 
 def compare_shards(
@@ -102,7 +152,7 @@ def compare_shards(
             (folders, turns.folders, turns.folders_ms, turns.folders_read),
             (shards, turns.shards, turns.shards_ms, turns.shards_read),
         ):
-            rates += [rate.images_per_s for rate in loader_rates(dataset, config, [workers], batches, device)]
+            rates.append(loader_rate(dataset, config, workers, batches, device).images_per_s)
             milliseconds.append(core_ms(dataset, turn))
             reads.append(reads_per_s(dataset))
     return turns
@@ -131,4 +181,4 @@ def reads_per_s(dataset: PanopticDataset, least: float = 0.3) -> float:
 def packed(dataset: PanopticDataset, folder: Path) -> PanopticDataset:
     """The same data set in shards, which are written into `folder`."""
     split = write_shards(dataset.folder.split, str(folder), SHARD).split
-    return PanopticDataset(split, dataset.rule, dataset.augment, dataset.seed)
+    return PanopticDataset(split, dataset.rule, dataset.augment, dataset.seed, dataset.draft)

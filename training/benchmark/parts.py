@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,10 +16,11 @@ REST = "rest"  # copies to the device, clipping, the exchange of numbers
 
 
 class Stopwatch:
-    """On a GPU by its own clock: an interval that the GPU spends waiting for the host counts to the part at hand."""
+    """On a GPU by its own clock: an interval that the GPU spends waiting for the host counts to the part at hand.
+    clock: of a CPU (default: the wall's)."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, clock: Callable[[], float] | None = None) -> None:
+        self.device, self.clock = device, clock or time.perf_counter
         self._running = [REST]
         # The part that ends there, and the moment: a CUDA event, or seconds.
         self._marks: list[tuple[str, Any]] = []
@@ -54,7 +55,7 @@ class Stopwatch:
                 delattr(owner, method)
 
     def _mark(self) -> None:
-        moment: Any = time.perf_counter()
+        moment: Any = self.clock()
         if self.device.type == "cuda":
             moment = torch.cuda.Event(enable_timing=True)
             moment.record()

@@ -26,19 +26,24 @@ def step_table(title: str, steps: Sequence[Timed], ratio: float, compiled_ratio:
     return table
 
 
-def parts_table(parts: dict[str, float]) -> Table:
-    table = make_table("One step of ours by part", "", "ms", "share")
+def parts_table(title: str, parts: dict[str, float], whole: str) -> Table:
+    """parts: milliseconds."""
+    table = make_table(title, "", "ms", "share")
     total = sum(parts.values())
-    for name, seconds in parts.items():
-        table.add_row(name, f"{1e3 * seconds:.2f}", f"{100 * seconds / total:.1f} %")
-    table.add_row("step", f"{1e3 * total:.2f}")
+    for name, ms in parts.items():
+        table.add_row(name, f"{ms:.2f}", f"{100 * ms / total:.1f} %")
+    table.add_row(whole, f"{total:.2f}")
     return table
 
 
-def loader_table(title: str, rates: Sequence[Rate]) -> Table:
-    table = make_table(title, "workers", "images a second")
+def loader_table(title: str, rates: Sequence[Rate], parts: dict[str, float]) -> Table:
+    """parts: a core's milliseconds an image, of which the last column is made: what so many cores could bring."""
+    table = make_table(title, "workers", "images a second", "of each worker", "of so many cores")
     for row in rates:
-        table.add_row(str(row.workers), f"{row.images_per_s:.1f}")
+        each = row.images_per_s / max(1, row.workers)
+        table.add_row(
+            str(row.workers), f"{row.images_per_s:.1f}", f"{each:.1f}", f"{each * sum(parts.values()) / 10:.0f} %"
+        )
     return table
 
 

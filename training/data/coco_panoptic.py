@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from training.data.sample import IGNORE, Sample
-from training.data.transforms import NO_AUGMENTATION, Augment
+from training.data.transforms import NO_AUGMENTATION, Augment, drafted_for, resize_photo
 from upsnet.datasets.folder import PanopticFolder, Record
 from upsnet.datasets.split import ShardSplit, Split
 from upsnet.errors import InputError
-from upsnet.geometry import ResizeRule, to_network, to_original
+from upsnet.geometry import ResizeRule, network_scale, to_original
 from upsnet.run_lengths import Runs, find_runs, measure_runs, paint
 
 
@@ -21,16 +21,22 @@ class PanopticDataset(Dataset[Sample]):
 
     dataset[draw, i] is the sample i as augmented at its draw number `draw`, a function of (seed, draw, i) alone;
     dataset[i] is draw 0. By default every draw is the photo at its network size. Images without segments or
-    without things are samples like any other. Raises InputError naming the file and the image: at once for faults of
-    the JSON and missing files, when an image is read for faults of its photo and its PNG.
+    without things are samples like any other. draft: as `data.draft`; sizes, scales and truth are the same with it.
+    Raises InputError naming the file and the image: at once for faults of the JSON and missing files, when an image is
+    read for faults of its photo and its PNG.
     """
 
     def __init__(
-        self, split: Split | ShardSplit, rule: ResizeRule, augment: Augment = NO_AUGMENTATION, seed: int = 0
+        self,
+        split: Split | ShardSplit,
+        rule: ResizeRule,
+        augment: Augment = NO_AUGMENTATION,
+        seed: int = 0,
+        draft: bool = False,
     ) -> None:
         self.folder = PanopticFolder(split)
         self.categories = self.folder.categories
-        self.rule, self.augment, self.seed = rule, augment, seed
+        self.rule, self.augment, self.seed, self.draft = rule, augment, seed, draft
         self.records = self.folder.records.by_image_id()
         self.background = int(self.categories.num_stuff == 0)  # channels of the semantic head before the categories'
         if any(side > rule.max_side for side in augment.short_sides):
@@ -51,24 +57,24 @@ class PanopticDataset(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         draw, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
-        photo, _, runs = self.folder.read_runs(record)
-        rows = paint(runs, self._segment_rows(record, runs))
         draws = np.random.default_rng([self.seed, draw, index % len(self)])
         rule, zoomed = self.augment.draw_rules(self.rule, draws)
-        net = to_network(photo, zoomed)
-        height, width = net.size
+        photo, ids = self.folder.read(record, drafted_for(zoomed) if self.draft else None)
+        original = (ids.shape[0], ids.shape[1])
+        size = zoomed.network_size(*original)
         image, segments = self.augment.apply(
-            net.image[:height, :width],
-            to_original(rows, net.original, net.size),  # nearest: pixel i from floor((i + .5) * original / network)
-            rule.network_size(*net.original),
+            resize_photo(photo, size),
+            to_original(ids, original, size),  # nearest: pixel i from floor((i + .5) * original / network)
+            rule.network_size(*original),
             draws,
         )
         seed = int(np.random.SeedSequence([self.seed, draw, index % len(self), 1]).generate_state(1, np.uint64)[0] >> 1)
-        return self._sample(record, image, segments, net.scale, seed)
+        return self._sample(record, image, segments.numpy(), network_scale(size, original), seed)
 
-    def _sample(self, record: Record, image: Tensor, segments: Tensor, scale: float, seed: int) -> Sample:
-        """`segments`: h x w, 0 for void, else 1 + row in record.segments."""
-        runs = find_runs(segments.numpy())
+    def _sample(self, record: Record, image: Tensor, ids: np.ndarray, scale: float, seed: int) -> Sample:
+        """ids: int32 h x w."""
+        runs = find_runs(ids)
+        runs = runs._replace(values=self._segment_rows(record, runs))
         measured = measure_runs(runs)
         semantic = np.full(1 + len(record.segments), IGNORE, np.uint8)
         semantic[: self.background] = 0
@@ -97,7 +103,7 @@ class PanopticDataset(Dataset[Sample]):
 
     @staticmethod
     def _segment_rows(record: Record, runs: Runs) -> np.ndarray:
-        """int16, for each run of the PNG: 0 for void, else 1 + row in record.segments."""
+        """int16, for each run of ids: 0 for void, else 1 + row in record.segments."""
         listed = np.array([0, *(segment.id for segment in record.segments)], dtype=np.int64)
         order = np.argsort(listed)
         return order[np.searchsorted(listed, runs.values, sorter=order)].astype(np.int16)

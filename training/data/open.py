@@ -41,7 +41,7 @@ def open_training(data: DataConfig, seed: int) -> PanopticDataset:
     """The training set with its augmentation; InputError where it is missing or faulty."""
     check_data(data.train, "data.train")
     augment = Augment(**data.augment.model_dump(), short_sides=data.short_sides)
-    return PanopticDataset(data.train, data.resize, augment, seed)
+    return PanopticDataset(data.train, data.resize, augment, seed, data.draft)
 
 
 def open_validation(data: DataConfig, categories: Categories) -> PanopticFolder:

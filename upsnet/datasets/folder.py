@@ -20,9 +20,9 @@ from upsnet.datasets.split import ShardSplit, Split, usual_split
 from upsnet.errors import InputError, reworded
 from upsnet.files import PathLike
 from upsnet.manifest import Manifest
-from upsnet.photos import read_turned
+from upsnet.photos import Least, read_turned
 from upsnet.result import PanopticResult, Segment
-from upsnet.run_lengths import Runs, areas_and_boxes, extents, find_runs
+from upsnet.run_lengths import areas_and_boxes
 
 
 class Record(NamedTuple):
@@ -110,29 +110,25 @@ class PanopticFolder:
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
-        """Photo uint8 H x W x 3 and truth ids int32 H x W (0 = void). Raises as `read_runs` does."""
-        photo, ids, _ = self.read_runs(record)
-        return photo, ids
+    def read(self, record: Record, least: Least | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Photo uint8 H x W x 3 and truth ids int32 H x W (0 = void).
 
-    def read_runs(self, record: Record) -> tuple[np.ndarray, np.ndarray, Runs]:
-        """`read`, and the runs of the ids, which are looked for anyway.
-
+        least: a JPEG of far more pixels is drafted, as `read_turned` says: it has fewer pixels than its ids then.
         InputError where one cannot be read, and where photo, PNG and JSON do not say the same.
         """
         try:
             photo_file, png_file = together(record.photo, record.png)
-            (photo, orientation), ids = read_turned(photo_file), read_panoptic_png(png_file)
+            photo, ids = read_turned(photo_file, least=least), read_panoptic_png(png_file)
         except InputError as error:
             raise reworded(error, f"{self.split.json_file}: image {record.image_id}: {error}") from None
-        task, runs = record.task(), find_runs(ids)
+        task = record.task()
         for findings in (
-            check_sizes(task, photo.shape[1::-1], ids.shape[::-1], orientation),
-            check_segments(task, extents(runs)),
+            check_sizes(task, photo.size[::-1], ids.shape[::-1], photo.orientation),
+            check_segments(task, areas_and_boxes(ids)),
         ):
             for kind, text in findings:
                 self._report(kind, text)
-        return photo, ids, runs
+        return photo.pixels, ids
 
 
 def check_categories(dataset: PanopticFolder, manifest: Manifest) -> None:

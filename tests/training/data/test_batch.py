@@ -55,7 +55,9 @@ def test_images_are_the_predictors_input(shapes_folder: Path) -> None:
     batch = collate_train([dataset[i] for i in range(5)])
     photos = [read_photo(dataset.records[i].photo) for i in range(5)]
     images, sizes, scales = collate([to_network(photo, dataset.rule) for photo in photos])
-    assert np.array_equal(batch.images, images) and np.array_equal(batch.sizes, sizes)
+    off = abs(batch.images.numpy().astype(int) - images)
+    assert off.max() <= 1 and (off > 0).mean() < 0.03, "resized by PyTorch, not by Pillow"
+    assert np.array_equal(batch.sizes, sizes)
     assert np.array_equal(batch.scales, scales)
 
 

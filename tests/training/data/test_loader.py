@@ -79,14 +79,14 @@ def error_of(loader: DataLoader) -> str:
 
 def with_fault(dataset: PanopticDataset, fault: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> str:
     """The data set's second image meets it; returns the words that name this image."""
-    read, faulty = dataset.folder.read_runs, dataset.records[1]
+    read, faulty = dataset.folder.read, dataset.records[1]
 
-    def read_or_fail(record: Any) -> Any:
+    def read_or_fail(record: Any, least: Any) -> Any:
         if record.image_id == faulty.image_id:
             fault()
-        return read(record)
+        return read(record, least)
 
-    monkeypatch.setattr(dataset.folder, "read_runs", read_or_fail)
+    monkeypatch.setattr(dataset.folder, "read", read_or_fail)
     return f"{faulty.photo}: image {faulty.image_id}: "
 
 

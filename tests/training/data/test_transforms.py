@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from tests.training.tiny_network import shapes_split
+from training.benchmark.synthetic import draw_photo, draw_segments, write_panoptic_set
 from training.data.coco_panoptic import PanopticDataset
 from training.data.sample import Sample
-from training.data.transforms import NO_AUGMENTATION, Augment
+from training.data.transforms import NO_AUGMENTATION, Augment, resize_photo, twist_colours
 from upsnet.errors import InputError
-from upsnet.geometry import ResizeRule
+from upsnet.geometry import ResizeRule, to_network
+from upsnet.photos import read_photo
 
 RULE = ResizeRule(short_side=80, max_side=120)
 STRONG = Augment(flip=0.5, color=0.4, scale=(0.6, 1.6), short_sides=(64, 80, 96))
@@ -126,3 +130,51 @@ def test_ranges_that_are_none(scale: tuple[float, float]) -> None:
 def test_short_sides_over_the_longest_side(shapes_folder: Path) -> None:
     with pytest.raises(InputError, match=r"short_sides .* go over max_side 120"):
         open_shapes(shapes_folder, Augment(short_sides=(128,)))
+
+
+def made_up_photo(height: int, width: int) -> np.ndarray:
+    draws = np.random.default_rng([height, width])
+    return draw_photo(draws, draw_segments(draws, height, width))
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 128), (250, 131), (700, 901), (64, 700)])
+def test_photos_are_resized_as_for_the_other_runtimes(height: int, width: int) -> None:
+    """All but a level in few pixels; at its size a photo stays as it is."""
+    photo = made_up_photo(height, width)
+    net = to_network(photo, ResizeRule(short_side=150, max_side=400))
+    rows, columns = net.size
+    off = abs(resize_photo(photo, net.size).astype(int) - net.image[:rows, :columns])
+    assert off.max() <= 1 and (off > 0).mean() < 0.03
+    assert np.array_equal(resize_photo(photo, (height, width)), photo)
+
+
+def test_drafted_photos_change_no_more_than_another_filter_would(tmp_path: Path) -> None:
+    """Nothing else of a sample changes; photos of less than four times the network's size are what they were."""
+    split = write_panoptic_set(tmp_path, 2, (384, 512))
+    for side, drafted in ((64, True), (96, True), (97, False)):
+        rule = ResizeRule(short_side=side, max_side=2 * side)
+        for index in range(2):
+            exact, draft = (PanopticDataset(split, rule, draft=on)[index] for on in (False, True))
+            assert same({**draft, "image": exact["image"]}, exact)  # type: ignore[typeddict-item]
+            assert torch.equal(draft["image"], exact["image"]) != drafted
+            photo = Image.fromarray(read_photo(tmp_path / f"images/{index + 1:012d}.jpg"))
+            other = np.asarray(photo.resize(exact["size"][::-1], Image.Resampling.BICUBIC)).astype(int)
+            pixels = exact["image"].permute(1, 2, 0).numpy()
+            assert abs(draft["image"].permute(1, 2, 0).numpy() - pixels.astype(int)).mean() < abs(other - pixels).mean()
+
+
+def test_colours_are_twisted_by_one_matrix() -> None:
+    """As torchvision does it step by step, where no step goes over white; torchvision's cuts the fractions off. The hue
+    is turned another way, the same whichever way round, and greys and brightness stay."""
+    photo = (made_up_photo(60, 80) // 2 + 40).astype(np.uint8)
+    image = torch.from_numpy(photo).permute(2, 0, 1)
+    steps = F.adjust_saturation(F.adjust_contrast(F.adjust_brightness(image, 1.1), 0.9), 1.2).permute(1, 2, 0).numpy()
+    assert abs(twist_colours(photo, 1.1, 0.9, 1.2, 0.0) - steps.astype(int)).max() <= 3
+    assert np.array_equal(twist_colours(photo, 1.0, 1.0, 1.0, 0.0), photo)
+    turned = twist_colours(photo, 1.0, 1.0, 1.0, 0.05)
+    assert abs(twist_colours(turned, 1.0, 1.0, 1.0, -0.05) - photo.astype(int)).max() <= 2
+    assert abs((turned - photo.astype(float)) @ (0.299, 0.587, 0.114)).max() < 1.5
+    red = np.full((1, 1, 3), (180, 100, 100), np.uint8)
+    assert twist_colours(red, 1.0, 1.0, 1.0, 0.05)[0, 0].argsort().tolist() == [2, 1, 0], "towards yellow, as in HSV"
+    grey = np.full((2, 2, 3), 90, np.uint8)
+    assert np.array_equal(twist_colours(grey, 1.0, 1.3, 0.5, 0.1), grey)
