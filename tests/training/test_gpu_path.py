@@ -136,7 +136,7 @@ def test_definitions_wait_for_nothing() -> None:
     steps = ([1, 1], [1, 1], [1, 1])
     with Watch():
         roi_align_fpn.roi_align_fpn(pyramid, rois, 7)
-        roi_align_fpn_backward.roi_align_fpn_backward(pyramid, rois, 7, 2, True, False, False, True, pooled)
+        roi_align_fpn_backward.roi_align_fpn_backward(pyramid, rois, 7, 2, True, False, False, pooled)
         deform_conv.deform_conv(x, offset, weight, None, 1, 1, 1, mask)
         deform_conv_backward.deform_conv_backward(x, offset, weight, mask, output, *steps)
         deform_conv_columns.deform_conv_columns(x, offset, mask, columns, [3, 3], *steps, True)
