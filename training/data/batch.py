@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, get_worker_info
 
 from training.data.sample import IGNORE, Sample
 from training.schedule import Plan
@@ -43,9 +44,11 @@ def collate_train(samples: Sequence[Sample], divisor: int = 32) -> Batch:
     height, width = (-(-max(s["size"][axis] for s in samples) // divisor) * divisor for axis in (0, 1))
 
     def pad(tensors: list[Tensor], value: int = 0) -> Tensor:
-        padded = tensors[0].new_full((len(tensors), height, width, *tensors[0].shape[2:]), value)
+        padded = empty_to_send(tensors[0], (len(tensors), height, width, *tensors[0].shape[2:]))
         for row, tensor in zip(padded, tensors, strict=True):
             row[: tensor.shape[0], : tensor.shape[1]] = tensor
+            row[tensor.shape[0] :] = value
+            row[: tensor.shape[0], tensor.shape[1] :] = value
         return padded
 
     return Batch(
@@ -59,6 +62,18 @@ def collate_train(samples: Sequence[Sample], divisor: int = 32) -> Batch:
         seeds=torch.tensor([s["seed"] for s in samples], dtype=torch.int64),
         image_ids=[s["image_id"] for s in samples],
     )
+
+
+def empty_to_send(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Of the type of `like`; in a loader's worker in memory that it shares with the loop, where PyTorch's own collating
+    puts a batch, too, and else it would be copied to. MemoryError where there is none."""
+    if not get_worker_info():
+        return like.new_empty(shape)
+    try:
+        storage = torch.UntypedStorage._new_shared(like.element_size() * math.prod(shape))
+    except RuntimeError as error:
+        raise MemoryError(str(error)) from error
+    return like.new_empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):
