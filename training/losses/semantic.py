@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from training.data.sample import IGNORE
+from training.model.layout import is_channels_last
 
 STRIDE = 4  # of the semantic logits
 CHUNK = 1 << 24  # about how many full-resolution logits exist at once, each with its gradients: 20 bytes
@@ -37,8 +38,7 @@ class UpsampledCrossEntropy(torch.autograd.Function):
                 full = F.interpolate(stripe, scale_factor=float(STRIDE), mode="bilinear", align_corners=False)
                 full = full[:, :, STRIDE * (first - low) : STRIDE * (last - low)]
                 labels = target[images, STRIDE * first : STRIDE * last].long()
-                entropy = F.cross_entropy(full, labels, ignore_index=IGNORE, reduction="none").sum((1, 2))
-                part = entropy / labelled[images]
+                part = cross_entropy(full, labels) / labelled[images]
                 if gradient is not None:
                     gradient[images, :, low:high] += torch.autograd.grad(part.sum(), stripe)[0]
             losses[images] += part.detach()
@@ -50,6 +50,16 @@ class UpsampledCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, of_losses: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * of_losses[:, None, None, None], None
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B], the sum over the labelled pixels of logits [B, C, H, W]. PyTorch would copy logits whose channels are
+    innermost; as the rows of a matrix they are taken where they lie."""
+    if is_channels_last(logits):
+        rows = logits.permute(0, 2, 3, 1).flatten(0, 2)
+        losses = F.cross_entropy(rows, labels.flatten(), ignore_index=IGNORE, reduction="none")
+        return losses.reshape(len(logits), -1).sum(1)
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none").sum((1, 2))
 
 
 def stripes(batch: int, classes: int, height: int, width: int) -> Iterator[tuple[slice, int, int]]:

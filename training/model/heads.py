@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.config import BoxHeadConfig, MaskHeadConfig, SubnetConfig
 from training.model.deform import DeformConv
+from training.model.layout import is_channels_last
 
 BOX_POOL, MASK_POOL, MASK_SIZE = 7, 14, 28
 
@@ -57,9 +58,14 @@ class MaskHead(nn.Module):
         # A transposed convolution of 2x2 and stride 2 is a 1x1 convolution to the four pixels of a cell, which `score`
         # can read where they lie. Of `score` only the RoI's own class is computed.
         weight = deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
-        cells = F.relu(F.conv2d(features, weight, deconv.bias.repeat(4))).reshape(-1, 4, channels, MASK_POOL**2)
+        cells = F.relu(F.conv2d(features, weight, deconv.bias.repeat(4)))
         own = score.weight[1:].reshape(-1, 1, 1, channels)[labels]
-        logits = own @ cells + score.bias[1:].reshape(-1, 1, 1, 1)[labels]
+        bias = score.bias[1:].reshape(-1, 1, 1, 1)[labels]
+        if is_channels_last(cells):  # the four cells of a pixel lie one behind another: nothing is copied
+            pixels = cells.permute(0, 2, 3, 1).reshape(-1, 4 * MASK_POOL**2, channels)
+            logits = (pixels @ own.reshape(-1, channels, 1)).reshape(-1, MASK_POOL, MASK_POOL, 4).permute(0, 3, 1, 2)
+            return F.pixel_shuffle(logits + bias, 2).squeeze(1)
+        logits = own @ cells.reshape(-1, 4, channels, MASK_POOL**2) + bias
         return F.pixel_shuffle(logits.reshape(-1, 4, MASK_POOL, MASK_POOL), 2).squeeze(1)
 
 

@@ -17,6 +17,7 @@ from training.model.backbone import HybridBackbone
 from training.model.chains import ChainsHead
 from training.model.fpn import FPN
 from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE, BoxHead, MaskHead, SemanticHead
+from training.model.layout import is_channels_last
 from training.model.rpn import RPN
 
 if TYPE_CHECKING:
@@ -223,8 +224,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, rule: Suppression, c
 def memory_format(network: nn.Module) -> torch.memory_format:
     """channels_last where the first convolution's weights are so (`compute.channels_last`), else contiguous."""
     weight = next(parameter for parameter in network.parameters() if parameter.ndim == 4)
-    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    return torch.channels_last if is_channels_last(weight) else torch.contiguous_format
 
 
 def below(threshold: float) -> float:
