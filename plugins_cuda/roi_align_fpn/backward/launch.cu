@@ -29,9 +29,7 @@ namespace {
 
 using roi_align_fpn::add_bin;
 using roi_align_fpn::Map;
-using roi_align_fpn::Pack;
 using roi_align_fpn::pick;
-using roi_align_fpn::SumOf;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kBlocks = 3;    // of a multiprocessor: 80 registers a thread
