@@ -20,9 +20,11 @@ namespace upsnet::deform_conv_backward {
 namespace {
 
 using deform_conv::kRows;
+using deform_conv::narrowed;
 using deform_conv::Order;
 using deform_conv::RegisterTile;
 using deform_conv::round_up;
+using deform_conv::widened;
 
 constexpr int kPixels = 96;          // of a tile of output pixels
 constexpr int kChunk = 32;           // channels
@@ -43,22 +45,6 @@ class Numbers {
  private:
   Buffer memory_;
 };
-
-// T to S and back, of any of their types.
-template <typename S, typename T>
-S widened(T value) {
-  if constexpr (std::is_same_v<T, S>)
-    return value;
-  else
-    return to_float(value);
-}
-template <typename T, typename S>
-T narrowed(S value) {
-  if constexpr (std::is_same_v<T, S>)
-    return value;
-  else
-    return from_float<T>(value);
-}
 
 // transpose() of common/transpose.h, for double too.
 template <typename Source, typename Target>
