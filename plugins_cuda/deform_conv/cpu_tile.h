@@ -42,15 +42,15 @@ const Vector<S>& vector_at(const S* place) {
 enum class Order { kByRow, kByDepth };  // which of the left factor's numbers lie side by side
 
 // sums [kRows][kColumns] += rows [kRows][depth] x panel [depth][kColumns]; by depth: the rows lie as [depth][kRows].
-// Every sum adds its products one after the other.
-template <Order kOrder = Order::kByRow, typename S>
+// Every sum adds its products one after the other. kAdd false: =, and what was in sums does not matter.
+template <Order kOrder = Order::kByRow, bool kAdd = true, typename S>
 void multiply(const S* rows, int64_t stride, const S* panel, int depth, S* sums, int64_t sum_stride) {
   constexpr int kWidth = RegisterTile<S>::kWidth, kColumns = RegisterTile<S>::kColumns;
   Vector<S> sum[kRows][2];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    sum[r][0] = vector_at(sums + r * sum_stride);
-    sum[r][1] = vector_at(sums + r * sum_stride + kWidth);
+    sum[r][0] = kAdd ? vector_at(sums + r * sum_stride) : Vector<S>{};
+    sum[r][1] = kAdd ? vector_at(sums + r * sum_stride + kWidth) : Vector<S>{};
   }
   for (int k = 0; k < depth; ++k) {
     const Vector<S> first = vector_at(panel + k * kColumns), second = vector_at(panel + k * kColumns + kWidth);

@@ -109,7 +109,6 @@ class Worker {
 
   // grad_columns [panel][pixel][column] = grad_output x weights.
   void multiply_weights(const Chunk& chunk, const S* panel, int count) {
-    std::fill_n(grad_columns_.begin(), int64_t(chunk.panels) * kPixels * kColumns, S(0));
     for (int i = 0; i < chunk.panels; ++i, panel += plan_.panel_size) {
       S* sums = grad_columns_.data() + int64_t(i) * kPixels * kColumns;
       for (int row = 0; row < count; row += kRows) {
@@ -176,13 +175,14 @@ class Gradient {
     deform_conv_backward::for_weights(plan_, pool_, [&](int64_t weight, int64_t place) {
       packed.get()[place] = widened<S>(static_cast<const T*>(p_.weight)[weight]);
     });
-    std::fill_n(total.get(), weights, S(0));
+    clear(total.get(), weights);
     const int64_t most = round_up(p_.batch, plan_.run_images) / plan_.run_images;
     const int64_t runs_at_once =
         std::clamp<int64_t>((4 * pool_.threads - 1) / tasks + 1, 1, std::max<int64_t>(most, 1));
     const int64_t images_at_once = std::min<int64_t>(runs_at_once * plan_.run_images, p_.batch);
     const bool in_place = std::is_same_v<T, S> && (p_.x_layout == Layout::kNHWC || p_.channels == 1);
-    const Numbers<S> parts(runs_at_once * weights);
+    const bool one_run = plan_.run_images >= p_.batch;  // whose part is all
+    const Numbers<S> parts(one_run ? 0 : runs_at_once * weights);
     const Numbers<S> copy(in_place ? 0 : images_at_once * pixels), sums(in_place ? 0 : images_at_once * pixels);
     const int64_t of_a_pixel = images_at_once * tasks * plan_.taps * kMoments;
     band_ =
@@ -199,14 +199,14 @@ class Gradient {
         read_features(first, last, copy.get());
       }
       clear(maps.gradient, (last - first) * pixels);
-      clear(parts.get(), runs_at_once * weights);
+      if (!one_run) clear(parts.get(), runs_at_once * weights);
       std::vector<Run<S>> runs;
       for (int64_t image = first; image < last; image += plan_.run_images) {
         const int64_t after = std::min<int64_t>(image + plan_.run_images, last);
-        runs.push_back({image, after, parts.get() + int64_t(runs.size()) * weights});
+        runs.push_back({image, after, one_run ? total.get() : parts.get() + int64_t(runs.size()) * weights});
       }
       for (int64_t pixel = 0; pixel < plan_.plane; pixel += band_) run_band(runs, maps, packed.get(), pixel, last);
-      for_ranges(weights, [&](int64_t low, int64_t high) {
+      for_ranges(one_run ? 0 : weights, [&](int64_t low, int64_t high) {
         for (const Run<S>& run : runs) {
 #pragma omp simd
           for (int64_t i = low; i < high; ++i) total.get()[i] += run.weights[i];

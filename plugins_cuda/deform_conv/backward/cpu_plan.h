@@ -20,13 +20,15 @@ namespace upsnet::deform_conv_backward {
 namespace {
 
 using deform_conv::kRows;
+using deform_conv::narrowed;
 using deform_conv::Order;
 using deform_conv::RegisterTile;
 using deform_conv::round_up;
+using deform_conv::widened;
 
 constexpr int kPixels = 96;          // of a tile of output pixels
 constexpr int kChunk = 32;           // channels
-constexpr int kRunPixels = 1024;     // output pixels of a run of images, where there are that many
+constexpr int kRunPixels = 4096;     // output pixels of a run of images, where there are that many
 constexpr int kBandBytes = 1 << 24;  // of what is kept for the gradients of offsets and masks
 constexpr int kLittle = 1 << 15;     // numbers to move that are not worth another thread
 constexpr int kMoments = 3;          // numbers of a tap: down, right, mask
@@ -43,22 +45,6 @@ class Numbers {
  private:
   Buffer memory_;
 };
-
-// T to S and back, of any of their types.
-template <typename S, typename T>
-S widened(T value) {
-  if constexpr (std::is_same_v<T, S>)
-    return value;
-  else
-    return to_float(value);
-}
-template <typename T, typename S>
-T narrowed(S value) {
-  if constexpr (std::is_same_v<T, S>)
-    return value;
-  else
-    return from_float<T>(value);
-}
 
 // transpose() of common/transpose.h, for double too.
 template <typename Source, typename Target>
@@ -104,7 +90,7 @@ struct Plan {
       panels += int64_t(taps) * columns / kColumns;
       channel += count;
     }
-    run_images = int(std::clamp<int64_t>(kRunPixels / std::max<int64_t>(plane, 1), 1, std::max(p.batch, 1)));
+    run_images = int(std::clamp<int64_t>(kRunPixels / std::max<int64_t>(plane, 1) + 1, 1, std::max(p.batch, 1)));
   }
 
   int64_t weights() const { return panels * panel_size; }  // that all panels have
@@ -132,8 +118,8 @@ void for_weights(const Plan<S>& plan, const Pool& pool, const Visit& visit) {
     const Chunk& chunk = plan.chunks[index];
     for (int o = 0; o < plan.outputs; ++o) {
       const int64_t row = (int64_t(chunk.group) * plan.outputs + o) * depth + chunk.channel % depth;
-      for (int tap = 0; tap < plan.taps; ++tap) {
-        for (int c = 0; c < chunk.count; ++c) {
+      for (int c = 0; c < chunk.count; ++c) {
+        for (int tap = 0; tap < plan.taps; ++tap) {
           const int64_t panel = chunk.first_panel + tap * chunk.panels + c / kColumns;
           visit((row + c) * plan.taps + tap, panel * plan.panel_size + o * kColumns + c % kColumns);
         }

@@ -1,6 +1,8 @@
 // Where a tap of a deformable convolution samples, as its gradient wants it; for GPU and CPU, in float or double.
 #pragma once
 
+#include <type_traits>
+
 #include "deform_conv/kernel.cuh"
 
 namespace upsnet::deform_conv {
@@ -19,7 +21,27 @@ Params geometry_of(const Gradient& p, int32_t out_channels, int32_t group, int32
   return same;
 }
 
-// sample_at (kernel.cuh) before its weights: the way from the top left corner. Corners off the map have pixel -1.
+// T to S and back: S is double for double, else float.
+template <typename S, typename T>
+UPSNET_HD S widened(T value) {
+  if constexpr (std::is_same_v<T, S>) {
+    return value;
+  } else {
+    return to_float(value);
+  }
+}
+
+template <typename T, typename S>
+UPSNET_HD T narrowed(S value) {
+  if constexpr (std::is_same_v<T, S>) {
+    return value;
+  } else {
+    return from_float<T>(value);
+  }
+}
+
+// sample_at (kernel.cuh) before its weights: the way from the top left corner. Corners off the map have pixel -1. At -1
+// itself a sample is zero, and its offset has a gradient: as everywhere, that of the way on.
 template <typename S>
 struct Point {
   int32_t pixel[4];
@@ -28,7 +50,7 @@ struct Point {
 
 template <typename S>
 UPSNET_HD Point<S> point_at(S y, S x, int32_t height, int32_t width) {
-  const bool inside = y > S(-1) && y < S(height) && x > S(-1) && x < S(width);
+  const bool inside = y >= S(-1) && y < S(height) && x >= S(-1) && x < S(width);
   const S floor_y = inside ? floor(y) : S(0), floor_x = inside ? floor(x) : S(0);
   const int32_t row = int32_t(floor_y), column = int32_t(floor_x), first = row * width + column;
   const bool above = inside && row >= 0, below = inside && row + 1 < height;

@@ -23,8 +23,9 @@ def deform_conv_columns(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(columns, grad_x, grad_offset, grad_mask) of the samples of a deformable convolution.
 
-    x, offset, mask and the pairs: as deform_conv has them. grad_columns: [B, Ho, Wo, kh kw, C] of x's type, the gradient
-    of the samples that went into the product. columns: [B, Ho, Wo, kh kw, C] of x's type, these samples. grad_x: as x.
+    x, offset, mask and the pairs: as deform_conv has them. grad_columns: [B, Ho, Wo, kh kw, C] of x's type, the
+    gradient of the samples that went into the product. columns: [B, Ho, Wo, kh kw, C] of x's type, these samples.
+    grad_x: as x.
     grad_offset, grad_mask: as offset and mask (without a mask: no elements), float32, or float64 for such an x.
     deterministic: the sums of grad_x in the same order each time.
     """
@@ -73,7 +74,7 @@ def deform_conv_columns(
 
 
 def _sides(at: Tensor, length: int) -> list[tuple[Tensor, Tensor, float, Tensor]]:
-    """Along one axis, the pixels before and after a coordinate: index, weight, its slope, and whether it is on the map."""
+    """Along one axis, the pixels before and after a coordinate: index, weight, its slope, whether it is on the map."""
     low = at.floor()
     after = at - low
     low = low.clamp(-2, length + 1).long()

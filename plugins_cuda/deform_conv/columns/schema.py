@@ -23,7 +23,15 @@ SCHEMA = Schema(
         Tensor("grad_offset", Type.AS_SUMS, "B P Ho Wo"),
         Tensor("grad_mask", Type.AS_SUMS, "B Q Ho Wo", optional="mask"),
     ),
-    sizes={"batch": "B", "channels": "C", "height": "H", "width": "W", "out_height": "Ho", "out_width": "Wo"},
+    sizes={
+        "batch": "B",
+        "channels": "C",
+        "height": "H",
+        "width": "W",
+        "out_height": "Ho",
+        "out_width": "Wo",
+        "taps": "K",
+    },
     on_cpu=False,
     float64=True,
 )
