@@ -179,7 +179,7 @@ def test_cpu_gradients_of_a_compiled_function_are_the_same() -> None:
 @pytest.mark.parametrize("kind", [0, 1, 2, 3])
 def test_emulated_workspace_never_shrinks_when_a_size_grows(kind: int, layout: int, deterministic: int) -> None:
     emulated = library.load("emulated")
-    sizes = {"batch": 2, "channels": 8, "height": 9, "width": 11, "out_height": 9, "out_width": 11}
+    sizes = {"batch": 2, "channels": 8, "height": 9, "width": 11, "out_height": 9, "out_width": 11, "taps": 9}
     numbers = {"offset_group": 1, "x_type": kind, "x_layout": layout, "deterministic": deterministic}
 
     def needed(sizes: Mapping[str, int]) -> int:

@@ -52,7 +52,8 @@ def deform_conv_backward(
         grad_rows += (grad @ columns).sum(0, dtype=wide)
         results.append(others)
     if not results:
-        return torch.zeros_like(x), torch.zeros_like(offset), torch.zeros_like(weight), offset.new_zeros(0)
+        none = offset.new_zeros(0) if mask is None else torch.zeros_like(mask)
+        return torch.zeros_like(x), torch.zeros_like(offset), torch.zeros_like(weight), none
     grad_x, grad_offset, grad_mask = (
         parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*results, strict=True)
     )
