@@ -40,7 +40,8 @@ UPSNET_HD T narrowed(S value) {
   }
 }
 
-// sample_at (kernel.cuh) before its weights: the way from the top left corner. Corners off the map have pixel -1.
+// sample_at (kernel.cuh) before its weights: the way from the top left corner. Corners off the map have pixel -1. A
+// point at -1 samples zero, and has the slope of the points behind it: an untrained layer's taps lie there.
 template <typename S>
 struct Point {
   int32_t pixel[4];
@@ -49,7 +50,7 @@ struct Point {
 
 template <typename S>
 UPSNET_HD Point<S> point_at(S y, S x, int32_t height, int32_t width) {
-  const bool inside = y > S(-1) && y < S(height) && x > S(-1) && x < S(width);
+  const bool inside = y >= S(-1) && y < S(height) && x >= S(-1) && x < S(width);
   const S floor_y = inside ? floor(y) : S(0), floor_x = inside ? floor(x) : S(0);
   const int32_t row = int32_t(floor_y), column = int32_t(floor_x), first = row * width + column;
   const bool above = inside && row >= 0, below = inside && row + 1 < height;
