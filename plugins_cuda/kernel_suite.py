@@ -31,6 +31,7 @@ from plugins_cuda.benchmark import inputs
 from plugins_cuda.benchmark.cases import VARIANTS, Variant
 from plugins_cuda.benchmark.inputs import FULL, MIDDLE, QUICK, Sizes
 from plugins_cuda.benchmark.timing import capture
+from plugins_cuda.gradient_checks import check_deform_conv_columns
 from plugins_cuda.nms import reference as nms_reference
 from plugins_cuda.panoptic_fusion import reference as fusion_reference
 from plugins_cuda.roi_align_fpn import reference as roi_reference
@@ -207,6 +208,9 @@ def _deform_checks(place: Place, size: str) -> Iterator[Check]:
         yield Check(name, partial(_check_deform, place, sizes, variant, Convolution()))
         if size == "small":
             yield Check(f"{name}, masked", partial(_check_deform, place, sizes, variant, Convolution(masked=True)))
+            for order in ("any", "fixed"):
+                gradient = partial(check_deform_conv_columns, place.device, variant, order == "fixed")
+                yield Check(f"{name}, gradient in {order} order", gradient)
     if size == "small":
         for kind in (
             Convolution(stride=2),

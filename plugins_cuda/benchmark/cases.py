@@ -17,6 +17,7 @@ from plugins_cuda.benchmark import full_size, inputs
 from plugins_cuda.benchmark.ceilings import Work
 from plugins_cuda.benchmark.inputs import Sizes
 from plugins_cuda.benchmark.timing import Call
+from plugins_cuda.deform_conv.backward import deform_conv_backward
 from plugins_cuda.nms import reference as nms_reference
 from plugins_cuda.panoptic_fusion import reference as fusion_reference
 from plugins_cuda.roi_align_fpn.reference import FINEST_STRIDE, assign_levels
@@ -261,6 +262,8 @@ def proposals_nms(sizes: Sizes, device: torch.device) -> Case:
 def deform_conv(sizes: Sizes, device: torch.device) -> Iterator[Make]:
     for variant in variants(device):
         yield partial(sampled_product, sizes, device, variant)
+    for variant in variants(device):
+        yield partial(sampled_gradient, sizes, device, variant)
     for variant in variants(device) if device.type == "cpu" else ():
         yield partial(against_onnxruntime, sizes, device, variant)
 
@@ -283,6 +286,30 @@ def sampled_product(sizes: Sizes, device: torch.device, variant: Variant) -> Cas
         "torchvision deform_conv2d",
         Work(moved + weight.numel() * weight.element_size(), 8.0 * samples, 2.0 * samples * sizes.out_channels),
         half_goal(variant, device, 90e-6),
+    )
+
+
+def sampled_gradient(sizes: Sizes, device: torch.device, variant: Variant) -> Case:
+    tensors = inputs.deformed(sizes)
+    x, weight = (variant.of(tensors[name], device) for name in ("x", "weight"))
+    grad = variant.of(torch.randn(1, sizes.out_channels, *x.shape[2:], generator=inputs.generator(1)), device)
+    offset, bias = tensors["offset"].to(device), tensors["bias"].to(device, variant.dtype)
+    pixels = x.shape[2] * x.shape[3]
+    samples = 9 * sizes.channels * pixels
+    moved = (2 * sizes.channels + sizes.out_channels) * pixels * variant.dtype.itemsize + 2 * offset.numel() * 4
+    moved += 4 * samples * variant.dtype.itemsize if device.type == "cuda" else 0  # between the products, and back
+    no_mask = x.new_zeros(1, 0, 0, 0)
+    theirs = (grad, x, weight, offset.to(variant.dtype), no_mask, bias, 1, 1, 1, 1, 1, 1, 1, 1, False)
+    return Case(
+        "deform_conv",
+        f"gradient of {sizes.channels} -> {sizes.out_channels}, 3 x 3, {x.shape[2]} x {x.shape[3]}",
+        variant.dtype_name,
+        variant.layout,
+        partial(deform_conv_backward, x, offset, weight, None, grad, [1, 1], [1, 1], [1, 1]),
+        partial(torch.ops.torchvision._deform_conv2d_backward, *theirs),
+        "torchvision's backward",
+        Work(moved + 2 * weight.numel() * weight.element_size(), 24.0 * samples, 4.0 * samples * sizes.out_channels),
+        Goal(2),
     )
 
 

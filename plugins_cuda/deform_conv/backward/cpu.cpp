@@ -112,8 +112,8 @@ class Worker {
     for (int i = 0; i < chunk.panels; ++i, panel += plan_.panel_size) {
       S* sums = grad_columns_.data() + int64_t(i) * kPixels * kColumns;
       for (int row = 0; row < count; row += kRows) {
-        multiply(grad_.data() + row * plan_.grad_stride, plan_.grad_stride, panel, plan_.outputs, sums + row * kColumns,
-                 kColumns);
+        multiply<Order::kByRow, false>(grad_.data() + row * plan_.grad_stride, plan_.grad_stride, panel, plan_.outputs,
+                                       sums + row * kColumns, kColumns);
       }
     }
   }

@@ -40,8 +40,8 @@ UPSNET_HD T narrowed(S value) {
   }
 }
 
-// sample_at (kernel.cuh) before its weights: the way from the top left corner. Corners off the map have pixel -1. At -1
-// itself a sample is zero, and its offset has a gradient: as everywhere, that of the way on.
+// sample_at (kernel.cuh) before its weights: the way from the top left corner. Corners off the map have pixel -1. A
+// point at -1 samples zero, and has the slope of the points behind it: an untrained layer's taps lie there.
 template <typename S>
 struct Point {
   int32_t pixel[4];
