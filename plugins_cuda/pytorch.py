@@ -86,7 +86,7 @@ def operator(
     return call
 
 
-def gradient_operator(schema: Schema, definition: Callable[..., object]) -> Callable[..., object]:
+def gradient_operator(schema: Schema, definition: Callable[..., object]) -> Callable[..., Any]:
     """torch.ops.upsnet.<name>, of which a gradient is made. Nothing flows back through it."""
 
     def refuse(*_: object) -> None:
