@@ -5,6 +5,7 @@
 #include "deform_conv/launch.h"
 #include "nms/launch.h"
 #include "panoptic_fusion/launch.h"
+#include "roi_align_fpn/backward/launch.h"
 #include "roi_align_fpn/launch.h"
 
 namespace {
@@ -18,6 +19,7 @@ upsnet::Pool in_turn(int slots) { return {slots, run_in_turn}; }
 }  // namespace
 
 UPSNET_EXPORT_CPU(roi_align_fpn, in_turn)
+UPSNET_EXPORT_CPU(roi_align_fpn_backward, in_turn)
 UPSNET_EXPORT_CPU(nms, in_turn)
 UPSNET_EXPORT_CPU(deform_conv, in_turn)
 UPSNET_EXPORT_CPU(panoptic_fusion, in_turn)

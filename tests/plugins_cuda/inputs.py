@@ -172,6 +172,10 @@ def room_inputs(
         maps = pyramid(scale, 10 * scale, 16 * scale, 20 * scale, dtype, layout)
         options = {"output_size": 3, "sampling_ratio": 2, "aligned": True, "inclusive": False, "rounded_levels": False}
         return {"features": maps, "rois": crowd(scale, 2 * scale, scale)[0], **options}
+    if room == "roi_align_fpn/backward":
+        values = room_inputs("roi_align_fpn", scale, dtype, layout)
+        shape = (*values["rois"].shape[:2], values["features"][0].shape[1], 3, 3)
+        return values | {"grad_output": torch.randn(shape, generator=torch.Generator().manual_seed(scale)).to(dtype)}
     if room == "best_anchors":
         maps, base, sizes = anchor_maps(scale, 4 * scale, 5 * scale)
         maps = [each.contiguous(memory_format=layout) for each in maps]

@@ -15,7 +15,7 @@ from plugins_cuda import generate, library
 from upsnet.errors import InputError
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="levels are x86-64's")
-ROOMS = ["roi_align_fpn", "nms", "deform_conv", "panoptic_fusion", "best_anchors"]
+ROOMS = ["roi_align_fpn", "roi_align_fpn_backward", "nms", "deform_conv", "panoptic_fusion", "best_anchors"]
 # AVX and later begin with v or use registers of their own; BMI and what else v3 has.
 BEYOND_V2 = re.compile(r"^[kv]|[yz]mm|^(andn|bextr|bls|bzhi|lzcnt|movbe|mulx|pdep|pext |rorx|sarx|shlx|shrx)")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import plugins_cuda
 from plugins_cuda import library
-from plugins_cuda.roi_align_fpn import MAX_SAMPLES, gradient, reference
+from plugins_cuda.roi_align_fpn import MAX_SAMPLES, reference
 from tests.plugins_cuda.conftest import Calling, RunNode, assert_one_operator, export, run_model
 from tests.plugins_cuda.inputs import ALL_TYPES, SPECIAL_BOXES, level_by_level, pyramid
 
@@ -153,7 +153,6 @@ def test_boxes_that_are_not_finite_give_zeros_everywhere(run_node: RunNode) -> N
     broken = ~rois.isfinite().all(-1)
     expected[broken] = 0
     assert torch.equal(reference.roi_align_fpn(features, rois, 7), expected)
-    torch.testing.assert_close(gradient.roi_align_fpn(features, rois, 7, 2, True, False), expected, atol=1e-4, rtol=0)
     np.testing.assert_allclose(run_body(run_node, features, rois), expected.numpy(), atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The embedding-bag form of deform_conv and roi_align_fpn: the same values and gradients as torchvision."""
+"""The embedding-bag form of deform_conv: the same values and gradients as torchvision."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import torch
 from plugins_cuda.deform_conv import gradient as deform_gradient
 from plugins_cuda.deform_conv import reference as deform_reference
 from plugins_cuda.pytorch import wants_gradient
-from plugins_cuda.roi_align_fpn import gradient as roi_gradient
-from plugins_cuda.roi_align_fpn import reference as roi_reference
 from plugins_cuda.sampling import corners
 
 
@@ -30,25 +28,6 @@ def test_deform_conv(stride: int, padding: int, dilation: int) -> None:
     expected = deform_reference.deform_conv(*tensors, stride, padding, dilation)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradients(found, *tensors), gradients(expected, *tensors))
-
-
-@pytest.mark.parametrize("aligned", [True, False])
-@pytest.mark.parametrize("scale", [1, 7])
-def test_roi_align_fpn(aligned: bool, scale: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = [
-        torch.randn(2, 3, 64 // s, 96 // s, generator=generator, dtype=torch.float64).requires_grad_()
-        for s in (4, 8, 16, 32)
-    ]
-    # Boxes inside, outside, across the border, empty and inverted.
-    rois = torch.rand(2, 60, 4, generator=generator, dtype=torch.float64) * 160 * scale - 30
-    low, high = rois[:, :40, :2], rois[:, :40, 2:]
-    rois[:, :40] = torch.cat([low.minimum(high), low.maximum(high)], 2)
-    rois[:, 59] = 0
-    found = roi_gradient.roi_align_fpn(features, rois, 5, 2, aligned, False)
-    expected = roi_reference.roi_align_fpn(features, rois, 5, 2, aligned)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(gradients(found, *features), gradients(expected, *features))
 
 
 def test_corners_by_hand() -> None:

@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.pytorch import FLOAT_TYPES, NCHW, NHWC
 from plugins_cuda.schema import value_of
-from tests.plugins_cuda.conftest import params_class, prepared, schema_of
+from tests.plugins_cuda.conftest import operator_of, params_class, prepared, schema_of
 from tests.plugins_cuda.inputs import LARGEST, LAYOUTS, TYPES, room_inputs
 
 Values = dict[str, Any]
@@ -35,7 +34,7 @@ def emulated() -> library.Library:
 
 def launch(room: str, values: Values, workspace: Tensor) -> list[Tensor]:
     params, outputs, _held = prepared(room, values)
-    emulated().run(room, params, CPU, workspace)
+    emulated().run(schema_of(room).name, params, CPU, workspace)
     return outputs
 
 
@@ -60,7 +59,7 @@ def size_of(room: str, letters: Mapping[str, int], dtype: torch.dtype, layout: i
             getattr(params, name)[:] = values
         elif hasattr(params, name):
             setattr(params, name, values[0])
-    return emulated().workspace_size(room, params)
+    return emulated().workspace_size(schema.name, params)
 
 
 # The sizes that may grow, and how large they get; then attributes, which do not.
@@ -69,6 +68,10 @@ ROOMS: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {
     "roi_align_fpn": (
         {"B": 4, "C": 300, "R": 2000} | {f"{side}{level}": 1600 >> level for level in range(2, 6) for side in "HW"},
         [{"output_size": 7, "sampling_ratio": 2}, {"output_size": 28, "sampling_ratio": 1}],
+    ),
+    "roi_align_fpn/backward": (
+        {"B": 4, "C": 300, "R": 2000} | {f"{side}{level}": 1600 >> level for level in range(2, 6) for side in "HW"},
+        [{"output_size": size, "sampling_ratio": ratio} for size, ratio in ((7, 2), (28, 1), (7, 0))],
     ),
     "deform_conv": (
         {"B": 4, "depth": 300, "H": 200, "W": 340, "outputs": 300, "kh": 5, "kw": 5, "Ho": 200, "Wo": 340},
@@ -164,11 +167,12 @@ def test_emulated_launches_stay_in_what_the_largest_shapes_ask(
 ) -> None:
     """Between guards; then in exactly as many bytes, for the address sanitizer. Full of what makes results wrong."""
     served = emulated()
-    asked = served.workspace_size(room, prepared(room, room_inputs(room, LARGEST, dtype, layout))[0])
+    name = schema_of(room).name
+    asked = served.workspace_size(name, prepared(room, room_inputs(room, LARGEST, dtype, layout))[0])
     for scale in (1, 2):
         values = room_inputs(room, scale, dtype, layout)
-        wanted = getattr(plugins_cuda, room)(**values)  # the CPU front
-        own = served.workspace_size(room, prepared(room, values)[0])
+        wanted = operator_of(room)(**values)  # the CPU front
+        own = served.workspace_size(name, prepared(room, values)[0])
         assert own <= asked
         memory = torch.full((own + 2 * GUARD,), 255, dtype=torch.uint8)
         guarded = launch(room, values, memory[GUARD : GUARD + own])
@@ -184,14 +188,14 @@ def test_emulated_launches_stay_in_what_the_largest_shapes_ask(
 def test_emulated_short_workspace_is_refused(room: str) -> None:
     values = room_inputs(room, 1, torch.float32, torch.contiguous_format)
     params, outputs, _held = prepared(room, values)
-    served = emulated()
-    needed = served.workspace_size(room, params)
+    served, name = emulated(), schema_of(room).name
+    needed = served.workspace_size(name, params)
     for output in outputs:
         output.zero_()
     workspace = torch.zeros(needed, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match=f"^{room}: it needs a workspace of {needed} bytes, got {needed - 1}$"):
-        served.run(room, params, CPU, workspace[:-1])
-    start = served._operator(room, params).start
+    with pytest.raises(RuntimeError, match=f"^{name}: it needs a workspace of {needed} bytes, got {needed - 1}$"):
+        served.run(name, params, CPU, workspace[:-1])
+    start = served._operator(name, params).start
     assert start(ctypes.byref(params), workspace.data_ptr(), needed - 1, None) == 1  # cudaErrorInvalidValue
     for step in (1, 8):
         status = start(ctypes.byref(params), workspace.data_ptr() + step, needed, None)

@@ -6,7 +6,7 @@
 // is written once, in its own type and layout, and each time has the same bits: one mode is both the deterministic and
 // the fast one.
 //
-// Before, one kernel finds every box's shares, and another brings grad_output from [box][channel][bin] to
+// Before, one kernel finds every box's shares (shares.cuh), and another brings grad_output from [box][channel][bin] to
 // [box][bin][channel] (not float64, for which this need not be fast).
 //
 // Floor, 1024 boxes x 256 channels x 7 x 7 on P2..P5 of two images of 800 x 1344, float: the maps' gradients once
@@ -21,22 +21,21 @@
 #include "common/transpose.cuh"
 #include "roi_align_fpn/backward/kernel.cuh"
 #include "roi_align_fpn/backward/launch.h"
+#include "roi_align_fpn/backward/shares.cuh"
 #include "roi_align_fpn/gather.cuh"
-#include "roi_align_fpn/touched.cuh"
 
 namespace upsnet::roi_align_fpn_backward {
 namespace {
 
 using roi_align_fpn::add_bin;
 using roi_align_fpn::Map;
-using roi_align_fpn::pick;
+using roi_align_fpn::Pack;
+using roi_align_fpn::SumOf;
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kBlocks = 3;    // of a multiprocessor: 80 registers a thread
-constexpr int kPixels = 16;   // of a tile
-constexpr int kListed = 32;   // boxes whose shares a block looks up at once
-constexpr int kFinders = 64;  // threads that find a box's shares
-constexpr int kVectorBytes = 16;
+constexpr int kBlocks = 3;   // of a multiprocessor: 80 registers a thread
+constexpr int kPixels = 16;  // of a tile
+constexpr int kListed = 32;  // boxes whose shares a block looks up at once
 
 // A tile's rows in NCHW are 32 bytes, a sector, long.
 template <typename T>
@@ -44,114 +43,10 @@ constexpr int kTileColumns = sizeof(T) == 2 ? 16 : 8;
 template <typename T>
 constexpr int kTileRows = kPixels / kTileColumns<T>;
 
-// What the first kernel finds of a box: [rows, columns].
-struct alignas(16) Found {
-  Reach reach;
-  int32_t counts[2];
-};
-
-// The workspace. Of every box and direction there is the same room.
-template <typename Real>
-struct Workspace {
-  Found* found;         // [box]
-  Line* lines;          // [box][2][bin]
-  TapOf<Real>* taps;    // [box][2][room], as forward has them
-  Share<Real>* shares;  // [box][2][room], by rows or columns of the map
-  int32_t* reached;     // [box][2][room], these rows or columns
-  int room;
-  unsigned char* bins;  // [box][bin][channel]
-  size_t bytes;
-
-  Workspace(const Params& params, void* memory) {
-    const size_t boxes = size_t(params.batch) * params.rois_per_image, size = params.output_size;
-    room = roi_align_fpn::taps_of_direction(forward_of(params));
-    auto* const begin = static_cast<unsigned char*>(memory);
-    bytes = 0;
-    const auto take = [&](auto*& part, size_t count) {
-      part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(begin + bytes);
-      bytes += aligned(count * sizeof *part);
-    };
-    take(found, boxes);
-    take(lines, boxes * 2 * size);
-    take(taps, boxes * 2 * room);
-    take(shares, boxes * 2 * room);
-    take(reached, boxes * 2 * room);
-    take(bins, params.features_type == kFloat64 ? 0 : boxes * size * size * channel_bytes(params));
-  }
-
-  // Whole vectors.
-  static size_t channel_bytes(const Params& params) {
-    const size_t bytes = params.channels * element_size(params.features_type);
-    return (bytes + kVectorBytes - 1) / kVectorBytes * kVectorBytes;
-  }
-};
-
-// --- the shares of every box
-// -------------------------------------------------------------------------------------------
-
-// One direction's taps, in the map's order: each goes where as many are before it.
-template <typename Real>
-__device__ void sort_taps(const Line* lines, int bins, const TapOf<Real>* taps, Share<Real>* shares, int32_t* reached) {
-  for (int bin = threadIdx.x / 32; bin < bins; bin += kFinders / 32) {
-    for (int i = threadIdx.x % 32; i < lines[bin].count; i += 32) {
-      const TapOf<Real> own = taps[lines[bin].first + i];
-      int before = 0;
-      for (int other = 0; other < bins; ++other) {
-        const Line line = lines[other];
-        for (int j = line.first; j < line.first + line.count; ++j) {
-          const int index = taps[j].index;
-          before += index < own.index || (index == own.index && other < bin);
-        }
-      }
-      reached[before] = own.index;
-      shares[before] = {bin, own.weight};
-    }
-  }
-}
-
-// Grid: boxes.
-template <typename Real>
-__global__ void __launch_bounds__(kFinders) find_shares(Forward params, Workspace<Real> space) {
-  const int box = blockIdx.x, bins = params.output_size;
-  const float* corners = params.rois + 4 * int64_t{box};
-  const int level = roi_align_fpn::level_of(corners, params.inclusive != 0, params.rounded_levels != 0);
-  const int64_t line_at = int64_t{box} * 2 * bins, at = int64_t{box} * 2 * space.room;
-  for (int i = threadIdx.x; i < 2 * bins; i += kFinders) {
-    const bool is_column = i >= bins;
-    const int length = is_column ? pick(params.widths, level) : pick(params.heights, level);
-    TapOf<Real>* const taps = space.taps + at + (is_column ? space.room : 0);
-    space.lines[line_at + i] =
-        roi_align_fpn::find_line(params, corners, level, is_column, is_column ? i - bins : i, length, taps);
-  }
-  __syncthreads();
-  for (int direction = 0; direction < 2; ++direction) {
-    const int64_t begin = at + direction * space.room;
-    sort_taps(space.lines + line_at + direction * bins, bins, space.taps + begin, space.shares + begin,
-              space.reached + begin);
-  }
-  __syncthreads();
-  if (threadIdx.x > 0) return;
-  int row_shares = 0, column_shares = 0;
-  for (int i = 0; i < bins; ++i) {
-    row_shares += space.lines[line_at + i].count;
-    column_shares += space.lines[line_at + bins + i].count;
-  }
-  Reach reach{level};
-  if (row_shares > 0 && column_shares > 0) {
-    const int32_t *rows = space.reached + at, *columns = rows + space.room;
-    reach = {level, rows[0], rows[row_shares - 1], columns[0], columns[column_shares - 1]};
-  }
-  space.found[box] = {reach, {row_shares, column_shares}};
-}
-
-// --- the gather
-// --------------------------------------------------------------------------------------------------------
-
 struct Plan {
   int lanes;              // threads that share a pixel: a power of two, at most 32
   int tiles[kLevels];     // of the maps of an image
   bool in_vectors;        // channels-last maps are written so
-  bool is_turned;         // the bins' gradients are [box][bin][channel], else [box][channel][bin]
   unsigned bin_pitch;     // bytes
   int64_t channel_pitch;  // bytes
   int64_t box_pitch;      // bytes
@@ -354,8 +249,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) gather(Params params, Works
   }
 }
 
-// --- launches
-// ----------------------------------------------------------------------------------------------------------
+// --- launches --------------------------------------------------------------------------------------------------------
 
 template <typename T, int kVector>
 cudaError_t launch_gather(const Params& params, const Workspace<SumOf<T>>& space, cudaStream_t stream) {
