@@ -53,6 +53,7 @@ CASES: dict[str, dict[str, Any]] = {  # what is not SMALL's, and how it is compu
             "panoptic": SMALL["panoptic"] | {"merge": "heuristic", "by_class": True},
         }
     },
+    "recomputed backbone": {"compute": {"precision": "bf16", "recompute_backbone": True}},
     "no deformable head": {"model": {"semantic_head": {"channels": [16], "deformable": False}}},
 }
 BOXES = (2, 0)  # instances of the batch's images
