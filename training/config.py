@@ -287,11 +287,22 @@ class ScheduleConfig(Section):
 class ComputeConfig(Section):
     """How a step is computed. precision: of the forward pass (autocast); weights and optimizer stay fp32. tf32: types
     as in fp32, but a GPU's convolutions and matrix products round what they read to TF32. channels_last: the memory
-    format of weights and features."""
+    format of weights and features. exchange: the type in which several processes exchange their gradients.
+    recompute_backbone: activation checkpointing: memory for time."""
 
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
+    exchange: Literal["fp32", "bf16"] = "fp32"
+    recompute_backbone: bool = False
+
+    @model_validator(mode="after")
+    def _one_recomputes(self) -> ComputeConfig:
+        if self.compile and self.recompute_backbone:
+            raise ValueError(
+                "recompute_backbone and compile: a compiled backbone decides itself what it recomputes; choose one"
+            )
+        return self
 
 
 class Config(Section):

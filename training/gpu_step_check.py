@@ -3,9 +3,10 @@
     python -m training.gpu_step_check --device cuda
 
 A step or two of each case are taken first: what is made once (operators compiled, algorithms chosen) may wait. Then
-PyTorch raises an error wherever it would. On a CPU, which nobody waits for, the steps are taken all the same. The last
-line says how it went, in short; exit status 0: nothing waits, or the check was left out for want of a package, which
-the line says; 1: something does, or a step failed.
+PyTorch raises an error wherever it would. Left out is what needs minutes, `compute.compile`, and several processes,
+`compute.exchange`. On a CPU, which nobody waits for, the steps are taken all the same. The last line says how it went,
+in short; exit status 0: nothing waits, or the check was left out for want of a package, which the line says; 1:
+something does, or a step failed.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ CASES: dict[str, dict[str, Any]] = {  # what is not SMALL's, and how it is compu
             "panoptic": SMALL["panoptic"] | {"merge": "heuristic", "by_class": True},
         }
     },
+    "recomputed backbone": {"compute": {"precision": "bf16", "recompute_backbone": True}},
     "no deformable head": {"model": {"semantic_head": {"channels": [16], "deformable": False}}},
 }
 BOXES = (2, 0)  # instances of the batch's images

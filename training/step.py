@@ -17,12 +17,14 @@ import torch
 import torch.distributed as dist
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from training.batch_norm import synchronise
 from training.config import Config
 from training.data.batch import Batch
 from training.distributed import Process, gather
+from training.model.recompute import recompute_blocks
 from training.schedule import Plan, build_optimizer, set_lr
 from upsnet.errors import first_line
 
@@ -72,6 +74,8 @@ class Stepper:
         self.optimizer = build_optimizer(model, config.schedule)
         self.ema = average_of(model, config.schedule.ema) if config.schedule.ema else None
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=compute.precision == "fp16")
+        if compute.recompute_backbone:
+            recompute_blocks(model.get_submodule("backbone"))
         if compute.compile:
             for part in model.children():
                 compile_part(part)
@@ -82,6 +86,8 @@ class Stepper:
             for parameter in losses.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             self.losses = DistributedDataParallel(losses, gradient_as_bucket_view=True)
+            if compute.exchange == "bf16":
+                self.losses.register_comm_hook(None, bf16_compress_hook)
         self._pending: deque[Pending] = deque()
 
     def step(self, passes: Sequence[Batch], step: int, signals: Sequence[int]) -> None:

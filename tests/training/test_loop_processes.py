@@ -85,6 +85,26 @@ def test_the_number_of_processes_may_change(
     assert load(tmp_path / "run" / "last.safetensors").images_per_step == 4
 
 
+def test_every_option_of_two_processes(children: ChildProcesses, shapes: Path, tmp_path: Path) -> None:
+    """Gradients exchanged in bf16, channels last, a recomputed backbone: nothing is warned of, and a run that goes on
+    is the unbroken one."""
+    compute = {"exchange": "bf16", "channels_last": True, "recompute_backbone": True}
+
+    def run(name: str, iterations: int, **compute: Any) -> dict[str, torch.Tensor]:
+        more: dict[str, Any] = {"model": SMALL, "evaluate_every": 0, "lr": 0.005, "compute": compute}
+        config, stderr = settings(shapes, iterations=iterations, **more), str(tmp_path / f"{name}.txt")
+        jobs = children.ranks(2, config, tmp_path / name, real=True, stderr=stderr)
+        assert children.run(*jobs) == [0, 0]
+        assert "warn" not in Path(stderr).read_text().lower()
+        return load(tmp_path / name / "last.safetensors").model
+
+    unbroken, _ = run("unbroken", 3, **compute), run("run", 2, **compute)
+    assert all(torch.equal(tensor, unbroken[name]) for name, tensor in run("run", 3, **compute).items())
+    other = run("fp32", 3, **compute | {"exchange": "fp32"})
+    differing = [name for name, tensor in other.items() if not torch.equal(tensor, unbroken[name])]
+    assert differing and all(torch.allclose(other[name], unbroken[name], atol=2e-3) for name in differing)
+
+
 def test_a_signal_to_one_process_stops_all(children: ChildProcesses, shapes: Path, tmp_path: Path) -> None:
     jobs = children.ranks(2, settings(shapes, iterations=100_000, evaluate_every=0), tmp_path)
     assert children.run(jobs[0], jobs[1] | {"stop": 3}) == [signal.SIGTERM, signal.SIGTERM]

@@ -13,7 +13,7 @@ from upsnet.tables import make_table
 
 
 def step_table(title: str, steps: Sequence[Timed], ratio: float, compiled_ratio: float | None = None) -> Table:
-    columns = ("images a second", "seconds a step", "least ... most", "first step (s)", "GPU memory (GiB)")
+    columns = ("images a second", "seconds a step", "least ... most", "first step (s)", "memory (GiB)")
     table = make_table(title, "", *columns)
     for row in steps:
         spread = f"{min(row.seconds):.3f} ... {max(row.seconds):.3f}"

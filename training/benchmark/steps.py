@@ -55,7 +55,9 @@ class Timed(BaseModel):
     median_s: float  # of the turns
     seconds: list[float]  # a step, the mean of each turn
     first_s: float  # the first step, which chooses kernels, and compiles where `compute.compile` says so
-    memory_bytes: int | None  # most of the GPU's: weights, gradients, optimizer and one step's activations
+    # Most of the GPU's: weights, gradients, optimizer and one step's activations. On a CPU what one step adds to
+    # weights and optimizer; None where it is compiled, since nobody sees what is inside.
+    memory_bytes: int | None
 
 
 class UpsnetStep:
