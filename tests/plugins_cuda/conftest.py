@@ -139,6 +139,12 @@ def schema_of(room: str) -> Schema:
     return importlib.import_module(f"plugins_cuda.{room.replace('/', '.')}.schema").SCHEMA
 
 
+def operator_of(room: str) -> Callable[..., Any]:
+    """Its public function; of "roi_align_fpn/backward", the gradient's."""
+    module = importlib.import_module(f"plugins_cuda.{room.replace('/', '.')}")
+    return getattr(module, schema_of(room).name)
+
+
 @functools.cache
 def params_class(room: str) -> type[ctypes.Structure]:
     return params_type(schema_of(room))

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from plugins_cuda import generate, library
 from plugins_cuda.library import Library
-from tests.plugins_cuda.conftest import prepared
+from tests.plugins_cuda.conftest import prepared, schema_of
 from tests.plugins_cuda.inputs import LAYOUTS, room_inputs
 
-ROOMS = ["nms", "roi_align_fpn", "deform_conv", "panoptic_fusion", "best_anchors"]
+ROOMS = ["nms", "roi_align_fpn", "deform_conv", "deform_conv/backward", "panoptic_fusion", "best_anchors"]
 
 
 def compile_with_pool(output: Path, sources: list[Path], *flags: str) -> Path:
@@ -60,7 +60,7 @@ def in_turn(tmp_path_factory: pytest.TempPathFactory) -> Library:
 
 def run(served: Library, room: str, layout: torch.memory_format, threads: int) -> list[Tensor]:
     params, outputs, _held = prepared(room, room_inputs(room, 6, layout=layout))
-    assert served._operator(room, params).start(ctypes.byref(params), threads) == 0
+    assert served._operator(schema_of(room).name, params).start(ctypes.byref(params), threads) == 0
     return outputs
 
 
@@ -78,6 +78,6 @@ def test_rooms_run_on_any_pool(in_turn: Library, room: str, layout: torch.memory
 
 
 def test_rooms_know_no_threads_of_their_own() -> None:
-    for path in [*library.SOURCES.glob("*/cpu*.cpp"), *library.SOURCES.glob("*/cpu*.h")]:
+    for path in [*library.SOURCES.glob("**/cpu*.cpp"), *library.SOURCES.glob("**/cpu*.h")]:
         text = path.read_text()
         assert "omp.h" not in text and "omp parallel" not in text and "std::thread" not in text, path

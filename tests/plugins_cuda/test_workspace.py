@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.pytorch import FLOAT_TYPES, NCHW, NHWC
 from plugins_cuda.schema import value_of
-from tests.plugins_cuda.conftest import params_class, prepared, schema_of
+from tests.plugins_cuda.conftest import operator_of, params_class, prepared, schema_of
 from tests.plugins_cuda.inputs import LARGEST, LAYOUTS, TYPES, room_inputs
 
 Values = dict[str, Any]
@@ -35,7 +34,7 @@ def emulated() -> library.Library:
 
 def launch(room: str, values: Values, workspace: Tensor) -> list[Tensor]:
     params, outputs, _held = prepared(room, values)
-    emulated().run(room, params, CPU, workspace)
+    emulated().run(schema_of(room).name, params, CPU, workspace)
     return outputs
 
 
@@ -60,7 +59,7 @@ def size_of(room: str, letters: Mapping[str, int], dtype: torch.dtype, layout: i
             getattr(params, name)[:] = values
         elif hasattr(params, name):
             setattr(params, name, values[0])
-    return emulated().workspace_size(room, params)
+    return emulated().workspace_size(schema.name, params)
 
 
 # The sizes that may grow, and how large they get; then attributes, which do not.
@@ -73,6 +72,10 @@ ROOMS: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {
     "deform_conv": (
         {"B": 4, "depth": 300, "H": 200, "W": 340, "outputs": 300, "kh": 5, "kw": 5, "Ho": 200, "Wo": 340},
         [{"group": group, "offset_group": offsets} for group, offsets in ((1, 1), (2, 1), (3, 2), (1, 4))],
+    ),
+    "deform_conv/columns": (
+        {"B": 4, "depth": 300, "H": 200, "W": 340, "K": 25, "Ho": 200, "Wo": 340},
+        [{"offset_group": groups, "deterministic": mode} for groups in (1, 3) for mode in (0, 1)],
     ),
     "panoptic_fusion": (
         {"B": 4, "things": 100, "h": 340, "w": 340, "N": 105, "M": 56},
@@ -87,6 +90,9 @@ def letters_of(room: str, sizes: dict[str, int], attributes: dict[str, int]) -> 
         depth, offsets = sizes["depth"] * attributes["offset_group"], attributes["offset_group"]
         channels = {"C": depth * attributes["group"], "D": depth, "O": sizes["outputs"] * attributes["group"]}
         return sizes | channels | {"P": 2 * offsets * sizes["kh"] * sizes["kw"]}
+    if room == "deform_conv/columns":
+        offsets = attributes["offset_group"]
+        return sizes | {"C": sizes["depth"] * offsets, "P": 2 * offsets * sizes["K"]}
     return sizes | attributes | {"C": sizes.get("C", attributes.get("num_stuff", 0) + sizes.get("things", 0))}
 
 
@@ -164,11 +170,12 @@ def test_emulated_launches_stay_in_what_the_largest_shapes_ask(
 ) -> None:
     """Between guards; then in exactly as many bytes, for the address sanitizer. Full of what makes results wrong."""
     served = emulated()
-    asked = served.workspace_size(room, prepared(room, room_inputs(room, LARGEST, dtype, layout))[0])
+    name = schema_of(room).name
+    asked = served.workspace_size(name, prepared(room, room_inputs(room, LARGEST, dtype, layout))[0])
     for scale in (1, 2):
         values = room_inputs(room, scale, dtype, layout)
-        wanted = getattr(plugins_cuda, room)(**values)  # the CPU front
-        own = served.workspace_size(room, prepared(room, values)[0])
+        wanted = operator_of(room)(**values)  # the CPU front
+        own = served.workspace_size(name, prepared(room, values)[0])
         assert own <= asked
         memory = torch.full((own + 2 * GUARD,), 255, dtype=torch.uint8)
         guarded = launch(room, values, memory[GUARD : GUARD + own])
@@ -184,14 +191,14 @@ def test_emulated_launches_stay_in_what_the_largest_shapes_ask(
 def test_emulated_short_workspace_is_refused(room: str) -> None:
     values = room_inputs(room, 1, torch.float32, torch.contiguous_format)
     params, outputs, _held = prepared(room, values)
-    served = emulated()
-    needed = served.workspace_size(room, params)
+    served, name = emulated(), schema_of(room).name
+    needed = served.workspace_size(name, params)
     for output in outputs:
         output.zero_()
     workspace = torch.zeros(needed, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match=f"^{room}: it needs a workspace of {needed} bytes, got {needed - 1}$"):
-        served.run(room, params, CPU, workspace[:-1])
-    start = served._operator(room, params).start
+    with pytest.raises(RuntimeError, match=f"^{name}: it needs a workspace of {needed} bytes, got {needed - 1}$"):
+        served.run(name, params, CPU, workspace[:-1])
+    start = served._operator(name, params).start
     assert start(ctypes.byref(params), workspace.data_ptr(), needed - 1, None) == 1  # cudaErrorInvalidValue
     for step in (1, 8):
         status = start(ctypes.byref(params), workspace.data_ptr() + step, needed, None)
