@@ -26,11 +26,10 @@ def check_deform_conv_columns(device: torch.device, variant: Variant, determinis
             device, variant.dtype
         ),
     }
-    steps: dict[str, Any] = {"kernel_size": (3, 3), "stride": 1, "padding": 1, "dilation": 1}
+    steps: dict[str, Any] = {name: (1, 1) for name in ("stride", "padding", "dilation")} | {"kernel_size": (3, 3)}
     first, second = (deform_conv_columns(**given, **steps, deterministic=deterministic) for _ in range(2))
-    wide = {name: tensor.cpu().double() for name, tensor in given.items()}
-    pairs = {name: (value, value) if isinstance(value, int) else value for name, value in steps.items()}
-    exact = reference.deform_conv_columns(**wide, **pairs, deterministic=True)
+    wide: dict[str, Any] = {name: tensor.cpu().double() for name, tensor in given.items()}
+    exact = reference.deform_conv_columns(**wide, **steps, deterministic=True)
     names = ("columns", "grad_x", "grad_offset", "grad_mask")
     for name, ours, again, wanted in zip(names, first, second, exact, strict=True):
         error, largest = (ours.cpu().double() - wanted).abs().max().item(), wanted.abs().max().item()

@@ -2,6 +2,7 @@
 #include "best_anchors/launch.h"
 #include "common/exports.h"
 #include "common/pool.h"
+#include "deform_conv/backward/launch.h"
 #include "deform_conv/launch.h"
 #include "nms/launch.h"
 #include "panoptic_fusion/launch.h"
@@ -22,5 +23,6 @@ UPSNET_EXPORT_CPU(roi_align_fpn, in_turn)
 UPSNET_EXPORT_CPU(roi_align_fpn_backward, in_turn)
 UPSNET_EXPORT_CPU(nms, in_turn)
 UPSNET_EXPORT_CPU(deform_conv, in_turn)
+UPSNET_EXPORT_CPU(deform_conv_backward, in_turn)
 UPSNET_EXPORT_CPU(panoptic_fusion, in_turn)
 UPSNET_EXPORT_CPU(best_anchors, in_turn)

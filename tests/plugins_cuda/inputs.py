@@ -183,6 +183,17 @@ def room_inputs(
     if room == "deform_conv":  # 2, 12, ... 288 blocks: the largest one's channels are not split
         case = DeformCase(batch=scale, channels=40, size=(8 * scale, 20 * scale), out_channels=10, kernel=(1, 1))
         return {**case.tensors(dtype, layout), "stride": 1, "padding": (1, 1), "dilation": 1, "mask": None}
+    if room in ("deform_conv/backward", "deform_conv/columns"):
+        values = room_inputs("deform_conv", scale, dtype, layout) | {"stride": [1, 1], "dilation": [1, 1]}
+        values["mask"] = values["offset"][:, 1:].sigmoid()
+        place, values_of = (scale, *values["offset"].shape[2:]), torch.Generator().manual_seed(scale)
+        del values["bias"]
+        if room == "deform_conv/backward":
+            grad = torch.randn(scale, 10, *place[1:], generator=values_of).to(dtype)
+            return values | {"grad_output": grad.contiguous(memory_format=layout)}
+        del values["weight"]
+        grad = torch.randn(*place, 1, 40, generator=values_of).to(dtype)
+        return values | {"grad_columns": grad, "kernel_size": [1, 1], "deterministic": False}
     size = {"rows": 2 * scale, "height": 3 * scale, "width": 10 * scale}
     drawn = fusion_inputs(3, counts=[2 * scale] * scale, dtype=dtype, **size)
     drawn["semantic"] = drawn["semantic"].contiguous(memory_format=layout)

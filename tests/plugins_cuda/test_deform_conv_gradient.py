@@ -18,8 +18,9 @@ import plugins_cuda
 from plugins_cuda import library
 from plugins_cuda.deform_conv.backward import reference as products
 from plugins_cuda.deform_conv.columns import deform_conv_columns, reference
-from tests.plugins_cuda.conftest import COMPILED, Front, front_fixture
-from tests.plugins_cuda.inputs import ALL_TYPES, LAYOUTS, DeformCase
+from tests.plugins_cuda.conftest import COMPILED, Front, front_fixture, prepared
+from tests.plugins_cuda.inputs import ALL_TYPES, LAYOUTS, DeformCase, room_inputs
+from tests.plugins_cuda.test_limits import INVALID, start
 from training.model.deform import DeformConv
 
 pytestmark = pytest.mark.numeric
@@ -272,3 +273,24 @@ def test_a_second_derivative_is_refused() -> None:
     (first,) = torch.autograd.grad(out.square().sum(), tensors["x"], create_graph=True)
     with pytest.raises(RuntimeError, match="deform_conv_backward: a gradient has no gradient here"):
         first.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "room", "wrong"),
+    [
+        *(("cpu", "deform_conv/backward", {member: 3}) for member in ("group", "offset_group")),
+        *(("cpu", "deform_conv/backward", {member: -1}) for member in ("batch", "channels", "out_height", "kernel_w")),
+        *(("emulated", "deform_conv/columns", {member: 3}) for member in ("taps", "offset_group")),
+        *(
+            ("emulated", "deform_conv/columns", {member: -1})
+            for member in ("batch", "channels", "out_height", "height")
+        ),
+        ("emulated", "deform_conv/columns", {"out_height": 2**16, "out_width": 2**15}),
+    ],
+    ids=str,
+)
+def test_what_no_kernel_can_hold_is_refused(name: str, room: str, wrong: dict[str, int]) -> None:
+    params, _outputs, _held = prepared(room, room_inputs(room))
+    for member, value in wrong.items():
+        setattr(params, member, value)
+    assert start(name, room, params) == INVALID

@@ -18,7 +18,7 @@ from plugins_cuda import library
 from tests.plugins_cuda.conftest import COMPILED, IN_ONNXRUNTIME, Front, front_fixture, operator_of, prepared, schema_of
 from tests.plugins_cuda.inputs import LAYOUTS, room_inputs
 
-ROOMS = ["nms", "roi_align_fpn", "roi_align_fpn/backward", "deform_conv", "panoptic_fusion"]
+ROOMS = ["nms", "roi_align_fpn", "roi_align_fpn/backward", "deform_conv", "deform_conv/columns", "panoptic_fusion"]
 INVALID, MISALIGNED = 1, 716  # cudaError_t
 front = front_fixture([*COMPILED, *IN_ONNXRUNTIME])
 

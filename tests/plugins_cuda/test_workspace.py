@@ -77,6 +77,10 @@ ROOMS: dict[str, tuple[dict[str, int], list[dict[str, int]]]] = {
         {"B": 4, "depth": 300, "H": 200, "W": 340, "outputs": 300, "kh": 5, "kw": 5, "Ho": 200, "Wo": 340},
         [{"group": group, "offset_group": offsets} for group, offsets in ((1, 1), (2, 1), (3, 2), (1, 4))],
     ),
+    "deform_conv/columns": (
+        {"B": 4, "depth": 300, "H": 200, "W": 340, "K": 25, "Ho": 200, "Wo": 340},
+        [{"offset_group": groups, "deterministic": mode} for groups in (1, 3) for mode in (0, 1)],
+    ),
     "panoptic_fusion": (
         {"B": 4, "things": 100, "h": 340, "w": 340, "N": 105, "M": 56},
         [{"num_stuff": stuff, "heuristic": mode} for stuff in (1, 11, 53, 150) for mode in (0, 1)],
@@ -90,6 +94,9 @@ def letters_of(room: str, sizes: dict[str, int], attributes: dict[str, int]) -> 
         depth, offsets = sizes["depth"] * attributes["offset_group"], attributes["offset_group"]
         channels = {"C": depth * attributes["group"], "D": depth, "O": sizes["outputs"] * attributes["group"]}
         return sizes | channels | {"P": 2 * offsets * sizes["kh"] * sizes["kw"]}
+    if room == "deform_conv/columns":
+        offsets = attributes["offset_group"]
+        return sizes | {"C": sizes["depth"] * offsets, "P": 2 * offsets * sizes["K"]}
     return sizes | attributes | {"C": sizes.get("C", attributes.get("num_stuff", 0) + sizes.get("things", 0))}
 
 
