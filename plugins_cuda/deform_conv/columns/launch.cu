@@ -23,41 +23,42 @@ namespace {
 constexpr int kSamples = 4;  // of a team
 constexpr int kTurned = 32;  // rows and columns of a tile
 
-// Item: (image, pixel, offset group, tap), the last one fastest.
+// Grid: items x images. Item: (pixel, offset group, tap), the last one fastest.
 template <typename T, typename S, int kCount>
 __global__ void __launch_bounds__(kThreads) columns_kernel(const Problem problem) {
   const Params& p = problem.p;
-  const int lanes = problem.lanes, teams = kThreads / lanes, lane = threadIdx.x % lanes;
-  const int32_t group_channels = p.channels / p.offset_group, places = p.offset_group * p.taps;
-  const int64_t plane = out_plane(p), items = p.batch * plane * places;
-  int64_t item = int64_t(blockIdx.x) * teams * kSamples + threadIdx.x / lanes;
-  for (int i = 0; i < kSamples; ++i, item += teams) {
-    if (!__any_sync(~0u, item < items)) return;
-    const bool there = item < items;
-    const int64_t own = there ? item : 0, number = own / places, image = number / plane;
-    const int32_t index = int32_t(own - number * places), pixel = int32_t(number - image * plane);
-    const int32_t group = index / p.taps, tap = index % p.taps;
-    const Point<S> point = point_of<S>(p, image, index, pixel);
-    const S mask = mask_of<S>(p, image, index, pixel);
-    const bool inside = (point.pixel[0] & point.pixel[1] & point.pixel[2] & point.pixel[3]) >= 0;
-    const int64_t first = (number * p.taps + tap) * p.channels + int64_t(group) * group_channels;
-    const T* gradient = static_cast<const T*>(p.grad_columns) + first;
-    T* column = static_cast<T*>(p.columns) + first;
-    const Sample<T, S, kCount> sample(problem, point, mask, image, group * group_channels);
-    Moments<S> moments{};
-    for (int32_t c = lane * kCount; there && c < group_channels; c += lanes * kCount) {
-      if (inside) {
-        sample.visit(gradient, column, c, moments);
-      } else {
-        Piece<T, kCount>{}.write(column + c);
+  const uint32_t lanes = problem.lanes, teams = kThreads / lanes, lane = threadIdx.x % lanes;
+  const uint32_t group_channels = p.channels / p.offset_group, places = p.offset_group * p.taps;
+  const int64_t plane = out_plane(p);
+  const uint32_t items = uint32_t(plane) * places, first_item = blockIdx.x * (teams * kSamples) + threadIdx.x / lanes;
+  for (int64_t image = blockIdx.y; image < p.batch; image += gridDim.y) {
+    for (uint32_t item = first_item; item < first_item + teams * kSamples; item += teams) {
+      const bool there = item < items;
+      if (!__any_sync(~0u, there)) break;
+      const uint32_t pixel = (there ? item : 0) / places, index = (there ? item : 0) - pixel * places;
+      const uint32_t group = index / p.taps, tap = index - group * p.taps;
+      const Point<S> point = point_of<S>(p, image, index, pixel);
+      const S mask = mask_of<S>(p, image, index, pixel);
+      const bool inside = (point.pixel[0] & point.pixel[1] & point.pixel[2] & point.pixel[3]) >= 0;
+      const int64_t first = ((image * plane + pixel) * p.taps + tap) * p.channels + group * group_channels;
+      const T* gradient = static_cast<const T*>(p.grad_columns) + first;
+      T* column = static_cast<T*>(p.columns) + first;
+      const Sample<T, S, kCount> sample(problem, point, mask, image, group * group_channels);
+      Moments<S> moments{};
+      for (uint32_t c = lane * kCount; there && c < group_channels; c += lanes * kCount) {
+        if (inside) {
+          sample.visit(gradient, column, c, moments);
+        } else {
+          Piece<T, kCount>{}.write(column + c);
+        }
       }
+      moments = sum_over_team(moments, lanes);
+      if (!there || lane != 0) continue;
+      const int64_t place = image * places + index;
+      S* offsets = static_cast<S*>(p.grad_offset) + 2 * place * plane + pixel;
+      offsets[0] = mask * moments.down(point.right), offsets[plane] = mask * moments.right(point.down);
+      if (p.mask) { static_cast<S*>(p.grad_mask)[place * plane + pixel] = moments.sample(point.down, point.right); }
     }
-    moments = sum_over_team(moments, lanes);
-    if (!there || lane != 0) continue;
-    const int64_t place = image * places + index;
-    S* offsets = static_cast<S*>(p.grad_offset) + 2 * place * plane + pixel;
-    offsets[0] = mask * moments.down(point.right), offsets[plane] = mask * moments.right(point.down);
-    if (p.mask) { static_cast<S*>(p.grad_mask)[place * plane + pixel] = moments.sample(point.down, point.right); }
   }
 }
 
@@ -140,8 +141,8 @@ size_t sums_bytes(const Params& p) {
 bool is_supported(const Params& p) {
   const auto same = deform_conv::geometry_of(p, 0, 1, p.kernel_size[0], p.kernel_size[1]);
   return deform_conv::is_supported(same) && p.out_height >= 0 && p.out_width >= 0 &&
-         p.taps == int64_t{p.kernel_size[0]} * p.kernel_size[1] && out_plane(p) * p.taps <= INT32_MAX - kThreads &&
-         int64_t{p.offset_group} * p.taps <= INT32_MAX;
+         p.taps == int64_t{p.kernel_size[0]} * p.kernel_size[1] && out_plane(p) <= INT32_MAX &&
+         out_plane(p) * p.taps <= INT32_MAX / p.offset_group - kThreads * kSamples;
 }
 
 template <typename T, typename S, int kCount>
@@ -150,10 +151,9 @@ cudaError_t launch_columns(Problem problem, cudaStream_t stream) {
   const int32_t pieces = (p.channels / p.offset_group + kCount - 1) / kCount;
   problem.lanes = 4;
   while (problem.lanes < 32 && problem.lanes < pieces) problem.lanes *= 2;
-  const int64_t items = p.batch * out_plane(p) * p.offset_group * p.taps;
-  const int64_t of_a_block = kThreads / problem.lanes * kSamples, blocks = (items + of_a_block - 1) / of_a_block;
-  if (blocks > INT32_MAX) return cudaErrorInvalidValue;
-  return launch_kernel(columns_kernel<T, S, kCount>, dim3(unsigned(blocks)), dim3(kThreads), 0, stream, problem);
+  const int64_t items = out_plane(p) * p.offset_group * p.taps, of_a_block = kThreads / problem.lanes * kSamples;
+  const dim3 grid(unsigned((items + of_a_block - 1) / of_a_block), unsigned(std::min<int64_t>(p.batch, kMaxGrid)));
+  return launch_kernel(columns_kernel<T, S, kCount>, grid, dim3(kThreads), 0, stream, problem);
 }
 
 template <typename T, typename S>
