@@ -11,6 +11,8 @@ from plugins_cuda.benchmark import inputs
 from plugins_cuda.benchmark.cases import Variant
 from plugins_cuda.benchmark.inputs import QUICK
 from plugins_cuda.deform_conv.columns import deform_conv_columns, reference
+from plugins_cuda.roi_align_fpn.backward import reference as roi_reference
+from plugins_cuda.roi_align_fpn.backward import roi_align_fpn_backward
 
 
 def check_deform_conv_columns(device: torch.device, variant: Variant, deterministic: bool) -> None:
@@ -36,3 +38,20 @@ def check_deform_conv_columns(device: torch.device, variant: Variant, determinis
         allowed = (1e-5 + torch.finfo(ours.dtype).eps) * largest
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"  # a NaN fails too
         assert torch.equal(ours, again) or (name == "grad_x" and not deterministic), f"{name}: two runs differ"
+
+
+def check_roi_align_backward(device: torch.device, variant: Variant, sampling_ratio: int) -> None:
+    """Against the definition in float64, on the CPU; the same bits twice."""
+    maps, rois = inputs.pyramid(QUICK, seed=1)
+    rois = torch.cat([rois, inputs.elongated(QUICK)], dim=1)
+    size, random = QUICK.output_size, torch.Generator().manual_seed(1)
+    grad = torch.randn(1, rois.shape[1], QUICK.channels, size, size, generator=random).to(variant.dtype)
+    options = (size, sampling_ratio, True, False, False)
+    features = [variant.of(feature, device) for feature in maps]
+    first, second = (roi_align_fpn_backward(features, rois.to(device), *options, grad.to(device)) for _ in range(2))
+    exact = roi_reference.roi_align_fpn_backward([each.double() for each in maps], rois, *options, grad.double())
+    for level, (ours, again, wanted) in enumerate(zip(first, second, exact, strict=True)):
+        error, largest = (ours.cpu().double() - wanted).abs().max().item(), wanted.abs().max().item()
+        allowed = (1e-5 + torch.finfo(ours.dtype).eps) * largest
+        assert error <= allowed, f"P{2 + level}: error {error:.3g}, allowed {allowed:.3g}"  # a NaN fails too
+        assert torch.equal(ours, again), f"P{2 + level}: two runs differ"

@@ -31,7 +31,7 @@ from plugins_cuda.benchmark import inputs
 from plugins_cuda.benchmark.cases import VARIANTS, Variant
 from plugins_cuda.benchmark.inputs import FULL, MIDDLE, QUICK, Sizes
 from plugins_cuda.benchmark.timing import capture
-from plugins_cuda.gradient_checks import check_deform_conv_columns
+from plugins_cuda.gradient_checks import check_deform_conv_columns, check_roi_align_backward
 from plugins_cuda.nms import reference as nms_reference
 from plugins_cuda.panoptic_fusion import reference as fusion_reference
 from plugins_cuda.roi_align_fpn import reference as roi_reference
@@ -119,6 +119,9 @@ def _roi_checks(place: Place, size: str) -> Iterator[Check]:
     sizes = {"small": small, "middle": MIDDLE, "full": FULL}[size]
     for name, variant in _in_variants("roi_align_fpn", size):
         yield Check(name, partial(_check_roi, place, sizes, variant))
+        for samples in (2, 0) if size == "small" else ():
+            gradient = partial(check_roi_align_backward, place.device, variant, samples)
+            yield Check(f"{name}, gradient{'' if samples else ' of counted samples'}", gradient)
     if size == "small":
         legacy = partial(_check_roi, place, small, VARIANTS[0], aligned=False, inclusive=True, sampling_ratio=1)
         yield Check("roi_align_fpn legacy", legacy)

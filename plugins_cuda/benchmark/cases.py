@@ -20,6 +20,7 @@ from plugins_cuda.benchmark.timing import Call
 from plugins_cuda.deform_conv.backward import deform_conv_backward
 from plugins_cuda.nms import reference as nms_reference
 from plugins_cuda.panoptic_fusion import reference as fusion_reference
+from plugins_cuda.roi_align_fpn.backward import roi_align_fpn_backward
 from plugins_cuda.roi_align_fpn.reference import FINEST_STRIDE, assign_levels
 
 STUFF_AREA_LIMIT = 4096.0
@@ -171,6 +172,8 @@ def roi_align_fpn(sizes: Sizes, device: torch.device) -> Iterator[Make]:
     for variant in variants(device):
         for name, boxes, samples in (("", rois, 2), (", counted", rois, 0), (", counted, elongated", elongated, 0)):
             yield partial(pooled_rois, sizes, device, variant, features, boxes, name, samples)
+    for variant in variants(device):
+        yield partial(pooled_gradient, sizes, device, variant, features, rois)
 
 
 def pooled_rois(
@@ -190,6 +193,41 @@ def pooled_rois(
         "torchvision MultiScaleRoIAlign",
         work,
         half_goal(variant, device, 30e-6 if samples else 0.0),
+    )
+
+
+def pooled_gradient(sizes: Sizes, device: torch.device, variant: Variant, maps: list[Tensor], rois: Tensor) -> Case:
+    """Torchvision gets the boxes of each level sorted out already."""
+    work = roi_work(maps, rois, sizes, variant.dtype.itemsize)
+    pyramid = sum(feature.numel() for feature in maps) * variant.dtype.itemsize
+    features, levels = [variant.of(feature, device) for feature in maps], assign_levels(rois[0])
+    size = sizes.output_size
+    grad = torch.randn(1, sizes.rois, sizes.channels, size, size, generator=inputs.generator(1))
+    grad = grad.to(device, variant.dtype)
+    own = [torch.nonzero(levels == level)[:, 0].to(device) for level in range(4)]
+    boxes = [
+        torch.cat([rois.new_zeros(len(each), 1), rois[0, each.cpu()]], 1).to(device, variant.dtype) for each in own
+    ]
+    grads = [grad[0, each].contiguous() for each in own]
+
+    def baseline() -> tuple[Tensor, ...]:
+        return tuple(
+            torch.ops.torchvision._roi_align_backward(
+                grads[level], boxes[level], 1 / (FINEST_STRIDE << level), size, size, *feature.shape, 2, False
+            )
+            for level, feature in enumerate(features)
+        )
+
+    return Case(
+        "roi_align_fpn",
+        f"gradient of {sizes.rois} RoIs x {sizes.channels} x {size} x {size}, P2-P5 of {sizes.height} x {sizes.width}",
+        variant.dtype_name,
+        variant.layout,
+        partial(roi_align_fpn_backward, features, rois.to(device), size, 2, False, False, False, grad),
+        baseline,
+        "torchvision's backward",
+        Work(work.bytes + pyramid, work.operations),
+        Goal(2),
     )
 
 

@@ -143,9 +143,9 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
     assert {status for name, (status, _) in statuses.items() if name not in skipped} == {"passed"}
     assert "not installed: onnx, onnxruntime; `pip install onnx onnxruntime-gpu`" in statuses["onnxruntime"][1]
     assert statuses["kernels"][1] == "all passed"
-    assert statuses["benchmark"][1].startswith("23 cases, ")
+    assert statuses["benchmark"][1].startswith("25 cases, ")
     assert "hypothesis, onnx, onnxruntime, onnxscript, pydantic, typer" in statuses["pytest"][1]
-    assert len(json.loads((tmp_path / "out" / "benchmark.json").read_text())["rows"]) == 23
+    assert len(json.loads((tmp_path / "out" / "benchmark.json").read_text())["rows"]) == 25
 
 
 # --- running steps ---------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_launches_are_told_apart_by_separators() -> None:
 
 # --- the workload ----------------------------------------------------------------------------------------------------
 
-CASES = 16 + 12 + 3 + 8  # two types and two layouts, but for NMS
+CASES = 16 + 16 + 3 + 8  # two types and two layouts, but for NMS
 
 
 @pytest.mark.usefixtures("fake_cuda")
