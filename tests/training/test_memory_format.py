@@ -25,12 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 FORWARD = {"aten::convolution in training/model/heads.py", "torchvision::roi_align in training/losses/total.py"}
 # The gradient of the panoptic logits, which are made of masks besides, is added to that of the semantic ones; that of
 # the context's mean, which is the same in all cells, to that of C5. RoIAlign's and the deformable convolution's are as
-# their operators write them, and so is what is added to them. And a weight of 2 x 2.
+# their operators write them, and so is what is added to them. And some weights': of 2 x 2, and of those operators.
 BACKWARD = {
     "aten::slice_backward",
     "aten::add.Tensor",
     "aten::mul.Tensor",
     "aten::copy_",
+    "aten::new_empty_strided",
     "aten::convolution_backward",
     "aten::threshold_backward",
 }
