@@ -11,7 +11,7 @@ namespace upsnet {
 struct Pool;  // pool.h: the threads of a CPU front
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
-constexpr DType kFloat64{3};  // of gradients alone
+constexpr DType kFloat64{3};                           // of gradients alone
 enum class Layout : int32_t { kNCHW = 0, kNHWC = 1 };  // kNHWC: torch.channels_last, TensorRT's kHWC
 
 inline size_t element_size(DType type) { return type == kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
