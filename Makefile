@@ -115,7 +115,8 @@ engine: $(RUN)/engine/engine.json ## build RUN's engine with BACKEND: auto, onnx
 # stands in its place. Without TensorRT nobody asks for them (TensorRT-RTX takes what `make plugins` left).
 LIBRARY := build/plugins/libupsnet_plugins.so
 LIBRARY_TRIED := build/plugins/.tried
-LIBRARY_SOURCES := $(addprefix plugins_cuda/,CMakeLists.txt schema.py generate.py) $(wildcard plugins_cuda/*/schema.py \
+LIBRARY_SOURCES := $(addprefix plugins_cuda/,CMakeLists.txt schema.py generate.py) \
+	$(wildcard plugins_cuda/*/schema.py plugins_cuda/*/*/schema.py \
 	$(foreach kind,h cuh cu cpp,plugins_cuda/*/*.$(kind) plugins_cuda/*/*/*.$(kind)))
 ifneq ($(filter demo overview engine serve view load soak parity bench bench-% %/engine.json %/report.html,$(MAKECMDGOALS)),)
 TENSORRT = $(shell [ ! -x $(BIN)/python ] || \
