@@ -321,7 +321,8 @@ def fill_params(
             ]
         if tensor.channels_last and not tensor.has_own_type:
             given = [each.contiguous(memory_format=order) for each in given]
-        given = given if layout is not None else [each.contiguous() for each in given]
+        elif layout is None:
+            given = [each.contiguous() for each in given]
         held[tensor.name] = [each if each.data_ptr() % each.element_size() == 0 else each.clone() for each in given]
         if tensor.has_own_type:
             members[f"{tensor.name}_type"] = [DTYPES[given[0].dtype]]

@@ -158,6 +158,38 @@ def test_cpu_threads_change_no_bit(dtype: torch.dtype, layout: torch.memory_form
         assert all(torch.equal(others[name], seen[0][name]) for name in tensors)
 
 
+def test_cpu_threads_change_no_bit_where_bands_are_cut() -> None:
+    """Runs of two images on maps so large, and of so many channels, that more threads would have shorter bands."""
+    random = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(8, channels, 64, 64, generator=random) for channels in (256, 8))
+    offset, weight = torch.randn(8, 18, 64, 64, generator=random), torch.randn(8, 256, 3, 3, generator=random)
+    seen = []
+    for threads in (1, 8):
+        torch.set_num_threads(threads)
+        seen.append(torch.ops.upsnet.deform_conv_backward(x, offset, weight, None, grad, [1, 1], [1, 1], [1, 1]))
+    assert all(map(torch.equal, *seen))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("kind", ["expanded", "narrowed"])
+def test_front_takes_gradients_that_lie_in_no_order(front: Front, kind: str, layout: torch.memory_format) -> None:
+    case = DeformCase(batch=2, channels=8, size=(9, 7), out_channels=6)
+    tensors = case.tensors(torch.float32, layout, front.device)
+
+    def trained(call: Callable[..., Tensor], given: Tensors) -> list[Tensor]:
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
+        result = call(**leaves, **case.steps)
+        shape = (2, 6, 1, 1) if kind == "expanded" else (2, 12, *result.shape[2:])
+        grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(result)
+        grad = grad.expand(result.shape) if kind == "expanded" else grad[:, 3:9]
+        return list(torch.autograd.grad(result, list(leaves.values()), grad))
+
+    found = trained(plugins_cuda.deform_conv, tensors)
+    expected = trained(exact, {name: tensor.double() for name, tensor in tensors.items()})
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double() / wanted.abs().max(), wanted / wanted.abs().max(), atol=1e-5, rtol=0)
+
+
 def columns_of(case: DeformCase, dtype: torch.dtype, layout: torch.memory_format, deterministic: bool) -> Tensors:
     tensors = case.tensors(dtype, layout)
     size = (case.batch, *tensors["offset"].shape[2:], case.kernel[0] * case.kernel[1], case.channels)

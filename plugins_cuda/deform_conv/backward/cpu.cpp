@@ -185,8 +185,10 @@ class Gradient {
     const Numbers<S> parts(one_run ? 0 : runs_at_once * weights);
     const Numbers<S> copy(in_place ? 0 : images_at_once * pixels), sums(in_place ? 0 : images_at_once * pixels);
     const int64_t of_a_pixel = images_at_once * tasks * plan_.taps * kMoments;
-    band_ =
-        std::min(plan_.plane, round_up(kBandBytes / int64_t(sizeof(S)) / std::max<int64_t>(of_a_pixel, 1), kPixels));
+    // A run of several images adds them band by band: its bands must not follow from the number of threads.
+    const int64_t counted = plan_.run_images > 1 ? std::min<int64_t>(plan_.run_images, p_.batch) : images_at_once;
+    const int64_t numbers = std::max<int64_t>(counted * tasks * plan_.taps * kMoments, 1);
+    band_ = std::min(plan_.plane, round_up(kBandBytes / int64_t(sizeof(S)) / numbers, kPixels));
     band_ = std::max<int64_t>(band_, std::min<int64_t>(plan_.plane, kPixels));
     moments_ = Numbers<S>(of_a_pixel * band_);
     for (int64_t first = 0; first < p_.batch; first += images_at_once) {
