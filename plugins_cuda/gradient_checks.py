@@ -34,9 +34,7 @@ def check_deform_conv_columns(device: torch.device, variant: Variant, determinis
     exact = reference.deform_conv_columns(**wide, **steps, deterministic=True)
     names = ("columns", "grad_x", "grad_offset", "grad_mask")
     for name, ours, again, wanted in zip(names, first, second, exact, strict=True):
-        error, largest = (ours.cpu().double() - wanted).abs().max().item(), wanted.abs().max().item()
-        allowed = (1e-5 + torch.finfo(ours.dtype).eps) * largest
-        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"  # a NaN fails too
+        assert_close(name, ours, wanted)
         assert torch.equal(ours, again) or (name == "grad_x" and not deterministic), f"{name}: two runs differ"
 
 
@@ -51,7 +49,11 @@ def check_roi_align_backward(device: torch.device, variant: Variant, sampling_ra
     first, second = (roi_align_fpn_backward(features, rois.to(device), *options, grad.to(device)) for _ in range(2))
     exact = roi_reference.roi_align_fpn_backward([each.double() for each in maps], rois, *options, grad.double())
     for level, (ours, again, wanted) in enumerate(zip(first, second, exact, strict=True)):
-        error, largest = (ours.cpu().double() - wanted).abs().max().item(), wanted.abs().max().item()
-        allowed = (1e-5 + torch.finfo(ours.dtype).eps) * largest
-        assert error <= allowed, f"P{2 + level}: error {error:.3g}, allowed {allowed:.3g}"  # a NaN fails too
+        assert_close(f"P{2 + level}", ours, wanted)
         assert torch.equal(ours, again), f"P{2 + level}: two runs differ"
+
+
+def assert_close(name: str, ours: Tensor, wanted: Tensor) -> None:
+    error, largest = (ours.cpu().double() - wanted).abs().max().item(), wanted.abs().max().item()
+    allowed = (1e-5 + torch.finfo(ours.dtype).eps) * largest
+    assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"  # a NaN fails too

@@ -272,8 +272,8 @@ def _dtype(declaration: declared.Tensor, call: Call) -> torch.dtype:
     return call.first.dtype if declaration.type is Type.LIKE_FIRST else FIXED.get(declaration.type, torch.float32)
 
 
-def _order(output: declared.Tensor, call: Call) -> torch.memory_format:
-    follows = output.channels_last and layout_of(next(iter(call.tensors.values()))) == NHWC
+def _order(declaration: declared.Tensor, call: Call) -> torch.memory_format:
+    follows = declaration.channels_last and layout_of(next(iter(call.tensors.values()))) == NHWC
     return torch.channels_last if follows else torch.contiguous_format
 
 
@@ -310,17 +310,14 @@ def fill_params(
 ) -> Iterable[list[Tensor]]:
     """Every member by its name. Returns the tensors that the pointers point to."""
     held = {output.name: tensors for output, tensors in zip(schema.outputs, outputs, strict=True)}
-    order = torch.channels_last if layout_of(next(iter(call.tensors.values()))) == NHWC else torch.contiguous_format
     members: dict[str, Sequence[Number]] = {}
     for tensor in schema.tensors:
         given = call.tensors.get(tensor.name, [])
         layout = layout_of(given) if tensor.channels_last else None
         if tensor.type in (Type.AS_FLOAT32, Type.AS_SUMS):
-            given = [
-                each.to(torch.float32 if tensor.type is Type.AS_FLOAT32 else _dtype(tensor, call)) for each in given
-            ]
+            given = [each.to(_dtype(tensor, call)) for each in given]
         if tensor.channels_last and not tensor.has_own_type:
-            given = [each.contiguous(memory_format=order) for each in given]
+            given = [each.contiguous(memory_format=_order(tensor, call)) for each in given]
         elif layout is None:
             given = [each.contiguous() for each in given]
         held[tensor.name] = [each if each.data_ptr() % each.element_size() == 0 else each.clone() for each in given]

@@ -120,4 +120,23 @@ UPSNET_HD float from_float<float>(float value) {
   return value;
 }
 
+// T to S and back: S is double for double, else float.
+template <typename S, typename T>
+UPSNET_HD S widened(T value) {
+  if constexpr (std::is_same_v<T, S>) {
+    return value;
+  } else {
+    return to_float(value);
+  }
+}
+
+template <typename T, typename S>
+UPSNET_HD T narrowed(S value) {
+  if constexpr (std::is_same_v<T, S>) {
+    return value;
+  } else {
+    return from_float<T>(value);
+  }
+}
+
 }  // namespace upsnet

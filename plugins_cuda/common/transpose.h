@@ -132,4 +132,12 @@ void transpose(const Source* source, int64_t source_pitch, Target* target, int64
   }
 }
 
+// Of doubles, for who checks gradients: it need not be fast.
+inline void transpose(const double* source, int64_t source_pitch, double* target, int64_t target_pitch, int64_t rows,
+                      int64_t columns) {
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) target[j * target_pitch + i] = source[i * source_pitch + j];
+  }
+}
+
 }  // namespace upsnet

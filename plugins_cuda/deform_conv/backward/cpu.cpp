@@ -79,7 +79,7 @@ class Worker {
         convert(grad + (first + i) * p_.out_channels + channel, grad_.data() + i * plan_.grad_stride, outputs);
       }
     } else {
-      turn(grad + channel * plan_.plane + first, plan_.plane, grad_.data(), plan_.grad_stride, outputs, count);
+      transpose(grad + channel * plan_.plane + first, plan_.plane, grad_.data(), plan_.grad_stride, outputs, count);
     }
   }
 
@@ -286,7 +286,7 @@ class Gradient {
       if (p_.x_layout == Layout::kNHWC) {
         convert(source + pixel * channels, target, count * channels);
       } else {
-        turn(source + pixel, plan_.map, target, channels, channels, count);
+        transpose(source + pixel, plan_.map, target, channels, channels, count);
       }
     });
   }
@@ -299,7 +299,7 @@ class Gradient {
       if (p_.x_layout == Layout::kNHWC) {
         convert(source, target + pixel * channels, count * channels);
       } else {
-        turn(source, channels, target + pixel, plan_.map, count, channels);
+        transpose(source, channels, target + pixel, plan_.map, count, channels);
       }
     });
   }

@@ -20,11 +20,9 @@ namespace upsnet::deform_conv_backward {
 namespace {
 
 using deform_conv::kRows;
-using deform_conv::narrowed;
 using deform_conv::Order;
 using deform_conv::RegisterTile;
 using deform_conv::round_up;
-using deform_conv::widened;
 
 constexpr int kPixels = 96;          // of a tile of output pixels
 constexpr int kChunk = 32;           // channels
@@ -45,19 +43,6 @@ class Numbers {
  private:
   Buffer memory_;
 };
-
-// transpose() of common/transpose.h, for double too.
-template <typename Source, typename Target>
-void turn(const Source* source, int64_t source_pitch, Target* target, int64_t target_pitch, int64_t rows,
-          int64_t columns) {
-  if constexpr (std::is_same_v<Source, double>) {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) target[j * target_pitch + i] = source[i * source_pitch + j];
-    }
-  } else {
-    transpose(source, source_pitch, target, target_pitch, rows, columns);
-  }
-}
 
 // Rows of T to rows of S, or back.
 template <typename Source, typename Target>

@@ -1,8 +1,6 @@
 // Where a tap of a deformable convolution samples, as its gradient wants it; for GPU and CPU, in float or double.
 #pragma once
 
-#include <type_traits>
-
 #include "deform_conv/kernel.cuh"
 
 namespace upsnet::deform_conv {
@@ -19,25 +17,6 @@ Params geometry_of(const Gradient& p, int32_t out_channels, int32_t group, int32
   }
   same.group = group, same.offset_group = p.offset_group;
   return same;
-}
-
-// T to S and back: S is double for double, else float.
-template <typename S, typename T>
-UPSNET_HD S widened(T value) {
-  if constexpr (std::is_same_v<T, S>) {
-    return value;
-  } else {
-    return to_float(value);
-  }
-}
-
-template <typename T, typename S>
-UPSNET_HD T narrowed(S value) {
-  if constexpr (std::is_same_v<T, S>) {
-    return value;
-  } else {
-    return from_float<T>(value);
-  }
 }
 
 // sample_at (kernel.cuh) before its weights: the way from the top left corner. Corners off the map have pixel -1. A

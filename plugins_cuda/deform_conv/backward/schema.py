@@ -1,5 +1,6 @@
 """The gradient of deformable convolution v1 and v2, declared. A GPU runs its definition, with `columns` inside."""
 
+from plugins_cuda.deform_conv.schema import SCHEMA as FORWARD
 from plugins_cuda.schema import Attribute, Schema, Tensor, Type
 
 SCHEMA = Schema(
@@ -23,17 +24,7 @@ SCHEMA = Schema(
         Tensor("grad_weight", Type.LIKE_FIRST, "O D kh kw"),
         Tensor("grad_mask", Type.AS_SUMS, "B Q Ho Wo", optional="mask"),
     ),
-    sizes={
-        "batch": "B",
-        "channels": "C",
-        "height": "H",
-        "width": "W",
-        "out_channels": "O",
-        "out_height": "Ho",
-        "out_width": "Wo",
-        "kernel_h": "kh",
-        "kernel_w": "kw",
-    },
+    sizes=FORWARD.sizes,
     on_gpu=False,
     float64=True,
 )

@@ -8,9 +8,7 @@
 namespace upsnet::deform_conv_columns {
 
 using deform_conv::Moments;
-using deform_conv::narrowed;
 using deform_conv::Point;
-using deform_conv::widened;
 
 constexpr int kThreads = 256;
 

@@ -124,20 +124,6 @@ struct Channels {
   void store(Real* target) const { std::memcpy(target, sum, sizeof sum); }
 };
 
-// target[j][i] = source[i][j] for i < rows, j < columns, where one of them is of Real and the other of T. double is for
-// who checks gradients: it need not be fast.
-template <typename Source, typename Target>
-void turn(const Source* source, int64_t source_pitch, Target* target, int64_t target_pitch, int64_t rows,
-          int64_t columns) {
-  if constexpr (std::is_same_v<Source, double>) {
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) target[j * target_pitch + i] = source[i * source_pitch + j];
-    }
-  } else {
-    transpose(source, source_pitch, target, target_pitch, rows, columns);
-  }
-}
-
 // --- a tile ----------------------------------------------------------------------------------------------------------
 
 struct Place {
@@ -176,7 +162,8 @@ void add_box(const Box<Real>& box, const T* grad, int size, const Place& place, 
   for (int i = top->shares.first; i < (bottom - 1)->shares.first + (bottom - 1)->shares.count; ++i) {
     first = std::min(first, row_shares[i].index), last = std::max(last, row_shares[i].index);
   }
-  turn(grad + first * size, int64_t{size} * size, memory.bins.get(), kGroup, place.channels, (last - first + 1) * size);
+  transpose(grad + first * size, int64_t{size} * size, memory.bins.get(), kGroup, place.channels,
+            (last - first + 1) * size);
   for (int row = first; row <= last; ++row) {
     const Real* const bins = memory.bins.get() + int64_t{row - first} * size * kGroup;
     Real* target = memory.spread.get() + (row - first) * memory.kLine;
@@ -220,7 +207,7 @@ void write(const Params& params, const Place& place, Memory<Real>& memory) {
         }
       }
     } else if (memory.touched[row]) {
-      turn(sums, kGroup, map + place.channel * pixels + first, pixels, place.columns, place.channels);
+      transpose(sums, kGroup, map + place.channel * pixels + first, pixels, place.columns, place.channels);
     } else {
       for (int i = 0; i < place.channels; ++i) {
         T* const target = map + (place.channel + i) * pixels + first;

@@ -10,10 +10,11 @@
 // [box][bin][channel] (not float64, for which this need not be fast).
 //
 // Floor, 1024 boxes x 256 channels x 7 x 7 on P2..P5 of two images of 800 x 1344, float: the maps' gradients once
-// (183 MB), the bins' twice and once back (154 MB): 70 us at an H200's 4.8 TB/s, 35 us in 16 bits. Sums added by
-// atomics would cost a map of float set to zero, read again and rounded, and 150 pixels of each box added to L2: more
-// bytes than the whole of this. The price is that a pixel's boxes come one after the other: about 0.3 us each for the
-// two pixels of a warp, 15 us under a cluster of 50 boxes, 150 us under one of 500.
+// (183 MB), the bins' twice and once back (154 MB): 70 us at an H200's 4.8 TB/s, 35 us in 16 bits. What binds those is
+// instructions, as forward: a box covers about 260 pixels, which have 450 pairs of shares, 29 M instructions for a warp
+// in all, 31 us where no scheduler waits. Sums added by atomics would want as many bytes of them in L2, and a map of
+// float set to zero, read again and rounded. The price is that a pixel's boxes come one after the other, about 0.6 us
+// each for the two pixels of a warp: 35 us under a cluster of 60 boxes, beside all else, and 280 us under one of 500.
 #include <type_traits>
 
 #include "common/cuda.h"
@@ -125,15 +126,6 @@ struct Sums {
   static size_t bytes(int lanes) { return sizeof(Quad) * (kVector / kQuad) * kPixels * (lanes + 1); }
 };
 
-template <typename T>
-__device__ __forceinline__ T rounded(SumOf<T> value) {
-  if constexpr (std::is_same_v<T, double>) {
-    return value;
-  } else {
-    return from_float<T>(value);
-  }
-}
-
 // The boxes of an image, from `begin` on and one for each thread, that reach the tile: in their order. How many.
 template <typename T>
 __device__ __forceinline__ int list_boxes(const Found* found, int begin, int count, Tile tile, int* listed) {
@@ -180,19 +172,19 @@ __device__ __forceinline__ void write_tile(const Params& params, const Plan& pla
       if (plan.in_vectors) {
         Pack<T, kVector> pack;
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) pack.set(k, rounded<T>(sum[k]));
+        for (int k = 0; k < kVector; ++k) pack.set(k, narrowed<T>(sum[k]));
         *reinterpret_cast<Pack<T, kVector>*>(target) = pack;
         continue;
       }
 #pragma unroll
       for (int k = 0; k < kVector; ++k) {
-        if (k < left) target[k] = rounded<T>(sum[k]);
+        if (k < left) target[k] = narrowed<T>(sum[k]);
       }
     } else {
       const auto quad = sums.at(pixel, part / kParts, part % kParts);
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
-        if (k < left) map[(channel + k) * pixels + at] = rounded<T>(quad.values[k]);
+        if (k < left) map[(channel + k) * pixels + at] = narrowed<T>(quad.values[k]);
       }
     }
   }

@@ -1,6 +1,7 @@
 """The gradient of RoIAlign over a feature pyramid, declared."""
 
 from plugins_cuda.roi_align_fpn.schema import LEVELS
+from plugins_cuda.roi_align_fpn.schema import SCHEMA as FORWARD
 from plugins_cuda.schema import Attribute, Schema, Tensor, Type
 
 SCHEMA = Schema(
@@ -17,6 +18,6 @@ SCHEMA = Schema(
         Tensor("grad_output", Type.LIKE_FIRST, "B R C output_size output_size"),
     ),
     outputs=(Tensor("grad_features", Type.LIKE_FIRST, "B C H# W#", each=LEVELS, channels_last=True),),
-    sizes={"batch": "B", "channels": "C", "heights": "H#", "widths": "W#", "rois_per_image": "R"},
+    sizes=FORWARD.sizes,
     float64=True,
 )
