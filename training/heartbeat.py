@@ -102,9 +102,11 @@ class Heartbeat:
         """In a thread of its own, which asks the store nothing: the other one may wait for an answer, and keep others
         from asking, where the store's machine is gone."""
         while self.looks and not self.stopped.wait(EVERY):
-            since = time.monotonic() - LONGEST_SILENCE
-            if silent := [rank for rank in range(self.world) if self.heard[rank] < since]:
-                who = "any process" if len(silent) == self.world else self.names[silent[0]]
+            now, heard = time.monotonic(), self.heard
+            if silent := [rank for rank in range(self.world) if heard[rank] < now - LONGEST_SILENCE]:
+                # This process counts up in every round: it is heard for as long as the store answers.
+                store_answers = heard[self.rank] > now - LONGEST_SILENCE / 2
+                who = self.names[silent[0]] if store_answers else "any process"
                 after = f"for {LONGEST_SILENCE:.0f} s; the checkpoints are from before"
                 print(f"\nerror: nothing was heard of {who} of this run {after}", file=sys.stderr)
                 leave(LOST)
