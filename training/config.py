@@ -8,21 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from training.conventions import NAMED, OURS, ConventionsName
+from training.model_config import Count, ModelConfig, Positive, Section, Share
 from upsnet.datasets.split import AnySplit
 from upsnet.errors import InputError, one_line
 from upsnet.geometry import ResizeRule
 from upsnet.strict_yaml import load_yaml
-
-MOST = 2**31 - 1  # of any count
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0, le=MOST)]
-Positive = Annotated[int, Field(ge=1, le=MOST)]
-Channels = Annotated[int, Field(ge=1, le=2**14)]
-Layers = Annotated[int, Field(ge=1, le=1000)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 def _fraction(value: object) -> object:
@@ -32,189 +24,17 @@ def _fraction(value: object) -> object:
     return value
 
 
-def _not_deformable(value: object) -> object:
-    if value is not False:
-        raise ValueError(
-            "the hybrid backbone has no deformable convolutions; leave it out, or take a ResNet: "
-            "backbone: {kind: timm, name: resnet50, deformable_stages: [3, 4, 5]}"
-        )
-    return value
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys are errors, and so are numbers that are not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class HybridConfig(Section):
-    """ResNet-50's layout filled with MBConv blocks; the defaults are the published 200.6 M parameter network."""
-
-    kind: Literal["hybrid"] = "hybrid"
-    stem: tuple[Channels, Channels] = (32, 64)
-    widths: tuple[Channels, Channels, Channels, Channels] = (256, 512, 1024, 2048)
-    depths: tuple[Layers, Layers, Layers, Layers] = (3, 4, 6, 3)
-    expansion: Layers = 6
-    deformable: Annotated[Literal[False], BeforeValidator(_not_deformable)] = Field(
-        False, exclude=True
-    )  # configurations of older versions say so
-
-
-class TimmConfig(Section):
-    """A timm network with features at strides 4, 8, 16 and 32.
-
-    pretrained: start from timm's weights of that name (needs a network connection), or from the file `weights`, in
-    timm's own format. freeze: how many stages are not trained (1: the stem, 2: res2 too); frozen_norm: the batch
-    normalisations keep their statistics and scales. Random weights are not kept so: a run that freezes starts from
-    pretrained ones or from another network (--init).
-    deformable_stages (ResNets): the 3x3 convolutions of these stages, 2 to 5, are deformable.
-    """
-
-    kind: Literal["timm"]
-    name: str
-    pretrained: bool = False
-    weights: Path | None = None
-    freeze: int = Field(0, ge=0, le=5)
-    frozen_norm: bool = False
-    deformable_stages: tuple[Annotated[int, Field(ge=2, le=5)], ...] = ()
-
-
-def _decisive(value: object) -> object:
-    if isinstance(value, int | float) and value < 0.5:
-        raise ValueError("at least 0.5: the best class of a proposal is looked at alone, below that two could count")
-    return value
-
-
-BackboneConfig = Annotated[HybridConfig | TimmConfig, Field(discriminator="kind")]
-
-
-class FpnConfig(Section):
-    channels: Channels = 256
-    global_context: bool = True
-    upsample: Literal["nearest", "bilinear"] = "bilinear"
-
-
-class RpnConfig(Section):
-    """straddling: anchors that cross the border of the image are trained, too. beta: the deltas' smooth L1 loss is
-    quadratic below it; 0: L1."""
-
-    channels: Channels = 256
-    anchor_scale: float = Field(8.0, gt=0, le=1000)
-    anchor_ratios: tuple[Annotated[float, Field(ge=0.01, le=100)], ...] = Field((0.5, 1.0, 2.0), min_length=1)
-    train_top_n: Positive = 2000
-    test_top_n: Positive = 1000
-    nms_threshold: Share = 0.7
-    positive_iou: Share = 0.7
-    negative_iou: Share = 0.3
-    samples: Positive = 256
-    positive_fraction: Share = 0.5
-    straddling: bool = False
-    beta: float = Field(1 / 9, ge=0)
-
-
-class BoxHeadConfig(Section):
-    """beta: as the RPN's."""
-
-    hidden: Channels = 1024
-    samples: Positive = 512
-    positive_fraction: Share = 0.25
-    positive_iou: Share = 0.5
-    beta: float = Field(1.0, ge=0)
-
-
-class MaskHeadConfig(Section):
-    channels: Channels = 256
-    layers: Layers = 4
-
-
-class SubnetConfig(Section):
-    """UPSNet's semantic head, one subnet for all levels. `channels`: output channels of each 3x3 convolution.
-    `deformable` False makes them ordinary ones (ablation)."""
-
-    kind: Literal["subnet"] = "subnet"
-    channels: tuple[Channels, ...] = Field((256, 128, 128), min_length=1)
-    deformable: bool = True
-
-
-class ChainsConfig(Section):
-    """Panoptic FPN's semantic head (Kirillov et al., CVPR 2019): a chain of convolutions for each level, GroupNorm."""
-
-    kind: Literal["chains"]
-    channels: Channels = 128
-    groups: Channels = 32  # of GroupNorm
-
-    @model_validator(mode="after")
-    def _divisible(self) -> ChainsConfig:
-        if self.channels % self.groups:
-            raise ValueError(f"{self.channels} channels do not make {self.groups} groups")
-        return self
-
-
-SemanticHeadConfig = Annotated[SubnetConfig | ChainsConfig, Field(discriminator="kind")]
-
-
-class PanopticConfig(Section):
-    """The parameter-free panoptic head. It looks at the best class of each proposal: no other can score over .5.
-
-    merge: how detections and semantic logits become one map. `logits`: UPSNet's (CVPR 2019), an argmax over stuff,
-    instances and unknown. `heuristic`: Panoptic FPN's, the masks in the order of their scores, then the stuff; the
-    semantic head then knows all things as one class, and a detection that scores just the threshold stays.
-    by_class: detections of different classes do not suppress each other.
-    """
-
-    merge: Literal["logits", "heuristic"] = "logits"
-    score_threshold: Annotated[float, BeforeValidator(_decisive)] = Field(0.6, ge=0.5, lt=1.0)
-    nms_threshold: Share = 0.5
-    by_class: bool = False
-    max_detections: int = Field(100, ge=1, le=150)
-    mask_overlap: Share = 0.3
-    stuff_area_limit: float = Field(4096.0, ge=0)
-    keep_fraction: Share = 0.7
-
-
-class ModelConfig(Section):
-    """`conventions`: what the weights take for granted, see training/conventions.py; imported ones need `upsnet`
-    or `detectron2`. The pixels' means and deviations are theirs unless given, in RGB order."""
-
-    conventions: ConventionsName = "ours"
-    backbone: BackboneConfig = HybridConfig()
-    fpn: FpnConfig = FpnConfig()
-    rpn: RpnConfig = RpnConfig()
-    box_head: BoxHeadConfig = BoxHeadConfig()
-    mask_head: MaskHeadConfig = MaskHeadConfig()
-    semantic_head: SemanticHeadConfig = SubnetConfig()
-    panoptic: PanopticConfig = PanopticConfig()
-    pixel_mean: tuple[float, float, float] = OURS.pixel_mean
-    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = OURS.pixel_std
-
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, values: object) -> object:
-        """A backbone is a hybrid one and a semantic head a subnet unless they say otherwise; pixels are scaled by the
-        conventions. `legacy`, true or false, is what older versions called the conventions `upsnet` and `ours`."""
-        if not isinstance(values, dict):
-            return values
-        if "legacy" in values:
-            legacy, values = values["legacy"], {key: value for key, value in values.items() if key != "legacy"}
-            named = {True: "upsnet", False: "ours"}[legacy] if isinstance(legacy, bool) else None
-            if values.setdefault("conventions", named) != named or named is None:
-                raise ValueError("legacy contradicts conventions, or is neither true nor false; leave it out")
-        for part, kind in (("backbone", "hybrid"), ("semantic_head", "subnet")):
-            given = values.get(part)
-            if isinstance(given, dict) and "kind" not in given:
-                values = values | {part: given | {"kind": kind}}
-        conventions = values.get("conventions")
-        own = NAMED.get(conventions, OURS) if isinstance(conventions, str) else OURS
-        return {"pixel_mean": own.pixel_mean, "pixel_std": own.pixel_std} | values
-
-
 class LossConfig(Section):
-    """Weights of the branches: w_f, .2 w_f and w_p of the paper on COCO. Only UPSNet's panoptic head has the last two:
-    with `merge: heuristic` they are 0, and the first is .5 unless given."""
+    """Weights of the branches: w_f, .2 w_f and w_p of the paper on COCO. Only UPSNet's panoptic head has the second and
+    the third: with `merge: heuristic` they are 0, and the first is .5 unless given.
+    boxes: of the box head's regression; dice: of the masks' dice loss (Milletari et al., 3DV 2016), beside their
+    cross-entropy."""
 
     semantic: float = Field(0.2, ge=0)
     semantic_roi: float = Field(0.04, ge=0)
     panoptic: float = Field(0.1, ge=0)
+    boxes: float = Field(1.0, ge=0)
+    dice: float = Field(0.0, ge=0)
 
 
 OF_HEURISTIC = {"semantic": 0.5, "semantic_roi": 0.0, "panoptic": 0.0}  # its loss unless given
@@ -223,11 +43,13 @@ OF_HEURISTIC = {"semantic": 0.5, "semantic_roi": 0.0, "panoptic": 0.0}  # its lo
 class AugmentConfig(Section):
     """flip: probability of a horizontal flip. color: strength c of the photometric jitter: brightness, contrast and
     saturation times a factor from [1 - c, 1 + c], hue (in YIQ) turned by up to c / 10 of the circle. scale: range of
-    the random zoom, after which a random window of at most the unzoomed size is cut out."""
+    the random zoom, after which a random window of at most the unzoomed size is cut out. copy_paste: probability with
+    which things of another training image are pasted on this one (Ghiasi et al., CVPR 2021)."""
 
     flip: Share = 0.5
     color: Share = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
+    copy_paste: Share = 0.0
 
 
 class DataConfig(Section):
@@ -255,6 +77,7 @@ class ScheduleConfig(Section):
     (None: the process's whole share of the global batch); a larger share is gathered in several passes (gradient
     accumulation). Exactly one of `iterations` and `images` gives the length. lr None: .00125 an image (SGD's published
     rule). decay: fractions of the schedule, as 2/3, after which the lr is a tenth. ema: decay of the weights' average.
+    offset_lr: the learning rate of the convolutions that say where deformable ones sample, as a share of the others'.
     """
 
     iterations: Positive | None = None
@@ -270,6 +93,7 @@ class ScheduleConfig(Section):
     decay: tuple[Annotated[Fraction, BeforeValidator(_fraction), Field(gt=0, lt=1)], ...] = ()
     clip_norm: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
+    offset_lr: float = Field(1.0, ge=0)
     checkpoint_every: Positive = 1000
     evaluate_every: Count = 0
     evaluate_images: Positive | None = None

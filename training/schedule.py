@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from training.config import ScheduleConfig
+from training.model.deform import DeformConv
 from upsnet.errors import InputError
 
 if TYPE_CHECKING:  # a step takes place on machines without it, too (gpu_step_check.py)
@@ -107,28 +108,27 @@ def lr_factor(step: int, plan: Plan) -> float:
 
 
 def parameter_groups(model: nn.Module, schedule: ScheduleConfig) -> list[dict]:
-    """Three groups, each with `lr_scale`: weights, norm weights, biases (those of norms included).
+    """Groups, each with `lr_scale`: weights, norm weights, biases (those of norms included), and the offsets' weights
+    and biases where these learn at a rate of their own.
 
     SGD (the published rule): biases learn twice as fast and do not decay. AdamW: neither biases nor norms decay.
     """
-    weights: list[nn.Parameter] = []
-    norms: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
+    sgd, decay = schedule.optimizer == "sgd", schedule.weight_decay
+    kinds = {"weights": (decay, 1.0), "norms": (decay if sgd else 0.0, 1.0), "biases": (0.0, 2.0 if sgd else 1.0)}
+    offsets = {id(p) for m in model.modules() if isinstance(m, DeformConv) for p in m.conv_offset.parameters()}
+    groups: dict[tuple[str, float], dict] = {}
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in seen or not parameter.requires_grad:
                 continue
             seen.add(parameter)
-            group = biases if name.endswith("bias") else norms if isinstance(module, NORMS) else weights
-            group.append(parameter)
-    sgd, decay = schedule.optimizer == "sgd", schedule.weight_decay
-    groups = [
-        {"params": weights, "weight_decay": decay, "lr_scale": 1.0},
-        {"params": norms, "weight_decay": decay if sgd else 0.0, "lr_scale": 1.0},
-        {"params": biases, "weight_decay": 0.0, "lr_scale": 2.0 if sgd else 1.0},
-    ]
-    return [group for group in groups if group["params"]]
+            kind = "biases" if name.endswith("bias") else "norms" if isinstance(module, NORMS) else "weights"
+            decays, rate = kinds[kind]
+            share = schedule.offset_lr if id(parameter) in offsets else 1.0
+            new = {"params": [], "weight_decay": decays, "lr_scale": rate * share}
+            groups.setdefault((kind, share), new)["params"].append(parameter)
+    return list(groups.values())
 
 
 def build_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:

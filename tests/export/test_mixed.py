@@ -26,9 +26,9 @@ from export.precision import prepare
 from export.types import wrong_types
 from tests.plugins_cuda.tensorrt.libraries import built, need
 from training.checkpoint import load_model
-from training.config import ModelConfig, TimmConfig
 from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig, TimmConfig
 from upsnet.command_line.command import make_app
 from upsnet.contract import CONFIGURATION_KEY, manifest_path, tensorrt_path
 from upsnet.errors import InputError

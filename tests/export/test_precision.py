@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 import export.onnx_export
 from export.precision import prepare
 from tests.agreement import compare_segments
-from training.config import ModelConfig, TimmConfig
 from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig, TimmConfig
 from upsnet.command_line.command import make_app
 from upsnet.contract import METADATA_KEY, manifest_path
 from upsnet.geometry import collate, to_network

@@ -26,8 +26,8 @@ from tests.training.tiny_network import SMALL
 from training import gpu_step_check
 from training.checkpoint import Checkpoint, versions
 from training.checkpoint import save as save_checkpoint
-from training.config import ModelConfig
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 from training.predictor import make_manifest
 from upsnet.categories import Categories
 from upsnet.errors import InputError

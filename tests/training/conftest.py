@@ -9,8 +9,9 @@ import pytest
 
 from tests.training.child_processes import ChildProcesses
 from tests.training.tiny_network import settings, tiny
-from training.config import ModelConfig, load_config
+from training.config import load_config
 from training.loop import train
+from training.model_config import ModelConfig
 from upsnet.datasets.shapes import write_shapes
 
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.training.tiny_network import PANOPTIC_FPN
-from training.config import ChainsConfig, ModelConfig
 from training.model.chains import ChainsHead, GroupNorm, Link
 from training.model.upsnet import UPSNet
+from training.model_config import ChainsConfig, ModelConfig
 
 pytestmark = pytest.mark.numeric
 

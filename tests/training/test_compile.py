@@ -15,11 +15,12 @@ from torch._dynamo.testing import CompileCounter
 
 from training import gpu_step_check
 from training.batch_norm import synchronise
-from training.config import LossConfig, ModelConfig
+from training.config import LossConfig
 from training.data.batch import Batch
 from training.distributed import Process
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 from training.step import autocast, compile_part
 
 CPU = torch.device("cpu")

@@ -11,8 +11,9 @@ import yaml
 
 from tests.docs.commands import faults
 from tests.folders import local
-from training.config import Config, HybridConfig, TimmConfig, load_config, parse_config
+from training.config import Config, load_config, parse_config
 from training.model.upsnet import UPSNet
+from training.model_config import HybridConfig, TimmConfig
 from training.schedule import make_plan
 from upsnet.errors import InputError
 

@@ -14,12 +14,12 @@ import plugins_cuda
 from export.onnx_export import to_model_proto
 from export.precision import prepare
 from tests.agreement import assert_same_segments
-from training.config import FpnConfig, ModelConfig, RpnConfig
 from training.conventions import UPSNET, far_corners
 from training.model import boxes as B
 from training.model.fpn import FPN
 from training.model.rpn import RPN, RpnOutput
 from training.model.upsnet import UPSNet
+from training.model_config import FpnConfig, ModelConfig, RpnConfig
 from upsnet.geometry import ResizeRule
 from upsnet.runtimes.predictor import RawPrediction
 

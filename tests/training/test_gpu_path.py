@@ -18,12 +18,12 @@ from plugins_cuda.roi_align_fpn.backward import reference as roi_align_fpn_backw
 from tests.plugins_cuda.inputs import level_by_level
 from tests.training.fake_gpu import CUDA, Waits, Watch, fake_gpu, pinned
 from training.batch_norm import GlobalBatchNorm, synchronise
-from training.config import ModelConfig
 from training.data.batch import Batch
 from training.distributed import Process
 from training.gpu_step_check import CASES, SMALL, STUFF, THINGS, configuration, inference, made_up_batch, make_stepper
 from training.inference import View, infer
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 from training.step import Stepper, to_host
 
 

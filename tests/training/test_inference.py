@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou, nms
 
-from training.config import ModelConfig
 from training.conventions import NAMED, OURS, UPSNET, Conventions
 from training.inference import Outputs, View, infer, join, label_map, moved, to_base
 from training.model import boxes as B
 from training.model.heads import BOX_POOL
 from training.model.upsnet import Detections, Suppression, UPSNet
+from training.model_config import ModelConfig
 from training.predictor import UPSNetPredictor, mirrored
 from training.step import set_tf32
 from upsnet.categories import Categories, Category

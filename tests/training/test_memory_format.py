@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from training import gpu_step_check
-from training.config import LossConfig, ModelConfig
+from training.config import LossConfig
 from training.losses import TrainingLosses
 from training.model.layout import is_channels_last
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 # What is left. RoIAlign writes channels outermost, which the mask head's first convolution changes; torchvision's, of

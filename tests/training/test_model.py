@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.training.tiny_network import SMALL
-from training.config import FpnConfig, HybridConfig, MaskHeadConfig, ModelConfig, SubnetConfig
 from training.conventions import OURS
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
@@ -17,6 +16,7 @@ from training.model.fpn import FPN, mean_inside
 from training.model.heads import MaskHead, SemanticHead
 from training.model.rpn import RPN, RpnOutput
 from training.model.upsnet import Detections, UPSNet
+from training.model_config import FpnConfig, HybridConfig, MaskHeadConfig, ModelConfig, SubnetConfig
 
 
 @pytest.fixture()

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.training.tiny_network import PANOPTIC_FPN, panoptic_fpn
-from training.config import ModelConfig, PanopticConfig, SubnetConfig, parse_config
+from training.config import parse_config
 from training.inference import View, infer, label_map, semantic_map
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig, PanopticConfig, SubnetConfig
 from upsnet.metrics.mean_iou import UNDECIDED
 
 pytestmark = pytest.mark.numeric

@@ -13,10 +13,11 @@ from torch import nn
 from training import gpu_step_check
 from training.batch_norm import synchronise
 from training.benchmark.memory import most_alive
-from training.config import ComputeConfig, ModelConfig
+from training.config import ComputeConfig
 from training.distributed import Process
 from training.model.recompute import recompute_blocks
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 from upsnet.errors import InputError
 
 DEEP = {"backbone": gpu_step_check.SMALL["backbone"] | {"depths": [2, 2, 2, 2]}}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.config import RpnConfig
 from training.conventions import DETECTRON2
 from training.model.rpn import RPN, RpnOutput
+from training.model_config import RpnConfig
 
 pytestmark = pytest.mark.numeric
 

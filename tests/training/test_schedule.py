@@ -13,8 +13,9 @@ from rich.console import Console
 from torch import nn
 
 from tests.training.tiny_network import SMALL
-from training.config import ModelConfig, ScheduleConfig
+from training.config import ScheduleConfig
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 from training.schedule import build_optimizer, lr_factor, make_plan, optimizer_tensors, parameter_groups, set_lr
 from upsnet.errors import InputError
 

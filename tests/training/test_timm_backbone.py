@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from export.precision import prepare
-from training.config import ModelConfig, TimmConfig
 from training.conventions import UPSNET
 from training.model.deform import DeformConv
 from training.model.timm_backbone import TimmBackbone
 from training.model.upsnet import UPSNet, load_pretrained_backbone
+from training.model_config import ModelConfig, TimmConfig
 from upsnet.errors import InputError
 
 # C2..C5 as the papers and timm's feature_info give them.

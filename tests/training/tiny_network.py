@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from training import gpu_step_check
 from training.checkpoint import load
-from training.config import Config, ModelConfig, parse_config
+from training.config import Config, parse_config
 from training.data.batch import Batch
 from training.data.sample import IGNORE
 from training.loop import Task
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 from upsnet.categories import Categories
 from upsnet.datasets.split import Split
 

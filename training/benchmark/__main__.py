@@ -32,11 +32,12 @@ from training.benchmark.parts import breakdown
 from training.benchmark.report import loader_table, parts_table, shards_table, step_table
 from training.benchmark.steps import Timed, TorchvisionStep, UpsnetStep, Warm, feed, take_turns, warm_up
 from training.benchmark.synthetic import write_panoptic_set
-from training.config import Config, TimmConfig, load_config
+from training.config import Config, load_config
 from training.data.coco_panoptic import PanopticDataset
 from training.data.loader import fit_workers
 from training.data.open import open_training
 from training.device import describe_device, open_device
+from training.model_config import TimmConfig
 from upsnet.command_line.command import run
 from upsnet.errors import InputError
 from upsnet.files import write_json

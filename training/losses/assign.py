@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.config import BoxHeadConfig, RpnConfig
 from training.conventions import Conventions
 from training.data.sample import IGNORE
 from training.losses import draws
 from training.model import boxes as B
+from training.model_config import BoxHeadConfig, RpnConfig
 
 CHUNK = 1 << 16  # anchors whose overlaps are computed at once: bounds the temporaries, 270 000 anchors being usual
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.config import HybridConfig
+from training.model_config import HybridConfig
 
 
 class MBConv(nn.Module):

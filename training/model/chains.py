@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.config import ChainsConfig
+from training.model_config import ChainsConfig
 
 TOP_STRIDE = 32  # of P5: an image alone is padded to multiples of it
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.config import FpnConfig
 from training.conventions import OURS, Conventions
+from training.model.norm import make_norm
+from training.model_config import FpnConfig
 
 TOP_STRIDE = 32  # of C5
 
@@ -25,6 +26,9 @@ class FPN(nn.Module):
         self.over_padding = conventions.context_of_padding
         self.lateral = nn.ModuleList(nn.Conv2d(c, config.channels, 1) for c in in_channels)
         self.smooth = nn.ModuleList(nn.Conv2d(config.channels, config.channels, 3, padding=1) for _ in in_channels)
+        # Lists of their own: the convolutions' weights keep the names that checkpoints know.
+        self.lateral_norm = nn.ModuleList(make_norm(config.norm, config.channels) for _ in in_channels)
+        self.smooth_norm = nn.ModuleList(make_norm(config.norm, config.channels) for _ in in_channels)
         self.context = nn.Linear(in_channels[-1], config.channels) if config.global_context else None
         self.upsample = config.upsample
         for module in self.modules():
@@ -34,14 +38,14 @@ class FPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor], sizes: Tensor) -> list[Tensor]:
         """sizes [B, 2]: height and width of each image inside the padding, network pixels."""
-        laterals = [conv(x) for conv, x in zip(self.lateral, features, strict=True)]
+        laterals = [norm(conv(x)) for conv, norm, x in zip(self.lateral, self.lateral_norm, features, strict=True)]
         if self.context is not None:
             top = features[-1]
             mean = top.float().mean(dim=(2, 3)).to(top.dtype) if self.over_padding else mean_inside(top, sizes)
             laterals[-1] = laterals[-1] + self.context(mean)[:, :, None, None]
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + self._upsample(laterals[i])
-        outputs = [conv(x) for conv, x in zip(self.smooth, laterals, strict=True)]
+        outputs = [norm(conv(x)) for conv, norm, x in zip(self.smooth, self.smooth_norm, laterals, strict=True)]
         return [*outputs, F.max_pool2d(outputs[-1], 1, stride=2)]
 
     def _upsample(self, x: Tensor) -> Tensor:

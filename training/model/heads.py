@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.config import BoxHeadConfig, MaskHeadConfig, SubnetConfig
 from training.model.deform import DeformConv
 from training.model.layout import is_channels_last
+from training.model.norm import make_norm
+from training.model_config import BoxHeadConfig, MaskHeadConfig, SubnetConfig
 
 BOX_POOL, MASK_POOL, MASK_SIZE = 7, 14, 28
 
@@ -43,6 +44,7 @@ class MaskHead(nn.Module):
         super().__init__()
         widths = [in_channels] + [config.channels] * config.layers
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
+        self.norms = nn.ModuleList(make_norm(config.norm, width) for width in widths[1:])
         self.deconv = nn.ConvTranspose2d(config.channels, config.channels, 2, stride=2)
         self.score = nn.Conv2d(config.channels, 1 + num_things, 1)
         for layer in self.modules():
@@ -51,8 +53,8 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        for conv in self.convs:
-            features = F.relu(conv(features))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            features = F.relu(norm(conv(features)))
         deconv, score, channels = self.deconv, self.score, self.deconv.out_channels
         assert deconv.bias is not None and score.bias is not None
         # A transposed convolution of 2x2 and stride 2 is a 1x1 convolution to the four pixels of a cell, which `score`
@@ -83,6 +85,7 @@ class SemanticHead(nn.Module):
             DeformConv(a, b) if config.deformable else nn.Conv2d(a, b, 3, padding=1)
             for a, b in itertools.pairwise(widths)
         )
+        self.norms = nn.ModuleList(make_norm(config.norm, width) for width in config.channels)
         self.score = nn.Conv2d(4 * widths[-1], num_classes, 1)
         nn.init.normal_(self.score.weight, std=0.01)
         nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
@@ -102,7 +105,7 @@ class SemanticHead(nn.Module):
         """What `score` reads of each level, B x C x h x w."""
         outputs = []
         for x in levels:
-            for conv in self.convs:
-                x = F.relu(conv(x))
+            for conv, norm in zip(self.convs, self.norms, strict=True):
+                x = F.relu(norm(conv(x)))
             outputs.append(x)
         return outputs

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import plugins_cuda
 from plugins_cuda.best_anchors.reference import rows_of
-from training.config import RpnConfig
 from training.conventions import OURS, Conventions
 from training.model import boxes as B
+from training.model_config import RpnConfig
 
 STRIDES = (4, 8, 16, 32, 64)
 LOWEST = torch.finfo(torch.float32).min

@@ -14,9 +14,9 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from training.config import TimmConfig
 from training.conventions import OURS, Conventions
 from training.model.deform import DeformConv
+from training.model_config import TimmConfig
 from upsnet.errors import InputError, first_line
 
 STRIDES = (4, 8, 16, 32)

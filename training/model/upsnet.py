@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import plugins_cuda
-from training.config import BackboneConfig, HybridConfig, ModelConfig, SubnetConfig
 from training.conventions import NAMED, Conventions
 from training.model import boxes as B
 from training.model.backbone import HybridBackbone
@@ -19,6 +18,7 @@ from training.model.fpn import FPN
 from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE, BoxHead, MaskHead, SemanticHead
 from training.model.layout import is_channels_last
 from training.model.rpn import RPN
+from training.model_config import BackboneConfig, HybridConfig, ModelConfig, SubnetConfig
 
 if TYPE_CHECKING:
     from training.model.timm_backbone import TimmBackbone

@@ -25,8 +25,8 @@ from export.profiles import chosen_profiles, optimization_profile
 from tests.plugins_cuda.tensorrt.libraries import built, need
 from tests.small_disk import small_disk
 from tests.training.tiny_network import SMALL
-from training.config import ModelConfig
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 from upsnet.categories import Category
 from upsnet.contract import PLUGINS, manifest_path
 from upsnet.engines.kinds import identify

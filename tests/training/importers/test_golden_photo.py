@@ -14,13 +14,13 @@ from typer.testing import Result
 from tests.training.importers.detectron2_files import STUFF, TABLE, config, config_text, network, theirs
 from tests.training.importers.original import call
 from training.checkpoint import Checkpoint, save, versions
-from training.config import PanopticConfig
 from training.importers.arrays import Arrays
 from training.importers.command import main as import_main
 from training.importers.golden import main
 from training.importers.panoptic_fpn.golden.dump import dump
 from training.importers.panoptic_fpn.golden.inputs import read_inputs
 from training.importers.panoptic_fpn.golden.merge import Merged, combine, differing_pixels
+from training.model_config import PanopticConfig
 from upsnet.categories import Categories
 from upsnet.errors import InputError
 from upsnet.photos import write_png

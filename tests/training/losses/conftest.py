@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from training.config import LossConfig, ModelConfig
+from training.config import LossConfig
 from training.data.batch import Batch
 from training.losses import TrainingLosses
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 
 STUFF, THINGS = 4, 3
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.ops import box_iou
 
-from training.config import BoxHeadConfig, RpnConfig
 from training.conventions import NAMED, OURS, UPSNET, Conventions
 from training.data.sample import IGNORE
 from training.losses import draws
 from training.losses.assign import RoiTargets, RpnTargets, assign_anchors, assign_rois, choose, match, padded
 from training.model import boxes as B
+from training.model_config import BoxHeadConfig, RpnConfig
 
 SIZES = torch.tensor([[96, 128], [80, 100], [128, 128]], dtype=torch.int32)
 CONVENTIONS = pytest.mark.parametrize("conventions", NAMED.values(), ids=NAMED)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from tests.training.losses.conftest import STUFF, THINGS
 from tests.training.tiny_network import PANOPTIC_FPN, settings
-from training.config import Config, LossConfig, ModelConfig
+from training.config import Config, LossConfig
 from training.data.batch import Batch
 from training.data.sample import IGNORE
 from training.losses import TrainingLosses
 from training.losses.targets import things_as_one
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 from upsnet.errors import InputError
 
 MakeBatch = Callable[..., Batch]

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from tests.training.losses.conftest import STUFF
-from training.config import LossConfig, ModelConfig
+from training.config import LossConfig
 from training.conventions import NAMED, Conventions
 from training.data.batch import Batch
 from training.data.sample import IGNORE
@@ -22,6 +22,7 @@ from training.losses import TrainingLosses
 from training.losses.targets import Targets
 from training.losses.total import is_thing
 from training.model.upsnet import UPSNet
+from training.model_config import ModelConfig
 from upsnet.errors import InputError
 
 MakeBatch = Callable[..., Batch]

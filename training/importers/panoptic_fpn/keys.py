@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.config import HybridConfig
 from training.importers.family import RGB, SAME, Change, Source, resnet_blocks, their_names
 from training.model.chains import ChainsHead
 from training.model.upsnet import UPSNet
+from training.model_config import HybridConfig
 from upsnet.errors import InputError
 
 BOTTOM_UP = "backbone.bottom_up."

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from training.config import Config, TimmConfig
+from training.config import Config
 from training.importers.family import COUNTER, Family, Rows, Weights, check_both_kinds
 from training.importers.panoptic_fpn.keys import BOTTOM_UP, RESNETS, sources
+from training.model_config import TimmConfig
 from upsnet.errors import InputError
 
 SEMANTIC, BOXES = "sem_seg_head.predictor.weight", "roi_heads.box_predictor.cls_score.weight"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from training.config import HybridConfig
 from training.importers.family import resnet_blocks, their_names
 from training.model.heads import SemanticHead
 from training.model.upsnet import UPSNet
+from training.model_config import HybridConfig
 from upsnet.errors import InputError
 
 BLOCK_PARTS = {

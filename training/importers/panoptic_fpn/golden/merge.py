@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugins_cuda.panoptic_fusion.reference import bounded_logits, prune
-from training.config import PanopticConfig
 from training.importers.arrays import NEAR_TIE, bits
 from training.importers.panoptic_fpn.golden.detections import Found
 from training.importers.panoptic_fpn.golden.inputs import Inputs
 from training.model.upsnet import ScoredProposals, UPSNet
+from training.model_config import PanopticConfig
 from upsnet.geometry import to_original
 
 SOFT = 6  # of so many detections the pasted probabilities are written
