@@ -1,42 +1,142 @@
-"""The ablation's book-keeping, on a run that is there already."""
+"""The ablation: what is trained on which seeds, what is scored again, and what follows from the figures."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
-from eval import ablation
-from eval.ablation import Row
+from eval.ablation import run
+from eval.ablation.command import ablate
+from eval.ablation.parts import PARTS, variants_of
+from eval.ablation.report import Ablation, Row, SeedFigures, ablation_table, worth_of
 from upsnet.errors import InputError
 
+DEMO = Path("training/configs/demo.yaml")
+SOME = ("panoptic loss", "mask pruning", "dice loss")
+Trained = list[tuple[str, tuple[str, ...]]]
 
-def test_variants_and_table(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained: list[tuple[str, tuple[str, ...]]] = []
 
-    def copy(config: Path, folder: Path, device: str, overrides: tuple[str, ...]) -> None:
-        trained.append((folder.name, overrides))
-        shutil.copytree(tiny_run, folder, dirs_exist_ok=True)
+@pytest.fixture
+def trained(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Instead of a training, the tiny run's copy; the list of those that were asked for."""
+    asked: Trained = []
 
-    monkeypatch.setattr(ablation, "train", copy)
-    rows = ablation.ablate(Path("demo.yaml"), tmp_path, "cpu", ("seed=5",))
-    assert trained == [
-        ("everything", ("seed=5",)),
-        ("no_panoptic_loss", ("seed=5", "loss.panoptic=0")),
-        ("no_deformable_convolutions", ("seed=5", "model.semantic_head.deformable=false")),
-        ("everything", ("seed=5",)),  # pruning is left out of its predictions alone
+    def copy(config: Path, folder: Path, device: str, overrides: tuple[str, ...], threads: int) -> None:
+        asked.append((folder.name, overrides))
+        if not folder.exists():
+            shutil.copytree(tiny_run, folder)
+
+    monkeypatch.setattr(run, "train", copy)
+    return asked
+
+
+def run_demo(tiny_run: Path, out: Path, seeds: int = 2) -> Ablation:
+    from upsnet.datasets.validation_set import open_dataset
+
+    split = open_dataset(None, run=tiny_run).split
+    overrides = tuple(f"data.val.{key}={getattr(split, key)}" for key in ("json_file", "segments", "images"))
+    return ablate(DEMO, out, seeds, 1, "cpu", overrides, SOME)
+
+
+def test_what_is_trained_and_scored(tiny_run: Path, tmp_path: Path, trained: Trained) -> None:
+    found = run_demo(tiny_run, tmp_path)
+    assert [(name, overrides[3:]) for name, overrides in trained] == [
+        ("everything_0", ("seed=0",)),  # pruning is left out of its predictions alone
+        ("without_panoptic_loss_0", ("loss.panoptic=0", "seed=0")),
+        ("with_dice_loss_0", ("loss.dice=1", "seed=0")),
+        ("everything_1", ("seed=1",)),
+        ("without_panoptic_loss_1", ("loss.panoptic=0", "seed=1")),
+        ("with_dice_loss_1", ("loss.dice=1", "seed=1")),
     ]
-    assert rows == [Row.model_validate(row) for row in json.loads((tmp_path / "ablation.json").read_text())]
-    assert rows[0].pq and rows[0].model_copy(update={"name": rows[1].name}) == rows[1]
-    console = Console(record=True, width=100)
-    console.print(ablation.ablation_table(rows))
-    line = next(line for line in console.export_text().splitlines() if "no panoptic loss" in line)
-    assert line.split()[-1] == "0.0" and f"{100 * rows[0].pq:.1f}" in line
+    assert [row.name for row in found.rows] == [
+        "everything", "without panoptic loss", "without mask pruning", "with dice loss"
+    ]  # fmt: skip
+    assert all([each.seed for each in row.seeds] == [0, 1] for row in found.rows)
+    assert found.rows[0].seeds[0].pq == found.rows[1].seeds[0].pq, "copies of one run"
+    assert Ablation.load(tmp_path / "ablation.json") == found
+    with Image.open(tmp_path / "ablation.png") as picture:
+        assert picture.width > 1000
+
+
+def test_scores_are_kept_while_the_weights_are_the_same(
+    tiny_run: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_demo(tiny_run, tmp_path, seeds=1)
+    scored: list[str] = []
+
+    def count(of: run.Run, device: str, prediction: str) -> SeedFigures:
+        scored.append(f"{of.folder.name} {prediction}")
+        return SeedFigures(seed=of.seed, pq=0.5, pq_things=0.5, pq_stuff=0.5)
+
+    monkeypatch.setattr(run, "score", count)
+    assert run_demo(tiny_run, tmp_path, seeds=1) == first and not scored
+    os.utime(tmp_path / "everything_0" / "last.safetensors")  # trained further
+    again = run_demo(tiny_run, tmp_path, seeds=1)
+    assert sorted(scored) == ["everything_0 as it is", "everything_0 without pruning"]
+    assert again.rows[0].seeds[0].pq == 0.5 and again.rows[1] == first.rows[1]
+
+
+def test_parts_of_another_configuration() -> None:
+    names = [variant.name for variant in variants_of(DEMO, ("schedule.ema=0.99", "loss.panoptic=0"))[0]]
+    assert "without average of the weights" in names and "with panoptic loss" in names
+    variants, left_out = variants_of(Path("training/configs/panoptic_fpn_r50.yaml"))
+    assert "without panoptic loss" not in [variant.name for variant in variants]
+    assert any("with panoptic loss" in line and "heuristic" in line for line in left_out)
+    with pytest.raises(InputError, match=r"no such part: luck; there are panoptic loss, "):
+        variants_of(DEMO, names=["luck"])
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_every_part_is_one_of_the_demo(part: object) -> None:
+    variants, left_out = variants_of(DEMO, names=[part.name])  # type: ignore[attr-defined]
+    assert len(variants) == 2 and not left_out
+
+
+def test_worth_by_hand() -> None:
+    assert worth_of([0.02]).verdict == "one seed"
+    pays = worth_of([0.01, 0.02, 0.03])  # mean 2 points, deviation 1, twice the standard error 1.15
+    assert (pays.mean, pays.deviation, pays.verdict) == (pytest.approx(0.02), pytest.approx(0.01), "pays")
+    assert worth_of([-0.01, -0.02, -0.03]).verdict == "costs"
+    assert worth_of([-0.01, 0.02, 0.03]).verdict == "within the spread"
+
+
+def figures(seed: int, pq: float) -> SeedFigures:
+    return SeedFigures(seed=seed, pq=pq, pq_things=pq, pq_stuff=pq)
+
+
+def test_the_sign_of_a_part_that_is_added() -> None:
+    base = Row(name="everything", added=False, overrides=[], seeds=[figures(0, 0.5), figures(1, 0.6)])
+    less = base.model_copy(update={"name": "without it", "seeds": [figures(1, 0.5), figures(2, 0.4)]})
+    more = base.model_copy(update={"name": "with another", "added": True, "seeds": [figures(0, 0.53)]})
+    report = Ablation(config="x", overrides=[], images=4, left_out=[], rows=[base, less, more])
+    worths = [report.worth(row) for row in report.rows]
+    assert worths[0] is None
+    assert worths[1] and worths[1].differences == [pytest.approx(0.1)], "of the seed that both have"
+    assert worths[2] and worths[2].differences == [pytest.approx(0.03)]
+    console = Console(record=True, width=120)
+    console.print(ablation_table(report))
+    lines = {line.split("  ")[0].strip(): line.split() for line in console.export_text().splitlines() if line.strip()}
+    assert lines["everything"][1:4] == ["55.0", "±", "7.1"]
+    assert lines["with another"][-4:] == ["+3.0", "1", "one", "seed"]
 
 
 def test_a_training_that_fails_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"everything: training ended with exit status 2"):
-        ablation.train(tmp_path / "missing.yaml", tmp_path / "everything", "cpu", ())
+    with pytest.raises(InputError, match=r"everything_0: training ended with exit status 2; .*everything_0.log"):
+        run.train(tmp_path / "missing.yaml", tmp_path / "everything_0", "cpu", (), 1)
+    assert "missing.yaml" in (tmp_path / "everything_0.log").read_text()
+
+
+def test_one_that_fails_ends_all(tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise InputError("disk full")
+
+    monkeypatch.setattr(run, "train", fail)
+    with pytest.raises(InputError, match="disk full"):
+        run_demo(tiny_run, tmp_path)
+    assert not (tmp_path / "ablation.json").exists() or json.loads((tmp_path / "ablation.json").read_text())

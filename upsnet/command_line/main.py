@@ -71,7 +71,7 @@ COMMANDS = {
     "bench-kernels": Entry("eval.bench_kernels", "Models with the library of operators and from function bodies."),
     "bench-bulk": Entry("eval.bench_bulk", "Photos of a list: the plain command against Ray, with the same cores."),
     "bench-pq": Entry("eval.bench_pq", "Speed of PQ, against panopticapi and hotcoco."),
-    "ablation": Entry("eval.ablation", "What each part of the network is worth."),
+    "ablation": Entry("eval.ablation.command", "What each part of the network is worth."),
     "overview": Entry("eval.overview", "The README's picture, of a run."),
 }
 GROUPS = {"data": "Check, convert, split and show data sets."}

@@ -1,0 +1,1 @@
+"""What each part of a configuration is worth: the same training without it, or with it, on the same seeds."""

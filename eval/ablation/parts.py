@@ -1,0 +1,99 @@
+"""The parts: what leaves each of them out of a configuration, and what takes it in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from training.config import differing_keys, load_config
+from upsnet.errors import InputError
+
+Prediction = Literal["as it is", "without pruning", "without unknown"]  # how the trained network is scored
+
+
+class Part(NamedTuple):
+    """Overrides of a configuration, as `--set` takes them. Without any, the part belongs to inference alone."""
+
+    name: str
+    without: tuple[str, ...] = ()
+    taken_in: tuple[str, ...] = ()
+    prediction: Prediction = "as it is"
+
+
+class Variant(NamedTuple):
+    """What is trained and scored: everything, or all but one part, or one part more."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    prediction: Prediction = "as it is"
+    added: bool = False  # one part more
+
+    @property
+    def folder(self) -> str:
+        """Variants that are trained alike have one."""
+        return self.name.replace(" ", "_") if self.overrides else "everything"
+
+
+EVERYTHING = Variant("everything")
+PARTS = (
+    Part("panoptic loss", ("loss.panoptic=0",), ("loss.panoptic=0.5",)),
+    Part(
+        "deformable convolutions", ("model.semantic_head.deformable=false",), ("model.semantic_head.deformable=true",)
+    ),
+    Part("mask pruning", prediction="without pruning"),
+    Part("unknown class", ("model.panoptic.keep_fraction=1",), prediction="without unknown"),
+    Part("global context", ("model.fpn.global_context=false",), ("model.fpn.global_context=true",)),
+    Part("RoI-wise semantic loss", ("loss.semantic_roi=0",), ("loss.semantic_roi=0.1",)),
+    Part("average of the weights", ("schedule.ema=null",), ("schedule.ema=0.998",)),
+    Part("warm-up", ("schedule.warmup=0",), ("schedule.warmup=50",)),
+    Part("cosine", ("schedule.policy=step", "schedule.decay=[2/3, 8/9]"), ("schedule.policy=cosine",)),
+    Part(
+        "norms of FPN and heads",
+        ("model.fpn.norm=none", "model.semantic_head.norm=none", "model.mask_head.norm=none"),
+        ("model.fpn.norm=batch", "model.semantic_head.norm=batch", "model.mask_head.norm=group"),
+    ),
+    Part("slow offsets", ("schedule.offset_lr=1",), ("schedule.offset_lr=0.1",)),
+    Part(
+        "generalised IoU",
+        ("model.box_head.regression=smooth_l1", "loss.boxes=1"),
+        ("model.box_head.regression=giou", "loss.boxes=2"),
+    ),
+    Part("dice loss", ("loss.dice=0",), ("loss.dice=1",)),
+    Part("scale jitter", ("data.augment.scale=[1.0, 1.0]",), ("data.augment.scale=[0.6, 1.6]",)),
+    Part("copy-paste", ("data.augment.copy_paste=0",), ("data.augment.copy_paste=0.5",)),
+)
+
+
+def variants_of(
+    config: Path, overrides: tuple[str, ...] = (), names: Sequence[str] | None = None
+) -> tuple[list[Variant], list[str]]:
+    """Everything first, then a variant for each of the parts (of those in `names`), without it where the configuration
+    has it and with it where it has not; and a line for each part that the configuration cannot be with nor without.
+    InputError: a name is no part's."""
+    known = [part.name for part in PARTS]
+    if unknown := [name for name in names or () if name not in known]:
+        raise InputError(f"no such part: {', '.join(unknown)}; there are {', '.join(known)}")
+    base, variants, left_out = load_config(config, overrides), [EVERYTHING], []
+    for part in PARTS:
+        if names and part.name not in names:
+            continue
+        tried = [
+            Variant(f"without {part.name}", part.without, part.prediction),
+            Variant(f"with {part.name}", part.taken_in, added=True),
+        ]
+        if not part.without:
+            variants.append(tried[0])
+            continue
+        for variant in tried:
+            try:
+                changed = load_config(config, (*overrides, *variant.overrides))
+            except InputError as error:
+                left_out.append(f"{variant.name}: {error}")
+                break
+            if differing_keys(base, changed):
+                variants.append(variant)
+                break
+        else:
+            left_out.append(f"{part.name}: the configuration cannot be without it, nor with it")
+    return variants, left_out
