@@ -39,6 +39,7 @@ SMALL: dict[str, Any] = {  # every part of the network, each as small as it can 
     "semantic_head": {"channels": [16]},
     "panoptic": {"max_detections": 8, "stuff_area_limit": 16},
 }
+BOTTLENECK = {"kind": "bottleneck", "stem": [4, 8], "widths": [8, 8, 16, 16], "depths": [1, 2, 1, 1], "inner": [4] * 4}
 RESNET = {"kind": "timm", "name": "resnet10t", "deformable_stages": [5]}
 CASES: dict[str, dict[str, Any]] = {  # what is not SMALL's, and how it is computed
     "fp32": {},

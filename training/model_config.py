@@ -47,6 +47,19 @@ class HybridConfig(Section):
     )  # configurations of older versions say so
 
 
+class BottleneckConfig(Section):
+    """The hybrid's layout filled with ResNet's bottlenecks (He et al., CVPR 2016), to hold its MBConv blocks against.
+
+    inner: channels of the 3x3 convolutions, one for each stage; these and the others' defaults are ResNet-50's.
+    """
+
+    kind: Literal["bottleneck"]
+    stem: tuple[Channels, Channels] = (32, 64)
+    widths: tuple[Channels, Channels, Channels, Channels] = (256, 512, 1024, 2048)
+    depths: tuple[Layers, Layers, Layers, Layers] = (3, 4, 6, 3)
+    inner: tuple[Channels, Channels, Channels, Channels] = (64, 128, 256, 512)
+
+
 class TimmConfig(Section):
     """A timm network with features at strides 4, 8, 16 and 32.
 
@@ -72,7 +85,7 @@ def _decisive(value: object) -> object:
     return value
 
 
-BackboneConfig = Annotated[HybridConfig | TimmConfig, Field(discriminator="kind")]
+BackboneConfig = Annotated[HybridConfig | BottleneckConfig | TimmConfig, Field(discriminator="kind")]
 
 
 class FpnConfig(Section):

@@ -72,9 +72,10 @@ def batch_of(height: int, width: int) -> Batch:
     ("backbone", "precision", "layout", "processes"),
     [
         (None, "fp32", torch.contiguous_format, 2),
+        (gpu_step_check.BOTTLENECK, "bf16", torch.channels_last, 1),
         (gpu_step_check.RESNET, "bf16", torch.channels_last, 1),
     ],
-    ids=["hybrid of two processes", "deformable in bf16, channels last"],
+    ids=["hybrid of two processes", "bottlenecks in bf16, channels last", "deformable in bf16, channels last"],
 )
 def test_each_part_trains_as_one_graph_for_all_sizes(
     backbone: dict[str, Any] | None,

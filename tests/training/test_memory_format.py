@@ -38,6 +38,9 @@ BACKWARD = {
 }
 
 
+NETWORKS = [{}, {"backbone": gpu_step_check.BOTTLENECK}, {"backbone": gpu_step_check.RESNET}]
+
+
 class Reordered(TorchDispatchMode):
     """Notes operations that read features with their channels innermost and write others without, or the reverse. The
     operators of plugins_cuda are not looked into."""
@@ -80,7 +83,7 @@ def reordered(backbone: dict[str, Any]) -> tuple[set[str], set[str]]:
     return forward.found, backward.found
 
 
-@pytest.mark.parametrize("backbone", [{}, {"backbone": gpu_step_check.RESNET}], ids=["hybrid", "deformable"])
+@pytest.mark.parametrize("backbone", NETWORKS, ids=["hybrid", "bottlenecks", "deformable"])
 def test_features_keep_their_order(backbone: dict[str, Any]) -> None:
     forward, backward = reordered(backbone)
     assert forward <= FORWARD

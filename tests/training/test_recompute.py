@@ -20,13 +20,16 @@ from training.model.upsnet import UPSNet
 from training.model_config import ModelConfig
 from upsnet.errors import InputError
 
+PLAIN = {"backbone": gpu_step_check.BOTTLENECK}
 DEEP = {"backbone": gpu_step_check.SMALL["backbone"] | {"depths": [2, 2, 2, 2]}}
 FROZEN = {"backbone": {"kind": "timm", "name": "resnet10t", "freeze": 2, "deformable_stages": [5]}}
 EFFICIENT = {"backbone": {"kind": "timm", "name": "test_efficientnet"}}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("backbone", [DEEP, FROZEN, EFFICIENT], ids=["hybrid", "frozen stages", "EfficientNet"])
+@pytest.mark.parametrize(
+    "backbone", [DEEP, PLAIN, FROZEN, EFFICIENT], ids=["hybrid", "bottlenecks", "frozen", "EfficientNet"]
+)
 def test_the_same_step_in_less_memory(
     backbone: dict[str, Any], processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

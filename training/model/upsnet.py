@@ -18,7 +18,7 @@ from training.model.fpn import FPN
 from training.model.heads import BOX_POOL, MASK_POOL, MASK_SIZE, BoxHead, MaskHead, SemanticHead
 from training.model.layout import is_channels_last
 from training.model.rpn import RPN
-from training.model_config import BackboneConfig, HybridConfig, ModelConfig, SubnetConfig
+from training.model_config import BackboneConfig, ModelConfig, SubnetConfig, TimmConfig
 
 if TYPE_CHECKING:
     from training.model.timm_backbone import TimmBackbone
@@ -243,7 +243,7 @@ def build_semantic_head(config: ModelConfig, channels: int) -> SemanticHead | Ch
 
 def build_backbone(config: BackboneConfig, conventions: Conventions) -> HybridBackbone | TimmBackbone:
     """The configured backbone with random weights: B x 3 x H x W -> [C2..C5], widths in `out_channels`."""
-    if isinstance(config, HybridConfig):
+    if not isinstance(config, TimmConfig):
         return HybridBackbone(config)
     from training.model.timm_backbone import TimmBackbone  # takes seconds, and most networks need no timm
 

@@ -160,6 +160,12 @@ class TestWeights:
         names = original_names(network(backbone=backbone, fpn={"channels": 8, "upsample": "nearest"}))
         assert names["backbone.network.layer4.2.bn3.weight"] == "resnet_backbone.res5.layers.2.bn3.weight"
 
+    @pytest.mark.parametrize("backbone", [{"kind": "bottleneck"}, {"kind": "timm", "name": "resnet18"}])
+    def test_backbones_that_the_original_lacks(self, backbone: dict[str, str]) -> None:
+        name = backbone.get("name", "bottleneck")
+        with torch.device("meta"), pytest.raises(InputError, match=f"^backbone {name}: the original UPSNet lacks it"):
+            original_names(network(backbone=backbone))
+
 
 @pytest.mark.parametrize(("stuff", "things"), [(0, 3), (3, 0)])
 def test_an_original_of_one_kind_is_refused(stuff: int, things: int) -> None:

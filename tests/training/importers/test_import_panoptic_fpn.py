@@ -148,7 +148,9 @@ class TestDepth:
         more = {f"backbone.bottom_up.res4.{i}.conv1.weight": torch.zeros(1) for i in (6, 7)}
         assert fitted(model, weights | more)[1] == [f"unexpected {name} [1]" for name in more]
 
-    @pytest.mark.parametrize("backbone", [{"kind": "hybrid"}, {"kind": "timm", "name": "resnet18"}])
+    @pytest.mark.parametrize(
+        "backbone", [{"kind": "hybrid"}, {"kind": "bottleneck"}, {"kind": "timm", "name": "resnet18"}]
+    )
     def test_another_backbone(self, weights: Weights, backbone: dict[str, str]) -> None:
         with pytest.raises(InputError, match="resnet50"):
             built(weights, config(backbone=backbone))

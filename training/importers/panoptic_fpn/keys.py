@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from training.importers.family import RGB, SAME, Change, Source, resnet_blocks, their_names
 from training.model.chains import ChainsHead
 from training.model.upsnet import UPSNet
-from training.model_config import HybridConfig
+from training.model_config import TimmConfig
 from upsnet.errors import InputError
 
 BOTTOM_UP = "backbone.bottom_up."
@@ -93,8 +93,8 @@ def _semantic_head(model: UPSNet) -> dict[str, str]:
 
 def _backbone(model: UPSNet) -> dict[str, str]:
     config = model.config.backbone
-    name = "hybrid" if isinstance(config, HybridConfig) else config.name.partition(".")[0]
-    if name not in RESNETS or (not isinstance(config, HybridConfig) and config.deformable_stages):
+    name = config.name.partition(".")[0] if isinstance(config, TimmConfig) else config.kind
+    if name not in RESNETS or (isinstance(config, TimmConfig) and config.deformable_stages):
         raise InputError(
             f"backbone {name}: no Panoptic FPN of detectron2 has it, or with deformable convolutions; use "
             f"{', '.join(RESNETS)}"

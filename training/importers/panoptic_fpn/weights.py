@@ -64,7 +64,7 @@ def _check_depth(weights: Weights, settings: Config, source: Path) -> None:
     found = tuple(_blocks(weights, stage) for stage in range(2, 6))
     name = next((name for name, blocks in RESNETS.items() if blocks == found), None)
     own = settings.model.backbone
-    configured = own.name.partition(".")[0] if isinstance(own, TimmConfig) else "hybrid"
+    configured = own.name.partition(".")[0] if isinstance(own, TimmConfig) else own.kind
     if name is None or name == configured:
         return  # if no ResNet, its keys do not fit, and are named
     config = f"take training/configs/{CONFIGS[name]}, or set" if name in CONFIGS else "set"

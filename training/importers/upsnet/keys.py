@@ -7,7 +7,7 @@ from torch import nn
 from training.importers.family import resnet_blocks, their_names
 from training.model.heads import SemanticHead
 from training.model.upsnet import UPSNet
-from training.model_config import HybridConfig
+from training.model_config import HybridConfig, TimmConfig
 from upsnet.errors import InputError
 
 BLOCK_PARTS = {
@@ -67,10 +67,11 @@ def _backbone(model: UPSNet) -> dict[str, str]:
             for part in BLOCK_PARTS["hybrid"]
         }
         return {f"backbone.{own}": f"{theirs}.{name}" for own, name in (stem | blocks).items()}
+    name = config.name if isinstance(config, TimmConfig) else config.kind
+    if name.partition(".")[0] not in RESNETS:  # after the dot: whose pretrained weights
+        raise InputError(f"backbone {name}: the original UPSNet lacks it; use {', '.join(RESNETS)}, hybrid")
     network = model.backbone.network
     assert isinstance(network, nn.Module)
-    if config.name.partition(".")[0] not in RESNETS:  # after the dot: whose pretrained weights
-        raise InputError(f"backbone {config.name}: the original UPSNet lacks it; use {', '.join(RESNETS)}, hybrid")
     names = {"conv1": "conv1.conv1", "bn1": "conv1.bn1"}
     for own, stage, block in resnet_blocks(network):
         name = f"res{stage}.layers.{block}"
