@@ -13,12 +13,14 @@ Prediction = Literal["as it is", "without pruning", "without unknown"]  # how th
 
 
 class Part(NamedTuple):
-    """Overrides of a configuration, as `--set` takes them. Without any, the part belongs to inference alone."""
+    """Overrides of a configuration, as `--set` takes them. Without any, the part belongs to inference alone. needs: what
+    a configuration must have for these to be a fair comparison."""
 
     name: str
     without: tuple[str, ...] = ()
     taken_in: tuple[str, ...] = ()
     prediction: Prediction = "as it is"
+    needs: tuple[str, ...] = ()
 
 
 class Variant(NamedTuple):
@@ -36,6 +38,9 @@ class Variant(NamedTuple):
 
 
 EVERYTHING = Variant("everything")
+LAYOUT = "stem: [32, 48], widths: [48, 64, 128, 192], depths: [1, 2, 2, 1]"  # the demo's backbone
+MBCONV = f"model.backbone={{kind: hybrid, {LAYOUT}, expansion: 4}}"
+BOTTLENECKS = f"model.backbone={{kind: bottleneck, {LAYOUT}, inner: [42, 58, 96, 159]}}"  # as many multiplications
 PARTS = (
     Part("panoptic loss", ("loss.panoptic=0",), ("loss.panoptic=0.5",)),
     Part(
@@ -45,6 +50,7 @@ PARTS = (
     Part("unknown class", ("model.panoptic.keep_fraction=1",), prediction="without unknown"),
     Part("global context", ("model.fpn.global_context=false",), ("model.fpn.global_context=true",)),
     Part("RoI-wise semantic loss", ("loss.semantic_roi=0",), ("loss.semantic_roi=0.1",)),
+    Part("MBConv blocks", (BOTTLENECKS,), needs=(MBCONV,)),
     Part("average of the weights", ("schedule.ema=null",), ("schedule.ema=0.998",)),
     Part("warm-up", ("schedule.warmup=0",), ("schedule.warmup=50",)),
     Part("cosine", ("schedule.policy=step", "schedule.decay=[2/3, 8/9]"), ("schedule.policy=cosine",)),
@@ -77,6 +83,9 @@ def variants_of(
     base, variants, left_out = load_config(config, overrides), [EVERYTHING], []
     for part in PARTS:
         if names and part.name not in names:
+            continue
+        if differing_keys(base, load_config(config, (*overrides, *part.needs))):
+            left_out.append(f"{part.name}: only with {' '.join(part.needs)}")
             continue
         tried = [
             Variant(f"without {part.name}", part.without, part.prediction),
