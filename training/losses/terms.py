@@ -7,9 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugins_cuda.panoptic_fusion.reference import mask_terms
+from training.conventions import Conventions
 from training.data.sample import IGNORE
 from training.losses.assign import RoiTargets, RpnTargets
-from training.model.boxes import gather_rows
+from training.model.boxes import BOX_WEIGHTS, gather_rows
+from training.model_config import BoxHeadConfig
+
+EMPTY = 1e-7  # square pixels, beside areas that may be 0
 
 
 def rpn_losses(logits: Tensor, deltas: Tensor, targets: RpnTargets, beta: float = 1 / 9) -> tuple[Tensor, Tensor]:
@@ -25,23 +29,56 @@ def rpn_losses(logits: Tensor, deltas: Tensor, targets: RpnTargets, beta: float 
     return ((objectness * used).sum(1) / count).mean(), ((moved * positive).sum(1) / count).mean()
 
 
-def box_losses(logits: Tensor, deltas: Tensor, targets: RoiTargets, beta: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of logits [B * R, 1 + T]; smooth L1 of deltas [B * R, 1 + T, 4] on the foreground's own class.
-    Both are divided by the image's number of RoIs. beta: see `BoxHeadConfig`."""
+def box_losses(
+    logits: Tensor, deltas: Tensor, targets: RoiTargets, config: BoxHeadConfig, conventions: Conventions
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of logits [B * R, 1 + T]; the configured regression of deltas [B * R, 1 + T, 4] on the foreground's
+    own class. Both are divided by the image's number of RoIs."""
     used = targets.labels != IGNORE
     foreground = used & (targets.labels > 0)
     count = used.sum(1).clamp(min=1)
     entropy = F.cross_entropy(logits, targets.labels.flatten(), ignore_index=IGNORE, reduction="none").view_as(used)
     channel = torch.where(foreground, targets.labels, 0).reshape(-1, 1, 1).expand(-1, 1, 4)
     own = deltas.gather(1, channel).reshape(targets.deltas.shape)
-    moved = F.smooth_l1_loss(own, targets.deltas, beta=beta, reduction="none").sum(2)
+    if config.regression == "giou":
+        found, wanted = (conventions.decode(each, targets.rois, BOX_WEIGHTS) for each in (own, targets.deltas))
+        moved = 1 - generalised_iou(found, wanted, conventions)
+    else:
+        moved = F.smooth_l1_loss(own, targets.deltas, beta=config.beta, reduction="none").sum(2)
     return (entropy.sum(1) / count).mean(), ((moved * foreground).sum(1) / count).mean()
+
+
+def generalised_iou(a: Tensor, b: Tensor, conventions: Conventions) -> Tensor:
+    """[...], -1 to 1, of boxes [..., 4] with boxes [..., 4] (Rezatofighi et al., CVPR 2019). Where both are empty it is
+    0, and its gradient is finite.
+
+    torchvision's has the same values, but on a GPU its mask as an index would be waited for.
+    """
+    (near_a, far_a), (near_b, far_b) = (conventions.to_exclusive(each).split(2, dim=-1) for each in (a, b))
+    shared = (torch.minimum(far_a, far_b) - torch.maximum(near_a, near_b)).clamp(min=0).prod(-1)
+    union = (far_a - near_a).prod(-1) + (far_b - near_b).prod(-1) - shared
+    hull = (torch.maximum(far_a, far_b) - torch.minimum(near_a, near_b)).prod(-1)
+    return shared / (union + EMPTY) - (hull - union) / (hull + EMPTY)
 
 
 def mask_loss(logits: Tensor, masks: Tensor, foreground: Tensor) -> Tensor:
     """Binary cross-entropy of logits [B, F, M, M] over the pixels of the foreground RoIs [B, F]."""
     entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((2, 3))
-    return ((entropy * foreground).sum(1) / foreground.sum(1).clamp(min=1)).mean()
+    return _foreground_mean(entropy, foreground)
+
+
+def dice_loss(logits: Tensor, masks: Tensor, foreground: Tensor) -> Tensor:
+    """1 - dice of the probabilities with the masks, 2 sum(p g) / (sum(p^2) + sum(g^2)) (Milletari et al., 3DV 2016), of
+    logits [B, F, M, M] in the foreground RoIs [B, F]. Both sums have one pixel more: an empty mask that is found to be
+    empty is no loss."""
+    found = logits.sigmoid()
+    shared, total = (found * masks).sum((2, 3)), (found.square() + masks.square()).sum((2, 3))
+    return _foreground_mean(1 - (2 * shared + 1) / (total + 1), foreground)
+
+
+def _foreground_mean(values: Tensor, foreground: Tensor) -> Tensor:
+    """Of values [B, F] where `foreground`, image by image; 0 for an image without."""
+    return ((values * foreground).sum(1) / foreground.sum(1).clamp(min=1)).mean()
 
 
 def crop_loss(logits: Tensor, labels: Tensor, counts: list[int]) -> Tensor:

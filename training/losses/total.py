@@ -1,4 +1,5 @@
-"""All losses of UPSNet (Xiong et al., CVPR 2019, section 3.3) for one batch; Panoptic FPN's are the first six."""
+"""All losses of UPSNet (Xiong et al., CVPR 2019, section 3.3) for one batch; Panoptic FPN's are the first six.
+`dice` is an option."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from upsnet.errors import InputError
 
 
 class TrainingLosses(nn.Module):
-    """Wraps a network; forward(batch) -> its weighted losses by name, those of weight 0 left out. Minimise their sum.
+    """Wraps a network; forward(batch) -> its weighted losses by name; `dice`, `semantic_roi` and `panoptic` are left
+    out where their weight is 0. Minimise their sum.
     A network without things has the semantic loss alone, which may not be of weight 0 then (InputError).
 
     Each is the mean over the images of what it is for an image alone, so that processes with equal shares of a batch
@@ -56,15 +58,18 @@ class TrainingLosses(nn.Module):
         with full_precision:
             proposed_logits, proposed_deltas = proposed.rows()
             rpn_cls, rpn_box = terms.rpn_losses(proposed_logits, proposed_deltas, given.rpn, config.rpn.beta)
-            rcnn_cls, rcnn_box = terms.box_losses(scores, deltas, given.rois, config.box_head.beta)
+            rcnn_cls, rcnn_box = terms.box_losses(scores, deltas, given.rois, config.box_head, model.conventions)
+            foreground = is_thing(given.rois.labels[:, : masks.shape[1]])
             losses = {
                 "rpn_cls": rpn_cls,
                 "rpn_box": rpn_box,
                 "rcnn_cls": rcnn_cls,
-                "rcnn_box": rcnn_box,
-                "mask": terms.mask_loss(masks, given.masks, is_thing(given.rois.labels[:, : masks.shape[1]])),
+                "rcnn_box": weights.boxes * rcnn_box,
+                "mask": terms.mask_loss(masks, given.masks, foreground),
                 "semantic": self.semantic_loss(semantic, batch),
             }
+            if weights.dice:
+                losses["dice"] = weights.dice * terms.dice_loss(masks, given.masks, foreground)
             if weights.semantic_roi:
                 losses["semantic_roi"] = weights.semantic_roi * self.semantic_roi_loss(semantic, batch, given.crops)
             if weights.panoptic:

@@ -103,6 +103,16 @@ def test_drawn_samples(tmp_path: Path, model: UPSNet, settings: Config) -> None:
     assert np.unique(found["used_panoptic_target"]).tolist() == [0, 1, 2, 3, 4, IGNORE]
 
 
+def test_the_total_is_as_the_configuration_weighs_it(tmp_path: Path, model: UPSNet, settings: Config) -> None:
+    """The boxes' weight has not the name of its term, and the dice loss is there where it has a weight."""
+    loss = settings.loss.model_copy(update={"boxes": 3.0, "dice": 0.5})
+    found = losses_of(tmp_path, model, settings.model_copy(update={"loss": loss}), truth())
+    weighted = TrainingLosses(model, loss)(batch_of(truth(), settings.seed))
+    assert found["loss_total"] == pytest.approx(sum(weighted.values()).item(), rel=1e-6)
+    for name, weight in (("rcnn_box", 3.0), ("dice", 0.5)):
+        assert found[f"loss_{name}"] == pytest.approx(weighted[name].item() / weight, rel=1e-6)
+
+
 def test_given_samples(tmp_path: Path, model: UPSNet, settings: Config) -> None:
     """Those of another seed, in another order, from the definition: the values of that seed's step."""
     arrays, batch = truth(), batch_of(truth(), 123)

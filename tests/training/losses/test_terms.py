@@ -11,12 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
+from torchvision.ops import generalized_box_iou_loss
 
 from plugins_cuda.panoptic_fusion.reference import mask_terms, panoptic_labels, segment_term
+from training.conventions import NAMED, OURS, Conventions
 from training.data.sample import IGNORE
 from training.losses import semantic as S
 from training.losses import terms
 from training.losses.assign import RoiTargets, RpnTargets
+from training.model.boxes import BOX_WEIGHTS
+from training.model_config import BoxHeadConfig
 
 STUFF, THINGS = 4, 3
 
@@ -83,13 +87,85 @@ class TestBoxes:
                 if label > 0:
                     moves = (deltas[row, label] - targets.deltas[b, r]).tolist()
                     regression[b] += sum(smooth_l1(x, beta) for x in moves) / count
-        found = terms.box_losses(logits, deltas, targets, beta)
+        found = terms.box_losses(logits, deltas, targets, BoxHeadConfig(beta=beta), OURS)
         assert found[0].item() == pytest.approx(np.mean(classification))
         assert found[1].item() == pytest.approx(np.mean(regression)) and regression[1] > 0
 
     def test_gradient(self) -> None:
         logits, deltas = rand(12, 4).requires_grad_(), rand(12, 4, 4, seed=1).requires_grad_()
-        assert gradcheck(lambda a, b: terms.box_losses(a, b, self.targets()), (logits, deltas))
+        config = BoxHeadConfig()
+        assert gradcheck(lambda a, b: terms.box_losses(a, b, self.targets(), config, OURS), (logits, deltas))
+
+
+class TestGeneralisedIou:
+    """Of boxes 10 x 10: the same one; the right half; a fifth of both shared (hull 18 x 10); apart by 10."""
+
+    a = torch.tensor([[0.0, 0, 10, 10]] * 4)
+    b = torch.tensor([[0.0, 0, 10, 10], [5, 0, 10, 10], [8, 0, 18, 10], [20, 0, 30, 10]])
+    known = torch.tensor([1.0, 0.5, 1 / 9, -1 / 3])
+
+    @pytest.mark.parametrize("conventions", NAMED.values(), ids=NAMED)
+    def test_known_answers(self, conventions: Conventions) -> None:
+        a, b = (conventions.from_exclusive(boxes) for boxes in (self.a, self.b))
+        torch.testing.assert_close(terms.generalised_iou(a, b, conventions), self.known)
+        torch.testing.assert_close(terms.generalised_iou(b, a, conventions), self.known)
+
+    def boxes(self, count: int, seed: int) -> Tensor:
+        near = rand(count, 2, seed=seed) * 20
+        return torch.cat([near, near + rand(count, 2, seed=seed + 1).abs() * 20], dim=1)
+
+    @pytest.mark.parametrize("conventions", NAMED.values(), ids=NAMED)
+    def test_agrees_with_torchvisions(self, conventions: Conventions) -> None:
+        a, b = self.boxes(200, 1), self.boxes(200, 3)
+        expected = 1 - generalized_box_iou_loss(a, b)
+        own_a, own_b = conventions.from_exclusive(a), conventions.from_exclusive(b)
+        found = terms.generalised_iou(own_a, own_b, conventions)
+        torch.testing.assert_close(found, expected)
+        assert (found > 0).any() and (found < 0).any() and found.min() >= -1 and found.max() <= 1
+        scaled = terms.generalised_iou(self.a * 7, self.b * 7, OURS)
+        torch.testing.assert_close(scaled, self.known, msg="of one scale for boxes of every size")
+
+    def test_gradient(self) -> None:
+        a, b = self.boxes(20, 1).requires_grad_(), self.boxes(20, 3).requires_grad_()
+        assert gradcheck(lambda x, y: terms.generalised_iou(x, y, OURS), (a, b))
+
+    def test_empty_boxes_have_a_finite_gradient(self) -> None:
+        """A point on itself, on a line, outside a box; a line on a box; the same box, where two are the highest."""
+        a = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1], [5, 5, 5, 5], [0, 0, 0, 10], [2, 2, 8, 8]]).requires_grad_()
+        b = torch.tensor([[1.0, 1, 1, 1], [0, 1, 9, 1], [8, 8, 9, 9], [0, 0, 10, 10], [2, 2, 8, 8]])
+        found = terms.generalised_iou(a, b, OURS)
+        torch.testing.assert_close(found, torch.tensor([0.0, 0, 1 / 16 - 1, 0, 1]), atol=1e-6, rtol=0)
+        found.sum().backward()
+        assert a.grad is not None and a.grad.isfinite().all()
+
+    @pytest.mark.parametrize("conventions", NAMED.values(), ids=NAMED)
+    def test_the_box_heads_loss(self, conventions: Conventions) -> None:
+        """Against the boxes themselves; the second image has no foreground, the third no RoI at all."""
+        config = BoxHeadConfig(regression="giou")
+        labels = torch.tensor([[2, 1, 0], [0, 0, IGNORE], [IGNORE] * 3])
+        rois = self.boxes(9, 1).float().view(3, 3, 4).masked_fill((labels == IGNORE).unsqueeze(2), 0.0)
+        truth = rois[0] + torch.tensor([[-1.0, 2, 1, 3], [1, 0, 2, 2], [0, 0, 0, 0]])
+        wanted = conventions.encode(truth, rois[0], BOX_WEIGHTS) * (labels[0] > 0).unsqueeze(1)
+        targets = RoiTargets(rois, labels, torch.stack([wanted, wanted * 0, wanted * 0]), torch.zeros_like(labels))
+        logits, deltas = rand(9, 3).float(), (rand(9, 3, 4, seed=8) * 2).float().requires_grad_()
+        entropy, moved = terms.box_losses(logits, deltas, targets, config, conventions)
+        assert torch.equal(entropy, terms.box_losses(logits, deltas, targets, BoxHeadConfig(), conventions)[0])
+        found = conventions.decode(torch.stack([deltas[0, 2], deltas[1, 1]]), rois[0, :2], BOX_WEIGHTS)
+        exclusive = [conventions.to_exclusive(boxes) for boxes in (found, truth[:2])]
+        expected = generalized_box_iou_loss(*exclusive, reduction="sum") / 3 / 3
+        assert moved.item() == pytest.approx(expected.item(), rel=1e-4) and moved > 0
+        moved.backward()
+        own = torch.zeros(9, 3, dtype=torch.bool)
+        own[0, 2] = own[1, 1] = True
+        assert deltas.grad is not None and torch.equal(deltas.grad.abs().sum(2) > 0, own)
+
+    def test_the_box_itself_is_no_loss(self) -> None:
+        labels, rois = torch.tensor([[1, 1]]), self.boxes(2, 1).float()[None]
+        deltas = torch.tensor([[[1.0, -2, 0.5, 2], [0, 0, 0, 0]]])
+        targets = RoiTargets(rois, labels, deltas, torch.zeros_like(labels))
+        predicted = deltas[0].unsqueeze(1).expand(2, 2, 4)
+        found = terms.box_losses(rand(2, 2).float(), predicted, targets, BoxHeadConfig(regression="giou"), OURS)[1]
+        assert found.dtype == torch.float32 and found.item() == pytest.approx(0, abs=1e-6)
 
 
 class TestMasks:
@@ -108,6 +184,37 @@ class TestMasks:
     def test_gradient(self) -> None:
         masks = (rand(3, 3, 2, 2, seed=1) > 0).double()
         assert gradcheck(lambda x: terms.mask_loss(x, masks, self.foreground), rand(3, 3, 2, 2).requires_grad_())
+
+
+class TestDice:
+    def of(self, logits: Tensor, masks: Tensor) -> float:
+        return terms.dice_loss(logits[None, None], masks[None, None], torch.tensor([[True]])).item()
+
+    def test_known_answers(self) -> None:
+        """Of a mask of two of four pixels: found exactly, the other two, one of the two, everything, .5 everywhere."""
+        mask, sure = torch.tensor([[1.0, 1], [0, 0]]), 50.0
+        assert self.of(sure * (2 * mask - 1), mask) == pytest.approx(0, abs=1e-6)
+        assert self.of(sure * (1 - 2 * mask), mask) == pytest.approx(1 - 1 / 5)
+        assert self.of(torch.tensor([[sure, -sure], [-sure, -sure]]), mask) == pytest.approx(1 - 3 / 4)
+        assert self.of(torch.full((2, 2), sure), mask) == pytest.approx(1 - 5 / 7)
+        assert self.of(torch.zeros(2, 2), mask) == pytest.approx(1 - 3 / 4)
+        empty = torch.zeros(2, 2)
+        assert self.of(torch.full((2, 2), -sure), empty) == pytest.approx(0, abs=1e-6)
+        assert self.of(torch.full((2, 2), sure), empty) == pytest.approx(1 - 1 / 5)
+
+    def test_against_a_loop(self) -> None:
+        foreground = TestMasks.foreground
+        logits, masks = rand(3, 3, 5, 5) * 3, (rand(3, 3, 5, 5, seed=1) > 0).double()
+        means = [
+            np.mean([self.of(logits[b, r], masks[b, r]) for r in range(3) if foreground[b, r]] or [0.0])
+            for b in range(3)
+        ]
+        assert means[2] == 0 and terms.dice_loss(logits, masks, foreground).item() == pytest.approx(np.mean(means))
+
+    @pytest.mark.parametrize("scale", [1.0, 1e6])
+    def test_gradient(self, scale: float) -> None:
+        masks, logits = (rand(3, 3, 2, 2, seed=1) > 0).double(), rand(3, 3, 2, 2).requires_grad_()
+        assert gradcheck(lambda x: terms.dice_loss(x * scale, masks, TestMasks.foreground), logits)
 
 
 class TestCrops:

@@ -33,14 +33,15 @@ UNWEIGHTED = LossConfig(semantic=1, semantic_roi=1, panoptic=1)
 
 def loss_arrays(model: UPSNet, inputs: Inputs, truth: Truth, settings: Config) -> Arrays:
     """All arrays of an imported network in eval mode; samples that are not given are drawn with the run's seed."""
-    losses = TrainingLosses(model, UNWEIGHTED).eval()
+    unweighted = UNWEIGHTED.model_copy(update={"dice": float(settings.loss.dice > 0)})
+    losses = TrainingLosses(model, unweighted).eval()
     batch = as_batch(inputs, truth, settings.seed)
     _, pyramid = inputs.pyramid(model)
     with torch.no_grad():
         proposed = model.rpn(pyramid)
         targets, kept = choose_targets(losses, batch, truth, proposed)
     values = losses.of_pyramid(pyramid, batch, targets)
-    weights = settings.loss.model_dump()
+    weights = settings.loss.model_dump() | {"rcnn_box": settings.loss.boxes}
     total = torch.stack([weights.get(name, 1.0) * value for name, value in values.items()]).sum()
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(total, list(trained.values()))
