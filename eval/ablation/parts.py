@@ -63,7 +63,7 @@ PARTS = (
     Part(
         "generalised IoU",
         ("model.box_head.regression=smooth_l1", "loss.boxes=1"),
-        ("model.box_head.regression=giou", "loss.boxes=2"),
+        ("model.box_head.regression=giou", "loss.boxes=5"),
     ),
     Part("dice loss", ("loss.dice=0",), ("loss.dice=1",)),
     Part("scale jitter", ("data.augment.scale=[1.0, 1.0]",), ("data.augment.scale=[0.6, 1.6]",)),
