@@ -88,11 +88,12 @@ $(RUN)/report.html: $(RUN)/engine/engine.json $(wildcard $(TRITON_READY)) | $(TR
 	$(BIN)/python eval/parity.py --run $(RUN) --min-pq $(MIN_PQ)
 
 # Configurations on the synthetic data set make it first.
-SYNTHETIC := $(patsubst demo,shapes,$(filter demo shapes_long,$(basename $(notdir $(CONFIG)))))
+SYNTHETIC := $(patsubst demo,shapes,$(filter demo shapes_long shapes_hard,$(basename $(notdir $(CONFIG)))))
 DATA := $(SYNTHETIC:%=data/%/train.json)
 PHOTOS ?= $(SYNTHETIC:%=data/%/val)
-data/shapes/train.json data/shapes_long/train.json: upsnet/datasets/shapes.py upsnet/datasets/scene.py | $(READY)
-	$(UPSNET) shapes --out $(@D) $(if $(findstring long,$@),--train 3000)
+$(foreach name,shapes shapes_long shapes_hard,data/$(name)/train.json): upsnet/datasets/shapes.py upsnet/datasets/scene.py \
+		$(wildcard upsnet/datasets/synthetic/*.py) | $(READY)
+	$(UPSNET) shapes --out $(@D) $(if $(findstring long,$@),--train 3000) $(if $(findstring hard,$@),--hard)
 	touch $@
 
 TRAIN = $(UPSNET) train --processes $(GPUS) --config $(CONFIG) --out $(RUN)
@@ -186,7 +187,7 @@ bench-train:
 		--config $(if $(filter file,$(origin CONFIG)),training/configs/coco_r50.yaml,$(CONFIG)) $(ARGS)
 bench-gpu:
 	$(ANY_PYTHON) -m eval.gpu_bench --out runs/gpu_bench $(ARGS)
-bench-ablation: $(READY) data/shapes/train.json
+bench-ablation: $(READY) data/shapes_hard/train.json
 	$(UPSNET) ablation $(ARGS)
 ablation: bench-ablation
 
@@ -262,4 +263,4 @@ docs: $(VENV)/.docs-ready ## the site, with API pages from the docstrings, in bu
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f docs/site/mkdocs.yml
 
 clean: ## remove build/, the synthetic data and the demo's run (environments, other runs and other data stay)
-	rm -rf build data/shapes data/shapes_long runs/demo
+	rm -rf build data/shapes data/shapes_long data/shapes_hard runs/demo

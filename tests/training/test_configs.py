@@ -138,10 +138,11 @@ def test_published_sizes_and_losses(
         assert config.model.backbone == HybridConfig()
 
 
-def test_long_shapes_train_the_network_of_the_demo() -> None:
-    demo, long = config_of("demo"), config_of("shapes_long")
-    assert (long.model, long.loss) == (demo.model, demo.loss)
-    assert local(long.data.train.json_file).parent == Path("data/shapes_long")
+@pytest.mark.parametrize("name", ["shapes_long", "shapes_hard"])
+def test_other_shapes_train_the_network_of_the_demo(name: str) -> None:
+    demo, other = config_of("demo"), config_of(name)
+    assert (other.model, other.loss) == (demo.model, demo.loss)
+    assert local(other.data.train.json_file).parent == Path(f"data/{name}")
 
 
 @pytest.mark.parametrize("name", NAMES)

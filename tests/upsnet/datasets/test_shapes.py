@@ -15,12 +15,15 @@ from scipy import ndimage
 
 from upsnet.datasets import shapes
 from upsnet.datasets.coco_format import read_panoptic_png
-from upsnet.datasets.scene import CATEGORIES, SIZES, THINGS, Scene, draw_scene, shape_mask
+from upsnet.datasets.scene import SIZES, Scene, draw_scene
 from upsnet.datasets.shapes import main, write_shapes
+from upsnet.datasets.synthetic.settings import EASY
+from upsnet.datasets.synthetic.things import shape_mask
 from upsnet.errors import InputError
 from upsnet.metrics.pq_files import PQStat
 
-THING_IDS = {c["id"] for c in THINGS}
+CATEGORIES = EASY.categories
+THING_IDS = {each.id for each in EASY.things}
 
 
 def digest(data: bytes) -> str:
@@ -170,7 +173,7 @@ def test_a_data_set_that_is_there_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(seed: int, index: int, sizes: object) -> Scene:
+    def stop(seed: int, index: int, sizes: object, setting: object) -> Scene:
         if index == 2:
             raise KeyboardInterrupt
         return draw_scene(seed, index)
