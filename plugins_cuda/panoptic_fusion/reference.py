@@ -58,6 +58,28 @@ def panoptic_fusion(
 
     The definition computes in float32, or in float64 where the semantic logits are float64.
     """
+    numbers = (num_stuff, stuff_area_limit, mask_overlap_threshold, heuristic)
+    return fuse(semantic, boxes, classes, scores, mask_logits, counts, sizes, scales, *numbers)
+
+
+@torch.no_grad()
+def fuse(
+    semantic: Tensor,
+    boxes: Tensor,
+    classes: Tensor,
+    scores: Tensor,
+    mask_logits: Tensor,
+    counts: Tensor,
+    sizes: Tensor,
+    scales: Tensor,
+    num_stuff: int,
+    stuff_area_limit: float,
+    mask_overlap_threshold: float = 0.3,
+    heuristic: bool = False,
+    unknown: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`panoptic_fusion`, and what the operator does not offer: without `unknown` no pixel is so, each goes to the best
+    of stuff and instances (not for the heuristic merge, which has no such channel)."""
     dtype = torch.promote_types(semantic.dtype, torch.float32)
     semantic, mask_logits = bounded_logits(semantic.to(dtype)), bounded_logits(mask_logits.to(dtype))
     num_things = MOST_CLASSES if heuristic else semantic.shape[1] - num_stuff
@@ -81,7 +103,7 @@ def panoptic_fusion(
         else:
             terms = mask_terms(mask_logits[image, :count], boxes[image, :count], *valid.shape)
             keep = prune((terms > 0) & present, classes[image, :count], mask_overlap_threshold)
-            labels = panoptic_labels(logits, terms[keep], boxes[image, keep], classes[image, keep], num_stuff)
+            labels = panoptic_labels(logits, terms[keep], boxes[image, keep], classes[image, keep], num_stuff, unknown)
             labels[~valid] = num_stuff + len(keep)
             labels = vote(labels, logits.argmax(0), len(keep), num_stuff, len(logits))
         labels[~valid] = void = num_stuff + len(keep)
@@ -171,8 +193,10 @@ def prune(masks: Tensor, classes: Tensor, overlap_threshold: float) -> Tensor:
     return torch.tensor(keep, dtype=torch.int64, device=masks.device)
 
 
-def panoptic_labels(logits: Tensor, terms: Tensor, boxes: Tensor, classes: Tensor, num_stuff: int) -> Tensor:
-    """int64 [H, W], the argmax over [stuff | instances | unknown], ties to the lowest.
+def panoptic_labels(
+    logits: Tensor, terms: Tensor, boxes: Tensor, classes: Tensor, num_stuff: int, unknown: bool = True
+) -> Tensor:
+    """int64 [H, W], the argmax over [stuff | instances | unknown], ties to the lowest; without `unknown` over the rest.
 
     0..S-1 stuff, S+k instance k, S+K unknown.
     logits: [S + T, H, W] at full resolution. terms, boxes, classes: the mask terms of the K accepted instances, in
@@ -186,9 +210,8 @@ def panoptic_labels(logits: Tensor, terms: Tensor, boxes: Tensor, classes: Tenso
         logit = segment + term
         labels[logit > best] = num_stuff + instance
         best = torch.maximum(best, logit)
-    if len(logits) > num_stuff:
-        unknown = logits[num_stuff:].amax(0) - highest
-        labels[unknown > best] = num_stuff + len(terms)
+    if unknown and len(logits) > num_stuff:
+        labels[logits[num_stuff:].amax(0) - highest > best] = num_stuff + len(terms)
     return labels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -165,12 +166,18 @@ class UPSNet(nn.Module):
         return plugins_cuda.all_rows(masks, found.boxes)
 
     def fuse(
-        self, semantic: Tensor, found: Detections, masks: Tensor, sizes: Tensor, scales: Tensor
+        self,
+        semantic: Tensor,
+        found: Detections,
+        masks: Tensor,
+        sizes: Tensor,
+        scales: Tensor,
+        operator: Callable[..., tuple[Tensor, Tensor, Tensor]] = plugins_cuda.panoptic_fusion,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The panoptic head on semantic logits [B, semantic_channels, h, w], detections and their mask logits
-        [B, K, M, M]."""
+        [B, K, M, M]. operator: another one with these arguments."""
         panoptic = self.config.panoptic
-        fused = plugins_cuda.panoptic_fusion(
+        fused = operator(
             semantic,
             self.fused_boxes(found),
             found.labels,
