@@ -11,7 +11,7 @@ import yaml
 
 from tests.docs.commands import faults
 from tests.folders import local
-from training.config import Config, load_config, parse_config
+from training.config import Config, differing_keys, load_config, parse_config
 from training.model.upsnet import UPSNet
 from training.model_config import HybridConfig, TimmConfig
 from training.schedule import make_plan
@@ -52,6 +52,7 @@ def test_file_is_its_name_and_builds(name: str) -> None:
     ("name", "weights"),
     [
         ("coco_r50", RESNET_50),
+        ("coco_r50_plus", RESNET_50),
         ("coco_r101_dcn_3x", RESNET_101 + OFFSETS),
         ("cityscapes_r50", RESNET_50),
         ("cityscapes_r101", RESNET_101),
@@ -136,6 +137,27 @@ def test_published_sizes_and_losses(
         assert config.model.backbone.frozen_norm
     else:
         assert config.model.backbone == HybridConfig()
+
+
+PLUS = {  # what coco_r50_plus has and coco_r50 has not
+    *("name", "model.fpn.norm", "model.mask_head.norm", "model.semantic_head.norm", "model.box_head.regression"),
+    *("loss.boxes", "loss.dice", "data.augment.scale", "data.augment.copy_paste", "data.workers"),
+    *("schedule.images", "schedule.images_per_step", "schedule.policy", "schedule.decay", "schedule.ema"),
+}
+
+
+def test_coco_r50_plus_is_coco_r50_and_options() -> None:
+    plain, plus = config_of("coco_r50"), config_of("coco_r50_plus")
+    assert set(differing_keys(plain, plus)) == PLUS
+    for processes in (1, 2, 4, 8, 16):
+        plan = make_plan(plus.schedule, processes)
+        assert (plan.images_per_step, plan.iterations, plan.passes) == (16, 270_000, 16 // processes)
+        assert plan.lr == pytest.approx(0.02)
+    more = sum(p.numel() for p in build(plus, COCO).parameters()) - sum(
+        p.numel() for p in build(plain, COCO).parameters()
+    )
+    norms = 8 * 256 + 4 * 256 + 256 + 128 + 128  # lateral and smooth, masks, semantic
+    assert more == 2 * norms
 
 
 def test_long_shapes_train_the_network_of_the_demo() -> None:
