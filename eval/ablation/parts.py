@@ -13,8 +13,9 @@ Prediction = Literal["as it is", "without pruning", "without unknown"]  # how th
 
 
 class Part(NamedTuple):
-    """Overrides of a configuration, as `--set` takes them. Without any, the part belongs to inference alone. needs: what
-    a configuration must have for these to be a fair comparison."""
+    """Overrides of a configuration, as `--set` takes them. Without any, the part belongs to inference alone.
+
+    needs: what a configuration must have for a fair comparison."""
 
     name: str
     without: tuple[str, ...] = ()
@@ -47,7 +48,12 @@ PARTS = (
         "deformable convolutions", ("model.semantic_head.deformable=false",), ("model.semantic_head.deformable=true",)
     ),
     Part("mask pruning", prediction="without pruning"),
-    Part("unknown class", ("model.panoptic.keep_fraction=1",), prediction="without unknown"),
+    Part(
+        "unknown class",
+        ("model.panoptic.keep_fraction=1",),
+        prediction="without unknown",
+        needs=("model.panoptic.merge=logits",),
+    ),
     Part("global context", ("model.fpn.global_context=false",), ("model.fpn.global_context=true",)),
     Part("RoI-wise semantic loss", ("loss.semantic_roi=0",), ("loss.semantic_roi=0.1",)),
     Part("MBConv blocks", (BOTTLENECKS,), needs=(MBCONV,)),

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
-from tests.docs.commands import faults
 from tests.folders import local
-from training.config import Config, load_config, parse_config
+from training.config import Config, differing_keys, load_config
 from training.model.upsnet import UPSNet
 from training.model_config import HybridConfig, TimmConfig
 from training.schedule import make_plan
-from upsnet.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "training/configs").glob("*.yaml"))
@@ -52,6 +48,7 @@ def test_file_is_its_name_and_builds(name: str) -> None:
     ("name", "weights"),
     [
         ("coco_r50", RESNET_50),
+        ("coco_r50_plus", RESNET_50),
         ("coco_r101_dcn_3x", RESNET_101 + OFFSETS),
         ("cityscapes_r50", RESNET_50),
         ("cityscapes_r101", RESNET_101),
@@ -145,47 +142,22 @@ def test_other_shapes_train_the_network_of_the_demo(name: str) -> None:
     assert local(other.data.train.json_file).parent == Path(f"data/{name}")
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("section", ["", "model", "model.fpn", "data.train", "schedule"])
-def test_unknown_keys_are_refused(name: str, section: str) -> None:
-    values = yaml.safe_load((ROOT / f"training/configs/{name}.yaml").read_text())
-    place = values
-    for key in section.split(".") if section else ():
-        place = place.setdefault(key, {})
-    place["chanels"] = 1
-    wanted = f"{section}.chanels".lstrip(".")
-    with pytest.raises(InputError, match=rf"{re.escape(wanted)}: Extra inputs are not permitted"):
-        parse_config(values, name)
+PLUS = {  # what coco_r50_plus has and coco_r50 has not
+    *("name", "model.fpn.norm", "model.mask_head.norm", "model.semantic_head.norm", "model.box_head.regression"),
+    *("loss.boxes", "loss.dice", "data.augment.scale", "data.augment.copy_paste", "data.workers"),
+    *("schedule.images", "schedule.images_per_step", "schedule.policy", "schedule.decay", "schedule.ema"),
+}
 
 
-# What the comments tell people to type
-
-
-def comments(path: Path) -> list[str]:
-    return [line.partition("#")[2].strip() for line in path.read_text().splitlines() if "#" in line]
-
-
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_commands_in_comments_exist(path: Path) -> None:
-    text = "\n".join(comments(path)).replace("\\\n", "")
-    for command in re.findall(r"\b(?:upsnet|make) [a-z][^`\n]*", text):
-        assert faults(command) == [], command
-    for file in re.findall(r"\b(?:training/configs/)?([a-z0-9_]+\.yaml)", text):
-        assert file == "my.yaml" or (path.parent / file).is_file(), file
-
-
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_overrides_in_comments_are_keys(path: Path) -> None:
-    for line in comments(path):
-        for override in re.findall(r"--set ([\w.]+=[\w.]+)", line):
-            load_config(path, (override,))
-
-
-def test_the_schedules_in_the_comment_of_coco_r50() -> None:
-    text = "\n".join(comments(ROOT / "training/configs/coco_r50.yaml"))
-    found = re.findall(r"(\d+)(?: GPUs)?: lr (\.\d+), ([\d ]+\d)", text)
-    assert [int(gpus) for gpus, _, _ in found] == [16, 8, 4, 1]
-    for gpus, lr, iterations in found:
-        plan = make_plan(config_of("coco_r50").schedule, int(gpus))
-        assert plan.lr == pytest.approx(float(lr))
-        assert plan.iterations == int(iterations.replace(" ", ""))
+def test_coco_r50_plus_is_coco_r50_and_options() -> None:
+    plain, plus = config_of("coco_r50"), config_of("coco_r50_plus")
+    assert set(differing_keys(plain, plus)) == PLUS
+    for processes in (1, 2, 4, 8, 16):
+        plan = make_plan(plus.schedule, processes)
+        assert (plan.images_per_step, plan.iterations, plan.passes) == (16, 270_000, 16 // processes)
+        assert plan.lr == pytest.approx(0.02)
+    more = sum(p.numel() for p in build(plus, COCO).parameters()) - sum(
+        p.numel() for p in build(plain, COCO).parameters()
+    )
+    norms = 8 * 256 + 4 * 256 + 256 + 128 + 128  # lateral and smooth, masks, semantic
+    assert more == 2 * norms

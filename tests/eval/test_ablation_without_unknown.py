@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eval.without_unknown import predictor_without_unknown
+from eval.ablation.without_unknown import predictor_without_unknown
 from plugins_cuda.panoptic_fusion import reference
 from tests.training.tiny_network import SMALL, panoptic_fpn
 from training.model.upsnet import UPSNet
