@@ -15,7 +15,7 @@ BACKEND ?= auto
 ARGS ?=
 OF_RUN := onnx engine serve view load soak eval parity bench
 ifdef RUN # a run that is there has its own configuration, and is used as it is
-CONFIG ?= $(or $(wildcard $(RUN)/config.yaml),training/configs/demo.yaml)
+CONFIG ?= $(or $(wildcard $(RUN)/config.yaml),training/configs/shapes.yaml)
 ifeq ($(origin CONFIG),file)
 ifneq ($(filter $(OF_RUN),$(MAKECMDGOALS)),)
 CHECKPOINT := $(or $(wildcard $(RUN)/last.safetensors),\
@@ -23,7 +23,7 @@ CHECKPOINT := $(or $(wildcard $(RUN)/last.safetensors),\
 endif
 endif
 endif
-CONFIG ?= training/configs/demo.yaml
+CONFIG ?= training/configs/shapes.yaml
 RUN ?= runs/$(basename $(notdir $(CONFIG)))
 
 BIN := $(VENV)/bin

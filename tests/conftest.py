@@ -99,7 +99,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schedule = {"iterations": 80, "images_per_step": 2, "warmup": 10, "evaluate_every": 0, "log_every": 10}
     steps = [f"schedule.{key}={value}" for key, value in schedule.items()]
     overrides = [*splits, *steps, "name=tiny", "data.augment.flip=0"]
-    config = load_config(ROOT / "training/configs/demo.yaml", tuple(overrides))
+    config = load_config(ROOT / "training/configs/shapes.yaml", tuple(overrides))
     run = folder / "run"
     assert train(config, run, "cpu") == 0
     export_onnx(run / "last.safetensors", run / "model.onnx")

@@ -28,7 +28,7 @@ class Sizes:
 
 
 FULL = Sizes()
-DEMO = Sizes(96, 128, 4, 5, 32, 64, 64, 100, 7, 100, 5)  # about training/configs/demo.yaml's
+DEMO = Sizes(96, 128, 4, 5, 32, 64, 64, 100, 7, 100, 5)  # about training/configs/shapes.yaml's
 QUICK = Sizes(64, 96, 5, 3, 7, 16, 8, 40, 7, 30, 2)
 MIDDLE = Sizes(512, 640, 13, 20, 100, 72, 80, 100, 7, 250, 2)  # what only larger tensors reach, on an emulator too
 

@@ -215,7 +215,7 @@ def test_the_image_has_all_that_train_needs(tmp_path: Path) -> None:
                 shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__", "*.so", "build"))
             else:
                 shutil.copy(ROOT / name, place)
-    command = [sys.executable, "-m", "upsnet", "train", "--config", "training/configs/demo.yaml", "--data", "none"]
+    command = [sys.executable, "-m", "upsnet", "train", "--config", "training/configs/shapes.yaml", "--data", "none"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2, ended.stderr

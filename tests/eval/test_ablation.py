@@ -17,7 +17,7 @@ from eval.ablation.parts import PARTS, variants_of
 from eval.ablation.report import Ablation, Row, SeedFigures, ablation_table, worth_of
 from upsnet.errors import InputError
 
-DEMO = Path("training/configs/demo.yaml")
+DEMO = Path("training/configs/shapes.yaml")
 SOME = ("panoptic loss", "mask pruning", "dice loss")
 Trained = list[tuple[str, tuple[str, ...]]]
 

@@ -19,7 +19,7 @@ from training.model.upsnet import UPSNet
 from training.schedule import lr_factor, make_plan
 
 CONFIGS = Path("training/configs")
-DOCUMENTS: list[Any] = [yaml.safe_load((CONFIGS / name).read_text()) for name in ("demo.yaml", "coco_r101_dcn_3x.yaml")]
+DOCUMENTS: list[Any] = [yaml.safe_load((CONFIGS / name).read_text()) for name in ("shapes.yaml", "coco_r101_dcn_3x.yaml")]
 YAML = [
     "&a [*a]",
     "2020-13-45",
@@ -74,7 +74,7 @@ def test_values(folder: Path, document: Any) -> None:
 
 
 @fuzzed(60)
-@given(damaged((CONFIGS / "demo.yaml").read_bytes()))
+@given(damaged((CONFIGS / "shapes.yaml").read_bytes()))
 def test_bytes(folder: Path, content: bytes) -> None:
     path = folder / "config.yaml"
     path.write_bytes(content)

@@ -24,7 +24,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small(project_root: Path) -> ModelConfig:
     """The demo's network."""
-    return load_config(project_root / "training/configs/demo.yaml").model
+    return load_config(project_root / "training/configs/shapes.yaml").model
 
 
 @pytest.fixture(scope="session")

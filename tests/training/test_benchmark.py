@@ -24,7 +24,7 @@ from upsnet.command_line.command import make_app
 from upsnet.datasets.doctor.check import main as check
 from upsnet.geometry import ResizeRule
 
-DEMO = Path(__file__).resolve().parents[2] / "training/configs/demo.yaml"
+DEMO = Path(__file__).resolve().parents[2] / "training/configs/shapes.yaml"
 CPU = torch.device("cpu")
 
 

@@ -64,7 +64,7 @@ def test_the_command(arguments: list[str], said: str, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(duration, "load_model", lambda path: [Network])
     write(tmp_path, [10.0], 1)
-    config = "training/configs/demo.yaml"
+    config = "training/configs/shapes.yaml"
     shown = CliRunner().invoke(
         make_app(duration.main), ["--run", str(tmp_path), "--config", config, "--gpus", "1", "8"]
     )

@@ -93,7 +93,7 @@ def test_init_writes_a_checkpoint_that_loads(project_root: Path, tmp_path: Path)
     table = [{"id": 7, "name": "cat", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
     (tmp_path / "categories.json").write_text(json.dumps(table))
     out = tmp_path / "last.safetensors"
-    arguments = ["--config", str(project_root / "training/configs/demo.yaml"), "--out", str(out)]
+    arguments = ["--config", str(project_root / "training/configs/shapes.yaml"), "--out", str(out)]
     app = make_app(training.init.main)
     result = CliRunner().invoke(app, [*arguments, "--categories", str(tmp_path / "categories.json")])
     assert result.exit_code == 0, result.output
