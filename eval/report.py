@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from eval.charts import Points, line_chart, smooth
 from eval.parity_report import Parity
 from upsnet.categories import Categories
 from upsnet.draw import overlay
 from upsnet.figures import points, share, signed, title
 from upsnet.files import write_text
+from upsnet.history.curves import Chart, loss_chart, pq_chart, present
 from upsnet.json_model import read_steps
 from upsnet.pages import open_template
 from upsnet.parity.lockstep import Example
+from upsnet.pictures import embed
 
-PICTURE_SIDE = 640
-MOST_DRAWN = 1e12
 DEMO = Path("runs/demo")  # what `make view` shows where no run is named
 VIEWER = "http://127.0.0.1:8010/"  # where it is
 
@@ -56,28 +52,12 @@ def write_report(
     write_text(path, page)
 
 
-def training_charts(metrics: Path) -> list[dict[str, str]]:
-    """Loss and validation PQ over the steps of metrics.jsonl: title, and `line_chart`'s; [] without such a file."""
+def training_charts(metrics: Path) -> list[Chart]:
+    """Loss and validation PQ over the steps of metrics.jsonl; [] without such a file."""
     if not metrics.is_file():
         return []
     rows = [content for _, content in read_steps(metrics)]
-
-    def column(key: str, factor: float = 1.0) -> Points:
-        return [(row["step"], factor * row[key]) for row in rows if _is_drawable(row.get(key))]
-
-    charts = []
-    loss = column("loss")
-    if len(loss) > 1:
-        charts.append({"title": "Training loss"} | line_chart({"loss": smooth(loss, max(1, len(loss) // 25))}, loss))
-    scores = {"all": column("pq", 100), "things": column("pq_things", 100), "stuff": column("pq_stuff", 100)}
-    scores = {name: line for name, line in scores.items() if len(line) > 1}
-    if scores:
-        charts.append({"title": "Validation PQ"} | line_chart(scores))
-    return charts
-
-
-def _is_drawable(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < MOST_DRAWN  # nor nan
+    return present([loss_chart(rows), pq_chart(rows)])
 
 
 def _pictures(example: Example, categories: Categories) -> list[Picture]:
@@ -103,12 +83,3 @@ def difference_picture(photo: np.ndarray, identical: np.ndarray) -> np.ndarray:
     """The photo in dim gray with the differing pixels in red."""
     gray = np.repeat((photo.mean(2, keepdims=True) * 0.45).astype(np.uint8), 3, axis=2)
     return np.where(identical[..., None], gray, np.array([255, 60, 60], np.uint8))
-
-
-def embed(image: np.ndarray) -> str:
-    """uint8 H x W x 3 as a data: address, JPEG, no side longer than PICTURE_SIDE."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,5 @@
-"""What a run reports: the progress bar, metrics.jsonl, TensorBoard's tb/, and what the run was made with."""
+"""What a run reports: the progress bar, metrics.jsonl, evaluations.jsonl, training.html, TensorBoard's tb/, and what it
+was made with."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from training.distributed import Process
 from training.schedule import Plan
 from training.step import Report
 from upsnet.files import check_utf8, write_json, write_text, writing
+from upsnet.history.evaluation import NAME as EVALUATIONS
+from upsnet.history.evaluation import Evaluation
+from upsnet.history.observed import Picture
+from upsnet.history.page import write_page
 from upsnet.json_model import read_steps
 
 
@@ -39,12 +44,13 @@ class Log:
             return
         self.every, self.last = config.schedule.log_every, plan.iterations
         self.shown: dict[str, str] = {}
-        self.metrics = out / "metrics.jsonl"
+        self.out, self.metrics, self.evaluations = out, out / "metrics.jsonl", out / EVALUATIONS
         check_utf8(out, "TensorBoard")
         write_text(out / "config.yaml", dump_config(config))
         write_json(out / "versions.json", surroundings(process))
         write_json(out / "plan.json", plan.model_dump(mode="json"))
-        write_text(self.metrics, "".join(lines_until(self.metrics, step, evaluated)))
+        for lines in (self.metrics, self.evaluations):
+            write_text(lines, "".join(lines_until(lines, step, evaluated)))
         self.hook, threading.excepthook = threading.excepthook, _not_of_the_board
         with writing(out / "tb"):
             self.board = SummaryWriter(str(out / "tb"), purge_step=step + 1)
@@ -116,13 +122,22 @@ class Log:
         self.restart()
         return speed
 
-    def quality(self, step: int, quality: Mapping[str, float | None], pictures: Mapping[str, np.ndarray]) -> None:
-        """Write the figures of an evaluation, and pictures H x W x 3 by name; for the first process alone."""
+    def quality(
+        self,
+        step: int,
+        quality: Mapping[str, float | None],
+        pictures: Mapping[str, np.ndarray],
+        evaluation: Evaluation,
+        worst: Sequence[Picture],
+    ) -> None:
+        """Write what an evaluation found; pictures: H x W x 3 by name, for TensorBoard. For the first process alone."""
         self._write(step, {"val": quality})
         with writing(self.board.log_dir):
             for name, picture in pictures.items():
                 tag = f"prediction_and_truth/{name}".encode("utf-8", "backslashreplace").decode()  # no text, for one
                 self.board.add_image(tag, picture, step, dataformats="HWC")
+        _append(self.evaluations, evaluation.model_dump(mode="json"))
+        write_page(self.out, worst)
         figures = ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None)
         tqdm.write(f"step {step}: {figures or 'no figures, as no segment is there'}")
 
@@ -134,8 +149,12 @@ class Log:
                 for name, value in values.items():
                     if value is not None:
                         self.board.add_scalar(f"{group}/{name}", value, step)
-        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line, allow_nan=False) + "\n")
+        _append(self.metrics, line)
+
+
+def _append(path: Path, line: Mapping[str, object]) -> None:
+    with writing(path), path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def _not_of_the_board(failure: threading.ExceptHookArgs) -> None:
@@ -145,8 +164,8 @@ def _not_of_the_board(failure: threading.ExceptHookArgs) -> None:
 
 
 def lines_until(metrics: Path, step: int, evaluated: bool) -> list[str]:
-    """The whole lines of metrics.jsonl that belong to the first `step` steps; none when there is no file. InputError
-    names one that is damaged."""
+    """The whole lines of metrics.jsonl, or of evaluations.jsonl, that belong to the first `step` steps; none when there
+    is no file. InputError names one that is damaged."""
     if not step or not metrics.exists():
         return []
     return [

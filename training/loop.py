@@ -25,7 +25,7 @@ from training.data.check import check_images_once
 from training.data.loader import fit_workers, make_loader, reading
 from training.data.open import image_digest, make_sampler, open_training, open_validation
 from training.distributed import Process, gather, processes
-from training.evaluation import pictures, quality
+from training.evaluation import details, pictures, quality
 from training.fine_tuning import RECORD, ClassRule, Start, start_from
 from training.lock import only_run
 from training.log import Log
@@ -39,6 +39,8 @@ from upsnet.categories import Categories, differences
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
 from upsnet.files import write_json
+from upsnet.history.observed import Observed
+from upsnet.metrics.evaluation import Watch
 from upsnet.runtimes.predictor import Predictor
 
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -70,7 +72,7 @@ class Task(NamedTuple):
     """What is trained, and how it is scored. The tests train a smaller network."""
 
     build: Callable[[Config, Categories], tuple[nn.Module, nn.Module]] = build_network
-    quality: Callable[[Predictor, PanopticFolder, int | None, Process], dict[str, float | None]] = quality
+    quality: Callable[[Predictor, PanopticFolder, int | None, Process, Watch], dict[str, float | None]] = quality
 
 
 UPSNET = Task()
@@ -87,10 +89,10 @@ def train(
     """Train to the end of the schedule, going on from out/last.safetensors where there is one.
 
     init: a checkpoint whose weights a new run starts from; classes: which of its classes are taken. Writes config.yaml,
-    plan.json, versions.json, init.json (with `init`), metrics.jsonl, tb/, last.safetensors and, at evaluations,
-    best.safetensors (best PQ; weights alone). Returns 0 at the end of the schedule, else the number of the signal
-    (SIGTERM, SIGINT) that stopped it. InputError for bad configurations, data and checkpoints, and where another
-    process trains in `out`; TrainingError when a loss is not finite.
+    plan.json, versions.json, init.json (with `init`), metrics.jsonl, evaluations.jsonl, tb/, last.safetensors and, at
+    evaluations, training.html and best.safetensors (best PQ; weights alone). Returns 0 at the end of the schedule, else
+    the number of the signal (SIGTERM, SIGINT) that stopped it. InputError for bad configurations, data and checkpoints,
+    and where another process trains in `out`; TrainingError when a loss is not finite.
     """
     with processes(device) as process, only_run(out, process):
         agree(config, classes, process)
@@ -271,9 +273,11 @@ class Run:
         if self.validation is None:
             return
         images = self.schedule.evaluate_images
-        figures = self.task.quality(self.predictor, self.validation, images, self.process)
+        observed = Observed(self.categories)
+        figures = self.task.quality(self.predictor, self.validation, images, self.process, observed.add)
+        found = details(observed, self.predictor, self.dataset.folder, self.step, self.process)
         if self.process.first:
-            log.quality(self.step, figures, pictures(self.predictor, self.validation, images))
+            log.quality(self.step, figures, pictures(self.predictor, self.validation, images), *found)
             pq = figures["pq"] or 0.0
             if self.best_pq is None or pq > self.best_pq:
                 self.best_pq = pq
@@ -311,7 +315,7 @@ class Run:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Delete the half-written checkpoints of a process that was killed: our temporary files, and safetensors's own."""
-    for pattern in (".last.*.safetensors", ".best.*.safetensors", ".tmp??????"):
+    """Delete what a process that was killed has half written: our temporary files, and safetensors's own."""
+    for pattern in (".last.*.safetensors", ".best.*.safetensors", ".tmp??????", ".training.*.html"):
         for leftover in out.glob(pattern):
             leftover.unlink()

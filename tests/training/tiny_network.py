@@ -172,6 +172,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 def assert_same_run(out: Path, reference: Path) -> None:
     """The same metrics and the same weights, bit for bit."""
     assert metrics(out) == metrics(reference)
+    assert (out / "evaluations.jsonl").read_text() == (reference / "evaluations.jsonl").read_text()
     for name in ("last.safetensors", "best.safetensors"):
         ours, theirs = load(out / name), load(reference / name)
         assert (ours.step, ours.best_pq, ours.scaler) == (theirs.step, theirs.best_pq, theirs.scaler)

@@ -12,7 +12,7 @@ exactly: neither the number of parts nor their order changes a figure. Without P
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -101,6 +101,9 @@ class Partial:
         return figures
 
 
+Watch = Callable[[Answer, Partial], None]
+
+
 def predict_records(
     predictor: Predictor,
     folder: PanopticFolder,
@@ -125,19 +128,24 @@ def evaluate_records(
     records: Sequence[Record],
     metrics: Sequence[Metric] = ("pq",),
     progress: bool = False,
+    watch: Watch | None = None,
 ) -> Partial:
     """Predicts `records` (this process's share of folder.records, possibly none) and gathers `metrics`.
 
     "ap" and "miou" need a DetailedPredictor (training.predictor.UPSNetPredictor is one), else InputError, which also
     names an image that cannot be read. Images go through the network one by one, so that the number of processes
-    cannot change a pixel. progress: a bar on stderr.
+    cannot change a pixel. progress: a bar on stderr. watch: is given each image with what it scored alone.
     """
     part = Partial(metrics, folder.categories)
     check_metrics(predictor, metrics)
     answers = predict_records(predictor, folder, records, metrics)
     hidden = None if progress else True
     for answer in tqdm(answers, total=len(records), desc="evaluation", unit="image", disable=hidden):
-        part.add(answer, folder.categories)
+        alone = Partial(metrics, folder.categories)
+        alone.add(answer, folder.categories)
+        part += alone
+        if watch:
+            watch(answer, alone)
     return part
 
 

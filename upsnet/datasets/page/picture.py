@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from upsnet.categories import Categories
@@ -17,9 +14,9 @@ from upsnet.datasets.places import is_there
 from upsnet.draw import overlay
 from upsnet.errors import InputError
 from upsnet.photos import read_photo
+from upsnet.pictures import embed, reduced
 
 SIDE = 800  # no picture has a longer one
-QUALITY = 80  # of its JPEG
 
 
 class Picture(NamedTuple):
@@ -38,8 +35,8 @@ def draw(record: Record, categories: Categories | None) -> Picture:
         photo = read_photo(record.photo)
     except InputError as error:
         return Picture(record, trouble=str(error))
-    small = _reduced(photo, Image.Resampling.LANCZOS)
-    picture = Picture(record, photo=_address(small))
+    small = reduced(photo, SIDE)
+    picture = Picture(record, photo=embed(small, SIDE))
     if not is_there(record.png):
         return picture._replace(trouble="it has no PNG of segments")
     try:
@@ -51,26 +48,10 @@ def draw(record: Record, categories: Categories | None) -> Picture:
     void = float((ids == 0).mean())
     if categories is None:
         return picture._replace(void=void, trouble="its segments are not drawn: there is no table of categories")
-    truth = truth_result(record, _reduced(ids, Image.Resampling.NEAREST), categories)
-    return picture._replace(void=void, overlay=_address(overlay(small, truth, categories, scores=False)))
+    truth = truth_result(record, reduced(ids, SIDE, Image.Resampling.NEAREST), categories)
+    return picture._replace(void=void, overlay=embed(overlay(small, truth, categories, scores=False), SIDE))
 
 
 def drawer(categories: Categories | None) -> partial[Picture]:
     """`draw` with its table, for other processes."""
     return partial(draw, categories=categories)
-
-
-def _reduced(array: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
-    """With its longer side at most SIDE."""
-    height, width = array.shape[:2]
-    scale = SIDE / max(height, width)
-    if scale >= 1:
-        return array
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(array).resize(size, resampling))
-
-
-def _address(image: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

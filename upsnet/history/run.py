@@ -1,0 +1,95 @@
+"""A run's folder, as training left it or leaves it now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from upsnet.errors import InputError
+from upsnet.history.curves import PQS, Rows
+from upsnet.history.evaluation import NAME, Evaluation, read_evaluations
+from upsnet.json_model import read_steps
+from upsnet.strict_yaml import load_yaml
+
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+
+
+@dataclass
+class Run:
+    """What is there; `missing` says in sentences what is not."""
+
+    name: str
+    folder: Path
+    settings: dict[str, object]  # config.yaml's keys, as schedule.lr, in its order
+    rows: Rows  # of metrics.jsonl
+    evaluations: list[Evaluation]
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def scored(self) -> Rows:
+        """The lines of evaluations with a PQ."""
+        return [row for row in self.rows if isinstance(row.get(PQS["all"]), int | float)]
+
+    @property
+    def step(self) -> int:
+        """How far it has come."""
+        return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def length(self) -> int | None:
+        """How many steps it was given, where config.yaml says so."""
+        steps = self.settings.get("schedule.iterations")
+        return steps if isinstance(steps, int) else None
+
+    @property
+    def last(self) -> Evaluation | None:
+        return self.evaluations[-1] if self.evaluations else None
+
+
+def read_run(folder: Path) -> Run:
+    """InputError for a folder without metrics.jsonl, and for a damaged file. What an older version did not write is
+    missing, and a last line that is still being written is left out."""
+    metrics, config, evaluations = folder / METRICS, folder / CONFIG, folder / NAME
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such run: {'a file' if folder.exists() else 'it is not here'}; give its folder")
+    if not metrics.is_file():
+        raise InputError(f"{folder}: no {METRICS} is there; `upsnet train` writes it into a run's folder")
+    rows = [content for _, content in read_steps(metrics, drop_half=True)]
+    run = Run(folder.absolute().name, folder, {}, rows, read_evaluations(evaluations))
+    if config.is_file():
+        run.settings = read_settings(config)
+    else:
+        run.missing.append(f"no {CONFIG}: its settings are not known")
+    if not any("loss" in row for row in rows):
+        run.missing.append("no losses yet")
+    if not run.scored:
+        run.missing.append("no evaluation with a PQ")
+    elif not run.evaluations:
+        run.missing.append(f"no {NAME}, as a run of an older version: no PQ by class")
+    return run
+
+
+def read_settings(config: Path) -> dict[str, object]:
+    """A configuration's leaf keys, whatever version wrote it. InputError: it is none."""
+    try:
+        values = load_yaml(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{config}: not a readable YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{config}: a configuration is a mapping of sections, found {type(values).__name__}")
+    return leaves(values)
+
+
+def leaves(values: Mapping[Any, object], prefix: str = "") -> dict[str, object]:
+    """Nested mappings as one: {"schedule": {"lr": 1}} -> {"schedule.lr": 1}."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
