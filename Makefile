@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 GPUS ?= 1
+OF_DEMO := training/configs/shapes_best.yaml
 NAME ?= runtimes
 MIN_PQ ?= 0
 COCO ?= ../shared/data/coco_sample
@@ -15,7 +16,7 @@ BACKEND ?= auto
 ARGS ?=
 OF_RUN := onnx engine serve view load soak eval parity bench
 ifdef RUN # a run that is there has its own configuration, and is used as it is
-CONFIG ?= $(or $(wildcard $(RUN)/config.yaml),training/configs/shapes.yaml)
+CONFIG ?= $(or $(wildcard $(RUN)/config.yaml),$(OF_DEMO))
 ifeq ($(origin CONFIG),file)
 ifneq ($(filter $(OF_RUN),$(MAKECMDGOALS)),)
 CHECKPOINT := $(or $(wildcard $(RUN)/last.safetensors),\
@@ -23,8 +24,8 @@ CHECKPOINT := $(or $(wildcard $(RUN)/last.safetensors),\
 endif
 endif
 endif
-CONFIG ?= training/configs/shapes.yaml
-RUN ?= runs/$(basename $(notdir $(CONFIG)))
+CONFIG ?= $(OF_DEMO)
+RUN ?= runs/$(if $(filter $(OF_DEMO),$(CONFIG)),demo,$(basename $(notdir $(CONFIG))))
 
 BIN := $(VENV)/bin
 UPSNET := $(BIN)/upsnet
@@ -88,7 +89,7 @@ $(RUN)/report.html: $(RUN)/engine/engine.json $(wildcard $(TRITON_READY)) | $(TR
 	$(BIN)/python eval/parity.py --run $(RUN) --min-pq $(MIN_PQ)
 
 # Configurations on the synthetic data set make it first.
-SYNTHETIC := $(patsubst demo,shapes,$(filter demo shapes_long shapes_hard,$(basename $(notdir $(CONFIG)))))
+SYNTHETIC := $(patsubst shapes_best,shapes,$(filter shapes shapes_best shapes_long shapes_hard,$(basename $(notdir $(CONFIG)))))
 DATA := $(SYNTHETIC:%=data/%/train.json)
 PHOTOS ?= $(SYNTHETIC:%=data/%/val)
 $(foreach name,shapes shapes_long shapes_hard,data/$(name)/train.json): upsnet/datasets/shapes.py upsnet/datasets/scene.py \
