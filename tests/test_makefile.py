@@ -171,7 +171,7 @@ def test_view_begins_with_the_photos_that_are_there(machine: Machine, tmp_path: 
     assert "--photos" not in photos[tmp_path / "x"]
 
 
-CONFIG = "training/configs/shapes.yaml"
+CONFIG = "training/configs/shapes_best.yaml"
 # cmake: configures, or leaves the library in the folder that it is told of, where there is an nvcc.
 CMAKE = """#!/bin/bash
 echo "cmake $*"

@@ -58,8 +58,13 @@ PARTS = (
     Part("RoI-wise semantic loss", ("loss.semantic_roi=0",), ("loss.semantic_roi=0.1",)),
     Part("MBConv blocks", (BOTTLENECKS,), needs=(MBCONV,)),
     Part("average of the weights", ("schedule.ema=null",), ("schedule.ema=0.998",)),
-    Part("warm-up", ("schedule.warmup=0",), ("schedule.warmup=50",)),
+    Part("warm-up", ("schedule.warmup=0",), ("schedule.warmup=100",)),
     Part("cosine", ("schedule.policy=step", "schedule.decay=[2/3, 8/9]"), ("schedule.policy=cosine",)),
+    Part(
+        "four images a step",
+        ("schedule.images_per_step=8", "schedule.iterations=550", "schedule.lr=0.004", "schedule.warmup=50"),
+        needs=("schedule.images_per_step=4", "schedule.iterations=1100"),
+    ),
     Part(
         "norms of FPN and heads",
         ("model.fpn.norm=none", "model.semantic_head.norm=none", "model.mask_head.norm=none"),

@@ -17,7 +17,7 @@ from eval.ablation.parts import PARTS, variants_of
 from eval.ablation.report import Ablation, Row, SeedFigures, ablation_table, worth_of
 from upsnet.errors import InputError
 
-DEMO = Path("training/configs/shapes.yaml")
+BEST = Path("training/configs/shapes_best.yaml")
 SOME = ("panoptic loss", "mask pruning", "dice loss")
 Trained = list[tuple[str, tuple[str, ...]]]
 
@@ -41,7 +41,7 @@ def run_demo(tiny_run: Path, out: Path, seeds: int = 2) -> Ablation:
 
     split = open_dataset(None, run=tiny_run).split
     overrides = tuple(f"data.val.{key}={getattr(split, key)}" for key in ("json_file", "segments", "images"))
-    return ablate(DEMO, out, seeds, 1, "cpu", overrides, SOME)
+    return ablate(BEST, out, seeds, 1, "cpu", overrides, SOME)
 
 
 def test_what_is_trained_and_scored(tiny_run: Path, tmp_path: Path, trained: Trained) -> None:
@@ -49,13 +49,13 @@ def test_what_is_trained_and_scored(tiny_run: Path, tmp_path: Path, trained: Tra
     assert [(name, overrides[3:]) for name, overrides in trained] == [
         ("everything_0", ("seed=0",)),  # pruning is left out of its predictions alone
         ("without_panoptic_loss_0", ("loss.panoptic=0", "seed=0")),
-        ("with_dice_loss_0", ("loss.dice=1", "seed=0")),
+        ("without_dice_loss_0", ("loss.dice=0", "seed=0")),
         ("everything_1", ("seed=1",)),
         ("without_panoptic_loss_1", ("loss.panoptic=0", "seed=1")),
-        ("with_dice_loss_1", ("loss.dice=1", "seed=1")),
+        ("without_dice_loss_1", ("loss.dice=0", "seed=1")),
     ]
     assert [row.name for row in found.rows] == [
-        "everything", "without panoptic loss", "without mask pruning", "with dice loss"
+        "everything", "without panoptic loss", "without mask pruning", "without dice loss"
     ]  # fmt: skip
     assert all([each.seed for each in row.seeds] == [0, 1] for row in found.rows)
     assert found.rows[0].seeds[0].pq == found.rows[1].seeds[0].pq, "copies of one run"
@@ -83,18 +83,18 @@ def test_scores_are_kept_while_the_weights_are_the_same(
 
 
 def test_parts_of_another_configuration() -> None:
-    names = [variant.name for variant in variants_of(DEMO, ("schedule.ema=0.99", "loss.panoptic=0"))[0]]
+    names = [variant.name for variant in variants_of(BEST, ("schedule.ema=0.99", "loss.panoptic=0"))[0]]
     assert "without average of the weights" in names and "with panoptic loss" in names
     variants, left_out = variants_of(Path("training/configs/panoptic_fpn_r50.yaml"))
     assert "without panoptic loss" not in [variant.name for variant in variants]
     assert any("with panoptic loss" in line and "heuristic" in line for line in left_out)
     with pytest.raises(InputError, match=r"no such part: luck; there are panoptic loss, "):
-        variants_of(DEMO, names=["luck"])
+        variants_of(BEST, names=["luck"])
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-def test_every_part_is_one_of_the_demo(part: object) -> None:
-    variants, left_out = variants_of(DEMO, names=[part.name])  # type: ignore[attr-defined]
+def test_every_part_is_one_of_the_demos(part: object) -> None:
+    variants, left_out = variants_of(BEST, names=[part.name])  # type: ignore[attr-defined]
     assert len(variants) == 2 and not left_out
 
 

@@ -19,7 +19,9 @@ from training.model.upsnet import UPSNet
 from training.schedule import lr_factor, make_plan
 
 CONFIGS = Path("training/configs")
-DOCUMENTS: list[Any] = [yaml.safe_load((CONFIGS / name).read_text()) for name in ("shapes.yaml", "coco_r101_dcn_3x.yaml")]
+DOCUMENTS: list[Any] = [
+    yaml.safe_load((CONFIGS / name).read_text()) for name in ("shapes.yaml", "coco_r101_dcn_3x.yaml")
+]
 YAML = [
     "&a [*a]",
     "2020-13-45",

@@ -137,7 +137,7 @@ def test_published_sizes_and_losses(
 
 @pytest.mark.parametrize("name", ["shapes_long", "shapes_hard"])
 def test_other_shapes_train_the_network_of_the_demo(name: str) -> None:
-    demo, other = config_of("demo"), config_of(name)
+    demo, other = config_of("shapes_best"), config_of(name)
     assert (other.model, other.loss) == (demo.model, demo.loss)
     assert local(other.data.train.json_file).parent == Path(f"data/{name}")
 
