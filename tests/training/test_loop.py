@@ -38,7 +38,10 @@ from upsnet.errors import InputError
 
 
 def test_the_folder_of_a_run(unbroken: Path, shapes: Path) -> None:
-    made_it, results = {"config.yaml", "plan.json", "versions.json", "data_check.json"}, {"metrics.jsonl", "evaluations.jsonl", "training.html", "tb"}
+    made_it, results = (
+        {"config.yaml", "plan.json", "versions.json", "data_check.json"},
+        {"metrics.jsonl", "evaluations.jsonl", "training.html", "tb"},
+    )
     files = made_it | results | {"last.safetensors", "best.safetensors"}
     assert files == set(os.listdir(unbroken))
     assert load_config(unbroken / "config.yaml") == settings(shapes)
