@@ -14,7 +14,7 @@ from training.model_config import Count, ModelConfig, Positive, Section, Share
 from upsnet.datasets.split import AnySplit
 from upsnet.errors import InputError, one_line
 from upsnet.geometry import ResizeRule
-from upsnet.strict_yaml import load_yaml
+from upsnet.strict_yaml import leaves, load_yaml
 
 
 def _fraction(value: object) -> object:
@@ -189,19 +189,9 @@ def dump_config(config: Config) -> str:
 
 def differing_keys(a: Section, b: Section) -> dict[str, str]:
     """Every leaf key in which two configurations of one kind differ -> "a's value against b's value"."""
-    left, right = _leaves(a.model_dump(mode="json")), _leaves(b.model_dump(mode="json"))
+    left, right = leaves(a.model_dump(mode="json")), leaves(b.model_dump(mode="json"))
     keys = sorted(left.keys() | right.keys())
     return {key: f"{left.get(key)} against {right.get(key)}" for key in keys if left.get(key) != right.get(key)}
-
-
-def _leaves(values: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _leaves(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _apply(values: dict, override: str) -> None:

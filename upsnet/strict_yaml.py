@@ -5,7 +5,7 @@ Needs PyYAML (extra `data`): import this where YAML is read.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import yaml
@@ -45,3 +45,14 @@ def load_yaml(text: str) -> Any:
 def load_yaml_texts(text: str) -> Any:
     """The same with every value a text: `no` is one, not False."""
     return yaml.load(text, _Texts)
+
+
+def leaves(values: Mapping[Any, object], prefix: str = "") -> dict[str, object]:
+    """Nested mappings as one: {"schedule": {"lr": 1}} -> {"schedule.lr": 1}."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

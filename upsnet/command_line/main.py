@@ -44,6 +44,7 @@ COMMANDS = {
     "pull": Entry("upsnet.command_line.pull", "Fetch a published network, and make a run of it."),
     "golden": Entry("training.importers.golden", "Arrays and losses of an imported network."),
     "train": Entry("training.train", "Train a network from a configuration; resumes where it stopped."),
+    "runs compare": Entry("upsnet.history.command", "Training runs side by side: settings, figures, curves."),
     "train plan": Entry("training.duration", "How long a schedule takes on so many GPUs, from a measured rate."),
     "init": Entry("training.init", "A checkpoint with random weights, to export and measure a configuration."),
     "export": Entry("export.onnx_export", "Checkpoint -> one ONNX file and its manifest."),
@@ -74,7 +75,7 @@ COMMANDS = {
     "ablation": Entry("eval.ablation.command", "What each part of the network is worth."),
     "overview": Entry("eval.overview", "The README's picture, of a run."),
 }
-GROUPS = {"data": "Check, convert, split and show data sets."}
+GROUPS = {"data": "Check, convert, split and show data sets.", "runs": "Training runs side by side."}
 SUMMARY = "Panoptic segmentation from training to production: train, export, serve, and prove that PQ stays the same."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from upsnet.pages import open_template
 
 PAGE = "training.html"  # report.html is parity's
 TEMPLATES = Path(__file__).parent / "templates"
+MOST_TAKEN = 8
 OTHERS = {"mIoU": "miou", "box AP": "box_ap", "mask AP": "mask_ap"}
 
 
@@ -55,7 +57,9 @@ def write_page(folder: Path, worst: Sequence[Picture]) -> Path:
         classes=class_rows(run),
         absent=[each.name for each in last.classes if not each.occurs] if last else [],
         void=_void_chart(last) if last else None,
+        taken=_taken(last) if last else [],
         worst=worst,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
     )
     write_text(folder / PAGE, page)
     return folder / PAGE
@@ -144,6 +148,13 @@ def _machine_charts(run: Run) -> list[Chart]:
             chart("GPU memory, GiB", "gpu_gib", raw=False),
         ]
     )
+
+
+def _taken(last: Evaluation) -> list[tuple[str, float]]:
+    """What lies under the prediction's void: names, the largest shares first."""
+    pixels = [("void in the truth too", last.void.both), *((each.name, each.void) for each in last.classes)]
+    taken = [(name, number / last.void.predicted) for name, number in pixels if number]
+    return sorted(taken, key=lambda each: -each[1])[:MOST_TAKEN]
 
 
 def _void_chart(last: Evaluation) -> Markup:

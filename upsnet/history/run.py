@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,7 +11,7 @@ from upsnet.errors import InputError
 from upsnet.history.curves import PQS, Rows
 from upsnet.history.evaluation import NAME, Evaluation, read_evaluations
 from upsnet.json_model import read_steps
-from upsnet.strict_yaml import load_yaml
+from upsnet.strict_yaml import leaves, load_yaml
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 
@@ -82,14 +80,3 @@ def read_settings(config: Path) -> dict[str, object]:
     if not isinstance(values, dict):
         raise InputError(f"{config}: a configuration is a mapping of sections, found {type(values).__name__}")
     return leaves(values)
-
-
-def leaves(values: Mapping[Any, object], prefix: str = "") -> dict[str, object]:
-    """Nested mappings as one: {"schedule": {"lr": 1}} -> {"schedule.lr": 1}."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= leaves(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
