@@ -19,6 +19,11 @@ from training.model.upsnet import UPSNet
 from upsnet.manifest import EIGHT_BITS, ModuleType, Precision, Recipe
 
 DTYPES: dict[ModuleType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+LISTS = (  # of convolutions and, in the same order, of the normalisations after them
+    ("fpn.lateral", "fpn.lateral_norm"),
+    ("fpn.smooth", "fpn.smooth_norm"),
+    ("semantic_head.convs", "semantic_head.norms"),
+)
 
 
 def recipe_of(precision: Precision, recipe: Recipe | None) -> Recipe:
@@ -38,10 +43,10 @@ def prepare(model: UPSNet, precision: Precision, recipe: Recipe | None = None) -
     recipe = recipe_of(precision, recipe)
     model = copy.deepcopy(model).eval()
     backbone = model.backbone
-    for conv, norm in list(_normalized(backbone)):
-        _fold(backbone.get_submodule(conv), backbone.get_submodule(norm))
+    for conv, norm in list(_normalized(model)):
+        _fold(model.get_submodule(conv), model.get_submodule(norm))
         # timm's normalisations hold the activation that comes after.
-        backbone.set_submodule(norm, getattr(backbone.get_submodule(norm), "act", nn.Identity()))
+        model.set_submodule(norm, getattr(model.get_submodule(norm), "act", nn.Identity()))
     modules = modules_of(model)
     check_recipe(recipe, modules)
     types = {name: DTYPES[float_type(recipe, name)] for name in modules}
@@ -105,15 +110,20 @@ class _LayerTracer(Tracer):
         return isinstance(module, nn.Conv2d | DeformConv | _BatchNorm) or super().is_leaf_module(module, name)
 
 
-def _normalized(backbone: nn.Module) -> Iterator[tuple[str, str]]:
+def _normalized(model: UPSNet) -> Iterator[tuple[str, str]]:
     """Names of (convolution, the batch normalisation that alone reads what it gives)."""
-    modules = dict(backbone.named_modules())
-    for node in _LayerTracer().trace(backbone).nodes:
+    named = dict(model.named_modules())
+    for convs, norms in LISTS:
+        for name, module in named.items():
+            if name.startswith(f"{norms}.") and isinstance(module, _BatchNorm):
+                yield f"{convs}{name.removeprefix(norms)}", name
+    modules = dict(model.backbone.named_modules())
+    for node in _LayerTracer().trace(model.backbone).nodes:
         if node.op == "call_module" and isinstance(modules[str(node.target)], _BatchNorm):
             (source,) = node.all_input_nodes
             conv = modules.get(str(source.target)) if source.op == "call_module" else None
             if isinstance(conv, nn.Conv2d | DeformConv) and len(source.users) == 1:
-                yield str(source.target), str(node.target)
+                yield f"backbone.{source.target}", f"backbone.{node.target}"
 
 
 @torch.no_grad()

@@ -31,8 +31,8 @@ RECORD = "init.json"  # in a run's folder: what it started from
 MOST_NAMED = 3  # tensors that do not fit
 SHAPING = (  # keys of the model's configuration, or their beginnings, that the shapes of its tensors depend on
     *("backbone.kind", "backbone.name", "backbone.stem", "backbone.widths", "backbone.depths", "backbone.expansion"),
-    *("backbone.inner", "backbone.deformable_stages", "fpn.channels", "fpn.global_context", "rpn.channels"),
-    *("rpn.anchor_ratios", "box_head.hidden", "mask_head.", "semantic_head."),
+    *("backbone.inner", "backbone.deformable_stages", "fpn.channels", "fpn.global_context", "fpn.norm"),
+    *("rpn.channels", "rpn.anchor_ratios", "box_head.hidden", "mask_head.", "semantic_head."),
 )
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.training.tiny_network import PANOPTIC_FPN
-from training.model.chains import ChainsHead, GroupNorm, Link
+from training.model.chains import ChainsHead, Link
+from training.model.norm import GroupNorm
 from training.model.upsnet import UPSNet
 from training.model_config import ChainsConfig, ModelConfig
 

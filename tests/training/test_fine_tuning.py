@@ -287,6 +287,7 @@ def test_exact_names_the_categories_that_differ(tmp_path: Path) -> None:
     ("model", "keys"),
     [
         ({"fpn": {"channels": 24}}, ["model.fpn.channels (16 against 24)"]),
+        ({"fpn": {"channels": 16, "norm": "group"}}, ["model.fpn.norm (none against group)"]),
         (
             {"box_head": {"hidden": 32, "samples": 64}, "mask_head": {"channels": 16, "layers": 2}},
             ["model.box_head.hidden (16 against 32)", "model.mask_head.layers (1 against 2)"],

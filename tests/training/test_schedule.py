@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.training.tiny_network import SMALL
 from training.config import ScheduleConfig
+from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
 from training.model_config import ModelConfig
 from training.schedule import build_optimizer, lr_factor, make_plan, optimizer_tensors, parameter_groups, set_lr
@@ -128,6 +129,45 @@ def test_groups(optimizer: str, norm_decay: float, bias_scale: float) -> None:
         model.conv.bias: (0.0, bias_scale),
         model.norm.bias: (0.0, bias_scale),
         model.group_norm.bias: (0.0, bias_scale),
+    }
+
+
+@pytest.mark.parametrize(("optimizer", "decay", "bias_scale"), [("sgd", 0.1, 2.0), ("adamw", 0.1, 1.0)])
+@pytest.mark.parametrize("share", [0.1, 0.0])
+def test_the_offsets_have_a_learning_rate_of_their_own(
+    optimizer: str, decay: float, bias_scale: float, share: float
+) -> None:
+    """A tenth of what their weights and biases had; the rest of the deformable convolution learns as before."""
+    deform, plain = DeformConv(2, 3), nn.Conv2d(3, 3, 1)
+    model = nn.Sequential(deform, plain)
+    schedule = ScheduleConfig(iterations=1, images_per_step=1, optimizer=optimizer, weight_decay=0.1, offset_lr=share)
+    groups = parameter_groups(model, schedule)
+    rules = {p: (g["weight_decay"], g["lr_scale"]) for g in groups for p in g["params"]}
+    assert rules == {
+        deform.weight: (decay, 1.0),
+        deform.bias: (0.0, bias_scale),
+        deform.conv_offset.weight: (decay, share),
+        deform.conv_offset.bias: (0.0, bias_scale * share),
+        plain.weight: (decay, 1.0),
+        plain.bias: (0.0, bias_scale),
+    }
+    built = build_optimizer(model, schedule)
+    plan = make_plan(schedule, 1)
+    assert set_lr(built, 0, plan) == plan.lr * lr_factor(0, plan)
+    assert len(built.param_groups) == len(groups) == 4
+
+
+def test_offsets_that_do_not_learn_stay_as_they_are() -> None:
+    model = DeformConv(2, 3)
+    schedule = ScheduleConfig(iterations=9, images_per_step=1, lr=0.5, warmup=0, offset_lr=0.0)
+    optimizer = build_optimizer(model, schedule)
+    set_lr(optimizer, 0, make_plan(schedule, 1))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(torch.randn(1, 2, 6, 6)).square().sum().backward()
+    optimizer.step()
+    assert {name for name, p in model.named_parameters() if torch.equal(p, before[name])} == {
+        "conv_offset.weight",
+        "conv_offset.bias",
     }
 
 

@@ -45,13 +45,17 @@ PANOPTIC_FPN: dict[str, Any] = SMALL | {  # as training/configs/panoptic_fpn_r50
 def panoptic_fpn(num_stuff: int = 3, num_things: int = 4) -> UPSNet:
     """PANOPTIC_FPN with random weights, spread so that all branches find something; in eval mode."""
     torch.manual_seed(0)
-    model = UPSNet(ModelConfig.model_validate(PANOPTIC_FPN), num_stuff, num_things)
-    if num_things:
+    return spread(UPSNet(ModelConfig.model_validate(PANOPTIC_FPN), num_stuff, num_things))
+
+
+def spread(model: UPSNet) -> UPSNet:
+    """A network's last layers, so that all branches find something; in eval mode."""
+    if model.num_things:
         nn.init.normal_(model.box_head.logits.weight, std=4.0)
         nn.init.normal_(model.box_head.deltas.weight, std=0.05)
         nn.init.constant_(model.get_parameter("mask_head.score.bias"), 3.0)
     nn.init.normal_(model.semantic_head.score.weight, std=0.5)
-    nn.init.constant_(model.get_parameter("semantic_head.score.bias")[num_stuff:], 5.0)
+    nn.init.constant_(model.get_parameter("semantic_head.score.bias")[model.num_stuff :], 5.0)
     return model.eval()
 
 

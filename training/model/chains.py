@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.model.norm import GroupNorm
 from training.model_config import ChainsConfig
-
-TOP_STRIDE = 32  # of P5: an image alone is padded to multiples of it
 
 
 class ChainsHead(nn.Module):
@@ -55,36 +53,3 @@ class Link(nn.Module):
 
     def forward(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:
         return F.relu(self.norm(self.conv(x), sizes, stride))
-
-
-class GroupNorm(nn.GroupNorm):
-    """GroupNorm (Wu and He, ECCV 2018) over the image and the padding that it has when it is alone.
-
-    That padding, up to multiples of 32 pixels, belongs to the mean and the variance, as in the networks that detectron2
-    trained; the rest, which an image has because of its batch, does not. All in float32, also under autocast.
-    """
-
-    def forward(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:  # type: ignore[override]
-        """x [B, C, H / stride, W / stride]; sizes [B, 2], height and width inside the padding, network pixels."""
-        with torch.autocast(x.device.type, enabled=False):
-            return self._normal(x.float(), sizes, stride).to(x.dtype)
-
-    def _normal(self, x: Tensor, sizes: Tensor, stride: int) -> Tensor:
-        cells = (sizes + TOP_STRIDE - 1) // TOP_STRIDE * (TOP_STRIDE // stride)
-        rows, columns = (
-            (torch.arange(length, device=x.device) < cells[:, axis : axis + 1]).float()
-            for axis, length in enumerate(x.shape[2:])
-        )
-        inside = rows[:, None, :, None] * columns[:, None, None, :]
-        count = cells.prod(dim=1).reshape(-1, 1, 1, 1) * (self.num_channels // self.num_groups)
-
-        def mean(values: Tensor) -> Tensor:
-            """[B, C, 1, 1], of each channel's group. No product of matrices: TensorRT would give it a type, and a GPU
-            could not add what it multiplies in one pass."""
-            sums = (values * inside).sum(dim=(2, 3))
-            grouped = sums.reshape(-1, self.num_groups, self.num_channels // self.num_groups, 1)
-            return (grouped.sum(dim=2, keepdim=True) / count).expand_as(grouped).reshape(-1, self.num_channels, 1, 1)
-
-        centred = x - mean(x)
-        scale = self.weight.float()[:, None, None] * torch.rsqrt(mean(centred.square()) + self.eps)
-        return centred * scale + self.bias.float()[:, None, None]

@@ -9,10 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.conventions import OURS, Conventions
-from training.model.norm import make_norm
+from training.model.norm import TOP_STRIDE, make_norm, normalise
 from training.model_config import FpnConfig
-
-TOP_STRIDE = 32  # of C5
 
 
 class FPN(nn.Module):
@@ -38,15 +36,22 @@ class FPN(nn.Module):
 
     def forward(self, features: Sequence[Tensor], sizes: Tensor) -> list[Tensor]:
         """sizes [B, 2]: height and width of each image inside the padding, network pixels."""
-        laterals = [norm(conv(x)) for conv, norm, x in zip(self.lateral, self.lateral_norm, features, strict=True)]
+        laterals = self._levels(features, sizes, self.lateral, self.lateral_norm)
         if self.context is not None:
             top = features[-1]
             mean = top.float().mean(dim=(2, 3)).to(top.dtype) if self.over_padding else mean_inside(top, sizes)
             laterals[-1] = laterals[-1] + self.context(mean)[:, :, None, None]
         for i in range(len(laterals) - 1, 0, -1):
             laterals[i - 1] = laterals[i - 1] + self._upsample(laterals[i])
-        outputs = [norm(conv(x)) for conv, norm, x in zip(self.smooth, self.smooth_norm, laterals, strict=True)]
+        outputs = self._levels(laterals, sizes, self.smooth, self.smooth_norm)
         return [*outputs, F.max_pool2d(outputs[-1], 1, stride=2)]
+
+    def _levels(
+        self, features: Sequence[Tensor], sizes: Tensor, convs: nn.ModuleList, norms: nn.ModuleList
+    ) -> list[Tensor]:
+        """Each of the four through its own convolution and normalisation."""
+        levels = enumerate(zip(features, convs, norms, strict=True))
+        return [normalise(norm, conv(x), sizes, 4 * 2**level) for level, (x, conv, norm) in levels]
 
     def _upsample(self, x: Tensor) -> Tensor:
         if self.upsample == "nearest":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.model.deform import DeformConv
 from training.model.layout import is_channels_last
-from training.model.norm import make_norm
+from training.model.norm import groups_of, make_norm, normalise
 from training.model_config import BoxHeadConfig, MaskHeadConfig, SubnetConfig
 
 BOX_POOL, MASK_POOL, MASK_SIZE = 7, 14, 28
@@ -44,7 +44,9 @@ class MaskHead(nn.Module):
         super().__init__()
         widths = [in_channels] + [config.channels] * config.layers
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(make_norm(config.norm, width) for width in widths[1:])
+        self.norms = nn.ModuleList(
+            nn.GroupNorm(groups_of(width), width) if config.norm == "group" else nn.Identity() for width in widths[1:]
+        )
         self.deconv = nn.ConvTranspose2d(config.channels, config.channels, 2, stride=2)
         self.score = nn.Conv2d(config.channels, 1 + num_things, 1)
         for layer in self.modules():
@@ -91,9 +93,9 @@ class SemanticHead(nn.Module):
         nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
 
     def forward(self, levels: Sequence[Tensor], sizes: Tensor) -> Tensor:
-        """sizes [B, 2], of the images inside the padding, are of no matter to this head."""
+        """sizes [B, 2]: height and width of each image inside the padding, network pixels."""
         outputs = []
-        for index, x in enumerate(self.features(levels)):
+        for index, x in enumerate(self.features(levels, sizes)):
             own = slice(index * x.shape[1], (index + 1) * x.shape[1])
             x = F.conv2d(x, self.score.weight[:, own], None if index else self.score.bias)
             if index > 0:
@@ -101,11 +103,11 @@ class SemanticHead(nn.Module):
             outputs.append(x)
         return sum(outputs[1:], outputs[0])
 
-    def features(self, levels: Sequence[Tensor]) -> list[Tensor]:
+    def features(self, levels: Sequence[Tensor], sizes: Tensor) -> list[Tensor]:
         """What `score` reads of each level, B x C x h x w."""
         outputs = []
-        for x in levels:
+        for level, x in enumerate(levels):
             for conv, norm in zip(self.convs, self.norms, strict=True):
-                x = F.relu(norm(conv(x)))
+                x = F.relu(normalise(norm, conv(x), sizes, 4 * 2**level))
             outputs.append(x)
         return outputs

@@ -121,7 +121,7 @@ def _semantic(model: UPSNet, pyramid: list[Tensor], inputs: Inputs, full: bool) 
     """The semantic logits at 1/4 that the panoptic stage starts from, [S + T, h, w]."""
     head = model.semantic_head
     assert isinstance(head, SemanticHead)  # the original has no other
-    first, *others = head.features(pyramid[:PYRAMID_LEVELS])
+    first, *others = head.features(pyramid[:PYRAMID_LEVELS], inputs.sizes)
     grown = [F.interpolate(x, size=first.shape[2:], mode="bilinear", align_corners=False) for x in others]
     features = torch.cat([first, *grown], dim=1)
     score = head.score(features)

@@ -1,0 +1,77 @@
+"""Networks with normalisations in FPN and heads as ONNX files: what is folded, and that they are the same network."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from export.onnx_export import to_model_proto
+from export.precision import prepare
+from tests.agreement import assert_same_segments
+from tests.training.test_norm import network
+from tests.training.tiny_network import spread
+from training.model.deform import DeformConv
+from training.model.upsnet import UPSNet
+from training.model_config import Norm
+from upsnet.geometry import ResizeRule
+from upsnet.runtimes.predictor import RawPrediction
+
+pytestmark = pytest.mark.numeric
+
+
+def trained(norm: Norm) -> UPSNet:
+    """Random weights, normalisations that have seen something, offsets that move samples, and things that are found."""
+    model = spread(network(norm))
+    for module in model.modules():
+        if isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1)
+            module.bias.data.uniform_(-1, 1)
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.uniform_(-1, 1), module.running_var.uniform_(0.2, 1)
+        if isinstance(module, DeformConv):
+            nn.init.normal_(module.conv_offset.weight, std=0.05)
+    return model
+
+
+def test_batch_norms_are_folded_into_the_convolutions_before() -> None:
+    """Deformable ones too; the features of every level and of the semantic head stay what they were."""
+    model = trained("batch")
+    folded = prepare(model, "fp32")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    before, after = model.get_submodule("semantic_head.convs.0"), folded.get_submodule("semantic_head.convs.0")
+    assert isinstance(before, DeformConv) and isinstance(after, DeformConv)
+    assert not torch.equal(before.weight, after.weight) and torch.equal(
+        before.conv_offset.weight, after.conv_offset.weight
+    )
+    images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    sizes = torch.tensor([[64, 96], [50, 90]], dtype=torch.int32)
+    with torch.inference_mode():
+        levels, others = (each.pyramid(images, sizes) for each in (model, folded))
+        semantic, other = (each.semantic_head(levels[:4], sizes) for each in (model, folded))
+    for expected, found in zip([*levels, semantic], [*others, other], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_onnx_runtime_agrees(norm: Norm) -> None:
+    """From function bodies, a batch of two sizes."""
+    model = trained(norm)
+    proto = to_model_proto(prepare(model, "fp32"), ResizeRule(short_side=64, max_side=96))
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    images = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    inputs = {
+        "images": images.numpy(),
+        "sizes": np.array([[96, 128], [80, 97]], np.int32),
+        "scales": np.ones(2, np.float32),
+    }
+    with torch.inference_mode():
+        wanted = model(*map(torch.from_numpy, inputs.values()))
+    assert (wanted[1][..., 0] >= model.num_stuff).any(), "things are found"
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    found = RawPrediction(*session.run(None, inputs))
+    expected = RawPrediction(*(each.numpy() for each in wanted))
+    assert_same_segments(found, expected)
