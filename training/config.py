@@ -43,8 +43,8 @@ OF_HEURISTIC = {"semantic": 0.5, "semantic_roi": 0.0, "panoptic": 0.0}  # its lo
 class AugmentConfig(Section):
     """flip: probability of a horizontal flip. color: strength c of the photometric jitter: brightness, contrast and
     saturation times a factor from [1 - c, 1 + c], hue (in YIQ) turned by up to c / 10 of the circle. scale: range of
-    the random zoom, after which a random window of at most the unzoomed size is cut out. copy_paste: probability with
-    which things of another training image are pasted on this one (Ghiasi et al., CVPR 2021)."""
+    the zoom, drawn uniformly, after which a random window of at most the unzoomed size is cut out. copy_paste:
+    probability that things of another training image are pasted on this one (Ghiasi et al., CVPR 2021)."""
 
     flip: Share = 0.5
     color: Share = 0.0

@@ -62,7 +62,7 @@ PARTS = (
     Part("cosine", ("schedule.policy=step", "schedule.decay=[2/3, 8/9]"), ("schedule.policy=cosine",)),
     Part(
         "four images a step",
-        ("schedule.images_per_step=8", "schedule.iterations=550", "schedule.lr=0.004", "schedule.warmup=50"),
+        ("schedule.images_per_step=8", "schedule.iterations=550", "schedule.warmup=50"),
         needs=("schedule.images_per_step=4", "schedule.iterations=1100"),
     ),
     Part(

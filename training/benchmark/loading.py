@@ -124,6 +124,7 @@ def _parts_once(dataset: PanopticDataset, config: Config, batches: int) -> dict[
         (coco_panoptic, "to_original", "PNG resized"),
         (Augment, "apply", "window, flip, colours"),
         (PanopticDataset, "_sample", "truth"),
+        (coco_panoptic, "paste_things", "things pasted"),
     ]
     images = 0
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from training.data.copy_paste import paste_things
 from training.data.sample import IGNORE, Sample
 from training.data.transforms import NO_AUGMENTATION, Augment, drafted_for, resize_photo
 from upsnet.datasets.folder import PanopticFolder, Record
@@ -19,7 +20,8 @@ from upsnet.run_lengths import Runs, find_runs, measure_runs, paint
 class PanopticDataset(Dataset[Sample]):
     """Samples in the order of the image ids; `categories` come from the JSON.
 
-    dataset[draw, i] is the sample i as augmented at its draw number `draw`, a function of (seed, draw, i) alone;
+    dataset[draw, i] is the sample i as augmented at its draw number `draw`, a function of (seed, draw, i) alone, things
+    of another image that are pasted on it included;
     dataset[i] is draw 0. By default every draw is the photo at its network size. Images without segments or
     without things are samples like any other. draft: as `data.draft`; sizes, scales and truth are the same with it.
     Raises InputError naming the file and the image: at once for faults of the JSON and missing files, when an image is
@@ -41,6 +43,9 @@ class PanopticDataset(Dataset[Sample]):
         self.background = int(self.categories.num_stuff == 0)  # channels of the semantic head before the categories'
         if any(side > rule.max_side for side in augment.short_sides):
             raise InputError(f"augment: short_sides {list(augment.short_sides)} go over max_side {rule.max_side}")
+        if augment.copy_paste and (len(self) < 2 or not self.categories.num_things):
+            lacking = "no class of things" if not self.categories.num_things else "no second image to paste from"
+            raise InputError(f"{self.folder.split.json_file}: {lacking}, which augment.copy_paste needs; leave it out")
 
     @property
     def image_ids(self) -> list[int]:
@@ -57,19 +62,42 @@ class PanopticDataset(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         draw, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
-        draws = np.random.default_rng([self.seed, draw, index % len(self)])
+        seed = int(self._seeds(draw, index, 1).generate_state(1, np.uint64)[0] >> 1)
+        sample, most = self._augmented(record, np.random.default_rng(self._seeds(draw, index)), seed)
+        donor = self.donor(draw, index)
+        if donor is None:
+            return sample
+        draws = np.random.default_rng(self._seeds(draw, index, 3))
+        return paste_things(sample, self._augmented(donor, draws, seed)[0], most, draws)
+
+    def donor(self, draw: int, index: int) -> Record | None:
+        """Another image, drawn by lot, whose things are pasted on this one at this draw; None by lot, and where it has
+        no things."""
+        if not self.augment.copy_paste:
+            return None
+        draws = np.random.default_rng(self._seeds(draw, index, 2))
+        if draws.random() >= self.augment.copy_paste:
+            return None
+        record = self.records[(index + 1 + int(draws.integers(len(self) - 1))) % len(self)]
+        kinds = [self.categories[self.categories.index_of_id(s.category_id)] for s in record.segments if not s.iscrowd]
+        return record if any(kind.isthing for kind in kinds) else None
+
+    def _seeds(self, draw: int, index: int, *purpose: int) -> np.random.SeedSequence:
+        return np.random.SeedSequence([self.seed, draw, index % len(self), *purpose])
+
+    def _augmented(self, record: Record, draws: np.random.Generator, seed: int) -> tuple[Sample, tuple[int, int]]:
+        """The sample, and the size that it would have unzoomed."""
         rule, zoomed = self.augment.draw_rules(self.rule, draws)
         photo, ids = self.folder.read(record, drafted_for(zoomed) if self.draft else None)
         original = (ids.shape[0], ids.shape[1])
-        size = zoomed.network_size(*original)
+        size, window = zoomed.network_size(*original), rule.network_size(*original)
         image, segments = self.augment.apply(
             resize_photo(photo, size),
             to_original(ids, original, size),  # nearest: pixel i from floor((i + .5) * original / network)
-            rule.network_size(*original),
+            window,
             draws,
         )
-        seed = int(np.random.SeedSequence([self.seed, draw, index % len(self), 1]).generate_state(1, np.uint64)[0] >> 1)
-        return self._sample(record, image, segments.numpy(), network_scale(size, original), seed)
+        return self._sample(record, image, segments.numpy(), network_scale(size, original), seed), window
 
     def _sample(self, record: Record, image: Tensor, ids: np.ndarray, scale: float, seed: int) -> Sample:
         """ids: int32 h x w."""

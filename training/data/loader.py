@@ -70,6 +70,8 @@ class Batches(Dataset[Batch]):
             for draw, index in keys:
                 record = self.dataset.records[index]
                 where = f"{record.photo}: image {record.image_id}"
+                if donor := self.dataset.donor(draw, index):
+                    where += f", or {donor.photo}: image {donor.image_id}, whose things are pasted on it"
                 self.notes.write(f"{where}: the loader's worker that read it")
                 samples.append(self.dataset[draw, index])
             return collate_train(samples, self.dataset.rule.divisor)

@@ -40,7 +40,7 @@ def draw_scene(seed: int, index: int, sizes: Sequence[tuple[int, int]] = SIZES, 
     region, classes = stuff_regions(draws, setting, lit, height, width)
     image = np.broadcast_to(GROUT, (height, width, 3)).astype(np.int64)
     for row, stuff in enumerate(classes):
-        image = np.where((region == row)[..., None], texture(draws, stuff, height, width), image)
+        image = np.where((region == row)[..., None], texture(draws, setting, stuff, height, width), image)
 
     canvas = Canvas(draws, setting, height, width)
     paint(image, crumbs(canvas))
@@ -48,9 +48,9 @@ def draw_scene(seed: int, index: int, sizes: Sequence[tuple[int, int]] = SIZES, 
     paint(image, [piece for thing in canvas.things for piece in thing.pieces])
 
     light = 226 + smooth_noise(draws, height, width, 48) * 44 // 255
-    if lit:  # down to 150/256 at the far end
+    if lit:  # down to 141/256 at the far end
         distance = np.arange(height) if lit == "above" else np.arange(height)[::-1]
-        light = light * (256 - distance * 106 // height)[:, None] >> 8
+        light = light * (256 - distance * 115 // height)[:, None] >> 8
     grain = draws.field((height, width, 3), -7, 7) + draws.field((height, width, 1), -5, 5)
     image = np.clip((image * light[..., None] >> 8) + grain, 0, 255)
     return Scene(image.astype(np.uint8), *label(draws, canvas, region, classes))

@@ -115,6 +115,17 @@ def test_zoom_out_leaves_a_smaller_image(shapes_folder: Path) -> None:
     assert same(sample, small)
 
 
+def test_large_scale_jitter_is_that_of_the_paper() -> None:
+    """Ghiasi et al., CVPR 2021: a factor uniform in 0.1 to 2.0 of the whole size, then a crop of at most that size."""
+    draws, jitter = np.random.default_rng(0), Augment(scale=(0.1, 2.0))
+    rules = [jitter.draw_rules(ResizeRule(short_side=1000, max_side=2000), draws) for _ in range(2000)]
+    assert {(whole.short_side, whole.max_side) for whole, _ in rules} == {(1000, 2000)}
+    assert all(abs(2 * each.short_side - each.max_side) <= 1 for _, each in rules)
+    zooms = np.array([zoomed.short_side / 1000 for _, zoomed in rules])
+    counts = np.histogram(zooms, 19, (0.1, 2.0))[0]
+    assert counts.sum() == 2000 and counts.min() > 70 and counts.max() < 145  # 105 expected in each tenth
+
+
 def test_multi_scale_draws_every_short_side(shapes_folder: Path) -> None:
     dataset = open_shapes(shapes_folder, Augment(flip=0.0, short_sides=(64, 72, 88)))
     sides = {min(dataset[draw, 0]["size"]) for draw in range(30)}

@@ -28,8 +28,7 @@ class Canvas:
         self.owner: Ints = np.full((height, width), -1)
 
     def piece(self, kind: int, centre: tuple[int, int], reach: int, shade: int) -> Piece:
-        setting, size = self.setting, (self.height, self.width)
-        return make_piece(self.draws, setting.things[kind], setting.upright, centre, reach, shade, size)
+        return make_piece(self.draws, self.setting, kind, centre, reach, shade, (self.height, self.width))
 
     def thing(self, kind: int, centre: tuple[int, int], crowd: bool = False, reach: int | None = None) -> Thing:
         draws = self.draws

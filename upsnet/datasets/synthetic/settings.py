@@ -41,8 +41,9 @@ class StuffClass(NamedTuple):
 @dataclass(frozen=True)
 class Setting:
     """Pairs are the least and the most of a count. visible: tenths that stay visible of every thing that others cover.
-    upright: most triangles are. crumbs: unlabelled specks on the ground. row: things in a line, in half of the scenes.
-    lights: where the light may come from, which falls off to the other end of the picture; none: it is even."""
+    colours: how many of the palette's. odds: to one that a colour is typical of its class. upright: most triangles are.
+    crumbs: unlabelled specks on the ground. row: a line of things, in half of the scenes. lights: where the light may
+    come from, which falls off to the other end of the picture; none: it is even."""
 
     name: str
     version: int  # of the pixels: to be raised whenever a scene changes
@@ -53,6 +54,8 @@ class Setting:
     members: tuple[int, int]
     singles: tuple[int, int]
     visible: int
+    colours: int = 8
+    odds: int = 3
     upright: bool = True
     crumbs: tuple[int, int] | None = None
     row: tuple[int, int] | None = None
@@ -105,33 +108,34 @@ HARD = Setting(
     name="shapes_hard",
     version=1,
     things=(
-        ThingClass(1, "disk", (230, 74, 90), "disk", (11, 33), 0),
-        ThingClass(2, "square", (52, 120, 235), "square", (13, 39), 1),
-        ThingClass(4, "triangle", (46, 176, 92), "triangle", (15, 45), 2),
-        ThingClass(7, "star", (245, 188, 46), "star", (16, 48), 3),
-        ThingClass(9, "ring", (214, 92, 196), "ring", (16, 48), 1),
-        ThingClass(10, "arc", (72, 200, 210), "arc", (18, 54), 2),
-        ThingClass(13, "stick", (166, 112, 58), "stick", (21, 63), 3),
-        ThingClass(14, "bent stick", (140, 70, 220), "bent stick", (20, 60), 0),
-        ThingClass(15, "bead", (246, 130, 60), "disk", (11, 18), 0, in_row=True),
+        ThingClass(1, "disk", (230, 74, 90), "disk", (13, 39), 0),
+        ThingClass(2, "square", (52, 120, 235), "square", (14, 42), 1),
+        ThingClass(4, "triangle", (46, 176, 92), "triangle", (16, 48), 2),
+        ThingClass(7, "star", (245, 188, 46), "star", (17, 51), 3),
+        ThingClass(9, "ring", (214, 92, 196), "ring", (18, 54), 4),
+        ThingClass(10, "arc", (72, 200, 210), "arc", (19, 57), 5),
+        ThingClass(14, "bent stick", (140, 70, 220), "bent stick", (22, 66), 6),
+        ThingClass(15, "bead", (246, 130, 60), "disk", (13, 21), 0, in_row=True),
     ),
     stuff=(
         StuffClass(92, "stripes", (112, 86, 160), "stripes", 0),
         StuffClass(95, "checks", (150, 112, 84), "checks", 1),
         StuffClass(101, "dots", (84, 150, 156), "dots", 2),
         StuffClass(118, "clouds", (156, 166, 184), "clouds", 3),
-        StuffClass(122, "grit by checks", (190, 160, 120), "grit", 0, beside="checks"),
-        StuffClass(125, "grit by dots", (120, 190, 186), "grit", 0, beside="dots"),
-        StuffClass(128, "weave lit from above", (206, 206, 130), "weave", 1, light="above"),
-        StuffClass(130, "weave lit from below", (96, 92, 120), "weave", 1, light="below"),
+        StuffClass(122, "grit by checks", (190, 160, 120), "grit", 5, beside="checks"),
+        StuffClass(125, "grit by dots", (120, 190, 186), "grit", 5, beside="dots"),
+        StuffClass(128, "weave lit from above", (206, 206, 130), "weave", 6, light="above"),
+        StuffClass(130, "weave lit from below", (96, 92, 120), "weave", 6, light="below"),
     ),
     least_regions=3,
-    clusters=(3, 4),
-    members=(2, 3),
+    clusters=(2, 3),
+    members=(2, 4),
     singles=(1, 3),
     visible=4,
+    colours=16,
+    odds=7,
     upright=False,
-    crumbs=(4, 10),
+    crumbs=(3, 6),
     row=(4, 6),
     lights=("above", "below"),
 )

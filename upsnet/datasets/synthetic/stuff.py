@@ -5,12 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from upsnet.datasets.synthetic.draws import UNIT, Draws, Ints, smooth_noise
+from upsnet.datasets.synthetic.palette import draw_colour
 from upsnet.datasets.synthetic.settings import Light, Setting, StuffClass
 
-# Colours are shared: every entry occurs on things and on stuff, so that colour alone does not tell them apart.
-CORAL, ORANGE, BLUE, SKY = (226, 96, 84), (240, 160, 84), (74, 128, 196), (112, 170, 214)
-GREEN, LIME, YELLOW, VIOLET = (92, 166, 110), (160, 190, 104), (236, 200, 96), (178, 116, 182)
-PALETTE: Ints = np.array([CORAL, ORANGE, BLUE, SKY, GREEN, LIME, YELLOW, VIOLET])
 LEAST_BORDER = 10  # pairs of pixels along which regions must touch to be neighbours
 
 
@@ -74,10 +71,9 @@ def classes_in_context(
     return classes
 
 
-def texture(draws: Draws, stuff: StuffClass, height: int, width: int) -> Ints:
+def texture(draws: Draws, setting: Setting, stuff: StuffClass, height: int, width: int) -> Ints:
     """Colours H x W x 3 of one stuff class: two tones of one palette entry in the class's pattern."""
-    typical = (2 * stuff.look + 3) % len(PALETTE), (2 * stuff.look + 4) % len(PALETTE)
-    base = PALETTE[draws.pick(typical) if draws.between(0, 3) else draws.between(0, len(PALETTE) - 1)]
+    base = draw_colour(draws, setting, 2 * stuff.look + 3)
     light, dark = base * draws.between(236, 276) >> 8, base * draws.between(150, 180) >> 8
     c, s = draws.turn()
     y, x = np.ogrid[:height, :width]

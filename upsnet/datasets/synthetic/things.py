@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from upsnet.datasets.synthetic.draws import UNIT, Bools, Draws, Ints
-from upsnet.datasets.synthetic.settings import ThingClass
-from upsnet.datasets.synthetic.stuff import PALETTE
+from upsnet.datasets.synthetic.palette import draw_colour
+from upsnet.datasets.synthetic.settings import Setting
 
 POLYGONS: dict[str, Ints] = {  # clockwise corners of radius UNIT around the centre, y downwards
     "square": np.array([[-724, -724], [724, -724], [724, 724], [-724, 724]]),
@@ -20,8 +20,8 @@ POLYGONS: dict[str, Ints] = {  # clockwise corners of radius UNIT around the cen
         ]
     ),
 }
-HOLLOW = 740  # inner radius of rings and arcs
-THIN = 120  # half the width of sticks
+HOLLOW = 700  # inner radius of rings and arcs
+THIN = 140  # half the width of bent sticks
 
 
 class Piece(NamedTuple):
@@ -41,8 +41,6 @@ def shape_mask(name: str, u: Ints, v: Ints) -> Bools:
     if name in ("ring", "arc"):  # an arc is the upper five eighths of a ring's height
         ring = (u * u + v * v <= UNIT * UNIT) & (u * u + v * v >= HOLLOW * HOLLOW)
         return ring & (v <= UNIT // 4) if name == "arc" else ring
-    if name == "stick":
-        return (abs(v) <= THIN) & (abs(u) <= UNIT)
     if name == "bent stick":  # two legs from the corner (-600, 600), with a bow where they meet
         legs = (abs(u + 600) <= THIN) & (v >= -720) & (v <= 600) | (abs(v - 600) <= THIN) & (u <= 720) & (u >= -600)
         return legs | ((u + 600) ** 2 + (v - 600) ** 2 <= THIN * THIN)
@@ -60,16 +58,18 @@ def polygon_mask(corners: Ints, u: Ints, v: Ints) -> Bools:
 
 def make_piece(
     draws: Draws,
-    thing: ThingClass,
-    upright: bool,
+    setting: Setting,
+    kind: int,
     centre: tuple[int, int],
     reach: int,
     shade: int,
     canvas: tuple[int, int],
 ) -> Piece:
-    """Rasterise a turned, slightly squeezed shape of radius reach / 2 pixels around `centre` (row, column)."""
+    """Rasterise a turned, slightly squeezed shape of radius reach / 2 pixels around `centre` (row, column).
+    kind: row in the setting's things."""
+    thing = setting.things[kind]
     c, s = draws.turn()
-    if upright and thing.shape == "triangle" and draws.between(0, 3):
+    if setting.upright and thing.shape == "triangle" and draws.between(0, 3):
         c, s = UNIT, 0  # most triangles stand upright
     squeeze = draws.between(860, UNIT)
     half = reach // 2 + 1
@@ -78,7 +78,6 @@ def make_piece(
     mask = shape_mask(thing.shape, u, v)
     top, left = centre[0] - half, centre[1] - half
     bottom, right = min(top + len(mask), canvas[0]), min(left + len(mask), canvas[1])
-    typical = 2 * thing.look, 2 * thing.look + 1
-    base = PALETTE[draws.pick(typical) if draws.between(0, 3) else draws.between(0, len(PALETTE) - 1)]
+    base = draw_colour(draws, setting, 2 * thing.look)
     seen = mask[max(-top, 0) : bottom - top, max(-left, 0) : right - left]
     return Piece(slice(max(top, 0), bottom), slice(max(left, 0), right), seen, base * shade >> 8, int(mask.sum()))
