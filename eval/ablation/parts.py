@@ -95,7 +95,7 @@ def variants_of(
     for part in PARTS:
         if names and part.name not in names:
             continue
-        if differing_keys(base, load_config(config, (*overrides, *part.needs))):
+        if not has(config, overrides, part.needs):
             left_out.append(f"{part.name}: only with {' '.join(part.needs)}")
             continue
         tried = [
@@ -117,3 +117,11 @@ def variants_of(
         else:
             left_out.append(f"{part.name}: the configuration cannot be without it, nor with it")
     return variants, left_out
+
+
+def has(config: Path, overrides: tuple[str, ...], needs: tuple[str, ...]) -> bool:
+    """Whether the configuration is what it would be with the overrides `needs`."""
+    try:
+        return not differing_keys(load_config(config, overrides), load_config(config, (*overrides, *needs)))
+    except InputError:  # they contradict what it has
+        return False
