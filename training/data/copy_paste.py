@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from training.data.sample import IGNORE, Sample
-from upsnet.run_lengths import find_runs, measure_runs
+from upsnet.run_lengths import find_runs, measure_runs, paint
 
 LEAST = 5  # pixels: what has fewer is not pasted, and what is left with fewer is removed
 
@@ -33,28 +33,26 @@ def paste_things(sample: Sample, donor: Sample, most: tuple[int, int], draws: np
         return sample
     numbers = np.zeros(1 + len(donor["labels"]), np.int32)
     numbers[chosen] = len(sample["labels"]) + 1 + np.arange(len(chosen))
-    pasted = numbers[donated]
+    pasted = numbers.take(donated)
+    on_top = pasted > 0
 
     def composed(lower: np.ndarray, upper: np.ndarray, void: int) -> np.ndarray:
         whole = np.full((height, width, *lower.shape[2:]), void, lower.dtype)
         whole[: lower.shape[0], : lower.shape[1]] = lower
-        whole[here][pasted > 0] = upper[pasted > 0]
+        np.copyto(whole[here], upper, where=on_top.reshape(*on_top.shape, *[1] * (lower.ndim - 2)))
         return whole
 
-    labels = torch.cat([sample["labels"], donor["labels"][torch.from_numpy(chosen - 1)]])
     before = sample["instances"].numpy().astype(np.int32)
-    instances = composed(before, pasted, 0)
-    semantic = composed(sample["semantic"].numpy(), donor["semantic"].numpy()[seen], IGNORE)
-    vanished = _vanished(before, instances, len(labels))[instances]
-    semantic[vanished], instances[vanished] = IGNORE, 0
-    rows, boxes, instances = _renumbered(instances)
     image = composed(_pixels(sample), _pixels(donor)[seen], 0)
+    semantic = composed(sample["semantic"].numpy(), donor["semantic"].numpy()[seen], IGNORE)
+    instances, rows, boxes, void = _still_seen(composed(before, pasted, 0), before)
+    semantic[void] = IGNORE
     return Sample(
         image=torch.from_numpy(image).permute(2, 0, 1),
         semantic=torch.from_numpy(semantic),
         instances=torch.from_numpy(instances),
         boxes=torch.from_numpy(boxes),
-        labels=labels[torch.from_numpy(rows)],
+        labels=torch.cat([sample["labels"], donor["labels"][torch.from_numpy(chosen - 1)]])[torch.from_numpy(rows)],
         image_id=sample["image_id"],
         size=(height, width),
         scale=sample["scale"],
@@ -75,26 +73,27 @@ def _meet(side: int, canvas: int, draws: np.random.Generator) -> tuple[slice, sl
 
 def _choose(donated: np.ndarray, count: int, draws: np.random.Generator) -> np.ndarray:
     """The numbers that are pasted, rising: of those with LEAST pixels each by the toss of a coin, or else one."""
-    areas = np.bincount(donated.ravel(), minlength=1 + count)
-    large = 1 + np.flatnonzero(areas[1:] >= LEAST)
+    large = 1 + np.flatnonzero(_areas(donated, 1 + count)[1:] >= LEAST)
     chosen = large[draws.random(len(large)) < 0.5]
     return chosen if len(chosen) or not len(large) else large[[draws.integers(len(large))]]
 
 
-def _vanished(before: np.ndarray, after: np.ndarray, count: int) -> np.ndarray:
-    """Of every number, 0 to count, whether it lost pixels and is left with fewer than LEAST."""
-    had, left = (np.bincount(each.ravel(), minlength=1 + count) for each in (before, after))
-    gone = (left < LEAST) & (left < had)
-    gone[0] = False
-    return gone
-
-
-def _renumbered(instances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The rows (number - 1) that are there, rising, their boxes, and the map with consecutive numbers: int16."""
-    measured = measure_runs(find_runs(instances))
-    there = measured.ids > 0
-    numbers, boxes = measured.ids[there], measured.boxes[there]
-    consecutive = np.zeros(1 + measured.ids.max(), np.int16)
-    consecutive[numbers] = 1 + np.arange(len(numbers))
+def _still_seen(after: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The map with consecutive numbers, int16; rows (number - 1) and boxes of those that it still has; and a map of
+    what is left of instances that lost pixels and have fewer than LEAST."""
+    runs = find_runs(after)
+    measured = measure_runs(runs)
+    thing, least = measured.ids > 0, measured.areas < LEAST
+    gone = thing & least & (measured.areas < _areas(before, 1 + measured.ids.max())[measured.ids])
+    rows, boxes = measured.ids[thing & ~gone] - 1, measured.boxes[thing & ~gone].astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
-    return numbers - 1, boxes.astype(np.float32), consecutive[instances]
+    consecutive = np.zeros(1 + measured.ids.max(), np.int16)
+    consecutive[1 + rows] = 1 + np.arange(len(rows))
+    return paint(runs, consecutive[runs.values]), rows, boxes, paint(runs, np.isin(runs.values, measured.ids[gone]))
+
+
+def _areas(instances: np.ndarray, length: int) -> np.ndarray:
+    """int64 `length`: the pixels of each number."""
+    measured, areas = measure_runs(find_runs(instances)), np.zeros(length, np.int64)
+    areas[measured.ids] = measured.areas
+    return areas

@@ -147,6 +147,12 @@ def test_an_instance_that_was_small_and_is_not_covered_stays() -> None:
     assert paste(host, DONOR, Fixed())["labels"].tolist() == [1, 1]
 
 
+def test_ground_of_which_little_is_left_stays_what_it_is() -> None:
+    donor = made([[1] * 6, [1] * 6, [1] * 6, [1] * 6, [1, 1, 1, 0, 0, 0]], [0], 20)
+    both = paste(made([[0] * 6] * 5, [], 10), donor, Fixed())
+    assert both["semantic"][4].tolist() == [2, 2, 2, 0, 0, 0] and both["labels"].tolist() == [0]
+
+
 def test_a_coin_for_each_instance_and_one_at_least() -> None:
     donor = made([[1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 2], *[[0] * 6] * 3], [0, 1], 20)
     host = made([[0] * 6] * 5, [], 10)
