@@ -17,7 +17,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 TOP = "upsnet|plugins_cuda|training|export|serving|eval|tests|docs|triton_repo|\\.ci"
 FILE = re.compile(rf"(?<![\w./-])((?:{TOP})/[\w./*-]*[\w/*])")
 NAME = re.compile(r"(?:upsnet|plugins_cuda|training|export|serving|eval)(?:\.\w+)+")
-SUFFIXES = (".py", ".json", ".yaml", ".md", ".pth", ".manifest")  # not a Python name
+SUFFIXES = (".py", ".json", ".yaml", ".md", ".pth", ".manifest", ".html")  # not a Python name
 
 
 class Block(NamedTuple):
