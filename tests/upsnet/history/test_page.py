@@ -54,7 +54,7 @@ def test_a_run_with_everything(tmp_path: Path) -> None:
     assert names == ["grass", "sky"]  # the lowest PQ first
     assert '<span class="up">+25.0</span>' in page and page.count('class="spark"') == 2
     assert "10.0 % of the pixels void, the truth 4.0 %; 2.5 % are void in both" in page
-    taken = re.findall(r"<dt>(.*?)</dt><dd>.*?</span>(.*?)</dd>", page)
+    taken = re.findall(r"<dt>(.*?)</dt><dd>.*?number\">(.*?)</span></dd>", page)
     assert taken == [("grass", "50.0 %"), ("sky", "50.0 %"), ("void in the truth too", "25.0 %")]
     assert page.count(f'src="{PIXEL}"') == 3 and "image 7 · PQ 12.5" in page
     assert "No warning" in page and 'role="alert"' not in page
