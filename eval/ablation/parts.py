@@ -65,11 +65,8 @@ PARTS = (
         ("schedule.images_per_step=8", "schedule.iterations=550", "schedule.warmup=50"),
         needs=("schedule.images_per_step=4", "schedule.iterations=1100"),
     ),
-    Part(
-        "norms of FPN and heads",
-        ("model.fpn.norm=none", "model.semantic_head.norm=none", "model.mask_head.norm=none"),
-        ("model.fpn.norm=batch", "model.semantic_head.norm=batch", "model.mask_head.norm=group"),
-    ),
+    Part("group norm in the mask head", ("model.mask_head.norm=none",), ("model.mask_head.norm=group",)),
+    Part("batch norm in the FPN", ("model.fpn.norm=none",), ("model.fpn.norm=batch",)),
     Part("slow offsets", ("schedule.offset_lr=1",), ("schedule.offset_lr=0.1",)),
     Part(
         "generalised IoU",

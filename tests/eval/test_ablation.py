@@ -49,13 +49,13 @@ def test_what_is_trained_and_scored(tiny_run: Path, tmp_path: Path, trained: Tra
     assert [(name, overrides[3:]) for name, overrides in trained] == [
         ("everything_0", ("seed=0",)),  # pruning is left out of its predictions alone
         ("without_panoptic_loss_0", ("loss.panoptic=0", "seed=0")),
-        ("without_dice_loss_0", ("loss.dice=0", "seed=0")),
+        ("with_dice_loss_0", ("loss.dice=1", "seed=0")),
         ("everything_1", ("seed=1",)),
         ("without_panoptic_loss_1", ("loss.panoptic=0", "seed=1")),
-        ("without_dice_loss_1", ("loss.dice=0", "seed=1")),
+        ("with_dice_loss_1", ("loss.dice=1", "seed=1")),
     ]
     assert [row.name for row in found.rows] == [
-        "everything", "without panoptic loss", "without mask pruning", "without dice loss"
+        "everything", "without panoptic loss", "without mask pruning", "with dice loss"
     ]  # fmt: skip
     assert all([each.seed for each in row.seeds] == [0, 1] for row in found.rows)
     assert found.rows[0].seeds[0].pq == found.rows[1].seeds[0].pq, "copies of one run"
