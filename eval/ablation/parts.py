@@ -62,8 +62,8 @@ PARTS = (
     Part("cosine", ("schedule.policy=step", "schedule.decay=[2/3, 8/9]"), ("schedule.policy=cosine",)),
     Part(
         "four images a step",
-        ("schedule.images_per_step=8", "schedule.iterations=550", "schedule.warmup=50"),
-        needs=("schedule.images_per_step=4", "schedule.iterations=1100"),
+        ("schedule.images_per_step=8", "schedule.iterations=440", "schedule.warmup=50"),
+        needs=("schedule.images_per_step=4", "schedule.iterations=880"),
     ),
     Part("group norm in the mask head", ("model.mask_head.norm=none",), ("model.mask_head.norm=group",)),
     Part("batch norm in the FPN", ("model.fpn.norm=none",), ("model.fpn.norm=batch",)),
