@@ -57,6 +57,18 @@ CASES: dict[str, dict[str, Any]] = {  # what is not SMALL's, and how it is compu
     },
     "recomputed backbone": {"compute": {"precision": "bf16", "recompute_backbone": True}},
     "no deformable head": {"model": {"semantic_head": {"channels": [16], "deformable": False}}},
+    "bottlenecks, group norm, GIoU, dice": {
+        "model": {
+            "backbone": BOTTLENECK,
+            "fpn": {"channels": 16, "norm": "group"},
+            "box_head": {"hidden": 16, "samples": 16, "regression": "giou"},
+            "mask_head": {"channels": 16, "layers": 1, "norm": "group"},
+            "semantic_head": {"channels": [16], "norm": "batch"},
+        },
+        "loss": {"dice": 1.0},
+        "compute": {"precision": "bf16", "channels_last": True},
+        "schedule": {"offset_lr": 0.1},
+    },
 }
 BOXES = (2, 0)  # instances of the batch's images
 
@@ -70,6 +82,7 @@ def configuration(case: str) -> Config:
         {
             "name": "gpu_step_check",
             "model": SMALL | own.get("model", {}),
+            "loss": own.get("loss", {}),
             "compute": own.get("compute", {}),
             "data": {"train": unread, "val": unread, "resize": {"short_side": 64, "max_side": 96}},
             "schedule": {"iterations": 9, "images_per_gpu": len(BOXES), "lr": 1e-4} | own.get("schedule", {}),

@@ -55,10 +55,15 @@ def generalised_iou(a: Tensor, b: Tensor, conventions: Conventions) -> Tensor:
     torchvision's has the same values, but on a GPU its mask as an index would be waited for.
     """
     (near_a, far_a), (near_b, far_b) = (conventions.to_exclusive(each).split(2, dim=-1) for each in (a, b))
-    shared = (torch.minimum(far_a, far_b) - torch.maximum(near_a, near_b)).clamp(min=0).prod(-1)
-    union = (far_a - near_a).prod(-1) + (far_b - near_b).prod(-1) - shared
-    hull = (torch.maximum(far_a, far_b) - torch.minimum(near_a, near_b)).prod(-1)
+    shared = _area((torch.minimum(far_a, far_b) - torch.maximum(near_a, near_b)).clamp(min=0))
+    union = _area(far_a - near_a) + _area(far_b - near_b) - shared
+    hull = _area(torch.maximum(far_a, far_b) - torch.minimum(near_a, near_b))
     return shared / (union + EMPTY) - (hull - union) / (hull + EMPTY)
+
+
+def _area(sides: Tensor) -> Tensor:
+    """[...] of widths and heights [..., 2]. The gradient of Tensor.prod counts zeros on the host, which waits for it."""
+    return sides[..., 0] * sides[..., 1]
 
 
 def mask_loss(logits: Tensor, masks: Tensor, foreground: Tensor) -> Tensor:

@@ -47,6 +47,20 @@ def test_every_parameter_takes_part(
     assert bool(sum(instances)) == bool(values["dice"] > 0) == bool(values["rcnn_box"] > 0)
 
 
+def test_no_gradient_reads_values_unseen(small: ModelConfig, make_batch: MakeBatch) -> None:
+    """That of Tensor.prod counts zeros on the host, but not while a TorchDispatchMode, as ReadsNothing, looks on."""
+    total = sum(wrapped(small, dice=1.0)(make_batch([3, 2])).values())
+    assert isinstance(total, torch.Tensor)
+    seen, left = set[Any](), [total.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [each for each, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert "MulBackward0" in names and not {name for name in names if name.startswith("Prod")}
+
+
 def test_stuff_alone(small: ModelConfig, make_batch: MakeBatch) -> None:
     assert list(wrapped(small, (STUFF, 0), dice=2.0)(make_batch([0]))) == ["semantic"]
 
