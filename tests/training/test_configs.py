@@ -143,7 +143,7 @@ def test_other_shapes_train_the_network_of_the_demo(name: str) -> None:
 
 
 PLUS = {  # what coco_r50_plus has and coco_r50 has not
-    *("name", "model.fpn.norm", "model.mask_head.norm", "model.semantic_head.norm", "model.box_head.regression"),
+    *("name", "model.fpn.norm", "model.mask_head.norm", "model.box_head.regression"),
     *("loss.boxes", "loss.dice", "data.augment.scale", "data.augment.copy_paste", "data.workers"),
     *("schedule.images", "schedule.images_per_step", "schedule.policy", "schedule.decay", "schedule.ema"),
 }
@@ -159,5 +159,5 @@ def test_coco_r50_plus_is_coco_r50_and_options() -> None:
     more = sum(p.numel() for p in build(plus, COCO).parameters()) - sum(
         p.numel() for p in build(plain, COCO).parameters()
     )
-    norms = 8 * 256 + 4 * 256 + 256 + 128 + 128  # lateral and smooth, masks, semantic
+    norms = 8 * 256 + 4 * 256  # lateral and smooth, masks
     assert more == 2 * norms
