@@ -18,7 +18,7 @@ from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
 from training.model_config import Norm
 from upsnet.geometry import ResizeRule
-from upsnet.manifest import Precision
+from upsnet.manifest import ModuleType
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
@@ -59,7 +59,7 @@ def test_batch_norms_are_folded_into_the_convolutions_before() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_what_group_norms_read_is_of_their_weights_type(precision: Precision, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_group_norms_read_is_of_their_weights_type(precision: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU would take a mixture, CUDA's kernel does not; what comes out is of the features' type again."""
     head, group_norm, read = prepare(trained("group"), precision).mask_head, F.group_norm, list[torch.dtype]()
 
