@@ -113,7 +113,7 @@ def test_faults_of_commands(command: str, finding: str) -> None:
 
 
 def test_overrides_are_settings() -> None:
-    (finding,) = faults("upsnet train --config training/configs/demo.yaml --set schedule.nosuch=1")
+    (finding,) = faults("upsnet train --config training/configs/shapes_best.yaml --set schedule.nosuch=1")
     assert "schedule.nosuch" in finding
 
 

@@ -27,7 +27,7 @@ TWIN = ("model.backbone.kind=bottleneck", "model.backbone.inner=[42, 58, 96, 159
 
 def backbones() -> tuple[HybridBackbone, HybridBackbone]:
     """The demo's and its twin."""
-    mbconv = config_of("demo").model.backbone
+    mbconv = config_of("shapes_best").model.backbone
     assert isinstance(mbconv, HybridConfig)
     values = mbconv.model_dump(exclude={"expansion"}) | {"kind": "bottleneck", "inner": (42, 58, 96, 159)}
     return HybridBackbone(mbconv), HybridBackbone(BottleneckConfig.model_validate(values))
@@ -69,11 +69,11 @@ def test_the_twin_has_the_demos_multiplications_in_each_stage() -> None:
 
 
 def test_the_configuration() -> None:
-    config = config_of("demo", TWIN[0], TWIN[1], "model.backbone={kind: bottleneck}")
+    config = config_of("shapes_best", TWIN[0], TWIN[1], "model.backbone={kind: bottleneck}")
     assert config.model.backbone == BottleneckConfig(kind="bottleneck")
     assert parse_config(load_yaml(dump_config(config)), "again") == config
     with pytest.raises(InputError, match=r"expansion: Extra inputs are not permitted"):
-        config_of("demo", *TWIN)
+        config_of("shapes_best", *TWIN)
 
 
 def test_its_defaults_are_resnet_50s_blocks() -> None:
