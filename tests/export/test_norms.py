@@ -6,10 +6,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from export.onnx_export import to_model_proto
-from export.precision import prepare
+from export.precision import DTYPES, prepare
 from tests.agreement import assert_same_segments
 from tests.training.test_norm import network
 from tests.training.tiny_network import spread
@@ -17,6 +18,7 @@ from training.model.deform import DeformConv
 from training.model.upsnet import UPSNet
 from training.model_config import Norm
 from upsnet.geometry import ResizeRule
+from upsnet.manifest import ModuleType
 from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
@@ -54,6 +56,21 @@ def test_batch_norms_are_folded_into_the_convolutions_before() -> None:
         semantic, other = (each.semantic_head(levels[:4], sizes) for each in (model, folded))
     for expected, found in zip([*levels, semantic], [*others, other], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_group_norms_read_is_of_their_weights_type(precision: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU would take a mixture, CUDA's kernel does not; what comes out is of the features' type again."""
+    head, group_norm, read = prepare(trained("group"), precision).mask_head, F.group_norm, list[torch.dtype]()
+
+    def watched(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        read.extend((x.dtype, weight.dtype, bias.dtype))
+        return group_norm(x, groups, weight, bias, eps)
+
+    monkeypatch.setattr(F, "group_norm", watched)
+    features = torch.ones(2, 16, 14, 14, dtype=DTYPES[precision])
+    assert head(features, torch.zeros(2, dtype=torch.int64)).dtype == DTYPES[precision]
+    assert read == [torch.float32] * 3
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

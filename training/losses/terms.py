@@ -62,7 +62,7 @@ def generalised_iou(a: Tensor, b: Tensor, conventions: Conventions) -> Tensor:
 
 
 def _area(sides: Tensor) -> Tensor:
-    """[...] of widths and heights [..., 2]. The gradient of Tensor.prod counts zeros on the host, which waits for it."""
+    """[...] of widths and heights [..., 2]. The gradient of Tensor.prod counts zeros on the host, which waits."""
     return sides[..., 0] * sides[..., 1]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.model.deform import DeformConv
 from training.model.layout import is_channels_last
-from training.model.norm import groups_of, make_norm, normalise
+from training.model.norm import RoiNorm, groups_of, make_norm, normalise
 from training.model_config import BoxHeadConfig, MaskHeadConfig, SubnetConfig
 
 BOX_POOL, MASK_POOL, MASK_SIZE = 7, 14, 28
@@ -45,7 +45,7 @@ class MaskHead(nn.Module):
         widths = [in_channels] + [config.channels] * config.layers
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(
-            nn.GroupNorm(groups_of(width), width) if config.norm == "group" else nn.Identity() for width in widths[1:]
+            RoiNorm(groups_of(width), width) if config.norm == "group" else nn.Identity() for width in widths[1:]
         )
         self.deconv = nn.ConvTranspose2d(config.channels, config.channels, 2, stride=2)
         self.score = nn.Conv2d(config.channels, 1 + num_things, 1)

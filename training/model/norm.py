@@ -31,6 +31,14 @@ def normalise(norm: nn.Module, x: Tensor, sizes: Tensor, stride: int) -> Tensor:
     return norm(x, sizes, stride) if isinstance(norm, GroupNorm) else norm(x)
 
 
+class RoiNorm(nn.GroupNorm):
+    """GroupNorm over the whole maps x [N, C, h, w], as RoIs have no padding; in float32, also under autocast and where
+    a network is exported in half precision: CUDA has no kernel for features of another type than the weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
 class GroupNorm(nn.GroupNorm):
     """GroupNorm (Wu and He, ECCV 2018) over the image and the padding that it has when it is alone.
 

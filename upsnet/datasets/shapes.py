@@ -117,7 +117,9 @@ def write_split(
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the data set goes.")] = Path("data/shapes"),
+    out: Annotated[
+        Path | None, typer.Option(help="Where the data set goes: data/shapes, or data/shapes_hard, with --hard.")
+    ] = None,
     train: Annotated[int, typer.Option(help="Training images.")] = COUNTS["train"],
     val: Annotated[int, typer.Option(help="Validation images.")] = COUNTS["val"],
     seed: Annotated[int, typer.Option(help="Another seed gives another data set.")] = 0,
@@ -126,5 +128,6 @@ def main(
     ] = False,
 ) -> None:
     """Make the synthetic panoptic data set `shapes`; nothing is done where it is there already."""
+    out = out or Path("data") / (HARD if hard else EASY).name
     write_shapes(out, {"train": train, "val": val}, seed, hard=hard)
     print(f"{out}: {train} training and {val} validation images")

@@ -79,6 +79,11 @@ class TestCommand:
         result = run(files, *written(files), "--set", "model.conventions=ours")
         assert result.exit_code == 2 and "model.conventions: upsnet" in result.stderr
 
+    @pytest.mark.parametrize("part", ["fpn", "semantic_head", "mask_head"])
+    def test_normalisations_that_the_original_lacks(self, files: Path, part: str) -> None:
+        result = run(files, *written(files), "--set", f"model.{part}.norm=group")
+        assert result.exit_code == 2 and f"set model.{part}.norm: none; or take" in result.stderr
+
     def test_other_classes_are_refused(self, files: Path) -> None:
         (files / "categories.json").write_text(json.dumps(TABLE[:3]))
         result = run(files, *written(files))

@@ -139,7 +139,15 @@ def test_beads_lie_in_a_straight_line_one_diameter_apart(seed: int) -> None:
     assert np.abs(np.hypot(*steps.T) - canvas.things[0].reach).max() < 1.5
 
 
-def test_a_folder_knows_its_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_canvas_too_small_for_a_row_goes_without() -> None:
+    """Nine beads of the least size are a line of 104 pixels."""
+    canvas = Canvas(Draws(0), HARD, 64, 64)
+    canvas.row(7, 9)
+    assert not canvas.things
+    assert draw_scene(0, 25, ((64, 64),), HARD).ids.shape == (64, 64)
+
+
+def test_a_folder_knows_its_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     easy = write_shapes(tmp_path / "s", {"val": 1}, progress=False)
     assert "setting" not in json.loads((easy / STAMP).read_text())  # as those that are there have it
     photo = easy / "val" / "000001000001.png"
@@ -150,5 +158,6 @@ def test_a_folder_knows_its_setting(tmp_path: Path, capsys: pytest.CaptureFixtur
     content = json.loads((easy / "val.json").read_text())
     assert content["categories"] == HARD.categories != EASY.categories
     assert content["info"]["description"] == "shapes_hard (val), synthetic"
-    main(tmp_path / "t", train=1, val=1, hard=True)
-    assert (tmp_path / "t" / "val" / photo.name).read_bytes() == after
+    monkeypatch.chdir(tmp_path)
+    main(train=1, val=1, hard=True)
+    assert (tmp_path / "data" / "shapes_hard" / "val" / photo.name).read_bytes() == after, "not over the easy one"

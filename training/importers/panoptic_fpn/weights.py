@@ -99,6 +99,8 @@ PANOPTIC_FPN = Family(
         "model.panoptic.by_class": True,
         "model.fpn.global_context": False,
         "model.fpn.upsample": "nearest",
+        "model.fpn.norm": "none",
+        "model.mask_head.norm": "none",
     },
     configs="training/configs/panoptic_fpn_r50.yaml or panoptic_fpn_r101.yaml",
     class_counts=class_counts,

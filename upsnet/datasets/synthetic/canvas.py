@@ -94,15 +94,16 @@ class Canvas:
                 return
 
     def row(self, kind: int, count: int) -> None:
-        """`count` things of one size in a straight line, one diameter apart; for an empty canvas."""
+        """`count` things of one size in a straight line, one diameter apart; for an empty canvas. None where a thousand
+        tries find no room: a small canvas has none for a long row."""
         reach = self.draws.between(*self.setting.things[kind].radii)
-        while True:
+        for _ in range(1000):
             (y, x), (c, s) = self.anywhere(), self.draws.turn()
             line = [(y + s * reach * i // UNIT, x + c * reach * i // UNIT) for i in range(count)]
             if self.within(line[-1]):
-                break
-        for centre in line:
-            self.place(self.thing(kind, centre, reach=reach))
+                for centre in line:
+                    self.place(self.thing(kind, centre, reach=reach))
+                return
 
 
 def dilate(mask: Bools) -> Bools:
