@@ -26,7 +26,7 @@ from training.schedule import Plan
 from training.step import Report
 from upsnet.files import check_utf8, write_json, write_text, writing
 from upsnet.history.evaluation import NAME as EVALUATIONS
-from upsnet.history.evaluation import Evaluation
+from upsnet.history.evaluation import Evaluation, read_evaluations
 from upsnet.history.observed import Picture
 from upsnet.history.page import write_page
 from upsnet.json_model import read_steps
@@ -51,6 +51,7 @@ class Log:
         write_json(out / "plan.json", plan.model_dump(mode="json"))
         for lines in (self.metrics, self.evaluations):
             write_text(lines, "".join(lines_until(lines, step, evaluated)))
+        read_evaluations(self.evaluations)  # what is wrong there is said now, not at the next evaluation
         self.hook, threading.excepthook = threading.excepthook, _not_of_the_board
         with writing(out / "tb"):
             self.board = SummaryWriter(str(out / "tb"), purge_step=step + 1)

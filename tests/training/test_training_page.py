@@ -14,6 +14,7 @@ from training.distributed import Process
 from training.evaluation import seen
 from training.loop import Run, train
 from upsnet.datasets.folder import PanopticFolder, Record
+from upsnet.errors import InputError
 from upsnet.history.evaluation import read_evaluations
 from upsnet.history.run import read_run
 from upsnet.photos import Least
@@ -82,6 +83,15 @@ def test_an_evaluation_that_is_still_to_be_done_is_cut(shapes: Path, tmp_path: P
     assert len(read_evaluations(tmp_path / "evaluations.jsonl")) == 1
     assert train(run, tmp_path, "cpu", tiny()) == 0
     assert [each.step for each in read_evaluations(tmp_path / "evaluations.jsonl")] == [6]
+
+
+def test_a_damaged_line_is_named_before_a_step_is_taken(shapes: Path, tmp_path: Path) -> None:
+    assert train(settings(shapes, iterations=6), tmp_path, "cpu", tiny()) == 0
+    (tmp_path / "evaluations.jsonl").write_text('{"step": 6, "images": 3}\n')
+    before = metrics(tmp_path)
+    with pytest.raises(InputError, match=r"evaluations\.jsonl: line 1: classes: .*; delete it"):
+        train(settings(shapes), tmp_path, "cpu", tiny())
+    assert metrics(tmp_path) == before
 
 
 def test_no_evaluation_no_page(shapes: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def _course(run: Run) -> str:
         return ""
     (best_step, best), (_, now) = max(course, key=lambda each: each[1]), course[-1]
     since = [value for step, value in course if step > best_step]
-    if best - now >= FALL and len(since) > 1:
+    if len(since) > 1 and all(best - value >= FALL for value in since[-2:]):
         return (
             f"PQ falls: it was {points(best)} at step {best_step:,}, and is {points(now)} now, {len(since)} evaluations"
             " later. best.safetensors keeps the best weights. If the losses rise too, lower schedule.lr; if they fall,"

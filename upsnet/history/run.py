@@ -7,13 +7,15 @@ from pathlib import Path
 
 import yaml
 
+from upsnet.charts import is_drawable
 from upsnet.errors import InputError
+from upsnet.files import read_json
 from upsnet.history.curves import PQS, Rows
 from upsnet.history.evaluation import NAME, Evaluation, read_evaluations
 from upsnet.json_model import read_steps
 from upsnet.strict_yaml import leaves, load_yaml
 
-METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+METRICS, CONFIG, PLAN = "metrics.jsonl", "config.yaml", "plan.json"
 
 
 @dataclass
@@ -25,23 +27,18 @@ class Run:
     settings: dict[str, object]  # config.yaml's keys, as schedule.lr, in its order
     rows: Rows  # of metrics.jsonl
     evaluations: list[Evaluation]
+    length: int | None = None  # how many steps it was given; None: its folder does not say
     missing: list[str] = field(default_factory=list)
 
     @property
     def scored(self) -> Rows:
         """The lines of evaluations with a PQ."""
-        return [row for row in self.rows if isinstance(row.get(PQS["all"]), int | float)]
+        return [row for row in self.rows if is_drawable(row.get(PQS["all"]))]
 
     @property
     def step(self) -> int:
         """How far it has come."""
         return max((row["step"] for row in self.rows), default=0)
-
-    @property
-    def length(self) -> int | None:
-        """How many steps it was given, where config.yaml says so."""
-        steps = self.settings.get("schedule.iterations")
-        return steps if isinstance(steps, int) else None
 
     @property
     def last(self) -> Evaluation | None:
@@ -57,7 +54,7 @@ def read_run(folder: Path) -> Run:
     if not metrics.is_file():
         raise InputError(f"{folder}: no {METRICS} is there; `upsnet train` writes it into a run's folder")
     rows = [content for _, content in read_steps(metrics, drop_half=True)]
-    run = Run(folder.absolute().name, folder, {}, rows, read_evaluations(evaluations))
+    run = Run(folder.absolute().name, folder, {}, rows, read_evaluations(evaluations), read_length(folder / PLAN))
     if config.is_file():
         run.settings = read_settings(config)
     else:
@@ -69,6 +66,13 @@ def read_run(folder: Path) -> Run:
     elif not run.evaluations:
         run.missing.append(f"no {NAME}, as a run of an older version: no PQ by class")
     return run
+
+
+def read_length(plan: Path) -> int | None:
+    """The steps of a plan.json; config.yaml may give images in their place. InputError: it is no JSON."""
+    content = read_json(plan) if plan.is_file() else None
+    steps = content.get("iterations") if isinstance(content, dict) else None
+    return steps if isinstance(steps, int) else None
 
 
 def read_settings(config: Path) -> dict[str, object]:

@@ -13,7 +13,7 @@ CONFIG = """name: small
 model:
   kind: hybrid
 schedule:
-  iterations: 40
+  images: 80
   lr: 0.1
 """
 HOSTILE = '<script>alert("x")</script>&\u202e'
@@ -64,6 +64,7 @@ def make_run(
     if evaluations is not None:
         (folder / NAME).write_text(lines(evaluations))
     if config is not None:
+        (folder / "plan.json").write_text('{"images_per_step": 2, "iterations": 40}')
         (folder / "config.yaml").write_text(config)
     return folder
 

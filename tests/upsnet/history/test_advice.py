@@ -41,6 +41,7 @@ def test_training_and_validation_part(tmp_path: Path, training: Any, validation:
         ([0.5], ""),
         ([0.3, 0.5, 0.48], ""),  # one evaluation alone may be chance
         ([0.3, 0.5, 0.48, 0.47], "PQ falls: it was 50.0 at step 2, and is 47.0 now, 2 evaluations later"),
+        ([0.3, 0.5, 0.495, 0.48], ""),  # the one before is half a point under the best
         ([0.5, 0.503, 0.501, 0.5], "PQ stalls: in the last 3 evaluations it has not risen over 50.0"),
         ([0.4, 0.5, None, 0.503, 0.501, 0.502], "PQ stalls"),
         ([0.0, 0.0, 0.0, 0.0], "PQ stalls"),

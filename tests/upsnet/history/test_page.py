@@ -12,6 +12,7 @@ from tests.upsnet.history.runs import ABSENT, HOSTILE, a_class, an_evaluation, l
 from upsnet.errors import InputError
 from upsnet.history.observed import Picture
 from upsnet.history.page import write_page
+from upsnet.history.run import read_length
 
 PIXEL = "data:image/jpeg;base64,AAAA"
 
@@ -112,6 +113,8 @@ def test_half_a_line_is_left_out_and_a_damaged_one_is_named(tmp_path: Path) -> N
     (folder / "evaluations.jsonl").write_text('{"step": 2, "images": -1}\n')
     with pytest.raises(InputError, match=r"evaluations\.jsonl: line 1: images: .*; delete it"):
         page_of(folder)
+    (folder / "plan.json").write_text("[]")
+    assert read_length(folder / "plan.json") is None
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(InputError, match=r"no metrics\.jsonl is there"):
         page_of(folder)
