@@ -22,9 +22,9 @@ def draw(report: Ablation) -> bytes:
     found = [(row, worth) for row in report.rows if (worth := report.worth(row)) is not None]
     down = max(1, math.ceil(len(found) / ACROSS))
     figure = Figure(figsize=(17, max(3.4, 1.9 * down)), layout="constrained", facecolor="white")
-    seeds = max(len(row.seeds) for row in report.rows)
-    title = f"What each part of {report.config} is worth: {seeds} seeds, {report.images} images"
-    figure.suptitle(title, color=TEXT, fontsize=13, x=0.01, ha="left")
+    figure.suptitle(
+        f"What each part of {report.config} is worth: {report.extent}", color=TEXT, fontsize=13, x=0.01, ha="left"
+    )
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.5))[0]
     _worths(left.subplots(), found)
     grid = right.subplots(down, ACROSS, squeeze=False, sharex=True, sharey=True).flatten()

@@ -63,6 +63,12 @@ class Ablation(Report):
     left_out: list[str]  # parts that were not looked at, and why
     rows: list[Row]
 
+    @property
+    def extent(self) -> str:
+        """On how much, in words."""
+        seeds = max(len(row.seeds) for row in self.rows)
+        return f"{seeds} seed{'s' * (seeds > 1)}, {self.images} images"
+
     def worth(self, row: Row) -> Worth | None:
         """What the row's part is worth; None for everything itself, or before there are two runs of one seed."""
         base = {each.seed: each.pq for each in self.rows[0].seeds}
@@ -87,9 +93,9 @@ def worth_of(differences: Sequence[float]) -> Worth:
 
 def ablation_table(report: Ablation) -> Table:
     """PQ in points: means over the seeds, with standard deviations."""
-    seeds = max(len(row.seeds) for row in report.rows)
-    title = f"Ablation of {report.config}: {seeds} seed{'s' * (seeds > 1)}, {report.images} images"
-    table = make_table(title, "", "PQ", "things", "stuff", "the part is worth", "seeds", "")
+    table = make_table(
+        f"Ablation of {report.config}: {report.extent}", "", "PQ", "things", "stuff", "the part is worth", "seeds", ""
+    )
     for row in report.rows:
         if not row.seeds:
             continue

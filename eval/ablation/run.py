@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -12,14 +9,19 @@ from typing import NamedTuple
 
 from eval.ablation.parts import Prediction, Variant
 from eval.ablation.report import SeedFigures
+from eval.ablation.trainings import Trainings
+from training.config import differing_keys, load_config
+from upsnet.datasets.parallel import usable_cores
 from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.validation_set import open_dataset
 from upsnet.errors import InputError
+from upsnet.files import ending_on_sigterm
 from upsnet.json_model import JsonModel, read_steps
 from upsnet.metrics.evaluation import evaluate_records
 
 FIGURES = "figures.json"  # in a run's folder
 LAST = "last.safetensors"
+NO_MATTER = ("data.workers", "data.check", "schedule.checkpoint_every", "schedule.log_every")  # to a run's figures
 
 
 class Run(NamedTuple):
@@ -28,6 +30,10 @@ class Run(NamedTuple):
     folder: Path
     seed: int
     variants: list[Variant]
+
+    def settings(self, overrides: tuple[str, ...]) -> tuple[str, ...]:
+        """What is set in the configuration: for all runs, and for this one."""
+        return (*overrides, *self.variants[0].overrides, f"seed={self.seed}")
 
 
 class Scores(JsonModel):
@@ -51,10 +57,20 @@ def runs_of(variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> lis
 def finish(
     runs: Sequence[Run], config: Path, device: str, overrides: tuple[str, ...], jobs: int
 ) -> Iterator[tuple[Variant, SeedFigures]]:
-    """Train and score what is not done yet, `jobs` runs at once; each variant's figures when they are there."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ThreadPoolExecutor(jobs) as pool, progress_bar(total=len(runs), title="ablation", unit="run") as bar:
-        started = {pool.submit(figures_of, run, config, device, overrides, threads): run for run in runs}
+    """Train and score what is not done yet, `jobs` runs at once; each variant's figures when they are there. What
+    fails, and Ctrl-C, ends the trainings beside it, which save first.
+
+    InputError, before any is trained, where a run in its folder has other settings.
+    """
+    for run in runs:
+        check_settings(run, config, overrides)
+    trainings = Trainings(max(1, usable_cores() // jobs))
+    with (
+        ending_on_sigterm(),
+        ThreadPoolExecutor(jobs) as pool,
+        progress_bar(total=len(runs), title="ablation", unit="run") as bar,
+    ):
+        started = {pool.submit(figures_of, run, config, device, overrides, trainings): run for run in runs}
         try:
             for done in as_completed(started):
                 scores, run = done.result(), started[done]
@@ -63,14 +79,28 @@ def finish(
                     yield variant, scores[variant.prediction]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            trainings.stop()
             raise
 
 
+def check_settings(run: Run, config: Path, overrides: tuple[str, ...]) -> None:
+    """InputError where the folder has a run of other settings. `upsnet train` would go on with it where they are those
+    of another length or another batch, which are no figures of this ablation."""
+    if not (run.folder / LAST).exists():
+        return
+    changes = differing_keys(load_config(run.folder / "config.yaml"), load_config(config, run.settings(overrides)))
+    if described := [f"{key} ({values})" for key, values in changes.items() if key not in NO_MATTER]:
+        raise InputError(
+            f"{run.folder}: was trained with other settings (it against yours): {'; '.join(described)}; give another "
+            "folder with --out, or delete this one"
+        )
+
+
 def figures_of(
-    run: Run, config: Path, device: str, overrides: tuple[str, ...], threads: int
+    run: Run, config: Path, device: str, overrides: tuple[str, ...], trainings: Trainings
 ) -> dict[Prediction, SeedFigures]:
     """Those that the run has, where its weights are still the ones that were scored; else trained and scored now."""
-    train(config, run.folder, device, (*overrides, *run.variants[0].overrides, f"seed={run.seed}"), threads)
+    trainings.run(config, run.folder, device, run.settings(overrides))
     file, weights = run.folder / FIGURES, (run.folder / LAST).stat()
     stamp = weights.st_size, weights.st_mtime_ns
     known = Scores.load(file) if file.exists() else None
@@ -79,20 +109,6 @@ def figures_of(
         scores[prediction] = score(run, device, prediction)
         Scores(weights=stamp, scores=scores).save(file)
     return scores
-
-
-def train(config: Path, folder: Path, device: str, overrides: tuple[str, ...], threads: int) -> None:
-    """`upsnet train` in a process of its own, whose output goes to a log beside the folder; a finished run ends at
-    once. InputError where it fails."""
-    command = [sys.executable, "-m", "training.train", "--config", str(config), "--out", str(folder)]
-    command += ["--device", device, *(word for override in overrides for word in ("--set", override))]
-    log = folder.with_name(folder.name + ".log")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, env=environment, stdout=stream, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        raise InputError(f"{folder}: training ended with exit status {done.returncode}; {log} says why")
 
 
 def score(run: Run, device: str, prediction: Prediction) -> SeedFigures:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from eval.ablation import run
 from eval.ablation.command import ablate
 from eval.ablation.parts import PARTS, variants_of
 from eval.ablation.report import Ablation, Row, SeedFigures, ablation_table, worth_of
+from eval.ablation.trainings import Trainings
+from training.config import dump_config, load_config
 from upsnet.errors import InputError
 
 BEST = Path("training/configs/shapes_best.yaml")
@@ -28,21 +33,22 @@ def trained(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     """Instead of a training, the tiny run's copy; the list of those that were asked for."""
     asked: Trained = []
 
-    def copy(config: Path, folder: Path, device: str, overrides: tuple[str, ...], threads: int) -> None:
+    def copy(_: Trainings, config: Path, folder: Path, device: str, overrides: tuple[str, ...]) -> None:
         asked.append((folder.name, overrides))
         if not folder.exists():
             shutil.copytree(tiny_run, folder)
+            (folder / "config.yaml").write_text(dump_config(load_config(config, overrides)))
 
-    monkeypatch.setattr(run, "train", copy)
+    monkeypatch.setattr(Trainings, "run", copy)
     return asked
 
 
-def run_demo(tiny_run: Path, out: Path, seeds: int = 2) -> Ablation:
+def run_demo(tiny_run: Path, out: Path, seeds: int = 2, *more: str) -> Ablation:
     from upsnet.datasets.validation_set import open_dataset
 
     split = open_dataset(None, run=tiny_run).split
     overrides = tuple(f"data.val.{key}={getattr(split, key)}" for key in ("json_file", "segments", "images"))
-    return ablate(BEST, out, seeds, 1, "cpu", overrides, SOME)
+    return ablate(BEST, out, seeds, 1, "cpu", (*overrides, *more), SOME)
 
 
 def test_what_is_trained_and_scored(tiny_run: Path, tmp_path: Path, trained: Trained) -> None:
@@ -81,6 +87,19 @@ def test_scores_are_kept_while_the_weights_are_the_same(
     again = run_demo(tiny_run, tmp_path, seeds=1)
     assert sorted(scored) == ["everything_0 as it is", "everything_0 without pruning"]
     assert again.rows[0].seeds[0].pq == 0.5 and again.rows[1] == first.rows[1]
+
+
+def test_a_run_of_other_settings_is_not_taken(
+    tiny_run: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "score", lambda of, *_: figures(of.seed, 0.5))
+    run_demo(tiny_run, tmp_path, 1)
+    trained.clear()
+    with pytest.raises(InputError, match=r"everything_0: was trained with .*: schedule.iterations \(\d+ against 7\); "):
+        run_demo(tiny_run, tmp_path, 1, "schedule.iterations=7")  # `upsnet train` calls it finished, or goes on with it
+    assert not trained
+    run_demo(tiny_run, tmp_path, 1, "data.workers=0")  # which changes no figure
+    assert len(trained) == 3
 
 
 def test_parts_of_another_configuration() -> None:
@@ -128,16 +147,37 @@ def test_the_sign_of_a_part_that_is_added() -> None:
 
 
 def test_a_training_that_fails_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"everything_0: training ended with exit status 2; .*everything_0.log"):
-        run.train(tmp_path / "missing.yaml", tmp_path / "everything_0", "cpu", (), 1)
-    assert "missing.yaml" in (tmp_path / "everything_0.log").read_text()
+    words = r"everything_0: training ended with exit status 2: error: .*missing.yaml: no such .*everything_0.log\)"
+    with pytest.raises(InputError, match=words):
+        Trainings(1).run(tmp_path / "missing.yaml", tmp_path / "everything_0", "cpu", ())
+
+
+def test_trainings_are_ended_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None goes on for hours after another has failed, and none begins."""
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/began\nexec sleep 600\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    trainings = Trainings(1)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(trainings.run, tmp_path / "x.yaml", tmp_path / "a", "cpu", ())
+        while not (tmp_path / "began").exists() and not running.done():
+            time.sleep(0.01)
+        trainings.stop()
+        with pytest.raises(InputError, match="a: training ended with exit status -15"):
+            running.result()
+    with pytest.raises(InputError, match="not begun"):
+        trainings.run(tmp_path / "x.yaml", tmp_path / "b", "cpu", ())
 
 
 def test_one_that_fails_ends_all(tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise InputError("disk full")
 
-    monkeypatch.setattr(run, "train", fail)
+    stopped: list[Trainings] = []
+    monkeypatch.setattr(Trainings, "run", fail)
+    monkeypatch.setattr(Trainings, "stop", lambda self: stopped.append(self))
     with pytest.raises(InputError, match="disk full"):
         run_demo(tiny_run, tmp_path)
+    assert len(stopped) == 1
     assert not (tmp_path / "ablation.json").exists() or json.loads((tmp_path / "ablation.json").read_text())
