@@ -120,10 +120,14 @@ def test_every_part_is_one_of_shapes_hard(part: object) -> None:
 
 def test_worth_by_hand() -> None:
     assert worth_of([0.02]).verdict == "one seed"
-    pays = worth_of([0.01, 0.02, 0.03])  # mean 2 points, deviation 1, twice the standard error 1.15
-    assert (pays.mean, pays.deviation, pays.verdict) == (pytest.approx(0.02), pytest.approx(0.01), "pays")
-    assert worth_of([-0.01, -0.02, -0.03]).verdict == "costs"
-    assert worth_of([-0.01, 0.02, 0.03]).verdict == "within the spread"
+    pays = worth_of([0.02, 0.03, 0.04])  # mean 3 points, deviation 1, 4.30 standard errors 2.48
+    assert (pays.mean, pays.deviation, pays.verdict) == (pytest.approx(0.03), pytest.approx(0.01), "pays")
+    assert worth_of([-0.02, -0.03, -0.04]).verdict == "costs"
+    assert worth_of([0.01, 0.02, 0.03]).verdict == "within the spread"
+    assert worth_of([0.02, 0.03]).verdict == "within the spread"  # 2.5 points; 12.71 standard errors are 6.4
+    assert worth_of([0.02, 0.022]).verdict == "pays"  # 2.1 points, 1.3
+    assert worth_of([0.0, 0.0]).verdict == "within the spread"
+    assert worth_of([0.01, 0.02] * 8).verdict == "pays"  # of more seeds than the table has
 
 
 def figures(seed: int, pq: float) -> SeedFigures:
