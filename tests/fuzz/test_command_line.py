@@ -17,7 +17,7 @@ from upsnet.command_line.main import COMMANDS, main
 from upsnet.errors import InputError
 
 LONG_WORK = {
-    "ablation": "eval.ablation.run.train",
+    "ablation": "eval.ablation.trainings.Trainings.run",
     "bench-pq": "eval.bench_pq.make_pair",
     "viewer": "upsnet.viewer.command.make_server",
 }
