@@ -12,7 +12,7 @@ from tests.upsnet.history.runs import ABSENT, HOSTILE, a_class, an_evaluation, l
 from upsnet.errors import InputError
 from upsnet.history.observed import Picture
 from upsnet.history.page import write_page
-from upsnet.history.run import read_length
+from upsnet.history.run import read_length, read_run
 
 PIXEL = "data:image/jpeg;base64,AAAA"
 
@@ -80,6 +80,11 @@ def test_before_the_first_evaluation_and_of_an_older_version(tmp_path: Path) -> 
     page = page_of(make_run(tmp_path, [*losses([1, 2]), *qualities({1: 0.1, 2: 0.2})]))
     assert headings(page)[0] == "Validation PQ" and "Classes" not in page
     assert page_of(make_run(tmp_path, []))
+
+
+def test_a_pq_that_is_no_number_is_none(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, losses([1]) + qualities({1: 0.5, 2: float("nan")}))
+    assert [row["step"] for row in read_run(folder).scored] == [1]
 
 
 def test_no_image_was_evaluated(tmp_path: Path) -> None:
