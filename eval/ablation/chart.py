@@ -12,7 +12,7 @@ from eval.ablation.report import Ablation, Row, Verdict, Worth
 
 TEXT, GRID, FAINT = "#2b313b", "#e3e7ec", "#9aa4b2"
 COLORS: dict[Verdict, str] = {
-    "pays": "#15857b", "costs": "#c2571a", "within the spread": "#7b8794", "one seed": "#7b8794"
+    "pays": "#15857b", "costs": "#c2571a", "within the spread": "#2f6bd8", "one seed": "#2f6bd8"
 }  # fmt: skip
 ACROSS = 4  # curves in a row
 
@@ -30,6 +30,7 @@ def draw(report: Ablation) -> bytes:
     grid = right.subplots(down, ACROSS, squeeze=False, sharex=True, sharey=True).flatten()
     for axes, (row, worth) in zip(grid, found, strict=False):
         _curves(axes, report.rows[0], row, worth)
+    grid[0].set_ylim(bottom=0)  # of all of them, once they are drawn
     for axes in grid[len(found) :]:
         axes.set_axis_off()
     buffer = io.BytesIO()
@@ -46,7 +47,9 @@ def _worths(axes: Axes, found: list[tuple[Row, Worth]]) -> None:
     axes.axvline(0, color=TEXT, linewidth=0.8)
     axes.set_yticks(range(len(found)), [row.name for row, _ in found])
     axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.set_xlabel("points of PQ that the part is worth: green pays, red costs, grey is within the spread", color=TEXT)
+    axes.set_xlabel(
+        "points of PQ that the part is worth\ngreen: it pays, orange: it costs, blue: within the spread", color=TEXT
+    )
     _plain(axes, "x")
 
 
@@ -57,7 +60,6 @@ def _curves(axes: Axes, base: Row, row: Row, worth: Worth) -> None:
             values = [100 * pq for _, pq in seed.curve]
             axes.plot(steps, values, color=color, linewidth=1.3, label=None if index else name)
     axes.set_title(row.name, color=TEXT, fontsize=9)
-    axes.set_ylim(bottom=0)
     _plain(axes, "y")
 
 
