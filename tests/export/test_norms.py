@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from export.onnx_export import to_model_proto
 from export.precision import DTYPES, prepare
-from tests.agreement import assert_same_segments
+from tests.export.agreement import assert_onnx_runtime_agrees
 from tests.training.test_norm import network
 from tests.training.tiny_network import spread
 from training.model.deform import DeformConv
@@ -19,7 +17,6 @@ from training.model.upsnet import UPSNet
 from training.model_config import Norm
 from upsnet.geometry import ResizeRule
 from upsnet.manifest import ModuleType
-from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
 
@@ -75,20 +72,7 @@ def test_what_group_norms_read_is_of_their_weights_type(precision: ModuleType, m
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_onnx_runtime_agrees(norm: Norm) -> None:
-    """From function bodies, a batch of two sizes."""
     model = trained(norm)
     proto = to_model_proto(prepare(model, "fp32"), ResizeRule(short_side=64, max_side=96))
     assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
-    images = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    inputs = {
-        "images": images.numpy(),
-        "sizes": np.array([[96, 128], [80, 97]], np.int32),
-        "scales": np.ones(2, np.float32),
-    }
-    with torch.inference_mode():
-        wanted = model(*map(torch.from_numpy, inputs.values()))
-    assert (wanted[1][..., 0] >= model.num_stuff).any(), "things are found"
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
-    found = RawPrediction(*session.run(None, inputs))
-    expected = RawPrediction(*(each.numpy() for each in wanted))
-    assert_same_segments(found, expected)
+    assert_onnx_runtime_agrees(model, proto)

@@ -3,23 +3,19 @@ network."""
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import torch
 
 from export.features import LAYERS, feature_nodes
 from export.modules import modules_of, scope_of
 from export.onnx_export import to_model_proto
 from export.precision import prepare
 from export.quantization import fold
-from tests.agreement import assert_same_segments
+from tests.export.agreement import assert_onnx_runtime_agrees
 from tests.training.tiny_network import panoptic_fpn
 from training.model.upsnet import UPSNet
 from upsnet.geometry import ResizeRule
 from upsnet.manifest import Precision
-from upsnet.runtimes.predictor import RawPrediction
 
 pytestmark = pytest.mark.numeric
 
@@ -83,17 +79,4 @@ def test_the_semantic_head_is_one_module_of_recipes(network: UPSNet) -> None:
 def test_onnx_runtime_agrees(
     precision: str, identical: float, score: float, network: UPSNet, request: pytest.FixtureRequest
 ) -> None:
-    """From function bodies, a batch of two sizes."""
-    images = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    inputs = {
-        "images": images.numpy(),
-        "sizes": np.array([[96, 128], [80, 97]], np.int32),
-        "scales": np.ones(2, np.float32),
-    }
-    with torch.inference_mode():
-        wanted = network(*map(torch.from_numpy, inputs.values()))
-    assert (wanted[1][..., 0] >= network.num_stuff).any(), "things are found"
-    session = onnxruntime.InferenceSession(request.getfixturevalue(precision).SerializeToString())
-    found = RawPrediction(*session.run(None, inputs))
-    expected = RawPrediction(*(each.numpy() for each in wanted))
-    assert_same_segments(found, expected, identical=identical, score=score)
+    assert_onnx_runtime_agrees(network, request.getfixturevalue(precision), identical=identical, score=score)
