@@ -221,8 +221,8 @@ def _failure(log: Path) -> str:
 
 
 def _lasts(log: str) -> bool:
-    """The same sources would fail again: not where a disk was full or the compiler killed. Where the log names no error, as
-    one that is cut off, nobody knows."""
+    """The same sources would fail again: no disk was full and no compiler killed, and an error is named, as it is not
+    where the log is cut off."""
     return OF_THE_MOMENT.search(log) is None and _first_error(log) != NO_ERROR
 
 
