@@ -137,7 +137,8 @@ class MaskHeadConfig(Section):
 
 class SubnetConfig(Section):
     """UPSNet's semantic head, one subnet for all levels. `channels`: output channels of each 3x3 convolution.
-    `deformable` False makes them ordinary ones (ablation). norm: of each of them."""
+    `deformable` False makes them ordinary ones (ablation). norm: of each of them; `batch` mixes the statistics of the
+    four levels outside of training, prefer `group`."""
 
     kind: Literal["subnet"] = "subnet"
     channels: tuple[Channels, ...] = Field((256, 128, 128), min_length=1)

@@ -21,8 +21,14 @@ constexpr int kMaxSide = 1 << 16;  // cells of the map's side: a grid has up to 
 constexpr int kVoid = 255;         // label of void and unknown; 0 .. S-1 are stuff, S + d is detection d
 constexpr int kNone = 255;         // no detection, no stuff class
 constexpr float kLogitLimit = 0x1p100f;
-constexpr float kFarthest = 0x1p23f;   // boxes are clamped to it, beyond every image
-constexpr int kMostClasses = 1 << 24;  // of things, where the channels do not say it: a float counts so far
+constexpr float kFarthest = 0x1p23f;               // boxes are clamped to it, beyond every image
+constexpr int kMostClasses = 1 << 24;              // of things, where the channels do not say it: a float counts so far
+constexpr int kRounds = 8;                         // of prune.cuh
+constexpr int kWordsOfTile = 8, kRowsOfTile = 32;  // of prune.cuh: the words have 32 pixels
+
+inline size_t words_of(const Params& p) { return (size_t{kScale} * p.width + 31) / 32; }
+inline int tiles_across(const Params& p) { return int(words_of(p) + kWordsOfTile - 1) / kWordsOfTile; }
+inline int tiles_of(const Params& p) { return tiles_across(p) * ((kScale * p.height + kRowsOfTile - 1) / kRowsOfTile); }
 
 // Why no front can run it, null where all can; the bindings explain what they refuse.
 inline const char* unsupported(const Params& p) {
@@ -34,7 +40,11 @@ inline const char* unsupported(const Params& p) {
   if (p.batch > 65535) return "more than 65535 images";
   if (p.height > kMaxSide || p.width > kMaxSide) return "a semantic map higher or wider than 65536";
   if (cells * kScale * kScale > INT32_MAX) return "2^31 pixels or more in a panoptic map";
-  return channels <= INT32_MAX && cells * channels <= INT32_MAX ? nullptr : "2^31 or more semantic logits of an image";
+  if (channels > INT32_MAX || cells * channels > INT32_MAX) return "2^31 or more semantic logits of an image";
+  // What prune.cuh draws from: a tile in each round, and one that each block draws too much.
+  return p.detections == 0 || int64_t{p.batch} * tiles_of(p) * (kRounds + 1) <= INT32_MAX
+             ? nullptr
+             : "2^31 / 9 tiles of 256 x 32 pixels or more in all panoptic maps";
 }
 inline bool is_supported(const Params& p) { return unsupported(p) == nullptr; }
 

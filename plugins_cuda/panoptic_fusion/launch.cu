@@ -54,10 +54,8 @@ cudaError_t make_masks(const Params& p, const Workspace& workspace, cudaStream_t
 
 cudaError_t find_accepted(const Params& p, const Workspace& workspace, cudaStream_t stream) {
   const int across = tiles_across(p), tiles = tiles_of(p);
-  const size_t blocks = size_t(p.batch) * tiles;
   if (p.detections == 0 || tiles == 0) return cudaSuccess;
-  if (blocks * (kRounds + 1) > INT32_MAX) return cudaErrorInvalidValue;  // tickets, and what each block draws too much
-  return launch_kernel(prune, dim3(unsigned(blocks)), dim3(kLabels), 0, stream, p, workspace, across, tiles);
+  return launch_kernel(prune, dim3(unsigned(p.batch * tiles)), dim3(kLabels), 0, stream, p, workspace, across, tiles);
 }
 
 template <typename T, Layout kLayout>

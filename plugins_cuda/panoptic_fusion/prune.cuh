@@ -19,8 +19,8 @@
 
 namespace upsnet::panoptic_fusion {
 
-constexpr int kWordsOfTile = 8, kRowsOfTile = kLabels / kWordsOfTile;  // of a block: a word for each thread
-constexpr int kBatch = 16;                                             // masks whose words are on their way together
+static_assert(kWordsOfTile * kRowsOfTile == kLabels, "a word for each thread of a block");
+constexpr int kBatch = 16;  // masks whose words are on their way together
 constexpr int kSettled = 1 << 30;
 
 enum State : uint8_t { kRejected, kOpen, kAccepted };
@@ -31,9 +31,6 @@ struct alignas(16) Near {
   const unsigned* bits;     // of the plane's first word
   unsigned accepted, kept;  // all bits, or none; kept: what the one before it left is of the same class
 };
-
-inline int tiles_across(const Params& p) { return int(words_of(p) + kWordsOfTile - 1) / kWordsOfTile; }
-inline int tiles_of(const Params& p) { return tiles_across(p) * ((kScale * p.height + kRowsOfTile - 1) / kRowsOfTile); }
 
 // What of the workspace is of one image.
 struct Image {

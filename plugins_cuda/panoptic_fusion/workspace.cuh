@@ -9,7 +9,6 @@
 namespace upsnet::panoptic_fusion {
 
 constexpr int kLabels = 256;
-constexpr int kRounds = 8;  // of prune.cuh
 
 // What is known of a label's pixels: area, and a box as distances from the far and the near edges of the map, so that
 // all five grow from zero.
@@ -62,8 +61,6 @@ struct Workspace {
   unsigned* masks;    // [batch, detections, 4 height, words]: one bit a pixel, of which only words of the box count
   size_t size;
 };
-
-inline size_t words_of(const Params& p) { return (size_t{kScale} * p.width + 31) / 32; }
 
 inline Workspace workspace_of(const Params& p, void* memory) {
   auto* base = static_cast<unsigned char*>(memory);

@@ -78,7 +78,7 @@ Plan plan_of(const Params& params, size_t limit) {
   plan.column_step = kThreads / plan.lanes % params.output_size;
   const bool together = kVector * sizeof(T) == kVectorBytes && plan.bins == all_bins;
   const auto in_pieces = [&](int bytes) {
-    return together && params.channels * all_bins * sizeof(T) % bytes == 0 && is_aligned(params.output, bytes);
+    return together && int64_t{params.channels} * all_bins * sizeof(T) % bytes == 0 && is_aligned(params.output, bytes);
   };
   plan.piece = in_pieces(kVectorBytes) ? kVectorBytes : in_pieces(4) ? 4 : 0;
   plan.shared = plan.tap_bytes + plan.lanes * plan.slab * static_cast<int>(sizeof(T));

@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from plugins_cuda import library
 from plugins_cuda.library import BuildError
 from tests.plugins_cuda.toy import builds, call
 from upsnet.kernels import building, tools
+
+NO_SUCH_THING = "kernel.cu:3: error: no such thing"
 
 
 def test_compiled_once_and_again_when_a_source_changes(
@@ -224,7 +227,7 @@ def test_compiler_that_does_not_run(cmake_log: Path, monkeypatch: pytest.MonkeyP
 def test_failed_compilation_names_the_error_and_the_log(
     cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAIL", "1")
+    monkeypatch.setenv("FAIL", NO_SUCH_THING)
     with pytest.raises(BuildError, match=r"kernel\.cu:3: error: no such thing \(whole log: .*cpu-\w*\.log; delete"):
         library.load("cpu")
     (log,) = fresh.glob("cpu-*.log")
@@ -239,6 +242,78 @@ def test_failed_compilation_names_the_error_and_the_log(
         library.load("cpu")
     log.unlink()
     assert call(library.load("cpu"), 1) == 101
+
+
+OF_THE_MOMENT = {  # what they said where `ulimit -f` was in the way, or a compiler was killed
+    "cmake": "CMake Error at a.cmake:527 (file):\n  file write failed (File too large):\n\n    /b/CompilerId.cpp\n",
+    "a compiler's limit": "c++: internal compiler error: File size limit exceeded signal terminated program cc1plus",
+    "a compiler, killed": "c++: fatal error: Killed signal terminated program cc1plus",
+    "a disk": "fatal error: error writing to /tmp/cc1.s: No space left on device",
+    "make": "gmake: Makefile: No such file or directory\ngmake: *** No rule to make target 'Makefile'.  Stop.",
+}
+
+
+@pytest.mark.parametrize("words", OF_THE_MOMENT.values(), ids=OF_THE_MOMENT)
+def test_a_full_disk_is_not_held_against_the_sources(
+    cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.setenv("FAIL", words)
+    with pytest.raises(
+        BuildError, match=r"^compiling it failed: [^\n]+ \(whole log: [^\n]+\.log; [^\n]*tries again\)$"
+    ):
+        library.load("cpu")
+    monkeypatch.delenv("FAIL")
+    assert call(library.load("cpu"), 1) == 101
+    assert not list(fresh.glob("*.log"))
+
+
+@pytest.mark.parametrize("written", ["", "[  3%] Building CXX obj"], ids=["empty", "cut off"])
+def test_a_log_that_names_no_error_stops_nobody(cmake_log: Path, fresh: Path, written: str) -> None:
+    path = library.load("cpu").path
+    path.unlink()
+    path.parent.with_suffix(".log").write_text(written)
+    assert library.load("cpu").path == path
+
+
+def test_a_log_that_finds_no_room_is_no_log(
+    cmake_log: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch, project_root: Path
+) -> None:
+    code = f"""
+import resource
+from pathlib import Path
+from upsnet.kernels import building
+building.BUILD = Path({str(fresh)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+try:
+    building.find_library("cpu")
+except building.BuildError as error:
+    print(error)
+"""
+    monkeypatch.setenv("FAIL", f"{NO_SUCH_THING}\n" * 200)
+    answer = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=project_root)
+    assert re.fullmatch(r"\S+\.log: cannot be written: File too large\n", answer)
+    assert not list(fresh.glob("*.log"))
+    monkeypatch.delenv("FAIL")
+    assert call(library.load("cpu"), 1) == 101
+
+
+def test_what_a_killed_process_left_is_cleared_away(cmake_log: Path, fresh: Path, project_root: Path) -> None:
+    code = f"""
+from pathlib import Path
+from upsnet.kernels import building
+building.BUILD = Path({str(fresh)!r})
+building.find_library("cpu")
+"""
+    command, never = [sys.executable, "-c", code], os.environ | {"WAIT_FOR": str(fresh / "never")}
+    started = subprocess.Popen(command, cwd=project_root, start_new_session=True, env=never)
+    while not cmake_log.exists():
+        assert started.poll() is None
+        time.sleep(0.02)
+    assert len(list(fresh.glob(".cpu-partial-*"))) == 1
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert call(library.load("cpu"), 1) == 101
+    assert not list(fresh.glob(".*"))
 
 
 def test_processes_that_start_together_fail_once(cmake_log: Path, fresh: Path, project_root: Path) -> None:
@@ -257,7 +332,7 @@ except building.BuildError as error:
     print(error)
 """
     command, all_came = [sys.executable, "-c", code], fresh / "all-came"
-    options: Any = {"cwd": project_root, "env": os.environ | {"FAIL": "1", "WAIT_FOR": str(all_came)}}
+    options: Any = {"cwd": project_root, "env": os.environ | {"FAIL": NO_SUCH_THING, "WAIT_FOR": str(all_came)}}
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) for _ in range(3)]
     while len(list(fresh.glob("cpu.lock.*"))) < 3:
         assert all(process.poll() is None for process in started)

@@ -66,6 +66,7 @@ def start(name: str, room: str, params: ctypes.Structure) -> int:
         *(("panoptic_fusion", {name: value}) for name, value in (("batch", 2**16), ("height", 2**17))),
         ("panoptic_fusion", {"height": 2**31 - 1, "width": 2**31 - 1}),
         ("panoptic_fusion", {"height": 0, "width": 2**30}),
+        ("panoptic_fusion", {"batch": 29128, "height": 2**16, "width": 1}),
     ],
     ids=str,
 )

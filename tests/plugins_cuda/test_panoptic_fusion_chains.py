@@ -18,7 +18,7 @@ from tests.plugins_cuda.conftest import COMPILED, Front, front_fixture
 pytestmark = pytest.mark.numeric
 front = front_fixture(COMPILED)
 
-ROUNDS = 8  # kRounds of plugins_cuda/panoptic_fusion/workspace.cuh
+ROUNDS = 8  # kRounds of plugins_cuda/panoptic_fusion/kernel.cuh
 Inputs = dict[str, Any]  # keyword arguments
 
 

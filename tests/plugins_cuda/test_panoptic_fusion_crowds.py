@@ -18,7 +18,7 @@ from tests.plugins_cuda.test_panoptic_fusion_chains import Inputs, check, make_i
 pytestmark = pytest.mark.numeric
 front = front_fixture(COMPILED)
 
-ROUNDS = 8  # kRounds of plugins_cuda/panoptic_fusion/workspace.cuh
+ROUNDS = 8  # kRounds of plugins_cuda/panoptic_fusion/kernel.cuh
 THRESHOLDS = [-1.0, 0.0, 0.25, 0.3, 0.5, 1.0]
 
 

@@ -31,11 +31,12 @@ extern "C" int upsnet_toy_launch(const Params* params, unsigned char* workspace,
   return 0;
 }
 """
-# Logs its arguments; `--build FOLDER --target upsnet_NAME` leaves the toy library there. WAIT_FOR: a file.
+# Logs its arguments; `--build FOLDER --target upsnet_NAME` leaves the toy library there. WAIT_FOR: a file. FAIL: what
+# the compiler says, and fails.
 CMAKE = """#!/bin/sh
 echo "$@" >> {log}
 while [ -n "$WAIT_FOR" ] && [ ! -e "$WAIT_FOR" ]; do sleep 0.05; done
-[ -z "$FAIL" ] || {{ echo "kernel.cu:3: error: no such thing"; exit 1; }}
+[ -z "$FAIL" ] || {{ echo "$FAIL"; exit 1; }}
 [ "$1" != --build ] || cp {toy} "$2/lib$4.so"
 """
 

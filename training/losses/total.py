@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from plugins_cuda.roi_align_fpn.reference import OUTSIDE
 from training.config import LossConfig
 from training.data.batch import Batch
 from training.data.sample import IGNORE
@@ -53,7 +54,8 @@ class TrainingLosses(nn.Module):
         if given is None:
             with torch.no_grad(), full_precision:
                 given = self.targets(batch, proposed)
-        scores, deltas = model.box_head(model.roi_features(pyramid, given.rois.rois, BOX_POOL))
+        rois = only(given.rois.rois, given.rois.labels != IGNORE)
+        scores, deltas = model.box_head(model.roi_features(pyramid, rois, BOX_POOL))
         masks, kept_masks = self.mask_logits(pyramid, given)
         with full_precision:
             proposed_logits, proposed_deltas = proposed.rows()
@@ -106,14 +108,15 @@ class TrainingLosses(nn.Module):
     def mask_logits(self, pyramid: list[Tensor], targets: Targets) -> tuple[Tensor, Tensor]:
         """The mask head, run once: logits [B, F, 28, 28] of the foreground RoIs and [B, K, 28, 28] of the kept boxes.
 
-        Background and padding among these rows are computed too: to leave them out, the host would have to wait for
-        the device to tell their number.
+        Background and padding among these rows are computed too, without features: to leave them out, the host would
+        have to wait for the device to tell their number.
         """
         first = targets.masks.shape[1]
         labels = targets.rois.labels[:, :first]
         rois = torch.cat([targets.rois.rois[:, :first], targets.panoptic.boxes], dim=1)
         things = torch.cat([torch.where(is_thing(labels), labels - 1, 0), targets.panoptic.labels], dim=1)
-        features = self.model.roi_features(pyramid, rois, MASK_POOL)
+        used = torch.cat([is_thing(labels), targets.panoptic.kept], dim=1)
+        features = self.model.roi_features(pyramid, only(rois, used), MASK_POOL)
         logits = self.model.mask_head(features, things.flatten()).float().unflatten(0, things.shape)
         return logits[:, :first], logits[:, first:]
 
@@ -135,6 +138,13 @@ class TrainingLosses(nn.Module):
         corners = self.model.conventions.to_inclusive(boxes)
         logits = terms.panoptic_logits(semantic, corners / STRIDE, labels, masks, kept, self.model.num_stuff)
         return terms.panoptic_loss(logits, pixels)
+
+
+def only(rois: Tensor, used: Tensor) -> Tensor:
+    """Boxes [B, R, 4] where they are `used` [B, R]; else off every map, where RoIAlign has nothing to read and its
+    gradient nothing to add. No loss looks at those rows; as [0, 0, 0, 0] they would all have pixel (0, 0) of P2, whose
+    gradient adds one box after the other."""
+    return rois.where(used.unsqueeze(2), OUTSIDE)
 
 
 def is_thing(labels: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from upsnet.errors import InputError
+from upsnet.files import WriteError, write_text
 from upsnet.kernels.loading import BuildError as BuildError
 from upsnet.kernels.loading import check_owners
 from upsnet.kernels.tools import find_tool
@@ -32,6 +35,12 @@ SOURCES = CARRIED if CARRIED.is_dir() else CHECKOUT / "plugins_cuda"
 BUILD = None if CARRIED.is_dir() else CHECKOUT / "build" / "operators"
 CPU_LEVELS = ("v2", "v3", "v4")  # x86-64-v2: SSE4.2, v3: AVX2, v4: AVX-512
 LONGEST_REASON = 200  # characters of a compiler's error
+# What compilers and linkers say where not the sources are wrong, but a disk is full, or memory went out.
+OF_THE_MOMENT = re.compile(
+    "No space left|quota exceeded|File too large|size limit|out of memory|memory exhausted|Cannot allocate|Killed"
+    "|signal 9|terminated program"
+)
+NO_ERROR = "no error line"
 MADE = ("cpu", "cuda", "onnxruntime", "onnxruntime_cuda")  # by `make plugins` too
 
 # What CMake and nvcc take from the environment besides the compilers.
@@ -94,6 +103,8 @@ def build(name: str, architecture: str) -> Path:
         _compile_once(name, options, environment, folder / place)
     except OSError as error:
         raise BuildError(f"{folder} cannot be written to: {error}") from error
+    except WriteError as error:
+        raise BuildError(str(error)) from error
     return folder / place
 
 
@@ -138,7 +149,7 @@ def _compile_once(name: str, options: list[str], environment: dict[str, str], li
     with _alone(library.parents[1] / f"{name}.lock"):
         if library.is_file():
             return
-        if log.is_file():  # these sources failed with this compiler
+        if log.is_file() and _lasts(log.read_text()):  # these sources failed with this compiler
             raise BuildError(_failure(log))
         _compile(name, options, environment, library, log)
 
@@ -169,15 +180,19 @@ def _compile(name: str, options: list[str], environment: dict[str, str], library
         f"compiling the operators for {name} ({where}), a minute or more of one core ...", file=sys.stderr, flush=True
     )
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    partial = f".{name}-partial-"
+    for left in folder.glob(f"{partial}*"):  # by a process that was killed: whoever is here is alone
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=partial, dir=folder) as temporary:
         for command in (
             [cmake, "-S", str(SOURCES), "-B", temporary, *options],
             [cmake, "--build", temporary, "--target", f"upsnet_{name}", "--parallel", jobs],
         ):
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
             if done.returncode != 0:
-                log.write_text(done.stderr + done.stdout)
+                write_text(log, done.stderr + done.stdout)
                 raise BuildError(_failure(log))
+        log.unlink(missing_ok=True)
         made = Path(temporary) / library.name
         made.chmod(made.stat().st_mode & ~stat.S_IWOTH)
         library.parent.mkdir(mode=0o775, exist_ok=True)
@@ -195,9 +210,20 @@ def _generator() -> list[str]:
 
 
 def _failure(log: Path) -> str:
-    first = _first_error(log.read_text())
+    text = log.read_text()
+    first = _first_error(text)
     reason = first if len(first) <= LONGEST_REASON else f"{first[:LONGEST_REASON]}..."
-    return f"compiling it failed: {reason} (whole log: {log}; delete it to try again)"
+    if OF_THE_MOMENT.search(text):
+        cure = "free space on the disks or memory, the next use tries again"
+    else:
+        cure = "delete it to try again" if _lasts(text) else "the next use tries again"
+    return f"compiling it failed: {reason} (whole log: {log}; {cure})"
+
+
+def _lasts(log: str) -> bool:
+    """The same sources would fail again: no disk was full and no compiler killed, and an error is named, as it is not
+    where the log is cut off."""
+    return OF_THE_MOMENT.search(log) is None and _first_error(log) != NO_ERROR
 
 
 def _first_error(log: str) -> str:
@@ -205,7 +231,7 @@ def _first_error(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     first = next((index for index, line in enumerate(lines) if "error" in line.lower()), None)
     if first is None:
-        return "no error line"
+        return NO_ERROR
     if not (lines[first].startswith("CMake Error at") and lines[first].endswith(":")):
         return lines[first]
     message = list(takewhile(lambda line: not line.startswith(("Call Stack", "CMake ", "-- ")), lines[first + 1 :]))

@@ -236,6 +236,28 @@ def test_what_no_kernel_runs_is_refused_with_its_limit(
     assert plugin.configure(Tensors(plugin.num_outputs, SHAPES[name], types, profile=profile))
 
 
+def test_tiles_of_a_batch_of_panoptic_maps(harness: Harness) -> None:
+    """Narrow ones: 65536 x 1 cells have 8192 tiles, which 29127 images draw nine times in 2^31 - 1 tickets."""
+    name, types = "PanopticFusion", types_of("PanopticFusion", FLOAT)
+    plugin = harness.create(name, NODES[name])
+    sizes = {"h": 2**16, "w": 1, "N": 6}
+    patterns = [pattern for tensor in declaration(name).tensors for pattern in tensor.shapes]
+
+    def accepts(**sizes: int) -> tuple[bool, bool]:
+        inputs = [
+            tuple(sizes.get(word, length) for word, length in zip(pattern, shape, strict=True))
+            for pattern, shape in zip(patterns, SHAPES[name][: -plugin.num_outputs], strict=True)
+        ]
+        outputs = plugin.output_shapes(inputs)
+        assert outputs is not None
+        return plugin.accepts([*inputs, *outputs], types)
+
+    assert accepts(B=29127, **sizes) == (True, True)
+    assert accepts(B=65535, **sizes | {"N": 0}) == (True, True), "without detections nothing is drawn"
+    assert accepts(B=29128, **sizes) == (False, False)
+    assert harness.messages().count("no kernel runs 2^31 / 9 tiles of 256 x 32 pixels or more in all panoptic") == 2
+
+
 def test_workspace_of_what_cannot_be_asked_is_more_than_there_is(harness: Harness) -> None:
     """TensorRT knows no failure there."""
     plugin = harness.create("PaddedNms", NMS)

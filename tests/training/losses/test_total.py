@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
+from plugins_cuda.roi_align_fpn.reference import OUTSIDE
 from tests.training.losses.conftest import STUFF
 from training.config import LossConfig
 from training.conventions import NAMED, Conventions
@@ -79,6 +80,42 @@ def test_stuff_alone(small: ModelConfig, make_batch: MakeBatch, stuff: int) -> N
     gradients(losses)
     with pytest.raises(InputError, match=r"loss\.semantic is 0"):
         TrainingLosses(losses.model, LossConfig(semantic=0))
+
+
+def test_rows_that_are_not_used_have_no_pixel_and_change_nothing(
+    losses: TrainingLosses, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = losses.model, make_batch([1, 2])
+    with torch.no_grad():
+        pyramid = model.pyramid(batch.images, batch.sizes)
+        given = losses.targets(batch, model.rpn(pyramid))
+    given.rois.labels[0, 3:] = IGNORE  # an image with three RoIs
+    unused = [
+        given.rois.labels == IGNORE,
+        torch.cat([~is_thing(given.rois.labels[:, : given.masks.shape[1]]), ~given.panoptic.kept], dim=1),
+    ]
+    assert all(rows.any() and not rows.all() for rows in unused)
+
+    def found() -> tuple[dict[str, float], list[Tensor]]:
+        model.zero_grad()
+        values = losses(batch, given)
+        sum(values.values()).backward()
+        return values_of(values), [gradient.clone() for gradient in gradients(model)]
+
+    values, wanted = found()
+    pool, outside = model.roi_features, list[Tensor]()
+
+    def on_the_first_pixel(pyramid: list[Tensor], boxes: Tensor, output_size: int) -> Tensor:
+        pooled = pool(pyramid, boxes, output_size).unflatten(0, boxes.shape[:2])
+        outside.append((boxes == OUTSIDE).all(2))
+        assert not pooled[outside[-1]].any()
+        return pool(pyramid, boxes.where(~outside[-1].unsqueeze(2), 0.0), output_size)
+
+    monkeypatch.setattr(model, "roi_features", on_the_first_pixel)
+    again, piled = found()
+    assert all(torch.equal(a, b) for a, b in zip(outside, unused, strict=True))
+    assert again == pytest.approx(values, rel=1e-6)
+    torch.testing.assert_close(piled, wanted, rtol=1e-5, atol=1e-7)
 
 
 def test_an_image_of_void_alone(losses: TrainingLosses, make_batch: MakeBatch) -> None:
