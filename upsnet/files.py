@@ -138,7 +138,7 @@ def staged_folder(out: Path, in_the_way: Callable[[], Sequence[Path]] = list, at
             stage = _temporary(nearest, rubbish)
         with writing_only(out, stage):
             yield stage
-        with _signals_wait():
+        with signals_wait():
             if old := in_the_way():
                 aside = _temporary(nearest, rubbish)
                 for number, path in enumerate(old):
@@ -168,13 +168,13 @@ def ending_on_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM come after this."""
+def signals_wait(numbers: Sequence[int] = (SIGINT, SIGTERM)) -> Iterator[None]:
+    """Ctrl-C and SIGTERM, or these signals, come after this."""
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
         return
     came: list[int] = []
-    handlers = {each: signal.signal(each, lambda number, _: came.append(number)) for each in (SIGINT, SIGTERM)}
+    handlers = {each: signal.signal(each, lambda number, _: came.append(number)) for each in numbers}
     try:
         yield
     finally:

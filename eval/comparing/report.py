@@ -110,11 +110,17 @@ def conclusion(report: Comparison) -> str:
     """One line, or two."""
     if report.equal:
         worst = f"; the least SNR is at: {', '.join(report.worst)}" if report.worst else "; no place has an error"
-        return f"equal within the limits of {report.precision}{worst}"
+        return f"equal within the limits of {report.precision}{worst}{_unseen(report)}"
     place = next(each for each in report.places if each.name == report.first)
     module = f" ({place.module})" if place.module != place.name else ""
     line = f"NOT equal: they part first at {place.name}{module}: {place.problem}"
     return f"{line}\nworst: {', '.join(report.worst) or 'that'}"
+
+
+def _unseen(report: Comparison) -> str:
+    """What nothing was seen of, though nothing differs: heads of instances, where there are none."""
+    names = [place.name for place in report.places if not place.values and place.identical is None]
+    return f"\nNOT compared: {', '.join(names)}; give photos (--photo) on which both find instances" if names else ""
 
 
 def decibels(value: float) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from upsnet.files import signals_wait
+
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 5.0  # between being asked to end and being killed: profilers then write what they have
 OURS = ("upsnet", "plugins_cuda", "training", "export", "serving", "eval", "tests")  # a module of these must be there
@@ -51,23 +53,22 @@ def run_logged(
     """Runs it in the project's folder, until time.monotonic() is `deadline` at most. When it ends, is stopped or is
     interrupted, all that it started ends with it, so that nothing holds the GPU. Its output is in `log` as it comes."""
     seconds = max(deadline - time.monotonic(), 0)
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            process_group=0,
-        )
+    with log.open("wb") as stream, contextlib.ExitStack() as stack:
+        with signals_wait(SIGNALS):  # else what has just begun would be nobody's
+            process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+                process_group=0,
+            )
+            stack.callback(_end_group, process)
         status = None
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = process.wait(seconds)
-            lines = _lines(log)  # before it is asked to end, which may make it say more
-        finally:
-            _end_group(process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = process.wait(seconds)
+        lines = _lines(log)  # before it is asked to end, which may make it say more
     return Ended(status, lines, log, seconds)
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -233,6 +234,25 @@ def test_what_a_command_leaves_behind_is_ended(tmp_path: Path) -> None:
     code = f"import subprocess; subprocess.Popen(['sleep', '{seconds}']); print('done')"
     ended = run_logged([sys.executable, "-c", code], tmp_path / "log", time.monotonic() + 60)
     assert (ended.status, ended.last) == (0, "done")
+    assert all_gone(seconds)
+
+
+@pytest.mark.usefixtures("quick_end")
+@pytest.mark.parametrize("number", process.SIGNALS)
+def test_an_interruption_while_a_command_begins_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    seconds = f"9{os.getpid()}"
+    begin = subprocess.Popen
+
+    def interrupted(*given: Any, **options: Any) -> subprocess.Popen[bytes]:
+        begun = begin(*given, **options)
+        signal.raise_signal(number)
+        return begun
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(process.Interrupted, match=number.name), process.interruptible():
+        run_logged(["sleep", seconds], tmp_path / "log", time.monotonic() + 60)
     assert all_gone(seconds)
 
 
