@@ -43,6 +43,7 @@ class Log:
         if not self.writes:
             return
         self.every, self.last = config.schedule.log_every, plan.iterations
+        self.evaluates = config.schedule.evaluate_every > 0
         self.shown: dict[str, str] = {}
         self.out, self.metrics, self.evaluations = out, out / "metrics.jsonl", out / EVALUATIONS
         check_utf8(out, "TensorBoard")
@@ -72,6 +73,8 @@ class Log:
             with writing(self.board.log_dir) if kind is None else suppress(OSError):
                 self.board.close()
             threading.excepthook = self.hook
+            if kind is None and not self.evaluates:
+                write_page(self.out, ())
 
     def restart(self) -> None:
         """Measure the speed from now on; to be called after a pause as well."""
