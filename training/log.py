@@ -138,9 +138,14 @@ class Log:
                 tag = f"prediction_and_truth/{name}".encode("utf-8", "backslashreplace").decode()  # no text, for one
                 self.board.add_image(tag, picture, step, dataformats="HWC")
         _append(self.evaluations, evaluation.model_dump(mode="json"))
-        write_page(self.out, worst)
+        self.page(worst)
         figures = ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None)
         tqdm.write(f"step {step}: {figures or 'no figures, as no segment is there'}")
+
+    def page(self, worst: Sequence[Picture] = ()) -> None:
+        """Write training.html anew."""
+        if self.writes:
+            write_page(self.out, worst)
 
     def _write(self, step: int, groups: Mapping[str, Mapping[str, float | None]]) -> None:
         line: dict[str, float | None] = {"step": step}
