@@ -43,7 +43,6 @@ class Log:
         if not self.writes:
             return
         self.every, self.last = config.schedule.log_every, plan.iterations
-        self.evaluates = config.schedule.evaluate_every > 0
         self.shown: dict[str, str] = {}
         self.out, self.metrics, self.evaluations = out, out / "metrics.jsonl", out / EVALUATIONS
         check_utf8(out, "TensorBoard")
@@ -73,8 +72,6 @@ class Log:
             with writing(self.board.log_dir) if kind is None else suppress(OSError):
                 self.board.close()
             threading.excepthook = self.hook
-            if kind is None and not self.evaluates:
-                write_page(self.out, ())
 
     def restart(self) -> None:
         """Measure the speed from now on; to be called after a pause as well."""
@@ -141,9 +138,14 @@ class Log:
                 tag = f"prediction_and_truth/{name}".encode("utf-8", "backslashreplace").decode()  # no text, for one
                 self.board.add_image(tag, picture, step, dataformats="HWC")
         _append(self.evaluations, evaluation.model_dump(mode="json"))
-        write_page(self.out, worst)
+        self.page(worst)
         figures = ", ".join(f"{k} {100 * v:.1f}" for k, v in quality.items() if v is not None)
         tqdm.write(f"step {step}: {figures or 'no figures, as no segment is there'}")
+
+    def page(self, worst: Sequence[Picture] = ()) -> None:
+        """Write training.html anew."""
+        if self.writes:
+            write_page(self.out, worst)
 
     def _write(self, step: int, groups: Mapping[str, Mapping[str, float | None]]) -> None:
         line: dict[str, float | None] = {"step": step}

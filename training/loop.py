@@ -90,9 +90,10 @@ def train(
 
     init: a checkpoint whose weights a new run starts from; classes: which of its classes are taken. Writes config.yaml,
     plan.json, versions.json, init.json (with `init`), metrics.jsonl, evaluations.jsonl, tb/, last.safetensors and, at
-    evaluations, training.html and best.safetensors (best PQ; weights alone). Returns 0 at the end of the schedule, else
-    the number of the signal (SIGTERM, SIGINT) that stopped it. InputError for bad configurations, data and checkpoints,
-    and where another process trains in `out`; TrainingError when a loss is not finite.
+    evaluations, training.html and best.safetensors (best PQ; weights alone); without any, training.html at checkpoints.
+    Returns 0 at the end of the schedule, else the number of the signal (SIGTERM, SIGINT) that stopped it. InputError
+    for bad configurations, data and checkpoints, and where another process trains in `out`; TrainingError when a loss
+    is not finite.
     """
     with processes(device) as process, only_run(out, process):
         agree(config, classes, process)
@@ -264,6 +265,8 @@ class Run:
             self.save(LAST)
             if evaluating and not stopping:
                 self.evaluate(log)
+            elif not every:
+                log.page()
             log.restart()
         return stopping
 

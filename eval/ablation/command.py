@@ -16,7 +16,7 @@ import typer
 from eval.ablation.chart import draw
 from eval.ablation.parts import variants_of
 from eval.ablation.report import Ablation, Row, ablation_table
-from eval.ablation.run import finish, runs_of
+from eval.ablation.run import check_settings, finish, finished, runs_of
 from training.config import load_config
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
@@ -35,23 +35,36 @@ def ablate(
     overrides: tuple[str, ...] = (),
     parts: tuple[str, ...] = (),
 ) -> Ablation:
-    """Train and score every variant on `seeds` seeds; writes out/ablation.json and out/ablation.png as figures come."""
+    """Train and score every variant on `seeds` seeds; writes out/ablation.json and out/ablation.png as figures come,
+    with those of other parts and seeds that runs in `out` have reached before.
+
+    InputError, before any is trained, where one of these runs is in `out` with other settings.
+    """
     variants, left_out = variants_of(config, overrides, parts)
-    for line in left_out:
-        print(f"left out: {line}")
     if jobs < 1 or seeds < 1:
         raise InputError("--jobs and --seeds: at least 1")
+    runs, whole = runs_of(variants, range(seeds), out), variants_of(config, overrides)[0]
+    check_settings(runs, config, overrides)
+    before, others = finished(whole, out, config, overrides)
+    left_out += others
+    for line in left_out:
+        print(f"left out: {line}")
     images = len(PanopticFolder(load_config(config, overrides).data.val).records)
     found = Ablation(
         config=config.name,
         overrides=list(overrides),
         images=images,
         left_out=left_out,
-        rows=[Row(name=v.name, added=v.added, overrides=list(v.overrides), seeds=[]) for v in variants],
+        rows=[
+            Row(name=v.name, added=v.added, overrides=list(v.overrides), seeds=[])
+            for v in whole
+            if v in variants or v in (variant for variant, _ in before)
+        ],
     )
-    for variant, figures in finish(runs_of(variants, range(seeds), out), config, device, overrides, jobs):
-        rows = [row.with_seed(figures) if row.name == variant.name else row for row in found.rows]
-        found = found.model_copy(update={"rows": rows})
+    for variant, figures in before:
+        found = found.with_figures(variant.name, figures)
+    for variant, figures in finish(runs, config, device, overrides, jobs):
+        found = found.with_figures(variant.name, figures)
         found.save(out / "ablation.json")
         write_bytes(out / "ablation.png", draw(found))
     return found

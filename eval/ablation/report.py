@@ -68,6 +68,11 @@ class Ablation(Report):
     left_out: list[str]  # parts that were not looked at, and why
     rows: list[Row]
 
+    def with_figures(self, name: str, figures: SeedFigures) -> Ablation:
+        """The report with one run more in the row of that name."""
+        rows = [row.with_seed(figures) if row.name == name else row for row in self.rows]
+        return self.model_copy(update={"rows": rows})
+
     @property
     def extent(self) -> str:
         """On how much, in words."""

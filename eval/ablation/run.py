@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -59,11 +60,7 @@ def finish(
 ) -> Iterator[tuple[Variant, SeedFigures]]:
     """Train and score what is not done yet, `jobs` runs at once; each variant's figures when they are there. What
     fails, and Ctrl-C, ends the trainings beside it, which save first.
-
-    InputError, before any is trained, where a run in its folder has other settings.
     """
-    for run in runs:
-        check_settings(run, config, overrides)
     trainings = Trainings(max(1, usable_cores() // jobs))
     with (
         ending_on_sigterm(),
@@ -83,31 +80,67 @@ def finish(
             raise
 
 
-def check_settings(run: Run, config: Path, overrides: tuple[str, ...]) -> None:
-    """InputError where the folder has a run of other settings. `upsnet train` would go on with it where they are those
+def check_settings(runs: Sequence[Run], config: Path, overrides: tuple[str, ...]) -> None:
+    """InputError where a folder has a run of other settings. `upsnet train` would go on with it where they are those
     of another length or another batch, which are no figures of this ablation."""
+    for run in runs:
+        if described := other_settings(run, config, overrides):
+            raise InputError(f"{described}; give another folder with --out, or delete this one")
+
+
+def other_settings(run: Run, config: Path, overrides: tuple[str, ...]) -> str:
+    """In which settings the run in the folder is another one; empty where it is this one, or there is none."""
     if not (run.folder / LAST).exists():
-        return
+        return ""
     changes = differing_keys(load_config(run.folder / "config.yaml"), load_config(config, run.settings(overrides)))
-    if described := [f"{key} ({values})" for key, values in changes.items() if key not in NO_MATTER]:
-        raise InputError(
-            f"{run.folder}: was trained with other settings (it against yours): {'; '.join(described)}; give another "
-            "folder with --out, or delete this one"
-        )
+    described = [f"{key} ({values})" for key, values in changes.items() if key not in NO_MATTER]
+    if not described:
+        return ""
+    return f"{run.folder}: was trained with other settings (it against yours): {'; '.join(described)}"
+
+
+def finished(
+    variants: Sequence[Variant], out: Path, config: Path, overrides: tuple[str, ...]
+) -> tuple[list[tuple[Variant, SeedFigures]], list[str]]:
+    """What runs in `out` have reached before, of whatever seed; and a line for each of other settings."""
+    seeds = {int(match[1]) for folder in out.glob("*_*") if (match := re.search(r"_(0|[1-9]\d*)$", folder.name))}
+    found, left_out = [], []
+    for run in runs_of(variants, sorted(seeds), out):
+        if not (scores := known_scores(run)):
+            continue
+        if described := other_settings(run, config, overrides):
+            left_out.append(described)
+            continue
+        found += [(each, scores[each.prediction]) for each in run.variants if each.prediction in scores]
+    return found, left_out
+
+
+def known_scores(run: Run) -> dict[Prediction, SeedFigures]:
+    """Of a finished run whose weights are still the ones that were scored; else {}."""
+    file, weights = run.folder / FIGURES, run.folder / LAST
+    if not (file.exists() and weights.exists()):
+        return {}
+    known = Scores.load(file)
+    return dict(known.scores) if known.weights == stamp(weights) else {}
+
+
+def stamp(weights: Path) -> tuple[int, int]:
+    """Size of the file, and when it was written."""
+    found = weights.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def figures_of(
     run: Run, config: Path, device: str, overrides: tuple[str, ...], trainings: Trainings
 ) -> dict[Prediction, SeedFigures]:
-    """Those that the run has, where its weights are still the ones that were scored; else trained and scored now."""
-    trainings.run(config, run.folder, device, run.settings(overrides))
-    file, weights = run.folder / FIGURES, (run.folder / LAST).stat()
-    stamp = weights.st_size, weights.st_mtime_ns
-    known = Scores.load(file) if file.exists() else None
-    scores = dict(known.scores) if known and known.weights == stamp else {}
+    """Those that the run has; else trained and scored now."""
+    scores = known_scores(run)
+    if not scores:
+        trainings.run(config, run.folder, device, run.settings(overrides))
+    weights = stamp(run.folder / LAST)
     for prediction in {variant.prediction for variant in run.variants} - scores.keys():
         scores[prediction] = score(run, device, prediction)
-        Scores(weights=stamp, scores=scores).save(file)
+        Scores(weights=weights, scores=scores).save(run.folder / FIGURES)
     return scores
 
 

@@ -20,8 +20,7 @@ class Trainings:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def run(self, config: Path, folder: Path, device: str, overrides: tuple[str, ...]) -> None:
-        """One training, whose output goes to a log beside the folder; a finished run ends at once. InputError where it
-        fails."""
+        """One training, whose output goes to a log beside the folder. InputError where it fails."""
         command = [sys.executable, "-m", "training.train", "--config", str(config), "--out", str(folder)]
         command += ["--device", device, *(word for override in overrides for word in ("--set", override))]
         log = folder.with_name(folder.name + ".log")

@@ -43,12 +43,12 @@ def trained(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     return asked
 
 
-def run_demo(tiny_run: Path, out: Path, seeds: int = 2, *more: str) -> Ablation:
+def run_demo(tiny_run: Path, out: Path, seeds: int = 2, *more: str, parts: tuple[str, ...] = SOME) -> Ablation:
     from upsnet.datasets.validation_set import open_dataset
 
     split = open_dataset(None, run=tiny_run).split
     overrides = tuple(f"data.val.{key}={getattr(split, key)}" for key in ("json_file", "segments", "images"))
-    return ablate(BEST, out, seeds, 1, "cpu", (*overrides, *more), SOME)
+    return ablate(BEST, out, seeds, 1, "cpu", (*overrides, *more), parts)
 
 
 def test_what_is_trained_and_scored(tiny_run: Path, tmp_path: Path, trained: Trained) -> None:
@@ -82,9 +82,12 @@ def test_scores_are_kept_while_the_weights_are_the_same(
         return SeedFigures(seed=of.seed, pq=0.5, pq_things=0.5, pq_stuff=0.5)
 
     monkeypatch.setattr(run, "score", count)
+    trained.clear()
     assert run_demo(tiny_run, tmp_path, seeds=1) == first and not scored
+    assert not trained, "no process for a run that is finished"
     os.utime(tmp_path / "everything_0" / "last.safetensors")  # trained further
     again = run_demo(tiny_run, tmp_path, seeds=1)
+    assert [name for name, _ in trained] == ["everything_0"]
     assert sorted(scored) == ["everything_0 as it is", "everything_0 without pruning"]
     assert again.rows[0].seeds[0].pq == 0.5 and again.rows[1] == first.rows[1]
 
@@ -99,7 +102,39 @@ def test_a_run_of_other_settings_is_not_taken(
         run_demo(tiny_run, tmp_path, 1, "schedule.iterations=7")  # `upsnet train` calls it finished, or goes on with it
     assert not trained
     run_demo(tiny_run, tmp_path, 1, "data.workers=0")  # which changes no figure
-    assert len(trained) == 3
+    assert not trained
+
+
+def test_other_parts_and_seeds_that_are_finished_stay(
+    tiny_run: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def by_name(of: run.Run, device: str, prediction: str) -> SeedFigures:
+        return figures(of.seed, 0.4 if of.folder.name.startswith("with") else 0.5)
+
+    monkeypatch.setattr(run, "score", by_name)
+    run_demo(tiny_run, tmp_path, 2, parts=("dice loss", "mask pruning"))
+    trained.clear()
+    (tmp_path / "without_warm-up_0").mkdir()  # not finished
+    found = run_demo(tiny_run, tmp_path, 1, parts=("panoptic loss",))
+    assert [name for name, _ in trained] == ["without_panoptic_loss_0"]
+    seeds = {
+        "everything": [0, 1],
+        "without panoptic loss": [0],
+        "without mask pruning": [0, 1],
+        "with dice loss": [0, 1],
+    }
+    assert {row.name: [each.seed for each in row.seeds] for row in found.rows} == seeds
+    assert list(seeds) == [row.name for row in found.rows], "in the order of a whole table"
+    assert [worth and worth.mean for worth in map(found.worth, found.rows)] == [
+        None, pytest.approx(0.1), 0.0, pytest.approx(-0.1)
+    ]  # fmt: skip
+    assert Ablation.load(tmp_path / "ablation.json") == found and "left out" not in capsys.readouterr().out
+    config = tmp_path / "with_dice_loss_1" / "config.yaml"
+    config.write_text(config.read_text().replace("dice: 1", "dice: 2"))
+    found = run_demo(tiny_run, tmp_path, 1, parts=("panoptic loss",))
+    assert [each.seed for each in found.rows[3].seeds] == [0]
+    assert len(found.left_out) == 1 and "with_dice_loss_1: was trained with other settings" in found.left_out[0]
+    assert f"left out: {found.left_out[0]}" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_parts_of_another_configuration() -> None:

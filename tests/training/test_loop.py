@@ -96,8 +96,6 @@ def test_learns(shapes: Path, tmp_path: Path) -> None:
     assert len(losses) == 2  # step 19, and the last
     assert losses[-1] < 0.85 * math.log(8)
     assert not (tmp_path / "best.safetensors").exists()
-    page = (tmp_path / "training.html").read_text()
-    assert "This run evaluates nothing" in page and "<h3>Training loss</h3>" in page
 
 
 @pytest.mark.parametrize("call", [1, 4, 6, 7])

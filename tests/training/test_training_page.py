@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from upsnet.errors import InputError
 from upsnet.history.evaluation import read_evaluations
 from upsnet.history.run import read_run
 from upsnet.photos import Least
+
+STEP = re.compile(r'<div class="tile"><b>(\d+)</b><span>step of')
 
 
 def test_the_files_of_an_evaluation(unbroken: Path) -> None:
@@ -94,10 +97,29 @@ def test_a_damaged_line_is_named_before_a_step_is_taken(shapes: Path, tmp_path: 
     assert metrics(tmp_path) == before
 
 
-def test_no_evaluation_no_page(shapes: Path, tmp_path: Path) -> None:
-    assert train(settings(shapes, evaluate_every=0, iterations=2), tmp_path, "cpu", tiny()) == 0
-    assert not (tmp_path / "training.html").exists()
+def test_a_run_without_evaluations_has_a_page_of_each_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    pages: list[str] = []
+
+    def noted(call: int, losses: Losses, model: TinyNetwork) -> Losses:
+        page = tmp_path / "training.html"
+        pages.append(STEP.findall(page.read_text())[0] if page.exists() else "")
+        return losses
+
+    assert train(settings(shapes, evaluate_every=0, iterations=6), tmp_path, "cpu", tiny(accident=noted)) == 0
+    assert pages == [""] * 4 + ["4"] * 2
+    page = (tmp_path / "training.html").read_text()
+    assert STEP.findall(page) == ["6"] and "schedule.evaluate_every is 0" in page
+    assert all(f"<h3>{name}</h3>" in page for name in ("Training loss", "Learning rate", "Images a second"))
     assert (tmp_path / "evaluations.jsonl").read_text() == ""
+
+
+def test_a_run_that_goes_on_without_evaluations_keeps_what_it_had(shapes: Path, tmp_path: Path) -> None:
+    assert train(settings(shapes, iterations=6), tmp_path, "cpu", tiny()) == 0
+    assert train(settings(shapes, iterations=8, evaluate_every=0), tmp_path, "cpu", tiny()) == 0
+    page = (tmp_path / "training.html").read_text()
+    assert STEP.findall(page) == ["8"] and "PQ at step 6" in page and "there are no newer figures" in page
+    (evaluation,) = read_evaluations(tmp_path / "evaluations.jsonl")
+    assert all(each.file_name in page for each in evaluation.worst) and "data:image" not in page
 
 
 def test_seen_images_are_spread_evenly(gt_json: Path, fake: type, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,11 @@ class Run:
         return [row for row in self.rows if is_drawable(row.get(PQS["all"]))]
 
     @property
+    def evaluates(self) -> bool:
+        """Whether it ever will, as far as its settings say."""
+        return self.settings.get("schedule.evaluate_every") != 0
+
+    @property
     def step(self) -> int:
         """How far it has come."""
         return max((row["step"] for row in self.rows), default=0)

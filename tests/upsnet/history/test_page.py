@@ -82,6 +82,19 @@ def test_before_the_first_evaluation_and_of_an_older_version(tmp_path: Path) -> 
     assert page_of(make_run(tmp_path, []))
 
 
+def test_a_run_that_evaluates_nothing_says_so(tmp_path: Path) -> None:
+    config = "schedule:\n  evaluate_every: 0\n"
+    page = page_of(make_run(tmp_path, losses([1, 2]), [], config))
+    assert "evaluates nothing, so there is no PQ: schedule.evaluate_every is 0" in page
+    assert "no evaluation yet" not in page and "Curves begin" not in page
+    assert headings(page)[:2] == ["Training loss", "semantic"]
+    page = page_of(make_run(tmp_path, [*losses([1, 2]), *qualities({1: 0.1})], [an_evaluation(1)], config))
+    assert "there are no newer figures" in page and "there is no PQ" not in page  # it did before it went on
+    worst = [{"image_id": 7, "file_name": "a&b.png", "pq": 0.125}]
+    page = page_of(make_run(tmp_path, losses([1]), [an_evaluation(1, worst=worst)], config))
+    assert "At step 1: a&amp;b.png (PQ 12.5). Only an evaluation draws" in page and "No image has a PQ" not in page
+
+
 def test_a_pq_that_is_no_number_is_none(tmp_path: Path) -> None:
     folder = make_run(tmp_path, losses([1]) + qualities({1: 0.5, 2: float("nan")}))
     assert [row["step"] for row in read_run(folder).scored] == [1]
