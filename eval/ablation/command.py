@@ -16,11 +16,11 @@ import typer
 from eval.ablation.chart import draw
 from eval.ablation.parts import variants_of
 from eval.ablation.report import Ablation, Row, ablation_table
-from eval.ablation.run import finish, runs_of
+from eval.ablation.run import finish, possible, runs_of
 from training.config import load_config
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
-from upsnet.files import write_bytes
+from upsnet.files import existing_folder, write_bytes
 from upsnet.tables import print_tables
 
 DEFAULT = Path("training/configs/shapes_hard.yaml")
@@ -36,11 +36,14 @@ def ablate(
     parts: tuple[str, ...] = (),
 ) -> Ablation:
     """Train and score every variant on `seeds` seeds; writes out/ablation.json and out/ablation.png as figures come."""
-    variants, left_out = variants_of(config, overrides, parts)
-    for line in left_out:
-        print(f"left out: {line}")
     if jobs < 1 or seeds < 1:
         raise InputError("--jobs and --seeds: at least 1")
+    existing_folder(out)
+    variants, left_out = variants_of(config, overrides, parts)
+    variants, refused = possible(variants, config, overrides)
+    left_out += refused
+    for line in left_out:
+        print(f"left out: {line}")
     images = len(PanopticFolder(load_config(config, overrides).data.val).records)
     found = Ablation(
         config=config.name,

@@ -11,6 +11,7 @@ from eval.ablation.parts import Prediction, Variant
 from eval.ablation.report import SeedFigures
 from eval.ablation.trainings import Trainings
 from training.config import differing_keys, load_config
+from training.data.open import open_training
 from upsnet.datasets.parallel import usable_cores
 from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.validation_set import open_dataset
@@ -54,6 +55,23 @@ def runs_of(variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> lis
     return list(runs.values())
 
 
+def possible(variants: Sequence[Variant], config: Path, overrides: tuple[str, ...]) -> tuple[list[Variant], list[str]]:
+    """The variants that the training data allow, and a line for each of the others. InputError where the data are
+    wrong for all of them."""
+    base = load_config(config, overrides)
+    open_training(base.data, base.seed)
+    kept, left_out = [], []
+    for variant in variants:
+        its = load_config(config, (*overrides, *variant.overrides))
+        try:
+            if its.data != base.data:
+                open_training(its.data, its.seed)
+            kept.append(variant)
+        except InputError as error:
+            left_out.append(f"{variant.name}: {error}")
+    return kept, left_out
+
+
 def finish(
     runs: Sequence[Run], config: Path, device: str, overrides: tuple[str, ...], jobs: int
 ) -> Iterator[tuple[Variant, SeedFigures]]:
@@ -88,7 +106,11 @@ def check_settings(run: Run, config: Path, overrides: tuple[str, ...]) -> None:
     of another length or another batch, which are no figures of this ablation."""
     if not (run.folder / LAST).exists():
         return
-    changes = differing_keys(load_config(run.folder / "config.yaml"), load_config(config, run.settings(overrides)))
+    try:
+        its = load_config(run.folder / "config.yaml")
+    except InputError as error:
+        raise InputError(f"{error}; it is of a run that was finished or stopped: delete {run.folder}") from None
+    changes = differing_keys(its, load_config(config, run.settings(overrides)))
     if described := [f"{key} ({values})" for key, values in changes.items() if key not in NO_MATTER]:
         raise InputError(
             f"{run.folder}: was trained with other settings (it against yours): {'; '.join(described)}; give another "
