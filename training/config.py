@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from training.model_config import Count, ModelConfig, Positive, Section, Share
+from training.model_config import TOP_STRIDE, Count, ModelConfig, Positive, Section, Share
 from upsnet.datasets.split import AnySplit
 from upsnet.errors import InputError, one_line
 from upsnet.geometry import ResizeRule
@@ -68,6 +68,14 @@ class DataConfig(Section):
     check: Literal["full", "json"] = "full"
     draft: bool = True
     workers: int = Field(0, ge=0, le=1024)
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> DataConfig:
+        if self.resize.divisor % TOP_STRIDE:
+            raise ValueError(
+                f"resize: divisor {self.resize.divisor} is no multiple of {TOP_STRIDE}, the backbones' stride"
+            )
+        return self
 
 
 class ScheduleConfig(Section):

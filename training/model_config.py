@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from training.conventions import NAMED, OURS, ConventionsName
 
 MOST = 2**31 - 1  # of any count
+TOP_STRIDE = 32  # of a backbone's coarsest features, P5: an image alone is padded to multiples of it
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Positive = Annotated[int, Field(ge=1, le=MOST)]

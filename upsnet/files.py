@@ -95,7 +95,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         raise WriteError(path, DEVICE)
     target = Path(os.path.realpath(path) if os.path.islink(path) else path)
-    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}")
+    beginning = target.stem[:32]  # a name may be as long as a name can be
+    temporary = target.with_name(f".{beginning}.{uuid.uuid4().hex[:8]}{target.suffix}")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)

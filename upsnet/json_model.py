@@ -30,6 +30,10 @@ class JsonModel(BaseModel):
             return cls.model_validate(read_json(path))
         except ValidationError as error:
             raise InputError(f"{path}: {one_line(error)}{cls.cure}") from error
+        except InputError as error:
+            if isinstance(error.__cause__, OSError):  # nothing is wrong with what the file holds
+                raise
+            raise InputError(f"{error}{cls.cure}") from error.__cause__
 
 
 def read_steps(path: PathLike, drop_half: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,11 +16,11 @@ import typer
 from eval.ablation.chart import draw
 from eval.ablation.parts import variants_of
 from eval.ablation.report import Ablation, Row, ablation_table
-from eval.ablation.run import check_settings, finish, finished, runs_of
+from eval.ablation.run import check_settings, finish, finished, possible, runs_of
 from training.config import load_config
 from upsnet.datasets.folder import PanopticFolder
 from upsnet.errors import InputError
-from upsnet.files import write_bytes
+from upsnet.files import existing_folder, write_bytes
 from upsnet.tables import print_tables
 
 DEFAULT = Path("training/configs/shapes_hard.yaml")
@@ -40,13 +40,15 @@ def ablate(
 
     InputError, before any is trained, where one of these runs is in `out` with other settings.
     """
-    variants, left_out = variants_of(config, overrides, parts)
     if jobs < 1 or seeds < 1:
         raise InputError("--jobs and --seeds: at least 1")
+    existing_folder(out)
+    variants, left_out = variants_of(config, overrides, parts)
+    variants, refused = possible(variants, config, overrides)
     runs, whole = runs_of(variants, range(seeds), out), variants_of(config, overrides)[0]
     check_settings(runs, config, overrides)
     before, others = finished(whole, out, config, overrides)
-    left_out += others
+    left_out += refused + others
     for line in left_out:
         print(f"left out: {line}")
     images = len(PanopticFolder(load_config(config, overrides).data.val).records)

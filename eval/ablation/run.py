@@ -12,6 +12,7 @@ from eval.ablation.parts import Prediction, Variant
 from eval.ablation.report import SeedFigures
 from eval.ablation.trainings import Trainings
 from training.config import differing_keys, load_config
+from training.data.open import open_training
 from upsnet.datasets.parallel import usable_cores
 from upsnet.datasets.progress import progress_bar
 from upsnet.datasets.validation_set import open_dataset
@@ -55,6 +56,23 @@ def runs_of(variants: Sequence[Variant], seeds: Sequence[int], out: Path) -> lis
     return list(runs.values())
 
 
+def possible(variants: Sequence[Variant], config: Path, overrides: tuple[str, ...]) -> tuple[list[Variant], list[str]]:
+    """The variants that the training data allow, and a line for each of the others. InputError where the data are
+    wrong for all of them."""
+    base = load_config(config, overrides)
+    open_training(base.data, base.seed)
+    kept, left_out = [], []
+    for variant in variants:
+        its = load_config(config, (*overrides, *variant.overrides))
+        try:
+            if its.data != base.data:
+                open_training(its.data, its.seed)
+            kept.append(variant)
+        except InputError as error:
+            left_out.append(f"{variant.name}: {error}")
+    return kept, left_out
+
+
 def finish(
     runs: Sequence[Run], config: Path, device: str, overrides: tuple[str, ...], jobs: int
 ) -> Iterator[tuple[Variant, SeedFigures]]:
@@ -92,7 +110,11 @@ def other_settings(run: Run, config: Path, overrides: tuple[str, ...]) -> str:
     """In which settings the run in the folder is another one; empty where it is this one, or there is none."""
     if not (run.folder / LAST).exists():
         return ""
-    changes = differing_keys(load_config(run.folder / "config.yaml"), load_config(config, run.settings(overrides)))
+    try:
+        its = load_config(run.folder / "config.yaml")
+    except InputError as error:
+        raise InputError(f"{error}; it is of a run that was finished or stopped: delete {run.folder}") from None
+    changes = differing_keys(its, load_config(config, run.settings(overrides)))
     described = [f"{key} ({values})" for key, values in changes.items() if key not in NO_MATTER]
     if not described:
         return ""

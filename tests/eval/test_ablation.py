@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -21,6 +22,8 @@ from eval.ablation.report import Ablation, Row, SeedFigures, ablation_table, wor
 from eval.ablation.trainings import Trainings
 from training.config import dump_config, load_config
 from upsnet.errors import InputError
+from upsnet.files import write_json
+from upsnet.photos import write_png
 
 BEST = Path("training/configs/shapes_best.yaml")
 HARD = Path("training/configs/shapes_hard.yaml")  # which `make ablation` takes apart
@@ -47,13 +50,17 @@ def run_demo(tiny_run: Path, out: Path, seeds: int = 2, *more: str, parts: tuple
     from upsnet.datasets.validation_set import open_dataset
 
     split = open_dataset(None, run=tiny_run).split
-    overrides = tuple(f"data.val.{key}={getattr(split, key)}" for key in ("json_file", "segments", "images"))
+    overrides = tuple(
+        f"data.{name}.{key}={getattr(split, key)}"
+        for name in ("train", "val")
+        for key in ("json_file", "segments", "images")
+    )
     return ablate(BEST, out, seeds, 1, "cpu", (*overrides, *more), parts)
 
 
 def test_what_is_trained_and_scored(tiny_run: Path, tmp_path: Path, trained: Trained) -> None:
     found = run_demo(tiny_run, tmp_path)
-    assert [(name, overrides[3:]) for name, overrides in trained] == [
+    assert [(name, overrides[6:]) for name, overrides in trained] == [
         ("everything_0", ("seed=0",)),  # pruning is left out of its predictions alone
         ("without_panoptic_loss_0", ("loss.panoptic=0", "seed=0")),
         ("with_dice_loss_0", ("loss.dice=1", "seed=0")),
@@ -135,6 +142,52 @@ def test_other_parts_and_seeds_that_are_finished_stay(
     assert [each.seed for each in found.rows[3].seeds] == [0]
     assert len(found.left_out) == 1 and "with_dice_loss_1: was trained with other settings" in found.left_out[0]
     assert f"left out: {found.left_out[0]}" in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize("damage", ["", None])
+def test_a_run_whose_configuration_is_lost_is_to_be_deleted(tmp_path: Path, damage: str | None) -> None:
+    folder = tmp_path / "everything_0"
+    folder.mkdir()
+    (folder / "last.safetensors").touch()
+    if damage is not None:
+        (folder / "config.yaml").write_text(damage)
+    with pytest.raises(InputError, match=r"everything_0/config.yaml: .*: delete .*everything_0$"):
+        run.check_settings([run.Run(folder, 0, variants_of(BEST)[0][:1])], BEST, ())
+
+
+def test_figures_that_are_no_json_are_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "figures.json").write_text("{")
+    with pytest.raises(InputError, match=r"figures.json: not valid JSON: .*; delete it$"):
+        run.Scores.load(tmp_path / "figures.json")
+    with pytest.raises(InputError, match=r"none.json: cannot be read: No such file or directory$"):
+        run.Scores.load(tmp_path / "none.json")
+
+
+def test_out_is_looked_at_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/x: .*file is a file, not a folder"):
+        ablate(BEST, tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize(
+    ("things", "images", "why"), [(0, 2, "no class of things"), (1, 1, "no second image to paste from")]
+)
+def test_a_part_that_the_data_do_not_allow_is_left_out(tmp_path: Path, things: int, images: int, why: str) -> None:
+    """Before the first training, not by an error after all the others'."""
+    photos = [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 8} for i in range(images)]
+    truth = [{"image_id": i, "file_name": f"{i}.png", "segments_info": []} for i in range(images)]
+    categories = [{"id": 1, "name": "it", "isthing": things, "color": [1, 2, 3]}]
+    write_json(tmp_path / "train.json", {"images": photos, "annotations": truth, "categories": categories})
+    for photo in photos:
+        write_png(tmp_path / str(photo["file_name"]), np.zeros((8, 8, 3), np.uint8))
+    places = {"json_file": tmp_path / "train.json", "segments": tmp_path, "images": tmp_path}
+    overrides = tuple(f"data.train.{key}={value}" for key, value in places.items())
+    variants, _ = variants_of(BEST, overrides, ["dice loss", "copy-paste"])
+    kept, left_out = run.possible(variants, BEST, overrides)
+    assert [variant.name for variant in kept] == ["everything", "with dice loss"]
+    assert len(left_out) == 1 and left_out[0].startswith("with copy-paste: ") and why in left_out[0]
+    with pytest.raises(InputError, match=r"none.json: no such file"):
+        run.possible(variants, BEST, (*overrides, f"data.train.json_file={tmp_path / 'none.json'}"))
 
 
 def test_parts_of_another_configuration() -> None:

@@ -12,6 +12,7 @@ from training.config import Config, differing_keys, load_config
 from training.model.upsnet import UPSNet
 from training.model_config import HybridConfig, TimmConfig
 from training.schedule import make_plan
+from upsnet.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "training/configs").glob("*.yaml"))
@@ -161,3 +162,11 @@ def test_coco_r50_plus_is_coco_r50_and_options() -> None:
     )
     norms = 8 * 256 + 4 * 256  # lateral and smooth, masks
     assert more == 2 * norms
+
+
+@pytest.mark.parametrize("divisor", [1, 16, 48])
+def test_padding_makes_whole_places_of_every_level(divisor: int) -> None:
+    words = rf"shapes.yaml: data: resize: divisor {divisor} is no multiple of 32"
+    with pytest.raises(InputError, match=words):
+        config_of("shapes", f"data.resize={{short_side: 48, max_side: 80, divisor: {divisor}}}")
+    assert config_of("shapes", "data.resize={short_side: 48, max_side: 80, divisor: 64}").data.resize.divisor == 64

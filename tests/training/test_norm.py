@@ -10,6 +10,8 @@ from torch import nn
 from tests.training.tiny_network import SMALL
 from training.batch_norm import GlobalBatchNorm, synchronise
 from training.config import LossConfig
+from training.data.batch import collate_train
+from training.data.sample import Sample
 from training.distributed import Process
 from training.gpu_step_check import made_up_batch
 from training.losses import TrainingLosses
@@ -74,6 +76,23 @@ def test_every_parameter_takes_part(norm: Norm, instances: tuple[int, ...]) -> N
     assert not without
     batches = {name: int(buffer) for name, buffer in model.named_buffers() if name in names(model) and not buffer.ndim}
     assert set(batches.values()) == (set() if norm == "group" else {1, 4}), "the subnet sees four levels"
+
+
+def test_a_batch_of_one_small_image_trains() -> None:
+    """Its coarsest features have one place, and a batch of one value has no variance."""
+    alone = Sample(
+        image=torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8),
+        semantic=torch.zeros(20, 30, dtype=torch.uint8),
+        instances=torch.zeros(20, 30, dtype=torch.int16),
+        boxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.int64),
+        image_id=1,
+        size=(20, 30),
+        scale=1.0,
+        seed=0,
+    )
+    values = TrainingLosses(network("batch").train(), LossConfig())(collate_train([alone]))
+    assert all(value.isfinite() for value in values.values())
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])

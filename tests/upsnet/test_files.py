@@ -25,6 +25,12 @@ def test_atomic_path_writes_on_success_and_makes_parents(tmp_path: Path) -> None
     assert list(target.parent.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("name", ["x" * 250 + ".json", "é" * 125 + ".json"])
+def test_names_as_long_as_they_can_be(tmp_path: Path, name: str) -> None:
+    write_json(tmp_path / name, 1)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and read_json(tmp_path / name) == 1
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_the_umask_gives_the_mode(tmp_path: Path, umask: int, mode: int) -> None:
     target = tmp_path / "x.bin"

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Sampler, get_worker_info
 
 from training.data.sample import IGNORE, Sample
+from training.model_config import TOP_STRIDE
 from training.schedule import Plan
 
 
@@ -40,8 +41,11 @@ class Batch(NamedTuple):
 
 
 def collate_train(samples: Sequence[Sample], divisor: int = 32) -> Batch:
-    """Pad to the largest height and width among the samples, up to multiples of `divisor`."""
+    """Pad to the largest height and width among the samples, up to multiples of `divisor`; an image alone that is one
+    place of the coarsest features is padded to two, as the mean and variance of a batch need more than one value."""
     height, width = (-(-max(s["size"][axis] for s in samples) // divisor) * divisor for axis in (0, 1))
+    if len(samples) * height * width == TOP_STRIDE * TOP_STRIDE:
+        width *= 2
 
     def pad(tensors: list[Tensor], value: int = 0) -> Tensor:
         padded = empty_to_send(tensors[0], (len(tensors), height, width, *tensors[0].shape[2:]))

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.conventions import OURS, Conventions
-from training.model.norm import TOP_STRIDE, make_norm, normalise
-from training.model_config import FpnConfig
+from training.model.norm import make_norm, normalise
+from training.model_config import TOP_STRIDE, FpnConfig
 
 
 class FPN(nn.Module):

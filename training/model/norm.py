@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from training.model_config import Norm
+from training.model_config import TOP_STRIDE, Norm
 
 GROUPS = 32  # Wu and He, ECCV 2018; fewer where they do not divide the channels
-TOP_STRIDE = 32  # of P5: an image alone is padded to multiples of it
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:

@@ -5,6 +5,7 @@ upsnet predict photo.jpg holiday/ 'more/*.png' clip.mp4 --out somewhere
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -22,7 +23,7 @@ from upsnet.bulk.ray_cluster import Actors
 from upsnet.command_line import options
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.errors import InputError
-from upsnet.files import PathLike, write_bytes
+from upsnet.files import PathLike, existing_folder, write_bytes
 from upsnet.model import Model
 from upsnet.photo_tensors import MOST_OF_JPEG, encode_overlay, overlay_kind
 from upsnet.photos import read_photo
@@ -118,6 +119,7 @@ def check_sources(given: Sequence[PathLike], out: Path) -> tuple[int, dict[Path,
     photos: set[str] = set()
     subfolders: dict[str, bool] = {}  # is it a video's?
     pictures, bad = 0, {}
+    longest = os.pathconf(existing_folder(out), "PC_NAME_MAX")
     for source in tqdm(find_sources(given, without=out, urls=True), desc="reading", unit="file", disable=None):
         above = [str(folder) for folder in PurePosixPath(source.name).parents]
         if source.name in (subfolders if source.is_video else photos) or any(subfolders.get(each) for each in above):
@@ -129,6 +131,8 @@ def check_sources(given: Sequence[PathLike], out: Path) -> tuple[int, dict[Path,
             raise InputError(f"{other} and {source} would both be written as {other.name}; rename one")
         try:
             size, length = _look_into(source)
+            outputs = (out / overlay_name(source, size), out / "predictions" / _png_name(source, 1))
+            _check_lengths(source, outputs, longest)
         except InputError as error:
             if not source.in_folder:
                 raise
@@ -140,7 +144,7 @@ def check_sources(given: Sequence[PathLike], out: Path) -> tuple[int, dict[Path,
             subfolders[source.name] = True
         else:
             photos.add(source.name)
-        for output in (out / overlay_name(source, size), out / "predictions" / _png_name(source, 1)):
+        for output in outputs:
             place = output.resolve()
             if place in files or (place.exists() and any(place.is_relative_to(folder) for folder in folders)):
                 raise InputError(f"{output} is one of the photos and would be replaced; choose another --out")
@@ -155,6 +159,13 @@ def _look_into(source: Source) -> tuple[tuple[int, ...], int]:
         return read_photo(source.photo).shape[:2], 1
     with Video(source.path) as video:
         return next(iter(video)).shape[:2], video.length or 1
+
+
+def _check_lengths(source: Source, outputs: Sequence[Path], longest: int) -> None:
+    """InputError where the system takes no name as long as an output's would be, in bytes."""
+    for output in outputs:
+        if (length := len(os.fsencode(output.name))) > longest:
+            raise InputError(f"{source}: {output.name} has {length} bytes, of at most {longest}; rename it")
 
 
 def _clash(one: Source, other: Source) -> bool:

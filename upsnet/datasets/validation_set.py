@@ -9,6 +9,7 @@ from upsnet.datasets.folder import PanopticFolder
 from upsnet.datasets.split import ShardSplit, Split, as_split, usual_split
 from upsnet.errors import InputError
 from upsnet.files import PathLike
+from upsnet.storage import is_url
 
 
 def open_dataset(
@@ -36,6 +37,11 @@ def _split(
     except ImportError as error:
         raise InputError(f"{config} is YAML ({error}): pip install 'upsnet-trt[data]', or give --gt-json") from None
     try:
-        return as_split(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["val"])
+        split = as_split(yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["val"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError):  # ValueError: also what is not UTF-8
         raise InputError(f"{config}: names no validation set (data.val); give --gt-json") from None
+    place = split.json_file
+    if not is_url(place) and not Path(place).exists():
+        there = "" if Path(place).is_absolute() else "start the command where the run was trained, or "
+        raise InputError(f"{place}: not there, and {config} names it as the validation set; {there}give --gt-json")
+    return split

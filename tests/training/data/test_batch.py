@@ -50,6 +50,16 @@ def test_padding_by_hand() -> None:
     assert batch.image_ids == [3, 9]
 
 
+def test_a_small_image_alone_has_two_places_on_the_coarsest_level() -> None:
+    """Batch normalisation cannot train on one value; all others are padded as ever."""
+    sizes = {1: (32, 64), 32: (32, 64), 33: (64, 64)}
+    for side, padded in sizes.items():
+        batch = collate_train([flat_sample(side, side, 1)])
+        assert batch.images.shape == (1, *padded, 3) and batch.sizes.tolist() == [[side, side]]
+        assert (batch.semantic == 1).sum() == side * side and not batch.images[0, :, side:].any()
+    assert collate_train([flat_sample(9, 9, 0), flat_sample(5, 5, 0)]).images.shape == (2, 32, 32, 3)
+
+
 def test_images_are_the_predictors_input(shapes_folder: Path) -> None:
     dataset = open_shapes(shapes_folder)
     batch = collate_train([dataset[i] for i in range(5)])

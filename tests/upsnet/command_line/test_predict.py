@@ -207,6 +207,19 @@ def test_files_of_a_folder_that_cannot_be_read_are_left_out(halves: Halves, albu
     assert not (tmp_path / "named").exists()
 
 
+def test_photos_whose_names_are_as_long_as_can_be(halves: Halves, album: Path, tmp_path: Path) -> None:
+    """255 bytes; what would be longer with _overlay.jpg at its end is known before the first photo is predicted."""
+    (album / "sub" / "b.jpg").rename(album / "sub" / f"{'é' * 121}x.jpg")  # 243 + 12
+    (album / "sub" / "c.v2.png").rename(album / "sub" / f"{'é' * 122}.png")
+    left_out: list[str] = []
+    assert len(list(predict_files(Model(halves), [album], tmp_path / "out", left_out))) == 2
+    assert f"sub/{'é' * 121}x_overlay.jpg" in contents(tmp_path / "out")
+    assert len(left_out) == 1
+    assert left_out[0].endswith(f"{'é' * 122}_overlay.jpg has 256 bytes, of at most 255; rename it")
+    with pytest.raises(InputError, match=r"has 256 bytes, of at most 255; rename it"):
+        predict(halves, [album / "sub" / f"{'é' * 122}.png"], tmp_path / "named")
+
+
 def test_a_scan_longer_than_a_jpeg_can_be(halves: Halves, tmp_path: Path) -> None:
     Image.new("RGB", (3, 65501)).save(tmp_path / "scan.png")
     (line,) = predict(halves, [tmp_path / "scan.png"], tmp_path / "out")

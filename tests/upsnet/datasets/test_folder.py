@@ -189,3 +189,21 @@ def test_the_runs_own_validation_set(gt_json: Path, tmp_path: Path, capsys: pyte
         open_dataset(None, run=tmp_path)
     with pytest.raises(InputError, match="give --gt-json"):
         open_dataset(None, run=tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("split", "place"),
+    [
+        ({"json_file": "data/val.json", "segments": "data/panoptic_val", "images": "data/val"}, "data/val.json"),
+        ({"shards": "data/val.shards.json"}, "data/val.json"),
+        ({"json_file": "/nowhere/val.json", "segments": "/nowhere", "images": "/nowhere"}, "/nowhere/val.json"),
+    ],
+)
+def test_a_run_whose_data_lie_elsewhere(tmp_path: Path, split: dict[str, str], place: str) -> None:
+    """Places in a configuration are relative to where training was started."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": {"val": split}}))
+    with pytest.raises(InputError) as error:
+        open_dataset(None, run=tmp_path)
+    start = "" if place.startswith("/") else "start the command where the run was trained, or "
+    config = tmp_path / "config.yaml"
+    assert str(error.value) == f"{place}: not there, and {config} names it as the validation set; {start}give --gt-json"
