@@ -218,7 +218,7 @@ sanitize: $(READY) ## the CPU fronts, emulated CUDA kernels and plugins under th
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(BIN)/python -m pytest tests/plugins_cuda --capture=sys -k "cpu or emulated or front or onnxruntime or test_plugins" $(ARGS)
 
-browser: ## Chromium and axe-core in build/browser, for the tests of the viewer's page (docs/testing.md)
+browser: ## Chromium and axe-core in build/browser, for the tests of pages (docs/testing.md)
 	.ci/browser.sh build/browser
 
 test: $(READY) $(TRITON_READY) ## the test suite, but for what takes long

@@ -1,5 +1,5 @@
 #!/bin/sh
-# browser.sh FOLDER: what the viewer's tests in a browser want, in FOLDER. chromium starts the Chromium that
+# browser.sh FOLDER: what the tests in a browser want, in FOLDER. chromium starts the Chromium that
 # UPSNET_CHROMIUM names, else one on the PATH, else Debian's package, unpacked in FOLDER with what it needs that this
 # system does not have; nothing is installed. axe.min.js is npm's axe-core.
 set -eu

@@ -1,4 +1,4 @@
-"""A real Triton server, `upsnet viewer` on it, and its page in a real Chromium."""
+"""A real Triton server, `upsnet viewer` on it, and its page and those of runs in a real Chromium."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.browser)
-            item.add_marker(pytest.mark.triton)
+            if "triton_environment" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.triton)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The viewer's page as a test sees it: photos are given, pixels looked at, and nothing may go wrong unseen."""
+"""A page as a test sees it: photos are given, pixels looked at, and nothing may go wrong unseen."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Error, JSHandle, Locator, Page
 
 LIMIT = 20_000  # ms: a guard
+HOW: dict[str, dict[str, Any]] = {  # options of the browser's context
+    "light": {},
+    "dark": {"color_scheme": "dark"},
+    "phone": {
+        "viewport": {"width": 360, "height": 740},
+        "is_mobile": True,
+        "has_touch": True,
+        "device_scale_factor": 2,
+    },
+}
+WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 FILES = """files => {
     const transfer = new DataTransfer();
     for (const [name, content, type] of files)
@@ -41,13 +52,17 @@ class Opened:
 
     @classmethod
     @contextmanager
-    def of(cls, browser: Browser, address: str, folder: Path, **options: Any) -> Iterator[Opened]:
-        """Opens it; options: of the browser's context, as a phone's."""
+    def of(
+        cls, browser: Browser, address: str, folder: Path, state: str | None = "empty", **options: Any
+    ) -> Iterator[Opened]:
+        """Opens it, and waits for the viewer's state, if it is the viewer; options: of the browser's context, as HOW
+        has them."""
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         try:
             opened = cls(context.new_page(), folder)
             opened.page.goto(address)
-            opened.wait("empty")
+            if state:
+                opened.wait(state)
             yield opened
             assert not opened.faults, opened.faults
         finally:
@@ -128,9 +143,7 @@ class Opened:
 
     def findings(self, axe_core: str) -> list[str]:
         """What axe-core finds fault with, each with its impact."""
-        self.page.route("**/axe.min.js", lambda route: route.fulfill(body=axe_core, content_type="text/javascript"))
-        if not self.page.evaluate("() => 'axe' in window"):
-            self.page.add_script_tag(url="/axe.min.js")
+        self.page.evaluate(axe_core)
         found = self.page.evaluate("() => axe.run()")
         return [
             f"{each['impact']} {each['id']}: {node['html']} {node['failureSummary']}"

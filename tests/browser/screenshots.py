@@ -1,4 +1,4 @@
-"""What the viewer's page looks like, on one page to be looked at."""
+"""What the pages look like, on one page to be looked at."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Screenshots:
     def __init__(self) -> None:
         self.taken: dict[str, bytes] = {}
 
-    def take(self, page: Page, title: str) -> None:
-        """The whole page, with one line of what is to be seen."""
-        self.taken[title] = page.screenshot(full_page=True)
+    def take(self, page: Page, title: str, whole: bool = True) -> None:
+        """The whole page, or what is in the window, with one line of what is to be seen."""
+        self.taken[title] = page.screenshot(full_page=whole)
 
     def write(self, path: Path) -> None:
         """One HTML file; nothing, where nothing was taken."""
@@ -33,6 +33,6 @@ class Screenshots:
             f"<h2>{html.escape(title)}</h2>\n<img alt='' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
             for title, png in self.taken.items()
         )
-        head = f"<!doctype html><html lang=en><meta charset=utf-8><title>The viewer</title><style>{STYLE}</style>"
+        head = f"<!doctype html><html lang=en><meta charset=utf-8><title>Pages</title><style>{STYLE}</style>"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "\n".join([head, "<h1>The viewer</h1>", *pictures, "</html>\n"]))
+        write_text(path, "\n".join([head, "<h1>Pages</h1>", *pictures, "</html>\n"]))

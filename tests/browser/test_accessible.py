@@ -5,30 +5,21 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.browser.colours import ROWS
-from tests.browser.opened import Opened
+from tests.browser.opened import HOW, WIDER, Opened
 from tests.browser.screenshots import Screenshots
 
 pytest.importorskip("playwright", reason="needs Playwright's driver, which `make setup` installs")
 from playwright.sync_api import Browser, expect
 
-PHONE: dict[str, Any] = {
-    "viewport": {"width": 360, "height": 740},
-    "is_mobile": True,
-    "has_touch": True,
-    "device_scale_factor": 2,
-}
-DARK: dict[str, Any] = {"color_scheme": "dark"}
 FOCUSED = "() => document.activeElement.id || document.activeElement.textContent.trim()"
 SMALL = """() => [...document.querySelectorAll("button, a[href], select, input, summary")]
     .map((each) => [each.id || each.textContent, (each.closest("label") ?? each).getBoundingClientRect()])
     .filter(([, box]) => box.width > 1 && (box.width < 24 || box.height < 24)).map(([name]) => name)"""
 COLORS = "chips => chips.map((chip) => getComputedStyle(chip).backgroundColor)"
-WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 def nothing(opened: Opened, photo: bytes) -> None:
@@ -54,7 +45,7 @@ def camera(opened: Opened, photo: bytes) -> None:
     expect(opened.find("#shoot")).to_be_enabled()
 
 
-@pytest.mark.parametrize("how", ["light", "dark", "phone"])
+@pytest.mark.parametrize("how", HOW)
 def test_axe_core_finds_nothing(
     browser: Browser,
     address: str,
@@ -64,8 +55,7 @@ def test_axe_core_finds_nothing(
     how: str,
     screenshots: Screenshots,
 ) -> None:
-    options = {"light": {}, "dark": DARK, "phone": PHONE}[how]
-    with Opened.of(browser, address, tmp_path, **options) as opened:
+    with Opened.of(browser, address, tmp_path, **HOW[how]) as opened:
         for state in (nothing, one_model, two_models, an_error, camera):
             state(opened, photo)
             if how != "light":

@@ -51,7 +51,7 @@ def test_a_run_with_everything(tmp_path: Path) -> None:
         "waiting for data": "10%",
         "GPU memory, peak": "3.5 GiB",
     }
-    names = re.findall(r'<span class="swatch"[^>]*></span>(\w+)', page)
+    names = re.findall(r'<span class="swatch"[^>]*></span><bdi>(\w+)', page)
     assert names == ["grass", "sky"]  # the lowest PQ first
     assert '<span class="up">+25.0</span>' in page and page.count('class="spark"') == 2
     assert "10.0 % of the pixels void, the truth 4.0 %; 2.5 % are void in both" in page
@@ -92,7 +92,10 @@ def test_a_run_that_evaluates_nothing_says_so(tmp_path: Path) -> None:
     assert "there are no newer figures" in page and "there is no PQ" not in page  # it did before it went on
     worst = [{"image_id": 7, "file_name": "a&b.png", "pq": 0.125}]
     page = page_of(make_run(tmp_path, losses([1]), [an_evaluation(1, worst=worst)], config))
-    assert "At step 1: a&amp;b.png (PQ 12.5). Only an evaluation draws" in page and "No image has a PQ" not in page
+    assert (
+        "At step 1: <bdi>a&amp;b.png</bdi> (PQ 12.5). Only an evaluation draws" in page
+        and "No image has a PQ" not in page
+    )
 
 
 def test_a_pq_that_is_no_number_is_none(tmp_path: Path) -> None:
@@ -105,7 +108,12 @@ def test_no_image_was_evaluated(tmp_path: Path) -> None:
     table = [a_class("grass", **ABSENT)]
     empty = an_evaluation(2, table, images=0, void=nothing, validation=None, training=None)
     page = page_of(make_run(tmp_path, [*losses([1, 2]), *qualities({2: None})], [empty]))
-    for words in ("Of 0 validation images", "No image was evaluated.", "No image has a PQ.", "prediction: grass."):
+    for words in (
+        "Of 0 validation images",
+        "No image was evaluated.",
+        "No image has a PQ.",
+        "prediction: <bdi>grass</bdi>.",
+    ):
         assert words in page
     assert "No warning" not in page and "nan" not in page
 
