@@ -55,7 +55,7 @@ def write_shapes(
     if hard:
         stamp["setting"] = setting.name
     if (folder / STAMP).is_file():
-        if read_json(folder / STAMP) == stamp:
+        if read_json(folder / STAMP) == stamp and is_whole(folder, counts):
             return folder
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is not a shapes data set; give another folder or remove it")
@@ -74,6 +74,15 @@ def write_shapes(
     finally:
         shutil.rmtree(building)
     return folder
+
+
+def is_whole(folder: Path, counts: Mapping[str, int]) -> bool:
+    """Whether as many files are there as were written."""
+    return all(
+        (folder / f"{split}.json").is_file()
+        and all(len(list((folder / name).glob("*.png"))) >= count for name in (split, f"panoptic_{split}"))
+        for split, count in counts.items()
+    )
 
 
 def check_arguments(counts: Mapping[str, int], seed: int, sizes: Sequence[tuple[int, int]]) -> None:

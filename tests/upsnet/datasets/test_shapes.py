@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,18 @@ def test_a_data_set_that_is_there_is_not_written_again(tmp_path: Path) -> None:
     assert [p.name for p in (folder / "val").iterdir()] == ["000001000001.png"]
     assert Image.open(photo).size == (80, 64)
     assert [p.name for p in tmp_path.iterdir()] == ["s"]  # nothing temporary is left
+
+
+@pytest.mark.parametrize("lost", ["val.json", "train/000000000002.png", "panoptic_val"])
+def test_a_data_set_that_has_lost_files_is_written_again(tmp_path: Path, lost: str) -> None:
+    folder = write_shapes(tmp_path / "shapes", {"train": 2, "val": 1}, progress=False)
+    whole = sorted(folder.rglob("*"))
+    if (folder / lost).is_dir():
+        shutil.rmtree(folder / lost)
+    else:
+        (folder / lost).unlink()
+    write_shapes(folder, {"train": 2, "val": 1}, progress=False)
+    assert sorted(folder.rglob("*")) == whole
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
