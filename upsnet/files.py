@@ -122,6 +122,13 @@ def existing_folder(folder: Path) -> Path:
     return nearest
 
 
+def longest_name(folder: Path) -> int:
+    """How many bytes a file's name may have there, or will where the folder is made; 255 where the system tells no
+    number."""
+    told = os.pathconf(existing_folder(folder), "PC_NAME_MAX") if hasattr(os, "pathconf") else 0
+    return told if told > 0 else 255
+
+
 @contextmanager
 def staged_folder(out: Path, in_the_way: Callable[[], Sequence[Path]] = list, at: Path | None = None) -> Iterator[Path]:
     """Yields an empty folder; on success its files move into `out` (made if absent, other files there stay).

@@ -77,8 +77,7 @@ def finish(
     runs: Sequence[Run], config: Path, device: str, overrides: tuple[str, ...], jobs: int
 ) -> Iterator[tuple[Variant, SeedFigures]]:
     """Train and score what is not done yet, `jobs` runs at once; each variant's figures when they are there. What
-    fails, and Ctrl-C, ends the trainings beside it, which save first.
-    """
+    fails, and Ctrl-C, ends the trainings beside it, which save first."""
     trainings = Trainings(max(1, usable_cores() // jobs))
     with (
         ending_on_sigterm(),

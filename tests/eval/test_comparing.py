@@ -261,6 +261,7 @@ def test_half_precision_has_its_own_limits(compared: Callable[..., Comparison]) 
     report = compared(halve, code=0)
     (stage,) = (place for place in report.places if place.name == "C4")
     assert report.precision == "fp16" and report.limits.snr_db < stage.snr_db < 90
+    assert all(place.values for place in report.places if place.identical is None)
 
 
 class Made:

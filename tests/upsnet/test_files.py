@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from upsnet.errors import InputError
-from upsnet.files import atomic_path, check_target, check_utf8, read_json, sha256, staged_folder, write_json, write_text
+from upsnet.files import (
+    atomic_path,
+    check_target,
+    check_utf8,
+    longest_name,
+    read_json,
+    sha256,
+    staged_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_atomic_path_writes_on_success_and_makes_parents(tmp_path: Path) -> None:
@@ -29,6 +39,16 @@ def test_atomic_path_writes_on_success_and_makes_parents(tmp_path: Path) -> None
 def test_names_as_long_as_they_can_be(tmp_path: Path, name: str) -> None:
     write_json(tmp_path / name, 1)
     assert [path.name for path in tmp_path.iterdir()] == [name] and read_json(tmp_path / name) == 1
+
+
+@pytest.mark.parametrize("told", [0, -1, None])
+def test_a_system_that_tells_no_longest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int | None) -> None:
+    assert longest_name(tmp_path / "absent") == os.pathconf(tmp_path, "PC_NAME_MAX") > 0
+    if told is None:
+        monkeypatch.delattr(os, "pathconf")
+    else:
+        monkeypatch.setattr(os, "pathconf", lambda *_: told)
+    assert longest_name(tmp_path / "absent") == 255
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

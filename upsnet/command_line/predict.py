@@ -23,7 +23,7 @@ from upsnet.bulk.ray_cluster import Actors
 from upsnet.command_line import options
 from upsnet.datasets.coco_format import PredictionWriter
 from upsnet.errors import InputError
-from upsnet.files import PathLike, existing_folder, write_bytes
+from upsnet.files import PathLike, longest_name, write_bytes
 from upsnet.model import Model
 from upsnet.photo_tensors import MOST_OF_JPEG, encode_overlay, overlay_kind
 from upsnet.photos import read_photo
@@ -119,7 +119,7 @@ def check_sources(given: Sequence[PathLike], out: Path) -> tuple[int, dict[Path,
     photos: set[str] = set()
     subfolders: dict[str, bool] = {}  # is it a video's?
     pictures, bad = 0, {}
-    longest = os.pathconf(existing_folder(out), "PC_NAME_MAX")
+    longest = longest_name(out)
     for source in tqdm(find_sources(given, without=out, urls=True), desc="reading", unit="file", disable=None):
         above = [str(folder) for folder in PurePosixPath(source.name).parents]
         if source.name in (subfolders if source.is_video else photos) or any(subfolders.get(each) for each in above):
